@@ -1,0 +1,29 @@
+"""What may be said: one dataclass per group, on the standard library alone."""
+
+from ._base import ConfigDict as ConfigDict
+from ._parse import register_class as register_class
+from ._problems import ConfigError as ConfigError
+from ._problems import Problem as Problem
+from .checkpoint import CheckpointConfig as CheckpointConfig
+from .data import DataConfig as DataConfig
+from .data import StdlibDataConfig as StdlibDataConfig
+from .data import SyntheticDataConfig as SyntheticDataConfig
+from .data import TextDataConfig as TextDataConfig
+from .logger import LoggerConfig as LoggerConfig
+from .mlstm import mLSTMConfig as mLSTMConfig
+from .mlstm import mLSTMv1Config as mLSTMv1Config
+from .model import ModelConfig as ModelConfig
+from .model import SubModelConfig as SubModelConfig
+from .optimizer import AdamWConfig as AdamWConfig
+from .optimizer import LionConfig as LionConfig
+from .optimizer import OptimizerConfig as OptimizerConfig
+from .optimizer import SGDConfig as SGDConfig
+from .parallel import ParallelConfig as ParallelConfig
+from .run import RunConfig as RunConfig
+from .scheduler import ConstantConfig as ConstantConfig
+from .scheduler import CosineConfig as CosineConfig
+from .scheduler import ExponentialConfig as ExponentialConfig
+from .scheduler import LinearConfig as LinearConfig
+from .scheduler import SchedulerConfig as SchedulerConfig
+from .task import TaskConfig as TaskConfig
+from .trainer import TrainerConfig as TrainerConfig

@@ -1,0 +1,79 @@
+"""`ConfigDict`: a dataclass that checks its own rules and converts to plain JSON values and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ._parse import Flags, decode, encode_fields, same
+from ._problems import ConfigError, Problem
+
+
+@dataclass(kw_only=True)
+class ConfigDict:
+    """Base of every config. Subclasses are dataclasses; `rules` says what must hold between their fields.
+
+    Two configs are equal if they have the same class and equal fields, where NaN equals NaN and a class equals its
+    dotted path.
+
+    Raises:
+        ConfigError: on construction, with every rule that the values break.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Standing in the class itself, it is not replaced by the comparison that @dataclass would generate.
+        if "__eq__" not in cls.__dict__:
+            cls.__eq__ = ConfigDict.__eq__
+
+    def __post_init__(self) -> None:
+        if problems := list(self.rules()):
+            raise ConfigError(problems)
+
+    def __eq__(self, other: object) -> bool:
+        return same(self, other) if type(self) is type(other) else NotImplemented
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def rules(self) -> Iterator[Problem]:
+        """Every broken rule that needs nothing but this config."""
+        yield from ()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a field, or `default` where there is no such field."""
+        return getattr(self, key, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        """This config as plain JSON values: `from_dict(type(self), self.to_dict()) == self`.
+
+        Non-finite floats become `"nan"`, `"inf"`, `"-inf"`; dtypes, enums, paths and classes become strings.
+        """
+        return encode_fields(self)
+
+    @staticmethod
+    def from_dict(
+        config_class: type,
+        data: Mapping[str, Any],
+        strict_classname_parsing: bool = False,
+        ignore_extensive_attributes: bool = True,
+        none_to_zero_for_ints: bool = False,
+    ) -> Any:
+        """Read plain data as a `config_class`, nested dataclasses included. The flags hold at every level.
+
+        Args:
+            config_class: any dataclass.
+            data: what `to_dict` gave, or the same with strings where numbers are meant.
+            strict_classname_parsing: accept a class or dtype only in the form `<class 'a.B'>`.
+            ignore_extensive_attributes: skip fields that the class does not have; otherwise refuse them.
+            none_to_zero_for_ints: read None as 0 where an int is expected.
+
+        Raises:
+            ConfigError: with the path of every wrong, missing or (unless ignored) unknown field.
+        """
+        flags = Flags(
+            strict_classnames=strict_classname_parsing,
+            ignore_unknown=ignore_extensive_attributes,
+            none_to_zero=none_to_zero_for_ints,
+        )
+        return decode(config_class, data, flags)

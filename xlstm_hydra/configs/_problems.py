@@ -1,0 +1,133 @@
+"""How a broken rule is said: the key as typed, the values, the rule, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+_PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
+_HIDDEN = object()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule.
+
+    Keys are relative to the config that states the rule; `at` puts them where the user types them. A key with a leading
+    slash is already whole (`/parallel.model_axis_size`). A key in braces inside `rule` or `fix` is printed the same way.
+    """
+
+    given: Mapping[str, Any]
+    """Every key that takes part, with its value."""
+
+    rule: str
+    """What should hold."""
+
+    fix: str = ""
+    """What to type instead."""
+
+    prefix: str = field(default="", kw_only=True)
+
+    @classmethod
+    def about(cls, key: str, text: str, fix: str = "") -> Problem:
+        """A problem that tells the value in its own words, such as `expected int, got 'abc'`."""
+        return cls({key: _HIDDEN}, text, fix)
+
+    def at(self, path: str) -> Problem:
+        """The same problem, seen from the config that holds this one under `path`."""
+        return replace(self, prefix=_join(path, self.prefix)) if path else self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that take part, as the user types them."""
+        return tuple(_join(self.prefix, key) for key in self.given)
+
+    def __str__(self) -> str:
+        values = zip(self.keys, self.given.values(), strict=True)
+        head = ", ".join(key if value is _HIDDEN else f"{key}={show(value)}" for key, value in values)
+        text = f"{self.rule}. {self.fix}" if self.fix else self.rule
+        text = _PLACEHOLDER.sub(lambda match: _join(self.prefix, match[1]), text)
+        return f"{head}: {text}" if head else text
+
+
+class ConfigError(ValueError):
+    """A config that breaks rules: all of them, in `problems`."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        if len(self.problems) == 1:
+            return str(self.problems[0])
+        lines = [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
+        return "\n".join([f"{len(lines)} problems:", *lines])
+
+
+def _join(left: str, right: str) -> str:
+    if right.startswith("/"):
+        return right[1:]
+    if not left or not right:
+        return left or right
+    return left + right if right.startswith("[") else f"{left}.{right}"
+
+
+def show(value: Any) -> str:
+    """A value as the user would type it, short enough for one line."""
+    if value is None:
+        return "null"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?`, or the whole list where nothing is near."""
+    known = list(known)
+    lowered = {option.lower(): option for option in known}
+    close = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean {lowered[close[0]]!r}?"
+    return f"Known: {', '.join(known)}." if known else "There are none."
+
+
+def divisors(number: int) -> list[int]:
+    """All positive divisors, ascending."""
+    small = [d for d in range(1, int(abs(number) ** 0.5) + 1) if number % d == 0]
+    return sorted({*small, *(abs(number) // d for d in small)})
+
+
+def either(options: Iterable[Any]) -> str:
+    """`1, 2 or 4`."""
+    texts = [str(option) for option in options]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
+
+
+def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = False) -> Iterator[Problem]:
+    """The rule that a field names one of `options` (or is null, where `optional`)."""
+    value, options = getattr(config, key), list(options)
+    if value in options or (optional and value is None):
+        return
+    choices = either([*options, "null"] if optional else options)
+    close = difflib.get_close_matches(str(value), options, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    yield Problem({key: value}, "not a known value", f"Choose {choices}{hint}.")
+
+
+def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterator[Problem]:
+    """The rule that numbers are `>= low` (`> low` where `above`); a field that is null is not looked at."""
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not (value > low if above else value >= low):
+            bound = f"greater than {low}" if above else f"{low} or more"
+            yield Problem({key: value}, f"must be {bound}")
+
+
+def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:
+    """The rule that numbers are `< high` (`<= high` where `inclusive`)."""
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not (value <= high if inclusive else value < high):
+            yield Problem({key: value}, f"must be {'at most' if inclusive else 'less than'} {high}")

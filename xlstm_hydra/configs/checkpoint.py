@@ -1,0 +1,41 @@
+"""What is saved and what is restored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ._base import ConfigDict
+from ._problems import Problem, at_least, one_of
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig(ConfigDict):
+    """Checkpoints hold parameters, optimizer state, step, random state, data position, and the config as metadata."""
+
+    save_every_n_steps: int = 100
+    """Steps between checkpoints. 0: only at the end."""
+
+    save_last: bool = True
+    """Save after the last step too."""
+
+    max_to_keep: int = 2
+    """Checkpoints that are kept; older or worse ones are deleted."""
+
+    keep: str = "latest"
+    """Which ones are kept: latest, or best (lowest validation loss)."""
+
+    async_save: bool = True
+    """Write in the background while training goes on."""
+
+    restore: str | None = None
+    """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.
+    null: start anew."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges and names."""
+        yield from at_least(self, 0, "save_every_n_steps")
+        yield from at_least(self, 1, "max_to_keep")
+        yield from one_of(self, "keep", ("latest", "best"))
+        if self.restore is not None and not self.restore.partition("@")[0].strip():
+            yield Problem({"restore": self.restore}, "must name a run folder, such as outputs/my_run or outputs/my_run@200")

@@ -1,0 +1,86 @@
+"""Where tokens come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ._base import ConfigDict
+from ._problems import Problem, at_least, below
+
+
+@dataclass(kw_only=True)
+class DataConfig(ConfigDict):
+    """What every source of tokens has. The examples are `model.context_length` long, `trainer.batch_size` at a time."""
+
+    name: str
+    """Which source this is."""
+
+    seed: int = 0
+    """Seed of the order of the examples, and of what a synthetic source makes up."""
+
+    validation_fraction: float = 0.02
+    """Share of the tokens kept out of training for the validation loss, cut from the end of the corpus."""
+
+    prefetch: int = 4
+    """Batches that are prepared ahead of the training loop. 0: none."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from at_least(self, 0, "seed", "prefetch")
+        yield from at_least(self, 0, "validation_fraction", above=True)
+        yield from below(self, 1, "validation_fraction")
+
+
+@dataclass(kw_only=True)
+class ByteDataConfig(DataConfig):
+    """Text as bytes: token ids 0 to 255, where a document begins with a 0. The order of the documents is shuffled once,
+    by their names, before the corpus is cut."""
+
+    pad_last: bool = True
+    """Fill the last, shorter example with padding, which the loss leaves out; otherwise drop it."""
+
+
+@dataclass(kw_only=True)
+class StdlibDataConfig(ByteDataConfig):
+    """The source code of the Python standard library on this machine: real text with no download."""
+
+    name: str = "stdlib"
+    """Which source this is."""
+
+
+@dataclass(kw_only=True)
+class TextDataConfig(ByteDataConfig):
+    """Text files. Each file is a document."""
+
+    name: str = "text"
+    """Which source this is."""
+
+    path: str
+    """A file, a folder (all files in it, with its sub-folders) or a glob such as `books/**/*.txt`."""
+
+    def rules(self) -> Iterator[Problem]:
+        """There must be a path."""
+        yield from super().rules()
+        if not self.path.strip():
+            yield Problem({"path": self.path}, "must name a file, a folder or a glob")
+
+
+@dataclass(kw_only=True)
+class SyntheticDataConfig(DataConfig):
+    """Sequences that a model can learn to predict: each repeats a random motif of its own. No files are read."""
+
+    name: str = "synthetic"
+    """Which source this is."""
+
+    num_examples: int = 4096
+    """Different examples in the corpus."""
+
+    motif_length: int = 16
+    """Tokens after which a sequence repeats itself."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from super().rules()
+        yield from at_least(self, 2, "num_examples")
+        yield from at_least(self, 1, "motif_length")

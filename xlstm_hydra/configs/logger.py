@@ -1,0 +1,30 @@
+"""What is shown and written while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ._base import ConfigDict
+from ._problems import Problem, at_least
+
+
+@dataclass(kw_only=True)
+class LoggerConfig(ConfigDict):
+    """Progress on the terminal and metrics in the run folder."""
+
+    log_every_n_steps: int = 10
+    """Steps between two lines of metrics; a line averages the loss over them."""
+
+    progress: bool = True
+    """Show a progress bar on a terminal (elsewhere: a line of text per `log_every_n_steps`)."""
+
+    csv: bool = True
+    """Write `metrics.csv` in the run folder."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events in the run folder's `tensorboard`."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from at_least(self, 1, "log_every_n_steps")

@@ -1,0 +1,380 @@
+"""The two mLSTM families: the original block, and v1, the architecture of xLSTM 7B (arXiv 2503.13427)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._problems import Problem, at_least, below, divisors, either, one_of
+from .model import SubModelConfig
+from .parallel import DTYPES
+
+NORMS = ("layernorm", "rmsnorm")
+"""Normalisation layers; both have a scale and no bias."""
+
+INIT_DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
+"""Distributions that initial values are drawn from; the standard deviation is set by the layer."""
+
+OUTPUT_INITS = ("wang", "wang2", "small", "zeros")
+"""Standard deviations for the projections back to the residual stream, D wide in L blocks: wang 2/(L sqrt(D)),
+wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
+
+ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
+"""Activation functions of the feed-forward layer; gelu is the tanh approximation."""
+
+BACKENDS = ("chunkwise", "quadratic", "recurrent")
+"""Ways to compute the mLSTM cell, equal in exact arithmetic."""
+
+
+@dataclass(kw_only=True)
+class LanguageModelConfig(SubModelConfig):
+    """What every language model of ours has: an embedding, a stack of residual blocks, and a head."""
+
+    vocab_size: int = 50304
+    """Number of token ids."""
+
+    embedding_dim: int
+    """Width D of the residual stream."""
+
+    num_blocks: int
+    """Number of blocks L in the stack."""
+
+    num_heads: int
+    """Heads per block. Must divide the widths that are split into heads."""
+
+    context_length: int = 2048
+    """Tokens per training example."""
+
+    dtype: str = "bfloat16"
+    """Type that activations are computed in: float32, bfloat16 or float16. Parameters are always kept in float32."""
+
+    lm_head_dtype: str = "float32"
+    """Type that the projection to the vocabulary is computed in. The loss is always float32."""
+
+    logits_soft_cap: float | None = None
+    """Logits become c * tanh(logits / c). null: no cap."""
+
+    tie_weights: bool = False
+    """Use the embedding table as the projection to the vocabulary."""
+
+    weight_decay_on_embedding: bool = False
+    """Apply the optimizer's weight decay to the embedding table too."""
+
+    add_embedding_dropout: bool = False
+    """Apply dropout to the embedded tokens."""
+
+    add_post_blocks_norm: bool = True
+    """Normalise the residual stream before the projection to the vocabulary."""
+
+    add_post_norm: bool = False
+    """Normalise the output of every residual branch before it is added to the stream."""
+
+    norm_type: str = "rmsnorm"
+    """Norm before every residual branch and before the head: layernorm or rmsnorm."""
+
+    norm_eps: float = 1e-6
+    """Added to the variance in the norm before the head."""
+
+    cell_norm_eps: float = 1e-6
+    """Added to the variance in every norm inside the blocks."""
+
+    bias: bool = False
+    """Give the dense layers inside the blocks a bias. The gates always have one, the head never."""
+
+    dropout: float = 0.0
+    """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
+
+    scan_blocks: bool = True
+    """Compile one block and scan it over the stack, with parameters stacked along a leading array axis. Otherwise every
+    block is compiled and stored on its own."""
+
+    init_distribution: str = "normal"
+    """Distribution of the initial values inside the blocks: normal, truncated_normal (cut at two standard deviations,
+    not rescaled) or uniform."""
+
+    init_distribution_embed: str = "normal"
+    """Distribution of the initial embedding table."""
+
+    init_distribution_out: str = "normal"
+    """Distribution of the initial projection to the vocabulary."""
+
+    output_init_fn: str = "wang"
+    """Standard deviation of the initial projections back to the residual stream: wang, wang2, small or zeros."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges and names."""
+        yield from at_least(self, 1, "vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length")
+        yield from at_least(self, 0, "norm_eps", "cell_norm_eps", "logits_soft_cap", above=True)
+        yield from at_least(self, 0, "dropout")
+        yield from below(self, 1, "dropout")
+        for key in ("dtype", "lm_head_dtype"):
+            yield from one_of(self, key, DTYPES)
+        yield from one_of(self, "norm_type", NORMS)
+        for key in ("init_distribution", "init_distribution_embed", "init_distribution_out"):
+            yield from one_of(self, key, INIT_DISTRIBUTIONS)
+        yield from one_of(self, "output_init_fn", OUTPUT_INITS)
+        if self.add_embedding_dropout and self.dropout == 0:
+            given = {"add_embedding_dropout": True, "dropout": self.dropout}
+            yield Problem(given, "dropout of the embedding needs a probability", "Set {dropout} above 0.")
+
+    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
+        """The vocabulary, the residual stream and the heads are cut over the tensor-parallel devices."""
+        for key in ("vocab_size", "embedding_dim", "num_heads"):
+            yield from splits(key, getattr(self, key), tensor_parallel)
+
+
+@dataclass(kw_only=True)
+class _CellConfig(LanguageModelConfig):
+    """What both mLSTM families give to the cell."""
+
+    qk_dim_factor: float = 1.0
+    """Width of queries and keys, as a multiple of the width that the cell works on."""
+
+    v_dim_factor: float = 1.0
+    """Width of values, as a multiple of the width that the cell works on."""
+
+    gate_soft_cap: float | None = None
+    """Gate pre-activations become c * tanh(gate / c). null: no cap."""
+
+    gate_dtype: str = "float32"
+    """Type that the gate pre-activations are computed in."""
+
+    igate_bias_init_range: Any = None
+    """Initial bias of the input gates: a number for all heads, [low, high] spread evenly over the heads, or
+    null for normal values with standard deviation 0.1."""
+
+    fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0])
+    """Initial bias of the forget gates, [low, high], spread evenly over the heads."""
+
+    add_qk_norm: bool = False
+    """Normalise queries and keys per head."""
+
+    reset_at_document_boundaries: bool = False
+    """Set the forget gate to `reset_fgate_value` where a new document begins, so that it sees nothing of the last."""
+
+    reset_fgate_value: float = -25.0
+    """Forget-gate pre-activation at the first token of a document."""
+
+    backend: str = "chunkwise"
+    """How the cell is computed: chunkwise (linear in the context length), quadratic (all pairs at once) or recurrent
+    (token by token)."""
+
+    chunk_size: int = 64
+    """Tokens that the chunkwise form computes at once. Must divide the context length; larger chunks need more memory."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.igate_bias_init_range, tuple):
+            self.igate_bias_init_range = list(self.igate_bias_init_range)
+        super().__post_init__()
+
+    def inner_dim(self) -> int:
+        """Width that the cell works on."""
+        return self.embedding_dim
+
+    def qk_dim(self) -> int:
+        """Width of the queries, all heads together."""
+        return int(self.inner_dim() * self.qk_dim_factor)
+
+    def v_dim(self) -> int:
+        """Width of the values, all heads together."""
+        return int(self.inner_dim() * self.v_dim_factor)
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges, names, and widths that divide into heads."""
+        own = list(super().rules())
+        yield from own
+        yield from at_least(self, 0, "qk_dim_factor", "v_dim_factor", "gate_soft_cap", above=True)
+        yield from at_least(self, 1, "chunk_size")
+        yield from one_of(self, "gate_dtype", DTYPES)
+        yield from one_of(self, "backend", BACKENDS)
+        yield from self._bias_rules()
+        if self.num_heads < 1 or self.embedding_dim < 1:
+            return
+        for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
+            if width < 1 or width % self.num_heads:
+                yield self._head_problem(factor, width)
+        chunks = self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
+        if chunks and self.context_length % self.chunk_size:
+            given = {"context_length": self.context_length, "chunk_size": self.chunk_size}
+            choices = either([d for d in divisors(self.context_length) if d <= 1024][-6:])
+            yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
+
+    def _bias_rules(self) -> Iterator[Problem]:
+        if len(self.fgate_bias_init_range) != 2:
+            yield Problem({"fgate_bias_init_range": self.fgate_bias_init_range}, "is [low, high], for example [3.0,6.0]")
+        value = self.igate_bias_init_range
+        numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+        if value is not None and not all(_is_number(number) for number in numbers):
+            rule = "is a number, [low, high], or null"
+            yield Problem({"igate_bias_init_range": value}, rule, "For example -10.0.")
+
+    def _head_problem(self, factor: str, width: int) -> Problem:
+        given = {"embedding_dim": self.embedding_dim, factor: getattr(self, factor), "num_heads": self.num_heads}
+        rule = f"{{num_heads}} must divide the width {width} that {{{factor}}} gives"
+        fits = [d for d in divisors(width) if d <= 256] if width > 0 else []
+        return Problem(given, rule, f"Set {{num_heads}} to {either(fits)}." if fits else "Set {" + factor + "} higher.")
+
+
+@dataclass(kw_only=True)
+class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
+    """The original mLSTM block (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, skip."""
+
+    proj_factor: float = 2.0
+    """Width of the up-projection, as a multiple of the embedding width."""
+
+    round_proj_up_dim_up: bool = True
+    """Round the up-projected width up to the multiple below; otherwise down."""
+
+    round_proj_up_to_multiple_of: int = 64
+    """The up-projected width is a multiple of this."""
+
+    conv1d_kernel_size: int = 4
+    """Tokens that the causal convolution sees: the current one and those before it."""
+
+    qkv_proj_blocksize: int = 4
+    """Channels per block of the block-diagonal maps to queries, keys and values."""
+
+    vmap_qk: bool = False
+    """Keep the maps to queries and keys in one parameter."""
+
+    gate_input: str = "qkv"
+    """What the gates read: qkv (queries, keys and values), x_mlstm (the up-projection), x_mlstm_conv (after the
+    convolution) or x_mlstm_conv_act (after its activation)."""
+
+    gate_linear_headwise: bool = False
+    """Let the gates of a head read that head's channels only."""
+
+    cell_norm_type: str = "layernorm"
+    """Norm of queries and keys (if any) and of the cell's output, per head: layernorm or rmsnorm."""
+
+    def inner_dim(self) -> int:
+        """The up-projected width."""
+        return rounded_dim(self)
+
+    def qk_dim(self) -> int:
+        """Width of the queries, all heads together."""
+        return round(self.qk_dim_factor * self.inner_dim())
+
+    def v_dim(self) -> int:
+        """Width of the values, all heads together."""
+        return round(self.v_dim_factor * self.inner_dim())
+
+    def module_classes(self) -> tuple[str, ...]:
+        """Class names of the modules inside this model."""
+        names = ["Embed", "LMHead", "mLSTMBlock", "xLSTMResBlock", "mLSTMLayer", "CausalConv1d", "HeadwiseDense", "HeadNorm"]
+        names += ["Gate", "Dense", "Norm"]
+        return tuple(names)
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges, names, and blocks of channels that divide the widths."""
+        yield from at_least(self, 0, "proj_factor", above=True)
+        sizes = ("round_proj_up_to_multiple_of", "conv1d_kernel_size", "qkv_proj_blocksize")
+        broken = list(at_least(self, 1, *sizes))
+        yield from broken
+        yield from one_of(self, "gate_input", ("qkv", "x_mlstm", "x_mlstm_conv", "x_mlstm_conv_act"))
+        yield from one_of(self, "cell_norm_type", NORMS)
+        if broken or self.proj_factor <= 0:
+            return
+        yield from super().rules()
+        inner = self.inner_dim()
+        if inner % self.qkv_proj_blocksize:
+            given = {"qkv_proj_blocksize": self.qkv_proj_blocksize}
+            fits = either([d for d in divisors(inner) if d <= 64])
+            yield Problem(given, f"must divide the up-projected width {inner}", f"Choose {fits}.")
+            return
+        groups = inner // self.qkv_proj_blocksize
+        for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
+            if width % groups:
+                given = {factor: getattr(self, factor), "qkv_proj_blocksize": self.qkv_proj_blocksize}
+                rule = f"the width {width} must be a multiple of the {groups} blocks of channels"
+                yield Problem(given, rule, f"Choose {{{factor}}} so that it is, such as 0.5, 1 or 2.")
+
+    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
+        """Blocks of channels are cut over the tensor-parallel devices like the heads."""
+        yield from super().layout_rules(tensor_parallel)
+        groups = self.inner_dim() // max(self.qkv_proj_blocksize, 1)
+        if self.num_heads % tensor_parallel == 0 and groups % tensor_parallel:
+            given = {"qkv_proj_blocksize": self.qkv_proj_blocksize, "/parallel.model_axis_size": tensor_parallel}
+            yield Problem(given, f"{{/parallel.model_axis_size}} must divide the {groups} blocks of channels")
+
+
+@dataclass(kw_only=True)
+class mLSTMv1Config(_CellConfig):  # noqa: N801
+    """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, then a feed-forward layer."""
+
+    qk_dim_factor: float = 0.5
+    """Width of queries and keys, as a multiple of the embedding width."""
+
+    proj_factor: float = 2.667
+    """Width of the feed-forward layer, as a multiple of the embedding width."""
+
+    round_proj_up_dim_up: bool = True
+    """Round the feed-forward width up to the multiple below; otherwise down."""
+
+    round_proj_up_to_multiple_of: int = 64
+    """The feed-forward width is a multiple of this."""
+
+    ff_type: str = "ffn_gated"
+    """ffn_gated: act(x Wg) * (x Wu), then down. ffn: act(x Wu), then down."""
+
+    act_fn: str = "swish"
+    """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
+
+    ff_dtype: str | None = None
+    """Type that the feed-forward layer is computed in. null: `dtype`."""
+
+    cell_norm_type_v1: str = "layernorm"
+    """Norm of the cell's output, per head: layernorm or rmsnorm. Queries and keys are normalised by `norm_type`."""
+
+    def ff_dim(self) -> int:
+        """Width of the feed-forward layer."""
+        return rounded_dim(self)
+
+    def module_classes(self) -> tuple[str, ...]:
+        """Class names of the modules inside this model."""
+        names = ["Embed", "LMHead", "mLSTMBlock", "xLSTMResBlock", "FFNResBlock", "mLSTMLayerV1", "FeedForward"]
+        return (*names, "Dense", "Norm", "HeadNorm")
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges and names."""
+        yield from super().rules()
+        yield from at_least(self, 0, "proj_factor", above=True)
+        yield from at_least(self, 1, "round_proj_up_to_multiple_of")
+        yield from one_of(self, "ff_type", ("ffn_gated", "ffn"))
+        yield from one_of(self, "act_fn", ACTIVATIONS)
+        yield from one_of(self, "ff_dtype", DTYPES, optional=True)
+        yield from one_of(self, "cell_norm_type_v1", NORMS)
+        enough = self.round_proj_up_to_multiple_of > 0 and self.proj_factor > 0
+        if enough and self.embedding_dim > 0 and self.ff_dim() < 1:
+            given = {"proj_factor": self.proj_factor, "round_proj_up_to_multiple_of": self.round_proj_up_to_multiple_of}
+            yield Problem(given, "the feed-forward width must be at least 1", "Set {round_proj_up_dim_up}=true.")
+
+    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
+        """The feed-forward width is cut over the tensor-parallel devices too."""
+        yield from super().layout_rules(tensor_parallel)
+        if self.ff_dim() % tensor_parallel:
+            given = {"proj_factor": self.proj_factor, "/parallel.model_axis_size": tensor_parallel}
+            rule = f"{{/parallel.model_axis_size}} must divide the feed-forward width {self.ff_dim()}"
+            yield Problem(given, rule, f"Set it to {either([d for d in divisors(self.ff_dim()) if d <= 64])}.")
+
+
+def rounded_dim(config: mLSTMConfig | mLSTMv1Config) -> int:
+    """`proj_factor * embedding_dim`, rounded to the multiple that the config asks for."""
+    multiple = config.round_proj_up_to_multiple_of
+    units = config.proj_factor * config.embedding_dim / multiple
+    return (math.ceil(units) if config.round_proj_up_dim_up else math.floor(units)) * multiple
+
+
+def splits(key: str, value: int, tensor_parallel: int) -> Iterator[Problem]:
+    """The rule that a size of the model divides over the tensor-parallel devices."""
+    if value > 0 and value % tensor_parallel:
+        given = {key: value, "/parallel.model_axis_size": tensor_parallel}
+        fits = either([d for d in divisors(value) if d <= 64])
+        fix = f"Set {{/parallel.model_axis_size}} to {fits}, or {{{key}}} to a multiple of {tensor_parallel}."
+        yield Problem(given, f"{{/parallel.model_axis_size}} must divide {{{key}}}", fix)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,60 @@
+"""Which model is trained: its Flax class, that class's own config, and the layout it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._base import ConfigDict
+from ._parse import dotted
+from ._problems import Problem
+from .parallel import ParallelConfig
+
+
+@dataclass(kw_only=True)
+class SubModelConfig(ConfigDict):
+    """Base of the config that a model class takes as its `config`.
+
+    A config of your own is a subclass with at least the fields `vocab_size` and `context_length`, from which the data
+    takes its shape.
+    """
+
+    def module_classes(self) -> tuple[str, ...] | None:
+        """Class names of the modules inside the model, which `remat` and `fsdp_modules` can name. None: not known before
+        the model is built, so the names are checked then."""
+        return None
+
+    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
+        """Every broken rule between this model and the number of tensor-parallel devices (`parallel.model_axis_size`)."""
+        del tensor_parallel
+        yield from ()
+
+
+@dataclass
+class ModelConfig(ConfigDict):
+    """A model class with its config and its layout."""
+
+    model_class: Any
+    """The Flax class, or its dotted path as long as it has not been instantiated."""
+
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the model is laid out over devices."""
+
+    model_config: ConfigDict | None = None
+    """The config that `model_class` takes as `config`. null: the class takes none."""
+
+    def class_path(self) -> str:
+        """The dotted path of the model class."""
+        return self.model_class if isinstance(self.model_class, str) else dotted(self.model_class)
+
+    @staticmethod
+    def from_metadata(metadata_content: str) -> ModelConfig:
+        """Read the config from the metadata text beside a checkpoint. Nothing that the text names is imported.
+
+        Raises:
+            MetadataError: the text is not metadata that this version can read, with the path of the field.
+        """
+        from xlstm_hydra.metadata import read_model  # the one door upwards, which the published interface asks for
+
+        return read_model(metadata_content)

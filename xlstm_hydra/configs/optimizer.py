@@ -1,0 +1,129 @@
+"""How gradients become updates. The learning rate over time is the scheduler's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ._base import ConfigDict
+from ._problems import Problem, at_least, below
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig(ConfigDict):
+    """What every optimizer has. Clipping comes first, weight decay is decoupled from the gradient and scaled by the
+    learning rate."""
+
+    name: str
+    """Which optimizer this is."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+
+    grad_clip_norm: float | None = 1.0
+    """Scale the gradient down to this global norm where it is larger. null: no clipping."""
+
+    grad_clip_value: float | None = None
+    """Clip every element of the gradient to plus or minus this, after the clipping by norm. null: no clipping."""
+
+    weight_decay: float = 0.0
+    """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
+
+    weight_decay_include: list[str] = field(default_factory=lambda: [".*kernel"])
+    """Regular expressions, searched in the dotted path of a parameter: those that match any of them decay."""
+
+    weight_decay_exclude: list[str] = field(default_factory=list)
+    """Regular expressions: parameters that match any of them do not decay, whatever includes them."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges and regular expressions."""
+        yield from at_least(self, 0, "lr", "weight_decay")
+        yield from at_least(self, 0, "grad_clip_norm", "grad_clip_value", above=True)
+        for key in ("weight_decay_include", "weight_decay_exclude"):
+            for pattern in getattr(self, key):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    yield Problem({key: pattern}, f"not a regular expression: {error}")
+
+
+@dataclass(kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+
+    name: str = "adamw"
+    """Which optimizer this is."""
+
+    beta1: float = 0.9
+    """Decay of the mean of the gradient."""
+
+    beta2: float = 0.95
+    """Decay of the mean of the squared gradient."""
+
+    eps: float = 1e-8
+    """Added to the root of the mean squared gradient."""
+
+    weight_decay: float = 0.1
+    """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
+
+    nesterov: bool = False
+    """Use the Nesterov momentum of NAdam."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from super().rules()
+        yield from at_least(self, 0, "beta1", "beta2", "eps")
+        yield from below(self, 1, "beta1", "beta2")
+
+
+@dataclass(kw_only=True)
+class LionConfig(OptimizerConfig):
+    """Lion (arXiv 2302.06675): the sign of an interpolated momentum. Wants a learning rate 3 to 10 times below AdamW's."""
+
+    name: str = "lion"
+    """Which optimizer this is."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+
+    beta1: float = 0.9
+    """Weight of the momentum in the update."""
+
+    beta2: float = 0.99
+    """Decay of the momentum."""
+
+    weight_decay: float = 0.1
+    """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from super().rules()
+        yield from at_least(self, 0, "beta1", "beta2")
+        yield from below(self, 1, "beta1", "beta2")
+
+
+@dataclass(kw_only=True)
+class SGDConfig(OptimizerConfig):
+    """Stochastic gradient descent, with momentum if asked for."""
+
+    name: str = "sgd"
+    """Which optimizer this is."""
+
+    lr: float = 0.1
+    """Peak learning rate."""
+
+    momentum: float = 0.0
+    """Decay of the momentum. 0: none."""
+
+    nesterov: bool = False
+    """Look ahead along the momentum."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges; Nesterov needs a momentum."""
+        yield from super().rules()
+        yield from at_least(self, 0, "momentum")
+        yield from below(self, 1, "momentum")
+        if self.nesterov and self.momentum == 0:
+            given = {"nesterov": True, "momentum": self.momentum}
+            yield Problem(given, "Nesterov needs a momentum", "Set {momentum}, for example to 0.9.")

@@ -1,0 +1,131 @@
+"""How a run is laid out over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ._base import ConfigDict
+from ._problems import ConfigError, Problem, divisors, either, one_of
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""The floating-point types that a run can compute and communicate in."""
+
+_SIZES = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_size")
+_NAMES = ("data_axis_name", "fsdp_axis_name", "pipeline_axis_name", "model_axis_name")
+
+
+@dataclass(kw_only=True)
+class ParallelConfig(ConfigDict):
+    """Sizes and names of the mesh axes, and what is sharded, gathered and recomputed along them.
+
+    The product of the four sizes is the number of devices.
+    """
+
+    data_axis_size: int = -1
+    """Replicas that see different examples and hold the same parameters. -1: whatever devices the other axes leave."""
+
+    fsdp_axis_size: int = 1
+    """Devices that see different examples and share every sharded parameter, gradient and optimizer moment.
+    -1: whatever devices the other axes leave. 1: parameters are whole on each replica."""
+
+    pipeline_axis_size: int = 1
+    """Stages that the stack of blocks is cut into. -1: whatever devices the other axes leave. 1: no pipeline."""
+
+    model_axis_size: int = 1
+    """Devices that share the heads, channels and vocabulary of one model (tensor parallelism).
+    -1: whatever devices the other axes leave. 1: no tensor parallelism."""
+
+    data_axis_name: str = "dp"
+    """Name of the data mesh axis, as it appears in partition specs and reports."""
+
+    fsdp_axis_name: str = "fsdp"
+    """Name of the FSDP mesh axis."""
+
+    pipeline_axis_name: str = "pp"
+    """Name of the pipeline mesh axis."""
+
+    model_axis_name: str = "tp"
+    """Name of the tensor-parallel mesh axis."""
+
+    remat: list[str] = field(default_factory=list)
+    """Class names of the modules whose activations are recomputed in the backward pass. Empty: all are kept."""
+
+    fsdp_modules: list[str] = field(default_factory=list)
+    """Class names of the modules whose parameters are sharded over the FSDP axis. Empty: none are."""
+
+    fsdp_min_weight_size: int = 262144
+    """Elements (of one block's array, on one tensor-parallel device) that a parameter needs to be sharded over the FSDP
+    axis; a smaller one stays whole. 0: every parameter is sharded."""
+
+    fsdp_gather_dtype: str | None = None
+    """Type that a sharded parameter is cast to before its all-gather. null: no cast."""
+
+    fsdp_grad_scatter_dtype: str | None = None
+    """Type that the gradient of a sharded parameter is cast to before its reduce-scatter. null: the parameter's type."""
+
+    tp_async_dense: bool = False
+    """Overlap the communication of tensor-parallel dense layers with their computation (collective matmul)."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Sizes, names and types, each on its own."""
+        for name, size in self.sizes().items():
+            if size < 1 and size != -1:
+                yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
+        inferred = {name: size for name, size in self.sizes().items() if size == -1}
+        if len(inferred) > 1:
+            keep = "{" + next(iter(inferred)) + "}"
+            yield Problem(inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1.")
+        names = {name: getattr(self, name) for name in _NAMES}
+        for name, value in names.items():
+            if not value.isidentifier():
+                yield Problem({name: value}, "an axis name is a word of letters, digits and _")
+        if len(set(names.values())) < len(names):
+            twice = {key: value for key, value in names.items() if list(names.values()).count(value) > 1}
+            yield Problem(twice, "axis names must differ", "The defaults are dp, fsdp, pp and tp.")
+        if self.fsdp_min_weight_size < 0:
+            yield Problem({"fsdp_min_weight_size": self.fsdp_min_weight_size}, "must be 0 or more")
+        yield from one_of(self, "fsdp_gather_dtype", DTYPES, optional=True)
+        yield from one_of(self, "fsdp_grad_scatter_dtype", DTYPES, optional=True)
+
+    def sizes(self) -> dict[str, int]:
+        """The four sizes by field name, in mesh order."""
+        return {name: getattr(self, name) for name in _SIZES}
+
+    def axis_names(self) -> tuple[str, str, str, str]:
+        """The four axis names, in mesh order."""
+        return (self.data_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.model_axis_name)
+
+    def axis_sizes(self, num_devices: int) -> dict[str, int]:
+        """The size of each mesh axis by its name, in mesh order, with -1 replaced.
+
+        Raises:
+            ConfigError: the sizes do not multiply to `num_devices`. The keys are relative to this config.
+        """
+        sizes = self.sizes()
+        known = 1
+        for size in sizes.values():
+            known *= size if size != -1 else 1
+        inferred = next((name for name, size in sizes.items() if size == -1), None)
+        if inferred is not None and num_devices % known == 0 and num_devices >= known:
+            sizes[inferred] = num_devices // known
+        elif inferred is not None or known != num_devices:
+            raise ConfigError([self._product_problem(sizes, known, inferred, num_devices)])
+        return dict(zip(self.axis_names(), sizes.values(), strict=True))
+
+    def _product_problem(self, sizes: dict[str, int], known: int, inferred: str | None, num_devices: int) -> Problem:
+        terms = [f"{name}({size})" for name, size in zip(self.axis_names(), sizes.values(), strict=True) if size != -1]
+        product = f"{' * '.join(terms)} = {known}"
+        if inferred is not None:
+            rule = f"{product} must divide the number of devices, {num_devices}"
+        else:
+            rule = f"{product} must equal the number of devices, {num_devices}"
+        given = {name: size for name, size in sizes.items() if size not in (1, -1)} or {"data_axis_size": sizes["data_axis_size"]}
+        choices = either(divisors(num_devices))
+        fix = f"Sizes that divide {num_devices}: {choices}"
+        others = known // max(sizes["data_axis_size"], 1)
+        if inferred is None and sizes["data_axis_size"] != 1 and num_devices % others == 0:
+            fix = f"Set {{data_axis_size}}=-1 to infer {num_devices // others}, or choose from the sizes that divide {num_devices}: {choices}"
+        elif inferred is None and num_devices % others == 0:
+            fix = f"Set {{data_axis_size}}={num_devices // others} (or -1). {fix}"
+        return Problem(given, rule, f"{fix}.")

@@ -1,0 +1,180 @@
+"""A whole run: all groups, and the rules between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ._base import ConfigDict
+from ._problems import ConfigError, Problem, divisors, either, nearest
+from .checkpoint import CheckpointConfig
+from .data import ByteDataConfig, DataConfig, StdlibDataConfig
+from .logger import LoggerConfig
+from .model import ModelConfig, SubModelConfig
+from .optimizer import AdamWConfig, OptimizerConfig
+from .parallel import ParallelConfig
+from .scheduler import ConstantConfig, SchedulerConfig
+from .task import TaskConfig
+from .trainer import TrainerConfig
+
+BYTES = 256
+"""Token ids that byte-level text uses."""
+
+
+@dataclass(kw_only=True)
+class RunConfig(ConfigDict):
+    """Everything that one run is made from. `load` makes it from a composed Hydra config."""
+
+    model: ModelConfig
+    """The model and its layout."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What is done."""
+
+    data: DataConfig = field(default_factory=StdlibDataConfig)
+    """Where tokens come from."""
+
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
+    """How gradients become updates."""
+
+    scheduler: SchedulerConfig = field(default_factory=ConstantConfig)
+    """The learning rate over time."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How long and with what batches."""
+
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """What is saved and restored."""
+
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """What is shown and written."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """The layout, which the model carries."""
+        return self.model.parallel
+
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning-rate schedule."""
+        return self.trainer.max_steps if self.scheduler.decay_steps is None else self.scheduler.decay_steps
+
+    def rules(self) -> Iterator[Problem]:
+        """Every broken rule between groups. Those that need the number of devices are in `device_rules`."""
+        yield from self._model_rules()
+        yield from self._layout_rules()
+        yield from self._schedule_rules()
+        yield from self._checkpoint_rules()
+        if self.trainer.simulated_devices is not None and self.trainer.simulated_devices > 0:
+            yield from self.device_rules(self.trainer.simulated_devices)
+        else:
+            yield from self._known_size_rules()
+
+    def device_rules(self, num_devices: int) -> Iterator[Problem]:
+        """Every broken rule that needs the number of devices."""
+        try:
+            sizes = self.parallel.axis_sizes(num_devices)
+        except ConfigError as error:
+            yield from (problem.at("parallel") for problem in error.problems)
+            yield from self._known_size_rules()
+            return
+        yield from self._size_rules(*sizes.values())
+
+    def _known_size_rules(self) -> Iterator[Problem]:
+        known = (size if size > 0 else 1 for size in self.parallel.sizes().values())
+        yield from self._size_rules(*known)
+
+    def _size_rules(self, data: int, fsdp: int, pipeline: int, tensor: int) -> Iterator[Problem]:
+        del pipeline
+        parts = data * fsdp * max(self.trainer.gradient_accumulate_steps, 1)
+        batch = self.trainer.batch_size
+        if batch % parts:
+            given = {"trainer.batch_size": batch}
+            terms = {
+                "parallel.data_axis_size": data,
+                "parallel.fsdp_axis_size": fsdp,
+                "trainer.gradient_accumulate_steps": self.trainer.gradient_accumulate_steps,
+            }
+            given |= {key: value for key, value in terms.items() if value != 1}
+            product = " * ".join(f"{key.rpartition('.')[2]}({value})" for key, value in terms.items() if value != 1)
+            below = batch // parts * parts
+            choices = either([size for size in (below, below + parts) if size > 0])
+            yield Problem(given, f"the batch must divide over {product} = {parts}", f"Set trainer.batch_size to {choices}.")
+        if isinstance(self.model.model_config, SubModelConfig):
+            yield from (problem.at("model") for problem in self.model.model_config.layout_rules(tensor))
+
+    def _model_rules(self) -> Iterator[Problem]:
+        config = self.model.model_config
+        if not isinstance(config, SubModelConfig):
+            text = f"needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not {type(config).__name__}"
+            yield Problem({"model.model_class": self.model.class_path()}, text, "Name it in model.config_class.")
+            return
+        for key in ("vocab_size", "context_length"):
+            if not isinstance(config.get(key), int):
+                text = f"its config {type(config).__name__} needs a field {key}: the data takes its shape from it"
+                yield Problem({"model.model_class": self.model.class_path()}, text)
+        vocab = config.get("vocab_size", BYTES)
+        if isinstance(self.data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
+            given = {"model.vocab_size": vocab, "data.name": self.data.name}
+            yield Problem(given, f"bytes need {BYTES} token ids", f"Set model.vocab_size={BYTES} or more.")
+
+    def _layout_rules(self) -> Iterator[Problem]:
+        parallel = self.parallel
+        if parallel.pipeline_axis_size != 1:
+            yield Problem(
+                {"parallel.pipeline_axis_size": parallel.pipeline_axis_size},
+                "pipeline parallelism is not built yet",
+                "Set it to 1 and use fsdp or tp.",
+            )
+        if parallel.tp_async_dense:
+            yield Problem(
+                {"parallel.tp_async_dense": True}, "collective matmul is not built yet", "Set it to false."
+            )
+        known = self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
+        if known is not None:
+            yield from module_name_rules(parallel, known)
+        fsdp_settings = ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
+        set_without_use = {f"parallel.{key}": parallel.get(key) for key in fsdp_settings if parallel.get(key) is not None}
+        if set_without_use and not parallel.fsdp_modules:
+            rule = "nothing is gathered, because parallel.fsdp_modules is empty"
+            yield Problem(set_without_use, rule, "Name modules there, or set this to null.")
+
+    def _schedule_rules(self) -> Iterator[Problem]:
+        warmup, cooldown, total = self.scheduler.warmup_steps, self.scheduler.cooldown_steps, self.schedule_steps
+        if warmup + cooldown > total:
+            whole = "trainer.max_steps" if self.scheduler.decay_steps is None else "scheduler.decay_steps"
+            given = {"scheduler.warmup_steps": warmup, "scheduler.cooldown_steps": cooldown, whole: total}
+            yield Problem(
+                {key: value for key, value in given.items() if value},
+                "warm-up and cool-down do not fit in the schedule",
+                f"Set scheduler.warmup_steps to at most {max(total - cooldown, 0)}, or {whole} to {warmup + cooldown} or more.",
+            )
+
+    def _checkpoint_rules(self) -> Iterator[Problem]:
+        trainer, checkpoint = self.trainer, self.checkpoint
+        if checkpoint.keep != "best":
+            return
+        if trainer.eval_batches == 0:
+            given = {"checkpoint.keep": "best", "trainer.eval_batches": 0}
+            yield Problem(given, "the best checkpoint needs a validation loss", "Set trainer.eval_batches, or checkpoint.keep=latest.")
+        elif checkpoint.save_every_n_steps and (
+            trainer.eval_every_n_steps == 0 or checkpoint.save_every_n_steps % trainer.eval_every_n_steps
+        ):
+            given = {
+                "checkpoint.keep": "best",
+                "checkpoint.save_every_n_steps": checkpoint.save_every_n_steps,
+                "trainer.eval_every_n_steps": trainer.eval_every_n_steps,
+            }
+            fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
+            rule = "every checkpoint needs a validation loss of its step"
+            yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
+
+
+def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:
+    """The rule that `remat` and `fsdp_modules` name module classes that the model has."""
+    for key in ("remat", "fsdp_modules"):
+        for name in parallel.get(key):
+            if name not in known:
+                hint = nearest(name, known)
+                fix = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(known)}."
+                yield Problem({f"parallel.{key}": name}, "no module class of this model", fix)

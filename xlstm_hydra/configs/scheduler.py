@@ -1,0 +1,90 @@
+"""The learning rate over time: warm-up, a main part, and a cool-down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ._base import ConfigDict
+from ._problems import Problem, at_least
+
+
+@dataclass(kw_only=True)
+class SchedulerConfig(ConfigDict):
+    """What every schedule has. The learning rate rises linearly from 0 to `optimizer.lr`, follows the main part, and falls
+    linearly to its end. After that it stays."""
+
+    name: str
+    """Which schedule this is."""
+
+    warmup_steps: int = 0
+    """Steps of the linear rise from 0. 0: no warm-up."""
+
+    cooldown_steps: int = 0
+    """Steps of the linear fall at the end. 0: no cool-down."""
+
+    cooldown_lr_factor: float = 0.0
+    """Learning rate after the cool-down, as a multiple of `optimizer.lr`."""
+
+    decay_steps: int | None = None
+    """Length of the whole schedule in steps, warm-up and cool-down included. null: `trainer.max_steps`."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges; the parts must fit in the whole."""
+        yield from at_least(self, 0, "warmup_steps", "cooldown_steps", "cooldown_lr_factor")
+        yield from at_least(self, 1, "decay_steps")
+        if self.cooldown_steps == 0 and self.cooldown_lr_factor != 0:
+            given = {"cooldown_lr_factor": self.cooldown_lr_factor, "cooldown_steps": 0}
+            yield Problem(given, "without a cool-down its end has no effect", "Set {cooldown_steps} above 0.")
+
+
+@dataclass(kw_only=True)
+class ConstantConfig(SchedulerConfig):
+    """`optimizer.lr` all the time."""
+
+    name: str = "constant"
+    """Which schedule this is."""
+
+
+@dataclass(kw_only=True)
+class _DecayConfig(SchedulerConfig):
+    """A main part that falls."""
+
+    end_lr_factor: float = 0.1
+    """Learning rate at the end of the main part, as a multiple of `optimizer.lr`."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from super().rules()
+        yield from at_least(self, 0, "end_lr_factor")
+
+
+@dataclass(kw_only=True)
+class CosineConfig(_DecayConfig):
+    """Half a cosine from `optimizer.lr` down to `end_lr_factor` times that."""
+
+    name: str = "cosine"
+    """Which schedule this is."""
+
+
+@dataclass(kw_only=True)
+class LinearConfig(_DecayConfig):
+    """A straight line from `optimizer.lr` down to `end_lr_factor` times that."""
+
+    name: str = "linear"
+    """Which schedule this is."""
+
+
+@dataclass(kw_only=True)
+class ExponentialConfig(_DecayConfig):
+    """The same ratio every step, from `optimizer.lr` down to `end_lr_factor` times that."""
+
+    name: str = "exponential"
+    """Which schedule this is."""
+
+    def rules(self) -> Iterator[Problem]:
+        """An exponential never reaches 0."""
+        yield from super().rules()
+        if self.end_lr_factor == 0:
+            given = {"end_lr_factor": self.end_lr_factor}
+            yield Problem(given, "an exponential never reaches 0", "Set it above 0, for example to 0.1.")

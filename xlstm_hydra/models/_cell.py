@@ -1,0 +1,159 @@
+"""The mLSTM cell in three forms that are equal in exact arithmetic (arXiv 2405.04517, section 2.3; 2503.14376 for chunks).
+
+With F_t the cumulative sum of the log forget gates and D_tj = F_t - F_j + i_j for j <= t,
+
+    h_t = sum_j exp(D_tj - m_t) (q_t . k_j / sqrt(K)) v_j / (max(|sum_j exp(D_tj - m_t) (q_t . k_j / sqrt(K))|, exp(-m_t)) + eps)
+
+where m_t = max_j D_tj keeps exp() finite. The factor exp(-m_t) cancels, so m_t carries no gradient.
+
+Axes: B batch, T time (L within a chunk, S when summed over), H heads, K key width, V value width. Gates are
+pre-activations. Sums and states are float32 (float64 for float64 inputs), whatever the type of q, k and v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xlstm_hydra.parallel import vary_like
+
+EPS = 1e-6
+
+
+def mlstm_quadratic(
+    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, i_BTH: jax.Array, f_BTH: jax.Array, *, eps: float = EPS
+) -> jax.Array:
+    """All pairs of tokens at once: time and memory quadratic in T. Returns h, (B, T, H, V), in the type of v."""
+    scale, acc = q_BTHK.shape[-1] ** -0.5, _accumulator(q_BTHK)
+    i_BHT, f_BHT = (jnp.moveaxis(gate.astype(acc), 1, 2) for gate in (i_BTH, f_BTH))
+    cumulative_BHT = jnp.cumsum(jax.nn.log_sigmoid(f_BHT), axis=-1)
+    decay_BHTS = _masked_decay(cumulative_BHT, i_BHT)
+    m_BHT = jax.lax.stop_gradient(decay_BHTS.max(-1))
+    score_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=acc) * scale
+    weight_BHTS = score_BHTS * jnp.exp(decay_BHTS - m_BHT[..., None])
+    numerator_BHTV = jnp.einsum("bhts,bshv->bhtv", weight_BHTS.astype(v_BTHV.dtype), v_BTHV, preferred_element_type=acc)
+    h_BHTV = numerator_BHTV / _normaliser(weight_BHTS.sum(-1), m_BHT, eps)[..., None]
+    return jnp.moveaxis(h_BHTV, 1, 2).astype(v_BTHV.dtype)
+
+
+def mlstm_chunkwise(
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHV: jax.Array,
+    i_BTH: jax.Array,
+    f_BTH: jax.Array,
+    *,
+    chunk_size: int,
+    eps: float = EPS,
+) -> jax.Array:
+    """Quadratic inside chunks of L tokens, recurrent between them: time and memory linear in T.
+
+    The scan keeps one state per chunk for the backward pass and recomputes the rest. Returns h, (B, T, H, V), in the type
+    of v.
+
+    Raises:
+        ValueError: T is not a multiple of `chunk_size`.
+    """
+    B, T, H, K = q_BTHK.shape
+    V, acc = v_BTHV.shape[-1], _accumulator(q_BTHK)
+    chunk_size = min(chunk_size, T)
+    if T % chunk_size:
+        raise ValueError(f"the chunk size ({chunk_size}) must divide the number of tokens ({T})")
+
+    def chunks(x: jax.Array) -> jax.Array:  # (B, T, H, ...) -> (N, B, H, L, ...)
+        return jnp.moveaxis(x.reshape(B, T // chunk_size, chunk_size, H, *x.shape[3:]), (1, 3), (0, 2))
+
+    inputs = tuple(map(chunks, (q_BTHK, k_BTHK, v_BTHV, i_BTH.astype(acc), f_BTH.astype(acc))))
+    state = (jnp.zeros((B, H, K, V), acc), jnp.zeros((B, H, K), acc), jnp.full((B, H), -jnp.inf, acc))
+    state = jax.tree.map(lambda x: vary_like(x, *inputs), state)
+    step = jax.checkpoint(lambda state, chunk: _chunk(state, chunk, eps), prevent_cse=False)
+    _, h_NBHLV = jax.lax.scan(step, state, inputs)
+    return jnp.moveaxis(h_NBHLV, (0, 2), (1, 3)).reshape(B, T, H, V).astype(v_BTHV.dtype)
+
+
+def _chunk(state: Any, chunk: Any, eps: float) -> tuple[Any, jax.Array]:
+    """One chunk: what its tokens see of each other, what they see of the state, and the state after them."""
+    C_BHKV, n_BHK, m_BH = state
+    q_BHLK, k_BHLK, v_BHLV, i_BHL, f_BHL = chunk
+    acc, dtype = C_BHKV.dtype, v_BHLV.dtype
+    scale = q_BHLK.shape[-1] ** -0.5
+    cumulative_BHL = jnp.cumsum(jax.nn.log_sigmoid(f_BHL), axis=-1)
+    total_BH = cumulative_BHL[..., -1]
+
+    decay_BHLS = _masked_decay(cumulative_BHL, i_BHL)
+    from_state_BHL = cumulative_BHL + m_BH[..., None]
+    row_max_BHL = jax.lax.stop_gradient(jnp.maximum(decay_BHLS.max(-1), from_state_BHL))
+    score_BHLS = jnp.einsum("bhlk,bhsk->bhls", q_BHLK, k_BHLK, preferred_element_type=acc) * scale
+    weight_BHLS = score_BHLS * jnp.exp(decay_BHLS - row_max_BHL[..., None])
+    carried_BHL = jnp.exp(from_state_BHL - row_max_BHL) * scale
+
+    numerator_BHLV = jnp.einsum("bhls,bhsv->bhlv", weight_BHLS.astype(dtype), v_BHLV, preferred_element_type=acc)
+    numerator_BHLV += carried_BHL[..., None] * jnp.einsum("bhlk,bhkv->bhlv", q_BHLK.astype(acc), C_BHKV)
+    sum_BHL = weight_BHLS.sum(-1) + carried_BHL * jnp.einsum("bhlk,bhk->bhl", q_BHLK.astype(acc), n_BHK)
+    h_BHLV = numerator_BHLV / _normaliser(sum_BHL, row_max_BHL, eps)[..., None]
+
+    to_end_BHL = total_BH[..., None] - cumulative_BHL + i_BHL
+    new_m_BH = jax.lax.stop_gradient(jnp.maximum(total_BH + m_BH, to_end_BHL.max(-1)))
+    kept_BH = jnp.exp(total_BH + m_BH - new_m_BH)
+    added_BHLK = k_BHLK * jnp.exp(to_end_BHL - new_m_BH[..., None])[..., None].astype(acc)
+    new_C_BHKV = kept_BH[..., None, None] * C_BHKV + jnp.einsum("bhlk,bhlv->bhkv", added_BHLK, v_BHLV.astype(acc))
+    new_n_BHK = kept_BH[..., None] * n_BHK + added_BHLK.sum(-2)
+    return (new_C_BHKV, new_n_BHK, new_m_BH), h_BHLV.astype(dtype)
+
+
+def mlstm_recurrent(
+    q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, i_BTH: jax.Array, f_BTH: jax.Array, *, eps: float = EPS
+) -> jax.Array:
+    """Token by token, with a state of fixed size. Returns h, (B, T, H, V), in the type of v."""
+    B, _, H, K = q_BTHK.shape
+    V, acc = v_BTHV.shape[-1], _accumulator(q_BTHK)
+    inputs = tuple(jnp.moveaxis(x.astype(acc), 1, 0) for x in (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH))
+    state = (jnp.zeros((B, H, K, V), acc), jnp.zeros((B, H, K), acc), jnp.full((B, H), -jnp.inf, acc))
+    state = jax.tree.map(lambda x: vary_like(x, *inputs), state)
+    _, h_TBHV = jax.lax.scan(lambda state, token: mlstm_step(state, *token, eps=eps), state, inputs)
+    return jnp.moveaxis(h_TBHV, 0, 1).astype(v_BTHV.dtype)
+
+
+def mlstm_step(
+    state: Any, q_BHK: jax.Array, k_BHK: jax.Array, v_BHV: jax.Array, i_BH: jax.Array, f_BH: jax.Array, *, eps: float = EPS
+) -> tuple[Any, jax.Array]:
+    """One token. `state` is (C, n, m): (B, H, K, V), (B, H, K) and (B, H), from zeros, zeros and minus infinity."""
+    C_BHKV, n_BHK, m_BH = state
+    logf_BH = jax.nn.log_sigmoid(f_BH)
+    new_m_BH = jax.lax.stop_gradient(jnp.maximum(logf_BH + m_BH, i_BH))
+    kept_BH, added_BH = jnp.exp(logf_BH + m_BH - new_m_BH), jnp.exp(i_BH - new_m_BH)
+    added_BHK = k_BHK * added_BH[..., None]
+    C_BHKV = kept_BH[..., None, None] * C_BHKV + added_BHK[..., None] * v_BHV[..., None, :]
+    n_BHK = kept_BH[..., None] * n_BHK + added_BHK
+    q_BHK = q_BHK * q_BHK.shape[-1] ** -0.5
+    sum_BH = jnp.einsum("bhk,bhk->bh", q_BHK, n_BHK)
+    h_BHV = jnp.einsum("bhk,bhkv->bhv", q_BHK, C_BHKV) / _normaliser(sum_BH, new_m_BH, eps)[..., None]
+    return (C_BHKV, n_BHK, new_m_BH), h_BHV
+
+
+def _masked_decay(cumulative_BHT: jax.Array, i_BHT: jax.Array) -> jax.Array:
+    """D_ts, minus infinity where s is later than t."""
+    T = i_BHT.shape[-1]
+    decay_BHTS = cumulative_BHT[..., :, None] - cumulative_BHT[..., None, :] + i_BHT[..., None, :]
+    return jnp.where(jnp.tril(jnp.ones((T, T), bool)), decay_BHTS, -jnp.inf)
+
+
+def _normaliser(weight_sum: jax.Array, m: jax.Array, eps: float) -> jax.Array:
+    # exp(-m) overflows for closed input gates; beyond the clip the output is 0 in any case.
+    floor = jnp.exp(jnp.minimum(-m, 0.9 * jnp.log(jnp.finfo(m.dtype).max)))
+    return jnp.maximum(jnp.abs(weight_sum), floor) + eps
+
+
+def _accumulator(x: jax.Array) -> Any:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+CELLS: dict[str, Callable[..., jax.Array]] = {
+    "chunkwise": mlstm_chunkwise,
+    "quadratic": lambda *args, chunk_size, **kwargs: mlstm_quadratic(*args, **kwargs),
+    "recurrent": lambda *args, chunk_size, **kwargs: mlstm_recurrent(*args, **kwargs),
+}
+"""The form of each `model.backend`. All take q, k, v, i, f and the keyword `chunk_size`."""

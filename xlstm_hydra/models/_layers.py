@@ -1,0 +1,164 @@
+"""Layers that every family is built from. Each computes on its share of the tensor mesh axis; see `parallel.Axes`.
+
+Axes: B batch, T time, D this device's share of the residual stream, E its whole width, H heads, V head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_hydra.parallel import Axes
+
+Initializer = Callable[..., jax.Array]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "relu^2": lambda x: jnp.square(jax.nn.relu(x)),
+    "sigmoid": jax.nn.sigmoid,
+    "swish": jax.nn.swish,
+    "selu": jax.nn.selu,
+}
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap); None: x."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def init_with(std: float, distribution: str) -> Initializer:
+    """Values of this standard deviation. A truncated normal is cut at two of them and not rescaled."""
+    if distribution == "uniform":
+        bound = math.sqrt(3) * std
+        return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+    draw = {
+        "normal": jax.random.normal,
+        "truncated_normal": lambda key, shape, dtype: jax.random.truncated_normal(key, -2, 2, shape, dtype),
+    }[distribution]
+    return lambda key, shape, dtype=jnp.float32: std * draw(key, shape, dtype)
+
+
+def small_init(dim: int, distribution: str) -> Initializer:
+    """Standard deviation sqrt(2 / (5 dim)) (arXiv 1910.05895)."""
+    return init_with(math.sqrt(2 / (5 * dim)), distribution)
+
+
+def output_init(name: str, dim: int, num_blocks: int, distribution: str) -> Initializer:
+    """The initialiser of a projection back to a residual stream `dim` wide; see `configs.mlstm.OUTPUT_INITS`."""
+    if name == "zeros":
+        return nn.initializers.zeros_init()
+    if name == "small":
+        return small_init(dim, distribution)
+    return init_with((2 if name == "wang" else 1) / (num_blocks * math.sqrt(dim)), distribution)
+
+
+def bias_range_init(value: float | list[float] | None) -> Initializer:
+    """A constant, values spread evenly over the heads, or (None) a normal of standard deviation 0.1."""
+    if value is None:
+        return init_with(0.1, "normal")
+    low, high = value if isinstance(value, list) else (value, value)
+    return lambda key, shape, dtype=jnp.float32: jnp.linspace(low, high, shape[0], dtype=dtype)
+
+
+def named(init: Initializer, *names: str | None) -> Initializer:
+    """An initialiser whose parameter says what its array axes are; see `parallel.TENSOR_AXIS`."""
+    return nn.with_partitioning(init, names)
+
+
+class Dense(nn.Module):
+    """x W + b. `split` names the array axis that the tensor mesh axis splits: the output's (then x must be whole), or,
+    where `reduce` is set, the input's (then the result is this device's share of the stream)."""
+
+    features: int
+    split: str
+    dtype: Any
+    init: Initializer
+    axes: Axes = Axes()
+    reduce: bool = False
+    bias_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(..., input) -> (..., output), both as `split` and `reduce` say."""
+        out = self.features if self.reduce else self.axes.local(self.features)
+        names = (self.split, "embed") if self.reduce else ("embed", self.split)
+        kernel = self.param("kernel", named(self.init, *names), (x.shape[-1], out), jnp.float32)
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.reduce:
+            y = self.axes.reduce_scatter(y)
+        if self.bias_init is not None:
+            name = "stream" if self.reduce else self.split
+            bias = self.param("bias", named(self.bias_init, name), (y.shape[-1],), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+def normalise(x: jax.Array, norm_type: str, eps: float, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """x with the mean taken off (layernorm) and divided by its root mean square, in float32 at least."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = mean(jnp.square(x))
+    if norm_type == "rmsnorm":
+        return x * jax.lax.rsqrt(square + eps)
+    centre = mean(x)
+    return (x - centre) * jax.lax.rsqrt(jnp.maximum(square - jnp.square(centre), 0) + eps)
+
+
+class Norm(nn.Module):
+    """Normalises the residual stream over its whole width, of which this device has a share."""
+
+    norm_type: str
+    eps: float
+    dtype: Any
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        scale_D = self.param("scale", named(nn.initializers.ones_init(), "stream"), (x_BTD.shape[-1],), jnp.float32)
+        width = x_BTD.shape[-1] * self.axes.tensor_size
+
+        def mean(x: jax.Array) -> jax.Array:
+            return self.axes.sum(x.sum(-1, keepdims=True)) / width
+
+        return (normalise(x_BTD, self.norm_type, self.eps, mean) * scale_D).astype(self.dtype)
+
+
+class HeadNorm(nn.Module):
+    """Normalises every head on its own. `per_head`: with a scale for each head, otherwise one scale for all."""
+
+    norm_type: str
+    eps: float
+    dtype: Any
+    per_head: bool = True
+
+    @nn.compact
+    def __call__(self, x_BTHV: jax.Array) -> jax.Array:
+        """(B, T, H, V) -> (B, T, H, V)."""
+        shape, names = (x_BTHV.shape[-2:], ("heads", None)) if self.per_head else (x_BTHV.shape[-1:], (None,))
+        scale = self.param("scale", named(nn.initializers.ones_init(), *names), shape, jnp.float32)
+        x_BTHV = normalise(x_BTHV, self.norm_type, self.eps, lambda x: x.mean(-1, keepdims=True))
+        return (x_BTHV * scale).astype(self.dtype)
+
+
+def dropout(module: nn.Module, x_BTD: jax.Array, rate: float, axes: Axes, *, train: bool) -> jax.Array:
+    """Drop elements of the residual stream with probability `rate` and scale the rest up.
+
+    What is dropped depends on the example's place in the global batch and on the whole width, never on the layout.
+    """
+    if not train or rate == 0:
+        return x_BTD
+    B, T, D = x_BTD.shape
+    key = module.make_rng("dropout")
+    rows = axes.batch_index() * B + jnp.arange(B)
+
+    def keep_one(row: jax.Array) -> jax.Array:
+        return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, (T, D * axes.tensor_size))
+
+    keep = jax.lax.dynamic_slice_in_dim(jax.vmap(keep_one)(rows), axes.index() * D, D, axis=-1)
+    return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

@@ -1,0 +1,178 @@
+"""What connects Flax Linen to the layout: which parameters there are, gathering them where they are used, remat by name.
+
+It works on any Linen module, ours or a user's, without a line in the module: a parameter sharded by FSDP is put in a box
+that Linen opens at the moment the owning module reads it, inside whatever scan or remat the module runs in, and remat is
+wrapped around calls by class name. So each parameter is gathered once per use, by the innermost module, inside the remat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct, traverse_util
+from flax.core import meta
+
+from xlstm_hydra.configs import ConfigError, ModelConfig
+from xlstm_hydra.configs.run import module_name_rules
+from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter
+
+
+def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
+    """The module of a `ModelConfig` whose `model_class` is a class.
+
+    It is called with `config`, and with `axes` if the class declares a field of that name. A class that does not is
+    computed whole on every tensor-parallel device.
+    """
+    fields = getattr(model.model_class, "__dataclass_fields__", {})
+    return model.model_class(config=model.model_config, **({"axes": axes} if "axes" in fields else {}))
+
+
+def apply_model(
+    module: nn.Module,
+    params: Any,
+    tokens_BT: jax.Array,
+    document_borders_BT: jax.Array | None = None,
+    *,
+    train: bool = False,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Logits of a module, which is given `document_borders_BT` and `train` only if its call takes them."""
+    return module.apply(
+        {"params": params},
+        tokens_BT,
+        rngs={} if dropout_key is None else {"dropout": dropout_key},
+        **_accepted(module, document_borders_BT, train),
+    )
+
+
+def _accepted(module: nn.Module, document_borders_BT: jax.Array | None, train: bool) -> dict[str, Any]:
+    known = inspect.signature(type(module).__call__).parameters
+    offered = {"document_borders_BT": document_borders_BT, "train": train}
+    return {name: value for name, value in offered.items() if name in known}
+
+
+def init_model(module: nn.Module, key: jax.Array) -> Any:
+    """Initial parameters, as a tree of arrays of natural shape. `module` must have been built without `axes`."""
+    tokens_BT = jnp.zeros((1, module.config.context_length), jnp.int32)  # pyright: ignore[reportAttributeAccessIssue]
+    variables = module.init({"params": key}, tokens_BT)
+    if extra := sorted(set(variables) - {"params"}):
+        raise ValueError(f"{type(module).__name__} has variables besides its parameters ({', '.join(extra)}); none are kept")
+    return meta.unbox(variables["params"])
+
+
+def list_parameters(model: ModelConfig) -> list[Parameter]:
+    """Every parameter of a model, without allocating it.
+
+    Raises:
+        ConfigError: `remat` or `fsdp_modules` names a class that is no module of the model.
+    """
+    module = build_model(model)
+    classes: dict[tuple[str, ...], str] = {}
+
+    def note(next_call, args, kwargs, context):
+        classes.setdefault(context.module.path, type(context.module).__name__)
+        return next_call(*args, **kwargs)
+
+    tokens_BT = jax.ShapeDtypeStruct((1, model.model_config.context_length), jnp.int32)  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    with nn.intercept_methods(note):
+        boxed = jax.eval_shape(module.init, jax.random.key(0), tokens_BT)["params"]
+    inner = tuple(dict.fromkeys(name for path, name in classes.items() if path))
+    if problems := list(module_name_rules(model.parallel, inner)):
+        raise ConfigError(problems)
+    flat = traverse_util.flatten_dict(boxed, is_leaf=lambda _, x: isinstance(x, meta.AxisMetadata))
+    return [_parameter(path, leaf, classes) for path, leaf in flat.items()]
+
+
+def _parameter(path: tuple[str, ...], leaf: Any, classes: dict[tuple[str, ...], str]) -> Parameter:
+    value = meta.unbox(leaf)
+    names = leaf.names if isinstance(leaf, nn.Partitioned) else (None,) * len(value.shape)
+    owners = tuple(classes[path[:depth]] for depth in range(1, len(path)) if path[:depth] in classes)
+    return Parameter(".".join(path), value.shape, value.dtype.name, value.dtype.itemsize, tuple(names), owners)
+
+
+class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
+    """A parameter that is gathered over the FSDP mesh axis when a module reads it."""
+
+    value: jax.Array
+    axis_name: str = struct.field(pytree_node=False)
+    axis: int = struct.field(pytree_node=False)
+    gather_dtype: str | None = struct.field(pytree_node=False)
+    scatter_dtype: str | None = struct.field(pytree_node=False)
+
+    def unbox(self) -> jax.Array:
+        """The whole parameter."""
+        axis = self.axis + self.value.ndim
+        if axis < 0:
+            text = f"the array axis of a scan was sharded; name it: nn.scan(..., metadata_params={{nn.PARTITION_NAME: {LAYERS!r}}})"
+            raise ValueError(text)
+        return gather_parameter(self.value, self.axis_name, axis, self.gather_dtype, self.scatter_dtype)
+
+    def replace_boxed(self, val: Any) -> Any:
+        """The same box around another value."""
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> _Sharded:
+        """Axes are counted from the end, so a stacking axis in front changes nothing."""
+        return self
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> _Sharded:
+        """As `add_axis`."""
+        return self
+
+
+def box_sharded(params: Any, placements: Sequence[Placement], model: ModelConfig) -> Any:
+    """The parameter tree with the parameters that FSDP shards in boxes that gather them on use."""
+    parallel = model.parallel
+    flat = traverse_util.flatten_dict(params, sep=".")
+    for placement in placements:
+        if placement.fsdp_axis is not None:
+            path = placement.parameter.path
+            flat[path] = _Sharded(
+                flat[path],
+                parallel.fsdp_axis_name,
+                placement.fsdp_axis,
+                parallel.fsdp_gather_dtype,
+                parallel.fsdp_grad_scatter_dtype,
+            )
+    return traverse_util.unflatten_dict(flat, sep=".")
+
+
+@contextlib.contextmanager
+def remat_by_name(names: Sequence[str], *, prevent_cse: bool) -> Iterator[None]:
+    """Recompute, in the backward pass, the activations inside every module whose class is named.
+
+    Args:
+        names: class names.
+        prevent_cse: keep the compiler from undoing it; a scan over blocks does so by itself.
+    """
+    running: set[tuple[str, ...]] = set()
+
+    def wrap(next_call, args, kwargs, context):
+        module = context.module
+        chosen = context.method_name == "__call__" and type(module).__name__ in names
+        if not chosen or module.path in running:
+            return next_call(*args, **kwargs)
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        traced = [isinstance(leaf, jax.Array) for leaf in leaves]
+
+        def call(module: nn.Module, *arrays: jax.Array) -> Any:
+            remaining = iter(arrays)
+            filled = [next(remaining) if is_array else leaf for leaf, is_array in zip(leaves, traced, strict=True)]
+            inner_args, inner_kwargs = jax.tree.unflatten(structure, filled)
+            running.add(module.path)
+            try:
+                return module(*inner_args, **inner_kwargs)
+            finally:
+                running.discard(module.path)
+
+        arrays = [leaf for leaf, is_array in zip(leaves, traced, strict=True) if is_array]
+        return nn.remat(call, prevent_cse=prevent_cse)(module, *arrays)
+
+    with nn.intercept_methods(wrap) if names else contextlib.nullcontext():
+        yield

@@ -1,0 +1,118 @@
+"""The frame of every language model: embedding, a stack of blocks, head.
+
+Axes: B batch, T time, D this device's share of the residual stream, E its whole width, V its share of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_hydra.parallel import LAYERS, Axes
+
+from ._layers import Dense, Norm, dropout, named, small_init, soft_cap
+
+
+class Embed(nn.Module):
+    """The embedding table, split over the stream."""
+
+    config: Any
+    axes: Axes = Axes()
+
+    def setup(self) -> None:
+        """The table."""
+        config = self.config
+        init = named(small_init(config.embedding_dim, config.init_distribution_embed), None, "stream")
+        shape = (config.vocab_size, self.axes.local(config.embedding_dim))
+        self.embedding = self.param("embedding", init, shape, jnp.float32)
+
+    def __call__(self, tokens_BT: jax.Array, *, train: bool = False) -> jax.Array:
+        """Token ids (B, T) -> (B, T, D)."""
+        x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(self.config.dtype)
+        rate = self.config.dropout if self.config.add_embedding_dropout else 0.0
+        return dropout(self, x_BTD, rate, self.axes, train=train)
+
+    def head_kernel(self) -> jax.Array:
+        """The table as a projection to this device's share of the vocabulary, (E, V)."""
+        return self.axes.all_to_all(self.embedding, split=0, concat=1).T
+
+
+class LMHead(nn.Module):
+    """Norm, projection to the vocabulary, soft cap."""
+
+    config: Any
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, tied_kernel_EV: jax.Array | None = None) -> jax.Array:
+        """(B, T, D) -> logits (B, T, V) in float32."""
+        config, axes = self.config, self.axes
+        if config.add_post_blocks_norm:
+            x_BTD = Norm(config.norm_type, config.norm_eps, config.dtype, axes, name="out_norm")(x_BTD)
+        x_BTE = axes.gather(x_BTD)
+        if tied_kernel_EV is None:
+            init = small_init(config.embedding_dim, config.init_distribution_out)
+            logits_BTV = Dense(config.vocab_size, "vocab", config.lm_head_dtype, init, axes, name="out_dense")(x_BTE)
+        else:
+            logits_BTV = jnp.dot(x_BTE.astype(config.lm_head_dtype), tied_kernel_EV.astype(config.lm_head_dtype))
+        return soft_cap(logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32)), config.logits_soft_cap)
+
+
+class LanguageModel(nn.Module):
+    """Tokens to logits. A family is a subclass that says what a block is."""
+
+    config: Any
+    axes: Axes = Axes()
+
+    def block(self, name: str) -> nn.Module:
+        """One block: (B, T, D), document borders (B, T) or None, train -> (B, T, D)."""
+        raise NotImplementedError
+
+    @nn.compact
+    def __call__(
+        self, tokens_BT: jax.Array, document_borders_BT: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """Token ids (B, T) -> logits (B, T, V) in float32, where V is this device's share of the vocabulary.
+
+        Args:
+            tokens_BT: integers below `vocab_size`.
+            document_borders_BT: true where a document begins. None: one document.
+            train: apply dropout, for which the RNG stream `dropout` is needed.
+        """
+        config = self.config
+        embed = Embed(config, self.axes, name="token_embedding")
+        x_BTD = embed(tokens_BT, train=train)
+        if config.scan_blocks:
+            stack = nn.scan(
+                lambda block, x, _: (block(x, document_borders_BT, train=train), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                length=config.num_blocks,
+                metadata_params={nn.PARTITION_NAME: LAYERS},
+            )
+            x_BTD, _ = stack(self.block("blocks"), x_BTD, None)
+        else:
+            for index in range(config.num_blocks):
+                x_BTD = self.block(f"blocks_{index}")(x_BTD, document_borders_BT, train=train)
+        return LMHead(config, self.axes, name="lm_head")(x_BTD, embed.head_kernel() if config.tie_weights else None)
+
+
+class Residual(nn.Module):
+    """x + branch(norm(x)). Subclasses say what the branch is; the class name is what `remat` and `fsdp_modules` match."""
+
+    config: Any
+    axes: Axes = Axes()
+
+    def residual(self, x_BTD: jax.Array, branch: Any, name: str, *, train: bool) -> jax.Array:
+        """Norm, branch on the whole width, dropout, norm again if asked for, sum."""
+        config, axes = self.config, self.axes
+
+        def norm(suffix: str) -> Norm:
+            return Norm(config.norm_type, config.cell_norm_eps, config.dtype, axes, name=f"{name}_{suffix}")
+
+        h_BTD = branch(axes.gather(norm("norm")(x_BTD)))
+        h_BTD = dropout(self, h_BTD.astype(config.dtype), config.dropout, axes, train=train)
+        return x_BTD + (norm("post_norm")(h_BTD) if config.add_post_norm else h_BTD)

@@ -1,0 +1,191 @@
+"""The original mLSTM block (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, learnable skip.
+
+Axes: B batch, T time, D share of the residual stream, E its whole width, I this device's inner channels in G groups,
+H its heads, K key and V value width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_hydra.configs import mLSTMConfig
+from xlstm_hydra.parallel import Axes
+
+from ._cell import CELLS
+from ._layers import Dense, HeadNorm, Initializer, bias_range_init, init_with, named, output_init, small_init
+from ._lm import LanguageModel
+from ._mlstm_v1 import mLSTMBlock, post_process_gates, split_heads
+
+_ZEROS = nn.initializers.zeros_init()
+
+
+class CausalConv1d(nn.Module):
+    """A convolution over time for every channel on its own, which sees the current token and those before it."""
+
+    kernel_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTI: jax.Array) -> jax.Array:
+        """(B, T, I) -> (B, T, I)."""
+        channels, size = x_BTI.shape[-1], self.kernel_size
+        init = init_with(1 / math.sqrt(3 * size), "uniform")
+        kernel = self.param("kernel", named(init, None, None, "channels"), (size, 1, channels), jnp.float32)
+        bias = self.param("bias", named(init, "channels"), (channels,), jnp.float32)
+        y_BTI = jax.lax.conv_general_dilated(
+            x_BTI.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(1,),
+            padding=[(size - 1, 0)],
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=channels,
+        )
+        return y_BTI + bias.astype(self.dtype)
+
+
+class HeadwiseDense(nn.Module):
+    """A block-diagonal linear map: each group of channels is mapped on its own. `stack` maps share one parameter."""
+
+    groups: int
+    features: int
+    dtype: Any
+    init: Initializer
+    axes: Axes = Axes()
+    bias: bool = False
+    stack: int | None = None
+
+    @nn.compact
+    def __call__(self, x_BTI: jax.Array) -> jax.Array:
+        """(B, T, I) -> (B, T, out), or (stack, B, T, out)."""
+        groups = self.axes.local(self.groups)
+        x_BTGD = split_heads(x_BTI.astype(self.dtype), groups)
+        width, out = x_BTGD.shape[-1], self.axes.local(self.features) // groups
+        extra, axis = ((self.stack,), (None,)) if self.stack else ((), ())
+        shape = (*extra, groups, out, width)
+        kernel = self.param("kernel", named(self.init, *axis, "channels", None, None), shape, jnp.float32)
+        y = jnp.einsum("btgd,...god->...btgo", x_BTGD, kernel.astype(self.dtype))
+        y = y.reshape(*y.shape[:-2], -1)
+        if self.bias:
+            bias = self.param("bias", named(_ZEROS, *axis, "channels"), (*extra, groups * out), jnp.float32)
+            y = y + (bias[:, None, None] if self.stack else bias).astype(self.dtype)
+        return y
+
+
+class Gate(nn.Module):
+    """One gate per head, from inputs that are split over the tensor mesh axis.
+
+    Each input has its own kernel, so that its share of the channels meets its share of the rows. `headwise`: a head reads
+    its own channels only.
+    """
+
+    num_heads: int
+    bias_init: Initializer
+    dtype: Any
+    headwise: bool
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, **inputs_BTI: jax.Array) -> jax.Array:
+        """Named inputs (B, T, any) -> pre-activations (B, T, H)."""
+        heads = self.axes.local(self.num_heads)
+        inputs = {name: x.astype(self.dtype) for name, x in inputs_BTI.items()}
+        if self.headwise:
+            x_BTHD = jnp.concatenate([split_heads(x, heads) for x in inputs.values()], axis=-1)
+            shape = (heads, 1, x_BTHD.shape[-1])
+            kernel = self.param("kernel", named(_ZEROS, "heads", None, None), shape, jnp.float32)
+            y_BTH = jnp.einsum("bthd,hod->bth", x_BTHD, kernel.astype(self.dtype))
+        else:
+            y_BTH = self.axes.reduce_scatter(sum(self._part(name, x) for name, x in inputs.items()))
+        bias_H = self.param("bias", named(self.bias_init, "heads"), (heads,), jnp.float32)
+        return y_BTH + bias_H.astype(self.dtype)
+
+    def _part(self, name: str, x_BTI: jax.Array) -> Any:
+        shape = (x_BTI.shape[-1], self.num_heads)
+        kernel = self.param(f"{name}_kernel", named(_ZEROS, "channels", None), shape, jnp.float32)
+        return jnp.dot(x_BTI, kernel.astype(self.dtype))
+
+
+class mLSTMLayer(nn.Module):  # noqa: N801
+    """Up-projection, convolution, head-wise queries, keys and values, cell, skip, gate, projection back."""
+
+    config: mLSTMConfig
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTE: jax.Array, document_borders_BT: jax.Array | None) -> jax.Array:
+        """(B, T, E) -> (B, T, D)."""
+        config, axes = self.config, self.axes
+        init = small_init(config.embedding_dim, config.init_distribution)
+        bias = _ZEROS if config.bias else None
+
+        def up(name: str, width: int) -> jax.Array:
+            return Dense(width, "channels", config.dtype, init, axes, bias_init=bias, name=name)(x_BTE)
+
+        xm_BTI, z_BTI = up("proj_up_mlstm", config.inner_dim()), up("proj_up_z", config.v_dim())
+        conv_BTI = CausalConv1d(config.conv1d_kernel_size, config.dtype, name="conv1d")(xm_BTI)
+        act_BTI = jax.nn.swish(conv_BTI)
+        q, k, v = self._qkv(act_BTI, xm_BTI, init)
+        gate_inputs = {
+            "qkv": {"q": q, "k": k, "v": v},
+            "x_mlstm": {"x": xm_BTI},
+            "x_mlstm_conv": {"x": conv_BTI},
+            "x_mlstm_conv_act": {"x": act_BTI},
+        }[config.gate_input]
+        h_BTI = self._cell(q, k, v, gate_inputs, document_borders_BT)
+        if config.v_dim() != config.inner_dim():
+            act_BTI = self._headwise("x_mlstm_conv_scaling", config.v_dim(), init)(act_BTI)
+        skip_I = self.param("learnable_skip", named(nn.initializers.ones_init(), "channels"), h_BTI.shape[-1:], jnp.float32)
+        h_BTI = (h_BTI + skip_I * act_BTI) * jax.nn.swish(z_BTI)
+        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
+        down = Dense(
+            config.embedding_dim, "channels", config.dtype, out, axes, reduce=True, bias_init=bias, name="proj_down"
+        )
+        return down(h_BTI)
+
+    def _headwise(self, name: str, features: int, init: Initializer, stack: int | None = None) -> HeadwiseDense:
+        config = self.config
+        groups = config.inner_dim() // config.qkv_proj_blocksize
+        return HeadwiseDense(groups, features, config.dtype, init, self.axes, config.bias, stack, name=name)
+
+    def _qkv(self, act_BTI: jax.Array, xm_BTI: jax.Array, init: Initializer) -> tuple[jax.Array, jax.Array, jax.Array]:
+        config = self.config
+        if config.vmap_qk:
+            q, k = self._headwise("qk_proj", config.qk_dim(), init, stack=2)(act_BTI)
+        else:
+            q, k = (self._headwise(name, config.qk_dim(), init)(act_BTI) for name in ("q_proj", "k_proj"))
+        return q, k, self._headwise("v_proj", config.v_dim(), init)(xm_BTI)
+
+    def _cell(self, q, k, v, gate_inputs: dict[str, jax.Array], document_borders_BT: jax.Array | None) -> jax.Array:
+        config, heads = self.config, self.axes.local(self.config.num_heads)
+
+        def gate(name: str, bias_range: Any) -> jax.Array:
+            bias_init = bias_range_init(bias_range)
+            headwise = config.gate_linear_headwise
+            return Gate(config.num_heads, bias_init, config.gate_dtype, headwise, self.axes, name=name)(**gate_inputs)
+
+        i_BTH, f_BTH = gate("igate", config.igate_bias_init_range), gate("fgate", config.fgate_bias_init_range)
+        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, document_borders_BT, config)
+        q_BTHK, k_BTHK, v_BTHV = (split_heads(x, heads) for x in (q, k, v))
+        if config.add_qk_norm:
+            q_BTHK, k_BTHK = (
+                HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
+                for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
+            )
+        h_BTHV = CELLS[config.backend](q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, chunk_size=config.chunk_size)
+        h_BTHV = HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
+        return h_BTHV.reshape(*h_BTHV.shape[:2], -1)
+
+
+class mLSTM(LanguageModel):  # noqa: N801
+    """A language model of original mLSTM blocks."""
+
+    config: mLSTMConfig
+
+    def block(self, name: str) -> nn.Module:
+        """One mLSTM layer, no feed-forward layer."""
+        return mLSTMBlock(self.config, mLSTMLayer, feed_forward=False, axes=self.axes, name=name)

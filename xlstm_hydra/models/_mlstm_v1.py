@@ -1,0 +1,150 @@
+"""mLSTM v1, the architecture of xLSTM 7B (arXiv 2503.13427): mLSTM layer on the embedding width, then feed-forward.
+
+Axes: B batch, T time, D share of the residual stream, E its whole width, H this device's heads, K key and V value width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_hydra.configs import mLSTMv1Config
+from xlstm_hydra.parallel import Axes
+
+from ._cell import CELLS
+from ._layers import ACTIVATIONS, Dense, HeadNorm, bias_range_init, output_init, small_init, soft_cap
+from ._lm import LanguageModel, Residual
+
+_ZEROS = nn.initializers.zeros_init()
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """(B, T, heads * width) -> (B, T, heads, width)."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def post_process_gates(
+    i_BTH: jax.Array, f_BTH: jax.Array, document_borders_BT: jax.Array | None, config: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Soft cap, then the reset of the forget gate where a document begins."""
+    i_BTH, f_BTH = soft_cap(i_BTH, config.gate_soft_cap), soft_cap(f_BTH, config.gate_soft_cap)
+    if config.reset_at_document_boundaries and document_borders_BT is not None:
+        f_BTH = jnp.where(document_borders_BT[..., None], jnp.asarray(config.reset_fgate_value, f_BTH.dtype), f_BTH)
+    return i_BTH, f_BTH
+
+
+class mLSTMLayerV1(nn.Module):  # noqa: N801
+    """Queries, keys, values and gates from the stream; cell; head norm; output gate; projection back."""
+
+    config: mLSTMv1Config
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTE: jax.Array, document_borders_BT: jax.Array | None) -> jax.Array:
+        """(B, T, E) -> (B, T, D)."""
+        config, axes = self.config, self.axes
+        H = axes.local(config.num_heads)
+        bias = _ZEROS if config.bias else None
+        init = small_init(config.embedding_dim, config.init_distribution)
+
+        def project(name: str, width: int, init=init) -> jax.Array:
+            return Dense(width, "heads", config.dtype, init, axes, bias_init=bias, name=name)(x_BTE)
+
+        def gate(name: str, bias_range: Any) -> jax.Array:
+            bias_init = bias_range_init(bias_range)
+            return Dense(config.num_heads, "heads", config.gate_dtype, _ZEROS, axes, bias_init=bias_init, name=name)(x_BTE)
+
+        q_BTHK = split_heads(project("dense_q", config.qk_dim()), H)
+        k_BTHK = split_heads(project("dense_k", config.qk_dim()), H)
+        v_BTHV = split_heads(project("dense_v", config.v_dim()), H)
+        o_BTHV = split_heads(project("dense_o", config.v_dim(), _ZEROS), H)
+        i_BTH, f_BTH = gate("igate", config.igate_bias_init_range), gate("fgate", config.fgate_bias_init_range)
+        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, document_borders_BT, config)
+        if config.add_qk_norm:
+            q_BTHK, k_BTHK = (
+                HeadNorm(config.norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
+                for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
+            )
+        h_BTHV = CELLS[config.backend](q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, chunk_size=config.chunk_size)
+        h_BTHV = HeadNorm(config.cell_norm_type_v1, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
+        h_BTHV = jax.nn.sigmoid(o_BTHV) * h_BTHV
+        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
+        down = Dense(
+            config.embedding_dim, "heads", config.dtype, out, axes, reduce=True, bias_init=bias, name="proj_down"
+        )
+        return down(h_BTHV.reshape(*h_BTHV.shape[:2], -1))
+
+
+class FeedForward(nn.Module):
+    """act(x Wg) * (x Wu) Wd, or act(x Wu) Wd."""
+
+    config: mLSTMv1Config
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTE: jax.Array) -> jax.Array:
+        """(B, T, E) -> (B, T, D)."""
+        config, axes = self.config, self.axes
+        dtype = config.ff_dtype or config.dtype
+        bias = _ZEROS if config.bias else None
+        init = small_init(config.embedding_dim, config.init_distribution)
+
+        def up(name: str) -> jax.Array:
+            return Dense(config.ff_dim(), "mlp", dtype, init, axes, bias_init=bias, name=name)(x_BTE)
+
+        act = ACTIVATIONS[config.act_fn]
+        h_BTF = act(up("proj_up_gate")) * up("proj_up") if config.ff_type == "ffn_gated" else act(up("proj_up"))
+        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
+        return Dense(config.embedding_dim, "mlp", dtype, out, axes, reduce=True, bias_init=bias, name="proj_down")(h_BTF)
+
+
+class xLSTMResBlock(Residual):  # noqa: N801
+    """x + mLSTM(norm(x)), for the layer that is given."""
+
+    layer: Any = None
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        layer = self.layer(self.config, self.axes, name="xlstm")
+        return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, document_borders_BT), "xlstm", train=train)
+
+
+class FFNResBlock(Residual):
+    """x + FeedForward(norm(x))."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, *, train: bool = False) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        return self.residual(x_BTD, FeedForward(self.config, self.axes, name="ffn"), "ffn", train=train)
+
+
+class mLSTMBlock(nn.Module):  # noqa: N801
+    """One block of the stack: the residual mLSTM layer and, if the family has one, the residual feed-forward layer."""
+
+    config: Any
+    layer: Any
+    feed_forward: bool
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        mixing = xLSTMResBlock(self.config, self.axes, self.layer, name="xlstm_res_block")
+        x_BTD = mixing(x_BTD, document_borders_BT, train=train)
+        if self.feed_forward:
+            x_BTD = FFNResBlock(self.config, self.axes, name="ffn_res_block")(x_BTD, train=train)
+        return x_BTD
+
+
+class mLSTMv1(LanguageModel):  # noqa: N801
+    """The language model of xLSTM 7B."""
+
+    config: mLSTMv1Config
+
+    def block(self, name: str) -> nn.Module:
+        """mLSTM layer, then feed-forward layer."""
+        return mLSTMBlock(self.config, mLSTMLayerV1, feed_forward=True, axes=self.axes, name=name)

@@ -1,0 +1,130 @@
+"""Where every parameter lives: a table for the tensor axis, a rule for the FSDP axis, and the reason where neither applies.
+
+Parameters are global arrays of natural shape. Nothing here needs a device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jax.sharding import PartitionSpec
+
+from xlstm_hydra.configs import ConfigError, ParallelConfig, Problem
+
+LAYERS = "layers"
+"""Name of the array axis that scanned blocks are stacked along."""
+
+TENSOR_AXIS: dict[str, bool] = {
+    # Split over the tensor mesh axis:
+    "vocab": True,  # token ids, in the head
+    "heads": True,  # heads, and everything that is a number of heads wide
+    "channels": True,  # the up-projected channels of the original block
+    "mlp": True,  # the feed-forward width
+    "stream": True,  # the residual stream where it is kept, normalised and added to
+    # Whole on every tensor-parallel device:
+    "embed": False,  # the residual stream where a product sums over it or makes it
+    LAYERS: False,
+}
+"""Whether a named array axis of a parameter is split over the tensor mesh axis. An array axis without a name is not."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What must be known of a parameter to place it."""
+
+    path: str
+    """Names from the root of the parameter tree, joined with dots."""
+
+    shape: tuple[int, ...]
+    """Global shape."""
+
+    dtype: str
+    """Type it is stored in."""
+
+    itemsize: int
+    """Bytes per element."""
+
+    names: tuple[str | None, ...]
+    """Name of each array axis, as in `TENSOR_AXIS`, or None."""
+
+    modules: tuple[str, ...]
+    """Class names of the modules that own it, outermost first."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a parameter lives, and why it is not split further."""
+
+    parameter: Parameter
+    spec: PartitionSpec
+    """Mesh axis per array axis."""
+
+    fsdp_axis: int | None
+    """Array axis split over the FSDP mesh axis, counted from the end; None: not sharded."""
+
+    whole_because: str | None
+    """Why the FSDP mesh axis does not split it; None where it does."""
+
+    shards: int
+    """Number of pieces; bytes per device are the whole divided by it."""
+
+    @property
+    def bytes_per_device(self) -> int:
+        """Bytes of this parameter on each device."""
+        return math.prod(self.parameter.shape) * self.parameter.itemsize // self.shards
+
+
+def place(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, int]) -> Placement:
+    """Decide where a parameter lives.
+
+    Args:
+        parameter: its global shape, axis names and owners.
+        parallel: the layout.
+        sizes: the size of each mesh axis by name, from `ParallelConfig.axis_sizes`.
+
+    Raises:
+        ConfigError: an array axis that belongs to the tensor mesh axis does not divide over it.
+        ValueError: an array axis has a name that `TENSOR_AXIS` does not know.
+    """
+    tensor, tensor_size = parallel.model_axis_name, sizes[parallel.model_axis_name]
+    spec: list[str | None] = [None] * len(parameter.shape)
+    local = list(parameter.shape)
+    for axis, name in enumerate(parameter.names):
+        if name is not None and name not in TENSOR_AXIS:
+            raise ValueError(f"{parameter.path}: unknown array axis {name!r}. Known: {', '.join(TENSOR_AXIS)}.")
+        if name is None or not TENSOR_AXIS[name] or tensor_size == 1:
+            continue
+        if local[axis] % tensor_size:
+            given = {"parallel.model_axis_size": tensor_size}
+            raise ConfigError([Problem(given, f"must divide array axis {name!r} of {parameter.path} {parameter.shape}")])
+        spec[axis], local[axis] = tensor, local[axis] // tensor_size
+    axis, reason = _fsdp_axis(parameter, parallel, local, spec, sizes[parallel.fsdp_axis_name])
+    if axis is not None:
+        spec[axis] = parallel.fsdp_axis_name
+    shards = math.prod(sizes[name] for name in spec if name is not None)
+    from_end = None if axis is None else axis - len(spec)
+    return Placement(parameter, PartitionSpec(*spec), from_end, reason, shards)
+
+
+def _fsdp_axis(
+    parameter: Parameter, parallel: ParallelConfig, local: list[int], spec: list[str | None], fsdp_size: int
+) -> tuple[int | None, str | None]:
+    """The array axis to split over the FSDP mesh axis, or the reason why there is none."""
+    if fsdp_size == 1:
+        return None, f"parallel.fsdp_axis_size is 1 on this mesh"
+    if not set(parameter.modules) & set(parallel.fsdp_modules):
+        owners = ", ".join(parameter.modules) or "none"
+        return None, f"none of its module classes ({owners}) is in parallel.fsdp_modules"
+    own = [axis for axis, name in enumerate(parameter.names) if name != LAYERS]
+    elements = math.prod(local[axis] for axis in own)
+    if elements < parallel.fsdp_min_weight_size:
+        return None, f"{elements} elements, fewer than parallel.fsdp_min_weight_size={parallel.fsdp_min_weight_size}"
+    free = [axis for axis in own if spec[axis] is None]
+    # The largest array axis keeps the pieces contiguous and even; of equals, the last.
+    for axis in sorted(free, key=lambda axis: (local[axis], axis), reverse=True):
+        if local[axis] % fsdp_size == 0:
+            return axis, None
+    shape = tuple(local[axis] for axis in free)
+    return None, f"no free array axis of {shape} divides by parallel.fsdp_axis_size={fsdp_size}"
