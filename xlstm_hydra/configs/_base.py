@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from ._parse import Flags, decode, encode_fields, same
+from ._parse import Flags, decode, encode, register_class, same_fields
 from ._problems import ConfigError, Problem
 
+T = TypeVar("T")
 
+
+@register_class
 @dataclass(kw_only=True)
 class ConfigDict:
     """Base of every config. Subclasses are dataclasses; `rules` says what must hold between their fields.
 
-    Two configs are equal if they have the same class and equal fields, where NaN equals NaN and a class equals its
-    dotted path.
+    Two configs are equal if they have the same class and their fields mean the same: NaN equals NaN, a class equals its
+    dotted path, `jnp.bfloat16` its dtype, and a list the tuple that the annotation asks for.
 
     Raises:
         ConfigError: on construction, with every rule that the values break.
@@ -32,7 +35,7 @@ class ConfigDict:
             raise ConfigError(problems)
 
     def __eq__(self, other: object) -> bool:
-        return same(self, other) if type(self) is type(other) else NotImplemented
+        return same_fields(self, other) if type(self) is type(other) else NotImplemented
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
@@ -41,24 +44,28 @@ class ConfigDict:
         yield from ()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a field, or `default` where there is no such field."""
-        return getattr(self, key, default)
+        """The value of a field or property, or `default` where there is none of that name."""
+        is_value = key in self.__dataclass_fields__ or isinstance(getattr(type(self), key, None), property)
+        return getattr(self, key, default) if is_value else default
 
     def to_dict(self) -> dict[str, Any]:
         """This config as plain JSON values: `from_dict(type(self), self.to_dict()) == self`.
 
         Non-finite floats become `"nan"`, `"inf"`, `"-inf"`; dtypes, enums, paths and classes become strings.
+
+        Raises:
+            ConfigError: a value has no plain form, such as an array, with the path of its field.
         """
-        return encode_fields(self)
+        return encode(self, type(self))
 
     @staticmethod
     def from_dict(
-        config_class: type,
+        config_class: type[T],
         data: Mapping[str, Any],
         strict_classname_parsing: bool = False,
         ignore_extensive_attributes: bool = True,
         none_to_zero_for_ints: bool = False,
-    ) -> Any:
+    ) -> T:
         """Read plain data as a `config_class`, nested dataclasses included. The flags hold at every level.
 
         Args:

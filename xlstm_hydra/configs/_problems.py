@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
+import enum
+import math
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
-_HIDDEN = object()
+_HIDDEN = ...
+"""Stands in `Problem.given` for a value that the rule tells in its own words."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Problem:
     """One broken rule.
 
     Keys are relative to the config that states the rule; `at` puts them where the user types them. A key with a leading
-    slash is already whole (`/parallel.model_axis_size`). A key in braces inside `rule` or `fix` is printed the same way.
+    slash is already whole (`/parallel.model_axis_size`). Keys in braces in `rule` or `fix` are printed the same way.
     """
 
     given: Mapping[str, Any]
@@ -33,7 +37,7 @@ class Problem:
 
     @classmethod
     def about(cls, key: str, text: str, fix: str = "") -> Problem:
-        """A problem that tells the value in its own words, such as `expected int, got 'abc'`."""
+        """A problem that tells the value in its own words, such as `expected int, got 'abc'`; braces stay braces."""
         return cls({key: _HIDDEN}, text, fix)
 
     def at(self, path: str) -> Problem:
@@ -43,14 +47,18 @@ class Problem:
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys that take part, as the user types them."""
-        return tuple(_join(self.prefix, key) for key in self.given)
+        return tuple(map(self._whole, self.given))
 
     def __str__(self) -> str:
         values = zip(self.keys, self.given.values(), strict=True)
         head = ", ".join(key if value is _HIDDEN else f"{key}={show(value)}" for key, value in values)
         text = f"{self.rule}. {self.fix}" if self.fix else self.rule
-        text = _PLACEHOLDER.sub(lambda match: _join(self.prefix, match[1]), text)
+        if _HIDDEN not in self.given.values():
+            text = _PLACEHOLDER.sub(lambda match: self._whole(match[1]), text)
         return f"{head}: {text}" if head else text
+
+    def _whole(self, key: str) -> str:
+        return key[1:] if key.startswith("/") else _join(self.prefix, key)
 
 
 class ConfigError(ValueError):
@@ -58,9 +66,9 @@ class ConfigError(ValueError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
-        super().__init__(self._text())
+        super().__init__(self.problems)  # what pickle gives back to __init__, on the way out of a worker process
 
-    def _text(self) -> str:
+    def __str__(self) -> str:
         if len(self.problems) == 1:
             return str(self.problems[0])
         lines = [f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1)]
@@ -68,41 +76,65 @@ class ConfigError(ValueError):
 
 
 def _join(left: str, right: str) -> str:
-    if right.startswith("/"):
-        return right[1:]
     if not left or not right:
         return left or right
     return left + right if right.startswith("[") else f"{left}.{right}"
 
 
+class _Short(reprlib.Repr):
+    """`repr` that costs no more than it shows, whatever the value's size and depth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 20
+        self.maxstring = self.maxother = self.maxlong = 80
+
+    def repr1(self, x: Any, level: int) -> str:
+        if x is None or isinstance(x, bool):
+            return {None: "null", True: "true", False: "false"}[x]
+        if isinstance(x, enum.Enum | PurePath):
+            return getattr(x, "name", "") if isinstance(x, enum.Enum) else str(x)
+        try:
+            return super().repr1(x, level)
+        except (ValueError, RecursionError):  # such as an integer with more digits than Python prints
+            return f"<{type(x).__name__}>"
+
+
 def show(value: Any) -> str:
     """A value as the user would type it, short enough for one line."""
-    if value is None:
-        return "null"
-    text = repr(value) if isinstance(value, str) else str(value)
+    text = _Short().repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`Did you mean 'x'?`, or the whole list where nothing is near."""
     known = list(known)
-    lowered = {option.lower(): option for option in known}
-    close = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {lowered[close[0]]!r}?"
+    if near := _near(name, known):
+        return f"Did you mean {near!r}?"
     return f"Known: {', '.join(known)}." if known else "There are none."
 
 
+def _near(name: Any, known: Iterable[str]) -> str | None:
+    import difflib  # only a wrong name needs it
+
+    lowered = {option.lower(): option for option in known}
+    close = difflib.get_close_matches(str(name)[:80].lower(), list(lowered), n=1, cutoff=0.6)
+    return lowered[close[0]] if close else None
+
+
 def divisors(number: int) -> list[int]:
-    """All positive divisors, ascending."""
-    small = [d for d in range(1, int(abs(number) ** 0.5) + 1) if number % d == 0]
-    return sorted({*small, *(abs(number) // d for d in small)})
+    """All positive divisors, ascending; beyond 2**32, those up to 2**16 and their counterparts."""
+    number = abs(number)
+    small = [d for d in range(1, min(math.isqrt(number), 2**16) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
 
 
 def either(options: Iterable[Any]) -> str:
-    """`1, 2 or 4`."""
+    """`1, 2 or 4`; a long list loses its middle."""
     texts = [str(option) for option in options]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
+    if len(texts) > 12:
+        texts = [*texts[:6], "...", *texts[-5:]]
+    return " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
 
 
 def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = False) -> Iterator[Problem]:
@@ -111,8 +143,8 @@ def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = Fa
     if value in options or (optional and value is None):
         return
     choices = either([*options, "null"] if optional else options)
-    close = difflib.get_close_matches(str(value), options, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    near = _near(value, options)
+    hint = f" (did you mean {near}?)" if near else ""
     yield Problem({key: value}, "not a known value", f"Choose {choices}{hint}.")
 
 

@@ -1,0 +1,267 @@
+"""Plain JSON values -> typed values, led by annotations. Nothing is ever imported for it.
+
+Every reader returns the value, or `MISSING`, with the problems it met. Their keys are relative to that value.
+"""
+
+from __future__ import annotations
+
+import collections.abc as abc
+import dataclasses
+import enum
+import pathlib
+import sys
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ._hints import (
+    CLASSES,
+    MAPPINGS,
+    SEQUENCES,
+    TAG,
+    dotted,
+    find_class,
+    fixed_length,
+    flatten,
+    hints,
+    is_loose,
+    item_hint,
+    kind,
+    mapping_hints,
+    members,
+    registered,
+    required,
+    strip,
+    subclasses,
+    type_name,
+    variant,
+)
+from ._problems import ConfigError, Problem, nearest, show
+from ._scalars import MISSING, Flags, read_class, read_scalar, unwrap
+
+PATHS = {cls.__name__: cls for cls in (pathlib.Path, pathlib.PurePosixPath, pathlib.PureWindowsPath)}
+_TAGGED = {"float": float, "tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict, **PATHS}
+
+Result = tuple[Any, list[Problem]]
+_DEFAULT = Flags()
+
+
+def decode(hint: Any, data: Any, flags: Flags = _DEFAULT) -> Any:
+    """Read plain data as a value of the annotated type.
+
+    Raises:
+        ConfigError: with one problem for every wrong value, missing field and (unless ignored) unknown field.
+    """
+    value, problems = collect(hint, data, flags)
+    if problems:
+        raise ConfigError(problems)
+    return value
+
+
+def collect(hint: Any, data: Any, flags: Flags = _DEFAULT) -> Result:
+    """Like `decode`, but returns what could be read (a dataclass as an `unchecked` instance) with all problems."""
+    try:
+        value, problems = read(hint, data, dataclasses.replace(flags, attempts={}))
+    except RecursionError:
+        value, problems = MISSING, [Problem.about("", "nested too deeply to be a config")]
+    if value is MISSING:
+        value = unchecked(hint, {}) if dataclasses.is_dataclass(hint) else None
+    return value, problems
+
+
+def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
+    """An instance that has not passed its own rules, so that the rules between groups can still be tried."""
+    config = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            object.__setattr__(config, field.name, values[field.name])
+        elif field.default is not dataclasses.MISSING:
+            object.__setattr__(config, field.name, field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            object.__setattr__(config, field.name, field.default_factory())
+    return config
+
+
+def read(hint: Any, data: Any, flags: Flags) -> Result:
+    """The value that plain data stands for under an annotation."""
+    hint, data = strip(hint), unwrap(data)
+    if is_loose(hint):
+        return _read_any(data, flags)
+    for kinds, reader in _READERS:
+        if kind(hint) in kinds:
+            return reader(hint, data, flags)
+    if dataclasses.is_dataclass(kind(hint)):
+        return _read_dataclass(kind(hint), data, flags)
+    value = read_scalar(hint, data, flags)
+    return (value, []) if value is not MISSING else _mismatch(hint, data)
+
+
+def _mismatch(hint: Any, data: Any) -> Result:
+    return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}")]
+
+
+def _read_any(data: Any, flags: Flags) -> Result:
+    if isinstance(data, Mapping) and TAG in data:
+        return _read_tagged(data, dataclasses.replace(flags, exact=False))
+    if type(data) in (list, dict):
+        return read(type(data), data, flags)
+    return data, []
+
+
+def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
+    tag = str(data[TAG])
+    if tag in _TAGGED:
+        return read(_TAGGED[tag], data if tag == "dict" else data.get("value"), flags)
+    if tag == "dtype" and "numpy" in sys.modules:
+        return read(sys.modules["numpy"].dtype, data.get("value"), flags)
+    found = find_class(tag)
+    if dataclasses.is_dataclass(found):
+        return _read_dataclass(found, data, flags)
+    if isinstance(found, type) and issubclass(found, enum.Enum):
+        return read(found, data.get("value"), flags)
+    text = f"{TAG} {show(data[TAG])} is no class that this program has loaded for configs"
+    return MISSING, [Problem.about("", text, "Import the module that defines it, or call register_class with it.")]
+
+
+def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
+    if isinstance(data, declared):
+        return data, []
+    if not isinstance(data, Mapping):
+        return _mismatch(declared, data)
+    cls, problems = variant(declared, data)
+    if cls is None:
+        return MISSING, problems
+    fields = hints(cls)
+    found = {name: read(hint, data[name], flags) for name, hint in fields.items() if name in data}
+    problems = flatten((name, own) for name, (_, own) in found.items())
+    for name in required(cls):
+        if name not in data:
+            problems.append(Problem.about("", f"missing, expected {type_name(fields[name])}").at(name))
+    if not flags.ignore_unknown:
+        problems += [_unknown(cls, name) for name in data if name not in fields and name != TAG]
+    values = {name: value for name, (value, _) in found.items() if value is not MISSING}
+    return (unchecked(cls, values), problems) if problems else _construct(cls, values)
+
+
+def _unknown(cls: Any, name: Any) -> Problem:
+    return Problem.about("", f"no such field in {cls.__name__}", nearest(str(name), hints(cls))).at(str(name))
+
+
+def _construct(cls: Any, values: dict[str, Any]) -> Result:
+    try:
+        return cls(**values), []
+    except ConfigError as error:
+        problems = error.problems
+    except (ValueError, TypeError, ArithmeticError) as error:
+        problems = [Problem.about("", str(error))]
+    return unchecked(cls, values), problems
+
+
+def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
+    if data is None and type(None) in typing.get_args(hint):
+        return None, []
+    options = members(hint)
+    if isinstance(data, Mapping) and TAG in data:
+        for member in options:
+            cls = kind(member)
+            if dataclasses.is_dataclass(cls) and data[TAG] in _names(cls):
+                return read(member, data, flags)
+            if data[TAG] == type_name(member) and "value" in data:
+                return read(member, data["value"], flags)
+    exact = dataclasses.replace(flags, exact=True, ignore_unknown=False)
+    by_unknown = sorted(options, key=lambda member: _num_unknown(member, data))
+    for choice, order in {exact: options, flags: by_unknown}.items():
+        for member in order:
+            value, problems = _attempt(member, data, choice)
+            if not problems:
+                return value, []
+    alike = [member for member in by_unknown if _is_alike(member, data)]
+    return _attempt(alike[0], data, flags) if alike else _mismatch(hint, data)
+
+
+def _attempt(member: Any, data: Any, flags: Flags) -> Result:
+    """`read`, once for each member and data: the members of nested unions would be tried again for each one outside."""
+    key = (member, id(data), flags)
+    if key not in flags.attempts:
+        flags.attempts[key] = (data, read(member, data, flags))  # with the data, so that its id stays taken
+    return flags.attempts[key][1]
+
+
+def _names(cls: Any) -> set[str]:
+    return set(map(dotted, (cls, *subclasses(cls))))
+
+
+def _num_unknown(member: Any, data: Any) -> int:
+    is_object = dataclasses.is_dataclass(kind(member)) and isinstance(data, Mapping)
+    return len(data.keys() - hints(kind(member)).keys()) if is_object else 0
+
+
+def _is_alike(member: Any, data: Any) -> bool:
+    """Whether data has the outer form of a member, so that only something inside it is wrong."""
+    if isinstance(data, Mapping):
+        return dataclasses.is_dataclass(kind(member)) or kind(member) in MAPPINGS
+    return isinstance(data, list | tuple | set | frozenset) and kind(member) in SEQUENCES
+
+
+def _read_literal(hint: Any, data: Any, flags: Flags) -> Result:
+    for option in typing.get_args(hint):
+        if (type(option) is type(data) and option == data) or (isinstance(option, enum.Enum) and option.name == data):
+            return option, []
+    for option in typing.get_args(hint):
+        if isinstance(option, int) and isinstance(data, str) and not flags.exact and str(option) == data:
+            return option, []
+    return _mismatch(hint, data)
+
+
+def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
+    origin = kind(hint)
+    is_other = flags.exact and isinstance(data, tuple | set | frozenset) and not isinstance(data, origin)
+    if is_other or not isinstance(data, abc.Collection) or isinstance(data, str | bytes | Mapping | type):
+        return _mismatch(hint, data)
+    length = fixed_length(hint)
+    if length is not None and len(data) != length:
+        text = f"expected {type_name(hint)} with {length} elements, got {show(data)}"
+        return MISSING, [Problem.about("", text)]
+    found = [read(item_hint(hint, index), item, flags) for index, item in enumerate(data)]
+    if problems := flatten((f"[{index}]", own) for index, (_, own) in enumerate(found)):
+        return MISSING, problems
+    try:
+        return SEQUENCES[origin](value for value, _ in found), []
+    except TypeError:  # an element of a set that is not hashable
+        return _mismatch(hint, data)
+
+
+def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
+    if not isinstance(data, Mapping):
+        return _mismatch(hint, data)
+    pairs = data.get("value") if data.get(TAG) == "dict" else [*data.items()]
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        return _mismatch(hint, data)
+    key_hint, value_hint = mapping_hints(hint)
+    lenient = dataclasses.replace(flags, exact=False)  # JSON keys are strings, so a key is always converted
+    steps = [key if isinstance(key, str) else show(key) for key, _ in pairs]
+    keys = [read(key_hint, key, lenient) for key, _ in pairs]
+    values = [read(value_hint, value, flags) for _, value in pairs]
+    if problems := flatten((step, k[1] + v[1]) for step, k, v in zip(steps, keys, values, strict=True)):
+        return MISSING, problems
+    try:
+        return {key: value for (key, _), (value, _) in zip(keys, values, strict=True)}, []
+    except TypeError:  # a key that is not hashable
+        return _mismatch(hint, data)
+
+
+def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
+    value = read_class(hint, data, flags)
+    if value is not MISSING:
+        return value, []
+    text = f"expected {type_name(hint)} that is registered, got {show(data)}"
+    return MISSING, [Problem.about("", text, nearest(str(data), registered()))]
+
+
+_READERS = (
+    ((typing.Union,), _read_union),
+    ((typing.Literal,), _read_literal),
+    (tuple(SEQUENCES), _read_sequence),
+    (MAPPINGS, _read_mapping),
+    (CLASSES, _read_class),
+)

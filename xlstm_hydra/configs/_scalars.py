@@ -1,0 +1,188 @@
+"""Plain JSON values -> single values: numbers, words, paths, enums, dtypes, classes. `MISSING` where none fits."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import math
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from ._hints import kind, registered
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
+"""What is returned where no value could be read."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What `ConfigDict.from_dict` was asked to tolerate, at every level."""
+
+    strict_classnames: bool = False
+    """Accept a class or dtype only in the form `<class 'a.B'>`."""
+
+    ignore_unknown: bool = True
+    """Skip fields that a class does not have."""
+
+    none_to_zero: bool = False
+    """Read None as 0 where an int is expected."""
+
+    exact: bool = False
+    """Refuse conversions such as `"5"` to 5; used to choose between the members of a union."""
+
+    attempts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What members of unions made of which data, so that nested unions do not multiply."""
+
+
+def unwrap(value: Any) -> Any:
+    """A NumPy or JAX scalar as the Python number it holds; anything else as it is."""
+    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return value
+    inner = value.item()
+    return float(inner) if type(inner) is type(value) else inner  # np.longdouble stays what it is
+
+
+def read_scalar(hint: Any, data: Any, flags: Flags) -> Any:
+    """A single value of the annotated type."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and kind(hint) is numpy.dtype:
+        return read_dtype(data, flags)
+    if (scalar_type := numpy_type(hint)) is not None:
+        return _read_numpy_scalar(scalar_type, data, flags)
+    if hint in _READERS:
+        return _READERS[hint](data, flags)
+    if not isinstance(hint, type):
+        return MISSING
+    if issubclass(hint, enum.Enum):
+        return _read_enum(hint, data)
+    if issubclass(hint, PurePath):
+        fits = isinstance(data, PurePath) or (isinstance(data, str) and not flags.exact)
+        return hint(data) if fits else MISSING
+    try:
+        return data if isinstance(data, hint) else MISSING
+    except TypeError:  # a protocol or a TypedDict
+        return MISSING
+
+
+def _read_bool(data: Any, flags: Flags) -> Any:
+    if isinstance(data, bool):
+        return data
+    words = {"true": True, "false": False}
+    return words.get(data.lower(), MISSING) if isinstance(data, str) and not flags.exact else MISSING
+
+
+def _read_int(data: Any, flags: Flags) -> Any:
+    if type(data) is int:
+        return data
+    if data is None and flags.none_to_zero:
+        return 0
+    if flags.exact or isinstance(data, bool) or (isinstance(data, float) and not data.is_integer()):
+        return MISSING
+    return _convert(int, data) if isinstance(data, int | float | str) else MISSING
+
+
+def _read_float(data: Any, flags: Flags) -> Any:
+    if type(data) is float:
+        return data
+    if flags.exact or isinstance(data, bool):
+        return MISSING
+    return _convert(float, data) if isinstance(data, int | float | str) else MISSING
+
+
+def _read_str(data: Any, flags: Flags) -> Any:
+    del flags
+    return data if isinstance(data, str) else MISSING
+
+
+def _read_none(data: Any, flags: Flags) -> Any:
+    del flags
+    return None if data is None else MISSING
+
+
+_READERS = {bool: _read_bool, int: _read_int, float: _read_float, str: _read_str, type(None): _read_none}
+
+
+def _convert(to: Any, data: Any) -> Any:
+    try:
+        return to(data)
+    except (ValueError, TypeError, OverflowError):
+        return MISSING
+
+
+def _read_enum(hint: type[enum.Enum], data: Any) -> Any:
+    if isinstance(data, hint):
+        return data
+    if isinstance(data, str) and data in hint.__members__:
+        return hint[data]
+    same_value = (member for member in hint if type(member.value) is type(data) and member.value == data)
+    composite = _convert(hint, data) if issubclass(hint, enum.Flag) and type(data) is int else MISSING
+    return next(same_value, composite)
+
+
+def read_class(hint: Any, data: Any, flags: Flags) -> Any:
+    """A class or function that was registered, or that is given as itself."""
+    value = data if callable(data) else registered().get(_class_name(data, flags) or "", MISSING)
+    bounds = typing.get_args(hint) if kind(hint) is type else ()
+    bound = bounds[0] if bounds and isinstance(bounds[0], type) else object
+    fits = inspect.isclass(value) and issubclass(value, bound) if kind(hint) is type else callable(value)
+    return value if fits else MISSING
+
+
+def _class_name(data: Any, flags: Flags) -> str | None:
+    """`a.B` from `<class 'a.B'>`, or from `a.B` itself unless the strict form is asked for."""
+    if not isinstance(data, str):
+        return None
+    if data.startswith("<class '") and data.endswith("'>"):
+        return data[len("<class '") : -len("'>")]
+    return None if flags.strict_classnames else data
+
+
+def read_dtype(data: Any, flags: Flags) -> Any:
+    """A NumPy dtype from its name, from `<class 'jax.numpy.bfloat16'>`, or from anything that has one."""
+    numpy = sys.modules.get("numpy")
+    name = _class_name(data, flags) if isinstance(data, str) else dtype_name(data)
+    if numpy is None or name is None:
+        return MISSING
+    try:
+        return numpy.dtype(name.rpartition(".")[2])
+    except (TypeError, ValueError, SyntaxError):
+        return MISSING
+
+
+def dtype_name(value: Any) -> str | None:
+    """`bfloat16` for a NumPy dtype, a NumPy scalar type or a `jax.numpy` scalar type; None for anything else."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if isinstance(value, type) and numpy_type(value) is not None:
+        value = numpy.dtype(numpy_type(value))
+    if not isinstance(value, numpy.dtype):
+        return None
+    return next((name for name in (value.name, value.str) if _convert(numpy.dtype, name) == value), None)
+
+
+def numpy_type(hint: Any) -> Any:
+    """The NumPy scalar type that `np.float32` or `jnp.float32` stands for; None for anything else."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(hint, type):
+        return None
+    if issubclass(hint, numpy.generic):
+        return hint
+    dtype = getattr(hint, "dtype", None) if type(hint).__name__ == "_ScalarMeta" else None
+    return getattr(dtype, "type", None)
+
+
+def _read_numpy_scalar(scalar_type: Any, data: Any, flags: Flags) -> Any:
+    numpy = sys.modules["numpy"]
+    bases = {numpy.bool_: bool, numpy.integer: int, numpy.str_: str}
+    base = next((base for parent, base in bases.items() if issubclass(scalar_type, parent)), float)
+    value = _READERS[base](data, flags)
+    if value is MISSING:
+        return MISSING
+    with numpy.errstate(over="ignore"):
+        read = _convert(scalar_type, value)
+    overflowed = base is float and math.isfinite(value) and read is not MISSING and not numpy.isfinite(read)
+    return MISSING if overflowed else read

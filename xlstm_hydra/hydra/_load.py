@@ -1,0 +1,201 @@
+"""One door: a composed Hydra config becomes a checked `RunConfig`, and no `DictConfig` travels further."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem, RunConfig
+from xlstm_hydra.configs._parse import Flags, collect, unchecked
+from xlstm_hydra.configs._problems import nearest
+
+from ._register import register
+
+_STRICT = Flags(ignore_unknown=False)
+_NODE_KEYS = ("_target_", "model_class", "config_class", "parallel")
+
+
+def load(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
+    """Turn a composed config into a checked `RunConfig`.
+
+    Raises:
+        ConfigError: with every rule that the config breaks.
+    """
+    run, problems = read(cfg)
+    if problems:
+        raise ConfigError(problems)
+    return run
+
+
+def validate(cfg: DictConfig | Mapping[str, Any]) -> None:
+    """Check a composed config whole, without JAX.
+
+    Raises:
+        ConfigError: with every rule that the config breaks, each with the key as the user types it.
+    """
+    load(cfg)
+
+
+def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]:
+    """The run as far as it can be read, and every broken rule."""
+    register()
+    plain, problems = _to_plain(cfg)
+    groups: dict[str, Any] = {}
+    hints = typing.get_type_hints(RunConfig)
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    for key in plain:
+        if key not in names and key != "parallel":
+            problems.append(Problem.about(key, "no such group", nearest(key, [*names, "parallel"])))
+    for name in names:
+        if name == "model":
+            groups[name] = _read_model(plain, problems)
+        elif name in plain:
+            groups[name] = _collect(hints[name], plain[name], name, problems)
+    run = unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
+    return run, problems + _cross_rules(run, problems)
+
+
+def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
+    """The rules between groups, without those that look at a value already known to be wrong."""
+    wrong = {key for problem in broken for key in problem.keys}
+    try:
+        return [problem for problem in run.rules() if not wrong & set(problem.keys)]
+    except (AttributeError, TypeError, ZeroDivisionError):
+        if not broken:
+            raise
+        return []  # a group that could not be read leaves nothing to compare
+
+
+def _collect(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
+    value, found = collect(hint, data, _STRICT)
+    problems.extend(problem.at(path) for problem in found)
+    return value
+
+
+def _to_plain(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Groups as plain values, without the keys that have none (`???`), which are then missing fields."""
+    cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
+    plain, problems = {}, []
+    for key in cfg:
+        if key == "hydra" or OmegaConf.is_missing(cfg, key):
+            continue
+        try:
+            node = cfg[key]
+            is_config = OmegaConf.is_config(node)
+            plain[str(key)] = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if is_config else node
+        except OmegaConfBaseException as error:
+            where = str(error.full_key or key)
+            problems.append(Problem.about(where, str(error).partition("\n")[0]))
+    return _without_missing(plain), problems
+
+
+def _without_missing(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_missing(item) for key, item in value.items() if not _is_missing(item)}
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, str) and value == "???"
+
+
+def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig | None:
+    parallel = _collect(ParallelConfig, plain.get("parallel") or {}, "parallel", problems)
+    node = plain.get("model")
+    if not isinstance(node, Mapping):
+        problems.append(Problem.about("model", "missing", "Choose one, for example model=tiny."))
+        return None
+    if "model_class" not in node:
+        problems.append(Problem.about("model.model_class", "missing, expected the dotted path of a Flax class"))
+        return None
+    config_class = _config_class(node, problems)
+    if config_class is None:
+        return None
+    config = _collect(config_class, _config_fields(node), "model", problems)
+    return unchecked(ModelConfig, {"model_class": node["model_class"], "parallel": parallel, "model_config": config})
+
+
+def _config_fields(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in _NODE_KEYS}
+
+
+def _config_class(node: Mapping[str, Any], problems: list[Problem]) -> Any:
+    """The class that the fields of a model node belong to."""
+    path = node.get("config_class")
+    try:
+        if path is not None:
+            return _locate(path, "model.config_class")
+        return _annotated_config(_locate(node["model_class"], "model.model_class"))
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _annotated_config(model_class: Any) -> Any:
+    hint = typing.get_type_hints(model_class).get("config")
+    if not dataclasses.is_dataclass(hint):
+        text = "its field `config` is not annotated with a config dataclass"
+        given = {"model.model_class": f"{model_class.__module__}.{model_class.__qualname__}"}
+        raise ConfigError([Problem(given, text, "Annotate it, or name the dataclass in model.config_class.")])
+    return hint
+
+
+def _locate(path: Any, key: str) -> Any:
+    """The class that the user named."""
+    module_name, _, name = str(path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name) if module_name else None
+    except ImportError as error:
+        missing = f"cannot import it: {error}"
+        raise ConfigError([Problem({key: path}, missing, "It must be installed, or lie in this folder.")]) from None
+    except AttributeError:
+        module = importlib.import_module(module_name)
+        known = [item for item, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError([Problem({key: path}, f"{module_name} has no {name}", nearest(name, known))]) from None
+    if not isinstance(found, type):
+        raise ConfigError([Problem({key: path}, "must be the dotted path of a class, such as my_package.MyModel")])
+    return found
+
+
+def make_model_config(
+    *, model_class: Any, config_class: str | None = None, parallel: Any = None, **fields: Any
+) -> ModelConfig:
+    """What a composed `model` node is the `_target_` of: the Flax class, its typed config, and the layout.
+
+    Raises:
+        ConfigError: a class that cannot be imported, or a field that breaks a rule.
+    """
+    node = {"model_class": model_class, "config_class": config_class, **_plain(fields)}
+    problems: list[Problem] = []
+    config_type = _config_class(node, problems)
+    layout = parallel if isinstance(parallel, ParallelConfig) else _plain(parallel) or {}
+    layout = _collect(ParallelConfig, layout, "parallel", problems)
+    config = None if config_type is None else _collect(config_type, _config_fields(node), "model", problems)
+    if problems:
+        raise ConfigError(problems)
+    return resolve_classes(ModelConfig(model_class, layout, config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def resolve_classes(model: ModelConfig) -> ModelConfig:
+    """The same model with the class itself where its dotted path was. This is what imports JAX.
+
+    Raises:
+        ConfigError: the path does not lead to a class.
+    """
+    if not isinstance(model.model_class, str):
+        return model
+    return dataclasses.replace(model, model_class=_locate(model.model_class, "model.model_class"))
+
+

@@ -1,0 +1,79 @@
+"""Schemas, the resolver, and where `conf/` is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from xlstm_hydra import configs
+
+GROUP = "xlstm_hydra/schema"
+"""Where the schemas are in Hydra's tree: apart from the groups, so that `parallel=glob(*)` finds layouts only."""
+
+
+@dataclass(kw_only=True)
+class ModelNode:
+    """What the node of a model has beside the fields of its config."""
+
+    _target_: str = "xlstm_hydra.hydra.make_model_config"
+    """What `hydra.utils.instantiate` calls."""
+
+    model_class: str
+    """Dotted path of the Flax class."""
+
+    config_class: str | None = None
+    """Dotted path of the config that the class takes. null: what its field `config` is annotated with."""
+
+    parallel: Any = None
+    """The layout. null: one device, or as many as there are data-parallel."""
+
+
+def _model_node(config_class: type) -> type:
+    """A flat schema: the fields of a model's config and of its node side by side."""
+    return dataclass(kw_only=True)(type(f"{config_class.__name__}Node", (ModelNode, config_class), {}))
+
+
+SCHEMAS: dict[str, type] = {
+    "task": configs.TaskConfig,
+    "mlstm": _model_node(configs.mLSTMConfig),
+    "mlstm_v1": _model_node(configs.mLSTMv1Config),
+    "parallel": configs.ParallelConfig,
+    "stdlib": configs.StdlibDataConfig,
+    "text": configs.TextDataConfig,
+    "synthetic": configs.SyntheticDataConfig,
+    "adamw": configs.AdamWConfig,
+    "lion": configs.LionConfig,
+    "sgd": configs.SGDConfig,
+    "constant": configs.ConstantConfig,
+    "cosine": configs.CosineConfig,
+    "linear": configs.LinearConfig,
+    "exponential": configs.ExponentialConfig,
+    "trainer": configs.TrainerConfig,
+    "checkpoint": configs.CheckpointConfig,
+    "logger": configs.LoggerConfig,
+}
+"""The schema of every option in `conf/`, by the name that its defaults list uses."""
+
+
+def register() -> None:
+    """Put our schemas in Hydra's ConfigStore and our resolver in OmegaConf. Calling it twice is harmless."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(group=GROUP, name=name, node=schema, provider="xlstm-hydra")
+    OmegaConf.register_new_resolver("xlstm_rest", _rest, replace=True)
+
+
+def _rest(*sizes: int) -> int:
+    """The size of the data axis beside others: what they leave (-1), or 1 where one of them takes all that is left."""
+    return 1 if -1 in sizes else -1
+
+
+def conf_dir() -> Path:
+    """The folder of our YAML files: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
