@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.hydra import explain, load
@@ -24,12 +26,21 @@ def run_task(cfg: DictConfig) -> float | None:
     """Check the config, then do its task. Returns the last validation loss, for sweepers that optimise it."""
     try:
         run = load(cfg)
+        folder, overrides = _run_folder(cfg)
         from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
 
-        return train(run)
+        return train(run, folder, overrides)
     except ConfigError as error:
         _refuse(error)
         raise SystemExit(2) from None  # not an exception to Hydra, which would print a traceback
+
+
+def _run_folder(cfg: DictConfig) -> tuple[Path, list[str]]:
+    """Hydra's folder for this job, with the resolved config in it, and the job's overrides."""
+    hydra_cfg = HydraConfig.get()
+    folder = Path(hydra_cfg.runtime.output_dir)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    return folder, list(hydra_cfg.overrides.task)
 
 
 def main() -> None:

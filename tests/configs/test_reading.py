@@ -299,7 +299,7 @@ def test_strict_classnames_hold_at_every_level_for_dtypes_and_classes(strict):
 
 def test_an_open_name_chooses_the_subclass_that_has_it_as_default():
     assert ConfigDict.from_dict(Sampler, {"name": "top_k", "k": 7}) == TopK(k=7)
-    assert problems(Sampler, {"name": "topk"}) == ["name: no such Sampler, got 'topk'. Did you mean 'top_k'?"]
+    assert problems(Sampler, {"name": "topk"}) == ["name='topk': not a known value. Did you mean 'top_k'?"]
     assert problems(Sampler, {}) == ["name: missing. Known: greedy, top_k."]
     assert read(Sampler | None, {"name": "greedy"}) == Greedy()
 

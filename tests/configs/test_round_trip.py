@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conversions import assert_alike, holding, through_json
 from xlstm_hydra.configs import ConfigDict, ConfigError, register_class
 
 NAN, INF = math.nan, math.inf
@@ -97,33 +96,6 @@ def known_function():
 
 
 register_class(Mode)
-
-
-def holding(annotation, value):
-    """A config with one field `v` of the annotated type, holding the value."""
-    return make_dataclass("Holder", [("v", annotation)], bases=(ConfigDict,))(value)
-
-
-def through_json(config, **flags):
-    """What comes back from the config's JSON text, keys sorted."""
-    text = json.dumps(config.to_dict(), allow_nan=False, sort_keys=True)
-    return ConfigDict.from_dict(type(config), json.loads(text), **flags)
-
-
-def assert_alike(left, right):
-    """Equal to the type, all the way down."""
-    assert type(left) is type(right)
-    if dataclasses.is_dataclass(left):
-        left, right = vars(left), vars(right)
-    if isinstance(left, dict):
-        assert left.keys() == right.keys()
-        left, right = list(left.values()), [right[key] for key in left]
-    if isinstance(left, list | tuple):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_alike(one, other)
-    elif not isinstance(left, type):
-        assert left == right or left != left
 
 
 CASES = [

@@ -187,8 +187,8 @@ def _attempt(member: Any, data: Any, flags: Flags) -> Result:
     return flags.attempts[key][1]
 
 
-def _names(cls: Any) -> set[str]:
-    return set(map(dotted, (cls, *subclasses(cls))))
+def _names(cls: Any) -> list[str]:
+    return [dotted(member) for member in (cls, *subclasses(cls))]
 
 
 def _num_unknown(member: Any, data: Any) -> int:

@@ -89,8 +89,9 @@ def variant(declared: Any, data: Mapping[Any, Any]) -> tuple[Any, list[Problem]]
         name = data.get("name")
         if isinstance(name, str) and name in names:
             return names[name], []
-        text = f"no such {declared.__name__}, got {show(name)}" if "name" in data else "missing"
-        return None, [Problem.about("name", text, nearest(str(name), names))]
+        if "name" in data:
+            return None, [Problem({"name": name}, "not a known value", nearest(str(name), names))]
+        return None, [Problem.about("name", "missing", f"Known: {', '.join(names)}.")]
     if data and family and not hints(declared):
         text = f"which {declared.__name__} this is, is not said"
         return None, [Problem.about("", text, f"Add {TAG} with the dotted path of its class.")]

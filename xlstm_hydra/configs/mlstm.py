@@ -183,23 +183,26 @@ class _CellConfig(LanguageModelConfig):
 
     def rules(self) -> Iterator[Problem]:
         """Ranges, names, and widths that divide into heads."""
-        own = list(super().rules())
-        yield from own
+        yield from super().rules()
         yield from at_least(self, 0, "qk_dim_factor", "v_dim_factor", "gate_soft_cap", above=True)
+        yield from below(self, math.inf, "qk_dim_factor", "v_dim_factor")
         yield from at_least(self, 1, "chunk_size")
         yield from one_of(self, "gate_dtype", DTYPES)
         yield from one_of(self, "backend", BACKENDS)
         yield from self._bias_rules()
-        if self.num_heads < 1 or self.embedding_dim < 1:
-            return
-        for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
-            if width < 1 or width % self.num_heads:
-                yield self._head_problem(factor, width)
+        if self._has_widths():
+            for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
+                if width < 1 or width % self.num_heads:
+                    yield self._head_problem(factor, width)
         chunks = self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
         if chunks and self.context_length % self.chunk_size:
             given = {"context_length": self.context_length, "chunk_size": self.chunk_size}
             choices = either([d for d in divisors(self.context_length) if d <= 1024][-6:])
             yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
+
+    def _has_widths(self) -> bool:
+        numbers = (self.num_heads, self.inner_dim(), self.qk_dim_factor, self.v_dim_factor)
+        return all(0 < number < math.inf for number in numbers)
 
     def _bias_rules(self) -> Iterator[Problem]:
         if len(self.fgate_bias_init_range) != 2:
@@ -269,16 +272,16 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
 
     def rules(self) -> Iterator[Problem]:
         """Ranges, names, and blocks of channels that divide the widths."""
+        yield from super().rules()
         yield from at_least(self, 0, "proj_factor", above=True)
-        sizes = ("round_proj_up_to_multiple_of", "conv1d_kernel_size", "qkv_proj_blocksize")
-        broken = list(at_least(self, 1, *sizes))
-        yield from broken
+        yield from below(self, math.inf, "proj_factor")
+        yield from at_least(self, 1, "round_proj_up_to_multiple_of", "conv1d_kernel_size", "qkv_proj_blocksize")
         yield from one_of(self, "gate_input", ("qkv", "x_mlstm", "x_mlstm_conv", "x_mlstm_conv_act"))
         yield from one_of(self, "cell_norm_type", NORMS)
-        if broken or self.proj_factor <= 0:
-            return
-        yield from super().rules()
+        yield from rounding_rules(self, "up-projected width")
         inner = self.inner_dim()
+        if not self._has_widths() or self.qkv_proj_blocksize < 1:
+            return
         if inner % self.qkv_proj_blocksize:
             given = {"qkv_proj_blocksize": self.qkv_proj_blocksize}
             fits = either([d for d in divisors(inner) if d <= 64])
@@ -341,15 +344,13 @@ class mLSTMv1Config(_CellConfig):  # noqa: N801
         """Ranges and names."""
         yield from super().rules()
         yield from at_least(self, 0, "proj_factor", above=True)
+        yield from below(self, math.inf, "proj_factor")
         yield from at_least(self, 1, "round_proj_up_to_multiple_of")
         yield from one_of(self, "ff_type", ("ffn_gated", "ffn"))
         yield from one_of(self, "act_fn", ACTIVATIONS)
         yield from one_of(self, "ff_dtype", DTYPES, optional=True)
         yield from one_of(self, "cell_norm_type_v1", NORMS)
-        enough = self.round_proj_up_to_multiple_of > 0 and self.proj_factor > 0
-        if enough and self.embedding_dim > 0 and self.ff_dim() < 1:
-            given = {"proj_factor": self.proj_factor, "round_proj_up_to_multiple_of": self.round_proj_up_to_multiple_of}
-            yield Problem(given, "the feed-forward width must be at least 1", "Set {round_proj_up_dim_up}=true.")
+        yield from rounding_rules(self, "feed-forward width")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The feed-forward width is cut over the tensor-parallel devices too."""
@@ -361,10 +362,20 @@ class mLSTMv1Config(_CellConfig):  # noqa: N801
 
 
 def rounded_dim(config: mLSTMConfig | mLSTMv1Config) -> int:
-    """`proj_factor * embedding_dim`, rounded to the multiple that the config asks for."""
-    multiple = config.round_proj_up_to_multiple_of
+    """`proj_factor * embedding_dim`, rounded to the multiple that the config asks for. 0 where there is no such width."""
+    multiple = max(config.round_proj_up_to_multiple_of, 1)
     units = config.proj_factor * config.embedding_dim / multiple
+    if not 0 < units < math.inf:
+        return 0
     return (math.ceil(units) if config.round_proj_up_dim_up else math.floor(units)) * multiple
+
+
+def rounding_rules(config: mLSTMConfig | mLSTMv1Config, name: str) -> Iterator[Problem]:
+    """The rule that rounding leaves something of `rounded_dim`."""
+    multiple = config.round_proj_up_to_multiple_of
+    if multiple > 0 and 0 < config.proj_factor < math.inf and config.embedding_dim > 0 and rounded_dim(config) < 1:
+        given = {"proj_factor": config.proj_factor, "round_proj_up_to_multiple_of": multiple}
+        yield Problem(given, f"the {name} must be at least 1", "Set {round_proj_up_dim_up}=true.")
 
 
 def splits(key: str, value: int, tensor_parallel: int) -> Iterator[Problem]:

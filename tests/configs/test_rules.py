@@ -1,0 +1,246 @@
+"""Every rule of every group: one value that breaks it, and the words that the user reads."""
+
+import pytest
+
+from xlstm_hydra.configs import (
+    AdamWConfig,
+    CheckpointConfig,
+    ConfigError,
+    ConstantConfig,
+    CosineConfig,
+    ExponentialConfig,
+    LionConfig,
+    LoggerConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    SGDConfig,
+    StdlibDataConfig,
+    SubModelConfig,
+    SyntheticDataConfig,
+    TaskConfig,
+    TextDataConfig,
+    TrainerConfig,
+    mLSTMConfig,
+    mLSTMv1Config,
+)
+
+SIZES = {"embedding_dim": 128, "num_blocks": 2, "num_heads": 4, "context_length": 64, "vocab_size": 256}
+
+
+def mlstm(**changes):
+    return mLSTMConfig(**{**SIZES, **changes})
+
+
+def mlstm_v1(**changes):
+    return mLSTMv1Config(**{**SIZES, **changes})
+
+
+def run(*, parallel=None, model=None, config=mlstm, **groups):
+    parallel, model = ParallelConfig(**(parallel or {})), config(**(model or {}))
+    return RunConfig(model=ModelConfig("a.Model", parallel, model), **groups)
+
+
+def broken(make, **values):
+    """The problems of building a config, as the user reads them."""
+    with pytest.raises(ConfigError) as caught:
+        make(**values)
+    return [str(problem) for problem in caught.value.problems]
+
+
+RANGES = [
+    (CheckpointConfig, {"save_every_n_steps": -1}, "must be 0 or more"),
+    (CheckpointConfig, {"max_to_keep": 0}, "must be 1 or more"),
+    (CheckpointConfig, {"keep": "last"}, "not a known value. Choose latest or best (did you mean latest?)."),
+    (CheckpointConfig, {"restore": " @20"}, "must name a run folder, such as outputs/my_run or outputs/my_run@200"),
+    (StdlibDataConfig, {"seed": -1}, "must be 0 or more"),
+    (StdlibDataConfig, {"prefetch": -1}, "must be 0 or more"),
+    (StdlibDataConfig, {"validation_fraction": 0.0}, "must be greater than 0"),
+    (StdlibDataConfig, {"validation_fraction": 1.0}, "must be less than 1"),
+    (StdlibDataConfig, {"validation_fraction": float("nan")}, "must be greater than 0"),
+    (TextDataConfig, {"path": " "}, "must name a file, a folder or a glob"),
+    (SyntheticDataConfig, {"num_examples": 1}, "must be 2 or more"),
+    (SyntheticDataConfig, {"motif_length": 0}, "must be 1 or more"),
+    (LoggerConfig, {"log_every_n_steps": 0}, "must be 1 or more"),
+    (TaskConfig, {"name": "trian"}, "not a known value. Choose train"),
+    (AdamWConfig, {"lr": -1.0}, "must be 0 or more"),
+    (AdamWConfig, {"weight_decay": -0.1}, "must be 0 or more"),
+    (AdamWConfig, {"grad_clip_norm": 0.0}, "must be greater than 0"),
+    (AdamWConfig, {"grad_clip_value": -1.0}, "must be greater than 0"),
+    (AdamWConfig, {"weight_decay_include": ["("]}, "not a regular expression: missing )"),
+    (AdamWConfig, {"weight_decay_exclude": ["*"]}, "not a regular expression: nothing to repeat"),
+    (AdamWConfig, {"beta1": 1.0}, "must be less than 1"),
+    (AdamWConfig, {"beta2": -0.1}, "must be 0 or more"),
+    (AdamWConfig, {"eps": -1e-9}, "must be 0 or more"),
+    (LionConfig, {"beta2": 1.0}, "must be less than 1"),
+    (LionConfig, {"beta1": -1.0}, "must be 0 or more"),
+    (SGDConfig, {"momentum": 1.0}, "must be less than 1"),
+    (ConstantConfig, {"warmup_steps": -1}, "must be 0 or more"),
+    (ConstantConfig, {"cooldown_steps": -1}, "must be 0 or more"),
+    (ConstantConfig, {"decay_steps": 0}, "must be 1 or more"),
+    (CosineConfig, {"end_lr_factor": -0.1}, "must be 0 or more"),
+    (ExponentialConfig, {"end_lr_factor": 0.0}, "an exponential never reaches 0"),
+    (TrainerConfig, {"max_steps": 0}, "must be 1 or more"),
+    (TrainerConfig, {"batch_size": 0}, "must be 1 or more"),
+    (TrainerConfig, {"gradient_accumulate_steps": 0}, "must be 1 or more"),
+    (TrainerConfig, {"simulated_devices": 0}, "must be 1 or more"),
+    (TrainerConfig, {"seed": -1}, "must be 0 or more"),
+    (TrainerConfig, {"eval_every_n_steps": -1}, "must be 0 or more"),
+    (TrainerConfig, {"eval_batches": -1}, "must be 0 or more"),
+    (ParallelConfig, {"model_axis_size": 0}, "an axis size is positive, or -1 to be inferred"),
+    (ParallelConfig, {"data_axis_name": "d p"}, "an axis name is a word of letters, digits and _"),
+    (ParallelConfig, {"fsdp_min_weight_size": -1}, "must be 0 or more"),
+    (ParallelConfig, {"fsdp_gather_dtype": "bf16"}, "Choose float32, bfloat16, float16 or null"),
+    (ParallelConfig, {"fsdp_grad_scatter_dtype": "int8"}, "Choose float32, bfloat16, float16 or null"),
+    (mlstm, {"vocab_size": 0}, "must be 1 or more"),
+    (mlstm, {"embedding_dim": 0}, "must be 1 or more"),
+    (mlstm, {"num_blocks": 0}, "must be 1 or more"),
+    (mlstm, {"num_heads": 0}, "must be 1 or more"),
+    (mlstm, {"norm_eps": 0.0}, "must be greater than 0"),
+    (mlstm, {"cell_norm_eps": 0.0}, "must be greater than 0"),
+    (mlstm, {"logits_soft_cap": 0.0}, "must be greater than 0"),
+    (mlstm, {"dropout": 1.0}, "must be less than 1"),
+    (mlstm, {"dropout": -0.1}, "must be 0 or more"),
+    (mlstm, {"dtype": "bfloat"}, "Choose float32, bfloat16 or float16 (did you mean bfloat16?)."),
+    (mlstm, {"lm_head_dtype": "f32"}, "Choose float32"),
+    (mlstm, {"gate_dtype": "f32"}, "Choose float32"),
+    (mlstm, {"norm_type": "batchnorm"}, "Choose layernorm or rmsnorm"),
+    (mlstm, {"cell_norm_type": "rms"}, "Choose layernorm or rmsnorm"),
+    (mlstm, {"init_distribution": "gauss"}, "Choose normal, truncated_normal or uniform"),
+    (mlstm, {"init_distribution_embed": "gauss"}, "Choose normal, truncated_normal or uniform"),
+    (mlstm, {"init_distribution_out": "gauss"}, "Choose normal, truncated_normal or uniform"),
+    (mlstm, {"output_init_fn": "wangg"}, "Choose wang, wang2, small or zeros (did you mean wang?)."),
+    (mlstm, {"gate_soft_cap": 0.0}, "must be greater than 0"),
+    (mlstm, {"chunk_size": 0}, "must be 1 or more"),
+    (mlstm, {"backend": "triton"}, "Choose chunkwise, quadratic or recurrent"),
+    (mlstm, {"fgate_bias_init_range": [1.0]}, "is [low, high], for example [3.0,6.0]"),
+    (mlstm, {"igate_bias_init_range": "x"}, "is a number, [low, high], or null"),
+    (mlstm, {"igate_bias_init_range": [1, 2, 3]}, "is a number, [low, high], or null"),
+    (mlstm, {"proj_factor": 0.0}, "must be greater than 0"),
+    (mlstm, {"proj_factor": float("nan")}, "must be greater than 0"),
+    (mlstm, {"proj_factor": float("inf")}, "must be less than inf"),
+    (mlstm, {"qk_dim_factor": float("nan")}, "must be greater than 0"),
+    (mlstm, {"v_dim_factor": float("inf")}, "must be less than inf"),
+    (mlstm, {"conv1d_kernel_size": 0}, "must be 1 or more"),
+    (mlstm, {"round_proj_up_to_multiple_of": 0}, "must be 1 or more"),
+    (mlstm, {"qkv_proj_blocksize": 0}, "must be 1 or more"),
+    (mlstm, {"qkv_proj_blocksize": 3}, "must divide the up-projected width 256. Choose 1, 2, 4, 8, 16, 32 or 64."),
+    (mlstm, {"gate_input": "x"}, "Choose qkv, x_mlstm, x_mlstm_conv or x_mlstm_conv_act"),
+    (mlstm_v1, {"proj_factor": float("inf")}, "must be less than inf"),
+    (mlstm_v1, {"round_proj_up_to_multiple_of": 0}, "must be 1 or more"),
+    (mlstm_v1, {"ff_type": "mlp"}, "Choose ffn_gated or ffn"),
+    (mlstm_v1, {"act_fn": "silu"}, "Choose gelu, relu, relu^2, sigmoid, swish or selu"),
+    (mlstm_v1, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
+    (mlstm_v1, {"cell_norm_type_v1": "rms"}, "Choose layernorm or rmsnorm"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "words"), RANGES, ids=[f"{make.__name__}-{next(iter(values.items()))}" for make, values, _ in RANGES]
+)
+def test_a_value_out_of_range_is_refused_with_its_key(make, values, words):
+    ((key, value),) = values.items()
+    problems = [text for text in broken(make, **values) if text.startswith(f"{key}=")]
+    assert any(words in text for text in problems), problems
+
+
+RELATIONS = [
+    (SGDConfig, {"nesterov": True}, "nesterov=true, momentum=0.0: Nesterov needs a momentum. Set momentum"),
+    (ConstantConfig, {"cooldown_lr_factor": 0.1}, "cooldown_steps=0: without a cool-down its end has no effect"),
+    (
+        TrainerConfig,
+        {"batch_size": 6, "gradient_accumulate_steps": 4},
+        "batch_size=6, gradient_accumulate_steps=4: gradient_accumulate_steps must divide batch_size. "
+        "Set it to 1, 2, 3 or 6.",
+    ),
+    (ParallelConfig, {"fsdp_axis_size": -1}, "data_axis_size=-1, fsdp_axis_size=-1: at most one axis size can be -1"),
+    (ParallelConfig, {"fsdp_axis_name": "dp"}, "data_axis_name='dp', fsdp_axis_name='dp': axis names must differ"),
+    (mlstm, {"add_embedding_dropout": True}, "dropout of the embedding needs a probability. Set dropout above 0."),
+    (mlstm, {"num_heads": 3}, "num_heads must divide the width 256 that qk_dim_factor gives. Set num_heads to 1, 2, 4"),
+    (mlstm, {"chunk_size": 48}, "context_length=64, chunk_size=48: chunk_size must divide context_length"),
+    (mlstm, {"v_dim_factor": 0.875, "qkv_proj_blocksize": 4}, "the width 224 must be a multiple of the 64 blocks"),
+    (mlstm, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the up-projected width must be at least 1"),
+    (mlstm_v1, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("make", "values", "words"), RELATIONS, ids=[words[-40:] for _, _, words in RELATIONS])
+def test_values_that_do_not_fit_together_are_refused_with_all_keys(make, values, words):
+    problems = broken(make, **values)
+    assert any(words in text for text in problems), problems
+
+
+BETWEEN = [
+    ({"parallel": {"pipeline_axis_size": 2}}, "parallel.pipeline_axis_size=2: pipeline parallelism is not built yet"),
+    ({"parallel": {"tp_async_dense": True}}, "parallel.tp_async_dense=true: collective matmul is not built yet"),
+    ({"parallel": {"remat": ["mLSTMBlok"]}}, "parallel.remat='mLSTMBlok': no module class of this model. Did you mean"),
+    ({"parallel": {"fsdp_modules": ["Foo"]}}, "parallel.fsdp_modules='Foo': no module class of this model. Known: Embed"),
+    ({"parallel": {"fsdp_gather_dtype": "bfloat16"}}, "nothing is gathered, because parallel.fsdp_modules is empty"),
+    ({"model": {"vocab_size": 100}}, "model.vocab_size=100, data.name='stdlib': bytes need 256 token ids"),
+    (
+        {"parallel": {"model_axis_size": 8}},
+        "model.num_heads=4, parallel.model_axis_size=8: parallel.model_axis_size must divide model.num_heads. "
+        "Set parallel.model_axis_size to 1, 2 or 4",
+    ),
+    (
+        {"parallel": {"model_axis_size": 4}, "config": mlstm_v1, "model": {"round_proj_up_to_multiple_of": 1}},
+        "parallel.model_axis_size must divide the feed-forward width 342",
+    ),
+    (
+        {"parallel": {"fsdp_axis_size": 3}},
+        "trainer.batch_size=8, parallel.fsdp_axis_size=3: the batch must divide over fsdp_axis_size(3) = 3. "
+        "Set trainer.batch_size to 6 or 9.",
+    ),
+    (
+        {"parallel": {"fsdp_axis_size": 4}, "trainer": TrainerConfig(simulated_devices=6)},
+        "parallel.fsdp_axis_size=4: fsdp(4) * pp(1) * tp(1) = 4 must divide the number of devices, 6.",
+    ),
+    ({"scheduler": CosineConfig(warmup_steps=400)}, "scheduler.warmup_steps=400, trainer.max_steps=300: warm-up and"),
+    (
+        {"scheduler": CosineConfig(warmup_steps=4, cooldown_steps=2, decay_steps=5)},
+        "scheduler.warmup_steps=4, scheduler.cooldown_steps=2, scheduler.decay_steps=5: warm-up and",
+    ),
+    (
+        {"checkpoint": CheckpointConfig(keep="best"), "trainer": TrainerConfig(eval_batches=0)},
+        "checkpoint.keep='best', trainer.eval_batches=0: the best checkpoint needs a validation loss",
+    ),
+    (
+        {"checkpoint": CheckpointConfig(keep="best", save_every_n_steps=50)},
+        "every checkpoint needs a validation loss of its step. Set trainer.eval_every_n_steps to 5, 10, 25 or 50.",
+    ),
+    ({"config": SubModelConfig}, "its config SubModelConfig needs a field vocab_size: the data takes its shape from it"),
+    ({"config": LoggerConfig}, "needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not Logger"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), BETWEEN, ids=[words[:50] for _, words in BETWEEN])
+def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, words):
+    problems = broken(run, **values)
+    assert any(words in text for text in problems), problems
+
+
+def test_a_run_of_defaults_breaks_no_rule():
+    assert run().parallel == ParallelConfig()
+    assert run(config=mlstm_v1).schedule_steps == 300
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_devices", "expected"),
+    [
+        ({}, 8, {"dp": 8, "fsdp": 1, "pp": 1, "tp": 1}),
+        ({"fsdp_axis_size": 4}, 8, {"dp": 2, "fsdp": 4, "pp": 1, "tp": 1}),
+        ({"data_axis_size": 1, "fsdp_axis_size": -1, "model_axis_size": 2}, 8, {"dp": 1, "fsdp": 4, "pp": 1, "tp": 2}),
+    ],
+    ids=["all data", "data inferred", "fsdp inferred"],
+)
+def test_the_open_axis_takes_the_devices_that_are_left(sizes, num_devices, expected):
+    assert ParallelConfig(**sizes).axis_sizes(num_devices) == expected
+
+
+def test_sizes_that_do_not_give_the_number_of_devices_are_refused_with_those_that_do():
+    layout = ParallelConfig(data_axis_size=2, fsdp_axis_size=3)
+    problems = broken(layout.axis_sizes, num_devices=8)
+    assert problems == [
+        "data_axis_size=2, fsdp_axis_size=3: dp(2) * fsdp(3) * pp(1) * tp(1) = 6 must equal the number of devices, 8. "
+        "Sizes that divide 8: 1, 2, 4 or 8."
+    ]

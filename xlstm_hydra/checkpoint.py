@@ -1,0 +1,173 @@
+"""Saving a run and getting it back, on any layout. The files are Orbax's.
+
+`<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position of each
+process in it) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from xlstm_hydra.configs import CheckpointConfig, ConfigError, Problem
+from xlstm_hydra.configs._problems import either, show
+
+FOLDER = "checkpoints"
+"""Name of the folder in a run folder."""
+
+
+class TrainState(NamedTuple):
+    """What training changes. All arrays are global."""
+
+    params: Any
+    """Tree of float32 parameters."""
+
+    opt_state: Any
+    """The optimizer's state."""
+
+    step: jax.Array
+    """Optimizer steps done, int32."""
+
+    rng: jax.Array
+    """Raw random key, which the key of each step is folded from."""
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run_folder: Path, config: CheckpointConfig) -> None:
+        best = config.keep == "best"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.max_to_keep,
+            best_fn=(lambda metrics: metrics["validation_loss"]) if best else None,
+            best_mode="min",
+            enable_async_checkpointing=config.async_save,
+        )
+        self._best = best
+        self._folder = run_folder.resolve() / FOLDER
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def refuse_to_overwrite(self, first_step: int) -> None:
+        """Make sure that nothing saved here lies after `first_step`.
+
+        Raises:
+            ConfigError: something does.
+        """
+        later = [step for step in self._manager.all_steps() if step > first_step]
+        if later:
+            text = f"has checkpoints of later steps already ({either(sorted(later))}), which would be lost"
+            raise ConfigError([Problem({"hydra.run.dir": str(self._folder.parent)}, text, "Choose another folder.")])
+
+    def save(
+        self,
+        state: TrainState,
+        data: grain.DatasetIterator,
+        metadata: Mapping[str, Any],
+        validation_loss: float | None,
+    ) -> None:
+        """Save a step, in the background if the config says so. A step that is already saved is left as it is."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
+                progress=ocp.args.StandardSave({"step": state.step, "rng": state.rng}),
+                data=grain.checkpoint.CheckpointSave(data),  # pyright: ignore[reportCallIssue]
+                metadata=ocp.args.JsonSave(dict(metadata)),
+            ),
+            metrics={"validation_loss": validation_loss} if self._best else None,
+        )
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def find_checkpoint(place: str) -> Path:
+    """The folder of the checkpoint that `RUN` or `RUN@STEP` names.
+
+    Raises:
+        ConfigError: there is no such run, or it has no such step.
+    """
+    run, _, wanted = place.partition("@")
+    folder = Path(run).expanduser() / FOLDER
+    steps = sorted(int(item.name) for item in folder.iterdir() if item.name.isdigit()) if folder.is_dir() else []
+    if not steps:
+        raise _refused(place, f"no checkpoints in {folder.absolute()}", "Give the folder of a run that saved some.")
+    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
+        raise _refused(place, f"no checkpoint of step {wanted}", f"Saved are steps {either(steps)}.")
+    return (folder / (wanted or str(steps[-1]))).absolute()
+
+
+def read_metadata_text(checkpoint: Path) -> str:
+    """The metadata text of a checkpoint, without Orbax."""
+    return (checkpoint / "metadata" / "metadata").read_text(encoding="utf-8")
+
+
+def restore(checkpoint: Path, target: TrainState, data: grain.DatasetIterator) -> TrainState:
+    """Read a checkpoint onto the layout of `target`, and move `data` to the position it was saved at.
+
+    Args:
+        checkpoint: its folder.
+        target: shapes, types and shardings (`jax.ShapeDtypeStruct`) of the state wanted.
+        data: the training batches.
+
+    Raises:
+        ConfigError: the checkpoint's parameters or optimizer state have other names or shapes.
+    """
+    wanted = {
+        "params": target.params,
+        "opt_state": _by_path(target.opt_state),
+        "progress": {"step": target.step, "rng": target.rng},
+    }
+    with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        step = int(checkpoint.name)
+        saved = manager.item_metadata(step)
+        for item in ("params", "opt_state"):
+            _refuse_other_shapes(checkpoint, item, saved[item], wanted[item])
+        args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        args["data"] = grain.checkpoint.CheckpointRestore(data)  # pyright: ignore[reportCallIssue]
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+    structure = jax.tree.structure(target.opt_state)
+    leaves = [restored["opt_state"][path] for path in _by_path(target.opt_state)]
+    opt_state = jax.tree.unflatten(structure, leaves)
+    return TrainState(restored["params"], opt_state, restored["progress"]["step"], restored["progress"]["rng"])
+
+
+def _refuse_other_shapes(checkpoint: Path, item: str, saved: Any, wanted: Any) -> None:
+    shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(getattr(saved, "tree", saved)).items()}
+    expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}
+    if shapes == expected:
+        return
+    wrong = sorted(path for path in shapes.keys() | expected.keys() if shapes.get(path) != expected.get(path))
+    path = wrong[0]
+    has, wants = (show(tree.get(path, "nothing")) for tree in (shapes, expected))
+    what = "model" if item == "params" else "optimizer"
+    text = f"{len(wrong)} arrays of {item} differ: at {path} the checkpoint has {has}, this config wants {wants}"
+    fix = f"Choose the {what} that it was saved with; it stands in {checkpoint / 'metadata' / 'metadata'}."
+    raise _refused(str(checkpoint), text, fix)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their path, so that empty nodes do not count."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _refused(place: str, text: str, fix: str) -> ConfigError:
+    return ConfigError([Problem({"checkpoint.restore": place}, text, fix)])
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """A record as indented JSON text."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

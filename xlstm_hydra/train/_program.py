@@ -1,0 +1,188 @@
+"""A run as compiled functions on a mesh: initialise, step, validate.
+
+Loss and gradients are computed inside `shard_map`, where the model sees its shares of the parameters and the batch and the
+collectives are the ones we wrote; the optimizer runs outside, on global arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from xlstm_hydra.checkpoint import TrainState
+from xlstm_hydra.configs import ModelConfig, RunConfig
+from xlstm_hydra.models import apply_model, box_sharded, build_model, init_model, list_parameters, remat_by_name
+from xlstm_hydra.optim import build_optimizer, learning_rate
+from xlstm_hydra.parallel import Axes, Placement, batch_spec, build_mesh, mesh_axes, place, vary_over
+
+from ._loss import cross_entropy
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is compiled for a run. `build_program` makes one."""
+
+    run: RunConfig
+    model: ModelConfig
+    mesh: Mesh
+    axes: Axes
+    placements: tuple[Placement, ...]
+
+    @cached_property
+    def param_specs(self) -> Any:
+        """Partition spec of every parameter, as a tree."""
+        flat = {placement.parameter.path: placement.spec for placement in self.placements}
+        return traverse_util.unflatten_dict(flat, sep=".")
+
+    @cached_property
+    def batch_sharding(self) -> NamedSharding:
+        """How a batch is split."""
+        return NamedSharding(self.mesh, batch_spec(self.run.parallel, self.mesh))
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer chain."""
+        return build_optimizer(self.run, self._abstract_params)
+
+    @cached_property
+    def _abstract_params(self) -> Any:
+        return jax.eval_shape(lambda: init_model(build_model(self.model), jax.random.key(0)))
+
+    @cached_property
+    def state_shardings(self) -> TrainState:
+        """Where every array of the state lives."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        params = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        abstract = jax.eval_shape(self.optimizer.init, self._abstract_params)
+        opt_state = optax.tree.map_params(
+            self.optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: whole
+        )
+        return TrainState(params, opt_state, whole, whole)
+
+    @cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state: what a checkpoint is restored into."""
+        shapes = jax.eval_shape(self._init)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            self.state_shardings,
+        )
+
+    def init(self) -> TrainState:
+        """The state before the first step. Its values depend on the model and the seed only."""
+        return jax.jit(self._init, out_shardings=self.state_shardings)()
+
+    def _init(self) -> TrainState:
+        seed = jax.random.key(self.run.trainer.seed)
+        params = init_model(build_model(self.model), jax.random.fold_in(seed, 0))
+        rng = jax.random.key_data(jax.random.fold_in(seed, 1))
+        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), rng)
+
+    @cached_property
+    def train_step(self) -> Any:
+        """`state, batch -> state, metrics`, compiled; the old state is given up."""
+        return jax.jit(self._train_step, donate_argnums=0, out_shardings=(self.state_shardings, None))
+
+    def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, gradients = self.loss_and_gradients(state.params, batch, jax.random.fold_in(
+            jax.random.wrap_key_data(state.rng), state.step
+        ))
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(gradients),
+            "param_norm": optax.global_norm(params),
+            "lr": jnp.asarray(learning_rate(self.run)(state.step), jnp.float32),
+        }
+        return TrainState(params, opt_state, state.step + 1, state.rng), metrics
+
+    def loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        """Mean cross-entropy over all targets of the global batch, in nats, and its gradient.
+
+        Every target counts the same, however the padding is spread over devices and microbatches.
+        """
+        batch_part = self.batch_sharding.spec
+        mapped = jax.shard_map(
+            self._local_loss_and_gradients,
+            mesh=self.mesh,
+            in_specs=(self.param_specs, batch_part, PartitionSpec()),
+            out_specs=(PartitionSpec(), self.param_specs),
+        )
+        return mapped(params, batch, key)
+
+    def _local_loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        axes, parts = self.axes, self.run.trainer.gradient_accumulate_steps
+        # Marked as varying, a parameter's gradient stays local until it is summed once, below.
+        varying = jax.tree.map(lambda param: vary_over(param, axes.batch), params)
+        targets = jnp.maximum(axes.batch_sum(batch["loss_mask"].sum()), 1)
+
+        def part_loss(params: Any, index: jax.Array | int) -> jax.Array:
+            # Every `parts`-th row, so that a microbatch holds the same examples on every layout.
+            rows = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:])[:, index], batch)
+            return self._loss_sum(params, rows, jax.random.fold_in(key, index)) / targets
+
+        gradient = jax.value_and_grad(part_loss)
+        loss, gradients = gradient(varying, 0)
+        if parts > 1:
+
+            def accumulate(carry: Any, index: jax.Array) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, carry, gradient(varying, index)), None
+
+            (loss, gradients), _ = jax.lax.scan(accumulate, (loss, gradients), jnp.arange(1, parts))
+        return axes.batch_sum(loss), jax.tree.map(self._sum_gradient, gradients, self.param_specs)
+
+    def _sum_gradient(self, gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+        """Sum over the batch axes that the parameter is not sharded over; over those the reduce-scatter has summed."""
+        names = tuple(name for name in self.axes.batch if name not in spec)
+        return jax.lax.psum(gradient, names) if names else gradient
+
+    def _loss_sum(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+        logits = self._forward(params, batch, key)
+        vocab_size = self.model.model_config.get("vocab_size")  # pyright: ignore[reportOptionalMemberAccess]
+        losses = cross_entropy(logits, batch["targets"], vocab_size, self.axes)
+        return jnp.where(batch["loss_mask"], losses, 0).sum()
+
+    def _forward(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+        boxed = box_sharded(params, self.placements, self.model)
+        module: nn.Module = build_model(self.model, self.axes)
+        scanned = bool(self.model.model_config.get("scan_blocks", False))  # pyright: ignore[reportOptionalMemberAccess]
+        with remat_by_name(self.model.parallel.remat if key is not None else [], prevent_cse=not scanned):
+            return apply_model(
+                module, boxed, batch["inputs"], batch["document_borders"], train=key is not None, dropout_key=key
+            )
+
+    @cached_property
+    def eval_step(self) -> Any:
+        """`params, batch -> sum of the cross-entropy, number of targets`, over the global batch, compiled."""
+
+        def local(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            count = batch["loss_mask"].sum()
+            return self.axes.batch_sum(self._loss_sum(params, batch, None)), self.axes.batch_sum(count)
+
+        specs = (self.param_specs, self.batch_sharding.spec)
+        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=(PartitionSpec(), PartitionSpec()))
+        return jax.jit(mapped)
+
+
+def build_program(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of a run whose `model_class` is a class, on `devices` (all there are).
+
+    Raises:
+        ConfigError: the layout does not fit the devices, or names modules that the model does not have.
+    """
+    mesh = build_mesh(run.parallel, devices)
+    placements = tuple(place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model))
+    return Program(run, run.model, mesh, mesh_axes(run.parallel, mesh), placements)
