@@ -211,7 +211,7 @@ def test_a_near_form_is_converted(annotation, data, expected):
         (Any, {"_type_": "os.system"}, "v: _type_ 'os.system' is no class that this program has loaded for configs"),
         (Any, {"_type_": ["x"]}, "v: _type_ ['x'] is no class"),
         (Any, [{"_type_": "float", "value": "x"}], "v[0]: expected float, got 'x'"),
-        (Any, {"_type_": "dict", "value": 5}, "v: expected dict, got "),
+        (Any, {"_type_": "items", "value": 5}, "v: expected dict, got "),
     ],
     ids=lambda value: str(value)[:60],
 )

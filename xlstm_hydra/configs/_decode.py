@@ -17,6 +17,7 @@ from typing import Any
 from ._hints import (
     CLASSES,
     MAPPINGS,
+    PAIRS,
     SEQUENCES,
     TAG,
     dotted,
@@ -40,7 +41,7 @@ from ._problems import ConfigError, Problem, nearest, show
 from ._scalars import MISSING, Flags, read_class, read_scalar, unwrap
 
 PATHS = {cls.__name__: cls for cls in (pathlib.Path, pathlib.PurePosixPath, pathlib.PureWindowsPath)}
-_TAGGED = {"float": float, "tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict, **PATHS}
+_TAGGED = {"float": float, "tuple": tuple, "set": set, "frozenset": frozenset, PAIRS: dict, **PATHS}
 
 Result = tuple[Any, list[Problem]]
 _DEFAULT = Flags()
@@ -111,7 +112,7 @@ def _read_any(data: Any, flags: Flags) -> Result:
 def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
     tag = str(data[TAG])
     if tag in _TAGGED:
-        return read(_TAGGED[tag], data if tag == "dict" else data.get("value"), flags)
+        return read(_TAGGED[tag], data if tag == PAIRS else data.get("value"), flags)
     if tag == "dtype" and "numpy" in sys.modules:
         return read(sys.modules["numpy"].dtype, data.get("value"), flags)
     found = find_class(tag)
@@ -234,7 +235,7 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
 def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     if not isinstance(data, Mapping):
         return _mismatch(hint, data)
-    pairs = data.get("value") if data.get(TAG) == "dict" else [*data.items()]
+    pairs = data.get("value") if data.get(TAG) == PAIRS else [*data.items()]
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)
     key_hint, value_hint = mapping_hints(hint)

@@ -17,6 +17,7 @@ from typing import Any
 from ._decode import PATHS, read
 from ._hints import (
     MAPPINGS,
+    PAIRS,
     TAG,
     dotted,
     hints,
@@ -45,9 +46,10 @@ def encode(value: Any, hint: Any = Any) -> Any:
     Raises:
         ConfigError: something in it has no plain form (a lambda, an array, bytes), with its path.
     """
-    value, hint = unwrap(value), strip(hint)
+    hint = strip(hint)
     if kind(hint) is typing.Union:
         return _encode_union(value, hint)
+    value = unwrap(value)
     if is_config(value):
         return _encode_config(value, kind(hint))
     plain = _plain(value, hint)
@@ -79,6 +81,8 @@ def _encode_union(value: Any, hint: Any) -> Any:
         plain = encode(value, member)
         if _gives_back(member, plain, value):
             return plain if _gives_back(hint, plain, value) else {TAG: type_name(member), "value": plain}
+    if unwrap(value) is not value:
+        return _encode_union(unwrap(value), hint)
     # Not quite of any type: an int as a float, a list as a tuple.
     readable = (plain for plain in (encode(value, member) for member in options) if not read(hint, plain, Flags())[1])
     return next(readable, encode(value))
@@ -142,7 +146,7 @@ def _encode_mapping(value: Mapping[Any, Any], hint: Any) -> dict[str, Any]:
     texts = all(_gives_back(key_hint, name, key) for name, key in zip(names, value, strict=True))
     if texts and len({*names, TAG}) == len(names) + 1:
         return dict(zip(names, items, strict=True))
-    return {TAG: "dict", "value": [list(pair) for pair in zip(keys, items, strict=True)]}
+    return {TAG: PAIRS, "value": [list(pair) for pair in zip(keys, items, strict=True)]}
 
 
 # ---- comparing
@@ -168,17 +172,14 @@ def same_fields(left: Any, right: Any) -> bool:
 
 def _identical(left: Any, right: Any) -> bool:
     """Equality of type and value, where NaN equals NaN and all spellings of a dtype are equal."""
-    left, right = unwrap(left), unwrap(right)
     if dtype_name(left) is not None:
         return dtype_name(left) == dtype_name(right)
     if left is right or type(left) is not type(right):
         return left is right
-    if isinstance(left, float) and left != left:
-        return right != right
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(_identical, left, right))
     if isinstance(left, Mapping):
         return left.keys() == right.keys() and all(_identical(left[key], right[key]) for key in left)
     if is_config(left):
         return same_fields(left, right)
-    return bool(left == right)
+    return bool(left == right) or bool(left != left and right != right)

@@ -16,6 +16,9 @@ from ._problems import Problem, nearest, show
 TAG = "_type_"
 """The key that tells the type of a value where its annotation does not."""
 
+PAIRS = "items"
+"""The tag of a mapping that is written as a list of pairs, because strings would not tell its keys."""
+
 SEQUENCES = {list: list, tuple: tuple, set: set, frozenset: frozenset}
 SEQUENCES |= {abc.Sequence: list, abc.MutableSequence: list, abc.Iterable: list, abc.Collection: list, abc.Set: set}
 MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)

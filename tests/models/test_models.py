@@ -1,0 +1,174 @@
+"""What holds for every family: sizes, causality, names, options that do something."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from hydra import compose, initialize
+from tiny import FAMILIES
+
+from xlstm_hydra.configs import ConfigError, ParallelConfig
+from xlstm_hydra.hydra import load, resolve_classes
+from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
+
+PUBLISHED = {
+    "mlstm_120m": 120_536_928,
+    "mlstm_165m": 163_806_144,
+    "mlstm_1_3b": 1_422_559_616,
+    "mlstm_7b": 6_889_935_872,
+    "mlstm_v1_165m": 164_073_312,
+    "mlstm_v1_1_3b": 1_420_839_104,
+    "mlstm_v1_2_7b": 2_780_449_600,
+    "mlstm_v1_7b": 6_865_424_896,
+}
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.mark.parametrize(("option", "count"), PUBLISHED.items(), ids=PUBLISHED)
+def test_a_published_size_has_the_published_number_of_parameters(option, count):
+    with initialize(version_base="1.3", config_path=None):
+        run = load(compose("config", overrides=[f"model={option}"]))
+    parameters = list_parameters(resolve_classes(run.model))
+    assert sum(math.prod(parameter.shape) for parameter in parameters) == count
+
+
+@families
+def test_the_config_lists_exactly_the_module_classes_of_the_model(family):
+    model = FAMILIES[family]()
+    owners = {name for parameter in list_parameters(model) for name in parameter.modules}
+    assert set(model.model_config.module_classes()) == owners
+
+
+@families
+def test_every_parameter_is_float32(family):
+    assert {parameter.dtype for parameter in list_parameters(FAMILIES[family](dtype="bfloat16"))} == {"float32"}
+
+
+def some_tokens(seed=0, rows=2):
+    return jax.random.randint(jax.random.key(seed), (rows, 16), 0, 32)
+
+
+def outputs(model, tokens, borders=None, **kwargs):
+    module = build_model(model)
+    return apply_model(module, shaken(init_model(module, jax.random.key(0))), tokens, borders, **kwargs)
+
+
+def shaken(params):
+    """Parameters away from the zeros that gates are initialised with."""
+    leaves, structure = jax.tree.flatten(params)
+    noisy = [leaf + 0.1 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, noisy)
+
+
+@families
+@pytest.mark.parametrize("backend", ["chunkwise", "quadratic", "recurrent"])
+def test_no_logit_depends_on_a_later_token(family, backend):
+    tokens = some_tokens()
+    changed = tokens.at[:, 9].set((tokens[:, 9] + 1) % 32)
+    model = FAMILIES[family](backend=backend)
+    before, after = outputs(model, tokens), outputs(model, changed)
+    np.testing.assert_array_equal(before[:, :9], after[:, :9])
+    assert jnp.all(jnp.any(before[:, 9:] != after[:, 9:], axis=-1))
+
+
+@families
+def test_an_example_does_not_depend_on_its_neighbours(family):
+    both = outputs(FAMILIES[family](), some_tokens())
+    np.testing.assert_allclose(outputs(FAMILIES[family](), some_tokens()[:1]), both[:1], atol=1e-5)
+
+
+@families
+def test_a_document_sees_nothing_of_the_one_before_it_after_a_reset(family):
+    # The convolution of the original block still sees kernel_size - 1 tokens across the border, as published.
+    model = FAMILIES[family](reset_at_document_boundaries=True, **({"conv1d_kernel_size": 1} if family == "v0" else {}))
+    borders = jnp.zeros((2, 16), bool).at[:, 8].set(True)
+    tokens = some_tokens()
+    other = tokens.at[:, :8].set((tokens[:, :8] + 5) % 32)
+    np.testing.assert_allclose(outputs(model, tokens, borders)[:, 8:], outputs(model, other, borders)[:, 8:], atol=1e-4)
+
+
+@families
+def test_blocks_scanned_or_not_compute_the_same(family):
+    scanned, unrolled = FAMILIES[family](), FAMILIES[family](scan_blocks=False)
+    params = shaken(init_model(build_model(scanned), jax.random.key(0)))
+    spread = {f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(2)}
+    separate = {key: value for key, value in params.items() if key != "blocks"} | spread
+    tokens = some_tokens()
+    np.testing.assert_allclose(
+        apply_model(build_model(scanned), params, tokens), apply_model(build_model(unrolled), separate, tokens), atol=1e-5
+    )
+
+
+OPTIONS = {
+    "shared": {
+        "logits_soft_cap": 0.5, "tie_weights": True, "add_post_blocks_norm": False, "add_post_norm": True,
+        "norm_type": "layernorm", "norm_eps": 0.5, "cell_norm_eps": 0.5, "bias": True, "dtype": "bfloat16",
+        "lm_head_dtype": "bfloat16", "init_distribution": "uniform", "init_distribution_embed": "truncated_normal",
+        "init_distribution_out": "uniform", "output_init_fn": "wang2", "qk_dim_factor": 2.0, "v_dim_factor": 2.0,
+        "gate_soft_cap": 0.1, "gate_dtype": "bfloat16", "igate_bias_init_range": [-3.0, 3.0],
+        "fgate_bias_init_range": [0.0, 1.0], "add_qk_norm": True, "num_heads": 2, "num_blocks": 1,
+    },
+    "v1": {
+        "proj_factor": 5.0, "round_proj_up_to_multiple_of": 16, "ff_type": "ffn", "act_fn": "relu^2", "ff_dtype": "bfloat16",
+        "cell_norm_type_v1": "rmsnorm",
+    },
+    "v0": {
+        "proj_factor": 3.0, "round_proj_up_to_multiple_of": 16, "conv1d_kernel_size": 2, "qkv_proj_blocksize": 8,
+        "vmap_qk": True, "gate_input": "x_mlstm_conv_act", "gate_linear_headwise": True, "cell_norm_type": "rmsnorm",
+    },
+}  # fmt: skip
+CASES = [(family, key, value) for family in FAMILIES for key, value in (OPTIONS["shared"] | OPTIONS[family]).items()]
+
+
+@pytest.mark.parametrize(("family", "key", "value"), CASES, ids=[f"{f}-{k}" for f, k, _ in CASES])
+def test_an_option_changes_the_model(family, key, value):
+    # 1.6 times 32 is between two multiples of 16 and of 64, so that rounding shows.
+    extra = {"proj_factor": 1.6} if key == "round_proj_up_to_multiple_of" else {}
+    before, after = FAMILIES[family](**extra), FAMILIES[family](**extra, **{key: value})
+    assert fingerprint(before) != fingerprint(after)
+
+
+def fingerprint(model):
+    """The program and the initial values, as text."""
+    module = build_model(model)
+    init = lambda: init_model(module, jax.random.key(0))  # noqa: E731
+    forward = lambda params, tokens: apply_model(module, params, tokens)  # noqa: E731
+    return str(jax.make_jaxpr(init)()), str(jax.make_jaxpr(forward)(jax.eval_shape(init), some_tokens()))
+
+
+@families
+@pytest.mark.parametrize("add_embedding_dropout", [False, True], ids=["branches", "embedding too"])
+def test_dropout_is_active_in_training_only(family, add_embedding_dropout):
+    model = FAMILIES[family](dropout=0.5, add_embedding_dropout=add_embedding_dropout)
+    keys = [jax.random.key(1), jax.random.key(2)]
+    first, second = (outputs(model, some_tokens(), train=True, dropout_key=key) for key in keys)
+    assert jnp.any(first != second)
+    plain = FAMILIES[family]()
+    np.testing.assert_array_equal(outputs(model, some_tokens()), outputs(plain, some_tokens()))
+
+
+@pytest.mark.parametrize("key", ["remat", "fsdp_modules"])
+def test_a_name_that_is_no_module_class_is_refused_with_those_that_are(key):
+    model = FAMILIES["v1"]()
+    model.parallel = ParallelConfig(**{key: ["mLSTMBlok"]})
+    with pytest.raises(ConfigError, match=rf"parallel\.{key}='mLSTMBlok'.*Did you mean 'mLSTMBlock'"):
+        list_parameters(model)
+
+
+def test_tied_weights_leave_no_second_table():
+    paths = [parameter.path for parameter in list_parameters(FAMILIES["v1"](tie_weights=True))]
+    assert "token_embedding.embedding" in paths and "lm_head.out_dense.kernel" not in paths
+
+
+def test_initial_standard_deviations_are_those_of_the_formulas():
+    model = FAMILIES["v1"](embedding_dim=256, num_heads=4, num_blocks=3, vocab_size=512)
+    values = traverse_util.flatten_dict(init_model(build_model(model), jax.random.key(0)), sep=".")
+    small, wang = math.sqrt(2 / (5 * 256)), 2 / (3 * math.sqrt(256))
+    expected = json.dumps({"token_embedding.embedding": small, "blocks.ffn_res_block.ffn.proj_down.kernel": wang})
+    for path, std in json.loads(expected).items():
+        np.testing.assert_allclose(values[path].std(), std, rtol=0.02, err_msg=path)
+    assert not values["blocks.xlstm_res_block.xlstm.dense_o.kernel"].any()

@@ -1,0 +1,142 @@
+"""Saved, restored on any layout, resumed bit by bit."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import LAYOUTS, tiny_run
+
+from xlstm_hydra.checkpoint import find_checkpoint, read_metadata_text, restore
+from xlstm_hydra.configs import (
+    AdamWConfig,
+    CheckpointConfig,
+    ConfigError,
+    ModelConfig,
+    SGDConfig,
+    StdlibDataConfig,
+)
+from xlstm_hydra.data import open_corpus, train_batches
+from xlstm_hydra.metadata import read_run
+from xlstm_hydra.train import build_program, train
+
+SAVING = {"save_every_n_steps": 2, "max_to_keep": 10}
+
+
+def run_of(parallel=None, checkpoint=None, family="v1", model=None, **groups):
+    trainer = {"max_steps": 6, "eval_batches": 1, "eval_every_n_steps": 2} | groups.pop("trainer", {})
+    checkpoint = CheckpointConfig(**SAVING | (checkpoint or {}))
+    optimizer = groups.pop("optimizer", AdamWConfig(lr=1e-2))
+    return tiny_run(family, parallel, {"dropout": 0.1} | (model or {}), trainer=trainer, checkpoint=checkpoint, optimizer=optimizer, **groups)
+
+
+def losses(folder):
+    with (folder / "metrics.csv").open() as file:
+        return {int(row["step"]): row["loss"] for row in csv.DictReader(file) if row["loss"]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six steps on fsdp=8 that saved every second one."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(run_of(LAYOUTS["fsdp8"]), folder)
+    return folder
+
+
+def restored_onto(parallel, place):
+    on = build_program(run_of(parallel))
+    train_corpus, _ = open_corpus(on.run.data, 16, 32)
+    return jax.device_get(restore(find_checkpoint(place), on.abstract_state, train_batches(train_corpus, on.run.data, 8)))
+
+
+def test_a_run_that_is_resumed_repeats_the_losses_bit_by_bit(finished, tmp_path):
+    train(run_of(LAYOUTS["fsdp8"], {"restore": f"{finished}@2"}), tmp_path)
+    resumed, whole = losses(tmp_path), losses(finished)
+    assert list(resumed) == [3, 4, 5, 6]
+    assert resumed == {step: whole[step] for step in resumed}
+
+
+@pytest.mark.parametrize("layout", ["tp2_fsdp4", "dp8"])
+def test_a_run_resumed_on_another_layout_goes_on_alike(finished, tmp_path, layout):
+    train(run_of(LAYOUTS[layout], {"restore": f"{finished}@2"}), tmp_path)
+    got, expected = ([float(table[step]) for step in (3, 4, 5, 6)] for table in (losses(tmp_path), losses(finished)))
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+def test_a_checkpoint_goes_round_the_layouts_unchanged(finished):
+    states = [restored_onto(LAYOUTS[layout], f"{finished}@4") for layout in ("fsdp8", "tp2_fsdp4", "dp8")]
+    for other in states[1:]:
+        jax.tree.map(np.testing.assert_array_equal, states[0], other)
+
+
+def test_the_latest_step_is_restored_where_none_is_named(finished):
+    assert find_checkpoint(str(finished)).name == "6"
+    assert find_checkpoint(f"{finished}@4").name == "4"
+
+
+def test_the_metadata_gives_the_config_back(finished):
+    text = read_metadata_text(find_checkpoint(str(finished)))
+    assert read_run(text) == run_of(LAYOUTS["fsdp8"])
+    model = ModelConfig.from_metadata(text)
+    assert model == run_of(LAYOUTS["fsdp8"]).model
+    assert model.parallel.fsdp_axis_size == 8 and model.model_config.dropout == 0.1
+
+
+def test_the_run_folder_tells_what_the_run_was_made_from(finished):
+    record = json.loads((finished / "metadata.json").read_text())
+    assert record["packages"]["jax"] == jax.__version__ and "git" in record
+    assert record["parameters"]["token_embedding.embedding"] == {"shape": [32, 32], "dtype": "float32"}
+    assert "blocks.ffn_res_block.ffn.proj_up.kernel" in (finished / "parameters.txt").read_text()
+
+
+def test_the_latest_are_kept(tmp_path):
+    train(run_of(checkpoint={"max_to_keep": 2, "async_save": False}, parallel=LAYOUTS["dp8"]), tmp_path)
+    assert sorted(step.name for step in (tmp_path / "checkpoints").iterdir() if step.name.isdigit()) == ["4", "6"]
+
+
+def test_the_best_are_kept(tmp_path):
+    # With a learning rate this large the validation loss only gets worse.
+    train(
+        run_of(LAYOUTS["dp8"], {"max_to_keep": 1, "keep": "best"}, optimizer=SGDConfig(lr=50.0), trainer={"check_for_nan": False}),
+        tmp_path,
+    )
+    with (tmp_path / "metrics.csv").open() as file:
+        validation = {row["step"]: float(row["validation_loss"]) for row in csv.DictReader(file) if row["validation_loss"]}
+    best = min(validation, key=lambda step: validation[step])
+    assert [step.name for step in (tmp_path / "checkpoints").iterdir() if step.name.isdigit()] == [best]
+
+
+REFUSED = {
+    "no run": ({}, "nowhere", r"checkpoint.restore='nowhere': no checkpoints in"),
+    "no step": ({}, "{run}@5", r"no checkpoint of step 5. Saved are steps 2, 4 or 6"),
+    "other model": ({"model": {"num_blocks": 1}}, "{run}", r"arrays of params differ: at blocks.* has \(2, .*wants \(1, "),
+    "other optimizer": ({"optimizer": SGDConfig(momentum=0.9)}, "{run}", "arrays of opt_state differ"),
+    "other batches": ({"trainer": {"batch_size": 16}}, "{run}", r"trainer.batch_size=16: the checkpoint was saved with 8"),
+    "other data": ({"data": StdlibDataConfig(), "model": {"vocab_size": 256}}, "{run}", r"data.name='stdlib'"),
+    "nothing left to do": ({"trainer": {"max_steps": 4}}, "{run}@4", "has done 4 steps already"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "place", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_continued_is_refused(finished, tmp_path, changes, place, words):
+    with pytest.raises(ConfigError, match=words):
+        train(run_of(LAYOUTS["fsdp8"], {"restore": place.format(run=finished)}, **changes), tmp_path)
+
+
+def test_a_folder_with_later_checkpoints_is_not_written_over(finished):
+    before = sorted(path for path in finished.rglob("*") if "checkpoints" in path.parts)
+    with pytest.raises(ConfigError, match=r"hydra.run.dir=.* has checkpoints of later steps already \(2, 4 or 6\)"):
+        train(run_of(LAYOUTS["fsdp8"]), finished)
+    assert before == sorted(path for path in finished.rglob("*") if "checkpoints" in path.parts)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
+    explosive = run_of(LAYOUTS["dp8"], optimizer=SGDConfig(lr=1e30, grad_clip_norm=None), model={"logits_soft_cap": None})
+    with pytest.raises(FloatingPointError, match="is not finite. Checkpoints saved before are sound"):
+        train(explosive, tmp_path)
+    for step in (tmp_path / "checkpoints").glob("[0-9]*"):
+        state = restored_onto(LAYOUTS["dp8"], f"{tmp_path}@{step.name}")
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+

@@ -1,0 +1,159 @@
+"""Tokens: every byte once, shuffled, cut over processes, resumable."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from xlstm_hydra.configs import ConfigError, StdlibDataConfig, SyntheticDataConfig, TextDataConfig
+from xlstm_hydra.data import open_corpus, train_batches, validation_batches
+
+
+@pytest.fixture
+def books(tmp_path):
+    """Three documents, of 100, 7 and 58 bytes."""
+    for name, content in {"a.txt": b"a" * 100, "sub/b.txt": b"b" * 7, "c.md": b"c" * 58}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def text(path, **changes):
+    return TextDataConfig(path=str(path), **{"validation_fraction": 0.2} | changes)
+
+
+def stream(corpus):
+    """The inputs of all examples, with the last target, without padding."""
+    examples = [corpus[index] for index in range(len(corpus))]
+    return [examples[0]["inputs"][0], *(t for e in examples for t in e["targets"][e["loss_mask"]])]
+
+
+def test_every_byte_of_the_corpus_is_a_target_once(books):
+    train, validation = open_corpus(text(books), 16, 256)
+    tokens = [*stream(train), *stream(validation)]
+    assert len(tokens) == 100 + 7 + 58 + 3
+    counts = np.bincount(tokens, minlength=256)
+    assert [counts[ord(letter)] for letter in "abc"] == [100, 7, 58] and counts[0] == 3
+
+
+def test_targets_are_the_inputs_one_token_later(books):
+    train, _ = open_corpus(text(books), 16, 256)
+    example = train[2]
+    np.testing.assert_array_equal(example["inputs"][1:], example["targets"][:-1])
+
+
+def test_a_border_stands_where_a_document_begins(books):
+    train, _ = open_corpus(text(books), 16, 256)
+    for index in range(len(train)):
+        example = train[index]
+        real = np.flatnonzero(example["inputs"][1:] != 0) + 1
+        starts = np.flatnonzero(example["inputs"] == 0)
+        assert example["document_borders"][0]
+        assert set(starts[example["loss_mask"][starts]]) <= set(np.flatnonzero(example["document_borders"]))
+        assert not example["document_borders"][real].any()
+
+
+def test_the_last_example_is_padded_or_dropped(books):
+    padded, _ = open_corpus(text(books), 16, 256)
+    dropped, _ = open_corpus(text(books, pad_last=False), 16, 256)
+    assert len(padded) == len(dropped) + 1
+    mask = padded[len(padded) - 1]["loss_mask"]
+    assert mask[0] and not mask[-1] and not np.any(mask[1:] & ~mask[:-1])
+
+
+PATHS = {"folder": "", "file": "a.txt", "glob": "*.txt", "deep glob": "**/*.txt"}
+
+
+@pytest.mark.parametrize(("path", "size"), zip(PATHS.values(), (168, 101, 101, 109), strict=True), ids=PATHS)
+def test_a_path_is_a_file_a_folder_or_a_glob(books, path, size):
+    train, validation = open_corpus(text(books / path), 16, 256)
+    assert len(stream(train)) + len(stream(validation)) == size
+
+
+def test_the_order_of_documents_does_not_depend_on_where_they_lie(books, tmp_path_factory):
+    import shutil
+
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(books, elsewhere)
+    assert stream(open_corpus(text(books), 16, 256)[0]) == stream(open_corpus(text(elsewhere), 16, 256)[0])
+
+
+def test_a_path_without_files_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.path='.*nothing': there are no files there"):
+        open_corpus(text(tmp_path / "nothing"), 16, 256)
+
+
+def test_a_corpus_that_is_too_small_is_refused(books):
+    with pytest.raises(ConfigError, match=r"model\.context_length=100, .*the corpus has 168 bytes, too few"):
+        open_corpus(text(books), 100, 256)
+
+
+def test_the_unigram_entropy_is_that_of_the_frequencies(tmp_path):
+    (tmp_path / "x").write_bytes(b"ab" * 5000)
+    train, _ = open_corpus(text(tmp_path), 16, 256)
+    assert train.unigram_entropy() == pytest.approx(1.0, abs=2e-3)
+
+
+def test_the_standard_library_is_a_corpus_of_megabytes():
+    train, _ = open_corpus(StdlibDataConfig(), 256, 256)
+    assert len(train) * 256 > 5_000_000
+    assert 4 < train.unigram_entropy() < 5.5
+
+
+def test_synthetic_sequences_repeat_themselves():
+    train, validation = open_corpus(SyntheticDataConfig(num_examples=20, motif_length=4), 16, 32)
+    np.testing.assert_array_equal(train[3]["inputs"][4:], train[3]["inputs"][:-4])
+    assert len(train) + len(validation) == 20
+    assert not np.array_equal(train[0]["inputs"], train[1]["inputs"])
+
+
+@pytest.fixture
+def numbered():
+    """Examples that tell their own index."""
+    train, _ = open_corpus(SyntheticDataConfig(num_examples=41, validation_fraction=0.02), 16, 32)
+    examples = [train[i] for i in range(len(train))]
+    return [example | {"inputs": np.full(16, index)} for index, example in enumerate(examples)]
+
+
+def taken(examples, batches, count):
+    return [list(batch["inputs"][:, 0]) for batch in itertools.islice(batches, count)]
+
+
+def test_an_epoch_has_every_example_once_in_a_new_order(numbered):
+    batches = taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8), 10)
+    epochs = [sum(batches[:5], []), sum(batches[5:], [])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(40))
+    assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+
+
+def test_the_seed_sets_the_order(numbered):
+    orders = [taken(numbered, train_batches(numbered, SyntheticDataConfig(seed=seed), 8), 3) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_see_the_batches_of_one(numbered, processes):
+    whole = taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8), 7)
+    parts = [taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8, i, processes), 7) for i in range(processes)]
+    assert whole == [sum(rows, []) for rows in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("prefetch", [0, 4])
+def test_the_position_can_be_saved_and_restored(numbered, prefetch):
+    config = SyntheticDataConfig(prefetch=prefetch)
+    batches = train_batches(numbered, config, 8)
+    taken(numbered, batches, 7)
+    state = batches.get_state()
+    expected = taken(numbered, batches, 4)
+    again = train_batches(numbered, config, 8)
+    again.set_state(state)
+    assert taken(numbered, again, 4) == expected
+
+
+def test_validation_batches_are_always_the_same_and_padded_where_examples_run_out(numbered):
+    batches = validation_batches(numbered[:10], 8, 3)
+    assert len(batches) == 2
+    assert batches[1]["loss_mask"][:2].all() and not batches[1]["loss_mask"][2:].any()
+    parts = [validation_batches(numbered[:10], 8, 3, process, 2) for process in range(2)]
+    for whole, left, right in zip(batches, *parts, strict=True):
+        np.testing.assert_array_equal(whole["inputs"], np.concatenate([left["inputs"], right["inputs"]]))

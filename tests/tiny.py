@@ -1,0 +1,46 @@
+"""Small runs that compile in seconds and still have every kind of parameter."""
+
+from typing import Any
+
+from xlstm_hydra.configs import (
+    CheckpointConfig,
+    LoggerConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    SyntheticDataConfig,
+    TrainerConfig,
+    mLSTMConfig,
+    mLSTMv1Config,
+)
+from xlstm_hydra.models import mLSTM, mLSTMv1
+
+SHARED = {"vocab_size": 32, "embedding_dim": 32, "num_blocks": 2, "num_heads": 4, "context_length": 16, "dtype": "float32"}
+FAMILIES: dict[str, Any] = {
+    "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | {"chunk_size": 8} | changes)),
+    "v0": lambda **changes: ModelConfig(
+        mLSTM, model_config=mLSTMConfig(**SHARED | {"chunk_size": 8, "qkv_proj_blocksize": 4} | changes)
+    ),
+}
+FSDP = {"fsdp_modules": ["Embed", "LMHead", "mLSTMBlock"], "fsdp_min_weight_size": 0, "remat": ["mLSTMBlock"]}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "dp8": {"data_axis_size": 8},
+    "fsdp8": {"data_axis_size": 1, "fsdp_axis_size": 8, **FSDP},
+    "tp2_fsdp4": {"data_axis_size": 1, "fsdp_axis_size": 4, "model_axis_size": 2, **FSDP},
+    "dp2_fsdp2_tp2": {"data_axis_size": 2, "fsdp_axis_size": 2, "model_axis_size": 2, **FSDP},
+    "tp4_dp2": {"data_axis_size": 2, "model_axis_size": 4},
+}
+"""Layouts of eight devices, as changes to `ParallelConfig`."""
+
+
+def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: Any = None, **groups: Any) -> RunConfig:
+    """A run of a tiny model. `groups` are changes to the trainer, or whole configs of other groups."""
+    model_config = FAMILIES[family](**(model or {}))
+    model_config.parallel = ParallelConfig(**(parallel or {}))
+    trainer = TrainerConfig(**{"batch_size": 8, "max_steps": 6, "eval_batches": 0} | groups.pop("trainer", {}))
+    defaults: dict[str, Any] = {
+        "data": SyntheticDataConfig(num_examples=64, motif_length=4),
+        "logger": LoggerConfig(progress=False, tensorboard=False, log_every_n_steps=1),
+        "checkpoint": CheckpointConfig(save_every_n_steps=0, save_last=False),
+    }
+    return RunConfig(model=model_config, trainer=trainer, **defaults | groups)

@@ -1,0 +1,170 @@
+"""The layout is not the model: values, losses and gradients are those of one device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from tiny import FSDP, LAYOUTS, tiny_run
+
+from xlstm_hydra.train import build_program
+
+CASES = [pytest.param(family, layout, id=f"{family}-{layout}") for family in ("v1", "v0") for layout in LAYOUTS]
+everywhere = pytest.mark.parametrize(("family", "layout"), CASES)
+
+
+def batch(rows=8, seed=0):
+    """Uneven padding: some rows have hardly a target, one has none."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 32, (rows, 17))
+    lengths = rng.integers(1, 17, rows)
+    lengths[1] = 0
+    return {
+        "inputs": jnp.asarray(tokens[:, :-1], jnp.int32),
+        "targets": jnp.asarray(tokens[:, 1:], jnp.int32),
+        "document_borders": jnp.asarray(rng.random((rows, 16)) < 0.2).at[:, 0].set(True),
+        "loss_mask": jnp.arange(16) < jnp.asarray(lengths)[:, None],
+    }
+
+
+def program(family, layout=None, devices=None, **groups):
+    groups = {"model": {"reset_at_document_boundaries": True}} | groups
+    run = tiny_run(family, parallel=LAYOUTS[layout] if isinstance(layout, str) else layout, **groups)
+    return build_program(run, jax.devices()[:1] if layout is None else devices)
+
+
+@functools.cache
+def single(family, **groups):
+    """Loss and gradients on one device, at parameters away from their symmetric start."""
+    one = program(family, **groups)
+    params = jax.tree.map(lambda x: np.asarray(x), moved(one.init().params))
+    return params, results(one, params)
+
+
+def moved(params):
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype("float32") for leaf in leaves])
+
+
+def results(on, params):
+    step = jax.jit(on.loss_and_gradients)
+    placed = jax.device_put(params, on.state_shardings.params)
+    loss, gradients = step(placed, jax.device_put(batch(), on.batch_sharding), jax.random.key(3))
+    return jax.device_get((loss, traverse_util.flatten_dict(gradients, sep=".")))
+
+
+def assert_equal_results(got, expected, tolerance=1e-5):
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
+    assert got[1].keys() == expected[1].keys()
+    for path, gradient in got[1].items():
+        np.testing.assert_allclose(gradient, expected[1][path], atol=tolerance, err_msg=path)
+
+
+@everywhere
+def test_loss_and_gradients_are_those_of_one_device(family, layout):
+    params, expected = single(family)
+    assert_equal_results(results(program(family, layout), params), expected)
+
+
+@everywhere
+def test_initial_values_and_tree_are_those_of_one_device(family, layout):
+    one, many = (jax.device_get(program(family, choice).init().params) for choice in (None, layout))
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+
+
+VARIANTS = {
+    "tied weights": {"tie_weights": True},
+    "norms and biases": {"bias": True, "add_post_norm": True, "add_qk_norm": True, "norm_type": "layernorm"},
+    "blocks not scanned": {"scan_blocks": False},
+    "wide values": {"v_dim_factor": 2.0},
+    "no soft caps, no final norm": {"add_post_blocks_norm": False, "logits_soft_cap": 5.0},
+}
+V0_VARIANTS = {
+    "gates by head": {"gate_linear_headwise": True},
+    "gates from the up-projection": {"gate_input": "x_mlstm"},
+    "queries and keys in one": {"vmap_qk": True, "bias": True},
+}
+VARIANT_CASES = [
+    pytest.param(family, model, id=f"{family}-{name}")
+    for family, variants in (("v1", VARIANTS), ("v0", VARIANTS | V0_VARIANTS))
+    for name, model in variants.items()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "model"), VARIANT_CASES)
+def test_every_option_gives_the_same_gradients_on_all_axes(family, model):
+    one = program(family, model=model)
+    params = jax.device_get(moved(one.init().params))
+    assert_equal_results(results(program(family, "dp2_fsdp2_tp2", model=model), params), results(one, params))
+
+
+@pytest.mark.parametrize("layout", ["fsdp8", "dp2_fsdp2_tp2"])
+def test_dropout_drops_the_same_elements_on_every_layout(layout):
+    model = {"dropout": 0.3, "add_embedding_dropout": True}
+    one = program("v1", model=model)
+    params = jax.device_get(moved(one.init().params))
+    assert_equal_results(results(program("v1", layout, model=model), params), results(one, params))
+
+
+@pytest.mark.parametrize("layout", [None, "dp2_fsdp2_tp2"], ids=["one device", "dp2_fsdp2_tp2"])
+def test_accumulating_over_microbatches_gives_the_gradients_of_the_whole_batch(layout):
+    params, expected = single("v1")
+    accumulated = program("v1", layout, trainer={"gradient_accumulate_steps": 2})
+    assert_equal_results(results(accumulated, params), expected)
+
+
+def test_microbatches_hold_the_same_examples_on_every_layout():
+    groups = {"trainer": {"gradient_accumulate_steps": 2}, "model": {"dropout": 0.3}}
+    one = program("v1", **groups)
+    params = jax.device_get(moved(one.init().params))
+    assert_equal_results(results(program("v1", "dp2_fsdp2_tp2", **groups), params), results(one, params))
+
+
+@pytest.mark.parametrize("remat", [["mLSTMBlock"], ["xLSTMResBlock", "FFNResBlock"], ["mLSTMBlock", "LMHead"]], ids=str)
+def test_recomputing_changes_no_gradient(remat):
+    params, expected = single("v1")
+    assert_equal_results(results(program("v1", LAYOUTS["fsdp8"] | {"remat": remat}), params), expected)
+
+
+def test_gathering_in_bfloat16_is_rounding_the_weights():
+    params, _ = single("v1")
+    gathered = program("v1", LAYOUTS["fsdp8"] | {"fsdp_gather_dtype": "bfloat16"})
+    sharded = {placement.parameter.path for placement in gathered.placements if placement.fsdp_axis is not None}
+    flat = traverse_util.flatten_dict(params, sep=".")
+    rounded = {path: x.astype(jnp.bfloat16).astype("float32") if path in sharded else x for path, x in flat.items()}
+    loss, _ = results(program("v1"), traverse_util.unflatten_dict(rounded, sep="."))
+    np.testing.assert_allclose(results(gathered, params)[0], loss, rtol=1e-6)
+
+
+def test_gradients_scattered_in_bfloat16_are_bfloat16_values():
+    params, expected = single("v1")
+    scattered = program("v1", LAYOUTS["fsdp8"] | {"fsdp_grad_scatter_dtype": "bfloat16"})
+    _, gradients = results(scattered, params)
+    path = "blocks.ffn_res_block.ffn.proj_up.kernel"
+    np.testing.assert_array_equal(gradients[path], gradients[path].astype(jnp.bfloat16).astype("float32"))
+    np.testing.assert_allclose(gradients[path], expected[1][path], atol=2e-2)
+
+
+def test_the_user_may_rename_the_mesh_axes():
+    names = {"data_axis_name": "replica", "fsdp_axis_name": "shard", "model_axis_name": "tensor"}
+    params, expected = single("v1")
+    assert_equal_results(results(program("v1", LAYOUTS["dp2_fsdp2_tp2"] | names), params), expected)
+
+
+def test_an_fsdp_axis_without_modules_shards_the_batch_only():
+    params, expected = single("v1")
+    bare = program("v1", {"data_axis_size": 1, "fsdp_axis_size": 8})
+    assert not any(placement.fsdp_axis is not None for placement in bare.placements)
+    assert_equal_results(results(bare, params), expected)
+
+
+def test_parameters_really_live_where_the_report_says():
+    on = program("v1", {"data_axis_size": 1, "fsdp_axis_size": 4, "model_axis_size": 2, **FSDP})
+    arrays = traverse_util.flatten_dict(on.init().params, sep=".")
+    for placement in on.placements:
+        shards = arrays[placement.parameter.path].addressable_shards
+        assert {shard.data.nbytes for shard in shards} == {placement.bytes_per_device}, placement.parameter.path
