@@ -22,7 +22,16 @@ _CELL = (
     *("add_qk_norm", "reset_at_document_boundaries", "reset_fgate_value"),
 )
 _TOP = (
-    *("vocab_size", "embedding_dim", "num_blocks", "context_length", "dtype", "lm_head_dtype", "logits_soft_cap", "bias"),
+    *(
+        "vocab_size",
+        "embedding_dim",
+        "num_blocks",
+        "context_length",
+        "dtype",
+        "lm_head_dtype",
+        "logits_soft_cap",
+        "bias",
+    ),
     *("dropout", "scan_blocks", "norm_type", "norm_eps", "init_distribution_embed", "init_distribution_out"),
 )
 
@@ -34,14 +43,20 @@ def load_model(case: str, **changes) -> ModelConfig:
     cell, feed_forward = layer["mlstm_cell"], saved["mlstm_block"]["feedforward"]
     fields = {key: saved[key] for key in _TOP}
     fields |= {key: layer[key] for key in _LAYER} | {key: cell[key] for key in _CELL}
-    fields |= {"cell_norm_eps": cell["norm_eps"], "add_post_norm": saved["mlstm_block"]["add_post_norm"], "chunk_size": 8}
+    fields |= {
+        "cell_norm_eps": cell["norm_eps"],
+        "add_post_norm": saved["mlstm_block"]["add_post_norm"],
+        "chunk_size": 8,
+    }
     if layer["layer_type"] == "mlstm":
         fields |= {key: layer[key] for key in _V0_LAYER}
         fields |= {"gate_linear_headwise": cell["gate_linear_headwise"], "cell_norm_type": saved["norm_type"]}
         return ModelConfig(mLSTM, model_config=mLSTMConfig(**fields | changes))
     names = ("proj_factor", "round_proj_up_dim_up", "round_proj_up_to_multiple_of", "ff_type", "act_fn")
     fields |= {key: feed_forward[key] for key in names} | {"ff_dtype": feed_forward["dtype"]}
-    return ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**fields | {"cell_norm_type_v1": cell["norm_type_v1"]} | changes))
+    return ModelConfig(
+        mLSTMv1, model_config=mLSTMv1Config(**fields | {"cell_norm_type_v1": cell["norm_type_v1"]} | changes)
+    )
 
 
 def load_params(case: str, model: ModelConfig, file: str = "params.npz") -> dict:
@@ -56,14 +71,20 @@ def _put(tree: dict, path: list[str], array: np.ndarray, config) -> None:
     stacked = "block" in path
     if "sharded" in path:
         array = array.squeeze(1 if stacked else 0)
-    keep = [name for name in path if name not in ("sharded", "Dense_0", "xlstm_block_stack", "inner_layer", "mlstm_cell", "conv")]
+    keep = [
+        name
+        for name in path
+        if name not in ("sharded", "Dense_0", "xlstm_block_stack", "inner_layer", "mlstm_cell", "conv")
+    ]
     if "blocks" in keep:
         at = keep.index("blocks")
         keep[at : at + 2] = ["blocks"] if stacked else [f"blocks_{keep[at + 1]}"]
     if keep[-2] in ("igate", "fgate") and keep[-1] == "kernel" and isinstance(config, mLSTMConfig):
         if not config.gate_linear_headwise:
             names = ("q", "k", "v") if config.gate_input == "qkv" else ("x",)
-            sizes = (config.qk_dim(), config.qk_dim(), config.v_dim()) if config.gate_input == "qkv" else (array.shape[0],)
+            sizes = (
+                (config.qk_dim(), config.qk_dim(), config.v_dim()) if config.gate_input == "qkv" else (array.shape[0],)
+            )
             parts = np.split(array, np.cumsum(sizes)[:-1], axis=0)
             for name, part in zip(names, parts, strict=True):
                 _set(tree, [*keep[:-1], f"{name}_kernel"], part)

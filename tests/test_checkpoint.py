@@ -28,7 +28,15 @@ def run_of(parallel=None, checkpoint=None, family="v1", model=None, **groups):
     trainer = {"max_steps": 6, "eval_batches": 1, "eval_every_n_steps": 2} | groups.pop("trainer", {})
     checkpoint = CheckpointConfig(**SAVING | (checkpoint or {}))
     optimizer = groups.pop("optimizer", AdamWConfig(lr=1e-2))
-    return tiny_run(family, parallel, {"dropout": 0.1} | (model or {}), trainer=trainer, checkpoint=checkpoint, optimizer=optimizer, **groups)
+    return tiny_run(
+        family,
+        parallel,
+        {"dropout": 0.1} | (model or {}),
+        trainer=trainer,
+        checkpoint=checkpoint,
+        optimizer=optimizer,
+        **groups,
+    )
 
 
 def losses(folder):
@@ -47,7 +55,9 @@ def finished(tmp_path_factory):
 def restored_onto(parallel, place):
     on = build_program(run_of(parallel))
     train_corpus, _ = open_corpus(on.run.data, 16, 32)
-    return jax.device_get(restore(find_checkpoint(place), on.abstract_state, train_batches(train_corpus, on.run.data, 8)))
+    return jax.device_get(
+        restore(find_checkpoint(place), on.abstract_state, train_batches(train_corpus, on.run.data, 8))
+    )
 
 
 def test_a_run_that_is_resumed_repeats_the_losses_bit_by_bit(finished, tmp_path):
@@ -98,11 +108,18 @@ def test_the_latest_are_kept(tmp_path):
 def test_the_best_are_kept(tmp_path):
     # With a learning rate this large the validation loss only gets worse.
     train(
-        run_of(LAYOUTS["dp8"], {"max_to_keep": 1, "keep": "best"}, optimizer=SGDConfig(lr=50.0), trainer={"check_for_nan": False}),
+        run_of(
+            LAYOUTS["dp8"],
+            {"max_to_keep": 1, "keep": "best"},
+            optimizer=SGDConfig(lr=50.0),
+            trainer={"check_for_nan": False},
+        ),
         tmp_path,
     )
     with (tmp_path / "metrics.csv").open() as file:
-        validation = {row["step"]: float(row["validation_loss"]) for row in csv.DictReader(file) if row["validation_loss"]}
+        validation = {
+            row["step"]: float(row["validation_loss"]) for row in csv.DictReader(file) if row["validation_loss"]
+        }
     best = min(validation, key=lambda step: validation[step])
     assert [step.name for step in (tmp_path / "checkpoints").iterdir() if step.name.isdigit()] == [best]
 
@@ -132,11 +149,11 @@ def test_a_folder_with_later_checkpoints_is_not_written_over(finished):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
-    explosive = run_of(LAYOUTS["dp8"], optimizer=SGDConfig(lr=1e30, grad_clip_norm=None), model={"logits_soft_cap": None})
+    explosive = run_of(
+        LAYOUTS["dp8"], optimizer=SGDConfig(lr=1e30, grad_clip_norm=None), model={"logits_soft_cap": None}
+    )
     with pytest.raises(FloatingPointError, match="is not finite. Checkpoints saved before are sound"):
         train(explosive, tmp_path)
     for step in (tmp_path / "checkpoints").glob("[0-9]*"):
         state = restored_onto(LAYOUTS["dp8"], f"{tmp_path}@{step.name}")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-
-

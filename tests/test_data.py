@@ -134,7 +134,9 @@ def test_the_seed_sets_the_order(numbered):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_see_the_batches_of_one(numbered, processes):
     whole = taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8), 7)
-    parts = [taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8, i, processes), 7) for i in range(processes)]
+    parts = [
+        taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8, i, processes), 7) for i in range(processes)
+    ]
     assert whole == [sum(rows, []) for rows in zip(*parts, strict=True)]
 
 

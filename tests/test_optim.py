@@ -61,7 +61,10 @@ def test_after_its_end_a_schedule_stays(config, formula):
 def stepped(optimizer, gradients=None, **model):
     run = tiny_run(optimizer=optimizer, model=model)
     chain = build_optimizer(run, PARAMS)
-    zeros = {"token_embedding": {"embedding": jnp.zeros((4, 2))}, "blocks": {"dense": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}}
+    zeros = {
+        "token_embedding": {"embedding": jnp.zeros((4, 2))},
+        "blocks": {"dense": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}},
+    }
     updates, _ = chain.update(gradients or zeros, chain.init(PARAMS), PARAMS)
     return updates
 
@@ -75,7 +78,11 @@ def test_weight_decay_shrinks_kernels_by_the_learning_rate_and_leaves_the_rest(c
 
 def mask(model=None, **optimizer):
     chosen = decay_mask(tiny_run(optimizer=AdamWConfig(**optimizer), model=model), PARAMS)
-    return chosen["token_embedding"]["embedding"], chosen["blocks"]["dense"]["kernel"], chosen["blocks"]["dense"]["bias"]
+    return (
+        chosen["token_embedding"]["embedding"],
+        chosen["blocks"]["dense"]["kernel"],
+        chosen["blocks"]["dense"]["bias"],
+    )
 
 
 MASKS = {
@@ -97,7 +104,10 @@ def test_a_pattern_that_matches_nothing_is_refused():
 
 
 def test_the_gradient_is_clipped_by_norm_then_by_value():
-    gradients = {"token_embedding": {"embedding": jnp.zeros((4, 2))}, "blocks": {"dense": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.zeros(2)}}}
+    gradients = {
+        "token_embedding": {"embedding": jnp.zeros((4, 2))},
+        "blocks": {"dense": {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.zeros(2)}},
+    }
     plain = SGDConfig(lr=1.0, grad_clip_norm=None)
     by_norm = SGDConfig(lr=1.0, grad_clip_norm=1.0)
     by_both = SGDConfig(lr=1.0, grad_clip_norm=1.0, grad_clip_value=0.25)
@@ -109,7 +119,10 @@ def test_momentum_and_nesterov_change_the_second_step():
     def second(config):
         chain = build_optimizer(tiny_run(optimizer=config), PARAMS)
         state = chain.init(PARAMS)
-        ones = {"token_embedding": {"embedding": jnp.ones((4, 2))}, "blocks": {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}}
+        ones = {
+            "token_embedding": {"embedding": jnp.ones((4, 2))},
+            "blocks": {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}},
+        }
         for _ in range(2):
             updates, state = chain.update(ones, state, PARAMS)
         return -float(updates["blocks"]["dense"]["bias"][0])

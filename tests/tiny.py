@@ -2,6 +2,11 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
 from xlstm_hydra.configs import (
     CheckpointConfig,
     LoggerConfig,
@@ -15,7 +20,14 @@ from xlstm_hydra.configs import (
 )
 from xlstm_hydra.models import mLSTM, mLSTMv1
 
-SHARED = {"vocab_size": 32, "embedding_dim": 32, "num_blocks": 2, "num_heads": 4, "context_length": 16, "dtype": "float32"}
+SHARED = {
+    "vocab_size": 32,
+    "embedding_dim": 32,
+    "num_blocks": 2,
+    "num_heads": 4,
+    "context_length": 16,
+    "dtype": "float32",
+}
 FAMILIES: dict[str, Any] = {
     "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | {"chunk_size": 8} | changes)),
     "v0": lambda **changes: ModelConfig(
@@ -44,3 +56,25 @@ def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: 
         "checkpoint": CheckpointConfig(save_every_n_steps=0, save_last=False),
     }
     return RunConfig(model=model_config, trainer=trainer, **defaults | groups)
+
+
+def batch(rows=8, seed=0):
+    """Tokens with uneven padding: some rows have hardly a target, one has none."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 32, (rows, 17))
+    lengths = rng.integers(1, 17, rows)
+    lengths[1] = 0
+    return {
+        "inputs": jnp.asarray(tokens[:, :-1], jnp.int32),
+        "targets": jnp.asarray(tokens[:, 1:], jnp.int32),
+        "document_borders": jnp.asarray(rng.random((rows, 16)) < 0.2).at[:, 0].set(True),
+        "loss_mask": jnp.arange(16) < jnp.asarray(lengths)[:, None],
+    }
+
+
+def results(on, params):
+    """Loss and gradients of a program, as NumPy arrays by dotted path."""
+    step = jax.jit(on.loss_and_gradients)
+    placed = jax.device_put(params, on.state_shardings.params)
+    loss, gradients = step(placed, jax.device_put(batch(), on.batch_sharding), jax.random.key(3))
+    return jax.device_get((loss, traverse_util.flatten_dict(gradients, sep=".")))

@@ -43,7 +43,9 @@ class ByteCorpus:
     range but the first is a target once.
     """
 
-    def __init__(self, files: Sequence[Path], sizes: Sequence[int], length: int, start: int, stop: int, pad: bool) -> None:
+    def __init__(
+        self, files: Sequence[Path], sizes: Sequence[int], length: int, start: int, stop: int, pad: bool
+    ) -> None:
         self._files, self._length, self._start, self._stop = list(files), length, start, stop
         self._offsets = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64) + 1)])
         targets = max(stop - start - 1, 0)
@@ -212,11 +214,15 @@ def train_batches(
     """
     examples = grain.MapDataset.source(corpus).seed(config.seed).shuffle().repeat()
     rows = grain.MapDataset.source(_ProcessRows(examples, batch_size, process, processes))
-    options = grain.ReadOptions(num_threads=1 if config.prefetch else 0, prefetch_buffer_size=config.prefetch * batch_size)
+    options = grain.ReadOptions(
+        num_threads=1 if config.prefetch else 0, prefetch_buffer_size=config.prefetch * batch_size
+    )
     return iter(rows.to_iter_dataset(options).batch(batch_size // processes))
 
 
-def validation_batches(corpus: Source, batch_size: int, count: int, process: int = 0, processes: int = 1) -> list[Example]:
+def validation_batches(
+    corpus: Source, batch_size: int, count: int, process: int = 0, processes: int = 1
+) -> list[Example]:
     """The first `count` batches of this process, evenly spread over the corpus and always the same. A batch that the
     corpus does not fill is filled with padding."""
     wanted = min(count * batch_size, len(corpus))

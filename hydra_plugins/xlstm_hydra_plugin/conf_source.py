@@ -1,15 +1,20 @@
-"""The folder `conf/`, seen from another app."""
+"""The folder `conf/` and the schemas of its options, seen from any Hydra app."""
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+
+SCHEMAS = "xlstm_hydra/schema/"
 
 
 class XlstmConfigSource(FileConfigSource):
     """YAML files that step back where the app has registered a config of the same name.
 
     Hydra looks through files before it looks in the ConfigStore, so plain files of ours would take the place of another
-    app's own `config` or `optimizer/adamw`.
+    app's own `config` or `optimizer/adamw`. Schemas are made when one of our files asks for them: an app that uses none
+    of ours pays for none, and its ConfigStore stays as it is.
     """
 
     @staticmethod
@@ -19,5 +24,24 @@ class XlstmConfigSource(FileConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         """Whether we have this config and the app does not."""
-        name = self._normalize_file_name(config_path.rstrip("/"))
-        return super().is_config(config_path) and ConfigStore.instance().get_type(name) != ObjectType.CONFIG
+        path = config_path.rstrip("/")
+        if ConfigStore.instance().get_type(self._normalize_file_name(path)) == ObjectType.CONFIG:
+            return False
+        return _schema(path) is not None or super().is_config(path)
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """A schema or a YAML file."""
+        schema = _schema(config_path)
+        if schema is None:
+            return super().load_config(config_path)
+        node = OmegaConf.structured(schema)
+        return ConfigResult(config=node, path=self.full_path(), provider=self.provider, header={"package": None})
+
+
+def _schema(config_path: str) -> type | None:
+    if not config_path.startswith(SCHEMAS):
+        return None
+    from xlstm_hydra.hydra import _register
+
+    _register.register_resolvers()
+    return _register.SCHEMAS.get(config_path[len(SCHEMAS) :])

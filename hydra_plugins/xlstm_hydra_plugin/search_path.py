@@ -5,11 +5,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class XlstmSearchPathPlugin(SearchPathPlugin):
-    """Appends our `conf/`, behind the app's own files, and registers our schemas."""
+    """Appends our `conf/`, behind the app's own files."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """See the class."""
-        from xlstm_hydra.hydra._register import conf_dir, register
+        from xlstm_hydra._conf_dir import conf_dir
 
-        register()
         search_path.append(provider="xlstm-hydra", path=f"xlstm://{conf_dir()}")

@@ -1,5 +1,7 @@
 """Whatever the types and the values: written, read, and equal; and junk is refused in words."""
 
+# ruff: noqa: UP007, UP045 (typing's spelling of unions here, the new one in test_reading.py)
+
 import dataclasses
 import enum
 import itertools
@@ -18,11 +20,15 @@ import pytest
 from conversions import assert_alike, holding, through_json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from xlstm_hydra import configs
 from xlstm_hydra.configs import ConfigDict, ConfigError, ModelConfig, RunConfig
 
 MANY = settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -91,7 +97,9 @@ def dataclass_types(draw, fields):
     names = ["x", "y", "z"][: draw(st.integers(0, 3))]
     specs = [draw(fields) for _ in names]
     bases = (ConfigDict,) if draw(st.booleans()) else ()
-    cls = make_dataclass(f"C{next(_count)}", [(n, hint) for n, (hint, _) in zip(names, specs, strict=True)], bases=bases)
+    cls = make_dataclass(
+        f"C{next(_count)}", [(n, hint) for n, (hint, _) in zip(names, specs, strict=True)], bases=bases
+    )
     values = st.builds(cls, **{name: strategy for name, (_, strategy) in zip(names, specs, strict=True)})
     if draw(st.booleans()):
         hint, strategy = draw(fields)
@@ -120,7 +128,9 @@ def containers(inner):
         keys.map(lambda t: (set[t[0]], st.sets(t[1], max_size=3))),
         keys.map(lambda t: (frozenset[t[0]], st.frozensets(t[1], max_size=3))),
         st.tuples(keys, inner).map(lambda t: (dict[t[0][0], t[1][0]], st.dictionaries(t[0][1], t[1][1], max_size=3))),
-        st.tuples(keys, inner).map(lambda t: (Mapping[t[0][0], t[1][0]], st.dictionaries(t[0][1], t[1][1], max_size=2))),
+        st.tuples(keys, inner).map(
+            lambda t: (Mapping[t[0][0], t[1][0]], st.dictionaries(t[0][1], t[1][1], max_size=2))
+        ),
         unions(inner),
         dataclass_types(inner),
     )
@@ -259,7 +269,9 @@ def test_every_config_class_comes_back_through_json_text(cls, data):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("bfloat16"),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("_type_"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.just("_type_"), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

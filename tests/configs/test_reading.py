@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlstm_hydra.configs import ConfigDict, ConfigError, Problem, register_class
+from xlstm_hydra.configs import (
+    ConfigDict,
+    ConfigError,
+    ModelConfig,
+    ParallelConfig,
+    Problem,
+    RunConfig,
+    mLSTMConfig,
+    register_class,
+)
 from xlstm_hydra.configs._parse import collect
 
 
@@ -236,6 +245,20 @@ def test_all_problems_are_reported_at_once_with_full_paths():
         "extra.c.dtype: expected dtype, got 'x'",
         "pair.betas[1]: expected float, got 'x'",
         "pair.groups.g[1]: expected int, got null",
+    ]
+
+
+def test_a_wrong_value_deep_in_a_run_is_refused_with_the_key_of_the_run():
+    layout = ParallelConfig(remat=["Embed"])
+    config = mLSTMConfig(embedding_dim=64, num_blocks=1, num_heads=1)
+    data = RunConfig(model=ModelConfig("a.Model", layout, config)).to_dict()
+    data["model"]["model_config"]["embedding_dim"] = "abc"
+    data["model"]["parallel"]["remat"][0] = 5
+    data["optimizer"]["name"] = "adam"
+    assert problems(RunConfig, data) == [
+        "model.parallel.remat[0]: expected str, got 5",
+        "model.model_config.embedding_dim: expected int, got 'abc'",
+        "optimizer.name='adam': not a known value. Did you mean 'adamw'?",
     ]
 
 

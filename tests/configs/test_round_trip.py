@@ -1,19 +1,21 @@
 """`from_dict(cls, json.loads(json.dumps(config.to_dict()))) == config`, one annotation at a time."""
 
+# ruff: noqa: UP007, UP045 (typing's spelling of unions here, the new one in test_reading.py)
+
 from __future__ import annotations
 
 import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Generic, Literal, NewType, Optional, TypeVar, Union
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from conversions import assert_alike, holding, through_json
+
 from xlstm_hydra.configs import ConfigDict, ConfigError, register_class
 
 NAN, INF = math.nan, math.inf
@@ -140,8 +142,8 @@ CASES = [
     (dict[float, int], {0.1: 1, INF: 2}),
     (dict[Color, int], {Color.RED: 1, Color.BLUE: 2}),
     (dict[tuple[int, int], str], {(1, 2): "a"}),
-    (dict[Union[int, str], str], {5: "int", "5": "str"}),
-    (dict[Optional[str], int], {None: 1, "None": 2}),
+    (dict[int | str, str], {5: "int", "5": "str"}),
+    (dict[str | None, int], {None: 1, "None": 2}),
     (dict[str, list[A]], {"a": [A(1), A(2)], "b": []}),
     (dict[str, int], {"_type_": 1, "value": 2, "": 3, "/a.b[0]": 4}),
     (tuple[A, ...], (A(1), A(2))),
@@ -162,7 +164,7 @@ CASES = [
     (Union[A, dict], {1: 1}),
     (Union[dict, A], A(1)),
     (Union[A, dict[str, int]], A(1)),
-    (Union[A, list[Union[A, B]]], [B(1), A(2)]),
+    (Union[A, list[A | B]], [B(1), A(2)]),
     (Union[list[A], list[B]], [B(1)]),
     (Union[list[A], dict[str, B]], {"a": B(1)}),
     (Union[int, str], "5"),

@@ -136,7 +136,9 @@ RANGES = [
 
 
 @pytest.mark.parametrize(
-    ("make", "values", "words"), RANGES, ids=[f"{make.__name__}-{next(iter(values.items()))}" for make, values, _ in RANGES]
+    ("make", "values", "words"),
+    RANGES,
+    ids=[f"{make.__name__}-{next(iter(values.items()))}" for make, values, _ in RANGES],
 )
 def test_a_value_out_of_range_is_refused_with_its_key(make, values, words):
     ((key, value),) = values.items()
@@ -174,7 +176,10 @@ BETWEEN = [
     ({"parallel": {"pipeline_axis_size": 2}}, "parallel.pipeline_axis_size=2: pipeline parallelism is not built yet"),
     ({"parallel": {"tp_async_dense": True}}, "parallel.tp_async_dense=true: collective matmul is not built yet"),
     ({"parallel": {"remat": ["mLSTMBlok"]}}, "parallel.remat='mLSTMBlok': no module class of this model. Did you mean"),
-    ({"parallel": {"fsdp_modules": ["Foo"]}}, "parallel.fsdp_modules='Foo': no module class of this model. Known: Embed"),
+    (
+        {"parallel": {"fsdp_modules": ["Foo"]}},
+        "parallel.fsdp_modules='Foo': no module class of this model. Known: Embed",
+    ),
     ({"parallel": {"fsdp_gather_dtype": "bfloat16"}}, "nothing is gathered, because parallel.fsdp_modules is empty"),
     ({"model": {"vocab_size": 100}}, "model.vocab_size=100, data.name='stdlib': bytes need 256 token ids"),
     (
@@ -208,7 +213,10 @@ BETWEEN = [
         {"checkpoint": CheckpointConfig(keep="best", save_every_n_steps=50)},
         "every checkpoint needs a validation loss of its step. Set trainer.eval_every_n_steps to 5, 10, 25 or 50.",
     ),
-    ({"config": SubModelConfig}, "its config SubModelConfig needs a field vocab_size: the data takes its shape from it"),
+    (
+        {"config": SubModelConfig},
+        "its config SubModelConfig needs a field vocab_size: the data takes its shape from it",
+    ),
     ({"config": LoggerConfig}, "needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not Logger"),
 ]
 

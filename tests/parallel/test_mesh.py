@@ -27,7 +27,11 @@ def test_sizes_are_in_mesh_order_under_their_names():
 
 
 PRODUCTS = {
-    "too many": ((2, 3, 1, 1), 8, r"dp\(2\) \* fsdp\(3\) \* pp\(1\) \* tp\(1\) = 6 must equal the number of devices, 8"),
+    "too many": (
+        (2, 3, 1, 1),
+        8,
+        r"dp\(2\) \* fsdp\(3\) \* pp\(1\) \* tp\(1\) = 6 must equal the number of devices, 8",
+    ),
     "does not divide": ((-1, 3, 1, 1), 8, r"fsdp\(3\) \* pp\(1\) \* tp\(1\) = 3 must divide the number of devices, 8"),
     "more than there are": ((-1, 16, 1, 1), 8, "divide 8: 1, 2, 4 or 8"),
     "one device": ((1, 1, 1, 1), 8, r"Set data_axis_size=8 \(or -1\)"),

@@ -9,7 +9,9 @@ from xlstm_hydra.parallel import Parameter, place, report, summary
 SIZES = {"dp": 1, "fsdp": 4, "pp": 1, "tp": 2}
 
 
-def parameter(shape=(3, 64, 96), names=("layers", "embed", "mlp"), modules=("mLSTMBlock", "Dense"), path="blocks.up.kernel"):
+def parameter(
+    shape=(3, 64, 96), names=("layers", "embed", "mlp"), modules=("mLSTMBlock", "Dense"), path="blocks.up.kernel"
+):
     return Parameter(path, shape, "float32", 4, names, modules)
 
 
@@ -63,7 +65,9 @@ def test_the_size_of_one_block_on_one_tensor_device_decides():
 
 
 def test_an_array_axis_that_the_tensor_axis_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match=r"parallel.model_axis_size=2: must divide array axis 'mlp' of blocks.up.kernel"):
+    with pytest.raises(
+        ConfigError, match=r"parallel.model_axis_size=2: must divide array axis 'mlp' of blocks.up.kernel"
+    ):
         placed(shape=(3, 64, 97))
 
 

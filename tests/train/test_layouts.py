@@ -7,26 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import FSDP, LAYOUTS, tiny_run
+from tiny import FSDP, LAYOUTS, results, tiny_run
 
 from xlstm_hydra.train import build_program
 
 CASES = [pytest.param(family, layout, id=f"{family}-{layout}") for family in ("v1", "v0") for layout in LAYOUTS]
 everywhere = pytest.mark.parametrize(("family", "layout"), CASES)
-
-
-def batch(rows=8, seed=0):
-    """Uneven padding: some rows have hardly a target, one has none."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, 32, (rows, 17))
-    lengths = rng.integers(1, 17, rows)
-    lengths[1] = 0
-    return {
-        "inputs": jnp.asarray(tokens[:, :-1], jnp.int32),
-        "targets": jnp.asarray(tokens[:, 1:], jnp.int32),
-        "document_borders": jnp.asarray(rng.random((rows, 16)) < 0.2).at[:, 0].set(True),
-        "loss_mask": jnp.arange(16) < jnp.asarray(lengths)[:, None],
-    }
 
 
 def program(family, layout=None, devices=None, **groups):
@@ -46,14 +32,9 @@ def single(family, **groups):
 def moved(params):
     leaves, structure = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype("float32") for leaf in leaves])
-
-
-def results(on, params):
-    step = jax.jit(on.loss_and_gradients)
-    placed = jax.device_put(params, on.state_shardings.params)
-    loss, gradients = step(placed, jax.device_put(batch(), on.batch_sharding), jax.random.key(3))
-    return jax.device_get((loss, traverse_util.flatten_dict(gradients, sep=".")))
+    return jax.tree.unflatten(
+        structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype("float32") for leaf in leaves]
+    )
 
 
 def assert_equal_results(got, expected, tolerance=1e-5):

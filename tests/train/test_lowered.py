@@ -17,7 +17,12 @@ def lowered(parallel, family="v1", **groups):
     on = build_program(tiny_run(family, parallel=parallel, **groups))
     batch = {
         name: jax.ShapeDtypeStruct((8, 16), dtype, sharding=on.batch_sharding)
-        for name, dtype in (("inputs", "int32"), ("targets", "int32"), ("document_borders", "bool"), ("loss_mask", "bool"))
+        for name, dtype in (
+            ("inputs", "int32"),
+            ("targets", "int32"),
+            ("document_borders", "bool"),
+            ("loss_mask", "bool"),
+        )
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     return on, jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, batch, key)

@@ -44,10 +44,9 @@ PATHS = {cls.__name__: cls for cls in (pathlib.Path, pathlib.PurePosixPath, path
 _TAGGED = {"float": float, "tuple": tuple, "set": set, "frozenset": frozenset, PAIRS: dict, **PATHS}
 
 Result = tuple[Any, list[Problem]]
-_DEFAULT = Flags()
 
 
-def decode(hint: Any, data: Any, flags: Flags = _DEFAULT) -> Any:
+def decode(hint: Any, data: Any, flags: Flags = Flags()) -> Any:
     """Read plain data as a value of the annotated type.
 
     Raises:
@@ -59,7 +58,7 @@ def decode(hint: Any, data: Any, flags: Flags = _DEFAULT) -> Any:
     return value
 
 
-def collect(hint: Any, data: Any, flags: Flags = _DEFAULT) -> Result:
+def collect(hint: Any, data: Any, flags: Flags = Flags()) -> Result:
     """Like `decode`, but returns what could be read (a dataclass as an `unchecked` instance) with all problems."""
     try:
         value, problems = read(hint, data, dataclasses.replace(flags, attempts={}))
@@ -256,7 +255,7 @@ def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
     if value is not MISSING:
         return value, []
     text = f"expected {type_name(hint)} that is registered, got {show(data)}"
-    return MISSING, [Problem.about("", text, nearest(str(data), registered()))]
+    return MISSING, [Problem.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
 
 
 _READERS = (

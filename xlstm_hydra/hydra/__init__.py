@@ -5,6 +5,7 @@ from ._load import load as load
 from ._load import make_model_config as make_model_config
 from ._load import resolve_classes as resolve_classes
 from ._load import validate as validate
-from ._register import conf_dir as conf_dir
+from xlstm_hydra._conf_dir import conf_dir as conf_dir
+
 from ._register import register as register
 from ._sweep import check_points as check_points

@@ -15,7 +15,7 @@ from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Proble
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import nearest
 
-from ._register import register
+from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
 _NODE_KEYS = ("_target_", "model_class", "config_class", "parallel")
@@ -44,7 +44,7 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> None:
 
 def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]:
     """The run as far as it can be read, and every broken rule."""
-    register()
+    register_resolvers()
     plain, problems = _to_plain(cfg)
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(RunConfig)

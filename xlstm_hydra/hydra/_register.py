@@ -1,15 +1,15 @@
-"""Schemas, the resolver, and where `conf/` is."""
+"""The schema of every option in `conf/`, and the resolver that they use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from xlstm_hydra import configs
+
+from ._versions import REPLACE, register_resolver
 
 GROUP = "xlstm_hydra/schema"
 """Where the schemas are in Hydra's tree: apart from the groups, so that `parallel=glob(*)` finds layouts only."""
@@ -60,20 +60,21 @@ SCHEMAS: dict[str, type] = {
 
 
 def register() -> None:
-    """Put our schemas in Hydra's ConfigStore and our resolver in OmegaConf. Calling it twice is harmless."""
-    store = ConfigStore.instance()
+    """Put our schemas in Hydra's ConfigStore too. Calling it twice is harmless.
+
+    Composing needs no call: our plugin gives the schemas to whoever uses one of our groups. This is for code that looks
+    into the ConfigStore itself.
+    """
+    register_resolvers()
     for name, schema in SCHEMAS.items():
-        store.store(group=GROUP, name=name, node=schema, provider="xlstm-hydra")
-    OmegaConf.register_new_resolver("xlstm_rest", _rest, replace=True)
+        ConfigStore.instance().store(group=GROUP, name=name, node=schema, provider="xlstm-hydra", **REPLACE)
+
+
+def register_resolvers() -> None:
+    """Teach OmegaConf `${xlstm_rest:...}`, which our YAML files use. Calling it twice is harmless."""
+    register_resolver("xlstm_rest", _rest, replace=True)
 
 
 def _rest(*sizes: int) -> int:
     """The size of the data axis beside others: what they leave (-1), or 1 where one of them takes all that is left."""
     return 1 if -1 in sizes else -1
-
-
-def conf_dir() -> Path:
-    """The folder of our YAML files: inside the installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"

@@ -46,10 +46,14 @@ def read_metadata(text: str) -> dict[str, Any]:
     """
     content = _parse(text)
     if content.get("format") != FORMAT:
-        raise _error("format", f"expected {FORMAT!r}, got {content.get('format')!r}", "This is no metadata of xlstm_hydra.")
+        raise _error(
+            "format", f"expected {FORMAT!r}, got {content.get('format')!r}", "This is no metadata of xlstm_hydra."
+        )
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise _error("version", f"expected 1 to {VERSION}, got {version!r}", "A newer xlstm-hydra wrote it; upgrade to read it.")
+        raise _error(
+            "version", f"expected 1 to {VERSION}, got {version!r}", "A newer xlstm-hydra wrote it; upgrade to read it."
+        )
     for old in range(version, VERSION):
         content = _UPGRADES[old](content)
     return content

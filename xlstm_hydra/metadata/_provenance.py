@@ -9,7 +9,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("xlstm-hydra", "hydra-core", "omegaconf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = (
+    "xlstm-hydra",
+    "hydra-core",
+    "omegaconf",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+)
 
 
 def provenance(overrides: list[str] | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ._linen import apply_model as apply_model
 from ._linen import box_sharded as box_sharded
 from ._linen import build_model as build_model
 from ._linen import init_model as init_model
+from ._linen import knows_axes as knows_axes
 from ._linen import list_parameters as list_parameters
 from ._linen import remat_by_name as remat_by_name
 from ._lm import LanguageModel as LanguageModel

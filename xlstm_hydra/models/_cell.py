@@ -118,7 +118,14 @@ def mlstm_recurrent(
 
 
 def mlstm_step(
-    state: Any, q_BHK: jax.Array, k_BHK: jax.Array, v_BHV: jax.Array, i_BH: jax.Array, f_BH: jax.Array, *, eps: float = EPS
+    state: Any,
+    q_BHK: jax.Array,
+    k_BHK: jax.Array,
+    v_BHV: jax.Array,
+    i_BH: jax.Array,
+    f_BH: jax.Array,
+    *,
+    eps: float = EPS,
 ) -> tuple[Any, jax.Array]:
     """One token. `state` is (C, n, m): (B, H, K, V), (B, H, K) and (B, H), from zeros, zeros and minus infinity."""
     C_BHKV, n_BHK, m_BH = state

@@ -29,8 +29,12 @@ def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
     It is called with `config`, and with `axes` if the class declares a field of that name. A class that does not is
     computed whole on every tensor-parallel device.
     """
-    fields = getattr(model.model_class, "__dataclass_fields__", {})
-    return model.model_class(config=model.model_config, **({"axes": axes} if "axes" in fields else {}))
+    return model.model_class(config=model.model_config, **({"axes": axes} if knows_axes(model) else {}))
+
+
+def knows_axes(model: ModelConfig) -> bool:
+    """Whether the model class declares a field `axes`, and so takes part in tensor parallelism."""
+    return "axes" in getattr(model.model_class, "__dataclass_fields__", {})
 
 
 def apply_model(
@@ -62,7 +66,9 @@ def init_model(module: nn.Module, key: jax.Array) -> Any:
     tokens_BT = jnp.zeros((1, module.config.context_length), jnp.int32)  # pyright: ignore[reportAttributeAccessIssue]
     variables = module.init({"params": key}, tokens_BT)
     if extra := sorted(set(variables) - {"params"}):
-        raise ValueError(f"{type(module).__name__} has variables besides its parameters ({', '.join(extra)}); none are kept")
+        raise ValueError(
+            f"{type(module).__name__} has variables besides its parameters ({', '.join(extra)}); none are kept"
+        )
     return meta.unbox(variables["params"])
 
 

@@ -139,7 +139,9 @@ class mLSTMLayer(nn.Module):  # noqa: N801
         h_BTI = self._cell(q, k, v, gate_inputs, document_borders_BT)
         if config.v_dim() != config.inner_dim():
             act_BTI = self._headwise("x_mlstm_conv_scaling", config.v_dim(), init)(act_BTI)
-        skip_I = self.param("learnable_skip", named(nn.initializers.ones_init(), "channels"), h_BTI.shape[-1:], jnp.float32)
+        skip_I = self.param(
+            "learnable_skip", named(nn.initializers.ones_init(), "channels"), h_BTI.shape[-1:], jnp.float32
+        )
         h_BTI = (h_BTI + skip_I * act_BTI) * jax.nn.swish(z_BTI)
         out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
         down = Dense(

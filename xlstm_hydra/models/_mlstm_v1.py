@@ -55,7 +55,9 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
 
         def gate(name: str, bias_range: Any) -> jax.Array:
             bias_init = bias_range_init(bias_range)
-            return Dense(config.num_heads, "heads", config.gate_dtype, _ZEROS, axes, bias_init=bias_init, name=name)(x_BTE)
+            return Dense(config.num_heads, "heads", config.gate_dtype, _ZEROS, axes, bias_init=bias_init, name=name)(
+                x_BTE
+            )
 
         q_BTHK = split_heads(project("dense_q", config.qk_dim()), H)
         k_BTHK = split_heads(project("dense_k", config.qk_dim()), H)
@@ -98,7 +100,9 @@ class FeedForward(nn.Module):
         act = ACTIVATIONS[config.act_fn]
         h_BTF = act(up("proj_up_gate")) * up("proj_up") if config.ff_type == "ffn_gated" else act(up("proj_up"))
         out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
-        return Dense(config.embedding_dim, "mlp", dtype, out, axes, reduce=True, bias_init=bias, name="proj_down")(h_BTF)
+        return Dense(config.embedding_dim, "mlp", dtype, out, axes, reduce=True, bias_init=bias, name="proj_down")(
+            h_BTF
+        )
 
 
 class xLSTMResBlock(Residual):  # noqa: N801

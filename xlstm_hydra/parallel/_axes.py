@@ -29,7 +29,9 @@ class Axes:
     def local(self, size: int) -> int:
         """This device's share of an array axis of `size`."""
         if size % self.tensor_size:
-            raise ValueError(f"an array axis of size {size} does not divide over {self.tensor_size} tensor-parallel devices")
+            raise ValueError(
+                f"an array axis of size {size} does not divide over {self.tensor_size} tensor-parallel devices"
+            )
         return size // self.tensor_size
 
     def gather(self, x: jax.Array, axis: int = -1) -> jax.Array:

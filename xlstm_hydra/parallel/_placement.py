@@ -98,7 +98,9 @@ def place(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, in
             continue
         if local[axis] % tensor_size:
             given = {"parallel.model_axis_size": tensor_size}
-            raise ConfigError([Problem(given, f"must divide array axis {name!r} of {parameter.path} {parameter.shape}")])
+            raise ConfigError(
+                [Problem(given, f"must divide array axis {name!r} of {parameter.path} {parameter.shape}")]
+            )
         spec[axis], local[axis] = tensor, local[axis] // tensor_size
     axis, reason = _fsdp_axis(parameter, parallel, local, spec, sizes[parallel.fsdp_axis_name])
     if axis is not None:

@@ -40,7 +40,9 @@ def summary(placements: Iterable[Placement]) -> str:
     sharded = [placement for placement in placements if placement.fsdp_axis is not None]
     total = sum(placement.bytes_per_device * placement.shards for placement in placements)
     device = sum(placement.bytes_per_device for placement in placements)
-    count = sum(placement.bytes_per_device * placement.shards // placement.parameter.itemsize for placement in placements)
+    count = sum(
+        placement.bytes_per_device * placement.shards // placement.parameter.itemsize for placement in placements
+    )
     return (
         f"{count:,} parameters in {len(placements)} arrays, {total:,} bytes; {device:,} bytes on each device, "
         f"{len(sharded)} arrays sharded by FSDP"

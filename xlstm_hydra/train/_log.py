@@ -17,7 +17,16 @@ from xlstm_hydra.configs import LoggerConfig
 
 log = logging.getLogger("xlstm_hydra")
 
-COLUMNS = ("step", "loss", "validation_loss", "validation_bits_per_byte", "lr", "grad_norm", "param_norm", "tokens_per_second")
+COLUMNS = (
+    "step",
+    "loss",
+    "validation_loss",
+    "validation_bits_per_byte",
+    "lr",
+    "grad_norm",
+    "param_norm",
+    "tokens_per_second",
+)
 """Columns of `metrics.csv`. Losses are in nats per token."""
 
 

@@ -157,7 +157,10 @@ def _refuse_other_batches(run: RunConfig, saved: RunConfig) -> None:
     now |= {f"data.{key}": value for key, value in run.data.to_dict().items() if key != "prefetch"}
     before |= {f"data.{key}": value for key, value in saved.data.to_dict().items() if key != "prefetch"}
     problems = [
-        Problem({key: now.get(key)}, f"the checkpoint was saved with {before.get(key)}, so its position in the data is another")
+        Problem(
+            {key: now.get(key)},
+            f"the checkpoint was saved with {before.get(key)}, so its position in the data is another",
+        )
         for key in now | before
         if now.get(key) != before.get(key)
     ]
@@ -201,4 +204,6 @@ def _announce(program: Program, corpus: Corpus) -> None:
         log.warning("without parallel.remat every gathered parameter is kept for the backward pass")
     tensor = parallel.model_axis_name
     if shape[tensor] > 1 and not any(tensor in placement.spec for placement in program.placements):
-        log.warning("no parameter has an array axis for tensor parallelism: all %d devices compute the same", shape[tensor])
+        log.warning(
+            "no parameter has an array axis for tensor parallelism: all %d devices compute the same", shape[tensor]
+        )

@@ -20,7 +20,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xlstm_hydra.checkpoint import TrainState
 from xlstm_hydra.configs import ModelConfig, RunConfig
-from xlstm_hydra.models import apply_model, box_sharded, build_model, init_model, list_parameters, remat_by_name
+from xlstm_hydra.models import (
+    apply_model,
+    box_sharded,
+    build_model,
+    init_model,
+    knows_axes,
+    list_parameters,
+    remat_by_name,
+)
 from xlstm_hydra.optim import build_optimizer, learning_rate
 from xlstm_hydra.parallel import Axes, Placement, batch_spec, build_mesh, mesh_axes, place, vary_over
 
@@ -63,7 +71,11 @@ class Program:
     def state_shardings(self) -> TrainState:
         """Where every array of the state lives."""
         whole = NamedSharding(self.mesh, PartitionSpec())
-        params = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.param_specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+        params = jax.tree.map(
+            lambda spec: NamedSharding(self.mesh, spec),
+            self.param_specs,
+            is_leaf=lambda x: isinstance(x, PartitionSpec),
+        )
         abstract = jax.eval_shape(self.optimizer.init, self._abstract_params)
         opt_state = optax.tree.map_params(
             self.optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: whole
@@ -96,9 +108,9 @@ class Program:
         return jax.jit(self._train_step, donate_argnums=0, out_shardings=(self.state_shardings, None))
 
     def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        loss, gradients = self.loss_and_gradients(state.params, batch, jax.random.fold_in(
-            jax.random.wrap_key_data(state.rng), state.step
-        ))
+        loss, gradients = self.loss_and_gradients(
+            state.params, batch, jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        )
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -114,14 +126,18 @@ class Program:
 
         Every target counts the same, however the padding is spread over devices and microbatches.
         """
-        batch_part = self.batch_sharding.spec
-        mapped = jax.shard_map(
+        mapped = self._shard_map(
             self._local_loss_and_gradients,
-            mesh=self.mesh,
-            in_specs=(self.param_specs, batch_part, PartitionSpec()),
-            out_specs=(PartitionSpec(), self.param_specs),
+            (self.param_specs, self.batch_sharding.spec, PartitionSpec()),
+            (PartitionSpec(), self.param_specs),
         )
         return mapped(params, batch, key)
+
+    def _shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
+        # The check proves that what is declared equal on several devices is. A class without `axes` has no collectives that
+        # could get it wrong, but may start a loop from constants, which the check would refuse.
+        check = knows_axes(self.model)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
     def _local_loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         axes, parts = self.axes, self.run.trainer.gradient_accumulate_steps
@@ -158,6 +174,8 @@ class Program:
     def _forward(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
         boxed = box_sharded(params, self.placements, self.model)
         module: nn.Module = build_model(self.model, self.axes)
+        if key is not None and not knows_axes(self.model):
+            key = jax.random.fold_in(key, self.axes.batch_index())  # or all devices would drop the same elements
         scanned = bool(self.model.model_config.get("scan_blocks", False))  # pyright: ignore[reportOptionalMemberAccess]
         with remat_by_name(self.model.parallel.remat if key is not None else [], prevent_cse=not scanned):
             return apply_model(
@@ -173,8 +191,7 @@ class Program:
             return self.axes.batch_sum(self._loss_sum(params, batch, None)), self.axes.batch_sum(count)
 
         specs = (self.param_specs, self.batch_sharding.spec)
-        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=specs, out_specs=(PartitionSpec(), PartitionSpec()))
-        return jax.jit(mapped)
+        return jax.jit(self._shard_map(local, specs, (PartitionSpec(), PartitionSpec())))
 
 
 def build_program(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Program:

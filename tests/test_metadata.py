@@ -1,0 +1,110 @@
+"""The text beside a checkpoint: written simply, read strictly, never run."""
+
+import json
+import sys
+
+import pytest
+from hydra import compose, initialize
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlstm_hydra.configs import ModelConfig, RunConfig
+from xlstm_hydra.hydra import load
+from xlstm_hydra.metadata import MetadataError, provenance, read_metadata, read_run, write_metadata
+
+with initialize(version_base="1.3", config_path=None):
+    RUN = load(compose("config", overrides=["parallel=fsdp_tp", "optimizer=lion", "scheduler=linear"]))
+TEXT = json.dumps(write_metadata(RUN))
+
+
+def changed(*path, value):
+    """The text with one value replaced."""
+    content = json.loads(TEXT)
+    node = content
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return json.dumps(content)
+
+
+def test_a_run_comes_back_equal():
+    assert read_run(TEXT) == RUN
+
+
+def test_a_model_comes_back_equal_with_its_layout_and_the_path_of_its_class():
+    model = ModelConfig.from_metadata(TEXT)
+    assert model == RUN.model
+    assert model.model_class == "xlstm_hydra.models.mLSTMv1"
+
+
+def test_provenance_is_plain_json():
+    record = json.loads(json.dumps(write_metadata(RUN, **provenance(["parallel=fsdp"])), allow_nan=False))
+    assert record["overrides"] == ["parallel=fsdp"] and record["packages"]["hydra-core"]
+
+
+def test_a_value_that_json_cannot_hold_is_refused_when_it_is_written():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_metadata(RUN, loss=float("nan"))
+
+
+WRONG = {
+    "cut off": (TEXT[:200], "not JSON: .* The file may be cut off"),
+    "not an object": ("[1, 2]", "expected a JSON object, got a list"),
+    "not ours": (changed("format", value="other"), "format: expected 'xlstm_hydra', got 'other'"),
+    "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. A newer xlstm-hydra wrote it"),
+    "version true": (changed("version", value=True), "version: expected 1"),
+    "wrong type": (
+        changed("config", "model", "model_config", "embedding_dim", value="abc"),
+        r"config\.model\.model_config\.embedding_dim: expected int, got 'abc'",
+    ),
+    "unknown field": (
+        changed("config", "model", "parallel", "fsdp_axis_sise", value=1),
+        r"config\.model\.parallel\.fsdp_axis_sise: no such field.*Did you mean 'fsdp_axis_size'",
+    ),
+    "broken rule": (
+        changed("config", "trainer", "max_steps", value=0),
+        r"config\.trainer\.max_steps=0: must be 1 or more",
+    ),
+    "key twice": ('{"format": "xlstm_hydra", "format": "xlstm_hydra"}', "format: stands there twice"),
+    "nan": ('{"format": NaN}', "NaN is not JSON"),
+    "deep": ('{"a":' * 100_000, "nested too deeply"),
+    "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=WRONG)
+def test_what_cannot_be_read_is_one_error_with_the_path_of_the_field(text, words):
+    with pytest.raises(MetadataError, match=words):
+        ModelConfig.from_metadata(text)
+
+
+def test_nothing_that_the_text_names_is_imported():
+    text = changed("config", "model", "model_class", value="antigravity.Evil")
+    assert ModelConfig.from_metadata(text).model_class == "antigravity.Evil"
+    assert "antigravity" not in sys.modules
+
+
+def test_a_config_class_that_is_not_loaded_is_refused():
+    text = changed("config", "model", "model_config", "_type_", value="antigravity.Config")
+    with pytest.raises(MetadataError, match="Import the module|has loaded"):
+        ModelConfig.from_metadata(text)
+    assert "antigravity" not in sys.modules
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_any_other_content_is_a_metadata_error_or_a_run(junk):
+    content = json.loads(TEXT) | {"config": junk}
+    try:
+        assert isinstance(read_run(json.dumps(content)), RunConfig)
+    except MetadataError:
+        pass
+
+
+@given(st.text())
+def test_any_other_text_is_a_metadata_error(text):
+    with pytest.raises(MetadataError):
+        read_metadata(text)

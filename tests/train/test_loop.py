@@ -1,0 +1,114 @@
+"""What a run shows and leaves behind."""
+
+import csv
+import logging
+import math
+
+import numpy as np
+import pytest
+from tiny import LAYOUTS, tiny_run
+
+from xlstm_hydra.configs import (
+    AdamWConfig,
+    CheckpointConfig,
+    ConfigError,
+    LoggerConfig,
+    StdlibDataConfig,
+    SyntheticDataConfig,
+)
+from xlstm_hydra.train import train
+
+OPTIMIZER = AdamWConfig(lr=1e-2)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_model_learns_what_can_be_learned(tmp_path):
+    run = tiny_run(
+        trainer={"max_steps": 80, "eval_batches": 1, "batch_size": 16},
+        optimizer=OPTIMIZER,
+        data=SyntheticDataConfig(num_examples=512, motif_length=2),
+        parallel={"data_axis_size": 8},
+    )
+    loss = train(run, tmp_path)
+    assert loss is not None and loss < 0.75 * math.log(32)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Seven steps with a line every three, validation every five, on dp=8."""
+    folder = tmp_path_factory.mktemp("run")
+    logger = LoggerConfig(log_every_n_steps=3)
+    trainer = {"max_steps": 7, "eval_batches": 2, "eval_every_n_steps": 5}
+    model = {"vocab_size": 256}
+    groups = {"data": StdlibDataConfig(), "logger": logger, "optimizer": OPTIMIZER}
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr(logging.getLogger("xlstm_hydra"), "info", lambda text, *args: lines.append(text % args))
+        loss = train(tiny_run(parallel=LAYOUTS["dp8"], model=model, trainer=trainer, **groups), folder)
+    return folder, loss, lines
+
+
+def test_metrics_are_written_at_the_asked_steps(finished):
+    folder, _, _ = finished
+    assert [int(row["step"]) for row in rows(folder) if row["loss"]] == [1, 3, 6, 7]
+    assert [int(row["step"]) for row in rows(folder) if row["validation_loss"]] == [5, 7]
+
+
+def test_bits_per_byte_are_nats_by_log_2(finished):
+    folder, loss, _ = finished
+    last = [row for row in rows(folder) if row["validation_loss"]][-1]
+    assert float(last["validation_loss"]) == loss
+    assert float(last["validation_bits_per_byte"]) == pytest.approx(loss / math.log(2))
+
+
+def test_tensorboard_gets_the_same_metrics(finished):
+    assert any((finished[0] / "tensorboard").iterdir())
+
+
+def test_the_mesh_the_parameters_and_the_entropy_to_beat_are_told(finished):
+    text = "\n".join(finished[2])
+    assert "mesh: 8 devices (cpu): dp=8 fsdp=1 pp=1 tp=1" in text
+    assert "bytes on each device" in text
+    assert "unigram entropy" in text and "bits" in text
+    assert "tokens/s" in text and "bits per byte" in text
+
+
+def test_the_logged_loss_is_the_mean_over_its_steps(tmp_path):
+    folders = tmp_path / "every", tmp_path / "third"
+    for folder, every in zip(folders, (1, 3), strict=True):
+        logger = LoggerConfig(log_every_n_steps=every, tensorboard=False)
+        folder.mkdir()
+        train(tiny_run(parallel=LAYOUTS["dp8"], logger=logger), folder)
+    single = {int(row["step"]): float(row["loss"]) for row in rows(folders[0])}
+    grouped = {int(row["step"]): float(row["loss"]) for row in rows(folders[1])}
+    np.testing.assert_allclose(grouped[6], np.mean([single[step] for step in (4, 5, 6)]), rtol=1e-6)
+
+
+def test_a_layout_that_does_not_fit_the_devices_is_refused_before_anything_is_built(tmp_path):
+    with pytest.raises(ConfigError, match=r"parallel.fsdp_axis_size=3: .*number of devices, 8"):
+        train(tiny_run(parallel={"fsdp_axis_size": 3}), tmp_path)
+
+
+WARNINGS = {
+    "nothing sharded": (
+        {"data_axis_size": 1, "fsdp_axis_size": 8, "fsdp_modules": ["Embed"]},
+        "FSDP shards no parameter",
+    ),
+    "gathered weights kept": (LAYOUTS["fsdp8"] | {"remat": []}, "every gathered parameter is kept"),
+}
+
+
+@pytest.mark.parametrize(("parallel", "words"), WARNINGS.values(), ids=WARNINGS)
+def test_a_layout_that_probably_is_not_meant_is_warned_of(parallel, words, tmp_path, caplog):
+    train(tiny_run(parallel=parallel, trainer={"max_steps": 1}), tmp_path)
+    assert words in caplog.text
+
+
+def test_no_validation_and_no_checkpoint_if_none_is_asked_for(tmp_path):
+    run = tiny_run(parallel=LAYOUTS["dp8"], checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False))
+    assert train(run, tmp_path) is None
+    assert not (tmp_path / "checkpoints").exists()

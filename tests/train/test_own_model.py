@@ -1,0 +1,108 @@
+"""A Flax class that knows nothing of us trains on every layout."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from hydra import compose, initialize
+from tiny import LAYOUTS, results
+
+from xlstm_hydra.configs import ConfigError, ParallelConfig, RunConfig, TrainerConfig
+from xlstm_hydra.hydra import load, make_model_config, resolve_classes
+from xlstm_hydra.train import build_program, train
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model"
+OWN = {"fsdp_modules": ["GRUBlock", "Embed"], "remat": ["GRUBlock"], "fsdp_min_weight_size": 0}
+
+
+@pytest.fixture(autouse=True)
+def on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+
+
+def own(layout=None, **fields):
+    parallel = dict(LAYOUTS[layout]) if layout else {}
+    if "fsdp_modules" in parallel:
+        parallel |= OWN
+    fields = {"vocab_size": 32, "context_length": 16, "hidden": 16} | fields
+    model = make_model_config(model_class="gru_lm.GRULanguageModel", parallel=ParallelConfig(**parallel), **fields)
+    return RunConfig(model=model, trainer=TrainerConfig(batch_size=8))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_its_loss_and_gradients_are_those_of_one_device(layout):
+    one = build_program(own(), jax.devices()[:1])
+    params = jax.device_get(one.init().params)
+    expected = results(one, params)
+    got = results(build_program(own(layout)), params)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
+    for path, gradient in got[1].items():
+        np.testing.assert_allclose(gradient, expected[1][path], atol=1e-5, err_msg=path)
+
+
+def test_fsdp_really_shards_it():
+    on = build_program(own("fsdp8"))
+    arrays = traverse_util.flatten_dict(on.init().params, sep=".")
+    kernel = arrays["GRUBlock_0.GRUCell_0.hn.kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+def composed(*overrides):
+    with initialize(version_base="1.3", config_path=None):
+        search = f"hydra.searchpath=[file://{EXAMPLE / 'conf'}]"
+        return compose("config", overrides=[search, *overrides])
+
+
+def test_it_is_chosen_by_a_yaml_option():
+    run = load(composed("model=gru", "model.layers=3"))
+    config = resolve_classes(run.model).model_config
+    assert type(config).__name__ == "GRUConfig" and (config.hidden, config.layers) == (96, 3)
+
+
+def test_it_is_chosen_by_overrides_alone():
+    run = load(composed("model=custom", "model.model_class=gru_lm.GRULanguageModel", "+model.hidden=24"))
+    assert resolve_classes(run.model).model_class is sys.modules["gru_lm"].GRULanguageModel
+    assert run.model.model_config.hidden == 24
+
+
+MISTAKES = {
+    "its own rule": (["model=gru", "model.layers=0"], r"model\.layers=0: must be 1 or more"),
+    "unknown field": (["model=gru", "+model.hiden=3"], r"model\.hiden: no such field in GRUConfig.*'hidden'"),
+    "wrong type": (["model=gru", "model.hidden=wide"], r"model\.hidden: expected int, got 'wide'"),
+    "no such class": (["model=gru", "model.model_class=gru_lm.GRU"], r"gru_lm has no GRU"),
+    "no such module": (["model=gru", "model.model_class=nowhere.GRU"], r"cannot import it: No module named 'nowhere'"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_its_config_is_checked_like_ours(overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        load(composed(*overrides))
+
+
+def test_names_of_modules_that_it_does_not_have_are_refused_when_it_is_built():
+    with pytest.raises(
+        ConfigError, match=r"parallel.fsdp_modules='mLSTMBlock': no module class of this model.*GRUBlock"
+    ):
+        run = own("fsdp8")
+        run.model.parallel.fsdp_modules = ["mLSTMBlock"]
+        build_program(run)
+
+
+def test_it_trains_and_saves(tmp_path):
+    run = load(
+        composed(
+            "model=gru",
+            "data=synthetic",
+            "debug=fast",
+            "checkpoint=default",
+            "model.context_length=16",
+            "trainer.simulated_devices=8",
+        )
+    )
+    loss = train(run, tmp_path)
+    assert loss is not None and np.isfinite(loss)
+    assert (tmp_path / "checkpoints" / "3").is_dir()
