@@ -1,9 +1,9 @@
-"""CPU seconds of `xlstm-hydra --cfg job`, against a bare Hydra app with as many groups and the same values in plain YAML.
+"""CPU seconds of `xlstm-hydra --cfg job`, against a bare Hydra app of the same groups and values in plain YAML.
 
     python benchmarks/compose.py [REPEATS]
 
-The two take turns, so that a busy machine slows both. The bare app sees no plugin, ours included. The ratio to stay below
-is 1.3; PYTHONDONTWRITEBYTECODE is unset, because without `.pyc` files the time is that of compiling Python.
+The two take turns, so that a busy machine slows both. The bare app sees no plugin, ours included. The ratio to stay
+below is 1.3. PYTHONDONTWRITEBYTECODE is unset: without `.pyc` files the time would be that of compiling Python.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def main() -> None:
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
-        commands = {"bare": [sys.executable, write_bare_app(Path(folder))], "ours": [sys.executable, "-m", "xlstm_hydra"]}
+        ours = [sys.executable, "-m", "xlstm_hydra"]
+        commands = {"bare": [sys.executable, write_bare_app(Path(folder), ours)], "ours": ours}
         for command in commands.values():  # writes the .pyc files
             cpu_seconds(command, folder)
         times = {name: [] for name in commands}
@@ -54,10 +55,10 @@ def main() -> None:
     print(f"ratio {medians['ours'] / medians['bare']:.2f}")
 
 
-def write_bare_app(folder: Path) -> str:
-    """An app of the same groups and options: each option is one YAML file that holds the values that ours composes to."""
+def write_bare_app(folder: Path, ours: list[str]) -> str:
+    """An app of the same groups and options: each option is a YAML file of the values that ours composes to."""
     groups = OmegaConf.load(conf_dir() / "config.yaml").defaults
-    values = OmegaConf.create(subprocess.check_output([sys.executable, "-m", "xlstm_hydra", "--cfg", "job"], cwd=folder, text=True))
+    values = OmegaConf.create(subprocess.check_output([*ours, "--cfg", "job"], cwd=folder, text=True))
     defaults = []
     for entry in groups:
         group, option = next(iter(entry.items())) if OmegaConf.is_dict(entry) else ("_self_", None)

@@ -11,7 +11,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 @pytest.fixture
 def run_config():
-    """Makes a small `RunConfig` from changes to its groups, as `load` would: `run_config(parallel={...}, model={...})`."""
+    """Makes a small `RunConfig` from changes to its groups, as `load` would: `run_config(parallel={...},
+    model={...})`."""
     from tiny import tiny_run
 
     return tiny_run

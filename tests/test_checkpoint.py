@@ -127,9 +127,9 @@ def test_the_best_are_kept(tmp_path):
 REFUSED = {
     "no run": ({}, "nowhere", r"checkpoint.restore='nowhere': no checkpoints in"),
     "no step": ({}, "{run}@5", r"no checkpoint of step 5. Saved are steps 2, 4 or 6"),
-    "other model": ({"model": {"num_blocks": 1}}, "{run}", r"arrays of params differ: at blocks.* has \(2, .*wants \(1, "),
+    "other model": ({"model": {"num_blocks": 1}}, "{run}", r"params differ: at blocks.* has \(2, .*wants \(1, "),
     "other optimizer": ({"optimizer": SGDConfig(momentum=0.9)}, "{run}", "arrays of opt_state differ"),
-    "other batches": ({"trainer": {"batch_size": 16}}, "{run}", r"trainer.batch_size=16: the checkpoint was saved with 8"),
+    "other batches": ({"trainer": {"batch_size": 16}}, "{run}", r"batch_size=16: the checkpoint was saved with 8"),
     "other data": ({"data": StdlibDataConfig(), "model": {"vocab_size": 256}}, "{run}", r"data.name='stdlib'"),
     "nothing left to do": ({"trainer": {"max_steps": 4}}, "{run}@4", "has done 4 steps already"),
 }  # fmt: skip

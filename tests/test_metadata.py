@@ -75,7 +75,7 @@ WRONG = {
 @pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_read_is_one_error_with_the_path_of_the_field(text, words):
     with pytest.raises(MetadataError, match=words):
-        ModelConfig.from_metadata(text)
+        read_run(text)
 
 
 def test_nothing_that_the_text_names_is_imported():

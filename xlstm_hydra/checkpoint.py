@@ -1,7 +1,7 @@
 """Saving a run and getting it back, on any layout. The files are Orbax's.
 
-`<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position of each
-process in it) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed.
+`<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position of
+each process in it) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed.
 """
 
 from __future__ import annotations

@@ -9,17 +9,23 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import SearchPathException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.hydra import explain, load
-from xlstm_hydra.hydra._errors import REFUSED
+import xlstm_hydra
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.hydra import REFUSED, VERSION_BASE, explain, load
 
 CONFIG_NAME = "config"
+RUN_NOTE = "The run's folder is "
+"""How the note begins that marks an error as one of a run that had started."""
 
 
 def run_task(cfg: DictConfig) -> float | None:
@@ -31,8 +37,12 @@ def run_task(cfg: DictConfig) -> float | None:
 
         return train(run, folder, overrides)
     except ConfigError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # Hydra goes on with the other jobs, and tells it at the end
         _refuse(error)
-        raise SystemExit(2) from None  # not an exception to Hydra, which would print a traceback
+    except Exception as error:
+        error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
+        raise
 
 
 def _run_folder(cfg: DictConfig) -> tuple[Path, list[str]]:
@@ -45,26 +55,36 @@ def _run_folder(cfg: DictConfig) -> tuple[Path, list[str]]:
 
 def main() -> None:
     """Entry point of the console command."""
+    if "--version" in sys.argv[1:]:
+        print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
+        return
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a console command cannot see the user's own modules otherwise
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
-        hydra.main(version_base="1.3", config_path=None, config_name=CONFIG_NAME)(run_task)()
-    except (ConfigError, *REFUSED) as error:
-        if wants_traceback:
-            raise
+        hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
+    except Exception as error:
+        started = any(note.startswith(RUN_NOTE) for note in getattr(error, "__notes__", ()))
+        if wants_traceback or started or not isinstance(error, REFUSED):
+            traceback.print_exc()
+            sys.exit(1)
         _refuse(error if isinstance(error, ConfigError) else _explained(error))
-        sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
 
 
-def _refuse(error: ConfigError) -> None:
+def _refuse(error: ConfigError) -> NoReturn:
     print(f"xlstm-hydra: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _explained(error: Exception) -> ConfigError:
-    args = get_args_parser().parse_args()
-    return ConfigError(explain(error, args.overrides, args.config_name or CONFIG_NAME, args.config_dir))
+    """What Hydra refused, each mistake on its own."""
+    if isinstance(error, SearchPathException):
+        return ConfigError([Problem({}, str(error))])
+    args = get_args_parser().parse_intermixed_args()
+    search_path = create_automatic_config_search_path(__file__, None, args.config_path)
+    if args.config_dir is not None:
+        search_path.prepend("command-line", f"file://{os.path.abspath(args.config_dir)}")
+    sweep = args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
+    loader = ConfigLoaderImpl(search_path)
+    return ConfigError(explain(error, loader, args.config_name or CONFIG_NAME, args.overrides, sweep=sweep))

@@ -1,7 +1,8 @@
 """Tokens in fixed-length examples, shuffled, cut over processes, and resumable. The loading is grain's.
 
 An example is a dict of arrays of `context_length`: `inputs` and `targets` (the inputs one token later), int32;
-`document_borders`, true where an input begins a document or the example; and `loss_mask`, false where a target is padding.
+`document_borders`, true where an input begins a document or the example; and `loss_mask`, false where a target is
+padding.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Source(Protocol):
 class ByteCorpus:
     """Documents as one long stream of bytes, cut into examples. Files are read where an example needs them.
 
-    Example i holds the stream's bytes [start + i * length, start + (i + 1) * length] as inputs, so that each byte of the
-    range but the first is a target once.
+    Example i holds the stream's bytes [start + i * length, start + (i + 1) * length] as inputs, so that each byte of
+    the range but the first is a target once.
     """
 
     def __init__(

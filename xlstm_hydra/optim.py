@@ -37,8 +37,8 @@ _MAIN_PART: dict[type[SchedulerConfig], Callable[[Any, float, int], optax.Schedu
 def learning_rate(run: RunConfig) -> optax.Schedule:
     """The learning rate of each step, from step 0.
 
-    The warm-up reaches `optimizer.lr` at step `warmup_steps`, the main part its end at `total - cooldown_steps`, and the
-    cool-down its end at `total`.
+    The warm-up reaches `optimizer.lr` at step `warmup_steps`, the main part its end at `total - cooldown_steps`, and
+    the cool-down its end at `total`.
     """
     config, lr, total = run.scheduler, run.optimizer.lr, run.schedule_steps
     main_steps = total - config.warmup_steps - config.cooldown_steps
@@ -58,7 +58,8 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
     """A tree of booleans: which parameters weight decay applies to.
 
     Raises:
-        ConfigError: weight decay is on, and a pattern of `optimizer.weight_decay_include` or `_exclude` matches nothing.
+        ConfigError: weight decay is on, and a pattern of `optimizer.weight_decay_include` or `_exclude` matches
+        nothing.
     """
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     paths = [_dotted(path) for path, _ in flat]

@@ -1,9 +1,11 @@
 """A language model that xlstm_hydra has never heard of: plain Flax, with a config of its own.
 
-    xlstm-hydra --config-dir conf model=gru parallel=fsdp "parallel.fsdp_modules=[GRUBlock,Embed]" "parallel.remat=[GRUBlock]"
+    xlstm-hydra --config-dir conf model=gru parallel=fsdp "parallel.fsdp_modules=[GRUBlock,Embed]"
+    "parallel.remat=[GRUBlock]"
 
-It says nothing about devices, and trains on every layout. With tensor parallelism every device computes all of it, and the
-run says so; a class that declares a field `axes: xlstm_hydra.parallel.Axes` can do better, as the models of ours do.
+It says nothing about devices, and trains on every layout. With tensor parallelism every device computes all of it,
+and the run says so; a class that declares a field `axes: xlstm_hydra.parallel.Axes` can do better, as the models of
+ours do.
 """
 
 from collections.abc import Iterator

@@ -29,6 +29,10 @@ class XlstmConfigSource(FileConfigSource):
             return False
         return _schema(path) is not None or super().is_config(path)
 
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """What a folder holds, without the folder that only our own files refer to."""
+        return [name for name in super().list(config_path, results_filter) if name != "xlstm_hydra"]
+
     def load_config(self, config_path: str) -> ConfigResult:
         """A schema or a YAML file."""
         schema = _schema(config_path)

@@ -16,4 +16,6 @@ class XlstmSweeper(BasicSweeper):
         from xlstm_hydra.hydra import check_points
 
         assert self.hydra_context is not None and self.config is not None and self.overrides is not None
-        check_points(self.hydra_context.config_loader, self.config, chain.from_iterable(self.overrides))
+        loader, hydra = self.hydra_context.config_loader, self.config.hydra
+        points = chain.from_iterable(self.overrides)
+        check_points(loader, hydra.job.config_name, points, always=hydra.overrides.hydra)

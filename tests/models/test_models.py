@@ -127,8 +127,8 @@ OPTIONS = {
         "fgate_bias_init_range": [0.0, 1.0], "add_qk_norm": True, "num_heads": 2, "num_blocks": 1,
     },
     "v1": {
-        "proj_factor": 5.0, "round_proj_up_to_multiple_of": 16, "ff_type": "ffn", "act_fn": "relu^2", "ff_dtype": "bfloat16",
-        "cell_norm_type_v1": "rmsnorm",
+        "proj_factor": 5.0, "round_proj_up_to_multiple_of": 16, "ff_type": "ffn", "act_fn": "relu^2",
+        "ff_dtype": "bfloat16", "cell_norm_type_v1": "rmsnorm",
     },
     "v0": {
         "proj_factor": 3.0, "round_proj_up_to_multiple_of": 16, "conv1d_kernel_size": 2, "qkv_proj_blocksize": 8,

@@ -38,4 +38,6 @@ class CheckpointConfig(ConfigDict):
         yield from at_least(self, 1, "max_to_keep")
         yield from one_of(self, "keep", ("latest", "best"))
         if self.restore is not None and not self.restore.partition("@")[0].strip():
-            yield Problem({"restore": self.restore}, "must name a run folder, such as outputs/my_run or outputs/my_run@200")
+            yield Problem(
+                {"restore": self.restore}, "must name a run folder, such as outputs/my_run or outputs/my_run@200"
+            )

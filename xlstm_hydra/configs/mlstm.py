@@ -162,7 +162,8 @@ class _CellConfig(LanguageModelConfig):
     (token by token)."""
 
     chunk_size: int = 64
-    """Tokens that the chunkwise form computes at once. Must divide the context length; larger chunks need more memory."""
+    """Tokens that the chunkwise form computes at once. Must divide the context length; larger chunks need more
+    memory."""
 
     def __post_init__(self) -> None:
         if isinstance(self.igate_bias_init_range, tuple):
@@ -206,7 +207,9 @@ class _CellConfig(LanguageModelConfig):
 
     def _bias_rules(self) -> Iterator[Problem]:
         if len(self.fgate_bias_init_range) != 2:
-            yield Problem({"fgate_bias_init_range": self.fgate_bias_init_range}, "is [low, high], for example [3.0,6.0]")
+            yield Problem(
+                {"fgate_bias_init_range": self.fgate_bias_init_range}, "is [low, high], for example [3.0,6.0]"
+            )
         value = self.igate_bias_init_range
         numbers = value if isinstance(value, list) and len(value) == 2 else [value]
         if value is not None and not all(_is_number(number) for number in numbers):
@@ -266,7 +269,16 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
 
     def module_classes(self) -> tuple[str, ...]:
         """Class names of the modules inside this model."""
-        names = ["Embed", "LMHead", "mLSTMBlock", "xLSTMResBlock", "mLSTMLayer", "CausalConv1d", "HeadwiseDense", "HeadNorm"]
+        names = [
+            "Embed",
+            "LMHead",
+            "mLSTMBlock",
+            "xLSTMResBlock",
+            "mLSTMLayer",
+            "CausalConv1d",
+            "HeadwiseDense",
+            "HeadNorm",
+        ]
         names += ["Gate", "Dense", "Norm"]
         return tuple(names)
 
@@ -362,7 +374,8 @@ class mLSTMv1Config(_CellConfig):  # noqa: N801
 
 
 def rounded_dim(config: mLSTMConfig | mLSTMv1Config) -> int:
-    """`proj_factor * embedding_dim`, rounded to the multiple that the config asks for. 0 where there is no such width."""
+    """`proj_factor * embedding_dim`, rounded to the multiple that the config asks for. 0 where there is no such
+    width."""
     multiple = max(config.round_proj_up_to_multiple_of, 1)
     units = config.proj_factor * config.embedding_dim / multiple
     if not 0 < units < math.inf:

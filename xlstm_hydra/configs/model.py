@@ -21,12 +21,13 @@ class SubModelConfig(ConfigDict):
     """
 
     def module_classes(self) -> tuple[str, ...] | None:
-        """Class names of the modules inside the model, which `remat` and `fsdp_modules` can name. None: not known before
-        the model is built, so the names are checked then."""
+        """Class names of the modules inside the model, which `remat` and `fsdp_modules` can name. None: not known
+        before the model is built, so the names are checked then."""
         return None
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Every broken rule between this model and the number of tensor-parallel devices (`parallel.model_axis_size`)."""
+        """Every broken rule between this model and the number of tensor-parallel devices
+        (`parallel.model_axis_size`)."""
         del tensor_parallel
         yield from ()
 

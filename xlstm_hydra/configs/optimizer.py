@@ -79,7 +79,8 @@ class AdamWConfig(OptimizerConfig):
 
 @dataclass(kw_only=True)
 class LionConfig(OptimizerConfig):
-    """Lion (arXiv 2302.06675): the sign of an interpolated momentum. Wants a learning rate 3 to 10 times below AdamW's."""
+    """Lion (arXiv 2302.06675): the sign of an interpolated momentum. Wants a learning rate 3 to 10 times below
+    AdamW's."""
 
     name: str = "lion"
     """Which optimizer this is."""

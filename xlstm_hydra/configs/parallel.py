@@ -62,7 +62,8 @@ class ParallelConfig(ConfigDict):
     """Type that a sharded parameter is cast to before its all-gather. null: no cast."""
 
     fsdp_grad_scatter_dtype: str | None = None
-    """Type that the gradient of a sharded parameter is cast to before its reduce-scatter. null: the parameter's type."""
+    """Type that the gradient of a sharded parameter is cast to before its reduce-scatter. null: the parameter's
+    type."""
 
     tp_async_dense: bool = False
     """Overlap the communication of tensor-parallel dense layers with their computation (collective matmul)."""
@@ -75,7 +76,9 @@ class ParallelConfig(ConfigDict):
         inferred = {name: size for name, size in self.sizes().items() if size == -1}
         if len(inferred) > 1:
             keep = "{" + next(iter(inferred)) + "}"
-            yield Problem(inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1.")
+            yield Problem(
+                inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1."
+            )
         names = {name: getattr(self, name) for name in _NAMES}
         for name, value in names.items():
             if not value.isidentifier():
@@ -120,12 +123,14 @@ class ParallelConfig(ConfigDict):
             rule = f"{product} must divide the number of devices, {num_devices}"
         else:
             rule = f"{product} must equal the number of devices, {num_devices}"
-        given = {name: size for name, size in sizes.items() if size not in (1, -1)} or {"data_axis_size": sizes["data_axis_size"]}
+        given = {name: size for name, size in sizes.items() if size not in (1, -1)} or {
+            "data_axis_size": sizes["data_axis_size"]
+        }
         choices = either(divisors(num_devices))
         fix = f"Sizes that divide {num_devices}: {choices}"
         others = known // max(sizes["data_axis_size"], 1)
         if inferred is None and sizes["data_axis_size"] != 1 and num_devices % others == 0:
-            fix = f"Set {{data_axis_size}}=-1 to infer {num_devices // others}, or choose from the sizes that divide {num_devices}: {choices}"
+            fix = f"Set {{data_axis_size}}=-1 to infer {num_devices // others}. {fix}"
         elif inferred is None and num_devices % others == 0:
             fix = f"Set {{data_axis_size}}={num_devices // others} (or -1). {fix}"
         return Problem(given, rule, f"{fix}.")

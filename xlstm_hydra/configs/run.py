@@ -99,14 +99,18 @@ class RunConfig(ConfigDict):
             product = " * ".join(f"{key.rpartition('.')[2]}({value})" for key, value in terms.items() if value != 1)
             below = batch // parts * parts
             choices = either([size for size in (below, below + parts) if size > 0])
-            yield Problem(given, f"the batch must divide over {product} = {parts}", f"Set trainer.batch_size to {choices}.")
+            yield Problem(
+                given, f"the batch must divide over {product} = {parts}", f"Set trainer.batch_size to {choices}."
+            )
         if isinstance(self.model.model_config, SubModelConfig):
             yield from (problem.at("model") for problem in self.model.model_config.layout_rules(tensor))
 
     def _model_rules(self) -> Iterator[Problem]:
         config = self.model.model_config
         if not isinstance(config, SubModelConfig):
-            text = f"needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not {type(config).__name__}"
+            text = (
+                f"needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not {type(config).__name__}"
+            )
             yield Problem({"model.model_class": self.model.class_path()}, text, "Name it in model.config_class.")
             return
         for key in ("vocab_size", "context_length"):
@@ -127,14 +131,16 @@ class RunConfig(ConfigDict):
                 "Set it to 1 and use fsdp or tp.",
             )
         if parallel.tp_async_dense:
-            yield Problem(
-                {"parallel.tp_async_dense": True}, "collective matmul is not built yet", "Set it to false."
-            )
-        known = self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
+            yield Problem({"parallel.tp_async_dense": True}, "collective matmul is not built yet", "Set it to false.")
+        known = (
+            self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
+        )
         if known is not None:
             yield from module_name_rules(parallel, known)
         fsdp_settings = ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
-        set_without_use = {f"parallel.{key}": parallel.get(key) for key in fsdp_settings if parallel.get(key) is not None}
+        set_without_use = {
+            f"parallel.{key}": parallel.get(key) for key in fsdp_settings if parallel.get(key) is not None
+        }
         if set_without_use and not parallel.fsdp_modules:
             rule = "nothing is gathered, because parallel.fsdp_modules is empty"
             yield Problem(set_without_use, rule, "Name modules there, or set this to null.")
@@ -147,7 +153,8 @@ class RunConfig(ConfigDict):
             yield Problem(
                 {key: value for key, value in given.items() if value},
                 "warm-up and cool-down do not fit in the schedule",
-                f"Set scheduler.warmup_steps to at most {max(total - cooldown, 0)}, or {whole} to {warmup + cooldown} or more.",
+                f"Set scheduler.warmup_steps to at most {max(total - cooldown, 0)}, "
+                f"or {whole} to {warmup + cooldown} or more.",
             )
 
     def _checkpoint_rules(self) -> Iterator[Problem]:
@@ -156,7 +163,11 @@ class RunConfig(ConfigDict):
             return
         if trainer.eval_batches == 0:
             given = {"checkpoint.keep": "best", "trainer.eval_batches": 0}
-            yield Problem(given, "the best checkpoint needs a validation loss", "Set trainer.eval_batches, or checkpoint.keep=latest.")
+            yield Problem(
+                given,
+                "the best checkpoint needs a validation loss",
+                "Set trainer.eval_batches, or checkpoint.keep=latest.",
+            )
         elif checkpoint.save_every_n_steps and (
             trainer.eval_every_n_steps == 0 or checkpoint.save_every_n_steps % trainer.eval_every_n_steps
         ):

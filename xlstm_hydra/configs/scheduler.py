@@ -11,8 +11,8 @@ from ._problems import Problem, at_least
 
 @dataclass(kw_only=True)
 class SchedulerConfig(ConfigDict):
-    """What every schedule has. The learning rate rises linearly from 0 to `optimizer.lr`, follows the main part, and falls
-    linearly to its end. After that it stays."""
+    """What every schedule has. The learning rate rises linearly from 0 to `optimizer.lr`, follows the main part, and
+    falls linearly to its end. After that it stays."""
 
     name: str
     """Which schedule this is."""

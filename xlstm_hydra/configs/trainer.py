@@ -20,7 +20,8 @@ class TrainerConfig(ConfigDict):
     """Examples per optimizer step, over all devices and processes."""
 
     gradient_accumulate_steps: int = 1
-    """Parts that a step's batch is computed in, one after the other, to save memory. The gradient is that of the whole."""
+    """Parts that a step's batch is computed in, one after the other, to save memory. The gradient is that of the
+    whole."""
 
     seed: int = 0
     """Seed of the initial parameters and of dropout."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem, RunConfig
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
@@ -45,7 +45,8 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> None:
 def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]:
     """The run as far as it can be read, and every broken rule."""
     register_resolvers()
-    plain, problems = _to_plain(cfg)
+    problems: list[Problem] = []
+    plain = _to_plain(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(RunConfig)
     names = [field.name for field in dataclasses.fields(RunConfig)]
@@ -62,63 +63,72 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
 
 
 def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
-    """The rules between groups, without those that look at a value already known to be wrong."""
-    wrong = {key for problem in broken for key in problem.keys}
+    """The rules between groups."""
     try:
-        return [problem for problem in run.rules() if not wrong & set(problem.keys)]
+        return _news(run.rules(), broken)
     except (AttributeError, TypeError, ZeroDivisionError):
         if not broken:
             raise
         return []  # a group that could not be read leaves nothing to compare
 
 
+def _news(found: Iterable[Problem], told: list[Problem]) -> list[Problem]:
+    """Without those that look at a value already known to be wrong or missing."""
+    wrong = {key for problem in told for key in problem.keys}
+    return [problem for problem in found if not wrong & set(problem.keys)]
+
+
 def _collect(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
     value, found = collect(hint, data, _STRICT)
-    problems.extend(problem.at(path) for problem in found)
+    problems.extend(_news([problem.at(path) for problem in found], problems))
     return value
 
 
-def _to_plain(cfg: DictConfig | Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Groups as plain values, without the keys that have none (`???`), which are then missing fields."""
-    cfg = cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg))
-    plain, problems = {}, []
-    for key in cfg:
-        if key == "hydra" or OmegaConf.is_missing(cfg, key):
+def _to_plain(node: DictConfig, problems: list[Problem], path: str = "") -> dict[str, Any]:
+    """A node as plain values, without the keys that have none (`???`) or cannot be resolved."""
+    plain: dict[str, Any] = {}
+    for key in map(str, node):
+        where = f"{path}.{key}" if path else key
+        if where == "hydra":
             continue
         try:
-            node = cfg[key]
-            is_config = OmegaConf.is_config(node)
-            plain[str(key)] = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if is_config else node
+            value = node[key]
+            if isinstance(value, DictConfig):  # what is elsewhere, has its problems told there
+                value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where)
+            plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
+        except MissingMandatoryValue:
+            problems.append(Problem.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
-            where = str(error.full_key or key)
             problems.append(Problem.about(where, str(error).partition("\n")[0]))
-    return _without_missing(plain), problems
-
-
-def _without_missing(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_missing(item) for key, item in value.items() if not _is_missing(item)}
-    return value
-
-
-def _is_missing(value: Any) -> bool:
-    return isinstance(value, str) and value == "???"
+    return plain
 
 
 def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig | None:
-    parallel = _collect(ParallelConfig, plain.get("parallel") or {}, "parallel", problems)
     node = plain.get("model")
     if not isinstance(node, Mapping):
-        problems.append(Problem.about("model", "missing", "Choose one, for example model=tiny."))
+        problems.extend(_news([Problem.about("model", "missing", "Choose one, for example model=tiny.")], problems))
         return None
+    parallel = _read_parallel(plain, node, problems)
     if "model_class" not in node:
-        problems.append(Problem.about("model.model_class", "missing, expected the dotted path of a Flax class"))
+        fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
+        problems.extend(_news([Problem.about("model.model_class", "missing", fix)], problems))
         return None
     config_class = _config_class(node, problems)
     if config_class is None:
         return None
     config = _collect(config_class, _config_fields(node), "model", problems)
     return unchecked(ModelConfig, {"model_class": node["model_class"], "parallel": parallel, "model_config": config})
+
+
+def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: list[Problem]) -> ParallelConfig:
+    """The group `parallel`, to which the model's node points; in an app without the group, what the node holds."""
+    own = node.get("parallel")
+    if "parallel" not in plain:
+        return _collect(ParallelConfig, own or {}, "model.parallel", problems)
+    if own is not None and own != plain["parallel"]:
+        text = "the layout is the group parallel, and this is another one"
+        problems.append(Problem.about("model.parallel", text, "Set parallel=... or a field of parallel instead."))
+    return _collect(ParallelConfig, plain["parallel"] or {}, "parallel", problems)
 
 
 def _config_fields(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,5 +207,3 @@ def resolve_classes(model: ModelConfig) -> ModelConfig:
     if not isinstance(model.model_class, str):
         return model
     return dataclasses.replace(model, model_class=_locate(model.model_class, "model.model_class"))
-
-

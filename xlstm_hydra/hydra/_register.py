@@ -66,8 +66,9 @@ def register() -> None:
     into the ConfigStore itself.
     """
     register_resolvers()
+    store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        ConfigStore.instance().store(group=GROUP, name=name, node=schema, provider="xlstm-hydra", **REPLACE)
+        store.store(group=GROUP, name=name, node=schema, provider="xlstm-hydra", **REPLACE)
 
 
 def register_resolvers() -> None:

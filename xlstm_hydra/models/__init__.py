@@ -14,8 +14,8 @@ from ._linen import init_model as init_model
 from ._linen import knows_axes as knows_axes
 from ._linen import list_parameters as list_parameters
 from ._linen import remat_by_name as remat_by_name
+from ._lm import Embed as Embed
 from ._lm import LanguageModel as LanguageModel
 from ._lm import LMHead as LMHead
-from ._lm import Embed as Embed
 from ._mlstm import mLSTM as mLSTM
 from ._mlstm_v1 import mLSTMv1 as mLSTMv1

@@ -1,8 +1,10 @@
-"""The mLSTM cell in three forms that are equal in exact arithmetic (arXiv 2405.04517, section 2.3; 2503.14376 for chunks).
+"""The mLSTM cell in three forms that are equal in exact arithmetic (arXiv 2405.04517, section 2.3; 2503.14376 for
+chunks).
 
 With F_t the cumulative sum of the log forget gates and D_tj = F_t - F_j + i_j for j <= t,
 
-    h_t = sum_j exp(D_tj - m_t) (q_t . k_j / sqrt(K)) v_j / (max(|sum_j exp(D_tj - m_t) (q_t . k_j / sqrt(K))|, exp(-m_t)) + eps)
+    w_tj = exp(D_tj - m_t) (q_t . k_j / sqrt(K))
+    h_t = sum_j w_tj v_j / (max(|sum_j w_tj|, exp(-m_t)) + eps)
 
 where m_t = max_j D_tj keeps exp() finite. The factor exp(-m_t) cancels, so m_t carries no gradient.
 
@@ -51,8 +53,8 @@ def mlstm_chunkwise(
 ) -> jax.Array:
     """Quadratic inside chunks of L tokens, recurrent between them: time and memory linear in T.
 
-    The scan keeps one state per chunk for the backward pass and recomputes the rest. Returns h, (B, T, H, V), in the type
-    of v.
+    The scan keeps one state per chunk for the backward pass and recomputes the rest. Returns h, (B, T, H, V), in the
+    type of v.
 
     Raises:
         ValueError: T is not a multiple of `chunk_size`.

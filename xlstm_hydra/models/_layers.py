@@ -102,11 +102,9 @@ class Dense(nn.Module):
 def normalise(x: jax.Array, norm_type: str, eps: float, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """x with the mean taken off (layernorm) and divided by its root mean square, in float32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    square = mean(jnp.square(x))
-    if norm_type == "rmsnorm":
-        return x * jax.lax.rsqrt(square + eps)
-    centre = mean(x)
-    return (x - centre) * jax.lax.rsqrt(jnp.maximum(square - jnp.square(centre), 0) + eps)
+    if norm_type == "layernorm":
+        x = x - mean(x)  # before squaring: E[x^2] - E[x]^2 would lose the digits of a small variance
+    return x * jax.lax.rsqrt(mean(jnp.square(x)) + eps)
 
 
 class Norm(nn.Module):

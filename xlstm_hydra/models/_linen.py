@@ -1,8 +1,10 @@
-"""What connects Flax Linen to the layout: which parameters there are, gathering them where they are used, remat by name.
+"""What connects Flax Linen to the layout: which parameters there are, gathering them where they are used, remat by
+name.
 
-It works on any Linen module, ours or a user's, without a line in the module: a parameter sharded by FSDP is put in a box
-that Linen opens at the moment the owning module reads it, inside whatever scan or remat the module runs in, and remat is
-wrapped around calls by class name. So each parameter is gathered once per use, by the innermost module, inside the remat.
+It works on any Linen module, ours or a user's, without a line in the module: a parameter sharded by FSDP is put in a
+box that Linen opens at the moment the owning module reads it, inside whatever scan or remat the module runs in, and
+remat is wrapped around calls by class name. So each parameter is gathered once per use, by the innermost module,
+inside the remat.
 """
 
 from __future__ import annotations
@@ -115,8 +117,8 @@ class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
         """The whole parameter."""
         axis = self.axis + self.value.ndim
         if axis < 0:
-            text = f"the array axis of a scan was sharded; name it: nn.scan(..., metadata_params={{nn.PARTITION_NAME: {LAYERS!r}}})"
-            raise ValueError(text)
+            name = f"metadata_params={{nn.PARTITION_NAME: {LAYERS!r}}}"
+            raise ValueError(f"the array axis of a scan was sharded; name it: nn.scan(..., {name})")
         return gather_parameter(self.value, self.axis_name, axis, self.gather_dtype, self.scatter_dtype)
 
     def replace_boxed(self, val: Any) -> Any:

@@ -101,7 +101,8 @@ class LanguageModel(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + branch(norm(x)). Subclasses say what the branch is; the class name is what `remat` and `fsdp_modules` match."""
+    """x + branch(norm(x)). Subclasses say what the branch is; the class name is what `remat` and `fsdp_modules`
+    match."""
 
     config: Any
     axes: Axes = Axes()

@@ -1,4 +1,5 @@
-"""The original mLSTM block (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, learnable skip.
+"""The original mLSTM block (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, learnable
+skip.
 
 Axes: B batch, T time, D share of the residual stream, E its whole width, I this device's inner channels in G groups,
 H its heads, K key and V value width.
@@ -79,8 +80,8 @@ class HeadwiseDense(nn.Module):
 class Gate(nn.Module):
     """One gate per head, from inputs that are split over the tensor mesh axis.
 
-    Each input has its own kernel, so that its share of the channels meets its share of the rows. `headwise`: a head reads
-    its own channels only.
+    Each input has its own kernel, so that its share of the channels meets its share of the rows. `headwise`: a head
+    reads its own channels only.
     """
 
     num_heads: int

@@ -1,6 +1,7 @@
 """mLSTM v1, the architecture of xLSTM 7B (arXiv 2503.13427): mLSTM layer on the embedding width, then feed-forward.
 
-Axes: B batch, T time, D share of the residual stream, E its whole width, H this device's heads, K key and V value width.
+Axes: B batch, T time, D share of the residual stream, E its whole width, H this device's heads, K key and V value
+width.
 """
 
 from __future__ import annotations

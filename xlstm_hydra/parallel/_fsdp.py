@@ -14,8 +14,8 @@ def gather_parameter(
 ) -> jax.Array:
     """The whole parameter from its shards along array axis `axis`.
 
-    The shard is cast to `gather_dtype` before the all-gather, so the result holds values of that type, in the shard's own
-    type. The gradient is cast to `scatter_dtype` before it is summed and scattered. None: no cast.
+    The shard is cast to `gather_dtype` before the all-gather, so the result holds values of that type, in the shard's
+    own type. The gradient is cast to `scatter_dtype` before it is summed and scattered. None: no cast.
     """
     del scatter_dtype
     sent = shard if gather_dtype is None else shard.astype(jnp.dtype(gather_dtype))

@@ -1,4 +1,5 @@
-"""Where every parameter lives: a table for the tensor axis, a rule for the FSDP axis, and the reason where neither applies.
+"""Where every parameter lives: a table for the tensor axis, a rule for the FSDP axis, and the reason where neither
+applies.
 
 Parameters are global arrays of natural shape. Nothing here needs a device.
 """
@@ -115,7 +116,7 @@ def _fsdp_axis(
 ) -> tuple[int | None, str | None]:
     """The array axis to split over the FSDP mesh axis, or the reason why there is none."""
     if fsdp_size == 1:
-        return None, f"parallel.fsdp_axis_size is 1 on this mesh"
+        return None, "parallel.fsdp_axis_size is 1 on this mesh"
     if not set(parameter.modules) & set(parallel.fsdp_modules):
         owners = ", ".join(parameter.modules) or "none"
         return None, f"none of its module classes ({owners}) is in parallel.fsdp_modules"

@@ -14,8 +14,8 @@ from xlstm_hydra.parallel import Axes
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int, axes: Axes) -> jax.Array:
     """Minus the log probability of each target in nats, (B, T), in the type of the logits.
 
-    The logits are either whole, with `vocab_size` entries, or this tensor-parallel device's share; then the sum over the
-    vocabulary is taken across devices, and the whole logits exist nowhere.
+    The logits are either whole, with `vocab_size` entries, or this tensor-parallel device's share; then the sum over
+    the vocabulary is taken across devices, and the whole logits exist nowhere.
 
     Raises:
         ValueError: the logits have another number of entries.

@@ -1,7 +1,7 @@
 """A run as compiled functions on a mesh: initialise, step, validate.
 
-Loss and gradients are computed inside `shard_map`, where the model sees its shares of the parameters and the batch and the
-collectives are the ones we wrote; the optimizer runs outside, on global arrays.
+Loss and gradients are computed inside `shard_map`, where the model sees its shares of the parameters and the batch
+and the collectives are the ones we wrote; the optimizer runs outside, on global arrays.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class Program:
         return mapped(params, batch, key)
 
     def _shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        # The check proves that what is declared equal on several devices is. A class without `axes` has no collectives that
-        # could get it wrong, but may start a loop from constants, which the check would refuse.
+        # The check proves that what is declared equal on several devices is. A class without `axes` has no
+        # collectives that could get it wrong, but may start a loop from constants, which the check would refuse.
         check = knows_axes(self.model)
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 

@@ -1,0 +1,137 @@
+"""What Hydra refuses, said like our own rules: the key, what is wrong with it, the nearest name that is accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
+
+from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._hints import hints, type_name
+from xlstm_hydra.configs._problems import _near as near_name
+from xlstm_hydra.configs._problems import either, nearest, show
+
+REFUSED = (HydraException, OmegaConfBaseException, ValueError, AssertionError)
+"""What Hydra and OmegaConf raise for a user's mistake while they compose."""
+
+
+def whole(error: Exception) -> Problem:
+    """An error that belongs to no single override; without the listing that Hydra puts under it."""
+    return Problem({}, " ".join(str(error).strip().partition("\n\n")[0].split()))
+
+
+def unreadable(text: str, error: Exception) -> Problem:
+    """An argument that is no override."""
+    if "=" not in text:
+        return Problem.about(text, "not of the form key=value, nor a flag")
+    fix = """Quote a value with special characters twice, such as 'data.path="a=b"'."""
+    return Problem.about(text, f"cannot be read as key=value: {_first_line(error)}", fix)
+
+
+def several_values(override: Override) -> Problem:
+    """A sweep where one value is needed."""
+    key, _, values = str(override.input_line).partition("=")
+    fix = "Add -m to run one job for each" + (f", or write {key}=[{values}] for a list." if "." in key else ".")
+    return Problem.about(str(override.input_line), "several values for one run", fix)
+
+
+def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
+    """An override that Hydra does not take.
+
+    Args:
+        override: the only new one.
+        error: what Hydra raised.
+        cfg: the config without it.
+    """
+    key, text = override.key_or_group, str(override.input_line)
+    if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
+        return _unknown_option(override, error)
+    exists, is_choice = _exists(key, cfg), key in (OmegaConf.select(cfg, "hydra.runtime.choices") or ())
+    if override.is_delete():
+        rule = "a field cannot be removed" if exists else "there is nothing of that name to remove"
+        return Problem.about(text, rule, "Set it to another value." if exists else "")
+    if override.is_add() and (is_choice or exists):
+        return Problem.about(text, f"{key} is there already", f"Write {text[1:]}, without the +.")
+    if is_choice and not isinstance(override.value(), str | list):
+        return Problem({key: override.value()}, "must be the name of an option")
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
+        return Problem.about(key, f"expected {expected}, got {show(override.value())}")
+    return _unknown_key(key, cfg) or Problem.about(text, _first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _unknown_option(override: Override, error: Exception) -> Problem:
+    options = list(getattr(error, "options", None) or ())
+    hint = nearest(str(override.value()), options)
+    listing = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(options)}."
+    return Problem({override.key_or_group: override.value()}, "no such option", listing)
+
+
+def _exists(key: str, cfg: DictConfig) -> bool:
+    try:
+        parent, name = _parent(key, cfg)
+    except (OmegaConfBaseException, TypeError):
+        return False
+    return isinstance(parent, DictConfig) and name in parent
+
+
+def _parent(key: str, cfg: DictConfig) -> tuple[Any, str]:
+    path, _, name = key.rpartition(".")
+    return (OmegaConf.select(cfg, path) if path else cfg), name
+
+
+def _expected(key: str, cfg: DictConfig) -> str | None:
+    """The type of a field, in the words that `load` uses."""
+    parent, name = _parent(key, cfg)
+    cls = OmegaConf.get_type(parent) if isinstance(parent, DictConfig) else None
+    return type_name(hints(cls)[name]) if cls and dataclasses.is_dataclass(cls) and name in hints(cls) else None
+
+
+def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
+    """The first part of a dotted key that leads nowhere."""
+    parts = key.split(".")
+    node: Any = cfg
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig):
+            return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value, without fields")
+        if part not in node:
+            return Problem.about(".".join(parts[: depth + 1]), "no such key", _way_out(parts, depth, node, cfg))
+        if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
+            text = "shows another part of the config, which is changed under its own name"
+            return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))
+        node = OmegaConf.select(cfg, ".".join(parts[: depth + 1]))
+    return None
+
+
+def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig) -> str:
+    """The key that was probably meant: of a sibling's name, or of the same name in another group."""
+    siblings = [str(name) for name in node if name != "hydra"]
+    if near := near_name(parts[depth], siblings):
+        return f"Did you mean {'.'.join([*parts[:depth], near, *parts[depth + 1 :]])}?"
+    if parts[0] != "hydra" and (elsewhere := _same_name(parts[-1], cfg)):
+        return elsewhere
+    if depth and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
+        return f"To add it, write +{'.'.join(parts)}=..."
+    return f"Known: {', '.join(siblings)}."
+
+
+def _same_name(name: str, cfg: DictConfig) -> str:
+    paths = _paths(OmegaConf.to_container(cfg, resolve=False))
+    same = [path for path in paths if path.rpartition(".")[2] == name]
+    return f"Did you mean {either(same)}?" if same else ""
+
+
+def _paths(tree: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all values that are not Hydra's own."""
+    for name, item in tree.items():
+        if prefix or name != "hydra":
+            yield from _paths(item, f"{prefix}{name}.") if isinstance(item, dict) else [f"{prefix}{name}"]
