@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, Problem
 from xlstm_hydra.configs._problems import either, show
@@ -23,7 +24,7 @@ FOLDER = "checkpoints"
 
 
 class TrainState(NamedTuple):
-    """What training changes. All arrays are global."""
+    """What training changes: global arrays, or what stands for them (shardings, shapes)."""
 
     params: Any
     """Tree of float32 parameters."""
@@ -31,10 +32,10 @@ class TrainState(NamedTuple):
     opt_state: Any
     """The optimizer's state."""
 
-    step: jax.Array
+    step: Any
     """Optimizer steps done, int32."""
 
-    rng: jax.Array
+    rng: Any
     """Raw random key, which the key of each step is folded from."""
 
 
@@ -130,22 +131,21 @@ def restore(checkpoint: Path, target: TrainState, data: grain.DatasetIterator) -
         "opt_state": _by_path(target.opt_state),
         "progress": {"step": target.step, "rng": target.rng},
     }
+    for item in ("params", "opt_state"):
+        _refuse_other_shapes(checkpoint, item, wanted[item])
     with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        step = int(checkpoint.name)
-        saved = manager.item_metadata(step)
-        for item in ("params", "opt_state"):
-            _refuse_other_shapes(checkpoint, item, saved[item], wanted[item])
         args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         args["data"] = grain.checkpoint.CheckpointRestore(data)  # pyright: ignore[reportCallIssue]
-        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        restored = manager.restore(int(checkpoint.name), args=ocp.args.Composite(**args))
     structure = jax.tree.structure(target.opt_state)
     leaves = [restored["opt_state"][path] for path in _by_path(target.opt_state)]
     opt_state = jax.tree.unflatten(structure, leaves)
     return TrainState(restored["params"], opt_state, restored["progress"]["step"], restored["progress"]["rng"])
 
 
-def _refuse_other_shapes(checkpoint: Path, item: str, saved: Any, wanted: Any) -> None:
-    shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(getattr(saved, "tree", saved)).items()}
+def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
+    saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
+    shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}
     if shapes == expected:
         return

@@ -48,7 +48,7 @@ def learning_rate(run: RunConfig) -> optax.Schedule:
         parts.insert(0, optax.linear_schedule(0.0, lr, config.warmup_steps))
         boundaries.append(config.warmup_steps)
     if config.cooldown_steps:
-        start = float(main(main_steps))
+        start: Any = main(main_steps)
         parts.append(optax.linear_schedule(start, lr * config.cooldown_lr_factor, config.cooldown_steps))
         boundaries.append(total - config.cooldown_steps)
     return optax.join_schedules(parts, boundaries)

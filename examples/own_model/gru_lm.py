@@ -10,6 +10,7 @@ ours do.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -47,7 +48,8 @@ class GRUBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, time, hidden) -> (batch, time, hidden)."""
-        return x + nn.RNN(nn.GRUCell(self.hidden))(nn.RMSNorm()(x))
+        update: Any = nn.RNN(nn.GRUCell(self.hidden))(nn.RMSNorm()(x))
+        return x + update
 
 
 class GRULanguageModel(nn.Module):

@@ -158,7 +158,12 @@ RELATIONS = [
     (ParallelConfig, {"fsdp_axis_size": -1}, "data_axis_size=-1, fsdp_axis_size=-1: at most one axis size can be -1"),
     (ParallelConfig, {"fsdp_axis_name": "dp"}, "data_axis_name='dp', fsdp_axis_name='dp': axis names must differ"),
     (mlstm, {"add_embedding_dropout": True}, "dropout of the embedding needs a probability. Set dropout above 0."),
-    (mlstm, {"num_heads": 3}, "num_heads must divide the width 256 that qk_dim_factor gives. Set num_heads to 1, 2, 4"),
+    (mlstm, {"num_heads": 3}, "num_heads must divide the width 256 that qk_dim_factor gives and the width 256"),
+    (
+        mlstm_v1,
+        {"num_heads": 128},
+        "num_heads must divide the width 64 that qk_dim_factor gives. Set num_heads to 1, 2, 4",
+    ),
     (mlstm, {"chunk_size": 48}, "context_length=64, chunk_size=48: chunk_size must divide context_length"),
     (mlstm, {"v_dim_factor": 0.875, "qkv_proj_blocksize": 4}, "the width 224 must be a multiple of the 64 blocks"),
     (mlstm, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the up-projected width must be at least 1"),

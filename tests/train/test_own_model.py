@@ -10,7 +10,7 @@ from flax import traverse_util
 from hydra import compose, initialize
 from tiny import LAYOUTS, results
 
-from xlstm_hydra.configs import ConfigError, ParallelConfig, RunConfig, TrainerConfig
+from xlstm_hydra.configs import ConfigError, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.hydra import load, make_model_config, resolve_classes
 from xlstm_hydra.train import build_program, train
 
@@ -29,7 +29,7 @@ def own(layout=None, **fields):
         parallel |= OWN
     fields = {"vocab_size": 32, "context_length": 16, "hidden": 16} | fields
     model = make_model_config(model_class="gru_lm.GRULanguageModel", parallel=ParallelConfig(**parallel), **fields)
-    return RunConfig(model=model, trainer=TrainerConfig(batch_size=8))
+    return RunConfig(model=model, data=SyntheticDataConfig(), trainer=TrainerConfig(batch_size=8))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -99,7 +99,7 @@ def test_it_trains_and_saves(tmp_path):
             "data=synthetic",
             "debug=fast",
             "checkpoint=default",
-            "model.context_length=16",
+            "+model.context_length=16",
             "trainer.simulated_devices=8",
         )
     )

@@ -68,6 +68,9 @@ class ConfigError(ValueError):
         self.problems = list(problems)
         super().__init__(self.problems)  # what pickle gives back to __init__, on the way out of a worker process
 
+    def __repr__(self) -> str:  # what Hydra prints of an error inside `instantiate`
+        return f"ConfigError: {self}"
+
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return str(self.problems[0])

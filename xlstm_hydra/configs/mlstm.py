@@ -192,9 +192,7 @@ class _CellConfig(LanguageModelConfig):
         yield from one_of(self, "backend", BACKENDS)
         yield from self._bias_rules()
         if self._has_widths():
-            for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
-                if width < 1 or width % self.num_heads:
-                    yield self._head_problem(factor, width)
+            yield from self._head_rules()
         chunks = self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
         if chunks and self.context_length % self.chunk_size:
             given = {"context_length": self.context_length, "chunk_size": self.chunk_size}
@@ -216,11 +214,16 @@ class _CellConfig(LanguageModelConfig):
             rule = "is a number, [low, high], or null"
             yield Problem({"igate_bias_init_range": value}, rule, "For example -10.0.")
 
-    def _head_problem(self, factor: str, width: int) -> Problem:
-        given = {"embedding_dim": self.embedding_dim, factor: getattr(self, factor), "num_heads": self.num_heads}
-        rule = f"{{num_heads}} must divide the width {width} that {{{factor}}} gives"
-        fits = [d for d in divisors(width) if d <= 256] if width > 0 else []
-        return Problem(given, rule, f"Set {{num_heads}} to {either(fits)}." if fits else "Set {" + factor + "} higher.")
+    def _head_rules(self) -> Iterator[Problem]:
+        widths = {"qk_dim_factor": self.qk_dim(), "v_dim_factor": self.v_dim()}
+        wrong = {factor: width for factor, width in widths.items() if width < 1 or width % self.num_heads}
+        if not wrong:
+            return
+        given = {"embedding_dim": self.embedding_dim, **{factor: getattr(self, factor) for factor in wrong}}
+        rule = " and ".join(f"the width {width} that {{{factor}}} gives" for factor, width in wrong.items())
+        fits = either([d for d in divisors(math.gcd(*widths.values())) if d <= 256])
+        fix = f"Set {{num_heads}} to {fits}" if min(widths.values()) > 0 else f"Set {{{next(iter(wrong))}}} higher"
+        yield Problem({**given, "num_heads": self.num_heads}, f"{{num_heads}} must divide {rule}", f"{fix}.")
 
 
 @dataclass(kw_only=True)

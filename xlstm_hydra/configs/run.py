@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ._base import ConfigDict
 from ._problems import ConfigError, Problem, divisors, either, nearest
@@ -75,10 +76,17 @@ class RunConfig(ConfigDict):
         try:
             sizes = self.parallel.axis_sizes(num_devices)
         except ConfigError as error:
-            yield from (problem.at("parallel") for problem in error.problems)
+            for problem in error.problems:
+                yield replace(problem, fix=f"{problem.fix}{self._simulation_hint()}").at("parallel")
             yield from self._known_size_rules()
             return
         yield from self._size_rules(*sizes.values())
+
+    def _simulation_hint(self) -> str:
+        if self.trainer.simulated_devices is not None:
+            return ""
+        needed = math.prod(size for size in self.parallel.sizes().values() if size > 0)
+        return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 
     def _known_size_rules(self) -> Iterator[Problem]:
         known = (size if size > 0 else 1 for size in self.parallel.sizes().values())

@@ -141,18 +141,19 @@ def _config_class(node: Mapping[str, Any], problems: list[Problem]) -> Any:
     try:
         if path is not None:
             return _locate(path, "model.config_class")
-        return _annotated_config(_locate(node["model_class"], "model.model_class"))
+        return _annotated_config(node["model_class"])
     except ConfigError as error:
         problems.extend(error.problems)
         return None
 
 
-def _annotated_config(model_class: Any) -> Any:
-    hint = typing.get_type_hints(model_class).get("config")
+def _annotated_config(path: Any) -> Any:
+    hint = typing.get_type_hints(_locate(path, "model.model_class")).get("config")
     if not dataclasses.is_dataclass(hint):
         text = "its field `config` is not annotated with a config dataclass"
-        given = {"model.model_class": f"{model_class.__module__}.{model_class.__qualname__}"}
-        raise ConfigError([Problem(given, text, "Annotate it, or name the dataclass in model.config_class.")])
+        raise ConfigError(
+            [Problem({"model.model_class": path}, text, "Annotate it, or name the dataclass in model.config_class.")]
+        )
     return hint
 
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import Axes
 
-Initializer = Callable[..., jax.Array]
+Initializer = Callable[..., Any]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
@@ -78,7 +78,7 @@ class Dense(nn.Module):
     features: int
     split: str
     dtype: Any
-    init: Initializer
+    kernel_init: Initializer
     axes: Axes = Axes()
     reduce: bool = False
     bias_init: Initializer | None = None
@@ -88,7 +88,7 @@ class Dense(nn.Module):
         """(..., input) -> (..., output), both as `split` and `reduce` say."""
         out = self.features if self.reduce else self.axes.local(self.features)
         names = (self.split, "embed") if self.reduce else ("embed", self.split)
-        kernel = self.param("kernel", named(self.init, *names), (x.shape[-1], out), jnp.float32)
+        kernel = self.param("kernel", named(self.kernel_init, *names), (x.shape[-1], out), jnp.float32)
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.reduce:
             y = self.axes.reduce_scatter(y)

@@ -49,12 +49,13 @@ def apply_model(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Logits of a module, which is given `document_borders_BT` and `train` only if its call takes them."""
-    return module.apply(
+    logits: Any = module.apply(
         {"params": params},
         tokens_BT,
         rngs={} if dropout_key is None else {"dropout": dropout_key},
         **_accepted(module, document_borders_BT, train),
     )
+    return logits
 
 
 def _accepted(module: nn.Module, document_borders_BT: jax.Array | None, train: bool) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
 def box_sharded(params: Any, placements: Sequence[Placement], model: ModelConfig) -> Any:
     """The parameter tree with the parameters that FSDP shards in boxes that gather them on use."""
     parallel = model.parallel
-    flat = traverse_util.flatten_dict(params, sep=".")
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep=".")
     for placement in placements:
         if placement.fsdp_axis is not None:
             path = placement.parameter.path

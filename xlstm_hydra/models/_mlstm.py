@@ -7,6 +7,7 @@ H its heads, K key and V value width.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -55,7 +56,7 @@ class HeadwiseDense(nn.Module):
     groups: int
     features: int
     dtype: Any
-    init: Initializer
+    kernel_init: Initializer
     axes: Axes = Axes()
     bias: bool = False
     stack: int | None = None
@@ -68,7 +69,7 @@ class HeadwiseDense(nn.Module):
         width, out = x_BTGD.shape[-1], self.axes.local(self.features) // groups
         extra, axis = ((self.stack,), (None,)) if self.stack else ((), ())
         shape = (*extra, groups, out, width)
-        kernel = self.param("kernel", named(self.init, *axis, "channels", None, None), shape, jnp.float32)
+        kernel = self.param("kernel", named(self.kernel_init, *axis, "channels", None, None), shape, jnp.float32)
         y = jnp.einsum("btgd,...god->...btgo", x_BTGD, kernel.astype(self.dtype))
         y = y.reshape(*y.shape[:-2], -1)
         if self.bias:
@@ -101,11 +102,12 @@ class Gate(nn.Module):
             kernel = self.param("kernel", named(_ZEROS, "heads", None, None), shape, jnp.float32)
             y_BTH = jnp.einsum("bthd,hod->bth", x_BTHD, kernel.astype(self.dtype))
         else:
-            y_BTH = self.axes.reduce_scatter(sum(self._part(name, x) for name, x in inputs.items()))
+            parts_BTH = [self._part(name, x) for name, x in inputs.items()]
+            y_BTH = self.axes.reduce_scatter(functools.reduce(jnp.add, parts_BTH))
         bias_H = self.param("bias", named(self.bias_init, "heads"), (heads,), jnp.float32)
         return y_BTH + bias_H.astype(self.dtype)
 
-    def _part(self, name: str, x_BTI: jax.Array) -> Any:
+    def _part(self, name: str, x_BTI: jax.Array) -> jax.Array:
         shape = (x_BTI.shape[-1], self.num_heads)
         kernel = self.param(f"{name}_kernel", named(_ZEROS, "channels", None), shape, jnp.float32)
         return jnp.dot(x_BTI, kernel.astype(self.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from xlstm_hydra.configs import ConfigError, ParallelConfig
 from ._axes import Axes
 
 
-def build_mesh(parallel: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build_mesh(parallel: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a layout over `devices` (all there are).
 
     Raises:

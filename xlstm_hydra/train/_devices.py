@@ -7,6 +7,10 @@ from jax.extend.backend import clear_backends
 
 from xlstm_hydra.configs import ConfigError, RunConfig
 
+_SETTINGS = ("jax_platforms", "jax_num_cpu_devices")
+_real: dict[str, object] = {}
+"""What the settings were before a run of this process simulated devices."""
+
 
 def start_devices(run: RunConfig) -> None:
     """Set up the devices that the run asks for and check that its layout fits them.
@@ -15,18 +19,21 @@ def start_devices(run: RunConfig) -> None:
         ConfigError: with every rule between the config and the number of devices that is broken.
     """
     wanted = run.trainer.simulated_devices
-    if wanted is not None and not _has_simulated(wanted):
-        clear_backends()  # an earlier job of the same sweep may have had another number
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", wanted)
+    if wanted is not None:
+        _real.update({name: getattr(jax.config, name) for name in _SETTINGS if name not in _real})
+        _set("cpu", wanted)
+    elif _real:
+        _set(*_real.values())
     jax.config.update("jax_debug_nans", run.trainer.debug_nans)
     if problems := list(run.device_rules(jax.device_count())):
         raise ConfigError(problems)
 
 
-def _has_simulated(wanted: int) -> bool:
-    from jax._src import xla_bridge
-
-    if not xla_bridge.backends_are_initialized():
-        return False
-    return jax.default_backend() == "cpu" and jax.device_count() == wanted
+def _set(*values: object) -> None:
+    """Change the settings, also after an earlier job of the same sweep has started its devices."""
+    wanted = dict(zip(_SETTINGS, values, strict=True))
+    if all(getattr(jax.config, name) == value for name, value in wanted.items()):
+        return
+    clear_backends()
+    for name, value in wanted.items():
+        jax.config.update(name, value)

@@ -17,7 +17,7 @@ from xlstm_hydra.configs import LoggerConfig
 
 log = logging.getLogger("xlstm_hydra")
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "step",
     "loss",
     "validation_loss",
@@ -49,9 +49,10 @@ class MetricLog:
     def __enter__(self) -> MetricLog:
         if self._config.progress and self._console.is_terminal:
             columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
-            self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console)
-            self._task = self._bar.add_task("", total=self._max_steps, completed=self._start, text="compiling")
-            self._bar.start()
+            bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console)
+            self._task = bar.add_task("", total=self._max_steps, completed=self._start, text="compiling")
+            bar.start()
+            self._bar = bar
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -40,7 +40,10 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     batches = train_batches(corpus, run.data, run.trainer.batch_size, jax.process_index(), jax.process_count())
     state, batches = _first_state(program, batches)
     metadata = _record(program, folder, overrides)
-    _announce(program, corpus)
+    entropy = corpus.unigram_entropy()
+    _announce(
+        program, f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
+    )
     checkpoints = _open_checkpoints(run, folder, int(state.step))
     loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata)
     try:
@@ -49,6 +52,8 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     finally:
         if checkpoints is not None:
             checkpoints.close()
+    if loop.validation_loss is not None:
+        log.info("%.3f bits per token, where token frequencies alone give %.3f", bits(loop.validation_loss), entropy)
     return loop.validation_loss
 
 
@@ -190,13 +195,12 @@ def _record(program: Program, folder: Path, overrides: list[str] | None) -> dict
     return metadata
 
 
-def _announce(program: Program, corpus: Corpus) -> None:
+def _announce(program: Program, data: str) -> None:
     """Tell the layout and what there is to beat, and warn of what will probably not be wanted."""
     parallel, shape = program.run.parallel, program.mesh.shape
     log.info("mesh: %s", describe_mesh(program.mesh))
     log.info("%s", summary(program.placements))
-    entropy = corpus.unigram_entropy()
-    log.info("%s examples; unigram entropy %.4f nats (%.3f bits)", f"{len(corpus):,}", entropy * math.log(2), entropy)
+    log.info("%s", data)
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)
     if shape[parallel.fsdp_axis_name] > 1 and not sharded:
         log.warning("FSDP shards no parameter; parameters.txt says why for each. Lower parallel.fsdp_min_weight_size?")

@@ -194,7 +194,7 @@ class Program:
         return jax.jit(self._shard_map(local, specs, (PartitionSpec(), PartitionSpec())))
 
 
-def build_program(run: RunConfig, devices: Sequence[jax.Device] | None = None) -> Program:
+def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Program:
     """The program of a run whose `model_class` is a class, on `devices` (all there are).
 
     Raises:

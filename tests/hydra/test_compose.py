@@ -1,0 +1,132 @@
+"""Every group composes, every option is checked by a schema, and what is composed becomes one typed config."""
+
+import warnings
+
+import pytest
+from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
+
+from xlstm_hydra.configs import ConfigError, ModelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.hydra import conf_dir, load
+from xlstm_hydra.hydra._register import SCHEMAS
+from xlstm_hydra.hydra._versions import IS_1_3
+
+GROUPS = {
+    "parallel": {"dp", "fsdp", "tp", "fsdp_tp"},
+    "optimizer": {"adamw", "lion", "sgd"},
+    "scheduler": {"constant", "cosine", "linear", "exponential"},
+    "data": {"stdlib", "text", "synthetic"},
+}
+NEEDS = {
+    "data=text": ["data.path=books"],
+    "model=custom": ["model.model_class=xlstm_hydra.models.mLSTMv1", "+model.num_blocks=1", "+model.num_heads=1",
+                     "+model.embedding_dim=64"],
+    "experiment=mlstm_v1_7b": ["data.path=books"],
+}  # fmt: skip
+OPTIONS = sorted(
+    f"{file.parent.name}={file.stem}"
+    for file in conf_dir().glob("*/*.yaml")
+    if file.parent.name not in ("hydra", "xlstm_hydra")
+)
+CHECKED = [
+    option for option in OPTIONS if option.split("=")[0] not in ("experiment", "debug") and "custom" not in option
+]
+WHITELIST = {} if IS_1_3 else {"_execution_whitelist_": "xlstm_hydra.hydra.make_model_config"}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_has_the_options_that_were_promised(group):
+    assert {file.stem for file in (conf_dir() / group).glob("*.yaml")} >= GROUPS[group]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_loads(compose, option):
+    load(compose(option, *NEEDS.get(option, [])))
+
+
+@pytest.mark.parametrize("option", CHECKED)
+def test_every_option_refuses_a_key_that_its_schema_does_not_have(compose, option):
+    group = option.split("=")[0]
+    with pytest.raises(ConfigCompositionException, match="nonsense"):
+        compose(option, f"{group}.nonsense=1")
+
+
+@pytest.mark.parametrize("option", CHECKED)
+def test_every_option_refuses_a_word_in_place_of_a_number_a_boolean_or_a_list(compose, option):
+    cfg = compose(option, *NEEDS.get(option, []))
+    node = cfg[option.split("=")[0]]
+    typed = [key for key in node if isinstance(node[key], bool | int | float) or OmegaConf.is_list(node[key])]
+    for key in typed:
+        with pytest.raises((ValidationError, TypeError, ConfigError)):
+            OmegaConf.update(node, key, "word")
+            load(cfg)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(conf_dir().glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}"
+)
+def test_a_yaml_file_holds_only_values_that_differ_from_the_defaults(file):
+    content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    schemas = [str(entry).split("@")[0] for entry in content.pop("defaults", [])]
+    names = [schema.rpartition("/")[2] for schema in schemas if schema.startswith("/xlstm_hydra/schema/")]
+    for schema in map(OmegaConf.structured, (SCHEMAS[name] for name in names)):
+        same = [key for key, value in content.items() if not OmegaConf.is_missing(schema, key) and schema[key] == value]
+        assert same == []
+
+
+@pytest.mark.parametrize("parallel", ["dp", "fsdp", "tp", "fsdp_tp"])
+def test_every_layout_fits_any_number_of_devices_that_its_own_sizes_divide(compose, parallel):
+    sizes = load(compose(f"parallel={parallel}")).parallel.axis_sizes(8)
+    expected = {"dp": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tp": (1, 1, 1, 8), "fsdp_tp": (1, 4, 1, 2)}
+    assert tuple(sizes.values()) == expected[parallel]
+
+
+def test_a_number_for_one_mesh_axis_leaves_the_rest_to_the_data_axis(compose):
+    run = load(compose("parallel=fsdp", "parallel.fsdp_axis_size=2"))
+    assert run.parallel.axis_sizes(8) == {"dp": 4, "fsdp": 2, "pp": 1, "tp": 1}
+
+
+def test_an_experiment_is_chosen_without_a_plus_and_sets_several_groups(compose):
+    run = load(compose("experiment=copying"))
+    assert (run.data.name, run.model.model_config.context_length) == ("synthetic", 64)
+
+
+def test_the_command_line_wins_over_an_experiment(compose):
+    assert load(compose("experiment=copying", "trainer.max_steps=7")).trainer.max_steps == 7
+
+
+def test_a_plain_dictionary_loads_like_a_composed_config(compose):
+    cfg = compose("parallel=fsdp", "model=mlstm_165m")
+    assert load(OmegaConf.to_container(cfg, resolve=True)) == load(cfg)
+
+
+@pytest.mark.parametrize(
+    ("model", "config_class", "class_name"),
+    [("tiny", mLSTMv1Config, "mLSTMv1"), ("mlstm_120m", mLSTMConfig, "mLSTM")],
+)
+def test_instantiate_gives_the_model_class_its_typed_config_and_the_composed_layout(
+    compose, model, config_class, class_name
+):
+    import xlstm_hydra.models
+
+    cfg = compose(f"model={model}", "parallel=fsdp", "parallel.fsdp_axis_size=4")
+    config = instantiate(cfg.model, **WHITELIST)
+    assert type(config) is ModelConfig
+    assert config.model_class is getattr(xlstm_hydra.models, class_name)
+    assert type(config.model_config) is config_class
+    assert config.parallel == load(cfg).parallel
+    assert instantiate(cfg.model, parallel=cfg.parallel, **WHITELIST) == config
+
+
+def test_instantiating_a_model_warns_of_nothing(compose):
+    cfg = compose()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        instantiate(cfg.model, **WHITELIST)
+
+
+def test_instantiating_a_model_checks_its_rules(compose):
+    with pytest.raises(Exception, match=r"model\.num_heads must divide"):
+        instantiate(compose("model.num_heads=3").model, **WHITELIST)

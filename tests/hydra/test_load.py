@@ -1,0 +1,142 @@
+"""`load` and `validate` report every broken rule of a composed config at once."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from xlstm_hydra.configs import ConfigError, RunConfig
+from xlstm_hydra.hydra import load, validate
+
+BROKEN = {
+    "trainer.batch_size=0": "trainer.batch_size=0: must be 1 or more",
+    "optimizer.lr=-1": "optimizer.lr=-1.0: must be 0 or more",
+    "model.dtype=bf16": "model.dtype='bf16': not a known value",
+    "data.seed=-2": "data.seed=-2: must be 0 or more",
+    "scheduler.warmup_steps=-5": "scheduler.warmup_steps=-5: must be 0 or more",
+    "checkpoint.keep=all": "checkpoint.keep='all': not a known value",
+    "logger.log_every_n_steps=0": "logger.log_every_n_steps=0: must be 1 or more",
+    "parallel.remat=[mLSTMBlok]": "Did you mean 'mLSTMBlock'?",
+    "parallel.fsdp_axis_size=0": "parallel.fsdp_axis_size=0: an axis size is positive",
+    "trainer.eval_batches=${nope}": "trainer.eval_batches: Interpolation key 'nope' not found",
+    "model.vocab_size=???": "model.vocab_size: missing. Write model.vocab_size=...",
+}
+
+
+def problems(cfg):
+    with pytest.raises(ConfigError) as caught:
+        load(cfg)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def change(cfg, override):
+    key, _, value = override.partition("=")
+    changed = OmegaConf.create({"value": [value] if value.startswith("[") else value})
+    value = [item.strip("[]") for item in changed.value] if value.startswith("[") else value
+    OmegaConf.update(cfg, key, value)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The default config, composed once."""
+    import hydra
+
+    from xlstm_hydra.hydra import VERSION_BASE
+
+    with hydra.initialize(config_path=None, **VERSION_BASE):
+        return hydra.compose("config")
+
+
+def test_a_valid_config_becomes_a_typed_run(tiny):
+    run = load(tiny)
+    assert type(run) is RunConfig
+    assert run.model.model_class == "xlstm_hydra.models.mLSTMv1"
+    validate(tiny)
+
+
+@given(st.sets(st.sampled_from(sorted(BROKEN))))
+def test_every_broken_value_is_reported_whatever_else_is_broken(tiny, overrides):
+    cfg = tiny.copy()
+    for override in overrides:
+        change(cfg, override)
+    found = problems(cfg) if overrides else []
+    assert len(found) == len(overrides)
+    assert all(any(BROKEN[override] in text for text in found) for override in overrides)
+
+
+def test_a_required_value_that_is_missing_is_reported_with_its_key(compose):
+    assert problems(compose("data=text")) == ["data.path: missing. Write data.path=..."]
+
+
+def test_a_missing_class_is_reported_with_an_example(compose):
+    [problem] = problems(compose("model=custom"))
+    assert problem.startswith("model.model_class: missing")
+
+
+def test_a_config_without_a_model_says_how_to_choose_one():
+    assert problems({"optimizer": {"name": "sgd", "lr": -1.0}}) == [
+        "model: missing. Choose one, for example model=tiny.",
+        "optimizer.lr=-1.0: must be 0 or more",
+    ]
+
+
+def test_a_group_that_does_not_exist_is_refused(compose):
+    assert "foo: no such group. Known: model, task" in problems(compose("+foo=3"))[0]
+
+
+def test_a_field_that_does_not_exist_is_refused_with_the_nearest_name(compose):
+    assert problems(compose("++model.num_head=3")) == [
+        "model.num_head: no such field in mLSTMv1Config. Did you mean 'num_heads'?"
+    ]
+
+
+def test_rules_between_groups_name_the_keys_of_both(compose):
+    [problem] = problems(compose("scheduler.warmup_steps=400"))
+    assert problem.startswith("scheduler.warmup_steps=400, trainer.max_steps=300: warm-up and cool-down do not fit")
+
+
+def test_a_rule_between_groups_is_silent_about_a_value_that_is_wrong_by_itself(compose):
+    assert len(problems(compose("trainer.batch_size=-8", "trainer.simulated_devices=3"))) == 1
+
+
+def test_simulated_devices_are_checked_against_the_layout_before_there_are_any(compose):
+    [problem] = problems(compose("parallel=fsdp", "parallel.fsdp_axis_size=4", "trainer.simulated_devices=6"))
+    assert "must divide the number of devices, 6. Sizes that divide 6: 1, 2, 3 or 6" in problem
+
+
+def test_a_layout_on_too_few_devices_points_to_simulated_ones(compose):
+    run = load(compose("parallel=tp", "parallel.data_axis_size=4"))
+    [problem] = run.device_rules(1)
+    assert "set trainer.simulated_devices=4." in str(problem)
+
+
+def test_a_layout_inside_the_model_that_is_not_the_composed_one_is_refused(compose):
+    [problem] = problems(compose("parallel=fsdp", "model.parallel={fsdp_axis_size: 2}"))
+    assert problem.startswith("model.parallel: the layout is the group parallel")
+
+
+def test_an_app_without_the_group_parallel_may_keep_the_layout_in_its_model(tiny):
+    cfg = OmegaConf.to_container(tiny, resolve=True)
+    del cfg["parallel"]
+    cfg["model"]["parallel"]["model_axis_size"] = 2
+    assert load(cfg).parallel.model_axis_size == 2
+    cfg["model"]["parallel"]["model_axis_size"] = 0
+    assert problems(cfg)[0].startswith("model.parallel.model_axis_size=0: an axis size is positive")
+
+
+def test_a_reference_to_another_key_is_resolved_before_rules_are_checked(compose):
+    assert load(compose("scheduler.warmup_steps=${trainer.max_steps}")).scheduler.warmup_steps == 300
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("foo.Bar", "cannot import it: No module named 'foo'"),
+        ("xlstm_hydra.configs.mLSTMv2", "has no mLSTMv2. Did you mean 'mLSTMv1Config'?"),
+        ("json", "must be the dotted path of a class"),
+        ("json.JSONDecoder", "its field `config` is not annotated with a config dataclass"),
+    ],
+)
+def test_a_model_class_that_cannot_be_used_is_refused_before_anything_is_built(compose, path, words):
+    [problem] = problems(compose("model=custom", f"model.model_class={path}"))
+    assert problem.startswith(f"model.model_class='{path}': ") and words in problem
