@@ -24,7 +24,7 @@ class Done:
     err: str
 
 
-def xlstm_hydra(*arguments: str) -> Done:
+def run_command(*arguments: str) -> Done:
     """Run the command in the current folder."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     logging = () if any(text.startswith("-") and text not in ("-m", "--multirun") for text in arguments) else QUIET

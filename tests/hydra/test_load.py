@@ -1,6 +1,7 @@
 """`load` and `validate` report every broken rule of a composed config at once."""
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -31,9 +32,7 @@ def problems(cfg):
 
 def change(cfg, override):
     key, _, value = override.partition("=")
-    changed = OmegaConf.create({"value": [value] if value.startswith("[") else value})
-    value = [item.strip("[]") for item in changed.value] if value.startswith("[") else value
-    OmegaConf.update(cfg, key, value)
+    OmegaConf.update(cfg, key, value.strip("[]").split(",") if value.startswith("[") else value)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +115,7 @@ def test_a_layout_inside_the_model_that_is_not_the_composed_one_is_refused(compo
 
 
 def test_an_app_without_the_group_parallel_may_keep_the_layout_in_its_model(tiny):
-    cfg = OmegaConf.to_container(tiny, resolve=True)
+    cfg = yaml.safe_load(OmegaConf.to_yaml(tiny, resolve=True))
     del cfg["parallel"]
     cfg["model"]["parallel"]["model_axis_size"] = 2
     assert load(cfg).parallel.model_axis_size == 2

@@ -62,7 +62,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
         return Problem.about(key, f"expected {expected}, got {show(override.value())}")
-    return _unknown_key(key, cfg) or Problem.about(text, _first_line(error))
+    unknown = None if is_choice else _unknown_key(key, cfg)
+    return unknown or Problem.about(text, _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

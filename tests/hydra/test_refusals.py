@@ -1,0 +1,110 @@
+"""What a researcher reads after a wrong command line: one line per mistake, with the key and the way out."""
+
+import pytest
+from command import run_command
+
+LINES = [
+    # unknown options, keys and groups
+    ("parallel=fsdpp", "parallel='fsdpp': no such option. Did you mean 'fsdp'? Known: dp, fsdp, fsdp_tp, tp."),
+    ("debug=slow", "debug='slow': no such option. Known: fast, nans."),
+    ("hydra/launcher=foo", "hydra/launcher='foo': no such option. Known: basic."),
+    ("model.num_head=4", "model.num_head: no such key. Did you mean model.num_heads?"),
+    ("optimzer.lr=3", "optimzer: no such key. Did you mean optimizer.lr?"),
+    ("lr=3", "lr: no such key. Did you mean optimizer.lr?"),
+    ("trainer.lr=3", "trainer.lr: no such key. Did you mean optimizer.lr?"),
+    ("seed=3", "seed: no such key. Did you mean data.seed or trainer.seed?"),
+    ("zzz=3", "zzz: no such key. Known: task, model, parallel, data, optimizer, scheduler, trainer, checkpoint, "),
+    ("optimizer=sgd optimizer.beta1=0.9", "optimizer.beta1: no such key. Known: name, lr, grad_clip_norm, "),
+    ("hydra.run.dirr=x", "hydra.run.dirr: no such key. Did you mean hydra.run.dir?"),
+    ("optimizer.lr.x=3", "optimizer.lr.x: optimizer.lr is a single value, without fields"),
+    ("model.parallel.remat=[]", "model.parallel: shows another part of the config, which is changed under its own name."
+                                " Did you mean parallel.remat?"),
+    # wrong types
+    ("model.embedding_dim=abc", "model.embedding_dim: expected int, got 'abc'"),
+    ("trainer.max_steps=1.5", "trainer.max_steps: expected int, got 1.5"),
+    ("trainer.max_steps=null", "trainer.max_steps: expected int, got null"),
+    ("optimizer.lr=", "optimizer.lr: expected float, got ''"),
+    ("parallel.remat=mLSTMBlock", "parallel.remat: expected list[str], got 'mLSTMBlock'"),
+    ("checkpoint.save_last=maybe", "checkpoint.save_last: expected bool, got 'maybe'"),
+    ("optimizer.grad_clip_norm=x", "optimizer.grad_clip_norm: expected float or null, got 'x'"),
+    ("hydra.sweeper.max_batch_size=x", "hydra.sweeper.max_batch_size: expected int or null, got 'x'"),
+    # syntax
+    ("optimizer.lr", "optimizer.lr: not of the form key=value, nor a flag"),
+    ("optimizer.lr=[1,2", "optimizer.lr=[1,2: cannot be read as key=value: "),
+    ("parallel=dp,fsdp", "parallel=dp,fsdp: several values for one run. Add -m to run one job for each."),
+    ("parallel.remat=A,B", "parallel.remat=A,B: several values for one run. Add -m to run one job for each, or write "
+                           "parallel.remat=[A,B] for a list."),
+    ("parallel=null", "parallel=null: must be the name of an option"),
+    ("+parallel=fsdp", "+parallel=fsdp: parallel is there already. Write parallel=fsdp, without the +."),
+    ("+experiment=copying", "experiment is there already. Write experiment=copying, without the +."),
+    ("+optimizer.lr=1", "+optimizer.lr=1: optimizer.lr is there already. Write optimizer.lr=1, without the +."),
+    ("~optimizer.lr", "~optimizer.lr: a field cannot be removed. Set it to another value."),
+    ("~optimizer.foo", "~optimizer.foo: there is nothing of that name to remove"),
+    # where configs come from
+    ("--config-name=nope", "Cannot find primary config 'nope'."),
+    ("--config-dir=/nope", "Additional config directory '/nope' not found"),
+    ("--config-path=/nope", "Primary config directory not found. Check that the config directory '/nope' exists"),
+    # what composes and breaks a rule
+    ("~model", "model: missing. Choose one, for example model=tiny."),
+    ("data=text", "data.path: missing. Write data.path=..."),
+    ("optimizer.lr=${nope.x}", "optimizer.lr: Interpolation key 'nope.x' not found"),
+    ("model.num_heads=3", "model.num_heads must divide the width 64 that model.qk_dim_factor gives and the width 128 "
+                          "that model.v_dim_factor gives. Set model.num_heads to 1, 2, 4, 8, 16, 32 or 64."),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(("line", "words"), LINES, ids=[line for line, _ in LINES])
+def test_a_wrong_command_line_gives_one_line_and_status_2(line, words):
+    done = run_command(*line.split(" "))
+    assert done.status == 2
+    assert done.err.startswith("xlstm-hydra: ") and done.err.count("\n") == 1
+    assert words in done.err
+
+
+def test_all_mistakes_are_told_at_once_whatever_their_kind():
+    done = run_command("parallel=fsdpp", "optimzer.lr=3", "trainer.max_steps=x", "model.dtype=bf16", "data", "a=1,2")
+    assert "6 problems:" in done.err
+    for words in (
+        "fsdpp",
+        "optimzer",
+        "got 'x'",
+        "model.dtype='bf16'",
+        "data: not of the form",
+        "a=1,2: several values",
+    ):
+        assert words in done.err
+
+
+def test_a_key_that_is_new_to_a_model_of_the_users_is_added_with_a_plus():
+    done = run_command("model=custom", "model.width=3")
+    assert "model.width: no such key. To add it, write +model.width=..." in done.err
+
+
+def test_the_order_of_overrides_does_not_matter_to_what_is_refused():
+    done = run_command("optimizer.momentum=0.9", "optimizer=sgd", "trainer.max_steps=x")
+    assert done.err == "xlstm-hydra: trainer.max_steps: expected int, got 'x'\n"
+
+
+def test_a_refused_override_leaves_nothing_behind():
+    done = run_command("model.parallel.nonsense=1")
+    assert done.err.count("model.parallel") == 1
+
+
+def test_options_in_a_folder_of_the_users_are_known_to_the_messages(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("defaults: [adamw, _self_]\nlr: 1.0\n")
+    done = run_command(f"--config-dir={tmp_path}", "optimizer=mime")
+    assert "Did you mean 'mine'? Known: adamw, lion, mine, sgd." in done.err
+
+
+def test_a_mistake_inside_a_yaml_file_is_told_with_the_file_and_the_option_that_chose_it(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "bad.yaml").write_text("# @package _global_\ndefaults: [override /model: tinny]\n")
+    done = run_command(f"--config-dir={tmp_path}", "experiment=bad")
+    assert done.status == 2
+    assert "experiment=bad" in done.err and "tinny" in done.err
