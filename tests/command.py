@@ -27,8 +27,7 @@ class Done:
 def run_command(*arguments: str) -> Done:
     """Run the command in the current folder."""
     out, err, status = io.StringIO(), io.StringIO(), 0
-    logging = () if any(text.startswith("-") and text not in ("-m", "--multirun") for text in arguments) else QUIET
-    argv = ["xlstm-hydra", *arguments, *logging]
+    argv = ["xlstm-hydra", *arguments, *(() if "-sc" in arguments else QUIET)]
     environment = {"HYDRA_FULL_ERROR": "0"}
     with mock.patch.object(sys, "argv", argv), mock.patch.object(sys, "path", list(sys.path)):
         with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -8,121 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._problems import Problem, at_least, below, divisors, either, one_of
-from .model import SubModelConfig
+from .language_model import NORMS, LanguageModelConfig
 from .parallel import DTYPES
-
-NORMS = ("layernorm", "rmsnorm")
-"""Normalisation layers; both have a scale and no bias."""
-
-INIT_DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
-"""Distributions that initial values are drawn from; the standard deviation is set by the layer."""
-
-OUTPUT_INITS = ("wang", "wang2", "small", "zeros")
-"""Standard deviations for the projections back to the residual stream, D wide in L blocks: wang 2/(L sqrt(D)),
-wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
 
 ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
 """Activation functions of the feed-forward layer; gelu is the tanh approximation."""
 
 BACKENDS = ("chunkwise", "quadratic", "recurrent")
 """Ways to compute the mLSTM cell, equal in exact arithmetic."""
-
-
-@dataclass(kw_only=True)
-class LanguageModelConfig(SubModelConfig):
-    """What every language model of ours has: an embedding, a stack of residual blocks, and a head."""
-
-    vocab_size: int = 50304
-    """Number of token ids."""
-
-    embedding_dim: int
-    """Width D of the residual stream."""
-
-    num_blocks: int
-    """Number of blocks L in the stack."""
-
-    num_heads: int
-    """Heads per block. Must divide the widths that are split into heads."""
-
-    context_length: int = 2048
-    """Tokens per training example."""
-
-    dtype: str = "bfloat16"
-    """Type that activations are computed in: float32, bfloat16 or float16. Parameters are always kept in float32."""
-
-    lm_head_dtype: str = "float32"
-    """Type that the projection to the vocabulary is computed in. The loss is always float32."""
-
-    logits_soft_cap: float | None = None
-    """Logits become c * tanh(logits / c). null: no cap."""
-
-    tie_weights: bool = False
-    """Use the embedding table as the projection to the vocabulary."""
-
-    weight_decay_on_embedding: bool = False
-    """Apply the optimizer's weight decay to the embedding table too."""
-
-    add_embedding_dropout: bool = False
-    """Apply dropout to the embedded tokens."""
-
-    add_post_blocks_norm: bool = True
-    """Normalise the residual stream before the projection to the vocabulary."""
-
-    add_post_norm: bool = False
-    """Normalise the output of every residual branch before it is added to the stream."""
-
-    norm_type: str = "rmsnorm"
-    """Norm before every residual branch and before the head: layernorm or rmsnorm."""
-
-    norm_eps: float = 1e-6
-    """Added to the variance in the norm before the head."""
-
-    cell_norm_eps: float = 1e-6
-    """Added to the variance in every norm inside the blocks."""
-
-    bias: bool = False
-    """Give the dense layers inside the blocks a bias. The gates always have one, the head never."""
-
-    dropout: float = 0.0
-    """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
-
-    scan_blocks: bool = True
-    """Compile one block and scan it over the stack, with parameters stacked along a leading array axis. Otherwise every
-    block is compiled and stored on its own."""
-
-    init_distribution: str = "normal"
-    """Distribution of the initial values inside the blocks: normal, truncated_normal (cut at two standard deviations,
-    not rescaled) or uniform."""
-
-    init_distribution_embed: str = "normal"
-    """Distribution of the initial embedding table."""
-
-    init_distribution_out: str = "normal"
-    """Distribution of the initial projection to the vocabulary."""
-
-    output_init_fn: str = "wang"
-    """Standard deviation of the initial projections back to the residual stream: wang, wang2, small or zeros."""
-
-    def rules(self) -> Iterator[Problem]:
-        """Ranges and names."""
-        yield from at_least(self, 1, "vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length")
-        yield from at_least(self, 0, "norm_eps", "cell_norm_eps", "logits_soft_cap", above=True)
-        yield from at_least(self, 0, "dropout")
-        yield from below(self, 1, "dropout")
-        for key in ("dtype", "lm_head_dtype"):
-            yield from one_of(self, key, DTYPES)
-        yield from one_of(self, "norm_type", NORMS)
-        for key in ("init_distribution", "init_distribution_embed", "init_distribution_out"):
-            yield from one_of(self, key, INIT_DISTRIBUTIONS)
-        yield from one_of(self, "output_init_fn", OUTPUT_INITS)
-        if self.add_embedding_dropout and self.dropout == 0:
-            given = {"add_embedding_dropout": True, "dropout": self.dropout}
-            yield Problem(given, "dropout of the embedding needs a probability", "Set {dropout} above 0.")
-
-    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The vocabulary, the residual stream and the heads are cut over the tensor-parallel devices."""
-        for key in ("vocab_size", "embedding_dim", "num_heads"):
-            yield from splits(key, getattr(self, key), tensor_parallel)
 
 
 @dataclass(kw_only=True)
@@ -392,15 +285,6 @@ def rounding_rules(config: mLSTMConfig | mLSTMv1Config, name: str) -> Iterator[P
     if multiple > 0 and 0 < config.proj_factor < math.inf and config.embedding_dim > 0 and rounded_dim(config) < 1:
         given = {"proj_factor": config.proj_factor, "round_proj_up_to_multiple_of": multiple}
         yield Problem(given, f"the {name} must be at least 1", "Set {round_proj_up_dim_up}=true.")
-
-
-def splits(key: str, value: int, tensor_parallel: int) -> Iterator[Problem]:
-    """The rule that a size of the model divides over the tensor-parallel devices."""
-    if value > 0 and value % tensor_parallel:
-        given = {key: value, "/parallel.model_axis_size": tensor_parallel}
-        fits = either([d for d in divisors(value) if d <= 64])
-        fix = f"Set {{/parallel.model_axis_size}} to {fits}, or {{{key}}} to a multiple of {tensor_parallel}."
-        yield Problem(given, f"{{/parallel.model_axis_size}} must divide {{{key}}}", fix)
 
 
 def _is_number(value: Any) -> bool:

@@ -50,7 +50,7 @@ def small_init(dim: int, distribution: str) -> Initializer:
 
 
 def output_init(name: str, dim: int, num_blocks: int, distribution: str) -> Initializer:
-    """The initialiser of a projection back to a residual stream `dim` wide; see `configs.mlstm.OUTPUT_INITS`."""
+    """The initialiser of a projection back to a stream `dim` wide; see `configs.language_model.OUTPUT_INITS`."""
     if name == "zeros":
         return nn.initializers.zeros_init()
     if name == "small":
