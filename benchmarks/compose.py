@@ -24,7 +24,11 @@ BARE_APP = """
 import sys
 sys.modules["hydra_plugins"] = None  # as if no plugin were installed
 import hydra
-version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
+version = {"version_base": "1.3"}
+if hydra.__version__ >= "1.4":
+    import hydra.core.plugins
+    hydra.core.plugins.entry_points = lambda group: ()
+    version = {}
 
 
 @hydra.main(config_path="conf", config_name="config", **version)

@@ -1,6 +1,7 @@
 """What the command returns, prints and leaves behind. Nothing is trained here but in the slow test."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -89,11 +90,9 @@ def test_the_help_lists_groups_with_their_options_and_examples_on_one_screen():
 
 
 def test_every_example_of_the_help_composes():
-    examples = [
-        line.split("  ")[1] for line in run_command("--help").out.splitlines() if line.startswith("  xlstm-hydra ")
-    ]
-    for example in examples:
-        overrides = [text.strip("'") for text in example.split()[1:] if "=" in text and "," not in text]
+    lines = run_command("--help").out.splitlines()
+    for example in (line.strip().split("  ")[0] for line in lines if line.startswith("  xlstm-hydra ")):
+        overrides = [text for text in shlex.split(example)[1:] if "=" in text and "," not in text]
         assert run_command("--cfg", "job", *overrides).status == 0
 
 
@@ -134,7 +133,7 @@ def test_a_model_of_the_users_is_found_in_the_current_folder(tmp_path, train):
     done = run_command("model=custom", "model.model_class=my_models.MyModel", "+model.context_length=64")
     assert done.status == 0, done.err
     assert runs[0].model.model_config.context_length == 64
-    assert "my_models.MyModel" in run_command("model=custom", "model.model_class=my_models.MyModle").err
+    assert "Did you mean 'MyModel'?" in run_command("model=custom", "model.model_class=my_models.MyModle").err
 
 
 @pytest.mark.slow

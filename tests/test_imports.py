@@ -1,0 +1,164 @@
+"""Who may import whom, and what stays asleep until a config is known to be good."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import xlstm_hydra
+
+ROOT = Path(xlstm_hydra.__file__).parent
+PLUGIN = ROOT.parent / "hydra_plugins"
+ROWS: list[dict[str, set[str]]] = [
+    {"": set(), "_conf_dir": set()},
+    {"configs": set()},
+    {"hydra": {"hydra", "omegaconf"}, "metadata": set()},
+    {"parallel": {"jax", "numpy"}},
+    {
+        "models": {"jax", "numpy", "flax"},
+        "optim": {"jax", "numpy", "optax"},
+        "data": {"jax", "numpy", "grain"},
+    },
+    {
+        "plan": {"jax", "numpy", "flax", "optax"},
+        "checkpoint": {"jax", "numpy", "orbax", "grain", "etils"},
+    },
+    {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
+    {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
+    {"__main__": set()},
+]
+"""The parts of the package, from the bottom up, each with what it may import from elsewhere than the standard library.
+A part imports only parts of the rows above its own in this list."""
+EXCEPTION = ("configs.model", "metadata")
+"""`ModelConfig.from_metadata` is a published interface."""
+HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "rich", "tensorboardX")
+FILES = [*ROOT.rglob("*.py"), *PLUGIN.rglob("*.py")]
+
+
+def module_of(file: Path) -> str:
+    """The dotted name of a file, with `xlstm_hydra.` left out."""
+    parts = file.relative_to(ROOT.parent).with_suffix("").parts
+    names = [part for part in parts if part != "__init__"]
+    return ".".join(names[1:] if names[0] == "xlstm_hydra" else names)
+
+
+def imported(source: str, package: str) -> Iterator[str]:
+    """Dotted names of all that a module imports, wherever in it; relative names are made whole with its package."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            yield from (".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names)
+
+
+def part_of(name: str) -> str:
+    """`configs` of `configs.model`; nothing for what the package itself defines, such as `__version__`."""
+    part = name.partition(".")[0]
+    return part if part == "__main__" or any(part in row for row in ROWS) else "" if part.startswith("__") else part
+
+
+def forbidden(module: str, source: str, is_package: bool = False) -> list[str]:
+    """What a module imports and may not."""
+    part = part_of(module)
+    row = next((number for number, parts in enumerate(ROWS) if part in parts), None)
+    if row is None:
+        return [f"{module} is in no row"]
+    above = {name for parts in ROWS[:row] for name in parts} | {part}
+    whole = f"xlstm_hydra.{module}" if part != "hydra_plugins" else module
+    found = []
+    for name in imported(source, whole if is_package else whole.rpartition(".")[0]):
+        first, _, rest = name.partition(".")
+        if first == "xlstm_hydra":
+            if part_of(rest) not in above and (module, part_of(rest)) != EXCEPTION:
+                found.append(name)
+        elif first not in {*sys.stdlib_module_names, "hydra_plugins", *ROWS[row][part]}:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_a_module_imports_only_what_its_row_may(file):
+    assert forbidden(module_of(file), file.read_text(encoding="utf-8"), file.name == "__init__.py") == []
+
+
+WRONG = [
+    ("configs._base", "import jax", "jax"),
+    ("configs.run", "import omegaconf", "omegaconf"),
+    ("configs.data", "from xlstm_hydra.metadata import read_model", "xlstm_hydra.metadata.read_model"),
+    ("configs.run", "from ..hydra import load", "xlstm_hydra.hydra.load"),
+    ("hydra._load", "def f():\n    from xlstm_hydra.train import train", "xlstm_hydra.train.train"),
+    ("hydra._load", "import xlstm_hydra.models", "xlstm_hydra.models"),
+    ("hydra._load", "from xlstm_hydra import metadata", "xlstm_hydra.metadata"),
+    ("metadata._format", "import numpy as np", "numpy"),
+    ("parallel._mesh", "from flax import linen", "flax.linen"),
+    ("models._lm", "from xlstm_hydra import data", "xlstm_hydra.data"),
+    ("optim", "from .checkpoint import restore", "xlstm_hydra.checkpoint.restore"),
+    ("checkpoint", "from xlstm_hydra.train._loop import train", "xlstm_hydra.train._loop.train"),
+    ("train._loop", "import torch", "torch"),
+    ("hydra_plugins.xlstm_hydra_plugin.sweeper", "if True:\n    import jax.numpy", "jax.numpy"),
+]
+
+
+@pytest.mark.parametrize(("module", "source", "name"), WRONG, ids=[f"{module}: {name}" for module, _, name in WRONG])
+def test_the_test_above_sees_an_import_that_its_row_may_not_have(module, source, name):
+    assert forbidden(module, source) == [name]
+
+
+def test_the_test_above_sees_a_module_that_belongs_to_no_row():
+    assert forbidden("utils", "") == ["utils is in no row"]
+
+
+def loaded(code: str, folder: Path, **environment: str) -> tuple[set[str], str]:
+    """The heavy packages that a program loads, and what it printed."""
+    report = f"print('LOADED', *(set({HEAVY}) & set(sys.modules)))"
+    program = f"import atexit, sys\natexit.register(lambda: {report})\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
+    text, _, names = done.stdout.rpartition("LOADED")
+    return set(names.split()), text + done.stderr
+
+
+def command(*arguments: str) -> str:
+    """A program that is the command with those arguments."""
+    return f"import sys\nsys.argv = {['xlstm-hydra', *arguments]}\nfrom xlstm_hydra.cli import main\nmain()"
+
+
+@pytest.mark.parametrize("module", ["", ".configs", ".hydra", ".metadata", ".cli"])
+def test_importing_what_needs_no_device_loads_no_jax(tmp_path, module):
+    assert loaded(f"import xlstm_hydra{module}", tmp_path)[0] == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], "Groups and their options"),
+        (["--version"], "xlstm-hydra"),
+        (["--cfg", "job"], "embedding_dim: 128"),
+        (["--info", "searchpath"], "xlstm-hydra"),
+        (["-sc", "query=bash"], "parallel=fsdp_tp"),
+        (["parallel=fsdpp"], "no such option"),
+        (["optimizer.lr=-1"], "must be 0 or more"),
+        (["trainer.simulated_devices=3"], "the batch must divide"),
+        (["model.num_heads=3"], "must divide"),
+        (["data=text"], "data.path: missing"),
+        (["-m", "parallel=dp,fsdpp"], "no such option"),
+        (["-m", "optimizer.lr=1,-1"], "must be 0 or more"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_that_starts_no_run_loads_no_jax(tmp_path, arguments, words):
+    line = "xlstm-hydra parallel="
+    heavy, text = loaded(command(*arguments), tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert words in text
+    assert heavy == set()
+
+
+def test_the_test_above_sees_a_package_that_is_loaded(tmp_path):
+    assert "numpy" in loaded("import numpy", tmp_path)[0]
