@@ -46,8 +46,9 @@ def load_model(case: str, **changes) -> ModelConfig:
     fields |= {
         "cell_norm_eps": cell["norm_eps"],
         "add_post_norm": saved["mlstm_block"]["add_post_norm"],
-        "chunk_size": 8,
     }
+    if changes.get("backend", "chunkwise") == "chunkwise":
+        fields["chunk_size"] = 8
     if layer["layer_type"] == "mlstm":
         fields |= {key: layer[key] for key in _V0_LAYER}
         fields |= {"gate_linear_headwise": cell["gate_linear_headwise"], "cell_norm_type": saved["norm_type"]}

@@ -1,14 +1,16 @@
 """Saved, restored on any layout, resumed bit by bit."""
 
 import csv
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from tiny import LAYOUTS, tiny_run
 
-from xlstm_hydra.checkpoint import find_checkpoint, read_metadata_text, restore
+from xlstm_hydra.checkpoint import restore
 from xlstm_hydra.configs import (
     AdamWConfig,
     CheckpointConfig,
@@ -16,9 +18,11 @@ from xlstm_hydra.configs import (
     ModelConfig,
     SGDConfig,
     StdlibDataConfig,
+    TextDataConfig,
+    TrainerConfig,
 )
 from xlstm_hydra.data import open_corpus, train_batches
-from xlstm_hydra.metadata import read_run
+from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, read_run
 from xlstm_hydra.train import build_program, train
 
 SAVING = {"save_every_n_steps": 2, "max_to_keep": 10}
@@ -130,6 +134,7 @@ REFUSED = {
     "other model": ({"model": {"num_blocks": 1}}, "{run}", r"params differ: at blocks.* has \(2, .*wants \(1, "),
     "other optimizer": ({"optimizer": SGDConfig(momentum=0.9)}, "{run}", "arrays of opt_state differ"),
     "other batches": ({"trainer": {"batch_size": 16}}, "{run}", r"batch_size=16: the checkpoint was saved with 8"),
+    "other seed": ({"trainer": {"seed": 7}}, "{run}", r"trainer.seed=7: the checkpoint was saved with 0"),
     "other data": ({"data": StdlibDataConfig(), "model": {"vocab_size": 256}}, "{run}", r"data.name='stdlib'"),
     "nothing left to do": ({"trainer": {"max_steps": 4}}, "{run}@4", "has done 4 steps already"),
 }  # fmt: skip
@@ -142,18 +147,55 @@ def test_what_cannot_be_continued_is_refused(finished, tmp_path, changes, place,
 
 
 def test_a_folder_with_later_checkpoints_is_not_written_over(finished):
-    before = sorted(path for path in finished.rglob("*") if "checkpoints" in path.parts)
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"hydra.run.dir=.* has checkpoints of later steps already \(2, 4 or 6\)"):
         train(run_of(LAYOUTS["fsdp8"]), finished)
-    assert before == sorted(path for path in finished.rglob("*") if "checkpoints" in path.parts)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     explosive = run_of(
         LAYOUTS["dp8"], optimizer=SGDConfig(lr=1e30, grad_clip_norm=None), model={"logits_soft_cap": None}
     )
-    with pytest.raises(FloatingPointError, match="is not finite. Checkpoints saved before are sound"):
+    with pytest.raises(FloatingPointError, match="Checkpoints saved before are sound"):
         train(explosive, tmp_path)
     for step in (tmp_path / "checkpoints").glob("[0-9]*"):
         state = restored_onto(LAYOUTS["dp8"], f"{tmp_path}@{step.name}")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def text_run(path, **checkpoint):
+    data = TextDataConfig(path=str(path), validation_fraction=0.2)
+    return run_of(LAYOUTS["dp8"], checkpoint, data=data, model={"vocab_size": 256}, trainer={"max_steps": 2})
+
+
+def test_a_corpus_that_has_changed_is_refused(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_bytes(b"to be or not to be " * 100)
+    train(text_run(book), tmp_path / "run")
+    book.write_bytes(b"to be or not to be " * 101)
+    changed = dataclasses.replace(text_run(book, restore=f"{tmp_path}/run"), trainer=TrainerConfig(max_steps=4))
+    with pytest.raises(ConfigError, match="the corpus is not the one of the checkpoint"):
+        train(changed, tmp_path / "again")
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_not_saved(tmp_path):
+    broken = run_of(LAYOUTS["dp8"], optimizer=SGDConfig(lr=1e38, grad_clip_norm=None), trainer={"max_steps": 1})
+    with pytest.raises(FloatingPointError, match="param_norm of step 1 is"):
+        train(broken, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_run_folder_may_have_an_at_sign_in_its_name(finished, tmp_path):
+    link = tmp_path / "me@home"
+    link.symlink_to(finished)
+    assert find_checkpoint(str(link)).name == "6"
+    assert find_checkpoint(f"{link}@4").name == "4"
+
+
+def test_metrics_of_steps_that_are_done_again_stand_once(tmp_path):
+    train(run_of(LAYOUTS["dp8"], trainer={"max_steps": 4}), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    train(run_of(LAYOUTS["dp8"], {"restore": f"{tmp_path}@2"}), tmp_path)
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file) if row["loss"]] == [1, 2, 3, 4, 5, 6]

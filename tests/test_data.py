@@ -61,13 +61,32 @@ def test_the_last_example_is_padded_or_dropped(books):
     assert mask[0] and not mask[-1] and not np.any(mask[1:] & ~mask[:-1])
 
 
-PATHS = {"folder": "", "file": "a.txt", "glob": "*.txt", "deep glob": "**/*.txt"}
+PATHS = {"folder": ("", 168), "file": ("a.txt", 101), "glob": ("*.txt", 101), "deep glob": ("**/*.txt", 109)}
+PATHS |= {"question mark": ("su?/b.txt", 8), "brackets": ("[ac].*", 160)}
 
 
-@pytest.mark.parametrize(("path", "size"), zip(PATHS.values(), (168, 101, 101, 109), strict=True), ids=PATHS)
+@pytest.mark.parametrize(("path", "size"), PATHS.values(), ids=PATHS)
 def test_a_path_is_a_file_a_folder_or_a_glob(books, path, size):
-    train, validation = open_corpus(text(books / path), 16, 256)
+    train, validation = open_corpus(text(books / path), 2, 256)
     assert len(stream(train)) + len(stream(validation)) == size
+
+
+def test_a_folder_includes_linked_folders_once_and_leaves_out_what_is_hidden(books, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    (other / "d.txt").write_bytes(b"d" * 30)
+    (books / "link").symlink_to(other)
+    (books / "sub" / "loop").symlink_to(books)
+    (books / ".git").mkdir()
+    (books / ".git" / "object").write_bytes(b"x" * 1000)
+    train, validation = open_corpus(text(books), 16, 256)
+    assert len(stream(train)) + len(stream(validation)) == 168 + 31
+
+
+def test_the_fingerprint_tells_a_changed_corpus(books):
+    before = open_corpus(text(books), 16, 256)[0].fingerprint()
+    assert before == open_corpus(text(books), 16, 256)[0].fingerprint()
+    (books / "c.md").write_bytes(b"c" * 59)
+    assert before != open_corpus(text(books), 16, 256)[0].fingerprint()
 
 
 def test_the_order_of_documents_does_not_depend_on_where_they_lie(books, tmp_path_factory):

@@ -54,8 +54,8 @@ def test_warm_up_and_cool_down_are_linear_and_join_the_main_part(config, formula
 
 @schedules
 def test_after_its_end_a_schedule_stays(config, formula):
-    got = rates(config(decay_steps=50), steps=[50, 60, 100])
-    np.testing.assert_allclose(got, formula(1), atol=1e-5)
+    got = rates(config(decay_steps=50, cooldown_steps=10, cooldown_lr_factor=0.3), steps=[40, 50, 60, 100])
+    np.testing.assert_allclose(got, [formula(1), 0.3, 0.3, 0.3], atol=1e-5)
 
 
 def stepped(optimizer, gradients=None, **model):
@@ -88,8 +88,8 @@ def mask(model=None, **optimizer):
 MASKS = {
     "default": ({}, {}, (False, True, False)),
     "embedding too": ({"weight_decay_on_embedding": True}, {}, (True, True, False)),
-    "everything": ({}, {"weight_decay_include": ["."]}, (True, True, True)),
-    "excluded": ({}, {"weight_decay_include": ["."], "weight_decay_exclude": ["bias$"]}, (True, True, False)),
+    "all but the embedding": ({}, {"weight_decay_include": ["."]}, (False, True, True)),
+    "excluded": ({}, {"weight_decay_include": ["."], "weight_decay_exclude": ["bias$"]}, (False, True, False)),
 }
 
 

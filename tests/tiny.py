@@ -28,11 +28,16 @@ SHARED = {
     "context_length": 16,
     "dtype": "float32",
 }
+
+
+def chunks(changes):
+    """Two chunks per example, where there are chunks."""
+    return {"chunk_size": 8} if changes.get("backend", "chunkwise") == "chunkwise" else {}
+
+
 FAMILIES: dict[str, Any] = {
-    "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | {"chunk_size": 8} | changes)),
-    "v0": lambda **changes: ModelConfig(
-        mLSTM, model_config=mLSTMConfig(**SHARED | {"chunk_size": 8, "qkv_proj_blocksize": 4} | changes)
-    ),
+    "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | chunks(changes) | changes)),
+    "v0": lambda **changes: ModelConfig(mLSTM, model_config=mLSTMConfig(**SHARED | chunks(changes) | changes)),
 }
 FSDP = {"fsdp_modules": ["Embed", "LMHead", "mLSTMBlock"], "fsdp_min_weight_size": 0, "remat": ["mLSTMBlock"]}
 LAYOUTS: dict[str, dict[str, Any]] = {

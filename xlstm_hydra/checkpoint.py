@@ -16,11 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from xlstm_hydra.configs import CheckpointConfig, ConfigError, Problem
-from xlstm_hydra.configs._problems import either, show
-
-FOLDER = "checkpoints"
-"""Name of the folder in a run folder."""
+from xlstm_hydra.configs import CheckpointConfig
+from xlstm_hydra.configs._problems import show
+from xlstm_hydra.metadata._places import FOLDER, refused
 
 
 class TrainState(NamedTuple):
@@ -54,17 +52,6 @@ class Checkpoints:
         self._folder = run_folder.resolve() / FOLDER
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def refuse_to_overwrite(self, first_step: int) -> None:
-        """Make sure that nothing saved here lies after `first_step`.
-
-        Raises:
-            ConfigError: something does.
-        """
-        later = [step for step in self._manager.all_steps() if step > first_step]
-        if later:
-            text = f"has checkpoints of later steps already ({either(sorted(later))}), which would be lost"
-            raise ConfigError([Problem({"hydra.run.dir": str(self._folder.parent)}, text, "Choose another folder.")])
-
     def save(
         self,
         state: TrainState,
@@ -92,27 +79,6 @@ class Checkpoints:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
-
-
-def find_checkpoint(place: str) -> Path:
-    """The folder of the checkpoint that `RUN` or `RUN@STEP` names.
-
-    Raises:
-        ConfigError: there is no such run, or it has no such step.
-    """
-    run, _, wanted = place.partition("@")
-    folder = Path(run).expanduser() / FOLDER
-    steps = sorted(int(item.name) for item in folder.iterdir() if item.name.isdigit()) if folder.is_dir() else []
-    if not steps:
-        raise _refused(place, f"no checkpoints in {folder.absolute()}", "Give the folder of a run that saved some.")
-    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
-        raise _refused(place, f"no checkpoint of step {wanted}", f"Saved are steps {either(steps)}.")
-    return (folder / (wanted or str(steps[-1]))).absolute()
-
-
-def read_metadata_text(checkpoint: Path) -> str:
-    """The metadata text of a checkpoint, without Orbax."""
-    return (checkpoint / "metadata" / "metadata").read_text(encoding="utf-8")
 
 
 def restore(checkpoint: Path, target: TrainState, data: grain.DatasetIterator) -> TrainState:
@@ -155,17 +121,13 @@ def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
     what = "model" if item == "params" else "optimizer"
     text = f"{len(wrong)} arrays of {item} differ: at {path} the checkpoint has {has}, this config wants {wants}"
     fix = f"Choose the {what} that it was saved with; it stands in {checkpoint / 'metadata' / 'metadata'}."
-    raise _refused(str(checkpoint), text, fix)
+    raise refused(str(checkpoint), text, fix)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their path, so that empty nodes do not count."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _refused(place: str, text: str, fix: str) -> ConfigError:
-    return ConfigError([Problem({"checkpoint.restore": place}, text, fix)])
 
 
 def to_json(content: Mapping[str, Any]) -> str:

@@ -20,8 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 from xlstm_hydra.hydra import REFUSED, VERSION_BASE, explain, load
+from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
@@ -32,7 +33,7 @@ def run_task(cfg: DictConfig) -> float | None:
     """Check the config, then do its task. Returns the last validation loss, for sweepers that optimise it."""
     try:
         run = load(cfg)
-        folder, overrides = _run_folder(cfg)
+        folder, overrides = _run_folder(cfg, run)
         from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
 
         return train(run, folder, overrides)
@@ -45,10 +46,11 @@ def run_task(cfg: DictConfig) -> float | None:
         raise
 
 
-def _run_folder(cfg: DictConfig) -> tuple[Path, list[str]]:
+def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
     """Hydra's folder for this job, with the resolved config in it, and the job's overrides."""
     hydra_cfg = HydraConfig.get()
-    folder = Path(hydra_cfg.runtime.output_dir)
+    folder, restore = Path(hydra_cfg.runtime.output_dir), run.checkpoint.restore
+    refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     return folder, list(hydra_cfg.overrides.task)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
+import json
 import math
+import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +48,9 @@ class ByteCorpus:
     """
 
     def __init__(
-        self, files: Sequence[Path], sizes: Sequence[int], length: int, start: int, stop: int, pad: bool
+        self, root: Path, files: Sequence[Path], sizes: Sequence[int], length: int, start: int, stop: int, pad: bool
     ) -> None:
+        self._names = [file.relative_to(root).as_posix() for file in files]
         self._files, self._length, self._start, self._stop = list(files), length, start, stop
         self._offsets = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64) + 1)])
         targets = max(stop - start - 1, 0)
@@ -78,6 +82,14 @@ class ByteCorpus:
                 tokens[text_low - begin : high - begin] = content
             document += 1
         return tokens, documents
+
+    unit = "byte"
+    """What a token is."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever a token may be elsewhere: when a file is added, removed, renamed or of another size."""
+        record = [self._length, self._start, self._stop, self._names, self._offsets.tolist()]
+        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def unigram_entropy(self) -> float:
         """Bits per byte of a model that knows the frequency of each byte and nothing else."""
@@ -118,6 +130,14 @@ class SyntheticCorpus:
         tokens = np.resize(motif, self._length + 1)
         return _example(tokens, np.ones_like(tokens))
 
+    unit = "token"
+    """What a token is."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever another example may be made."""
+        record = [self._config.to_dict(), self._length, self._vocab_size, self._start, self._stop]
+        return hashlib.sha256(json.dumps(record).encode()).hexdigest()
+
     def unigram_entropy(self) -> float:
         """Bits per token of a model that knows the frequency of each token and nothing else."""
         return math.log2(self._vocab_size)
@@ -139,7 +159,7 @@ def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tup
         train, validation = (SyntheticCorpus(config, context_length, vocab_size, *part) for part in parts)
         return train, validation
     assert isinstance(config, ByteDataConfig)
-    files, sizes = _documents(config)
+    root, files, sizes = _documents(config)
     total = sum(sizes) + len(sizes)
     held_out = max(round(total * config.validation_fraction), context_length + 1)
     if total - held_out <= context_length:
@@ -148,13 +168,13 @@ def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tup
         raise ConfigError([Problem(given, rule, "Add text, or set model.context_length lower.")])
     cut = total - held_out
     train, validation = (
-        ByteCorpus(files, sizes, context_length, *part, pad=config.pad_last) for part in ((0, cut), (cut, total))
+        ByteCorpus(root, files, sizes, context_length, *part, pad=config.pad_last) for part in ((0, cut), (cut, total))
     )
     return train, validation
 
 
-def _documents(config: ByteDataConfig) -> tuple[list[Path], list[int]]:
-    """Files and their sizes, in an order that depends on their names only."""
+def _documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]:
+    """The folder of the names, the files and their sizes, in an order that depends on their names only."""
     if isinstance(config, TextDataConfig):
         root, files = _text_files(config.path)
     else:
@@ -163,7 +183,7 @@ def _documents(config: ByteDataConfig) -> tuple[list[Path], list[int]]:
         skip = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
         files = [file for file in root.rglob("*.py") if not skip & set(file.relative_to(root).parts)]
     files.sort(key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest())
-    return files, [file.stat().st_size for file in files]
+    return root, files, [file.stat().st_size for file in files]
 
 
 def _text_files(path: str) -> tuple[Path, list[Path]]:
@@ -172,16 +192,31 @@ def _text_files(path: str) -> tuple[Path, list[Path]]:
     if expanded.is_file():
         return expanded.parent, [expanded]
     if expanded.is_dir():
-        files = [file for file in expanded.rglob("*") if file.is_file()]
-        root = expanded
+        root, files = expanded, _walk(expanded)
     else:
+        plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts))
+        root = Path(*plain)
         files = [Path(name) for name in glob.glob(str(expanded), recursive=True) if Path(name).is_file()]
-        root = Path(str(expanded).partition("*")[0].rpartition("/")[0] or ".")
-        root = root if str(expanded).startswith("/") or str(root) != "/" else Path("/")
     if not files:
         fix = "Give a file, a folder with files in it, or a glob such as 'books/**/*.txt' (in quotes)."
         raise ConfigError([Problem({"data.path": path}, f"there are no files there (seen from {Path.cwd()})", fix)])
+    if unreadable := [file for file in files if not os.access(file, os.R_OK)]:
+        raise ConfigError(
+            [Problem({"data.path": path}, f"{len(unreadable)} files cannot be read, such as {unreadable[0]}")]
+        )
     return root, files
+
+
+def _walk(root: Path) -> list[Path]:
+    """All files below a folder, linked folders too, without what is hidden."""
+    files, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
+        seen.add(real)
+    return [file for file in files if file.is_file()]
 
 
 class _ProcessRows:

@@ -66,13 +66,16 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
     optimizer = run.optimizer
     if optimizer.weight_decay:
         _refuse_idle_patterns(optimizer, paths)
-    embedding = run.model.model_config is not None and run.model.model_config.get("weight_decay_on_embedding", False)
+    config = run.model.model_config
+    on_embedding = None if config is None else config.get("weight_decay_on_embedding")
 
     def decays(path: Any, _: Any) -> bool:
         name = _dotted(path)
         if _matches(name, optimizer.weight_decay_exclude):
             return False
-        return _matches(name, optimizer.weight_decay_include) or (embedding and name.startswith("token_embedding."))
+        if on_embedding is not None and name.startswith("token_embedding."):
+            return on_embedding  # the model's own switch
+        return _matches(name, optimizer.weight_decay_include)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

@@ -118,15 +118,15 @@ RANGES = [
     (mlstm, {"igate_bias_init_range": [1, 2, 3]}, "is a number, [low, high], or null"),
     (mlstm, {"proj_factor": 0.0}, "must be greater than 0"),
     (mlstm, {"proj_factor": float("nan")}, "must be greater than 0"),
-    (mlstm, {"proj_factor": float("inf")}, "must be less than inf"),
+    (mlstm, {"proj_factor": float("inf")}, "must be greater than 0 and finite"),
     (mlstm, {"qk_dim_factor": float("nan")}, "must be greater than 0"),
-    (mlstm, {"v_dim_factor": float("inf")}, "must be less than inf"),
+    (mlstm, {"v_dim_factor": float("inf")}, "must be greater than 0 and finite"),
     (mlstm, {"conv1d_kernel_size": 0}, "must be 1 or more"),
     (mlstm, {"round_proj_up_to_multiple_of": 0}, "must be 1 or more"),
     (mlstm, {"qkv_proj_blocksize": 0}, "must be 1 or more"),
     (mlstm, {"qkv_proj_blocksize": 3}, "must divide the up-projected width 256. Choose 1, 2, 4, 8, 16, 32 or 64."),
     (mlstm, {"gate_input": "x"}, "Choose qkv, x_mlstm, x_mlstm_conv or x_mlstm_conv_act"),
-    (mlstm_v1, {"proj_factor": float("inf")}, "must be less than inf"),
+    (mlstm_v1, {"proj_factor": float("inf")}, "must be greater than 0 and finite"),
     (mlstm_v1, {"round_proj_up_to_multiple_of": 0}, "must be 1 or more"),
     (mlstm_v1, {"ff_type": "mlp"}, "Choose ffn_gated or ffn"),
     (mlstm_v1, {"act_fn": "silu"}, "Choose gelu, relu, relu^2, sigmoid, swish or selu"),
@@ -147,6 +147,17 @@ def test_a_value_out_of_range_is_refused_with_its_key(make, values, words):
 
 
 RELATIONS = [
+    (AdamWConfig, {"name": "lion"}, "the name of AdamWConfig is adamw"),
+    (ConstantConfig, {"decay_steps": 5}, "a constant schedule without a cool-down has no length"),
+    (
+        AdamWConfig,
+        {"weight_decay": 0.0, "weight_decay_exclude": ["bias"]},
+        "without weight decay there is nothing to exclude",
+    ),
+    (mlstm_v1, {"tie_weights": True, "init_distribution_out": "uniform"}, "has no effect with this tie_weights"),
+    (mlstm_v1, {"add_post_blocks_norm": False, "norm_eps": 0.5}, "has no effect with this add_post_blocks_norm"),
+    (mlstm_v1, {"reset_fgate_value": -5.0}, "has no effect with this reset_at_document_boundaries"),
+    (mlstm_v1, {"backend": "quadratic", "chunk_size": 8}, "has no effect with this backend. Leave chunk_size at 64"),
     (SGDConfig, {"nesterov": True}, "nesterov=true, momentum=0.0: Nesterov needs a momentum. Set momentum"),
     (ConstantConfig, {"cooldown_lr_factor": 0.1}, "cooldown_steps=0: without a cool-down its end has no effect"),
     (

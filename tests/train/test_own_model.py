@@ -2,16 +2,19 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 from hydra import compose, initialize
 from tiny import LAYOUTS, results
 
-from xlstm_hydra.configs import ConfigError, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
+from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.hydra import load, make_model_config, resolve_classes
+from xlstm_hydra.models import knows_axes
 from xlstm_hydra.train import build_program, train
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model"
@@ -66,6 +69,14 @@ def test_it_is_chosen_by_overrides_alone():
     run = load(composed("model=custom", "model.model_class=gru_lm.GRULanguageModel", "+model.hidden=24"))
     assert resolve_classes(run.model).model_class is sys.modules["gru_lm"].GRULanguageModel
     assert run.model.model_config.hidden == 24
+
+
+def test_a_field_named_axes_of_another_kind_is_left_alone():
+    class Other(nn.Module):
+        config: Any
+        axes: str = "xyz"
+
+    assert not knows_axes(ModelConfig(Other)) and knows_axes(resolve_classes(load(composed()).model))
 
 
 MISTAKES = {

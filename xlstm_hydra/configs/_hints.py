@@ -49,7 +49,10 @@ def find_class(name: str) -> Any:
 
 def dotted(cls: Any) -> str:
     """`module.QualifiedName` of a class or function."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    parts = cls.__module__.split(".")
+    # Our classes are named as users import them, so that records outlive a move between our modules.
+    module = ".".join(parts[:2]) if parts[0] == __name__.partition(".")[0] else cls.__module__
+    return f"{module}.{cls.__qualname__}"
 
 
 def subclasses(cls: type) -> list[type]:

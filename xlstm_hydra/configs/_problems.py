@@ -7,7 +7,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -152,12 +152,12 @@ def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = Fa
 
 
 def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterator[Problem]:
-    """The rule that numbers are `>= low` (`> low` where `above`); a field that is null is not looked at."""
+    """The rule that numbers are finite and `>= low` (`> low` where `above`); a field that is null is not looked at."""
     for key in keys:
         value = getattr(config, key)
-        if value is not None and not (value > low if above else value >= low):
+        if value is not None and not (low < value < math.inf if above else low <= value < math.inf):
             bound = f"greater than {low}" if above else f"{low} or more"
-            yield Problem({key: value}, f"must be {bound}")
+            yield Problem({key: value}, f"must be {bound}{' and finite' if value == math.inf else ''}")
 
 
 def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:
@@ -166,3 +166,18 @@ def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iter
         value = getattr(config, key)
         if value is not None and not (value <= high if inclusive else value < high):
             yield Problem({key: value}, f"must be {'at most' if inclusive else 'less than'} {high}")
+
+
+def own_name(config: Any) -> Iterator[Problem]:
+    """The rule that `name`, by which plain data finds its class, is the class's own."""
+    name = getattr(type(config), "name", None)
+    if isinstance(name, str) and config.name != name:
+        yield Problem({"name": config.name}, f"the name of {type(config).__name__} is {name}", f"Set {{name}}={name}.")
+
+
+def idle(config: Any, key: str, because: str, value: Any, fix: str = "") -> Iterator[Problem]:
+    """The rule that a field which has no effect, since `because` has this value, is left at its default."""
+    default = next(field for field in fields(config) if field.name == key).default
+    if getattr(config, key) != default:
+        given = {key: getattr(config, key), because: value}
+        yield Problem(given, f"has no effect with this {{{because}}}", fix or f"Leave {{{key}}} at {show(default)}.")

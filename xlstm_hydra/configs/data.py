@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ._base import ConfigDict
-from ._problems import Problem, at_least, below
+from ._problems import Problem, at_least, below, own_name
 
 
 @dataclass(kw_only=True)
@@ -27,7 +27,9 @@ class DataConfig(ConfigDict):
 
     def rules(self) -> Iterator[Problem]:
         """Ranges."""
+        yield from own_name(self)
         yield from at_least(self, 0, "seed", "prefetch")
+        yield from below(self, 2**32, "seed")
         yield from at_least(self, 0, "validation_fraction", above=True)
         yield from below(self, 1, "validation_fraction")
 
@@ -77,7 +79,7 @@ class SyntheticDataConfig(DataConfig):
     """Different examples in the corpus."""
 
     motif_length: int = 16
-    """Tokens after which a sequence repeats itself."""
+    """Tokens after which a sequence repeats itself. Less than `model.context_length`, or nothing could be learned."""
 
     def rules(self) -> Iterator[Problem]:
         """Ranges."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._problems import Problem, at_least, below, divisors, either, one_of
+from ._problems import Problem, at_least, below, divisors, either, idle, one_of
 from .model import SubModelConfig
 from .parallel import DTYPES
 
@@ -107,6 +107,10 @@ class LanguageModelConfig(SubModelConfig):
         for key in ("init_distribution", "init_distribution_embed", "init_distribution_out"):
             yield from one_of(self, key, INIT_DISTRIBUTIONS)
         yield from one_of(self, "output_init_fn", OUTPUT_INITS)
+        if self.tie_weights:
+            yield from idle(self, "init_distribution_out", "tie_weights", True)
+        if not self.add_post_blocks_norm:
+            yield from idle(self, "norm_eps", "add_post_blocks_norm", False)
         if self.add_embedding_dropout and self.dropout == 0:
             given = {"add_embedding_dropout": True, "dropout": self.dropout}
             yield Problem(given, "dropout of the embedding needs a probability", "Set {dropout} above 0.")

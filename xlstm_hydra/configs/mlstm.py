@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._problems import Problem, at_least, below, divisors, either, one_of
+from ._problems import Problem, at_least, divisors, either, idle, one_of
 from .language_model import NORMS, LanguageModelConfig
 from .parallel import DTYPES
 
@@ -45,7 +45,8 @@ class _CellConfig(LanguageModelConfig):
     """Normalise queries and keys per head."""
 
     reset_at_document_boundaries: bool = False
-    """Set the forget gate to `reset_fgate_value` where a new document begins, so that it sees nothing of the last."""
+    """Set the forget gate to `reset_fgate_value` where a new document begins, so that the cell sees next to
+    nothing of the last one."""
 
     reset_fgate_value: float = -25.0
     """Forget-gate pre-activation at the first token of a document."""
@@ -79,11 +80,16 @@ class _CellConfig(LanguageModelConfig):
         """Ranges, names, and widths that divide into heads."""
         yield from super().rules()
         yield from at_least(self, 0, "qk_dim_factor", "v_dim_factor", "gate_soft_cap", above=True)
-        yield from below(self, math.inf, "qk_dim_factor", "v_dim_factor")
         yield from at_least(self, 1, "chunk_size")
         yield from one_of(self, "gate_dtype", DTYPES)
         yield from one_of(self, "backend", BACKENDS)
         yield from self._bias_rules()
+        if not math.isfinite(self.reset_fgate_value):
+            yield Problem({"reset_fgate_value": self.reset_fgate_value}, "must be a finite number")
+        if not self.reset_at_document_boundaries:
+            yield from idle(self, "reset_fgate_value", "reset_at_document_boundaries", False)
+        if self.backend != "chunkwise":
+            yield from idle(self, "chunk_size", "backend", self.backend)
         if self._has_widths():
             yield from self._head_rules()
         chunks = self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
@@ -97,7 +103,7 @@ class _CellConfig(LanguageModelConfig):
         return all(0 < number < math.inf for number in numbers)
 
     def _bias_rules(self) -> Iterator[Problem]:
-        if len(self.fgate_bias_init_range) != 2:
+        if len(self.fgate_bias_init_range) != 2 or not all(map(math.isfinite, self.fgate_bias_init_range)):
             yield Problem(
                 {"fgate_bias_init_range": self.fgate_bias_init_range}, "is [low, high], for example [3.0,6.0]"
             )
@@ -165,24 +171,13 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
 
     def module_classes(self) -> tuple[str, ...]:
         """Class names of the modules inside this model."""
-        names = [
-            "Embed",
-            "LMHead",
-            "mLSTMBlock",
-            "xLSTMResBlock",
-            "mLSTMLayer",
-            "CausalConv1d",
-            "HeadwiseDense",
-            "HeadNorm",
-        ]
-        names += ["Gate", "Dense", "Norm"]
-        return tuple(names)
+        outer = ("Embed", "LMHead", "mLSTMBlock", "xLSTMResBlock", "mLSTMLayer", "Dense", "Norm", "HeadNorm")
+        return (*outer, "CausalConv1d", "HeadwiseDense", "Gate")
 
     def rules(self) -> Iterator[Problem]:
         """Ranges, names, and blocks of channels that divide the widths."""
         yield from super().rules()
         yield from at_least(self, 0, "proj_factor", above=True)
-        yield from below(self, math.inf, "proj_factor")
         yield from at_least(self, 1, "round_proj_up_to_multiple_of", "conv1d_kernel_size", "qkv_proj_blocksize")
         yield from one_of(self, "gate_input", ("qkv", "x_mlstm", "x_mlstm_conv", "x_mlstm_conv_act"))
         yield from one_of(self, "cell_norm_type", NORMS)
@@ -195,6 +190,10 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
             fits = either([d for d in divisors(inner) if d <= 64])
             yield Problem(given, f"must divide the up-projected width {inner}", f"Choose {fits}.")
             return
+        if self.gate_linear_headwise and self.gate_input != "qkv" and inner % self.num_heads:
+            given = {"gate_linear_headwise": True, "num_heads": self.num_heads}
+            fits = either([d for d in divisors(inner) if d <= 64])
+            yield Problem(given, f"{{num_heads}} must divide the up-projected width {inner}", f"Choose {fits}.")
         groups = inner // self.qkv_proj_blocksize
         for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
             if width % groups:
@@ -252,7 +251,6 @@ class mLSTMv1Config(_CellConfig):  # noqa: N801
         """Ranges and names."""
         yield from super().rules()
         yield from at_least(self, 0, "proj_factor", above=True)
-        yield from below(self, math.inf, "proj_factor")
         yield from at_least(self, 1, "round_proj_up_to_multiple_of")
         yield from one_of(self, "ff_type", ("ffn_gated", "ffn"))
         yield from one_of(self, "act_fn", ACTIVATIONS)
@@ -288,4 +286,4 @@ def rounding_rules(config: mLSTMConfig | mLSTMv1Config, name: str) -> Iterator[P
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ._base import ConfigDict
-from ._problems import Problem, at_least, below
+from ._problems import Problem, at_least, below, own_name
 
 
 @dataclass(kw_only=True)
@@ -38,6 +38,7 @@ class OptimizerConfig(ConfigDict):
 
     def rules(self) -> Iterator[Problem]:
         """Ranges and regular expressions."""
+        yield from own_name(self)
         yield from at_least(self, 0, "lr", "weight_decay")
         yield from at_least(self, 0, "grad_clip_norm", "grad_clip_value", above=True)
         for key in ("weight_decay_include", "weight_decay_exclude"):
@@ -46,6 +47,9 @@ class OptimizerConfig(ConfigDict):
                     re.compile(pattern)
                 except re.error as error:
                     yield Problem({key: pattern}, f"not a regular expression: {error}")
+        if self.weight_decay == 0 and self.weight_decay_exclude:
+            given = {"weight_decay_exclude": self.weight_decay_exclude, "weight_decay": 0}
+            yield Problem(given, "without weight decay there is nothing to exclude", "Set {weight_decay} above 0.")
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from ._base import ConfigDict
 from ._problems import ConfigError, Problem, divisors, either, nearest
 from .checkpoint import CheckpointConfig
-from .data import ByteDataConfig, DataConfig, StdlibDataConfig
+from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
 from .logger import LoggerConfig
 from .model import ModelConfig, SubModelConfig
 from .optimizer import AdamWConfig, OptimizerConfig
@@ -125,6 +125,17 @@ class RunConfig(ConfigDict):
             if not isinstance(config.get(key), int):
                 text = f"its config {type(config).__name__} needs a field {key}: the data takes its shape from it"
                 yield Problem({"model.model_class": self.model.class_path()}, text)
+        context = config.get("context_length")
+        if (
+            isinstance(self.data, SyntheticDataConfig)
+            and isinstance(context, int)
+            and self.data.motif_length >= context
+        ):
+            given = {"data.motif_length": self.data.motif_length, "model.context_length": context}
+            yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
+        if config.get("weight_decay_on_embedding") and self.optimizer.weight_decay == 0:
+            given = {"model.weight_decay_on_embedding": True, "optimizer.weight_decay": 0}
+            yield Problem(given, "there is no weight decay to apply", "Set optimizer.weight_decay above 0.")
         vocab = config.get("vocab_size", BYTES)
         if isinstance(self.data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
             given = {"model.vocab_size": vocab, "data.name": self.data.name}

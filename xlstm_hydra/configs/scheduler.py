@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ._base import ConfigDict
-from ._problems import Problem, at_least
+from ._problems import Problem, at_least, own_name
 
 
 @dataclass(kw_only=True)
@@ -31,6 +31,7 @@ class SchedulerConfig(ConfigDict):
 
     def rules(self) -> Iterator[Problem]:
         """Ranges; the parts must fit in the whole."""
+        yield from own_name(self)
         yield from at_least(self, 0, "warmup_steps", "cooldown_steps", "cooldown_lr_factor")
         yield from at_least(self, 1, "decay_steps")
         if self.cooldown_steps == 0 and self.cooldown_lr_factor != 0:
@@ -44,6 +45,13 @@ class ConstantConfig(SchedulerConfig):
 
     name: str = "constant"
     """Which schedule this is."""
+
+    def rules(self) -> Iterator[Problem]:
+        """The length matters for the cool-down only."""
+        yield from super().rules()
+        if self.decay_steps is not None and self.cooldown_steps == 0:
+            given = {"decay_steps": self.decay_steps, "cooldown_steps": 0}
+            yield Problem(given, "a constant schedule without a cool-down has no length", "Set {decay_steps}=null.")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ._base import ConfigDict
-from ._problems import Problem, at_least, divisors, either
+from ._problems import Problem, at_least, below, divisors, either
 
 
 @dataclass(kw_only=True)
@@ -45,6 +45,7 @@ class TrainerConfig(ConfigDict):
         """Ranges; parts must divide the batch."""
         yield from at_least(self, 1, "max_steps", "batch_size", "gradient_accumulate_steps", "simulated_devices")
         yield from at_least(self, 0, "seed", "eval_every_n_steps", "eval_batches")
+        yield from below(self, 2**32, "seed")
         parts = self.gradient_accumulate_steps
         if parts > 0 and self.batch_size > 0 and self.batch_size % parts:
             given = {"batch_size": self.batch_size, "gradient_accumulate_steps": parts}

@@ -24,12 +24,14 @@ PACKAGES = (
 
 
 def provenance(overrides: list[str] | None = None) -> dict[str, Any]:
-    """Versions, git state of the folder that the command was started in, and overrides, as plain JSON values."""
+    """Versions, overrides, and the git state of the folder that the command was started in and of this package. Plain
+    JSON values."""
     return {
         "overrides": list(overrides or []),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "git": _git_state(Path.cwd()),
+        "package_git": _git_state(Path(__file__).parent),
         "argv": sys.argv[1:],
     }
 

@@ -35,8 +35,9 @@ def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
 
 
 def knows_axes(model: ModelConfig) -> bool:
-    """Whether the model class declares a field `axes`, and so takes part in tensor parallelism."""
-    return "axes" in getattr(model.model_class, "__dataclass_fields__", {})
+    """Whether the model class declares a field `axes: Axes`, and so takes part in tensor parallelism."""
+    field = getattr(model.model_class, "__dataclass_fields__", {}).get("axes")
+    return field is not None and (field.type is Axes or str(field.type).rpartition(".")[2] == "Axes")
 
 
 def apply_model(

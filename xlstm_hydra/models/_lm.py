@@ -98,22 +98,3 @@ class LanguageModel(nn.Module):
             for index in range(config.num_blocks):
                 x_BTD = self.block(f"blocks_{index}")(x_BTD, document_borders_BT, train=train)
         return LMHead(config, self.axes, name="lm_head")(x_BTD, embed.head_kernel() if config.tie_weights else None)
-
-
-class Residual(nn.Module):
-    """x + branch(norm(x)). Subclasses say what the branch is; the class name is what `remat` and `fsdp_modules`
-    match."""
-
-    config: Any
-    axes: Axes = Axes()
-
-    def residual(self, x_BTD: jax.Array, branch: Any, name: str, *, train: bool) -> jax.Array:
-        """Norm, branch on the whole width, dropout, norm again if asked for, sum."""
-        config, axes = self.config, self.axes
-
-        def norm(suffix: str) -> Norm:
-            return Norm(config.norm_type, config.cell_norm_eps, config.dtype, axes, name=f"{name}_{suffix}")
-
-        h_BTD = branch(axes.gather(norm("norm")(x_BTD)))
-        h_BTD = dropout(self, h_BTD.astype(config.dtype), config.dropout, axes, train=train)
-        return x_BTD + (norm("post_norm")(h_BTD) if config.add_post_norm else h_BTD)

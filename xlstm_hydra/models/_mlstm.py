@@ -18,10 +18,10 @@ from flax import linen as nn
 from xlstm_hydra.configs import mLSTMConfig
 from xlstm_hydra.parallel import Axes
 
+from ._block import mLSTMBlock, post_process_gates, split_heads
 from ._cell import CELLS
 from ._layers import Dense, HeadNorm, Initializer, bias_range_init, init_with, named, output_init, small_init
 from ._lm import LanguageModel
-from ._mlstm_v1 import mLSTMBlock, post_process_gates, split_heads
 
 _ZEROS = nn.initializers.zeros_init()
 
@@ -193,4 +193,4 @@ class mLSTM(LanguageModel):  # noqa: N801
 
     def block(self, name: str) -> nn.Module:
         """One mLSTM layer, no feed-forward layer."""
-        return mLSTMBlock(self.config, mLSTMLayer, feed_forward=False, axes=self.axes, name=name)
+        return mLSTMBlock(self.config, mLSTMLayer, feed_forward=None, axes=self.axes, name=name)

@@ -9,32 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_hydra.configs import mLSTMv1Config
 from xlstm_hydra.parallel import Axes
 
+from ._block import Residual, mLSTMBlock, post_process_gates, split_heads
 from ._cell import CELLS
-from ._layers import ACTIVATIONS, Dense, HeadNorm, bias_range_init, output_init, small_init, soft_cap
-from ._lm import LanguageModel, Residual
+from ._layers import ACTIVATIONS, Dense, HeadNorm, bias_range_init, output_init, small_init
+from ._lm import LanguageModel
 
 _ZEROS = nn.initializers.zeros_init()
-
-
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """(B, T, heads * width) -> (B, T, heads, width)."""
-    return x.reshape(*x.shape[:-1], heads, -1)
-
-
-def post_process_gates(
-    i_BTH: jax.Array, f_BTH: jax.Array, document_borders_BT: jax.Array | None, config: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Soft cap, then the reset of the forget gate where a document begins."""
-    i_BTH, f_BTH = soft_cap(i_BTH, config.gate_soft_cap), soft_cap(f_BTH, config.gate_soft_cap)
-    if config.reset_at_document_boundaries and document_borders_BT is not None:
-        f_BTH = jnp.where(document_borders_BT[..., None], jnp.asarray(config.reset_fgate_value, f_BTH.dtype), f_BTH)
-    return i_BTH, f_BTH
 
 
 class mLSTMLayerV1(nn.Module):  # noqa: N801
@@ -106,18 +91,6 @@ class FeedForward(nn.Module):
         )
 
 
-class xLSTMResBlock(Residual):  # noqa: N801
-    """x + mLSTM(norm(x)), for the layer that is given."""
-
-    layer: Any = None
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
-        layer = self.layer(self.config, self.axes, name="xlstm")
-        return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, document_borders_BT), "xlstm", train=train)
-
-
 class FFNResBlock(Residual):
     """x + FeedForward(norm(x))."""
 
@@ -127,24 +100,6 @@ class FFNResBlock(Residual):
         return self.residual(x_BTD, FeedForward(self.config, self.axes, name="ffn"), "ffn", train=train)
 
 
-class mLSTMBlock(nn.Module):  # noqa: N801
-    """One block of the stack: the residual mLSTM layer and, if the family has one, the residual feed-forward layer."""
-
-    config: Any
-    layer: Any
-    feed_forward: bool
-    axes: Axes = Axes()
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
-        mixing = xLSTMResBlock(self.config, self.axes, self.layer, name="xlstm_res_block")
-        x_BTD = mixing(x_BTD, document_borders_BT, train=train)
-        if self.feed_forward:
-            x_BTD = FFNResBlock(self.config, self.axes, name="ffn_res_block")(x_BTD, train=train)
-        return x_BTD
-
-
 class mLSTMv1(LanguageModel):  # noqa: N801
     """The language model of xLSTM 7B."""
 
@@ -152,4 +107,4 @@ class mLSTMv1(LanguageModel):  # noqa: N801
 
     def block(self, name: str) -> nn.Module:
         """mLSTM layer, then feed-forward layer."""
-        return mLSTMBlock(self.config, mLSTMLayerV1, feed_forward=True, axes=self.axes, name=name)
+        return mLSTMBlock(self.config, mLSTMLayerV1, feed_forward=FFNResBlock, axes=self.axes, name=name)

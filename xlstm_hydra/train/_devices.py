@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax.extend.backend import clear_backends
 
-from xlstm_hydra.configs import ConfigError, RunConfig
+from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 
 _SETTINGS = ("jax_platforms", "jax_num_cpu_devices")
 _real: dict[str, object] = {}
@@ -25,6 +25,9 @@ def start_devices(run: RunConfig) -> None:
     elif _real:
         _set(*_real.values())
     jax.config.update("jax_debug_nans", run.trainer.debug_nans)
+    if jax.process_count() > 1:
+        text = "training in several processes is not built yet"
+        raise ConfigError([Problem({}, f"{text}; there are {jax.process_count()}", "Start one.")])
     if problems := list(run.device_rules(jax.device_count())):
         raise ConfigError(problems)
 

@@ -43,8 +43,8 @@ class MetricLog:
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._csv = _CsvFile(folder / "metrics.csv") if config.csv else None
-        self._tensorboard = _tensorboard_writer(folder / "tensorboard") if config.tensorboard else None
+        self._csv = _CsvFile(folder / "metrics.csv", first_step) if config.csv else None
+        self._tensorboard = _tensorboard_writer(folder / "tensorboard", first_step) if config.tensorboard else None
 
     def __enter__(self) -> MetricLog:
         if self._config.progress and self._console.is_terminal:
@@ -85,35 +85,43 @@ class MetricLog:
 
 
 class Stopwatch:
-    """Tokens per second since the last look, without the time before the first step was done."""
+    """Tokens per second of training alone. `start` it whenever something else has taken time."""
 
     def __init__(self) -> None:
         self._tokens, self._since = 0, None
 
+    def start(self) -> None:
+        """Forget what was counted and begin now."""
+        self._tokens, self._since = 0, time.perf_counter()
+
     def add(self, tokens: int) -> None:
-        """Count a step's tokens. The first call starts the clock: that step's time was compilation."""
-        if self._since is None:
-            self._since = time.perf_counter()
-        else:
-            self._tokens += tokens
+        """Count a step's tokens."""
+        self._tokens += tokens
 
     def read(self) -> float | None:
-        """Tokens per second, then start anew; None before there is something to tell."""
-        if self._since is None or self._tokens == 0:
+        """Tokens per second since the start, then start anew; None before the first start."""
+        if self._since is None:
             return None
-        now = time.perf_counter()
-        rate = self._tokens / (now - self._since)
-        self._tokens, self._since = 0, now
+        rate = self._tokens / (time.perf_counter() - self._since)
+        self.start()
         return rate
 
 
 class _CsvFile:
-    def __init__(self, path: Path) -> None:
-        new = not path.exists()
-        self._file = path.open("a", newline="", encoding="utf-8")
+    """Rows of an earlier run in the same folder stay up to the step that this one continues from."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
+        fresh = path.with_suffix(".new")
+        self._file = fresh.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, COLUMNS)
-        if new:
-            self._writer.writeheader()
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+        fresh.replace(path)
 
     def write(self, row: Mapping[str, Any]) -> None:
         self._writer.writerow(row)
@@ -123,10 +131,10 @@ class _CsvFile:
         self._file.close()
 
 
-def _tensorboard_writer(folder: Path) -> Any:
+def _tensorboard_writer(folder: Path, first_step: int) -> Any:
     from tensorboardX import SummaryWriter
 
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
 def _text(metrics: Mapping[str, float]) -> str:
@@ -135,7 +143,8 @@ def _text(metrics: Mapping[str, float]) -> str:
         parts.append(f"loss {metrics['loss']:.4f} ({bits(metrics['loss']):.3f} bits)")
     if "validation_loss" in metrics:
         loss = metrics["validation_loss"]
-        parts.append(f"validation loss {loss:.4f} ({bits(loss):.3f} bits per byte)")
+        unit = "byte" if "validation_bits_per_byte" in metrics else "token"
+        parts.append(f"validation loss {loss:.4f} ({bits(loss):.3f} bits per {unit})")
     if "tokens_per_second" in metrics:
         parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
     return "  ".join(parts)

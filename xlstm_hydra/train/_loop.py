@@ -13,11 +13,21 @@ import grain
 import jax
 import numpy as np
 
-from xlstm_hydra.checkpoint import Checkpoints, TrainState, find_checkpoint, read_metadata_text, restore, to_json
+from xlstm_hydra.checkpoint import Checkpoints, TrainState, restore, to_json
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Corpus, open_corpus, train_batches, validation_batches
 from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.metadata import provenance, read_run, write_metadata
+from xlstm_hydra.metadata import (
+    MetadataError,
+    find_checkpoint,
+    provenance,
+    read_metadata,
+    read_metadata_text,
+    read_run,
+    refuse_to_overwrite,
+    write_metadata,
+)
 from xlstm_hydra.parallel import describe_mesh, report, summary
 
 from ._devices import start_devices
@@ -38,14 +48,15 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     program = build_program(run)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
     batches = train_batches(corpus, run.data, run.trainer.batch_size, jax.process_index(), jax.process_count())
-    state, batches = _first_state(program, batches)
-    metadata = _record(program, folder, overrides)
+    state = _first_state(program, batches, corpus)
+    refuse_to_overwrite(folder, int(state.step))
+    metadata = _record(program, folder, corpus, overrides)
     entropy = corpus.unigram_entropy()
     _announce(
         program, f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
     )
-    checkpoints = _open_checkpoints(run, folder, int(state.step))
-    loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata)
+    checkpoints = _open_checkpoints(run, folder)
+    loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata, corpus.unit)
     try:
         with MetricLog(run.logger, folder, int(state.step), run.trainer.max_steps) as metric_log:
             loop.run(state, metric_log)
@@ -53,7 +64,8 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
         if checkpoints is not None:
             checkpoints.close()
     if loop.validation_loss is not None:
-        log.info("%.3f bits per token, where token frequencies alone give %.3f", bits(loop.validation_loss), entropy)
+        text = "%.3f bits per %s, where %s frequencies alone give %.3f"
+        log.info(text, bits(loop.validation_loss), corpus.unit, corpus.unit, entropy)
     return loop.validation_loss
 
 
@@ -66,6 +78,7 @@ class _Loop:
     validation: list[Any]
     checkpoints: Checkpoints | None
     metadata: Mapping[str, Any]
+    unit: str
     validation_loss: float | None = None
 
     def run(self, state: TrainState, metric_log: MetricLog) -> None:
@@ -73,41 +86,48 @@ class _Loop:
         run = self.program.run
         tokens = run.trainer.batch_size * _data_shape(run)[0]
         stopwatch, pending = Stopwatch(), []
-        last = run.trainer.max_steps
-        for step in range(int(state.step) + 1, last + 1):
+        first, last = int(state.step) + 1, run.trainer.max_steps
+        for step in range(first, last + 1):
             state, metrics = self.program.train_step(state, _to_devices(self.program, next(self.batches)))
             pending.append(metrics)
-            if step % run.logger.log_every_n_steps == 0 or step == last or len(pending) == 1 == step:
-                metric_log.write(step, self._collect(step, pending, stopwatch))
             stopwatch.add(tokens)
+            save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
+            if save or step in (first, last) or step % run.logger.log_every_n_steps == 0:
+                metric_log.write(step, self._collect(step, pending, stopwatch))
             metric_log.step_done(step)
-            if self.validation and _due(step, run.trainer.eval_every_n_steps, last):
-                metric_log.write(step, self._validate(state))
-            if self.checkpoints is not None and self._save_due(step):
-                if pending:
-                    metric_log.write(step, self._collect(step, pending, stopwatch))
+            if validate:
+                metric_log.write(step, self._validate(step, state))
+            if save and self.checkpoints is not None:
                 self.checkpoints.save(state, self.batches, self.metadata, self.validation_loss)
+            if save or validate or step == first:
+                stopwatch.start()  # compiling, validating and saving are not training
 
     def _collect(self, step: int, pending: list[Any], stopwatch: Stopwatch) -> dict[str, float]:
         """The metrics of the steps since the last line: the mean of the loss, the last of the others."""
-        fetched = jax.device_get(pending)
+        fetched = [{name: float(value) for name, value in row.items()} for row in jax.device_get(pending)]
         pending.clear()
-        losses = [float(metrics["loss"]) for metrics in fetched]
-        if self.program.run.trainer.check_for_nan and not all(map(math.isfinite, losses)):
-            first = step - len(losses) + 1 + next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-            text = f"the loss of step {first} is not finite. Checkpoints saved before are sound."
-            raise FloatingPointError(f"{text} Try a lower optimizer.lr, or debug=nans to find the operation.")
-        row = {name: float(value) for name, value in fetched[-1].items()} | {"loss": sum(losses) / len(losses)}
+        for row, number in zip(fetched, range(step - len(fetched) + 1, step + 1), strict=True):
+            for name in ("loss", "grad_norm", "param_norm"):
+                self._refuse_non_finite(name, row[name], number)
+        row = fetched[-1] | {"loss": sum(row["loss"] for row in fetched) / len(fetched)}
         rate = stopwatch.read()
         return row if rate is None else row | {"tokens_per_second": rate}
 
-    def _validate(self, state: TrainState) -> dict[str, float]:
+    def _refuse_non_finite(self, name: str, value: float, step: int) -> None:
+        if self.program.run.trainer.check_for_nan and not math.isfinite(value):
+            text = f"{name} of step {step} is {value}. Checkpoints saved before are sound."
+            raise FloatingPointError(f"{text} Try a lower optimizer.lr, or debug=nans to find the operation.")
+
+    def _validate(self, step: int, state: TrainState) -> dict[str, float]:
         results = [self.program.eval_step(state.params, batch) for batch in self.validation]
         total, count = (sum(float(value) for value in column) for column in zip(*results, strict=True))
-        self.validation_loss = total / max(count, 1)
-        return {"validation_loss": self.validation_loss, "validation_bits_per_byte": bits(self.validation_loss)}
+        loss = self.validation_loss = total / max(count, 1)
+        self._refuse_non_finite("validation_loss", loss, step)
+        return {"validation_loss": loss} | ({"validation_bits_per_byte": bits(loss)} if self.unit == "byte" else {})
 
     def _save_due(self, step: int) -> bool:
+        if self.checkpoints is None:
+            return False
         config = self.program.run.checkpoint
         last = self.program.run.trainer.max_steps
         every = config.save_every_n_steps
@@ -139,55 +159,64 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [_to_devices(program, batch) for batch in batches]
 
 
-def _first_state(program: Program, batches: grain.DatasetIterator) -> tuple[TrainState, grain.DatasetIterator]:
-    """A new state, or the one that the run continues from, with the data at the same place."""
-    run = program.run
-    if run.checkpoint.restore is None:
-        return program.init(), batches
-    checkpoint = find_checkpoint(run.checkpoint.restore)
-    _refuse_other_batches(run, read_run(read_metadata_text(checkpoint)))
+def _first_state(program: Program, batches: grain.DatasetIterator, corpus: Corpus) -> TrainState:
+    """A new state, or the one that the run continues from, with `batches` moved to the same place."""
+    run, place = program.run, program.run.checkpoint.restore
+    if place is None:
+        return program.init()
+    checkpoint = find_checkpoint(place)
+    text = read_metadata_text(checkpoint)
+    try:
+        saved, fingerprint = read_run(text), read_metadata(text).get("corpus")
+    except MetadataError as error:
+        raise ConfigError([Problem({"checkpoint.restore": place}, f"metadata of {checkpoint}: {error}")]) from None
+    _refuse_other_batches(run, saved, fingerprint == corpus.fingerprint())
     state = restore(checkpoint, program.abstract_state, batches)
     if int(state.step) >= run.trainer.max_steps:
-        given = {"checkpoint.restore": run.checkpoint.restore, "trainer.max_steps": run.trainer.max_steps}
+        given = {"checkpoint.restore": place, "trainer.max_steps": run.trainer.max_steps}
         text = f"the checkpoint has done {int(state.step)} steps already"
         raise ConfigError([Problem(given, text, "Set trainer.max_steps higher.")])
     log.info("continuing from %s", checkpoint)
-    return state, batches
+    return state
 
 
-def _refuse_other_batches(run: RunConfig, saved: RunConfig) -> None:
-    """The saved position in the data is a number of batches, so it is only good for the same batches."""
-    now = {"trainer.batch_size": run.trainer.batch_size, "model.context_length": _data_shape(run)[0]}
-    before = {"trainer.batch_size": saved.trainer.batch_size, "model.context_length": _data_shape(saved)[0]}
-    now |= {f"data.{key}": value for key, value in run.data.to_dict().items() if key != "prefetch"}
-    before |= {f"data.{key}": value for key, value in saved.data.to_dict().items() if key != "prefetch"}
+def _refuse_other_batches(run: RunConfig, saved: RunConfig, same_corpus: bool) -> None:
+    """What is saved (random state, a number of batches) only means the same with the same seeds and batches."""
+
+    def settings(run: RunConfig) -> dict[str, Any]:
+        data = {f"data.{key}": value for key, value in run.data.to_dict().items() if key not in ("prefetch", "path")}
+        own = {"trainer.batch_size": run.trainer.batch_size, "trainer.seed": run.trainer.seed}
+        return own | {"model.context_length": _data_shape(run)[0]} | data
+
+    now, before = settings(run), settings(saved)
     problems = [
-        Problem(
-            {key: now.get(key)},
-            f"the checkpoint was saved with {before.get(key)}, so its position in the data is another",
-        )
+        Problem({key: now.get(key)}, f"the checkpoint was saved with {show(before.get(key))}", "Continue with that.")
         for key in now | before
         if now.get(key) != before.get(key)
     ]
+    if not problems and not same_corpus:
+        text = (
+            "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
+        )
+        fix = "Continue with the same files, so that no example is seen twice or in validation."
+        problems.append(Problem({"data.name": run.data.name}, text, fix))
     if problems:
         raise ConfigError(problems)
 
 
-def _open_checkpoints(run: RunConfig, folder: Path, first_step: int) -> Checkpoints | None:
-    if run.checkpoint.save_every_n_steps == 0 and not run.checkpoint.save_last:
-        return None
-    checkpoints = Checkpoints(folder, run.checkpoint)
-    checkpoints.refuse_to_overwrite(first_step)
-    return checkpoints
+def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:
+    wanted = run.checkpoint.save_every_n_steps > 0 or run.checkpoint.save_last
+    return Checkpoints(folder, run.checkpoint) if wanted else None
 
 
-def _record(program: Program, folder: Path, overrides: list[str] | None) -> dict[str, Any]:
+def _record(program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None) -> dict[str, Any]:
     """Write what the run is made from, and where its parameters live, into the run folder. Returns the metadata."""
     parameters = {
         placement.parameter.path: {"shape": list(placement.parameter.shape), "dtype": placement.parameter.dtype}
         for placement in program.placements
     }
-    metadata = write_metadata(program.run, parameters=parameters, **provenance(overrides))
+    extra = provenance(overrides) | {"parameters": parameters, "corpus": corpus.fingerprint()}
+    metadata = write_metadata(program.run, **extra)
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
@@ -202,6 +231,8 @@ def _announce(program: Program, data: str) -> None:
     log.info("%s", summary(program.placements))
     log.info("%s", data)
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)
+    if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
+        log.info("parallel.fsdp_axis_size is 1 on this mesh: nothing is sharded")
     if shape[parallel.fsdp_axis_name] > 1 and not sharded:
         log.warning("FSDP shards no parameter; parameters.txt says why for each. Lower parallel.fsdp_min_weight_size?")
     if sharded and not parallel.remat:

@@ -12,7 +12,7 @@ from xlstm_hydra.parallel import Axes
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int, axes: Axes) -> jax.Array:
-    """Minus the log probability of each target in nats, (B, T), in the type of the logits.
+    """Minus the log probability of each target in nats, (B, T), in float32 at least.
 
     The logits are either whole, with `vocab_size` entries, or this tensor-parallel device's share; then the sum over
     the vocabulary is taken across devices, and the whole logits exist nowhere.
@@ -25,6 +25,7 @@ def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int,
         axes = Axes()
     elif width * axes.tensor_size != vocab_size:
         raise ValueError(f"the model gives {width} logits; expected model.vocab_size={vocab_size}")
+    logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
     first = axes.index() * width
     peak_BT = axes.max(logits_BTV.max(-1))
     total_BT = axes.sum(jnp.exp(logits_BTV - peak_BT[..., None]).sum(-1))

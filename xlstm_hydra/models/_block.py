@@ -1,0 +1,80 @@
+"""What the blocks of both mLSTM families share.
+
+Axes: B batch, T time, D share of the residual stream, H this device's heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_hydra.parallel import Axes
+
+from ._layers import Norm, dropout, soft_cap
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """(B, T, heads * width) -> (B, T, heads, width)."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def post_process_gates(
+    i_BTH: jax.Array, f_BTH: jax.Array, document_borders_BT: jax.Array | None, config: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Soft cap, then the reset of the forget gate where a document begins."""
+    i_BTH, f_BTH = soft_cap(i_BTH, config.gate_soft_cap), soft_cap(f_BTH, config.gate_soft_cap)
+    if config.reset_at_document_boundaries and document_borders_BT is not None:
+        f_BTH = jnp.where(document_borders_BT[..., None], jnp.asarray(config.reset_fgate_value, f_BTH.dtype), f_BTH)
+    return i_BTH, f_BTH
+
+
+class Residual(nn.Module):
+    """x + branch(norm(x)). Subclasses say what the branch is; the class name is what `remat` and `fsdp_modules`
+    match."""
+
+    config: Any
+    axes: Axes = Axes()
+
+    def residual(self, x_BTD: jax.Array, branch: Any, name: str, *, train: bool) -> jax.Array:
+        """Norm, branch on the whole width, dropout, norm again if asked for, sum."""
+        config, axes = self.config, self.axes
+
+        def norm(suffix: str) -> Norm:
+            return Norm(config.norm_type, config.cell_norm_eps, config.dtype, axes, name=f"{name}_{suffix}")
+
+        h_BTD = branch(axes.gather(norm("norm")(x_BTD)))
+        h_BTD = dropout(self, h_BTD.astype(config.dtype), config.dropout, axes, train=train)
+        return x_BTD + (norm("post_norm")(h_BTD) if config.add_post_norm else h_BTD)
+
+
+class xLSTMResBlock(Residual):  # noqa: N801
+    """x + mLSTM(norm(x)), for the layer that is given."""
+
+    layer: Any = None
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        layer = self.layer(self.config, self.axes, name="xlstm")
+        return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, document_borders_BT), "xlstm", train=train)
+
+
+class mLSTMBlock(nn.Module):  # noqa: N801
+    """One block of the stack: the residual mLSTM layer and, if the family has one, the residual feed-forward layer."""
+
+    config: Any
+    layer: Any
+    feed_forward: Any
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        mixing = xLSTMResBlock(self.config, self.axes, self.layer, name="xlstm_res_block")
+        x_BTD = mixing(x_BTD, document_borders_BT, train=train)
+        if self.feed_forward is not None:
+            x_BTD = self.feed_forward(self.config, self.axes, name="ffn_res_block")(x_BTD, train=train)
+        return x_BTD
