@@ -90,6 +90,17 @@ def test_the_order_of_overrides_does_not_matter_to_what_is_refused():
     assert done.err == "xlstm-hydra: trainer.max_steps: expected int, got 'x'\n"
 
 
+def test_nothing_is_said_about_the_fields_of_an_option_that_does_not_exist():
+    done = run_command("optimizer=sdg", "optimizer.momentum=0.9", "model=tinny", "model.num_heads=3", "trainer.seed=x")
+    assert "3 problems:" in done.err
+    assert "momentum" not in done.err and "num_heads" not in done.err
+
+
+def test_a_key_that_a_misspelt_experiment_would_have_brought_is_not_called_unknown():
+    done = run_command("experiment=copyng", "data.num_examples=5", "optimizer.lr=-1")
+    assert "2 problems:" in done.err and "num_examples" not in done.err
+
+
 def test_a_refused_override_leaves_nothing_behind():
     done = run_command("model.parallel.nonsense=1")
     assert done.err.count("model.parallel") == 1

@@ -32,7 +32,7 @@ def own(layout=None, **fields):
         parallel |= OWN
     fields = {"vocab_size": 32, "context_length": 16, "hidden": 16} | fields
     model = make_model_config(model_class="gru_lm.GRULanguageModel", parallel=ParallelConfig(**parallel), **fields)
-    return RunConfig(model=model, data=SyntheticDataConfig(), trainer=TrainerConfig(batch_size=8))
+    return RunConfig(model=model, data=SyntheticDataConfig(motif_length=4), trainer=TrainerConfig(batch_size=8))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -110,7 +110,7 @@ def test_it_trains_and_saves(tmp_path):
             "data=synthetic",
             "debug=fast",
             "checkpoint=default",
-            "+model.context_length=16",
+            "data.motif_length=4", "+model.context_length=16",
             "trainer.simulated_devices=8",
         )
     )

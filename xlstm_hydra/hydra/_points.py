@@ -7,7 +7,7 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from xlstm_hydra.configs import ConfigError, Problem
 
 from ._load import read
-from ._refusals import REFUSED, refused, several_values, unreadable, whole
+from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unreadable, whole
 
 
 def check_points(
@@ -67,22 +67,34 @@ def explain(
     return problems or [whole(error)]
 
 
+class _Base(NamedTuple):
+    """What the options of a point give, before single values are changed."""
+
+    cfg: DictConfig
+    job: DictConfig
+    """Hydra's own part."""
+    problems: list[Problem]
+    lost: list[str]
+    """Groups whose option was refused. What stands in the config instead is not what the user is talking about."""
+
+
 class _Composer:
     """Composes what can be composed. What points share is composed once: groups take 50 ms, a value 0.1 ms."""
 
     def __init__(self, config_loader: Any, config_name: str | None) -> None:
         self.loader, self.config_name = config_loader, config_name
-        self.bases: dict[tuple[str, ...], tuple[DictConfig, DictConfig, list[Problem]]] = {}
+        self.bases: dict[tuple[str, ...], _Base] = {}
 
     def problems(self, overrides: Sequence[str]) -> list[Problem]:
         """Every problem of one point."""
         readable, problems = self.readable(overrides)
         problems += [several_values(override) for override in readable if override.is_sweep_override()]
         single = [override for override in readable if not override.is_sweep_override()]
-        base, job, found = self.base([override for override in single if _may_choose(override)])
-        cfg, more = self.apply([override for override in single if not _may_choose(override)], base)
-        with _as_job(job):
-            return [*problems, *found, *more, *read(cfg)[1]]
+        base = self.base([override for override in single if _may_choose(override)])
+        cfg, found = self.apply([override for override in single if not _may_choose(override)], base.cfg)
+        with _as_job(base.job):
+            found += read(cfg)[1]
+        return [*problems, *base.problems, *(problem for problem in found if not _is_lost(problem, base))]
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         """The overrides that can be read, and a problem for each other one."""
@@ -95,31 +107,32 @@ class _Composer:
                 problems.append(unreadable(text, error))
         return readable, problems
 
-    def base(self, choices: list[Override]) -> tuple[DictConfig, DictConfig, list[Problem]]:
-        """The config that options alone give, Hydra's own part of it, and a problem for each refused option."""
+    def base(self, choices: list[Override]) -> _Base:
+        """What options alone give."""
         key = tuple(str(override.input_line) for override in choices)
         if key not in self.bases:
             try:
-                cfg, problems = self.compose(key), []
+                cfg, problems, lost = self.compose(key), [], []
             except REFUSED:
-                cfg, problems = self.one_by_one(choices)
+                cfg, problems, lost = self.one_by_one(choices)
             job = OmegaConf.masked_copy(cfg, "hydra")
             with open_dict(cfg), open_dict(job):
                 del cfg["hydra"]
                 job.hydra.job.num, job.hydra.job.id, job.hydra.runtime.output_dir = 0, "0", os.getcwd()
-            self.bases[key] = cfg, job, problems
+            self.bases[key] = _Base(cfg, job, problems, lost)
         return self.bases[key]
 
-    def one_by_one(self, choices: list[Override]) -> tuple[DictConfig, list[Problem]]:
-        """The config that those options give which are not refused, and a problem for each that is."""
-        cfg, problems, accepted = self.compose(()), [], []
+    def one_by_one(self, choices: list[Override]) -> tuple[DictConfig, list[Problem], list[str]]:
+        """The config that those options give which are not refused, a problem for each that is, and its group."""
+        cfg, problems, accepted, lost = self.compose(()), [], [], []
         for override in choices:
             try:
                 cfg = self.compose([*accepted, str(override.input_line)])
                 accepted.append(str(override.input_line))
             except REFUSED as error:
                 problems.append(refused(override, error, cfg))
-        return cfg, problems
+                lost += {override.key_or_group} & set(cfg.hydra.runtime.choices)
+        return cfg, problems, lost
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, list[Problem]]:
         """The base with other values, and a problem for each that is refused."""
@@ -143,6 +156,13 @@ def _may_choose(override: Override) -> bool:
     """Whether an override may choose the option of a group, or is for Hydra itself."""
     key = override.key_or_group
     return override.package is not None or "." not in key or key.startswith("hydra.")
+
+
+def _is_lost(problem: Problem, base: _Base) -> bool:
+    """Whether a problem may be there only because an option was refused."""
+    has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
+    in_lost_group = any(key.startswith(f"{group}.") for key in problem.keys for group in base.lost)
+    return in_lost_group or (has_lost_recipe and problem.rule == NO_SUCH_KEY)
 
 
 @contextmanager

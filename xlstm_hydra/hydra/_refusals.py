@@ -19,6 +19,8 @@ from xlstm_hydra.configs._problems import either, nearest, show
 REFUSED = (HydraException, OmegaConfBaseException, ValueError, AssertionError)
 """What Hydra and OmegaConf raise for a user's mistake while they compose."""
 
+NO_SUCH_KEY = "no such key"
+
 
 def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
@@ -105,7 +107,7 @@ def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
         if not isinstance(node, DictConfig):
             return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value, without fields")
         if part not in node:
-            return Problem.about(".".join(parts[: depth + 1]), "no such key", _way_out(parts, depth, node, cfg))
+            return Problem.about(".".join(parts[: depth + 1]), NO_SUCH_KEY, _way_out(parts, depth, node, cfg))
         if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
             text = "shows another part of the config, which is changed under its own name"
             return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))
