@@ -34,12 +34,19 @@ class XlstmConfigSource(FileConfigSource):
         return [name for name in super().list(config_path, results_filter) if name != "xlstm_hydra"]
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """A schema or a YAML file."""
-        schema = _schema(config_path)
-        if schema is None:
-            return super().load_config(config_path)
-        node = OmegaConf.structured(schema)
-        return ConfigResult(config=node, path=self.full_path(), provider=self.provider, header={"package": None})
+        """A schema, or a YAML file, which is put on top of its schema here where that is its whole defaults list.
+
+        That is what Hydra would do with the list, which costs it 2 ms each.
+        """
+        if schema := _schema(config_path):
+            node = OmegaConf.structured(schema)
+            return ConfigResult(config=node, path=self.full_path(), provider=self.provider, header={"package": None})
+        result = super().load_config(config_path)
+        match OmegaConf.select(result.config, "defaults"):
+            case [str(base), "_self_"] if schema := _schema(base.removeprefix("/").removesuffix("@_here_")):
+                del result.config["defaults"]
+                result.config = OmegaConf.merge(schema, result.config)
+        return result
 
 
 def _schema(config_path: str) -> type | None:

@@ -96,7 +96,7 @@ def test_layouts_and_numbers_of_devices_are_in_effect_in_every_job_of_a_real_swe
     command = [sys.executable, "-m", "xlstm_hydra", "-m", *sweep]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    meshes = [line for line in done.stdout.splitlines() if "mesh:" in line]
+    meshes = [line for line in done.stdout.splitlines() if line.startswith("mesh: ")]
     assert [line.partition("mesh: ")[2] for line in meshes] == [
         "1 device (cpu): dp=1 fsdp=1 pp=1 tp=1",
         "8 devices (cpu): dp=8 fsdp=1 pp=1 tp=1",

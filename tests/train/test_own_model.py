@@ -110,7 +110,8 @@ def test_it_trains_and_saves(tmp_path):
             "data=synthetic",
             "debug=fast",
             "checkpoint=default",
-            "data.motif_length=4", "+model.context_length=16",
+            "data.motif_length=4",
+            "+model.context_length=16",
             "trainer.simulated_devices=8",
         )
     )

@@ -34,7 +34,8 @@ class ModelNode:
 
 def _model_node(config_class: type) -> type:
     """A flat schema: the fields of a model's config and of its node side by side."""
-    return dataclass(kw_only=True)(type(f"{config_class.__name__}Node", (ModelNode, config_class), {}))
+    node = type(f"{config_class.__name__}Node", (ModelNode, config_class), {})
+    return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # its fields are all that OmegaConf wants
 
 
 SCHEMAS: dict[str, type] = {
@@ -60,10 +61,10 @@ SCHEMAS: dict[str, type] = {
 
 
 def register() -> None:
-    """Put our schemas in Hydra's ConfigStore too. Calling it twice is harmless.
+    """Put our dataclasses in Hydra's ConfigStore, as `xlstm_hydra/schema/*`. Calling it twice is harmless.
 
-    Composing needs no call: our plugin gives the schemas to whoever uses one of our groups. This is for code that looks
-    into the ConfigStore itself.
+    Composing our options needs no call: the plugin gives the schemas to whoever uses one of our groups, and leaves the
+    ConfigStore of an app that uses none as it is. This is for configs of your own that build on a schema.
     """
     register_resolvers()
     store = ConfigStore.instance()
