@@ -92,7 +92,7 @@ def _refuse_idle_patterns(optimizer: OptimizerConfig, paths: list[str]) -> None:
 
 
 def _dotted(path: Any) -> str:
-    return ".".join(str(part.key) for part in path)
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

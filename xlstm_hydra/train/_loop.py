@@ -126,15 +126,12 @@ class _Loop:
         return {"validation_loss": loss} | ({"validation_bits_per_byte": bits(loss)} if self.unit == "byte" else {})
 
     def _save_due(self, step: int) -> bool:
-        if self.checkpoints is None:
-            return False
-        config = self.program.run.checkpoint
-        last = self.program.run.trainer.max_steps
-        every = config.save_every_n_steps
-        return (config.save_last and step == last) or bool(every and step % every == 0)
+        config, last = self.program.run.checkpoint, self.program.run.trainer.max_steps
+        due = _due(step, config.save_every_n_steps, last if config.save_last else None)
+        return due and self.checkpoints is not None
 
 
-def _due(step: int, every: int, last: int) -> bool:
+def _due(step: int, every: int, last: int | None) -> bool:
     return step == last or bool(every and step % every == 0)
 
 
