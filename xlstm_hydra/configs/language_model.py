@@ -120,6 +120,26 @@ class LanguageModelConfig(SubModelConfig):
         for key in ("vocab_size", "embedding_dim", "num_heads"):
             yield from splits(key, getattr(self, key), tensor_parallel)
 
+    def scan_period(self) -> int:
+        """Blocks after which the kinds of blocks in the stack repeat: as many are scanned in one step."""
+        return 1
+
+    def pipeline_rules(self, stages: int) -> Iterator[Problem]:
+        """Stages are equal shares of the scanned stack."""
+        if stages > 1 and not self.scan_blocks:
+            given = {"scan_blocks": False, "/parallel.pipeline_axis_size": stages}
+            yield Problem(given, "the pipeline cuts the scanned stack of blocks", "Set {scan_blocks}=true.")
+        period = self.scan_period()
+        units = self.num_blocks // max(period, 1)
+        if self.num_blocks > 0 and self.num_blocks % period == 0 and units % stages:
+            what = "{num_blocks}" if period == 1 else f"the {units} periods of {period} blocks"
+            given = {"num_blocks": self.num_blocks, "/parallel.pipeline_axis_size": stages}
+            fix = (
+                f"Set {{/parallel.pipeline_axis_size}} to {either(divisors(units))}, "
+                f"or {{num_blocks}} to a multiple of {stages * period}."
+            )
+            yield Problem(given, f"{{/parallel.pipeline_axis_size}} must divide {what}", fix)
+
 
 def splits(key: str, value: int, tensor_parallel: int) -> Iterator[Problem]:
     """The rule that a size of the model divides over the tensor-parallel devices."""

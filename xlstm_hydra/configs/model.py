@@ -31,6 +31,13 @@ class SubModelConfig(ConfigDict):
         del tensor_parallel
         yield from ()
 
+    def pipeline_rules(self, stages: int) -> Iterator[Problem]:
+        """Every broken rule between this model and the number of pipeline stages (`parallel.pipeline_axis_size`)."""
+        if stages > 1:
+            text = f"a model with a {type(self).__name__} does not say how its blocks are cut into stages"
+            fix = "Set {/parallel.pipeline_axis_size} to 1, or build the model on xlstm_hydra.models.LanguageModel."
+            yield Problem({"/parallel.pipeline_axis_size": stages}, text, fix)
+
 
 @dataclass
 class ModelConfig(ConfigDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -89,29 +90,66 @@ class RunConfig(ConfigDict):
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 
     def _known_size_rules(self) -> Iterator[Problem]:
-        known = (size if size > 0 else 1 for size in self.parallel.sizes().values())
-        yield from self._size_rules(*known)
+        yield from self._size_rules(*(size if size > 0 else None for size in self.parallel.sizes().values()))
 
-    def _size_rules(self, data: int, fsdp: int, pipeline: int, tensor: int) -> Iterator[Problem]:
-        del pipeline
-        parts = data * fsdp * max(self.trainer.gradient_accumulate_steps, 1)
-        batch = self.trainer.batch_size
-        if batch % parts:
-            given = {"trainer.batch_size": batch}
-            terms = {
-                "parallel.data_axis_size": data,
-                "parallel.fsdp_axis_size": fsdp,
-                "trainer.gradient_accumulate_steps": self.trainer.gradient_accumulate_steps,
-            }
-            given |= {key: value for key, value in terms.items() if value != 1}
-            product = " * ".join(f"{key.rpartition('.')[2]}({value})" for key, value in terms.items() if value != 1)
-            below = batch // parts * parts
-            choices = either([size for size in (below, below + parts) if size > 0])
-            yield Problem(
-                given, f"the batch must divide over {product} = {parts}", f"Set trainer.batch_size to {choices}."
-            )
+    def _size_rules(
+        self, data: int | None, fsdp: int | None, pipeline: int | None, tensor: int | None
+    ) -> Iterator[Problem]:
+        """Every broken rule between the sizes of the mesh axes (None: not known yet) and the other groups."""
+        yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
+        parallel = self.parallel
+        if fsdp == 1 and parallel.fsdp_modules:
+            yield from _unused(parallel, "fsdp_axis_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
+        if tensor == 1:
+            yield from _unused(parallel, "model_axis_size", "tp_async_dense")
         if isinstance(self.model.model_config, SubModelConfig):
-            yield from (problem.at("model") for problem in self.model.model_config.layout_rules(tensor))
+            rules = (
+                self.model.model_config.layout_rules(tensor or 1),
+                self.model.model_config.pipeline_rules(pipeline or 1),
+            )
+            yield from (problem.at("model") for problem in itertools.chain(*rules))
+
+    def _batch_rules(self, data: int, fsdp: int, pipeline: int | None) -> Iterator[Problem]:
+        terms = {
+            "parallel.data_axis_size": data,
+            "parallel.fsdp_axis_size": fsdp,
+            "trainer.gradient_accumulate_steps": max(self.trainer.gradient_accumulate_steps, 1),
+        }
+        parts, microbatches = math.prod(terms.values()), self.trainer.pipeline_microbatches
+        if microbatches is not None and pipeline is not None and pipeline > 1:
+            if microbatches < pipeline:
+                given = {"trainer.pipeline_microbatches": microbatches, "parallel.pipeline_axis_size": pipeline}
+                fix = f"Set trainer.pipeline_microbatches to {pipeline} or more, or leave it away."
+                yield Problem(given, "fewer microbatches than stages leave some stages idle all the time", fix)
+            terms["trainer.pipeline_microbatches"] = microbatches
+        elif microbatches is not None and pipeline == 1:
+            given = {"trainer.pipeline_microbatches": microbatches, "parallel.pipeline_axis_size": 1}
+            fix = "Leave it away, or use trainer.gradient_accumulate_steps."
+            yield Problem(given, "there is no pipeline to send microbatches through", fix)
+        # The rows must divide into microbatches for the stages, and into one share per stage for the head.
+        batch, needed = self.trainer.batch_size, parts * math.lcm(pipeline or 1, max(microbatches or 1, 1))
+        if pipeline == 1 or pipeline is None:
+            needed = parts
+        if batch % needed:
+            if pipeline is not None:
+                terms["parallel.pipeline_axis_size"] = pipeline
+            terms = {key: value for key, value in terms.items() if value != 1}
+            product = " * ".join(f"{key.rpartition('.')[2]}({value})" for key, value in terms.items())
+            if math.prod(terms.values()) != needed:
+                product = f"what {product} need together"
+            below = batch // needed * needed
+            choices = either([size for size in (below, below + needed) if size > 0])
+            rule = f"the batch must divide over {product} = {needed}"
+            yield Problem({"trainer.batch_size": batch, **terms}, rule, f"Set trainer.batch_size to {choices}.")
+
+    def microbatches(self, data: int, fsdp: int, pipeline: int) -> int:
+        """Parts that the rows of a device go through a pipeline in, for a batch that divides."""
+        if pipeline == 1:
+            return 1
+        if self.trainer.pipeline_microbatches is not None:
+            return self.trainer.pipeline_microbatches
+        rows = self.trainer.batch_size // (data * fsdp * self.trainer.gradient_accumulate_steps)
+        return max(count for count in divisors(rows) if count <= 4 * pipeline)
 
     def _model_rules(self) -> Iterator[Problem]:
         config = self.model.model_config
@@ -143,14 +181,10 @@ class RunConfig(ConfigDict):
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
-        if parallel.pipeline_axis_size != 1:
-            yield Problem(
-                {"parallel.pipeline_axis_size": parallel.pipeline_axis_size},
-                "pipeline parallelism is not built yet",
-                "Set it to 1 and use fsdp or tp.",
-            )
-        if parallel.tp_async_dense:
-            yield Problem({"parallel.tp_async_dense": True}, "collective matmul is not built yet", "Set it to false.")
+        if self.trainer.remat_policy != "nothing" and not parallel.remat:
+            given = {"trainer.remat_policy": self.trainer.remat_policy}
+            rule = "nothing is recomputed, because parallel.remat is empty"
+            yield Problem(given, rule, "Name modules there, or leave the policy away.")
         known = (
             self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
         )
@@ -198,6 +232,17 @@ class RunConfig(ConfigDict):
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
             rule = "every checkpoint needs a validation loss of its step"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
+
+
+def _unused(parallel: ParallelConfig, size_key: str, *keys: str) -> Iterator[Problem]:
+    """Settings of a mesh axis that has one device."""
+    given = {f"parallel.{key}": parallel.get(key) for key in keys if parallel.get(key)}
+    if given:
+        size = parallel.get(size_key)
+        rule = f"there is nothing to exchange where parallel.{size_key} is 1"
+        if size == -1:
+            rule += ", as it is inferred to be"
+        yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.")
 
 
 def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:

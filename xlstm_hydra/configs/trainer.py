@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ._base import ConfigDict
-from ._problems import Problem, at_least, below, divisors, either
+from ._problems import Problem, at_least, below, divisors, either, one_of
+
+REMAT_POLICIES = ("nothing", "dots", "dots_with_no_batch_dims")
+"""What a recomputed module may keep for the backward pass, by the names of `jax.checkpoint_policies`."""
 
 
 @dataclass(kw_only=True)
@@ -22,6 +25,16 @@ class TrainerConfig(ConfigDict):
     gradient_accumulate_steps: int = 1
     """Parts that a step's batch is computed in, one after the other, to save memory. The gradient is that of the
     whole."""
+
+    pipeline_microbatches: int | None = None
+    """Parts that the rows of each device go through the pipeline in, at least as many as there are stages. More parts
+    leave the stages idle for a smaller share of the time, (stages - 1) / (parts + stages - 1). null: up to 4 per stage,
+    as far as the rows divide."""
+
+    remat_policy: str = "nothing"
+    """What the modules that `parallel.remat` names keep for the backward pass instead of recomputing it: nothing (least
+    memory), dots (the result of every matrix product) or dots_with_no_batch_dims (of those products only that are not
+    batched, as dense layers are and the products inside the cell are not)."""
 
     seed: int = 0
     """Seed of the initial parameters and of dropout."""
@@ -43,7 +56,9 @@ class TrainerConfig(ConfigDict):
 
     def rules(self) -> Iterator[Problem]:
         """Ranges; parts must divide the batch."""
-        yield from at_least(self, 1, "max_steps", "batch_size", "gradient_accumulate_steps", "simulated_devices")
+        yield from at_least(self, 1, "max_steps", "batch_size", "gradient_accumulate_steps")
+        yield from at_least(self, 1, "pipeline_microbatches", "simulated_devices")
+        yield from one_of(self, "remat_policy", REMAT_POLICIES)
         yield from at_least(self, 0, "seed", "eval_every_n_steps", "eval_batches")
         yield from below(self, 2**32, "seed")
         parts = self.gradient_accumulate_steps

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xlstm_hydra.parallel import Axes
+from xlstm_hydra.parallel import Axes, gather_stream
 
+from ._context import Context
 from ._layers import Norm, dropout, soft_cap
 
 
@@ -22,12 +23,13 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def post_process_gates(
-    i_BTH: jax.Array, f_BTH: jax.Array, document_borders_BT: jax.Array | None, config: Any
+    i_BTH: jax.Array, f_BTH: jax.Array, context: Context, config: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Soft cap, then the reset of the forget gate where a document begins."""
     i_BTH, f_BTH = soft_cap(i_BTH, config.gate_soft_cap), soft_cap(f_BTH, config.gate_soft_cap)
-    if config.reset_at_document_boundaries and document_borders_BT is not None:
-        f_BTH = jnp.where(document_borders_BT[..., None], jnp.asarray(config.reset_fgate_value, f_BTH.dtype), f_BTH)
+    borders_BT = context.document_borders_BT
+    if config.reset_at_document_boundaries and borders_BT is not None:
+        f_BTH = jnp.where(borders_BT[..., None], jnp.asarray(config.reset_fgate_value, f_BTH.dtype), f_BTH)
     return i_BTH, f_BTH
 
 
@@ -38,15 +40,15 @@ class Residual(nn.Module):
     config: Any
     axes: Axes = Axes()
 
-    def residual(self, x_BTD: jax.Array, branch: Any, name: str, *, train: bool) -> jax.Array:
+    def residual(self, x_BTD: jax.Array, branch: Any, context: Context, name: str) -> jax.Array:
         """Norm, branch on the whole width, dropout, norm again if asked for, sum."""
         config, axes = self.config, self.axes
 
         def norm(suffix: str) -> Norm:
             return Norm(config.norm_type, config.cell_norm_eps, config.dtype, axes, name=f"{name}_{suffix}")
 
-        h_BTD = branch(axes.gather(norm("norm")(x_BTD)))
-        h_BTD = dropout(self, h_BTD.astype(config.dtype), config.dropout, axes, train=train)
+        h_BTD = branch(gather_stream(norm("norm")(x_BTD), axes))
+        h_BTD = dropout(h_BTD.astype(config.dtype), config.dropout, axes, context, name)
         return x_BTD + (norm("post_norm")(h_BTD) if config.add_post_norm else h_BTD)
 
 
@@ -56,10 +58,10 @@ class xLSTMResBlock(Residual):  # noqa: N801
     layer: Any = None
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         layer = self.layer(self.config, self.axes, name="xlstm")
-        return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, document_borders_BT), "xlstm", train=train)
+        return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, context), context, "xlstm")
 
 
 class mLSTMBlock(nn.Module):  # noqa: N801
@@ -71,10 +73,10 @@ class mLSTMBlock(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, document_borders_BT: jax.Array | None, *, train: bool = False) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         mixing = xLSTMResBlock(self.config, self.axes, self.layer, name="xlstm_res_block")
-        x_BTD = mixing(x_BTD, document_borders_BT, train=train)
+        x_BTD = mixing(x_BTD, context)
         if self.feed_forward is not None:
-            x_BTD = self.feed_forward(self.config, self.axes, name="ffn_res_block")(x_BTD, train=train)
+            x_BTD = self.feed_forward(self.config, self.axes, name="ffn_res_block")(x_BTD, context)
         return x_BTD

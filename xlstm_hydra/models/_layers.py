@@ -6,6 +6,7 @@ Axes: B batch, T time, D this device's share of the residual stream, E its whole
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xlstm_hydra.parallel import Axes
+from xlstm_hydra.parallel import Axes, Pieces, column_matmul, row_matmul
+
+from ._context import Context
 
 Initializer = Callable[..., Any]
 
@@ -67,7 +70,7 @@ def bias_range_init(value: float | list[float] | None) -> Initializer:
 
 
 def named(init: Initializer, *names: str | None) -> Initializer:
-    """An initialiser whose parameter says what its array axes are; see `parallel.TENSOR_AXIS`."""
+    """An initialiser whose parameter says what its array axes are; see `parallel.ARRAY_AXES`."""
     return nn.with_partitioning(init, names)
 
 
@@ -84,14 +87,17 @@ class Dense(nn.Module):
     bias_init: Initializer | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array | Pieces) -> jax.Array:
         """(..., input) -> (..., output), both as `split` and `reduce` say."""
         out = self.features if self.reduce else self.axes.local(self.features)
         names = (self.split, "embed") if self.reduce else ("embed", self.split)
-        kernel = self.param("kernel", named(self.kernel_init, *names), (x.shape[-1], out), jnp.float32)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        width = x.width if isinstance(x, Pieces) else x.shape[-1]
+        kernel = self.param("kernel", named(self.kernel_init, *names), (width, out), jnp.float32).astype(self.dtype)
         if self.reduce:
-            y = self.axes.reduce_scatter(y)
+            assert not isinstance(x, Pieces)
+            y = row_matmul(x, kernel, self.axes)
+        else:
+            y = column_matmul(x, kernel, self.axes)
         if self.bias_init is not None:
             name = "stream" if self.reduce else self.split
             bias = self.param("bias", named(self.bias_init, name), (y.shape[-1],), jnp.float32)
@@ -144,19 +150,19 @@ class HeadNorm(nn.Module):
         return (x_BTHV * scale).astype(self.dtype)
 
 
-def dropout(module: nn.Module, x_BTD: jax.Array, rate: float, axes: Axes, *, train: bool) -> jax.Array:
-    """Drop elements of the residual stream with probability `rate` and scale the rest up.
+def dropout(x_BTD: jax.Array, rate: float, axes: Axes, context: Context, site: str) -> jax.Array:
+    """Drop elements of the residual stream with probability `rate` and scale the rest up, where the context has a key.
 
-    What is dropped depends on the example's place in the global batch and on the whole width, never on the layout.
+    What is dropped depends on the row's number in the global batch, on the block, on `site` (a name for the place in
+    it) and on the whole width, never on the layout.
     """
-    if not train or rate == 0:
+    if context.dropout_key is None or rate == 0:
         return x_BTD
-    B, T, D = x_BTD.shape
-    key = module.make_rng("dropout")
-    rows = axes.batch_index() * B + jnp.arange(B)
+    T, D = x_BTD.shape[1:]
+    key = jax.random.fold_in(jax.random.fold_in(context.dropout_key, zlib.crc32(site.encode())), context.block)
 
     def keep_one(row: jax.Array) -> jax.Array:
         return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, (T, D * axes.tensor_size))
 
-    keep = jax.lax.dynamic_slice_in_dim(jax.vmap(keep_one)(rows), axes.index() * D, D, axis=-1)
+    keep = jax.lax.dynamic_slice_in_dim(jax.vmap(keep_one)(context.rows_B), axes.index() * D, D, axis=-1)
     return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

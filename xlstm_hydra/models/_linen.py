@@ -153,12 +153,21 @@ def box_sharded(params: Any, placements: Sequence[Placement], model: ModelConfig
     return traverse_util.unflatten_dict(flat, sep=".")
 
 
+_POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
 @contextlib.contextmanager
-def remat_by_name(names: Sequence[str], *, prevent_cse: bool) -> Iterator[None]:
+def remat_by_name(names: Sequence[str], policy: str = "nothing", *, prevent_cse: bool) -> Iterator[None]:
     """Recompute, in the backward pass, the activations inside every module whose class is named.
 
     Args:
         names: class names.
+        policy: what is kept all the same; see `TrainerConfig.remat_policy`. A gathered parameter is no product, so
+            none of them keeps it.
         prevent_cse: keep the compiler from undoing it; a scan over blocks does so by itself.
     """
     running: set[tuple[str, ...]] = set()
@@ -182,7 +191,7 @@ def remat_by_name(names: Sequence[str], *, prevent_cse: bool) -> Iterator[None]:
                 running.discard(module.path)
 
         arrays = [leaf for leaf, is_array in zip(leaves, traced, strict=True) if is_array]
-        return nn.remat(call, prevent_cse=prevent_cse)(module, *arrays)
+        return nn.remat(call, policy=_POLICIES[policy], prevent_cse=prevent_cse)(module, *arrays)
 
     with nn.intercept_methods(wrap) if names else contextlib.nullcontext():
         yield

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xlstm_hydra.parallel import LAYERS, Axes
+from xlstm_hydra.parallel import Axes, column_matmul, gather_stream
 
+from ._context import Context
 from ._layers import Dense, Norm, dropout, named, small_init, soft_cap
+from ._stack import run_stack
 
 
 class Embed(nn.Module):
@@ -29,11 +31,11 @@ class Embed(nn.Module):
         shape = (config.vocab_size, self.axes.local(config.embedding_dim))
         self.embedding = self.param("embedding", init, shape, jnp.float32)
 
-    def __call__(self, tokens_BT: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, context: Context) -> jax.Array:
         """Token ids (B, T) -> (B, T, D)."""
         x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(self.config.dtype)
         rate = self.config.dropout if self.config.add_embedding_dropout else 0.0
-        return dropout(self, x_BTD, rate, self.axes, train=train)
+        return dropout(x_BTD, rate, self.axes, context, "token_embedding")
 
     def head_kernel(self) -> jax.Array:
         """The table as a projection to this device's share of the vocabulary, (E, V)."""
@@ -52,12 +54,12 @@ class LMHead(nn.Module):
         config, axes = self.config, self.axes
         if config.add_post_blocks_norm:
             x_BTD = Norm(config.norm_type, config.norm_eps, config.dtype, axes, name="out_norm")(x_BTD)
-        x_BTE = axes.gather(x_BTD)
+        x_BTE = gather_stream(x_BTD, axes)
         if tied_kernel_EV is None:
             init = small_init(config.embedding_dim, config.init_distribution_out)
             logits_BTV = Dense(config.vocab_size, "vocab", config.lm_head_dtype, init, axes, name="out_dense")(x_BTE)
         else:
-            logits_BTV = jnp.dot(x_BTE.astype(config.lm_head_dtype), tied_kernel_EV.astype(config.lm_head_dtype))
+            logits_BTV = column_matmul(x_BTE, tied_kernel_EV.astype(config.lm_head_dtype), axes)
         return soft_cap(logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32)), config.logits_soft_cap)
 
 
@@ -67,8 +69,9 @@ class LanguageModel(nn.Module):
     config: Any
     axes: Axes = Axes()
 
-    def block(self, name: str) -> nn.Module:
-        """One block: (B, T, D), document borders (B, T) or None, train -> (B, T, D)."""
+    @staticmethod
+    def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
+        """Block number `index` of the stack, or of its period: (B, T, D), `Context` -> (B, T, D)."""
         raise NotImplementedError
 
     @nn.compact
@@ -77,24 +80,16 @@ class LanguageModel(nn.Module):
     ) -> jax.Array:
         """Token ids (B, T) -> logits (B, T, V) in float32, where V is this device's share of the vocabulary.
 
+        In a pipeline, the logits are those of this stage's share of the rows; see `Axes.stage_rows`.
+
         Args:
             tokens_BT: integers below `vocab_size`.
             document_borders_BT: true where a document begins. None: one document.
             train: apply dropout, for which the RNG stream `dropout` is needed.
         """
-        config = self.config
-        embed = Embed(config, self.axes, name="token_embedding")
-        x_BTD = embed(tokens_BT, train=train)
-        if config.scan_blocks:
-            stack = nn.scan(
-                lambda block, x, _: (block(x, document_borders_BT, train=train), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                length=config.num_blocks,
-                metadata_params={nn.PARTITION_NAME: LAYERS},
-            )
-            x_BTD, _ = stack(self.block("blocks"), x_BTD, None)
-        else:
-            for index in range(config.num_blocks):
-                x_BTD = self.block(f"blocks_{index}")(x_BTD, document_borders_BT, train=train)
-        return LMHead(config, self.axes, name="lm_head")(x_BTD, embed.head_kernel() if config.tie_weights else None)
+        config, axes, rows = self.config, self.axes, tokens_BT.shape[0]
+        key = self.make_rng("dropout") if train and config.dropout > 0 else None
+        context = Context(axes.batch_index() * rows + jnp.arange(rows), document_borders_BT, key)
+        embed = Embed(config, axes, name="token_embedding")
+        x_BTD = run_stack(type(self), config, axes, embed(tokens_BT, context), context)
+        return LMHead(config, axes, name="lm_head")(x_BTD, embed.head_kernel() if config.tie_weights else None)

@@ -7,7 +7,6 @@ H its heads, K key and V value width.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -16,10 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_hydra.configs import mLSTMConfig
-from xlstm_hydra.parallel import Axes
+from xlstm_hydra.parallel import Axes, Pieces, row_matmul
 
 from ._block import mLSTMBlock, post_process_gates, split_heads
 from ._cell import CELLS
+from ._context import Context
 from ._layers import Dense, HeadNorm, Initializer, bias_range_init, init_with, named, output_init, small_init
 from ._lm import LanguageModel
 
@@ -102,15 +102,14 @@ class Gate(nn.Module):
             kernel = self.param("kernel", named(_ZEROS, "heads", None, None), shape, jnp.float32)
             y_BTH = jnp.einsum("bthd,hod->bth", x_BTHD, kernel.astype(self.dtype))
         else:
-            parts_BTH = [self._part(name, x) for name, x in inputs.items()]
-            y_BTH = self.axes.reduce_scatter(functools.reduce(jnp.add, parts_BTH))
+            x_BTI = jnp.concatenate(list(inputs.values()), axis=-1)
+            kernel = jnp.concatenate([self._kernel(name, x.shape[-1]) for name, x in inputs.items()])
+            y_BTH = row_matmul(x_BTI, kernel.astype(self.dtype), self.axes)
         bias_H = self.param("bias", named(self.bias_init, "heads"), (heads,), jnp.float32)
         return y_BTH + bias_H.astype(self.dtype)
 
-    def _part(self, name: str, x_BTI: jax.Array) -> jax.Array:
-        shape = (x_BTI.shape[-1], self.num_heads)
-        kernel = self.param(f"{name}_kernel", named(_ZEROS, "channels", None), shape, jnp.float32)
-        return jnp.dot(x_BTI, kernel.astype(self.dtype))
+    def _kernel(self, name: str, width: int) -> jax.Array:
+        return self.param(f"{name}_kernel", named(_ZEROS, "channels", None), (width, self.num_heads), jnp.float32)
 
 
 class mLSTMLayer(nn.Module):  # noqa: N801
@@ -120,7 +119,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTE: jax.Array, document_borders_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTE: jax.Array | Pieces, context: Context) -> jax.Array:
         """(B, T, E) -> (B, T, D)."""
         config, axes = self.config, self.axes
         init = small_init(config.embedding_dim, config.init_distribution)
@@ -139,7 +138,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             "x_mlstm_conv": {"x": conv_BTI},
             "x_mlstm_conv_act": {"x": act_BTI},
         }[config.gate_input]
-        h_BTI = self._cell(q, k, v, gate_inputs, document_borders_BT)
+        h_BTI = self._cell(q, k, v, gate_inputs, context)
         if config.v_dim() != config.inner_dim():
             act_BTI = self._headwise("x_mlstm_conv_scaling", config.v_dim(), init)(act_BTI)
         skip_I = self.param(
@@ -165,7 +164,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             q, k = (self._headwise(name, config.qk_dim(), init)(act_BTI) for name in ("q_proj", "k_proj"))
         return q, k, self._headwise("v_proj", config.v_dim(), init)(xm_BTI)
 
-    def _cell(self, q, k, v, gate_inputs: dict[str, jax.Array], document_borders_BT: jax.Array | None) -> jax.Array:
+    def _cell(self, q, k, v, gate_inputs: dict[str, jax.Array], context: Context) -> jax.Array:
         config, heads = self.config, self.axes.local(self.config.num_heads)
 
         def gate(name: str, bias_range: Any) -> jax.Array:
@@ -174,7 +173,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             return Gate(config.num_heads, bias_init, config.gate_dtype, headwise, self.axes, name=name)(**gate_inputs)
 
         i_BTH, f_BTH = gate("igate", config.igate_bias_init_range), gate("fgate", config.fgate_bias_init_range)
-        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, document_borders_BT, config)
+        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, context, config)
         q_BTHK, k_BTHK, v_BTHV = (split_heads(x, heads) for x in (q, k, v))
         if config.add_qk_norm:
             q_BTHK, k_BTHK = (
@@ -191,6 +190,7 @@ class mLSTM(LanguageModel):  # noqa: N801
 
     config: mLSTMConfig
 
-    def block(self, name: str) -> nn.Module:
+    @staticmethod
+    def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
         """One mLSTM layer, no feed-forward layer."""
-        return mLSTMBlock(self.config, mLSTMLayer, feed_forward=None, axes=self.axes, name=name)
+        return mLSTMBlock(config, mLSTMLayer, feed_forward=None, axes=axes, name=name)

@@ -12,10 +12,11 @@ import jax
 from flax import linen as nn
 
 from xlstm_hydra.configs import mLSTMv1Config
-from xlstm_hydra.parallel import Axes
+from xlstm_hydra.parallel import Axes, Pieces
 
 from ._block import Residual, mLSTMBlock, post_process_gates, split_heads
 from ._cell import CELLS
+from ._context import Context
 from ._layers import ACTIVATIONS, Dense, HeadNorm, bias_range_init, output_init, small_init
 from ._lm import LanguageModel
 
@@ -29,7 +30,7 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTE: jax.Array, document_borders_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x_BTE: jax.Array | Pieces, context: Context) -> jax.Array:
         """(B, T, E) -> (B, T, D)."""
         config, axes = self.config, self.axes
         H = axes.local(config.num_heads)
@@ -50,7 +51,7 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
         v_BTHV = split_heads(project("dense_v", config.v_dim()), H)
         o_BTHV = split_heads(project("dense_o", config.v_dim(), _ZEROS), H)
         i_BTH, f_BTH = gate("igate", config.igate_bias_init_range), gate("fgate", config.fgate_bias_init_range)
-        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, document_borders_BT, config)
+        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, context, config)
         if config.add_qk_norm:
             q_BTHK, k_BTHK = (
                 HeadNorm(config.norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
@@ -73,7 +74,7 @@ class FeedForward(nn.Module):
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTE: jax.Array) -> jax.Array:
+    def __call__(self, x_BTE: jax.Array | Pieces) -> jax.Array:
         """(B, T, E) -> (B, T, D)."""
         config, axes = self.config, self.axes
         dtype = config.ff_dtype or config.dtype
@@ -95,9 +96,9 @@ class FFNResBlock(Residual):
     """x + FeedForward(norm(x))."""
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        return self.residual(x_BTD, FeedForward(self.config, self.axes, name="ffn"), "ffn", train=train)
+        return self.residual(x_BTD, FeedForward(self.config, self.axes, name="ffn"), context, "ffn")
 
 
 class mLSTMv1(LanguageModel):  # noqa: N801
@@ -105,6 +106,7 @@ class mLSTMv1(LanguageModel):  # noqa: N801
 
     config: mLSTMv1Config
 
-    def block(self, name: str) -> nn.Module:
+    @staticmethod
+    def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
         """mLSTM layer, then feed-forward layer."""
-        return mLSTMBlock(self.config, mLSTMLayerV1, feed_forward=FFNResBlock, axes=self.axes, name=name)
+        return mLSTMBlock(config, mLSTMLayerV1, feed_forward=FFNResBlock, axes=axes, name=name)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Axes:
-    """The tensor mesh axis and the batch mesh axes, with the collectives that modules need over them.
+    """The tensor, pipeline and batch mesh axes, with the collectives that modules need over them.
 
     The default is one device: every method is then the identity, so a module written with `Axes` computes the same
     global arrays inside and outside `shard_map`. Mesh axes of size 1 are never named, so that they cost no collective.
@@ -25,6 +25,23 @@ class Axes:
 
     batch: tuple[str, ...] = ()
     """Names of the mesh axes that the batch is split over, the outermost first."""
+
+    overlap: bool = False
+    """Whether dense layers exchange their shares piece by piece, while they multiply (collective matmul)."""
+
+    pipeline: str | None = None
+    """Name of the pipeline mesh axis; None where it has size 1."""
+
+    stages: int = 1
+    """Number of pipeline stages."""
+
+    microbatches: int = 1
+    """Parts that a batch goes through the pipeline in."""
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """Names of the mesh axes whose devices each compute a part of the loss."""
+        return self.batch if self.pipeline is None else (*self.batch, self.pipeline)
 
     def local(self, size: int) -> int:
         """This device's share of an array axis of `size`."""
@@ -72,6 +89,21 @@ class Axes:
     def batch_sum(self, x: jax.Array) -> jax.Array:
         """Sum over the devices that the batch is split over."""
         return jax.lax.psum(x, self.batch) if self.batch else x
+
+    def loss_sum(self, x: jax.Array) -> jax.Array:
+        """Sum over the devices that each compute a part of the loss."""
+        return jax.lax.psum(x, self.summed) if self.summed else x
+
+    def stage(self) -> jax.Array | int:
+        """This device's pipeline stage."""
+        return 0 if self.pipeline is None else jax.lax.axis_index(self.pipeline)
+
+    def stage_rows(self, x: jax.Array) -> jax.Array:
+        """The rows of a local batch whose logits this pipeline stage computes: equal, contiguous shares."""
+        if self.pipeline is None:
+            return x
+        rows = x.shape[0] // self.stages
+        return jax.lax.dynamic_slice_in_dim(x, self.stage() * rows, rows)
 
 
 def varying_axes(x: Any) -> frozenset[str]:

@@ -28,11 +28,25 @@ def build_mesh(parallel: ParallelConfig, devices: Sequence[Any] | None = None) -
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
 
 
-def mesh_axes(parallel: ParallelConfig, mesh: Mesh) -> Axes:
-    """The axes that code inside `shard_map` over this mesh works with."""
-    tensor = parallel.model_axis_name
-    size = mesh.shape[tensor]
-    return Axes(tensor=tensor if size > 1 else None, tensor_size=size, batch=batch_axes(parallel, mesh))
+def mesh_axes(parallel: ParallelConfig, mesh: Mesh, microbatches: int = 1) -> Axes:
+    """The axes that code inside `shard_map` over this mesh works with.
+
+    Args:
+        parallel: the layout.
+        mesh: its mesh.
+        microbatches: parts that a batch goes through the pipeline in.
+    """
+    tensor, pipeline = parallel.model_axis_name, parallel.pipeline_axis_name
+    size, stages = mesh.shape[tensor], mesh.shape[pipeline]
+    return Axes(
+        tensor=tensor if size > 1 else None,
+        tensor_size=size,
+        batch=batch_axes(parallel, mesh),
+        overlap=parallel.tp_async_dense,
+        pipeline=pipeline if stages > 1 else None,
+        stages=stages,
+        microbatches=microbatches,
+    )
 
 
 def batch_axes(parallel: ParallelConfig, mesh: Mesh) -> tuple[str, ...]:

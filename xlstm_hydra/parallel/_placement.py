@@ -17,18 +17,17 @@ from xlstm_hydra.configs import ConfigError, ParallelConfig, Problem
 LAYERS = "layers"
 """Name of the array axis that scanned blocks are stacked along."""
 
-TENSOR_AXIS: dict[str, bool] = {
-    # Split over the tensor mesh axis:
-    "vocab": True,  # token ids, in the head
-    "heads": True,  # heads, and everything that is a number of heads wide
-    "channels": True,  # the up-projected channels of the original block
-    "mlp": True,  # the feed-forward width
-    "stream": True,  # the residual stream where it is kept, normalised and added to
-    # Whole on every tensor-parallel device:
-    "embed": False,  # the residual stream where a product sums over it or makes it
-    LAYERS: False,
+ARRAY_AXES: dict[str, str | None] = {
+    "vocab": "model_axis_name",  # token ids, in the head
+    "heads": "model_axis_name",  # heads, and everything that is a number of heads wide
+    "channels": "model_axis_name",  # the up-projected channels of the original block
+    "mlp": "model_axis_name",  # the feed-forward width
+    "stream": "model_axis_name",  # the residual stream where it is kept, normalised and added to
+    "embed": None,  # the residual stream where a product sums over it or makes it
+    LAYERS: "pipeline_axis_name",  # the stack of scanned blocks
 }
-"""Whether a named array axis of a parameter is split over the tensor mesh axis. An array axis without a name is not."""
+"""The mesh axis that splits a named array axis of a parameter, by the field of `ParallelConfig` that names it; None:
+none does. An array axis without a name is whole, but for FSDP."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Parameter:
     """Bytes per element."""
 
     names: tuple[str | None, ...]
-    """Name of each array axis, as in `TENSOR_AXIS`, or None."""
+    """Name of each array axis, as in `ARRAY_AXES`, or None."""
 
     modules: tuple[str, ...]
     """Class names of the modules that own it, outermost first."""
@@ -86,23 +85,23 @@ def place(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, in
         sizes: the size of each mesh axis by name, from `ParallelConfig.axis_sizes`.
 
     Raises:
-        ConfigError: an array axis that belongs to the tensor mesh axis does not divide over it.
-        ValueError: an array axis has a name that `TENSOR_AXIS` does not know.
+        ConfigError: an array axis does not divide over the mesh axis that it belongs to.
+        ValueError: an array axis has a name that `ARRAY_AXES` does not know.
     """
-    tensor, tensor_size = parallel.model_axis_name, sizes[parallel.model_axis_name]
     spec: list[str | None] = [None] * len(parameter.shape)
     local = list(parameter.shape)
     for axis, name in enumerate(parameter.names):
-        if name is not None and name not in TENSOR_AXIS:
-            raise ValueError(f"{parameter.path}: unknown array axis {name!r}. Known: {', '.join(TENSOR_AXIS)}.")
-        if name is None or not TENSOR_AXIS[name] or tensor_size == 1:
+        if name is not None and name not in ARRAY_AXES:
+            raise ValueError(f"{parameter.path}: unknown array axis {name!r}. Known: {', '.join(ARRAY_AXES)}.")
+        field = ARRAY_AXES[name] if name is not None else None
+        if field is None or (size := sizes[parallel.get(field)]) == 1:
             continue
-        if local[axis] % tensor_size:
-            given = {"parallel.model_axis_size": tensor_size}
+        if local[axis] % size:
+            given = {f"parallel.{field.replace('_name', '_size')}": size}
             raise ConfigError(
                 [Problem(given, f"must divide array axis {name!r} of {parameter.path} {parameter.shape}")]
             )
-        spec[axis], local[axis] = tensor, local[axis] // tensor_size
+        spec[axis], local[axis] = parallel.get(field), local[axis] // size
     axis, reason = _fsdp_axis(parameter, parallel, local, spec, sizes[parallel.fsdp_axis_name])
     if axis is not None:
         spec[axis] = parallel.fsdp_axis_name

@@ -19,7 +19,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from xlstm_hydra.checkpoint import TrainState
-from xlstm_hydra.configs import ModelConfig, RunConfig
+from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, RunConfig
 from xlstm_hydra.models import (
     apply_model,
     box_sharded,
@@ -142,7 +142,7 @@ class Program:
     def _local_loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         axes, parts = self.axes, self.run.trainer.gradient_accumulate_steps
         # Marked as varying, a parameter's gradient stays local until it is summed once, below.
-        varying = jax.tree.map(lambda param: vary_over(param, axes.batch), params)
+        varying = jax.tree.map(lambda param: vary_over(param, axes.summed), params)
         targets = jnp.maximum(axes.batch_sum(batch["loss_mask"].sum()), 1)
 
         def part_loss(params: Any, index: jax.Array | int) -> jax.Array:
@@ -158,18 +158,20 @@ class Program:
                 return jax.tree.map(jnp.add, carry, gradient(varying, index)), None
 
             (loss, gradients), _ = jax.lax.scan(accumulate, (loss, gradients), jnp.arange(1, parts))
-        return axes.batch_sum(loss), jax.tree.map(self._sum_gradient, gradients, self.param_specs)
+        return axes.loss_sum(loss), jax.tree.map(self._sum_gradient, gradients, self.param_specs)
 
     def _sum_gradient(self, gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
-        """Sum over the batch axes that the parameter is not sharded over; over those the reduce-scatter has summed."""
-        names = tuple(name for name in self.axes.batch if name not in spec)
+        """Sum over the axes that computed parts of the loss with this parameter: all but those that it is split over,
+        where the reduce-scatter has summed, or each stage has its own blocks."""
+        names = tuple(name for name in self.axes.summed if name not in spec)
         return jax.lax.psum(gradient, names) if names else gradient
 
     def _loss_sum(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
         logits = self._forward(params, batch, key)
         vocab_size = self.model.model_config.get("vocab_size")  # pyright: ignore[reportOptionalMemberAccess]
-        losses = cross_entropy(logits, batch["targets"], vocab_size, self.axes)
-        return jnp.where(batch["loss_mask"], losses, 0).sum()
+        targets, mask = (self.axes.stage_rows(batch[name]) for name in ("targets", "loss_mask"))
+        losses = cross_entropy(logits, targets, vocab_size, self.axes)
+        return jnp.where(mask, losses, 0).sum()
 
     def _forward(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
         boxed = box_sharded(params, self.placements, self.model)
@@ -177,7 +179,8 @@ class Program:
         if key is not None and not knows_axes(self.model):
             key = jax.random.fold_in(key, self.axes.batch_index())  # or all devices would drop the same elements
         scanned = bool(self.model.model_config.get("scan_blocks", False))  # pyright: ignore[reportOptionalMemberAccess]
-        with remat_by_name(self.model.parallel.remat if key is not None else [], prevent_cse=not scanned):
+        names, policy = self.model.parallel.remat if key is not None else [], self.run.trainer.remat_policy
+        with remat_by_name(names, policy, prevent_cse=not scanned):
             return apply_model(
                 module, boxed, batch["inputs"], batch["document_borders"], train=key is not None, dropout_key=key
             )
@@ -188,7 +191,7 @@ class Program:
 
         def local(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
             count = batch["loss_mask"].sum()
-            return self.axes.batch_sum(self._loss_sum(params, batch, None)), self.axes.batch_sum(count)
+            return self.axes.loss_sum(self._loss_sum(params, batch, None)), self.axes.batch_sum(count)
 
         specs = (self.param_specs, self.batch_sharding.spec)
         return jax.jit(self._shard_map(local, specs, (PartitionSpec(), PartitionSpec())))
@@ -202,4 +205,20 @@ def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Progr
     """
     mesh = build_mesh(run.parallel, devices)
     placements = tuple(place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model))
-    return Program(run, run.model, mesh, mesh_axes(run.parallel, mesh), placements)
+    data, fsdp, pipeline, _ = mesh.devices.shape
+    axes = mesh_axes(run.parallel, mesh, run.microbatches(data, fsdp, pipeline))
+    _refuse_idle_axes(run, axes, placements)
+    return Program(run, run.model, mesh, axes, placements)
+
+
+def _refuse_idle_axes(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> None:
+    """A model class that does not take part in what the layout asks for would be computed whole, without a word."""
+    given: dict[str, Any] = {}
+    if axes.pipeline is not None and not any(axes.pipeline in placement.spec for placement in placements):
+        given["parallel.pipeline_axis_size"] = axes.stages
+    if axes.overlap and not any(axes.tensor in placement.spec for placement in placements):
+        given["parallel.tp_async_dense"] = True
+    if given:
+        text = f"{run.model.class_path()} has no parameter that it applies to"
+        fix = "Build the model on xlstm_hydra.models.LanguageModel and Dense, or leave this away."
+        raise ConfigError([Problem(given, text, fix)])
