@@ -15,7 +15,7 @@ from xlstm_hydra.hydra._register import SCHEMAS
 from xlstm_hydra.hydra._versions import IS_1_3
 
 GROUPS = {
-    "parallel": {"dp", "fsdp", "tp", "fsdp_tp"},
+    "parallel": {"dp", "fsdp", "tp", "fsdp_tp", "pp"},
     "optimizer": {"adamw", "lion", "sgd"},
     "scheduler": {"constant", "cosine", "linear", "exponential"},
     "data": {"stdlib", "text", "synthetic"},
@@ -76,10 +76,10 @@ def test_a_yaml_file_holds_only_values_that_differ_from_the_defaults(file):
         assert same == []
 
 
-@pytest.mark.parametrize("parallel", ["dp", "fsdp", "tp", "fsdp_tp"])
+@pytest.mark.parametrize("parallel", ["dp", "fsdp", "tp", "fsdp_tp", "pp"])
 def test_every_layout_fits_any_number_of_devices_that_its_own_sizes_divide(compose, parallel):
     sizes = load(compose(f"parallel={parallel}")).parallel.axis_sizes(8)
-    expected = {"dp": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tp": (1, 1, 1, 8), "fsdp_tp": (1, 4, 1, 2)}
+    expected = {"dp": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tp": (1, 1, 1, 8), "fsdp_tp": (1, 4, 1, 2), "pp": (4, 1, 2, 1)}
     assert tuple(sizes.values()) == expected[parallel]
 
 

@@ -14,6 +14,7 @@ from ._mesh import batch_spec as batch_spec
 from ._mesh import build_mesh as build_mesh
 from ._mesh import describe_mesh as describe_mesh
 from ._mesh import mesh_axes as mesh_axes
+from ._pipeline import bubble_fraction as bubble_fraction
 from ._pipeline import run_pipeline as run_pipeline
 from ._placement import ARRAY_AXES as ARRAY_AXES
 from ._placement import LAYERS as LAYERS
