@@ -79,7 +79,13 @@ def test_a_yaml_file_holds_only_values_that_differ_from_the_defaults(file):
 @pytest.mark.parametrize("parallel", ["dp", "fsdp", "tp", "fsdp_tp", "pp"])
 def test_every_layout_fits_any_number_of_devices_that_its_own_sizes_divide(compose, parallel):
     sizes = load(compose(f"parallel={parallel}")).parallel.axis_sizes(8)
-    expected = {"dp": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tp": (1, 1, 1, 8), "fsdp_tp": (1, 4, 1, 2), "pp": (4, 1, 2, 1)}
+    expected = {
+        "dp": (8, 1, 1, 1),
+        "fsdp": (1, 8, 1, 1),
+        "tp": (1, 1, 1, 8),
+        "fsdp_tp": (1, 4, 1, 2),
+        "pp": (4, 1, 2, 1),
+    }
     assert tuple(sizes.values()) == expected[parallel]
 
 

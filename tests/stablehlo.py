@@ -1,0 +1,38 @@
+"""The lowered program of loss and gradients, and what stands in it."""
+
+import collections
+import re
+
+import jax
+from tiny import tiny_run
+
+from xlstm_hydra.train import build_program
+
+COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
+
+
+def lowered(parallel, family="v1", rows=8, **groups):
+    """StableHLO of loss and gradients. The compiled program would show bfloat16 collectives as float32 on CPU."""
+    on = build_program(tiny_run(family, parallel=parallel, **groups))
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, 16), dtype, sharding=on.batch_sharding)
+        for name, dtype in (
+            ("inputs", "int32"),
+            ("targets", "int32"),
+            ("document_borders", "bool"),
+            ("loss_mask", "bool"),
+        )
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return on, jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, batch, key)
+
+
+def collectives(parallel, **kwargs):
+    """How often each collective stands in the program, by its element type."""
+    on, program = lowered(parallel, **kwargs)
+    found = collections.Counter()
+    for operation in COLLECTIVES:
+        pattern = rf'"stablehlo\.{operation}".*?\) -> tensor<(?:[0-9x]*x)?([a-z0-9]+)>'
+        for dtype in re.findall(pattern, program.as_text(), re.DOTALL):
+            found[operation, dtype] += 1
+    return on, found
