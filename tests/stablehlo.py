@@ -1,14 +1,12 @@
 """The lowered program of loss and gradients, and what stands in it."""
 
 import collections
-import re
 
 import jax
 from tiny import tiny_run
 
+from xlstm_hydra.parallel import list_collectives
 from xlstm_hydra.train import build_program
-
-COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
 
 
 def lowered(parallel, family="v1", rows=8, **groups):
@@ -30,9 +28,4 @@ def lowered(parallel, family="v1", rows=8, **groups):
 def collectives(parallel, **kwargs):
     """How often each collective stands in the program, by its element type."""
     on, program = lowered(parallel, **kwargs)
-    found = collections.Counter()
-    for operation in COLLECTIVES:
-        pattern = rf'"stablehlo\.{operation}".*?\) -> tensor<(?:[0-9x]*x)?([a-z0-9]+)>'
-        for dtype in re.findall(pattern, program.as_text(), re.DOTALL):
-            found[operation, dtype] += 1
-    return on, found
+    return on, collections.Counter((found.operation, found.dtype) for found in list_collectives(program))

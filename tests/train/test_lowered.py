@@ -14,21 +14,21 @@ def sharded(on):
 
 def test_each_sharded_parameter_has_one_gather_and_one_scatter():
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": []})
-    assert found["all_gather", "f32"] == found["reduce_scatter", "f32"] == sharded(on) > 10
+    assert found["all-gather", "f32"] == found["reduce-scatter", "f32"] == sharded(on) > 10
 
 
 def test_recomputation_gathers_again_inside_the_block():
     on, found = collectives(LAYOUTS["fsdp8"])
     in_blocks = sum(p.fsdp_axis is not None and p.parameter.path.startswith("blocks.") for p in on.placements)
-    assert found["all_gather", "f32"] == sharded(on) + in_blocks
-    assert found["reduce_scatter", "f32"] == sharded(on)
+    assert found["all-gather", "f32"] == sharded(on) + in_blocks
+    assert found["reduce-scatter", "f32"] == sharded(on)
 
 
 @pytest.mark.parametrize("policy", ["dots", "dots_with_no_batch_dims"])
 def test_a_policy_keeps_products_and_no_gathered_parameter(policy):
     on, found = collectives(LAYOUTS["fsdp8"], trainer={"remat_policy": policy})
     in_blocks = sum(p.fsdp_axis is not None and p.parameter.path.startswith("blocks.") for p in on.placements)
-    assert found["all_gather", "f32"] == sharded(on) + in_blocks
+    assert found["all-gather", "f32"] == sharded(on) + in_blocks
 
 
 def test_the_more_a_policy_keeps_the_fewer_products_are_computed_again():
@@ -41,14 +41,14 @@ def test_the_more_a_policy_keeps_the_fewer_products_are_computed_again():
 
 def test_the_gather_dtype_is_that_of_the_gathers_alone():
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_gather_dtype": "bfloat16"})
-    assert found["all_gather", "bf16"] == sharded(on) and found["all_gather", "f32"] == 0
-    assert found["reduce_scatter", "f32"] == sharded(on)
+    assert found["all-gather", "bf16"] == sharded(on) and found["all-gather", "f32"] == 0
+    assert found["reduce-scatter", "f32"] == sharded(on)
 
 
 def test_the_scatter_dtype_is_that_of_the_scatters_alone():
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_grad_scatter_dtype": "bfloat16"})
-    assert found["reduce_scatter", "bf16"] == sharded(on) and found["reduce_scatter", "f32"] == 0
-    assert found["all_gather", "f32"] == sharded(on)
+    assert found["reduce-scatter", "bf16"] == sharded(on) and found["reduce-scatter", "f32"] == 0
+    assert found["all-gather", "f32"] == sharded(on)
 
 
 @pytest.mark.parametrize("modules", [["Embed"], ["LMHead"], ["FFNResBlock"], ["mLSTMBlock", "FFNResBlock"]], ids=str)
@@ -56,14 +56,14 @@ def test_only_the_named_modules_are_gathered_and_nested_names_gather_once(module
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_modules": modules})
     for placement in on.placements:
         assert (placement.fsdp_axis is not None) <= bool(set(modules) & set(placement.parameter.modules))
-    assert found["all_gather", "f32"] == sharded(on) > 0
+    assert found["all-gather", "f32"] == sharded(on) > 0
 
 
 def test_the_minimum_size_leaves_small_parameters_whole():
     parallel = LAYOUTS["fsdp8"] | {"fsdp_min_weight_size": 1024}
     on, found = collectives(parallel | {"remat": []})
     assert all((p.fsdp_axis is None) == (size(p) < 1024) for p in on.placements)
-    assert found["all_gather", "f32"] == sharded(on)
+    assert found["all-gather", "f32"] == sharded(on)
 
 
 def size(placement):
@@ -78,7 +78,7 @@ def test_one_device_has_no_collective():
     on = build_program(tiny_run(), jax.devices()[:1])
     assert not on.axes.batch and on.axes.tensor is None
     _, found = collectives({"data_axis_size": 8})
-    assert set(operation for operation, _ in found) == {"all_reduce"}
+    assert set(operation for operation, _ in found) == {"all-reduce"}
 
 
 @pytest.mark.parametrize("family", ["v1", "v0"])
@@ -87,9 +87,9 @@ def test_collective_matmul_leaves_no_gather_and_no_scatter_in_the_dense_layers(f
         collectives({"data_axis_size": 2, "model_axis_size": 4, "tp_async_dense": overlap}, family=family)
         for overlap in (False, True)
     )
-    assert at_once[1]["all_gather", "f32"] > 0 and at_once[1]["reduce_scatter", "f32"] > 0
-    assert by_pieces[1]["all_gather", "f32"] == by_pieces[1]["reduce_scatter", "f32"] == 0
-    assert by_pieces[1]["collective_permute", "f32"] % 3 == 0  # to three other devices each
+    assert at_once[1]["all-gather", "f32"] > 0 and at_once[1]["reduce-scatter", "f32"] > 0
+    assert by_pieces[1]["all-gather", "f32"] == by_pieces[1]["reduce-scatter", "f32"] == 0
+    assert by_pieces[1]["collective-permute", "f32"] % 3 == 0  # to three other devices each
     assert [p.parameter for p in at_once[0].placements] == [p.parameter for p in by_pieces[0].placements]
 
 

@@ -107,8 +107,8 @@ def test_each_device_holds_the_blocks_of_its_stage_alone():
 
 def test_only_the_stream_moves_between_stages_and_every_stage_computes_a_share_of_the_head():
     on, found = collectives(LAYOUTS["pp4"] | {"data_axis_size": 2}, model={"num_blocks": 4})
-    assert found["collective_permute", "f32"] == 2  # in the loop over ticks, forwards and backwards
-    assert found["reduce_scatter", "f32"] == found["all_gather", "f32"] == 1  # what the last stage hands out
+    assert found["collective-permute", "f32"] == 2  # in the loop over ticks, forwards and backwards
+    assert found["reduce-scatter", "f32"] == found["all-gather", "f32"] == 1  # what the last stage hands out
     text = lowered(LAYOUTS["pp4"] | {"data_axis_size": 2}, model={"num_blocks": 4})[1].as_text()
     assert "tensor<1x16x32xf32>" in text and "tensor<4x16x32xf32>" in text
     assert on.axes.microbatches == 4
