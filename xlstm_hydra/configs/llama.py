@@ -1,4 +1,4 @@
-"""The Llama baseline: a transformer with rotary positions, RMSNorm and a gated feed-forward layer (arXiv 2302.13971)."""
+"""The Llama baseline: a transformer with rotary positions and a gated feed-forward layer (arXiv 2302.13971)."""
 
 from __future__ import annotations
 

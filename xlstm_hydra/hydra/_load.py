@@ -161,8 +161,8 @@ def _annotated_config(path: Any) -> Any:
 
 
 def block_classes(cfg: Any) -> tuple[str, ...]:
-    """Class names of the blocks of the model in a composed config. Where there is no model, or it does not say, those of
-    our mLSTM models, so that a layout composes without a model."""
+    """Class names of the blocks of the model in a composed config. Where there is no model, or it does not say, those
+    of our mLSTM models, so that a layout composes without a model."""
     model = cfg.get("model") if isinstance(cfg, DictConfig) else None
     if not isinstance(model, DictConfig):
         return _BLOCKS
