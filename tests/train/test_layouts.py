@@ -14,7 +14,7 @@ from tiny import FSDP, LAYOUTS, results, tiny_run
 
 from xlstm_hydra.train import build_program
 
-CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "tp2_fsdp4", "dp2_fsdp2_tp2")}
+CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2")}
 CASES = [
     pytest.param(family, layout, id=f"{family}-{layout}") for family, layouts in CHOICES.items() for layout in layouts
 ]
@@ -54,8 +54,10 @@ def moved(on):
     return jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape), on.abstract_state.params)
 
 
-def assert_equal_results(got, expected, tolerance=1e-10):
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)
+def assert_equal_results(got, expected, family="v1"):
+    # The softmax of jax.nn.dot_product_attention is always float32.
+    loss_tolerance, tolerance = (1e-9, 1e-8) if family == "llama" else (1e-12, 1e-10)
+    np.testing.assert_allclose(got[0], expected[0], rtol=loss_tolerance)
     assert got[1].keys() == expected[1].keys()
     for path, gradient in got[1].items():
         np.testing.assert_allclose(gradient, expected[1][path], atol=tolerance, err_msg=path)
@@ -64,7 +66,7 @@ def assert_equal_results(got, expected, tolerance=1e-10):
 @everywhere
 def test_loss_and_gradients_are_those_of_one_device(family, layout):
     params, expected = single(family)
-    assert_equal_results(results(program(family, layout), params), expected)
+    assert_equal_results(results(program(family, layout), params), expected, family)
 
 
 @everywhere
@@ -88,7 +90,7 @@ V0_VARIANTS = {
 LLAMA_VARIANTS = {
     "tied weights, no scan": {"tie_weights": True, "scan_blocks": False},
     "norms and biases": {"use_bias": True, "add_post_norm": True, "qk_norm": True, "norm_type": "layernorm"},
-    "one document per row": {"ffn_dim_multiplier": 0.5, "causal": False},
+    "all tokens in sight": {"ffn_dim_multiplier": 0.5, "causal": False},
 }
 VARIANT_CASES = [
     pytest.param(family, model, id=f"{family}-{name}")
@@ -102,7 +104,8 @@ VARIANT_CASES = [
 def test_every_option_gives_the_same_gradients_on_all_axes(family, model):
     one = program(family, model=model)
     params = moved(one)
-    assert_equal_results(results(program(family, "dp2_fsdp2_tp2", model=model), params), results(one, params))
+    many = program(family, "dp2_fsdp2_tp2", model=model)
+    assert_equal_results(results(many, params), results(one, params), family)
 
 
 LLAMA_EXCHANGES = {
@@ -114,7 +117,7 @@ LLAMA_EXCHANGES = {
 @pytest.mark.parametrize("parallel", LLAMA_EXCHANGES.values(), ids=LLAMA_EXCHANGES)
 def test_llama_has_the_gradients_of_one_device(parallel):
     params, expected = single("llama")
-    assert_equal_results(results(program("llama", parallel), params), expected)
+    assert_equal_results(results(program("llama", parallel), params), expected, "llama")
 
 
 @pytest.mark.parametrize("layout", ["fsdp8", "dp2_fsdp2_tp2"])
