@@ -200,16 +200,21 @@ RELATIONS = [
     (
         llama,
         {"head_dim": 48},
-        "embedding_dim=128, head_dim=48: head_dim must divide embedding_dim. Set head_dim to 2, 4, 8, 16, 32, 64 or 128.",
+        "embedding_dim=128, head_dim=48: head_dim must divide embedding_dim. Set head_dim to 2, 4, 8, 16, 32, 64",
     ),
     (llama, {"embedding_dim": 3, "head_dim": 3}, "must be even. Set embedding_dim to an even number."),
     (llama, {"add_embedding_dropout": True}, "dropout of the embedding needs a probability. Set dropout_rate above 0."),
     (
         llama,
         {"attention_backend": "cudnn", "dtype": "float32"},
-        "attention_backend='cudnn', dtype='float32': cuDNN computes attention in 16 bits only. Set dtype to bfloat16 or",
+        "attention_backend='cudnn', dtype='float32': cuDNN computes attention in 16 bits only. Set dtype to",
     ),
     (llama, {"attention_backend": "cudnn", "head_dim": 4}, "cuDNN computes heads whose width is a multiple of 8"),
+    (
+        llama,
+        {"attention_backend": "cudnn", "mask_across_document_boundaries": True, "context_length": 65},
+        "context_length=65: cuDNN masks documents in examples of an even length only. Set context_length to 66.",
+    ),
 ]
 
 
@@ -248,14 +253,14 @@ BETWEEN = [
         "model.ffn_multiple_of=1, parallel.model_axis_size=4: parallel.model_axis_size must divide the feed-forward "
         "width, 341.",
     ),
-    ({"parallel": {"remat": ["mLSTMBlock"]}, "config": llama}, "Did you mean 'FFNBlock'? Known: Embed"),
+    ({"parallel": {"remat": ["mLSTMBlock"]}, "config": llama}, "Did you mean 'AttnBlock'? Known: Embed"),
     (
         {
             "config": llama,
             "model": {"attention_backend": "cudnn"},
             "trainer": TrainerConfig(simulated_devices=1),
         },
-        "model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs; the devices are cpu. Set model.attention_backend=xla.",
+        "model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs; the devices are cpu. Set model.attention_",
     ),
     (
         {"parallel": {"fsdp_axis_size": 3}},

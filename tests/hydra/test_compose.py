@@ -94,7 +94,7 @@ def test_a_number_for_one_mesh_axis_leaves_the_rest_to_the_data_axis(compose):
     [
         (["tiny"], "mLSTMBlock"),
         (["llama_165m"], "TransformerBlock"),
-        (["custom", "model.model_class=xlstm_hydra.models.Llama", "+model.embedding_dim=128", "+model.num_blocks=1"],
+        (["custom", "model.model_class=xlstm_hydra.models.Llama", "+model.embedding_dim=256", "+model.num_blocks=1"],
          "TransformerBlock"),
     ],
     ids=["mLSTM", "Llama", "custom"],

@@ -61,7 +61,7 @@ def test_another_app_composes_and_loads_our_groups(compose_in):
 
 
 def test_another_app_that_has_layouts_only_gets_those_of_our_mlstm_models(compose_in):
-    cfg = compose_in("defaults: [parallel: fsdp]\nmodel: {theirs: 1}")
+    cfg = compose_in("defaults: [parallel: fsdp, _self_]\nmodel: {theirs: 1}")
     assert list(cfg.parallel.fsdp_modules) == ["Embed", "LMHead", "mLSTMBlock"]
     assert list(compose_in("defaults: [parallel@mesh: fsdp]").mesh.remat) == ["mLSTMBlock"]
 

@@ -13,7 +13,7 @@ ATTENTION_BACKENDS = ("xla", "cudnn")
 """Implementations that `jax.nn.dot_product_attention` offers."""
 
 _FLASH_TYPES = ("bfloat16", "float16")
-_FLASH_HEAD_DIMS = tuple(range(8, 129, 8))
+_FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
 
 
 @dataclass(kw_only=True)
@@ -114,9 +114,13 @@ class LlamaConfig(LanguageModelConfig):
             fix = f"Set {{dtype}} to {either(_FLASH_TYPES)}, or {{attention_backend}}=xla."
             yield Problem({**backend, "dtype": self.dtype}, "cuDNN computes attention in 16 bits only", fix)
         if self.head_dim not in _FLASH_HEAD_DIMS:
-            text = "cuDNN computes heads whose width is a multiple of 8 up to 128"
+            text = "cuDNN computes heads whose width is a multiple of 8 up to 256 (128 before Hopper)"
             fix = "Set {head_dim} to such a number, or {attention_backend}=xla."
             yield Problem({**backend, "head_dim": self.head_dim}, text, fix)
+        if self.mask_across_document_boundaries and self.context_length % 2:
+            given = {**backend, "mask_across_document_boundaries": True, "context_length": self.context_length}
+            text = "cuDNN masks documents in examples of an even length only"
+            yield Problem(given, text, f"Set {{context_length}} to {self.context_length + 1}.")
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """cuDNN computes on NVIDIA GPUs."""
