@@ -89,6 +89,8 @@ RANGES = [
     (TrainerConfig, {"batch_size": 0}, "must be 1 or more"),
     (TrainerConfig, {"gradient_accumulate_steps": 0}, "must be 1 or more"),
     (TrainerConfig, {"simulated_devices": 0}, "must be 1 or more"),
+    (TrainerConfig, {"pipeline_microbatches": 0}, "must be 1 or more"),
+    (TrainerConfig, {"remat_policy": "dot"}, "Choose nothing, dots or dots_with_no_batch_dims (did you mean dots?)."),
     (TrainerConfig, {"seed": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_every_n_steps": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_batches": -1}, "must be 0 or more"),
@@ -225,8 +227,50 @@ def test_values_that_do_not_fit_together_are_refused_with_all_keys(make, values,
 
 
 BETWEEN = [
-    ({"parallel": {"pipeline_axis_size": 2}}, "parallel.pipeline_axis_size=2: pipeline parallelism is not built yet"),
-    ({"parallel": {"tp_async_dense": True}}, "parallel.tp_async_dense=true: collective matmul is not built yet"),
+    (
+        {"parallel": {"pipeline_axis_size": 4}, "model": {"num_blocks": 6}},
+        "model.num_blocks=6, parallel.pipeline_axis_size=4: parallel.pipeline_axis_size must divide model.num_blocks. "
+        "Set parallel.pipeline_axis_size to 1, 2, 3 or 6, or model.num_blocks to a multiple of 4.",
+    ),
+    (
+        {"parallel": {"pipeline_axis_size": 2}, "model": {"scan_blocks": False}},
+        "the pipeline cuts the scanned stack of blocks. Set model.scan_blocks=true.",
+    ),
+    (
+        {"parallel": {"pipeline_axis_size": 2}, "config": SubModelConfig},
+        "a model with a SubModelConfig does not say how its blocks are cut into stages",
+    ),
+    (
+        {"parallel": {"pipeline_axis_size": 2}, "trainer": TrainerConfig(pipeline_microbatches=1)},
+        "with fewer microbatches than stages some stages are idle all the time. "
+        "Set trainer.pipeline_microbatches to 2 or more",
+    ),
+    (
+        {"parallel": {"pipeline_axis_size": 2}, "trainer": TrainerConfig(pipeline_microbatches=6)},
+        "trainer.batch_size=8, parallel.pipeline_axis_size=2, trainer.pipeline_microbatches=6: the batch must divide "
+        "over the least common multiple of pipeline_axis_size(2) * pipeline_microbatches(6) = 6. "
+        "Set trainer.batch_size to 6 or 12.",
+    ),
+    (
+        {"parallel": {"pipeline_axis_size": 4}, "trainer": TrainerConfig(batch_size=6), "model": {"num_blocks": 4}},
+        "trainer.batch_size=6, parallel.pipeline_axis_size=4: the batch must divide over pipeline_axis_size(4) = 4.",
+    ),
+    ({"trainer": TrainerConfig(pipeline_microbatches=4)}, "trainer.pipeline_microbatches=4, parallel.pipeline_axis_"),
+    ({"trainer": TrainerConfig(pipeline_remat=True)}, "parallel.pipeline_axis_size=1: there is no pipeline. Set"),
+    (
+        {"parallel": {"tp_async_dense": True}},
+        "parallel.tp_async_dense=true: there is nothing to exchange where parallel.model_axis_size is 1.",
+    ),
+    (
+        {"parallel": {"model_axis_size": -1, "data_axis_size": 4, "tp_async_dense": True}}
+        | {"trainer": TrainerConfig(simulated_devices=4)},
+        "where parallel.model_axis_size is 1, as it is inferred to be. Set parallel.model_axis_size to 2 or more",
+    ),
+    (
+        {"parallel": {"fsdp_modules": ["Embed"], "fsdp_gather_dtype": "bfloat16"}},
+        "parallel.fsdp_gather_dtype='bfloat16': there is nothing to exchange where parallel.fsdp_axis_size is 1.",
+    ),
+    ({"trainer": TrainerConfig(remat_policy="dots")}, "nothing is recomputed, because parallel.remat is empty"),
     ({"parallel": {"remat": ["mLSTMBlok"]}}, "parallel.remat='mLSTMBlok': no module class of this model. Did you mean"),
     (
         {"parallel": {"fsdp_modules": ["Foo"]}},

@@ -15,7 +15,7 @@ from xlstm_hydra.hydra._register import SCHEMAS
 from xlstm_hydra.hydra._versions import IS_1_3
 
 GROUPS = {
-    "parallel": {"dp", "fsdp", "tp", "fsdp_tp"},
+    "parallel": {"dp", "fsdp", "tp", "fsdp_tp", "pp"},
     "optimizer": {"adamw", "lion", "sgd"},
     "scheduler": {"constant", "cosine", "linear", "exponential"},
     "data": {"stdlib", "text", "synthetic"},
@@ -76,10 +76,16 @@ def test_a_yaml_file_holds_only_values_that_differ_from_the_defaults(file):
         assert same == []
 
 
-@pytest.mark.parametrize("parallel", ["dp", "fsdp", "tp", "fsdp_tp"])
+@pytest.mark.parametrize("parallel", ["dp", "fsdp", "tp", "fsdp_tp", "pp"])
 def test_every_layout_fits_any_number_of_devices_that_its_own_sizes_divide(compose, parallel):
     sizes = load(compose(f"parallel={parallel}")).parallel.axis_sizes(8)
-    expected = {"dp": (8, 1, 1, 1), "fsdp": (1, 8, 1, 1), "tp": (1, 1, 1, 8), "fsdp_tp": (1, 4, 1, 2)}
+    expected = {
+        "dp": (8, 1, 1, 1),
+        "fsdp": (1, 8, 1, 1),
+        "tp": (1, 1, 1, 8),
+        "fsdp_tp": (1, 4, 1, 2),
+        "pp": (4, 1, 2, 1),
+    }
     assert tuple(sizes.values()) == expected[parallel]
 
 
@@ -88,20 +94,21 @@ def test_a_number_for_one_mesh_axis_leaves_the_rest_to_the_data_axis(compose):
     assert run.parallel.axis_sizes(8) == {"dp": 4, "fsdp": 2, "pp": 1, "tp": 1}
 
 
-@pytest.mark.parametrize("parallel", ["fsdp", "fsdp_tp"])
+@pytest.mark.parametrize("parallel", ["fsdp", "fsdp_tp", "pp"])
 @pytest.mark.parametrize(
     ("model", "block"),
     [
         (["tiny"], "mLSTMBlock"),
         (["llama_165m"], "TransformerBlock"),
-        (["custom", "model.model_class=xlstm_hydra.models.Llama", "+model.embedding_dim=256", "+model.num_blocks=1"],
+        (["custom", "model.model_class=xlstm_hydra.models.Llama", "+model.embedding_dim=256", "+model.num_blocks=2"],
          "TransformerBlock"),
     ],
     ids=["mLSTM", "Llama", "custom"],
 )  # fmt: skip
 def test_a_layout_shards_and_recomputes_the_blocks_of_whatever_model_is_chosen(compose, parallel, model, block):
     run = load(compose(f"parallel={parallel}", f"model={model[0]}", *model[1:]))
-    assert (run.parallel.fsdp_modules, run.parallel.remat) == (["Embed", "LMHead", block], [block])
+    assert run.parallel.remat == [block]
+    assert run.parallel.fsdp_modules == ([] if parallel == "pp" else ["Embed", "LMHead", block])
     assert run.to_dict()["model"]["parallel"]["remat"] == [block]
 
 

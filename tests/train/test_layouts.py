@@ -3,12 +3,11 @@
 In float64, where rounding cannot hide a wrong factor on a small gradient; the last test is in float32.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import assert_equal_results, moved, program, single
 from flax import traverse_util
 from tiny import FSDP, LAYOUTS, results, tiny_run
 
@@ -18,49 +17,8 @@ CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2")}
 CASES = [
     pytest.param(family, layout, id=f"{family}-{layout}") for family, layouts in CHOICES.items() for layout in layouts
 ]
-APART = {
-    "v1": {"reset_at_document_boundaries": True},
-    "v0": {"reset_at_document_boundaries": True},
-    "llama": {"mask_across_document_boundaries": True},
-}
 everywhere = pytest.mark.parametrize(("family", "layout"), CASES)
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def program(family, layout=None, **groups):
-    groups = {"model": APART[family]} | groups
-    run = tiny_run(family, parallel=LAYOUTS[layout] if isinstance(layout, str) else layout, **groups)
-    config = run.model.model_config
-    for key in {"dtype", "lm_head_dtype", "gate_dtype"} & set(config.__dataclass_fields__):
-        setattr(config, key, "float64")  # more than a user may ask for
-    return build_program(run, jax.devices()[:1] if layout is None else None)
-
-
-@functools.cache
-def single(family):
-    """Parameters away from their symmetric start, and their loss and gradients on one device."""
-    one = program(family)
-    params = moved(one)
-    return params, results(one, params)
-
-
-def moved(on):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: 0.2 * rng.normal(size=leaf.shape), on.abstract_state.params)
-
-
-def assert_equal_results(got, expected, family="v1"):
-    # The softmax of jax.nn.dot_product_attention is always float32.
-    loss_tolerance, tolerance = (1e-9, 1e-8) if family == "llama" else (1e-12, 1e-10)
-    np.testing.assert_allclose(got[0], expected[0], rtol=loss_tolerance)
-    assert got[1].keys() == expected[1].keys()
-    for path, gradient in got[1].items():
-        np.testing.assert_allclose(gradient, expected[1][path], atol=tolerance, err_msg=path)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @everywhere
@@ -146,6 +104,27 @@ def test_microbatches_hold_the_same_examples_on_every_layout():
 def test_recomputing_changes_no_gradient(remat):
     params, expected = single("v1")
     assert_equal_results(results(program("v1", LAYOUTS["fsdp8"] | {"remat": remat}), params), expected)
+
+
+@pytest.mark.parametrize("policy", ["dots", "dots_with_no_batch_dims"])
+def test_what_recomputation_keeps_changes_no_gradient(policy):
+    params, expected = single("v1")
+    on = program("v1", "tp2_fsdp4", trainer={"remat_policy": policy})
+    assert_equal_results(results(on, params), expected)
+
+
+ASYNC = {
+    "tp4_dp2": {"data_axis_size": 2, "model_axis_size": 4},
+    "tp2_fsdp4": LAYOUTS["tp2_fsdp4"],
+    "pp2_tp2_dp2": {"pipeline_axis_size": 2, "model_axis_size": 2},
+}
+
+
+@pytest.mark.parametrize("layout", ASYNC)
+@pytest.mark.parametrize("family", ["v1", "v0"])
+def test_collective_matmul_gives_the_same_loss_and_gradients(family, layout):
+    params, expected = single(family)
+    assert_equal_results(results(program(family, ASYNC[layout] | {"tp_async_dense": True}), params), expected)
 
 
 def test_gathering_in_bfloat16_is_rounding_the_weights():

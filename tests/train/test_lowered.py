@@ -1,42 +1,11 @@
 """What the layout's fields ask for stands in the lowered program."""
 
-import collections
-import re
-
 import jax
 import pytest
+from stablehlo import collectives, lowered
 from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.train import build_program
-
-COLLECTIVES = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "collective_permute")
-
-
-def lowered(parallel, family="v1", **groups):
-    """StableHLO of loss and gradients. The compiled program would show bfloat16 collectives as float32 on CPU."""
-    on = build_program(tiny_run(family, parallel=parallel, **groups))
-    batch = {
-        name: jax.ShapeDtypeStruct((8, 16), dtype, sharding=on.batch_sharding)
-        for name, dtype in (
-            ("inputs", "int32"),
-            ("targets", "int32"),
-            ("document_borders", "bool"),
-            ("loss_mask", "bool"),
-        )
-    }
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return on, jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, batch, key)
-
-
-def collectives(parallel, **kwargs):
-    """How often each collective stands in the program, by its element type."""
-    on, program = lowered(parallel, **kwargs)
-    found = collections.Counter()
-    for operation in COLLECTIVES:
-        pattern = rf'"stablehlo\.{operation}".*?\) -> tensor<(?:[0-9x]*x)?([a-z0-9]+)>'
-        for dtype in re.findall(pattern, program.as_text(), re.DOTALL):
-            found[operation, dtype] += 1
-    return on, found
 
 
 def sharded(on):
@@ -45,27 +14,42 @@ def sharded(on):
 
 def test_each_sharded_parameter_has_one_gather_and_one_scatter():
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": []})
-    assert found["all_gather", "f32"] == found["reduce_scatter", "f32"] == sharded(on) > 10
+    assert found["all-gather", "f32"] == found["reduce-scatter", "f32"] == sharded(on) > 10
 
 
 @pytest.mark.parametrize("family", ["v1", "llama"])
 def test_recomputation_gathers_again_inside_the_block(family):
     on, found = collectives(LAYOUTS["fsdp8"], family=family)
     in_blocks = sum(p.fsdp_axis is not None and p.parameter.path.startswith("blocks.") for p in on.placements)
-    assert found["all_gather", "f32"] == sharded(on) + in_blocks
-    assert found["reduce_scatter", "f32"] == sharded(on)
+    assert found["all-gather", "f32"] == sharded(on) + in_blocks
+    assert found["reduce-scatter", "f32"] == sharded(on)
+
+
+@pytest.mark.parametrize("policy", ["dots", "dots_with_no_batch_dims"])
+def test_a_policy_keeps_products_and_no_gathered_parameter(policy):
+    on, found = collectives(LAYOUTS["fsdp8"], trainer={"remat_policy": policy})
+    in_blocks = sum(p.fsdp_axis is not None and p.parameter.path.startswith("blocks.") for p in on.placements)
+    assert found["all-gather", "f32"] == sharded(on) + in_blocks
+
+
+def test_the_more_a_policy_keeps_the_fewer_products_are_computed_again():
+    products = {}
+    for policy in ("nothing", "dots_with_no_batch_dims", "dots"):
+        text = lowered(LAYOUTS["fsdp8"], trainer={"remat_policy": policy}, model={"backend": "quadratic"})[1].as_text()
+        products[policy] = text.count("stablehlo.dot_general")
+    assert products["nothing"] > products["dots_with_no_batch_dims"] > products["dots"]
 
 
 def test_the_gather_dtype_is_that_of_the_gathers_alone():
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_gather_dtype": "bfloat16"})
-    assert found["all_gather", "bf16"] == sharded(on) and found["all_gather", "f32"] == 0
-    assert found["reduce_scatter", "f32"] == sharded(on)
+    assert found["all-gather", "bf16"] == sharded(on) and found["all-gather", "f32"] == 0
+    assert found["reduce-scatter", "f32"] == sharded(on)
 
 
 def test_the_scatter_dtype_is_that_of_the_scatters_alone():
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_grad_scatter_dtype": "bfloat16"})
-    assert found["reduce_scatter", "bf16"] == sharded(on) and found["reduce_scatter", "f32"] == 0
-    assert found["all_gather", "f32"] == sharded(on)
+    assert found["reduce-scatter", "bf16"] == sharded(on) and found["reduce-scatter", "f32"] == 0
+    assert found["all-gather", "f32"] == sharded(on)
 
 
 @pytest.mark.parametrize("modules", [["Embed"], ["LMHead"], ["FFNResBlock"], ["mLSTMBlock", "FFNResBlock"]], ids=str)
@@ -73,14 +57,14 @@ def test_only_the_named_modules_are_gathered_and_nested_names_gather_once(module
     on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_modules": modules})
     for placement in on.placements:
         assert (placement.fsdp_axis is not None) <= bool(set(modules) & set(placement.parameter.modules))
-    assert found["all_gather", "f32"] == sharded(on) > 0
+    assert found["all-gather", "f32"] == sharded(on) > 0
 
 
 def test_the_minimum_size_leaves_small_parameters_whole():
     parallel = LAYOUTS["fsdp8"] | {"fsdp_min_weight_size": 1024}
     on, found = collectives(parallel | {"remat": []})
     assert all((p.fsdp_axis is None) == (size(p) < 1024) for p in on.placements)
-    assert found["all_gather", "f32"] == sharded(on)
+    assert found["all-gather", "f32"] == sharded(on)
 
 
 def size(placement):
@@ -95,7 +79,25 @@ def test_one_device_has_no_collective():
     on = build_program(tiny_run(), jax.devices()[:1])
     assert not on.axes.batch and on.axes.tensor is None
     _, found = collectives({"data_axis_size": 8})
-    assert set(operation for operation, _ in found) == {"all_reduce"}
+    assert set(operation for operation, _ in found) == {"all-reduce"}
+
+
+@pytest.mark.parametrize("family", ["v1", "v0"])
+def test_collective_matmul_leaves_no_gather_and_no_scatter_in_the_dense_layers(family):
+    at_once, by_pieces = (
+        collectives({"data_axis_size": 2, "model_axis_size": 4, "tp_async_dense": overlap}, family=family)
+        for overlap in (False, True)
+    )
+    assert at_once[1]["all-gather", "f32"] > 0 and at_once[1]["reduce-scatter", "f32"] > 0
+    assert by_pieces[1]["all-gather", "f32"] == by_pieces[1]["reduce-scatter", "f32"] == 0
+    assert by_pieces[1]["collective-permute", "f32"] % 3 == 0  # to three other devices each
+    assert [p.parameter for p in at_once[0].placements] == [p.parameter for p in by_pieces[0].placements]
+
+
+def test_the_logits_of_the_whole_vocabulary_exist_on_no_device():
+    model = {"vocab_size": 48, "logits_soft_cap": 3.0}  # a number that is no other width here
+    text = lowered({"data_axis_size": 2, "model_axis_size": 4}, model=model)[1].as_text()
+    assert "tensor<4x16x12xf32>" in text and "x16x48x" not in text
 
 
 def test_the_program_does_not_grow_with_the_depth():

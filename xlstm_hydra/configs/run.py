@@ -103,6 +103,8 @@ class RunConfig(ConfigDict):
     ) -> Iterator[Problem]:
         """Every broken rule between the sizes of the mesh axes (None: not known yet) and the other groups."""
         yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
+        if pipeline is not None:
+            yield from self._pipeline_rules(pipeline)
         parallel = self.parallel
         if fsdp == 1 and parallel.fsdp_modules:
             yield from _unused(parallel, "fsdp_axis_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
@@ -121,32 +123,35 @@ class RunConfig(ConfigDict):
             "parallel.fsdp_axis_size": fsdp,
             "trainer.gradient_accumulate_steps": max(self.trainer.gradient_accumulate_steps, 1),
         }
-        parts, microbatches = math.prod(terms.values()), self.trainer.pipeline_microbatches
-        if microbatches is not None and pipeline is not None and pipeline > 1:
-            if microbatches < pipeline:
-                given = {"trainer.pipeline_microbatches": microbatches, "parallel.pipeline_axis_size": pipeline}
-                fix = f"Set trainer.pipeline_microbatches to {pipeline} or more, or leave it away."
-                yield Problem(given, "fewer microbatches than stages leave some stages idle all the time", fix)
-            terms["trainer.pipeline_microbatches"] = microbatches
-        elif microbatches is not None and pipeline == 1:
-            given = {"trainer.pipeline_microbatches": microbatches, "parallel.pipeline_axis_size": 1}
-            fix = "Leave it away, or use trainer.gradient_accumulate_steps."
-            yield Problem(given, "there is no pipeline to send microbatches through", fix)
-        # The rows must divide into microbatches for the stages, and into one share per stage for the head.
-        batch, needed = self.trainer.batch_size, parts * math.lcm(pipeline or 1, max(microbatches or 1, 1))
-        if pipeline == 1 or pipeline is None:
-            needed = parts
+        needed, microbatches = math.prod(terms.values()), max(self.trainer.pipeline_microbatches or 1, 1)
+        if pipeline is not None and pipeline > 1:
+            # The rows must divide into microbatches for the stages, and into one share per stage for the head.
+            terms |= {"parallel.pipeline_axis_size": pipeline, "trainer.pipeline_microbatches": microbatches}
+            needed *= math.lcm(pipeline, microbatches)
+        batch = self.trainer.batch_size
         if batch % needed:
-            if pipeline is not None:
-                terms["parallel.pipeline_axis_size"] = pipeline
             terms = {key: value for key, value in terms.items() if value != 1}
             product = " * ".join(f"{key.rpartition('.')[2]}({value})" for key, value in terms.items())
             if math.prod(terms.values()) != needed:
-                product = f"what {product} need together"
+                product = f"the least common multiple of {product}"
             below = batch // needed * needed
             choices = either([size for size in (below, below + needed) if size > 0])
             rule = f"the batch must divide over {product} = {needed}"
             yield Problem({"trainer.batch_size": batch, **terms}, rule, f"Set trainer.batch_size to {choices}.")
+
+    def _pipeline_rules(self, stages: int) -> Iterator[Problem]:
+        """Settings of the pipeline, where there is one and where there is none."""
+        trainer, where = self.trainer, {"parallel.pipeline_axis_size": stages}
+        microbatches = trainer.pipeline_microbatches
+        settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": trainer.pipeline_remat}
+        idle = {key: value for key, value in settings.items() if value}
+        if stages == 1 and idle:
+            fix = "Set parallel.pipeline_axis_size to 2 or more, or leave this away."
+            yield Problem(idle | where, "there is no pipeline", fix)
+        if microbatches is not None and 0 < microbatches < stages:
+            given = {"trainer.pipeline_microbatches": microbatches, **where}
+            fix = f"Set trainer.pipeline_microbatches to {stages} or more, or leave it away."
+            yield Problem(given, "with fewer microbatches than stages some stages are idle all the time", fix)
 
     def microbatches(self, data: int, fsdp: int, pipeline: int) -> int:
         """Parts that the rows of a device go through a pipeline in, for a batch that divides."""

@@ -31,6 +31,10 @@ class TrainerConfig(ConfigDict):
     leave the stages idle for a smaller share of the time, (stages - 1) / (parts + stages - 1). null: up to 4 per stage,
     as far as the rows divide."""
 
+    pipeline_remat: bool = False
+    """Keep only what enters a pipeline stage for the backward pass, and compute the whole stage again there. Beside
+    `parallel.remat` it is a second recomputation."""
+
     remat_policy: str = "nothing"
     """What the modules that `parallel.remat` names keep for the backward pass instead of recomputing it: nothing (least
     memory), dots (the result of every matrix product) or dots_with_no_batch_dims (of those products only that are not

@@ -13,6 +13,8 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import Axes, Pieces
 
+from ._block import Residual
+from ._context import Context
 from ._layers import ACTIVATIONS, Dense, output_init, small_init
 
 
@@ -42,3 +44,17 @@ class FeedForward(nn.Module):
         out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
         down = Dense(config.embedding_dim, "mlp", self.dtype, out, axes, reduce=True, bias_init=bias, name="proj_down")
         return down(h_BTF)
+
+
+class FFNResBlock(Residual):
+    """x + FeedForward(norm(x))."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        config = self.config
+        dtype, gated = config.ff_dtype or config.dtype, config.ff_type == "ffn_gated"
+        layer = FeedForward(
+            config, config.ff_dim(), dtype, self.axes, config.act_fn, gated, bias=config.bias, name="ffn"
+        )
+        return self.residual(x_BTD, layer, context, "ffn")

@@ -14,10 +14,10 @@ from flax import linen as nn
 from xlstm_hydra.configs import mLSTMv1Config
 from xlstm_hydra.parallel import Axes, Pieces
 
-from ._block import Residual, mLSTMBlock, post_process_gates, split_heads
+from ._block import mLSTMBlock, post_process_gates, split_heads
 from ._cell import CELLS
 from ._context import Context
-from ._feed_forward import FeedForward
+from ._feed_forward import FFNResBlock
 from ._layers import Dense, HeadNorm, bias_range_init, output_init, small_init
 from ._lm import LanguageModel
 
@@ -66,20 +66,6 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
             config.embedding_dim, "heads", config.dtype, out, axes, reduce=True, bias_init=bias, name="proj_down"
         )
         return down(h_BTHV.reshape(*h_BTHV.shape[:2], -1))
-
-
-class FFNResBlock(Residual):
-    """x + FeedForward(norm(x))."""
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
-        config = self.config
-        dtype, gated = config.ff_dtype or config.dtype, config.ff_type == "ffn_gated"
-        layer = FeedForward(
-            config, config.ff_dim(), dtype, self.axes, config.act_fn, gated, bias=config.bias, name="ffn"
-        )
-        return self.residual(x_BTD, layer, context, "ffn")
 
 
 class mLSTMv1(LanguageModel):  # noqa: N801

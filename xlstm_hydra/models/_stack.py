@@ -62,7 +62,11 @@ def run_stack(family: Any, config: Any, axes: Axes, x_BTD: jax.Array, context: C
 
     def over_ticks(step: Any, carry: Any, ticks: jax.Array) -> Any:
         def body(block: nn.Module, carry: Any, tick: jax.Array) -> Any:
-            return step(lambda x, rows: scanned(block, x, replace(context, **rows)), carry, tick)
+            def stage(block: nn.Module, x: jax.Array, rows: Any) -> jax.Array:
+                return scanned(block, x, replace(context, **rows))
+
+            run = nn.remat(stage, prevent_cse=False) if axes.stage_remat else stage
+            return step(lambda x, rows: run(block, x, rows), carry, tick)
 
         return nn.scan(body, variable_broadcast="params", split_rngs={"params": False})(block, carry, ticks)
 

@@ -8,12 +8,15 @@ from ._collective_matmul import Pieces as Pieces
 from ._collective_matmul import column_matmul as column_matmul
 from ._collective_matmul import gather_stream as gather_stream
 from ._collective_matmul import row_matmul as row_matmul
+from ._collectives import Collective as Collective
+from ._collectives import list_collectives as list_collectives
 from ._fsdp import gather_parameter as gather_parameter
 from ._mesh import batch_axes as batch_axes
 from ._mesh import batch_spec as batch_spec
 from ._mesh import build_mesh as build_mesh
 from ._mesh import describe_mesh as describe_mesh
 from ._mesh import mesh_axes as mesh_axes
+from ._pipeline import bubble_fraction as bubble_fraction
 from ._pipeline import run_pipeline as run_pipeline
 from ._placement import ARRAY_AXES as ARRAY_AXES
 from ._placement import LAYERS as LAYERS

@@ -38,6 +38,9 @@ class Axes:
     microbatches: int = 1
     """Parts that a batch goes through the pipeline in."""
 
+    stage_remat: bool = False
+    """Whether a stage keeps only what enters it for the backward pass."""
+
     @property
     def summed(self) -> tuple[str, ...]:
         """Names of the mesh axes whose devices each compute a part of the loss."""

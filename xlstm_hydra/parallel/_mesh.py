@@ -28,13 +28,14 @@ def build_mesh(parallel: ParallelConfig, devices: Sequence[Any] | None = None) -
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
 
 
-def mesh_axes(parallel: ParallelConfig, mesh: Mesh, microbatches: int = 1) -> Axes:
+def mesh_axes(parallel: ParallelConfig, mesh: Mesh, *, microbatches: int = 1, stage_remat: bool = False) -> Axes:
     """The axes that code inside `shard_map` over this mesh works with.
 
     Args:
         parallel: the layout.
         mesh: its mesh.
         microbatches: parts that a batch goes through the pipeline in.
+        stage_remat: whether a stage keeps only what enters it for the backward pass.
     """
     tensor, pipeline = parallel.model_axis_name, parallel.pipeline_axis_name
     size, stages = mesh.shape[tensor], mesh.shape[pipeline]
@@ -46,6 +47,7 @@ def mesh_axes(parallel: ParallelConfig, mesh: Mesh, microbatches: int = 1) -> Ax
         pipeline=pipeline if stages > 1 else None,
         stages=stages,
         microbatches=microbatches,
+        stage_remat=stage_remat,
     )
 
 

@@ -28,7 +28,7 @@ from xlstm_hydra.metadata import (
     refuse_to_overwrite,
     write_metadata,
 )
-from xlstm_hydra.parallel import describe_mesh, report, summary
+from xlstm_hydra.parallel import bubble_fraction, describe_mesh, report, summary
 
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
@@ -225,6 +225,9 @@ def _announce(program: Program, data: str) -> None:
     """Tell the layout and what there is to beat, and warn of what will probably not be wanted."""
     parallel, shape = program.run.parallel, program.mesh.shape
     log.info("mesh: %s", describe_mesh(program.mesh))
+    if (axes := program.axes).pipeline is not None:
+        idle = bubble_fraction(axes.stages, axes.microbatches)
+        log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
     log.info("%s", summary(program.placements))
     log.info("%s", data)
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)

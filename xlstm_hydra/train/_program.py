@@ -206,7 +206,8 @@ def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Progr
     mesh = build_mesh(run.parallel, devices)
     placements = tuple(place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model))
     data, fsdp, pipeline, _ = mesh.devices.shape
-    axes = mesh_axes(run.parallel, mesh, run.microbatches(data, fsdp, pipeline))
+    microbatches = run.microbatches(data, fsdp, pipeline)
+    axes = mesh_axes(run.parallel, mesh, microbatches=microbatches, stage_remat=run.trainer.pipeline_remat)
     _refuse_idle_axes(run, axes, placements)
     return Program(run, run.model, mesh, axes, placements)
 

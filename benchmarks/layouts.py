@@ -1,0 +1,207 @@
+"""What layouts cost and that they compute the same: the tables of docs/layouts.md, written anew.
+
+    python benchmarks/layouts.py [equality] [collectives] [memory]
+
+Eight simulated CPU devices. Without names, all tables are written.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+import argparse
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hydra import compose, initialize
+
+from xlstm_hydra.hydra import load, resolve_classes
+from xlstm_hydra.parallel import Collective, list_collectives
+from xlstm_hydra.train import Program, build_program
+
+PAGE = Path(__file__).parents[1] / "docs" / "layouts.md"
+MIB = 2**20
+
+LAYOUTS = {
+    "dp=8": "parallel=dp",
+    "fsdp=8": "parallel=fsdp",
+    "tp=8": "parallel=tp",
+    "fsdp=4 tp=2": "parallel=fsdp_tp",
+    "dp=2 fsdp=2 tp=2": "parallel=fsdp_tp parallel.data_axis_size=2",
+    "tp=8, collective matmul": "parallel=tp parallel.tp_async_dense=true",
+    "fsdp=4 tp=2, collective matmul": "parallel=fsdp_tp parallel.tp_async_dense=true",
+    "dp=4 pp=2": "parallel=pp",
+    "dp=2 pp=4": "parallel=pp parallel.pipeline_axis_size=4",
+    "fsdp=4 pp=2": "parallel=fsdp parallel.pipeline_axis_size=2",
+    "dp=2 pp=2 tp=2": "parallel=pp parallel.model_axis_size=2",
+    "fsdp=2 pp=2 tp=2, collective matmul": "parallel=fsdp_tp parallel.pipeline_axis_size=2 "
+    "parallel.tp_async_dense=true",
+}
+"""Layouts of eight devices, as overrides."""
+
+FAMILIES = {
+    "mLSTM v1": "model.chunk_size=16",
+    "mLSTM": "model=mlstm_165m model.context_length=32 model.vocab_size=256 model.embedding_dim=64 model.num_heads=8 "
+    "model.chunk_size=16",
+    "Llama": "model=llama_165m model.context_length=32 model.vocab_size=256 model.embedding_dim=64 model.head_dim=8",
+}
+"""Small models, as overrides."""
+
+SMALL = "model.num_blocks=4 parallel.fsdp_min_weight_size=0 trainer.batch_size=8"
+
+
+def main() -> None:
+    """Write the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("tables", nargs="*", choices=[[], *TABLES], default=list(TABLES))
+    for name in parser.parse_args().tables or TABLES:
+        write(name, TABLES[name]())
+
+
+def write(name: str, rows: Iterable[list[str]]) -> None:
+    """Put a table between its two marks in the page, and on the terminal."""
+    header, *body = rows
+    lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
+    begin, end = f"<!-- {name}: written by benchmarks/layouts.py -->\n", f"<!-- end of {name} -->"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    PAGE.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2], encoding="utf-8")
+    print("\n".join(lines))
+
+
+def program(overrides: str, devices: int = 8, dtype: str | None = None) -> Program:
+    """The program of a command line."""
+    with initialize(version_base="1.3", config_path=None):
+        run = load(compose("config", overrides=[f"trainer.simulated_devices={devices}", *overrides.split()]))
+    run = dataclasses.replace(run, model=resolve_classes(run.model))
+    config: Any = run.model.model_config
+    for key in ("dtype", "lm_head_dtype", "gate_dtype"):
+        if dtype is not None and hasattr(config, key):
+            setattr(config, key, dtype)
+    return build_program(run, jax.devices()[:devices])
+
+
+def equality() -> Iterable[list[str]]:
+    """Loss and gradients of each layout in float64, against one device."""
+    yield ["model", "layout", "loss", "largest difference of the loss", "of a gradient"]
+    with jax.enable_x64(True):
+        for family, changes in FAMILIES.items():
+            changes = f"{changes} {SMALL}"
+            one = program(changes, devices=1, dtype="float64")
+            params = some_params(one)
+            loss, gradients = results(one, params)
+            for name, layout in LAYOUTS.items():
+                got, found = results(program(f"{changes} {layout}", dtype="float64"), params)
+                differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), found, gradients)
+                worst = max(jax.tree.leaves(differences))
+                yield [family, name, f"{float(got):.6f}", f"{abs(float(got - loss)):.1e}", f"{worst:.1e}"]
+
+
+def some_params(on: Program) -> Any:
+    """Parameters away from their symmetric start."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape), on.abstract_state.params)
+
+
+def results(on: Program, params: Any) -> Any:
+    """Loss and gradients of a fixed batch with uneven padding."""
+    rng, config = np.random.default_rng(0), on.model.model_config
+    assert config is not None
+    tokens = rng.integers(0, config.get("vocab_size"), (8, config.get("context_length") + 1))
+    batch = {
+        "inputs": jnp.asarray(tokens[:, :-1], jnp.int32),
+        "targets": jnp.asarray(tokens[:, 1:], jnp.int32),
+        "document_borders": jnp.asarray(rng.random(tokens[:, 1:].shape) < 0.1),
+        "loss_mask": jnp.arange(tokens.shape[1] - 1) < rng.integers(1, tokens.shape[1], (8, 1)),
+    }
+    placed = jax.device_put(params, on.state_shardings.params), jax.device_put(batch, on.batch_sharding)
+    return jax.device_get(jax.jit(on.loss_and_gradients)(*placed, jax.random.key(0)))
+
+
+def lowered(on: Program) -> Any:
+    """Loss and gradients of a program, lowered for its shapes."""
+    config = on.model.model_config
+    assert config is not None
+    shape = (on.run.trainer.batch_size, config.get("context_length"))
+    types = {"inputs": "int32", "targets": "int32", "document_borders": "bool", "loss_mask": "bool"}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=on.batch_sharding) for name, dtype in types.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, batch, key)
+
+
+def collective_table() -> Iterable[list[str]]:
+    """What a step of a published size sends, from its StableHLO."""
+    yield ["layout", "operation", "type", "devices", "inside loops", "in the text", "per step", "MiB per step"]
+    model = "model=mlstm_v1_165m model.context_length=1024 trainer.batch_size=16"
+    bf16 = "parallel.fsdp_gather_dtype=bfloat16 parallel.fsdp_grad_scatter_dtype=bfloat16"
+    layouts = {
+        "dp=8": "parallel=dp",
+        "fsdp=8": "parallel=fsdp",
+        "fsdp=8, bfloat16": f"parallel=fsdp {bf16}",
+        "dp=2 tp=4": "parallel=tp parallel.model_axis_size=4 parallel.data_axis_size=2",
+        "dp=2 tp=4, collective matmul": "parallel=tp parallel.model_axis_size=4 parallel.data_axis_size=2 "
+        "parallel.tp_async_dense=true",
+        "dp=2 pp=4": "parallel=pp parallel.pipeline_axis_size=4",
+    }
+    for name, layout in layouts.items():
+        found = list_collectives(lowered(program(f"{model} {layout}")))
+
+        def kind(item: Collective) -> tuple[Any, ...]:
+            return item.operation, item.dtype, item.devices, item.loops > 0
+
+        for key, group in itertools.groupby(sorted(found, key=kind), key=kind):
+            items = list(group)
+            size = sum(item.bytes * item.executions for item in items) / MIB
+            operation, dtype, devices, inside = key
+            times = sum(item.executions for item in items)
+            row = [name, operation, dtype, str(devices), "yes" if inside else "no", str(len(items)), str(times)]
+            yield [*row, f"{size:.3f}"]
+
+
+def memory() -> Iterable[list[str]]:
+    """Temporary memory of a step by depth, from XLA's analysis."""
+    depths = (4, 8, 16)
+    yield ["layout", *(f"{depth} blocks" for depth in depths), "MiB per block"]
+    model = (
+        "model.embedding_dim=256 model.vocab_size=512 model.num_heads=4 data=synthetic trainer.batch_size=32 "
+        "parallel.fsdp_min_weight_size=0"
+    )
+    sixteen, fsdp, pp = "trainer.pipeline_microbatches=16", "parallel=fsdp", "parallel=pp parallel.pipeline_axis_size=4"
+    cases = {
+        "fsdp=8, nothing recomputed": f"{fsdp} parallel.remat=[]",
+        "fsdp=8, remat mLSTMBlock": fsdp,
+        "fsdp=8, remat xLSTMResBlock and FFNResBlock": f"{fsdp} parallel.remat=[xLSTMResBlock,FFNResBlock]",
+        "fsdp=8, policy dots_with_no_batch_dims": f"{fsdp} trainer.remat_policy=dots_with_no_batch_dims",
+        "fsdp=8, policy dots": f"{fsdp} trainer.remat_policy=dots",
+        "dp=2 pp=4, 4 microbatches": f"{pp} trainer.pipeline_microbatches=4",
+        "dp=2 pp=4, 16 microbatches": f"{pp} {sixteen}",
+        "dp=2 pp=4, 16 microbatches, pipeline_remat": f"{pp} {sixteen} trainer.pipeline_remat=true",
+        "dp=2 pp=4, 4 parts of 4 microbatches": f"{pp} trainer.gradient_accumulate_steps=4",
+    }
+    for name, layout in cases.items():
+        sizes = [temporary(f"{model} {layout} model.num_blocks={depth}") for depth in depths]
+        growth = (sizes[-1] - sizes[0]) / (depths[-1] - depths[0])
+        yield [name, *(f"{size:.1f} MiB" for size in sizes), f"{growth:.2f}"]
+
+
+def temporary(overrides: str) -> float:
+    """MiB of temporaries on each device."""
+    return lowered(program(overrides)).compile().memory_analysis().temp_size_in_bytes / MIB
+
+
+TABLES: dict[str, Callable[[], Iterable[list[str]]]] = {
+    "equality": equality,
+    "collectives": collective_table,
+    "memory": memory,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The lowered program of loss and gradients, and what stands in it."""
+
+import collections
+
+import jax
+from tiny import tiny_run
+
+from xlstm_hydra.parallel import list_collectives
+from xlstm_hydra.train import build_program
+
+
+def lowered(parallel, family="v1", rows=8, **groups):
+    """StableHLO of loss and gradients. The compiled program would show bfloat16 collectives as float32 on CPU."""
+    on = build_program(tiny_run(family, parallel=parallel, **groups))
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, 16), dtype, sharding=on.batch_sharding)
+        for name, dtype in (
+            ("inputs", "int32"),
+            ("targets", "int32"),
+            ("document_borders", "bool"),
+            ("loss_mask", "bool"),
+        )
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return on, jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, batch, key)
+
+
+def collectives(parallel, **kwargs):
+    """How often each collective stands in the program, by its element type."""
+    on, program = lowered(parallel, **kwargs)
+    return on, collections.Counter((found.operation, found.dtype) for found in list_collectives(program))
