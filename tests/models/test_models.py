@@ -45,6 +45,7 @@ def test_the_config_lists_exactly_the_module_classes_of_the_model(family):
     model = FAMILIES[family]()
     owners = {name for parameter in list_parameters(model) for name in parameter.modules}
     assert set(model.model_config.module_classes()) == owners
+    assert owners.issuperset(model.model_config.block_classes())
 
 
 @families

@@ -33,7 +33,7 @@ def positions_BT(context: Context, T: int) -> jax.Array:
 
 def rotate(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
     """Turn channels 2i and 2i + 1 by position * theta^(-2i / K), so that the product of a query and a key depends on
-    the distance between them. Angles are float32 at least: a late position has no digits to lose."""
+    the distance between them. Angles are float32 at least; in bfloat16, late positions would run together."""
     K, acc = x_BTHK.shape[-1], jnp.promote_types(x_BTHK.dtype, jnp.float32)
     frequency = theta ** (-jnp.arange(0, K, 2, dtype=acc) / K)
     angle = position_BT[..., None, None].astype(acc) * frequency[None, None, None]
