@@ -67,7 +67,7 @@ class LlamaConfig(LanguageModelConfig):
         """Width of the feed-forward layer. 0 where there is no such width."""
         width = 8 * self.embedding_dim // 3 * self.ffn_dim_multiplier
         multiple = max(self.ffn_multiple_of, 1)
-        return math.ceil(int(width) / multiple) * multiple if 0 < width < math.inf else 0
+        return -(-int(width) // multiple) * multiple if 0 < width < math.inf else 0
 
     def dropout_probability(self) -> float:
         """`dropout_rate`."""
