@@ -49,12 +49,14 @@ LAYOUTS = {
 """Layouts of eight devices, as overrides."""
 
 FAMILIES = {
-    "mLSTM v1": "",
-    "mLSTM": "model=mlstm_165m model.context_length=32 model.vocab_size=256 model.embedding_dim=64 model.num_heads=8",
+    "mLSTM v1": "model.chunk_size=16",
+    "mLSTM": "model=mlstm_165m model.context_length=32 model.vocab_size=256 model.embedding_dim=64 model.num_heads=8 "
+    "model.chunk_size=16",
+    "Llama": "model=llama_165m model.context_length=32 model.vocab_size=256 model.embedding_dim=64 model.head_dim=8",
 }
 """Small models, as overrides."""
 
-SMALL = "model.num_blocks=4 model.chunk_size=16 parallel.fsdp_min_weight_size=0 trainer.batch_size=8"
+SMALL = "model.num_blocks=4 parallel.fsdp_min_weight_size=0 trainer.batch_size=8"
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import pathlib
 
 import numpy as np
 
-from xlstm_hydra.configs import ModelConfig, mLSTMConfig, mLSTMv1Config
-from xlstm_hydra.models import mLSTM, mLSTMv1
+from xlstm_hydra.configs import LlamaConfig, ModelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.models import Llama, mLSTM, mLSTMv1
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CHECKPOINTS = pathlib.Path(os.environ.get("XLSTM_REFERENCE", ROOT.parent / "shared" / "reference")) / "checkpoints"
@@ -39,6 +39,10 @@ _TOP = (
 def load_model(case: str, **changes) -> ModelConfig:
     """The model config of a reference checkpoint, in our flat names."""
     saved = json.loads((CHECKPOINTS / case / "config.json").read_text())["model_config"]
+    if "mlstm_block" not in saved:
+        context = json.loads((CHECKPOINTS / case / "run.json").read_text())["context"]
+        fields = {key: value for key, value in saved.items() if key not in ("__class__", "parallel")}
+        return ModelConfig(Llama, model_config=LlamaConfig(**fields | {"context_length": context} | changes))
     layer = saved["mlstm_block"]["mlstm"]
     cell, feed_forward = layer["mlstm_cell"], saved["mlstm_block"]["feedforward"]
     fields = {key: saved[key] for key in _TOP}
@@ -63,9 +67,22 @@ def load_model(case: str, **changes) -> ModelConfig:
 def load_params(case: str, model: ModelConfig, file: str = "params.npz") -> dict:
     """The arrays of a reference checkpoint (parameters or gradients) as our parameter tree. Tensor-parallel size 1."""
     tree: dict = {}
+    put = _put_llama if isinstance(model.model_config, LlamaConfig) else _put
     for path, array in sorted(np.load(CHECKPOINTS / case / file).items()):
-        _put(tree, path.split("."), array, model.model_config)
+        put(tree, path.split("."), array, model.model_config)
     return tree
+
+
+def _put_llama(tree: dict, path: list[str], array: np.ndarray, config) -> None:
+    """Llama's parameters, scanned: heads and their width are two array axes there, and one here."""
+    names = {"block": "blocks", "pre_norm": f"{path[-3]}_norm"}
+    keep = [names.get(name, name) for name in path if name not in ("sharded", "block_stack")]
+    layers = array.shape[:1] if "block" in path else ()
+    if path[-2] == "dense_out":
+        array = array.reshape(*layers, -1, config.embedding_dim)
+    elif path[-2].startswith("dense_"):
+        array = array.reshape(*layers, config.embedding_dim, -1)
+    _set(tree, keep, array.squeeze(0) if "sharded" in path else array)
 
 
 def _put(tree: dict, path: list[str], array: np.ndarray, config) -> None:

@@ -1,5 +1,6 @@
 """Small runs that compile in seconds and still have every kind of parameter."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from flax import traverse_util
 
 from xlstm_hydra.configs import (
     CheckpointConfig,
+    LlamaConfig,
     LoggerConfig,
     ModelConfig,
     ParallelConfig,
@@ -18,26 +20,26 @@ from xlstm_hydra.configs import (
     mLSTMConfig,
     mLSTMv1Config,
 )
-from xlstm_hydra.models import mLSTM, mLSTMv1
+from xlstm_hydra.models import Llama, mLSTM, mLSTMv1
 
 SHARED = {
     "vocab_size": 32,
     "embedding_dim": 32,
     "num_blocks": 2,
-    "num_heads": 4,
     "context_length": 16,
     "dtype": "float32",
 }
 
 
-def chunks(changes):
-    """Two chunks per example, where there are chunks."""
-    return {"chunk_size": 8} if changes.get("backend", "chunkwise") == "chunkwise" else {}
+def cells(changes):
+    """Four heads and two chunks per example, where there are chunks."""
+    return {"num_heads": 4} | ({"chunk_size": 8} if changes.get("backend", "chunkwise") == "chunkwise" else {})
 
 
 FAMILIES: dict[str, Any] = {
-    "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | chunks(changes) | changes)),
-    "v0": lambda **changes: ModelConfig(mLSTM, model_config=mLSTMConfig(**SHARED | chunks(changes) | changes)),
+    "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | cells(changes) | changes)),
+    "v0": lambda **changes: ModelConfig(mLSTM, model_config=mLSTMConfig(**SHARED | cells(changes) | changes)),
+    "llama": lambda **changes: ModelConfig(Llama, model_config=LlamaConfig(**SHARED | {"head_dim": 8} | changes)),
 }
 FSDP = {"fsdp_modules": ["Embed", "LMHead", "mLSTMBlock"], "fsdp_min_weight_size": 0, "remat": ["mLSTMBlock"]}
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -53,7 +55,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: Any = None, **groups: Any) -> RunConfig:
     """A run of a tiny model. `groups` are changes to the trainer, or whole configs of other groups."""
     model_config = FAMILIES[family](**(model or {}))
-    model_config.parallel = ParallelConfig(**(parallel or {}))
+    model_config.parallel = with_blocks_of(model_config, ParallelConfig(**(parallel or {})))
     trainer = TrainerConfig(**{"batch_size": 8, "max_steps": 6, "eval_batches": 0} | groups.pop("trainer", {}))
     defaults: dict[str, Any] = {
         "data": SyntheticDataConfig(num_examples=64, motif_length=4),
@@ -61,6 +63,16 @@ def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: 
         "checkpoint": CheckpointConfig(save_every_n_steps=0, save_last=False),
     }
     return RunConfig(model=model_config, trainer=trainer, **defaults | groups)
+
+
+def with_blocks_of(model: ModelConfig, parallel: ParallelConfig) -> ParallelConfig:
+    """The layout with the names of this model's blocks where it has those of mLSTM."""
+    blocks = model.model_config.block_classes()
+
+    def own(names):
+        return [other for name in names for other in (blocks if name == "mLSTMBlock" else [name])]
+
+    return replace(parallel, remat=own(parallel.remat), fsdp_modules=own(parallel.fsdp_modules))
 
 
 def batch(rows=8, seed=0):

@@ -10,6 +10,7 @@ from xlstm_hydra.configs import (
     CosineConfig,
     ExponentialConfig,
     LionConfig,
+    LlamaConfig,
     LoggerConfig,
     ModelConfig,
     ParallelConfig,
@@ -25,15 +26,19 @@ from xlstm_hydra.configs import (
     mLSTMv1Config,
 )
 
-SIZES = {"embedding_dim": 128, "num_blocks": 2, "num_heads": 4, "context_length": 64, "vocab_size": 256}
+SIZES = {"embedding_dim": 128, "num_blocks": 2, "context_length": 64, "vocab_size": 256}
 
 
 def mlstm(**changes):
-    return mLSTMConfig(**{**SIZES, **changes})
+    return mLSTMConfig(**{**SIZES, "num_heads": 4, **changes})
 
 
 def mlstm_v1(**changes):
-    return mLSTMv1Config(**{**SIZES, **changes})
+    return mLSTMv1Config(**{**SIZES, "num_heads": 4, **changes})
+
+
+def llama(**changes):
+    return LlamaConfig(**{**SIZES, "head_dim": 32, **changes})
 
 
 def run(*, parallel=None, model=None, config=mlstm, **groups):
@@ -134,6 +139,19 @@ RANGES = [
     (mlstm_v1, {"act_fn": "silu"}, "Choose gelu, relu, relu^2, sigmoid, swish or selu"),
     (mlstm_v1, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
     (mlstm_v1, {"cell_norm_type_v1": "rms"}, "Choose layernorm or rmsnorm"),
+    (llama, {"head_dim": 0}, "must be 1 or more"),
+    (llama, {"head_dim": 1}, "positions turn pairs of channels: must be even. Choose 2, 4, 8, 16, 32, 64 or 128."),
+    (llama, {"theta": 0.0}, "must be greater than 0"),
+    (llama, {"theta": float("inf")}, "must be greater than 0 and finite"),
+    (llama, {"ffn_multiple_of": 0}, "must be 1 or more"),
+    (llama, {"ffn_dim_multiplier": 0.0}, "must be greater than 0"),
+    (llama, {"ffn_dim_multiplier": float("nan")}, "must be greater than 0"),
+    (llama, {"ffn_dim_multiplier": 1e-9}, "the feed-forward width must be at least 1. Set ffn_dim_multiplier higher."),
+    (llama, {"attention_backend": "cuddn"}, "Choose xla, cudnn or null (did you mean cudnn?)."),
+    (llama, {"attention_backend": "pallas_triton"}, "Choose xla, cudnn or null"),
+    (llama, {"dropout_rate": 1.0}, "must be less than 1"),
+    (llama, {"dropout_rate": -0.1}, "must be 0 or more"),
+    (llama, {"lm_head_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
 ]
 
 
@@ -181,6 +199,24 @@ RELATIONS = [
     (mlstm, {"v_dim_factor": 0.875, "qkv_proj_blocksize": 4}, "the width 224 must be a multiple of the 64 blocks"),
     (mlstm, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the up-projected width must be at least 1"),
     (mlstm_v1, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
+    (
+        llama,
+        {"head_dim": 48},
+        "embedding_dim=128, head_dim=48: head_dim must divide embedding_dim. Set head_dim to 2, 4, 8, 16, 32, 64",
+    ),
+    (llama, {"embedding_dim": 3, "head_dim": 3}, "must be even. Set embedding_dim to an even number."),
+    (llama, {"add_embedding_dropout": True}, "dropout of the embedding needs a probability. Set dropout_rate above 0."),
+    (
+        llama,
+        {"attention_backend": "cudnn", "dtype": "float32"},
+        "attention_backend='cudnn', dtype='float32': cuDNN computes attention in 16 bits only. Set dtype to",
+    ),
+    (llama, {"attention_backend": "cudnn", "head_dim": 4}, "cuDNN computes heads whose width is a multiple of 8"),
+    (
+        llama,
+        {"attention_backend": "cudnn", "mask_across_document_boundaries": True, "context_length": 65},
+        "context_length=65: cuDNN masks documents in examples of an even length only. Set context_length to 66.",
+    ),
 ]
 
 
@@ -250,6 +286,25 @@ BETWEEN = [
     (
         {"parallel": {"model_axis_size": 4}, "config": mlstm_v1, "model": {"round_proj_up_to_multiple_of": 1}},
         "parallel.model_axis_size must divide the feed-forward width 342",
+    ),
+    (
+        {"parallel": {"model_axis_size": 8}, "config": llama},
+        "model.head_dim=32, parallel.model_axis_size=8: parallel.model_axis_size must divide the heads, 4. "
+        "Set it to 1, 2 or 4.",
+    ),
+    (
+        {"parallel": {"model_axis_size": 4}, "config": llama, "model": {"ffn_multiple_of": 1}},
+        "model.ffn_multiple_of=1, parallel.model_axis_size=4: parallel.model_axis_size must divide the feed-forward "
+        "width, 341.",
+    ),
+    ({"parallel": {"remat": ["mLSTMBlock"]}, "config": llama}, "Did you mean 'AttnBlock'? Known: Embed"),
+    (
+        {
+            "config": llama,
+            "model": {"attention_backend": "cudnn"},
+            "trainer": TrainerConfig(simulated_devices=1),
+        },
+        "model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs; the devices are cpu. Set model.attention_",
     ),
     (
         {"parallel": {"fsdp_axis_size": 3}},

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, mLSTMConfig, mLSTMv1Config
 from xlstm_hydra.hydra import conf_dir, load
 from xlstm_hydra.hydra._register import SCHEMAS
 from xlstm_hydra.hydra._versions import IS_1_3
@@ -94,6 +94,36 @@ def test_a_number_for_one_mesh_axis_leaves_the_rest_to_the_data_axis(compose):
     assert run.parallel.axis_sizes(8) == {"dp": 4, "fsdp": 2, "pp": 1, "tp": 1}
 
 
+@pytest.mark.parametrize("parallel", ["fsdp", "fsdp_tp", "pp"])
+@pytest.mark.parametrize(
+    ("model", "block"),
+    [
+        (["tiny"], "mLSTMBlock"),
+        (["llama_165m"], "TransformerBlock"),
+        (["custom", "model.model_class=xlstm_hydra.models.Llama", "+model.embedding_dim=256", "+model.num_blocks=2"],
+         "TransformerBlock"),
+    ],
+    ids=["mLSTM", "Llama", "custom"],
+)  # fmt: skip
+def test_a_layout_shards_and_recomputes_the_blocks_of_whatever_model_is_chosen(compose, parallel, model, block):
+    run = load(compose(f"parallel={parallel}", f"model={model[0]}", *model[1:]))
+    assert run.parallel.remat == [block]
+    assert run.parallel.fsdp_modules == ([] if parallel == "pp" else ["Embed", "LMHead", block])
+    assert run.to_dict()["model"]["parallel"]["remat"] == [block]
+
+
+def test_module_names_on_the_command_line_win_over_the_blocks_of_the_model(compose):
+    run = load(compose("parallel=fsdp", "model=llama_165m", "parallel.remat=[AttnBlock,FFNBlock]"))
+    assert (run.parallel.remat, run.parallel.fsdp_modules[-1]) == (["AttnBlock", "FFNBlock"], "TransformerBlock")
+
+
+def test_a_mistake_in_the_model_is_told_once_and_not_of_the_layout(compose):
+    with pytest.raises(ConfigError) as caught:
+        load(compose("parallel=fsdp", "model=llama_165m", "model.model_class=xlstm_hydra.models.Lama",
+                     "model.config_class=null"))  # fmt: skip
+    assert [problem.keys for problem in caught.value.problems] == [("model.model_class",)]
+
+
 def test_an_experiment_is_chosen_without_a_plus_and_sets_several_groups(compose):
     run = load(compose("experiment=copying"))
     assert (run.data.name, run.model.model_config.context_length) == ("synthetic", 64)
@@ -110,7 +140,11 @@ def test_a_plain_dictionary_loads_like_a_composed_config(compose):
 
 @pytest.mark.parametrize(
     ("model", "config_class", "class_name"),
-    [("tiny", mLSTMv1Config, "mLSTMv1"), ("mlstm_120m", mLSTMConfig, "mLSTM")],
+    [
+        ("tiny", mLSTMv1Config, "mLSTMv1"),
+        ("mlstm_120m", mLSTMConfig, "mLSTM"),
+        ("llama_165m", LlamaConfig, "Llama"),
+    ],
 )
 def test_instantiate_gives_the_model_class_its_typed_config_and_the_composed_layout(
     compose, model, config_class, class_name

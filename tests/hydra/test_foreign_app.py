@@ -60,6 +60,12 @@ def test_another_app_composes_and_loads_our_groups(compose_in):
     assert cfg.model.num_blocks == 3 and cfg.parallel.data_axis_size == -1
 
 
+def test_another_app_that_has_layouts_only_gets_those_of_our_mlstm_models(compose_in):
+    cfg = compose_in("defaults: [parallel: fsdp, _self_]\nmodel: {theirs: 1}")
+    assert list(cfg.parallel.fsdp_modules) == ["Embed", "LMHead", "mLSTMBlock"]
+    assert list(compose_in("defaults: [parallel@mesh: fsdp]").mesh.remat) == ["mLSTMBlock"]
+
+
 def test_another_app_can_put_our_groups_under_keys_of_its_own(compose_in):
     cfg = compose_in("defaults: [parallel@mesh: tp, optimizer@student.optimizer: lion]")
     assert (cfg.mesh.model_axis_size, cfg.student.optimizer.name) == (-1, "lion")

@@ -12,7 +12,7 @@ from flax import traverse_util
 from hydra import compose, initialize
 from tiny import FAMILIES
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, ParallelConfig, mLSTMConfig, mLSTMv1Config
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
 
@@ -25,6 +25,9 @@ PUBLISHED = {
     "mlstm_v1_1_3b": 1_420_839_104,
     "mlstm_v1_2_7b": 2_780_449_600,
     "mlstm_v1_7b": 6_865_424_896,
+    "llama_165m": 162_220_800,
+    "llama_1_3b": 1_420_396_544,
+    "llama_7b": 6_863_196_160,
 }
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -42,6 +45,7 @@ def test_the_config_lists_exactly_the_module_classes_of_the_model(family):
     model = FAMILIES[family]()
     owners = {name for parameter in list_parameters(model) for name in parameter.modules}
     assert set(model.model_config.module_classes()) == owners
+    assert owners.issuperset(model.model_config.block_classes())
 
 
 @families
@@ -69,7 +73,7 @@ def compiled(path, text, train):
 
 
 def type_of(path):
-    return {"xlstm_hydra.models.mLSTM": mLSTMConfig, "xlstm_hydra.models.mLSTMv1": mLSTMv1Config}[path]
+    return {"mLSTM": mLSTMConfig, "mLSTMv1": mLSTMv1Config, "Llama": LlamaConfig}[path.rpartition(".")[2]]
 
 
 def outputs(model, tokens, borders=None, key=None, params=None):
@@ -78,12 +82,18 @@ def outputs(model, tokens, borders=None, key=None, params=None):
     return forward(params_of(model) if params is None else params, tokens, borders, key=key)
 
 
-@families
-@pytest.mark.parametrize("backend", ["chunkwise", "quadratic", "recurrent"])
-def test_no_logit_depends_on_a_later_token(family, backend):
+FORMS = [
+    *((family, {"backend": form}) for family in ("v1", "v0") for form in ("chunkwise", "quadratic", "recurrent")),
+    ("llama", {"attention_backend": "xla"}),
+    ("llama", {"attention_backend": None}),
+]
+
+
+@pytest.mark.parametrize(("family", "form"), FORMS, ids=lambda part: part if isinstance(part, str) else str(part))
+def test_no_logit_depends_on_a_later_token(family, form):
     tokens = some_tokens()
     changed = tokens.at[:, 9].set((tokens[:, 9] + 1) % 32)
-    model = FAMILIES[family](backend=backend, num_blocks=1)
+    model = FAMILIES[family](num_blocks=1, **form)
     before, after = outputs(model, tokens), outputs(model, changed)
     np.testing.assert_array_equal(before[:, :9], after[:, :9])
     assert jnp.all(jnp.any(before[:, 9:] != after[:, 9:], axis=-1))
@@ -95,10 +105,17 @@ def test_an_example_does_not_depend_on_its_neighbours(family):
     np.testing.assert_allclose(outputs(FAMILIES[family](), some_tokens()[:1]), both[:1], atol=1e-5)
 
 
-@families
-def test_a_document_sees_nothing_of_the_one_before_it_after_a_reset(family):
+APART = {
+    "v1": {"reset_at_document_boundaries": True},
     # The convolution of the original block still sees kernel_size - 1 tokens across the border, as published.
-    model = FAMILIES[family](reset_at_document_boundaries=True, **({"conv1d_kernel_size": 1} if family == "v0" else {}))
+    "v0": {"reset_at_document_boundaries": True, "conv1d_kernel_size": 1},
+    "llama": {"mask_across_document_boundaries": True},
+}
+
+
+@families
+def test_a_document_sees_nothing_of_the_one_before_it_if_they_are_kept_apart(family):
+    model = FAMILIES[family](**APART[family])
     borders = jnp.zeros((2, 16), bool).at[:, 8].set(True)
     tokens = some_tokens()
     other = tokens.at[:, :8].set((tokens[:, :8] + 5) % 32)
@@ -120,11 +137,14 @@ def test_blocks_scanned_or_not_compute_the_same(family):
 OPTIONS = {
     "shared": {
         "logits_soft_cap": 0.5, "tie_weights": True, "add_post_blocks_norm": False, "add_post_norm": True,
-        "norm_type": "layernorm", "norm_eps": 0.5, "cell_norm_eps": 0.5, "bias": True, "dtype": "bfloat16",
+        "norm_type": "layernorm", "norm_eps": 0.5, "cell_norm_eps": 0.5, "dtype": "bfloat16",
         "lm_head_dtype": "bfloat16", "init_distribution": "uniform", "init_distribution_embed": "truncated_normal",
-        "init_distribution_out": "uniform", "output_init_fn": "wang2", "qk_dim_factor": 2.0, "v_dim_factor": 2.0,
-        "gate_soft_cap": 0.1, "gate_dtype": "bfloat16", "igate_bias_init_range": [-3.0, 3.0],
-        "fgate_bias_init_range": [0.0, 1.0], "add_qk_norm": True, "num_heads": 2, "num_blocks": 1,
+        "init_distribution_out": "uniform", "output_init_fn": "small", "num_blocks": 1,
+    },
+    "cell": {
+        "qk_dim_factor": 2.0, "v_dim_factor": 2.0, "gate_soft_cap": 0.1, "gate_dtype": "bfloat16",
+        "igate_bias_init_range": [-3.0, 3.0], "fgate_bias_init_range": [0.0, 1.0], "add_qk_norm": True, "num_heads": 2,
+        "bias": True,
     },
     "v1": {
         "proj_factor": 5.0, "round_proj_up_to_multiple_of": 16, "ff_type": "ffn", "act_fn": "relu^2",
@@ -134,8 +154,15 @@ OPTIONS = {
         "proj_factor": 3.0, "round_proj_up_to_multiple_of": 16, "conv1d_kernel_size": 2, "qkv_proj_blocksize": 8,
         "vmap_qk": True, "gate_input": "x_mlstm_conv_act", "gate_linear_headwise": True, "cell_norm_type": "rmsnorm",
     },
+    "llama": {
+        "head_dim": 16, "qk_norm": True, "causal": False, "theta": 100.0, "ffn_multiple_of": 16,
+        "ffn_dim_multiplier": 2.0, "use_bias": True, "mask_across_document_boundaries": True,
+    },
 }  # fmt: skip
-CASES = [(family, key, value) for family in FAMILIES for key, value in (OPTIONS["shared"] | OPTIONS[family]).items()]
+PARTS = {"v1": ("shared", "cell", "v1"), "v0": ("shared", "cell", "v0"), "llama": ("shared", "llama")}
+CASES = [
+    (family, key, value) for family, parts in PARTS.items() for part in parts for key, value in OPTIONS[part].items()
+]
 
 
 @pytest.mark.parametrize(("family", "key", "value"), CASES, ids=[f"{f}-{k}" for f, k, _ in CASES])
@@ -150,14 +177,15 @@ def fingerprint(model):
     """The program and the initial values, as text."""
     module = build_model(model)
     init = lambda: init_model(module, jax.random.key(0))  # noqa: E731
-    forward = lambda params, tokens: apply_model(module, params, tokens)  # noqa: E731
+    forward = lambda params, tokens: apply_model(module, params, tokens, tokens == 0)  # noqa: E731
     return str(jax.make_jaxpr(init)()), str(jax.make_jaxpr(forward)(jax.eval_shape(init), some_tokens()))
 
 
 @families
 @pytest.mark.parametrize("add_embedding_dropout", [False, True], ids=["branches", "embedding too"])
 def test_dropout_is_active_in_training_only(family, add_embedding_dropout):
-    model = FAMILIES[family](dropout=0.5, add_embedding_dropout=add_embedding_dropout)
+    rate = {"dropout_rate" if family == "llama" else "dropout": 0.5}
+    model = FAMILIES[family](add_embedding_dropout=add_embedding_dropout, **rate)
     keys = [jax.random.key(1), jax.random.key(2)]
     first, second = (outputs(model, some_tokens(), key=key) for key in keys)
     assert jnp.any(first != second)

@@ -13,17 +13,18 @@ from tiny import FSDP, LAYOUTS, results, tiny_run
 
 from xlstm_hydra.train import build_program
 
-CASES = [pytest.param(family, layout, id=f"{family}-{layout}") for family in ("v1", "v0") for layout in LAYOUTS]
+CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2")}
+CASES = [
+    pytest.param(family, layout, id=f"{family}-{layout}") for family, layouts in CHOICES.items() for layout in layouts
+]
 everywhere = pytest.mark.parametrize(("family", "layout"), CASES)
-
-
 pytestmark = pytest.mark.usefixtures("float64")
 
 
 @everywhere
 def test_loss_and_gradients_are_those_of_one_device(family, layout):
     params, expected = single(family)
-    assert_equal_results(results(program(family, layout), params), expected)
+    assert_equal_results(results(program(family, layout), params), expected, family)
 
 
 @everywhere
@@ -44,9 +45,14 @@ V0_VARIANTS = {
     "gates from the up-projection": {"gate_input": "x_mlstm"},
     "queries and keys in one": {"vmap_qk": True, "bias": True},
 }
+LLAMA_VARIANTS = {
+    "tied weights, no scan": {"tie_weights": True, "scan_blocks": False},
+    "norms and biases": {"use_bias": True, "add_post_norm": True, "qk_norm": True, "norm_type": "layernorm"},
+    "all tokens in sight": {"ffn_dim_multiplier": 0.5, "causal": False},
+}
 VARIANT_CASES = [
     pytest.param(family, model, id=f"{family}-{name}")
-    for family, variants in (("v1", VARIANTS), ("v0", VARIANTS | V0_VARIANTS))
+    for family, variants in (("v1", VARIANTS), ("v0", VARIANTS | V0_VARIANTS), ("llama", LLAMA_VARIANTS))
     for name, model in variants.items()
 ]
 
@@ -56,7 +62,20 @@ VARIANT_CASES = [
 def test_every_option_gives_the_same_gradients_on_all_axes(family, model):
     one = program(family, model=model)
     params = moved(one)
-    assert_equal_results(results(program(family, "dp2_fsdp2_tp2", model=model), params), results(one, params))
+    many = program(family, "dp2_fsdp2_tp2", model=model)
+    assert_equal_results(results(many, params), results(one, params), family)
+
+
+LLAMA_EXCHANGES = {
+    "in a pipeline": {"pipeline_axis_size": 2, "model_axis_size": 2, "fsdp_axis_size": 2, "data_axis_size": 1, **FSDP},
+    "piece by piece": {"model_axis_size": 4, "data_axis_size": 2, "tp_async_dense": True},
+}
+
+
+@pytest.mark.parametrize("parallel", LLAMA_EXCHANGES.values(), ids=LLAMA_EXCHANGES)
+def test_llama_has_the_gradients_of_one_device(parallel):
+    params, expected = single("llama")
+    assert_equal_results(results(program("llama", parallel), params), expected, "llama")
 
 
 @pytest.mark.parametrize("layout", ["fsdp8", "dp2_fsdp2_tp2"])
@@ -151,7 +170,7 @@ def test_parameters_really_live_where_the_report_says():
 @everywhere
 def test_in_float32_loss_and_gradients_at_the_start_are_equal_to_1e_5(family, layout):
     # With gates closed as published, no head norm divides by a variance that rounding has made.
-    model = {"igate_bias_init_range": -10.0}
+    model = {} if family == "llama" else {"igate_bias_init_range": -10.0}
     with jax.enable_x64(False):
         one, many = (
             build_program(tiny_run(family, parallel=parallel, model=model), devices)

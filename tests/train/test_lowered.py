@@ -17,8 +17,9 @@ def test_each_sharded_parameter_has_one_gather_and_one_scatter():
     assert found["all-gather", "f32"] == found["reduce-scatter", "f32"] == sharded(on) > 10
 
 
-def test_recomputation_gathers_again_inside_the_block():
-    on, found = collectives(LAYOUTS["fsdp8"])
+@pytest.mark.parametrize("family", ["v1", "llama"])
+def test_recomputation_gathers_again_inside_the_block(family):
+    on, found = collectives(LAYOUTS["fsdp8"], family=family)
     in_blocks = sum(p.fsdp_axis is not None and p.parameter.path.startswith("blocks.") for p in on.placements)
     assert found["all-gather", "f32"] == sharded(on) + in_blocks
     assert found["reduce-scatter", "f32"] == sharded(on)

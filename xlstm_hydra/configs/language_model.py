@@ -33,17 +33,14 @@ class LanguageModelConfig(SubModelConfig):
     num_blocks: int
     """Number of blocks L in the stack."""
 
-    num_heads: int
-    """Heads per block. Must divide the widths that are split into heads."""
-
     context_length: int = 2048
     """Tokens per training example."""
 
     dtype: str = "bfloat16"
     """Type that activations are computed in: float32, bfloat16 or float16. Parameters are always kept in float32."""
 
-    lm_head_dtype: str = "float32"
-    """Type that the projection to the vocabulary is computed in. The loss is always float32."""
+    lm_head_dtype: str | None = "float32"
+    """Type that the projection to the vocabulary is computed in. null: `dtype`. The loss is always float32."""
 
     logits_soft_cap: float | None = None
     """Logits become c * tanh(logits / c). null: no cap."""
@@ -72,12 +69,6 @@ class LanguageModelConfig(SubModelConfig):
     cell_norm_eps: float = 1e-6
     """Added to the variance in every norm inside the blocks."""
 
-    bias: bool = False
-    """Give the dense layers inside the blocks a bias. The gates always have one, the head never."""
-
-    dropout: float = 0.0
-    """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
-
     scan_blocks: bool = True
     """Compile one block and scan it over the stack, with parameters stacked along a leading array axis. Otherwise every
     block is compiled and stored on its own."""
@@ -95,14 +86,17 @@ class LanguageModelConfig(SubModelConfig):
     output_init_fn: str = "wang"
     """Standard deviation of the initial projections back to the residual stream: wang, wang2, small or zeros."""
 
+    def dropout_probability(self) -> float:
+        """Probability that an element of a residual branch's output is dropped in training, from the field that the
+        family has for it."""
+        raise NotImplementedError
+
     def rules(self) -> Iterator[Problem]:
         """Ranges and names."""
-        yield from at_least(self, 1, "vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length")
+        yield from at_least(self, 1, "vocab_size", "embedding_dim", "num_blocks", "context_length")
         yield from at_least(self, 0, "norm_eps", "cell_norm_eps", "logits_soft_cap", above=True)
-        yield from at_least(self, 0, "dropout")
-        yield from below(self, 1, "dropout")
-        for key in ("dtype", "lm_head_dtype"):
-            yield from one_of(self, key, DTYPES)
+        yield from one_of(self, "dtype", DTYPES)
+        yield from one_of(self, "lm_head_dtype", DTYPES, optional=True)
         yield from one_of(self, "norm_type", NORMS)
         for key in ("init_distribution", "init_distribution_embed", "init_distribution_out"):
             yield from one_of(self, key, INIT_DISTRIBUTIONS)
@@ -111,13 +105,18 @@ class LanguageModelConfig(SubModelConfig):
             yield from idle(self, "init_distribution_out", "tie_weights", True)
         if not self.add_post_blocks_norm:
             yield from idle(self, "norm_eps", "add_post_blocks_norm", False)
-        if self.add_embedding_dropout and self.dropout == 0:
-            given = {"add_embedding_dropout": True, "dropout": self.dropout}
-            yield Problem(given, "dropout of the embedding needs a probability", "Set {dropout} above 0.")
+
+    def dropout_rules(self, key: str) -> Iterator[Problem]:
+        """The rules of the field that `dropout_probability` gives."""
+        yield from at_least(self, 0, key)
+        yield from below(self, 1, key)
+        if self.add_embedding_dropout and getattr(self, key) == 0:
+            given = {"add_embedding_dropout": True, key: getattr(self, key)}
+            yield Problem(given, "dropout of the embedding needs a probability", f"Set {{{key}}} above 0.")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The vocabulary, the residual stream and the heads are cut over the tensor-parallel devices."""
-        for key in ("vocab_size", "embedding_dim", "num_heads"):
+        """The vocabulary and the residual stream are cut over the tensor-parallel devices."""
+        for key in ("vocab_size", "embedding_dim"):
             yield from splits(key, getattr(self, key), tensor_parallel)
 
     def scan_period(self) -> int:

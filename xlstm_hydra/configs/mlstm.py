@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._problems import Problem, at_least, divisors, either, idle, one_of
-from .language_model import NORMS, LanguageModelConfig
+from .language_model import NORMS, LanguageModelConfig, splits
 from .parallel import DTYPES
 
 ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
@@ -21,6 +21,15 @@ BACKENDS = ("chunkwise", "quadratic", "recurrent")
 @dataclass(kw_only=True)
 class _CellConfig(LanguageModelConfig):
     """What both mLSTM families give to the cell."""
+
+    num_heads: int
+    """Heads per block. Must divide the widths that are split into heads."""
+
+    bias: bool = False
+    """Give the dense layers inside the blocks a bias. The gates always have one, the head never."""
+
+    dropout: float = 0.0
+    """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
 
     qk_dim_factor: float = 1.0
     """Width of queries and keys, as a multiple of the width that the cell works on."""
@@ -76,9 +85,24 @@ class _CellConfig(LanguageModelConfig):
         """Width of the values, all heads together."""
         return int(self.inner_dim() * self.v_dim_factor)
 
+    def block_classes(self) -> tuple[str, ...]:
+        """Class names of the blocks."""
+        return ("mLSTMBlock",)
+
+    def dropout_probability(self) -> float:
+        """`dropout`."""
+        return self.dropout
+
+    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
+        """The heads are cut over the tensor-parallel devices too."""
+        yield from super().layout_rules(tensor_parallel)
+        yield from splits("num_heads", self.num_heads, tensor_parallel)
+
     def rules(self) -> Iterator[Problem]:
         """Ranges, names, and widths that divide into heads."""
         yield from super().rules()
+        yield from self.dropout_rules("dropout")
+        yield from at_least(self, 1, "num_heads")
         yield from at_least(self, 0, "qk_dim_factor", "v_dim_factor", "gate_soft_cap", above=True)
         yield from at_least(self, 1, "chunk_size")
         yield from one_of(self, "gate_dtype", DTYPES)

@@ -25,6 +25,16 @@ class SubModelConfig(ConfigDict):
         before the model is built, so the names are checked then."""
         return None
 
+    def block_classes(self) -> tuple[str, ...] | None:
+        """Class names of the blocks that the model is a stack of, which the layouts in `conf/parallel` shard and
+        recompute. None: not known."""
+        return None
+
+    def platform_rules(self, platform: str) -> Iterator[Problem]:
+        """Every broken rule between this model and the kind of its devices: cpu, gpu or tpu."""
+        del platform
+        yield from ()
+
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """Every broken rule between this model and the number of tensor-parallel devices
         (`parallel.model_axis_size`)."""

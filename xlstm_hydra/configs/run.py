@@ -69,6 +69,7 @@ class RunConfig(ConfigDict):
         yield from self._checkpoint_rules()
         if self.trainer.simulated_devices is not None and self.trainer.simulated_devices > 0:
             yield from self.device_rules(self.trainer.simulated_devices)
+            yield from self.platform_rules("cpu")
         else:
             yield from self._known_size_rules()
 
@@ -82,6 +83,11 @@ class RunConfig(ConfigDict):
             yield from self._known_size_rules()
             return
         yield from self._size_rules(*sizes.values())
+
+    def platform_rules(self, platform: str) -> Iterator[Problem]:
+        """Every broken rule that needs the kind of the devices: cpu, gpu or tpu."""
+        if isinstance(self.model.model_config, SubModelConfig):
+            yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 
     def _simulation_hint(self) -> str:
         if self.trainer.simulated_devices is not None:

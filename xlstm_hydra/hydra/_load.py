@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem, RunConfig, SubModelConfig
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import nearest
 
 from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
+_BLOCKS = ("mLSTMBlock",)
 _NODE_KEYS = ("_target_", "model_class", "config_class", "parallel")
 
 
@@ -84,12 +85,14 @@ def _collect(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
     return value
 
 
-def _to_plain(node: DictConfig, problems: list[Problem], path: str = "") -> dict[str, Any]:
+def _to_plain(
+    node: DictConfig, problems: list[Problem], path: str = "", without: Sequence[str] = ("hydra",)
+) -> dict[str, Any]:
     """A node as plain values, without the keys that have none (`???`) or cannot be resolved."""
     plain: dict[str, Any] = {}
     for key in map(str, node):
         where = f"{path}.{key}" if path else key
-        if where == "hydra":
+        if where in without:
             continue
         try:
             value = node[key]
@@ -155,6 +158,22 @@ def _annotated_config(path: Any) -> Any:
             [Problem({"model.model_class": path}, text, "Annotate it, or name the dataclass in model.config_class.")]
         )
     return hint
+
+
+def block_classes(cfg: Any) -> tuple[str, ...]:
+    """Class names of the blocks of the model in a composed config. Where there is no model, or it does not say, those
+    of our mLSTM models, so that a layout composes without a model."""
+    model = cfg.get("model") if isinstance(cfg, DictConfig) else None
+    if not isinstance(model, DictConfig):
+        return _BLOCKS
+    node = _to_plain(model, [], "model", without=("model.parallel",))  # the layout is what asks
+    config_class = _config_class(node, []) if "model_class" in node else None
+    if config_class is None or not issubclass(config_class, SubModelConfig):
+        return _BLOCKS
+    try:
+        return unchecked(config_class, _config_fields(node)).block_classes() or _BLOCKS
+    except (AttributeError, TypeError):
+        return _BLOCKS  # a value is missing or wrong, which is told where the model is read
 
 
 def _locate(path: Any, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""The schema of every option in `conf/`, and the resolver that they use."""
+"""The schema of every option in `conf/`, and the resolvers that they use."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ SCHEMAS: dict[str, type] = {
     "task": configs.TaskConfig,
     "mlstm": _model_node(configs.mLSTMConfig),
     "mlstm_v1": _model_node(configs.mLSTMv1Config),
+    "llama": _model_node(configs.LlamaConfig),
     "parallel": configs.ParallelConfig,
     "stdlib": configs.StdlibDataConfig,
     "text": configs.TextDataConfig,
@@ -73,10 +74,19 @@ def register() -> None:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf `${xlstm_rest:...}`, which our YAML files use. Calling it twice is harmless."""
+    """Teach OmegaConf `${xlstm_rest:...}` and `${xlstm_blocks:...}`, which our YAML files use. Calling it twice is
+    harmless."""
     register_resolver("xlstm_rest", _rest, replace=True)
+    register_resolver("xlstm_blocks", _blocks, replace=True)
 
 
 def _rest(*sizes: int) -> int:
     """The size of the data axis beside others: what they leave (-1), or 1 where one of them takes all that is left."""
     return 1 if -1 in sizes else -1
+
+
+def _blocks(*others: str, _root_: Any) -> list[str]:
+    """Class names of the model's blocks, after `others`: what a layout shards and recomputes."""
+    from ._load import block_classes  # it imports this module
+
+    return [*others, *block_classes(_root_)]

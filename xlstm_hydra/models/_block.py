@@ -1,4 +1,4 @@
-"""What the blocks of both mLSTM families share.
+"""What the blocks of all families share, and the block of both mLSTM families.
 
 Axes: B batch, T time, D share of the residual stream, H this device's heads.
 """
@@ -48,7 +48,7 @@ class Residual(nn.Module):
             return Norm(config.norm_type, config.cell_norm_eps, config.dtype, axes, name=f"{name}_{suffix}")
 
         h_BTD = branch(gather_stream(norm("norm")(x_BTD), axes))
-        h_BTD = dropout(h_BTD.astype(config.dtype), config.dropout, axes, context, name)
+        h_BTD = dropout(h_BTD.astype(config.dtype), config.dropout_probability(), axes, context, name)
         return x_BTD + (norm("post_norm")(h_BTD) if config.add_post_norm else h_BTD)
 
 

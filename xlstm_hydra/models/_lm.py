@@ -34,7 +34,7 @@ class Embed(nn.Module):
     def __call__(self, tokens_BT: jax.Array, context: Context) -> jax.Array:
         """Token ids (B, T) -> (B, T, D)."""
         x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(self.config.dtype)
-        rate = self.config.dropout if self.config.add_embedding_dropout else 0.0
+        rate = self.config.dropout_probability() if self.config.add_embedding_dropout else 0.0
         return dropout(x_BTD, rate, self.axes, context, "token_embedding")
 
     def head_kernel(self) -> jax.Array:
@@ -55,11 +55,12 @@ class LMHead(nn.Module):
         if config.add_post_blocks_norm:
             x_BTD = Norm(config.norm_type, config.norm_eps, config.dtype, axes, name="out_norm")(x_BTD)
         x_BTE = gather_stream(x_BTD, axes)
+        dtype = config.lm_head_dtype or config.dtype
         if tied_kernel_EV is None:
             init = small_init(config.embedding_dim, config.init_distribution_out)
-            logits_BTV = Dense(config.vocab_size, "vocab", config.lm_head_dtype, init, axes, name="out_dense")(x_BTE)
+            logits_BTV = Dense(config.vocab_size, "vocab", dtype, init, axes, name="out_dense")(x_BTE)
         else:
-            logits_BTV = column_matmul(x_BTE, tied_kernel_EV.astype(config.lm_head_dtype), axes)
+            logits_BTV = column_matmul(x_BTE, tied_kernel_EV.astype(dtype), axes)
         return soft_cap(logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32)), config.logits_soft_cap)
 
 
@@ -88,7 +89,7 @@ class LanguageModel(nn.Module):
             train: apply dropout, for which the RNG stream `dropout` is needed.
         """
         config, axes, rows = self.config, self.axes, tokens_BT.shape[0]
-        key = self.make_rng("dropout") if train and config.dropout > 0 else None
+        key = self.make_rng("dropout") if train and config.dropout_probability() > 0 else None
         context = Context(axes.batch_index() * rows + jnp.arange(rows), document_borders_BT, key)
         embed = Embed(config, axes, name="token_embedding")
         x_BTD = run_stack(type(self), config, axes, embed(tokens_BT, context), context)

@@ -16,7 +16,7 @@ def start_devices(run: RunConfig) -> None:
     """Set up the devices that the run asks for and check that its layout fits them.
 
     Raises:
-        ConfigError: with every rule between the config and the number of devices that is broken.
+        ConfigError: with every rule between the config and the number and kind of devices that is broken.
     """
     wanted = run.trainer.simulated_devices
     if wanted is not None:
@@ -28,7 +28,7 @@ def start_devices(run: RunConfig) -> None:
     if jax.process_count() > 1:
         text = "training in several processes is not built yet"
         raise ConfigError([Problem({}, f"{text}; there are {jax.process_count()}", "Start one.")])
-    if problems := list(run.device_rules(jax.device_count())):
+    if problems := [*run.device_rules(jax.device_count()), *run.platform_rules(jax.default_backend())]:
         raise ConfigError(problems)
 
 

@@ -1,0 +1,134 @@
+"""The Llama baseline: attention with rotary positions, then a gated feed-forward layer (arXiv 2302.13971, 2104.09864).
+
+Axes: B batch, T time (S when summed over), D share of the residual stream, E its whole width, H this device's heads,
+K head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_hydra.configs import LlamaConfig
+from xlstm_hydra.parallel import Axes, Pieces
+
+from ._block import Residual, split_heads
+from ._context import Context
+from ._feed_forward import FeedForward
+from ._layers import Dense, HeadNorm, Initializer, output_init, small_init
+from ._lm import LanguageModel
+
+
+def positions_BT(context: Context, T: int) -> jax.Array:
+    """Number of each token in its document; (1, T) where there is one document per row."""
+    index_1T = jnp.arange(T)[None]
+    borders_BT = context.document_borders_BT
+    if borders_BT is None:
+        return index_1T
+    return index_1T - jax.lax.cummax(jnp.where(borders_BT, index_1T, 0), axis=1)
+
+
+def rotate(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
+    """Turn channels 2i and 2i + 1 by position * theta^(-2i / K), so that the product of a query and a key depends on
+    the distance between them. Angles are float32 at least; in bfloat16, late positions would run together."""
+    K, acc = x_BTHK.shape[-1], jnp.promote_types(x_BTHK.dtype, jnp.float32)
+    frequency = theta ** (-jnp.arange(0, K, 2, dtype=acc) / K)
+    angle = position_BT[..., None, None].astype(acc) * frequency[None, None, None]
+    cos, sin = jnp.cos(angle).astype(x_BTHK.dtype), jnp.sin(angle).astype(x_BTHK.dtype)
+    even, odd = x_BTHK[..., ::2], x_BTHK[..., 1::2]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x_BTHK.shape)
+
+
+class Attention(nn.Module):
+    """Softmax attention over the tokens that each token may see, and the projection back."""
+
+    config: LlamaConfig
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTE: jax.Array | Pieces, context: Context) -> jax.Array:
+        """(B, T, E) -> (B, T, D)."""
+        config, axes = self.config, self.axes
+        init = small_init(config.embedding_dim, config.init_distribution)
+        q_BTHK, k_BTHK, v_BTHK = (
+            split_heads(self._dense(name, init)(x_BTE), axes.local(config.num_heads()))
+            for name in ("dense_q", "dense_k", "dense_v")
+        )
+        if config.qk_norm:
+            q_BTHK, k_BTHK = (
+                HeadNorm(config.norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
+                for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
+            )
+        position = positions_BT(context, q_BTHK.shape[1])
+        h_BTHK = jax.nn.dot_product_attention(
+            rotate(q_BTHK, position, config.theta),
+            rotate(k_BTHK, position, config.theta),
+            v_BTHK,
+            mask=self._mask(context),
+            # As in the published weights: by the number of heads, of all devices together, not by their width.
+            scale=config.num_heads() ** -0.5,
+            is_causal=config.causal,
+            implementation=config.attention_backend,  # pyright: ignore[reportArgumentType]
+        )
+        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
+        return self._dense("dense_out", out, reduce=True)(h_BTHK.reshape(*h_BTHK.shape[:2], -1))
+
+    def _dense(self, name: str, init: Initializer, *, reduce: bool = False) -> Dense:
+        config = self.config
+        bias = nn.initializers.zeros_init() if config.use_bias else None
+        return Dense(config.embedding_dim, "heads", config.dtype, init, self.axes, reduce, bias, name=name)
+
+    def _mask(self, context: Context) -> jax.Array | None:
+        """(B, 1, T, S): whether both tokens are in the same document. None: all are."""
+        segments_BT = context.segments_BT()
+        if segments_BT is None or not self.config.mask_across_document_boundaries:
+            return None
+        return (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+
+
+class AttnBlock(Residual):
+    """x + Attention(norm(x))."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        attention = Attention(self.config, self.axes, name="attn")
+        return self.residual(x_BTD, lambda x_BTE: attention(x_BTE, context), context, "attn")
+
+
+class FFNBlock(Residual):
+    """x + FeedForward(norm(x))."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        config = self.config
+        layer = FeedForward(config, config.ff_dim(), config.dtype, self.axes, bias=config.use_bias, name="ffn")
+        return self.residual(x_BTD, layer, context, "ffn")
+
+
+class TransformerBlock(nn.Module):
+    """One block of the stack: residual attention, then the residual feed-forward layer."""
+
+    config: LlamaConfig
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        x_BTD = AttnBlock(self.config, self.axes, name="attn")(x_BTD, context)
+        return FFNBlock(self.config, self.axes, name="ffn")(x_BTD, context)
+
+
+class Llama(LanguageModel):
+    """The Llama baseline."""
+
+    config: LlamaConfig
+
+    @staticmethod
+    def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
+        """Attention, then feed-forward layer."""
+        return TransformerBlock(config, axes, name=name)
