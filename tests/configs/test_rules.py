@@ -342,6 +342,12 @@ def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, wor
     assert any(words in text for text in problems), problems
 
 
+@pytest.mark.parametrize("model_class", [None, 3], ids=str)
+def test_a_model_class_that_is_no_class_is_refused(model_class):
+    problems = broken(RunConfig, model=ModelConfig(model_class, ParallelConfig(), mlstm()))
+    assert any("model.model_class=" in text and "must be a class" in text for text in problems)
+
+
 def test_a_run_of_defaults_breaks_no_rule():
     assert run().parallel == ParallelConfig()
     assert run(config=mlstm_v1).schedule_steps == 300

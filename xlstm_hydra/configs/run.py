@@ -163,7 +163,10 @@ class RunConfig(ConfigDict):
         return max(count for count in divisors(rows) if count <= 4 * pipeline)
 
     def _model_rules(self) -> Iterator[Problem]:
-        config = self.model.model_config
+        config, model_class = self.model.model_config, self.model.model_class
+        if not isinstance(model_class, str | type):
+            yield Problem({"model.model_class": model_class}, "must be a class, or the dotted path of one")
+            return
         if not isinstance(config, SubModelConfig):
             text = (
                 f"needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not {type(config).__name__}"
