@@ -27,3 +27,4 @@ from .scheduler import LinearConfig as LinearConfig
 from .scheduler import SchedulerConfig as SchedulerConfig
 from .task import TaskConfig as TaskConfig
 from .trainer import TrainerConfig as TrainerConfig
+from .xlstm import xLSTMConfig as xLSTMConfig

@@ -14,10 +14,11 @@ from flax import linen as nn
 from xlstm_hydra.configs import mLSTMv1Config
 from xlstm_hydra.parallel import Axes, Pieces
 
-from ._block import Residual, mLSTMBlock, post_process_gates, split_heads
+from ._block import mLSTMBlock, post_process_gates, split_heads
 from ._cell import CELLS
 from ._context import Context
-from ._layers import ACTIVATIONS, Dense, HeadNorm, bias_range_init, output_init, small_init
+from ._feed_forward import FFNResBlock
+from ._layers import Dense, HeadNorm, bias_range_init, output_init, small_init
 from ._lm import LanguageModel
 
 _ZEROS = nn.initializers.zeros_init()
@@ -65,40 +66,6 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
             config.embedding_dim, "heads", config.dtype, out, axes, reduce=True, bias_init=bias, name="proj_down"
         )
         return down(h_BTHV.reshape(*h_BTHV.shape[:2], -1))
-
-
-class FeedForward(nn.Module):
-    """act(x Wg) * (x Wu) Wd, or act(x Wu) Wd."""
-
-    config: mLSTMv1Config
-    axes: Axes = Axes()
-
-    @nn.compact
-    def __call__(self, x_BTE: jax.Array | Pieces) -> jax.Array:
-        """(B, T, E) -> (B, T, D)."""
-        config, axes = self.config, self.axes
-        dtype = config.ff_dtype or config.dtype
-        bias = _ZEROS if config.bias else None
-        init = small_init(config.embedding_dim, config.init_distribution)
-
-        def up(name: str) -> jax.Array:
-            return Dense(config.ff_dim(), "mlp", dtype, init, axes, bias_init=bias, name=name)(x_BTE)
-
-        act = ACTIVATIONS[config.act_fn]
-        h_BTF = act(up("proj_up_gate")) * up("proj_up") if config.ff_type == "ffn_gated" else act(up("proj_up"))
-        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
-        return Dense(config.embedding_dim, "mlp", dtype, out, axes, reduce=True, bias_init=bias, name="proj_down")(
-            h_BTF
-        )
-
-
-class FFNResBlock(Residual):
-    """x + FeedForward(norm(x))."""
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
-        return self.residual(x_BTD, FeedForward(self.config, self.axes, name="ffn"), context, "ffn")
 
 
 class mLSTMv1(LanguageModel):  # noqa: N801
