@@ -17,8 +17,9 @@ from xlstm_hydra.configs import (
     TrainerConfig,
     mLSTMConfig,
     mLSTMv1Config,
+    xLSTMConfig,
 )
-from xlstm_hydra.models import mLSTM, mLSTMv1
+from xlstm_hydra.models import mLSTM, mLSTMv1, xLSTM
 
 SHARED = {
     "vocab_size": 32,
@@ -35,10 +36,20 @@ def chunks(changes):
     return {"chunk_size": 8} if changes.get("backend", "chunkwise") == "chunkwise" else {}
 
 
+def mixed(**changes):
+    """Every second block is an sLSTM block."""
+    sizes = SHARED | {"num_blocks": 4} | chunks(changes) | changes
+    return xLSTMConfig(**{"slstm_at": list(range(1, sizes["num_blocks"], 2))} | sizes)
+
+
 FAMILIES: dict[str, Any] = {
     "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | chunks(changes) | changes)),
     "v0": lambda **changes: ModelConfig(mLSTM, model_config=mLSTMConfig(**SHARED | chunks(changes) | changes)),
+    "xlstm": lambda **changes: ModelConfig(xLSTM, model_config=mixed(**changes)),
 }
+BLOCKS = {"v1": ["mLSTMBlock"], "v0": ["mLSTMBlock"], "xlstm": ["mLSTMBlock", "sLSTMBlock"]}
+"""The module classes of a family's blocks, which stand where `FSDP` says mLSTMBlock."""
+
 FSDP = {"fsdp_modules": ["Embed", "LMHead", "mLSTMBlock"], "fsdp_min_weight_size": 0, "remat": ["mLSTMBlock"]}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp8": {"data_axis_size": 8},
@@ -53,7 +64,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: Any = None, **groups: Any) -> RunConfig:
     """A run of a tiny model. `groups` are changes to the trainer, or whole configs of other groups."""
     model_config = FAMILIES[family](**(model or {}))
-    model_config.parallel = ParallelConfig(**(parallel or {}))
+    model_config.parallel = ParallelConfig(
+        **{key: with_blocks(family, value) for key, value in (parallel or {}).items()}
+    )
     trainer = TrainerConfig(**{"batch_size": 8, "max_steps": 6, "eval_batches": 0} | groups.pop("trainer", {}))
     defaults: dict[str, Any] = {
         "data": SyntheticDataConfig(num_examples=64, motif_length=4),
@@ -61,6 +74,13 @@ def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: 
         "checkpoint": CheckpointConfig(save_every_n_steps=0, save_last=False),
     }
     return RunConfig(model=model_config, trainer=trainer, **defaults | groups)
+
+
+def with_blocks(family, value):
+    """A value of a layout for the blocks of this family."""
+    if not isinstance(value, list):
+        return value
+    return [name for given in value for name in (BLOCKS[family] if given == "mLSTMBlock" else [given])]
 
 
 def batch(rows=8, seed=0):

@@ -23,6 +23,7 @@ from xlstm_hydra.configs import (
     TrainerConfig,
     mLSTMConfig,
     mLSTMv1Config,
+    xLSTMConfig,
 )
 
 SIZES = {"embedding_dim": 128, "num_blocks": 2, "num_heads": 4, "context_length": 64, "vocab_size": 256}
@@ -34,6 +35,10 @@ def mlstm(**changes):
 
 def mlstm_v1(**changes):
     return mLSTMv1Config(**{**SIZES, **changes})
+
+
+def xlstm(**changes):
+    return xLSTMConfig(**{**SIZES, "slstm_at": [1], **changes})
 
 
 def run(*, parallel=None, model=None, config=mlstm, **groups):
@@ -132,6 +137,15 @@ RANGES = [
     (mlstm_v1, {"act_fn": "silu"}, "Choose gelu, relu, relu^2, sigmoid, swish or selu"),
     (mlstm_v1, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
     (mlstm_v1, {"cell_norm_type_v1": "rms"}, "Choose layernorm or rmsnorm"),
+    (xlstm, {"slstm_at": [0, 2, -1]}, "there is no block -1 or 2. Blocks are 0 to 1."),
+    (xlstm, {"slstm_at": [1, 0, 1]}, "names block 1 more than once"),
+    (xlstm, {"slstm_conv1d_kernel_size": -1}, "must be 0 or more"),
+    (xlstm, {"slstm_proj_factor": 0.0}, "must be greater than 0"),
+    (xlstm, {"slstm_forget_gate": "tanh"}, "Choose sigmoid or exp"),
+    (xlstm, {"slstm_fgate_bias_init_range": [1.0]}, "is [low, high], for example [3.0,6.0]"),
+    (xlstm, {"ff_type": "mlp"}, "Choose ffn_gated or ffn"),
+    (xlstm, {"act_fn": "silu"}, "Choose gelu, relu"),
+    (xlstm, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
 ]
 
 
@@ -179,6 +193,16 @@ RELATIONS = [
     (mlstm, {"v_dim_factor": 0.875, "qkv_proj_blocksize": 4}, "the width 224 must be a multiple of the 64 blocks"),
     (mlstm, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the up-projected width must be at least 1"),
     (mlstm_v1, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
+    (xlstm, {"slstm_proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
+    (xlstm, {"embedding_dim": 126}, "num_heads must divide embedding_dim for the sLSTM. Set num_heads to 1, 2, 3, 6"),
+    (xlstm, {"slstm_at": [], "act_fn": "relu"}, "has no effect with this slstm_at. Leave act_fn at 'gelu'"),
+    (
+        xlstm,
+        {"slstm_at": [], "slstm_fgate_bias_init_range": [0.0, 1.0]},
+        "slstm_fgate_bias_init_range=[0.0, 1.0], slstm_at=[]: has no effect with this slstm_at. "
+        "Leave slstm_fgate_bias_init_range at [3.0, 6.0].",
+    ),
+    (xlstm, {"slstm_at": [0, 1], "backend": "quadratic"}, "has no effect with this slstm_at. Leave backend at"),
 ]
 
 
@@ -206,6 +230,24 @@ BETWEEN = [
     (
         {"parallel": {"model_axis_size": 4}, "config": mlstm_v1, "model": {"round_proj_up_to_multiple_of": 1}},
         "parallel.model_axis_size must divide the feed-forward width 342",
+    ),
+    (
+        {
+            "parallel": {"model_axis_size": 4},
+            "config": xlstm,
+            "model": {"round_proj_up_to_multiple_of": 2, "slstm_proj_factor": 1.17},
+        },
+        "model.slstm_proj_factor=1.17, parallel.model_axis_size=4: parallel.model_axis_size must divide the "
+        "feed-forward width 150",
+    ),
+    (
+        {
+            "parallel": {"pipeline_axis_size": 4},
+            "config": xlstm,
+            "model": {"num_blocks": 8, "slstm_at": [3, 7]},
+        },
+        "parallel.pipeline_axis_size must divide the 2 periods of 4 blocks. Set parallel.pipeline_axis_size to 1 or 2, "
+        "or model.num_blocks to a multiple of 16.",
     ),
     (
         {"parallel": {"fsdp_axis_size": 3}},
@@ -241,6 +283,19 @@ BETWEEN = [
 def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, words):
     problems = broken(run, **values)
     assert any(words in text for text in problems), problems
+
+
+def test_without_mlstm_blocks_the_rules_of_the_mlstm_do_not_apply():
+    config = xlstm(slstm_at=[1, 0], num_heads=5, embedding_dim=130, context_length=50)
+    assert config.slstm_at == [0, 1] and not list(config.layout_rules(5))
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "slstm_at", "period"),
+    [(8, [], 1), (8, [7], 8), (8, [3, 7], 4), (6, [0, 2, 4], 2), (6, [0, 3], 3), (4, [0, 1, 2, 3], 1), (7, [1], 7)],
+)
+def test_the_period_is_the_shortest_after_which_the_kinds_of_blocks_repeat(num_blocks, slstm_at, period):
+    assert xlstm(num_blocks=num_blocks, slstm_at=slstm_at).scan_period() == period
 
 
 def test_a_run_of_defaults_breaks_no_rule():

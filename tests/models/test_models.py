@@ -12,7 +12,7 @@ from flax import traverse_util
 from hydra import compose, initialize
 from tiny import FAMILIES
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, mLSTMConfig, mLSTMv1Config, xLSTMConfig
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
 
@@ -69,7 +69,7 @@ def compiled(path, text, train):
 
 
 def type_of(path):
-    return {"xlstm_hydra.models.mLSTM": mLSTMConfig, "xlstm_hydra.models.mLSTMv1": mLSTMv1Config}[path]
+    return {"mLSTM": mLSTMConfig, "mLSTMv1": mLSTMv1Config, "xLSTM": xLSTMConfig}[path.rpartition(".")[2]]
 
 
 def outputs(model, tokens, borders=None, key=None, params=None):
@@ -83,7 +83,7 @@ def outputs(model, tokens, borders=None, key=None, params=None):
 def test_no_logit_depends_on_a_later_token(family, backend):
     tokens = some_tokens()
     changed = tokens.at[:, 9].set((tokens[:, 9] + 1) % 32)
-    model = FAMILIES[family](backend=backend, num_blocks=1)
+    model = FAMILIES[family](backend=backend, num_blocks=2 if family == "xlstm" else 1)
     before, after = outputs(model, tokens), outputs(model, changed)
     np.testing.assert_array_equal(before[:, :9], after[:, :9])
     assert jnp.all(jnp.any(before[:, 9:] != after[:, 9:], axis=-1))
@@ -97,8 +97,9 @@ def test_an_example_does_not_depend_on_its_neighbours(family):
 
 @families
 def test_a_document_sees_nothing_of_the_one_before_it_after_a_reset(family):
-    # The convolution of the original block still sees kernel_size - 1 tokens across the border, as published.
-    model = FAMILIES[family](reset_at_document_boundaries=True, **({"conv1d_kernel_size": 1} if family == "v0" else {}))
+    # The convolutions still see kernel_size - 1 tokens across the border, as published.
+    kernels = {"v0": {"conv1d_kernel_size": 1}, "xlstm": {"conv1d_kernel_size": 1, "slstm_conv1d_kernel_size": 0}}
+    model = FAMILIES[family](reset_at_document_boundaries=True, **kernels.get(family, {}))
     borders = jnp.zeros((2, 16), bool).at[:, 8].set(True)
     tokens = some_tokens()
     other = tokens.at[:, :8].set((tokens[:, :8] + 5) % 32)
@@ -109,8 +110,11 @@ def test_a_document_sees_nothing_of_the_one_before_it_after_a_reset(family):
 def test_blocks_scanned_or_not_compute_the_same(family):
     scanned, unrolled = FAMILIES[family](), FAMILIES[family](scan_blocks=False)
     params = params_of(scanned)
-    spread = {f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(2)}
-    separate = {key: value for key, value in params.items() if key != "blocks"} | spread
+    separate = {key: value for key, value in params.items() if key != "blocks"}
+    period = scanned.model_config.scan_period()
+    for i in range(scanned.model_config.num_blocks):
+        stacked = params["blocks"] if period == 1 else params["blocks"][f"block_{i % period}"]
+        separate[f"blocks_{i}"] = jax.tree.map(lambda x, row=i // period: x[row], stacked)
     tokens = some_tokens()
     np.testing.assert_allclose(
         outputs(scanned, tokens, params=params), outputs(unrolled, tokens, params=separate), atol=1e-5
@@ -134,6 +138,10 @@ OPTIONS = {
         "proj_factor": 3.0, "round_proj_up_to_multiple_of": 16, "conv1d_kernel_size": 2, "qkv_proj_blocksize": 8,
         "vmap_qk": True, "gate_input": "x_mlstm_conv_act", "gate_linear_headwise": True, "cell_norm_type": "rmsnorm",
     },
+}  # fmt: skip
+OPTIONS["xlstm"] = OPTIONS["v0"] | {
+    "slstm_at": [0, 2], "slstm_conv1d_kernel_size": 0, "slstm_forget_gate": "exp", "slstm_proj_factor": 3.0,
+    "slstm_fgate_bias_init_range": [0.0, 1.0], "ff_type": "ffn", "act_fn": "relu^2", "ff_dtype": "bfloat16",
 }  # fmt: skip
 CASES = [(family, key, value) for family in FAMILIES for key, value in (OPTIONS["shared"] | OPTIONS[family]).items()]
 

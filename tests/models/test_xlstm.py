@@ -1,0 +1,104 @@
+"""xLSTM[a:b]: where the sLSTM blocks are, and what the stack makes of it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hydra import compose, initialize
+from tiny import FAMILIES
+
+from xlstm_hydra.hydra import load, resolve_classes
+from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
+
+
+def published():
+    with initialize(version_base="1.3", config_path=None):
+        return load(compose("config", overrides=["model=xlstm_7_1"])).model
+
+
+def test_xlstm_7_1_has_the_number_of_parameters_that_its_formulas_give():
+    D, heads, vocab, kernel = 768, 4, 50304, 4
+    inner, ff = 2 * D, 1024
+    mlstm = D + 2 * D * inner + inner * D + 3 * inner * 4 + kernel * inner + inner  # norm, up, down, q k v, convolution
+    mlstm += 2 * (3 * inner * heads + heads) + inner + inner  # gates, head norm, skip
+    slstm = D + kernel * D + D + 4 * D * (D // heads) + 4 * D * (D // heads) + 4 * D + D  # ..., input, recurrent, bias
+    slstm += D + 3 * D * ff  # norm and feed-forward layer
+    expected = 2 * vocab * D + D + 21 * mlstm + 3 * slstm
+    parameters = list_parameters(resolve_classes(published()))
+    assert sum(math.prod(parameter.shape) for parameter in parameters) == expected == 163_633_320
+
+
+def test_xlstm_7_1_has_one_slstm_block_in_every_eight():
+    config = published().model_config
+    assert config.scan_period() == 8 and len(config.slstm_at) == config.num_blocks // 8
+
+
+def paths(**changes):
+    return {parameter.path for parameter in list_parameters(FAMILIES["xlstm"](**changes))}
+
+
+def test_the_blocks_that_are_listed_are_slstm_blocks_and_the_others_mlstm_blocks():
+    names = paths(slstm_at=[2, 0], num_blocks=4, scan_blocks=False)
+    assert {path.split(".")[0] for path in names if ".slstm." in path} == {"blocks_0", "blocks_2"}
+    assert {path.split(".")[0] for path in names if ".xlstm." in path} == {"blocks_1", "blocks_3"}
+
+
+@pytest.mark.parametrize(
+    ("slstm_at", "kinds"),
+    [([], [""]), ([1, 3], ["block_0", "block_1"]), ([0, 3], [f"block_{i}" for i in range(4)]), ([0, 1, 2, 3], [""])],
+    ids=["none", "every second", "no pattern", "all"],
+)
+def test_one_period_of_the_stack_is_compiled(slstm_at, kinds):
+    extra = {"chunk_size": 64} if len(slstm_at) == 4 else {}
+    inside = {
+        path.split(".")[1] for path in paths(slstm_at=slstm_at, num_blocks=4, **extra) if path.startswith("blocks")
+    }
+    if kinds == [""]:
+        assert not any(name.startswith("block_") for name in inside)
+    else:
+        assert inside == set(kinds)
+
+
+def test_the_program_does_not_grow_with_the_number_of_periods():
+    def size(num_blocks):
+        model = FAMILIES["xlstm"](num_blocks=num_blocks)
+        params = jax.eval_shape(lambda: init_model(build_model(model), jax.random.key(0)))
+        forward = lambda params: apply_model(build_model(model), params, jnp.zeros((1, 16), jnp.int32))  # noqa: E731
+        return len(str(jax.make_jaxpr(forward)(params)))
+
+    assert size(12) < 1.02 * size(4)
+
+
+def test_the_convolution_feeds_the_input_and_forget_gates_alone():
+    model = FAMILIES["xlstm"](slstm_at=[0], num_blocks=1, chunk_size=64)
+    params = init_model(build_model(model), jax.random.key(0))
+    layer = params["blocks"]["slstm_res_block"]["slstm"]
+    for gate, reads in (("zgate", False), ("igate", True), ("fgate", True), ("ogate", False)):
+        others = {
+            other: {"kernel": layer[other]["kernel"] * (other == gate)}
+            for other in ("zgate", "igate", "fgate", "ogate")
+        }
+        # Without an input z there is no output; a constant one lets the gates be seen.
+        only = (
+            layer
+            | others
+            | {"zgate_bias": jnp.linspace(-1, 1, layer["zgate_bias"].size).reshape(layer["zgate_bias"].shape)}
+        )
+        gradient = jax.grad(lambda conv, only=only: loss(model, params, only | {"conv1d": conv}))(layer["conv1d"])
+        assert bool(jnp.any(gradient["kernel"] != 0)) == reads, gate
+
+
+def loss(model, params, layer):
+    block = params["blocks"] | {"slstm_res_block": params["blocks"]["slstm_res_block"] | {"slstm": layer}}
+    tokens = jax.random.randint(jax.random.key(1), (1, 16), 0, 32)
+    return (apply_model(build_model(model), params | {"blocks": block}, tokens) ** 2).sum()
+
+
+def test_initial_forget_gates_are_spread_over_the_channels_of_every_head():
+    model = FAMILIES["xlstm"](slstm_fgate_bias_init_range=[-1.0, 2.0])
+    layer = init_model(build_model(model), jax.random.key(0))["blocks"]["block_1"]["slstm_res_block"]["slstm"]
+    expected = np.broadcast_to(np.linspace(-1, 2, 8), (2, 4, 8))
+    np.testing.assert_allclose(layer["fgate_bias"], expected, rtol=1e-6)
+    assert not layer["recurrent_kernel"].any() and not layer["igate_bias"].any()
