@@ -286,8 +286,8 @@ def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, wor
 
 
 def test_without_mlstm_blocks_the_rules_of_the_mlstm_do_not_apply():
-    config = xlstm(slstm_at=[1, 0], num_heads=5, embedding_dim=130, context_length=50)
-    assert config.slstm_at == [0, 1] and not list(config.layout_rules(5))
+    config = xlstm(slstm_at=[1, 0], num_heads=6, embedding_dim=132, context_length=50, vocab_size=258)
+    assert config.slstm_at == [0, 1] and not list(config.layout_rules(3))
 
 
 @pytest.mark.parametrize(

@@ -49,20 +49,22 @@ def slstm(
         forget_gate: a key of `FORGET_GATES`.
         gate_soft_cap: cap of the pre-activations of input and forget gate. None: no cap.
     """
-    B, T, _, H, V = x_BTGHV.shape
+    B, _, _, H, V = x_BTGHV.shape
     acc = jnp.promote_types(x_BTGHV.dtype, jnp.float32)
-    x_TBGHV = jnp.moveaxis(x_BTGHV, 1, 0)
-    borders_TB = jnp.zeros((T, B), bool) if borders_BT is None else borders_BT.T
-    state = tuple(vary_like(leaf, x_TBGHV) for leaf in slstm_start((B, H, V), acc))
+    start = slstm_start((B, H, V), acc)
 
-    def body(state: State, token: tuple[jax.Array, jax.Array]) -> tuple[State, jax.Array]:
+    def body(state: State, token: Any) -> tuple[State, jax.Array]:
         x_BGHV, border_B = token
-        fresh = slstm_start((B, H, V), acc)
-        kept = (jnp.where(border_B[:, None, None], new, old) for new, old in zip(fresh, state, strict=True))
-        return step(tuple(kept), x_BGHV.astype(acc), recurrent_HVGW.astype(acc))
+        if border_B is not None:
+            state = jax.tree.map(lambda new, old: jnp.where(border_B[:, None, None], new, old), start, state)
+        return step(state, x_BGHV.astype(acc), recurrent_HVGW.astype(acc))
 
-    step = partial(slstm_step, forget_gate=forget_gate, gate_soft_cap=gate_soft_cap)
-    _, h_TBHV = jax.lax.scan(body, state, (x_TBGHV, borders_TB))
+    # The backward pass keeps the states alone: half the memory, and one small product more per step.
+    one_step = partial(slstm_step, forget_gate=forget_gate, gate_soft_cap=gate_soft_cap)
+    step = jax.checkpoint(one_step, prevent_cse=False)
+    tokens = (jnp.moveaxis(x_BTGHV, 1, 0), None if borders_BT is None else borders_BT.T)
+    state = jax.tree.map(lambda leaf: vary_like(leaf, x_BTGHV), start)
+    _, h_TBHV = jax.lax.scan(body, state, tokens)
     return jnp.moveaxis(h_TBHV, 0, 1)
 
 
