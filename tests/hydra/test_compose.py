@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.configs import ConfigError, ModelConfig, mLSTMConfig, mLSTMv1Config, xLSTMConfig
 from xlstm_hydra.hydra import conf_dir, load
 from xlstm_hydra.hydra._register import SCHEMAS
 from xlstm_hydra.hydra._versions import IS_1_3
@@ -104,7 +104,7 @@ def test_a_plain_dictionary_loads_like_a_composed_config(compose):
 
 @pytest.mark.parametrize(
     ("model", "config_class", "class_name"),
-    [("tiny", mLSTMv1Config, "mLSTMv1"), ("mlstm_120m", mLSTMConfig, "mLSTM")],
+    [("tiny", mLSTMv1Config, "mLSTMv1"), ("mlstm_120m", mLSTMConfig, "mLSTM"), ("xlstm_7_1", xLSTMConfig, "xLSTM")],
 )
 def test_instantiate_gives_the_model_class_its_typed_config_and_the_composed_layout(
     compose, model, config_class, class_name

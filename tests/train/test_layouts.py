@@ -15,8 +15,9 @@ from tiny import FSDP, LAYOUTS, results, tiny_run
 from xlstm_hydra.train import build_program
 
 CASES = [pytest.param(family, layout, id=f"{family}-{layout}") for family in ("v1", "v0") for layout in LAYOUTS]
-CASES += [pytest.param("xlstm", layout, id=f"xlstm-{layout}") for layout in ("fsdp8", "dp2_fsdp2_tp2")]
+MIXED = [pytest.param("xlstm", layout, id=f"xlstm-{layout}") for layout in ("fsdp8", "dp2_fsdp2_tp2")]
 everywhere = pytest.mark.parametrize(("family", "layout"), CASES)
+mixed_too = pytest.mark.parametrize(("family", "layout"), CASES + MIXED)
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +54,13 @@ def assert_equal_results(got, expected, tolerance=1e-10):
         np.testing.assert_allclose(gradient, expected[1][path], atol=tolerance, err_msg=path)
 
 
-@everywhere
+@mixed_too
 def test_loss_and_gradients_are_those_of_one_device(family, layout):
     params, expected = single(family)
     assert_equal_results(results(program(family, layout), params), expected)
 
 
-@everywhere
+@mixed_too
 def test_initial_values_and_tree_are_those_of_one_device(family, layout):
     one, many = (jax.device_get(program(family, choice).init().params) for choice in (None, layout))
     jax.tree.map(np.testing.assert_array_equal, one, many)
