@@ -32,14 +32,15 @@ def naive(x, recurrent, borders=None, forget_gate="sigmoid"):
     """Equations (8) to (14) as they stand: four matrices per head, no stabiliser."""
     x, recurrent = np.asarray(x), np.asarray(recurrent)
     forget = {"sigmoid": sigmoid, "exp": np.exp}[forget_gate]
-    outputs = np.zeros((B, T, H, V))
-    for b in range(B):
-        for head in range(H):
+    rows, length, _, heads, width = x.shape
+    outputs = np.zeros((rows, length, heads, width))
+    for b in range(rows):
+        for head in range(heads):
             matrices = [recurrent[head, :, gate].T for gate in range(4)]
-            c, n, h = np.zeros(V), np.zeros(V), np.zeros(V)
-            for t in range(T):
+            c, n, h = np.zeros((3, width))
+            for t in range(length):
                 if borders is not None and borders[b, t]:
-                    c, n, h = np.zeros(V), np.zeros(V), np.zeros(V)
+                    c, n, h = np.zeros((3, width))
                 z, i, f, o = (x[b, t, gate, head] + matrices[gate] @ h for gate in range(4))
                 c = forget(f) * c + np.exp(i) * np.tanh(z)
                 n = forget(f) * n + np.exp(i)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax.core import meta
 from hydra import compose, initialize
+from test_slstm_cell import naive, sigmoid
 from tiny import FAMILIES
 
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
 from xlstm_hydra.models._context import Context
-from xlstm_hydra.models._xlstm import sLSTMLayer
+from xlstm_hydra.models._xlstm import sLSTMBlock, sLSTMLayer
 
 
 def published():
@@ -72,6 +73,46 @@ def test_the_program_does_not_grow_with_the_number_of_periods():
         return len(str(jax.make_jaxpr(forward)(params)))
 
     assert size(12) < 1.02 * size(4)
+
+
+def normalise(x, scale, eps=1e-6):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * scale
+
+
+def reference_block(params, x, heads=4):
+    """Figure 10 of the paper in NumPy: norm, convolution, cell, head norm, sum; norm, gated feed-forward layer, sum."""
+    mixing, layer = params["slstm_res_block"], params["slstm_res_block"]["slstm"]
+    h = normalise(x, mixing["slstm_norm"]["scale"])
+    kernel = layer["conv1d"]["kernel"][:, 0]
+    padded = np.pad(h, ((0, 0), (len(kernel) - 1, 0), (0, 0)))
+    conv = sum(weight * padded[:, shift : shift + h.shape[1]] for shift, weight in enumerate(kernel))
+    conv = (conv + layer["conv1d"]["bias"]) * sigmoid(conv + layer["conv1d"]["bias"])
+
+    def project(gate, y):
+        by_head = zip(np.split(y, heads, axis=-1), layer[gate]["kernel"], layer[f"{gate}_bias"], strict=True)
+        return np.stack([part @ matrix.T + bias for part, matrix, bias in by_head], axis=2)
+
+    gates = [project("zgate", h), project("igate", conv), project("fgate", conv), project("ogate", h)]
+    y = normalise(naive(np.stack(gates, axis=2), layer["recurrent_kernel"]), layer["outnorm"]["scale"])
+    x = x + y.reshape(x.shape)
+    feed_forward = params["ffn_res_block"]
+    h, ffn = normalise(x, feed_forward["ffn_norm"]["scale"]), feed_forward["ffn"]
+    up = h @ ffn["proj_up_gate"]["kernel"]
+    gelu = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+    return x + (gelu * (h @ ffn["proj_up"]["kernel"])) @ ffn["proj_down"]["kernel"]
+
+
+def test_the_block_is_that_of_the_paper():
+    with jax.enable_x64(True):
+        config = FAMILIES["xlstm"](norm_type="layernorm").model_config
+        for key in ("dtype", "gate_dtype"):
+            setattr(config, key, "float64")  # more than a user may ask for
+        block, context, rng = sLSTMBlock(config), Context(jnp.arange(2)), np.random.default_rng(0)
+        x = rng.normal(size=(2, 10, 32))
+        shapes = meta.unbox(jax.eval_shape(lambda: block.init(jax.random.key(0), x, context))["params"])
+        params = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape), shapes)
+        got = jax.jit(lambda params: block.apply({"params": params}, x, context))(params)
+        np.testing.assert_allclose(got, reference_block(params, x), rtol=1e-9, atol=1e-11)
 
 
 X_BTD = jax.random.normal(jax.random.key(1), (1, 16, 32))
