@@ -26,7 +26,8 @@ class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
 
     An sLSTM block (section 2.2) has a scalar memory per channel whose gates read the last output of their head; a
     gated feed-forward layer follows. Fields that begin with `slstm_`, and the three of the feed-forward layer, are of
-    the sLSTM blocks; those of the mLSTM layer keep their names.
+    the sLSTM blocks. `gate_soft_cap` and `gate_dtype` (of input and forget gates), `cell_norm_type` and the rounding
+    of widths are of both kinds; the other fields of the mLSTM layer keep their names and are its own.
     """
 
     slstm_at: list[int] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the blocks of both mLSTM families share.
+"""What the blocks of all xLSTM families share.
 
 Axes: B batch, T time, D share of the residual stream, H this device's heads.
 """

@@ -63,7 +63,7 @@ def slstm(
     one_step = partial(slstm_step, forget_gate=forget_gate, gate_soft_cap=gate_soft_cap)
     step = jax.checkpoint(one_step, prevent_cse=False)
     tokens = (jnp.moveaxis(x_BTGHV, 1, 0), None if borders_BT is None else borders_BT.T)
-    state = jax.tree.map(lambda leaf: vary_like(leaf, x_BTGHV), start)
+    state = jax.tree.map(lambda leaf: vary_like(leaf, x_BTGHV, recurrent_HVGW), start)
     _, h_TBHV = jax.lax.scan(body, state, tokens)
     return jnp.moveaxis(h_TBHV, 0, 1)
 
