@@ -29,7 +29,7 @@ def sigmoid(x):
 
 
 def naive(x, recurrent, borders=None, forget_gate="sigmoid"):
-    """Equations (8) to (14) as they stand: four matrices per head, no stabiliser."""
+    """The equations of section 2.2 as they stand: four matrices per head, no stabiliser."""
     x, recurrent = np.asarray(x), np.asarray(recurrent)
     forget = {"sigmoid": sigmoid, "exp": np.exp}[forget_gate]
     rows, length, _, heads, width = x.shape

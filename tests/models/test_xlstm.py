@@ -80,7 +80,7 @@ def normalise(x, scale, eps=1e-6):
 
 
 def reference_block(params, x, heads=4):
-    """Figure 10 of the paper in NumPy: norm, convolution, cell, head norm, sum; norm, gated feed-forward layer, sum."""
+    """The paper's sLSTM block in NumPy: norm, convolution, cell, head norm, sum; norm, gated feed-forward, sum."""
     mixing, layer = params["slstm_res_block"], params["slstm_res_block"]["slstm"]
     h = normalise(x, mixing["slstm_norm"]["scale"])
     kernel = layer["conv1d"]["kernel"][:, 0]
