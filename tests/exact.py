@@ -11,6 +11,7 @@ from xlstm_hydra.train import build_program
 APART = {
     "v1": {"reset_at_document_boundaries": True},
     "v0": {"reset_at_document_boundaries": True},
+    "xlstm": {"reset_at_document_boundaries": True},
     "llama": {"mask_across_document_boundaries": True},
 }
 """What keeps the documents of a row apart."""

@@ -19,8 +19,9 @@ from xlstm_hydra.configs import (
     TrainerConfig,
     mLSTMConfig,
     mLSTMv1Config,
+    xLSTMConfig,
 )
-from xlstm_hydra.models import Llama, mLSTM, mLSTMv1
+from xlstm_hydra.models import Llama, mLSTM, mLSTMv1, xLSTM
 
 SHARED = {
     "vocab_size": 32,
@@ -36,9 +37,16 @@ def cells(changes):
     return {"num_heads": 4} | ({"chunk_size": 8} if changes.get("backend", "chunkwise") == "chunkwise" else {})
 
 
+def mixed(**changes):
+    """Every second block is an sLSTM block."""
+    sizes = SHARED | {"num_blocks": 4} | cells(changes) | changes
+    return xLSTMConfig(**{"slstm_at": list(range(1, sizes["num_blocks"], 2))} | sizes)
+
+
 FAMILIES: dict[str, Any] = {
     "v1": lambda **changes: ModelConfig(mLSTMv1, model_config=mLSTMv1Config(**SHARED | cells(changes) | changes)),
     "v0": lambda **changes: ModelConfig(mLSTM, model_config=mLSTMConfig(**SHARED | cells(changes) | changes)),
+    "xlstm": lambda **changes: ModelConfig(xLSTM, model_config=mixed(**changes)),
     "llama": lambda **changes: ModelConfig(Llama, model_config=LlamaConfig(**SHARED | {"head_dim": 8} | changes)),
 }
 FSDP = {"fsdp_modules": ["Embed", "LMHead", "mLSTMBlock"], "fsdp_min_weight_size": 0, "remat": ["mLSTMBlock"]}

@@ -165,6 +165,8 @@ POOLS = {
     "weight_decay_include": st.lists(st.sampled_from([".*kernel", "a|b"]), max_size=2),
     "weight_decay_exclude": st.lists(st.sampled_from([".*bias", "^x"]), max_size=2),
     "path": st.sampled_from(["a.txt", "books/**/*.txt"]),
+    "slstm_at": st.sampled_from([[], [0], [2, 0]]),
+    "slstm_fgate_bias_init_range": st.sampled_from([[3.0, 6.0], [0.0, 0.0]]),
     "igate_bias_init_range": st.sampled_from([None, -10.0, [0.0, 1.0], [1, 2]]),
     "fgate_bias_init_range": st.sampled_from([[3.0, 6.0], [0.0, 0.0]]),
     "embedding_dim": st.sampled_from([64, 128]),
@@ -189,7 +191,7 @@ LAYOUTS = st.sampled_from(
 @st.composite
 def models(draw):
     """A model that fits every layout and every source of data."""
-    cls = draw(st.sampled_from([configs.mLSTMConfig, configs.mLSTMv1Config]))
+    cls = draw(st.sampled_from([configs.mLSTMConfig, configs.mLSTMv1Config, configs.xLSTMConfig]))
     return ModelConfig("my.Model", configs.ParallelConfig(**draw(LAYOUTS)), draw(configs_of(cls)))
 
 
@@ -223,7 +225,7 @@ def by_hint(hint):
 def family(cls):
     """The classes that stand for a declared one."""
     if cls is ConfigDict:
-        return [configs.mLSTMConfig, configs.mLSTMv1Config]
+        return [configs.mLSTMConfig, configs.mLSTMv1Config, configs.xLSTMConfig]
     return [member for member in CLASSES if issubclass(member, cls)]
 
 
@@ -289,7 +291,7 @@ def damage(draw, value):
 def damaged_runs(draw):
     """The JSON of a run, damaged; or no run at all."""
     sizes = {"embedding_dim": 64, "num_blocks": 2, "num_heads": 4}
-    cls = draw(st.sampled_from([configs.mLSTMConfig, configs.mLSTMv1Config]))
+    cls = draw(st.sampled_from([configs.mLSTMConfig, configs.mLSTMv1Config, configs.xLSTMConfig]))
     run = RunConfig(model=ModelConfig("a.Model", model_config=cls(**sizes)))
     return damage(draw, run.to_dict()) if draw(st.booleans()) else draw(JSON)
 

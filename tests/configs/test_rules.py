@@ -24,6 +24,7 @@ from xlstm_hydra.configs import (
     TrainerConfig,
     mLSTMConfig,
     mLSTMv1Config,
+    xLSTMConfig,
 )
 
 SIZES = {"embedding_dim": 128, "num_blocks": 2, "context_length": 64, "vocab_size": 256}
@@ -39,6 +40,10 @@ def mlstm_v1(**changes):
 
 def llama(**changes):
     return LlamaConfig(**{**SIZES, "head_dim": 32, **changes})
+
+
+def xlstm(**changes):
+    return xLSTMConfig(**{**SIZES, "slstm_at": [1], **changes})
 
 
 def run(*, parallel=None, model=None, config=mlstm, **groups):
@@ -152,6 +157,15 @@ RANGES = [
     (llama, {"dropout_rate": 1.0}, "must be less than 1"),
     (llama, {"dropout_rate": -0.1}, "must be 0 or more"),
     (llama, {"lm_head_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
+    (xlstm, {"slstm_at": [0, 2, -1]}, "there is no block -1 or 2. Blocks are 0 to 1."),
+    (xlstm, {"slstm_at": [1, 0, 1]}, "names block 1 more than once"),
+    (xlstm, {"slstm_conv1d_kernel_size": -1}, "must be 0 or more"),
+    (xlstm, {"slstm_proj_factor": 0.0}, "must be greater than 0"),
+    (xlstm, {"slstm_forget_gate": "tanh"}, "Choose sigmoid or exp"),
+    (xlstm, {"slstm_fgate_bias_init_range": [1.0]}, "is [low, high], for example [3.0,6.0]"),
+    (xlstm, {"ff_type": "mlp"}, "Choose ffn_gated or ffn"),
+    (xlstm, {"act_fn": "silu"}, "Choose gelu, relu"),
+    (xlstm, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
 ]
 
 
@@ -217,6 +231,16 @@ RELATIONS = [
         {"attention_backend": "cudnn", "mask_across_document_boundaries": True, "context_length": 65},
         "context_length=65: cuDNN masks documents in examples of an even length only. Set context_length to 66.",
     ),
+    (xlstm, {"slstm_proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
+    (xlstm, {"embedding_dim": 126}, "num_heads must divide embedding_dim for the sLSTM. Set num_heads to 1, 2, 3, 6"),
+    (xlstm, {"slstm_at": [], "act_fn": "relu"}, "has no effect with this slstm_at. Leave act_fn at 'gelu'"),
+    (
+        xlstm,
+        {"slstm_at": [], "slstm_fgate_bias_init_range": [0.0, 1.0]},
+        "slstm_fgate_bias_init_range=[0.0, 1.0], slstm_at=[]: has no effect with this slstm_at. "
+        "Leave slstm_fgate_bias_init_range at [3.0, 6.0].",
+    ),
+    (xlstm, {"slstm_at": [0, 1], "backend": "quadratic"}, "has no effect with this slstm_at. Leave backend at"),
 ]
 
 
@@ -305,6 +329,22 @@ BETWEEN = [
             "trainer": TrainerConfig(simulated_devices=1),
         },
         "model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs; the devices are cpu. Set model.attention_",
+        {
+            "parallel": {"model_axis_size": 4},
+            "config": xlstm,
+            "model": {"round_proj_up_to_multiple_of": 2, "slstm_proj_factor": 1.17},
+        },
+        "model.slstm_proj_factor=1.17, parallel.model_axis_size=4: parallel.model_axis_size must divide the "
+        "feed-forward width 150",
+    ),
+    (
+        {
+            "parallel": {"pipeline_axis_size": 4},
+            "config": xlstm,
+            "model": {"num_blocks": 8, "slstm_at": [3, 7]},
+        },
+        "parallel.pipeline_axis_size must divide the 2 periods of 4 blocks. Set parallel.pipeline_axis_size to 1 or 2, "
+        "or model.num_blocks to a multiple of 16.",
     ),
     (
         {"parallel": {"fsdp_axis_size": 3}},
@@ -346,6 +386,19 @@ def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, wor
 def test_a_model_class_that_is_no_class_is_refused(model_class):
     problems = broken(RunConfig, model=ModelConfig(model_class, ParallelConfig(), mlstm()))
     assert any("model.model_class=" in text and "must be a class" in text for text in problems)
+
+
+def test_without_mlstm_blocks_the_rules_of_the_mlstm_do_not_apply():
+    config = xlstm(slstm_at=[1, 0], num_heads=6, embedding_dim=132, context_length=50, vocab_size=258)
+    assert config.slstm_at == [0, 1] and not list(config.layout_rules(3))
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "slstm_at", "period"),
+    [(8, [], 1), (8, [7], 8), (8, [3, 7], 4), (6, [0, 2, 4], 2), (6, [0, 3], 3), (4, [0, 1, 2, 3], 1), (7, [1], 7)],
+)
+def test_the_period_is_the_shortest_after_which_the_kinds_of_blocks_repeat(num_blocks, slstm_at, period):
+    assert xlstm(num_blocks=num_blocks, slstm_at=slstm_at).scan_period() == period
 
 
 def test_a_run_of_defaults_breaks_no_rule():

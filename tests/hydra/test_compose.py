@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
-from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, mLSTMConfig, mLSTMv1Config, xLSTMConfig
 from xlstm_hydra.hydra import conf_dir, load
 from xlstm_hydra.hydra._register import SCHEMAS
 from xlstm_hydra.hydra._versions import IS_1_3
@@ -143,6 +143,7 @@ def test_a_plain_dictionary_loads_like_a_composed_config(compose):
     [
         ("tiny", mLSTMv1Config, "mLSTMv1"),
         ("mlstm_120m", mLSTMConfig, "mLSTM"),
+        ("xlstm_7_1", xLSTMConfig, "xLSTM"),
         ("llama_165m", LlamaConfig, "Llama"),
     ],
 )

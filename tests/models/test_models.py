@@ -12,7 +12,15 @@ from flax import traverse_util
 from hydra import compose, initialize
 from tiny import FAMILIES
 
-from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, ParallelConfig, mLSTMConfig, mLSTMv1Config
+from xlstm_hydra.configs import (
+    ConfigError,
+    LlamaConfig,
+    ModelConfig,
+    ParallelConfig,
+    mLSTMConfig,
+    mLSTMv1Config,
+    xLSTMConfig,
+)
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
 
@@ -73,7 +81,8 @@ def compiled(path, text, train):
 
 
 def type_of(path):
-    return {"mLSTM": mLSTMConfig, "mLSTMv1": mLSTMv1Config, "Llama": LlamaConfig}[path.rpartition(".")[2]]
+    classes = {"mLSTM": mLSTMConfig, "mLSTMv1": mLSTMv1Config, "xLSTM": xLSTMConfig, "Llama": LlamaConfig}
+    return classes[path.rpartition(".")[2]]
 
 
 def outputs(model, tokens, borders=None, key=None, params=None):
@@ -93,7 +102,7 @@ FORMS = [
 def test_no_logit_depends_on_a_later_token(family, form):
     tokens = some_tokens()
     changed = tokens.at[:, 9].set((tokens[:, 9] + 1) % 32)
-    model = FAMILIES[family](num_blocks=1, **form)
+    model = FAMILIES[family](num_blocks=2 if family == "xlstm" else 1, **form)
     before, after = outputs(model, tokens), outputs(model, changed)
     np.testing.assert_array_equal(before[:, :9], after[:, :9])
     assert jnp.all(jnp.any(before[:, 9:] != after[:, 9:], axis=-1))
@@ -107,8 +116,9 @@ def test_an_example_does_not_depend_on_its_neighbours(family):
 
 APART = {
     "v1": {"reset_at_document_boundaries": True},
-    # The convolution of the original block still sees kernel_size - 1 tokens across the border, as published.
+    # The convolutions still see kernel_size - 1 tokens across the border, as published.
     "v0": {"reset_at_document_boundaries": True, "conv1d_kernel_size": 1},
+    "xlstm": {"reset_at_document_boundaries": True, "conv1d_kernel_size": 1, "slstm_conv1d_kernel_size": 0},
     "llama": {"mask_across_document_boundaries": True},
 }
 
@@ -126,8 +136,11 @@ def test_a_document_sees_nothing_of_the_one_before_it_if_they_are_kept_apart(fam
 def test_blocks_scanned_or_not_compute_the_same(family):
     scanned, unrolled = FAMILIES[family](), FAMILIES[family](scan_blocks=False)
     params = params_of(scanned)
-    spread = {f"blocks_{i}": jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(2)}
-    separate = {key: value for key, value in params.items() if key != "blocks"} | spread
+    separate = {key: value for key, value in params.items() if key != "blocks"}
+    period = scanned.model_config.scan_period()
+    for i in range(scanned.model_config.num_blocks):
+        stacked = params["blocks"] if period == 1 else params["blocks"][f"block_{i % period}"]
+        separate[f"blocks_{i}"] = jax.tree.map(lambda x, row=i // period: x[row], stacked)
     tokens = some_tokens()
     np.testing.assert_allclose(
         outputs(scanned, tokens, params=params), outputs(unrolled, tokens, params=separate), atol=1e-5
@@ -159,7 +172,16 @@ OPTIONS = {
         "ffn_dim_multiplier": 2.0, "use_bias": True, "mask_across_document_boundaries": True,
     },
 }  # fmt: skip
-PARTS = {"v1": ("shared", "cell", "v1"), "v0": ("shared", "cell", "v0"), "llama": ("shared", "llama")}
+OPTIONS["xlstm"] = OPTIONS["v0"] | {
+    "slstm_at": [0, 2], "slstm_conv1d_kernel_size": 0, "slstm_forget_gate": "exp", "slstm_proj_factor": 3.0,
+    "slstm_fgate_bias_init_range": [0.0, 1.0], "ff_type": "ffn", "act_fn": "relu^2", "ff_dtype": "bfloat16",
+}  # fmt: skip
+PARTS = {
+    "v1": ("shared", "cell", "v1"),
+    "v0": ("shared", "cell", "v0"),
+    "xlstm": ("shared", "cell", "xlstm"),
+    "llama": ("shared", "llama"),
+}
 CASES = [
     (family, key, value) for family, parts in PARTS.items() for part in parts for key, value in OPTIONS[part].items()
 ]

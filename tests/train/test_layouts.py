@@ -17,17 +17,19 @@ CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2")}
 CASES = [
     pytest.param(family, layout, id=f"{family}-{layout}") for family, layouts in CHOICES.items() for layout in layouts
 ]
+MIXED = [pytest.param("xlstm", layout, id=f"xlstm-{layout}") for layout in ("fsdp8", "dp2_fsdp2_tp2")]
 everywhere = pytest.mark.parametrize(("family", "layout"), CASES)
+mixed_too = pytest.mark.parametrize(("family", "layout"), CASES + MIXED)
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@everywhere
+@mixed_too
 def test_loss_and_gradients_are_those_of_one_device(family, layout):
     params, expected = single(family)
     assert_equal_results(results(program(family, layout), params), expected, family)
 
 
-@everywhere
+@mixed_too
 def test_initial_values_and_tree_are_those_of_one_device(family, layout):
     one, many = (jax.device_get(program(family, choice).init().params) for choice in (None, layout))
     jax.tree.map(np.testing.assert_array_equal, one, many)
@@ -76,6 +78,36 @@ LLAMA_EXCHANGES = {
 def test_llama_has_the_gradients_of_one_device(parallel):
     params, expected = single("llama")
     assert_equal_results(results(program("llama", parallel), params), expected, "llama")
+
+
+MIXED_LAYOUTS = {
+    "stages of one period": {"data_axis_size": 2, "pipeline_axis_size": 2, "model_axis_size": 2},
+    "collective matmul": {"data_axis_size": 2, "model_axis_size": 4, "tp_async_dense": True},
+}
+
+
+@pytest.mark.parametrize("layout", MIXED_LAYOUTS.values(), ids=MIXED_LAYOUTS)
+def test_a_stack_of_two_kinds_of_blocks_is_the_same_in_a_pipeline_and_with_collective_matmul(layout):
+    params, expected = single("xlstm")
+    assert_equal_results(results(program("xlstm", layout), params), expected)
+
+
+XLSTM_VARIANTS = {
+    "blocks not scanned": {"scan_blocks": False},
+    "no repeating pattern": {"slstm_at": [1, 2], "slstm_forget_gate": "exp", "gate_soft_cap": 15.0},
+    "sLSTM blocks alone": {"slstm_at": [0, 1], "num_blocks": 2, "chunk_size": 64, "bias": True, "add_post_norm": True},
+    "no convolution, dropout": {"slstm_conv1d_kernel_size": 0, "dropout": 0.3},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", XLSTM_VARIANTS.values(), ids=XLSTM_VARIANTS)
+def test_every_option_of_the_slstm_gives_the_same_gradients_on_all_axes(model):
+    one = program("xlstm", model=model)
+    params = moved(one)
+    only = {"fsdp_modules": ["sLSTMBlock"], "remat": ["sLSTMBlock"]} if "num_blocks" in model else {}
+    layout = LAYOUTS["dp2_fsdp2_tp2"] | only
+    assert_equal_results(results(program("xlstm", layout, model=model), params), results(one, params))
 
 
 @pytest.mark.parametrize("layout", ["fsdp8", "dp2_fsdp2_tp2"])

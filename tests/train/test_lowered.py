@@ -12,12 +12,13 @@ def sharded(on):
     return sum(placement.fsdp_axis is not None for placement in on.placements)
 
 
-def test_each_sharded_parameter_has_one_gather_and_one_scatter():
-    on, found = collectives(LAYOUTS["fsdp8"] | {"remat": []})
+@pytest.mark.parametrize("family", ["v1", "xlstm"])
+def test_each_sharded_parameter_has_one_gather_and_one_scatter(family):
+    on, found = collectives(LAYOUTS["fsdp8"] | {"remat": []}, family=family)
     assert found["all-gather", "f32"] == found["reduce-scatter", "f32"] == sharded(on) > 10
 
 
-@pytest.mark.parametrize("family", ["v1", "llama"])
+@pytest.mark.parametrize("family", ["v1", "xlstm", "llama"])
 def test_recomputation_gathers_again_inside_the_block(family):
     on, found = collectives(LAYOUTS["fsdp8"], family=family)
     in_blocks = sum(p.fsdp_axis is not None and p.parameter.path.startswith("blocks.") for p in on.placements)

@@ -28,3 +28,4 @@ from .scheduler import LinearConfig as LinearConfig
 from .scheduler import SchedulerConfig as SchedulerConfig
 from .task import TaskConfig as TaskConfig
 from .trainer import TrainerConfig as TrainerConfig
+from .xlstm import xLSTMConfig as xLSTMConfig

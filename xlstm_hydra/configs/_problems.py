@@ -7,7 +7,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -177,7 +177,8 @@ def own_name(config: Any) -> Iterator[Problem]:
 
 def idle(config: Any, key: str, because: str, value: Any, fix: str = "") -> Iterator[Problem]:
     """The rule that a field which has no effect, since `because` has this value, is left at its default."""
-    default = next(field for field in fields(config) if field.name == key).default
+    known = next(field for field in fields(config) if field.name == key)
+    default = known.default if known.default_factory is MISSING else known.default_factory()
     if getattr(config, key) != default:
         given = {key: getattr(config, key), because: value}
         yield Problem(given, f"has no effect with this {{{because}}}", fix or f"Leave {{{key}}} at {show(default)}.")

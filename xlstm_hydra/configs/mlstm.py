@@ -116,21 +116,22 @@ class _CellConfig(LanguageModelConfig):
             yield from idle(self, "chunk_size", "backend", self.backend)
         if self._has_widths():
             yield from self._head_rules()
-        chunks = self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
+        chunks = self._has_mlstm() and self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
         if chunks and self.context_length % self.chunk_size:
             given = {"context_length": self.context_length, "chunk_size": self.chunk_size}
             choices = either([d for d in divisors(self.context_length) if d <= 1024][-6:])
             yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
 
+    def _has_mlstm(self) -> bool:
+        """Whether any block has an mLSTM cell."""
+        return True
+
     def _has_widths(self) -> bool:
         numbers = (self.num_heads, self.inner_dim(), self.qk_dim_factor, self.v_dim_factor)
-        return all(0 < number < math.inf for number in numbers)
+        return self._has_mlstm() and all(0 < number < math.inf for number in numbers)
 
     def _bias_rules(self) -> Iterator[Problem]:
-        if len(self.fgate_bias_init_range) != 2 or not all(map(math.isfinite, self.fgate_bias_init_range)):
-            yield Problem(
-                {"fgate_bias_init_range": self.fgate_bias_init_range}, "is [low, high], for example [3.0,6.0]"
-            )
+        yield from is_range(self, "fgate_bias_init_range")
         value = self.igate_bias_init_range
         numbers = value if isinstance(value, list) and len(value) == 2 else [value]
         if value is not None and not all(_is_number(number) for number in numbers):
@@ -183,7 +184,7 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
 
     def inner_dim(self) -> int:
         """The up-projected width."""
-        return rounded_dim(self)
+        return rounded_dim(self, self.proj_factor)
 
     def qk_dim(self) -> int:
         """Width of the queries, all heads together."""
@@ -205,7 +206,7 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
         yield from at_least(self, 1, "round_proj_up_to_multiple_of", "conv1d_kernel_size", "qkv_proj_blocksize")
         yield from one_of(self, "gate_input", ("qkv", "x_mlstm", "x_mlstm_conv", "x_mlstm_conv_act"))
         yield from one_of(self, "cell_norm_type", NORMS)
-        yield from rounding_rules(self, "up-projected width")
+        yield from rounding_rules(self, "proj_factor", "up-projected width")
         inner = self.inner_dim()
         if not self._has_widths() or self.qkv_proj_blocksize < 1:
             return
@@ -229,7 +230,7 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
         """Blocks of channels are cut over the tensor-parallel devices like the heads."""
         yield from super().layout_rules(tensor_parallel)
         groups = self.inner_dim() // max(self.qkv_proj_blocksize, 1)
-        if self.num_heads % tensor_parallel == 0 and groups % tensor_parallel:
+        if self._has_mlstm() and self.num_heads % tensor_parallel == 0 and groups % tensor_parallel:
             given = {"qkv_proj_blocksize": self.qkv_proj_blocksize, "/parallel.model_axis_size": tensor_parallel}
             yield Problem(given, f"{{/parallel.model_axis_size}} must divide the {groups} blocks of channels")
 
@@ -264,7 +265,7 @@ class mLSTMv1Config(_CellConfig):  # noqa: N801
 
     def ff_dim(self) -> int:
         """Width of the feed-forward layer."""
-        return rounded_dim(self)
+        return rounded_dim(self, self.proj_factor)
 
     def module_classes(self) -> tuple[str, ...]:
         """Class names of the modules inside this model."""
@@ -280,33 +281,45 @@ class mLSTMv1Config(_CellConfig):  # noqa: N801
         yield from one_of(self, "act_fn", ACTIVATIONS)
         yield from one_of(self, "ff_dtype", DTYPES, optional=True)
         yield from one_of(self, "cell_norm_type_v1", NORMS)
-        yield from rounding_rules(self, "feed-forward width")
+        yield from rounding_rules(self, "proj_factor", "feed-forward width")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The feed-forward width is cut over the tensor-parallel devices too."""
         yield from super().layout_rules(tensor_parallel)
-        if self.ff_dim() % tensor_parallel:
-            given = {"proj_factor": self.proj_factor, "/parallel.model_axis_size": tensor_parallel}
-            rule = f"{{/parallel.model_axis_size}} must divide the feed-forward width {self.ff_dim()}"
-            yield Problem(given, rule, f"Set it to {either([d for d in divisors(self.ff_dim()) if d <= 64])}.")
+        yield from feed_forward_splits("proj_factor", self.proj_factor, self.ff_dim(), tensor_parallel)
 
 
-def rounded_dim(config: mLSTMConfig | mLSTMv1Config) -> int:
-    """`proj_factor * embedding_dim`, rounded to the multiple that the config asks for. 0 where there is no such
-    width."""
+def is_range(config: _CellConfig, key: str) -> Iterator[Problem]:
+    """The rule that a field is a pair of finite numbers."""
+    value = getattr(config, key)
+    if len(value) != 2 or not all(map(math.isfinite, value)):
+        yield Problem({key: value}, "is [low, high], for example [3.0,6.0]")
+
+
+def rounded_dim(config: mLSTMConfig | mLSTMv1Config, factor: float) -> int:
+    """`factor * embedding_dim`, rounded to the multiple that the config asks for. 0 where there is no such width."""
     multiple = max(config.round_proj_up_to_multiple_of, 1)
-    units = config.proj_factor * config.embedding_dim / multiple
+    units = factor * config.embedding_dim / multiple
     if not 0 < units < math.inf:
         return 0
     return (math.ceil(units) if config.round_proj_up_dim_up else math.floor(units)) * multiple
 
 
-def rounding_rules(config: mLSTMConfig | mLSTMv1Config, name: str) -> Iterator[Problem]:
-    """The rule that rounding leaves something of `rounded_dim`."""
-    multiple = config.round_proj_up_to_multiple_of
-    if multiple > 0 and 0 < config.proj_factor < math.inf and config.embedding_dim > 0 and rounded_dim(config) < 1:
-        given = {"proj_factor": config.proj_factor, "round_proj_up_to_multiple_of": multiple}
+def rounding_rules(config: mLSTMConfig | mLSTMv1Config, key: str, name: str) -> Iterator[Problem]:
+    """The rule that rounding leaves something of the width that the factor `key` gives."""
+    multiple, factor = config.round_proj_up_to_multiple_of, getattr(config, key)
+    exists = multiple > 0 and 0 < factor < math.inf and config.embedding_dim > 0
+    if exists and rounded_dim(config, factor) < 1:
+        given = {key: factor, "round_proj_up_to_multiple_of": multiple}
         yield Problem(given, f"the {name} must be at least 1", "Set {round_proj_up_dim_up}=true.")
+
+
+def feed_forward_splits(key: str, factor: float, width: int, tensor_parallel: int) -> Iterator[Problem]:
+    """The rule that the feed-forward width, which the factor `key` gives, divides over the tensor-parallel devices."""
+    if width % tensor_parallel:
+        given = {key: factor, "/parallel.model_axis_size": tensor_parallel}
+        rule = f"{{/parallel.model_axis_size}} must divide the feed-forward width {width}"
+        yield Problem(given, rule, f"Set it to {either([d for d in divisors(width) if d <= 64])}.")
 
 
 def _is_number(value: Any) -> bool:

@@ -42,6 +42,7 @@ SCHEMAS: dict[str, type] = {
     "task": configs.TaskConfig,
     "mlstm": _model_node(configs.mLSTMConfig),
     "mlstm_v1": _model_node(configs.mLSTMv1Config),
+    "xlstm": _model_node(configs.xLSTMConfig),
     "llama": _model_node(configs.LlamaConfig),
     "parallel": configs.ParallelConfig,
     "stdlib": configs.StdlibDataConfig,

@@ -20,3 +20,7 @@ from ._lm import LanguageModel as LanguageModel
 from ._lm import LMHead as LMHead
 from ._mlstm import mLSTM as mLSTM
 from ._mlstm_v1 import mLSTMv1 as mLSTMv1
+from ._slstm_cell import slstm as slstm
+from ._slstm_cell import slstm_start as slstm_start
+from ._slstm_cell import slstm_step as slstm_step
+from ._xlstm import xLSTM as xLSTM

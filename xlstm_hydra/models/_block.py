@@ -40,14 +40,16 @@ class Residual(nn.Module):
     config: Any
     axes: Axes = Axes()
 
-    def residual(self, x_BTD: jax.Array, branch: Any, context: Context, name: str) -> jax.Array:
-        """Norm, branch on the whole width, dropout, norm again if asked for, sum."""
+    def residual(self, x_BTD: jax.Array, branch: Any, context: Context, name: str, *, whole: bool = True) -> jax.Array:
+        """Norm, branch on the whole width (or, without `whole`, on this device's share of it), dropout, norm again if
+        asked for, sum."""
         config, axes = self.config, self.axes
 
         def norm(suffix: str) -> Norm:
             return Norm(config.norm_type, config.cell_norm_eps, config.dtype, axes, name=f"{name}_{suffix}")
 
-        h_BTD = branch(gather_stream(norm("norm")(x_BTD), axes))
+        h_BTD = norm("norm")(x_BTD)
+        h_BTD = branch(gather_stream(h_BTD, axes) if whole else h_BTD)
         h_BTD = dropout(h_BTD.astype(config.dtype), config.dropout_probability(), axes, context, name)
         return x_BTD + (norm("post_norm")(h_BTD) if config.add_post_norm else h_BTD)
 

@@ -1,0 +1,146 @@
+"""The xLSTM[a:b] family (arXiv 2405.04517): a stack in which some blocks are sLSTM blocks, the others mLSTM blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ._problems import Problem, at_least, divisors, either, idle, one_of
+from .mlstm import ACTIVATIONS, feed_forward_splits, is_range, mLSTMConfig, rounded_dim, rounding_rules
+from .parallel import DTYPES
+
+_MLSTM_FIELDS = (
+    *("proj_factor", "conv1d_kernel_size", "qkv_proj_blocksize", "vmap_qk", "gate_input", "gate_linear_headwise"),
+    *("qk_dim_factor", "v_dim_factor", "igate_bias_init_range", "fgate_bias_init_range", "add_qk_norm"),
+    *("reset_fgate_value", "backend", "chunk_size"),
+)
+_SLSTM_FIELDS = (
+    *("slstm_conv1d_kernel_size", "slstm_forget_gate", "slstm_fgate_bias_init_range", "slstm_proj_factor"),
+    *("ff_type", "act_fn", "ff_dtype"),
+)
+
+
+@dataclass(kw_only=True)
+class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
+    """xLSTM[a:b]: original mLSTM blocks, and sLSTM blocks at the places that are listed.
+
+    An sLSTM block (section 2.2) has a scalar memory per channel whose gates read the last output of their head; a
+    gated feed-forward layer follows. Fields that begin with `slstm_`, and the three of the feed-forward layer, are of
+    the sLSTM blocks. `gate_soft_cap` and `gate_dtype` (of input and forget gates), `cell_norm_type` and the rounding
+    of widths are of both kinds; the other fields of the mLSTM layer keep their names and are its own.
+    """
+
+    slstm_at: list[int] = field(default_factory=list)
+    """Numbers of the sLSTM blocks, from 0, in any order; all others are mLSTM blocks. Where `scan_blocks` is set, the
+    blocks after which this pattern repeats are compiled as one; a pattern that never repeats compiles every block."""
+
+    slstm_conv1d_kernel_size: int = 4
+    """Tokens that the causal convolution before the sLSTM's input and forget gates sees: the current one and those
+    before it. 0: no convolution."""
+
+    slstm_forget_gate: str = "sigmoid"
+    """The sLSTM's forget gate, a function of its pre-activation: sigmoid or exp. The input gate is always exp."""
+
+    slstm_fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0])
+    """Initial bias of the sLSTM's forget gates, [low, high], spread evenly over the channels of every head."""
+
+    slstm_proj_factor: float = 4 / 3
+    """Width of the feed-forward layer after the sLSTM, as a multiple of the embedding width; it is rounded like the
+    up-projection of the mLSTM blocks."""
+
+    ff_type: str = "ffn_gated"
+    """Feed-forward layer of the sLSTM blocks. ffn_gated: act(x Wg) * (x Wu), then down. ffn: act(x Wu), then down."""
+
+    act_fn: str = "gelu"
+    """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
+
+    ff_dtype: str | None = None
+    """Type that the feed-forward layer is computed in. null: `dtype`."""
+
+    reset_at_document_boundaries: bool = False
+    """Forget the last document where a new one begins: the mLSTM sets its forget gate to `reset_fgate_value`, the
+    sLSTM starts from its initial state."""
+
+    def __post_init__(self) -> None:
+        self.slstm_at = sorted(self.slstm_at)
+        super().__post_init__()
+
+    def ff_dim(self) -> int:
+        """Width of the feed-forward layer in the sLSTM blocks."""
+        return rounded_dim(self, self.slstm_proj_factor)
+
+    def is_slstm(self, block: int) -> bool:
+        """Whether the block of this number, of the stack or of its period, is an sLSTM block."""
+        return block in self.slstm_at
+
+    def scan_period(self) -> int:
+        """Blocks after which the pattern of sLSTM and mLSTM blocks repeats."""
+        places = self._slstm_places()
+        for period in divisors(self.num_blocks):
+            first = {block for block in places if block < period}
+            if places == {block + start for start in range(0, self.num_blocks, period) for block in first}:
+                return period
+        return 1
+
+    def block_classes(self) -> tuple[str, ...]:
+        """Class names of the kinds of blocks that the stack has."""
+        return (*(["mLSTMBlock"] if self._has_mlstm() else []), *(["sLSTMBlock"] if self.slstm_at else []))
+
+    def module_classes(self) -> tuple[str, ...]:
+        """Class names of the modules inside this model."""
+        names: dict[str, None] = dict.fromkeys(("Embed", "LMHead"))
+        if self._has_mlstm():
+            names |= dict.fromkeys(super().module_classes())
+        if self.slstm_at:
+            names |= dict.fromkeys(("sLSTMBlock", "sLSTMResBlock", "FFNResBlock", "sLSTMLayer", "FeedForward"))
+            names |= dict.fromkeys(("Dense", "Norm", "HeadNorm", "HeadwiseDense"))
+        if self.slstm_at and self.slstm_conv1d_kernel_size:
+            names["CausalConv1d"] = None
+        if self.scan_blocks and self.scan_period() > 1:
+            names["BlockGroup"] = None
+        return tuple(names)
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges, names, places, and fields of blocks that there are none of."""
+        yield from super().rules()
+        yield from self._place_rules()
+        yield from at_least(self, 0, "slstm_conv1d_kernel_size")
+        yield from at_least(self, 0, "slstm_proj_factor", above=True)
+        yield from one_of(self, "slstm_forget_gate", ("sigmoid", "exp"))
+        yield from one_of(self, "ff_type", ("ffn_gated", "ffn"))
+        yield from one_of(self, "act_fn", ACTIVATIONS)
+        yield from one_of(self, "ff_dtype", DTYPES, optional=True)
+        yield from is_range(self, "slstm_fgate_bias_init_range")
+        if not self.slstm_at:
+            for key in _SLSTM_FIELDS:
+                yield from idle(self, key, "slstm_at", self.slstm_at)
+            return
+        yield from rounding_rules(self, "slstm_proj_factor", "feed-forward width")
+        if self.num_heads > 0 and self.embedding_dim % self.num_heads:
+            given = {"embedding_dim": self.embedding_dim, "num_heads": self.num_heads}
+            fits = either([d for d in divisors(self.embedding_dim) if d <= 64])
+            yield Problem(
+                given, "{num_heads} must divide {embedding_dim} for the sLSTM", f"Set {{num_heads}} to {fits}."
+            )
+        if not self._has_mlstm():
+            for key in _MLSTM_FIELDS:
+                yield from idle(self, key, "slstm_at", self.slstm_at)
+
+    def _place_rules(self) -> Iterator[Problem]:
+        if outside := [block for block in self.slstm_at if not 0 <= block < self.num_blocks]:
+            given = {"slstm_at": self.slstm_at, "num_blocks": self.num_blocks}
+            yield Problem(given, f"there is no block {either(outside)}", f"Blocks are 0 to {self.num_blocks - 1}.")
+        if twice := sorted({block for block in self.slstm_at if self.slstm_at.count(block) > 1}):
+            yield Problem({"slstm_at": self.slstm_at}, f"names block {either(twice)} more than once")
+
+    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
+        """The feed-forward width is cut over the tensor-parallel devices too."""
+        yield from super().layout_rules(tensor_parallel)
+        if self.slstm_at:
+            yield from feed_forward_splits("slstm_proj_factor", self.slstm_proj_factor, self.ff_dim(), tensor_parallel)
+
+    def _has_mlstm(self) -> bool:
+        return len(self._slstm_places()) < max(self.num_blocks, 1)
+
+    def _slstm_places(self) -> set[int]:
+        return {block for block in self.slstm_at if 0 <= block < self.num_blocks}

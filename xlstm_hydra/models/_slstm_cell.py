@@ -1,0 +1,94 @@
+"""The sLSTM cell (arXiv 2405.04517, section 2.2): a scalar memory per channel, exponential gates, and memory mixing.
+
+With pre-activations z, i, f, o to which every head adds what its recurrent weights make of its last output h,
+
+    m_t = max(log f_t + m_(t-1), i_t),  log f_t = log sigmoid(f) or f
+    c_t = exp(log f_t + m_(t-1) - m_t) c_(t-1) + exp(i_t - m_t) tanh(z_t)
+    n_t = exp(log f_t + m_(t-1) - m_t) n_(t-1) + exp(i_t - m_t)
+    h_t = sigmoid(o_t) c_t / n_t
+
+m_t keeps exp() finite and cancels in c / n, so it carries no gradient. It starts at minus infinity, so that n_t is at
+least 1: one of the two factors above is exp(0).
+
+Axes: B batch, T time, H heads, V and W channels of a head, G the four pre-activations in the order z, i, f, o.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xlstm_hydra.parallel import vary_like
+
+from ._layers import soft_cap
+
+State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+FORGET_GATES: dict[str, Callable[[jax.Array], jax.Array]] = {"sigmoid": jax.nn.log_sigmoid, "exp": lambda x: x}
+"""Logarithm of the forget gate as a function of its pre-activation."""
+
+
+def slstm(
+    x_BTGHV: jax.Array,
+    recurrent_HVGW: jax.Array,
+    borders_BT: jax.Array | None = None,
+    *,
+    forget_gate: str = "sigmoid",
+    gate_soft_cap: float | None = None,
+) -> jax.Array:
+    """All time steps, one after the other. Returns h, (B, T, H, V), in float32, or float64 for float64 inputs.
+
+    Args:
+        x_BTGHV: what the input contributes to the pre-activations, biases included.
+        recurrent_HVGW: recurrent weights of each head.
+        borders_BT: true where a document begins; the step starts from the initial state there. None: nowhere.
+        forget_gate: a key of `FORGET_GATES`.
+        gate_soft_cap: cap of the pre-activations of input and forget gate. None: no cap.
+    """
+    B, _, _, H, V = x_BTGHV.shape
+    acc = jnp.promote_types(x_BTGHV.dtype, jnp.float32)
+    start = slstm_start((B, H, V), acc)
+
+    def body(state: State, token: Any) -> tuple[State, jax.Array]:
+        x_BGHV, border_B = token
+        if border_B is not None:
+            state = jax.tree.map(lambda new, old: jnp.where(border_B[:, None, None], new, old), start, state)
+        return step(state, x_BGHV.astype(acc), recurrent_HVGW.astype(acc))
+
+    # The backward pass keeps the states alone: half the memory, and one small product more per step.
+    one_step = partial(slstm_step, forget_gate=forget_gate, gate_soft_cap=gate_soft_cap)
+    step = jax.checkpoint(one_step, prevent_cse=False)
+    tokens = (jnp.moveaxis(x_BTGHV, 1, 0), None if borders_BT is None else borders_BT.T)
+    state = jax.tree.map(lambda leaf: vary_like(leaf, x_BTGHV, recurrent_HVGW), start)
+    _, h_TBHV = jax.lax.scan(body, state, tokens)
+    return jnp.moveaxis(h_TBHV, 0, 1)
+
+
+def slstm_start(shape: tuple[int, ...], dtype: Any) -> State:
+    """The initial state (c, n, h, m): zeros, and minus infinity for the stabiliser."""
+    zeros = jnp.zeros(shape, dtype)
+    return zeros, zeros, zeros, jnp.full(shape, -jnp.inf, dtype)
+
+
+def slstm_step(
+    state: State,
+    x_BGHV: jax.Array,
+    recurrent_HVGW: jax.Array,
+    *,
+    forget_gate: str = "sigmoid",
+    gate_soft_cap: float | None = None,
+) -> tuple[State, jax.Array]:
+    """One token: the new state (c, n, h, m) and h."""
+    c, n, h, m = state
+    z, i, f, o = jnp.moveaxis(x_BGHV + jnp.einsum("bhv,hvgw->bghw", h, recurrent_HVGW), 1, 0)
+    i, f = soft_cap(i, gate_soft_cap), soft_cap(f, gate_soft_cap)
+    carried = FORGET_GATES[forget_gate](f) + m
+    m = jax.lax.stop_gradient(jnp.maximum(carried, i))
+    kept, added = jnp.exp(carried - m), jnp.exp(i - m)
+    c, n = kept * c + added * jnp.tanh(z), kept * n + added
+    h = jax.nn.sigmoid(o) * c / n
+    return (c, n, h, m), h

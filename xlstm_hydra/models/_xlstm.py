@@ -1,0 +1,116 @@
+"""xLSTM[a:b] (arXiv 2405.04517): a stack of original mLSTM blocks and sLSTM blocks.
+
+Axes: B batch, T time, D share of the residual stream, G the four pre-activations, H this device's heads, V channels of
+a head. A device's heads are its share of the stream, so the sLSTM needs no exchange over the tensor mesh axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from xlstm_hydra.configs import xLSTMConfig
+from xlstm_hydra.parallel import Axes
+
+from ._block import Residual, mLSTMBlock, split_heads
+from ._context import Context
+from ._feed_forward import FFNResBlock
+from ._layers import HeadNorm, bias_range_init, named, small_init
+from ._lm import LanguageModel
+from ._mlstm import CausalConv1d, HeadwiseDense, mLSTMLayer
+from ._slstm_cell import slstm
+
+_ZEROS = nn.initializers.zeros_init()
+
+
+class sLSTMLayer(nn.Module):  # noqa: N801
+    """Convolution, pre-activations head by head, cell, head norm. The width is that of the stream throughout."""
+
+    config: xLSTMConfig
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        config, heads = self.config, self.axes.local(self.config.num_heads)
+        conv_BTD = x_BTD
+        if config.slstm_conv1d_kernel_size:
+            conv_BTD = jax.nn.swish(CausalConv1d(config.slstm_conv1d_kernel_size, config.dtype, name="conv1d")(x_BTD))
+        x_BTGHV = jnp.stack(
+            [
+                self._project("zgate", x_BTD, config.dtype),
+                self._project("igate", conv_BTD, config.gate_dtype),
+                self._project("fgate", conv_BTD, config.gate_dtype),
+                self._project("ogate", x_BTD, config.dtype),
+            ],
+            axis=2,
+        )
+        width = x_BTGHV.shape[-1]
+        recurrent_HVGW = self.param(
+            "recurrent_kernel", named(_ZEROS, "heads", None, None, None), (heads, width, 4, width), jnp.float32
+        )
+        h_BTHV = slstm(
+            x_BTGHV,
+            recurrent_HVGW,
+            context.document_borders_BT if config.reset_at_document_boundaries else None,
+            forget_gate=config.slstm_forget_gate,
+            gate_soft_cap=config.gate_soft_cap,
+        )
+        h_BTHV = HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
+        return h_BTHV.reshape(x_BTD.shape)
+
+    def _project(self, name: str, x_BTD: jax.Array, dtype: Any) -> jax.Array:
+        """One pre-activation of every channel, (B, T, H, V), from the channels of its head."""
+        config, heads = self.config, self.axes.local(self.config.num_heads)
+        init = small_init(config.embedding_dim, config.init_distribution)
+        project = HeadwiseDense(config.num_heads, config.embedding_dim, dtype, init, self.axes, name=name)
+        y_BTHV = split_heads(project(x_BTD), heads)
+        y_BTHV = y_BTHV.astype(jnp.promote_types(y_BTHV.dtype, jnp.float32))
+        spread = config.slstm_fgate_bias_init_range if name == "fgate" else 0.0
+        bias_HV = self.param(f"{name}_bias", named(_per_head(spread), "heads", None), y_BTHV.shape[-2:], jnp.float32)
+        return y_BTHV + bias_HV
+
+
+def _per_head(spread: float | list[float]) -> Any:
+    """The same initial biases for every head."""
+    init = bias_range_init(spread)
+    return lambda key, shape, dtype=jnp.float32: jnp.broadcast_to(init(key, shape[1:], dtype), shape)
+
+
+class sLSTMResBlock(Residual):  # noqa: N801
+    """x + sLSTM(norm(x))."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        layer = sLSTMLayer(self.config, self.axes, name="slstm")
+        return self.residual(x_BTD, lambda x_BTD: layer(x_BTD, context), context, "slstm", whole=False)
+
+
+class sLSTMBlock(nn.Module):  # noqa: N801
+    """One block of the stack: the residual sLSTM layer, then the residual feed-forward layer."""
+
+    config: xLSTMConfig
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        x_BTD = sLSTMResBlock(self.config, self.axes, name="slstm_res_block")(x_BTD, context)
+        return FFNResBlock(self.config, self.axes, name="ffn_res_block")(x_BTD, context)
+
+
+class xLSTM(LanguageModel):  # noqa: N801
+    """A language model of mLSTM and sLSTM blocks."""
+
+    config: xLSTMConfig
+
+    @staticmethod
+    def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
+        """An sLSTM block where the config says so, otherwise an original mLSTM block."""
+        if config.is_slstm(index):
+            return sLSTMBlock(config, axes, name=name)
+        return mLSTMBlock(config, mLSTMLayer, feed_forward=None, axes=axes, name=name)
