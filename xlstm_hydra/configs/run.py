@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ._base import ConfigDict
 from ._problems import ConfigError, Problem, divisors, either, nearest
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
+from .distributed import DistributedConfig
 from .logger import LoggerConfig
 from .model import ModelConfig, SubModelConfig
 from .optimizer import AdamWConfig, OptimizerConfig
@@ -50,6 +51,9 @@ class RunConfig(ConfigDict):
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """What is shown and written."""
 
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """How many processes there are, and how their devices are ordered."""
+
     @property
     def parallel(self) -> ParallelConfig:
         """The layout, which the model carries."""
@@ -66,10 +70,25 @@ class RunConfig(ConfigDict):
         yield from self._layout_rules()
         yield from self._schedule_rules()
         yield from self._checkpoint_rules()
-        if self.trainer.simulated_devices is not None and self.trainer.simulated_devices > 0:
-            yield from self.device_rules(self.trainer.simulated_devices)
-        else:
+        yield from self._distributed_rules()
+        simulated = self.trainer.simulated_devices
+        if simulated is None or simulated < 1:
             yield from self._known_size_rules()
+        elif processes := self.distributed.known_processes:
+            yield from self.device_rules(simulated * processes)
+
+    def launch_rules(self, environ: Mapping[str, str]) -> Iterator[Problem]:
+        """Every broken rule that needs to know how many processes were started, which is not known of a saved run."""
+        if self.distributed.name != "auto":
+            return
+        try:
+            place = self.distributed.place(environ)
+        except ConfigError as error:
+            yield from (problem.at("distributed") for problem in error.problems)
+            return
+        simulated = self.trainer.simulated_devices
+        if simulated is not None and simulated > 0:
+            yield from self.device_rules(simulated * (place.num_processes if place else 1))
 
     def device_rules(self, num_devices: int) -> Iterator[Problem]:
         """Every broken rule that needs the number of devices."""
@@ -77,14 +96,16 @@ class RunConfig(ConfigDict):
             sizes = self.parallel.axis_sizes(num_devices)
         except ConfigError as error:
             for problem in error.problems:
-                yield replace(problem, fix=f"{problem.fix}{self._simulation_hint()}").at("parallel")
+                yield replace(problem, fix=f"{problem.fix}{self._simulation_hint(num_devices)}").at("parallel")
             yield from self._known_size_rules()
             return
         yield from self._size_rules(*sizes.values())
 
-    def _simulation_hint(self) -> str:
-        if self.trainer.simulated_devices is not None:
-            return ""
+    def _simulation_hint(self, num_devices: int) -> str:
+        simulated = self.trainer.simulated_devices
+        if simulated is not None:
+            processes = num_devices // simulated
+            return f" Each of the {processes} processes has {{/trainer.simulated_devices}}={simulated}." * (processes > 1)
         needed = math.prod(size for size in self.parallel.sizes().values() if size > 0)
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 
@@ -164,6 +185,17 @@ class RunConfig(ConfigDict):
             rule = "nothing is gathered, because parallel.fsdp_modules is empty"
             yield Problem(set_without_use, rule, "Name modules there, or set this to null.")
 
+    def _distributed_rules(self) -> Iterator[Problem]:
+        order, ids = self.distributed.device_order, self.distributed.local_device_ids
+        names = self.parallel.axis_names()
+        if order is not None and sorted(order) != sorted(names):
+            rule = f"must have each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
+            fix = f"The default is [{','.join(default_device_order(self.parallel))}]."
+            yield Problem({"distributed.device_order": order}, rule, fix)
+        if ids is not None and self.trainer.simulated_devices is not None:
+            given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
+            yield Problem(given, "simulated devices are no GPUs to choose from", "Set one of them to null.")
+
     def _schedule_rules(self) -> Iterator[Problem]:
         warmup, cooldown, total = self.scheduler.warmup_steps, self.scheduler.cooldown_steps, self.schedule_steps
         if warmup + cooldown > total:
@@ -198,6 +230,16 @@ class RunConfig(ConfigDict):
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
             rule = "every checkpoint needs a validation loss of its step"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
+
+
+def default_device_order(parallel: ParallelConfig) -> tuple[str, ...]:
+    """Mesh axes from the one that communicates most, whose devices should be in one host, to the least."""
+    return (
+        parallel.model_axis_name,
+        parallel.fsdp_axis_name,
+        parallel.pipeline_axis_name,
+        parallel.data_axis_name,
+    )
 
 
 def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:
