@@ -190,7 +190,7 @@ class RunConfig(ConfigDict):
         names = self.parallel.axis_names()
         if order is not None and sorted(order) != sorted(names):
             rule = f"must have each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
-            fix = f"The default is [{','.join(default_device_order(self.parallel))}]."
+            fix = f"The default is [{','.join(self.parallel.busiest_axes())}]."
             yield Problem({"distributed.device_order": order}, rule, fix)
         if ids is not None and self.trainer.simulated_devices is not None:
             given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
@@ -230,16 +230,6 @@ class RunConfig(ConfigDict):
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
             rule = "every checkpoint needs a validation loss of its step"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
-
-
-def default_device_order(parallel: ParallelConfig) -> tuple[str, ...]:
-    """Mesh axes from the one that communicates most, whose devices should be in one host, to the least."""
-    return (
-        parallel.model_axis_name,
-        parallel.fsdp_axis_name,
-        parallel.pipeline_axis_name,
-        parallel.data_axis_name,
-    )
 
 
 def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:

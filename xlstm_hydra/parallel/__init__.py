@@ -5,6 +5,8 @@ from ._axes import vary_like as vary_like
 from ._axes import vary_over as vary_over
 from ._axes import varying_axes as varying_axes
 from ._fsdp import gather_parameter as gather_parameter
+from ._mesh import assign_devices as assign_devices
+from ._mesh import axes_across_hosts as axes_across_hosts
 from ._mesh import batch_axes as batch_axes
 from ._mesh import batch_spec as batch_spec
 from ._mesh import build_mesh as build_mesh

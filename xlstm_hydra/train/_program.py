@@ -200,6 +200,6 @@ def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Progr
     Raises:
         ConfigError: the layout does not fit the devices, or names modules that the model does not have.
     """
-    mesh = build_mesh(run.parallel, devices)
+    mesh = build_mesh(run.parallel, devices, run.distributed.device_order)
     placements = tuple(place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model))
     return Program(run, run.model, mesh, mesh_axes(run.parallel, mesh), placements)
