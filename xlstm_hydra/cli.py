@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,28 +33,49 @@ RUN_NOTE = "The run's folder is "
 def run_task(cfg: DictConfig) -> float | None:
     """Check the config, then do its task. Returns the last validation loss, for sweepers that optimise it."""
     try:
-        run = load(cfg)
-        folder, overrides = _run_folder(cfg, run)
-        from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
+        with _folder_noted():
+            run = load(cfg)
+        with _all_processes(run), _folder_noted():
+            folder, overrides = _run_folder(cfg, run)
+            from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
 
-        return train(run, folder, overrides)
+            return train(run, folder, overrides)
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # Hydra goes on with the other jobs, and tells it at the end
         _refuse(error)
+
+
+@contextmanager
+def _folder_noted() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
-        error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
+        if not isinstance(error, ConfigError):
+            error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
         raise
 
 
+def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
+    """Where there are several, what is done inside is done by all of them, or they end."""
+    if run.distributed.place(os.environ) is None:
+        return nullcontext()
+    from xlstm_hydra.train import together  # JAX wakes up here, to meet the other processes
+
+    return together(run.distributed)
+
+
 def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
-    """Hydra's folder for this job, with the resolved config in it, and the job's overrides."""
+    """Hydra's folder for this job, with the resolved config in it, and the job's overrides. Of several processes, the
+    first one has a folder."""
     from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite  # 15 ms that `--cfg job` does without
 
     hydra_cfg = HydraConfig.get()
     folder, restore = Path(hydra_cfg.runtime.output_dir), run.checkpoint.restore
-    refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    place = run.distributed.place(os.environ)
+    if place is None or place.process_id == 0:
+        refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     return folder, list(hydra_cfg.overrides.task)
 
 

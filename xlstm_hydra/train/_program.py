@@ -59,6 +59,13 @@ class Program:
         return NamedSharding(self.mesh, batch_spec(self.run.parallel, self.mesh))
 
     @cached_property
+    def batch_rows(self) -> list[int]:
+        """The rows of a batch that the devices of this process need. Other processes may need the same ones."""
+        batch = self.run.trainer.batch_size
+        places = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
+        return sorted({row for place in places if place is not None for row in range(batch)[place[0]]})
+
+    @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer chain."""
         return build_optimizer(self.run, self._abstract_params)
