@@ -35,7 +35,7 @@ def run_task(cfg: DictConfig) -> float | None:
     try:
         with _folder_noted():
             run = load(cfg)
-        with _all_processes(run), _folder_noted():
+        with _all_processes(run), _folder_noted(_writes(run)):
             folder, overrides = _run_folder(cfg, run)
             from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
 
@@ -47,11 +47,11 @@ def run_task(cfg: DictConfig) -> float | None:
 
 
 @contextmanager
-def _folder_noted() -> Iterator[None]:
+def _folder_noted(is_ours: bool = True) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, ConfigError):
+        if is_ours and not isinstance(error, ConfigError):
             error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
         raise
 
@@ -65,6 +65,12 @@ def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
     return together(run.distributed)
 
 
+def _writes(run: RunConfig) -> bool:
+    """Whether this process is the one that writes the run folder."""
+    place = run.distributed.place(os.environ)
+    return place is None or place.process_id == 0
+
+
 def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
     """Hydra's folder for this job, with the resolved config in it, and the job's overrides. Of several processes, the
     first one has a folder."""
@@ -72,8 +78,7 @@ def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
 
     hydra_cfg = HydraConfig.get()
     folder, restore = Path(hydra_cfg.runtime.output_dir), run.checkpoint.restore
-    place = run.distributed.place(os.environ)
-    if place is None or place.process_id == 0:
+    if _writes(run):
         refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     return folder, list(hydra_cfg.overrides.task)

@@ -47,5 +47,6 @@ def _warnings_only(number: int) -> dict[str, Any]:
         "formatters": {"numbered": {"format": f"process {number}: %(message)s"}},
         "handlers": {"console": console},
         "root": {"level": "WARNING", "handlers": ["console"]},
+        "loggers": {"absl": {"level": "ERROR"}},  # its warnings are the same in all processes
         "disable_existing_loggers": False,
     }

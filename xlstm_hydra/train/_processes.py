@@ -19,6 +19,7 @@ import jax
 from jax._src import distributed as runtime  # its key-value store has no public name
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig
+from xlstm_hydra.configs.distributed import Place
 
 from ._log import log
 
@@ -46,14 +47,20 @@ class Failure(NamedTuple):
 def join(config: DistributedConfig) -> None:
     """Meet the other processes, if there are any. Must come before anything that uses a device.
 
+    A process that does not meet them in time ends.
+
     Raises:
-        RuntimeError: they were not there in time.
+        RuntimeError: process 0 cannot open its port.
     """
     place = config.place(os.environ)
     if place is None or jax.distributed.is_initialized():
         return
     if place.process_id > 0:
         log.setLevel(logging.WARNING)
+    patience = config.initialization_timeout_seconds
+    timer = threading.Timer(patience, _give_up, [place, patience])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             place.coordinator_address,
@@ -61,18 +68,22 @@ def join(config: DistributedConfig) -> None:
             place.process_id,
             local_device_ids=place.local_device_ids,
             cluster_detection_method="deactivate",  # it would give each process one GPU
-            initialization_timeout=config.initialization_timeout_seconds,
+            initialization_timeout=patience + 30,  # when JAX gives up, it aborts without a word that helps
             heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
-            shutdown_timeout_seconds=config.initialization_timeout_seconds,
+            shutdown_timeout_seconds=patience,
         )
-    except RuntimeError as error:
-        text = (
-            f"process {place.process_id} did not meet the other {place.num_processes - 1} at "
-            f"{place.coordinator_address} within {config.initialization_timeout_seconds} s "
-            "(distributed.initialization_timeout_seconds). Were all of them started, with the same address and count, "
-            f"and is the port free and open on the host of process 0? {error}"
-        )
-        raise RuntimeError(text) from None
+    finally:
+        timer.cancel()
+
+
+def _give_up(place: Place, seconds: int) -> NoReturn:
+    text = (
+        f"met not all of {place.num_processes} processes at {place.coordinator_address} within {seconds} s "
+        "(distributed.initialization_timeout_seconds). Were all started, with the same address and count? Is the port "
+        "free on the host of process 0, and can the others reach it?"
+    )
+    print(f"xlstm-hydra: process {place.process_id} {text}", file=sys.stderr)
+    _leave(1)
 
 
 def is_first() -> bool:
@@ -177,7 +188,7 @@ def _end_with_others(done: threading.Event) -> None:
 
 
 def _exit(cause: Failure, number: int) -> NoReturn:
-    print(f"xlstm-hydra: process {number} ends, because process {cause.process} failed: {cause.text}", file=sys.stderr)
+    print(f"xlstm-hydra: process {number} ends, because of process {cause.process}: {cause.text}", file=sys.stderr)
     _leave(cause.status)
 
 
