@@ -1,8 +1,8 @@
 """Saving a run and getting it back, on any layout. The files are Orbax's.
 
 `<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position
-in it, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed. Nothing in it depends
-on the number of processes.
+in it, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed. Nothing there
+depends on the number of processes.
 """
 
 from __future__ import annotations

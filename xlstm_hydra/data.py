@@ -277,9 +277,7 @@ def train_batches(corpus: Source, config: DataConfig, batch_size: int, rows: Seq
     return Batches(examples, batch_size, range(batch_size) if rows is None else rows, config.prefetch)
 
 
-def validation_batches(
-    corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None
-) -> list[Example]:
+def validation_batches(corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None) -> list[Example]:
     """These rows (all, if None) of the first `count` batches, evenly spread over the corpus and always the same. A batch
     that the corpus does not fill is filled with padding."""
     wanted = min(count * batch_size, len(corpus))

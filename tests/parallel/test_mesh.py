@@ -6,7 +6,15 @@ import jax
 import pytest
 
 from xlstm_hydra.configs import ConfigError, ParallelConfig
-from xlstm_hydra.parallel import Axes, assign_devices, axes_across_hosts, batch_spec, build_mesh, describe_mesh, mesh_axes
+from xlstm_hydra.parallel import (
+    Axes,
+    assign_devices,
+    axes_across_hosts,
+    batch_spec,
+    build_mesh,
+    describe_mesh,
+    mesh_axes,
+)
 
 SIZES = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_size")
 

@@ -105,7 +105,9 @@ class RunConfig(ConfigDict):
         simulated = self.trainer.simulated_devices
         if simulated is not None:
             processes = num_devices // simulated
-            return f" Each of the {processes} processes has {{/trainer.simulated_devices}}={simulated}." * (processes > 1)
+            return f" Each of the {processes} processes has {{/trainer.simulated_devices}}={simulated}." * (
+                processes > 1
+            )
         needed = math.prod(size for size in self.parallel.sizes().values() if size > 0)
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 

@@ -15,6 +15,7 @@ from ._processes import join
 _real: dict[str, object] = {}
 """What the settings were before a run of this process changed them."""
 
+
 def start_devices(run: RunConfig) -> None:
     """Set up the devices that the run asks for, in all its processes, and check that its layout fits them.
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax._src import distributed as runtime  # its key-value store has no public name
 
-from xlstm_hydra.configs import ConfigError, DistributedConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.configs.distributed import Place
 
 from ._log import log
@@ -50,13 +51,15 @@ def join(config: DistributedConfig) -> None:
     A process that does not meet them in time ends.
 
     Raises:
-        RuntimeError: process 0 cannot open its port.
+        ConfigError: process 0 cannot open its port.
     """
     place = config.place(os.environ)
     if place is None or jax.distributed.is_initialized():
         return
     if place.process_id > 0:
         log.setLevel(logging.WARNING)
+    if place.process_id == 0:
+        _refuse_taken_port(place.coordinator_address)
     patience = config.initialization_timeout_seconds
     timer = threading.Timer(patience, _give_up, [place, patience])
     timer.daemon = True
@@ -74,6 +77,20 @@ def join(config: DistributedConfig) -> None:
         )
     finally:
         timer.cancel()
+
+
+def _refuse_taken_port(address: str) -> None:
+    """JAX ends with a segmentation fault there."""
+    port = int(address.rpartition(":")[2])
+    dual = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
+        ).close()
+    except OSError as error:
+        text = f"process 0 cannot open the port: {error.strerror}"
+        fix = "Choose another port; where srun has chosen this one, use distributed=explicit."
+        raise ConfigError([Problem({"distributed.coordinator_address": address}, text, fix)]) from None
 
 
 def _give_up(place: Place, seconds: int) -> NoReturn:
