@@ -278,8 +278,8 @@ def train_batches(corpus: Source, config: DataConfig, batch_size: int, rows: Seq
 
 
 def validation_batches(corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None) -> list[Example]:
-    """These rows (all, if None) of the first `count` batches, evenly spread over the corpus and always the same. A batch
-    that the corpus does not fill is filled with padding."""
+    """These rows (all, if None) of the first `count` batches, evenly spread over the corpus and always the same. A
+    batch that the corpus does not fill is filled with padding."""
     wanted = min(count * batch_size, len(corpus))
     chosen = np.linspace(0, len(corpus) - 1, wanted).round().astype(int)
     padding = {key: np.zeros_like(value) for key, value in corpus[0].items()}

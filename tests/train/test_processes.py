@@ -23,7 +23,7 @@ from xlstm_hydra.train import train
 MODEL = "embedding_dim=32 num_blocks=2 num_heads=4 context_length=16 chunk_size=8".split()
 TINY = [
     *(f"model.{setting}" for setting in MODEL),
-    *("data=synthetic", "optimizer.lr=1e-2", "trainer.max_steps=4", "trainer.eval_batches=1"),
+    *("data=synthetic", "data.motif_length=4", "optimizer.lr=1e-2", "trainer.max_steps=4", "trainer.eval_batches=1"),
     *("checkpoint.save_every_n_steps=2", "logger.log_every_n_steps=1", "logger.tensorboard=false"),
 ]
 FAR_TP = "distributed.device_order=[dp,pp,fsdp,tp]"

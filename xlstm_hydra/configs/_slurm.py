@@ -68,10 +68,8 @@ def _gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
         return (local,)  # how many there are is not known here; one for each task is the custom
     gpus = len([name for name in visible.split(",") if name.strip()])
     if gpus % tasks:
-        text = (
-            f"{tasks} tasks of this host all see {gpus} GPUs (CUDA_VISIBLE_DEVICES={visible}), which cannot be shared"
-        )
-        raise ValueError(f"{text} out evenly; use srun --gpus-per-task")
+        seen = f"{gpus} GPUs (CUDA_VISIBLE_DEVICES={visible})"
+        raise ValueError(f"{tasks} tasks of this host all see {seen}, which do not divide; use srun --gpus-per-task")
     share = gpus // tasks
     return tuple(range(local * share, (local + 1) * share)) or None
 

@@ -104,9 +104,9 @@ class RunConfig(ConfigDict):
     def _simulation_hint(self, num_devices: int) -> str:
         simulated = self.trainer.simulated_devices
         if simulated is not None:
-            processes = num_devices // simulated
-            return f" Each of the {processes} processes has {{/trainer.simulated_devices}}={simulated}." * (
-                processes > 1
+            count = num_devices // simulated
+            return (
+                f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}." if count > 1 else ""
             )
         needed = math.prod(size for size in self.parallel.sizes().values() if size > 0)
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."

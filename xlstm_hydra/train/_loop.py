@@ -147,7 +147,7 @@ def _to_devices(program: Program, batch: Mapping[str, np.ndarray]) -> Any:
     here = {row: place for place, row in enumerate(rows)}
 
     def array(local: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             return local[[here[row] for row in range(size)[index[0]]]]
 
         return jax.make_array_from_callback((size, *local.shape[1:]), program.batch_sharding, part)
