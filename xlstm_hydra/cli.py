@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.hydra import REFUSED, VERSION_BASE, explain, load
 
 CONFIG_NAME = "config"
@@ -94,6 +94,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        sys.argv += _quiet_overrides()
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except KeyboardInterrupt:
         hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
@@ -117,9 +118,44 @@ def _explained(error: Exception) -> ConfigError:
     if isinstance(error, SearchPathException):
         return ConfigError([Problem({}, str(error))])
     args = get_args_parser().parse_intermixed_args()
+    name = args.config_name or CONFIG_NAME
+    return ConfigError(explain(error, _loader(args), name, args.overrides, sweep=_is_sweep(args)))
+
+
+def _loader(args: Any) -> ConfigLoaderImpl:
+    """What Hydra composes with, given these arguments."""
     search_path = create_automatic_config_search_path(__file__, None, args.config_path)
     if args.config_dir is not None:
         search_path.prepend("command-line", f"file://{os.path.abspath(args.config_dir)}")
-    sweep = args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
-    loader = ConfigLoaderImpl(search_path)
-    return ConfigError(explain(error, loader, args.config_name or CONFIG_NAME, args.overrides, sweep=sweep))
+    return ConfigLoaderImpl(search_path)
+
+
+def _is_sweep(args: Any) -> bool:
+    return args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
+
+
+def _quiet_overrides() -> list[str]:
+    """What keeps Hydra from making a folder and a log of its own, in every process of a run but the first.
+
+    The number of this process is not known before the config is composed, which takes Hydra long enough to do it twice
+    only where it may not be 0.
+    """
+    may_be_another = os.environ.get("SLURM_PROCID", "0") != "0" or any("distributed" in text for text in sys.argv[1:])
+    if not may_be_another:
+        return []
+    args = get_args_parser().parse_intermixed_args()
+    if _is_sweep(args) or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+        return []
+    try:
+        cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
+        node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
+        place = DistributedConfig.from_dict(DistributedConfig, node).place(os.environ)
+    except REFUSED:
+        return []  # Hydra meets the same error again, and it is told then
+    if place is None or place.process_id == 0:
+        return []
+    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null"]
+    if cfg.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
+        return quiet
+    prefix = f"hydra.job_logging.formatters.numbered.format='process {place.process_id}: %(message)s'"
+    return [*quiet, "hydra/job_logging=xlstm_others", prefix]

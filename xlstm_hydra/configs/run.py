@@ -105,9 +105,8 @@ class RunConfig(ConfigDict):
         simulated = self.trainer.simulated_devices
         if simulated is not None:
             count = num_devices // simulated
-            return (
-                f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}." if count > 1 else ""
-            )
+            told = f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}."
+            return told if count > 1 else ""
         needed = math.prod(size for size in self.parallel.sizes().values() if size > 0)
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 

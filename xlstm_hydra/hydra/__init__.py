@@ -2,7 +2,6 @@
 
 from xlstm_hydra._conf_dir import conf_dir as conf_dir
 
-from ._callback import SeveralProcesses as SeveralProcesses
 from ._load import load as load
 from ._load import make_model_config as make_model_config
 from ._load import resolve_classes as resolve_classes
