@@ -158,7 +158,8 @@ def test_an_error_in_one_process_ends_both_with_its_cause(tmp_path):
 def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
     (tmp_path / "book").write_bytes(b"to be or not to be " * 100)
     each = ([f"data.path={tmp_path}/book"], ["data.path=nowhere"])
-    statuses, texts = Pair(tmp_path, *ENDLESS, "data=text", each=each).end()
+    settings = [text for text in ENDLESS if not text.startswith("data")]
+    statuses, texts = Pair(tmp_path, *settings, "data=text", each=each).end()
     assert statuses == [2, 2]
     refusal = "data.path='nowhere': there are no files there"
     assert f"xlstm-hydra: process 1: {refusal}" in texts[1]
