@@ -54,8 +54,11 @@ def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_fir
 def host_of(device: Any) -> int:
     """A number that devices share whose links to each other are fast: that of their host, or of their process where
     only that is known."""
-    together = getattr(device, "slice_index", None) if device.platform in ("gpu", "cuda", "rocm") else None
-    return device.process_index if together is None else together
+    if device.platform in ("gpu", "cuda", "rocm"):
+        for name in ("slice_index", "partition_index"):  # JAX has had both names
+            if getattr(device, name, None) is not None:
+                return getattr(device, name)
+    return device.process_index
 
 
 def axes_across_hosts(mesh: Mesh) -> tuple[str, ...]:
