@@ -3,7 +3,7 @@
 import pytest
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, ParallelConfig, RunConfig, TrainerConfig
-from xlstm_hydra.configs._slurm import first_host, slurm_place
+from xlstm_hydra.configs._slurm import first_host, idle_tasks, slurm_place
 
 EXPLICIT = {"name": "explicit", "coordinator_address": "node7:1234", "num_processes": 2, "process_id": 1}
 AUTO = DistributedConfig(name="auto")
@@ -59,6 +59,11 @@ def test_explicit_settings_are_the_place():
 )
 def test_there_is_one_process_where_srun_has_not_started_several(environ):
     assert AUTO.place(environ) is None
+
+
+def test_tasks_that_a_batch_script_leaves_idle_are_counted():
+    assert idle_tasks(step(SLURM_STEP_ID=None)) == 3
+    assert idle_tasks(step()) == idle_tasks({}) == 0
 
 
 def test_none_is_one_process_whatever_the_environment_says():

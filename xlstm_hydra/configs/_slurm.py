@@ -48,6 +48,12 @@ def slurm_place(environ: Mapping[str, str]) -> Place | None:
     return Place(f"{host}:{port}", count, rank, _gpus(environ))
 
 
+def idle_tasks(environ: Mapping[str, str]) -> int:
+    """Tasks of the job beside this process, where it stands in the batch script without `srun`; else 0."""
+    tasks = environ.get("SLURM_NTASKS", "1")
+    return int(tasks) - 1 if tasks.isdigit() and "SLURM_STEP_ID" not in environ else 0
+
+
 def first_host(nodelist: str) -> str:
     """The first of `node[001-004,007],login`: `node001`."""
     match = re.match(r"([^,\[\]]*)(?:\[([^\]\-,]+)[^\]]*\])?([^,\[\]]*)", nodelist)

@@ -20,7 +20,7 @@ import jax
 from jax._src import distributed as runtime  # its key-value store has no public name
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
-from xlstm_hydra.configs.distributed import Place
+from xlstm_hydra.configs._slurm import Place, idle_tasks
 
 from ._log import log
 
@@ -54,6 +54,8 @@ def join(config: DistributedConfig) -> None:
         ConfigError: process 0 cannot open its port.
     """
     place = config.place(os.environ)
+    if config.name == "auto" and (idle := idle_tasks(os.environ)):
+        log.warning("SLURM has %d more tasks for this job, which do nothing: start the run with srun to use them", idle)
     if place is None or jax.distributed.is_initialized():
         return
     if place.process_id > 0:
