@@ -43,7 +43,7 @@ def run_task(cfg: DictConfig) -> float | None:
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # Hydra goes on with the other jobs, and tells it at the end
-        _refuse(error)
+        _refuse(error, _process_id(cfg))
 
 
 @contextmanager
@@ -108,8 +108,8 @@ def main() -> None:
         _refuse(error if isinstance(error, ConfigError) else _explained(error))
 
 
-def _refuse(error: ConfigError) -> NoReturn:
-    print(f"xlstm-hydra: {error}", file=sys.stderr)
+def _refuse(error: ConfigError, process: int = 0) -> NoReturn:
+    print(f"xlstm-hydra: {f'process {process}: ' if process else ''}{error}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -148,14 +148,23 @@ def _quiet_overrides() -> list[str]:
         return []
     try:
         cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
-        node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
-        place = DistributedConfig.from_dict(DistributedConfig, node).place(os.environ)
     except REFUSED:
         return []  # Hydra meets the same error again, and it is told then
-    if place is None or place.process_id == 0:
+    number = _process_id(cfg)
+    if number == 0:
         return []
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null"]
     if cfg.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
         return quiet
-    prefix = f"hydra.job_logging.formatters.numbered.format='process {place.process_id}: %(message)s'"
+    prefix = f"hydra.job_logging.formatters.numbered.format='process {number}: %(message)s'"
     return [*quiet, "hydra/job_logging=xlstm_others", prefix]
+
+
+def _process_id(cfg: DictConfig) -> int:
+    """The number of this process; 0 too where the config does not tell, which is a problem of its own."""
+    try:
+        node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
+        place = DistributedConfig.from_dict(DistributedConfig, node).place(os.environ)
+    except REFUSED:
+        return 0
+    return place.process_id if place else 0

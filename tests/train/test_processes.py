@@ -211,6 +211,7 @@ def test_a_task_that_is_not_the_first_leaves_no_file(second_task, monkeypatch, t
 def test_simulated_devices_of_all_tasks_are_counted(second_task):
     done = run_command("parallel=fsdp", "parallel.fsdp_axis_size=4", "trainer.simulated_devices=3")
     assert done.status == 2 and "the number of devices, 6" in done.err
+    assert done.err.startswith("xlstm-hydra: process 1: ")
     assert "Each of the 2 processes has trainer.simulated_devices=3" in done.err
 
 
