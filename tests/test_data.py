@@ -153,10 +153,15 @@ def test_the_seed_sets_the_order(numbered):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_together_see_the_batches_of_one(numbered, processes):
     whole = taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8), 7)
-    parts = [
-        taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8, i, processes), 7) for i in range(processes)
-    ]
+    rows = [range(8)[i * 8 // processes : (i + 1) * 8 // processes] for i in range(processes)]
+    parts = [taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8, mine), 7) for mine in rows]
     assert whole == [sum(rows, []) for rows in zip(*parts, strict=True)]
+
+
+def test_a_process_may_load_any_rows(numbered):
+    whole = taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8), 7)
+    part = taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8, [1, 2, 6]), 7)
+    assert part == [[batch[row] for row in (1, 2, 6)] for batch in whole]
 
 
 @pytest.mark.parametrize("prefetch", [0, 4])
@@ -164,17 +169,26 @@ def test_the_position_can_be_saved_and_restored(numbered, prefetch):
     config = SyntheticDataConfig(prefetch=prefetch)
     batches = train_batches(numbered, config, 8)
     taken(numbered, batches, 7)
-    state = batches.get_state()
+    position = batches.position
     expected = taken(numbered, batches, 4)
     again = train_batches(numbered, config, 8)
-    again.set_state(state)
-    assert taken(numbered, again, 4) == expected
+    again.seek(position)
+    assert position == 7 and taken(numbered, again, 4) == expected
+
+
+def test_the_position_is_the_same_for_any_rows(numbered):
+    whole = train_batches(numbered, SyntheticDataConfig(), 8)
+    taken(numbered, whole, 7)
+    part = train_batches(numbered, SyntheticDataConfig(), 8, [1, 2, 6])
+    part.seek(whole.position)
+    [[*rows]] = taken(numbered, whole, 1)
+    assert taken(numbered, part, 1) == [[rows[row] for row in (1, 2, 6)]]
 
 
 def test_validation_batches_are_always_the_same_and_padded_where_examples_run_out(numbered):
     batches = validation_batches(numbered[:10], 8, 3)
     assert len(batches) == 2
     assert batches[1]["loss_mask"][:2].all() and not batches[1]["loss_mask"][2:].any()
-    parts = [validation_batches(numbered[:10], 8, 3, process, 2) for process in range(2)]
+    parts = [validation_batches(numbered[:10], 8, 3, rows) for rows in (range(4), range(4, 8))]
     for whole, left, right in zip(batches, *parts, strict=True):
         np.testing.assert_array_equal(whole["inputs"], np.concatenate([left["inputs"], right["inputs"]]))

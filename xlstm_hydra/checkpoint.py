@@ -1,7 +1,8 @@
 """Saving a run and getting it back, on any layout. The files are Orbax's.
 
-`<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position of
-each process in it) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed.
+`<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position
+in it, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed. Nothing there
+depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.configs._problems import show
+from xlstm_hydra.data import Batches
 from xlstm_hydra.metadata._places import FOLDER, refused
 
 
@@ -55,7 +56,7 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        data: grain.DatasetIterator,
+        data: Batches,
         metadata: Mapping[str, Any],
         validation_loss: float | None,
     ) -> None:
@@ -69,7 +70,7 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
                 progress=ocp.args.StandardSave({"step": state.step, "rng": state.rng}),
-                data=grain.checkpoint.CheckpointSave(data),  # pyright: ignore[reportCallIssue]
+                data=ocp.args.JsonSave({"batches": data.position}),
                 metadata=ocp.args.JsonSave(dict(metadata)),
             ),
             metrics={"validation_loss": validation_loss} if self._best else None,
@@ -81,7 +82,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def restore(checkpoint: Path, target: TrainState, data: grain.DatasetIterator) -> TrainState:
+def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     """Read a checkpoint onto the layout of `target`, and move `data` to the position it was saved at.
 
     Args:
@@ -101,8 +102,9 @@ def restore(checkpoint: Path, target: TrainState, data: grain.DatasetIterator) -
         _refuse_other_shapes(checkpoint, item, wanted[item])
     with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-        args["data"] = grain.checkpoint.CheckpointRestore(data)  # pyright: ignore[reportCallIssue]
+        args["data"] = ocp.args.JsonRestore()
         restored = manager.restore(int(checkpoint.name), args=ocp.args.Composite(**args))
+    data.seek(restored["data"]["batches"])
     structure = jax.tree.structure(target.opt_state)
     leaves = [restored["opt_state"][path] for path in _by_path(target.opt_state)]
     opt_state = jax.tree.unflatten(structure, leaves)

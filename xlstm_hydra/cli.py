@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -20,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.hydra import REFUSED, VERSION_BASE, explain, load
 
 CONFIG_NAME = "config"
@@ -31,28 +33,54 @@ RUN_NOTE = "The run's folder is "
 def run_task(cfg: DictConfig) -> float | None:
     """Check the config, then do its task. Returns the last validation loss, for sweepers that optimise it."""
     try:
-        run = load(cfg)
-        folder, overrides = _run_folder(cfg, run)
-        from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
+        with _folder_noted():
+            run = load(cfg)
+        with _all_processes(run), _folder_noted(_writes(run)):
+            folder, overrides = _run_folder(cfg, run)
+            from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
 
-        return train(run, folder, overrides)
+            return train(run, folder, overrides)
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # Hydra goes on with the other jobs, and tells it at the end
-        _refuse(error)
+        _refuse(error, _process_id(cfg))
+
+
+@contextmanager
+def _folder_noted(is_ours: bool = True) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
-        error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
+        if is_ours and not isinstance(error, ConfigError):
+            error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
         raise
 
 
+def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
+    """Where there are several, what is done inside is done by all of them, or they end."""
+    if run.distributed.place(os.environ) is None:
+        return nullcontext()
+    from xlstm_hydra.train import together  # JAX wakes up here, to meet the other processes
+
+    return together(run.distributed)
+
+
+def _writes(run: RunConfig) -> bool:
+    """Whether this process is the one that writes the run folder."""
+    place = run.distributed.place(os.environ)
+    return place is None or place.process_id == 0
+
+
 def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
-    """Hydra's folder for this job, with the resolved config in it, and the job's overrides."""
+    """Hydra's folder for this job, with the resolved config in it, and the job's overrides. Of several processes, the
+    first one has a folder."""
     from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite  # 15 ms that `--cfg job` does without
 
     hydra_cfg = HydraConfig.get()
     folder, restore = Path(hydra_cfg.runtime.output_dir), run.checkpoint.restore
-    refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    if _writes(run):
+        refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
     return folder, list(hydra_cfg.overrides.task)
 
 
@@ -66,6 +94,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        sys.argv += _quiet_overrides()
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except KeyboardInterrupt:
         hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
@@ -79,8 +108,8 @@ def main() -> None:
         _refuse(error if isinstance(error, ConfigError) else _explained(error))
 
 
-def _refuse(error: ConfigError) -> NoReturn:
-    print(f"xlstm-hydra: {error}", file=sys.stderr)
+def _refuse(error: ConfigError, process: int = 0) -> NoReturn:
+    print(f"xlstm-hydra: {f'process {process}: ' if process else ''}{error}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -89,9 +118,53 @@ def _explained(error: Exception) -> ConfigError:
     if isinstance(error, SearchPathException):
         return ConfigError([Problem({}, str(error))])
     args = get_args_parser().parse_intermixed_args()
+    name = args.config_name or CONFIG_NAME
+    return ConfigError(explain(error, _loader(args), name, args.overrides, sweep=_is_sweep(args)))
+
+
+def _loader(args: Any) -> ConfigLoaderImpl:
+    """What Hydra composes with, given these arguments."""
     search_path = create_automatic_config_search_path(__file__, None, args.config_path)
     if args.config_dir is not None:
         search_path.prepend("command-line", f"file://{os.path.abspath(args.config_dir)}")
-    sweep = args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
-    loader = ConfigLoaderImpl(search_path)
-    return ConfigError(explain(error, loader, args.config_name or CONFIG_NAME, args.overrides, sweep=sweep))
+    return ConfigLoaderImpl(search_path)
+
+
+def _is_sweep(args: Any) -> bool:
+    return args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
+
+
+def _quiet_overrides() -> list[str]:
+    """What keeps Hydra from making a folder and a log of its own, in every process of a run but the first.
+
+    The number of this process is not known before the config is composed, which takes Hydra long enough to do it twice
+    only where it may not be 0.
+    """
+    may_be_another = os.environ.get("SLURM_PROCID", "0") != "0" or any("distributed" in text for text in sys.argv[1:])
+    if not may_be_another:
+        return []
+    args = get_args_parser().parse_intermixed_args()
+    if _is_sweep(args) or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+        return []
+    try:
+        cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
+    except REFUSED:
+        return []  # Hydra meets the same error again, and it is told then
+    number = _process_id(cfg)
+    if number == 0:
+        return []
+    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null"]
+    if cfg.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
+        return quiet
+    prefix = f"hydra.job_logging.formatters.numbered.format='process {number}: %(message)s'"
+    return [*quiet, "hydra/job_logging=xlstm_others", prefix]
+
+
+def _process_id(cfg: DictConfig) -> int:
+    """The number of this process; 0 too where the config does not tell, which is a problem of its own."""
+    try:
+        node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
+        place = DistributedConfig.from_dict(DistributedConfig, node).place(os.environ)
+    except REFUSED:
+        return 0
+    return place.process_id if place else 0

@@ -1,10 +1,20 @@
 """From sizes to a mesh."""
 
+from typing import Any, NamedTuple
+
 import jax
 import pytest
 
 from xlstm_hydra.configs import ConfigError, ParallelConfig
-from xlstm_hydra.parallel import Axes, batch_spec, build_mesh, describe_mesh, mesh_axes
+from xlstm_hydra.parallel import (
+    Axes,
+    assign_devices,
+    axes_across_hosts,
+    batch_spec,
+    build_mesh,
+    describe_mesh,
+    mesh_axes,
+)
 
 SIZES = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_size")
 
@@ -66,3 +76,83 @@ def test_axes_of_size_one_are_never_named():
 def test_one_device_needs_no_collective():
     parallel = layout(-1, 1, 1, 1)
     assert mesh_axes(parallel, build_mesh(parallel, jax.devices()[:1])) == Axes()
+
+
+class Device(NamedTuple):
+    """As much of a device as a mesh looks at."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    slice_index: int | None = None
+
+
+def hosts(*counts, platform="cpu"):
+    """Devices of hosts of these sizes, with one process each, in an order that tells nothing."""
+    numbers = [host for host, count in enumerate(counts) for _ in range(count)]
+    return [Device(index, host, platform) for index, host in enumerate(numbers)][::-1]
+
+
+def mesh_of(parallel, devices, order=None):
+    sizes = parallel.axis_sizes(len(devices))
+    return FakeMesh(assign_devices(devices, sizes, order or parallel.busiest_axes()), tuple(sizes))
+
+
+class FakeMesh(NamedTuple):
+    """A mesh of such devices."""
+
+    devices: Any
+    axis_names: tuple[str, ...]
+
+    @property
+    def shape(self):
+        return dict(zip(self.axis_names, self.devices.shape, strict=True))
+
+    @property
+    def size(self):
+        return self.devices.size
+
+
+PLACES = {
+    "tp inside": ((-1, 1, 1, 2), (4, 4), None, ("dp",)),
+    "tp, then fsdp inside": ((-1, 2, 1, 2), (4, 4), None, ("dp",)),
+    "fsdp has to cross": ((1, -1, 1, 4), (8, 8), None, ("fsdp",)),
+    "tp fills the host": ((-1, 1, 1, 8), (8,) * 4, None, ("dp",)),
+    "tp has to cross": ((-1, 1, 1, 8), (4, 4), None, ("tp",)),
+    "pp crosses before fsdp": ((1, 4, -1, 1), (4,) * 4, None, ("pp",)),
+    "all of dp and pp": ((2, 8, 2, 1), (8,) * 4, None, ("dp", "pp")),
+    "overridden": ((2, 1, 1, 4), (4, 4), ["dp", "fsdp", "pp", "tp"], ("tp",)),
+    "overridden, fsdp closest": ((1, 4, 1, 4), (4,) * 4, ["fsdp", "tp", "pp", "dp"], ("tp",)),
+    "hosts of other sizes": ((-1, 1, 1, 2), (2, 6), None, ("dp",)),
+    "a host that does not divide": ((-1, 1, 1, 4), (2, 6), None, ("dp", "tp")),
+    "one host": ((2, 2, 1, 2), (8,), None, ()),
+}
+
+
+@pytest.mark.parametrize(("sizes", "counts", "order", "across"), PLACES.values(), ids=PLACES)
+def test_the_busiest_axes_stay_inside_a_host_unless_told_otherwise(sizes, counts, order, across):
+    mesh = mesh_of(layout(*sizes), hosts(*counts), order)
+    assert axes_across_hosts(mesh) == across
+    assert len(set(mesh.devices.flat)) == sum(counts)
+
+
+def test_neighbours_in_a_host_are_in_the_order_of_their_numbers():
+    mesh = mesh_of(layout(2, 1, 1, 4), hosts(4, 4))
+    assert [[device.id for device in row] for row in mesh.devices.reshape(2, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_gpus_of_several_processes_on_a_host_are_neighbours():
+    devices = [Device(index, index, "cuda", slice_index=index % 2) for index in range(8)]
+    assert axes_across_hosts(mesh_of(layout(2, 1, 1, 4), devices)) == ("dp",)
+
+
+def test_the_description_tells_which_axes_cross_hosts():
+    devices = hosts(8, 8, platform="cuda")
+    expected = "16 devices (cuda) in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts"
+    assert describe_mesh(mesh_of(layout(-1, 8, 1, 1), devices)) == expected
+    assert describe_mesh(mesh_of(layout(2, 2, 1, 4), hosts(4, 4, 4, 4))).endswith("; dp and fsdp cross hosts")
+
+
+def test_a_real_mesh_takes_the_order_too():
+    mesh = build_mesh(layout(2, 1, 1, 4), order=["dp", "fsdp", "pp", "tp"])
+    assert [device.id for device in mesh.devices[0].flat] == [0, 2, 4, 6]

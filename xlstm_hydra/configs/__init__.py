@@ -9,6 +9,7 @@ from .data import DataConfig as DataConfig
 from .data import StdlibDataConfig as StdlibDataConfig
 from .data import SyntheticDataConfig as SyntheticDataConfig
 from .data import TextDataConfig as TextDataConfig
+from .distributed import DistributedConfig as DistributedConfig
 from .llama import LlamaConfig as LlamaConfig
 from .logger import LoggerConfig as LoggerConfig
 from .mlstm import mLSTMConfig as mLSTMConfig

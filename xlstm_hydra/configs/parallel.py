@@ -99,6 +99,10 @@ class ParallelConfig(ConfigDict):
         """The four axis names, in mesh order."""
         return (self.data_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.model_axis_name)
 
+    def busiest_axes(self) -> tuple[str, str, str, str]:
+        """The four axis names from the one that communicates most, whose devices should be neighbours, to the least."""
+        return (self.model_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.data_axis_name)
+
     def axis_sizes(self, num_devices: int) -> dict[str, int]:
         """The size of each mesh axis by its name, in mesh order, with -1 replaced.
 

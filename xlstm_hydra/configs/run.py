@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ._base import ConfigDict
 from ._problems import ConfigError, Problem, divisors, either, nearest
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
+from .distributed import DistributedConfig
 from .logger import LoggerConfig
 from .model import ModelConfig, SubModelConfig
 from .optimizer import AdamWConfig, OptimizerConfig
@@ -51,6 +52,9 @@ class RunConfig(ConfigDict):
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """What is shown and written."""
 
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """How many processes there are, and how their devices are ordered."""
+
     @property
     def parallel(self) -> ParallelConfig:
         """The layout, which the model carries."""
@@ -67,11 +71,27 @@ class RunConfig(ConfigDict):
         yield from self._layout_rules()
         yield from self._schedule_rules()
         yield from self._checkpoint_rules()
-        if self.trainer.simulated_devices is not None and self.trainer.simulated_devices > 0:
-            yield from self.device_rules(self.trainer.simulated_devices)
+        yield from self._distributed_rules()
+        simulated = self.trainer.simulated_devices
+        if simulated is not None:
             yield from self.platform_rules("cpu")
-        else:
+        if simulated is None or simulated < 1:
             yield from self._known_size_rules()
+        elif processes := self.distributed.known_processes:
+            yield from self.device_rules(simulated * processes)
+
+    def launch_rules(self, environ: Mapping[str, str]) -> Iterator[Problem]:
+        """Every broken rule that needs to know how many processes were started, which is not known of a saved run."""
+        if self.distributed.name != "auto":
+            return
+        try:
+            place = self.distributed.place(environ)
+        except ConfigError as error:
+            yield from (problem.at("distributed") for problem in error.problems)
+            return
+        simulated = self.trainer.simulated_devices
+        if simulated is not None and simulated > 0:
+            yield from self.device_rules(simulated * (place.num_processes if place else 1))
 
     def device_rules(self, num_devices: int) -> Iterator[Problem]:
         """Every broken rule that needs the number of devices."""
@@ -79,7 +99,7 @@ class RunConfig(ConfigDict):
             sizes = self.parallel.axis_sizes(num_devices)
         except ConfigError as error:
             for problem in error.problems:
-                yield replace(problem, fix=f"{problem.fix}{self._simulation_hint()}").at("parallel")
+                yield replace(problem, fix=f"{problem.fix}{self._simulation_hint(num_devices)}").at("parallel")
             yield from self._known_size_rules()
             return
         yield from self._size_rules(*sizes.values())
@@ -89,9 +109,12 @@ class RunConfig(ConfigDict):
         if isinstance(self.model.model_config, SubModelConfig):
             yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 
-    def _simulation_hint(self) -> str:
-        if self.trainer.simulated_devices is not None:
-            return ""
+    def _simulation_hint(self, num_devices: int) -> str:
+        simulated = self.trainer.simulated_devices
+        if simulated is not None:
+            count = num_devices // simulated
+            told = f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}."
+            return told if count > 1 else ""
         needed = math.prod(size for size in self.parallel.sizes().values() if size > 0)
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 
@@ -211,6 +234,17 @@ class RunConfig(ConfigDict):
         if set_without_use and not parallel.fsdp_modules:
             rule = "nothing is gathered, because parallel.fsdp_modules is empty"
             yield Problem(set_without_use, rule, "Name modules there, or set this to null.")
+
+    def _distributed_rules(self) -> Iterator[Problem]:
+        order, ids = self.distributed.device_order, self.distributed.local_device_ids
+        names = self.parallel.axis_names()
+        if order is not None and sorted(order) != sorted(names):
+            rule = f"must have each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
+            fix = f"The default is [{','.join(self.parallel.busiest_axes())}]."
+            yield Problem({"distributed.device_order": order}, rule, fix)
+        if ids is not None and self.trainer.simulated_devices is not None:
+            given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
+            yield Problem(given, "simulated devices are no GPUs to choose from", "Set one of them to null.")
 
     def _schedule_rules(self) -> Iterator[Problem]:
         warmup, cooldown, total = self.scheduler.warmup_steps, self.scheduler.cooldown_steps, self.schedule_steps

@@ -50,7 +50,7 @@ class TrainerConfig(ConfigDict):
     """Batches per validation, always the same ones. 0: no validation at all."""
 
     simulated_devices: int | None = None
-    """Run on this many simulated CPU devices, to try a layout. null: on the devices that there are."""
+    """Run each process on this many simulated CPU devices, to try a layout. null: on the devices that there are."""
 
     check_for_nan: bool = True
     """Stop with an error at the first loss that is not finite, before it is saved."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
 def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
     """The rules between groups."""
     try:
-        return _news(run.rules(), broken)
+        return _news([*run.rules(), *run.launch_rules(os.environ)], broken)
     except (AttributeError, TypeError, ZeroDivisionError):
         if not broken:
             raise

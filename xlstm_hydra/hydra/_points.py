@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 
 from ._load import read
 from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unreadable, whole
@@ -38,7 +38,8 @@ def check_points(
     """
     composer = _Composer(config_loader, config_name)
     points = [list(point) for point in points]
-    if problems := _by_job(points, [composer.problems([*always, *point]) for point in points]):
+    found = [composer.problems([*always, *point], _sweep_rules) for point in points]
+    if problems := _by_job(points, found):
         raise ConfigError(problems)
 
 
@@ -85,16 +86,20 @@ class _Composer:
         self.loader, self.config_name = config_loader, config_name
         self.bases: dict[tuple[str, ...], _Base] = {}
 
-    def problems(self, overrides: Sequence[str]) -> list[Problem]:
-        """Every problem of one point."""
+    def problems(
+        self, overrides: Sequence[str], more: Callable[[RunConfig], Iterable[Problem]] = lambda _: ()
+    ) -> list[Problem]:
+        """Every problem of one point, and where there is none, those that `more` rules find."""
         readable, problems = self.readable(overrides)
         problems += [several_values(override) for override in readable if override.is_sweep_override()]
         single = [override for override in readable if not override.is_sweep_override()]
         base = self.base([override for override in single if _may_choose(override)])
         cfg, found = self.apply([override for override in single if not _may_choose(override)], base.cfg)
         with _as_job(base.job):
-            found += read(cfg)[1]
-        return [*problems, *base.problems, *(problem for problem in found if not _is_lost(problem, base))]
+            run, broken = read(cfg)
+        found += broken
+        problems += [*base.problems, *(problem for problem in found if not _is_lost(problem, base))]
+        return problems or list(more(run))
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         """The overrides that can be read, and a problem for each other one."""
@@ -150,6 +155,14 @@ class _Composer:
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """What Hydra composes."""
         return self.loader.load_configuration(self.config_name, list(overrides), run_mode=RunMode.RUN)
+
+
+def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
+    """Jobs of a sweep run one after the other in the process that sweeps, or are submitted by it."""
+    if place := run.distributed.place(os.environ):
+        rule = f"a sweep is started by one process, and this is process {place.process_id} of {place.num_processes}"
+        fix = "Leave out -m, or sweep from one process that submits its jobs, such as hydra/launcher=submitit_slurm."
+        yield Problem({"distributed.name": run.distributed.name}, rule, fix)
 
 
 def _may_choose(override: Override) -> bool:

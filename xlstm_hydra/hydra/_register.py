@@ -58,6 +58,7 @@ SCHEMAS: dict[str, type] = {
     "trainer": configs.TrainerConfig,
     "checkpoint": configs.CheckpointConfig,
     "logger": configs.LoggerConfig,
+    "distributed": configs.DistributedConfig,
 }
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 

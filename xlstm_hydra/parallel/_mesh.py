@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, PartitionSpec
 
 from xlstm_hydra.configs import ConfigError, ParallelConfig
@@ -14,8 +15,16 @@ from xlstm_hydra.configs import ConfigError, ParallelConfig
 from ._axes import Axes
 
 
-def build_mesh(parallel: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a layout over `devices` (all there are).
+def build_mesh(
+    parallel: ParallelConfig, devices: Sequence[Any] | None = None, order: Sequence[str] | None = None
+) -> Mesh:
+    """The mesh of a layout.
+
+    Args:
+        parallel: the layout.
+        devices: all there are, if None.
+        order: the axes from the one whose devices are closest together to the one whose devices are farthest apart;
+            the busiest ones are the closest, if None.
 
     Raises:
         ConfigError: the axis sizes do not multiply to the number of devices.
@@ -25,7 +34,38 @@ def build_mesh(parallel: ParallelConfig, devices: Sequence[Any] | None = None) -
         sizes = parallel.axis_sizes(len(devices))
     except ConfigError as error:
         raise ConfigError(problem.at("parallel") for problem in error.problems) from None
-    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
+    return Mesh(assign_devices(devices, sizes, order or parallel.busiest_axes()), tuple(sizes))
+
+
+def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_first: Sequence[str]) -> np.ndarray:
+    """The devices as an array of shape `sizes`, in which neighbours along the first axis of `closest_first` share a
+    host if any do, then those along the second."""
+    outer_first = list(reversed(closest_first))
+    shape = [sizes[name] for name in outer_first]
+    if devices[0].platform == "tpu" and len({getattr(device, "slice_index", 0) for device in devices}) == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices)  # knows the torus
+    else:
+        grid = np.empty(len(devices), object)
+        grid[:] = sorted(devices, key=lambda device: (host_of(device), device.process_index, device.id))
+        grid = grid.reshape(shape)
+    return grid.transpose([outer_first.index(name) for name in sizes])
+
+
+def host_of(device: Any) -> int:
+    """A number that devices share whose links to each other are fast: that of their host, or of their process where
+    only that is known."""
+    if device.platform in ("gpu", "cuda", "rocm"):
+        for name in ("slice_index", "partition_index"):  # JAX has had both names
+            if getattr(device, name, None) is not None:
+                return getattr(device, name)
+    return device.process_index
+
+
+def axes_across_hosts(mesh: Mesh) -> tuple[str, ...]:
+    """Names of the mesh axes along which the host changes somewhere."""
+    hosts = np.vectorize(host_of, otypes=[int])(mesh.devices)
+    first = (hosts.take([0], axis) for axis in range(hosts.ndim))
+    return tuple(name for name, here in zip(mesh.axis_names, first, strict=True) if (hosts != here).any())
 
 
 def mesh_axes(parallel: ParallelConfig, mesh: Mesh, *, microbatches: int = 1, stage_remat: bool = False) -> Axes:
@@ -64,7 +104,13 @@ def batch_spec(parallel: ParallelConfig, mesh: Mesh) -> PartitionSpec:
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """`8 devices (cpu): dp=2 fsdp=4 pp=1 tp=1`."""
+    """`16 devices (cuda) in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts`; for one process without them."""
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     noun = "device" if mesh.size == 1 else "devices"
-    return f"{mesh.size} {noun} ({mesh.devices.flat[0].platform}): {sizes}"
+    head = f"{mesh.size} {noun} ({mesh.devices.flat[0].platform})"
+    processes = len({device.process_index for device in mesh.devices.flat})
+    if processes == 1:
+        return f"{head}: {sizes}"
+    across = axes_across_hosts(mesh)
+    told = f"{' and '.join(across) or 'no axis'} {'cross' if len(across) > 1 else 'crosses'} hosts"
+    return f"{head} in {processes} processes: {sizes}; {told}"

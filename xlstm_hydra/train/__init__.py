@@ -2,5 +2,6 @@
 
 from ._loop import train as train
 from ._loss import cross_entropy as cross_entropy
+from ._processes import together as together
 from ._program import Program as Program
 from ._program import build_program as build_program

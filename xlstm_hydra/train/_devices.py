@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
+from jax._src.xla_bridge import backends_are_initialized
 from jax.extend.backend import clear_backends
 
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 
-_SETTINGS = ("jax_platforms", "jax_num_cpu_devices")
+from ._processes import join
+
 _real: dict[str, object] = {}
-"""What the settings were before a run of this process simulated devices."""
+"""What the settings were before a run of this process changed them."""
 
 
 def start_devices(run: RunConfig) -> None:
-    """Set up the devices that the run asks for and check that its layout fits them.
+    """Set up the devices that the run asks for, in all its processes, and check that its layout fits them.
 
     Raises:
         ConfigError: with every rule between the config and the number and kind of devices that is broken.
     """
-    wanted = run.trainer.simulated_devices
-    if wanted is not None:
-        _real.update({name: getattr(jax.config, name) for name in _SETTINGS if name not in _real})
-        _set("cpu", wanted)
-    elif _real:
-        _set(*_real.values())
+    join(run.distributed)
+    wanted: dict[str, object] = {}
+    if run.trainer.simulated_devices is not None:
+        wanted |= {"jax_platforms": "cpu", "jax_num_cpu_devices": run.trainer.simulated_devices}
+    if run.distributed.local_device_ids is not None:
+        ids = ",".join(map(str, run.distributed.local_device_ids))
+        wanted |= {"jax_cuda_visible_devices": ids, "jax_rocm_visible_devices": ids}
+    for name in wanted:
+        _real.setdefault(name, jax.config.values[name])
+    _set(_real | wanted)
     jax.config.update("jax_debug_nans", run.trainer.debug_nans)
-    if jax.process_count() > 1:
-        text = "training in several processes is not built yet"
-        raise ConfigError([Problem({}, f"{text}; there are {jax.process_count()}", "Start one.")])
     if problems := [*run.device_rules(jax.device_count()), *run.platform_rules(jax.default_backend())]:
         raise ConfigError(problems)
 
 
-def _set(*values: object) -> None:
+def _set(wanted: Mapping[str, object]) -> None:
     """Change the settings, also after an earlier job of the same sweep has started its devices."""
-    wanted = dict(zip(_SETTINGS, values, strict=True))
-    if all(getattr(jax.config, name) == value for name, value in wanted.items()):
+    if all(jax.config.values[name] == value for name, value in wanted.items()):
         return
+    if jax.distributed.is_initialized() and backends_are_initialized():
+        rule = "the devices of several processes cannot change once these have met"
+        raise ConfigError([Problem({"trainer.simulated_devices": wanted.get("jax_num_cpu_devices")}, rule)])
     clear_backends()
     for name, value in wanted.items():
         jax.config.update(name, value)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
 from xlstm_hydra.checkpoint import Checkpoints, TrainState, restore, to_json
-from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, LoggerConfig, Problem, RunConfig
 from xlstm_hydra.configs._problems import show
-from xlstm_hydra.data import Corpus, open_corpus, train_batches, validation_batches
+from xlstm_hydra.data import Batches, Corpus, open_corpus, train_batches, validation_batches
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import (
     MetadataError,
@@ -28,10 +27,11 @@ from xlstm_hydra.metadata import (
     refuse_to_overwrite,
     write_metadata,
 )
-from xlstm_hydra.parallel import bubble_fraction, describe_mesh, report, summary
+from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
 
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
+from ._processes import agree_on_folder, is_first
 from ._program import Program, build_program
 
 
@@ -42,12 +42,12 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
         ConfigError: the run does not fit the devices, the data or the checkpoint that it continues from.
         FloatingPointError: a loss is not finite.
     """
-    folder = Path(folder)
     start_devices(run)
+    folder = agree_on_folder(Path(folder))
     run = dataclasses.replace(run, model=resolve_classes(run.model))
     program = build_program(run)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
-    batches = train_batches(corpus, run.data, run.trainer.batch_size, jax.process_index(), jax.process_count())
+    batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
     state = _first_state(program, batches, corpus)
     refuse_to_overwrite(folder, int(state.step))
     metadata = _record(program, folder, corpus, overrides)
@@ -58,7 +58,7 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     checkpoints = _open_checkpoints(run, folder)
     loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata, corpus.unit)
     try:
-        with MetricLog(run.logger, folder, int(state.step), run.trainer.max_steps) as metric_log:
+        with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
             loop.run(state, metric_log)
     finally:
         if checkpoints is not None:
@@ -74,7 +74,7 @@ class _Loop:
     """Steps, and what happens between them."""
 
     program: Program
-    batches: grain.DatasetIterator
+    batches: Batches
     validation: list[Any]
     checkpoints: Checkpoints | None
     metadata: Mapping[str, Any]
@@ -142,21 +142,28 @@ def _data_shape(run: RunConfig) -> tuple[int, int]:
 
 
 def _to_devices(program: Program, batch: Mapping[str, np.ndarray]) -> Any:
-    """This process's rows as global arrays."""
-    sharding = program.batch_sharding
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """This process's rows as parts of global arrays."""
+    size, rows = program.run.trainer.batch_size, program.batch_rows
+    here = {row: place for place, row in enumerate(rows)}
+
+    def array(local: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            return local[[here[row] for row in range(size)[index[0]]]]
+
+        return jax.make_array_from_callback((size, *local.shape[1:]), program.batch_sharding, part)
+
+    return {name: array(local) for name, local in batch.items()}
 
 
 def _validation(program: Program, held_out: Corpus) -> list[Any]:
     trainer = program.run.trainer
     if trainer.eval_batches == 0:
         return []
-    position = jax.process_index(), jax.process_count()
-    batches = validation_batches(held_out, trainer.batch_size, trainer.eval_batches, *position)
+    batches = validation_batches(held_out, trainer.batch_size, trainer.eval_batches, program.batch_rows)
     return [_to_devices(program, batch) for batch in batches]
 
 
-def _first_state(program: Program, batches: grain.DatasetIterator, corpus: Corpus) -> TrainState:
+def _first_state(program: Program, batches: Batches, corpus: Corpus) -> TrainState:
     """A new state, or the one that the run continues from, with `batches` moved to the same place."""
     run, place = program.run, program.run.checkpoint.restore
     if place is None:
@@ -201,6 +208,11 @@ def _refuse_other_batches(run: RunConfig, saved: RunConfig, same_corpus: bool) -
         raise ConfigError(problems)
 
 
+def _own_logger(run: RunConfig) -> LoggerConfig:
+    """The first process shows and writes; the others would only say the same."""
+    return run.logger if is_first() else dataclasses.replace(run.logger, progress=False, csv=False, tensorboard=False)
+
+
 def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:
     wanted = run.checkpoint.save_every_n_steps > 0 or run.checkpoint.save_last
     return Checkpoints(folder, run.checkpoint) if wanted else None
@@ -214,7 +226,7 @@ def _record(program: Program, folder: Path, corpus: Corpus, overrides: list[str]
     }
     extra = provenance(overrides) | {"parameters": parameters, "corpus": corpus.fingerprint()}
     metadata = write_metadata(program.run, **extra)
-    if jax.process_index() == 0:
+    if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
         (folder / "parameters.txt").write_text(report(program.placements) + "\n", encoding="utf-8")
@@ -223,6 +235,8 @@ def _record(program: Program, folder: Path, corpus: Corpus, overrides: list[str]
 
 def _announce(program: Program, data: str) -> None:
     """Tell the layout and what there is to beat, and warn of what will probably not be wanted."""
+    if not is_first():
+        return
     parallel, shape = program.run.parallel, program.mesh.shape
     log.info("mesh: %s", describe_mesh(program.mesh))
     if (axes := program.axes).pipeline is not None:
@@ -238,6 +252,9 @@ def _announce(program: Program, data: str) -> None:
     if sharded and not parallel.remat:
         log.warning("without parallel.remat every gathered parameter is kept for the backward pass")
     tensor = parallel.model_axis_name
+    if tensor in axes_across_hosts(program.mesh) and program.run.distributed.device_order is None:
+        text = "%s crosses hosts: every layer waits for the network. Lower parallel.model_axis_size?"
+        log.warning(text, tensor)
     if shape[tensor] > 1 and not any(tensor in placement.spec for placement in program.placements):
         log.warning(
             "no parameter has an array axis for tensor parallelism: all %d devices compute the same", shape[tensor]

@@ -59,6 +59,13 @@ class Program:
         return NamedSharding(self.mesh, batch_spec(self.run.parallel, self.mesh))
 
     @cached_property
+    def batch_rows(self) -> list[int]:
+        """The rows of a batch that the devices of this process need. Other processes may need the same ones."""
+        batch = self.run.trainer.batch_size
+        places = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
+        return sorted({row for place in places if place is not None for row in range(batch)[place[0]]})
+
+    @cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer chain."""
         return build_optimizer(self.run, self._abstract_params)
@@ -203,7 +210,7 @@ def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Progr
     Raises:
         ConfigError: the layout does not fit the devices, or names modules that the model does not have.
     """
-    mesh = build_mesh(run.parallel, devices)
+    mesh = build_mesh(run.parallel, devices, run.distributed.device_order)
     placements = tuple(place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model))
     data, fsdp, pipeline, _ = mesh.devices.shape
     microbatches = run.microbatches(data, fsdp, pipeline)

@@ -1,0 +1,252 @@
+"""Two processes with four simulated devices each do what one process with eight does, and end together."""
+
+import contextlib
+import csv
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from command import run_command
+
+import xlstm_hydra.train
+from xlstm_hydra.hydra import VERSION_BASE, load
+from xlstm_hydra.train import train
+
+MODEL = "embedding_dim=32 num_blocks=2 num_heads=4 context_length=16 chunk_size=8".split()
+TINY = [
+    *(f"model.{setting}" for setting in MODEL),
+    *("data=synthetic", "data.motif_length=4", "optimizer.lr=1e-2", "trainer.max_steps=4", "trainer.eval_batches=1"),
+    *("checkpoint.save_every_n_steps=2", "logger.log_every_n_steps=1", "logger.tensorboard=false"),
+]
+FAR_TP = "distributed.device_order=[dp,pp,fsdp,tp]"
+LAYOUTS = {
+    "dp": (["parallel=dp"], "dp crosses hosts"),
+    "fsdp": (["parallel=fsdp", "parallel.fsdp_min_weight_size=0"], "fsdp crosses hosts"),
+    "fsdp_tp": (["parallel=fsdp_tp", "parallel.fsdp_min_weight_size=0", FAR_TP], "tp crosses hosts"),
+}
+SECONDS_TO_END = 30
+
+
+class Pair:
+    """The same command in two processes."""
+
+    def __init__(self, folder, *overrides, program=("-m", "xlstm_hydra"), each=((), ())):
+        with socket.create_server(("", 0)) as free:
+            address = f"localhost:{free.getsockname()[1]}"
+        environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+        shared = ["distributed=explicit", f"distributed.coordinator_address={address}", "distributed.num_processes=2"]
+        self.started = [
+            subprocess.Popen(
+                [sys.executable, *program, *shared, f"distributed.process_id={number}", *overrides, *each[number]],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for number in range(2)
+        ]
+
+    def end(self, timeout=240):
+        """Exit statuses and texts."""
+        try:
+            texts = [process.communicate(timeout=timeout)[0] for process in self.started]
+        finally:
+            for process in self.started:
+                process.kill()
+        return [process.returncode for process in self.started], texts
+
+
+def spoken(text):
+    """What is ours in an output."""
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
+
+
+def losses(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [(int(row["step"]), float(row["loss"] or row["validation_loss"])) for row in csv.DictReader(file)]
+
+
+def in_one_process(folder, *overrides):
+    with hydra.initialize(config_path=None, **VERSION_BASE):
+        run = load(hydra.compose("config", overrides=[*TINY, "trainer.simulated_devices=8", *overrides]))
+    train(run, folder)
+    return losses(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process with eight devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    in_one_process(folder, "parallel=dp")
+    return folder
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def pair(request, tmp_path_factory):
+    """Two processes, each in the same folder with the same command."""
+    folder = tmp_path_factory.mktemp(request.param)
+    overrides, across = LAYOUTS[request.param]
+    statuses, texts = Pair(folder, *TINY, *overrides, "trainer.simulated_devices=4").end()
+    assert statuses == [0, 0], texts
+    [run] = (folder / "outputs").glob("*/*")
+    return folder, run, texts, across
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_and_leave_one_folder(pair, alone):
+    folder, run, texts, across = pair
+    steps, values = zip(*losses(run), strict=True)
+    expected_steps, expected = zip(*losses(alone), strict=True)
+    assert steps == expected_steps
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert {path.name for path in folder.iterdir()} == {"outputs"}
+    files = {"config.yaml", "metadata.json", "parameters.txt", "metrics.csv", "checkpoints", ".hydra"}
+    assert {path.name for path in run.iterdir()} == files | {"xlstm-hydra.log"}
+    assert any("8 devices (cpu) in 2 processes: " in line and line.endswith(across) for line in spoken(texts[0]))
+    assert spoken(texts[1]) == []
+
+
+@pytest.mark.slow
+def test_one_process_continues_what_two_have_saved(pair, tmp_path):
+    _, run, _, _ = pair
+    resumed = in_one_process(tmp_path, "parallel=fsdp", f"checkpoint.restore='{run}@2'")
+    np.testing.assert_allclose(resumed, losses(run)[2:], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_one_has_saved(alone, tmp_path):
+    overrides = [*LAYOUTS["fsdp_tp"][0], f"checkpoint.restore='{alone}@2'", "hydra.run.dir=again"]
+    statuses, texts = Pair(tmp_path, *TINY, *overrides, "trainer.simulated_devices=4").end()
+    assert statuses == [0, 0], texts
+    np.testing.assert_allclose(losses(tmp_path / "again"), losses(alone)[2:], rtol=1e-5)
+
+
+FAIL_LATE = """
+import sys
+from xlstm_hydra import cli
+from xlstm_hydra.train._log import MetricLog
+
+def fail(self, step):
+    if step == 2 and "distributed.process_id=1" in sys.argv:
+        raise ZeroDivisionError("a bug in one process")
+
+MetricLog.step_done = fail
+cli.main()
+"""
+ENDLESS = [*TINY, "trainer.max_steps=100000", "checkpoint=none", "trainer.simulated_devices=4", "hydra.run.dir=run"]
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_both_with_its_cause(tmp_path):
+    (tmp_path / "fail.py").write_text(FAIL_LATE)
+    statuses, texts = Pair(tmp_path, *ENDLESS, program=["fail.py"]).end()
+    assert statuses == [1, 1]
+    assert "process 1 failed:\nTraceback" in texts[1] and "ZeroDivisionError: a bug in one process" in texts[1]
+    assert "process 0 ends, because of process 1: ZeroDivisionError: a bug in one process" in texts[0]
+
+
+@pytest.mark.slow
+def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
+    (tmp_path / "book").write_bytes(b"to be or not to be " * 100)
+    each = ([f"data.path={tmp_path}/book"], ["data.path=nowhere"])
+    settings = [text for text in ENDLESS if not text.startswith("data")]
+    statuses, texts = Pair(tmp_path, *settings, "data=text", each=each).end()
+    assert statuses == [2, 2]
+    refusal = "data.path='nowhere': there are no files there"
+    assert f"xlstm-hydra: process 1: {refusal}" in texts[1]
+    assert f"process 0 ends, because of process 1: {refusal}" in texts[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
+    both = Pair(tmp_path, *ENDLESS)
+    try:
+        metrics, patience = tmp_path / "run" / "metrics.csv", time.monotonic() + 200
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2) and time.monotonic() < patience:
+            time.sleep(0.2)
+        both.started[1].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+    finally:
+        statuses, texts = both.end(timeout=120)
+    assert time.monotonic() - killed < SECONDS_TO_END
+    assert statuses[0] not in (0, None) and statuses[1] == -signal.SIGKILL
+    assert "another task died" in texts[0]
+
+
+def test_a_process_that_waits_in_vain_says_what_for(tmp_path):
+    both = Pair(tmp_path, *ENDLESS, "distributed.initialization_timeout_seconds=3")
+    both.started[1].kill()
+    statuses, texts = both.end(timeout=60)
+    assert statuses[0] == 1
+    assert "process 0 met not all of 2 processes at localhost:" in texts[0]
+
+
+@pytest.fixture
+def second_task(monkeypatch, tmp_path):
+    """As if `srun -N2 -n2` had started this process as its second task; it does not wait for the first one."""
+    step = {"STEP_ID": 0, "STEP_NUM_TASKS": 2, "PROCID": 1, "NODEID": 1, "LOCALID": 0, "JOB_ID": 7}
+    step |= {"STEP_NODELIST": "node[1-2]", "STEP_TASKS_PER_NODE": "1(x2)"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setattr(xlstm_hydra.train, "together", lambda config: contextlib.nullcontext())
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_task_that_is_not_the_first_leaves_no_file(second_task, monkeypatch, tmp_path):
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
+    assert run_command("hydra.run.dir=run").status == 0
+    assert run_command().status == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_simulated_devices_of_all_tasks_are_counted(second_task):
+    done = run_command("parallel=fsdp", "parallel.fsdp_axis_size=4", "trainer.simulated_devices=3")
+    assert done.status == 2 and "the number of devices, 6" in done.err
+    assert done.err.startswith("xlstm-hydra: process 1: ")
+    assert "Each of the 2 processes has trainer.simulated_devices=3" in done.err
+
+
+def test_a_sweep_in_several_tasks_is_refused(second_task):
+    done = run_command("-m", "trainer.seed=1,2")
+    assert done.status == 2
+    assert "a sweep is started by one process, and this is process 1 of 2" in done.err
+
+
+def test_a_port_that_is_taken_is_refused():
+    from xlstm_hydra.configs import ConfigError, DistributedConfig
+    from xlstm_hydra.train._processes import join
+
+    with socket.create_server(("", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        config = DistributedConfig(name="explicit", coordinator_address=address, num_processes=2, process_id=0)
+        with pytest.raises(ConfigError, match="process 0 cannot open the port"):
+            join(config)
+
+
+def has_slurm():
+    """Whether there is a cluster with two idle nodes."""
+    if shutil.which("srun") is None:
+        return False
+    done = subprocess.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], capture_output=True, text=True, timeout=20)
+    return done.returncode == 0 and len(set(done.stdout.split())) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_slurm(), reason="needs SLURM with two idle nodes")
+def test_srun_starts_one_run(alone, tmp_path):
+    command = [sys.executable, "-m", "xlstm_hydra", *TINY, *LAYOUTS["fsdp"][0], "trainer.simulated_devices=4"]
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    srun = ["srun", "-N2", "-n2", "--mem=2500"]
+    done = subprocess.run([*srun, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    [run] = (Path(tmp_path) / "outputs").glob("*/*")
+    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)

@@ -1,0 +1,108 @@
+"""What `srun` tells a process about the others, read from its environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+FIRST_PORT, PORTS = 61440, 4096
+"""Ports above those that systems hand out by themselves."""
+
+_BOUND = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND", "SLURM_TRES_BIND")
+"""Any of these: every task sees GPUs of its own."""
+
+
+class Place(NamedTuple):
+    """Where a process is among several."""
+
+    coordinator_address: str
+    """`host:port` of process 0."""
+
+    num_processes: int
+    """How many there are."""
+
+    process_id: int
+    """Number of this one."""
+
+    local_device_ids: tuple[int, ...] | None
+    """Numbers of the GPUs that it uses, of those that it sees. None: all."""
+
+
+def slurm_place(environ: Mapping[str, str]) -> Place | None:
+    """The place of a task of a job step, or None where there is no step or it has one task.
+
+    The step counts, not the job: a batch script that runs the command without `srun` is one process.
+
+    Raises:
+        ValueError: a variable is missing or makes no sense.
+    """
+    if "SLURM_STEP_ID" not in environ or _number(environ, "SLURM_STEP_NUM_TASKS") == 1:
+        return None
+    count, rank = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_PROCID")
+    if rank >= count:
+        raise ValueError(f"SLURM_PROCID={rank} must be below SLURM_STEP_NUM_TASKS={count}")
+    # Steps of one job may run side by side.
+    port = FIRST_PORT + (_number(environ, "SLURM_JOB_ID") + 61 * _number(environ, "SLURM_STEP_ID")) % PORTS
+    host = first_host(_text(environ, "SLURM_STEP_NODELIST"))
+    return Place(f"{host}:{port}", count, rank, _gpus(environ))
+
+
+def idle_tasks(environ: Mapping[str, str]) -> int:
+    """Tasks of the job beside this process, where it stands in the batch script without `srun`; else 0."""
+    tasks = environ.get("SLURM_NTASKS", "1")
+    return int(tasks) - 1 if tasks.isdigit() and "SLURM_STEP_ID" not in environ else 0
+
+
+def first_host(nodelist: str) -> str:
+    """The first of `node[001-004,007],login`: `node001`."""
+    match = re.match(r"([^,\[\]]*)(?:\[([^\]\-,]+)[^\]]*\])?([^,\[\]]*)", nodelist)
+    host = "".join(part or "" for part in match.groups()) if match else ""
+    if not host:
+        raise ValueError(f"SLURM_STEP_NODELIST={nodelist!r} names no host")
+    return host
+
+
+def _gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
+    """A task's share of the GPUs that all tasks of its host see."""
+    tasks = _tasks_on_host(environ)
+    if tasks == 1 or any(name in environ for name in _BOUND):
+        return None
+    local = _number(environ, "SLURM_LOCALID")
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return (local,)  # how many there are is not known here; one for each task is the custom
+    gpus = len([name for name in visible.split(",") if name.strip()])
+    if gpus % tasks:
+        seen = f"{gpus} GPUs (CUDA_VISIBLE_DEVICES={visible})"
+        raise ValueError(f"{tasks} tasks of this host all see {seen}, which do not divide; use srun --gpus-per-task")
+    share = gpus // tasks
+    return tuple(range(local * share, (local + 1) * share)) or None
+
+
+def _tasks_on_host(environ: Mapping[str, str]) -> int:
+    """From `2(x3),1`: tasks on each of three hosts and on a fourth."""
+    text = _text(environ, "SLURM_STEP_TASKS_PER_NODE")
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text!r} is not of the form 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
+    node = _number(environ, "SLURM_NODEID")
+    if node >= len(counts):
+        raise ValueError(f"SLURM_NODEID={node} is not among the hosts of SLURM_STEP_TASKS_PER_NODE={text!r}")
+    return counts[node]
+
+
+def _text(environ: Mapping[str, str], name: str) -> str:
+    if name not in environ:
+        raise ValueError(f"SLURM started this process in a step, but {name} is not set")
+    return environ[name]
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = _text(environ, name)
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{name}={text!r} must be a number")
+    return int(text)

@@ -1,0 +1,231 @@
+"""Several processes that train one model: how they meet, share a folder, and end together."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from jax._src import distributed as runtime  # its key-value store has no public name
+
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
+from xlstm_hydra.configs._slurm import Place, idle_tasks
+
+from ._log import log
+
+FAILURE, FOLDER = "xlstm_hydra/failure", "xlstm_hydra/folder"
+"""Keys in the store that process 0 keeps for all."""
+
+POLL_SECONDS = 1.0
+"""How often a process asks whether another one has failed."""
+
+SHARED_SECONDS = 15.0
+"""How long a folder that process 0 has made may take to be seen by the others."""
+
+_folders = itertools.count()
+
+
+class Failure(NamedTuple):
+    """Why a process ends, as it tells the others."""
+
+    process: int
+    status: int
+    """Exit status."""
+    text: str
+
+
+def join(config: DistributedConfig) -> None:
+    """Meet the other processes, if there are any. Must come before anything that uses a device.
+
+    A process that does not meet them in time ends.
+
+    Raises:
+        ConfigError: process 0 cannot open its port.
+    """
+    place = config.place(os.environ)
+    if config.name == "auto" and (idle := idle_tasks(os.environ)):
+        log.warning("SLURM has %d more tasks for this job, which do nothing: start the run with srun to use them", idle)
+    if place is None or jax.distributed.is_initialized():
+        return
+    if place.process_id > 0:
+        log.setLevel(logging.WARNING)
+    if place.process_id == 0:
+        _refuse_taken_port(place.coordinator_address)
+    patience = config.initialization_timeout_seconds
+    timer = threading.Timer(patience, _give_up, [place, patience])
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            place.coordinator_address,
+            place.num_processes,
+            place.process_id,
+            local_device_ids=place.local_device_ids,
+            cluster_detection_method="deactivate",  # it would give each process one GPU
+            initialization_timeout=patience + 30,  # when JAX gives up, it aborts without a word that helps
+            heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
+            shutdown_timeout_seconds=patience,
+        )
+    finally:
+        timer.cancel()
+
+
+def _refuse_taken_port(address: str) -> None:
+    """JAX ends with a segmentation fault there."""
+    port = int(address.rpartition(":")[2])
+    dual = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual
+        ).close()
+    except OSError as error:
+        text = f"process 0 cannot open the port: {error.strerror}"
+        fix = "Choose another port; where srun has chosen this one, use distributed=explicit."
+        raise ConfigError([Problem({"distributed.coordinator_address": address}, text, fix)]) from None
+
+
+def _give_up(place: Place, seconds: int) -> NoReturn:
+    text = (
+        f"met not all of {place.num_processes} processes at {place.coordinator_address} within {seconds} s "
+        "(distributed.initialization_timeout_seconds). Were all started, with the same address and count? Is the port "
+        "free on the host of process 0, and can the others reach it?"
+    )
+    print(f"xlstm-hydra: process {place.process_id} {text}", file=sys.stderr)
+    _leave(1)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def agree_on_folder(folder: Path) -> Path:
+    """The run folder of process 0, made if it is not there, for all of them.
+
+    Raises:
+        FileNotFoundError: this process does not see it.
+    """
+    if jax.process_count() == 1:
+        return folder
+    key = f"{FOLDER}/{next(_folders)}"
+    if is_first():
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        _store().key_value_set(key, str(folder))
+        return folder
+    folder = Path(_store().blocking_key_value_get(key, 60_000))
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not folder.is_dir():
+        if time.monotonic() > deadline:
+            text = f"process {jax.process_index()} does not see the run folder {folder} of process 0"
+            raise FileNotFoundError(f"{text}; hydra.run.dir must be on a file system that all hosts share")
+        time.sleep(0.2)
+    return folder
+
+
+@contextmanager
+def together(config: DistributedConfig) -> Iterator[None]:
+    """What is done inside, all processes do. When one fails, it says why, and all of them end at once.
+
+    They do not return then: Python's own exit would wait for the dead, and the others for their next collective.
+    """
+    done = threading.Event()
+    try:
+        join(config)
+        watch = threading.Thread(target=_end_with_others, args=[done], daemon=True)
+        watch.start()
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        _end(error, config)
+    done.set()
+    watch.join()
+    jax.distributed.shutdown()
+
+
+def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
+    """Tell the others and the terminal, and end this process."""
+    place = config.place(os.environ)
+    number = place.process_id if place else 0
+    failure = _failure_of(error, number)
+    told = _within(5.0, lambda: _publish(failure)) if jax.distributed.is_initialized() else None
+    if told is not None and told.process != number:
+        _exit(told, number)
+    head = f"xlstm-hydra: process {number}"
+    if isinstance(error, ConfigError | KeyboardInterrupt):
+        print(f"{head}: {failure.text}", file=sys.stderr)
+    else:
+        trace = "".join(traceback.format_exception(error))
+        print(f"{head} failed:\n{trace}", end="", file=sys.stderr)
+    if number == 0:
+        sys.stderr.flush()
+        time.sleep(3 * POLL_SECONDS)  # the others ask this process
+    _leave(failure.status)
+
+
+def _failure_of(error: BaseException, number: int) -> Failure:
+    if isinstance(error, ConfigError):
+        return Failure(number, 2, str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(number, 130, "interrupted; checkpoint.restore=RUN continues from the last checkpoint of a run")
+    return Failure(number, 1, traceback.format_exception_only(error)[0].strip())
+
+
+def _publish(failure: Failure) -> Failure:
+    """Put a failure where all can read it. Returns the first one: later ones follow from it."""
+    try:
+        _store().key_value_set(FAILURE, json.dumps(failure))
+        return failure
+    except RuntimeError:
+        return _published() or failure
+
+
+def _published() -> Failure | None:
+    try:
+        return Failure(*json.loads(_store().key_value_try_get(FAILURE)))
+    except RuntimeError:  # there is none
+        return None
+
+
+def _end_with_others(done: threading.Event) -> None:
+    """Wait until another process has failed; the main thread may be waiting for it in a collective."""
+    number = runtime.global_state.process_id
+    while not done.wait(POLL_SECONDS):
+        failure = _published()
+        if failure is not None and failure.process != number:
+            _exit(failure, number)
+
+
+def _exit(cause: Failure, number: int) -> NoReturn:
+    print(f"xlstm-hydra: process {number} ends, because of process {cause.process}: {cause.text}", file=sys.stderr)
+    _leave(cause.status)
+
+
+def _leave(status: int) -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _within(seconds: float, function: Callable[[], Failure]) -> Failure | None:
+    """The result of a call that may hang, or None."""
+    results: list[Failure] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return results[0] if results else None
+
+
+def _store() -> Any:
+    return runtime.global_state.client
