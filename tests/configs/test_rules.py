@@ -43,7 +43,7 @@ def llama(**changes):
 
 
 def xlstm(**changes):
-    return xLSTMConfig(**{**SIZES, "slstm_at": [1], **changes})
+    return xLSTMConfig(**{**SIZES, "num_heads": 4, "slstm_at": [1], **changes})
 
 
 def run(*, parallel=None, model=None, config=mlstm, **groups):
@@ -329,6 +329,8 @@ BETWEEN = [
             "trainer": TrainerConfig(simulated_devices=1),
         },
         "model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs; the devices are cpu. Set model.attention_",
+    ),
+    (
         {
             "parallel": {"model_axis_size": 4},
             "config": xlstm,
