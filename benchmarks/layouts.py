@@ -52,6 +52,8 @@ FAMILIES = {
     "mLSTM v1": "model.chunk_size=16",
     "mLSTM": "model=mlstm_165m model.context_length=32 model.vocab_size=256 model.embedding_dim=64 model.num_heads=8 "
     "model.chunk_size=16",
+    "xLSTM[1:1]": "model=xlstm_7_1 model.slstm_at=[1,3] model.context_length=32 model.vocab_size=256 "
+    "model.embedding_dim=64 model.num_heads=8 model.chunk_size=16",
     "Llama": "model=llama_165m model.context_length=32 model.vocab_size=256 model.embedding_dim=64 model.head_dim=8",
 }
 """Small models, as overrides."""
