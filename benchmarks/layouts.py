@@ -134,13 +134,8 @@ def results(on: Program, params: Any) -> Any:
 
 def lowered(on: Program) -> Any:
     """Loss and gradients of a program, lowered for its shapes."""
-    config = on.model.model_config
-    assert config is not None
-    shape = (on.run.trainer.batch_size, config.get("context_length"))
-    types = {"inputs": "int32", "targets": "int32", "document_borders": "bool", "loss_mask": "bool"}
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=on.batch_sharding) for name, dtype in types.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, batch, key)
+    return jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, on.abstract_batch, key)
 
 
 def collective_table() -> Iterable[list[str]]:

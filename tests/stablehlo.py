@@ -9,20 +9,11 @@ from xlstm_hydra.parallel import list_collectives
 from xlstm_hydra.train import build_program
 
 
-def lowered(parallel, family="v1", rows=8, **groups):
+def lowered(parallel, family="v1", **groups):
     """StableHLO of loss and gradients. The compiled program would show bfloat16 collectives as float32 on CPU."""
     on = build_program(tiny_run(family, parallel=parallel, **groups))
-    batch = {
-        name: jax.ShapeDtypeStruct((rows, 16), dtype, sharding=on.batch_sharding)
-        for name, dtype in (
-            ("inputs", "int32"),
-            ("targets", "int32"),
-            ("document_borders", "bool"),
-            ("loss_mask", "bool"),
-        )
-    }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return on, jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, batch, key)
+    return on, jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, on.abstract_batch, key)
 
 
 def collectives(parallel, **kwargs):

@@ -158,6 +158,7 @@ RANGES = [
     (llama, {"dropout_rate": -0.1}, "must be 0 or more"),
     (llama, {"lm_head_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
     (xlstm, {"slstm_at": [0, 2, -1]}, "there is no block -1 or 2. Blocks are 0 to 1."),
+    (xlstm, {"num_blocks": 0}, "must be 1 or more"),
     (xlstm, {"slstm_at": [1, 0, 1]}, "names block 1 more than once"),
     (xlstm, {"slstm_conv1d_kernel_size": -1}, "must be 0 or more"),
     (xlstm, {"slstm_proj_factor": 0.0}, "must be greater than 0"),
@@ -254,7 +255,7 @@ BETWEEN = [
     (
         {"parallel": {"pipeline_axis_size": 4}, "model": {"num_blocks": 6}},
         "model.num_blocks=6, parallel.pipeline_axis_size=4: parallel.pipeline_axis_size must divide model.num_blocks. "
-        "Set parallel.pipeline_axis_size to 1, 2, 3 or 6, or model.num_blocks to a multiple of 4.",
+        "Set parallel.pipeline_axis_size to 1, 2, 3 or 6, or model.num_blocks to 8.",
     ),
     (
         {"parallel": {"pipeline_axis_size": 2}, "model": {"scan_blocks": False}},
@@ -272,7 +273,7 @@ BETWEEN = [
     (
         {"parallel": {"pipeline_axis_size": 2}, "trainer": TrainerConfig(pipeline_microbatches=6)},
         "trainer.batch_size=8, parallel.pipeline_axis_size=2, trainer.pipeline_microbatches=6: the batch must divide "
-        "over the least common multiple of pipeline_axis_size(2) * pipeline_microbatches(6) = 6. "
+        "over lcm(pipeline_axis_size(2), pipeline_microbatches(6)) = 6. "
         "Set trainer.batch_size to 6 or 12.",
     ),
     (
@@ -300,7 +301,17 @@ BETWEEN = [
         {"parallel": {"fsdp_modules": ["Foo"]}},
         "parallel.fsdp_modules='Foo': no module class of this model. Known: Embed",
     ),
-    ({"parallel": {"fsdp_gather_dtype": "bfloat16"}}, "nothing is gathered, because parallel.fsdp_modules is empty"),
+    ({"parallel": {"fsdp_gather_dtype": "bfloat16"}}, "nothing is sharded or gathered, because parallel."),
+    (
+        {"parallel": {"fsdp_min_weight_size": 5}},
+        "parallel.fsdp_min_weight_size=5: nothing is sharded or gathered, because parallel.fsdp_modules is empty. "
+        "Name modules there, or leave this at 262144.",
+    ),
+    (
+        {"parallel": {"model_axis_size": 4}, "model": {"qkv_proj_blocksize": 128}},
+        "model.qkv_proj_blocksize=128, parallel.model_axis_size=4: parallel.model_axis_size must divide the number of "
+        "blocks of channels, 2. Set parallel.model_axis_size to 1 or 2.",
+    ),
     ({"model": {"vocab_size": 100}}, "model.vocab_size=100, data.name='stdlib': bytes need 256 token ids"),
     (
         {"parallel": {"model_axis_size": 8}},
@@ -309,12 +320,12 @@ BETWEEN = [
     ),
     (
         {"parallel": {"model_axis_size": 4}, "config": mlstm_v1, "model": {"round_proj_up_to_multiple_of": 1}},
-        "parallel.model_axis_size must divide the feed-forward width 342",
+        "parallel.model_axis_size must divide the feed-forward width, 342",
     ),
     (
         {"parallel": {"model_axis_size": 8}, "config": llama},
-        "model.head_dim=32, parallel.model_axis_size=8: parallel.model_axis_size must divide the heads, 4. "
-        "Set it to 1, 2 or 4.",
+        "model.head_dim=32, parallel.model_axis_size=8: parallel.model_axis_size must divide the number of "
+        "heads, 4. Set parallel.model_axis_size to 1, 2 or 4.",
     ),
     (
         {"parallel": {"model_axis_size": 4}, "config": llama, "model": {"ffn_multiple_of": 1}},
@@ -337,7 +348,7 @@ BETWEEN = [
             "model": {"round_proj_up_to_multiple_of": 2, "slstm_proj_factor": 1.17},
         },
         "model.slstm_proj_factor=1.17, parallel.model_axis_size=4: parallel.model_axis_size must divide the "
-        "feed-forward width 150",
+        "feed-forward width, 150",
     ),
     (
         {
@@ -345,8 +356,8 @@ BETWEEN = [
             "config": xlstm,
             "model": {"num_blocks": 8, "slstm_at": [3, 7]},
         },
-        "parallel.pipeline_axis_size must divide the 2 periods of 4 blocks. Set parallel.pipeline_axis_size to 1 or 2, "
-        "or model.num_blocks to a multiple of 16.",
+        "parallel.pipeline_axis_size must divide the number of periods of 4 blocks, 2. Set parallel.pipeline_axis_size "
+        "to 1 or 2, or model.num_blocks to 16 and model.slstm_at to [3,7,11,15].",
     ),
     (
         {"parallel": {"fsdp_axis_size": 3}},

@@ -72,7 +72,7 @@ def test_an_array_axis_that_the_tensor_axis_does_not_divide_is_refused():
 
 
 def test_an_unknown_array_axis_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown array axis 'wings'. Known: vocab, heads"):
+    with pytest.raises(ConfigError, match=r"names its array axis .wings., which no mesh axis .* one of vocab, heads"):
         placed(names=("layers", "wings", None))
 
 

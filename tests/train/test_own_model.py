@@ -103,6 +103,26 @@ def test_names_of_modules_that_it_does_not_have_are_refused_when_it_is_built():
         build_program(run)
 
 
+IDLE = {
+    "collective matmul": (
+        {"model_axis_size": 2, "tp_async_dense": True},
+        r"GRULanguageModel has no tensor-parallel layer",
+    ),
+    "types of a gather that never is": (
+        {"fsdp_axis_size": 2, "fsdp_modules": ["GRUBlock"], "fsdp_gather_dtype": "bfloat16"},
+        r"fsdp_min_weight_size=262144: .*has no parameter that is sharded and gathered. Set parallel.fsdp_min_weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("parallel", "words"), IDLE.values(), ids=IDLE)
+def test_what_it_takes_no_part_in_is_refused(parallel, words):
+    run = own()
+    run.model.parallel = ParallelConfig(**parallel)
+    with pytest.raises(ConfigError, match=words):
+        build_program(run)
+
+
 def test_it_trains_and_saves(tmp_path):
     run = load(
         composed(

@@ -141,7 +141,7 @@ def test_a_class_that_cuts_nothing_is_refused_though_its_config_would_allow_it()
 
     run = tiny_run(parallel=LAYOUTS["pp2"])
     run.model = ModelConfig(Own, ParallelConfig(**LAYOUTS["pp2"]), run.model.model_config)
-    with pytest.raises(ConfigError, match=r"pipeline_axis_size=2: .*Own has no parameter that it applies to"):
+    with pytest.raises(ConfigError, match=r"pipeline_axis_size=2: .*Own cuts no stack of blocks into stages"):
         build_program(run)
 
 
@@ -149,7 +149,7 @@ def memory(**trainer):
     model = {"num_blocks": 16, "embedding_dim": 64}
     parallel = {"data_axis_size": 2, "pipeline_axis_size": 4, "remat": ["mLSTMBlock"]}
     with jax.enable_x64(False):
-        program = lowered(parallel, rows=64, model=model, trainer={"batch_size": 64} | trainer)[1]
+        program = lowered(parallel, model=model, trainer={"batch_size": 64} | trainer)[1]
         return program.compile().memory_analysis().temp_size_in_bytes
 
 

@@ -117,7 +117,7 @@ class LanguageModelConfig(SubModelConfig):
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The vocabulary and the residual stream are cut over the tensor-parallel devices."""
         for key in ("vocab_size", "embedding_dim"):
-            yield from splits(key, getattr(self, key), tensor_parallel)
+            yield from splits(self, key, tensor_parallel)
 
     def scan_period(self) -> int:
         """Blocks after which the kinds of blocks in the stack repeat: as many are scanned in one step."""
@@ -131,19 +131,29 @@ class LanguageModelConfig(SubModelConfig):
         period = self.scan_period()
         units = self.num_blocks // max(period, 1)
         if self.num_blocks > 0 and self.num_blocks % period == 0 and units % stages:
-            what = "{num_blocks}" if period == 1 else f"the {units} periods of {period} blocks"
+            what = "{num_blocks}" if period == 1 else f"the number of periods of {period} blocks, {units}"
             given = {"num_blocks": self.num_blocks, "/parallel.pipeline_axis_size": stages}
-            fix = (
-                f"Set {{/parallel.pipeline_axis_size}} to {either(divisors(units))}, "
-                f"or {{num_blocks}} to a multiple of {stages * period}."
-            )
+            longer = self.longer_stack(-(-units // stages) * stages * period)
+            fix = f"Set {{/parallel.pipeline_axis_size}} to {either(divisors(units))}, or {longer}."
             yield Problem(given, f"{{/parallel.pipeline_axis_size}} must divide {what}", fix)
 
+    def longer_stack(self, num_blocks: int) -> str:
+        """What to type for a stack of this many blocks, a multiple of the period."""
+        return f"{{num_blocks}} to {num_blocks}"
 
-def splits(key: str, value: int, tensor_parallel: int) -> Iterator[Problem]:
-    """The rule that a size of the model divides over the tensor-parallel devices."""
-    if value > 0 and value % tensor_parallel:
-        given = {key: value, "/parallel.model_axis_size": tensor_parallel}
-        fits = either([d for d in divisors(value) if d <= 64])
-        fix = f"Set {{/parallel.model_axis_size}} to {fits}, or {{{key}}} to a multiple of {tensor_parallel}."
-        yield Problem(given, f"{{/parallel.model_axis_size}} must divide {{{key}}}", fix)
+
+def splits(
+    config: SubModelConfig, key: str, tensor_parallel: int, width: int | None = None, what: str = ""
+) -> Iterator[Problem]:
+    """The rule that a field, or the `width` that follows from it (`what` it is), divides over the tensor-parallel
+    devices."""
+    value = getattr(config, key)
+    number = value if width is None else width
+    if number < 1 or number % tensor_parallel == 0:
+        return
+    fix = f"Set {{/parallel.model_axis_size}} to {either([d for d in divisors(number) if d <= 64])}"
+    if width is None:
+        fix += f", or {{{key}}} to a multiple of {tensor_parallel}"
+    whole = f"{{{key}}}" if width is None else f"the {what}, {width}"
+    given = {key: value, "/parallel.model_axis_size": tensor_parallel}
+    yield Problem(given, f"{{/parallel.model_axis_size}} must divide {whole}", f"{fix}.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ._problems import Problem, at_least, divisors, either, one_of
-from .language_model import LanguageModelConfig
+from .language_model import LanguageModelConfig, splits
 
 ATTENTION_BACKENDS = ("xla", "cudnn")
 """Implementations that `jax.nn.dot_product_attention` offers."""
@@ -131,9 +131,5 @@ class LlamaConfig(LanguageModelConfig):
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The heads and the feed-forward width are cut over the tensor-parallel devices too."""
         yield from super().layout_rules(tensor_parallel)
-        widths = {"heads": (self.num_heads(), "head_dim"), "feed-forward width": (self.ff_dim(), "ffn_multiple_of")}
-        for name, (value, key) in widths.items():
-            if value > 0 and value % tensor_parallel:
-                given = {key: getattr(self, key), "/parallel.model_axis_size": tensor_parallel}
-                rule = f"{{/parallel.model_axis_size}} must divide the {name}, {value}"
-                yield Problem(given, rule, f"Set it to {either([d for d in divisors(value) if d <= 64])}.")
+        yield from splits(self, "head_dim", tensor_parallel, self.num_heads(), "number of heads")
+        yield from splits(self, "ffn_multiple_of", tensor_parallel, self.ff_dim(), "feed-forward width")

@@ -96,7 +96,7 @@ class _CellConfig(LanguageModelConfig):
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The heads are cut over the tensor-parallel devices too."""
         yield from super().layout_rules(tensor_parallel)
-        yield from splits("num_heads", self.num_heads, tensor_parallel)
+        yield from splits(self, "num_heads", tensor_parallel)
 
     def rules(self) -> Iterator[Problem]:
         """Ranges, names, and widths that divide into heads."""
@@ -230,9 +230,8 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
         """Blocks of channels are cut over the tensor-parallel devices like the heads."""
         yield from super().layout_rules(tensor_parallel)
         groups = self.inner_dim() // max(self.qkv_proj_blocksize, 1)
-        if self._has_mlstm() and self.num_heads % tensor_parallel == 0 and groups % tensor_parallel:
-            given = {"qkv_proj_blocksize": self.qkv_proj_blocksize, "/parallel.model_axis_size": tensor_parallel}
-            yield Problem(given, f"{{/parallel.model_axis_size}} must divide the {groups} blocks of channels")
+        if self._has_mlstm() and self.num_heads % tensor_parallel == 0:
+            yield from splits(self, "qkv_proj_blocksize", tensor_parallel, groups, "number of blocks of channels")
 
 
 @dataclass(kw_only=True)
@@ -286,7 +285,7 @@ class mLSTMv1Config(_CellConfig):  # noqa: N801
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The feed-forward width is cut over the tensor-parallel devices too."""
         yield from super().layout_rules(tensor_parallel)
-        yield from feed_forward_splits("proj_factor", self.proj_factor, self.ff_dim(), tensor_parallel)
+        yield from splits(self, "proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")
 
 
 def is_range(config: _CellConfig, key: str) -> Iterator[Problem]:
@@ -312,14 +311,6 @@ def rounding_rules(config: mLSTMConfig | mLSTMv1Config, key: str, name: str) -> 
     if exists and rounded_dim(config, factor) < 1:
         given = {key: factor, "round_proj_up_to_multiple_of": multiple}
         yield Problem(given, f"the {name} must be at least 1", "Set {round_proj_up_dim_up}=true.")
-
-
-def feed_forward_splits(key: str, factor: float, width: int, tensor_parallel: int) -> Iterator[Problem]:
-    """The rule that the feed-forward width, which the factor `key` gives, divides over the tensor-parallel devices."""
-    if width % tensor_parallel:
-        given = {key: factor, "/parallel.model_axis_size": tensor_parallel}
-        rule = f"{{/parallel.model_axis_size}} must divide the feed-forward width {width}"
-        yield Problem(given, rule, f"Set it to {either([d for d in divisors(width) if d <= 64])}.")
 
 
 def _is_number(value: Any) -> bool:

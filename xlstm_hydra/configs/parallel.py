@@ -52,7 +52,8 @@ class ParallelConfig(ConfigDict):
     """Class names of the modules whose activations are recomputed in the backward pass. Empty: all are kept."""
 
     fsdp_modules: list[str] = field(default_factory=list)
-    """Class names of the modules whose parameters are sharded over the FSDP axis. Empty: none are."""
+    """Class names of the modules whose parameters are sharded over the FSDP axis. Empty: none are. Where that axis has
+    one device nothing is sharded, and the run says so."""
 
     fsdp_min_weight_size: int = 262144
     """Elements (of one block's array, on one tensor-parallel device) that a parameter needs to be sharded over the FSDP

@@ -147,20 +147,22 @@ class RunConfig(ConfigDict):
             "trainer.gradient_accumulate_steps": max(self.trainer.gradient_accumulate_steps, 1),
         }
         needed, microbatches = math.prod(terms.values()), max(self.trainer.pipeline_microbatches or 1, 1)
+        given = {key: value for key, value in terms.items() if value != 1}
+        factors = [f"{key.rpartition('.')[2]}({value})" for key, value in given.items()]
         if pipeline is not None and pipeline > 1:
             # The rows must divide into microbatches for the stages, and into one share per stage for the head.
-            terms |= {"parallel.pipeline_axis_size": pipeline, "trainer.pipeline_microbatches": microbatches}
             needed *= math.lcm(pipeline, microbatches)
+            given["parallel.pipeline_axis_size"] = pipeline
+            factors.append(f"pipeline_axis_size({pipeline})")
+            if microbatches != 1:
+                given["trainer.pipeline_microbatches"] = microbatches
+                factors[-1] = f"lcm(pipeline_axis_size({pipeline}), pipeline_microbatches({microbatches}))"
         batch = self.trainer.batch_size
         if batch % needed:
-            terms = {key: value for key, value in terms.items() if value != 1}
-            product = " * ".join(f"{key.rpartition('.')[2]}({value})" for key, value in terms.items())
-            if math.prod(terms.values()) != needed:
-                product = f"the least common multiple of {product}"
             below = batch // needed * needed
             choices = either([size for size in (below, below + needed) if size > 0])
-            rule = f"the batch must divide over {product} = {needed}"
-            yield Problem({"trainer.batch_size": batch, **terms}, rule, f"Set trainer.batch_size to {choices}.")
+            rule = f"the batch must divide over {' * '.join(factors)} = {needed}"
+            yield Problem({"trainer.batch_size": batch, **given}, rule, f"Set trainer.batch_size to {choices}.")
 
     def _pipeline_rules(self, stages: int) -> Iterator[Problem]:
         """Settings of the pipeline, where there is one and where there is none."""
@@ -227,13 +229,16 @@ class RunConfig(ConfigDict):
         )
         if known is not None:
             yield from module_name_rules(parallel, known)
-        fsdp_settings = ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
-        set_without_use = {
-            f"parallel.{key}": parallel.get(key) for key in fsdp_settings if parallel.get(key) is not None
+        default = ParallelConfig()
+        changed = {
+            key: parallel.get(key)
+            for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype", "fsdp_min_weight_size")
+            if parallel.get(key) != default.get(key)
         }
-        if set_without_use and not parallel.fsdp_modules:
-            rule = "nothing is gathered, because parallel.fsdp_modules is empty"
-            yield Problem(set_without_use, rule, "Name modules there, or set this to null.")
+        if changed and not parallel.fsdp_modules:
+            rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
+            fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
+            yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix)
 
     def _distributed_rules(self) -> Iterator[Problem]:
         order, ids = self.distributed.device_order, self.distributed.local_device_ids

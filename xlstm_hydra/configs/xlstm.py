@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ._problems import Problem, at_least, divisors, either, idle, one_of
-from .mlstm import ACTIVATIONS, feed_forward_splits, is_range, mLSTMConfig, rounded_dim, rounding_rules
+from .language_model import splits
+from .mlstm import ACTIVATIONS, is_range, mLSTMConfig, rounded_dim, rounding_rules
 from .parallel import DTYPES
 
 _MLSTM_FIELDS = (
@@ -127,6 +128,8 @@ class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
                 yield from idle(self, key, "slstm_at", self.slstm_at)
 
     def _place_rules(self) -> Iterator[Problem]:
+        if self.num_blocks < 1:
+            return
         if outside := [block for block in self.slstm_at if not 0 <= block < self.num_blocks]:
             given = {"slstm_at": self.slstm_at, "num_blocks": self.num_blocks}
             yield Problem(given, f"there is no block {either(outside)}", f"Blocks are 0 to {self.num_blocks - 1}.")
@@ -137,7 +140,14 @@ class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
         """The feed-forward width is cut over the tensor-parallel devices too."""
         yield from super().layout_rules(tensor_parallel)
         if self.slstm_at:
-            yield from feed_forward_splits("slstm_proj_factor", self.slstm_proj_factor, self.ff_dim(), tensor_parallel)
+            yield from splits(self, "slstm_proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")
+
+    def longer_stack(self, num_blocks: int) -> str:
+        """What to type for a stack that repeats the same pattern."""
+        period = self.scan_period()
+        first = [block for block in self.slstm_at if block < period]
+        places = [start + block for start in range(0, num_blocks, period) for block in first]
+        return f"{{num_blocks}} to {num_blocks} and {{slstm_at}} to [{','.join(map(str, places))}]"
 
     def _has_mlstm(self) -> bool:
         return len(self._slstm_places()) < max(self.num_blocks, 1)

@@ -4,6 +4,7 @@ from ._cell import mlstm_chunkwise as mlstm_chunkwise
 from ._cell import mlstm_quadratic as mlstm_quadratic
 from ._cell import mlstm_recurrent as mlstm_recurrent
 from ._cell import mlstm_step as mlstm_step
+from ._layers import OVERLAPPING as OVERLAPPING
 from ._layers import Dense as Dense
 from ._layers import HeadNorm as HeadNorm
 from ._layers import Norm as Norm

@@ -74,6 +74,10 @@ def named(init: Initializer, *names: str | None) -> Initializer:
     return nn.with_partitioning(init, names)
 
 
+OVERLAPPING = ("Dense", "Gate")
+"""Class names of the layers that `parallel.tp_async_dense` computes piece by piece."""
+
+
 class Dense(nn.Module):
     """x W + b. `split` names the array axis that the tensor mesh axis splits: the output's (then x must be whole), or,
     where `reduce` is set, the input's (then the result is this device's share of the stream)."""

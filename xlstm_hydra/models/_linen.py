@@ -161,14 +161,15 @@ _POLICIES = {
 
 
 @contextlib.contextmanager
-def remat_by_name(names: Sequence[str], policy: str = "nothing", *, prevent_cse: bool) -> Iterator[None]:
+def remat_by_name(names: Sequence[str], policy: str = "nothing", *, scanned: str | None = None) -> Iterator[None]:
     """Recompute, in the backward pass, the activations inside every module whose class is named.
 
     Args:
         names: class names.
         policy: what is kept all the same; see `TrainerConfig.remat_policy`. A gathered parameter is no product, so
             none of them keeps it.
-        prevent_cse: keep the compiler from undoing it; a scan over blocks does so by itself.
+        scanned: name of the module that the model scans over, if any. A scan keeps the compiler from undoing the
+            recomputation by itself; elsewhere it must be told to.
     """
     running: set[tuple[str, ...]] = set()
 
@@ -191,7 +192,7 @@ def remat_by_name(names: Sequence[str], policy: str = "nothing", *, prevent_cse:
                 running.discard(module.path)
 
         arrays = [leaf for leaf, is_array in zip(leaves, traced, strict=True) if is_array]
-        return nn.remat(call, policy=_POLICIES[policy], prevent_cse=prevent_cse)(module, *arrays)
+        return nn.remat(call, policy=_POLICIES[policy], prevent_cse=module.path[:1] != (scanned,))(module, *arrays)
 
     with nn.intercept_methods(wrap) if names else contextlib.nullcontext():
         yield

@@ -85,14 +85,16 @@ def place(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, in
         sizes: the size of each mesh axis by name, from `ParallelConfig.axis_sizes`.
 
     Raises:
-        ConfigError: an array axis does not divide over the mesh axis that it belongs to.
-        ValueError: an array axis has a name that `ARRAY_AXES` does not know.
+        ConfigError: an array axis does not divide over the mesh axis that it belongs to, or has a name that
+            `ARRAY_AXES` does not know.
     """
     spec: list[str | None] = [None] * len(parameter.shape)
     local = list(parameter.shape)
     for axis, name in enumerate(parameter.names):
         if name is not None and name not in ARRAY_AXES:
-            raise ValueError(f"{parameter.path}: unknown array axis {name!r}. Known: {', '.join(ARRAY_AXES)}.")
+            text = f"{parameter.path} names its array axis {name!r}, which no mesh axis is known for"
+            fix = f"Name it None, or one of {', '.join(ARRAY_AXES)}."
+            raise ConfigError([Problem({}, text, fix)])
         field = ARRAY_AXES[name] if name is not None else None
         if field is None or (size := sizes[parallel.get(field)]) == 1:
             continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from xlstm_hydra.checkpoint import TrainState
 from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, RunConfig
 from xlstm_hydra.models import (
+    OVERLAPPING,
+    LanguageModel,
     apply_model,
     box_sharded,
     build_model,
@@ -34,7 +36,8 @@ from xlstm_hydra.parallel import Axes, Placement, batch_spec, build_mesh, mesh_a
 
 from ._loss import cross_entropy
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
+"""inputs, targets, document_borders and loss_mask, each (B, T)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ class Program:
         batch = self.run.trainer.batch_size
         places = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
         return sorted({row for place in places if place is not None for row in range(batch)[place[0]]})
+
+    @cached_property
+    def abstract_batch(self) -> Batch:
+        """Shapes, types and shardings of a batch."""
+        config = self.model.model_config
+        assert config is not None
+        shape = (self.run.trainer.batch_size, config.get("context_length"))
+        types = {"inputs": jnp.int32, "targets": jnp.int32, "document_borders": jnp.bool, "loss_mask": jnp.bool}
+        return {key: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding) for key, dtype in types.items()}
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -187,7 +199,7 @@ class Program:
             key = jax.random.fold_in(key, self.axes.batch_index())  # or all devices would drop the same elements
         scanned = bool(self.model.model_config.get("scan_blocks", False))  # pyright: ignore[reportOptionalMemberAccess]
         names, policy = self.model.parallel.remat if key is not None else [], self.run.trainer.remat_policy
-        with remat_by_name(names, policy, prevent_cse=not scanned):
+        with remat_by_name(names, policy, scanned="blocks" if scanned else None):
             return apply_model(
                 module, boxed, batch["inputs"], batch["document_borders"], train=key is not None, dropout_key=key
             )
@@ -215,18 +227,28 @@ def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Progr
     data, fsdp, pipeline, _ = mesh.devices.shape
     microbatches = run.microbatches(data, fsdp, pipeline)
     axes = mesh_axes(run.parallel, mesh, microbatches=microbatches, stage_remat=run.trainer.pipeline_remat)
-    _refuse_idle_axes(run, axes, placements)
+    _refuse_idle_settings(run, axes, placements)
     return Program(run, run.model, mesh, axes, placements)
 
 
-def _refuse_idle_axes(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> None:
-    """A model class that does not take part in what the layout asks for would be computed whole, without a word."""
-    given: dict[str, Any] = {}
-    if axes.pipeline is not None and not any(axes.pipeline in placement.spec for placement in placements):
-        given["parallel.pipeline_axis_size"] = axes.stages
-    if axes.overlap and not any(axes.tensor in placement.spec for placement in placements):
-        given["parallel.tp_async_dense"] = True
-    if given:
-        text = f"{run.model.class_path()} has no parameter that it applies to"
-        fix = "Build the model on xlstm_hydra.models.LanguageModel and Dense, or leave this away."
-        raise ConfigError([Problem(given, text, fix)])
+def _refuse_idle_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> None:
+    """What no parameter or no layer of the model class takes part in would be ignored without a word."""
+    model_class, parallel = run.model.model_class, run.parallel
+    if axes.pipeline is not None and not issubclass(model_class, LanguageModel):
+        fix = "Build the model on xlstm_hydra.models.LanguageModel, or leave this away."
+        _refuse(run, {"pipeline_axis_size": axes.stages}, "cuts no stack of blocks into stages", fix)
+    split = [placement.parameter for placement in placements if axes.tensor in placement.spec]
+    overlapping = any(parameter.modules and parameter.modules[-1] in OVERLAPPING for parameter in split)
+    if axes.overlap and not overlapping:
+        fix = f"Use these layers of xlstm_hydra.models, with `axes`: {', '.join(OVERLAPPING)}; or leave this away."
+        _refuse(run, {"tp_async_dense": True}, "has no tensor-parallel layer that exchanges piece by piece", fix)
+    dtypes = {key: parallel.get(key) for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype") if parallel.get(key)}
+    if dtypes and not any(placement.fsdp_axis is not None for placement in placements):
+        size = {"fsdp_min_weight_size": parallel.fsdp_min_weight_size}
+        fix = "Set parallel.fsdp_min_weight_size lower, or leave the types away."
+        _refuse(run, dtypes | size, "has no parameter that is sharded and gathered", fix)
+
+
+def _refuse(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> NoReturn:
+    given = {f"parallel.{key}": value for key, value in fields.items()}
+    raise ConfigError([Problem(given, f"{run.model.class_path()} {text}", fix)])
