@@ -1,6 +1,7 @@
 """Programs in float64, where rounding cannot hide a wrong factor on a small gradient."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -26,10 +27,14 @@ def program(family, layout=None, **groups):
     return build_program(run, jax.devices()[:1] if layout is None else None)
 
 
-@functools.cache
-def single(family):
+def single(family, **model):
     """Parameters away from their symmetric start, and their loss and gradients on one device."""
-    one = program(family)
+    return _single(family, json.dumps(model or APART[family]))
+
+
+@functools.cache
+def _single(family, model):
+    one = program(family, model=json.loads(model))
     params = moved(one)
     return params, results(one, params)
 

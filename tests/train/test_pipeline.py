@@ -5,7 +5,7 @@ import logging
 import jax
 import numpy as np
 import pytest
-from exact import assert_equal_results, moved, program
+from exact import assert_equal_results, moved, program, single
 from flax import traverse_util
 from stablehlo import collectives, lowered
 from tiny import FSDP, batch, results, tiny_run
@@ -22,23 +22,12 @@ LAYOUTS = {
 }
 MODEL = {"num_blocks": 4, "dropout": 0.3, "add_embedding_dropout": True}
 pytestmark = pytest.mark.usefixtures("float64")
-_single = {}
-
-
-def single(family, **model):
-    """Parameters, and their loss and gradients on one device, with dropout."""
-    key = (family, *sorted(model.items()))
-    if key not in _single:
-        one = program(family, model=MODEL | model)
-        params = moved(one)
-        _single[key] = params, results(one, params)
-    return _single[key]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", ["v1", "v0"])
 def test_loss_and_gradients_are_those_of_one_device(family, layout):
-    params, expected = single(family)
+    params, expected = single(family, **MODEL)
     assert_equal_results(results(program(family, LAYOUTS[layout], model=MODEL), params), expected)
 
 
@@ -51,7 +40,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("trainer", SETTINGS.values(), ids=SETTINGS)
 def test_no_setting_of_the_pipeline_changes_a_gradient(trainer):
-    params, expected = single("v1")
+    params, expected = single("v1", **MODEL)
     layout = {"pipeline_axis_size": 2, "model_axis_size": 2}
     on = program("v1", layout, model=MODEL, trainer=trainer)
     assert on.axes.microbatches == trainer.get("pipeline_microbatches", 4)
@@ -71,7 +60,7 @@ def test_accumulating_sends_one_part_after_the_other_through_the_pipeline():
 
 
 def test_tied_weights_get_the_gradients_of_both_ends():
-    params, expected = single("v1", tie_weights=True)
+    params, expected = single("v1", **MODEL, tie_weights=True)
     on = program("v1", LAYOUTS["pp2_tp2_dp2"], model=MODEL | {"tie_weights": True})
     assert_equal_results(results(on, params), expected)
 
@@ -82,7 +71,7 @@ def test_initial_values_are_those_of_one_device():
 
 
 def test_validation_gives_the_loss_of_one_device():
-    params, _ = single("v1")
+    params, _ = single("v1", **MODEL)
     losses = []
     for layout in (None, LAYOUTS["pp2_tp2_dp2"]):
         on = program("v1", layout, model=MODEL)
