@@ -31,20 +31,22 @@ from xlstm_hydra.train import Program, build_program
 PAGE = Path(__file__).parents[1] / "docs" / "layouts.md"
 MIB = 2**20
 
+FSDP = "parallel=fsdp parallel.fsdp_min_weight_size=0"
+FSDP_TP = "parallel=fsdp_tp parallel.fsdp_min_weight_size=0"
+
 LAYOUTS = {
     "dp=8": "parallel=dp",
-    "fsdp=8": "parallel=fsdp",
+    "fsdp=8": FSDP,
     "tp=8": "parallel=tp",
-    "fsdp=4 tp=2": "parallel=fsdp_tp",
-    "dp=2 fsdp=2 tp=2": "parallel=fsdp_tp parallel.data_axis_size=2",
+    "fsdp=4 tp=2": FSDP_TP,
+    "dp=2 fsdp=2 tp=2": f"{FSDP_TP} parallel.data_axis_size=2",
     "tp=8, collective matmul": "parallel=tp parallel.tp_async_dense=true",
-    "fsdp=4 tp=2, collective matmul": "parallel=fsdp_tp parallel.tp_async_dense=true",
+    "fsdp=4 tp=2, collective matmul": f"{FSDP_TP} parallel.tp_async_dense=true",
     "dp=4 pp=2": "parallel=pp",
     "dp=2 pp=4": "parallel=pp parallel.pipeline_axis_size=4",
-    "fsdp=4 pp=2": "parallel=fsdp parallel.pipeline_axis_size=2",
+    "fsdp=4 pp=2": f"{FSDP} parallel.pipeline_axis_size=2",
     "dp=2 pp=2 tp=2": "parallel=pp parallel.model_axis_size=2",
-    "fsdp=2 pp=2 tp=2, collective matmul": "parallel=fsdp_tp parallel.pipeline_axis_size=2 "
-    "parallel.tp_async_dense=true",
+    "fsdp=2 pp=2 tp=2, collective matmul": f"{FSDP_TP} parallel.pipeline_axis_size=2 parallel.tp_async_dense=true",
 }
 """Layouts of eight devices, as overrides."""
 
@@ -58,7 +60,7 @@ FAMILIES = {
 }
 """Small models, as overrides."""
 
-SMALL = "model.num_blocks=4 parallel.fsdp_min_weight_size=0 trainer.batch_size=8"
+SMALL = "model.num_blocks=4 trainer.batch_size=8"
 
 
 def main() -> None:
@@ -171,11 +173,8 @@ def memory() -> Iterable[list[str]]:
     """Temporary memory of a step by depth, from XLA's analysis."""
     depths = (4, 8, 16)
     yield ["layout", *(f"{depth} blocks" for depth in depths), "MiB per block"]
-    model = (
-        "model.embedding_dim=256 model.vocab_size=512 model.num_heads=4 data=synthetic trainer.batch_size=32 "
-        "parallel.fsdp_min_weight_size=0"
-    )
-    sixteen, fsdp, pp = "trainer.pipeline_microbatches=16", "parallel=fsdp", "parallel=pp parallel.pipeline_axis_size=4"
+    model = "model.embedding_dim=256 model.vocab_size=512 model.num_heads=4 data=synthetic trainer.batch_size=32"
+    sixteen, fsdp, pp = "trainer.pipeline_microbatches=16", FSDP, "parallel=pp parallel.pipeline_axis_size=4"
     cases = {
         "fsdp=8, nothing recomputed": f"{fsdp} parallel.remat=[]",
         "fsdp=8, remat mLSTMBlock": fsdp,
