@@ -28,7 +28,11 @@ TINY = [
 ]
 FAR_TP = "distributed.device_order=[dp,pp,fsdp,tp]"
 LAYOUTS = {
-    "dp": (["parallel=dp"], "dp crosses hosts"),
+    "pipeline": (
+        ["parallel=fsdp_tp", "parallel.pipeline_axis_size=2", "parallel.model_axis_size=2", "parallel.fsdp_axis_size=2"]
+        + ["parallel.tp_async_dense=true", "distributed.device_order=[tp,fsdp,dp,pp]"],
+        "pp crosses hosts",
+    ),
     "fsdp": (["parallel=fsdp", "parallel.fsdp_min_weight_size=0"], "fsdp crosses hosts"),
     "fsdp_tp": (["parallel=fsdp_tp", "parallel.fsdp_min_weight_size=0", FAR_TP], "tp crosses hosts"),
 }
@@ -167,19 +171,60 @@ def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
-    both = Pair(tmp_path, *ENDLESS)
+def test_processes_that_were_given_different_runs_end_before_they_train(tmp_path):
+    each = (["optimizer.lr=1e-2"], ["optimizer.lr=1e-4", "trainer.seed=3", "model.num_blocks=4"])
+    statuses, texts = Pair(tmp_path, *ENDLESS, each=each).end()
+    assert statuses == [2, 2]
+    for text in texts:
+        assert "optimizer.lr=0.0001: process 0 has 0.01. Start all processes with the same command." in text
+        assert "trainer.seed=3: process 0 has 0." in text
+        assert "model.num_blocks=4: process 0 has 2." in text
+
+
+def signal_once_training(folder, both, number):
+    """Send a signal to process 1. Returns how long both took to end, their statuses and texts."""
     try:
-        metrics, patience = tmp_path / "run" / "metrics.csv", time.monotonic() + 200
+        metrics, patience = folder / "run" / "metrics.csv", time.monotonic() + 200
         while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2) and time.monotonic() < patience:
             time.sleep(0.2)
-        both.started[1].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
+        both.started[1].send_signal(number)
+        sent = time.monotonic()
     finally:
         statuses, texts = both.end(timeout=120)
-    assert time.monotonic() - killed < SECONDS_TO_END
+    return time.monotonic() - sent, statuses, texts
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
+    seconds, statuses, texts = signal_once_training(tmp_path, Pair(tmp_path, *ENDLESS), signal.SIGKILL)
+    assert seconds < SECONDS_TO_END
     assert statuses[0] not in (0, None) and statuses[1] == -signal.SIGKILL
     assert "another task died" in texts[0]
+
+
+LIBRARY = """
+import sys
+from hydra import compose, initialize
+from xlstm_hydra.hydra import VERSION_BASE, load
+from xlstm_hydra.train import train
+
+with initialize(config_path=None, **VERSION_BASE):
+    short = load(compose("config", overrides=[*sys.argv[1:], "trainer.max_steps=1", "hydra.run.dir=first"]))
+    run = load(compose("config", overrides=sys.argv[1:]))
+train(short, "first")
+train(run, "run")
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_of_a_program_that_trains_twice_ends_both(tmp_path):
+    (tmp_path / "program.py").write_text(LIBRARY)
+    both = Pair(tmp_path, *ENDLESS, program=["program.py"])
+    seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGTERM)
+    assert seconds < SECONDS_TO_END
+    assert statuses == [143, 143], texts
+    assert "process 1: ended by SIGTERM; checkpoint.restore=RUN continues" in texts[1]
+    assert "process 0 ends, because of process 1: ended by SIGTERM" in texts[0]
 
 
 def test_a_process_that_waits_in_vain_says_what_for(tmp_path):
