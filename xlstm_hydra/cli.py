@@ -1,6 +1,7 @@
 """The command `xlstm-hydra`: compose, check, then wake JAX up and do the task.
 
-Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong.
+Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 130 interrupted. Of several
+processes all have the same one; 143 there, where one got SIGTERM.
 """
 
 from __future__ import annotations

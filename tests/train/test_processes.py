@@ -179,6 +179,28 @@ def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
     assert f"process 0 ends, because of process 1: {refusal}" in texts[0]
 
 
+LEAVE_LAST = """
+import sys, time
+import xlstm_hydra.train
+from xlstm_hydra import cli
+
+def train(run, folder, overrides):
+    if "distributed.process_id=1" in sys.argv:
+        time.sleep(3)
+        sys.exit(7)
+
+xlstm_hydra.train.train = train
+cli.main()
+"""
+
+
+def test_a_process_that_is_done_still_ends_with_one_that_leaves(tmp_path):
+    (tmp_path / "leave.py").write_text(LEAVE_LAST)
+    statuses, texts = Pair(tmp_path, *ENDLESS, program=["leave.py"]).end(timeout=60)
+    assert statuses == [7, 7], texts
+    assert "process 0 ends, because of process 1: left the run by sys.exit(7)" in texts[0]
+
+
 @pytest.mark.slow
 def test_processes_that_were_given_different_runs_end_before_they_train(tmp_path):
     each = (["optimizer.lr=1e-2"], ["optimizer.lr=1e-4", "trainer.seed=3", "model.num_blocks=4"])
@@ -205,7 +227,8 @@ def signal_once_training(folder, both, number):
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
-    seconds, statuses, texts = signal_once_training(tmp_path, Pair(tmp_path, *ENDLESS), signal.SIGKILL)
+    both = Pair(tmp_path, *ENDLESS, "distributed.heartbeat_timeout_seconds=8")
+    seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGKILL)
     assert seconds < SECONDS_TO_END
     assert statuses[0] not in (0, None) and statuses[1] == -signal.SIGKILL
     assert "another task died" in texts[0]
