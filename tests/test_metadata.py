@@ -1,5 +1,6 @@
 """The text beside a checkpoint: written simply, read strictly, never run."""
 
+import dataclasses
 import json
 import sys
 
@@ -8,7 +9,7 @@ from hydra import compose, initialize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlstm_hydra.configs import ModelConfig, RunConfig
+from xlstm_hydra.configs import DistributedConfig, ModelConfig, RunConfig
 from xlstm_hydra.hydra import load
 from xlstm_hydra.metadata import MetadataError, provenance, read_metadata, read_run, write_metadata
 
@@ -29,6 +30,14 @@ def changed(*path, value):
 
 def test_a_run_comes_back_equal():
     assert read_run(TEXT) == RUN
+
+
+def test_where_processes_were_is_not_recorded():
+    place = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}
+    run = dataclasses.replace(RUN, distributed=DistributedConfig(name="explicit", **place))
+    again = read_run(json.dumps(write_metadata(run)))
+    assert again.distributed == DistributedConfig(name="auto")
+    assert dataclasses.replace(again, distributed=run.distributed) == run
 
 
 def test_a_model_comes_back_equal_with_its_layout_and_the_path_of_its_class():

@@ -1,11 +1,14 @@
 """The command `xlstm-hydra`: compose, check, then wake JAX up and do the task.
 
-Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong.
+Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 130 interrupted. Of several
+processes all have the same one; 143 there, where one got SIGTERM.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Iterator
@@ -43,7 +46,7 @@ def run_task(cfg: DictConfig) -> float | None:
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # Hydra goes on with the other jobs, and tells it at the end
-        _refuse(error, _process_id(cfg))
+        _refuse_for_all(error, _distributed(cfg))
 
 
 @contextmanager
@@ -80,7 +83,9 @@ def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
     folder, restore = Path(hydra_cfg.runtime.output_dir), run.checkpoint.restore
     if _writes(run):
         refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+        record = copy.deepcopy(cfg)
+        record.distributed.merge_with(run.distributed.lasting().to_dict())
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")
     return folder, list(hydra_cfg.overrides.task)
 
 
@@ -94,7 +99,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
-        sys.argv += _quiet_overrides()
+        _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except KeyboardInterrupt:
         hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
@@ -105,7 +110,42 @@ def main() -> None:
         if wants_traceback or started or not isinstance(error, REFUSED):
             traceback.print_exc()
             sys.exit(1)
-        _refuse(error if isinstance(error, ConfigError) else _explained(error))
+        if isinstance(error, ConfigError):
+            _refuse(error)
+        _refuse_for_all(_explained(error), _typed_distributed())
+
+
+def _refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:
+    """Refuse a config. Where process 0 is waiting for this one already, its config is good, and it is told; where all
+    have the same bad config, nobody waits, and each ends on its own without JAX."""
+    place = config.place(os.environ) if config else None
+    if config is not None and place is not None and place.process_id > 0 and _is_open(place.coordinator_address):
+        from xlstm_hydra.train import together
+
+        with together(config):
+            raise error
+    _refuse(error, place.process_id if place else 0)
+
+
+def _is_open(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _typed_distributed() -> DistributedConfig | None:
+    """What was typed of `distributed`, where the rest of the command line does not compose."""
+    args = get_args_parser().parse_intermixed_args()
+    typed = [text for text in args.overrides if text.startswith("distributed")]
+    if _is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):
+        return None
+    try:
+        return _distributed(_loader(args).load_configuration(CONFIG_NAME, typed, RunMode.RUN))
+    except REFUSED:
+        return None
 
 
 def _refuse(error: ConfigError, process: int = 0) -> NoReturn:
@@ -140,17 +180,21 @@ def _quiet_overrides() -> list[str]:
     The number of this process is not known before the config is composed, which takes Hydra long enough to do it twice
     only where it may not be 0.
     """
-    may_be_another = os.environ.get("SLURM_PROCID", "0") != "0" or any("distributed" in text for text in sys.argv[1:])
-    if not may_be_another:
+    is_first_task = os.environ.get("SLURM_PROCID", "0") == "0"
+    if is_first_task and len(sys.argv) == 1:
         return []
     args = get_args_parser().parse_intermixed_args()
     if _is_sweep(args) or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+        return []
+    if is_first_task and not _may_choose_distributed(args):
         return []
     try:
         cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
     except REFUSED:
         return []  # Hydra meets the same error again, and it is told then
-    number = _process_id(cfg)
+    config = _distributed(cfg)
+    place = config.place(os.environ) if config else None
+    number = place.process_id if place else 0
     if number == 0:
         return []
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null"]
@@ -160,11 +204,28 @@ def _quiet_overrides() -> list[str]:
     return [*quiet, "hydra/job_logging=xlstm_others", prefix]
 
 
-def _process_id(cfg: DictConfig) -> int:
-    """The number of this process; 0 too where the config does not tell, which is a problem of its own."""
+def _add_overrides(texts: list[str]) -> None:
+    """Add to the command line, right after its last override: Hydra takes no second group of them behind a flag."""
+    if not texts:
+        return
+    overrides = get_args_parser().parse_intermixed_args().overrides
+    place = len(sys.argv) if not overrides else len(sys.argv) - sys.argv[::-1].index(overrides[-1])
+    sys.argv[place:place] = texts
+
+
+def _may_choose_distributed(args: Any) -> bool:
+    """Whether the command line may choose or set it: by its name, or by any file, which may set what it likes."""
+    keys = [text.lstrip("+~").partition("=")[0] for text in args.overrides]
+    typed = any("." not in key or key.startswith(("distributed", "hydra.searchpath")) for key in keys)
+    return typed or bool(args.config_name or args.config_dir or args.config_path)
+
+
+def _distributed(cfg: DictConfig) -> DistributedConfig | None:
+    """That part of a config; None where it makes no sense, which is a problem of its own."""
     try:
         node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
-        place = DistributedConfig.from_dict(DistributedConfig, node).place(os.environ)
+        config = DistributedConfig.from_dict(DistributedConfig, node)
+        config.place(os.environ)
     except REFUSED:
-        return 0
-    return place.process_id if place else 0
+        return None
+    return config

@@ -92,6 +92,13 @@ def test_the_first_host_of_a_list_is_found(nodelist, host):
 GPUS = {
     "one task on the host": ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}, None),
     "GPUs bound to tasks": ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, None),
+    "GPUs bound one by one": ({"CUDA_VISIBLE_DEVICES": "0", "SLURM_TRES_BIND": "gres/gpu:single:1"}, None),
+    "--gpu-bind=none": ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPU_BIND": "none"}, (1,)),
+    "--gpu-bind=verbose,none": ({"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_TRES_BIND": "gres/gpu:verbose,none"}, (1,)),
+    "bound to none, counted for each": (
+        {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "1", "SLURM_TRES_BIND": "gres/gpu:none"},
+        (1,),
+    ),
     "as many tasks as GPUs": ({"CUDA_VISIBLE_DEVICES": "0,1"}, (1,)),
     "more GPUs than tasks": ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, (2, 3)),
     "nobody says how many": ({}, (1,)),
@@ -154,6 +161,18 @@ def test_what_srun_started_counts_at_launch_and_not_in_a_saved_run(tiny_model):
     assert "number of devices, 4" in str(problem)
 
 
+def test_sizes_that_are_known_are_checked_whatever_srun_will_start(tiny_model):
+    with pytest.raises(ConfigError, match=r"trainer.batch_size=9, .*fsdp_axis_size\(8\)"):
+        run_of(tiny_model, AUTO, simulated_devices=4, batch_size=9)
+
+
+def test_the_record_of_a_run_does_not_say_where_its_processes_were():
+    order = ["dp", "fsdp", "pp", "tp"]
+    here = DistributedConfig(**EXPLICIT, local_device_ids=[0], heartbeat_timeout_seconds=9, device_order=order)
+    assert here.lasting() == DistributedConfig(name="auto", device_order=order)
+    assert DistributedConfig().lasting() == DistributedConfig()
+
+
 @pytest.mark.parametrize("order", [["tp"], ["tp", "tp", "fsdp", "dp"], ["tp", "fsdp", "pp", "data"]], ids=str)
 def test_a_device_order_names_every_mesh_axis_once(tiny_model, order):
     with pytest.raises(ConfigError, match=r"distributed.device_order=.* each of the mesh axes dp, fsdp, pp, tp once"):
@@ -163,3 +182,12 @@ def test_a_device_order_names_every_mesh_axis_once(tiny_model, order):
 def test_simulated_devices_cannot_be_chosen_by_number(tiny_model):
     with pytest.raises(ConfigError, match="simulated devices are no GPUs to choose from"):
         run_of(tiny_model, DistributedConfig(local_device_ids=[0]), simulated_devices=8)
+
+
+def test_only_gpus_are_chosen_by_number(tiny_model):
+    run = run_of(tiny_model, DistributedConfig(local_device_ids=[0]))
+    assert list(run.platform_rules("gpu")) == []
+    [problem] = run.platform_rules("tpu")
+    assert "distributed.local_device_ids=[0]: chooses among GPUs, and the devices here are of the kind tpu" in str(
+        problem
+    )

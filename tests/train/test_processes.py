@@ -15,8 +15,10 @@ import hydra
 import numpy as np
 import pytest
 from command import run_command
+from omegaconf import OmegaConf
 
 import xlstm_hydra.train
+from xlstm_hydra import cli
 from xlstm_hydra.hydra import VERSION_BASE, load
 from xlstm_hydra.train import train
 
@@ -28,7 +30,11 @@ TINY = [
 ]
 FAR_TP = "distributed.device_order=[dp,pp,fsdp,tp]"
 LAYOUTS = {
-    "dp": (["parallel=dp"], "dp crosses hosts"),
+    "pipeline": (
+        ["parallel=fsdp_tp", "parallel.pipeline_axis_size=2", "parallel.model_axis_size=2", "parallel.fsdp_axis_size=2"]
+        + ["parallel.tp_async_dense=true", "distributed.device_order=[tp,fsdp,dp,pp]"],
+        "pp crosses hosts",
+    ),
     "fsdp": (["parallel=fsdp", "parallel.fsdp_min_weight_size=0"], "fsdp crosses hosts"),
     "fsdp_tp": (["parallel=fsdp_tp", "parallel.fsdp_min_weight_size=0", FAR_TP], "tp crosses hosts"),
 }
@@ -39,21 +45,28 @@ class Pair:
     """The same command in two processes."""
 
     def __init__(self, folder, *overrides, program=("-m", "xlstm_hydra"), each=((), ())):
+        """Start the processes that `each` has overrides for (None: not yet)."""
         with socket.create_server(("", 0)) as free:
-            address = f"localhost:{free.getsockname()[1]}"
+            self.address = f"localhost:{free.getsockname()[1]}"
+        self.folder, self.program, self.started = folder, program, []
+        for number, own in enumerate(each):
+            if own is not None:
+                self.start(number, *overrides, *own)
+
+    def start(self, number, *overrides):
+        """Start a process."""
         environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-        shared = ["distributed=explicit", f"distributed.coordinator_address={address}", "distributed.num_processes=2"]
-        self.started = [
-            subprocess.Popen(
-                [sys.executable, *program, *shared, f"distributed.process_id={number}", *overrides, *each[number]],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for number in range(2)
-        ]
+        place = {"coordinator_address": self.address, "num_processes": 2, "process_id": number}
+        settings = ["distributed=explicit", *(f"distributed.{key}={value}" for key, value in place.items())]
+        process = subprocess.Popen(
+            [sys.executable, *self.program, *settings, *overrides],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.started.append(process)
 
     def end(self, timeout=240):
         """Exit statuses and texts."""
@@ -166,20 +179,84 @@ def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
     assert f"process 0 ends, because of process 1: {refusal}" in texts[0]
 
 
+LEAVE_LAST = """
+import sys, time
+import xlstm_hydra.train
+from xlstm_hydra import cli
+
+def train(run, folder, overrides):
+    if "distributed.process_id=1" in sys.argv:
+        time.sleep(3)
+        sys.exit(7)
+
+xlstm_hydra.train.train = train
+cli.main()
+"""
+
+
+def test_a_process_that_is_done_still_ends_with_one_that_leaves(tmp_path):
+    (tmp_path / "leave.py").write_text(LEAVE_LAST)
+    statuses, texts = Pair(tmp_path, *ENDLESS, program=["leave.py"]).end(timeout=60)
+    assert statuses == [7, 7], texts
+    assert "process 0 ends, because of process 1: left the run by sys.exit(7)" in texts[0]
+
+
 @pytest.mark.slow
-def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
-    both = Pair(tmp_path, *ENDLESS)
+def test_processes_that_were_given_different_runs_end_before_they_train(tmp_path):
+    each = (["optimizer.lr=1e-2"], ["optimizer.lr=1e-4", "trainer.seed=3", "model.num_blocks=4"])
+    statuses, texts = Pair(tmp_path, *ENDLESS, each=each).end()
+    assert statuses == [2, 2]
+    for text in texts:
+        assert "optimizer.lr=0.0001: process 0 has 0.01. Start all processes with the same command." in text
+        assert "trainer.seed=3: process 0 has 0." in text
+        assert "model.num_blocks=4: process 0 has 2." in text
+
+
+def signal_once_training(folder, both, number):
+    """Send a signal to process 1. Returns how long both took to end, their statuses and texts."""
     try:
-        metrics, patience = tmp_path / "run" / "metrics.csv", time.monotonic() + 200
+        metrics, patience = folder / "run" / "metrics.csv", time.monotonic() + 200
         while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2) and time.monotonic() < patience:
             time.sleep(0.2)
-        both.started[1].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
+        both.started[1].send_signal(number)
+        sent = time.monotonic()
     finally:
         statuses, texts = both.end(timeout=120)
-    assert time.monotonic() - killed < SECONDS_TO_END
+    return time.monotonic() - sent, statuses, texts
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
+    both = Pair(tmp_path, *ENDLESS, "distributed.heartbeat_timeout_seconds=8")
+    seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGKILL)
+    assert seconds < SECONDS_TO_END
     assert statuses[0] not in (0, None) and statuses[1] == -signal.SIGKILL
     assert "another task died" in texts[0]
+
+
+LIBRARY = """
+import sys
+from hydra import compose, initialize
+from xlstm_hydra.hydra import VERSION_BASE, load
+from xlstm_hydra.train import train
+
+with initialize(config_path=None, **VERSION_BASE):
+    short = load(compose("config", overrides=[*sys.argv[1:], "trainer.max_steps=1", "hydra.run.dir=first"]))
+    run = load(compose("config", overrides=sys.argv[1:]))
+train(short, "first")
+train(run, "run")
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_of_a_program_that_trains_twice_ends_both(tmp_path):
+    (tmp_path / "program.py").write_text(LIBRARY)
+    both = Pair(tmp_path, *ENDLESS, program=["program.py"])
+    seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGTERM)
+    assert seconds < SECONDS_TO_END
+    assert statuses == [143, 143], texts
+    assert "process 1: ended by SIGTERM; checkpoint.restore=RUN continues" in texts[1]
+    assert "process 0 ends, because of process 1: ended by SIGTERM" in texts[0]
 
 
 def test_a_process_that_waits_in_vain_says_what_for(tmp_path):
@@ -206,6 +283,75 @@ def test_a_task_that_is_not_the_first_leaves_no_file(second_task, monkeypatch, t
     assert run_command("hydra.run.dir=run").status == 0
     assert run_command().status == 0
     assert list(tmp_path.iterdir()) == []
+
+
+ADDED = {
+    "none": ("", "new"),
+    "overrides": ("a=1 b=2", "a=1 b=2 new"),
+    "a flag behind": ("a=1 --config-dir=x", "a=1 new --config-dir=x"),
+    "a flag in front": ("--config-dir x a=1", "--config-dir x a=1 new"),
+}
+
+
+@pytest.mark.parametrize(("typed", "expected"), ADDED.values(), ids=ADDED)
+def test_overrides_are_added_where_hydra_takes_them(typed, expected, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["xlstm-hydra", *typed.split()])
+    cli._add_overrides(["new"])
+    assert sys.argv[1:] == expected.split()
+
+
+def test_a_process_that_a_file_says_is_not_the_first_leaves_no_file(second_task, monkeypatch, tmp_path):
+    monkeypatch.delenv("SLURM_PROCID")
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    place = "coordinator_address: host:1234, num_processes: 2, process_id: 1"
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    text = f"# @package _global_\ndistributed: {{name: explicit, {place}}}\n"
+    (tmp_path / "conf" / "experiment" / "two.yaml").write_text(text)
+    done = run_command(f"--config-dir={tmp_path}/conf", "experiment=two")
+    assert done.status == 0, done.err
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_the_record_of_a_run_does_not_say_where_its_process_0_was(monkeypatch, tmp_path):
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
+    monkeypatch.setattr(xlstm_hydra.train, "together", lambda config: contextlib.nullcontext())
+    monkeypatch.chdir(tmp_path)
+    place = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}
+    done = run_command(
+        *("distributed=explicit", *(f"distributed.{key}={value}" for key, value in place.items())), "hydra.run.dir=run"
+    )
+    assert done.status == 0, done.err
+    saved = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert saved.distributed.name == "auto" and all(saved.distributed[key] is None for key in place)
+
+
+REFUSED_LATE = {
+    "a rule": ("optimizer.lr=-1", "optimizer.lr=-1"),
+    "an unknown key": ("optimizer.learning=1", "optimizer.learning"),
+}
+
+
+@pytest.mark.parametrize(("override", "words"), REFUSED_LATE.values(), ids=REFUSED_LATE)
+def test_a_command_that_is_refused_while_process_0_waits_ends_both(override, words, tmp_path):
+    both = Pair(tmp_path, *ENDLESS, each=((), None))
+    time.sleep(0.5)
+    deadline = time.monotonic() + 30
+    while not cli._is_open(both.address) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    both.start(1, *ENDLESS, override)
+    statuses, texts = both.end(timeout=60)
+    assert statuses == [2, 2], texts
+    assert "process 1: " in texts[1] and words in texts[1]
+    assert "process 0 ends, because of process 1: " in texts[0] and words in texts[0]
+
+
+def test_what_all_processes_refuse_ends_each_at_once(tmp_path):
+    started = time.monotonic()
+    statuses, texts = Pair(tmp_path, *ENDLESS, "optimizer.lr=-1").end(timeout=60)
+    assert statuses == [2, 2] and time.monotonic() - started < 20
+    assert all("optimizer.lr=-1.0" in text and "because of" not in text for text in texts)
 
 
 def test_simulated_devices_of_all_tasks_are_counted(second_task):

@@ -9,8 +9,11 @@ from typing import NamedTuple
 FIRST_PORT, PORTS = 61440, 4096
 """Ports above those that systems hand out by themselves."""
 
-_BOUND = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND", "SLURM_TRES_BIND")
-"""Any of these: every task sees GPUs of its own."""
+_OWN = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU")
+"""Any of these: every task sees GPUs of its own, unless `_BIND` says otherwise."""
+
+_BIND = ("SLURM_GPU_BIND", "SLURM_TRES_BIND")
+"""How tasks were bound to GPUs, such as `gres/gpu:single:1`. `none` at the end: every task sees all."""
 
 
 class Place(NamedTuple):
@@ -66,7 +69,7 @@ def first_host(nodelist: str) -> str:
 def _gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     """A task's share of the GPUs that all tasks of its host see."""
     tasks = _tasks_on_host(environ)
-    if tasks == 1 or any(name in environ for name in _BOUND):
+    if tasks == 1 or _has_own_gpus(environ):
         return None
     local = _number(environ, "SLURM_LOCALID")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
@@ -78,6 +81,14 @@ def _gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
         raise ValueError(f"{tasks} tasks of this host all see {seen}, which do not divide; use srun --gpus-per-task")
     share = gpus // tasks
     return tuple(range(local * share, (local + 1) * share)) or None
+
+
+def _has_own_gpus(environ: Mapping[str, str]) -> bool:
+    """Whether SLURM shows a task no GPUs but its own."""
+    bindings = [environ[name].strip().lower() for name in _BIND if environ.get(name)]
+    if bindings:
+        return not any(binding.endswith("none") for binding in bindings)
+    return any(name in environ for name in _OWN)
 
 
 def _tasks_on_host(environ: Mapping[str, str]) -> int:

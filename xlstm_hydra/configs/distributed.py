@@ -32,13 +32,15 @@ class DistributedConfig(ConfigDict):
 
     local_device_ids: list[int] | None = None
     """Numbers of the GPUs that this process uses, of those that it sees. null: all, or its share of them where `srun`
-    put several processes on a host and gave no process GPUs of its own."""
+    put several processes on a host and gave no process GPUs of its own. There is no such choice on a CPU or TPU."""
 
     heartbeat_timeout_seconds: int = 20
-    """A process that has given no sign of life for this long is dead, and the others end."""
+    """A process that has given no sign of life for this long is dead, and the others end. Without effect where `auto`
+    finds one process."""
 
     initialization_timeout_seconds: int = 120
-    """How long processes wait for each other at the start and at the end."""
+    """How long processes wait for each other at the start and at the end. Without effect where `auto` finds one
+    process."""
 
     device_order: list[str] | None = None
     """The four mesh axes from the one whose devices are closest together, inside a host, to the one whose devices are
@@ -77,6 +79,11 @@ class DistributedConfig(ConfigDict):
             given = {"process_id": self.process_id, "num_processes": self.num_processes}
             rule = f"processes are numbered from 0 to {self.num_processes - 1}"
             yield Problem(given, rule, "Set {process_id} lower, or {num_processes} higher.")
+
+    def lasting(self) -> DistributedConfig:
+        """What belongs in the record of a run: without who and where its processes were, which the next start says."""
+        name = "none" if self.name == "none" else "auto"
+        return DistributedConfig(name=name, device_order=self.device_order)
 
     @property
     def known_processes(self) -> int | None:

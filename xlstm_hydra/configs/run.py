@@ -75,9 +75,10 @@ class RunConfig(ConfigDict):
         simulated = self.trainer.simulated_devices
         if simulated is not None:
             yield from self.platform_rules("cpu")
-        if simulated is None or simulated < 1:
+        processes = self.distributed.known_processes
+        if simulated is None or simulated < 1 or processes is None:
             yield from self._known_size_rules()
-        elif processes := self.distributed.known_processes:
+        else:
             yield from self.device_rules(simulated * processes)
 
     def launch_rules(self, environ: Mapping[str, str]) -> Iterator[Problem]:
@@ -106,6 +107,10 @@ class RunConfig(ConfigDict):
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """Every broken rule that needs the kind of the devices: cpu, gpu or tpu."""
+        ids = self.distributed.local_device_ids
+        if ids is not None and platform != "gpu" and self.trainer.simulated_devices is None:
+            rule = f"chooses among GPUs, and the devices here are of the kind {platform}"
+            yield Problem({"distributed.local_device_ids": ids}, rule, "Set distributed.local_device_ids to null.")
         if isinstance(self.model.model_config, SubModelConfig):
             yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 

@@ -67,7 +67,8 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
 def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
     """The rules between groups."""
     try:
-        return _news([*run.rules(), *run.launch_rules(os.environ)], broken)
+        found = _news(run.rules(), broken)
+        return found + _news(run.launch_rules(os.environ), [*broken, *found])
     except (AttributeError, TypeError, ZeroDivisionError):
         if not broken:
             raise

@@ -24,7 +24,7 @@ class MetadataError(ConfigError):
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
-    """Everything that a run was made from, as plain JSON values.
+    """Everything that a run was made from, as plain JSON values. Where its processes were is no part of that.
 
     Args:
         run: the config.
@@ -33,7 +33,8 @@ def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
     Raises:
         ValueError: a value that JSON cannot hold.
     """
-    content = {"format": FORMAT, "version": VERSION, "config": run.to_dict(), **extra}
+    config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
+    content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
     json.dumps(content, allow_nan=False)  # a bad value would otherwise fail later, in the thread that writes
     return content
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
-from jax._src.xla_bridge import backends_are_initialized
 from jax.extend.backend import clear_backends
 
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 
 from ._processes import join
+from ._runtime import backends_are_initialized
 
 _real: dict[str, object] = {}
 """What the settings were before a run of this process changed them."""

@@ -29,26 +29,38 @@ from xlstm_hydra.metadata import (
 )
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
 
+from ._agree import agree_on_corpus, agree_on_run
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
-from ._processes import agree_on_folder, is_first
+from ._processes import agree_on_folder, is_first, together
 from ._program import Program, build_program
 
 
 def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float | None:
     """Train a run and save it in `folder`. Returns the last validation loss in nats, or None without validation.
 
+    In several processes all of them call this, and where one fails all end instead of raising (see `together`).
+
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint that it continues from.
         FloatingPointError: a loss is not finite.
     """
+    with together(run.distributed):
+        return _train(run, Path(folder), overrides)
+
+
+def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float | None:
+    place = run.checkpoint.restore
+    checkpoint = None if place is None else find_checkpoint(place)
+    agree_on_run(run, checkpoint)
     start_devices(run)
-    folder = agree_on_folder(Path(folder))
+    folder = agree_on_folder(folder)
     run = dataclasses.replace(run, model=resolve_classes(run.model))
     program = build_program(run)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
+    agree_on_corpus(run.data, corpus.fingerprint())
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
-    state = _first_state(program, batches, corpus)
+    state = _first_state(program, batches, corpus, checkpoint)
     refuse_to_overwrite(folder, int(state.step))
     metadata = _record(program, folder, corpus, overrides)
     entropy = corpus.unigram_entropy()
@@ -163,12 +175,11 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [_to_devices(program, batch) for batch in batches]
 
 
-def _first_state(program: Program, batches: Batches, corpus: Corpus) -> TrainState:
+def _first_state(program: Program, batches: Batches, corpus: Corpus, checkpoint: Path | None) -> TrainState:
     """A new state, or the one that the run continues from, with `batches` moved to the same place."""
     run, place = program.run, program.run.checkpoint.restore
-    if place is None:
+    if checkpoint is None:
         return program.init()
-    checkpoint = find_checkpoint(place)
     text = read_metadata_text(checkpoint)
     try:
         saved, fingerprint = read_run(text), read_metadata(text).get("corpus")

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -13,18 +14,20 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from types import FrameType
+from typing import NamedTuple, NoReturn
 
 import jax
-from jax._src import distributed as runtime  # its key-value store has no public name
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.configs._slurm import Place, idle_tasks
 
+from . import _runtime
 from ._log import log
 
-FAILURE, FOLDER = "xlstm_hydra/failure", "xlstm_hydra/folder"
+FAILURE, FOLDER, END = "xlstm_hydra/failure", "xlstm_hydra/folder", "xlstm_hydra/end"
 """Keys in the store that process 0 keeps for all."""
 
 POLL_SECONDS = 1.0
@@ -33,7 +36,18 @@ POLL_SECONDS = 1.0
 SHARED_SECONDS = 15.0
 """How long a folder that process 0 has made may take to be seen by the others."""
 
-_folders = itertools.count()
+AGREE_SECONDS = 60.0
+"""How long a process waits for what process 0 says next."""
+
+_numbers = itertools.count()
+"""Numbers of the things that all processes do, in the same order: a key in the store is used once."""
+
+_inside: ContextVar[bool] = ContextVar("inside", default=False)
+"""Whether `together` holds already."""
+
+
+class Terminated(BaseException):
+    """SIGTERM has come."""
 
 
 class Failure(NamedTuple):
@@ -66,6 +80,7 @@ def join(config: DistributedConfig) -> None:
     timer = threading.Timer(patience, _give_up, [place, patience])
     timer.daemon = True
     timer.start()
+    _runtime.leave_sigterm_alone()
     try:
         jax.distributed.initialize(
             place.coordinator_address,
@@ -110,25 +125,31 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def of_first(key: str, text: str) -> str:
+    """The text of process 0, where all call this with theirs."""
+    key = f"{key}/{next(_numbers)}"
+    if _runtime.process_id() == 0:
+        _runtime.publish(key, text)
+        return text
+    return _runtime.wait_for(key, AGREE_SECONDS)
+
+
 def agree_on_folder(folder: Path) -> Path:
     """The run folder of process 0, made if it is not there, for all of them.
 
     Raises:
         FileNotFoundError: this process does not see it.
     """
-    if jax.process_count() == 1:
+    if _runtime.num_processes() == 1:
         return folder
-    key = f"{FOLDER}/{next(_folders)}"
-    if is_first():
+    if _runtime.process_id() == 0:
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        _store().key_value_set(key, str(folder))
-        return folder
-    folder = Path(_store().blocking_key_value_get(key, 60_000))
+    folder = Path(of_first(FOLDER, str(folder)))
     deadline = time.monotonic() + SHARED_SECONDS
     while not folder.is_dir():
         if time.monotonic() > deadline:
-            text = f"process {jax.process_index()} does not see the run folder {folder} of process 0"
+            text = f"process {_runtime.process_id()} does not see the run folder {folder} of process 0"
             raise FileNotFoundError(f"{text}; hydra.run.dir must be on a file system that all hosts share")
         time.sleep(0.2)
     return folder
@@ -138,23 +159,48 @@ def agree_on_folder(folder: Path) -> Path:
 def together(config: DistributedConfig) -> Iterator[None]:
     """What is done inside, all processes do. When one fails, it says why, and all of them end at once.
 
-    They do not return then: Python's own exit would wait for the dead, and the others for their next collective.
+    They do not return then: Python's own exit would wait for the dead, and the others for their next collective. With
+    one process, or inside another `together`, nothing is changed. JAX lets the processes part when Python ends.
     """
-    done = threading.Event()
+    if _inside.get() or config.place(os.environ) is None:
+        yield
+        return
+    done, token = threading.Event(), _inside.set(True)
+    watch = threading.Thread(target=_end_with_others, args=[done], daemon=True)
     try:
         join(config)
-        watch = threading.Thread(target=_end_with_others, args=[done], daemon=True)
         watch.start()
-        yield
-    except (Exception, KeyboardInterrupt) as error:
+        with _sigterm_raises():
+            yield
+            _runtime.wait_for_all(f"{END}/{next(_numbers)}", config.initialization_timeout_seconds)
+    except BaseException as error:
         _end(error, config)
+    _inside.reset(token)
     done.set()
     watch.join()
-    jax.distributed.shutdown()
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does, unless the program has an answer of its own."""
+    is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     """Tell the others and the terminal, and end this process."""
+    _end_undisturbed()
     place = config.place(os.environ)
     number = place.process_id if place else 0
     failure = _failure_of(error, number)
@@ -162,7 +208,7 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     if told is not None and told.process != number:
         _exit(told, number)
     head = f"xlstm-hydra: process {number}"
-    if isinstance(error, ConfigError | KeyboardInterrupt):
+    if isinstance(error, ConfigError | KeyboardInterrupt | Terminated | SystemExit):
         print(f"{head}: {failure.text}", file=sys.stderr)
     else:
         trace = "".join(traceback.format_exception(error))
@@ -173,33 +219,44 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     _leave(failure.status)
 
 
+def _end_undisturbed() -> None:
+    """Another signal would cut short what takes a few seconds at most."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
 def _failure_of(error: BaseException, number: int) -> Failure:
     if isinstance(error, ConfigError):
         return Failure(number, 2, str(error))
+    hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
     if isinstance(error, KeyboardInterrupt):
-        return Failure(number, 130, "interrupted; checkpoint.restore=RUN continues from the last checkpoint of a run")
+        return Failure(number, 130, f"interrupted; {hint}")
+    if isinstance(error, Terminated):
+        return Failure(number, 143, f"ended by SIGTERM; {hint}")
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return Failure(number, status, f"left the run by sys.exit({error.code!r})")
     return Failure(number, 1, traceback.format_exception_only(error)[0].strip())
 
 
 def _publish(failure: Failure) -> Failure:
     """Put a failure where all can read it. Returns the first one: later ones follow from it."""
     try:
-        _store().key_value_set(FAILURE, json.dumps(failure))
+        _runtime.publish(FAILURE, json.dumps(failure))
         return failure
     except RuntimeError:
         return _published() or failure
 
 
 def _published() -> Failure | None:
-    try:
-        return Failure(*json.loads(_store().key_value_try_get(FAILURE)))
-    except RuntimeError:  # there is none
-        return None
+    text = _runtime.published(FAILURE)
+    return None if text is None else Failure(*json.loads(text))
 
 
 def _end_with_others(done: threading.Event) -> None:
     """Wait until another process has failed; the main thread may be waiting for it in a collective."""
-    number = runtime.global_state.process_id
+    number = _runtime.process_id()
     while not done.wait(POLL_SECONDS):
         failure = _published()
         if failure is not None and failure.process != number:
@@ -225,7 +282,3 @@ def _within(seconds: float, function: Callable[[], Failure]) -> Failure | None:
     thread.start()
     thread.join(seconds)
     return results[0] if results else None
-
-
-def _store() -> Any:
-    return runtime.global_state.client

@@ -1,0 +1,32 @@
+"""The private names of JAX that `train/_runtime.py` stands on. After an upgrade of JAX, this fails first."""
+
+import jax
+import pytest
+
+from xlstm_hydra.train import _runtime
+
+
+@pytest.mark.parametrize("name", ["process_id", "num_processes", "client"])
+def test_jax_keeps_the_state_of_several_processes(name):
+    from jax._src import distributed
+
+    assert hasattr(distributed.global_state, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["key_value_set", "key_value_try_get", "blocking_key_value_get", "wait_at_barrier", "shutdown"]
+)
+def test_the_client_of_the_store_can_do_what_is_asked_of_it(name):
+    from jax._src.lib import _jax
+
+    assert hasattr(_jax.DistributedRuntimeClient, name)
+
+
+def test_jax_can_leave_sigterm_alone_and_tells_whether_devices_have_started():
+    assert _runtime.PREEMPTION_SERVICE in jax.config.values
+    jax.devices()
+    assert _runtime.backends_are_initialized()
+
+
+def test_one_process_is_process_0_of_1():
+    assert (_runtime.process_id(), _runtime.num_processes()) == (0, 1)
