@@ -47,10 +47,10 @@ def test_a_class_is_its_dotted_path():
 
 def test_every_key_that_differs_is_told_as_it_is_typed_with_both_values():
     model = FAMILIES["v1"](vocab_size=300)
-    model.parallel.fsdp_min_weight_size = 0
+    model.parallel.fsdp_axis_size = 2
     told = "\n".join(map(str, other(model=model, trainer=TrainerConfig(seed=3))))
     assert "model.vocab_size=300: process 0 has 256. Start all processes with the same command." in told
-    assert "parallel.fsdp_min_weight_size=0: process 0 has 262144." in told
+    assert "parallel.fsdp_axis_size=2: process 0 has 1." in told
     assert "trainer.seed=3: process 0 has 0." in told
     assert len(told.splitlines()) == 3
 
