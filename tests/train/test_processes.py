@@ -231,7 +231,8 @@ def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
     seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGKILL)
     assert seconds < SECONDS_TO_END
     assert statuses[0] not in (0, None) and statuses[1] == -signal.SIGKILL
-    assert "another task died" in texts[0]
+    # Whichever notices first: the heartbeat, or an exchange that fails.
+    assert "another task died" in texts[0] or "another process may have died" in texts[0]
 
 
 LIBRARY = """

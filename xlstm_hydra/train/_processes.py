@@ -213,6 +213,9 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     else:
         trace = "".join(traceback.format_exception(error))
         print(f"{head} failed:\n{trace}", end="", file=sys.stderr)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            text = "where an exchange has failed, another process may have died; its own last lines say why"
+            print(f"{head}: {text}", file=sys.stderr)
     if number == 0:
         sys.stderr.flush()
         time.sleep(3 * POLL_SECONDS)  # the others ask this process
