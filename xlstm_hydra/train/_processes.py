@@ -213,7 +213,7 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     else:
         trace = "".join(traceback.format_exception(error))
         print(f"{head} failed:\n{trace}", end="", file=sys.stderr)
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError) or "by peer" in str(error):
             text = "where an exchange has failed, another process may have died; its own last lines say why"
             print(f"{head}: {text}", file=sys.stderr)
     if number == 0:
