@@ -214,9 +214,10 @@ def _add_overrides(texts: list[str]) -> None:
 
 
 def _may_choose_distributed(args: Any) -> bool:
-    """Whether the command line may choose or set it: by its name, or by any file, which may set what it likes."""
+    """Whether the command line may choose or set it: by its name, or by files that are not ours, which may set
+    what they like."""
     keys = [text.lstrip("+~").partition("=")[0] for text in args.overrides]
-    typed = any("." not in key or key.startswith(("distributed", "hydra.searchpath")) for key in keys)
+    typed = any(key.startswith(("distributed", "hydra.searchpath")) for key in keys)
     return typed or bool(args.config_name or args.config_dir or args.config_path)
 
 
