@@ -77,12 +77,12 @@ def _writes(run: RunConfig) -> bool:
 def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
     """Hydra's folder for this job, with the resolved config in it, and the job's overrides. Of several processes, the
     first one has a folder."""
-    from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite  # 15 ms that `--cfg job` does without
+    from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite, step_of  # 15 ms, not for `--cfg job`
 
     hydra_cfg = HydraConfig.get()
     folder, restore = Path(hydra_cfg.runtime.output_dir), run.checkpoint.restore
     if _writes(run):
-        refuse_to_overwrite(folder, 0 if restore is None else int(find_checkpoint(restore).name))
+        refuse_to_overwrite(folder, 0 if restore is None else step_of(find_checkpoint(restore)))
         record = copy.deepcopy(cfg)
         record.distributed.merge_with(run.distributed.lasting().to_dict())
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")

@@ -10,4 +10,7 @@ from ._places import find_checkpoint as find_checkpoint
 from ._places import read_metadata_text as read_metadata_text
 from ._places import refuse_to_overwrite as refuse_to_overwrite
 from ._places import saved_steps as saved_steps
+from ._places import step_of as step_of
 from ._provenance import provenance as provenance
+from ._record import Record as Record
+from ._record import read_record as read_record

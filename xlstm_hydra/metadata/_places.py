@@ -11,11 +11,26 @@ FOLDER = "checkpoints"
 """Name of the folder in a run folder."""
 
 
+PREFIX = "checkpoint_"
+"""What the name of a checkpoint of xlstm-jax begins with, before its step."""
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, from the name of its folder."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
 def saved_steps(run_folder: Path) -> list[int]:
     """Steps with a finished checkpoint, ascending."""
+    return sorted(_saved(run_folder))
+
+
+def _saved(run_folder: Path) -> dict[int, Path]:
+    """The finished checkpoints of a run, of ours or of xlstm-jax, by step."""
     folder = run_folder / FOLDER
-    names = [item.name for item in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    items = list(folder.iterdir()) if folder.is_dir() else []
+    digits = {item: item.name.removeprefix(PREFIX) for item in items}
+    return {int(text): item for item, text in digits.items() if text.isascii() and text.isdigit()}
 
 
 def find_checkpoint(place: str) -> Path:
@@ -36,7 +51,7 @@ def find_checkpoint(place: str) -> Path:
         )
     if wanted and int(wanted) not in steps:
         raise refused(place, f"no checkpoint of step {wanted}", f"Saved are steps {either(steps)}.")
-    return (run / FOLDER / str(int(wanted) if wanted else steps[-1])).absolute()
+    return _saved(run)[int(wanted) if wanted else steps[-1]].absolute()
 
 
 def read_metadata_text(checkpoint: Path) -> str:
