@@ -152,12 +152,16 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
 
 def _written(hint: Any, data: Any, flags: Flags) -> Result:
     """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
-    if not isinstance(data, str) or flags.exact or not data.rstrip().endswith((")", "]", "}")):
+    if not isinstance(data, str) or flags.exact or not _is_repr(data):
         return data, []
     try:
         return parse_repr(data), []
     except ReprError as error:
         return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}: {error}")]
+
+
+def _is_repr(text: str) -> bool:
+    return text.rstrip().endswith((")", "]", "}"))
 
 
 def _named(declared: Any, name: str) -> Any:
@@ -183,7 +187,7 @@ def _construct(cls: Any, values: dict[str, Any]) -> Result:
 
 def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
     options = members(hint)
-    says_none = isinstance(data, str) and data == "None" and str not in options
+    says_none = isinstance(data, str) and data == "None" and not any(o is str or is_loose(o) for o in options)
     if type(None) in typing.get_args(hint) and (data is None or says_none):
         return None, []
     if isinstance(data, Mapping) and TAG in data:
@@ -223,6 +227,9 @@ def _num_unknown(member: Any, data: Any) -> int:
 
 def _is_alike(member: Any, data: Any) -> bool:
     """Whether data has the outer form of a member, so that only something inside it is wrong."""
+    if isinstance(data, str):
+        nests = dataclasses.is_dataclass(kind(member)) or kind(member) in (*SEQUENCES, *MAPPINGS)
+        return kind(member) in CLASSES or (nests and _is_repr(data))
     if isinstance(data, Mapping):
         return dataclasses.is_dataclass(kind(member)) or kind(member) in MAPPINGS
     return isinstance(data, list | tuple | set | frozenset) and kind(member) in SEQUENCES
