@@ -35,8 +35,11 @@ def parse(text: str | bytes) -> dict[str, Any]:
     if len(text) > MAX_SIZE:
         raise error("", f"{len(text):,} bytes are no metadata: at most {MAX_SIZE:,} are read")
     try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if text.startswith("\ufeff"):
+            raise error("", "begins with a byte order mark", "Save it as UTF-8 without one.")
         faults: list[_Fault] = []
-        content = _decoder(faults).decode(text.decode("utf-8") if isinstance(text, bytes) else text)
+        content = _decoder(faults).decode(text)
         problems = list(_located(content)) if faults else []
         _refuse_depth(content)
     except json.JSONDecodeError as found:
