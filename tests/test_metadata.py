@@ -101,6 +101,7 @@ WRONG = {
     "utf-16": (TEXT.encode("utf-16"), "not UTF-8"),
     "no text": (None, "expected text, got a NoneType"),
     "huge": (" " * (2**24 + 1), "16,777,217 bytes are no metadata: at most 16,777,216 are read"),
+    "many values": (json.dumps({"config": [0] * 50_000}), "more than 50,000 values are no metadata"),
     "unknown beside the config": (changed("corpse", value="a"), "corpse: no such field. Did you mean 'corpus'"),
     "wrong type beside it": (changed("overrides", value=[1]), r"overrides\[0\]: expected str, got 1"),
     "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),

@@ -145,7 +145,9 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
         if name not in data:
             problems.append(Problem.about("", f"missing, expected {type_name(fields[name])}").at(name))
     if not flags.ignore_unknown:
-        problems += [_unknown(cls, name) for name in data if name not in fields and name != TAG]
+        strangers = [name for name in data if name not in fields and name != TAG]
+        # Many unknown names are another format, where guessing what was meant only takes long.
+        problems += [_unknown(cls, name, guess=index < 20) for index, name in enumerate(strangers)]
     values = {name: value for name, (value, _) in found.items() if value is not MISSING}
     return (unchecked(cls, values), problems) if problems else _construct(cls, values)
 
@@ -170,9 +172,9 @@ def _named(declared: Any, name: str) -> Any:
     return next(found, None)
 
 
-def _unknown(cls: Any, name: Any) -> Problem:
-    text = f"no such field in {cls.__name__}"
-    return UnknownField.about("", text, nearest(str(name), hints(cls))).at(str(name))
+def _unknown(cls: Any, name: Any, guess: bool) -> Problem:
+    fix = nearest(str(name), hints(cls)) if guess else ""
+    return UnknownField.about("", f"no such field in {cls.__name__}", fix).at(str(name))
 
 
 def _construct(cls: Any, values: dict[str, Any]) -> Result:
