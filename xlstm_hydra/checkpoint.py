@@ -22,7 +22,6 @@ from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
 from xlstm_hydra.metadata._places import FOLDER, refused
 
-
 _TRASH = "deleted"
 """Checkpoints that are not kept move in here in one step before their files go, so that a process which is killed
 meanwhile leaves none behind that looks whole."""
