@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, Problem
+from xlstm_hydra.configs._problems import either
 from xlstm_hydra.configs.language_model import LanguageModelConfig
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import LAYERS, Parameter
@@ -23,6 +24,10 @@ BLOCKS = "blocks"
 """Name of the stack of blocks in our tree: `blocks.x` where it is scanned, `blocks_0.x`, `blocks_1.x` elsewhere."""
 _TOLD = 3
 """Leaves that an error names before it counts the rest."""
+
+
+class NotOurs(Exception):
+    """Leaves hold values that no parameters of ours mean the same as; how it goes on after their names."""
 
 
 class Leaves(Protocol):
@@ -136,12 +141,23 @@ def assemble(parts: Sequence[Part], leaves: Leaves, wanted: Container[str]) -> I
         parts: how they are made.
         leaves: what they are made from.
         wanted: paths of the parameters: where one in a stack of blocks is not among them, those of its blocks are.
+
+    Raises:
+        ConfigError: leaves hold values that our parameters cannot have.
     """
     for part in parts:
-        for path, array in zip(part.into, part.join(*leaves.read(list(part.leaves))), strict=True):
+        for path, array in zip(part.into, _join(part, leaves), strict=True):
             array = np.asarray(array, np.float32)
             if path in wanted:
                 yield path, array
             else:
                 rest = path.removeprefix(f"{BLOCKS}.")
                 yield from ((f"{BLOCKS}_{index}.{rest}", block) for index, block in enumerate(array))
+
+
+def _join(part: Part, leaves: Leaves) -> Sequence[np.ndarray]:
+    try:
+        return part.join(*leaves.read(list(part.leaves)))
+    except NotOurs as error:
+        names = either(map(leaves.name, part.leaves))
+        raise ConfigError([Problem.about(leaves.place, f"{names} {error}")]) from None

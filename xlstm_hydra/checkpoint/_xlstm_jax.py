@@ -19,7 +19,7 @@ from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, Problem, 
 from xlstm_hydra.configs._problems import either
 from xlstm_hydra.parallel import ARRAY_AXES, Parameter
 
-from ._parts import Part, Shape, all_blocks, config_of, outer_and_block_parameters
+from ._parts import NotOurs, Part, Shape, all_blocks, config_of, outer_and_block_parameters
 
 _EMBEDDING = "token_embedding.sharded.embedding"
 
@@ -131,9 +131,9 @@ def _wrapped(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Itera
     for parameter in parameters:
         path, local, axis = f"{theirs}.{_leaf(parameter)}", _local(parameter, tree), _split_axis(parameter)
 
-        def join(x: np.ndarray, path=path, axes=len(local), axis=axis) -> Sequence[np.ndarray]:
+        def join(x: np.ndarray, axes=len(local), axis=axis) -> Sequence[np.ndarray]:
             shares = _shares(x, axes)
-            return [_one_of_equals(path, shares) if axis is None else np.concatenate(shares, axis)]
+            return [_one_of_equals(shares) if axis is None else np.concatenate(shares, axis)]
 
         yield Part((parameter.path,), {path: (tree.devices, *local)}, join)
 
@@ -159,11 +159,10 @@ def _shares(x: np.ndarray, local_axes: int) -> list[np.ndarray]:
     return list(np.moveaxis(x, -local_axes - 1, 0))
 
 
-def _one_of_equals(path: str, shares: Sequence[np.ndarray]) -> np.ndarray:
+def _one_of_equals(shares: Sequence[np.ndarray]) -> np.ndarray:
     if any((share != shares[0]).any() for share in shares):
-        text = f"its {len(shares)} tensor-parallel devices were trained to different values of it"
-        fix = "Our model has one for all heads, which cannot say that."
-        raise ConfigError([Problem.about(path, text, fix)])
+        text = f"is not the same on the {len(shares)} tensor-parallel devices that it was trained on"
+        raise NotOurs(f"{text}, and this model has one for all heads")
     return shares[0]
 
 
