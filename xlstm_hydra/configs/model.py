@@ -49,6 +49,13 @@ class SubModelConfig(ConfigDict):
             yield Problem({"/parallel.pipeline_axis_size": stages}, text, fix)
 
 
+    def generation_rules(self, prompt_length: int, max_new_tokens: int) -> Iterator[Problem]:
+        """Every broken rule between this model and a continuation by up to `max_new_tokens`. Keys are those of the
+        task; those of the model are `/model.*`."""
+        del prompt_length, max_new_tokens
+        yield from ()
+
+
 @dataclass
 class ModelConfig(ConfigDict):
     """A model class with its config and its layout."""
