@@ -25,7 +25,7 @@ ROWS: list[dict[str, set[str]]] = [
     },
     {
         "plan": {"jax", "numpy", "flax", "optax"},
-        "checkpoint": {"jax", "numpy", "orbax", "grain", "etils"},
+        "checkpoint": {"jax", "numpy", "flax", "orbax", "etils"},
     },
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},

@@ -99,7 +99,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
         "progress": {"step": target.step, "rng": target.rng},
     }
     for item in ("params", "opt_state"):
-        _refuse_other_shapes(checkpoint, item, wanted[item])
+        refuse_other_shapes(checkpoint, item, wanted[item])
     with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         args["data"] = ocp.args.JsonRestore()
@@ -111,7 +111,12 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     return TrainState(restored["params"], opt_state, restored["progress"]["step"], restored["progress"]["rng"])
 
 
-def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
+def refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
+    """Make sure that an item (`params` or `opt_state`) of a checkpoint has the names and shapes wanted.
+
+    Raises:
+        ConfigError: it has others.
+    """
     saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
     shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}
