@@ -1,0 +1,3 @@
+"""Using the parameters of a checkpoint: its loss on a corpus, and the texts that it continues."""
+
+from ._evaluate import evaluate as evaluate
