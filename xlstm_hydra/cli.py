@@ -108,8 +108,8 @@ def main() -> None:
     try:
         _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
-    except KeyboardInterrupt:
-        hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
+    except KeyboardInterrupt as error:
+        hint = str(error) or "checkpoint.restore=RUN continues from the last checkpoint of a run"
         print(f"xlstm-hydra: interrupted; {hint}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
