@@ -109,8 +109,8 @@ def main() -> None:
         sys.argv[1:] = expand_from(sys.argv[1:], _primary_search_path)
         _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
-    except KeyboardInterrupt:
-        hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
+    except KeyboardInterrupt as error:
+        hint = str(error) or "checkpoint.restore=RUN continues from the last checkpoint of a run"
         print(f"xlstm-hydra: interrupted; {hint}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
