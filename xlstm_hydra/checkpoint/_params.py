@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from xlstm_hydra.configs import ModelConfig
+from xlstm_hydra.configs import ConfigError, ModelConfig
+from xlstm_hydra.metadata._places import RESTORE
 from xlstm_hydra.models import list_parameters
 
 from ._orbax import OrbaxLeaves
@@ -20,7 +22,7 @@ from ._parts import assemble, own_parts, refuse_misfits
 from ._xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 
 
-def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None) -> Any:
+def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key: str = RESTORE) -> Any:
     """The parameters of a checkpoint, of ours or of xlstm-jax: a tree of float32 arrays of natural global shape.
 
     The blocks may be scanned in the one and not in the other. Each process reads what it needs of our checkpoints, and
@@ -30,6 +32,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None) -> 
         checkpoint: its folder, as `find_checkpoint` gives it.
         model: what the parameters are for, with the class itself as its `model_class`.
         shardings: tree of a sharding per parameter. None: whole on the first device.
+        key: where the user named the checkpoint, for messages.
 
     Raises:
         ConfigError: the parameters on disk are not those of the model, naming the first that differ.
@@ -41,10 +44,14 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None) -> 
     if leaves.shapes == shapes:
         return _restore(checkpoint / "params", shapes, where)
     make_parts = xlstm_jax_parts if is_xlstm_jax_tree(leaves.shapes) else own_parts
-    parts = make_parts(model, leaves.shapes)
-    refuse_misfits(parts, leaves)
-    arrays = assemble(parts, leaves, shapes)
-    return traverse_util.unflatten_dict({path: _place(array, where[path]) for path, array in arrays}, sep=".")
+    try:
+        parts = make_parts(model, leaves.shapes)
+        refuse_misfits(parts, leaves)
+        placed = {path: _place(array, where[path]) for path, array in assemble(parts, leaves, shapes)}
+    except ConfigError as error:
+        given = {key: str(checkpoint)}
+        raise ConfigError(replace(found, given=given | dict(found.given)) for found in error.problems) from None
+    return traverse_util.unflatten_dict(placed, sep=".")
 
 
 def _restore(folder: Path, shapes: dict[str, tuple[int, ...]], where: dict[str, Sharding]) -> Any:
