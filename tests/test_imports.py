@@ -26,9 +26,10 @@ ROWS: list[dict[str, set[str]]] = [
     },
     {
         "plan": {"jax", "numpy", "flax", "optax"},
-        "checkpoint": {"jax", "numpy", "orbax", "grain", "etils"},
+        "checkpoint": {"jax", "numpy", "flax", "orbax", "etils"},
     },
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
+    {"inference": {"jax", "numpy", "flax"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]
@@ -101,6 +102,7 @@ WRONG = [
     ("optim", "from .checkpoint import restore", "xlstm_hydra.checkpoint.restore"),
     ("checkpoint", "from xlstm_hydra.train._loop import train", "xlstm_hydra.train._loop.train"),
     ("train._loop", "import torch", "torch"),
+    ("train._program", "from xlstm_hydra.inference import evaluate", "xlstm_hydra.inference.evaluate"),
     ("hydra_plugins.xlstm_hydra_plugin.sweeper", "if True:\n    import jax.numpy", "jax.numpy"),
 ]
 

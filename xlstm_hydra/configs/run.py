@@ -17,7 +17,7 @@ from .model import ModelConfig, SubModelConfig
 from .optimizer import AdamWConfig, OptimizerConfig
 from .parallel import ParallelConfig
 from .scheduler import ConstantConfig, SchedulerConfig
-from .task import TaskConfig
+from .task import TaskConfig, TrainTaskConfig
 from .trainer import TrainerConfig
 
 BYTES = 256
@@ -31,7 +31,7 @@ class RunConfig(ConfigDict):
     model: ModelConfig
     """The model and its layout."""
 
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskConfig = field(default_factory=TrainTaskConfig)
     """What is done."""
 
     data: DataConfig = field(default_factory=StdlibDataConfig)
@@ -68,6 +68,7 @@ class RunConfig(ConfigDict):
     def rules(self) -> Iterator[Problem]:
         """Every broken rule between groups. Those that need the number of devices are in `device_rules`."""
         yield from self._model_rules()
+        yield from self._task_rules()
         yield from self._layout_rules()
         yield from self._schedule_rules()
         yield from self._checkpoint_rules()
@@ -130,7 +131,8 @@ class RunConfig(ConfigDict):
         self, data: int | None, fsdp: int | None, pipeline: int | None, tensor: int | None
     ) -> Iterator[Problem]:
         """Every broken rule between the sizes of the mesh axes (None: not known yet) and the other groups."""
-        yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
+        if self.task.takes_batches():
+            yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
         if pipeline is not None:
             yield from self._pipeline_rules(pipeline)
         parallel = self.parallel
@@ -225,6 +227,10 @@ class RunConfig(ConfigDict):
         if isinstance(self.data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
             given = {"model.vocab_size": vocab, "data.name": self.data.name}
             yield Problem(given, f"bytes need {BYTES} token ids", f"Set model.vocab_size={BYTES} or more.")
+
+    def _task_rules(self) -> Iterator[Problem]:
+        if isinstance(self.model.model_config, SubModelConfig):
+            yield from (problem.at("task") for problem in self.task.model_rules(self.model.model_config))
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel

@@ -39,7 +39,9 @@ def _model_node(config_class: type) -> type:
 
 
 SCHEMAS: dict[str, type] = {
-    "task": configs.TaskConfig,
+    "train": configs.TrainTaskConfig,
+    "evaluate": configs.EvaluateTaskConfig,
+    "generate": configs.GenerateTaskConfig,
     "mlstm": _model_node(configs.mLSTMConfig),
     "mlstm_v1": _model_node(configs.mLSTMv1Config),
     "xlstm": _model_node(configs.xLSTMConfig),

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from xlstm_hydra.checkpoint import Checkpoints, TrainState, restore, to_json
 from xlstm_hydra.configs import ConfigError, LoggerConfig, Problem, RunConfig
 from xlstm_hydra.configs._problems import show
-from xlstm_hydra.data import Batches, Corpus, open_corpus, train_batches, validation_batches
+from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import (
     MetadataError,
@@ -25,6 +24,7 @@ from xlstm_hydra.metadata import (
     read_metadata_text,
     read_run,
     refuse_to_overwrite,
+    step_of,
     write_metadata,
 )
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
@@ -62,7 +62,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
     state = _first_state(program, batches, corpus, checkpoint)
     refuse_to_overwrite(folder, int(state.step))
-    metadata = _record(program, folder, corpus, overrides)
+    metadata = _record(program, folder, corpus, overrides, _history(checkpoint))
     entropy = corpus.unigram_entropy()
     _announce(
         program, f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
@@ -100,7 +100,7 @@ class _Loop:
         stopwatch, pending = Stopwatch(), []
         first, last = int(state.step) + 1, run.trainer.max_steps
         for step in range(first, last + 1):
-            state, metrics = self.program.train_step(state, _to_devices(self.program, next(self.batches)))
+            state, metrics = self.program.train_step(state, self.program.put(next(self.batches)))
             pending.append(metrics)
             stopwatch.add(tokens)
             save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
@@ -153,26 +153,12 @@ def _data_shape(run: RunConfig) -> tuple[int, int]:
     return config.get("context_length"), config.get("vocab_size")
 
 
-def _to_devices(program: Program, batch: Mapping[str, np.ndarray]) -> Any:
-    """This process's rows as parts of global arrays."""
-    size, rows = program.run.trainer.batch_size, program.batch_rows
-    here = {row: place for place, row in enumerate(rows)}
-
-    def array(local: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
-            return local[[here[row] for row in range(size)[index[0]]]]
-
-        return jax.make_array_from_callback((size, *local.shape[1:]), program.batch_sharding, part)
-
-    return {name: array(local) for name, local in batch.items()}
-
-
 def _validation(program: Program, held_out: Corpus) -> list[Any]:
     trainer = program.run.trainer
     if trainer.eval_batches == 0:
         return []
-    batches = validation_batches(held_out, trainer.batch_size, trainer.eval_batches, program.batch_rows)
-    return [_to_devices(program, batch) for batch in batches]
+    batches = spread_batches(held_out, trainer.batch_size, trainer.eval_batches, program.batch_rows)
+    return [program.put(batch) for batch in batches]
 
 
 def _first_state(program: Program, batches: Batches, corpus: Corpus, checkpoint: Path | None) -> TrainState:
@@ -229,13 +215,25 @@ def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:
     return Checkpoints(folder, run.checkpoint) if wanted else None
 
 
-def _record(program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None) -> dict[str, Any]:
+def _history(checkpoint: Path | None) -> list[dict[str, Any]]:
+    """How the steps up to the checkpoint that a run continues from were made, one entry for each time."""
+    if checkpoint is None:
+        return []
+    saved = read_metadata(read_metadata_text(checkpoint))
+    made = {key: saved[key] for key in ("overrides", "packages", "git", "package_git") if key in saved}
+    return [*saved.get("history", []), {"last_step": step_of(checkpoint), "checkpoint": str(checkpoint), **made}]
+
+
+def _record(
+    program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None, history: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Write what the run is made from, and where its parameters live, into the run folder. Returns the metadata."""
     parameters = {
         placement.parameter.path: {"shape": list(placement.parameter.shape), "dtype": placement.parameter.dtype}
         for placement in program.placements
     }
     extra = provenance(overrides) | {"parameters": parameters, "corpus": corpus.fingerprint()}
+    extra["history"] = history
     metadata = write_metadata(program.run, **extra)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,7 @@
+"""What a run saves and how it, or only its parameters, are read back onto any layout."""
+
+from ._params import load_params as load_params
+from ._saved import Checkpoints as Checkpoints
+from ._saved import TrainState as TrainState
+from ._saved import restore as restore
+from ._saved import to_json as to_json
