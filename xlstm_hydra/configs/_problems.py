@@ -69,6 +69,10 @@ class Problem:
         return key[1:] if key.startswith("/") else _join(self.prefix, key)
 
 
+class UnknownField(Problem):
+    """A field that a class does not have, which a lenient reading lets pass."""
+
+
 class ConfigError(ValueError):
     """A config that breaks rules: all of them, in `problems`."""
 

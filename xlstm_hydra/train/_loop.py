@@ -168,7 +168,8 @@ def _first_state(program: Program, batches: Batches, corpus: Corpus, checkpoint:
         return program.init()
     text = read_metadata_text(checkpoint)
     try:
-        saved, fingerprint = read_run(text), read_metadata(text).get("corpus")
+        saved = read_run(text, classes=(run.model.model_class, type(run.model.model_config)))
+        fingerprint = read_metadata(text).get("corpus")
     except MetadataError as error:
         raise ConfigError([Problem({"checkpoint.restore": place}, f"metadata of {checkpoint}: {error}")]) from None
     _refuse_other_batches(run, saved, fingerprint == corpus.fingerprint())
