@@ -6,8 +6,8 @@ import math
 import jax
 import numpy as np
 import pytest
-from untrained import save_untrained
 from tiny import LAYOUTS, tiny_run
+from untrained import save_untrained
 
 from xlstm_hydra.configs import ConfigError, EvaluateTaskConfig, LoggerConfig, StdlibDataConfig
 from xlstm_hydra.data import open_corpus
