@@ -196,6 +196,9 @@ def test_a_run_folder_may_have_an_at_sign_in_its_name(finished, tmp_path):
 def test_metrics_of_steps_that_are_done_again_stand_once(tmp_path):
     train(run_of(LAYOUTS["dp8"], trainer={"max_steps": 4}), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "4")
-    train(run_of(LAYOUTS["dp8"], {"restore": f"{tmp_path}@2"}), tmp_path)
+    train(run_of(LAYOUTS["dp8"], {"restore": f"{tmp_path}@2"}), tmp_path, overrides=["trainer.max_steps=6"])
     with (tmp_path / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file) if row["loss"]] == [1, 2, 3, 4, 5, 6]
+    record = json.loads((tmp_path / "metadata.json").read_text())
+    assert record["overrides"] == ["trainer.max_steps=6"]
+    assert [(part["last_step"], part["overrides"]) for part in record["history"]] == [(2, [])]

@@ -16,7 +16,8 @@ PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
     {"": set(), "_conf_dir": set()},
     {"configs": set()},
-    {"hydra": {"hydra", "omegaconf"}, "metadata": set()},
+    {"metadata": {"etils"}},
+    {"hydra": {"hydra", "omegaconf"}},
     {"parallel": {"jax", "numpy"}},
     {
         "models": {"jax", "numpy", "flax"},
@@ -94,7 +95,7 @@ WRONG = [
     ("configs.run", "from ..hydra import load", "xlstm_hydra.hydra.load"),
     ("hydra._load", "def f():\n    from xlstm_hydra.train import train", "xlstm_hydra.train.train"),
     ("hydra._load", "import xlstm_hydra.models", "xlstm_hydra.models"),
-    ("hydra._load", "from xlstm_hydra import metadata", "xlstm_hydra.metadata"),
+    ("metadata._places", "from xlstm_hydra import hydra", "xlstm_hydra.hydra"),
     ("metadata._format", "import numpy as np", "numpy"),
     ("parallel._mesh", "from flax import linen", "flax.linen"),
     ("models._lm", "from xlstm_hydra import data", "xlstm_hydra.data"),
@@ -146,6 +147,7 @@ def test_importing_what_needs_no_device_loads_no_jax(tmp_path, module):
         (["--info", "searchpath"], "xlstm-hydra"),
         (["-sc", "query=bash"], "parallel=fsdp_tp"),
         (["parallel=fsdpp"], "no such option"),
+        (["--from", "nowhere"], "no checkpoints in"),
         (["optimizer.lr=-1"], "must be 0 or more"),
         (["trainer.simulated_devices=3"], "the batch must divide"),
         (["model.num_heads=3"], "must divide"),

@@ -87,16 +87,26 @@ def test_what_cannot_be_read_is_one_error_with_the_path_of_the_field(text, words
         read_run(text)
 
 
-def test_nothing_that_the_text_names_is_imported():
-    text = changed("config", "model", "model_class", value="antigravity.Evil")
-    assert ModelConfig.from_metadata(text).model_class == "antigravity.Evil"
-    assert "antigravity" not in sys.modules
+FOREIGN = {
+    "model class": (
+        ("config", "model", "model_class"),
+        "antigravity.Evil",
+        r"config\.model\.model_class: 'antigravity",
+    ),
+    "class that is loaded": (("config", "model", "model_class"), "collections.OrderedDict", "no model class that this"),
+    "config class": (
+        ("config", "model", "model_config", "_type_"),
+        "antigravity.Config",
+        r"config\.model\.model_config\._type_: 'antigravity\.Config' is no class",
+    ),
+}
 
 
-def test_a_config_class_that_is_not_loaded_is_refused():
-    text = changed("config", "model", "model_config", "_type_", value="antigravity.Config")
-    with pytest.raises(MetadataError, match="Import the module|has loaded"):
-        ModelConfig.from_metadata(text)
+@pytest.mark.parametrize(("path", "name", "words"), FOREIGN.values(), ids=FOREIGN)
+def test_a_class_that_the_program_has_not_allowed_is_refused_and_not_imported(path, name, words):
+    with pytest.raises(MetadataError, match=words) as error:
+        ModelConfig.from_metadata(changed(*path, value=name))
+    assert "register_model_class" in str(error.value)
     assert "antigravity" not in sys.modules
 
 

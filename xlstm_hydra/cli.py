@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
-from xlstm_hydra.hydra import REFUSED, VERSION_BASE, explain, load
+from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
@@ -106,6 +106,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        sys.argv[1:] = expand_from(sys.argv[1:], _primary_search_path)
         _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except KeyboardInterrupt as error:
@@ -175,6 +176,12 @@ def _loader(args: Any) -> ConfigLoaderImpl:
     if args.config_dir is not None:
         search_path.prepend("command-line", f"file://{os.path.abspath(args.config_dir)}")
     return ConfigLoaderImpl(search_path)
+
+
+def _primary_search_path(args: Any) -> list[str]:
+    """The `hydra.searchpath` of the primary config."""
+    primary = _loader(args).repository.load_config(args.config_name or CONFIG_NAME)
+    return list(OmegaConf.select(primary.config, "hydra.searchpath") or ()) if primary else []
 
 
 def _is_sweep(args: Any) -> bool:

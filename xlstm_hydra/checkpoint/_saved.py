@@ -8,6 +8,7 @@ depends on the number of processes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,10 @@ from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
 from xlstm_hydra.metadata._places import FOLDER, refused
+
+_TRASH = "deleted"
+"""Checkpoints that are not kept move in here in one step before their files go, so that a process which is killed
+meanwhile leaves none behind that looks whole."""
 
 
 class TrainState(NamedTuple):
@@ -48,6 +53,8 @@ class Checkpoints:
             best_fn=(lambda metrics: metrics["validation_loss"]) if best else None,
             best_mode="min",
             enable_async_checkpointing=config.async_save,
+            cleanup_tmp_directories=True,
+            todelete_subdir=_TRASH,
         )
         self._best = best
         self._folder = run_folder.resolve() / FOLDER
@@ -64,6 +71,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._empty_trash()
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -79,7 +87,13 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()
+        self._empty_trash()
         self._manager.close()
+
+    def _empty_trash(self) -> None:
+        if jax.process_index() == 0:
+            for unwanted in (self._folder / _TRASH).glob("*"):
+                shutil.rmtree(unwanted, ignore_errors=True)
 
 
 def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:

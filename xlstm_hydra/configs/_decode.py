@@ -37,7 +37,8 @@ from ._hints import (
     type_name,
     variant,
 )
-from ._problems import ConfigError, Problem, nearest, show
+from ._problems import ConfigError, Problem, UnknownField, nearest, show
+from ._reprs import Instance, ReprError, parse_repr
 from ._scalars import MISSING, Flags, read_class, read_scalar, unwrap
 
 PATHS = {cls.__name__: cls for cls in (pathlib.Path, pathlib.PurePosixPath, pathlib.PureWindowsPath)}
@@ -105,6 +106,8 @@ def _read_any(data: Any, flags: Flags) -> Result:
         return _read_tagged(data, dataclasses.replace(flags, exact=False))
     if type(data) in (list, dict):
         return read(type(data), data, flags)
+    if isinstance(data, Instance):
+        return MISSING, [Problem.about("", f"a {data.name}, but no class is expected here")]
     return data, []
 
 
@@ -126,11 +129,15 @@ def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
 def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     if isinstance(data, declared):
         return data, []
-    if not isinstance(data, Mapping):
-        return _mismatch(declared, data)
-    cls, problems = variant(declared, data)
+    given, (data, problems) = data, _written(declared, data, flags)
+    if isinstance(data, Instance):
+        cls, data = _named(declared, data.name), data.fields
+    elif isinstance(data, Mapping):
+        cls, problems = variant(declared, data)
+    else:
+        cls = None
     if cls is None:
-        return MISSING, problems
+        return (MISSING, problems) if problems else _mismatch(declared, given)
     fields = hints(cls)
     found = {name: read(hint, data[name], flags) for name, hint in fields.items() if name in data}
     problems = flatten((name, own) for name, (_, own) in found.items())
@@ -143,8 +150,25 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     return (unchecked(cls, values), problems) if problems else _construct(cls, values)
 
 
+def _written(hint: Any, data: Any, flags: Flags) -> Result:
+    """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
+    if not isinstance(data, str) or flags.exact or not data.rstrip().endswith((")", "]", "}")):
+        return data, []
+    try:
+        return parse_repr(data), []
+    except ReprError as error:
+        return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}: {error}")]
+
+
+def _named(declared: Any, name: str) -> Any:
+    """The declared class or the subclass that its `repr` calls by this name; None where there is none."""
+    found = (cls for cls in (declared, *subclasses(declared)) if name in (cls.__qualname__, cls.__name__))
+    return next(found, None)
+
+
 def _unknown(cls: Any, name: Any) -> Problem:
-    return Problem.about("", f"no such field in {cls.__name__}", nearest(str(name), hints(cls))).at(str(name))
+    text = f"no such field in {cls.__name__}"
+    return UnknownField.about("", text, nearest(str(name), hints(cls))).at(str(name))
 
 
 def _construct(cls: Any, values: dict[str, Any]) -> Result:
@@ -158,9 +182,10 @@ def _construct(cls: Any, values: dict[str, Any]) -> Result:
 
 
 def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
-    if data is None and type(None) in typing.get_args(hint):
-        return None, []
     options = members(hint)
+    says_none = isinstance(data, str) and data == "None" and str not in options
+    if type(None) in typing.get_args(hint) and (data is None or says_none):
+        return None, []
     if isinstance(data, Mapping) and TAG in data:
         for member in options:
             cls = kind(member)
@@ -214,10 +239,12 @@ def _read_literal(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
-    origin = kind(hint)
+    origin, given, (data, problems) = kind(hint), data, _written(hint, data, flags)
+    if problems:
+        return MISSING, problems
     is_other = flags.exact and isinstance(data, tuple | set | frozenset) and not isinstance(data, origin)
     if is_other or not isinstance(data, abc.Collection) or isinstance(data, str | bytes | Mapping | type):
-        return _mismatch(hint, data)
+        return _mismatch(hint, given)
     length = fixed_length(hint)
     if length is not None and len(data) != length:
         text = f"expected {type_name(hint)} with {length} elements, got {show(data)}"
@@ -232,8 +259,11 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
+    given, (data, problems) = data, _written(hint, data, flags)
+    if problems:
+        return MISSING, problems
     if not isinstance(data, Mapping):
-        return _mismatch(hint, data)
+        return _mismatch(hint, given)
     pairs = data.get("value") if data.get(TAG) == PAIRS else [*data.items()]
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)

@@ -13,6 +13,8 @@ from typing import Any
 
 from ._hints import kind, registered
 
+_DTYPE_MODULES = ("", "numpy", "np", "jax.numpy", "jnp", "ml_dtypes", "jax._src.numpy.scalar_types")
+
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 """What is returned where no value could be read."""
 
@@ -77,7 +79,7 @@ def _read_bool(data: Any, flags: Flags) -> Any:
 def _read_int(data: Any, flags: Flags) -> Any:
     if type(data) is int:
         return data
-    if data is None and flags.none_to_zero:
+    if flags.none_to_zero and (data is None or (isinstance(data, str) and data == "None")):
         return 0
     if flags.exact or isinstance(data, bool) or (isinstance(data, float) and not data.is_integer()):
         return MISSING
@@ -146,8 +148,11 @@ def read_dtype(data: Any, flags: Flags) -> Any:
     name = _class_name(data, flags) if isinstance(data, str) else dtype_name(data)
     if numpy is None or name is None:
         return MISSING
+    module, _, name = name.rpartition(".")
+    if module not in _DTYPE_MODULES:
+        return MISSING
     try:
-        return numpy.dtype(name.rpartition(".")[2])
+        return numpy.dtype(name)
     except (TypeError, ValueError, SyntaxError):
         return MISSING
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ class LanguageModelConfig(SubModelConfig):
     """Type that the projection to the vocabulary is computed in. null: `dtype`. The loss is always float32."""
 
     logits_soft_cap: float | None = None
-    """Logits become c * tanh(logits / c). null: no cap."""
+    """Logits become c * tanh(logits / c), which is the same for c and -c. null: no cap."""
 
     tie_weights: bool = False
     """Use the embedding table as the projection to the vocabulary."""
@@ -94,7 +95,8 @@ class LanguageModelConfig(SubModelConfig):
     def rules(self) -> Iterator[Problem]:
         """Ranges and names."""
         yield from at_least(self, 1, "vocab_size", "embedding_dim", "num_blocks", "context_length")
-        yield from at_least(self, 0, "norm_eps", "cell_norm_eps", "logits_soft_cap", above=True)
+        yield from at_least(self, 0, "norm_eps", "cell_norm_eps", above=True)
+        yield from is_cap(self, "logits_soft_cap")
         yield from one_of(self, "dtype", DTYPES)
         yield from one_of(self, "lm_head_dtype", DTYPES, optional=True)
         yield from one_of(self, "norm_type", NORMS)
@@ -110,9 +112,6 @@ class LanguageModelConfig(SubModelConfig):
         """The rules of the field that `dropout_probability` gives."""
         yield from at_least(self, 0, key)
         yield from below(self, 1, key)
-        if self.add_embedding_dropout and getattr(self, key) == 0:
-            given = {"add_embedding_dropout": True, key: getattr(self, key)}
-            yield Problem(given, "dropout of the embedding needs a probability", f"Set {{{key}}} above 0.")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The vocabulary and the residual stream are cut over the tensor-parallel devices."""
@@ -140,6 +139,13 @@ class LanguageModelConfig(SubModelConfig):
     def longer_stack(self, num_blocks: int) -> str:
         """What to type for a stack of this many blocks, a multiple of the period."""
         return f"{{num_blocks}} to {num_blocks}"
+
+
+def is_cap(config: SubModelConfig, key: str) -> Iterator[Problem]:
+    """The rule that a cap is a finite number other than 0, or null."""
+    value = getattr(config, key)
+    if value is not None and not (value != 0 and math.isfinite(value)):
+        yield Problem({key: value}, "must be a finite number other than 0", f"Set {{{key}}}=null for no cap.")
 
 
 def splits(

@@ -12,6 +12,9 @@ from .language_model import LanguageModelConfig, splits
 ATTENTION_BACKENDS = ("xla", "cudnn")
 """Implementations that `jax.nn.dot_product_attention` offers."""
 
+PUBLISHED_BACKENDS = (*ATTENTION_BACKENDS, "pallas_triton")
+"""Names of implementations in published metadata, of which we have the first two."""
+
 _FLASH_TYPES = ("bfloat16", "float16")
 _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
 
@@ -38,7 +41,7 @@ class LlamaConfig(LanguageModelConfig):
 
     attention_backend: str | None = "xla"
     """How attention is computed: xla (on any device), cudnn (flash attention, on NVIDIA GPUs with `dtype` bfloat16 or
-    float16), or null for what JAX chooses."""
+    float16), or null for what JAX chooses. A checkpoint may name pallas_triton too, which no device here computes."""
 
     ffn_multiple_of: int = 64
     """The feed-forward width, 8/3 of the embedding width, is rounded up to a multiple of this."""
@@ -88,7 +91,7 @@ class LlamaConfig(LanguageModelConfig):
         yield from self.dropout_rules("dropout_rate")
         yield from at_least(self, 1, "head_dim", "ffn_multiple_of")
         yield from at_least(self, 0, "theta", "ffn_dim_multiplier", above=True)
-        yield from one_of(self, "attention_backend", ATTENTION_BACKENDS, optional=True)
+        yield from one_of(self, "attention_backend", PUBLISHED_BACKENDS, optional=True)
         if self.head_dim > 0 and self.embedding_dim > 0:
             yield from self._head_rules()
         if self.embedding_dim > 0 and 0 < self.ffn_dim_multiplier < math.inf and self.ff_dim() < 1:
@@ -123,7 +126,13 @@ class LlamaConfig(LanguageModelConfig):
             yield Problem(given, text, f"Set {{context_length}} to {self.context_length + 1}.")
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """cuDNN computes on NVIDIA GPUs."""
+        """cuDNN computes on NVIDIA GPUs; what only other programs have computes nowhere."""
+        if self.attention_backend not in (*ATTENTION_BACKENDS, None):
+            given, fix = (
+                {"attention_backend": self.attention_backend},
+                "Set {attention_backend}=xla, the same function.",
+            )
+            yield Problem(given, "there is no such kernel here", fix)
         if self.attention_backend == "cudnn" and platform != "gpu":
             given = {"attention_backend": "cudnn"}
             yield Problem(given, f"cuDNN needs NVIDIA GPUs; the devices are {platform}", "Set {attention_backend}=xla.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._problems import Problem, at_least, divisors, either, idle, one_of
-from .language_model import NORMS, LanguageModelConfig, splits
+from .language_model import NORMS, LanguageModelConfig, is_cap, splits
 from .parallel import DTYPES
 
 ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
@@ -38,7 +38,7 @@ class _CellConfig(LanguageModelConfig):
     """Width of values, as a multiple of the width that the cell works on."""
 
     gate_soft_cap: float | None = None
-    """Gate pre-activations become c * tanh(gate / c). null: no cap."""
+    """Gate pre-activations become c * tanh(gate / c), which is the same for c and -c. null: no cap."""
 
     gate_dtype: str = "float32"
     """Type that the gate pre-activations are computed in."""
@@ -103,7 +103,8 @@ class _CellConfig(LanguageModelConfig):
         yield from super().rules()
         yield from self.dropout_rules("dropout")
         yield from at_least(self, 1, "num_heads")
-        yield from at_least(self, 0, "qk_dim_factor", "v_dim_factor", "gate_soft_cap", above=True)
+        yield from at_least(self, 0, "qk_dim_factor", "v_dim_factor", above=True)
+        yield from is_cap(self, "gate_soft_cap")
         yield from at_least(self, 1, "chunk_size")
         yield from one_of(self, "gate_dtype", DTYPES)
         yield from one_of(self, "backend", BACKENDS)

@@ -179,7 +179,9 @@ class RunConfig(ConfigDict):
         idle = {key: value for key, value in settings.items() if value}
         if stages == 1 and idle:
             fix = "Set parallel.pipeline_axis_size to 2 or more, or leave this away."
-            yield Problem(idle | where, "there is no pipeline", fix)
+            default = TrainerConfig()
+            neutral = {key: default.get(key.rpartition(".")[2]) for key in idle}
+            yield Problem(idle | where, "there is no pipeline", fix, idle=neutral)
         if microbatches is not None and 0 < microbatches < stages:
             given = {"trainer.pipeline_microbatches": microbatches, **where}
             fix = f"Set trainer.pipeline_microbatches to {stages} or more, or leave it away."
@@ -219,7 +221,8 @@ class RunConfig(ConfigDict):
             yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
         if config.get("weight_decay_on_embedding") and self.optimizer.weight_decay == 0:
             given = {"model.weight_decay_on_embedding": True, "optimizer.weight_decay": 0}
-            yield Problem(given, "there is no weight decay to apply", "Set optimizer.weight_decay above 0.")
+            rule, fix = "there is no weight decay to apply", "Set optimizer.weight_decay above 0."
+            yield Problem(given, rule, fix, idle={"model.weight_decay_on_embedding": False})
         vocab = config.get("vocab_size", BYTES)
         if isinstance(self.data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
             given = {"model.vocab_size": vocab, "data.name": self.data.name}
@@ -234,7 +237,8 @@ class RunConfig(ConfigDict):
         if self.trainer.remat_policy != "nothing" and not parallel.remat:
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"
-            yield Problem(given, rule, "Name modules there, or leave the policy away.")
+            fix = "Name modules there, or leave the policy away."
+            yield Problem(given, rule, fix, idle={"trainer.remat_policy": "nothing"})
         known = (
             self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
         )
@@ -249,7 +253,8 @@ class RunConfig(ConfigDict):
         if changed and not parallel.fsdp_modules:
             rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
             fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
-            yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix)
+            neutral = {f"parallel.{key}": default.get(key) for key in changed}
+            yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, idle=neutral)
 
     def _distributed_rules(self) -> Iterator[Problem]:
         order, ids = self.distributed.device_order, self.distributed.local_device_ids
@@ -306,14 +311,18 @@ def _unused(parallel: ParallelConfig, size_key: str, *keys: str) -> Iterator[Pro
         rule = f"there is nothing to exchange where parallel.{size_key} is 1"
         if size == -1:
             rule += ", as it is inferred to be"
-        yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.")
+        default = ParallelConfig()
+        neutral = {f"parallel.{key}": default.get(key) for key in keys if parallel.get(key)}
+        yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.", idle=neutral)
 
 
 def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:
     """The rule that `remat` and `fsdp_modules` name module classes that the model has."""
     for key in ("remat", "fsdp_modules"):
-        for name in parallel.get(key):
+        named = parallel.get(key)
+        for name in named:
             if name not in known:
                 hint = nearest(name, known)
                 fix = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(known)}."
-                yield Problem({f"parallel.{key}": name}, "no module class of this model", fix)
+                neutral = {f"parallel.{key}": [other for other in named if other in known]}
+                yield Problem({f"parallel.{key}": name}, "no module class of this model", fix, idle=neutral)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, RunConfig
-from xlstm_hydra.configs._problems import Problem
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.configs._hints import dotted
+from xlstm_hydra.configs._parse import Flags, collect, decode
+from xlstm_hydra.configs._problems import Problem, UnknownField, nearest, show
+
+from ._registry import refused_model_class, refused_tags
+from ._text import MetadataError, error, parse, step
 
 VERSION = 1
 """Version of what `write_metadata` writes."""
@@ -15,12 +20,23 @@ VERSION = 1
 FORMAT = "xlstm_hydra"
 """Marks a text as ours."""
 
+_STRICT = Flags(ignore_unknown=False)
+
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """For each old version, what turns its content into the next one's."""
 
 
-class MetadataError(ConfigError):
-    """Metadata that cannot be read, with the path of every field that is wrong."""
+EXTRAS: Mapping[str, Any] = {
+    "overrides": list[str],
+    "packages": dict[str, str],
+    "python": str,
+    "git": dict[str, Any] | None,
+    "package_git": dict[str, Any] | None,
+    "argv": list[str],
+    "parameters": dict[str, Any],
+    "corpus": str,
+}
+"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the data."""
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
@@ -28,93 +44,100 @@ def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
 
     Args:
         run: the config.
-        extra: what else belongs to the record, such as `provenance` or the list of parameters. Plain JSON values.
+        extra: what else belongs to the record, of `EXTRAS`. Plain JSON values.
 
     Raises:
-        ValueError: a value that JSON cannot hold.
+        ValueError: a value that JSON cannot hold, or that would not be read back.
     """
     config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
     content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
     json.dumps(content, allow_nan=False)  # a bad value would otherwise fail later, in the thread that writes
+    if problems := list(_beside(extra)):
+        raise MetadataError(problems)
     return content
 
 
-def read_metadata(text: str) -> dict[str, Any]:
+def read_metadata(text: str | bytes) -> dict[str, Any]:
     """The content of a metadata text in the current version.
 
     Raises:
         MetadataError: not JSON, not ours, or of a version that this program does not know.
     """
-    content = _parse(text)
+    return upgrade(parse(text))
+
+
+def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of ours, of any version, in the current version.
+
+    Raises:
+        MetadataError: not ours, or of a version that this program does not know.
+    """
     if content.get("format") != FORMAT:
-        raise _error(
-            "format", f"expected {FORMAT!r}, got {content.get('format')!r}", "This is no metadata of xlstm_hydra."
-        )
+        text = f"expected {FORMAT!r}, got {show(content.get('format'))}"
+        raise error("format", text, "This is no metadata of xlstm_hydra.")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
-        raise _error(
-            "version", f"expected 1 to {VERSION}, got {version!r}", "A newer xlstm-hydra wrote it; upgrade to read it."
-        )
+        text = f"expected 1 to {VERSION}, got {show(version)}"
+        raise error("version", text, "A newer xlstm-hydra wrote it; upgrade to read it.")
     for old in range(version, VERSION):
         content = _UPGRADES[old](content)
     return content
 
 
-def read_run(text: str) -> RunConfig:
-    """The run that a metadata text records.
+def read_run(text: str | bytes, classes: Iterable[type] = ()) -> RunConfig:
+    """The run that a metadata text of ours records.
+
+    Args:
+        text: the metadata.
+        classes: model and config classes that it may name beside ours and those that `register_model_class` and
+            `allow_modules` allow.
 
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
     """
-    return _decode(RunConfig, read_metadata(text), ("config",))
+    return decode_run(read_metadata(text), classes)[0]
 
 
-def read_model(text: str) -> ModelConfig:
-    """The model that a metadata text records, with its class as a dotted path.
+def decode_run(
+    content: dict[str, Any], classes: Iterable[type] = (), lenient: bool = False
+) -> tuple[RunConfig, list[str]]:
+    """The run that metadata of ours records, with the paths of the unknown fields that a lenient reading let pass.
 
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
     """
-    return _decode(ModelConfig, read_metadata(text), ("config", "model"))
+    known = {"format": str, "version": int, "config": dict, **EXTRAS}
+    problems: list[Problem] = [
+        UnknownField.about(step(name), "no such field", nearest(name, known)) for name in content if name not in known
+    ]
+    problems += _beside({name: value for name, value in content.items() if name in EXTRAS})
+    config = content.get("config")
+    if not isinstance(config, dict):
+        what = f"expected an object, got {show(config)}" if "config" in content else "missing"
+        raise MetadataError([*problems, Problem.about("config", what)])
+    by_name = {dotted(cls): cls for cls in classes}
+    refused = list(_refused_classes(config, by_name))
+    run, wrong = (None, refused) if refused else collect(RunConfig, config, _STRICT)
+    problems += [problem.at("config") for problem in wrong]
+    serious = [problem for problem in problems if not (lenient and isinstance(problem, UnknownField))]
+    if serious or run is None:
+        raise MetadataError(serious)
+    if wrong:  # what was met is an unchecked instance
+        run = decode(RunConfig, config)
+    return run, [key for problem in problems for key in problem.keys]
 
 
-def _decode(config_class: type, content: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    data: Any = content
-    for depth, key in enumerate(path):
-        if not isinstance(data, Mapping) or key not in data:
-            raise _error(".".join(path[: depth + 1]), "missing", "")
-        data = data[key]
-    try:
-        return config_class.from_dict(config_class, data, ignore_extensive_attributes=False)  # pyright: ignore[reportAttributeAccessIssue]
-    except ConfigError as error:
-        raise MetadataError(problem.at(".".join(path)) for problem in error.problems) from None
+def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Iterator[Problem]:
+    yield from refused_tags(config, classes)
+    model = config.get("model")
+    if isinstance(model, dict) and "model_class" in model:
+        yield from (problem.at("model.model_class") for problem in refused_model_class(model["model_class"], classes))
 
 
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise _error("", f"not JSON: {error.msg} at {where}", "The file may be cut off.") from None
-    except RecursionError:
-        raise _error("", "nested too deeply to be metadata", "") from None
-    if not isinstance(content, dict):
-        raise _error("", f"expected a JSON object, got a {type(content).__name__}", "")
-    return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _error(twice, "stands there twice", "")
-    return content
-
-
-def _refuse_constant(name: str) -> Any:
-    raise _error("", f"{name} is not JSON", "Numbers that are not finite are written as strings.")
-
-
-def _error(path: str, text: str, fix: str) -> MetadataError:
-    return MetadataError([Problem.about(path, text, fix)])
+def _beside(extra: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every problem of what stands beside the config."""
+    for name, value in extra.items():
+        if name not in EXTRAS:
+            yield Problem.about(step(name), "no such field", nearest(name, EXTRAS))
+            continue
+        yield from (problem.at(name) for problem in collect(EXTRAS[name], value, _STRICT)[1])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 
-from ._format import FORMAT, read_metadata, read_run
+from ._format import FORMAT, decode_run, upgrade
+from ._text import error, parse
+from ._xlstm_jax import WRITER, is_xlstm_jax, read_xlstm_jax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,41 @@ class Record:
         return model
 
 
-def read_record(text: str) -> Record:
-    """Read a metadata text, of ours or of xlstm-jax. Nothing that it names is imported.
+def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
+    """Read a metadata text, of ours or of xlstm-jax. Nothing that it names is imported, unless `allow_modules` says so.
+
+    Args:
+        text: the metadata, as text or as it stands on disk.
+        lenient: let fields pass that nobody knows, and list them in `Record.unknown`.
+        classes: model and config classes that it may name beside ours and those that `register_model_class` and
+            `allow_modules` allow.
 
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
     """
-    run = read_run(text)
+    content = parse(text)
+    try:
+        if is_xlstm_jax(content):
+            groups, reading = read_xlstm_jax(content, lenient)
+            return Record(
+                writer=WRITER,
+                groups=groups,
+                content=content,
+                unknown=tuple(reading.unknown),
+                notes=tuple(dict.fromkeys(reading.notes)),
+            )
+        content = upgrade(content)
+        run, unknown = decode_run(content, classes, lenient)
+    except RecursionError:
+        raise error("", "nested too deeply to be metadata") from None
     groups = {name: getattr(run, name) for name in ("parallel", *run.__dataclass_fields__)}
-    return Record(writer=FORMAT, groups=groups, content=read_metadata(text))
+    return Record(writer=FORMAT, groups=groups, content=content, unknown=tuple(unknown))
+
+
+def read_model(text: str | bytes) -> ModelConfig:
+    """The model that a metadata text records, of ours or of xlstm-jax, with its class as a dotted path.
+
+    Raises:
+        MetadataError: with the path of every field that is wrong, missing or unknown.
+    """
+    return read_record(text).model

@@ -24,6 +24,7 @@ from xlstm_hydra.metadata import (
     read_metadata_text,
     read_run,
     refuse_to_overwrite,
+    step_of,
     write_metadata,
 )
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
@@ -61,7 +62,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
     state = _first_state(program, batches, corpus, checkpoint)
     refuse_to_overwrite(folder, int(state.step))
-    metadata = _record(program, folder, corpus, overrides)
+    metadata = _record(program, folder, corpus, overrides, _history(checkpoint))
     entropy = corpus.unigram_entropy()
     _announce(
         program, f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
@@ -167,7 +168,8 @@ def _first_state(program: Program, batches: Batches, corpus: Corpus, checkpoint:
         return program.init()
     text = read_metadata_text(checkpoint)
     try:
-        saved, fingerprint = read_run(text), read_metadata(text).get("corpus")
+        saved = read_run(text, classes=(run.model.model_class, type(run.model.model_config)))
+        fingerprint = read_metadata(text).get("corpus")
     except MetadataError as error:
         raise ConfigError([Problem({"checkpoint.restore": place}, f"metadata of {checkpoint}: {error}")]) from None
     _refuse_other_batches(run, saved, fingerprint == corpus.fingerprint())
@@ -214,13 +216,25 @@ def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:
     return Checkpoints(folder, run.checkpoint) if wanted else None
 
 
-def _record(program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None) -> dict[str, Any]:
+def _history(checkpoint: Path | None) -> list[dict[str, Any]]:
+    """How the steps up to the checkpoint that a run continues from were made, one entry for each time."""
+    if checkpoint is None:
+        return []
+    saved = read_metadata(read_metadata_text(checkpoint))
+    made = {key: saved[key] for key in ("overrides", "packages", "git", "package_git") if key in saved}
+    return [*saved.get("history", []), {"last_step": step_of(checkpoint), "checkpoint": str(checkpoint), **made}]
+
+
+def _record(
+    program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None, history: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Write what the run is made from, and where its parameters live, into the run folder. Returns the metadata."""
     parameters = {
         placement.parameter.path: {"shape": list(placement.parameter.shape), "dtype": placement.parameter.dtype}
         for placement in program.placements
     }
     extra = provenance(overrides) | {"parameters": parameters, "corpus": corpus.fingerprint()}
+    extra["history"] = history
     metadata = write_metadata(program.run, **extra)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)

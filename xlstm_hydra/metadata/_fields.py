@@ -1,0 +1,295 @@
+"""How a table says what each field of a foreign format is, and the reader that such a table drives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._problems import nearest, show
+from xlstm_hydra.configs._reprs import CLASS, Instance, ReprError, parse_repr
+
+from ._text import step
+
+REQUIRED: Any = object()
+"""Default of a field that was recorded at all times, so that it may not be missing."""
+
+_DTYPE_PREFIXES = ("", "jax.numpy", "jnp", "numpy", "jax._src.numpy.scalar_types", "ml_dtypes")
+
+
+class Wrong(Exception):  # noqa: N818 (it never leaves this package)
+    """A value of another type than the field's, with what was expected."""
+
+
+Kind = Callable[[Any], Any]
+"""Reads a recorded value as what it stands for, or raises `Wrong`."""
+
+
+def integer(data: Any) -> int:
+    """A whole number."""
+    if type(data) is int or (type(data) is float and data.is_integer() and abs(data) < 2**53):
+        return int(data)
+    raise Wrong("a whole number")
+
+
+def number(data: Any) -> float:
+    """A finite number."""
+    if type(data) is int or (type(data) is float and math.isfinite(data)):
+        return float(data)
+    raise Wrong("a number")
+
+
+def flag(data: Any) -> bool:
+    """True or false."""
+    if isinstance(data, bool):
+        return data
+    raise Wrong("true or false")
+
+
+def text(data: Any) -> str:
+    """A word."""
+    if isinstance(data, str):
+        return data
+    raise Wrong("a string")
+
+
+def dtype(data: Any) -> str:
+    """The name of a floating-point type: `bfloat16`, `jax.numpy.bfloat16` or `<class 'jax.numpy.bfloat16'>`."""
+    name = data if isinstance(data, str) else ""
+    if name.startswith(CLASS) and name.endswith("'>"):
+        name = name[len(CLASS) : -2]
+    module, _, name = name.rpartition(".")
+    if module in _DTYPE_PREFIXES and name.isidentifier() and name != "None":
+        return name
+    raise Wrong("the name of a type such as bfloat16")
+
+
+def class_path(data: Any) -> str:
+    """The dotted path of a class: `a.B` or `<class 'a.B'>`."""
+    name = data if isinstance(data, str) else ""
+    if name.startswith(CLASS) and name.endswith("'>"):
+        name = name[len(CLASS) : -2]
+    if all(part.isidentifier() for part in name.split(".")):
+        return name
+    raise Wrong("the dotted path of a class")
+
+
+def absent(data: Any) -> None:
+    """Nothing: null or 'None'."""
+    if data is not None and data != "None":
+        raise Wrong("null")
+
+
+def anything(data: Any) -> Any:
+    """Any value at all."""
+    return data
+
+
+def optional(kind: Kind) -> Kind:
+    """Also null, which was written as 'None' for some time."""
+
+    def read(data: Any) -> Any:
+        if data is None or (isinstance(data, str) and data == "None"):
+            return None
+        try:
+            return kind(data)
+        except Wrong as wrong:
+            raise Wrong(f"{wrong} or null") from None
+
+    return read
+
+
+def listed(kind: Kind) -> Kind:
+    """A list or a tuple, or its `repr`."""
+
+    def read(data: Any) -> list[Any]:
+        data = written(data)
+        if not isinstance(data, list | tuple):
+            raise Wrong("a list")
+        try:
+            return [kind(item) for item in data]
+        except Wrong as wrong:
+            raise Wrong(f"a list, each element {wrong}") from None
+
+    return read
+
+
+def mapping(data: Any) -> dict[str, Any]:
+    """An object, or the `repr` of a dict or of a dataclass."""
+    data = written(data)
+    if isinstance(data, Instance):
+        return data.fields
+    if isinstance(data, dict) and all(isinstance(key, str) for key in data):
+        return data
+    raise Wrong("an object")
+
+
+def written(data: Any) -> Any:
+    """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
+    if not isinstance(data, str) or not data.rstrip().endswith((")", "]", "}")):
+        return data
+    try:
+        return parse_repr(data)
+    except ReprError as error:
+        raise Wrong(f"its repr ({error})") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """What a recorded field is: one field of ours, a copy of another, derived from others, or without counterpart."""
+
+    kind: Kind
+    to: str = ""
+    """The one field of ours that it is."""
+
+    same_as: str = ""
+    """Path of the field that it copies. Null copies nothing."""
+
+    derived: Callable[[Mapping[str, Any]], Any] | None = None
+    """Its value, from all others by path."""
+
+    usual: Any = REQUIRED
+    """Without counterpart: the value that needs no note."""
+
+    only: Any = REQUIRED
+    """Without counterpart: the one value that means what is done here; any other is refused."""
+
+    why: str = ""
+    """Without counterpart: the reason."""
+
+    before: Any = REQUIRED
+    """What it was before there was such a field."""
+
+
+Table = Mapping[str, Field]
+"""The fields of one section by name."""
+
+
+@dataclass
+class Reading:
+    """What has been read so far, and what was met on the way."""
+
+    lenient: bool = False
+    values: dict[str, Any] = field(default_factory=dict)
+    """By path. A field that was not recorded has its value of the time before."""
+
+    fields: dict[str, Field] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def part(self) -> Reading:
+        """A reading of another part of the same text, with values of its own."""
+        return Reading(self.lenient, problems=self.problems, unknown=self.unknown, notes=self.notes)
+
+    def section(self, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Read every field of a section; returns its data. `sections` are those inside it, read by others."""
+        try:
+            data = mapping(data)
+        except Wrong as wrong:
+            self.problem(path, f"expected {wrong}, got {show(data)}")
+            return {}
+        for name, value in data.items():
+            if name in table:
+                self.value(join(path, name), value, table[name])
+            elif name not in sections:
+                self.stray(join(path, step(name)), nearest(name, [*table, *sections]))
+        for name, entry in table.items():
+            if name not in data:
+                self.missing(join(path, name), entry)
+        return data
+
+    def value(self, path: str, value: Any, entry: Field) -> None:
+        """Read one field."""
+        try:
+            self.values[path] = entry.kind(value)
+            self.fields[path] = entry
+        except Wrong as wrong:
+            self.problem(path, f"expected {wrong}, got {show(value)}")
+
+    def missing(self, path: str, entry: Field) -> None:
+        """Give a field that was not recorded its value of the time before."""
+        if entry.before is REQUIRED:
+            self.problem(path, "missing")
+            return
+        self.values[path] = entry.before
+        if entry.to or entry.only is not REQUIRED:
+            self.fields[path] = entry
+
+    def stray(self, path: str, fix: str) -> None:
+        """Meet a field that nobody knows."""
+        if self.lenient:
+            self.unknown.append(path)
+        else:
+            self.problem(path, "no such field", fix)
+
+    def problem(self, path: str, what: str, fix: str = "") -> None:
+        """Meet something wrong."""
+        self.problems.append(Problem.about(path, what, fix))
+
+    def check(self) -> None:
+        """Compare what copies others or follows from them, and note what has no counterpart."""
+        for path, entry in self.fields.items():
+            value = self.values[path]
+            if entry.same_as and value is not None:
+                self._check_copy(path, entry.same_as)
+            if entry.derived is not None:
+                self._check_derived(path, entry.derived)
+            if entry.usual is not REQUIRED and value != entry.usual:
+                self.notes.append(f"{path}={show(value)}: {entry.why}")
+            if entry.only is not REQUIRED and value != entry.only:
+                self.problem(path, f"cannot be said here: expected {show(entry.only)}, got {show(value)}. {entry.why}")
+
+    def _check_copy(self, path: str, other: str) -> None:
+        if other in self.values and self.values[path] != self.values[other]:
+            given = {path: self.values[path], other: self.values[other]}
+            self.problems.append(Problem(given, "differ, and one field here cannot say both"))
+
+    def _check_derived(self, path: str, derive: Callable[[Mapping[str, Any]], Any]) -> None:
+        try:
+            expected = derive(self.values)
+        except (KeyError, ArithmeticError, TypeError, ValueError):  # what it follows from is wrong itself
+            return
+        if self.values[path] != expected:
+            text = f"is {show(self.values[path])}, but the other fields give {show(expected)}"
+            self.problems.append(Problem.about(path, text))
+
+    def flat(self) -> dict[str, Any]:
+        """The values by our names."""
+        return {entry.to: self.values[path] for path, entry in self.fields.items() if entry.to}
+
+    def paths(self) -> dict[str, str]:
+        """Our names, and where each was recorded."""
+        return {entry.to: path for path, entry in self.fields.items() if entry.to}
+
+
+def join(path: str, name: str) -> str:
+    """A field's path from that of its section."""
+    return f"{path}.{name}" if path else name
+
+
+def to(name: str, kind: Kind, before: Any = REQUIRED) -> Field:
+    """A field that is the one of ours with this name."""
+    return Field(kind=kind, to=name, before=before)
+
+
+def same(other: str, kind: Kind, before: Any = REQUIRED) -> Field:
+    """A copy of the field at this path; null copies nothing."""
+    return Field(kind=optional(kind), same_as=other, before=before)
+
+
+def follows(derive: Callable[[Mapping[str, Any]], Any], kind: Kind, before: Any = REQUIRED) -> Field:
+    """A field that follows from others."""
+    return Field(kind=kind, derived=derive, before=before)
+
+
+def only(kind: Kind, value: Any, why: str, before: Any = REQUIRED) -> Field:
+    """A field without counterpart, of which only one value can be read."""
+    return Field(kind=kind, only=value, why=why, before=before)
+
+
+def without(kind: Kind, usual: Any, why: str, before: Any = REQUIRED) -> Field:
+    """A field without counterpart, which is noted unless it has its usual value."""
+    return Field(kind=kind, usual=usual, why=why, before=before)

@@ -1,0 +1,114 @@
+"""Text -> one JSON object, strictly: whatever is wrong with it is one `MetadataError`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from xlstm_hydra.configs import ConfigError, Problem
+
+MAX_SIZE = 16 * 2**20
+"""Bytes (of a text: characters) that metadata may have; that of the largest models is below 100 kB."""
+
+MAX_DEPTH = 64
+"""Objects within objects that metadata may have."""
+
+
+class MetadataError(ConfigError):
+    """Metadata that cannot be read, with the path of every field that is wrong."""
+
+
+class _Fault(str):
+    """Stands for a value that JSON has no place for, until its path is known."""
+
+
+def parse(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that a metadata text is.
+
+    Raises:
+        MetadataError: it is none, or something in it is no proper JSON.
+    """
+    if not isinstance(text, str | bytes):
+        raise error("", f"expected text, got a {type(text).__name__}", "Read the file first.")
+    if len(text) > MAX_SIZE:
+        raise error("", f"{len(text):,} bytes are no metadata: at most {MAX_SIZE:,} are read")
+    try:
+        faults: list[_Fault] = []
+        content = _decoder(faults).decode(text.decode("utf-8") if isinstance(text, bytes) else text)
+        problems = list(_located(content)) if faults else []
+        _refuse_depth(content)
+    except json.JSONDecodeError as found:
+        where = f"line {found.lineno}, column {found.colno}"
+        raise error("", f"not JSON: {found.msg} at {where}", "The file may be cut off.") from None
+    except UnicodeDecodeError as found:
+        raise error("", f"not UTF-8: {found.reason} at byte {found.start:,}", "The file may be damaged.") from None
+    except RecursionError:
+        raise error("", "nested too deeply to be metadata") from None
+    if problems:
+        raise MetadataError(problems)
+    if not isinstance(content, dict):
+        raise error("", f"expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def error(path: str, text: str, fix: str = "") -> MetadataError:
+    """A `MetadataError` with one problem."""
+    return MetadataError([Problem.about(path, text, fix)])
+
+
+def step(name: object) -> str:
+    """A key as a part of a path: printable, and not too long."""
+    text = str(name)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _decoder(faults: list[_Fault]) -> json.JSONDecoder:
+    def fault(text: str) -> _Fault:
+        faults.append(_Fault(text))
+        return faults[-1]
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            seen: set[str] = set()
+            content |= {name: fault("stands there twice") for name, _ in pairs if name in seen or seen.add(name)}
+        return content
+
+    def integer(text: str) -> Any:
+        return int(text) if len(text) < 20 else fault(f"a whole number of {len(text)} digits is no metadata")
+
+    def number(text: str) -> Any:
+        value = float(text)
+        return value if math.isfinite(value) else fault(f"{step(text)} is too large for a number")
+
+    def constant(text: str) -> Any:
+        return fault(f"{text} is not JSON. Numbers that are not finite are written as strings")
+
+    return json.JSONDecoder(object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=constant)
+
+
+def _located(value: Any) -> Iterator[Problem]:
+    if isinstance(value, _Fault):
+        yield Problem.about("", str(value))
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from (problem.at(step(name)) for problem in _located(item))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from (problem.at(f"[{index}]") for problem in _located(item))
+
+
+def _refuse_depth(content: Any) -> None:
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        level = [item for value in level for item in _items(value) if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _items(value: Any) -> list[Any]:
+    return [*value.values()] if isinstance(value, dict) else value

@@ -1,0 +1,248 @@
+"""The metadata of xlstm-jax, of all its commits -> typed configs of ours, led by the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from xlstm_hydra.configs import (
+    ConfigDict,
+    ConfigError,
+    LlamaConfig,
+    ModelConfig,
+    ParallelConfig,
+    Problem,
+    mLSTMConfig,
+    mLSTMv1Config,
+)
+from xlstm_hydra.configs._problems import divisors, either, nearest, show
+from xlstm_hydra.configs._reprs import Instance
+
+from . import _xlstm_jax_table as table
+from ._fields import Reading, Wrong, class_path, mapping, written
+from ._registry import WAY_OUT
+from ._text import MetadataError, step
+from ._xlstm_jax_training import read_training
+
+WRITER = "xlstm_jax"
+"""What `Record.writer` is for it."""
+
+SECTIONS = ("model", "optimizer", "trainer")
+"""What it recorded."""
+
+_CONFIGS = {"mLSTM": mLSTMConfig, "mLSTMv1": mLSTMv1Config, "Llama": LlamaConfig}
+
+
+def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
+    """Whether a JSON object looks like what xlstm-jax recorded."""
+    return "format" not in content and "model" in content
+
+
+def read_xlstm_jax(content: Mapping[str, Any], lenient: bool) -> tuple[dict[str, ConfigDict], Reading]:
+    """The groups that were recorded, and how the reading went.
+
+    Raises:
+        MetadataError: with every field that is wrong, missing or unknown, or that cannot be said in our configs.
+    """
+    reading = Reading(lenient=lenient)
+    reading.section("", content, {}, SECTIONS)
+    model = _read_model(reading, content.get("model"))
+    groups = read_training(reading.part(), content)
+    if reading.problems or model is None:
+        raise MetadataError(reading.problems)
+    return {"model": model, "parallel": model.parallel, **groups}, reading
+
+
+def _read_model(reading: Reading, data: Any) -> ModelConfig | None:
+    data = reading.section("model", data, {}, ("model_class", "parallel", "model_config"))
+    families = _read_class(reading, data)
+    parallel = _read_parallel(reading, "model.parallel", data.get("parallel", ""))
+    config = data.get("model_config")
+    if families is None or not isinstance(config, dict):
+        if families is not None:
+            reading.problem(table.MODEL, f"expected an object, got {show(config)}" if config else "missing")
+        return None
+    family = _read_llama(reading, config) if "" in families else _read_xlstm(reading, config, families)
+    for path, copy in _copies_of_parallel(config).items():
+        if copy not in (None, "None", data.get("parallel")):
+            _compare_parallel(reading, path, _read_parallel(reading, path, copy), parallel)
+    reading.check()
+    if reading.problems or family is None or parallel is None:
+        return None
+    try:
+        return ModelConfig(
+            model_class=f"xlstm_hydra.models.{family}",
+            parallel=parallel,
+            model_config=_CONFIGS[family](**_fields(reading, family)),
+        )
+    except ConfigError as error:
+        reading.problems += [_as_recorded(problem, reading.paths()) for problem in error.problems]
+    except (ArithmeticError, ValueError) as error:
+        reading.problem(table.MODEL, f"is no model: {error}")
+    return None
+
+
+def _read_class(reading: Reading, data: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """Which of our families, by layer type, the published class is."""
+    if "model_class" not in data:
+        reading.problem("model.model_class", "missing")
+        return None
+    name = data["model_class"]
+    try:
+        families = table.CLASSES.get(class_path(name))
+    except Wrong:
+        families = None
+    if families is None:
+        fix = f"{nearest(str(name), table.CLASSES)} {WAY_OUT}"
+        reading.problem("model.model_class", f"{show(name)} is no model class that xlstm-jax published", fix)
+    return families
+
+
+def _read_parallel(reading: Reading, path: str, data: Any) -> ParallelConfig | None:
+    """A layout: an object, or the `repr` of one."""
+    own, before = reading.part(), len(reading.problems)
+    try:
+        layout = written(data)
+    except Wrong as wrong:
+        layout = wrong
+    if not isinstance(layout, dict | Instance) or getattr(layout, "name", "ParallelConfig") != "ParallelConfig":
+        what = f": {layout}" if isinstance(layout, Wrong) else ""
+        reading.problem(path, f"expected a ParallelConfig, got {show(data)}{what}" if data != "" else "missing")
+        return None
+    own.section(path, layout, table.PARALLEL)
+    if len(reading.problems) > before:
+        return None
+    try:
+        return ParallelConfig(**own.flat())
+    except ConfigError as error:
+        reading.problems += [problem.at(path) for problem in error.problems]
+        return None
+
+
+def _compare_parallel(
+    reading: Reading, path: str, copy: ParallelConfig | None, parallel: ParallelConfig | None
+) -> None:
+    if copy is None or parallel is None:
+        return
+    for name in table.PARALLEL:
+        values = {f"{path}.{name}": copy.get(name), f"model.parallel.{name}": parallel.get(name)}
+        if copy.get(name) != parallel.get(name):
+            reading.problems.append(Problem(values, "differ, and one field here cannot say both"))
+
+
+def _copies_of_parallel(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The layouts of the parts of the model, by path. Each part that is an object has one, which may be null."""
+    found = {}
+    for path in (table.MODEL, table.BLOCK, table.LAYER, table.CELL, table.FEED_FORWARD):
+        part: Any = {"model": {"model_config": config}}
+        for name in path.split("."):
+            part = part.get(name) if isinstance(part, dict) else None
+        if isinstance(part, dict):
+            found[f"{path}.parallel"] = part.get("parallel")
+    return found
+
+
+def _read_llama(reading: Reading, config: Any) -> str:
+    reading.section(table.MODEL, config, table.LLAMA, ("parallel",))
+    default = LlamaConfig.__dataclass_fields__["context_length"].default
+    reading.notes.append(f"{table.MODEL}.context_length was not recorded; it is {default} here")
+    return "Llama"
+
+
+def _read_xlstm(reading: Reading, config: Any, families: Mapping[str, str]) -> str | None:
+    config = reading.section(table.MODEL, config, table.LANGUAGE_MODEL, ("parallel", "mlstm_block"))
+    block = reading.section(table.BLOCK, config.get("mlstm_block"), table.BLOCKS, ("parallel", "mlstm", "feedforward"))
+    layer = mapping_or_empty(block.get("mlstm"))
+    kind = layer.get("layer_type", "mlstm")
+    if kind not in families:
+        reading.problem(f"{table.LAYER}.layer_type", f"expected {either(families)}, got {show(kind)}")
+        return None
+    layer = reading.section(table.LAYER, block.get("mlstm"), table.LAYERS[kind], ("parallel", "mlstm_cell"))
+    cell = reading.section(table.CELL, layer.get("mlstm_cell"), table.CELLS[kind], ("parallel", "backend"))
+    _read_backend(reading, cell.get("backend"))
+    _read_feed_forward(reading, block.get("feedforward"), kind)
+    return families[kind]
+
+
+def _read_feed_forward(reading: Reading, data: Any, kind: str) -> None:
+    nothing = data is None or data == "None"
+    if kind == "mlstm_v1" and nothing:
+        reading.problem(table.FEED_FORWARD, "cannot be said here: our mLSTMv1 has a feed-forward layer in every block")
+    elif kind == "mlstm_v1":
+        reading.section(table.FEED_FORWARD, data, table.FEED_FORWARDS, ("parallel",))
+    elif not nothing:
+        reading.problem(table.FEED_FORWARD, "cannot be said here: our mLSTM has no feed-forward layer")
+
+
+def _read_backend(reading: Reading, data: Any) -> None:
+    path = f"{table.CELL}.backend"
+    data = reading.section(path, data, table.BACKEND, ("kwargs",))
+    name = reading.values.get(f"{path}.name")
+    if name is None:
+        return
+    if name not in table.BACKENDS:
+        fix = "softmax attention is another operator" if name == "attention" else nearest(name, table.BACKENDS)
+        reading.problem(f"{path}.name", f"cannot be said here: no backend {show(name)}", fix)
+        return
+    ours, settings_class, settings = table.BACKENDS[name]
+    try:
+        given = written(data.get("kwargs"))
+    except Wrong as wrong:
+        given = wrong
+    if isinstance(given, Instance) and given.name != settings_class:
+        reading.problem(f"{path}.kwargs", f"expected a {settings_class}, got a {step(given.name)}")
+    elif isinstance(given, dict | Instance):
+        reading.section(f"{path}.kwargs", given, settings)
+    else:
+        reading.problem(f"{path}.kwargs", f"expected the settings of {name}, got {show(data.get('kwargs'))}")
+    reading.notes.append(f"{path}.name={name}: the cell is computed by backend={ours} here, equal up to rounding")
+
+
+def _fields(reading: Reading, family: str) -> dict[str, Any]:
+    """The fields of our config, where they need more than their recorded value."""
+    fields = reading.flat()
+    if family == "Llama":
+        return fields
+    backend = table.BACKENDS[reading.values[f"{table.CELL}.backend.name"]][0]
+    fields["backend"] = backend
+    if fields["gate_dtype"] is None:  # when gates had no type of their own
+        fields["gate_dtype"] = fields["dtype"]
+    chunk, context = fields.pop("chunk_size", None), fields["context_length"]
+    if backend == "chunkwise":
+        wanted = chunk or 64
+        fits = context % wanted == 0 if wanted > 0 else True
+        fields["chunk_size"] = wanted if fits else max(size for size in divisors(context) if size <= 64)
+    fields["fgate_bias_init_range"] = _range(fields["fgate_bias_init_range"])
+    if not fields["reset_at_document_boundaries"] and fields["reset_fgate_value"] != -25.0:
+        path, value = f"{table.CELL}.reset_fgate_value", fields.pop("reset_fgate_value")
+        reading.notes.append(f"{path}={show(value)}: it has no effect without reset_at_document_boundaries")
+    return fields
+
+
+def _range(value: Any) -> list[float]:
+    """Initial bias of the forget gates; a number is a range without width."""
+    if value is None:
+        text = "cannot be said here: expected a number or [low, high], got null"
+        raise ConfigError([Problem.about("fgate_bias_init_range", text)])
+    return value if isinstance(value, list) else [value, value]
+
+
+def _as_recorded(problem: Problem, paths: Mapping[str, str]) -> Problem:
+    """A broken rule of our config, with the keys as they stand in the file."""
+
+    def rename(text: str) -> str:
+        for name, path in paths.items():
+            text = text.replace(f"{{{name}}}", f"{{/{path}}}")
+        return text
+
+    given = {f"/{paths.get(key, f'{table.MODEL}.{key}')}": value for key, value in problem.given.items()}
+    return replace(problem, given=given, rule=rename(problem.rule), fix=rename(problem.fix))
+
+
+def mapping_or_empty(data: Any) -> dict[str, Any]:
+    """An object, or nothing where it is none, which the reading of it will tell."""
+    try:
+        return mapping(data)
+    except Wrong:
+        return {}
