@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import step_of
+from xlstm_hydra.metadata import refuse_to_continue, step_of
 
 from ._quote import as_override
 from ._refusals import REFUSED
@@ -56,7 +56,10 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     searched = sources if sources is not None else primary_search_path(args)
     others = [_in_place(text) for text in others]
     chosen = [] if any(text.startswith(f"{_PLACE}=") for text in others) else [f"{_PLACE}={NAME}"]
-    continued = _continued(saved.checkpoint, others) if key == RESUME else []
+    continued = []
+    if key == RESUME:
+        refuse_to_continue(saved.writer, place, key)
+        continued = _continued(saved.checkpoint, others)
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
