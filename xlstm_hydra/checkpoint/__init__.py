@@ -1,5 +1,7 @@
 """What a run saves and how it, or only its parameters, are read back onto any layout."""
 
+from ._load import Loaded as Loaded
+from ._load import load_checkpoint as load_checkpoint
 from ._params import load_params as load_params
 from ._saved import Checkpoints as Checkpoints
 from ._saved import TrainState as TrainState
