@@ -202,9 +202,8 @@ _NORMS = ("norm_mlstm", "mlstm_layer.multihead_norm", "norm_ffn")
 """Modules there that have a bias if the dense layers do."""
 
 
-def hugging_face_parts(model: ModelConfig, leaves: Mapping[str, Shape] | None = None) -> list[Part]:
+def hugging_face_parts(model: ModelConfig) -> list[Part]:
     """How the arrays of a model there become the parameters of `model`."""
-    del leaves  # there is one way only
     outer, block = outer_and_block_parameters(model)
     config: Any = model.model_config
     names = [f"{_BLOCK}{index}" for index in range(config.num_blocks)]

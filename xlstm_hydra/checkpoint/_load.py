@@ -17,7 +17,9 @@ from xlstm_hydra.models import build_model, list_parameters
 from xlstm_hydra.parallel import build_mesh, place
 
 from ._hugging_face import is_hugging_face, read_config
-from ._params import load_params
+from ._params import load_params, told_under
+
+_KEY = "checkpoint"
 
 
 class Loaded(NamedTuple):
@@ -43,29 +45,37 @@ def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = No
     Raises:
         ConfigError: there is no such checkpoint, it cannot be read, or the layout does not fit it or the devices.
     """
-    folder = find_weights(str(checkpoint))
-    config = resolve_classes(recorded_model(folder))
-    params = load_params(folder, config, shardings(config, parallel or ParallelConfig()))
+    folder = find_weights(str(checkpoint), _KEY)
+    config = resolve_classes(recorded_model(folder, _KEY))
+    params = load_params(folder, config, shardings(config, parallel or ParallelConfig()), _KEY)
     return Loaded(build_model(config), params, config)
 
 
-def find_weights(place: str) -> Path:
+def find_weights(place: str, key: str) -> Path:
     """The folder of the checkpoint that a place names: `RUN`, `RUN@STEP`, or a folder of Hugging Face.
+
+    Args:
+        place: what the user typed.
+        key: where, for messages.
 
     Raises:
         ConfigError: there is none.
     """
     folder = Path(place).expanduser()
-    return folder.absolute() if is_hugging_face(folder) else find_checkpoint(place)
+    return folder.absolute() if is_hugging_face(folder) else find_checkpoint(place, key)
 
 
-def recorded_model(folder: Path) -> ModelConfig:
+def recorded_model(folder: Path, key: str) -> ModelConfig:
     """The model that a checkpoint is of, with its class as a dotted path. Nothing that it names is imported.
 
     Raises:
         ConfigError: its record cannot be read.
     """
-    return read_config(folder) if is_hugging_face(folder) else read_record(read_metadata_text(folder)).model
+    if is_hugging_face(folder):
+        return read_config(folder)
+    text = read_metadata_text(folder, key)
+    with told_under(key, folder):
+        return read_record(text).model
 
 
 def shardings(model: ModelConfig, parallel: ParallelConfig) -> Any:

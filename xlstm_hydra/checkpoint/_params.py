@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from xlstm_hydra.configs import ModelConfig
+from xlstm_hydra.configs import ConfigError, ModelConfig
+from xlstm_hydra.metadata._places import RESTORE
 
 from ._hugging_face import hugging_face_parts, is_hugging_face
 from ._orbax import OrbaxLeaves
@@ -22,7 +25,7 @@ from ._safetensors import SafetensorsLeaves
 from ._xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 
 
-def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None) -> Any:
+def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key: str = RESTORE) -> Any:
     """The parameters of a checkpoint, of ours or of others: a tree of float32 arrays of natural global shape.
 
     The blocks may be scanned in the one and not in the other. Each process reads what it needs of our checkpoints, and
@@ -32,6 +35,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None) -> 
         checkpoint: its folder, as `find_checkpoint` gives it, or a folder of Hugging Face.
         model: what the parameters are for, with the class itself as its `model_class`.
         shardings: tree of a sharding per parameter. None: whole on the first device.
+        key: where the user named the checkpoint, for messages.
 
     Raises:
         ConfigError: the parameters on disk are not those of the model, naming the first that differ.
@@ -39,15 +43,30 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None) -> 
     shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
     where: Any = dict.fromkeys(shapes, one) if shardings is None else traverse_util.flatten_dict(shardings, sep=".")
-    leaves = open_leaves(checkpoint)
-    if leaves.shapes == shapes:
-        return _restore(checkpoint / "params", shapes, where)
-    arrays = convert(leaves, model, shapes)
-    return traverse_util.unflatten_dict({path: _place(array, where[path]) for path, array in arrays}, sep=".")
+    with told_under(key, checkpoint):
+        leaves = open_leaves(checkpoint)
+        if leaves.shapes == shapes:
+            return _restore(checkpoint / "params", shapes, where)
+        placed = {path: _place(array, where[path]) for path, array in convert(leaves, model, shapes)}
+    return traverse_util.unflatten_dict(placed, sep=".")
+
+
+@contextmanager
+def told_under(key: str, checkpoint: Path) -> Iterator[None]:
+    """What is wrong with a checkpoint is told with the key that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        given = {key: str(checkpoint)}
+        raise ConfigError(replace(found, given=given | dict(found.given)) for found in error.problems) from None
 
 
 def open_leaves(checkpoint: Path) -> Leaves:
-    """The parameters of a checkpoint as they are on disk."""
+    """The parameters of a checkpoint as they are on disk.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
     return SafetensorsLeaves(checkpoint) if is_hugging_face(checkpoint) else OrbaxLeaves(checkpoint / "params")
 
 
@@ -63,10 +82,10 @@ def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Itera
         ConfigError: they are not those of the model.
     """
     if isinstance(leaves, SafetensorsLeaves):
-        make_parts = hugging_face_parts
+        parts = hugging_face_parts(model)
     else:
         make_parts = xlstm_jax_parts if is_xlstm_jax_tree(leaves.shapes) else own_parts
-    parts = make_parts(model, leaves.shapes)
+        parts = make_parts(model, leaves.shapes)
     refuse_misfits(parts, leaves)
     return assemble(parts, leaves, wanted)
 

@@ -33,9 +33,6 @@ class NotOurs(Exception):
 class Leaves(Protocol):
     """The arrays of a parameter tree on disk."""
 
-    place: str
-    """Where they are, for messages."""
-
     @property
     def shapes(self) -> Mapping[str, Shape]:
         """Shape by path."""
@@ -137,7 +134,7 @@ def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
     if wrong:
         more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
         text = f"its parameters are not those of this model: {'; '.join(wrong[:_TOLD])}{more}"
-        raise ConfigError([Problem.about(leaves.place, text, "Choose the model that it was saved with.")])
+        raise ConfigError([Problem({}, text, "Choose the model that it was saved with.")])
 
 
 def assemble(parts: Sequence[Part], leaves: Leaves, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -166,4 +163,4 @@ def _join(part: Part, leaves: Leaves) -> Sequence[np.ndarray]:
         return part.join(*leaves.read(list(part.leaves)))
     except NotOurs as error:
         names = either(map(leaves.name, part.leaves))
-        raise ConfigError([Problem.about(leaves.place, f"{names} {error}")]) from None
+        raise ConfigError([Problem({}, f"{names} {error}")]) from None

@@ -27,7 +27,6 @@ class SafetensorsLeaves:
     """The arrays of a folder with a model of Hugging Face."""
 
     def __init__(self, folder: Path) -> None:
-        self.place = str(folder)
         self._entries = {name: (file, *entry) for file in _files(folder) for name, entry in _entries(file).items()}
         self.shapes: dict[str, Shape] = {name: shape for name, (_, _, shape, _) in self._entries.items()}
 

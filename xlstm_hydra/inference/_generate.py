@@ -24,7 +24,7 @@ from xlstm_hydra.train._processes import agree_on_folder, is_first
 
 from ._sample import sample_tokens
 from ._show import Decode, byte_decoder, id_decoder, show
-from ._start import read_params, start, told_of_task, write_result
+from ._start import KEY, read_params, start, write_result
 
 RESULT = "generated.json"
 """Name of the file in the run folder."""
@@ -78,12 +78,11 @@ def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, check
 
 
 def _is_of_bytes(checkpoint: Path) -> bool:
-    with told_of_task():
-        text = read_metadata_text(checkpoint)
+    text = read_metadata_text(checkpoint, KEY)
     try:
         return isinstance(read_record(text).groups.get("data"), ByteDataConfig)
     except MetadataError as error:
-        raise ConfigError([Problem({"task.checkpoint": str(checkpoint)}, f"its metadata: {error}")]) from None
+        raise ConfigError([Problem({KEY: str(checkpoint)}, f"its metadata: {error}")]) from None
 
 
 @dataclass

@@ -1,5 +1,10 @@
 """Config <-> the JSON beside a checkpoint. Reading never imports or runs anything that the text names."""
 
+from ._difference import ABSENT as ABSENT
+from ._difference import KINDS as KINDS
+from ._difference import Difference as Difference
+from ._difference import diff as diff
+from ._difference import not_compared as not_compared
 from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata
 from ._format import read_run as read_run

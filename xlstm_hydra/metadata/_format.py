@@ -8,7 +8,7 @@ from typing import Any
 
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.configs._hints import dotted
-from xlstm_hydra.configs._parse import Flags, collect, decode
+from xlstm_hydra.configs._parse import Flags, collect
 from xlstm_hydra.configs._problems import Problem, UnknownField, nearest, show
 
 from ._registry import refused_model_class, refused_tags
@@ -119,12 +119,14 @@ def decode_run(
     refused = list(_refused_classes(config, by_name))
     run, wrong = (None, refused) if refused else collect(RunConfig, config, _STRICT)
     problems += [problem.at("config") for problem in wrong]
-    serious = [problem for problem in problems if not (lenient and isinstance(problem, UnknownField))]
-    if serious or run is None:
-        raise MetadataError(serious)
-    if wrong:  # what was met is an unchecked instance
-        run = decode(RunConfig, config)
-    return run, [key for problem in problems for key in problem.keys]
+    unknown = [problem for problem in problems if lenient and isinstance(problem, UnknownField)]
+    problems = [problem for problem in problems if problem not in unknown]
+    if wrong and not problems:  # its own rules have not been looked at yet
+        run, wrong = collect(RunConfig, config)
+        problems = [problem.at("config") for problem in wrong]
+    if problems or run is None:
+        raise MetadataError(problems)
+    return run, [key for problem in unknown for key in problem.keys]
 
 
 def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Iterator[Problem]:
