@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 import warnings
+from typing import Any
 
 import pytest
 from command import run_command
@@ -11,7 +12,7 @@ from hydra.errors import ConfigCompositionException, SearchPathException
 from omegaconf import OmegaConf
 from saved import composed, save, save_text
 
-from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig, RunConfig, mLSTMv1Config
+from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, ParallelConfig, RunConfig, mLSTMv1Config
 from xlstm_hydra.hydra import load
 from xlstm_hydra.hydra._from_checkpoint import SavedOptions, starting_groups
 from xlstm_hydra.metadata import Record, write_metadata
@@ -74,6 +75,25 @@ def test_what_belonged_to_the_saved_run_alone_is_not_taken_over(compose, tmp_pat
     cfg = compose(source(save(tmp_path, run)), "+from=ckpt", "task.name=train")
     assert cfg.checkpoint.restore is None
     assert cfg.distributed.name == "auto" and cfg.distributed.device_order == ["dp", "fsdp", "pp", "tp"]
+
+
+PARAMETERS = {
+    "all groups": (["+from=ckpt"], 4),
+    "of a step": (["+from=ckpt@2"], 2),
+    "model only": (["model=ckpt@2"], 2),
+    "of its own": (["+from=ckpt", "task.checkpoint=other"], None),
+}
+
+
+@pytest.mark.parametrize(("overrides", "step"), PARAMETERS.values(), ids=PARAMETERS)
+def test_a_task_that_uses_a_checkpoint_takes_the_one_that_the_model_came_from(compose, saved, overrides, step):
+    task: Any = load(compose(source(saved), "task=evaluate", *overrides)).task
+    assert task.checkpoint == ("other" if step is None else str(saved / "checkpoints" / str(step)))
+
+
+def test_a_task_that_uses_a_checkpoint_asks_for_one_where_the_model_came_from_none(compose, saved):
+    with pytest.raises(ConfigError, match="task.checkpoint: missing"):
+        load(compose(source(saved), "task=evaluate", "+from=ckpt", "model=tiny"))
 
 
 def test_options_are_typed(compose, saved):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,9 +43,9 @@ class SavedOptions:
             ConfigError: there is none, or it cannot be read.
         """
         self._key = key
-        self._named = find_checkpoint(place, key)
-        self._checkpoints = {NAME: self._named} | {
-            f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self._named).items()
+        self.checkpoint = find_checkpoint(place, key)
+        self._checkpoints = {NAME: self.checkpoint} | {
+            f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()
         }
         self._read: dict[str, tuple[dict[str, DictConfig], list[str]]] = {}
         groups = [ALL, *self._options(NAME)]
@@ -53,7 +54,7 @@ class SavedOptions:
     @property
     def address(self) -> str:
         """The search path that leads to the same checkpoint from any folder, also when later ones have been saved."""
-        return f"{NAME}://{self._named}"
+        return f"{NAME}://{self.checkpoint}"
 
     @property
     def notes(self) -> list[str]:
@@ -80,7 +81,7 @@ class SavedOptions:
             checkpoint = self._checkpoints[name]
             try:
                 groups, notes = starting_groups(read_record(read_metadata_text(checkpoint, self._key)))
-                nodes = {group: _node(config) for group, config in groups.items()}
+                nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
             except MetadataError as error:
                 where = f"{self._key}={checkpoint}"
                 raise MetadataError(Problem.about(where, str(problem)) for problem in error.problems) from None
@@ -133,7 +134,7 @@ def _set(groups: dict[str, ConfigDict], key: str, value: Any) -> None:
         groups[group] = changed
 
 
-def _node(config: ConfigDict) -> DictConfig:
+def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:
     """A config as an option holds it: on its schema, where it has one of ours."""
     if not isinstance(config, ModelConfig):
         return _on_schema(type(config), _literal_fields(config))
@@ -143,6 +144,7 @@ def _node(config: ConfigDict) -> DictConfig:
         "model_class": config.class_path(),
         "config_class": None if own is None else dotted(type(own)),
         "parallel": "${oc.select:parallel,null}",
+        "_checkpoint_": literal(str(checkpoint)),
     }
     return _on_schema(type(own), node | ({} if own is None else _literal_fields(own)))
 

@@ -35,8 +35,10 @@ EXTRAS: Mapping[str, Any] = {
     "argv": list[str],
     "parameters": dict[str, Any],
     "corpus": str,
+    "history": list[dict[str, Any]],
 }
-"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the data."""
+"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the
+data, and how the steps before were made."""
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _read_model(reading: Reading, data: Any) -> ModelConfig | None:
         return None
     if isinstance(families, type):
         return _read_own(reading, families, config, parallel)
-    family = _read_llama(reading, config) if "" in families else _read_xlstm(reading, config, families)
+    family = _read_llama(reading, config) if "" in families else _read_xlstm(reading, config, families, parallel)
     for path, copy in _copies_of_parallel(config).items():
         if copy not in (None, "None", data.get("parallel")):
             _compare_parallel(reading, path, _read_parallel(reading, path, copy), parallel)
@@ -170,7 +170,9 @@ def _read_llama(reading: Reading, config: Any) -> str:
     return "Llama"
 
 
-def _read_xlstm(reading: Reading, config: Any, families: Mapping[str, str]) -> str | None:
+def _read_xlstm(
+    reading: Reading, config: Any, families: Mapping[str, str], parallel: ParallelConfig | None
+) -> str | None:
     config = reading.section(table.MODEL, config, table.LANGUAGE_MODEL, ("parallel", "mlstm_block"))
     block = reading.section(table.BLOCK, config.get("mlstm_block"), table.BLOCKS, ("parallel", "mlstm", "feedforward"))
     layer = mapping_or_empty(block.get("mlstm"))
@@ -182,6 +184,9 @@ def _read_xlstm(reading: Reading, config: Any, families: Mapping[str, str]) -> s
     cell = reading.section(table.CELL, layer.get("mlstm_cell"), table.CELLS[kind], ("parallel", "backend"))
     _read_backend(reading, cell.get("backend"))
     _read_feed_forward(reading, block.get("feedforward"), kind)
+    if "gate_linear_headwise" not in cell and parallel is not None and parallel.model_axis_size > 1:
+        text = "was not recorded, and each tensor-parallel device computed its gates from its own channels alone"
+        reading.notes.append(f"{table.CELL}.gate_linear_headwise {text}")
     return families[kind]
 
 
