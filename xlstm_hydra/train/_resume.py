@@ -42,6 +42,11 @@ class Resumed:
         """Steps that have been done."""
         return step_of(self.checkpoint)
 
+    @property
+    def imported(self) -> bool:
+        """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
+        return "imported" in self.record.content
+
     def history(self) -> list[dict[str, Any]]:
         """How the steps so far were made: one entry for each time that the run was started."""
         content = self.record.content
@@ -66,7 +71,7 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
         raise ConfigError([Problem({KEY: place}, text, "Set checkpoint.init_from instead, to begin with its weights.")])
     resumed = Resumed(checkpoint, record)
     changes = diff(record, run)
-    if problems := [*_refused(changes), *_done(run, resumed)]:
+    if problems := [*_refused(changes, resumed.imported), *_done(run, resumed)]:
         raise ConfigError(problems)
     for change in changes:
         if change.kind != "bookkeeping":
@@ -80,7 +85,7 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
     Raises:
         ConfigError: they are not.
     """
-    if resumed.record.content.get("corpus") != fingerprint:
+    if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
         text = (
             "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
         )
@@ -88,12 +93,14 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
 
 
-def _refused(changes: list[Difference]) -> Iterator[Problem]:
+def _refused(changes: list[Difference], imported: bool) -> Iterator[Problem]:
     for change in changes:
         key, before, _ = _shown(change)
         is_data = key.startswith("data.") and key not in _FREE
         if change.kind == "parameters":
             rule, fix = "and the parameters depend on it", "Continue with that, or start anew without the checkpoint."
+        elif imported:
+            continue
         elif key == "optimizer.name":
             rule, fix = "and the optimizer's state is that one's", "Continue with that, or start anew."
         elif is_data or key in _BATCHES:
