@@ -92,7 +92,7 @@ def _continued(checkpoint: Path, others: list[str]) -> list[str]:
     if "checkpoint.restore" in typed:
         fix = f"Leave one away: {RESUME} takes the config of the run too."
         raise ConfigError([Problem.about(f"{RESUME} and checkpoint.restore", "cannot be given together", fix)])
-    settings = {"checkpoint.restore": str(checkpoint)}
+    settings: dict[str, Any] = {"checkpoint.restore": str(checkpoint), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
         settings["hydra.run.dir"] = str(checkpoint.parents[1])
         settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint)}"

@@ -36,9 +36,10 @@ EXTRAS: Mapping[str, Any] = {
     "parameters": dict[str, Any],
     "corpus": str,
     "history": list[dict[str, Any]],
+    "imported": dict[str, Any],
 }
 """What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the
-data, and how the steps before were made."""
+data, how the steps before were made, and where parameters come from that others trained."""
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class Resumed:
         """Steps that have been done."""
         return step_of(self.checkpoint)
 
+    @property
+    def imported(self) -> bool:
+        """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
+        return "imported" in self.record.content
+
     def history(self) -> list[dict[str, Any]]:
         """How the steps so far were made: one entry for each time that the run was started."""
         content = self.record.content
@@ -68,7 +73,7 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
     refuse_to_continue(record.writer, str(place), KEY)
     resumed = Resumed(checkpoint, record)
     changes = diff(record, run)
-    if problems := [*_refused(changes), *_done(run, resumed)]:
+    if problems := [*_refused(changes, resumed.imported), *_done(run, resumed)]:
         raise ConfigError(problems)
     for change in changes:
         if change.kind != BOOKKEEPING and is_first():
@@ -82,7 +87,7 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
     Raises:
         ConfigError: they are not.
     """
-    if resumed.record.content.get("corpus") != fingerprint:
+    if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
         text = (
             "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
         )
@@ -90,13 +95,15 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
 
 
-def _refused(changes: list[Difference]) -> Iterator[Problem]:
+def _refused(changes: list[Difference], imported: bool) -> Iterator[Problem]:
     other_data = any(change.key == "data.name" for change in changes)  # its other fields are others then
     for change in changes:
         key, before, _ = _shown(change)
         is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
         if change.kind == PARAMETERS:
             rule, fix = "and the parameters depend on it", "Continue with that, or start anew without the checkpoint."
+        elif imported:
+            continue
         elif key == "optimizer.name":
             rule, fix = "and the optimizer's state is that one's", "Continue with that, or start anew."
         elif is_data or key in _BATCHES:
