@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saved import save_untrained
 from tiny import LAYOUTS, tiny_run
+from untrained import save_untrained
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, StdlibDataConfig
 from xlstm_hydra.inference import _generate, generate
