@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from xlstm_hydra.configs import ConfigError, ModelConfig
 from xlstm_hydra.metadata._places import RESTORE
-from xlstm_hydra.models import list_parameters
 
 from ._orbax import OrbaxLeaves
-from ._parts import assemble, own_parts, refuse_misfits
+from ._parts import Shape, assemble, own_parts, parameters_of, refuse_misfits
 from ._xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 
 
@@ -37,9 +37,9 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
     Raises:
         ConfigError: the parameters on disk are not those of the model, naming the first that differ.
     """
-    shapes = {parameter.path: parameter.shape for parameter in list_parameters(model)}
+    shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
-    where = dict.fromkeys(shapes, one) if shardings is None else traverse_util.flatten_dict(shardings, sep=".")
+    where: Any = dict.fromkeys(shapes, one) if shardings is None else traverse_util.flatten_dict(shardings, sep=".")
     leaves = OrbaxLeaves(checkpoint / "params")
     if leaves.shapes == shapes:
         return _restore(checkpoint / "params", shapes, where)
@@ -54,7 +54,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
     return traverse_util.unflatten_dict(placed, sep=".")
 
 
-def _restore(folder: Path, shapes: dict[str, tuple[int, ...]], where: dict[str, Sharding]) -> Any:
+def _restore(folder: Path, shapes: Mapping[str, Shape], where: Mapping[str, Sharding]) -> Any:
     """Arrays that need no conversion, straight to where they shall be."""
     wanted = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where[path]) for path, shape in shapes.items()}
     with ocp.StandardCheckpointer() as reader:

@@ -114,7 +114,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     }
     for item in ("params", "opt_state"):
         refuse_other_shapes(checkpoint, item, wanted[item])
-    with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True, create=False)) as manager:
         args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         args["data"] = ocp.args.JsonRestore()
         restored = manager.restore(int(checkpoint.name), args=ocp.args.Composite(**args))

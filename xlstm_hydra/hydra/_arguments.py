@@ -1,20 +1,23 @@
-"""What is typed otherwise than in Hydra's grammar: `--from RUN[@STEP]`, which stands for a config source and the choice
-of all that it has, and text."""
+"""What is typed otherwise than in Hydra's grammar: `--from RUN[@STEP]` and `resume=RUN[@STEP]`, which stand for a config
+source and the choice of all that it has, and text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.metadata import step_of
 
 from ._quote import as_override
 from ._refusals import REFUSED
 
 FLAG = "--from"
+RESUME = "resume"
 SEARCH_PATH = "hydra.searchpath"
 TEXTS = ("task.prompt",)
 """Keys whose values are text, which people write without a thought of Hydra's grammar."""
@@ -24,7 +27,10 @@ _PLACE = "from@_global_"
 
 
 def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:
-    """The arguments of the command with overrides in place of `--from RUN[@STEP]`.
+    """The arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
+
+    The first is a new run with the config of the old one. The second goes on with the old run, in its folder unless
+    `hydra.run.dir` names another.
 
     Args:
         arguments: what was typed.
@@ -32,9 +38,9 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
             replaces.
 
     Raises:
-        ConfigError: the flag names no checkpoint, or a config source on the command line cannot be read.
+        ConfigError: no checkpoint is named, or a config source on the command line cannot be read.
     """
-    place, rest = _take_flag(list(arguments))
+    key, place, rest = _take_place(list(arguments))
     if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
         return rest
     from ._from_checkpoint import NAME, SavedOptions  # 20 ms, not for other commands
@@ -47,30 +53,50 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
             SavedOptions(source.removeprefix(_SCHEME), SEARCH_PATH)
     if place is None:
         return rest
-    saved = SavedOptions(place, FLAG)
+    saved = SavedOptions(place, key)
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
     before, others = rest[:first], [text for text in rest[first:] if text not in typed]
     searched = sources if sources is not None else primary_search_path(args)
     others = [_in_place(text) for text in others]
     chosen = [] if any(text.startswith(f"{_PLACE}=") for text in others) else [f"{_PLACE}={NAME}"]
-    return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *others]
+    continued = _continued(saved.checkpoint, others) if key == RESUME else []
+    return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
-def _take_flag(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """What stands behind the flag, and the other arguments."""
-    places, rest, texts = [], [], iter(arguments)
+def _take_place(arguments: list[str]) -> tuple[str, str | None, list[str]]:
+    """What names a checkpoint, the place that it names, and the other arguments."""
+    places: list[tuple[str, str]] = []
+    rest, texts = [], iter(arguments)
     for text in texts:
+        key, equals, value = text.partition("=")
         if text == FLAG:
-            places.append(next(texts, ""))
-        elif text.startswith(f"{FLAG}="):
-            places.append(text.removeprefix(f"{FLAG}="))
+            places.append((FLAG, next(texts, "")))
+        elif equals and key in (FLAG, RESUME):
+            places.append((key, value.strip("'\"") if key == RESUME else value))
         else:
             rest.append(text)
     if len(places) > 1:
-        raise ConfigError([Problem.about(FLAG, "given more than once", "Choose one run.")])
-    if places and (not places[0] or places[0].startswith("-")):
-        raise ConfigError([Problem.about(FLAG, "needs a run folder", "For example --from outputs/my_run@200.")])
-    return (places[0] if places else None), rest
+        keys = list(dict.fromkeys(key for key, _ in places))
+        text = "cannot be given together" if len(keys) > 1 else "given more than once"
+        raise ConfigError([Problem.about(" and ".join(keys), text, "Choose one run.")])
+    key, place = places[0] if places else (FLAG, None)
+    if place == "" or (place or "").startswith("-"):
+        example = f"{key}{'=' if key == RESUME else ' '}outputs/my_run@200"
+        raise ConfigError([Problem.about(key, "needs a run folder", f"For example {example}.")])
+    return key, place, rest
+
+
+def _continued(checkpoint: Path, others: list[str]) -> list[str]:
+    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays."""
+    typed = {text.lstrip("+").partition("=")[0] for text in others}
+    if "checkpoint.restore" in typed:
+        fix = f"Leave one away: {RESUME} takes the config of the run too."
+        raise ConfigError([Problem.about(f"{RESUME} and checkpoint.restore", "cannot be given together", fix)])
+    settings = {"checkpoint.restore": str(checkpoint)}
+    if "hydra.run.dir" not in typed:
+        settings["hydra.run.dir"] = str(checkpoint.parents[1])
+        settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint)}"
+    return [as_override(key, value) for key, value in settings.items()]
 
 
 def _sources(override: str) -> list[str] | None:

@@ -43,9 +43,9 @@ class SavedOptions:
             ConfigError: there is none, or it cannot be read.
         """
         self._key = key
-        self._named = find_checkpoint(place, key)
-        self._checkpoints = {NAME: self._named} | {
-            f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self._named).items()
+        self.checkpoint = find_checkpoint(place, key)
+        self._checkpoints = {NAME: self.checkpoint} | {
+            f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()
         }
         self._read: dict[str, tuple[dict[str, DictConfig], list[str]]] = {}
         groups = [ALL, *self._options(NAME)]
@@ -54,7 +54,7 @@ class SavedOptions:
     @property
     def address(self) -> str:
         """The search path that leads to the same checkpoint from any folder, also when later ones have been saved."""
-        return f"{NAME}://{self._named}"
+        return f"{NAME}://{self.checkpoint}"
 
     @property
     def notes(self) -> list[str]:
