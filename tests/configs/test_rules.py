@@ -469,6 +469,15 @@ def test_the_period_is_the_shortest_after_which_the_kinds_of_blocks_repeat(num_b
     assert xlstm(num_blocks=num_blocks, slstm_at=slstm_at).scan_period() == period
 
 
+def test_a_task_that_reads_no_data_asks_nothing_of_it():
+    small = {"vocab_size": 32, "context_length": 16, "chunk_size": 16}
+    data = SyntheticDataConfig(motif_length=16), StdlibDataConfig()
+    task = generate(prompt_tokens=[1])
+    for source in data:
+        assert broken(run, model=small, data=source)
+        run(model=small, data=source, task=task, parallel={"data_axis_size": 3})
+
+
 def test_a_run_of_defaults_breaks_no_rule():
     assert run().parallel == ParallelConfig()
     assert run(config=mlstm_v1).schedule_steps == 300
