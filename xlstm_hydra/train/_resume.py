@@ -114,7 +114,8 @@ def _refused(changes: list[Difference], imported: bool) -> Iterator[Problem]:
 
 
 def _shown(change: Difference) -> tuple[str, str, str]:
-    return change.key, *(repr(value) if value is ABSENT else show(value) for value in (change.before, change.after))
+    before, after = (repr(value) if value is ABSENT else show(value) for value in (change.before, change.after))
+    return change.key, before, after
 
 
 def _done(run: RunConfig, resumed: Resumed) -> Iterator[Problem]:
