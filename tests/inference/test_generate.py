@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from saved import save_untrained
+from flax import linen as nn
 from tiny import LAYOUTS, tiny_run
+from untrained import save_untrained
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, StdlibDataConfig
 from xlstm_hydra.inference import _generate, generate
@@ -105,3 +106,13 @@ def test_text_is_refused_where_tokens_are_not_known_to_be_bytes(saved, tmp_path)
     run = tiny_run(model=MODEL, parallel={"data_axis_size": 8}, task=task)
     with pytest.raises(ConfigError, match=r"task\.prompt='Once': .* not say that its tokens are bytes.*prompt_tokens"):
         generate(run, tmp_path)
+
+
+def test_a_class_that_keeps_nothing_is_refused_with_what_it_would_need(saved):
+    class Forgetful(nn.Module):
+        def __call__(self, tokens): ...
+
+    run = tiny_run(task=GenerateTaskConfig(checkpoint="run", prompt_tokens=[1]))
+    run.model.model_class = Forgetful
+    with pytest.raises(ConfigError, match=r"Forgetful'.* takes no `capacity`.*Build it on .*LanguageModel"):
+        _generate._refuse_what_cannot_continue(run, run.task, saved[0])

@@ -1,4 +1,4 @@
-"""`--from RUN[@STEP]` and `resume=RUN[@STEP]`, which stand for a config source and the choice of all that it has."""
+"""What is typed in other words than Hydra's: `--from RUN[@STEP]`, `resume=RUN[@STEP]`, and text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import step_of
+from xlstm_hydra.metadata import refuse_to_continue, step_of
 
 from ._quote import as_override
 from ._refusals import REFUSED
@@ -18,6 +18,8 @@ from ._refusals import REFUSED
 FLAG = "--from"
 RESUME = "resume"
 SEARCH_PATH = "hydra.searchpath"
+TEXTS = ("task.prompt",)
+"""Keys whose values are text, which people write without a thought of Hydra's grammar."""
 _SCHEME = "ckpt://"
 _PLACE = "from@_global_"
 """Where the primary config has its place for `from`: before the recipes, which may change what it gives."""
@@ -56,7 +58,10 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     searched = sources if sources is not None else primary_search_path(args)
     others = [_in_place(text) for text in others]
     chosen = [] if any(text.startswith(f"{_PLACE}=") for text in others) else [f"{_PLACE}={NAME}"]
-    continued = _continued(saved.checkpoint, others) if key == RESUME else []
+    continued = []
+    if key == RESUME:
+        refuse_to_continue(saved.writer, place, key)
+        continued = _continued(saved.checkpoint, others)
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
@@ -109,3 +114,18 @@ def _in_place(text: str) -> str:
     """A choice of `from`, such as of another step, moved to its place."""
     key, equals, value = text.partition("=")
     return f"{_PLACE}={value}" if equals and key in ("from", "+from") else text
+
+
+def quote_texts(arguments: Sequence[str]) -> list[str]:
+    """The arguments of the command, in which what stands behind `task.prompt=` is text as it is, whatever it would mean
+    to Hydra. Where it is quoted for Hydra, and in a sweep, it is left alone."""
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    if args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides):
+        return list(arguments)
+    return [_quoted_text(text) if text in args.overrides else text for text in arguments]
+
+
+def _quoted_text(text: str) -> str:
+    key, _, value = text.partition("=")
+    quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+    return text if key not in TEXTS or quoted else as_override(key, value)
