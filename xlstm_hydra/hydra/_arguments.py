@@ -1,5 +1,5 @@
-"""What is typed otherwise than in Hydra's grammar: `--from RUN[@STEP]` and `resume=RUN[@STEP]`, which stand for a config
-source and the choice of all that it has, and text."""
+"""What is typed otherwise than in Hydra's grammar: `--from RUN[@STEP]` and `resume=RUN[@STEP]`, which stand for a
+config source and the choice of all that it has, and text."""
 
 from __future__ import annotations
 
