@@ -33,9 +33,6 @@ class NotOurs(Exception):
 class Leaves(Protocol):
     """The arrays of a parameter tree on disk."""
 
-    place: str
-    """Where they are, for messages."""
-
     @property
     def shapes(self) -> Mapping[str, Shape]:
         """Shape by path."""

@@ -1,5 +1,4 @@
-"""What is typed otherwise than in Hydra's grammar: `--from RUN[@STEP]` and `resume=RUN[@STEP]`, which stand for a
-config source and the choice of all that it has, and text."""
+"""What is typed in other words than Hydra's: `--from RUN[@STEP]`, `resume=RUN[@STEP]`, and text."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import step_of
+from xlstm_hydra.metadata import refuse_to_continue, step_of
 
 from ._quote import as_override
 from ._refusals import REFUSED
@@ -59,7 +58,10 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     searched = sources if sources is not None else primary_search_path(args)
     others = [_in_place(text) for text in others]
     chosen = [] if any(text.startswith(f"{_PLACE}=") for text in others) else [f"{_PLACE}={NAME}"]
-    continued = _continued(saved.checkpoint, others) if key == RESUME else []
+    continued = []
+    if key == RESUME:
+        refuse_to_continue(saved.writer, place, key)
+        continued = _continued(saved.checkpoint, others)
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
@@ -92,7 +94,7 @@ def _continued(checkpoint: Path, others: list[str]) -> list[str]:
     if "checkpoint.restore" in typed:
         fix = f"Leave one away: {RESUME} takes the config of the run too."
         raise ConfigError([Problem.about(f"{RESUME} and checkpoint.restore", "cannot be given together", fix)])
-    settings = {"checkpoint.restore": str(checkpoint)}
+    settings: dict[str, Any] = {"checkpoint.restore": str(checkpoint), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
         settings["hydra.run.dir"] = str(checkpoint.parents[1])
         settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint)}"

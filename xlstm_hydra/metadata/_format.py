@@ -36,9 +36,10 @@ EXTRAS: Mapping[str, Any] = {
     "parameters": dict[str, Any],
     "corpus": str,
     "history": list[dict[str, Any]],
+    "imported": dict[str, Any],
 }
 """What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the
-data, and how the steps before were made."""
+data, how the steps before were made, and where parameters come from that others trained."""
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
@@ -108,9 +109,11 @@ def decode_run(
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
     """
-    known = {"format": str, "version": int, "config": dict, **EXTRAS}
+    known = ("format", "version", "config", *EXTRAS)
+    strangers = [name for name in content if name not in known]
     problems: list[Problem] = [
-        UnknownField.about(step(name), "no such field", nearest(name, known)) for name in content if name not in known
+        UnknownField.about(step(name), "no such field", nearest(name, known) if index < 20 else "")
+        for index, name in enumerate(strangers)
     ]
     problems += _beside({name: value for name, value in content.items() if name in EXTRAS})
     config = content.get("config")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from xlstm_hydra.checkpoint import Checkpoints, TrainState, restore, to_json
+from xlstm_hydra.checkpoint import Checkpoints, TrainState, find_weights, load_params, restore, to_json
 from xlstm_hydra.configs import LoggerConfig, RunConfig
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.hydra import resolve_classes
@@ -30,6 +31,9 @@ from ._processes import agree_on_folder, is_first, together
 from ._program import Program, build_program
 from ._resume import Resumed, read_resumed, refuse_other_corpus
 
+INIT_FROM = "checkpoint.init_from"
+"""The key that names what a new run takes its parameters from."""
+
 
 def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float | None:
     """Train a run and save it in `folder`. Returns the last validation loss in nats, or None without validation.
@@ -47,6 +51,7 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float | None:
     place = run.checkpoint.restore
     checkpoint = None if place is None else find_checkpoint(place)
+    weights = None if run.checkpoint.init_from is None else find_weights(run.checkpoint.init_from, INIT_FROM)
     agree_on_run(run, checkpoint)
     start_devices(run)
     folder = agree_on_folder(folder)
@@ -58,7 +63,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     if resumed is not None:
         refuse_other_corpus(run, resumed, corpus.fingerprint())
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
-    state = _first_state(program, batches, resumed)
+    state = _first_state(program, batches, resumed, weights)
     refuse_to_overwrite(folder, int(state.step))
     metadata = _record(program, folder, corpus, overrides, resumed)
     entropy = corpus.unigram_entropy()
@@ -159,10 +164,18 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [program.put(batch) for batch in batches]
 
 
-def _first_state(program: Program, batches: Batches, resumed: Resumed | None) -> TrainState:
+def _first_state(program: Program, batches: Batches, resumed: Resumed | None, weights: Path | None) -> TrainState:
     """A new state, or the one that the run continues from, with `batches` moved to the same place."""
+    where = program.state_shardings
     if resumed is None:
-        return program.init()
+        params = None if weights is None else load_params(weights, program.model, where.params, INIT_FROM)
+        if weights is not None:
+            log.info("parameters from %s; everything else begins anew", weights)
+        return program.init(params)
+    if resumed.imported:
+        state = program.init(load_params(resumed.checkpoint, program.model, where.params))
+        log.info("continuing from %s; the optimizer and the data begin anew", resumed.checkpoint)
+        return state._replace(step=jax.device_put(np.int32(resumed.step), where.step))
     state = restore(resumed.checkpoint, program.abstract_state, batches)
     log.info("continuing from %s", resumed.checkpoint)
     return state

@@ -11,17 +11,21 @@ from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.metadata import (
     ABSENT,
+    BOOKKEEPING,
     KINDS,
+    PARAMETERS,
     Difference,
     MetadataError,
     Record,
     diff,
     read_metadata_text,
     read_record,
+    refuse_to_continue,
     step_of,
 )
 
 from ._log import log
+from ._processes import is_first
 
 KEY = "checkpoint.restore"
 _BATCHES = ("trainer.batch_size", "trainer.seed", "model.context_length")
@@ -42,6 +46,11 @@ class Resumed:
         """Steps that have been done."""
         return step_of(self.checkpoint)
 
+    @property
+    def imported(self) -> bool:
+        """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
+        return "imported" in self.record.content
+
     def history(self) -> list[dict[str, Any]]:
         """How the steps so far were made: one entry for each time that the run was started."""
         content = self.record.content
@@ -61,15 +70,13 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
         record = read_record(read_metadata_text(checkpoint), classes=classes)
     except MetadataError as error:
         raise ConfigError([Problem({KEY: place}, f"metadata of {checkpoint}: {error}")]) from None
-    if record.writer != "xlstm_hydra":
-        text = f"{record.writer} wrote it, whose optimizer state and data position are none of ours"
-        raise ConfigError([Problem({KEY: place}, text, "Set checkpoint.init_from instead, to begin with its weights.")])
+    refuse_to_continue(record.writer, str(place), KEY)
     resumed = Resumed(checkpoint, record)
     changes = diff(record, run)
-    if problems := [*_refused(changes), *_done(run, resumed)]:
+    if problems := [*_refused(changes, resumed.imported), *_done(run, resumed)]:
         raise ConfigError(problems)
     for change in changes:
-        if change.kind != "bookkeeping":
+        if change.kind != BOOKKEEPING and is_first():
             log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
     return resumed
 
@@ -80,7 +87,7 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
     Raises:
         ConfigError: they are not.
     """
-    if resumed.record.content.get("corpus") != fingerprint:
+    if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
         text = (
             "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
         )
@@ -88,12 +95,15 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
 
 
-def _refused(changes: list[Difference]) -> Iterator[Problem]:
+def _refused(changes: list[Difference], imported: bool) -> Iterator[Problem]:
+    other_data = any(change.key == "data.name" for change in changes)  # its other fields are others then
     for change in changes:
         key, before, _ = _shown(change)
-        is_data = key.startswith("data.") and key not in _FREE
-        if change.kind == "parameters":
+        is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
+        if change.kind == PARAMETERS:
             rule, fix = "and the parameters depend on it", "Continue with that, or start anew without the checkpoint."
+        elif imported:
+            continue
         elif key == "optimizer.name":
             rule, fix = "and the optimizer's state is that one's", "Continue with that, or start anew."
         elif is_data or key in _BATCHES:
@@ -104,7 +114,8 @@ def _refused(changes: list[Difference]) -> Iterator[Problem]:
 
 
 def _shown(change: Difference) -> tuple[str, str, str]:
-    return change.key, *(repr(value) if value is ABSENT else show(value) for value in (change.before, change.after))
+    before, after = (repr(value) if value is ABSENT else show(value) for value in (change.before, change.after))
+    return change.key, before, after
 
 
 def _done(run: RunConfig, resumed: Resumed) -> Iterator[Problem]:
