@@ -1,5 +1,6 @@
 """What the command returns, prints and leaves behind. Nothing is trained here but in the slow test."""
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -10,7 +11,9 @@ from command import run_command
 from omegaconf import OmegaConf
 
 import xlstm_hydra
+import xlstm_hydra.inference
 import xlstm_hydra.train
+from xlstm_hydra import cli
 from xlstm_hydra.configs import ConfigError, Problem
 
 
@@ -134,6 +137,56 @@ def test_a_model_of_the_users_is_found_in_the_current_folder(tmp_path, train):
     assert done.status == 0, done.err
     assert runs[0].model.model_config.context_length == 64
     assert "Did you mean 'MyModel'?" in run_command("model=custom", "model.model_class=my_models.MyModle").err
+
+
+TASKS = {"train": [], "evaluate": ["task.checkpoint=run"], "generate": ["task.checkpoint=run"]}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_is_done_by_the_function_of_its_name(monkeypatch, name):
+    done = []
+    for other, module in cli.TASKS.items():
+        monkeypatch.setattr(importlib.import_module(module), other, lambda *args, other=other: done.append(other))
+    assert run_command(f"task={name}", *TASKS[name]).status == 0
+    assert done == [name]
+
+
+PROMPTS = {
+    "punctuation": "f(x, y): {'a'}",
+    "lines": 'one\ntwo "three"',
+    "a reference": "${nope} \\",
+    "a number": "1.0e3",
+    "nothing": "null",
+    "spaces": " a ",
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_a_prompt_is_text_whatever_it_would_mean_to_hydra(monkeypatch, prompt):
+    runs = []
+    monkeypatch.setattr(xlstm_hydra.inference, "generate", lambda run, *_: runs.append(run))
+    done = run_command("task=generate", "task.checkpoint=run", f"task.prompt={prompt}", "trainer.seed=3")
+    assert done.status == 0, done.err
+    assert runs[0].task.prompt == prompt
+
+
+def test_prompts_can_be_quoted_for_hydra_and_swept(monkeypatch):
+    prompts = []
+    monkeypatch.setattr(xlstm_hydra.inference, "generate", lambda run, *_: prompts.append(run.task.prompt))
+    generate = ["task=generate", "task.checkpoint=run"]
+    run_command(*generate, "task.prompt='a (b)'")
+    run_command("-m", *generate, "task.prompt=c,d")
+    assert prompts == ["a (b)", "c", "d"]
+
+
+@pytest.mark.parametrize(("words", "told"), [(["it is in x"], "it is in x"), ([], "checkpoint.restore=RUN continues")])
+def test_an_interrupted_task_says_what_is_left_of_it(train, words, told):
+    def interrupt(run, folder, overrides):
+        raise KeyboardInterrupt(*words)
+
+    train(interrupt)
+    done = run_command()
+    assert done.status == 130 and done.err.startswith(f"xlstm-hydra: interrupted; {told}")
 
 
 @pytest.mark.slow

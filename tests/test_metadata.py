@@ -2,16 +2,29 @@
 
 import dataclasses
 import json
+import pathlib
 import sys
 
 import pytest
 from hydra import compose, initialize
 from hypothesis import given
 from hypothesis import strategies as st
+from published import PARALLEL
 
-from xlstm_hydra.configs import DistributedConfig, ModelConfig, RunConfig
+from xlstm_hydra.configs import DistributedConfig, ModelConfig, ParallelConfig, RunConfig, SubModelConfig
 from xlstm_hydra.hydra import load
-from xlstm_hydra.metadata import MetadataError, provenance, read_metadata, read_run, write_metadata
+from xlstm_hydra.metadata import (
+    VERSION,
+    MetadataError,
+    allow_modules,
+    provenance,
+    read_metadata,
+    read_record,
+    read_run,
+    register_model_class,
+    write_metadata,
+)
+from xlstm_hydra.metadata._format import _UPGRADES
 
 with initialize(version_base="1.3", config_path=None):
     RUN = load(compose("config", overrides=["parallel=fsdp_tp", "optimizer=lion", "scheduler=linear"]))
@@ -77,14 +90,85 @@ WRONG = {
     "key twice": ('{"format": "xlstm_hydra", "format": "xlstm_hydra"}', "format: stands there twice"),
     "nan": ('{"format": NaN}', "NaN is not JSON"),
     "deep": ('{"a":' * 100_000, "nested too deeply"),
+    "deep but whole": ('{"a":' * 200 + "1" + "}" * 200, "nested too deeply"),
+    "deeper key twice": ('{"config": {"x": [1, {"a": 1, "a": 2}]}}', r"config\.x\[1\]\.a: stands there twice"),
+    "deeper nan": ('{"config": [1, NaN]}', r"config\[1\]: NaN is not JSON"),
+    "too large": ('{"version": 1e999}', "version: 1e999 is too large for a number"),
+    "many digits": ('{"version": ' + "9" * 10_000 + "}", "version: a whole number of 10000 digits"),
+    "byte order mark": ("\ufeff" + TEXT, "begins with a byte order mark"),
+    "byte order mark in bytes": (b"\xef\xbb\xbf" + TEXT.encode(), "begins with a byte order mark"),
+    "broken utf-8": (TEXT.encode()[:50] + b"\xff" + TEXT.encode()[50:], "not UTF-8: invalid start byte at byte 50"),
+    "utf-16": (TEXT.encode("utf-16"), "not UTF-8"),
+    "no text": (None, "expected text, got a NoneType"),
+    "huge": (" " * (2**24 + 1), "16,777,217 bytes are no metadata: at most 16,777,216 are read"),
+    "many values": (json.dumps({"config": [0] * 50_000}), "more than 50,000 values are no metadata"),
+    "unknown beside the config": (changed("corpse", value="a"), "corpse: no such field. Did you mean 'corpus'"),
+    "wrong type beside it": (changed("overrides", value=[1]), r"overrides\[0\]: expected str, got 1"),
+    "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),
+    "version of text": (changed("version", value="1"), "version: expected 1 to 1, got '1'"),
     "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),
 }
 
 
 @pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_read_is_one_error_with_the_path_of_the_field(text, words):
-    with pytest.raises(MetadataError, match=words):
-        read_run(text)
+    for read in (read_run, read_record, ModelConfig.from_metadata):
+        with pytest.raises(MetadataError, match=words):
+            read(text)
+
+
+def test_bytes_are_read_like_text():
+    assert read_record(TEXT.encode()).groups == read_record(TEXT).groups
+
+
+def test_everything_that_is_wrong_is_told_at_once():
+    content = json.loads(TEXT)
+    content["config"]["trainer"] |= {"seed": "x", "colour": 1}
+    with pytest.raises(MetadataError) as error:
+        read_record(json.dumps(content | {"unknown": 1}))
+    assert [key for problem in error.value.problems for key in problem.keys] == [
+        "unknown",
+        "config.trainer.seed",
+        "config.trainer.colour",
+    ]
+
+
+def test_a_lenient_reading_keeps_unknown_fields_and_lists_them():
+    text = changed("config", "model", "model_config", "colour", value="red")
+    record = read_record(text, lenient=True)
+    assert record.unknown == ("config.model.model_config.colour",)
+    assert record.model == RUN.model and record.content["config"]["model"]["model_config"]["colour"] == "red"
+
+
+def test_a_lenient_reading_still_checks_values_and_rules():
+    content = json.loads(changed("config", "colour", value="red"))
+    content["config"]["trainer"]["max_steps"] = 0
+    with pytest.raises(MetadataError, match=r"config\.trainer\.max_steps=0: must be 1 or more"):
+        read_record(json.dumps(content), lenient=True)
+
+
+VERSIONS = sorted((pathlib.Path(__file__).parent / "saved_metadata").glob("version_*.json"))
+
+
+@pytest.mark.parametrize("file", VERSIONS, ids=lambda file: file.stem)
+def test_a_sample_of_every_version_is_read_into_this_one(file):
+    record = read_record(file.read_text(encoding="utf-8"))
+    assert record.content["version"] == VERSION
+    assert (record.model.parallel.fsdp_axis_size, record.model.model_config.embedding_dim) == (2, 128)
+    assert (record.groups["optimizer"].lr, record.groups["scheduler"].name) == (2e-4, "linear")
+    assert record.content["parameters"]["embed.embedding"]["shape"] == [256, 128]
+
+
+def test_there_is_a_sample_of_every_version_and_an_upgrade_of_every_old_one():
+    assert [file.stem for file in VERSIONS] == [f"version_{number}" for number in range(1, VERSION + 1)]
+    assert sorted(_UPGRADES) == [*range(1, VERSION)]
+
+
+def test_an_old_version_is_upgraded_step_by_step(monkeypatch):
+    monkeypatch.setattr("xlstm_hydra.metadata._format.VERSION", 3)
+    monkeypatch.setitem(_UPGRADES, 1, lambda content: content | {"version": 2, "overrides": ["two"]})
+    monkeypatch.setitem(_UPGRADES, 2, lambda content: content | {"overrides": [*content["overrides"], "three"]})
+    assert read_metadata(TEXT)["overrides"] == ["two", "three"]
 
 
 FOREIGN = {
@@ -108,6 +192,94 @@ def test_a_class_that_the_program_has_not_allowed_is_refused_and_not_imported(pa
         ModelConfig.from_metadata(changed(*path, value=name))
     assert "register_model_class" in str(error.value)
     assert "antigravity" not in sys.modules
+
+
+@dataclasses.dataclass(kw_only=True)
+class OwnConfig(SubModelConfig):
+    vocab_size: int = 256
+    context_length: int = 64
+    layout: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+
+
+class OwnModel:
+    config: "OwnConfig"
+
+
+OWN = json.dumps(
+    write_metadata(dataclasses.replace(RUN, model=ModelConfig(OwnModel, ParallelConfig(fsdp_axis_size=2), OwnConfig())))
+)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry that no test leaves anything in."""
+    monkeypatch.setattr("xlstm_hydra.metadata._registry._allowed", {})
+    monkeypatch.setattr("xlstm_hydra.metadata._registry._prefixes", set())
+
+
+def test_a_class_of_a_loaded_module_is_refused_until_it_is_registered(registry):
+    with pytest.raises(MetadataError, match="OwnModel' is no model class that this program has allowed") as error:
+        read_record(OWN)
+    assert "OwnConfig' is no class" in str(error.value)
+    assert register_model_class(OwnModel) is OwnModel
+    model = read_record(OWN).model
+    assert model.model_class == f"{__name__}.OwnModel" and model.model_config == OwnConfig()
+
+
+def test_a_reading_may_be_given_the_classes_that_are_known_there(registry):
+    assert read_run(OWN, classes=(OwnModel, OwnConfig)).model.model_config == OwnConfig()
+    with pytest.raises(MetadataError):
+        read_run(OWN)
+
+
+def test_a_registered_class_may_stand_in_a_file_of_xlstm_jax(registry):
+    content = {
+        "model_class": f"<class '{__name__}.OwnModel'>",
+        "parallel": f"ParallelConfig({', '.join(f'{key}={value!r}' for key, value in PARALLEL.items())})",
+        "model_config": {"vocab_size": 10, "context_length": 5, "layout": "ParallelConfig(remat=('a',))"},
+    }
+    with pytest.raises(MetadataError, match="model_class: .*register_model_class"):
+        read_record(json.dumps({"model": content}))
+    register_model_class(OwnModel)
+    config = read_record(json.dumps({"model": content})).model.model_config
+    assert config == OwnConfig(vocab_size=10, context_length=5, layout=ParallelConfig(remat=["a"]))
+
+
+MODULE = """
+import dataclasses
+from xlstm_hydra.configs import SubModelConfig
+
+@dataclasses.dataclass(kw_only=True)
+class Config(SubModelConfig):
+    vocab_size: int = 256
+    context_length: int = 64
+
+class Model:
+    config: Config
+"""
+
+
+def test_a_module_is_imported_only_if_python_has_allowed_its_prefix(registry, tmp_path, monkeypatch):
+    (tmp_path / "far_models").mkdir()
+    (tmp_path / "far_models" / "gru.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = json.loads(OWN)
+    content["config"]["model"] |= {"model_class": "far_models.gru.Model"}
+    content["config"]["model"]["model_config"] = {"_type_": "far_models.gru.Config", "vocab_size": 300}
+    for prefix in (None, "far_model", "far_models.gru.deeper"):
+        if prefix:
+            allow_modules(prefix)
+        with pytest.raises(MetadataError, match="allow_modules"):
+            read_record(json.dumps(content))
+        assert "far_models.gru" not in sys.modules
+    allow_modules("far_models")
+    assert read_record(json.dumps(content)).model.model_config.get("vocab_size") == 300
+
+
+def test_an_allowed_module_that_cannot_be_imported_is_one_error(registry):
+    allow_modules("no_such_package")
+    with pytest.raises(MetadataError, match="no_such_package, whose import .* fails: ModuleNotF"):
+        read_record(changed("config", "model", "model_class", value="no_such_package.Model"))
 
 
 @given(

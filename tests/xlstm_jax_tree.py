@@ -182,8 +182,6 @@ def llama(block, config, tp, ring):
 class Memory:
     """A tree on an imaginary disk."""
 
-    place = "runs/theirs"
-
     def __init__(self, tree):
         self._tree = {path.removesuffix(".value"): array for path, array in tree.items()}
         self.shapes = {path: array.shape for path, array in self._tree.items()}

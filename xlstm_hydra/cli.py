@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
-from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load
+from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load, quote_texts
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
@@ -106,7 +106,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
-        sys.argv[1:] = expand_from(sys.argv[1:], _primary_search_path)
+        sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
         _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except KeyboardInterrupt as error:

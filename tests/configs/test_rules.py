@@ -137,7 +137,7 @@ RANGES = [
     (mlstm, {"num_heads": 0}, "must be 1 or more"),
     (mlstm, {"norm_eps": 0.0}, "must be greater than 0"),
     (mlstm, {"cell_norm_eps": 0.0}, "must be greater than 0"),
-    (mlstm, {"logits_soft_cap": 0.0}, "must be greater than 0"),
+    (mlstm, {"logits_soft_cap": 0.0}, "must be a finite number other than 0"),
     (mlstm, {"dropout": 1.0}, "must be less than 1"),
     (mlstm, {"dropout": -0.1}, "must be 0 or more"),
     (mlstm, {"dtype": "bfloat"}, "Choose float32, bfloat16 or float16 (did you mean bfloat16?)."),
@@ -149,7 +149,7 @@ RANGES = [
     (mlstm, {"init_distribution_embed": "gauss"}, "Choose normal, truncated_normal or uniform"),
     (mlstm, {"init_distribution_out": "gauss"}, "Choose normal, truncated_normal or uniform"),
     (mlstm, {"output_init_fn": "wangg"}, "Choose wang, wang2, small or zeros (did you mean wang?)."),
-    (mlstm, {"gate_soft_cap": 0.0}, "must be greater than 0"),
+    (mlstm, {"gate_soft_cap": 0.0}, "must be a finite number other than 0. Set gate_soft_cap=null for no cap."),
     (mlstm, {"chunk_size": 0}, "must be 1 or more"),
     (mlstm, {"backend": "triton"}, "Choose chunkwise, quadratic or recurrent"),
     (mlstm, {"fgate_bias_init_range": [1.0]}, "is [low, high], for example [3.0,6.0]"),
@@ -180,7 +180,6 @@ RANGES = [
     (llama, {"ffn_dim_multiplier": float("nan")}, "must be greater than 0"),
     (llama, {"ffn_dim_multiplier": 1e-9}, "the feed-forward width must be at least 1. Set ffn_dim_multiplier higher."),
     (llama, {"attention_backend": "cuddn"}, "Choose xla, cudnn or null (did you mean cudnn?)."),
-    (llama, {"attention_backend": "pallas_triton"}, "Choose xla, cudnn or null"),
     (llama, {"dropout_rate": 1.0}, "must be less than 1"),
     (llama, {"dropout_rate": -0.1}, "must be 0 or more"),
     (llama, {"lm_head_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
@@ -239,7 +238,6 @@ RELATIONS = [
     ),
     (ParallelConfig, {"fsdp_axis_size": -1}, "data_axis_size=-1, fsdp_axis_size=-1: at most one axis size can be -1"),
     (ParallelConfig, {"fsdp_axis_name": "dp"}, "data_axis_name='dp', fsdp_axis_name='dp': axis names must differ"),
-    (mlstm, {"add_embedding_dropout": True}, "dropout of the embedding needs a probability. Set dropout above 0."),
     (mlstm, {"num_heads": 3}, "num_heads must divide the width 256 that qk_dim_factor gives and the width 256"),
     (
         mlstm_v1,
@@ -256,7 +254,6 @@ RELATIONS = [
         "embedding_dim=128, head_dim=48: head_dim must divide embedding_dim. Set head_dim to 2, 4, 8, 16, 32, 64",
     ),
     (llama, {"embedding_dim": 3, "head_dim": 3}, "must be even. Set embedding_dim to an even number."),
-    (llama, {"add_embedding_dropout": True}, "dropout of the embedding needs a probability. Set dropout_rate above 0."),
     (
         llama,
         {"attention_backend": "cudnn", "dtype": "float32"},
@@ -472,6 +469,15 @@ def test_the_period_is_the_shortest_after_which_the_kinds_of_blocks_repeat(num_b
     assert xlstm(num_blocks=num_blocks, slstm_at=slstm_at).scan_period() == period
 
 
+def test_a_task_that_reads_no_data_asks_nothing_of_it():
+    small = {"vocab_size": 32, "context_length": 16, "chunk_size": 16}
+    data = SyntheticDataConfig(motif_length=16), StdlibDataConfig()
+    task = generate(prompt_tokens=[1])
+    for source in data:
+        assert broken(run, model=small, data=source)
+        run(model=small, data=source, task=task, parallel={"data_axis_size": 3})
+
+
 def test_a_run_of_defaults_breaks_no_rule():
     assert run().parallel == ParallelConfig()
     assert run(config=mlstm_v1).schedule_steps == 300
@@ -497,3 +503,17 @@ def test_sizes_that_do_not_give_the_number_of_devices_are_refused_with_those_tha
         "data_axis_size=2, fsdp_axis_size=3: dp(2) * fsdp(3) * pp(1) * tp(1) = 6 must equal the number of devices, 8. "
         "Sizes that divide 8: 1, 2, 4 or 8."
     ]
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (mlstm, {"gate_soft_cap": -1.0, "logits_soft_cap": -30.0}),
+        (mlstm, {"add_embedding_dropout": True, "dropout": 0.0}),
+        (llama, {"attention_backend": "pallas_triton"}),
+    ],
+    ids=["negative caps", "dropout of nothing", "kernel of others"],
+)
+def test_what_published_runs_were_configured_with_can_be_said(make, values):
+    config = make(**values)
+    assert {name: getattr(config, name) for name in values} == values

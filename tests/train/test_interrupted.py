@@ -21,8 +21,10 @@ SAVING = ("checkpoint.save_every_n_steps=1", "checkpoint.max_to_keep=2", f"train
 
 
 def start(folder, *overrides):
-    """The command in a process of its own."""
+    """The command in a process of its own, anew or from where it was."""
     settings = [*TINY, *SAVING, f"hydra.run.dir={folder}", "trainer.simulated_devices=2", *overrides]
+    if saved_steps(folder):
+        settings = [f"resume={folder}"]
     with (folder.parent / "output.txt").open("a") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "xlstm_hydra", *settings], stdout=output, stderr=output, cwd=folder.parent
@@ -42,7 +44,7 @@ def test_a_run_killed_at_random_moments_repeats_the_losses_of_one_that_was_not(t
     pauses, kills = random.Random(0), 0
     while not saved_steps(killed) or saved_steps(killed)[-1] < STEPS:
         before = saved_steps(killed)
-        process = start(killed, *layout, *([f"checkpoint.restore={killed}"] if before else []))
+        process = start(killed, *layout)
         while process.poll() is None and saved_steps(killed)[-1:] == before[-1:]:
             time.sleep(0.01)
         time.sleep(pauses.random() * 0.4)

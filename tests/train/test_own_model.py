@@ -14,7 +14,7 @@ from tiny import LAYOUTS, results
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.hydra import load, make_model_config, resolve_classes
-from xlstm_hydra.models import knows_axes
+from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
 from xlstm_hydra.train import build_program, train
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model"
@@ -51,6 +51,16 @@ def test_fsdp_really_shards_it():
     arrays = traverse_util.flatten_dict(on.init().params, sep=".")
     kernel = arrays["GRUBlock_0.GRUCell_0.hn.kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+def test_it_continues_tokens_as_if_it_read_all_at_once():
+    module = build_model(own().model)
+    params, tokens = init_model(module, jax.random.key(0)), jax.random.randint(jax.random.key(1), (2, 9), 0, 32)
+    cache, parts = {}, []
+    for part in (tokens[:, :6], tokens[:, 6:7], tokens[:, 7:]):
+        logits, cache = continue_model(module, params, cache, part, capacity=9)
+        parts.append(logits)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), apply_model(module, params, tokens), atol=1e-5)
 
 
 def composed(*overrides):

@@ -22,7 +22,6 @@ class OrbaxLeaves:
     """The arrays of one item of a checkpoint by path, without the boxes that they stood in."""
 
     def __init__(self, folder: Path) -> None:
-        self.place = str(folder)
         self._folder = folder
         saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder))
         leaves = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(saved.tree)[0]}

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, Problem
+from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem
 from xlstm_hydra.configs._problems import either
 from xlstm_hydra.configs.language_model import LanguageModelConfig
 from xlstm_hydra.models import list_parameters
@@ -33,11 +33,10 @@ class NotOurs(Exception):
 class Leaves(Protocol):
     """The arrays of a parameter tree on disk."""
 
-    place: str
-    """Where they are, for messages."""
-
-    shapes: Mapping[str, Shape]
-    """Shape by path."""
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape by path."""
+        ...
 
     def read(self, paths: Sequence[str]) -> list[np.ndarray]:
         """Some of them, in this order."""
@@ -70,11 +69,15 @@ def config_of(model: ModelConfig) -> Any:
     return model.model_config
 
 
+def parameters_of(model: ModelConfig) -> list[Parameter]:
+    """Its parameters, whatever the layout: one from elsewhere may name modules that are not ours."""
+    return list_parameters(replace(model, parallel=ParallelConfig()))
+
+
 def outer_and_block_parameters(model: ModelConfig) -> tuple[list[Parameter], list[Parameter]]:
     """Our parameters outside the stack of blocks, and those of one block, with paths that begin below it."""
-    scanned = replace(model, model_config=replace(config_of(model), scan_blocks=True))
     outer, block = [], []
-    for parameter in list_parameters(scanned):
+    for parameter in parameters_of(replace(model, model_config=replace(config_of(model), scan_blocks=True))):
         stem, _, rest = parameter.path.partition(".")
         if stem == BLOCKS and parameter.names[:1] == (LAYERS,):
             block.append(replace(parameter, path=rest, shape=parameter.shape[1:], names=parameter.names[1:]))
@@ -107,7 +110,7 @@ def own_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Part]:
     """Our own tree, whichever way it has its blocks, if these are all alike."""
     config = config_of(model)
     if not (isinstance(config, LanguageModelConfig) and config.scan_period() == 1):
-        return [Part((parameter.path,), {parameter.path: parameter.shape}) for parameter in list_parameters(model)]
+        return [Part((parameter.path,), {parameter.path: parameter.shape}) for parameter in parameters_of(model)]
     outer, block = outer_and_block_parameters(model)
     scanned = any(path.startswith(f"{BLOCKS}.") for path in leaves)
     names = BLOCKS if scanned else [f"{BLOCKS}_{index}" for index in range(config.num_blocks)]

@@ -114,10 +114,10 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     }
     for item in ("params", "opt_state"):
         refuse_other_shapes(checkpoint, item, wanted[item])
-    with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-        args["data"] = ocp.args.JsonRestore()
-        restored = manager.restore(int(checkpoint.name), args=ocp.args.Composite(**args))
+    args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    args["data"] = ocp.args.JsonRestore()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        restored = reader.restore(epath.Path(checkpoint), args=ocp.args.Composite(**args))
     data.seek(restored["data"]["batches"])
     structure = jax.tree.structure(target.opt_state)
     leaves = [restored["opt_state"][path] for path in _by_path(target.opt_state)]

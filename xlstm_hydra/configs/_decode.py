@@ -145,19 +145,25 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
         if name not in data:
             problems.append(Problem.about("", f"missing, expected {type_name(fields[name])}").at(name))
     if not flags.ignore_unknown:
-        problems += [_unknown(cls, name) for name in data if name not in fields and name != TAG]
+        strangers = [name for name in data if name not in fields and name != TAG]
+        # Many unknown names are another format, where guessing what was meant only takes long.
+        problems += [_unknown(cls, name, guess=index < 20) for index, name in enumerate(strangers)]
     values = {name: value for name, (value, _) in found.items() if value is not MISSING}
     return (unchecked(cls, values), problems) if problems else _construct(cls, values)
 
 
 def _written(hint: Any, data: Any, flags: Flags) -> Result:
     """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
-    if not isinstance(data, str) or flags.exact or not data.rstrip().endswith((")", "]", "}")):
+    if not isinstance(data, str) or flags.exact or not _is_repr(data):
         return data, []
     try:
         return parse_repr(data), []
     except ReprError as error:
         return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}: {error}")]
+
+
+def _is_repr(text: str) -> bool:
+    return text.rstrip().endswith((")", "]", "}"))
 
 
 def _named(declared: Any, name: str) -> Any:
@@ -166,9 +172,9 @@ def _named(declared: Any, name: str) -> Any:
     return next(found, None)
 
 
-def _unknown(cls: Any, name: Any) -> Problem:
-    text = f"no such field in {cls.__name__}"
-    return UnknownField.about("", text, nearest(str(name), hints(cls))).at(str(name))
+def _unknown(cls: Any, name: Any, guess: bool) -> Problem:
+    fix = nearest(str(name), hints(cls)) if guess else ""
+    return UnknownField.about("", f"no such field in {cls.__name__}", fix).at(str(name))
 
 
 def _construct(cls: Any, values: dict[str, Any]) -> Result:
@@ -183,7 +189,7 @@ def _construct(cls: Any, values: dict[str, Any]) -> Result:
 
 def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
     options = members(hint)
-    says_none = isinstance(data, str) and data == "None" and str not in options
+    says_none = isinstance(data, str) and data == "None" and not any(o is str or is_loose(o) for o in options)
     if type(None) in typing.get_args(hint) and (data is None or says_none):
         return None, []
     if isinstance(data, Mapping) and TAG in data:
@@ -223,6 +229,9 @@ def _num_unknown(member: Any, data: Any) -> int:
 
 def _is_alike(member: Any, data: Any) -> bool:
     """Whether data has the outer form of a member, so that only something inside it is wrong."""
+    if isinstance(data, str):
+        nests = dataclasses.is_dataclass(kind(member)) or kind(member) in (*SEQUENCES, *MAPPINGS)
+        return kind(member) in CLASSES or (nests and _is_repr(data))
     if isinstance(data, Mapping):
         return dataclasses.is_dataclass(kind(member)) or kind(member) in MAPPINGS
     return isinstance(data, list | tuple | set | frozenset) and kind(member) in SEQUENCES

@@ -91,7 +91,8 @@ class LlamaConfig(LanguageModelConfig):
         yield from self.dropout_rules("dropout_rate")
         yield from at_least(self, 1, "head_dim", "ffn_multiple_of")
         yield from at_least(self, 0, "theta", "ffn_dim_multiplier", above=True)
-        yield from one_of(self, "attention_backend", PUBLISHED_BACKENDS, optional=True)
+        if self.attention_backend not in PUBLISHED_BACKENDS:
+            yield from one_of(self, "attention_backend", ATTENTION_BACKENDS, optional=True)
         if self.head_dim > 0 and self.embedding_dim > 0:
             yield from self._head_rules()
         if self.embedding_dim > 0 and 0 < self.ffn_dim_multiplier < math.inf and self.ff_dim() < 1:

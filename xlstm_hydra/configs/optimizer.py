@@ -45,7 +45,7 @@ class OptimizerConfig(ConfigDict):
             for pattern in getattr(self, key):
                 try:
                     re.compile(pattern)
-                except re.error as error:
+                except (re.error, FutureWarning) as error:
                     yield Problem({key: pattern}, f"not a regular expression: {error}")
         if self.weight_decay == 0 and self.weight_decay_exclude:
             given = {"weight_decay_exclude": self.weight_decay_exclude, "weight_decay": 0}

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ._base import ConfigDict
 from ._problems import ConfigError, Problem, divisors, either, nearest
@@ -131,7 +132,7 @@ class RunConfig(ConfigDict):
         self, data: int | None, fsdp: int | None, pipeline: int | None, tensor: int | None
     ) -> Iterator[Problem]:
         """Every broken rule between the sizes of the mesh axes (None: not known yet) and the other groups."""
-        if self.task.takes_batches():
+        if self.task.reads_data():
             yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
         if pipeline is not None:
             yield from self._pipeline_rules(pipeline)
@@ -211,26 +212,28 @@ class RunConfig(ConfigDict):
             if not isinstance(config.get(key), int):
                 text = f"its config {type(config).__name__} needs a field {key}: the data takes its shape from it"
                 yield Problem({"model.model_class": self.model.class_path()}, text)
-        context = config.get("context_length")
-        if (
-            isinstance(self.data, SyntheticDataConfig)
-            and isinstance(context, int)
-            and self.data.motif_length >= context
-        ):
-            given = {"data.motif_length": self.data.motif_length, "model.context_length": context}
-            yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
         if config.get("weight_decay_on_embedding") and self.optimizer.weight_decay == 0:
             given = {"model.weight_decay_on_embedding": True, "optimizer.weight_decay": 0}
             rule, fix = "there is no weight decay to apply", "Set optimizer.weight_decay above 0."
             yield Problem(given, rule, fix, idle={"model.weight_decay_on_embedding": False})
-        vocab = config.get("vocab_size", BYTES)
-        if isinstance(self.data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
-            given = {"model.vocab_size": vocab, "data.name": self.data.name}
-            yield Problem(given, f"bytes need {BYTES} token ids", f"Set model.vocab_size={BYTES} or more.")
 
     def _task_rules(self) -> Iterator[Problem]:
-        if isinstance(self.model.model_config, SubModelConfig):
-            yield from (problem.at("task") for problem in self.task.model_rules(self.model.model_config))
+        """What is done with the model, and the data where it is read."""
+        config = self.model.model_config
+        if not isinstance(config, SubModelConfig):
+            return
+        yield from (problem.at("task") for problem in self.task.model_rules(config))
+        if self.task.reads_data():
+            yield from self._data_rules(config.get("vocab_size"), config.get("context_length"))
+
+    def _data_rules(self, vocab: Any, context: Any) -> Iterator[Problem]:
+        data = self.data
+        if isinstance(data, SyntheticDataConfig) and isinstance(context, int) and data.motif_length >= context:
+            given = {"data.motif_length": data.motif_length, "model.context_length": context}
+            yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
+        if isinstance(data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
+            given = {"model.vocab_size": vocab, "data.name": data.name}
+            yield Problem(given, f"bytes need {BYTES} token ids", f"Set model.vocab_size={BYTES} or more.")
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel

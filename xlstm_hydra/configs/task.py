@@ -29,8 +29,8 @@ class TaskConfig(ConfigDict):
         del model
         yield from ()
 
-    def takes_batches(self) -> bool:
-        """Whether `trainer.batch_size` examples are computed at a time."""
+    def reads_data(self) -> bool:
+        """Whether examples of the group `data` are read, `trainer.batch_size` at a time."""
         return True
 
 
@@ -165,6 +165,6 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
             yield Problem({"top_k": self.top_k, "/model.vocab_size": size}, "there are fewer token ids", fix)
         yield from model.generation_rules(len(self.tokens()), self.max_new_tokens)
 
-    def takes_batches(self) -> bool:
-        """There are samples instead."""
+    def reads_data(self) -> bool:
+        """There is the prompt instead."""
         return False

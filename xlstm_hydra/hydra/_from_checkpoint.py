@@ -43,23 +43,28 @@ class SavedOptions:
             ConfigError: there is none, or it cannot be read.
         """
         self._key = key
-        self._named = find_checkpoint(place, key)
-        self._checkpoints = {NAME: self._named} | {
-            f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self._named).items()
+        self.checkpoint = find_checkpoint(place, key)
+        self._checkpoints = {NAME: self.checkpoint} | {
+            f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()
         }
-        self._read: dict[str, tuple[dict[str, DictConfig], list[str]]] = {}
+        self._read: dict[str, tuple[dict[str, DictConfig], list[str], str]] = {}
         groups = [ALL, *self._options(NAME)]
         self.paths = tuple(f"{group}/{name}" for group in groups for name in self._checkpoints)
 
     @property
     def address(self) -> str:
         """The search path that leads to the same checkpoint from any folder, also when later ones have been saved."""
-        return f"{NAME}://{self._named}"
+        return f"{NAME}://{self.checkpoint}"
 
     @property
     def notes(self) -> list[str]:
         """What the options of the named checkpoint leave out of what it recorded, and why."""
         return self._read[NAME][1]
+
+    @property
+    def writer(self) -> str:
+        """Which program wrote the named checkpoint: see `Record.writer`."""
+        return self._read[NAME][2]
 
     def load(self, path: str) -> tuple[DictConfig, str | None]:
         """The config of an option, and the package that its header would name.
@@ -80,12 +85,13 @@ class SavedOptions:
         if name not in self._read:
             checkpoint = self._checkpoints[name]
             try:
-                groups, notes = starting_groups(read_record(read_metadata_text(checkpoint, self._key)))
+                record = read_record(read_metadata_text(checkpoint, self._key))
+                groups, notes = starting_groups(record)
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
             except MetadataError as error:
                 where = f"{self._key}={checkpoint}"
                 raise MetadataError(Problem.about(where, str(problem)) for problem in error.problems) from None
-            self._read[name] = nodes, notes
+            self._read[name] = nodes, notes, record.writer
         return self._read[name][0]
 
 

@@ -32,17 +32,17 @@ def sample_tokens(module: nn.Module, params: Any, task: GenerateTaskConfig, mesh
     def read(params: Any, tokens_BT: jax.Array) -> Any:
         return continue_model(module, params, {}, tokens_BT, capacity=capacity)[1]
 
-    def step(params: Any, cache: Any, tokens_B: jax.Array, number: jax.Array) -> tuple[Any, jax.Array]:
+    def step(params: Any, cache: Any, tokens_B: jax.Array, keys_B: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
         logits_BTV, cache = continue_model(module, params, cache, tokens_B[:, None], capacity=capacity)
-        keys = jax.vmap(partial(jax.random.fold_in, data=number))(keys_B)
-        return cache, draw(logits_BTV[:, 0], keys, task.temperature, task.top_k, task.top_p)
+        next_B, now_B = jnp.unstack(jax.vmap(jax.random.split)(keys_B), axis=1)
+        return cache, draw(logits_BTV[:, 0], now_B, task.temperature, task.top_k, task.top_p), next_B
 
     whole = NamedSharding(mesh, PartitionSpec())
-    take_step = jax.jit(step, donate_argnums=1, out_shardings=(None, whole))
+    take_step = jax.jit(step, donate_argnums=1, out_shardings=(None, whole, whole))
     cache = jax.jit(read)(params, prompt_BT[:, :-1]) if prompt_BT.shape[1] > 1 else {}
     tokens_B = prompt_BT[:, -1]
-    for number in range(task.max_new_tokens):
-        cache, tokens_B = take_step(params, cache, tokens_B, np.int32(number))
+    for _ in range(task.max_new_tokens):
+        cache, tokens_B, keys_B = take_step(params, cache, tokens_B, keys_B)
         yield np.asarray(tokens_B)
 
 

@@ -157,7 +157,9 @@ EFFECTS: dict[type, dict[str, str]] = {
         LAYOUT: "gradient_accumulate_steps pipeline_microbatches pipeline_remat remat_policy simulated_devices",
         BOOKKEEPING: "eval_every_n_steps eval_batches check_for_nan debug_nans",
     },
-    configs.CheckpointConfig: {BOOKKEEPING: "save_every_n_steps save_last max_to_keep keep async_save restore"},
+    configs.CheckpointConfig: {
+        BOOKKEEPING: "save_every_n_steps save_last max_to_keep keep async_save restore init_from"
+    },
     configs.LoggerConfig: {BOOKKEEPING: "log_every_n_steps progress csv tensorboard"},
     configs.DistributedConfig: {
         LAYOUT: "name coordinator_address num_processes process_id local_device_ids heartbeat_timeout_seconds"

@@ -195,7 +195,9 @@ class Reading:
             if name in table:
                 self.value(join(path, name), value, table[name])
             elif name not in sections:
-                self.stray(join(path, step(name)), nearest(name, [*table, *sections]))
+                # Many unknown names are another format, where guessing what was meant only takes long.
+                guess = nearest(name, [*table, *sections]) if len(self.problems) < 20 else ""
+                self.stray(join(path, step(name)), guess)
         for name, entry in table.items():
             if name not in data:
                 self.missing(join(path, name), entry)

@@ -8,7 +8,7 @@ from typing import Any
 
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.configs._hints import dotted
-from xlstm_hydra.configs._parse import Flags, collect, decode
+from xlstm_hydra.configs._parse import Flags, collect
 from xlstm_hydra.configs._problems import Problem, UnknownField, nearest, show
 
 from ._registry import refused_model_class, refused_tags
@@ -35,8 +35,11 @@ EXTRAS: Mapping[str, Any] = {
     "argv": list[str],
     "parameters": dict[str, Any],
     "corpus": str,
+    "history": list[dict[str, Any]],
+    "imported": dict[str, Any],
 }
-"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the data."""
+"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the
+data, how the steps before were made, and where parameters come from that others trained."""
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
@@ -106,9 +109,11 @@ def decode_run(
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
     """
-    known = {"format": str, "version": int, "config": dict, **EXTRAS}
+    known = ("format", "version", "config", *EXTRAS)
+    strangers = [name for name in content if name not in known]
     problems: list[Problem] = [
-        UnknownField.about(step(name), "no such field", nearest(name, known)) for name in content if name not in known
+        UnknownField.about(step(name), "no such field", nearest(name, known) if index < 20 else "")
+        for index, name in enumerate(strangers)
     ]
     problems += _beside({name: value for name, value in content.items() if name in EXTRAS})
     config = content.get("config")
@@ -119,12 +124,14 @@ def decode_run(
     refused = list(_refused_classes(config, by_name))
     run, wrong = (None, refused) if refused else collect(RunConfig, config, _STRICT)
     problems += [problem.at("config") for problem in wrong]
-    serious = [problem for problem in problems if not (lenient and isinstance(problem, UnknownField))]
-    if serious or run is None:
-        raise MetadataError(serious)
-    if wrong:  # what was met is an unchecked instance
-        run = decode(RunConfig, config)
-    return run, [key for problem in problems for key in problem.keys]
+    unknown = [problem for problem in problems if lenient and isinstance(problem, UnknownField)]
+    problems = [problem for problem in problems if problem not in unknown]
+    if wrong and not problems:  # its own rules have not been looked at yet
+        run, wrong = collect(RunConfig, config)
+        problems = [problem.at("config") for problem in wrong]
+    if problems or run is None:
+        raise MetadataError(problems)
+    return run, [key for problem in unknown for key in problem.keys]
 
 
 def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Iterator[Problem]:

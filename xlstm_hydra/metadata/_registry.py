@@ -86,6 +86,11 @@ def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]
         yield from (problem.at(step(key)) for problem in refused_tags(value, classes))
 
 
+def allowed_class(name: str) -> type | None:
+    """The class of this dotted path, if the program has allowed it."""
+    return _allowed.get(name) or _imported(name)
+
+
 def _may_be_named(tag: Any, classes: Mapping[str, type]) -> bool:
     """Whether a tag is one of ours, a plain type, or an allowed class."""
     return isinstance(tag, str) and ("." not in tag or tag.startswith(OURS) or is_allowed(tag, classes))
@@ -94,7 +99,7 @@ def _may_be_named(tag: Any, classes: Mapping[str, type]) -> bool:
 def is_allowed(name: str, classes: Mapping[str, type]) -> bool:
     """Whether a dotted path leads to a class that the program has allowed. Imports its module only if that is
     allowed by prefix."""
-    return name in _allowed or name in classes or _imported(name) is not None
+    return name in classes or allowed_class(name) is not None
 
 
 def _imported(name: str) -> type | None:

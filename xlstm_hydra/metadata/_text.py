@@ -16,6 +16,10 @@ MAX_DEPTH = 64
 """Objects within objects that metadata may have."""
 
 
+MAX_VALUES = 50_000
+"""Objects, lists and values that metadata may have: enough for a list of ten thousand parameters, and soon read."""
+
+
 class MetadataError(ConfigError):
     """Metadata that cannot be read, with the path of every field that is wrong."""
 
@@ -35,10 +39,13 @@ def parse(text: str | bytes) -> dict[str, Any]:
     if len(text) > MAX_SIZE:
         raise error("", f"{len(text):,} bytes are no metadata: at most {MAX_SIZE:,} are read")
     try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if text.startswith("\ufeff"):
+            raise error("", "begins with a byte order mark", "Save it as UTF-8 without one.")
         faults: list[_Fault] = []
-        content = _decoder(faults).decode(text.decode("utf-8") if isinstance(text, bytes) else text)
+        content = _decoder(faults).decode(text)
+        _refuse_bulk(content)
         problems = list(_located(content)) if faults else []
-        _refuse_depth(content)
     except json.JSONDecodeError as found:
         where = f"line {found.lineno}, column {found.colno}"
         raise error("", f"not JSON: {found.msg} at {where}", "The file may be cut off.") from None
@@ -101,14 +108,18 @@ def _located(value: Any) -> Iterator[Problem]:
             yield from (problem.at(f"[{index}]") for problem in _located(item))
 
 
-def _refuse_depth(content: Any) -> None:
-    level = [content] if isinstance(content, dict | list) else []
+def _refuse_bulk(content: Any) -> None:
+    """Refuse what is deeper or larger than metadata, before anything looks closer."""
+    level, count = [content], 0
     for _ in range(MAX_DEPTH):
-        level = [item for value in level for item in _items(value) if isinstance(item, dict | list)]
+        level = [item for value in level if isinstance(value, dict | list) for item in _items(value)]
+        count += len(level)
+        if count > MAX_VALUES:
+            raise error("", f"more than {MAX_VALUES:,} values are no metadata")
         if not level:
             return
     raise RecursionError
 
 
-def _items(value: Any) -> list[Any]:
-    return [*value.values()] if isinstance(value, dict) else value
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value

@@ -16,12 +16,14 @@ from xlstm_hydra.configs import (
     mLSTMConfig,
     mLSTMv1Config,
 )
+from xlstm_hydra.configs._hints import dotted
+from xlstm_hydra.configs._parse import Flags, collect
 from xlstm_hydra.configs._problems import divisors, either, nearest, show
 from xlstm_hydra.configs._reprs import Instance
 
 from . import _xlstm_jax_table as table
 from ._fields import Reading, Wrong, class_path, mapping, written
-from ._registry import WAY_OUT
+from ._registry import WAY_OUT, allowed_class, config_class_of
 from ._text import MetadataError, step
 from ._xlstm_jax_training import read_training
 
@@ -59,11 +61,14 @@ def _read_model(reading: Reading, data: Any) -> ModelConfig | None:
     families = _read_class(reading, data)
     parallel = _read_parallel(reading, "model.parallel", data.get("parallel", ""))
     config = data.get("model_config")
-    if families is None or not isinstance(config, dict):
-        if families is not None:
-            reading.problem(table.MODEL, f"expected an object, got {show(config)}" if config else "missing")
+    if families is None:
         return None
-    family = _read_llama(reading, config) if "" in families else _read_xlstm(reading, config, families)
+    if not isinstance(config, dict):
+        reading.problem(table.MODEL, f"expected an object, got {show(config)}" if config else "missing")
+        return None
+    if isinstance(families, type):
+        return _read_own(reading, families, config, parallel)
+    family = _read_llama(reading, config) if "" in families else _read_xlstm(reading, config, families, parallel)
     for path, copy in _copies_of_parallel(config).items():
         if copy not in (None, "None", data.get("parallel")):
             _compare_parallel(reading, path, _read_parallel(reading, path, copy), parallel)
@@ -83,20 +88,35 @@ def _read_model(reading: Reading, data: Any) -> ModelConfig | None:
     return None
 
 
-def _read_class(reading: Reading, data: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """Which of our families, by layer type, the published class is."""
+def _read_class(reading: Reading, data: Mapping[str, Any]) -> Mapping[str, str] | type | None:
+    """Which of our families, by layer type, the published class is; or the user's class that has been allowed."""
     if "model_class" not in data:
         reading.problem("model.model_class", "missing")
         return None
     name = data["model_class"]
     try:
-        families = table.CLASSES.get(class_path(name))
+        path = class_path(name)
+        families = table.CLASSES.get(path) or allowed_class(path)
     except Wrong:
         families = None
     if families is None:
         fix = f"{nearest(str(name), table.CLASSES)} {WAY_OUT}"
-        reading.problem("model.model_class", f"{show(name)} is no model class that xlstm-jax published", fix)
+        text = f"{show(name)} is no model class that xlstm-jax published or this program has allowed"
+        reading.problem("model.model_class", text, fix)
     return families
+
+
+def _read_own(reading: Reading, cls: type, config: Any, parallel: ParallelConfig | None) -> ModelConfig | None:
+    """The user's model, with a config of the class that annotates its field `config`."""
+    config_class = config_class_of(cls)
+    if config_class is None:
+        reading.problem("model.model_class", f"{cls.__name__} does not say of which class its config is")
+        return None
+    value, problems = collect(config_class, config, Flags(ignore_unknown=reading.lenient))
+    reading.problems += [problem.at(table.MODEL) for problem in problems]
+    if problems or parallel is None:
+        return None
+    return ModelConfig(model_class=dotted(cls), parallel=parallel, model_config=value)
 
 
 def _read_parallel(reading: Reading, path: str, data: Any) -> ParallelConfig | None:
@@ -150,18 +170,23 @@ def _read_llama(reading: Reading, config: Any) -> str:
     return "Llama"
 
 
-def _read_xlstm(reading: Reading, config: Any, families: Mapping[str, str]) -> str | None:
+def _read_xlstm(
+    reading: Reading, config: Any, families: Mapping[str, str], parallel: ParallelConfig | None
+) -> str | None:
     config = reading.section(table.MODEL, config, table.LANGUAGE_MODEL, ("parallel", "mlstm_block"))
     block = reading.section(table.BLOCK, config.get("mlstm_block"), table.BLOCKS, ("parallel", "mlstm", "feedforward"))
     layer = mapping_or_empty(block.get("mlstm"))
     kind = layer.get("layer_type", "mlstm")
-    if kind not in families:
+    if not isinstance(kind, str) or kind not in families:
         reading.problem(f"{table.LAYER}.layer_type", f"expected {either(families)}, got {show(kind)}")
         return None
     layer = reading.section(table.LAYER, block.get("mlstm"), table.LAYERS[kind], ("parallel", "mlstm_cell"))
     cell = reading.section(table.CELL, layer.get("mlstm_cell"), table.CELLS[kind], ("parallel", "backend"))
     _read_backend(reading, cell.get("backend"))
     _read_feed_forward(reading, block.get("feedforward"), kind)
+    if "gate_linear_headwise" not in cell and parallel is not None and parallel.model_axis_size > 1:
+        text = "was not recorded, and each tensor-parallel device computed its gates from its own channels alone"
+        reading.notes.append(f"{table.CELL}.gate_linear_headwise {text}")
     return families[kind]
 
 

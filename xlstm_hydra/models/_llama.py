@@ -82,40 +82,32 @@ class Attention(nn.Module):
         )
 
     def _attend_to_past(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, context: Context) -> jax.Array:
-        """To the tokens of earlier calls too, whose rotated keys and values are kept. S is the capacity."""
-        config, (B, T, H, K), S = self.config, q_BTHK.shape, context.capacity
+        """To the tokens of earlier calls too, whose turned keys and values are kept. S is the capacity."""
+        config, (B, T), S = self.config, q_BTHK.shape[:2], context.capacity
+        assert S is not None
         count = self.variable(CACHE, "count", jnp.zeros, (), jnp.int32)
-        keys, values, borders = (
-            self.variable(CACHE, name, jnp.zeros, shape, dtype)
-            for name, shape, dtype in (
-                ("keys", (B, S, H, K), k_BTHK.dtype),
-                ("values", (B, S, H, K), v_BTHK.dtype),
-                ("borders", (B, S), jnp.bool),
-            )
-        )
         first = count.value
 
-        def keep(variable: nn.Variable, x_BT: jax.Array) -> None:
-            variable.value = jax.lax.dynamic_update_slice_in_dim(variable.value, x_BT, first, axis=1)
+        def keep(name: str, x_BT: jax.Array) -> jax.Array:
+            kept = self.variable(CACHE, name, jnp.zeros, (B, S, *x_BT.shape[2:]), x_BT.dtype)
+            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, x_BT, first, axis=1)
+            return kept.value
 
         def these(x_BS: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x_BS, first, T, axis=1)
 
-        given_BT = context.document_borders_BT
-        keep(borders, jnp.zeros((B, T), jnp.bool) if given_BT is None else given_BT)
-        whole = replace(context, document_borders_BT=borders.value)
-        position_BT = these(positions_BT(whole, S))
-        keep(keys, rotate(k_BTHK, position_BT, config.theta))
-        keep(values, v_BTHK)
+        borders_BT = context.document_borders_BT
+        borders_BS = keep("borders", jnp.zeros((B, T), jnp.bool) if borders_BT is None else borders_BT)
+        position_BT = these(positions_BT(replace(context, document_borders_BT=borders_BS), S))
+        keys_BSHK = keep("keys", rotate(k_BTHK, position_BT, config.theta))
+        values_BSHK = keep("values", v_BTHK)
         count.value = first + T
         mask_BTS = (jnp.arange(S)[None] <= (first + jnp.arange(T))[:, None])[None]
         if config.mask_across_document_boundaries:
-            segments_BS = whole.segments_BT()
+            segments_BS = jnp.cumsum(borders_BS, axis=1)
             mask_BTS &= these(segments_BS)[:, :, None] == segments_BS[:, None, :]
-        q_BTHK = rotate(q_BTHK, position_BT, config.theta)
-        return jax.nn.dot_product_attention(
-            q_BTHK, keys.value, values.value, mask=mask_BTS[:, None], scale=self._scale()
-        )
+        q_BTHK, mask = rotate(q_BTHK, position_BT, config.theta), mask_BTS[:, None]
+        return jax.nn.dot_product_attention(q_BTHK, keys_BSHK, values_BSHK, mask=mask, scale=self._scale())
 
     def _scale(self) -> float:
         # As in the published weights: by the number of heads, of all devices together, not by their width.

@@ -128,13 +128,18 @@ class Program:
             self.state_shardings,
         )
 
-    def init(self) -> TrainState:
-        """The state before the first step. Its values depend on the model and the seed only."""
-        return jax.jit(self._init, out_shardings=self.state_shardings)()
+    def init(self, params: Any = None) -> TrainState:
+        """The state before the first step. Its values depend on the model and the seed only.
 
-    def _init(self) -> TrainState:
+        Args:
+            params: given up for those of the state. None: random ones.
+        """
+        return jax.jit(self._init, out_shardings=self.state_shardings, donate_argnums=0)(params)
+
+    def _init(self, params: Any = None) -> TrainState:
         seed = jax.random.key(self.run.trainer.seed)
-        params = init_model(build_model(self.model), jax.random.fold_in(seed, 0))
+        if params is None:
+            params = init_model(build_model(self.model), jax.random.fold_in(seed, 0))
         rng = jax.random.key_data(jax.random.fold_in(seed, 1))
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), rng)
 
