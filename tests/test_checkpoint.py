@@ -131,8 +131,8 @@ def test_the_best_are_kept(tmp_path):
 REFUSED = {
     "no run": ({}, "nowhere", r"checkpoint.restore='nowhere': no checkpoints in"),
     "no step": ({}, "{run}@5", r"no checkpoint of step 5. Saved are steps 2, 4 or 6"),
-    "other model": ({"model": {"num_blocks": 1}}, "{run}", r"params differ: at blocks.* has \(2, .*wants \(1, "),
-    "other optimizer": ({"optimizer": SGDConfig(momentum=0.9)}, "{run}", "arrays of opt_state differ"),
+    "other model": ({"model": {"num_blocks": 1}}, "{run}@2", r"num_blocks=1: .* saved with 2, and the parameters"),
+    "other optimizer": ({"optimizer": SGDConfig()}, "{run}@2", "optimizer.name='sgd': .* saved with 'adamw'"),
     "other batches": ({"trainer": {"batch_size": 16}}, "{run}", r"batch_size=16: the checkpoint was saved with 8"),
     "other seed": ({"trainer": {"seed": 7}}, "{run}", r"trainer.seed=7: the checkpoint was saved with 0"),
     "other data": ({"data": StdlibDataConfig(), "model": {"vocab_size": 256}}, "{run}", r"data.name='stdlib'"),
@@ -144,6 +144,12 @@ REFUSED = {
 def test_what_cannot_be_continued_is_refused(finished, tmp_path, changes, place, words):
     with pytest.raises(ConfigError, match=words):
         train(run_of(LAYOUTS["fsdp8"], {"restore": place.format(run=finished)}, **changes), tmp_path)
+
+
+def test_a_state_of_another_shape_is_named(finished):
+    other = build_program(run_of(LAYOUTS["fsdp8"], optimizer=SGDConfig(momentum=0.9)))
+    with pytest.raises(ConfigError, match="arrays of opt_state differ"):
+        restore(find_checkpoint(str(finished)), other.abstract_state, None)
 
 
 def test_a_folder_with_later_checkpoints_is_not_written_over(finished):
@@ -196,6 +202,9 @@ def test_a_run_folder_may_have_an_at_sign_in_its_name(finished, tmp_path):
 def test_metrics_of_steps_that_are_done_again_stand_once(tmp_path):
     train(run_of(LAYOUTS["dp8"], trainer={"max_steps": 4}), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "4")
-    train(run_of(LAYOUTS["dp8"], {"restore": f"{tmp_path}@2"}), tmp_path)
+    train(run_of(LAYOUTS["dp8"], {"restore": f"{tmp_path}@2"}), tmp_path, overrides=["trainer.max_steps=6"])
     with (tmp_path / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file) if row["loss"]] == [1, 2, 3, 4, 5, 6]
+    record = json.loads((tmp_path / "metadata.json").read_text())
+    assert record["overrides"] == ["trainer.max_steps=6"]
+    assert [(part["last_step"], part["overrides"]) for part in record["history"]] == [(2, [])]

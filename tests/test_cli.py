@@ -1,5 +1,6 @@
 """What the command returns, prints and leaves behind. Nothing is trained here but in the slow test."""
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -8,9 +9,12 @@ import sys
 import pytest
 from command import run_command
 from omegaconf import OmegaConf
+from saved import composed, save
 
 import xlstm_hydra
+import xlstm_hydra.inference
 import xlstm_hydra.train
+from xlstm_hydra import cli
 from xlstm_hydra.configs import ConfigError, Problem
 
 
@@ -84,16 +88,18 @@ def test_a_config_that_breaks_a_rule_can_still_be_shown():
 def test_the_help_lists_groups_with_their_options_and_examples_on_one_screen():
     done = run_command("--help")
     assert done.status == 0
-    assert "parallel: dp, fsdp, fsdp_tp, pp, tp" in done.out and done.out.count("\n  xlstm-hydra ") == 5
+    assert "parallel: dp, fsdp, fsdp_tp, pp, tp" in done.out and done.out.count("\n  xlstm-hydra ") == 8
     assert "xlstm_hydra/" not in done.out
     assert done.out.count("\n") < 40
 
 
-def test_every_example_of_the_help_composes():
+def test_every_example_of_the_help_composes(tmp_path):
+    save(tmp_path / "outputs" / "my_run", composed(), step=2000)
     lines = run_command("--help").out.splitlines()
     for example in (line.strip().split("  ")[0] for line in lines if line.startswith("  xlstm-hydra ")):
-        overrides = [text for text in shlex.split(example)[1:] if "=" in text and "," not in text]
-        assert run_command("--cfg", "job", *overrides).status == 0
+        typed = [text for text in shlex.split(example)[1:] if "," not in text and text not in ("-m", "--cfg", "job")]
+        done = run_command("--cfg", "job", *typed)
+        assert done.status == 0, (example, done.err)
 
 
 def test_the_version_is_told_with_hydras():
@@ -134,6 +140,56 @@ def test_a_model_of_the_users_is_found_in_the_current_folder(tmp_path, train):
     assert done.status == 0, done.err
     assert runs[0].model.model_config.context_length == 64
     assert "Did you mean 'MyModel'?" in run_command("model=custom", "model.model_class=my_models.MyModle").err
+
+
+TASKS = {"train": [], "evaluate": ["task.checkpoint=run"], "generate": ["task.checkpoint=run"]}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_is_done_by_the_function_of_its_name(monkeypatch, name):
+    done = []
+    for other, module in cli.TASKS.items():
+        monkeypatch.setattr(importlib.import_module(module), other, lambda *args, other=other: done.append(other))
+    assert run_command(f"task={name}", *TASKS[name]).status == 0
+    assert done == [name]
+
+
+PROMPTS = {
+    "punctuation": "f(x, y): {'a'}",
+    "lines": 'one\ntwo "three"',
+    "a reference": "${nope} \\",
+    "a number": "1.0e3",
+    "nothing": "null",
+    "spaces": " a ",
+}
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_a_prompt_is_text_whatever_it_would_mean_to_hydra(monkeypatch, prompt):
+    runs = []
+    monkeypatch.setattr(xlstm_hydra.inference, "generate", lambda run, *_: runs.append(run))
+    done = run_command("task=generate", "task.checkpoint=run", f"task.prompt={prompt}", "trainer.seed=3")
+    assert done.status == 0, done.err
+    assert runs[0].task.prompt == prompt
+
+
+def test_prompts_can_be_quoted_for_hydra_and_swept(monkeypatch):
+    prompts = []
+    monkeypatch.setattr(xlstm_hydra.inference, "generate", lambda run, *_: prompts.append(run.task.prompt))
+    generate = ["task=generate", "task.checkpoint=run"]
+    run_command(*generate, "task.prompt='a (b)'")
+    run_command("-m", *generate, "task.prompt=c,d")
+    assert prompts == ["a (b)", "c", "d"]
+
+
+@pytest.mark.parametrize(("words", "told"), [(["it is in x"], "it is in x"), ([], "checkpoint.restore=RUN continues")])
+def test_an_interrupted_task_says_what_is_left_of_it(train, words, told):
+    def interrupt(run, folder, overrides):
+        raise KeyboardInterrupt(*words)
+
+    train(interrupt)
+    done = run_command()
+    assert done.status == 130 and done.err.startswith(f"xlstm-hydra: interrupted; {told}")
 
 
 @pytest.mark.slow

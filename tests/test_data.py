@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xlstm_hydra.configs import ConfigError, StdlibDataConfig, SyntheticDataConfig, TextDataConfig
-from xlstm_hydra.data import open_corpus, train_batches, validation_batches
+from xlstm_hydra.data import open_corpus, spread_batches, train_batches
 
 
 @pytest.fixture
@@ -185,10 +185,10 @@ def test_the_position_is_the_same_for_any_rows(numbered):
     assert taken(numbered, part, 1) == [[rows[row] for row in (1, 2, 6)]]
 
 
-def test_validation_batches_are_always_the_same_and_padded_where_examples_run_out(numbered):
-    batches = validation_batches(numbered[:10], 8, 3)
+def test_spread_batches_are_always_the_same_and_padded_where_examples_run_out(numbered):
+    batches = list(spread_batches(numbered[:10], 8, 3))
     assert len(batches) == 2
     assert batches[1]["loss_mask"][:2].all() and not batches[1]["loss_mask"][2:].any()
-    parts = [validation_batches(numbered[:10], 8, 3, rows) for rows in (range(4), range(4, 8))]
+    parts = [spread_batches(numbered[:10], 8, 3, rows) for rows in (range(4), range(4, 8))]
     for whole, left, right in zip(batches, *parts, strict=True):
         np.testing.assert_array_equal(whole["inputs"], np.concatenate([left["inputs"], right["inputs"]]))

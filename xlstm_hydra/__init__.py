@@ -1,8 +1,17 @@
 """Hydra structured configs for training xLSTM language models in JAX/Flax."""
 
+from typing import TYPE_CHECKING, Any
 
-def __getattr__(name: str) -> str:
-    """`__version__`, looked up when asked for: `importlib.metadata` is a tenth of the start-up time."""
+if TYPE_CHECKING:
+    from .checkpoint import load_checkpoint as load_checkpoint
+
+
+def __getattr__(name: str) -> Any:
+    """`load_checkpoint`, which needs JAX, and `__version__`, a tenth of the start-up time: found when asked for."""
+    if name == "load_checkpoint":
+        from .checkpoint import load_checkpoint
+
+        return load_checkpoint
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version

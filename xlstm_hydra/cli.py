@@ -7,11 +7,12 @@ processes all have the same one; 143 there, where one got SIGTERM.
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,27 +27,33 @@ from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
-from xlstm_hydra.hydra import REFUSED, VERSION_BASE, explain, load
+from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load, quote_texts
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
 """How the note begins that marks an error as one of a run that had started."""
 
+TASKS = {"train": "xlstm_hydra.train", "evaluate": "xlstm_hydra.inference", "generate": "xlstm_hydra.inference"}
+"""The module in which the function of a task is, under the task's name."""
+
 
 def run_task(cfg: DictConfig) -> float | None:
-    """Check the config, then do its task. Returns the last validation loss, for sweepers that optimise it."""
+    """Check the config, then do its task. Returns the loss that it ends with, if any, for sweepers that optimise it."""
     try:
         with _folder_noted():
             run = load(cfg)
         with _all_processes(run), _folder_noted(_writes(run)):
             folder, overrides = _run_folder(cfg, run)
-            from xlstm_hydra.train import train  # JAX wakes up here, once the config is known to be good
-
-            return train(run, folder, overrides)
+            return _task(run.task.name)(run, folder, overrides)
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # Hydra goes on with the other jobs, and tells it at the end
         _refuse_for_all(error, _distributed(cfg))
+
+
+def _task(name: str) -> Callable[[RunConfig, Path, list[str]], float | None]:
+    """The function that does a task. JAX wakes up here, once the config is known to be good."""
+    return getattr(importlib.import_module(TASKS[name]), name)
 
 
 @contextmanager
@@ -99,10 +106,11 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
         _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
-    except KeyboardInterrupt:
-        hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
+    except KeyboardInterrupt as error:
+        hint = str(error) or "checkpoint.restore=RUN continues from the last checkpoint of a run"
         print(f"xlstm-hydra: interrupted; {hint}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
@@ -168,6 +176,12 @@ def _loader(args: Any) -> ConfigLoaderImpl:
     if args.config_dir is not None:
         search_path.prepend("command-line", f"file://{os.path.abspath(args.config_dir)}")
     return ConfigLoaderImpl(search_path)
+
+
+def _primary_search_path(args: Any) -> list[str]:
+    """The `hydra.searchpath` of the primary config."""
+    primary = _loader(args).repository.load_config(args.config_name or CONFIG_NAME)
+    return list(OmegaConf.select(primary.config, "hydra.searchpath") or ()) if primary else []
 
 
 def _is_sweep(args: Any) -> bool:

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -277,15 +277,13 @@ def train_batches(corpus: Source, config: DataConfig, batch_size: int, rows: Seq
     return Batches(examples, batch_size, range(batch_size) if rows is None else rows, config.prefetch)
 
 
-def validation_batches(corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None) -> list[Example]:
+def spread_batches(corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None) -> Iterator[Example]:
     """These rows (all, if None) of the first `count` batches, evenly spread over the corpus and always the same. A
     batch that the corpus does not fill is filled with padding."""
     wanted = min(count * batch_size, len(corpus))
     chosen = np.linspace(0, len(corpus) - 1, wanted).round().astype(int)
     padding = {key: np.zeros_like(value) for key, value in corpus[0].items()}
-    batches = []
     for begin in range(0, wanted, batch_size):
         places = (begin + row for row in (range(batch_size) if rows is None else rows))
         examples = [corpus[int(chosen[place])] if place < wanted else padding for place in places]
-        batches.append({key: np.stack([example[key] for example in examples]) for key in padding})
-    return batches
+        yield {key: np.stack([example[key] for example in examples]) for key in padding}

@@ -5,14 +5,15 @@
 
 It says nothing about devices, and trains on every layout. With tensor parallelism every device computes all of it,
 and the run says so; a class that declares a field `axes: xlstm_hydra.parallel.Axes` can do better, as the models of
-ours do.
+ours do. That its call takes `capacity` is what `task=generate` needs: it then begins each call where the last one
+stopped, with what that left in the collection `cache`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_hydra.configs import Problem, SubModelConfig
@@ -46,9 +47,13 @@ class GRUBlock(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, continues: bool) -> jax.Array:
         """(batch, time, hidden) -> (batch, time, hidden)."""
-        update: Any = nn.RNN(nn.GRUCell(self.hidden))(nn.RMSNorm()(x))
+        layer = nn.RNN(nn.GRUCell(self.hidden), return_carry=True)
+        if not continues:
+            return x + layer(nn.RMSNorm()(x))[1]
+        state = self.variable("cache", "state", jnp.zeros, (x.shape[0], self.hidden))
+        state.value, update = layer(nn.RMSNorm()(x), initial_carry=state.value)
         return x + update
 
 
@@ -58,9 +63,10 @@ class GRULanguageModel(nn.Module):
     config: GRUConfig
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """See the class."""
+    def __call__(self, tokens: jax.Array, *, capacity: int | None = None) -> jax.Array:
+        """See the class. `capacity`: the most tokens that will come in all, which a state of fixed size need not know.
+        None: these are all."""
         x = nn.Embed(self.config.vocab_size, self.config.hidden)(tokens)
         for _ in range(self.config.layers):
-            x = GRUBlock(self.config.hidden)(x)
+            x = GRUBlock(self.config.hidden)(x, capacity is not None)
         return nn.Dense(self.config.vocab_size)(nn.RMSNorm()(x))

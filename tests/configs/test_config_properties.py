@@ -201,12 +201,12 @@ POOLS["model"] = models()
 def fields_of(cls):
     """A strategy for some of the keyword arguments of a config class, not all of them valid together."""
     hints = typing.get_type_hints(cls)
-    pools = {}
+    is_open = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    pools = {name: st.just("outputs/run@20") for name in is_open if hints[name] is str}
     for field in dataclasses.fields(cls):
         strategy = POOLS[field.name] if field.name in POOLS else by_hint(hints[field.name])
         if strategy is not None:
             pools[field.name] = strategy
-    is_open = {f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING}
     needed = {name: strategy for name, strategy in pools.items() if name in is_open}
     return st.fixed_dictionaries(needed, optional={n: s for n, s in pools.items() if n not in is_open})
 

@@ -8,7 +8,9 @@ from xlstm_hydra.configs import (
     ConfigError,
     ConstantConfig,
     CosineConfig,
+    EvaluateTaskConfig,
     ExponentialConfig,
+    GenerateTaskConfig,
     LionConfig,
     LlamaConfig,
     LoggerConfig,
@@ -19,9 +21,9 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SubModelConfig,
     SyntheticDataConfig,
-    TaskConfig,
     TextDataConfig,
     TrainerConfig,
+    TrainTaskConfig,
     mLSTMConfig,
     mLSTMv1Config,
     xLSTMConfig,
@@ -44,6 +46,17 @@ def llama(**changes):
 
 def xlstm(**changes):
     return xLSTMConfig(**{**SIZES, "num_heads": 4, "slstm_at": [1], **changes})
+
+
+def evaluate(**changes):
+    return EvaluateTaskConfig(**{"checkpoint": "run", **changes})
+
+
+def generate(**changes):
+    return GenerateTaskConfig(checkpoint="run", **changes)
+
+
+GENERATE = generate(prompt="abc", max_new_tokens=62, stop_token=300)
 
 
 def run(*, parallel=None, model=None, config=mlstm, **groups):
@@ -72,7 +85,21 @@ RANGES = [
     (SyntheticDataConfig, {"num_examples": 1}, "must be 2 or more"),
     (SyntheticDataConfig, {"motif_length": 0}, "must be 1 or more"),
     (LoggerConfig, {"log_every_n_steps": 0}, "must be 1 or more"),
-    (TaskConfig, {"name": "trian"}, "not a known value. Choose train"),
+    (TrainTaskConfig, {"name": "trian"}, "the name of TrainTaskConfig is train"),
+    (EvaluateTaskConfig, {"checkpoint": "@20"}, "must name a run folder, such as outputs/my_run or outputs/my_run@200"),
+    (evaluate, {"split": "test"}, "not a known value. Choose validation or train"),
+    (evaluate, {"num_batches": 0}, "must be 1 or more"),
+    (generate, {"max_new_tokens": 0}, "must be 1 or more"),
+    (generate, {"num_samples": 0}, "must be 1 or more"),
+    (generate, {"top_k": 0}, "must be 1 or more"),
+    (generate, {"temperature": -0.1}, "must be 0 or more"),
+    (generate, {"temperature": float("nan")}, "must be 0 or more"),
+    (generate, {"seed": 2**32}, "must be less than"),
+    (generate, {"stop_token": -1}, "must be 0 or more"),
+    (generate, {"top_p": 0.0}, "must be greater than 0"),
+    (generate, {"top_p": 1.1}, "must be at most 1"),
+    (generate, {"prompt_tokens": []}, "needs one token id or more, each 0 or more. For example [464,2068]."),
+    (generate, {"prompt_tokens": [3, -1]}, "needs one token id or more, each 0 or more. For example [464,2068]."),
     (AdamWConfig, {"lr": -1.0}, "must be 0 or more"),
     (AdamWConfig, {"weight_decay": -0.1}, "must be 0 or more"),
     (AdamWConfig, {"grad_clip_norm": 0.0}, "must be greater than 0"),
@@ -181,6 +208,15 @@ def test_a_value_out_of_range_is_refused_with_its_key(make, values, words):
 
 
 RELATIONS = [
+    (generate, {"prompt": "Once", "prompt_tokens": [3]}, "there can be one prompt only. Leave one of them away."),
+    *(
+        (
+            generate,
+            {"temperature": 0.0, key: value},
+            f"{key}={value}, temperature=0: has no effect with",
+        )
+        for key, value in {"top_k": 5, "top_p": 0.9, "seed": 1, "num_samples": 2}.items()
+    ),
     (AdamWConfig, {"name": "lion"}, "the name of AdamWConfig is adamw"),
     (ConstantConfig, {"decay_steps": 5}, "a constant schedule without a cool-down has no length"),
     (
@@ -249,6 +285,28 @@ def test_values_that_do_not_fit_together_are_refused_with_all_keys(make, values,
 
 
 BETWEEN = [
+    (
+        {"task": GENERATE, "config": llama, "model": {"causal": False}},
+        "model.causal=false: the model predicts tokens from later ones too, and cannot continue a text.",
+    ),
+    (
+        {"task": GENERATE, "config": llama},
+        "task.max_new_tokens=62, model.context_length=64: with the 4 tokens of the prompt they are more than the model "
+        "was trained to see. Set task.max_new_tokens to at most 61, or model.context_length higher to go on",
+    ),
+    (
+        {"task": GENERATE, "model": {"vocab_size": 32}},
+        "task.prompt='abc', model.vocab_size=32: text needs 256 token ids. Give token ids in task.prompt_tokens.",
+    ),
+    (
+        {"task": GENERATE, "model": {"vocab_size": 300}},
+        "task.stop_token=300, model.vocab_size=300: token ids must be below model.vocab_size",
+    ),
+    (
+        {"task": generate(prompt_tokens=[3, 256])},
+        "task.prompt_tokens=256, model.vocab_size=256: token ids must be below model.vocab_size",
+    ),
+    ({"task": generate(top_k=257)}, "there are fewer token ids. Leave task.top_k away to draw among all."),
     (
         {"parallel": {"pipeline_axis_size": 4}, "model": {"num_blocks": 6}},
         "model.num_blocks=6, parallel.pipeline_axis_size=4: parallel.pipeline_axis_size must divide model.num_blocks. "
@@ -409,6 +467,15 @@ def test_without_mlstm_blocks_the_rules_of_the_mlstm_do_not_apply():
 )
 def test_the_period_is_the_shortest_after_which_the_kinds_of_blocks_repeat(num_blocks, slstm_at, period):
     assert xlstm(num_blocks=num_blocks, slstm_at=slstm_at).scan_period() == period
+
+
+def test_a_task_that_reads_no_data_asks_nothing_of_it():
+    small = {"vocab_size": 32, "context_length": 16, "chunk_size": 16}
+    data = SyntheticDataConfig(motif_length=16), StdlibDataConfig()
+    task = generate(prompt_tokens=[1])
+    for source in data:
+        assert broken(run, model=small, data=source)
+        run(model=small, data=source, task=task, parallel={"data_axis_size": 3})
 
 
 def test_a_run_of_defaults_breaks_no_rule():

@@ -20,11 +20,15 @@ GROUPS = {
     "scheduler": {"constant", "cosine", "linear", "exponential"},
     "data": {"stdlib", "text", "synthetic"},
     "distributed": {"auto", "none", "explicit"},
+    "task": {"train", "evaluate", "generate"},
 }
 NEEDS = {
     "data=text": ["data.path=books"],
+    "checkpoint=xlstm_jax": ["checkpoint.init_from=runs/theirs"],
     "model=custom": ["model.model_class=xlstm_hydra.models.mLSTMv1", "+model.num_blocks=1", "+model.num_heads=1",
                      "+model.embedding_dim=64"],
+    "task=evaluate": ["task.checkpoint=run"],
+    "task=generate": ["task.checkpoint=run"],
     "experiment=mlstm_v1_7b": ["data.path=books"],
     "distributed=explicit": ["distributed.coordinator_address=host:1234", "distributed.num_processes=2",
                              "distributed.process_id=0"],

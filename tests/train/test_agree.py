@@ -85,14 +85,19 @@ def test_another_corpus_is_refused(as_process_1):
 
 
 CHECKPOINTS = {
-    "none": (None, {"step": 4, "metadata": "x"}, "continues from none, process 0 from the checkpoint of step 4"),
-    "another step": ({"step": 2, "metadata": "x"}, {"step": 4, "metadata": "x"}, "of step 2, process 0 from the check"),
+    "none": (None, {"step": 4, "metadata": "x"}, "reads none, process 0 the checkpoint of step 4"),
+    "another step": (
+        {"step": 2, "metadata": "x"},
+        {"step": 4, "metadata": "x"},
+        "of step 2, process 0 the check",
+    ),
     "another run": ({"step": 4, "metadata": "x"}, {"step": 4, "metadata": "y"}, "step 4 of another run than process 0"),
 }
 
 
 @pytest.mark.parametrize(("mine", "theirs", "words"), CHECKPOINTS.values(), ids=CHECKPOINTS)
 def test_another_checkpoint_is_refused(mine, theirs, words):
-    [problem] = _agree._other_checkpoint("run@4", mine, theirs)
+    place = {"checkpoint.restore": "run@4"}
+    [problem] = _agree._other_checkpoint(place, mine, theirs)
     assert words in str(problem) and str(problem).startswith("checkpoint.restore='run@4': ")
-    assert list(_agree._other_checkpoint("run@4", theirs, theirs)) == []
+    assert list(_agree._other_checkpoint(place, theirs, theirs)) == []

@@ -1,6 +1,7 @@
 """A Flax class that knows nothing of us trains on every layout."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tiny import LAYOUTS, results
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.hydra import load, make_model_config, resolve_classes
-from xlstm_hydra.models import knows_axes
+from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
 from xlstm_hydra.train import build_program, train
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model"
@@ -51,6 +52,22 @@ def test_fsdp_really_shards_it():
     arrays = traverse_util.flatten_dict(on.init().params, sep=".")
     kernel = arrays["GRUBlock_0.GRUCell_0.hn.kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+def test_it_continues_tokens_as_if_it_read_all_at_once():
+    module = build_model(own(layers=1).model)
+    quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    params = quick(lambda: init_model(module, jax.random.key(0)))()
+    tokens = np.random.default_rng(0).integers(0, 32, (2, 8))
+
+    @quick
+    def both(tokens):
+        first, cache = continue_model(module, params, {}, tokens[:, :5], capacity=8)
+        second, _ = continue_model(module, params, cache, tokens[:, 5:], capacity=8)
+        return (first, second), apply_model(module, params, tokens)
+
+    parts, whole = both(tokens)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-5)
 
 
 def composed(*overrides):

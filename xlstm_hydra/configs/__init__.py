@@ -27,6 +27,9 @@ from .scheduler import CosineConfig as CosineConfig
 from .scheduler import ExponentialConfig as ExponentialConfig
 from .scheduler import LinearConfig as LinearConfig
 from .scheduler import SchedulerConfig as SchedulerConfig
+from .task import EvaluateTaskConfig as EvaluateTaskConfig
+from .task import GenerateTaskConfig as GenerateTaskConfig
 from .task import TaskConfig as TaskConfig
+from .task import TrainTaskConfig as TrainTaskConfig
 from .trainer import TrainerConfig as TrainerConfig
 from .xlstm import xLSTMConfig as xLSTMConfig

@@ -33,6 +33,9 @@ class Problem:
     fix: str = ""
     """What to type instead."""
 
+    idle: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """The keys whose value has no effect as things are, each with a value that says so and keeps the rule."""
+
     prefix: str = field(default="", kw_only=True)
 
     @classmethod
@@ -48,6 +51,11 @@ class Problem:
     def keys(self) -> tuple[str, ...]:
         """The keys that take part, as the user types them."""
         return tuple(map(self._whole, self.given))
+
+    @property
+    def idle_keys(self) -> dict[str, Any]:
+        """`idle`, by the keys as the user types them."""
+        return {self._whole(key): value for key, value in self.idle.items()}
 
     def __str__(self) -> str:
         values = zip(self.keys, self.given.values(), strict=True)
@@ -185,4 +193,5 @@ def idle(config: Any, key: str, because: str, value: Any, fix: str = "") -> Iter
     default = known.default if known.default_factory is MISSING else known.default_factory()
     if getattr(config, key) != default:
         given = {key: getattr(config, key), because: value}
-        yield Problem(given, f"has no effect with this {{{because}}}", fix or f"Leave {{{key}}} at {show(default)}.")
+        rule = f"has no effect with this {{{because}}}"
+        yield Problem(given, rule, fix or f"Leave {{{key}}} at {show(default)}.", idle={key: default})

@@ -32,12 +32,21 @@ class CheckpointConfig(ConfigDict):
     """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.
     null: start anew."""
 
+    init_from: str | None = None
+    """What a new run takes its first parameters from, and nothing else: a run folder of ours or of xlstm-jax, at its
+    latest step, or at step N with `@N` behind it, or a folder with an xLSTM model of Hugging Face. The layout may
+    differ. null: random values."""
+
     def rules(self) -> Iterator[Problem]:
         """Ranges and names."""
         yield from at_least(self, 0, "save_every_n_steps")
         yield from at_least(self, 1, "max_to_keep")
         yield from one_of(self, "keep", ("latest", "best"))
-        if self.restore is not None and not self.restore.partition("@")[0].strip():
-            yield Problem(
-                {"restore": self.restore}, "must name a run folder, such as outputs/my_run or outputs/my_run@200"
-            )
+        for key in ("restore", "init_from"):
+            place = getattr(self, key)
+            if place is not None and not place.partition("@")[0].strip():
+                yield Problem({key: place}, "must name a run folder, such as outputs/my_run or outputs/my_run@200")
+        if self.restore is not None and self.init_from is not None:
+            given = {"init_from": self.init_from, "restore": self.restore}
+            text = "a run that continues has its parameters already"
+            yield Problem(given, text, "Set {init_from}=null to continue, or {restore}=null to start anew.")

@@ -138,6 +138,19 @@ class LlamaConfig(LanguageModelConfig):
             given = {"attention_backend": "cudnn"}
             yield Problem(given, f"cuDNN needs NVIDIA GPUs; the devices are {platform}", "Set {attention_backend}=xla.")
 
+    def generation_rules(self, prompt_length: int, max_new_tokens: int) -> Iterator[Problem]:
+        """No token may see later ones, and positions beyond the context were never trained."""
+        if not self.causal:
+            rule = "the model predicts tokens from later ones too, and cannot continue a text"
+            yield Problem({"/model.causal": False}, rule, "Choose a model that was trained with {/model.causal}=true.")
+        if prompt_length + max_new_tokens - 1 > self.context_length:
+            given = {"max_new_tokens": max_new_tokens, "/model.context_length": self.context_length}
+            rule = f"with the {prompt_length} tokens of the prompt they are more than the model was trained to see"
+            fix = "Set {/model.context_length} higher to go on all the same."
+            if (fits := self.context_length - prompt_length + 1) > 0:
+                fix = f"Set {{max_new_tokens}} to at most {fits}, or {fix[4:]}"
+            yield Problem(given, rule, fix)
+
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The heads and the feed-forward width are cut over the tensor-parallel devices too."""
         yield from super().layout_rules(tensor_parallel)

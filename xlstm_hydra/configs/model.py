@@ -48,6 +48,12 @@ class SubModelConfig(ConfigDict):
             fix = "Set {/parallel.pipeline_axis_size} to 1, or build the model on xlstm_hydra.models.LanguageModel."
             yield Problem({"/parallel.pipeline_axis_size": stages}, text, fix)
 
+    def generation_rules(self, prompt_length: int, max_new_tokens: int) -> Iterator[Problem]:
+        """Every broken rule between this model and a continuation by up to `max_new_tokens`. Keys are those of the
+        task; those of the model are `/model.*`."""
+        del prompt_length, max_new_tokens
+        yield from ()
+
 
 @dataclass
 class ModelConfig(ConfigDict):

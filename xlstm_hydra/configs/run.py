@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ._base import ConfigDict
 from ._problems import ConfigError, Problem, divisors, either, nearest
@@ -17,7 +18,7 @@ from .model import ModelConfig, SubModelConfig
 from .optimizer import AdamWConfig, OptimizerConfig
 from .parallel import ParallelConfig
 from .scheduler import ConstantConfig, SchedulerConfig
-from .task import TaskConfig
+from .task import TaskConfig, TrainTaskConfig
 from .trainer import TrainerConfig
 
 BYTES = 256
@@ -31,7 +32,7 @@ class RunConfig(ConfigDict):
     model: ModelConfig
     """The model and its layout."""
 
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: TaskConfig = field(default_factory=TrainTaskConfig)
     """What is done."""
 
     data: DataConfig = field(default_factory=StdlibDataConfig)
@@ -68,6 +69,7 @@ class RunConfig(ConfigDict):
     def rules(self) -> Iterator[Problem]:
         """Every broken rule between groups. Those that need the number of devices are in `device_rules`."""
         yield from self._model_rules()
+        yield from self._task_rules()
         yield from self._layout_rules()
         yield from self._schedule_rules()
         yield from self._checkpoint_rules()
@@ -130,7 +132,8 @@ class RunConfig(ConfigDict):
         self, data: int | None, fsdp: int | None, pipeline: int | None, tensor: int | None
     ) -> Iterator[Problem]:
         """Every broken rule between the sizes of the mesh axes (None: not known yet) and the other groups."""
-        yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
+        if self.task.reads_data():
+            yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
         if pipeline is not None:
             yield from self._pipeline_rules(pipeline)
         parallel = self.parallel
@@ -177,7 +180,9 @@ class RunConfig(ConfigDict):
         idle = {key: value for key, value in settings.items() if value}
         if stages == 1 and idle:
             fix = "Set parallel.pipeline_axis_size to 2 or more, or leave this away."
-            yield Problem(idle | where, "there is no pipeline", fix)
+            default = TrainerConfig()
+            neutral = {key: default.get(key.rpartition(".")[2]) for key in idle}
+            yield Problem(idle | where, "there is no pipeline", fix, idle=neutral)
         if microbatches is not None and 0 < microbatches < stages:
             given = {"trainer.pipeline_microbatches": microbatches, **where}
             fix = f"Set trainer.pipeline_microbatches to {stages} or more, or leave it away."
@@ -207,20 +212,27 @@ class RunConfig(ConfigDict):
             if not isinstance(config.get(key), int):
                 text = f"its config {type(config).__name__} needs a field {key}: the data takes its shape from it"
                 yield Problem({"model.model_class": self.model.class_path()}, text)
-        context = config.get("context_length")
-        if (
-            isinstance(self.data, SyntheticDataConfig)
-            and isinstance(context, int)
-            and self.data.motif_length >= context
-        ):
-            given = {"data.motif_length": self.data.motif_length, "model.context_length": context}
-            yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
         if config.get("weight_decay_on_embedding") and self.optimizer.weight_decay == 0:
             given = {"model.weight_decay_on_embedding": True, "optimizer.weight_decay": 0}
-            yield Problem(given, "there is no weight decay to apply", "Set optimizer.weight_decay above 0.")
-        vocab = config.get("vocab_size", BYTES)
-        if isinstance(self.data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
-            given = {"model.vocab_size": vocab, "data.name": self.data.name}
+            rule, fix = "there is no weight decay to apply", "Set optimizer.weight_decay above 0."
+            yield Problem(given, rule, fix, idle={"model.weight_decay_on_embedding": False})
+
+    def _task_rules(self) -> Iterator[Problem]:
+        """What is done with the model, and the data where it is read."""
+        config = self.model.model_config
+        if not isinstance(config, SubModelConfig):
+            return
+        yield from (problem.at("task") for problem in self.task.model_rules(config))
+        if self.task.reads_data():
+            yield from self._data_rules(config.get("vocab_size"), config.get("context_length"))
+
+    def _data_rules(self, vocab: Any, context: Any) -> Iterator[Problem]:
+        data = self.data
+        if isinstance(data, SyntheticDataConfig) and isinstance(context, int) and data.motif_length >= context:
+            given = {"data.motif_length": data.motif_length, "model.context_length": context}
+            yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
+        if isinstance(data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
+            given = {"model.vocab_size": vocab, "data.name": data.name}
             yield Problem(given, f"bytes need {BYTES} token ids", f"Set model.vocab_size={BYTES} or more.")
 
     def _layout_rules(self) -> Iterator[Problem]:
@@ -228,7 +240,8 @@ class RunConfig(ConfigDict):
         if self.trainer.remat_policy != "nothing" and not parallel.remat:
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"
-            yield Problem(given, rule, "Name modules there, or leave the policy away.")
+            fix = "Name modules there, or leave the policy away."
+            yield Problem(given, rule, fix, idle={"trainer.remat_policy": "nothing"})
         known = (
             self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
         )
@@ -243,7 +256,8 @@ class RunConfig(ConfigDict):
         if changed and not parallel.fsdp_modules:
             rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
             fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
-            yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix)
+            neutral = {f"parallel.{key}": default.get(key) for key in changed}
+            yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, idle=neutral)
 
     def _distributed_rules(self) -> Iterator[Problem]:
         order, ids = self.distributed.device_order, self.distributed.local_device_ids
@@ -300,14 +314,18 @@ def _unused(parallel: ParallelConfig, size_key: str, *keys: str) -> Iterator[Pro
         rule = f"there is nothing to exchange where parallel.{size_key} is 1"
         if size == -1:
             rule += ", as it is inferred to be"
-        yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.")
+        default = ParallelConfig()
+        neutral = {f"parallel.{key}": default.get(key) for key in keys if parallel.get(key)}
+        yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.", idle=neutral)
 
 
 def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:
     """The rule that `remat` and `fsdp_modules` name module classes that the model has."""
     for key in ("remat", "fsdp_modules"):
-        for name in parallel.get(key):
+        named = parallel.get(key)
+        for name in named:
             if name not in known:
                 hint = nearest(name, known)
                 fix = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(known)}."
-                yield Problem({f"parallel.{key}": name}, "no module class of this model", fix)
+                neutral = {f"parallel.{key}": [other for other in named if other in known]}
+                yield Problem({f"parallel.{key}": name}, "no module class of this model", fix, idle=neutral)

@@ -20,7 +20,7 @@ from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
 _BLOCKS = ("mLSTMBlock",)
-_NODE_KEYS = ("_target_", "model_class", "config_class", "parallel")
+_NODE_KEYS = ("_target_", "model_class", "config_class", "parallel", "_checkpoint_")
 
 
 def load(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
@@ -98,6 +98,8 @@ def _to_plain(
             continue
         try:
             value = node[key]
+            if isinstance(value, str) and value == "???":  # what an interpolation found
+                raise MissingMandatoryValue
             if isinstance(value, DictConfig):  # what is elsewhere, has its problems told there
                 value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
@@ -196,13 +198,15 @@ def _locate(path: Any, key: str) -> Any:
 
 
 def make_model_config(
-    *, model_class: Any, config_class: str | None = None, parallel: Any = None, **fields: Any
+    *, model_class: Any, config_class: str | None = None, parallel: Any = None, _checkpoint_: Any = None, **fields: Any
 ) -> ModelConfig:
-    """What a composed `model` node is the `_target_` of: the Flax class, its typed config, and the layout.
+    """What a composed `model` node is the `_target_` of: the Flax class, its typed config, and the layout. Where that
+    config was saved is for the tasks.
 
     Raises:
         ConfigError: a class that cannot be imported, or a field that breaks a rule.
     """
+    del _checkpoint_
     node = {"model_class": model_class, "config_class": config_class, **_plain(fields)}
     problems: list[Problem] = []
     config_type = _config_class(node, problems)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from xlstm_hydra import configs
 
@@ -31,6 +32,9 @@ class ModelNode:
     parallel: Any = None
     """The layout. null: one device, or as many as there are data-parallel."""
 
+    _checkpoint_: str | None = None
+    """The checkpoint that a saved run's config came from, whose parameters the other tasks use. null: from none."""
+
 
 def _model_node(config_class: type) -> type:
     """A flat schema: the fields of a model's config and of its node side by side."""
@@ -39,7 +43,9 @@ def _model_node(config_class: type) -> type:
 
 
 SCHEMAS: dict[str, type] = {
-    "task": configs.TaskConfig,
+    "train": configs.TrainTaskConfig,
+    "evaluate": configs.EvaluateTaskConfig,
+    "generate": configs.GenerateTaskConfig,
     "mlstm": _model_node(configs.mLSTMConfig),
     "mlstm_v1": _model_node(configs.mLSTMv1Config),
     "xlstm": _model_node(configs.xLSTMConfig),
@@ -76,10 +82,11 @@ def register() -> None:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf `${xlstm_rest:...}` and `${xlstm_blocks:...}`, which our YAML files use. Calling it twice is
-    harmless."""
+    """Teach OmegaConf `${xlstm_rest:...}`, `${xlstm_blocks:...}` and `${xlstm_checkpoint:}`, which our YAML files use.
+    Calling it twice is harmless."""
     register_resolver("xlstm_rest", _rest, replace=True)
     register_resolver("xlstm_blocks", _blocks, replace=True)
+    register_resolver("xlstm_checkpoint", _checkpoint, replace=True)
 
 
 def _rest(*sizes: int) -> int:
@@ -92,3 +99,8 @@ def _blocks(*others: str, _root_: Any) -> list[str]:
     from ._load import block_classes  # it imports this module
 
     return [*others, *block_classes(_root_)]
+
+
+def _checkpoint(*, _root_: Any) -> str:
+    """The checkpoint that the model's config came from; missing where it came from none."""
+    return OmegaConf.select(_root_, "model._checkpoint_") or "???"

@@ -1,5 +1,12 @@
 """Config <-> the JSON beside a checkpoint. Reading never imports or runs anything that the text names."""
 
+from ._difference import ABSENT as ABSENT
+from ._difference import BOOKKEEPING as BOOKKEEPING
+from ._difference import KINDS as KINDS
+from ._difference import PARAMETERS as PARAMETERS
+from ._difference import Difference as Difference
+from ._difference import diff as diff
+from ._difference import not_compared as not_compared
 from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata
 from ._format import read_run as read_run
@@ -13,6 +20,7 @@ from ._provenance import provenance as provenance
 from ._record import Record as Record
 from ._record import read_model as read_model
 from ._record import read_record as read_record
+from ._record import refuse_to_continue as refuse_to_continue
 from ._registry import allow_modules as allow_modules
 from ._registry import register_model_class as register_model_class
 from ._text import MetadataError as MetadataError

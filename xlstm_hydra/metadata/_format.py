@@ -35,8 +35,11 @@ EXTRAS: Mapping[str, Any] = {
     "argv": list[str],
     "parameters": dict,
     "corpus": str,
+    "history": list[dict[str, Any]],
+    "imported": dict[str, Any],
 }
-"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the data."""
+"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the
+data, how the steps before were made, and where parameters come from that others trained."""
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, cast
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either
@@ -10,9 +12,11 @@ from xlstm_hydra.configs._problems import either
 FOLDER = "checkpoints"
 """Name of the folder in a run folder."""
 
-
 PREFIX = "checkpoint_"
 """What the name of a checkpoint of xlstm-jax begins with, before its step."""
+
+RESTORE = "checkpoint.restore"
+"""The key that a checkpoint is most often named by."""
 
 
 def step_of(checkpoint: Path) -> int:
@@ -22,39 +26,69 @@ def step_of(checkpoint: Path) -> int:
 
 def saved_steps(run_folder: Path) -> list[int]:
     """Steps with a finished checkpoint, ascending."""
-    return sorted(_saved(run_folder))
+    return sorted(saved_checkpoints(run_folder))
 
 
-def _saved(run_folder: Path) -> dict[int, Path]:
+def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
     """The finished checkpoints of a run, of ours or of xlstm-jax, by step."""
     folder = run_folder / FOLDER
-    items = list(folder.iterdir()) if folder.is_dir() else []
-    digits = {item: item.name.removeprefix(PREFIX) for item in items}
-    return {int(text): item for item, text in digits.items() if text.isascii() and text.isdigit()}
+    items = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {step_of(item): item for item in items if _has_step(item) and _is_finished(item)}
 
 
-def find_checkpoint(place: str) -> Path:
-    """The folder of the checkpoint that `RUN` (its latest) or `RUN@STEP` names.
+def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
+    """The finished checkpoints of the run that a checkpoint belongs to, itself among them, by step."""
+    folder = checkpoint.parent
+    return saved_checkpoints(folder.parent) if folder.name == FOLDER else {}
+
+
+def find_checkpoint(place: str, key: str = RESTORE) -> Path:
+    """The folder of the checkpoint that `RUN` (its latest), `RUN@STEP` or its own path names.
+
+    Args:
+        place: on this machine, or the address of a bucket such as `gs://bucket/runs/a@2000`.
+        key: where the user typed it, for the message.
 
     Raises:
         ConfigError: there is no such run, or it has no such step.
     """
-    run, wanted = Path(place).expanduser(), ""
-    if not saved_steps(run):
-        name, _, step = place.rpartition("@")
-        if name and step.isascii() and step.isdigit():
-            run, wanted = Path(name).expanduser(), step
-    steps = saved_steps(run)
-    if not steps:
+    try:
+        return _find(place, key)
+    except (OSError, ImportError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        fix = "" if "://" not in place else "Storage elsewhere needs pip install 'xlstm-hydra[remote]'."
+        raise refused(place, f"cannot be read: {error}", fix, key) from None
+
+
+def _find(place: str, key: str) -> Path:
+    run, wanted = to_path(place), ""
+    if _has_step(run) and (run / "metadata").is_dir() and _is_finished(run):
+        return _absolute(run)
+    saved = saved_checkpoints(run)
+    name, _, step = place.rpartition("@")
+    if not saved and name and step.isascii() and step.isdigit():
+        run, wanted = to_path(name), step
+        saved = saved_checkpoints(run)
+    if not saved:
         raise refused(
-            place, f"no checkpoints in {(run / FOLDER).absolute()}", "Give the folder of a run that saved some."
+            place, f"no checkpoints in {_absolute(run / FOLDER)}", "Give the folder of a run that saved some.", key
         )
-    if wanted and int(wanted) not in steps:
-        raise refused(place, f"no checkpoint of step {wanted}", f"Saved are steps {either(steps)}.")
-    return _saved(run)[int(wanted) if wanted else steps[-1]].absolute()
+    if wanted and int(wanted) not in saved:
+        raise refused(place, f"no checkpoint of step {wanted}", f"Saved are steps {either(sorted(saved))}.", key)
+    return _absolute(saved[int(wanted) if wanted else max(saved)])
 
 
-def read_metadata_text(checkpoint: Path) -> str:
+def to_path(place: str) -> Path:
+    """A path on this machine, or one that behaves alike where the place is an address such as `gs://bucket/runs/a`."""
+    if "://" not in place:
+        return Path(place).expanduser()
+    from etils import epath  # only for storage elsewhere
+
+    return cast(Path, epath.Path(place))
+
+
+def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
     """The metadata text of a checkpoint.
 
     Raises:
@@ -63,7 +97,7 @@ def read_metadata_text(checkpoint: Path) -> str:
     try:
         return (checkpoint / "metadata" / "metadata").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise refused(str(checkpoint), f"its metadata cannot be read: {error}", "Choose another step.") from None
+        raise refused(str(checkpoint), f"its metadata cannot be read: {error}", "Choose another step.", key) from None
 
 
 def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
@@ -77,6 +111,29 @@ def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
 
 
-def refused(place: str, text: str, fix: str) -> ConfigError:
-    """An error about `checkpoint.restore`."""
-    return ConfigError([Problem({"checkpoint.restore": place}, text, fix)])
+def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
+    """An error about the checkpoint that `key` names."""
+    return ConfigError([Problem({key: place}, text, fix)])
+
+
+def _absolute(path: Path) -> Path:
+    return path.absolute() if isinstance(path, Path) else path
+
+
+def _has_step(folder: Path) -> bool:
+    digits = folder.name.removeprefix(PREFIX)
+    return digits.isascii() and digits.isdigit()
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    """Whether Orbax finished the save, which it marks with a file, and with a time in another one. On a disk it also
+    renames the folder at the end, so an old checkpoint without either mark is finished there."""
+    if (checkpoint / "commit_success.txt").is_file():
+        return True
+    try:
+        state: Any = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return isinstance(checkpoint, Path)
+    except (ValueError, RecursionError):  # it was being written
+        return False
+    return isinstance(state, dict) and state.get("commit_timestamp_nsecs") is not None

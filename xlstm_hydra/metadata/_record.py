@@ -9,6 +9,7 @@ from typing import Any
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 
 from ._format import FORMAT, decode_run, upgrade
+from ._places import refused
 from ._text import error, parse
 from ._xlstm_jax import WRITER, is_xlstm_jax, read_xlstm_jax
 
@@ -39,6 +40,17 @@ class Record:
         model = self.groups["model"]
         assert isinstance(model, ModelConfig)
         return model
+
+
+def refuse_to_continue(writer: str, place: str, key: str) -> None:
+    """Make sure that training can go on from a checkpoint, which takes more than its parameters.
+
+    Raises:
+        ConfigError: another program wrote it.
+    """
+    if writer != FORMAT:
+        text = f"{writer} wrote it, and its optimizer state and position in the data are none of ours"
+        raise refused(place, text, f"To begin with its parameters: --from {place} checkpoint.init_from={place}", key)
 
 
 def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:

@@ -13,6 +13,8 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import Axes, gather_stream
 
+from ._cache import kept
+from ._cell import CELLS, mlstm_continue, mlstm_start
 from ._context import Context
 from ._layers import Norm, dropout, soft_cap
 
@@ -31,6 +33,27 @@ def post_process_gates(
     if config.reset_at_document_boundaries and borders_BT is not None:
         f_BTH = jnp.where(borders_BT[..., None], jnp.asarray(config.reset_fgate_value, f_BTH.dtype), f_BTH)
     return i_BTH, f_BTH
+
+
+def run_cell(
+    module: nn.Module,
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHV: jax.Array,
+    i_BTH: jax.Array,
+    f_BTH: jax.Array,
+    context: Context,
+) -> jax.Array:
+    """The mLSTM cell of a layer, (B, T, H, V): in the form that its config names, or after the tokens before."""
+    config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
+    inputs, size = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH), config.chunk_size
+    (B, _, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
+    acc = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    state = kept(module, context, "cell", lambda: mlstm_start(B, H, K, V, acc))
+    if state is None:
+        return CELLS[config.backend](*inputs, chunk_size=size)
+    state.value, h_BTHV = mlstm_continue(state.value, *inputs, chunk_size=size)
+    return h_BTHV
 
 
 class Residual(nn.Module):

@@ -24,6 +24,9 @@ from xlstm_hydra.parallel import vary_like
 
 EPS = 1e-6
 
+State = tuple[jax.Array, jax.Array, jax.Array]
+"""(C, n, m): (B, H, K, V), (B, H, K) and (B, H)."""
+
 
 def mlstm_quadratic(
     q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, i_BTH: jax.Array, f_BTH: jax.Array, *, eps: float = EPS
@@ -59,24 +62,67 @@ def mlstm_chunkwise(
     Raises:
         ValueError: T is not a multiple of `chunk_size`.
     """
-    B, T, H, K = q_BTHK.shape
-    V, acc = v_BTHV.shape[-1], _accumulator(q_BTHK)
+    T = q_BTHK.shape[1]
     chunk_size = min(chunk_size, T)
     if T % chunk_size:
         raise ValueError(f"the chunk size ({chunk_size}) must divide the number of tokens ({T})")
+    inputs = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH)
+    return _scan_chunks(_start_of(*inputs), inputs, chunk_size, eps)[1]
+
+
+def mlstm_continue(
+    state: State,
+    q_BTHK: jax.Array,
+    k_BTHK: jax.Array,
+    v_BTHV: jax.Array,
+    i_BTH: jax.Array,
+    f_BTH: jax.Array,
+    *,
+    chunk_size: int,
+    eps: float = EPS,
+) -> tuple[State, jax.Array]:
+    """Any number of tokens after those that have led to a state: whole chunks, then the rest as a shorter one; a single
+    token is one step of the recurrence. Returns the state after them, and h as `mlstm_chunkwise`."""
+    inputs = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH)
+    T, acc = q_BTHK.shape[1], _accumulator(q_BTHK)
+    if T == 1:
+        state, h_BHV = mlstm_step(state, *(x[:, 0].astype(acc) for x in inputs), eps=eps)
+        return state, h_BHV[:, None].astype(v_BTHV.dtype)
+    whole, outputs = T - T % chunk_size, []
+    for part, size in ((slice(0, whole), chunk_size), (slice(whole, T), T - whole)):
+        if part.stop > part.start:
+            state, h_BTHV = _scan_chunks(state, tuple(x[:, part] for x in inputs), size, eps)
+            outputs.append(h_BTHV)
+    return state, jnp.concatenate(outputs, axis=1)
+
+
+def mlstm_start(B: int, H: int, K: int, V: int, dtype: Any) -> State:
+    """The state before the first token: zeros, and minus infinity for the stabiliser."""
+    return jnp.zeros((B, H, K, V), dtype), jnp.zeros((B, H, K), dtype), jnp.full((B, H), -jnp.inf, dtype)
+
+
+def _start_of(q_BTHK: jax.Array, *others: jax.Array) -> State:
+    """The state before these inputs."""
+    B, _, H, K = q_BTHK.shape
+    state = mlstm_start(B, H, K, others[1].shape[-1], _accumulator(q_BTHK))
+    return jax.tree.map(lambda x: vary_like(x, q_BTHK, *others), state)
+
+
+def _scan_chunks(state: State, inputs: tuple[jax.Array, ...], chunk_size: int, eps: float) -> tuple[State, jax.Array]:
+    """Chunks of equal size, one after the other. Returns the state after them and h, (B, T, H, V)."""
+    q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH = inputs
+    (B, T, H, _), V, acc = q_BTHK.shape, v_BTHV.shape[-1], _accumulator(q_BTHK)
 
     def chunks(x: jax.Array) -> jax.Array:  # (B, T, H, ...) -> (N, B, H, L, ...)
         return jnp.moveaxis(x.reshape(B, T // chunk_size, chunk_size, H, *x.shape[3:]), (1, 3), (0, 2))
 
     inputs = tuple(map(chunks, (q_BTHK, k_BTHK, v_BTHV, i_BTH.astype(acc), f_BTH.astype(acc))))
-    state = (jnp.zeros((B, H, K, V), acc), jnp.zeros((B, H, K), acc), jnp.full((B, H), -jnp.inf, acc))
-    state = jax.tree.map(lambda x: vary_like(x, *inputs), state)
     step = jax.checkpoint(lambda state, chunk: _chunk(state, chunk, eps), prevent_cse=False)
-    _, h_NBHLV = jax.lax.scan(step, state, inputs)
-    return jnp.moveaxis(h_NBHLV, (0, 2), (1, 3)).reshape(B, T, H, V).astype(v_BTHV.dtype)
+    state, h_NBHLV = jax.lax.scan(step, state, inputs)
+    return state, jnp.moveaxis(h_NBHLV, (0, 2), (1, 3)).reshape(B, T, H, V).astype(v_BTHV.dtype)
 
 
-def _chunk(state: Any, chunk: Any, eps: float) -> tuple[Any, jax.Array]:
+def _chunk(state: State, chunk: Any, eps: float) -> tuple[State, jax.Array]:
     """One chunk: what its tokens see of each other, what they see of the state, and the state after them."""
     C_BHKV, n_BHK, m_BH = state
     q_BHLK, k_BHLK, v_BHLV, i_BHL, f_BHL = chunk
@@ -110,17 +156,15 @@ def mlstm_recurrent(
     q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, i_BTH: jax.Array, f_BTH: jax.Array, *, eps: float = EPS
 ) -> jax.Array:
     """Token by token, with a state of fixed size. Returns h, (B, T, H, V), in the type of v."""
-    B, _, H, K = q_BTHK.shape
-    V, acc = v_BTHV.shape[-1], _accumulator(q_BTHK)
-    inputs = tuple(jnp.moveaxis(x.astype(acc), 1, 0) for x in (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH))
-    state = (jnp.zeros((B, H, K, V), acc), jnp.zeros((B, H, K), acc), jnp.full((B, H), -jnp.inf, acc))
-    state = jax.tree.map(lambda x: vary_like(x, *inputs), state)
-    _, h_TBHV = jax.lax.scan(lambda state, token: mlstm_step(state, *token, eps=eps), state, inputs)
+    acc = _accumulator(q_BTHK)
+    inputs = tuple(x.astype(acc) for x in (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH))
+    tokens = tuple(jnp.moveaxis(x, 1, 0) for x in inputs)
+    _, h_TBHV = jax.lax.scan(lambda state, token: mlstm_step(state, *token, eps=eps), _start_of(*inputs), tokens)
     return jnp.moveaxis(h_TBHV, 0, 1).astype(v_BTHV.dtype)
 
 
 def mlstm_step(
-    state: Any,
+    state: State,
     q_BHK: jax.Array,
     k_BHK: jax.Array,
     v_BHV: jax.Array,
@@ -128,8 +172,8 @@ def mlstm_step(
     f_BH: jax.Array,
     *,
     eps: float = EPS,
-) -> tuple[Any, jax.Array]:
-    """One token. `state` is (C, n, m): (B, H, K, V), (B, H, K) and (B, H), from zeros, zeros and minus infinity."""
+) -> tuple[State, jax.Array]:
+    """One token after those that have led to a state. Returns the state after it and h, (B, H, V)."""
     C_BHKV, n_BHK, m_BH = state
     logf_BH = jax.nn.log_sigmoid(f_BH)
     new_m_BH = jax.lax.stop_gradient(jnp.maximum(logf_BH + m_BH, i_BH))

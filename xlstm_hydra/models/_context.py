@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,10 @@ class Context:
 
     block: jax.Array | int = 0
     """Number of the block in the stack, which its dropout depends on."""
+
+    capacity: int | None = field(default=None, metadata={"static": True})
+    """Layers continue the tokens of earlier calls, and keep what the next call needs; attention has room for so many
+    tokens in all, the others have no limit. None: these are all the tokens, and nothing is kept."""
 
     def at_block(self, block: jax.Array | int) -> Context:
         """The same for another block."""

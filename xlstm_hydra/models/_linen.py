@@ -24,6 +24,8 @@ from xlstm_hydra.configs import ConfigError, ModelConfig
 from xlstm_hydra.configs.run import module_name_rules
 from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter
 
+from ._cache import CACHE
+
 
 def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
     """The module of a `ModelConfig` whose `model_class` is a class.
@@ -57,6 +59,42 @@ def apply_model(
         **_accepted(module, document_borders_BT, train),
     )
     return logits
+
+
+def continue_model(
+    module: nn.Module,
+    params: Any,
+    cache: Any,
+    tokens_BT: jax.Array,
+    document_borders_BT: jax.Array | None = None,
+    *,
+    capacity: int,
+) -> tuple[jax.Array, Any]:
+    """Logits of tokens after those that have led to a cache, and the cache after them.
+
+    The call of the module must take `capacity`, and keep what it needs in the collection `cache`; see `keeps_cache`.
+
+    Args:
+        module: a language model, built without `axes`.
+        params: its parameters.
+        cache: what this function gave for the tokens before; `{}` at the beginning.
+        tokens_BT: the tokens that follow, one or more.
+        document_borders_BT: true where a document begins, as in training. None: nowhere.
+        capacity: the same in all calls: how many tokens there may be in all. Only attention is limited by it.
+    """
+    logits, changed = module.apply(
+        {"params": params, CACHE: cache},
+        tokens_BT,
+        capacity=capacity,
+        mutable=[CACHE],
+        **_accepted(module, document_borders_BT, train=False),
+    )
+    return logits, changed[CACHE]
+
+
+def keeps_cache(model_class: type) -> bool:
+    """Whether the call of a model class takes `capacity`, so that it can continue tokens."""
+    return "capacity" in inspect.signature(model_class.__call__).parameters
 
 
 def _accepted(module: nn.Module, document_borders_BT: jax.Array | None, train: bool) -> dict[str, Any]:

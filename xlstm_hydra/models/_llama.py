@@ -6,6 +6,7 @@ K head width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from xlstm_hydra.configs import LlamaConfig
 from xlstm_hydra.parallel import Axes, Pieces
 
 from ._block import Residual, split_heads
+from ._cache import CACHE
 from ._context import Context
 from ._feed_forward import FeedForward
 from ._layers import Dense, HeadNorm, Initializer, output_init, small_init
@@ -62,19 +64,54 @@ class Attention(nn.Module):
                 HeadNorm(config.norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
                 for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
             )
-        position = positions_BT(context, q_BTHK.shape[1])
-        h_BTHK = jax.nn.dot_product_attention(
+        attend = self._attend if context.capacity is None else self._attend_to_past
+        h_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, context)
+        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
+        return self._dense("dense_out", out, reduce=True)(h_BTHK.reshape(*h_BTHK.shape[:2], -1))
+
+    def _attend(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, context: Context) -> jax.Array:
+        config, position = self.config, positions_BT(context, q_BTHK.shape[1])
+        return jax.nn.dot_product_attention(
             rotate(q_BTHK, position, config.theta),
             rotate(k_BTHK, position, config.theta),
             v_BTHK,
             mask=self._mask(context),
-            # As in the published weights: by the number of heads, of all devices together, not by their width.
-            scale=config.num_heads() ** -0.5,
+            scale=self._scale(),
             is_causal=config.causal,
             implementation=config.attention_backend,  # pyright: ignore[reportArgumentType]
         )
-        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
-        return self._dense("dense_out", out, reduce=True)(h_BTHK.reshape(*h_BTHK.shape[:2], -1))
+
+    def _attend_to_past(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, context: Context) -> jax.Array:
+        """To the tokens of earlier calls too, whose turned keys and values are kept. S is the capacity."""
+        config, (B, T), S = self.config, q_BTHK.shape[:2], context.capacity
+        assert S is not None
+        count = self.variable(CACHE, "count", jnp.zeros, (), jnp.int32)
+        first = count.value
+
+        def keep(name: str, x_BT: jax.Array) -> jax.Array:
+            kept = self.variable(CACHE, name, jnp.zeros, (B, S, *x_BT.shape[2:]), x_BT.dtype)
+            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, x_BT, first, axis=1)
+            return kept.value
+
+        def these(x_BS: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x_BS, first, T, axis=1)
+
+        borders_BT = context.document_borders_BT
+        borders_BS = keep("borders", jnp.zeros((B, T), jnp.bool) if borders_BT is None else borders_BT)
+        position_BT = these(positions_BT(replace(context, document_borders_BT=borders_BS), S))
+        keys_BSHK = keep("keys", rotate(k_BTHK, position_BT, config.theta))
+        values_BSHK = keep("values", v_BTHK)
+        count.value = first + T
+        mask_BTS = (jnp.arange(S)[None] <= (first + jnp.arange(T))[:, None])[None]
+        if config.mask_across_document_boundaries:
+            segments_BS = jnp.cumsum(borders_BS, axis=1)
+            mask_BTS &= these(segments_BS)[:, :, None] == segments_BS[:, None, :]
+        q_BTHK, mask = rotate(q_BTHK, position_BT, config.theta), mask_BTS[:, None]
+        return jax.nn.dot_product_attention(q_BTHK, keys_BSHK, values_BSHK, mask=mask, scale=self._scale())
+
+    def _scale(self) -> float:
+        # As in the published weights: by the number of heads, of all devices together, not by their width.
+        return self.config.num_heads() ** -0.5
 
     def _dense(self, name: str, init: Initializer, *, reduce: bool = False) -> Dense:
         config = self.config

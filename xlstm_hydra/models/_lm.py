@@ -77,7 +77,12 @@ class LanguageModel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT: jax.Array, document_borders_BT: jax.Array | None = None, *, train: bool = False
+        self,
+        tokens_BT: jax.Array,
+        document_borders_BT: jax.Array | None = None,
+        *,
+        train: bool = False,
+        capacity: int | None = None,
     ) -> jax.Array:
         """Token ids (B, T) -> logits (B, T, V) in float32, where V is this device's share of the vocabulary.
 
@@ -87,10 +92,12 @@ class LanguageModel(nn.Module):
             tokens_BT: integers below `vocab_size`.
             document_borders_BT: true where a document begins. None: one document.
             train: apply dropout, for which the RNG stream `dropout` is needed.
+            capacity: continue the tokens of earlier calls, of which all together are no more than this; see
+                `continue_model`. None: these are all the tokens.
         """
         config, axes, rows = self.config, self.axes, tokens_BT.shape[0]
         key = self.make_rng("dropout") if train and config.dropout_probability() > 0 else None
-        context = Context(axes.batch_index() * rows + jnp.arange(rows), document_borders_BT, key)
+        context = Context(axes.batch_index() * rows + jnp.arange(rows), document_borders_BT, key, capacity=capacity)
         embed = Embed(config, axes, name="token_embedding")
         x_BTD = run_stack(type(self), config, axes, embed(tokens_BT, context), context)
         return LMHead(config, axes, name="lm_head")(x_BTD, embed.head_kernel() if config.tie_weights else None)

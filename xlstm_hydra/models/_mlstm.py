@@ -17,8 +17,8 @@ from flax import linen as nn
 from xlstm_hydra.configs import mLSTMConfig
 from xlstm_hydra.parallel import Axes, Pieces, row_matmul
 
-from ._block import mLSTMBlock, post_process_gates, split_heads
-from ._cell import CELLS
+from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
+from ._cache import kept
 from ._context import Context
 from ._layers import Dense, HeadNorm, Initializer, bias_range_init, init_with, named, output_init, small_init
 from ._lm import LanguageModel
@@ -33,17 +33,22 @@ class CausalConv1d(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BTI: jax.Array) -> jax.Array:
+    def __call__(self, x_BTI: jax.Array, context: Context) -> jax.Array:
         """(B, T, I) -> (B, T, I)."""
-        channels, size = x_BTI.shape[-1], self.kernel_size
+        (B, _, channels), size = x_BTI.shape, self.kernel_size
         init = init_with(1 / math.sqrt(3 * size), "uniform")
         kernel = self.param("kernel", named(init, None, None, "channels"), (size, 1, channels), jnp.float32)
         bias = self.param("bias", named(init, "channels"), (channels,), jnp.float32)
+        x_BTI, missing = x_BTI.astype(self.dtype), size - 1
+        past = kept(self, context, "past", lambda: jnp.zeros((B, size - 1, channels), self.dtype))
+        if past is not None:
+            x_BTI, missing = jnp.concatenate([past.value, x_BTI], axis=1), 0
+            past.value = x_BTI[:, x_BTI.shape[1] - (size - 1) :]
         y_BTI = jax.lax.conv_general_dilated(
-            x_BTI.astype(self.dtype),
+            x_BTI,
             kernel.astype(self.dtype),
             window_strides=(1,),
-            padding=[(size - 1, 0)],
+            padding=[(missing, 0)],
             dimension_numbers=("NWC", "WIO", "NWC"),
             feature_group_count=channels,
         )
@@ -129,7 +134,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             return Dense(width, "channels", config.dtype, init, axes, bias_init=bias, name=name)(x_BTE)
 
         xm_BTI, z_BTI = up("proj_up_mlstm", config.inner_dim()), up("proj_up_z", config.v_dim())
-        conv_BTI = CausalConv1d(config.conv1d_kernel_size, config.dtype, name="conv1d")(xm_BTI)
+        conv_BTI = CausalConv1d(config.conv1d_kernel_size, config.dtype, name="conv1d")(xm_BTI, context)
         act_BTI = jax.nn.swish(conv_BTI)
         q, k, v = self._qkv(act_BTI, xm_BTI, init)
         gate_inputs = {
@@ -180,7 +185,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
                 HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
                 for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
             )
-        h_BTHV = CELLS[config.backend](q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, chunk_size=config.chunk_size)
+        h_BTHV = run_cell(self, q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, context)
         h_BTHV = HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
         return h_BTHV.reshape(*h_BTHV.shape[:2], -1)
 

@@ -14,8 +14,7 @@ from flax import linen as nn
 from xlstm_hydra.configs import mLSTMv1Config
 from xlstm_hydra.parallel import Axes, Pieces
 
-from ._block import mLSTMBlock, post_process_gates, split_heads
-from ._cell import CELLS
+from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
 from ._context import Context
 from ._feed_forward import FFNResBlock
 from ._layers import Dense, HeadNorm, bias_range_init, output_init, small_init
@@ -58,7 +57,7 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
                 HeadNorm(config.norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
                 for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
             )
-        h_BTHV = CELLS[config.backend](q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, chunk_size=config.chunk_size)
+        h_BTHV = run_cell(self, q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, context)
         h_BTHV = HeadNorm(config.cell_norm_type_v1, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
         h_BTHV = jax.nn.sigmoid(o_BTHV) * h_BTHV
         out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)

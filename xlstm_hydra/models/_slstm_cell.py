@@ -50,8 +50,24 @@ def slstm(
         gate_soft_cap: cap of the pre-activations of input and forget gate. None: no cap.
     """
     B, _, _, H, V = x_BTGHV.shape
+    start = slstm_start((B, H, V), jnp.promote_types(x_BTGHV.dtype, jnp.float32))
+    state = jax.tree.map(lambda leaf: vary_like(leaf, x_BTGHV, recurrent_HVGW), start)
+    options = {"forget_gate": forget_gate, "gate_soft_cap": gate_soft_cap}
+    return slstm_continue(state, x_BTGHV, recurrent_HVGW, borders_BT, **options)[1]
+
+
+def slstm_continue(
+    state: State,
+    x_BTGHV: jax.Array,
+    recurrent_HVGW: jax.Array,
+    borders_BT: jax.Array | None = None,
+    *,
+    forget_gate: str = "sigmoid",
+    gate_soft_cap: float | None = None,
+) -> tuple[State, jax.Array]:
+    """As `slstm`, after the tokens that have led to a state. Returns the state after these tokens too."""
     acc = jnp.promote_types(x_BTGHV.dtype, jnp.float32)
-    start = slstm_start((B, H, V), acc)
+    start = slstm_start(state[0].shape, acc)
 
     def body(state: State, token: Any) -> tuple[State, jax.Array]:
         x_BGHV, border_B = token
@@ -63,9 +79,8 @@ def slstm(
     one_step = partial(slstm_step, forget_gate=forget_gate, gate_soft_cap=gate_soft_cap)
     step = jax.checkpoint(one_step, prevent_cse=False)
     tokens = (jnp.moveaxis(x_BTGHV, 1, 0), None if borders_BT is None else borders_BT.T)
-    state = jax.tree.map(lambda leaf: vary_like(leaf, x_BTGHV, recurrent_HVGW), start)
-    _, h_TBHV = jax.lax.scan(body, state, tokens)
-    return jnp.moveaxis(h_TBHV, 0, 1)
+    state, h_TBHV = jax.lax.scan(body, state, tokens)
+    return state, jnp.moveaxis(h_TBHV, 0, 1)
 
 
 def slstm_start(shape: tuple[int, ...], dtype: Any) -> State:

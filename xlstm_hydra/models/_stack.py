@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import LAYERS, Axes, run_pipeline
 
+from ._cache import CACHE
 from ._context import Context
 
 
@@ -50,7 +51,7 @@ def run_stack(family: Any, config: Any, axes: Axes, x_BTD: jax.Array, context: C
     def scanned(block: nn.Module, x_BTD: jax.Array, context: Context) -> jax.Array:
         body = nn.scan(
             lambda block, x, index: (block(x, context.at_block(index)), None),
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, CACHE: 0},
             split_rngs={"params": True},
             length=count,
             metadata_params={nn.PARTITION_NAME: LAYERS},

@@ -16,12 +16,13 @@ from xlstm_hydra.configs import xLSTMConfig
 from xlstm_hydra.parallel import Axes
 
 from ._block import Residual, mLSTMBlock, split_heads
+from ._cache import kept
 from ._context import Context
 from ._feed_forward import FFNResBlock
 from ._layers import HeadNorm, bias_range_init, named, small_init
 from ._lm import LanguageModel
 from ._mlstm import CausalConv1d, HeadwiseDense, mLSTMLayer
-from ._slstm_cell import slstm
+from ._slstm_cell import slstm, slstm_continue, slstm_start
 
 _ZEROS = nn.initializers.zeros_init()
 
@@ -38,7 +39,8 @@ class sLSTMLayer(nn.Module):  # noqa: N801
         config, heads = self.config, self.axes.local(self.config.num_heads)
         conv_BTD = x_BTD
         if config.slstm_conv1d_kernel_size:
-            conv_BTD = jax.nn.swish(CausalConv1d(config.slstm_conv1d_kernel_size, config.dtype, name="conv1d")(x_BTD))
+            conv = CausalConv1d(config.slstm_conv1d_kernel_size, config.dtype, name="conv1d")
+            conv_BTD = jax.nn.swish(conv(x_BTD, context))
         x_BTGHV = jnp.stack(
             [
                 self._project("zgate", x_BTD, config.dtype),
@@ -52,15 +54,19 @@ class sLSTMLayer(nn.Module):  # noqa: N801
         recurrent_HVGW = self.param(
             "recurrent_kernel", named(_ZEROS, "heads", None, None, None), (heads, width, 4, width), jnp.float32
         )
-        h_BTHV = slstm(
-            x_BTGHV,
-            recurrent_HVGW,
-            context.document_borders_BT if config.reset_at_document_boundaries else None,
-            forget_gate=config.slstm_forget_gate,
-            gate_soft_cap=config.gate_soft_cap,
-        )
+        h_BTHV = self._cell(x_BTGHV, recurrent_HVGW, context)
         h_BTHV = HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
         return h_BTHV.reshape(x_BTD.shape)
+
+    def _cell(self, x_BTGHV: jax.Array, recurrent_HVGW: jax.Array, context: Context) -> jax.Array:
+        config, (B, _, _, H, V) = self.config, x_BTGHV.shape
+        borders_BT = context.document_borders_BT if config.reset_at_document_boundaries else None
+        options = {"forget_gate": config.slstm_forget_gate, "gate_soft_cap": config.gate_soft_cap}
+        state = kept(self, context, "cell", lambda: slstm_start((B, H, V), x_BTGHV.dtype))
+        if state is None:
+            return slstm(x_BTGHV, recurrent_HVGW, borders_BT, **options)
+        state.value, h_BTHV = slstm_continue(state.value, x_BTGHV, recurrent_HVGW, borders_BT, **options)
+        return h_BTHV
 
     def _project(self, name: str, x_BTD: jax.Array, dtype: Any) -> jax.Array:
         """One pre-activation of every channel, (B, T, H, V), from the channels of its head."""

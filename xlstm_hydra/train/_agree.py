@@ -11,7 +11,7 @@ from typing import Any
 from xlstm_hydra.configs import ConfigError, DataConfig, Problem, RunConfig
 from xlstm_hydra.configs._hints import TAG
 from xlstm_hydra.configs._problems import show
-from xlstm_hydra.metadata import read_metadata_text
+from xlstm_hydra.metadata import read_metadata_text, step_of
 
 from . import _runtime
 from ._processes import of_first
@@ -39,7 +39,7 @@ def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
     theirs = json.loads(of_first(RUN, json.dumps(mine)))
     problems = [
         *differences(mine["config"], theirs["config"]),
-        *_other_checkpoint(run.checkpoint.restore, mine["checkpoint"], theirs["checkpoint"]),
+        *_other_checkpoint(_place(run), mine["checkpoint"], theirs["checkpoint"]),
     ]
     if problems:
         raise ConfigError(problems)
@@ -93,15 +93,21 @@ def _identity(checkpoint: Path | None) -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     digest = hashlib.sha256(read_metadata_text(checkpoint).encode()).hexdigest()
-    return {"step": int(checkpoint.name), "metadata": digest}
+    return {"step": step_of(checkpoint), "metadata": digest}
 
 
-def _other_checkpoint(place: str | None, mine: Any, theirs: Any) -> Iterator[Problem]:
+def _place(run: RunConfig) -> dict[str, Any]:
+    """The key that names the checkpoint, with its value."""
+    task = run.task.get("checkpoint")
+    return {"task.checkpoint": task} if task else {"checkpoint.restore": run.checkpoint.restore}
+
+
+def _other_checkpoint(place: dict[str, Any], mine: Any, theirs: Any) -> Iterator[Problem]:
     if mine == theirs:
         return
     here, there = (f"the checkpoint of step {found['step']}" if found else "none" for found in (mine, theirs))
-    text = f"this process continues from {here}, process 0 from {there}"
+    text = f"this process reads {here}, process 0 {there}"
     if here == there:
-        text = f"this process continues from {here} of another run than process 0"
+        text = f"this process reads {here} of another run than process 0"
     fix = "Give all processes the same RUN@STEP, in a folder that all hosts share."
-    yield Problem({"checkpoint.restore": place}, text, fix)
+    yield Problem(place, text, fix)

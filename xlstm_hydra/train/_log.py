@@ -113,8 +113,8 @@ class _CsvFile:
     def __init__(self, path: Path, first_step: int) -> None:
         kept = []
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
+            whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")  # behind it is what a kill has cut off
+            kept = [row for row in csv.DictReader((whole + end).splitlines()) if int(row["step"]) <= first_step]
         fresh = path.with_suffix(".new")
         self._file = fresh.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, COLUMNS)

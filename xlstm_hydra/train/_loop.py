@@ -12,18 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from xlstm_hydra.checkpoint import Checkpoints, TrainState, restore, to_json
-from xlstm_hydra.configs import ConfigError, LoggerConfig, Problem, RunConfig
-from xlstm_hydra.configs._problems import show
-from xlstm_hydra.data import Batches, Corpus, open_corpus, train_batches, validation_batches
+from xlstm_hydra.checkpoint import Checkpoints, TrainState, find_weights, load_params, restore, to_json
+from xlstm_hydra.configs import LoggerConfig, RunConfig
+from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import (
-    MetadataError,
     find_checkpoint,
     provenance,
-    read_metadata,
-    read_metadata_text,
-    read_run,
     refuse_to_overwrite,
     write_metadata,
 )
@@ -34,6 +29,10 @@ from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
 from ._processes import agree_on_folder, is_first, together
 from ._program import Program, build_program
+from ._resume import Resumed, read_resumed, refuse_other_corpus
+
+INIT_FROM = "checkpoint.init_from"
+"""The key that names what a new run takes its parameters from."""
 
 
 def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float | None:
@@ -52,17 +51,21 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float | None:
     place = run.checkpoint.restore
     checkpoint = None if place is None else find_checkpoint(place)
+    weights = None if run.checkpoint.init_from is None else find_weights(run.checkpoint.init_from, INIT_FROM)
     agree_on_run(run, checkpoint)
     start_devices(run)
     folder = agree_on_folder(folder)
     run = dataclasses.replace(run, model=resolve_classes(run.model))
+    resumed = None if checkpoint is None else read_resumed(run, checkpoint)
     program = build_program(run)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
     agree_on_corpus(run.data, corpus.fingerprint())
+    if resumed is not None:
+        refuse_other_corpus(run, resumed, corpus.fingerprint())
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
-    state = _first_state(program, batches, corpus, checkpoint)
+    state = _first_state(program, batches, resumed, weights)
     refuse_to_overwrite(folder, int(state.step))
-    metadata = _record(program, folder, corpus, overrides)
+    metadata = _record(program, folder, corpus, overrides, resumed)
     entropy = corpus.unigram_entropy()
     _announce(
         program, f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
@@ -100,7 +103,7 @@ class _Loop:
         stopwatch, pending = Stopwatch(), []
         first, last = int(state.step) + 1, run.trainer.max_steps
         for step in range(first, last + 1):
-            state, metrics = self.program.train_step(state, _to_devices(self.program, next(self.batches)))
+            state, metrics = self.program.train_step(state, self.program.put(next(self.batches)))
             pending.append(metrics)
             stopwatch.add(tokens)
             save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
@@ -153,71 +156,29 @@ def _data_shape(run: RunConfig) -> tuple[int, int]:
     return config.get("context_length"), config.get("vocab_size")
 
 
-def _to_devices(program: Program, batch: Mapping[str, np.ndarray]) -> Any:
-    """This process's rows as parts of global arrays."""
-    size, rows = program.run.trainer.batch_size, program.batch_rows
-    here = {row: place for place, row in enumerate(rows)}
-
-    def array(local: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
-            return local[[here[row] for row in range(size)[index[0]]]]
-
-        return jax.make_array_from_callback((size, *local.shape[1:]), program.batch_sharding, part)
-
-    return {name: array(local) for name, local in batch.items()}
-
-
 def _validation(program: Program, held_out: Corpus) -> list[Any]:
     trainer = program.run.trainer
     if trainer.eval_batches == 0:
         return []
-    batches = validation_batches(held_out, trainer.batch_size, trainer.eval_batches, program.batch_rows)
-    return [_to_devices(program, batch) for batch in batches]
+    batches = spread_batches(held_out, trainer.batch_size, trainer.eval_batches, program.batch_rows)
+    return [program.put(batch) for batch in batches]
 
 
-def _first_state(program: Program, batches: Batches, corpus: Corpus, checkpoint: Path | None) -> TrainState:
+def _first_state(program: Program, batches: Batches, resumed: Resumed | None, weights: Path | None) -> TrainState:
     """A new state, or the one that the run continues from, with `batches` moved to the same place."""
-    run, place = program.run, program.run.checkpoint.restore
-    if checkpoint is None:
-        return program.init()
-    text = read_metadata_text(checkpoint)
-    try:
-        saved = read_run(text, classes=(run.model.model_class, type(run.model.model_config)))
-        fingerprint = read_metadata(text).get("corpus")
-    except MetadataError as error:
-        raise ConfigError([Problem({"checkpoint.restore": place}, f"metadata of {checkpoint}: {error}")]) from None
-    _refuse_other_batches(run, saved, fingerprint == corpus.fingerprint())
-    state = restore(checkpoint, program.abstract_state, batches)
-    if int(state.step) >= run.trainer.max_steps:
-        given = {"checkpoint.restore": place, "trainer.max_steps": run.trainer.max_steps}
-        text = f"the checkpoint has done {int(state.step)} steps already"
-        raise ConfigError([Problem(given, text, "Set trainer.max_steps higher.")])
-    log.info("continuing from %s", checkpoint)
+    where = program.state_shardings
+    if resumed is None:
+        params = None if weights is None else load_params(weights, program.model, where.params, INIT_FROM)
+        if weights is not None:
+            log.info("parameters from %s; everything else begins anew", weights)
+        return program.init(params)
+    if resumed.imported:
+        state = program.init(load_params(resumed.checkpoint, program.model, where.params))
+        log.info("continuing from %s; the optimizer and the data begin anew", resumed.checkpoint)
+        return state._replace(step=jax.device_put(np.int32(resumed.step), where.step))
+    state = restore(resumed.checkpoint, program.abstract_state, batches)
+    log.info("continuing from %s", resumed.checkpoint)
     return state
-
-
-def _refuse_other_batches(run: RunConfig, saved: RunConfig, same_corpus: bool) -> None:
-    """What is saved (random state, a number of batches) only means the same with the same seeds and batches."""
-
-    def settings(run: RunConfig) -> dict[str, Any]:
-        data = {f"data.{key}": value for key, value in run.data.to_dict().items() if key not in ("prefetch", "path")}
-        own = {"trainer.batch_size": run.trainer.batch_size, "trainer.seed": run.trainer.seed}
-        return own | {"model.context_length": _data_shape(run)[0]} | data
-
-    now, before = settings(run), settings(saved)
-    problems = [
-        Problem({key: now.get(key)}, f"the checkpoint was saved with {show(before.get(key))}", "Continue with that.")
-        for key in now | before
-        if now.get(key) != before.get(key)
-    ]
-    if not problems and not same_corpus:
-        text = (
-            "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
-        )
-        fix = "Continue with the same files, so that no example is seen twice or in validation."
-        problems.append(Problem({"data.name": run.data.name}, text, fix))
-    if problems:
-        raise ConfigError(problems)
 
 
 def _own_logger(run: RunConfig) -> LoggerConfig:
@@ -230,13 +191,16 @@ def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:
     return Checkpoints(folder, run.checkpoint) if wanted else None
 
 
-def _record(program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None) -> dict[str, Any]:
+def _record(
+    program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None, resumed: Resumed | None
+) -> dict[str, Any]:
     """Write what the run is made from, and where its parameters live, into the run folder. Returns the metadata."""
     parameters = {
         placement.parameter.path: {"shape": list(placement.parameter.shape), "dtype": placement.parameter.dtype}
         for placement in program.placements
     }
     extra = provenance(overrides) | {"parameters": parameters, "corpus": corpus.fingerprint()}
+    extra["history"] = resumed.history() if resumed else []
     metadata = write_metadata(program.run, **extra)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,14 @@ and the collectives are the ones we wrote; the optimizer runs outside, on global
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import traverse_util
@@ -68,6 +69,18 @@ class Program:
         places = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
         return sorted({row for place in places if place is not None for row in range(batch)[place[0]]})
 
+    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """This process's `batch_rows` of a batch, as parts of global arrays."""
+        size, here = self.run.trainer.batch_size, {row: place for place, row in enumerate(self.batch_rows)}
+
+        def array(local: np.ndarray) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                return local[[here[row] for row in range(size)[index[0]]]]
+
+            return jax.make_array_from_callback((size, *local.shape[1:]), self.batch_sharding, part)
+
+        return {name: array(local) for name, local in batch.items()}
+
     @cached_property
     def abstract_batch(self) -> Batch:
         """Shapes, types and shardings of a batch."""
@@ -87,14 +100,18 @@ class Program:
         return jax.eval_shape(lambda: init_model(build_model(self.model), jax.random.key(0)))
 
     @cached_property
-    def state_shardings(self) -> TrainState:
-        """Where every array of the state lives."""
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        params = jax.tree.map(
+    def param_shardings(self) -> Any:
+        """Where every parameter lives, as a tree."""
+        return jax.tree.map(
             lambda spec: NamedSharding(self.mesh, spec),
             self.param_specs,
             is_leaf=lambda x: isinstance(x, PartitionSpec),
         )
+
+    @cached_property
+    def state_shardings(self) -> TrainState:
+        """Where every array of the state lives."""
+        whole, params = NamedSharding(self.mesh, PartitionSpec()), self.param_shardings
         abstract = jax.eval_shape(self.optimizer.init, self._abstract_params)
         opt_state = optax.tree.map_params(
             self.optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: whole
@@ -111,13 +128,18 @@ class Program:
             self.state_shardings,
         )
 
-    def init(self) -> TrainState:
-        """The state before the first step. Its values depend on the model and the seed only."""
-        return jax.jit(self._init, out_shardings=self.state_shardings)()
+    def init(self, params: Any = None) -> TrainState:
+        """The state before the first step. Its values depend on the model and the seed only.
 
-    def _init(self) -> TrainState:
+        Args:
+            params: given up for those of the state. None: random ones.
+        """
+        return jax.jit(self._init, out_shardings=self.state_shardings, donate_argnums=0)(params)
+
+    def _init(self, params: Any = None) -> TrainState:
         seed = jax.random.key(self.run.trainer.seed)
-        params = init_model(build_model(self.model), jax.random.fold_in(seed, 0))
+        if params is None:
+            params = init_model(build_model(self.model), jax.random.fold_in(seed, 0))
         rng = jax.random.key_data(jax.random.fold_in(seed, 1))
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), rng)
 

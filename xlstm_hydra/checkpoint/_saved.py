@@ -8,6 +8,7 @@ depends on the number of processes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,10 @@ from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
 from xlstm_hydra.metadata._places import FOLDER, refused
+
+_TRASH = "deleted"
+"""Checkpoints that are not kept move in here in one step before their files go, so that a process which is killed
+meanwhile leaves none behind that looks whole."""
 
 
 class TrainState(NamedTuple):
@@ -48,6 +53,8 @@ class Checkpoints:
             best_fn=(lambda metrics: metrics["validation_loss"]) if best else None,
             best_mode="min",
             enable_async_checkpointing=config.async_save,
+            cleanup_tmp_directories=True,
+            todelete_subdir=_TRASH,
         )
         self._best = best
         self._folder = run_folder.resolve() / FOLDER
@@ -64,6 +71,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._empty_trash()
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -79,7 +87,13 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()
+        self._empty_trash()
         self._manager.close()
+
+    def _empty_trash(self) -> None:
+        if jax.process_index() == 0:
+            for unwanted in (self._folder / _TRASH).glob("*"):
+                shutil.rmtree(unwanted, ignore_errors=True)
 
 
 def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
@@ -99,11 +113,11 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
         "progress": {"step": target.step, "rng": target.rng},
     }
     for item in ("params", "opt_state"):
-        _refuse_other_shapes(checkpoint, item, wanted[item])
-    with ocp.CheckpointManager(checkpoint.parent, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-        args["data"] = ocp.args.JsonRestore()
-        restored = manager.restore(int(checkpoint.name), args=ocp.args.Composite(**args))
+        refuse_other_shapes(checkpoint, item, wanted[item])
+    args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    args["data"] = ocp.args.JsonRestore()
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        restored = reader.restore(epath.Path(checkpoint), args=ocp.args.Composite(**args))
     data.seek(restored["data"]["batches"])
     structure = jax.tree.structure(target.opt_state)
     leaves = [restored["opt_state"][path] for path in _by_path(target.opt_state)]
@@ -111,7 +125,12 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     return TrainState(restored["params"], opt_state, restored["progress"]["step"], restored["progress"]["rng"])
 
 
-def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
+def refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
+    """Make sure that an item (`params` or `opt_state`) of a checkpoint has the names and shapes wanted.
+
+    Raises:
+        ConfigError: it has others.
+    """
     saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
     shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}

@@ -1,0 +1,67 @@
+"""`resume=RUN` is the saved config with new overrides, in the same folder, from the saved step."""
+
+from pathlib import Path
+
+import pytest
+import reference
+from command import run_command
+from saved import composed, save
+
+import xlstm_hydra.train
+
+TYPED = ("model.embedding_dim=64", "optimizer=lion", "trainer.max_steps=50", "data=synthetic")
+
+
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """The runs that were started, with their folders; two checkpoints lie in `run`."""
+    monkeypatch.chdir(tmp_path)
+    found = []
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: found.append((run, Path(folder))))
+    for step in (20, 30):
+        save(tmp_path / "run", composed(*TYPED), step)
+    (tmp_path / "run" / ".hydra").mkdir()
+    (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text("the first ones")
+    return found
+
+
+def test_a_run_goes_on_in_its_folder_with_its_config_and_new_overrides(started, tmp_path):
+    assert run_command("resume=run", "trainer.max_steps=90", "parallel=tp").status == 0
+    ((run, folder),) = started
+    assert folder == tmp_path / "run"
+    assert run.checkpoint.restore == str(tmp_path / "run" / "checkpoints" / "30")
+    assert (run.model.model_config.embedding_dim, run.optimizer.name, run.data.name) == (64, "lion", "synthetic")
+    assert run.trainer.max_steps == 90 and run.parallel.model_axis_size == -1
+    assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == "the first ones"
+    assert (tmp_path / "run" / ".hydra" / "resumed_at_30" / "overrides.yaml").exists()
+
+
+def test_an_earlier_step_goes_on_in_another_folder(started, tmp_path):
+    assert run_command("resume='run@20'", "hydra.run.dir=again").status == 0
+    ((run, folder),) = started
+    assert folder == tmp_path / "again" and run.checkpoint.restore.endswith("checkpoints/20")
+    assert (tmp_path / "again" / ".hydra" / "config.yaml").exists()
+
+
+REFUSED = {
+    "no run": (["resume=nope"], r"resume='nope': no checkpoints in"),
+    "no step": (["resume=run@7"], "no checkpoint of step 7. Saved are steps 20 or 30"),
+    "nothing": (["resume="], "resume: needs a run folder. For example resume=outputs/my_run@200"),
+    "twice": (["resume=run", "resume=run@20"], "resume: given more than once"),
+    "and --from": (["resume=run", "--from", "run"], "resume and --from: cannot be given together"),
+    "and restore": (
+        ["resume=run", "checkpoint.restore=run"],
+        "resume and checkpoint.restore: cannot be given together",
+    ),
+    "later steps": (["resume=run@20"], r"has checkpoints of later steps already \(30\), which would be lost"),
+    "wrong override": (["resume=run", "trainer.max_step=90"], "Did you mean trainer.max_steps?"),
+    "of another program": ([f"resume={reference.CHECKPOINTS}/b_mlstm_v1/run"], "xlstm_jax wrote it"),
+}
+
+
+@pytest.mark.parametrize(("typed", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_go_on_is_told_in_one_message(started, typed, words):
+    done = run_command(*typed)
+    assert done.status == 2 and not started
+    assert words.replace("\\", "") in done.err
+    assert "Traceback" not in done.err

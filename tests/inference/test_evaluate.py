@@ -1,0 +1,78 @@
+"""The loss of a checkpoint is that of its parameters, whatever the layout, and each target counts once."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from tiny import LAYOUTS, tiny_run
+from untrained import save_untrained
+
+from xlstm_hydra.configs import ConfigError, EvaluateTaskConfig, LoggerConfig, StdlibDataConfig
+from xlstm_hydra.data import open_corpus
+from xlstm_hydra.inference import evaluate
+from xlstm_hydra.models import apply_model, build_model
+
+MODEL = {"vocab_size": 256}
+DATA = StdlibDataConfig(validation_fraction=1e-5)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run folder and the parameters that are saved in it."""
+    folder = tmp_path_factory.mktemp("saved")
+    return folder, save_untrained(tiny_run(model=MODEL, data=DATA), folder)
+
+
+@pytest.fixture
+def evaluated(saved, tmp_path):
+    """Evaluates what is saved, with changes, and gives what was written."""
+
+    def run(layout="dp8", model=MODEL, batch_size=8, **task):
+        logger = LoggerConfig(progress=False, csv=False, tensorboard=False)
+        task = EvaluateTaskConfig(**{"checkpoint": str(saved[0])} | task)
+        trainer = {"batch_size": batch_size}
+        run = tiny_run(parallel=LAYOUTS[layout], model=model, data=DATA, task=task, logger=logger, trainer=trainer)
+        loss = evaluate(run, tmp_path)
+        result = json.loads((tmp_path / "evaluation.json").read_text())
+        assert result["loss"] == loss
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize("layout", ["dp8", "tp2_fsdp4"])
+def test_each_target_of_the_part_counts_once(saved, evaluated, layout):
+    result = evaluated(layout, batch_size=40)
+    corpus = open_corpus(DATA, 16, 256)[1]
+    assert len(corpus) % 40, "a batch should be padded"
+    rows = {key: np.stack([corpus[index][key] for index in range(len(corpus))]) for key in corpus[0]}
+    module = build_model(tiny_run(model=MODEL).model)
+    logits = jax.jit(lambda *batch: apply_model(module, saved[1], *batch))(rows["inputs"], rows["document_borders"])
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits), float)
+    losses = -np.take_along_axis(log_probabilities, rows["targets"][..., None], axis=-1)[..., 0]
+    assert result["targets"] == rows["loss_mask"].sum()
+    assert result["loss"] == pytest.approx(losses[rows["loss_mask"]].mean(), rel=1e-6)
+
+
+def test_bits_and_perplexity_of_some_batches_follow_from_the_loss(evaluated):
+    result = evaluated(num_batches=2, split="train")
+    assert result["batches"] == 2 and result["split"] == "train" and result["step"] == 2
+    assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2))
+    assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+
+
+REFUSED = {
+    "no run": ({"checkpoint": "nope"}, r"task\.checkpoint='nope': no checkpoints in"),
+    "another model": (
+        {"model": MODEL | {"embedding_dim": 64}},
+        r"task\.checkpoint=.*are not those of this model: blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_fit_is_told_under_the_key_of_the_task(evaluated, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        evaluated(**changes)

@@ -1,0 +1,107 @@
+"""Where checkpoints are, and which ones are finished."""
+
+import json
+import shutil
+from importlib.util import find_spec
+
+import pytest
+from etils import epath
+from saved import save_text
+
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, saved_steps, step_of
+
+
+def mark(run, step, content):
+    """What Orbax writes when a save begins, and again when it ends."""
+    (run / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_text(content)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with finished checkpoints of steps 2 and 10."""
+    for step in (2, 10):
+        save_text(tmp_path / "run", f"text of {step}", step)
+        mark(tmp_path / "run", step, json.dumps({"commit_timestamp_nsecs": 1}))
+    return tmp_path / "run"
+
+
+PLACES = {
+    "latest": ("{}", 10),
+    "step": ("{}@2", 2),
+    "folder": ("{}/checkpoints/2", 2),
+    "folder with a slash": ("{}/checkpoints/2/", 2),
+}
+
+
+@pytest.mark.parametrize(("place", "step"), PLACES.values(), ids=PLACES)
+def test_a_place_names_a_checkpoint(run, place, step):
+    checkpoint = find_checkpoint(place.format(run))
+    assert step_of(checkpoint) == step and read_metadata_text(checkpoint) == f"text of {step}"
+
+
+def test_a_checkpoint_that_was_moved_elsewhere_is_a_place(run, tmp_path):
+    shutil.move(run / "checkpoints" / "2", tmp_path / "2")
+    assert find_checkpoint(str(tmp_path / "2")) == tmp_path / "2"
+
+
+@pytest.mark.parametrize("place", ["{}", "{}@20", "{}/checkpoints/checkpoint_20"])
+def test_checkpoints_of_xlstm_jax_are_found(tmp_path, place):
+    save_text(tmp_path / "run", "text", "checkpoint_20")
+    assert find_checkpoint(place.format(tmp_path / "run")).name == "checkpoint_20"
+
+
+UNFINISHED = {
+    "its name is temporary": ("12.orbax-checkpoint-tmp-3", '{"commit_timestamp_nsecs": null}'),
+    "no time of its end": ("12", '{"init_timestamp_nsecs": 1, "commit_timestamp_nsecs": null}'),
+    "the mark is cut off": ("12", '{"init_times'),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), UNFINISHED.values(), ids=UNFINISHED)
+def test_a_save_that_is_not_finished_is_not_there(run, name, content):
+    save_text(run, "", name)
+    mark(run, name, content)
+    assert saved_steps(run) == [2, 10]
+    with pytest.raises(ConfigError, match="no checkpoint of step 12. Saved are steps 2 or 10"):
+        find_checkpoint(f"{run}@12")
+
+
+def test_an_old_checkpoint_without_marks_is_finished_on_a_disk(tmp_path):
+    assert saved_steps(save_text(tmp_path, "", 12)) == [12]
+
+
+@pytest.fixture
+def bucket(run, monkeypatch):
+    """The same run in a bucket, which is a folder here."""
+    from etils.epath import gpath
+
+    class Backend(gpath.backend_lib.os_backend.__class__):
+        def __getattribute__(self, name):
+            found = super().__getattribute__(name)
+            if name.startswith("_") or not callable(found):
+                return found
+            return lambda path, *args, **kwargs: found(
+                str(path).replace("gs://bucket", str(run.parent)), *args, **kwargs
+            )
+
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Backend())
+    return "gs://bucket/run"
+
+
+@pytest.mark.parametrize(("suffix", "step"), [("", 10), ("@2", 2), ("/checkpoints/2", 2)])
+def test_a_bucket_is_a_place(bucket, suffix, step):
+    checkpoint = find_checkpoint(f"{bucket}{suffix}")
+    assert checkpoint == epath.Path(f"gs://bucket/run/checkpoints/{step}")
+    assert read_metadata_text(checkpoint) == f"text of {step}"
+
+
+def test_in_a_bucket_a_save_without_a_mark_is_not_finished(bucket, run):
+    save_text(run, "", 12)
+    assert find_checkpoint(bucket).name == "10"
+
+
+@pytest.mark.skipif(find_spec("gcsfs") is not None, reason="it is installed, and would ask the network")
+def test_a_bucket_without_its_package_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"cannot be read: .*pip install 'xlstm-hydra\[remote\]'"):
+        find_checkpoint("gs://bucket/run")

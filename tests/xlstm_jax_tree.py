@@ -1,0 +1,201 @@
+"""Our parameters as xlstm-jax would have them on disk, from the words of MODEL_SPEC.md: the other direction than in the
+package, and independent of it. And a disk that is not one."""
+
+import numpy as np
+
+from xlstm_hydra.checkpoint._parts import assemble, refuse_misfits
+from xlstm_hydra.checkpoint._xlstm_jax import xlstm_jax_parts
+from xlstm_hydra.models import list_parameters
+
+RES, FFN = "xlstm_res_block", "ffn_res_block"
+INNER = "xlstm.inner_layer.sharded"
+
+
+def write(params, config, *, scan=True, tp=1, ring=False, boxed=False):
+    """A tree of xlstm-jax by path.
+
+    Args:
+        params: our parameters by path, of a model with `scan_blocks`.
+        config: the model's.
+        scan: whether the blocks are one stack there.
+        tp: tensor-parallel devices.
+        ring: tp_async_dense.
+        boxed: whether every array is in a box, as with FSDP; what tensor parallelism splits always is.
+    """
+    family = {"mLSTMConfig": v0, "mLSTMv1Config": v1, "LlamaConfig": llama}[type(config).__name__]
+    blocks = [
+        family({path[7:]: array[i] for path, array in params.items() if path.startswith("blocks.")}, config, tp, ring)
+        for i in range(config.num_blocks)
+    ]
+    stem, name = (
+        ("block_stack.block", "block_stack.block_")
+        if family is llama
+        else (
+            "xlstm_block_stack.blocks.block",
+            "xlstm_block_stack.blocks.",
+        )
+    )
+    tree = {"token_embedding.sharded.embedding": over(params["token_embedding.embedding"], 1, tp)}
+    tree |= {path: array for path, array in params.items() if path.startswith("lm_head")}
+    if scan:
+        tree |= {f"{stem}.{path}": np.stack([block[path] for block in blocks]) for path in blocks[0]}
+    else:
+        tree |= {f"{name}{i}.{path}": array for i, block in enumerate(blocks) for path, array in block.items()}
+    return {f"{path}.value" if boxed or ".sharded" in path else path: array for path, array in tree.items()}
+
+
+def over(array, axis, tp):
+    """An axis for the devices in front; each has a share of array axis `axis`."""
+    return np.stack(np.split(array, tp, axis))
+
+
+def dense(block, name, tp, tree, path):
+    """The output is split."""
+    for leaf, axis in (("kernel", 1), ("bias", 0)):
+        if f"{name}.{leaf}" in block:
+            array = block[f"{name}.{leaf}"]
+            whole, split = f"{path}.Dense_0.{leaf}", f"{path}.module.sharded.{leaf}"
+            tree.update({whole: array} if tp == 1 else {split: over(array, axis, tp)})
+
+
+def dense_down(block, name, tp, tree, path):
+    """The input is split; the biases of all devices are added."""
+    if tp == 1:
+        return dense(block, name, tp, tree, path)
+    tree[f"{path}.module.sharded.kernel"] = over(block[f"{name}.kernel"], 0, tp)
+    if f"{name}.bias" in block:
+        bias = block[f"{name}.bias"]
+        tree[f"{path}.module.sharded.bias"] = np.stack([bias / 4, *[bias * 0.75 / (tp - 1)] * (tp - 1)])
+
+
+def copy(block, ours, tree, theirs, axis, tp):
+    """Arrays with the devices in front; `axis` None: the same on each."""
+    if ours in block:
+        tree[theirs] = np.stack([block[ours]] * tp) if axis is None else over(block[ours], axis, tp)
+
+
+def norms(block, tree, tp, part, *names):
+    for name in names:
+        copy(block, f"{part}.{name}.scale", tree, f"{part}.{name}.sharded.scale", 0, tp)
+
+
+def v0(block, config, tp, ring):
+    tree, layer = {}, f"{RES}.xlstm"
+    norms(block, tree, tp, RES, "xlstm_norm", "xlstm_post_norm")
+    if ring:
+        ring_up(block, tree, tp)
+        ring_down(block, tree, tp)
+    else:
+        dense(block, f"{layer}.proj_up_mlstm", tp, tree, f"{layer}.proj_up_mlstm")
+        dense(block, f"{layer}.proj_up_z", tp, tree, f"{layer}.proj_up_z")
+        dense_down(block, f"{layer}.proj_down", tp, tree, f"{layer}.proj_down")
+    inner = f"{RES}.{INNER}"
+    copy(block, f"{layer}.conv1d.kernel", tree, f"{inner}.conv1d.conv.kernel", 2, tp)
+    copy(block, f"{layer}.conv1d.bias", tree, f"{inner}.conv1d.conv.bias", 0, tp)
+    for name in ("q_proj", "k_proj", "v_proj", "x_mlstm_conv_scaling"):
+        copy(block, f"{layer}.{name}.kernel", tree, f"{inner}.{name}.kernel", 0, tp)
+        copy(block, f"{layer}.{name}.bias", tree, f"{inner}.{name}.bias", 0, tp)
+    copy(block, f"{layer}.qk_proj.kernel", tree, f"{inner}.qk_proj.kernel", 1, tp)
+    copy(block, f"{layer}.qk_proj.bias", tree, f"{inner}.qk_proj.bias", 1, tp)
+    copy(block, f"{layer}.learnable_skip", tree, f"{inner}.learnable_skip", 0, tp)
+    for name in ("q_norm", "k_norm"):
+        copy(block, f"{layer}.{name}.scale", tree, f"{inner}.mlstm_cell.{name}.scale", None, tp)
+    copy(block, f"{layer}.outnorm.scale", tree, f"{inner}.mlstm_cell.outnorm.scale", 0, tp)
+    for gate in ("igate", "fgate"):
+        ours, theirs = f"{layer}.{gate}", f"{inner}.mlstm_cell.{gate}"
+        copy(block, f"{ours}.bias", tree, f"{theirs}.bias", 0, tp)
+        if config.gate_linear_headwise:
+            copy(block, f"{ours}.kernel", tree, f"{theirs}.kernel", 0, tp)
+        else:
+            inputs = "qkv" if config.gate_input == "qkv" else "x"
+            tree[f"{theirs}.kernel"] = np.concatenate([block[f"{ours}.{name}_kernel"] for name in inputs])[None]
+    return tree
+
+
+def ring_up(block, tree, tp):
+    """proj_up.shard_j on device d multiplies the features of device d - j, and makes that device's [z | xm]."""
+    z, xm = (block[f"{RES}.xlstm.proj_up_{name}.kernel"] for name in ("z", "mlstm"))
+    for j in range(tp):
+        devices = []
+        for d in range(tp):
+            rows = (d - j) % tp
+            pieces = [np.split(np.split(kernel, tp)[rows], tp, 1)[d] for kernel in (z, xm)]
+            devices.append(np.concatenate(pieces, 1))
+        put_ring(tree, f"{RES}.xlstm.proj_up", j, "kernel", devices)
+    if f"{RES}.xlstm.proj_up_z.bias" in block:
+        biases = [np.split(block[f"{RES}.xlstm.proj_up_{name}.bias"], tp) for name in ("z", "mlstm")]
+        put_ring(tree, f"{RES}.xlstm.proj_up", 0, "bias", [np.concatenate(pair) for pair in zip(*biases, strict=True)])
+
+
+def ring_down(block, tree, tp):
+    """The result of proj_down.shard_j on device d ends on device d + tp - 1 - j."""
+    kernel = block[f"{RES}.xlstm.proj_down.kernel"]
+    for j in range(tp):
+        devices = [np.split(np.split(kernel, tp)[d], tp, 1)[(d + tp - 1 - j) % tp] for d in range(tp)]
+        put_ring(tree, f"{RES}.xlstm.proj_down", j, "kernel", devices)
+    if f"{RES}.xlstm.proj_down.bias" in block:
+        shares = np.split(block[f"{RES}.xlstm.proj_down.bias"], tp)
+        put_ring(tree, f"{RES}.xlstm.proj_down", 0, "bias", [shares[(d + tp - 1) % tp] for d in range(tp)])
+
+
+def put_ring(tree, path, j, leaf, devices):
+    if len(devices) == 1:
+        tree[f"{path}.shard_{j}.{leaf}"] = devices[0]
+    else:
+        tree[f"{path}.shard_{j}.sharded.{leaf}"] = np.stack(devices)
+
+
+def v1(block, config, tp, ring):
+    assert not ring
+    tree, layer = {}, f"{RES}.xlstm"
+    norms(block, tree, tp, RES, "xlstm_norm", "xlstm_post_norm")
+    norms(block, tree, tp, FFN, "ffn_norm", "ffn_post_norm")
+    for name in ("dense_q", "dense_k", "dense_v", "dense_o", "igate", "fgate"):
+        dense(block, f"{layer}.{name}", tp, tree, f"{layer}.{name}")
+    for name in ("q_norm", "k_norm"):
+        if f"{layer}.{name}.scale" in block:
+            tree[f"{layer}.{name}.scale"] = block[f"{layer}.{name}.scale"]
+    norms(block, tree, tp, layer, "outnorm")
+    dense_down(block, f"{layer}.proj_down", tp, tree, f"{layer}.proj_down")
+    for name in ("proj_up", "proj_up_gate"):
+        dense(block, f"{FFN}.ffn.{name}", tp, tree, f"{FFN}.ffn.{name}")
+    dense_down(block, f"{FFN}.ffn.proj_down", tp, tree, f"{FFN}.ffn.proj_down")
+    return tree
+
+
+def llama(block, config, tp, ring):
+    assert tp == 1 and not ring
+    heads, width = config.num_heads(), config.head_dim
+    tree = {}
+    for path, array in block.items():
+        module, _, leaf = path.rpartition(".")
+        if module in ("attn.attn_norm", "ffn.ffn_norm"):
+            path = f"{module.partition('.')[0]}.pre_norm.{leaf}"
+        elif module == "attn.attn.dense_out" and leaf == "kernel":
+            array = array.reshape(heads, width, -1)
+        elif module.startswith("attn.attn.dense_") and module != "attn.attn.dense_out":
+            array = array.reshape(*array.shape[:-1], heads, width)
+        tree[path] = array
+    return tree
+
+
+class Memory:
+    """A tree on an imaginary disk."""
+
+    def __init__(self, tree):
+        self._tree = {path.removesuffix(".value"): array for path, array in tree.items()}
+        self.shapes = {path: array.shape for path, array in self._tree.items()}
+
+    def read(self, paths):
+        return [self._tree[path] for path in paths]
+
+    def name(self, path):
+        return path
+
+
+def convert(tree, model):
+    """A tree of xlstm-jax as our parameters by path."""
+    leaves = Memory(tree)
+    parts = xlstm_jax_parts(model, leaves.shapes)
+    refuse_misfits(parts, leaves)
+    return dict(assemble(parts, leaves, {p.path for p in list_parameters(model)}))

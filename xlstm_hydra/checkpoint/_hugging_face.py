@@ -1,0 +1,248 @@
+"""Models of Hugging Face's `xLSTMForCausalLM`, which are of our v1 family: their config and their parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, mLSTMv1Config
+from xlstm_hydra.parallel import Parameter
+
+from ._parts import BLOCKS, NotOurs, Part, Shape, all_blocks, outer_and_block_parameters
+
+CONFIG = "config.json"
+"""Name of the file with the config."""
+MODEL_CLASS = "xlstm_hydra.models.mLSTMv1"
+_HAS: dict[str, Any] = {
+    "norm_type": "rmsnorm",
+    "cell_norm_type_v1": "layernorm",
+    "add_qk_norm": False,
+    "add_post_norm": False,
+    "add_post_blocks_norm": True,
+    "tie_weights": False,
+    "ff_type": "ffn_gated",
+    "act_fn": "swish",
+}
+"""Fields of ours that are not in a config there, and what all models there are like."""
+_SAME = {
+    "vocab_size": "vocab_size",
+    "embedding_dim": "hidden_size",
+    "num_blocks": "num_hidden_layers",
+    "num_heads": "num_heads",
+    "bias": "use_bias",
+    "qk_dim_factor": "qk_dim_factor",
+    "v_dim_factor": "v_dim_factor",
+    "chunk_size": "chunk_size",
+    "gate_soft_cap": "gate_soft_cap",
+    "logits_soft_cap": "output_logit_soft_cap",
+    "norm_eps": "norm_eps",
+    "cell_norm_eps": "norm_eps",
+}
+"""Fields of ours, and what they are called there."""
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50304,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_heads": 8,
+    "use_bias": False,
+    "qk_dim_factor": 0.5,
+    "v_dim_factor": 1.0,
+    "chunk_size": 64,
+    "gate_soft_cap": 15.0,
+    "output_logit_soft_cap": 30.0,
+    "norm_eps": 1e-6,
+    "ffn_proj_factor": 2.667,
+    "ffn_round_up_to_multiple_of": 64,
+    "dtype": "float32",
+    "context_length": 2048,  # ours alone; there, it is of no interest
+}
+"""What a config that does not say it means."""
+_ONLY: dict[str, Any] = {
+    "model_type": "xlstm",
+    "weight_mode": "single",
+    "tie_word_embeddings": False,
+    "add_out_norm": True,
+    "eps": 1e-6,
+}
+"""Fields there that we have no other value for."""
+
+
+def write_config(model: ModelConfig) -> dict[str, Any]:
+    """The content of `config.json` for a model of ours.
+
+    Raises:
+        ConfigError: with every field that cannot be said there.
+    """
+    config = model.model_config
+    if not isinstance(config, mLSTMv1Config):
+        text = "Hugging Face's xLSTM has no such model"
+        raise ConfigError([Problem.about(model.class_path(), text, f"It has those of {MODEL_CLASS}.")])
+    if problems := [problem.at("model") for problem in _inexpressible(config)]:
+        raise ConfigError(problems)
+    width, multiple = config.ff_dim(), config.round_proj_up_to_multiple_of
+    content = {theirs: config.get(ours) for ours, theirs in _SAME.items()}
+    # Caches there are made for widths that are multiples of 64, whatever the widths are.
+    has_cache = config.qk_dim() % 64 == config.v_dim() % 64 == 0
+    return {
+        "architectures": ["xLSTMForCausalLM"],
+        **_ONLY,
+        **content,
+        "embedding_dim": config.embedding_dim,
+        "num_blocks": config.num_blocks,
+        # The width itself: how it is rounded there is not quite how it is here.
+        "ffn_proj_factor": width / config.embedding_dim,
+        "ffn_round_up_to_multiple_of": multiple if multiple > 1 else width,
+        "autocast_kernel_dtype": config.dtype,
+        "dtype": config.dtype,
+        "use_cache": has_cache,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "context_length": config.context_length,
+    }
+
+
+def _inexpressible(config: mLSTMv1Config) -> Iterator[Problem]:
+    for key, value in _HAS.items():
+        if config.get(key) != value:
+            yield Problem({key: config.get(key)}, f"Hugging Face's xLSTM can only be {value!r} here")
+    for key in ("gate_soft_cap", "logits_soft_cap"):
+        if config.get(key) is None:
+            yield Problem({key: None}, "Hugging Face's xLSTM always has a soft cap")
+    if config.norm_eps != config.cell_norm_eps:
+        given = {"norm_eps": config.norm_eps, "cell_norm_eps": config.cell_norm_eps}
+        yield Problem(given, "Hugging Face's xLSTM has one for both")
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model of Hugging Face."""
+    return (folder / CONFIG).is_file()
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a model there as ours, with its class as a dotted path.
+
+    What it does not say, such as how the model was initialised, is at its default. There, everything is computed in one
+    type.
+
+    Raises:
+        ConfigError: it is no xLSTM model, or one that ours cannot be.
+    """
+    file = folder / CONFIG
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("expected a JSON object")
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem.about(str(file), f"cannot be read: {error}")]) from None
+    problems = [
+        Problem.about(f"{file}: {key}", f"expected {value!r}, got {found.get(key)!r}")
+        for key, value in _ONLY.items()
+        if found.get(key, None if key == "model_type" else value) != value
+    ]
+    if problems:
+        raise ConfigError(problems)
+    aliases = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "dtype": "torch_dtype"}
+    said = {key: found[alias] for key, alias in aliases.items() if found.get(alias) is not None} | found
+    content = {key: default if said.get(key) is None else said[key] for key, default in _DEFAULTS.items()}
+    try:
+        return ModelConfig(MODEL_CLASS, model_config=_config(content))
+    except ConfigError as error:
+        problems = error.problems
+    except (TypeError, ValueError, ArithmeticError) as error:
+        problems = [Problem.about("", str(error))]
+    raise ConfigError(Problem.about(str(file), str(problem)) for problem in problems)
+
+
+def _config(content: Mapping[str, Any]) -> mLSTMv1Config:
+    dim, multiple, length = content["hidden_size"], content["ffn_round_up_to_multiple_of"], content["context_length"]
+    width = int((dim * content["ffn_proj_factor"] + multiple - 1) // multiple * multiple)
+    fields = {ours: content[theirs] for ours, theirs in _SAME.items()} | {
+        "context_length": length,
+        "chunk_size": math.gcd(content["chunk_size"], length),
+        "proj_factor": width / dim,
+        "round_proj_up_to_multiple_of": multiple,
+        "dtype": content["dtype"],
+        "gate_dtype": content["dtype"],
+        "lm_head_dtype": None,
+    }
+    config = mLSTMv1Config.from_dict(mLSTMv1Config, fields, ignore_extensive_attributes=False)
+    if config.ff_dim() != width:  # rounded up once too often
+        config = mLSTMv1Config.from_dict(mLSTMv1Config, fields | {"proj_factor": (width - multiple / 2) / dim})
+    return config
+
+
+_LAYER, _FFN = "xlstm_res_block.xlstm", "ffn_res_block.ffn"
+_MODULES = {
+    "token_embedding": "backbone.embeddings",
+    "lm_head.out_norm": "backbone.out_norm",
+    "lm_head.out_dense": "lm_head",
+    "xlstm_res_block.xlstm_norm": "norm_mlstm",
+    f"{_LAYER}.dense_q": "mlstm_layer.q",
+    f"{_LAYER}.dense_k": "mlstm_layer.k",
+    f"{_LAYER}.dense_v": "mlstm_layer.v",
+    f"{_LAYER}.dense_o": "mlstm_layer.ogate_preact",
+    f"{_LAYER}.igate": "mlstm_layer.igate_preact",
+    f"{_LAYER}.fgate": "mlstm_layer.fgate_preact",
+    f"{_LAYER}.outnorm": "mlstm_layer.multihead_norm",
+    f"{_LAYER}.proj_down": "mlstm_layer.out_proj",
+    "ffn_res_block.ffn_norm": "norm_ffn",
+    f"{_FFN}.proj_up_gate": "ffn.proj_up_gate",
+    f"{_FFN}.proj_up": "ffn.proj_up",
+    f"{_FFN}.proj_down": "ffn.proj_down",
+}
+"""Modules of ours, outside and inside the blocks, and theirs."""
+_BLOCK = "backbone.blocks."
+_NORMS = ("norm_mlstm", "mlstm_layer.multihead_norm", "norm_ffn")
+"""Modules there that have a bias if the dense layers do."""
+
+
+def hugging_face_parts(model: ModelConfig) -> list[Part]:
+    """How the arrays of a model there become the parameters of `model`."""
+    outer, block = outer_and_block_parameters(model)
+    config: Any = model.model_config
+    names = [f"{_BLOCK}{index}" for index in range(config.num_blocks)]
+    inside = [_part(parameter) for parameter in block]
+    if config.bias:
+        widths = (config.embedding_dim, config.v_dim(), config.embedding_dim)
+        inside += [Part((), {f"{norm}.bias": (width,)}, _no_bias) for norm, width in zip(_NORMS, widths, strict=True)]
+    return [_part(parameter) for parameter in outer] + [all_blocks(part, names, config.num_blocks) for part in inside]
+
+
+def _part(parameter: Parameter) -> Part:
+    """Dense layers are transposed there, and the heads of a norm are one array axis."""
+    module, _, leaf = parameter.path.rpartition(".")
+    name = f"{_MODULES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
+    if leaf == "kernel":
+        return Part((parameter.path,), {name: parameter.shape[::-1]}, lambda x: [x.T])
+    shape = (math.prod(parameter.shape),) if leaf == "scale" else parameter.shape
+    return Part((parameter.path,), {name: shape}, lambda x: [x.reshape(parameter.shape)])
+
+
+def _no_bias(x: np.ndarray) -> list[np.ndarray]:
+    if x.any():
+        raise NotOurs("are not all zero, and our norms have no bias")
+    return []
+
+
+def written_shapes(model: ModelConfig) -> dict[str, Shape]:
+    """Names and shapes of the arrays of a model there."""
+    return {path: shape for part in hugging_face_parts(model) for path, shape in part.leaves.items()}
+
+
+def written_arrays(model: ModelConfig, arrays: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a model there, from all parameters of ours, with the blocks as one stack."""
+    by_path = {path: part for part in hugging_face_parts(model) for path in part.into}
+    for path, array in arrays:
+        transposed, blocks = path.endswith(".kernel"), path.startswith(f"{BLOCKS}.")
+        names = by_path[path].leaves.items()
+        for (name, shape), one in zip(names, array if blocks else [array], strict=True):
+            yield name, one.T if transposed else one.reshape(shape)
+    for part in hugging_face_parts(model):
+        if not part.into:  # the biases of norms, of which we have none
+            yield from ((name, np.zeros(shape, np.float32)) for name, shape in part.leaves.items())

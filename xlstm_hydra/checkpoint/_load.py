@@ -1,0 +1,92 @@
+"""Any checkpoint, of ours or of others, as a model with its parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import NamedSharding
+
+from xlstm_hydra.configs import ModelConfig, ParallelConfig
+from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, read_record
+from xlstm_hydra.models import build_model, list_parameters
+from xlstm_hydra.parallel import build_mesh, place
+
+from ._hugging_face import is_hugging_face, read_config
+from ._params import load_params, told_under
+
+_KEY = "checkpoint"
+
+
+class Loaded(NamedTuple):
+    """What `load_checkpoint` gives."""
+
+    model: nn.Module
+    """The Flax module, for `model.apply({"params": params}, tokens)`."""
+
+    params: Any
+    """The tree of its parameters, on all devices."""
+
+    config: ModelConfig
+    """The class, its config, and the layout that it was trained on."""
+
+
+def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = None) -> Loaded:
+    """A model with its parameters, from a checkpoint of ours, of xlstm-jax, or of Hugging Face's xLSTM.
+
+    Args:
+        checkpoint: a run folder, at its latest step or with `@STEP` behind it, or a folder of Hugging Face.
+        parallel: the layout over all devices. None: each has all parameters.
+
+    Raises:
+        ConfigError: there is no such checkpoint, it cannot be read, or the layout does not fit it or the devices.
+    """
+    folder = find_weights(str(checkpoint), _KEY)
+    config = resolve_classes(recorded_model(folder, _KEY))
+    params = load_params(folder, config, shardings(config, parallel or ParallelConfig()), _KEY)
+    return Loaded(build_model(config), params, config)
+
+
+def find_weights(place: str, key: str) -> Path:
+    """The folder of the checkpoint that a place names: `RUN`, `RUN@STEP`, or a folder of Hugging Face.
+
+    Args:
+        place: what the user typed.
+        key: where, for messages.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = Path(place).expanduser()
+    return folder.absolute() if is_hugging_face(folder) else find_checkpoint(place, key)
+
+
+def recorded_model(folder: Path, key: str) -> ModelConfig:
+    """The model that a checkpoint is of, with its class as a dotted path. Nothing that it names is imported.
+
+    Raises:
+        ConfigError: its record cannot be read.
+    """
+    if is_hugging_face(folder):
+        return read_config(folder)
+    text = read_metadata_text(folder, key)
+    with told_under(key, folder):
+        return read_record(text).model
+
+
+def shardings(model: ModelConfig, parallel: ParallelConfig) -> Any:
+    """Where a layout puts each parameter on all devices, as a tree.
+
+    Raises:
+        ConfigError: the layout does not fit the model or the devices.
+    """
+    mesh = build_mesh(parallel)
+    placements = [
+        place(parameter, parallel, mesh.shape) for parameter in list_parameters(replace(model, parallel=parallel))
+    ]
+    flat = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
+    return traverse_util.unflatten_dict(flat, sep=".")

@@ -1,0 +1,129 @@
+"""Checkpoints of others as ours, and ours as those of others: parameters and config, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from xlstm_hydra.configs import (
+    ConfigDict,
+    ConfigError,
+    ParallelConfig,
+    Problem,
+    RunConfig,
+    StdlibDataConfig,
+    SyntheticDataConfig,
+    TrainerConfig,
+)
+from xlstm_hydra.configs.run import BYTES
+from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.hydra._from_checkpoint import starting_groups
+from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, saved_steps, step_of, write_metadata
+from xlstm_hydra.metadata._format import FORMAT
+from xlstm_hydra.metadata._places import FOLDER
+
+from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays, written_shapes
+from ._load import find_weights, recorded_model
+from ._params import convert, open_leaves, told_under
+from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
+from ._safetensors import MODEL, write_safetensors
+
+
+def import_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
+    """Write what xlstm-jax or Hugging Face's xLSTM has trained as a checkpoint of ours, of the same step.
+
+    It has parameters and config. A run that continues from it begins with a new optimizer state, at the start of its
+    data. All parameters are in memory once.
+
+    Args:
+        source: `RUN` or `RUN@STEP` of xlstm-jax, or a folder of Hugging Face.
+        out: the run folder to write it to.
+        key: where the user named the source, for messages.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        ConfigError: it cannot be read, is not what its config says, or is there already.
+    """
+    folder, out = find_weights(source, key), Path(out).expanduser().absolute()
+    with told_under(key, folder):
+        run, step, origin = _foreign_run(folder, key)
+        model = resolve_classes(run.model)
+        if step in saved_steps(out):
+            raise ConfigError(
+                [Problem({"OUT": str(out)}, f"has a checkpoint of step {step}", "Choose another folder.")]
+            )
+        shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
+        params = dict(convert(open_leaves(folder), model, shapes))
+    listed = {path: {"shape": list(shape), "dtype": "float32"} for path, shape in shapes.items()}
+    metadata = write_metadata(run, **provenance(), parameters=listed, imported=origin)
+    with ocp.CheckpointManager(out / FOLDER) as manager:
+        tree = traverse_util.unflatten_dict(params, sep=".")
+        items = {"params": ocp.args.StandardSave(tree), "metadata": ocp.args.JsonSave(metadata)}  # pyright: ignore[reportCallIssue]
+        manager.save(step, args=ocp.args.Composite(**items))
+    return out / FOLDER / str(step)
+
+
+def _foreign_run(folder: Path, key: str) -> tuple[RunConfig, int, dict[str, Any]]:
+    """What others recorded, as a run of ours; its step; and what is told of where it comes from."""
+    origin: dict[str, Any] = {"checkpoint": str(folder)}
+    if is_hugging_face(folder):
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return _run({"model": read_config(folder)}, 0), 0, origin | {"writer": "hugging_face", "metadata": content}
+    record = read_record(read_metadata_text(folder, key))
+    if record.writer == FORMAT:
+        raise ConfigError([Problem({}, "is a checkpoint of ours already")])
+    groups, notes = starting_groups(record)
+    origin |= {"writer": record.writer, "metadata": record.content, "notes": [*record.notes, *notes]}
+    return _run(groups, step_of(folder)), step_of(folder), origin
+
+
+def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
+    """A whole run with recorded groups. Layout and data are no part of what is imported; for these it has what fits."""
+    known: dict[str, Any] = {name: config for name, config in groups.items() if name != "parallel"}
+    model = replace(known["model"], parallel=ParallelConfig())
+    vocab, context = model.model_config.vocab_size, model.model_config.context_length
+    data = StdlibDataConfig() if vocab >= BYTES else SyntheticDataConfig(motif_length=max(1, context // 2))
+    trainer, scheduler = known.get("trainer", TrainerConfig()), known.get("scheduler")
+    ramps = 0 if scheduler is None else scheduler.warmup_steps + scheduler.cooldown_steps
+    trainer = replace(trainer, max_steps=max(trainer.max_steps, step, ramps))
+    return RunConfig(**known | {"model": model, "data": data, "trainer": trainer})
+
+
+def export_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
+    """Write any checkpoint of the v1 family as a model that `transformers.xLSTMForCausalLM` loads.
+
+    Only a few arrays are in memory at a time. There is no tokenizer in it. Every row is one document there, also where
+    `model.reset_at_document_boundaries` is true.
+
+    Args:
+        source: `RUN` or `RUN@STEP`, of ours or of xlstm-jax.
+        out: a new folder.
+        key: where the user named the source, for messages.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or with every field that cannot be said there.
+    """
+    folder, out = find_weights(source, key), Path(out).expanduser().absolute()
+    model = resolve_classes(recorded_model(folder, key))
+    content = write_config(model)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError([Problem({"OUT": str(out)}, "is there already", "Choose a new folder.")])
+    outer, block = outer_and_block_parameters(model)
+    stacked = {*(parameter.path for parameter in outer), *(f"{BLOCKS}.{parameter.path}" for parameter in block)}
+    with told_under(key, folder):
+        arrays = convert(open_leaves(folder), model, stacked)
+        out.mkdir(parents=True, exist_ok=True)
+        write_safetensors(out / MODEL, written_shapes(model), written_arrays(model, arrays))
+    (out / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return out

@@ -1,0 +1,131 @@
+"""What is typed in other words than Hydra's: `--from RUN[@STEP]`, `resume=RUN[@STEP]`, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.metadata import refuse_to_continue, step_of
+
+from ._quote import as_override
+from ._refusals import REFUSED
+
+FLAG = "--from"
+RESUME = "resume"
+SEARCH_PATH = "hydra.searchpath"
+TEXTS = ("task.prompt",)
+"""Keys whose values are text, which people write without a thought of Hydra's grammar."""
+_SCHEME = "ckpt://"
+_PLACE = "from@_global_"
+"""Where the primary config has its place for `from`: before the recipes, which may change what it gives."""
+
+
+def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:
+    """The arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
+
+    The first is a new run with the config of the old one. The second goes on with the old run, in its folder unless
+    `hydra.run.dir` names another.
+
+    Args:
+        arguments: what was typed.
+        primary_search_path: given the parsed arguments, the `hydra.searchpath` of the primary config, which an override
+            replaces.
+
+    Raises:
+        ConfigError: no checkpoint is named, or a config source on the command line cannot be read.
+    """
+    key, place, rest = _take_place(list(arguments))
+    if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
+        return rest
+    from ._from_checkpoint import NAME, SavedOptions  # 20 ms, not for other commands
+
+    args = get_args_parser().parse_intermixed_args(rest)
+    typed = [text for text in args.overrides if text.startswith(f"{SEARCH_PATH}=")]
+    sources = _sources(typed[0]) if typed else None
+    for source in sources or []:
+        if source.startswith(_SCHEME):
+            SavedOptions(source.removeprefix(_SCHEME), SEARCH_PATH)
+    if place is None:
+        return rest
+    saved = SavedOptions(place, key)
+    first = rest.index(args.overrides[0]) if args.overrides else len(rest)
+    before, others = rest[:first], [text for text in rest[first:] if text not in typed]
+    searched = sources if sources is not None else primary_search_path(args)
+    others = [_in_place(text) for text in others]
+    chosen = [] if any(text.startswith(f"{_PLACE}=") for text in others) else [f"{_PLACE}={NAME}"]
+    continued = []
+    if key == RESUME:
+        refuse_to_continue(saved.writer, place, key)
+        continued = _continued(saved.checkpoint, others)
+    return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
+
+
+def _take_place(arguments: list[str]) -> tuple[str, str | None, list[str]]:
+    """What names a checkpoint, the place that it names, and the other arguments."""
+    places: list[tuple[str, str]] = []
+    rest, texts = [], iter(arguments)
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if text == FLAG:
+            places.append((FLAG, next(texts, "")))
+        elif equals and key in (FLAG, RESUME):
+            places.append((key, value.strip("'\"") if key == RESUME else value))
+        else:
+            rest.append(text)
+    if len(places) > 1:
+        keys = list(dict.fromkeys(key for key, _ in places))
+        text = "cannot be given together" if len(keys) > 1 else "given more than once"
+        raise ConfigError([Problem.about(" and ".join(keys), text, "Choose one run.")])
+    key, place = places[0] if places else (FLAG, None)
+    if place == "" or (place or "").startswith("-"):
+        example = f"{key}{'=' if key == RESUME else ' '}outputs/my_run@200"
+        raise ConfigError([Problem.about(key, "needs a run folder", f"For example {example}.")])
+    return key, place, rest
+
+
+def _continued(checkpoint: Path, others: list[str]) -> list[str]:
+    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays."""
+    typed = {text.lstrip("+").partition("=")[0] for text in others}
+    if "checkpoint.restore" in typed:
+        fix = f"Leave one away: {RESUME} takes the config of the run too."
+        raise ConfigError([Problem.about(f"{RESUME} and checkpoint.restore", "cannot be given together", fix)])
+    settings: dict[str, Any] = {"checkpoint.restore": str(checkpoint), "checkpoint.init_from": None}
+    if "hydra.run.dir" not in typed:
+        settings["hydra.run.dir"] = str(checkpoint.parents[1])
+        settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint)}"
+    return [as_override(key, value) for key, value in settings.items()]
+
+
+def _sources(override: str) -> list[str] | None:
+    """The list that was typed; None where it is no list, which Hydra tells."""
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except REFUSED:
+        return None
+    return [str(item) for item in value] if isinstance(value, list) else None
+
+
+def _in_place(text: str) -> str:
+    """A choice of `from`, such as of another step, moved to its place."""
+    key, equals, value = text.partition("=")
+    return f"{_PLACE}={value}" if equals and key in ("from", "+from") else text
+
+
+def quote_texts(arguments: Sequence[str]) -> list[str]:
+    """The arguments of the command, in which what stands behind `task.prompt=` is text as it is, whatever it would mean
+    to Hydra. Where it is quoted for Hydra, and in a sweep, it is left alone."""
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    if args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides):
+        return list(arguments)
+    return [_quoted_text(text) if text in args.overrides else text for text in arguments]
+
+
+def _quoted_text(text: str) -> str:
+    key, _, value = text.partition("=")
+    quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+    return text if key not in TEXTS or quoted else as_override(key, value)

@@ -1,0 +1,42 @@
+"""Plain values as Hydra's command line and OmegaConf read them back."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_BARE = re.compile(r"[A-Za-z_/][\w/.@%-]*(://[\w/.@%-]*)?", re.ASCII)
+_RESERVED = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+_QUOTE = re.compile(r"(\\*)('|\Z)")
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key=value` in Hydra's grammar, which gives the config that plain value."""
+    return f"{key}={_as_value(literal(value))}"
+
+
+def literal(value: Any) -> Any:
+    """A plain value whose strings OmegaConf takes as they are: no `${...}` in them is resolved."""
+    if isinstance(value, str):
+        return _INTERPOLATION.sub(r"\1\1\\${", value)
+    if isinstance(value, dict):
+        return {key: literal(item) for key, item in value.items()}
+    return [literal(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _as_value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return value if _BARE.fullmatch(value) and not _RESERVED.fullmatch(value) else _quoted(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_as_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_value, value)) + "]"
+    return repr(value).removesuffix(".0").replace("e-0", "e-")
+
+
+def _quoted(text: str) -> str:
+    """In single quotes, with a backslash before those in the text; backslashes count only before a quote."""
+    return "'" + _QUOTE.sub(lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"

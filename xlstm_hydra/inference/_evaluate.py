@@ -1,0 +1,97 @@
+"""The loss of a checkpoint on a corpus."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from xlstm_hydra.configs import EvaluateTaskConfig, RunConfig
+from xlstm_hydra.data import Corpus, open_corpus, spread_batches
+from xlstm_hydra.metadata import provenance
+from xlstm_hydra.parallel import describe_mesh
+from xlstm_hydra.train import Program, build_program, together
+from xlstm_hydra.train._agree import agree_on_corpus
+from xlstm_hydra.train._log import bits, log
+from xlstm_hydra.train._processes import agree_on_folder
+
+from ._start import read_params, start, write_result
+
+RESULT = "evaluation.json"
+"""Name of the file in the run folder."""
+
+
+def evaluate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
+    """Compute the loss of a checkpoint and write it to `evaluation.json` in `folder`. Returns it, in nats per target.
+
+    In several processes all of them call this, and where one fails all end instead of raising (see `together`).
+
+    Raises:
+        ConfigError: the run does not fit the devices, the data or the checkpoint.
+    """
+    with together(run.distributed):
+        return _evaluate(run, Path(folder), overrides)
+
+
+def _evaluate(run: RunConfig, folder: Path, overrides: list[str] | None) -> float:
+    task = run.task
+    assert isinstance(task, EvaluateTaskConfig)
+    run, checkpoint = start(run)
+    folder = agree_on_folder(folder)
+    program = build_program(run)
+    config: Any = run.model.model_config
+    corpora = open_corpus(run.data, config.context_length, config.vocab_size)
+    corpus = corpora[task.split == "validation"]
+    agree_on_corpus(run.data, corpus.fingerprint())
+    log.info("mesh: %s", describe_mesh(program.mesh))
+    params = read_params(run, checkpoint, program.param_shardings)
+    total, targets, batches = _sum_losses(program, params, corpus, task.num_batches)
+    result = _result(total / targets, corpus) | {"targets": targets, "batches": batches, "split": task.split}
+    write_result(folder / RESULT, checkpoint, result | {"data": run.data.to_dict()} | provenance(overrides))
+    log.info("%s", _told(result, corpus.unit))
+    return result["loss"]
+
+
+def _sum_losses(program: Program, params: Any, corpus: Corpus, num_batches: int | None) -> tuple[float, int, int]:
+    """The sum of the losses of all targets, the number of targets, and the number of batches."""
+    size, every = program.run.trainer.batch_size, program.run.logger.log_every_n_steps
+    whole = math.ceil(len(corpus) / size)
+    count = min(whole, num_batches or whole)
+    losses = _losses(program, params, spread_batches(corpus, size, count, program.batch_rows))
+    total, targets, done = 0.0, 0, 0
+    while part := list(islice(losses, every)):
+        for loss, number in jax.device_get(part):
+            total, targets = total + float(loss), targets + int(number)
+        done += len(part)
+        if done < count:
+            log.info("batch %d/%d  loss %.4f so far", done, count, total / max(targets, 1))
+    return total, targets, count
+
+
+def _losses(program: Program, params: Any, batches: Iterator[Any]) -> Iterator[Any]:
+    """The sum of the losses and the number of targets of each batch, not waited for."""
+    for batch in batches:
+        yield program.eval_step(params, program.put(batch))
+
+
+def _result(loss: float, corpus: Corpus) -> dict[str, Any]:
+    return {
+        "loss": loss,
+        f"bits_per_{corpus.unit}": bits(loss),
+        "perplexity": math.exp(loss),
+        f"unigram_bits_per_{corpus.unit}": corpus.unigram_entropy(),
+    }
+
+
+def _told(result: dict[str, Any], unit: str) -> str:
+    loss, rate, perplexity, unigram, targets = (
+        result[key] for key in ("loss", f"bits_per_{unit}", "perplexity", f"unigram_bits_per_{unit}", "targets")
+    )
+    return (
+        f"{result['split']} loss {loss:.4f} ({rate:.3f} bits per {unit}), perplexity {perplexity:.2f} over "
+        f"{targets:,} targets; {unit} frequencies alone give {unigram:.3f} bits"
+    )

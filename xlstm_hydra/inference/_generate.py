@@ -1,0 +1,160 @@
+"""Continuing a prompt with the parameters of a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+from jax.sharding import NamedSharding
+
+from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, Problem, RunConfig
+from xlstm_hydra.configs.data import ByteDataConfig
+from xlstm_hydra.data import SEPARATOR
+from xlstm_hydra.metadata import MetadataError, provenance, read_metadata_text, read_record
+from xlstm_hydra.models import build_model, keeps_cache, list_parameters
+from xlstm_hydra.parallel import build_mesh, describe_mesh, place
+from xlstm_hydra.train import together
+from xlstm_hydra.train._log import log
+from xlstm_hydra.train._processes import agree_on_folder, is_first
+
+from ._sample import sample_tokens
+from ._show import Decode, byte_decoder, id_decoder, show
+from ._start import KEY, read_params, start, write_result
+
+RESULT = "generated.json"
+"""Name of the file in the run folder."""
+
+
+def generate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> None:
+    """Continue a prompt. The first sample is shown as it comes, the others after it; all are written to
+    `generated.json` in `folder`, also after Ctrl-C.
+
+    In several processes all of them call this, and where one fails all end instead of raising (see `together`).
+
+    Raises:
+        ConfigError: the run does not fit the devices or the checkpoint, or the model cannot continue tokens.
+        KeyboardInterrupt: after what there is has been written.
+    """
+    with together(run.distributed):
+        _generate(run, Path(folder), overrides)
+
+
+def _generate(run: RunConfig, folder: Path, overrides: list[str] | None) -> None:
+    task = run.task
+    assert isinstance(task, GenerateTaskConfig)
+    run, checkpoint = start(run)
+    _refuse_what_cannot_continue(run, task, checkpoint)
+    folder = agree_on_folder(folder)
+    mesh = build_mesh(run.parallel, order=run.distributed.device_order)
+    placements = [place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model)]
+    shardings = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
+    log.info("mesh: %s", describe_mesh(mesh))
+    params = read_params(run, checkpoint, traverse_util.unflatten_dict(shardings, sep="."))
+    samples = _Samples(task)
+    try:
+        samples.take(sample_tokens(build_model(run.model), params, task, mesh))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what was generated so far is in {folder / RESULT}") from None
+    finally:
+        content = {"samples": samples.content(), "task": task.to_dict()} | provenance(overrides)
+        write_result(folder / RESULT, checkpoint, content)
+    log.info("%s", samples.speed())
+
+
+def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, checkpoint: Path) -> None:
+    if not keeps_cache(run.model.model_class):
+        text = "cannot continue tokens: its call takes no `capacity`, with which it would keep what the next call needs"
+        fix = "Build it on xlstm_hydra.models.LanguageModel, or see xlstm_hydra.models.continue_model."
+        raise ConfigError([Problem({"model.model_class": run.model.class_path()}, text, fix)])
+    if task.prompt_tokens is None and not _is_of_bytes(checkpoint):
+        text = "the checkpoint does not say that its tokens are bytes, as those of text would be"
+        fix = "Give token ids in task.prompt_tokens, from the tokenizer that the model was trained with."
+        raise ConfigError([Problem({"task.prompt": task.prompt}, text, fix)])
+
+
+def _is_of_bytes(checkpoint: Path) -> bool:
+    text = read_metadata_text(checkpoint, KEY)
+    try:
+        return isinstance(read_record(text).groups.get("data"), ByteDataConfig)
+    except MetadataError as error:
+        raise ConfigError([Problem({KEY: str(checkpoint)}, f"its metadata: {error}")]) from None
+
+
+@dataclass
+class _Samples:
+    """What has been generated."""
+
+    task: GenerateTaskConfig
+    tokens: list[list[int]] = field(default_factory=list)
+    stopped: list[bool] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = [[] for _ in range(self.task.num_samples)]
+        self.stopped = [False] * self.task.num_samples
+
+    def take(self, steps: Iterator[np.ndarray]) -> None:
+        """Show and keep tokens until all samples have ended."""
+        decode = self._begin(0)
+        try:
+            for tokens_B in steps:
+                self.times.append(time.perf_counter())
+                self._add(tokens_B)
+                if not self.stopped[0]:
+                    self._show(decode(self.tokens[0][-1:]))
+                if all(self.stopped):
+                    break
+        finally:
+            self._show("\n")
+        for number in range(1, self.task.num_samples):
+            self._show(self._begin(number)(self.tokens[number]) + "\n")
+
+    def _add(self, tokens_B: np.ndarray) -> None:
+        stop = self.task.stop_token
+        if stop is None and self.task.prompt_tokens is None:
+            stop = SEPARATOR
+        for number, token in enumerate(tokens_B.tolist()):
+            self.stopped[number] |= token == stop
+            if not self.stopped[number]:
+                self.tokens[number].append(token)
+
+    def _begin(self, number: int) -> Decode:
+        """Show what is before a sample."""
+        count = self.task.num_samples
+        if count > 1:
+            self._show(f"--- sample {number + 1}/{count}\n")
+        decode, prompt = self._decoder()
+        self._show(decode(prompt))
+        return decode
+
+    def _decoder(self) -> tuple[Decode, list[int]]:
+        """How tokens are shown, and the prompt without the beginning of its document."""
+        if self.task.prompt_tokens is None:
+            return byte_decoder(), self.task.tokens()[1:]
+        return id_decoder(), self.task.tokens()
+
+    def _show(self, text: str) -> None:
+        if is_first():
+            show(text)
+
+    def content(self) -> list[dict[str, Any]]:
+        """The samples as plain JSON values."""
+        found = []
+        for tokens, stopped in zip(self.tokens, self.stopped, strict=True):
+            found.append({"tokens": tokens, "stopped": stopped})
+            if self.task.prompt_tokens is None:
+                found[-1]["text"] = byte_decoder()(tokens)
+        return found
+
+    def speed(self) -> str:
+        """Milliseconds per token. The first two are left out: the steps are compiled there."""
+        text = f"{len(self.times)} tokens in each of {self.task.num_samples} samples"
+        steady = self.times[1:]
+        if len(steady) < 2:
+            return text
+        return f"{text}, {1000 * (steady[-1] - steady[0]) / (len(steady) - 1):.2f} ms per token"

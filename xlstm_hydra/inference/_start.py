@@ -1,0 +1,51 @@
+"""What every task that uses a checkpoint begins and ends with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra.checkpoint import load_params, to_json
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.metadata import find_checkpoint, step_of
+from xlstm_hydra.train._agree import agree_on_run
+from xlstm_hydra.train._devices import start_devices
+from xlstm_hydra.train._log import log
+from xlstm_hydra.train._processes import is_first
+
+KEY = "task.checkpoint"
+"""What names the checkpoint."""
+
+
+def start(run: RunConfig) -> tuple[RunConfig, Path]:
+    """Find the checkpoint and set up the devices. Returns the run with its model class, and the checkpoint's folder.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or the run does not fit the devices.
+    """
+    checkpoint = find_checkpoint(run.task.get("checkpoint"), KEY)
+    agree_on_run(run, checkpoint)
+    start_devices(run)
+    return dataclasses.replace(run, model=resolve_classes(run.model)), checkpoint
+
+
+def read_params(run: RunConfig, checkpoint: Path, shardings: Any) -> Any:
+    """The parameters of a checkpoint, and nothing else of it.
+
+    Raises:
+        ConfigError: they are those of another model.
+    """
+    params = load_params(checkpoint, run.model, shardings, KEY)
+    log.info("parameters of step %d of %s", step_of(checkpoint), checkpoint.parents[1])
+    return params
+
+
+def write_result(file: Path, checkpoint: Path, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON, beside what it was made from."""
+    if is_first():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        origin = {"checkpoint": str(checkpoint), "step": step_of(checkpoint)}
+        file.write_text(to_json(origin | dict(result)), encoding="utf-8")

@@ -1,0 +1,125 @@
+"""What a run continues from, and what must be the same as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.configs._problems import show
+from xlstm_hydra.metadata import (
+    ABSENT,
+    BOOKKEEPING,
+    KINDS,
+    PARAMETERS,
+    Difference,
+    MetadataError,
+    Record,
+    diff,
+    read_metadata_text,
+    read_record,
+    refuse_to_continue,
+    step_of,
+)
+
+from ._log import log
+from ._processes import is_first
+
+KEY = "checkpoint.restore"
+_BATCHES = ("trainer.batch_size", "trainer.seed", "model.context_length")
+"""What the saved random state and the saved number of batches depend on, beside the data."""
+_FREE = ("data.path", "data.prefetch")
+"""Fields of the data that may change: the files themselves are compared by their fingerprint."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint that a run continues from."""
+
+    checkpoint: Path
+    record: Record
+
+    @property
+    def step(self) -> int:
+        """Steps that have been done."""
+        return step_of(self.checkpoint)
+
+    @property
+    def imported(self) -> bool:
+        """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
+        return "imported" in self.record.content
+
+    def history(self) -> list[dict[str, Any]]:
+        """How the steps so far were made: one entry for each time that the run was started."""
+        content = self.record.content
+        made = {key: content[key] for key in ("overrides", "packages", "git", "package_git") if key in content}
+        return [*content.get("history", []), {"last_step": self.step, "checkpoint": str(self.checkpoint), **made}]
+
+
+def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
+    """The checkpoint that a run continues from.
+
+    Raises:
+        ConfigError: the run has other parameters or other batches than the checkpoint, or has done all its steps.
+    """
+    place = run.checkpoint.restore
+    try:
+        classes = (run.model.model_class, type(run.model.model_config))
+        record = read_record(read_metadata_text(checkpoint), classes=classes)
+    except MetadataError as error:
+        raise ConfigError([Problem({KEY: place}, f"metadata of {checkpoint}: {error}")]) from None
+    refuse_to_continue(record.writer, str(place), KEY)
+    resumed = Resumed(checkpoint, record)
+    changes = diff(record, run)
+    if problems := [*_refused(changes, resumed.imported), *_done(run, resumed)]:
+        raise ConfigError(problems)
+    for change in changes:
+        if change.kind != BOOKKEEPING and is_first():
+            log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
+    return resumed
+
+
+def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> None:
+    """Make sure that the examples are the same as before.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
+        text = (
+            "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
+        )
+        fix = "Continue with the same files, so that no example is seen twice or in validation."
+        raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
+
+
+def _refused(changes: list[Difference], imported: bool) -> Iterator[Problem]:
+    other_data = any(change.key == "data.name" for change in changes)  # its other fields are others then
+    for change in changes:
+        key, before, _ = _shown(change)
+        is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
+        if change.kind == PARAMETERS:
+            rule, fix = "and the parameters depend on it", "Continue with that, or start anew without the checkpoint."
+        elif imported:
+            continue
+        elif key == "optimizer.name":
+            rule, fix = "and the optimizer's state is that one's", "Continue with that, or start anew."
+        elif is_data or key in _BATCHES:
+            rule, fix = "and the saved position in the data depends on it", "Continue with that."
+        else:
+            continue
+        yield Problem({key: change.after}, f"the checkpoint was saved with {before}, {rule}", fix)
+
+
+def _shown(change: Difference) -> tuple[str, str, str]:
+    before, after = (repr(value) if value is ABSENT else show(value) for value in (change.before, change.after))
+    return change.key, before, after
+
+
+def _done(run: RunConfig, resumed: Resumed) -> Iterator[Problem]:
+    if resumed.step >= run.trainer.max_steps:
+        given = {KEY: run.checkpoint.restore, "trainer.max_steps": run.trainer.max_steps}
+        text = f"the checkpoint has done {resumed.step} steps already"
+        yield Problem(given, text, "Set trainer.max_steps higher.")
