@@ -38,8 +38,8 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
     Of a record, those groups are given that it has, and what has no effect is left away.
     """
-    groups = config.groups if isinstance(config, Record) else _groups(config)
-    plain = {name: _plain_group(group) for name, group in without_idle(groups)[0].items()}
+    groups = without_idle(config.groups)[0] if isinstance(config, Record) else _groups(config)
+    plain = {name: _plain_group(group) for name, group in groups.items()}
     search = _Search(plain)
     found = (search.overrides(recipes) for recipes in _options().recipes)
     return _shortest([overrides for overrides in found if overrides is not None])
