@@ -90,8 +90,8 @@ def _options() -> _Options:
     loader = ConfigLoaderImpl(create_automatic_config_search_path(__file__, None, None))
     primary = loader.repository.load_config("config")
     assert primary is not None
-    chosen = {item.group: item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
-    defaults = {group: value for group, value in chosen.items() if isinstance(value, str) and "/" not in str(group)}
+    chosen = {str(item.group): item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
+    defaults = {group: value for group, value in chosen.items() if isinstance(value, str) and "/" not in group}
     pairs = [(group, name) for group in defaults for name in loader.get_group_options(group)]
     cfg = loader.load_configuration(None, [f"+{group}@{group}.{name}={name}" for group, name in pairs], RunMode.RUN)
     nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}

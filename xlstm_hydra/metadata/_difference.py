@@ -142,7 +142,8 @@ EFFECTS: dict[type, dict[str, str]] = {
     configs.TaskConfig: {BOOKKEEPING: "name"},
     configs.EvaluateTaskConfig: {BOOKKEEPING: "checkpoint split num_batches"},
     configs.GenerateTaskConfig: {
-        BOOKKEEPING: "checkpoint prompt prompt_tokens max_new_tokens stop_token num_samples temperature top_k top_p seed"
+        BOOKKEEPING: "checkpoint prompt prompt_tokens max_new_tokens stop_token num_samples temperature top_k top_p"
+        " seed"
     },
     configs.DataConfig: {NUMERICS: "name seed validation_fraction", LAYOUT: "prefetch"},
     ByteDataConfig: {NUMERICS: "pad_last"},
