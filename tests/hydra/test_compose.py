@@ -24,6 +24,7 @@ GROUPS = {
 }
 NEEDS = {
     "data=text": ["data.path=books"],
+    "checkpoint=xlstm_jax": ["checkpoint.init_from=runs/theirs"],
     "model=custom": ["model.model_class=xlstm_hydra.models.mLSTMv1", "+model.num_blocks=1", "+model.num_heads=1",
                      "+model.embedding_dim=64"],
     "task=evaluate": ["task.checkpoint=run"],
