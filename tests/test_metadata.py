@@ -104,6 +104,10 @@ WRONG = {
     "many values": (json.dumps({"config": [0] * 50_000}), "more than 50,000 values are no metadata"),
     "unknown beside the config": (changed("corpse", value="a"), "corpse: no such field. Did you mean 'corpus'"),
     "wrong type beside it": (changed("overrides", value=[1]), r"overrides\[0\]: expected str, got 1"),
+    "parameter": (
+        changed("parameters", value={"a.b": {"shape": [1.5], "dtype": "x"}}),
+        r"parameters\.a\.b: expected a",
+    ),
     "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),
     "version of text": (changed("version", value="1"), "version: expected 1 to 1, got '1'"),
     "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),

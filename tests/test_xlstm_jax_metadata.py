@@ -163,6 +163,9 @@ WRONG = {
     "word for a number": ({f"{MODEL}.vocab_size": "300"}, f"{MODEL}.vocab_size: expected a whole number, got '300'"),
     "truth for a number": ({f"{LAYER}.proj_factor": True}, f"{LAYER}.proj_factor: expected a number, got true"),
     "number for truth": ({f"{LAYER}.vmap_qk": 1}, f"{LAYER}.vmap_qk: expected true or false, got 1"),
+    "null for a copy": ({f"{LAYER}.embedding_dim": None}, f"{LAYER}.embedding_dim: expected a whole number, got null"),
+    "no layout": ({f"{LAYER}.parallel": ...}, f"{LAYER}.parallel: missing"),
+    "tool": ({"trainer.logger.log_tools": [{"wb_taks": []}]}, r"log_tools\[0\]\.wb_taks: no such .* 'wb_tags'"),
     "another class": (
         {"model.parallel": "Parallel(a=1)"},
         "model.parallel: expected a ParallelConfig, got 'Par",

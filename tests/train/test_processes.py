@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import shutil
 import signal
@@ -141,6 +142,25 @@ def test_two_processes_continue_what_one_has_saved(alone, tmp_path):
     statuses, texts = Pair(tmp_path, *TINY, *overrides, "trainer.simulated_devices=4").end()
     assert statuses == [0, 0], texts
     np.testing.assert_allclose(losses(tmp_path / "again"), losses(alone)[2:], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_use_a_checkpoint_like_one(alone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layout = ["parallel=fsdp_tp", "parallel.model_axis_size=2", "parallel.fsdp_min_weight_size=0"]
+    use = [*TINY, f"task.checkpoint='{alone}'", "hydra.run.dir=.", "trainer.simulated_devices=4"]
+    tasks = {"evaluate": ["task.num_batches=1"], "generate": ["task.prompt_tokens=[1,2]", "task.max_new_tokens=4"]}
+    found = []
+    for name, settings in tasks.items():
+        statuses, texts = Pair(tmp_path, f"task={name}", *settings, *layout, *use).end()
+        assert statuses == [0, 0], texts
+        assert spoken(texts[1]) == []
+        done = run_command(f"task={name}", *settings, *use, "hydra.run.dir=one", "trainer.simulated_devices=8")
+        assert done.status == 0, done.err
+    for folder in (tmp_path, tmp_path / "one"):
+        samples = json.loads((folder / "generated.json").read_text())["samples"]
+        found.append((json.loads((folder / "evaluation.json").read_text())["loss"], samples))
+    assert found[0] == (pytest.approx(losses(alone)[-1][1], rel=1e-5), found[1][1])
 
 
 FAIL_LATE = """

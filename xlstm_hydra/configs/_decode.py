@@ -85,14 +85,14 @@ def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
 
 def read(hint: Any, data: Any, flags: Flags) -> Result:
     """The value that plain data stands for under an annotation."""
-    hint, data = strip(hint), unwrap(data)
+    hint, data = hint if type(hint) is type else strip(hint), unwrap(data)
     if is_loose(hint):
         return _read_any(data, flags)
-    for kinds, reader in _READERS:
-        if kind(hint) in kinds:
-            return reader(hint, data, flags)
-    if dataclasses.is_dataclass(kind(hint)):
-        return _read_dataclass(kind(hint), data, flags)
+    outer = hint if type(hint) is type else kind(hint)
+    if reader := _READERS.get(outer):
+        return reader(hint, data, flags)
+    if dataclasses.is_dataclass(outer):
+        return _read_dataclass(outer, data, flags)
     value = read_scalar(hint, data, flags)
     return (value, []) if value is not MISSING else _mismatch(hint, data)
 
@@ -297,10 +297,10 @@ def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
     return MISSING, [Problem.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
 
 
-_READERS = (
-    ((typing.Union,), _read_union),
-    ((typing.Literal,), _read_literal),
-    (tuple(SEQUENCES), _read_sequence),
-    (MAPPINGS, _read_mapping),
-    (CLASSES, _read_class),
-)
+_READERS = {
+    typing.Union: _read_union,
+    typing.Literal: _read_literal,
+    **dict.fromkeys(SEQUENCES, _read_sequence),
+    **dict.fromkeys(MAPPINGS, _read_mapping),
+    **dict.fromkeys(CLASSES, _read_class),
+}

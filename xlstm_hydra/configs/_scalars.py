@@ -15,6 +15,8 @@ from ._hints import kind, registered
 
 _DTYPE_MODULES = ("", "numpy", "np", "jax.numpy", "jnp", "ml_dtypes", "jax._src.numpy.scalar_types")
 
+_PLAIN = {type(None), bool, int, float, str, list, dict, tuple}
+
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 """What is returned where no value could be read."""
 
@@ -41,7 +43,7 @@ class Flags:
 
 def unwrap(value: Any) -> Any:
     """A NumPy or JAX scalar as the Python number it holds; anything else as it is."""
-    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+    if type(value) in _PLAIN or getattr(value, "shape", None) != () or not hasattr(value, "item"):
         return value
     inner = value.item()
     return float(inner) if type(inner) is type(value) else inner  # np.longdouble stays what it is

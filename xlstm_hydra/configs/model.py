@@ -74,7 +74,10 @@ class ModelConfig(ConfigDict):
 
     @staticmethod
     def from_metadata(metadata_content: str) -> ModelConfig:
-        """Read the config from the metadata text beside a checkpoint. Nothing that the text names is imported.
+        """Read the config from the metadata text beside a checkpoint, of ours or of xlstm-jax.
+
+        Nothing that the text names is imported. A model class of your own has to be allowed first, by
+        `xlstm_hydra.metadata.register_model_class` or `allow_modules`.
 
         Raises:
             MetadataError: the text is not metadata that this version can read, with the path of the field.

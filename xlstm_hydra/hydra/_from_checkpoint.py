@@ -103,7 +103,13 @@ def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
         groups["distributed"] = DistributedConfig(name="auto", device_order=place.device_order)
     if "checkpoint" in groups:
         groups["checkpoint"] = dataclasses.replace(groups["checkpoint"], restore=None)
-    notes: list[str] = []
+    return without_idle(groups)
+
+
+def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
+    """The same groups with every value that has no effect at one that says so, as the rules between groups ask for, and
+    a note about each. Records of other programs have such values."""
+    groups, notes = dict(recorded), []
     while idle := _idle_values(groups):
         for key, (value, rule) in idle.items():
             notes.append(f"{key}={show(_get(groups, key))} is {show(value)} here: {rule}")

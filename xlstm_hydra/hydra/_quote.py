@@ -32,7 +32,9 @@ def _as_value(value: Any) -> str:
         return value if _BARE.fullmatch(value) and not _RESERVED.fullmatch(value) else _quoted(value)
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_as_value(item)}" for key, item in value.items()) + "}"
-    return "[" + ",".join(map(_as_value, value)) + "]" if isinstance(value, list) else repr(value)
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_value, value)) + "]"
+    return repr(value).removesuffix(".0").replace("e-0", "e-")
 
 
 def _quoted(text: str) -> str:

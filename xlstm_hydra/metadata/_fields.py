@@ -126,6 +126,11 @@ def mapping(data: Any) -> dict[str, Any]:
     raise Wrong("an object")
 
 
+def classes(data: Any) -> dict[str, str]:
+    """Names with the dotted paths of classes."""
+    return {name: class_path(item) for name, item in mapping(data).items()}
+
+
 def written(data: Any) -> Any:
     """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
     if not isinstance(data, str) or not data.rstrip().endswith((")", "]", "}")):
@@ -145,7 +150,7 @@ class Field:
     """The one field of ours that it is."""
 
     same_as: str = ""
-    """Path of the field that it copies. Null copies nothing."""
+    """Path of the field that it copies."""
 
     derived: Callable[[Mapping[str, Any]], Any] | None = None
     """Its value, from all others by path."""
@@ -278,8 +283,8 @@ def to(name: str, kind: Kind, before: Any = REQUIRED) -> Field:
 
 
 def same(other: str, kind: Kind, before: Any = REQUIRED) -> Field:
-    """A copy of the field at this path; null copies nothing."""
-    return Field(kind=optional(kind), same_as=other, before=before)
+    """A copy of the field at this path."""
+    return Field(kind=kind, same_as=other, before=before)
 
 
 def follows(derive: Callable[[Mapping[str, Any]], Any], kind: Kind, before: Any = REQUIRED) -> Field:

@@ -33,7 +33,7 @@ EXTRAS: Mapping[str, Any] = {
     "git": dict[str, Any] | None,
     "package_git": dict[str, Any] | None,
     "argv": list[str],
-    "parameters": dict[str, Any],
+    "parameters": dict,
     "corpus": str,
     "history": list[dict[str, Any]],
     "imported": dict[str, Any],
@@ -146,5 +146,14 @@ def _beside(extra: Mapping[str, Any]) -> Iterator[Problem]:
     for name, value in extra.items():
         if name not in EXTRAS:
             yield Problem.about(step(name), "no such field", nearest(name, EXTRAS))
-            continue
-        yield from (problem.at(name) for problem in collect(EXTRAS[name], value, _STRICT)[1])
+        elif name == "parameters" and isinstance(value, dict):  # thousands, which a closer look would make slow
+            wrong = (path for path, parameter in value.items() if not _is_parameter(parameter))
+            yield from (Problem.about(step(path), "expected a shape and a dtype").at(name) for path in wrong)
+        else:
+            yield from (problem.at(name) for problem in collect(EXTRAS[name], value, _STRICT)[1])
+
+
+def _is_parameter(value: Any) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"shape", "dtype"} or not isinstance(value["shape"], list):
+        return False
+    return isinstance(value["dtype"], str) and all(type(size) is int for size in value["shape"])

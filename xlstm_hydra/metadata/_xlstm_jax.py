@@ -69,7 +69,7 @@ def _read_model(reading: Reading, data: Any) -> ModelConfig | None:
     if isinstance(families, type):
         return _read_own(reading, families, config, parallel)
     family = _read_llama(reading, config) if "" in families else _read_xlstm(reading, config, families, parallel)
-    for path, copy in _copies_of_parallel(config).items():
+    for path, copy in _copies_of_parallel(reading, config).items():
         if copy not in (None, "None", data.get("parallel")):
             _compare_parallel(reading, path, _read_parallel(reading, path, copy), parallel)
     reading.check()
@@ -151,15 +151,17 @@ def _compare_parallel(
             reading.problems.append(Problem(values, "differ, and one field here cannot say both"))
 
 
-def _copies_of_parallel(config: Mapping[str, Any]) -> dict[str, Any]:
+def _copies_of_parallel(reading: Reading, config: Mapping[str, Any]) -> dict[str, Any]:
     """The layouts of the parts of the model, by path. Each part that is an object has one, which may be null."""
     found = {}
     for path in (table.MODEL, table.BLOCK, table.LAYER, table.CELL, table.FEED_FORWARD):
         part: Any = {"model": {"model_config": config}}
         for name in path.split("."):
             part = part.get(name) if isinstance(part, dict) else None
-        if isinstance(part, dict):
-            found[f"{path}.parallel"] = part.get("parallel")
+        if isinstance(part, dict) and "parallel" in part:
+            found[f"{path}.parallel"] = part["parallel"]
+        elif isinstance(part, dict) and path != table.CELL:  # the cell had none at first
+            reading.problem(f"{path}.parallel", "missing")
     return found
 
 

@@ -14,12 +14,12 @@ from ._fields import (
     Table,
     absent,
     anything,
+    classes,
     dtype,
     flag,
     follows,
     integer,
     listed,
-    mapping,
     number,
     only,
     optional,
@@ -53,6 +53,12 @@ def bias_range(data: Any) -> Any:
     """Initial bias of the gates: a number, [low, high], or null."""
     data = None if isinstance(data, str) and data == "None" else written(data)
     return listed(number)(data) if isinstance(data, list | tuple) else optional(number)(data)
+
+
+def assigned(data: Any) -> int | None:
+    """A whole number, or -1 where it was never assigned."""
+    value = integer(data)
+    return None if value == -1 else value
 
 
 def _rounded(section: str) -> Callable[[Mapping[str, Any]], int]:
@@ -229,13 +235,13 @@ _RECURRENT: Table = {
     "use_scan": _option(flag, False),
 }
 
-BACKEND: Table = {"name": Field(kind=text), "_registry": Field(kind=mapping)}
+BACKEND: Table = {"name": Field(kind=text), "_registry": Field(kind=classes)}
 
 BACKENDS: Mapping[str, tuple[str, str, Table]] = {
     "parallel_stabilized": (
         "quadratic",
         "mLSTMBackendParallelConfig",
-        {"context_length": same(f"{MODEL}.context_length", integer, before=None)},
+        {"context_length": same(f"{MODEL}.context_length", assigned, before=None)},
     ),
     "fwbw_stabilized": (
         "chunkwise",
@@ -264,7 +270,7 @@ BACKENDS: Mapping[str, tuple[str, str, Table]] = {
     "recurrent": (
         "recurrent",
         "mLSTMBackendRecurrentConfig",
-        {**_RECURRENT, "context_length": same(f"{MODEL}.context_length", integer, before=None)},
+        {**_RECURRENT, "context_length": same(f"{MODEL}.context_length", assigned, before=None)},
     ),
     "recurrent_triton": (
         "recurrent",

@@ -120,7 +120,7 @@ CALLBACKS: Mapping[str, Table] = {
         **{name: Field(kind=optional(integer), before=None) for name in ("limit_requests", "context_length")},
         **{name: Field(kind=optional(integer), before=None) for name in ("batch_size", "num_fewshot")},
         "system_instruction": Field(kind=optional(text), before=None),
-        "apply_chat_template": Field(kind=anything, before=None),
+        "apply_chat_template": Field(kind=anything, before=None),  # a truth, or a template
     },
 }
 """The published callbacks, each by a field that no other one has."""
@@ -133,10 +133,17 @@ LOGGER: Table = {
     "log_tools": Field(kind=listed(mapping), before=None),
 }
 
-TOOL_FIELDS = (
-    *("config_format", "log_dir", "log_epoch_key", "log_step_key", "tb_flush_secs", "tb_max_queue", "tb_new_style"),
-    *("wb_entity", "wb_host", "wb_key", "wb_name", "wb_notes", "wb_project", "wb_resume_id", "wb_settings", "wb_tags"),
-)
+TOOL: Table = {
+    **{name: Field(kind=text, before=None) for name in ("config_format", "log_epoch_key", "log_step_key")},
+    **{name: Field(kind=integer, before=None) for name in ("tb_flush_secs", "tb_max_queue")},
+    "tb_new_style": Field(kind=flag, before=None),
+    **{
+        name: Field(kind=optional(text), before=None)
+        for name in ("log_dir", "wb_entity", "wb_host", "wb_key", "wb_name", "wb_notes", "wb_project", "wb_resume_id")
+    },
+    "wb_settings": Field(kind=optional(mapping), before=None),
+    "wb_tags": Field(kind=optional(listed(text)), before=None),
+}
 """What the published logging tools were told."""
 
 _ADAM = {"adam": False, "nadam": True, "adamw": False, "nadamw": True}
@@ -260,8 +267,7 @@ def _read_trainer(
     saving = _read_callbacks(reading, data.get("callbacks"))
     logger = _values(reading, "trainer.logger", data.get("logger"), LOGGER)
     for index, tool in enumerate(logger["log_tools"] or ()):
-        fields = {name: Field(kind=anything, before=None) for name in TOOL_FIELDS}
-        reading.part().section(f"trainer.logger.log_tools[{index}]", tool, fields)
+        reading.part().section(f"trainer.logger.log_tools[{index}]", tool, TOOL)
     return trainer, logger, saving
 
 

@@ -1,0 +1,53 @@
+"""Milliseconds from a metadata text to typed configs, after import: of ours and of the formats of xlstm-jax.
+
+    python benchmarks/metadata.py [FILE ...]
+
+Without files: the frozen samples of ours and invented files of each published format, from the tests. The median of
+100 readings of each; the goal is below 2 ms. Ends with status 1 if one takes longer.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from xlstm_hydra.metadata import read_record
+
+GOAL = 2.0
+TESTS = Path(__file__).parents[1] / "tests"
+
+
+def samples(files: list[str]) -> dict[str, bytes]:
+    """Texts by name."""
+    if files:
+        return {name: Path(name).read_bytes() for name in files}
+    sys.path.insert(0, str(TESTS))
+    from published import ERAS, tree
+
+    found = {file.stem: file.read_bytes() for file in sorted((TESTS / "saved_metadata").glob("*.json"))}
+    kinds = ("mlstm", "mlstm_v1", "llama")
+    return found | {f"{kind}, {era}": write(tree(kind)).encode() for kind in kinds for era, write in ERAS.items()}
+
+
+def milliseconds(text: bytes, repeats: int = 100) -> float:
+    """The median time of one reading."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        read_record(text)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def main() -> None:
+    """Print one line per text."""
+    results = {name: milliseconds(text) for name, text in samples(sys.argv[1:]).items()}
+    for name, value in results.items():
+        print(f"{value:6.2f} ms  {name}")
+    sys.exit(max(results.values()) >= GOAL)
+
+
+if __name__ == "__main__":
+    main()

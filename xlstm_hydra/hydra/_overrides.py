@@ -1,0 +1,183 @@
+"""The shortest command line that composes to a config."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.default_element import GroupDefault
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from xlstm_hydra.configs import ConfigDict, ModelConfig, RunConfig
+from xlstm_hydra.configs._parse import dotted
+from xlstm_hydra.metadata import Record
+
+from ._from_checkpoint import without_idle
+from ._quote import as_override, literal
+from ._register import register_resolvers
+
+_RECIPES = ("experiment", "debug")
+"""Groups that set others, in the order in which `conf/config.yaml` applies them."""
+
+_UNSEEN = ("_target_", "parallel", "_checkpoint_")
+"""What the node of a model has beside its config and the classes: it follows from the rest."""
+
+
+def shortest_overrides(config: RunConfig | Record) -> list[str]:
+    """The overrides with which `conf/config.yaml` composes to this config, as few characters as there are.
+
+    Of a record, those groups are given that it has, and what has no effect is left away.
+    """
+    groups = config.groups if isinstance(config, Record) else _groups(config)
+    plain = {name: _plain_group(group) for name, group in without_idle(groups)[0].items()}
+    search = _Search(plain)
+    found = (search.overrides(recipes) for recipes in _options().recipes)
+    return _shortest([overrides for overrides in found if overrides is not None])
+
+
+def _shortest(found: list[list[str]]) -> list[str]:
+    return min(found, key=lambda overrides: len(shlex.join(overrides)))
+
+
+def _groups(run: RunConfig) -> dict[str, ConfigDict]:
+    return {name: getattr(run, name) for name in ("parallel", *(field.name for field in dataclasses.fields(run)))}
+
+
+def _plain_group(config: ConfigDict) -> dict[str, Any]:
+    """The values that the node of a group has to give."""
+    if not isinstance(config, ModelConfig):
+        return config.to_dict()
+    own = config.model_config
+    named = {"model_class": config.class_path(), "config_class": None if own is None else dotted(type(own))}
+    return named | ({} if own is None else own.to_dict())
+
+
+class _Recipe(NamedTuple):
+    """What an option does that sets other groups."""
+
+    override: str
+    choices: dict[str, str]
+    """The options that it chooses in other groups."""
+    values: dict[str, Any]
+    """The values that it sets in other groups."""
+
+
+class _Options(NamedTuple):
+    """What `conf/` has to choose from."""
+
+    nodes: Mapping[str, Mapping[str, DictConfig]]
+    """The node of every option, by group and name."""
+    defaults: Mapping[str, str]
+    """The option of each group where none is chosen."""
+    recipes: tuple[tuple[_Recipe, ...], ...]
+    """The recipes to try: none, each one, and one of each kind together. A later kind has the last word."""
+
+
+@cache
+def _options() -> _Options:
+    """All options, in one composition: each stands under a package of its own."""
+    register_resolvers()
+    loader = ConfigLoaderImpl(create_automatic_config_search_path(__file__, None, None))
+    primary = loader.repository.load_config("config")
+    assert primary is not None
+    chosen = {item.group: item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
+    defaults = {group: value for group, value in chosen.items() if isinstance(value, str) and "/" not in str(group)}
+    pairs = [(group, name) for group in defaults for name in loader.get_group_options(group)]
+    cfg = loader.load_configuration(None, [f"+{group}@{group}.{name}={name}" for group, name in pairs], RunMode.RUN)
+    nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}
+    for group, name in pairs:
+        nodes[group][name] = cfg[group][name]
+        nodes[group][name]._set_parent(None)  # its interpolations are about the config that it will stand in
+    kinds = ([_recipe(loader, group, name) for name in loader.get_group_options(group)] for group in _RECIPES)
+    tried = itertools.product(*([None, *recipes] for recipes in kinds))
+    return _Options(nodes, defaults, tuple(tuple(recipe for recipe in chosen if recipe) for chosen in tried))
+
+
+def _recipe(loader: ConfigLoaderImpl, group: str, name: str) -> _Recipe:
+    found = loader.repository.load_config(f"{group}/{name}")
+    assert found is not None and isinstance(found.config, DictConfig)
+    items = [item for item in found.defaults_list or () if isinstance(item, GroupDefault) and item.override]
+    choices = {str(item.group).removeprefix("/"): str(item.value) for item in items}
+    return _Recipe(f"{group}={name}", choices, {str(key): found.config[key] for key in found.config})
+
+
+@cache
+def _candidate(group: str, name: str, recipes: tuple[str, ...]) -> DictConfig | None:
+    """The node of an option under recipes; None where they set a field that it does not have."""
+    node = copy.deepcopy(_options().nodes[group][name])
+    OmegaConf.set_struct(node, False)
+    known = {recipe.override: recipe for chosen in _options().recipes for recipe in chosen}
+    try:
+        return cast(DictConfig, OmegaConf.merge(node, *(known[text].values[group] for text in recipes)))
+    except ConfigKeyError:
+        return None
+
+
+class _Search:
+    """The shortest overrides of every group, each on its own: no option depends on another group but for the model's
+    blocks, which are known."""
+
+    def __init__(self, wanted: Mapping[str, dict[str, Any]]) -> None:
+        self.wanted = wanted
+        self._found: dict[Any, list[str] | None] = {}
+
+    def overrides(self, recipes: tuple[_Recipe, ...]) -> list[str] | None:
+        """The overrides of all groups, after those of recipes; None where they cannot be part of them."""
+        texts = [recipe.override for recipe in recipes]
+        for group in _options().nodes:
+            if group in self.wanted:
+                if (found := self._group(group, recipes)) is None:
+                    return None
+                texts += found
+        return texts
+
+    def _group(self, group: str, recipes: tuple[_Recipe, ...]) -> list[str] | None:
+        chosen = [recipe.choices[group] for recipe in recipes if group in recipe.choices]
+        default = [_options().defaults[group], *chosen][-1]
+        setting = tuple(recipe.override for recipe in recipes if group in recipe.values)
+        found = []
+        for name in _options().nodes[group]:
+            if (group, name, setting) not in self._found:
+                self._found[group, name, setting] = self._values(group, _candidate(group, name, setting))
+            if (values := self._found[group, name, setting]) is not None:
+                found.append([*([] if name == default else [f"{group}={name}"]), *values])
+        return _shortest(found) if found else None
+
+    def _values(self, group: str, node: DictConfig | None) -> list[str] | None:
+        """What has to be set in a node; None where it has fields that are not wanted."""
+        if node is None or node.keys() - self.wanted[group].keys() - set(_UNSEEN):
+            return None
+        wanted, given = self.wanted[group], self._resolved(group, node)
+        changes = [key for key in wanted if key not in given or given[key] != wanted[key]]
+        for key in [key for key in changes if key in given and OmegaConf.is_interpolation(node, key)]:
+            fewer = [other for other in changes if other != key]  # what follows from another change need not be set
+            if self._resolved(group, self._changed(group, node, fewer)) == wanted:
+                changes = fewer
+        return [as_override(f"{'' if key in given else '+'}{group}.{key}", wanted[key]) for key in changes]
+
+    def _changed(self, group: str, node: Any, keys: list[str]) -> DictConfig:
+        changed = copy.deepcopy(node)
+        for key in keys:
+            changed[key] = literal(self.wanted[group][key])
+        return changed
+
+    def _resolved(self, group: str, node: Any) -> dict[str, Any]:
+        """The plain values of a node beside the model that is wanted."""
+        beside = {"model": self.wanted.get("model", {})} if group == "parallel" else {}
+        plain: Any = OmegaConf.to_container(OmegaConf.create(beside | {group: node})[group], resolve=True)
+        return {key: _finite(value) for key, value in plain.items() if group != "model" or key not in _UNSEEN}
+
+
+def _finite(value: Any) -> Any:
+    """A float that JSON cannot hold, as the text that stands for it there."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
