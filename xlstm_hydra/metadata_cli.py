@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     add("overrides", _overrides, "Print the shortest command line that composes to the same config.", "RUN")
     add("diff", _diff, "Tell what differs, and how much it matters.", "A", "B")
     add("check", _check, "Compare the metadata with the shapes of the parameters on disk.", "RUN")
+    take = add("import", _import, "Make a checkpoint of ours from one of xlstm-jax or Hugging Face.", "RUN")
+    take.add_argument("OUT", help="the run folder to write it to")
+    take.add_argument("--format", choices=("xlstm_jax", "hf"), help="what it must be; its files tell which it is")
+    give = add("export", _export, "Write a checkpoint as a model that transformers loads.", "RUN")
+    give.add_argument("OUT", help="a new folder")
+    give.add_argument("--format", choices=("hf",), required=True, help="hf: xLSTMForCausalLM of Hugging Face")
     return parser
 
 
@@ -91,6 +97,8 @@ def _summary(record: Record) -> dict[str, Any]:
     parameters = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
     if isinstance(parameters, dict):
         made["parameters"] = f"{_size(parameters):,} in {len(parameters)} arrays"
+    if isinstance(origin := made.get("imported"), dict):
+        made["imported"] = {name: value for name, value in origin.items() if name != "metadata"}
     made = made if record.writer == "xlstm_hydra" else {}
     found: dict[str, Any] = {"writer": record.writer, **made, "config": groups}
     lists = {"notes": list(record.notes), "unknown": list(record.unknown)}
@@ -173,6 +181,25 @@ def _check(arguments: argparse.Namespace) -> int:
             for each in misfits
         )
     return 1 if misfits else 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    from xlstm_hydra.checkpoint import import_checkpoint
+
+    return _wrote(arguments, import_checkpoint(arguments.RUN, arguments.OUT, arguments.format))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from xlstm_hydra.checkpoint import export_checkpoint
+
+    return _wrote(arguments, export_checkpoint(arguments.RUN, arguments.OUT))
+
+
+def _wrote(arguments: argparse.Namespace, folder: Path) -> int:
+    _print_json({"written": str(folder)}) if arguments.json else _print_lines([(f"written: {folder}", "green")])
+    return 0
 
 
 def _checkpoint_of(place: str) -> Path:
