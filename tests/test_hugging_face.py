@@ -23,7 +23,8 @@ MODELS = {
 }
 SAID = (
     *("vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length", "bias", "qk_dim_factor"),
-    *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "dtype", "chunk_size"),
+    *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "chunk_size"),
+    *("dtype", "gate_dtype", "ff_dtype", "lm_head_dtype"),
 )
 TOKENS = np.random.default_rng(0).integers(0, 32, (2, 16))
 
@@ -143,6 +144,8 @@ DAMAGED = {
     "fused weights": (said(weight_mode="fused"), "weight_mode: expected 'single', got 'fused'"),
     "wrong type": (said(num_heads="four"), "config.json: num_heads: expected int"),
     "broken rule": (said(num_heads=3), "config.json: .*num_heads=3"),
+    "not of ours": (said(xlstm_hydra={"dropout": 1}), "config.json: .*xlstm_hydra"),
+    "no number": (said(hidden_size="wide"), "hidden_size: expected a number above 0, got 'wide'"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
     "cut off": (cut, "model.safetensors: cannot be read: it is cut off"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: cannot be read"),
