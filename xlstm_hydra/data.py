@@ -173,6 +173,24 @@ def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tup
     return train, validation
 
 
+def open_whole_corpus(config: DataConfig, context_length: int, vocab_size: int) -> Corpus:
+    """All examples of a source, with nothing kept out of them.
+
+    Raises:
+        ConfigError: there are no files at `data.path`, or too little in them.
+    """
+    if isinstance(config, SyntheticDataConfig):
+        return SyntheticCorpus(config, context_length, vocab_size, 0, config.num_examples)
+    assert isinstance(config, ByteDataConfig)
+    root, files, sizes = _documents(config)
+    total = sum(sizes) + len(sizes)
+    corpus = ByteCorpus(root, files, sizes, context_length, 0, total, pad=config.pad_last)
+    if len(corpus) == 0:
+        given = {"data.pad_last": config.pad_last, "model.context_length": context_length}
+        raise ConfigError([Problem(given, f"the corpus has {total} bytes, too few for an example", "Add text.")])
+    return corpus
+
+
 def _documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]:
     """The folder of the names, the files and their sizes, in an order that depends on their names only."""
     if isinstance(config, TextDataConfig):

@@ -87,7 +87,7 @@ RANGES = [
     (LoggerConfig, {"log_every_n_steps": 0}, "must be 1 or more"),
     (TrainTaskConfig, {"name": "trian"}, "the name of TrainTaskConfig is train"),
     (EvaluateTaskConfig, {"checkpoint": "@20"}, "must name a run folder, such as outputs/my_run or outputs/my_run@200"),
-    (evaluate, {"split": "test"}, "not a known value. Choose validation or train"),
+    (evaluate, {"split": "test"}, "not a known value. Choose validation, train or all"),
     (evaluate, {"num_batches": 0}, "must be 1 or more"),
     (generate, {"max_new_tokens": 0}, "must be 1 or more"),
     (generate, {"num_samples": 0}, "must be 1 or more"),

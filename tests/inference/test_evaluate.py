@@ -9,7 +9,7 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 from untrained import save_untrained
 
-from xlstm_hydra.configs import ConfigError, EvaluateTaskConfig, LoggerConfig, StdlibDataConfig
+from xlstm_hydra.configs import ConfigError, EvaluateTaskConfig, LoggerConfig, StdlibDataConfig, TextDataConfig
 from xlstm_hydra.data import open_corpus
 from xlstm_hydra.inference import evaluate
 from xlstm_hydra.models import apply_model, build_model
@@ -29,11 +29,11 @@ def saved(tmp_path_factory):
 def evaluated(saved, tmp_path):
     """Evaluates what is saved, with changes, and gives what was written."""
 
-    def run(layout="dp8", model=MODEL, batch_size=8, **task):
+    def run(layout="dp8", model=MODEL, data=DATA, batch_size=8, **task):
         logger = LoggerConfig(progress=False, csv=False, tensorboard=False)
         task = EvaluateTaskConfig(**{"checkpoint": str(saved[0])} | task)
         trainer = {"batch_size": batch_size}
-        run = tiny_run(parallel=LAYOUTS[layout], model=model, data=DATA, task=task, logger=logger, trainer=trainer)
+        run = tiny_run(parallel=LAYOUTS[layout], model=model, data=data, task=task, logger=logger, trainer=trainer)
         loss = evaluate(run, tmp_path)
         result = json.loads((tmp_path / "evaluation.json").read_text())
         assert result["loss"] == loss
@@ -54,6 +54,15 @@ def test_each_target_of_the_part_counts_once(saved, evaluated, layout):
     losses = -np.take_along_axis(log_probabilities, rows["targets"][..., None], axis=-1)[..., 0]
     assert result["targets"] == rows["loss_mask"].sum()
     assert result["loss"] == pytest.approx(losses[rows["loss_mask"]].mean(), rel=1e-6)
+
+
+def test_a_text_however_short_is_evaluated_whole(evaluated, tmp_path):
+    (tmp_path / "note.txt").write_text("to be or not to be")
+    data = TextDataConfig(path=str(tmp_path / "note.txt"))
+    assert evaluated(data=data, split="all")["targets"] == 18
+    (tmp_path / "note.txt").write_text("")
+    with pytest.raises(ConfigError, match="the corpus has 1 bytes, too few for an example"):
+        evaluated(data=data, split="all")
 
 
 def test_bits_and_perplexity_of_some_batches_follow_from_the_loss(evaluated):

@@ -9,7 +9,7 @@ from ._base import ConfigDict
 from ._problems import Problem, at_least, below, idle, one_of, own_name
 from .model import SubModelConfig
 
-SPLITS = ("validation", "train")
+SPLITS = ("validation", "train", "all")
 """Parts of a corpus."""
 
 
@@ -67,7 +67,7 @@ class EvaluateTaskConfig(_CheckpointTaskConfig):
     """Which task this is."""
 
     split: str = "validation"
-    """Part of the corpus: validation, or train."""
+    """Part of the corpus: validation or train, as `data.validation_fraction` cuts it, or all of it."""
 
     num_batches: int | None = None
     """Batches, evenly spread over the part. null: all of it."""

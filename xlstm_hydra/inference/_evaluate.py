@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from xlstm_hydra.configs import EvaluateTaskConfig, RunConfig
-from xlstm_hydra.data import Corpus, open_corpus, spread_batches
+from xlstm_hydra.configs import DataConfig, EvaluateTaskConfig, RunConfig
+from xlstm_hydra.data import Corpus, open_corpus, open_whole_corpus, spread_batches
 from xlstm_hydra.metadata import provenance
 from xlstm_hydra.parallel import describe_mesh
 from xlstm_hydra.train import Program, build_program, together
@@ -44,8 +44,7 @@ def _evaluate(run: RunConfig, folder: Path, overrides: list[str] | None) -> floa
     folder = agree_on_folder(folder)
     program = build_program(run)
     config: Any = run.model.model_config
-    corpora = open_corpus(run.data, config.context_length, config.vocab_size)
-    corpus = corpora[task.split == "validation"]
+    corpus = _open(run.data, task.split, config.context_length, config.vocab_size)
     agree_on_corpus(run.data, corpus.fingerprint())
     log.info("mesh: %s", describe_mesh(program.mesh))
     params = read_params(run, checkpoint, program.param_shardings)
@@ -54,6 +53,12 @@ def _evaluate(run: RunConfig, folder: Path, overrides: list[str] | None) -> floa
     write_result(folder / RESULT, checkpoint, result | {"data": run.data.to_dict()} | provenance(overrides))
     log.info("%s", _told(result, corpus.unit))
     return result["loss"]
+
+
+def _open(data: DataConfig, split: str, context_length: int, vocab_size: int) -> Corpus:
+    if split == "all":
+        return open_whole_corpus(data, context_length, vocab_size)
+    return open_corpus(data, context_length, vocab_size)[split == "validation"]
 
 
 def _sum_losses(program: Program, params: Any, corpus: Corpus, num_batches: int | None) -> tuple[float, int, int]:
@@ -91,7 +96,8 @@ def _told(result: dict[str, Any], unit: str) -> str:
     loss, rate, perplexity, unigram, targets = (
         result[key] for key in ("loss", f"bits_per_{unit}", "perplexity", f"unigram_bits_per_{unit}", "targets")
     )
+    part = "" if result["split"] == "all" else f"{result['split']} "
     return (
-        f"{result['split']} loss {loss:.4f} ({rate:.3f} bits per {unit}), perplexity {perplexity:.2f} over "
+        f"{part}loss {loss:.4f} ({rate:.3f} bits per {unit}), perplexity {perplexity:.2f} over "
         f"{targets:,} targets; {unit} frequencies alone give {unigram:.3f} bits"
     )
