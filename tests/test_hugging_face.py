@@ -6,16 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from tiny import tiny_run
-from untrained import save_untrained
+from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
 from xlstm_hydra.checkpoint import export_checkpoint, import_checkpoint, load_params
 from xlstm_hydra.checkpoint._hugging_face import write_config
 from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves, write_safetensors
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.models import list_parameters
 
 CAPS = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0}
 MODELS = {
@@ -25,19 +23,14 @@ MODELS = {
 }
 SAID = (
     *("vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length", "bias", "qk_dim_factor"),
-    *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "dtype", "chunk_size"),
+    *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "chunk_size"),
+    *("dtype", "gate_dtype", "ff_dtype", "lm_head_dtype"),
 )
 TOKENS = np.random.default_rng(0).integers(0, 32, (2, 16))
 
 
 def run_of(**model):
     return tiny_run("v1", model=CAPS | {"lm_head_dtype": None} | model)
-
-
-def random_params(model):
-    rng = np.random.default_rng(0)
-    flat = {p.path: jnp.asarray(0.3 * rng.normal(size=p.shape), jnp.float32) for p in list_parameters(model)}
-    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
@@ -151,6 +144,8 @@ DAMAGED = {
     "fused weights": (said(weight_mode="fused"), "weight_mode: expected 'single', got 'fused'"),
     "wrong type": (said(num_heads="four"), "config.json: num_heads: expected int"),
     "broken rule": (said(num_heads=3), "config.json: .*num_heads=3"),
+    "not of ours": (said(xlstm_hydra={"dropout": 1}), "config.json: .*xlstm_hydra"),
+    "no number": (said(hidden_size="wide"), "hidden_size: expected a number above 0, got 'wide'"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
     "cut off": (cut, "model.safetensors: cannot be read: it is cut off"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: cannot be read"),

@@ -155,3 +155,20 @@ def test_a_terminal_gets_colors_unless_it_wants_none(saved, environment, colored
     subprocess.run(command, env=clean | environment, stdout=terminal, check=False)
     text = os.read(main, 10_000).decode()
     assert ("\x1b[" in text) is colored and "optimizer.lr" in text
+
+
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the reference checkpoints are not on this machine")
+def test_import_and_export_write_checkpoints(told, tmp_path):
+    theirs = CHECKPOINTS / "b_mlstm_v1" / "run"
+    assert told("import", theirs, tmp_path / "ours", "--format", "xlstm_jax")[:2] == (
+        0,
+        f"written: {tmp_path / 'ours' / 'checkpoints' / '20'}\n",
+    )
+    assert told("check", tmp_path / "ours")[0] == 0
+    status, out, _ = told("show", tmp_path / "ours", "--json")
+    assert status == 0 and json.loads(out)["imported"].keys() == {"checkpoint", "writer", "notes"}
+    assert told("export", "--format", "hf", tmp_path / "ours", tmp_path / "hf")[0] == 0
+    status, out, _ = told("import", tmp_path / "hf", tmp_path / "back", "--json")
+    assert json.loads(out) == {"written": str(tmp_path / "back" / "checkpoints" / "0")}
+    status, _, words = told("export", "--format", "hf", CHECKPOINTS / "a_mlstm_v0" / "run", tmp_path / "v0")
+    assert status == 2 and "Hugging Face's xLSTM has no such model" in words

@@ -3,11 +3,14 @@
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from xlstm_hydra.checkpoint import Checkpoints, TrainState
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.metadata import write_metadata
-from xlstm_hydra.models import build_model, init_model
+from xlstm_hydra.models import build_model, init_model, list_parameters
 
 
 def save_untrained(run, folder, step=2, params=None):
@@ -20,3 +23,10 @@ def save_untrained(run, folder, step=2, params=None):
     checkpoints.save(state, SimpleNamespace(position=0), write_metadata(run), None)  # pyright: ignore[reportArgumentType]
     checkpoints.close()
     return params
+
+
+def random_params(model):
+    """Parameters without zeros, as a tree. Nothing is compiled."""
+    rng = np.random.default_rng(0)
+    flat = {p.path: jnp.asarray(0.3 * rng.normal(size=p.shape), jnp.float32) for p in list_parameters(model)}
+    return traverse_util.unflatten_dict(flat, sep=".")

@@ -1,4 +1,4 @@
-"""The command `xlstm-metadata`: what a checkpoint was made from, without its parameters.
+"""The command `xlstm-metadata`: what a checkpoint was made from, and checkpoints from and for other programs.
 
 Exit status: 0 done, 1 there are differences or the check failed, 2 the place or its metadata is wrong.
 """
@@ -40,7 +40,9 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="xlstm-metadata", description="What a checkpoint was made from.")
+    parser = argparse.ArgumentParser(
+        prog="xlstm-metadata", description="What a checkpoint was made from, and checkpoints from and for others."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *places: str) -> argparse.ArgumentParser:

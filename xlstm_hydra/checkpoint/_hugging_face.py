@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, mLSTMv1Config
+from xlstm_hydra.configs._problems import show
+from xlstm_hydra.metadata import MetadataError
+from xlstm_hydra.metadata._text import parse
 from xlstm_hydra.parallel import Parameter
 
 from ._parts import BLOCKS, NotOurs, Part, Shape, all_blocks, outer_and_block_parameters
@@ -59,9 +61,13 @@ _DEFAULTS: dict[str, Any] = {
     "ffn_proj_factor": 2.667,
     "ffn_round_up_to_multiple_of": 64,
     "dtype": "float32",
-    "context_length": 2048,  # ours alone; there, it is of no interest
 }
 """What a config that does not say it means."""
+_OURS = ("context_length", "dtype", "gate_dtype", "ff_dtype", "lm_head_dtype")
+"""Fields that mean nothing there, which a model of ours has under `xlstm_hydra` all the same, for the way back. There,
+everything is computed in the type that the weights are loaded in."""
+_SIZES = ("hidden_size", "ffn_proj_factor", "ffn_round_up_to_multiple_of", "chunk_size", "context_length")
+"""Numbers that others are computed from."""
 _ONLY: dict[str, Any] = {
     "model_type": "xlstm",
     "weight_mode": "single",
@@ -98,12 +104,12 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
         "ffn_proj_factor": width / config.embedding_dim,
         "ffn_round_up_to_multiple_of": multiple if multiple > 1 else width,
         "autocast_kernel_dtype": config.dtype,
-        "dtype": config.dtype,
+        "dtype": "float32",  # of the arrays
         "use_cache": has_cache,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        "context_length": config.context_length,
+        "xlstm_hydra": {key: config.get(key) for key in _OURS},
     }
 
 
@@ -127,18 +133,15 @@ def is_hugging_face(folder: Path) -> bool:
 def read_config(folder: Path) -> ModelConfig:
     """The config of a model there as ours, with its class as a dotted path.
 
-    What it does not say, such as how the model was initialised, is at its default. There, everything is computed in one
-    type.
+    What it does not say, such as how the model was initialised, is at its default.
 
     Raises:
         ConfigError: it is no xLSTM model, or one that ours cannot be.
     """
     file = folder / CONFIG
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("expected a JSON object")
-    except (OSError, ValueError) as error:
+        found = parse(file.read_bytes())
+    except (OSError, MetadataError) as error:
         raise ConfigError([Problem.about(str(file), f"cannot be read: {error}")]) from None
     problems = [
         Problem.about(f"{file}: {key}", f"expected {value!r}, got {found.get(key)!r}")
@@ -148,28 +151,32 @@ def read_config(folder: Path) -> ModelConfig:
     if problems:
         raise ConfigError(problems)
     aliases = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "dtype": "torch_dtype"}
-    said = {key: found[alias] for key, alias in aliases.items() if found.get(alias) is not None} | found
-    content = {key: default if said.get(key) is None else said[key] for key, default in _DEFAULTS.items()}
+    said = {key: value for key, value in found.items() if value is not None}
+    said = {key: said[alias] for key, alias in aliases.items() if alias in said} | said
+    content = {key: said.get(key, default) for key, default in _DEFAULTS.items()}
     try:
-        return ModelConfig(MODEL_CLASS, model_config=_config(content))
+        return ModelConfig(MODEL_CLASS, model_config=_config(content, said.get("xlstm_hydra", {})))
     except ConfigError as error:
         problems = error.problems
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError) as error:
         problems = [Problem.about("", str(error))]
     raise ConfigError(Problem.about(str(file), str(problem)) for problem in problems)
 
 
-def _config(content: Mapping[str, Any]) -> mLSTMv1Config:
-    dim, multiple, length = content["hidden_size"], content["ffn_round_up_to_multiple_of"], content["context_length"]
+def _config(content: dict[str, Any], own: Any) -> mLSTMv1Config:
+    dim, multiple, dtype = content["hidden_size"], content["ffn_round_up_to_multiple_of"], content["dtype"]
+    if not isinstance(own, dict) or not own.keys() <= set(_OURS):
+        raise ValueError(f"xlstm_hydra: expected an object with {', '.join(_OURS)}, got {show(own)}")
+    own = {"context_length": 2048, "dtype": dtype, "gate_dtype": dtype, "lm_head_dtype": dtype} | own
+    for key, value in (content | own).items():
+        if key in _SIZES and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{key}: expected a number above 0, got {show(value)}")
     width = int((dim * content["ffn_proj_factor"] + multiple - 1) // multiple * multiple)
     fields = {ours: content[theirs] for ours, theirs in _SAME.items()} | {
-        "context_length": length,
-        "chunk_size": math.gcd(content["chunk_size"], length),
+        "chunk_size": math.gcd(content["chunk_size"], own["context_length"]),
         "proj_factor": width / dim,
         "round_proj_up_to_multiple_of": multiple,
-        "dtype": content["dtype"],
-        "gate_dtype": content["dtype"],
-        "lm_head_dtype": None,
+        **own,
     }
     config = mLSTMv1Config.from_dict(mLSTMv1Config, fields, ignore_extensive_attributes=False)
     if config.ff_dim() != width:  # rounded up once too often

@@ -47,7 +47,7 @@ def _files(folder: Path) -> list[Path]:
     try:
         names: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         return sorted({folder / Path(name).name for name in names})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(index, error) from None
 
 
@@ -66,7 +66,7 @@ def _entries(file: Path) -> dict[str, tuple[int, Shape, np.dtype]]:
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         return {name: _entry(entry, 8 + length, size) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(file, error) from None
 
 

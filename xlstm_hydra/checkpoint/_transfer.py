@@ -78,8 +78,9 @@ def _foreign_run(folder: Path, key: str) -> tuple[RunConfig, int, dict[str, Any]
     """What others recorded, as a run of ours; its step; and what is told of where it comes from."""
     origin: dict[str, Any] = {"checkpoint": str(folder)}
     if is_hugging_face(folder):
+        run = _run({"model": read_config(folder)}, 0)
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return _run({"model": read_config(folder)}, 0), 0, origin | {"writer": "hf", "metadata": content}
+        return run, 0, origin | {"writer": "hf", "metadata": content}
     record = read_record(read_metadata_text(folder, key))
     if record.writer == FORMAT:
         raise ConfigError([Problem({}, "is a checkpoint of ours already")])

@@ -1,0 +1,124 @@
+"""Checkpoints are used, whoever wrote them: loaded, begun from, made into ours."""
+
+import jax
+import numpy as np
+import pytest
+from reference import CHECKPOINTS
+from tiny import LAYOUTS, tiny_run
+from untrained import random_params, save_untrained
+
+from xlstm_hydra import load_checkpoint
+from xlstm_hydra.checkpoint import export_checkpoint, import_checkpoint, load_params
+from xlstm_hydra.configs import CheckpointConfig, ConfigError, ParallelConfig, SGDConfig
+from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, read_record
+from xlstm_hydra.models import apply_model, build_model
+from xlstm_hydra.train import train
+
+MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
+needs_reference = pytest.mark.skipif(
+    not CHECKPOINTS.is_dir(), reason="the reference checkpoints are not on this machine"
+)
+
+
+def run_of(layout="dp8", model=None, **checkpoint):
+    """One step that changes nothing."""
+    return tiny_run(
+        "v1",
+        LAYOUTS[layout],
+        MODEL | (model or {}),
+        trainer={"max_steps": 1},
+        optimizer=SGDConfig(lr=0.0),
+        checkpoint=CheckpointConfig(async_save=False, **checkpoint),
+    )
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The same parameters as a run of ours, as a model of Hugging Face, and as a run made from that."""
+    folder = tmp_path_factory.mktemp("places")
+    run = run_of()
+    save_untrained(run, folder / "ours", params=random_params(run.model))
+    export_checkpoint(str(folder / "ours"), folder / "hf")
+    import_checkpoint(str(folder / "hf"), folder / "imported")
+    return folder
+
+
+def assert_same_params(place, other):
+    """Whatever each says of itself, they are the same for our model."""
+    model = run_of().model
+    got, expected = (load_params(find_checkpoint(str(each)), model) for each in (place, other))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_three_lines_give_a_model_with_its_parameters(places):
+    model, params, config = load_checkpoint(places / "ours")
+    tokens = np.arange(32).reshape(2, 16)
+    expected = apply_model(build_model(run_of().model), params, tokens)
+    np.testing.assert_array_equal(model.apply({"params": params}, tokens), expected)
+    assert config == run_of().model and config.model_class is type(model)
+    assert all(len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
+
+
+def test_a_layout_may_be_asked_for_with_them(places):
+    whole = load_checkpoint(places / "ours").params
+    params = load_checkpoint(f"{places / 'ours'}@2", ParallelConfig(**LAYOUTS["tp2_fsdp4"])).params
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
+
+
+def test_a_place_without_a_checkpoint_is_told_as_it_was_given(tmp_path):
+    with pytest.raises(ConfigError, match=f"^checkpoint='{tmp_path}': no checkpoints in "):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"init_from": "{}/ours"}, {"init_from": "{}/hf"}, {"restore": "{}/imported"}], ids=str
+)
+def test_a_run_begins_with_the_parameters_of_any_place(places, tmp_path, changes):
+    train(run_of(**{key: place.format(places) for key, place in changes.items()}), tmp_path)
+    assert find_checkpoint(str(tmp_path)).name == "1"
+    assert_same_params(tmp_path, places / "ours")
+
+
+def test_parameters_of_another_model_are_refused_before_anything_is_compiled(places, tmp_path):
+    words = "^checkpoint.init_from=.*its parameters are not those of this model: blocks.*expected .* found .* and 13"
+    with pytest.raises(ConfigError, match=words):
+        train(run_of(model={"embedding_dim": 64}, init_from=str(places / "ours")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"init_from": " @3"}, "init_from=' @3': must name a run folder"),
+        ({"init_from": "a", "restore": "b"}, "init_from='a', restore='b': a run that continues has its parameters"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_begun_from_is_refused(values, words):
+    with pytest.raises(ConfigError, match=words):
+        CheckpointConfig(**values)
+
+
+@needs_reference
+@pytest.mark.parametrize("case", ["a_mlstm_v0", "b_mlstm_v1", "c_llama", "d_8dev_mlstm_v0_fsdp2_tp2"])
+def test_a_checkpoint_of_xlstm_jax_becomes_one_of_ours(case, tmp_path):
+    theirs = CHECKPOINTS / case / "run"
+    checkpoint = import_checkpoint(str(theirs), tmp_path, "xlstm_jax")
+    assert checkpoint == find_checkpoint(f"{tmp_path}@20")
+    before, after = load_checkpoint(theirs), load_checkpoint(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    assert after.config.model_config == before.config.model_config
+    record = read_record(read_metadata_text(checkpoint))
+    assert record.writer == "xlstm_hydra" and record.content["imported"]["writer"] == "xlstm_jax"
+
+
+@needs_reference
+def test_what_cannot_be_imported_is_refused(places, tmp_path):
+    theirs = str(CHECKPOINTS / "b_mlstm_v1" / "run")
+    with pytest.raises(ConfigError, match="^RUN=.*: is a checkpoint of ours already"):
+        import_checkpoint(str(places / "ours"), tmp_path)
+    with pytest.raises(ConfigError, match="^RUN=.*: is of the format xlstm_jax, not hf"):
+        import_checkpoint(theirs, tmp_path, "hf")
+    import_checkpoint(theirs, tmp_path)
+    with pytest.raises(ConfigError, match="OUT=.*: has a checkpoint of step 20"):
+        import_checkpoint(theirs, tmp_path)
