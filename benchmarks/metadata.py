@@ -8,6 +8,7 @@ Without files: the frozen samples of ours and invented files of each published f
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import sys
 import time
@@ -24,11 +25,12 @@ def samples(files: list[str]) -> dict[str, bytes]:
     if files:
         return {name: Path(name).read_bytes() for name in files}
     sys.path.insert(0, str(TESTS))
-    from published import ERAS, tree
-
+    published = importlib.import_module("published")
     found = {file.stem: file.read_bytes() for file in sorted((TESTS / "saved_metadata").glob("*.json"))}
-    kinds = ("mlstm", "mlstm_v1", "llama")
-    return found | {f"{kind}, {era}": write(tree(kind)).encode() for kind in kinds for era, write in ERAS.items()}
+    kinds, eras = ("mlstm", "mlstm_v1", "llama"), published.ERAS
+    return found | {
+        f"{kind}, {era}": write(published.tree(kind)).encode() for kind in kinds for era, write in eras.items()
+    }
 
 
 def milliseconds(text: bytes, repeats: int = 100) -> float:

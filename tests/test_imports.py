@@ -30,6 +30,7 @@ ROWS: list[dict[str, set[str]]] = [
     },
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
     {"inference": {"jax", "numpy", "flax"}},
+    {"metadata_cli": {"rich", "yaml"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]

@@ -10,9 +10,10 @@ from xlstm_hydra.metadata import write_metadata
 from xlstm_hydra.models import build_model, init_model
 
 
-def save_untrained(run, folder, step=2):
-    """The initial parameters of a run as a checkpoint in `folder`. Returns them."""
-    params = jax.jit(lambda: init_model(build_model(run.model), jax.random.key(1)))()
+def save_untrained(run, folder, step=2, params=None):
+    """Parameters, the initial ones unless given, as a checkpoint in `folder`. Returns them."""
+    if params is None:
+        params = jax.jit(lambda: init_model(build_model(run.model), jax.random.key(1)))()
     checkpoints = Checkpoints(folder, CheckpointConfig(async_save=False))
     nothing = jax.numpy.zeros(())
     state = TrainState(params, {"count": nothing}, jax.numpy.asarray(step), nothing)

@@ -1,5 +1,7 @@
 """What a run saves and how it, or only its parameters, are read back onto any layout."""
 
+from ._check import Misfit as Misfit
+from ._check import check_params as check_params
 from ._load import Loaded as Loaded
 from ._load import find_weights as find_weights
 from ._load import load_checkpoint as load_checkpoint

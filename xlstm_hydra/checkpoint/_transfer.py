@@ -35,7 +35,7 @@ from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 from ._safetensors import MODEL, write_safetensors
 
 
-def import_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
+def import_checkpoint(source: str, out: str | Path, form: str | None = None, key: str = "RUN") -> Path:
     """Write what xlstm-jax or Hugging Face's xLSTM has trained as a checkpoint of ours, of the same step.
 
     It has parameters and config. A run that continues from it begins with a new optimizer state, at the start of its
@@ -44,6 +44,7 @@ def import_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
     Args:
         source: `RUN` or `RUN@STEP` of xlstm-jax, or a folder of Hugging Face.
         out: the run folder to write it to.
+        form: what it must be, xlstm_jax or hf. None: either.
         key: where the user named the source, for messages.
 
     Returns:
@@ -55,6 +56,8 @@ def import_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
     folder, out = find_weights(source, key), Path(out).expanduser().absolute()
     with told_under(key, folder):
         run, step, origin = _foreign_run(folder, key)
+        if form not in (None, origin["writer"]):
+            raise ConfigError([Problem({}, f"is of the format {origin['writer']}, not {form}")])
         model = resolve_classes(run.model)
         if step in saved_steps(out):
             raise ConfigError(
@@ -76,7 +79,7 @@ def _foreign_run(folder: Path, key: str) -> tuple[RunConfig, int, dict[str, Any]
     origin: dict[str, Any] = {"checkpoint": str(folder)}
     if is_hugging_face(folder):
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return _run({"model": read_config(folder)}, 0), 0, origin | {"writer": "hugging_face", "metadata": content}
+        return _run({"model": read_config(folder)}, 0), 0, origin | {"writer": "hf", "metadata": content}
     record = read_record(read_metadata_text(folder, key))
     if record.writer == FORMAT:
         raise ConfigError([Problem({}, "is a checkpoint of ours already")])

@@ -68,9 +68,12 @@ class ConfigDict:
     ) -> T:
         """Read plain data as a `config_class`, nested dataclasses included. The flags hold at every level.
 
+        Where the type of a field calls for it, the `repr` of a dataclass, list, tuple or dict is read too, a dtype in
+        any spelling, and 'None' as null. A field that may hold a string keeps every string, 'None' included.
+
         Args:
             config_class: any dataclass.
-            data: what `to_dict` gave, or the same with strings where numbers are meant.
+            data: what `to_dict` gave, or the same with strings where numbers are meant, or with such texts.
             strict_classname_parsing: accept a class or dtype only in the form `<class 'a.B'>`.
             ignore_extensive_attributes: skip fields that the class does not have; otherwise refuse them.
             none_to_zero_for_ints: read None as 0 where an int is expected.

@@ -38,8 +38,8 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
     Of a record, those groups are given that it has, and what has no effect is left away.
     """
-    groups = config.groups if isinstance(config, Record) else _groups(config)
-    plain = {name: _plain_group(group) for name, group in without_idle(groups)[0].items()}
+    groups = without_idle(config.groups)[0] if isinstance(config, Record) else _groups(config)
+    plain = {name: _plain_group(group) for name, group in groups.items()}
     search = _Search(plain)
     found = (search.overrides(recipes) for recipes in _options().recipes)
     return _shortest([overrides for overrides in found if overrides is not None])
@@ -90,8 +90,8 @@ def _options() -> _Options:
     loader = ConfigLoaderImpl(create_automatic_config_search_path(__file__, None, None))
     primary = loader.repository.load_config("config")
     assert primary is not None
-    chosen = {item.group: item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
-    defaults = {group: value for group, value in chosen.items() if isinstance(value, str) and "/" not in str(group)}
+    chosen = {str(item.group): item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
+    defaults = {group: value for group, value in chosen.items() if isinstance(value, str) and "/" not in group}
     pairs = [(group, name) for group in defaults for name in loader.get_group_options(group)]
     cfg = loader.load_configuration(None, [f"+{group}@{group}.{name}={name}" for group, name in pairs], RunMode.RUN)
     nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from decimal import Decimal
 from typing import Any
 
 _BARE = re.compile(r"[A-Za-z_/][\w/.@%-]*(://[\w/.@%-]*)?", re.ASCII)
@@ -34,7 +36,14 @@ def _as_value(value: Any) -> str:
         return "{" + ",".join(f"{key}:{_as_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_as_value, value)) + "]"
-    return repr(value).removesuffix(".0").replace("e-0", "e-")
+    return _number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _number(value: float) -> str:
+    """A float in the fewest characters: 3, 0.5 or 3e-4."""
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    scientific = f"{'-' * sign}{''.join(map(str, digits))}e{exponent}"
+    return min(repr(value).removesuffix(".0"), scientific, key=len)
 
 
 def _quoted(text: str) -> str:

@@ -140,6 +140,11 @@ EFFECTS: dict[type, dict[str, str]] = {
         " pipeline_axis_name model_axis_name remat fsdp_modules fsdp_min_weight_size tp_async_dense",
     },
     configs.TaskConfig: {BOOKKEEPING: "name"},
+    configs.EvaluateTaskConfig: {BOOKKEEPING: "checkpoint split num_batches"},
+    configs.GenerateTaskConfig: {
+        BOOKKEEPING: "checkpoint prompt prompt_tokens max_new_tokens stop_token num_samples temperature top_k top_p"
+        " seed"
+    },
     configs.DataConfig: {NUMERICS: "name seed validation_fraction", LAYOUT: "prefetch"},
     ByteDataConfig: {NUMERICS: "pad_last"},
     configs.TextDataConfig: {NUMERICS: "path"},

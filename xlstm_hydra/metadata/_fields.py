@@ -138,7 +138,7 @@ def written(data: Any) -> Any:
     try:
         return parse_repr(data)
     except ReprError as error:
-        raise Wrong(f"its repr ({error})") from None
+        raise Wrong(f"a value that can be read ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)

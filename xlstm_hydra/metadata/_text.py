@@ -48,7 +48,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
         problems = list(_located(content)) if faults else []
     except json.JSONDecodeError as found:
         where = f"line {found.lineno}, column {found.colno}"
-        raise error("", f"not JSON: {found.msg} at {where}", "The file may be cut off.") from None
+        raise error("", f"not JSON: {found.msg.removesuffix(' at')} at {where}", "The file may be cut off.") from None
     except UnicodeDecodeError as found:
         raise error("", f"not UTF-8: {found.reason} at byte {found.start:,}", "The file may be damaged.") from None
     except RecursionError:

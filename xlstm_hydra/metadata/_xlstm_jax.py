@@ -124,11 +124,10 @@ def _read_parallel(reading: Reading, path: str, data: Any) -> ParallelConfig | N
     own, before = reading.part(), len(reading.problems)
     try:
         layout = written(data)
+        if not isinstance(layout, dict | Instance) or getattr(layout, "name", "ParallelConfig") != "ParallelConfig":
+            raise Wrong("a ParallelConfig")
     except Wrong as wrong:
-        layout = wrong
-    if not isinstance(layout, dict | Instance) or getattr(layout, "name", "ParallelConfig") != "ParallelConfig":
-        what = f": {layout}" if isinstance(layout, Wrong) else ""
-        reading.problem(path, f"expected a ParallelConfig, got {show(data)}{what}" if data != "" else "missing")
+        reading.problem(path, f"expected {wrong}, got {show(data)}" if data != "" else "missing")
         return None
     own.section(path, layout, table.PARALLEL)
     if len(reading.problems) > before:

@@ -1,0 +1,189 @@
+"""Models of Hugging Face's xLSTM: written, so that transformers computes the same, and read back."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from tiny import tiny_run
+from untrained import save_untrained
+
+from xlstm_hydra import load_checkpoint
+from xlstm_hydra.checkpoint import export_checkpoint, import_checkpoint, load_params
+from xlstm_hydra.checkpoint._hugging_face import write_config
+from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves, write_safetensors
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.models import list_parameters
+
+CAPS = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0}
+MODELS = {
+    "as published": {},
+    "biased and not scanned": {"bias": True, "scan_blocks": False},
+    "other widths": {"proj_factor": 1.3, "round_proj_up_to_multiple_of": 1, "v_dim_factor": 2.0, "qk_dim_factor": 1.0},
+}
+SAID = (
+    *("vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length", "bias", "qk_dim_factor"),
+    *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "dtype", "chunk_size"),
+)
+TOKENS = np.random.default_rng(0).integers(0, 32, (2, 16))
+
+
+def run_of(**model):
+    return tiny_run("v1", model=CAPS | {"lm_head_dtype": None} | model)
+
+
+def random_params(model):
+    rng = np.random.default_rng(0)
+    flat = {p.path: jnp.asarray(0.3 * rng.normal(size=p.shape), jnp.float32) for p in list_parameters(model)}
+    return traverse_util.unflatten_dict(flat, sep=".")
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def exported(request, tmp_path_factory):
+    """A checkpoint of ours, and the same as a model of Hugging Face."""
+    folder = tmp_path_factory.mktemp("run")
+    run = run_of(**request.param)
+    save_untrained(run, folder, params=random_params(run.model))
+    return folder, export_checkpoint(str(folder), folder / "exported")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_computes_the_same_logits(exported):
+    reason = "transformers and torch are not installed: pip install 'xlstm-hydra[hf]'"
+    torch = pytest.importorskip("torch", reason=reason)
+    transformers = pytest.importorskip("transformers", reason=reason)
+    ours, theirs = exported
+    model, told = transformers.xLSTMForCausalLM.from_pretrained(theirs, output_loading_info=True)
+    assert not any(told.values())
+    with torch.no_grad():
+        got = model.eval()(torch.tensor(TOKENS)).logits.numpy()
+    loaded = load_checkpoint(ours)
+    expected = loaded.model.apply({"params": loaded.params}, TOKENS)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_what_was_written_is_read_back(exported):
+    ours, theirs = map(load_checkpoint, exported)
+    back = load_params(exported[1], ours.config)
+    jax.tree.map(np.testing.assert_array_equal, ours.params, back)
+    before, after = ours.config.model_config, theirs.config.model_config
+    assert after.ff_dim() == before.ff_dim()
+    for key in SAID:
+        assert getattr(after, key) == getattr(before, key), key
+
+
+def test_a_model_of_hugging_face_becomes_a_checkpoint_of_ours(exported, tmp_path):
+    checkpoint = import_checkpoint(str(exported[1]), tmp_path)
+    assert checkpoint == tmp_path / "checkpoints" / "0"
+    theirs, ours = load_checkpoint(exported[1]), load_checkpoint(tmp_path)
+    assert ours.config == theirs.config
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"norm_type": "layernorm"},
+        {"cell_norm_type_v1": "rmsnorm"},
+        {"add_qk_norm": True},
+        {"add_post_norm": True},
+        {"add_post_blocks_norm": False},
+        {"tie_weights": True},
+        {"ff_type": "ffn"},
+        {"act_fn": "gelu"},
+        {"gate_soft_cap": None},
+        {"logits_soft_cap": None},
+        {"norm_eps": 1e-5},
+    ],
+    ids=str,
+)
+def test_what_hugging_face_cannot_say_is_refused_with_its_field(changes):
+    ((key, _),) = changes.items()
+    with pytest.raises(ConfigError, match=f"^model.{key}=.*Hugging Face"):
+        write_config(run_of(**changes).model)
+
+
+def test_a_model_of_another_family_is_refused(tmp_path):
+    run = tiny_run("v0")
+    save_untrained(run, tmp_path, params=random_params(run.model))
+    with pytest.raises(ConfigError, match="Hugging Face's xLSTM has no such model"):
+        export_checkpoint(str(tmp_path), tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A model of Hugging Face that may be damaged."""
+    run = run_of(bias=True)
+    save_untrained(run, tmp_path, params=random_params(run.model))
+    return export_checkpoint(str(tmp_path), tmp_path / "exported")
+
+
+def said(**changes):
+    def change(folder):
+        content = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(content | changes))
+
+    return change
+
+
+def cut(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def with_array(name, change):
+    def rewrite(folder):
+        leaves = SafetensorsLeaves(folder)
+        arrays = dict(zip(leaves.shapes, leaves.read([*leaves.shapes]), strict=True))
+        change(arrays, name)
+        shapes = {key: array.shape for key, array in arrays.items()}
+        write_safetensors(folder / "model.safetensors", shapes, arrays.items())
+
+    return rewrite
+
+
+NORM_BIAS = "backbone.blocks.1.norm_ffn.bias"
+DAMAGED = {
+    "another model": (said(model_type="llama"), "config.json: model_type: expected 'xlstm', got 'llama'"),
+    "fused weights": (said(weight_mode="fused"), "weight_mode: expected 'single', got 'fused'"),
+    "wrong type": (said(num_heads="four"), "config.json: num_heads: expected int"),
+    "broken rule": (said(num_heads=3), "config.json: .*num_heads=3"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
+    "cut off": (cut, "model.safetensors: cannot be read: it is cut off"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: cannot be read"),
+    "a bias": (with_array(NORM_BIAS, lambda arrays, name: arrays[name].fill(1)), f"{NORM_BIAS} are not all zero"),
+    "missing": (with_array("lm_head.weight", dict.pop), r"lm_head.weight: expected \(32, 32\), found nothing"),
+    "more blocks": (said(num_hidden_layers=1, num_blocks=1), "backbone.blocks.1.ffn.proj_down.bias: expected nothing"),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_model_is_one_clear_error(theirs, damage, words):
+    damage(theirs)
+    with pytest.raises(ConfigError, match=words):
+        load_checkpoint(theirs)
+
+
+def test_a_model_in_several_files_and_in_sixteen_bits_is_read(theirs):
+    expected = load_checkpoint(theirs)
+    leaves = SafetensorsLeaves(theirs)
+    files = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(leaves.shapes)}
+    for file in set(files.values()):
+        header, data = {}, b""
+        for name in (name for name in files if files[name] == file):
+            array = leaves.read([name])[0].astype(jnp.bfloat16)
+            header[name] = {
+                "dtype": "BF16",
+                "shape": array.shape,
+                "data_offsets": [len(data), len(data) + array.nbytes],
+            }
+            data += array.tobytes()
+        text = json.dumps(header).encode()
+        (theirs / file).write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (theirs / "model.safetensors").unlink()
+    (theirs / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    got = load_checkpoint(theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), got.params, expected.params)

@@ -1,0 +1,251 @@
+"""The command `xlstm-metadata`: what a checkpoint was made from, without its parameters.
+
+Exit status: 0 done, 1 there are differences or the check failed, 2 the place or its metadata is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs._problems import show as shown
+from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record
+from xlstm_hydra.metadata import read_metadata_text as read_text
+from xlstm_hydra.metadata._places import to_path
+
+_PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
+_COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    arguments = _parser().parse_args()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for models of the user's own
+    try:
+        sys.exit(arguments.run(arguments))
+    except ConfigError as error:
+        print(f"xlstm-metadata: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xlstm-metadata", description="What a checkpoint was made from.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *places: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        for place in places:
+            command.add_argument(place, help=_PLACE)
+        command.add_argument("--json", action="store_true", help="print JSON, for programs")
+        return command
+
+    lenient = add("show", _show, "Show the config, and what it ran with, as YAML.", "RUN")
+    lenient.add_argument("--lenient", action="store_true", help="let fields pass that nobody knows, and list them")
+    add("overrides", _overrides, "Print the shortest command line that composes to the same config.", "RUN")
+    add("diff", _diff, "Tell what differs, and how much it matters.", "A", "B")
+    add("check", _check, "Compare the metadata with the shapes of the parameters on disk.", "RUN")
+    take = add("import", _import, "Make a checkpoint of ours from one of xlstm-jax or Hugging Face.", "RUN")
+    take.add_argument("OUT", help="the run folder to write it to")
+    take.add_argument("--format", choices=("xlstm_jax", "hf"), help="what it must be; its files tell which it is")
+    give = add("export", _export, "Write a checkpoint as a model that transformers loads.", "RUN")
+    give.add_argument("OUT", help="a new folder")
+    give.add_argument("--format", choices=("hf",), required=True, help="hf: xLSTMForCausalLM of Hugging Face")
+    return parser
+
+
+def _read(place: str, key: str, *, lenient: bool = False) -> Record:
+    """The record that a place has, or that a file is."""
+    file = to_path(place)
+    try:
+        text = file.read_bytes() if file.is_file() else read_text(find_checkpoint(place, key), key)
+        return read_record(text, lenient=lenient)
+    except OSError as error:
+        raise ConfigError([Problem({key: place}, f"cannot be read: {error.strerror}")]) from None
+    except ConfigError as error:
+        if any(problem.keys == (key,) for problem in error.problems):
+            raise  # it names the place already
+        raise ConfigError(Problem.about(f"{key}={place}", str(each)) for each in error.problems) from None
+
+
+# ---- the commands
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    record = _read(arguments.RUN, "RUN", lenient=arguments.lenient)
+    content = _summary(record)
+    _print_json(content) if arguments.json else _print_yaml(content)
+    return 0
+
+
+def _summary(record: Record) -> dict[str, Any]:
+    """What a record says: where it comes from, the config of each group, and what stands in none."""
+    groups = {name: config.to_dict() for name, config in record.groups.items()}
+    groups["model"].pop("parallel", None)
+    made = {name: value for name, value in record.content.items() if name not in ("config", "parameters", "format")}
+    parameters = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
+    if isinstance(parameters, dict):
+        made["parameters"] = f"{_size(parameters):,} in {len(parameters)} arrays"
+    if isinstance(origin := made.get("imported"), dict):
+        made["imported"] = {name: value for name, value in origin.items() if name != "metadata"}
+    made = made if record.writer == "xlstm_hydra" else {}
+    found: dict[str, Any] = {"writer": record.writer, **made, "config": groups}
+    lists = {"notes": list(record.notes), "unknown": list(record.unknown)}
+    return found | {name: texts for name, texts in lists.items() if texts}
+
+
+def _size(parameters: dict[str, Any]) -> int:
+    total = 0
+    for entry in parameters.values():
+        size = 1
+        for length in entry["shape"]:
+            size *= length
+        total += size
+    return total
+
+
+def _overrides(arguments: argparse.Namespace) -> int:
+    from xlstm_hydra.configs import RunConfig
+    from xlstm_hydra.hydra import shortest_overrides, without_idle
+
+    record = _read(arguments.RUN, "RUN")
+    overrides, notes = shortest_overrides(record), without_idle(record.groups)[1]
+    if missing := sorted(RunConfig.__dataclass_fields__.keys() - record.groups.keys()):
+        notes = [*notes, f"not recorded: {', '.join(missing)}"]
+    command = shlex.join(["xlstm-hydra", *overrides])
+    if arguments.json:
+        _print_json({"command": command, "overrides": overrides, "notes": notes})
+        return 0
+    for note in notes:
+        print(f"# {note}", file=sys.stderr)
+    print(command)
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    before, after = _read(arguments.A, "A"), _read(arguments.B, "B")
+    found, left_out = diff(before, after), not_compared(before, after)
+    if arguments.json:
+        plain = [
+            {"key": each.key, "kind": each.kind}
+            | {name: value for name, value in (("before", each.before), ("after", each.after)) if value is not ABSENT}
+            for each in found
+        ]
+        _print_json({"differences": plain, "not_compared": left_out})
+        return 1 if found else 0
+    lines: list[tuple[str, str]] = [] if found else [("no differences", "green")]
+    for kind, title in KINDS.items():
+        of_kind = [each for each in found if each.kind == kind]
+        lines += [(title, _COLORS[kind])] if of_kind else []
+        lines += [(f"  {each.key}: {shown(each.before)} -> {shown(each.after)}", "") for each in of_kind]
+    if left_out:
+        lines.append((f"not compared, because only one of the two recorded it: {', '.join(left_out)}", "dim"))
+    _print_lines(lines)
+    return 1 if found else 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    record, checkpoint = _read(arguments.RUN, "RUN"), _checkpoint_of(arguments.RUN)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
+    from xlstm_hydra.checkpoint import check_params
+    from xlstm_hydra.hydra import resolve_classes
+
+    recorded = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
+    try:
+        misfits = check_params(checkpoint, resolve_classes(record.model), recorded)
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        text = f"its parameters cannot be read: {str(error).partition(chr(10))[0]}"
+        raise ConfigError([Problem({"RUN": arguments.RUN}, text, "The checkpoint may be cut off.")]) from None
+    if arguments.json:
+        _print_json({"checkpoint": str(checkpoint), "misfits": [each._asdict() for each in misfits]})
+    elif not misfits:
+        against = "the model" if recorded is None else "the model, and to the recorded list"
+        _print_lines([(f"{checkpoint}: every parameter on disk has the shape that belongs to {against}", "green")])
+    else:
+        said = {"model": "by the model", "parameters": "by the recorded list"}
+        _print_lines(
+            (f"{each.leaf}: expected {_shape(each.expected)} {said[each.source]}, found {_shape(each.found)}", "")
+            for each in misfits
+        )
+    return 1 if misfits else 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    from xlstm_hydra.checkpoint import import_checkpoint
+
+    return _wrote(arguments, import_checkpoint(arguments.RUN, arguments.OUT, arguments.format))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from xlstm_hydra.checkpoint import export_checkpoint
+
+    return _wrote(arguments, export_checkpoint(arguments.RUN, arguments.OUT))
+
+
+def _wrote(arguments: argparse.Namespace, folder: Path) -> int:
+    _print_json({"written": str(folder)}) if arguments.json else _print_lines([(f"written: {folder}", "green")])
+    return 0
+
+
+def _checkpoint_of(place: str) -> Path:
+    """The folder of a checkpoint, also where its metadata file was named."""
+    file = to_path(place)
+    if not file.is_file():
+        return find_checkpoint(place, "RUN")
+    if (file.parent.parent / "params").is_dir():
+        return file.parent.parent
+    raise ConfigError([Problem({"RUN": place}, "there are no parameters beside it", "Name the checkpoint's folder.")])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else str(tuple(shape))
+
+
+# ---- printing
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _print_yaml(content: Any) -> None:
+    import yaml  # what OmegaConf reads and writes with
+
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    if not _colored():
+        print(text, end="")
+        return
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    Console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+
+
+def _print_lines(lines: Any) -> None:
+    """Lines, each with a style of rich's for people at a terminal."""
+    if not _colored():
+        for text, _ in lines:
+            print(text)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for text, style in lines:
+        console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _colored() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
