@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,11 +18,19 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(command, folder):
-    """Output of a command line that begins with `xlstm-hydra`, without the terminal that would draw a progress bar."""
-    args = [sys.executable, "-m", "xlstm_hydra", *shlex.split(command)[1:]]
+    """Output of a command line of ours, without the terminal that would draw a progress bar."""
+    program, *args = shlex.split(command)
+    module = {"xlstm-hydra": "xlstm_hydra.cli", "xlstm-metadata": "xlstm_hydra.metadata_cli"}[program]
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    done = subprocess.run(args, cwd=folder, capture_output=True, text=True, env=environment, timeout=600)
-    return done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {module} import main; main()", *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600,
+    )
+    return (done.stdout + done.stderr).replace(str(folder), "$PWD")
 
 
 def without_numbers(text):
@@ -29,10 +38,14 @@ def without_numbers(text):
 
 
 def is_training(block):
-    return "problems:" not in block[-1]
+    return "problems:" not in block[-1] and not is_of_saved_run(block)
 
 
-@pytest.mark.parametrize("block", [b for b in CONSOLE if not is_training(b)], ids=lambda block: block[0])
+def is_of_saved_run(block):
+    return "outputs/my_run" in block[0]
+
+
+@pytest.mark.parametrize("block", [b for b in CONSOLE if "problems:" in b[-1]], ids=lambda block: block[0])
 def test_a_refused_command_prints_what_the_readme_shows(block, tmp_path):
     command, expected = block
     assert run(command, tmp_path).strip() == expected.strip()
@@ -46,15 +59,19 @@ def test_a_training_command_prints_what_the_readme_shows_up_to_the_numbers(block
 
 
 @pytest.mark.slow
-def test_a_checkpoint_gives_its_config_back_and_is_continued_as_the_readme_says(tmp_path, monkeypatch, capsys):
-    [snippet] = [code for code in PYTHON if "from_metadata" in code]
-    [resume] = re.findall(r"`(xlstm-hydra checkpoint\.restore=[^`]*)`", README)
-    fast = "trainer.simulated_devices=8 trainer.eval_batches=0"
-    run(f"xlstm-hydra trainer.max_steps=20 hydra.run.dir=outputs/my_run {fast}", tmp_path)
+def test_what_the_readme_does_with_a_saved_run(tmp_path, monkeypatch, capsys):
+    for command, expected in filter(is_of_saved_run, CONSOLE):
+        assert without_numbers(run(command, tmp_path)) == without_numbers(expected), command
+    [generate] = [line for line in README.splitlines() if "task=generate task.prompt" in line]
+    assert "def " in run(generate, tmp_path)
     monkeypatch.chdir(tmp_path)
-    exec(snippet, {})
+    load, read = ([code for code in PYTHON if word in code] for word in ("load_checkpoint", "from_metadata"))
+    names = {"tokens": np.zeros((2, 8), int)}
+    exec(load[0], names)
+    assert names["logits"].shape == (2, 8, 256)
+    capsys.readouterr()
+    exec(read[0], {})
     assert capsys.readouterr().out == "1 128\n"
-    assert "step 40/40" in run(f"{resume} {fast}", tmp_path)
 
 
 def test_the_program_of_the_readme_composes_checks_and_instantiates():

@@ -163,7 +163,8 @@ EFFECTS: dict[type, dict[str, str]] = {
         BOOKKEEPING: "eval_every_n_steps eval_batches check_for_nan debug_nans",
     },
     configs.CheckpointConfig: {
-        BOOKKEEPING: "save_every_n_steps save_last max_to_keep keep async_save restore init_from"
+        NUMERICS: "init_from",
+        BOOKKEEPING: "save_every_n_steps save_last max_to_keep keep async_save restore",
     },
     configs.LoggerConfig: {BOOKKEEPING: "log_every_n_steps progress csv tensorboard"},
     configs.DistributedConfig: {

@@ -76,7 +76,7 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
     if problems := [*_refused(changes, resumed.imported), *_done(run, resumed)]:
         raise ConfigError(problems)
     for change in changes:
-        if change.kind != BOOKKEEPING and is_first():
+        if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from" and is_first():
             log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
     return resumed
 
