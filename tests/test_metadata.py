@@ -16,6 +16,7 @@ from xlstm_hydra.hydra import load
 from xlstm_hydra.metadata import (
     VERSION,
     MetadataError,
+    _registry,
     allow_modules,
     provenance,
     read_metadata,
@@ -278,6 +279,19 @@ def test_a_module_is_imported_only_if_python_has_allowed_its_prefix(registry, tm
         assert "far_models.gru" not in sys.modules
     allow_modules("far_models")
     assert read_record(json.dumps(content)).model.model_config.get("vocab_size") == 300
+
+
+def test_an_installed_package_allows_its_modules_by_an_entry_point(registry, tmp_path, monkeypatch):
+    (tmp_path / "near_models.py").write_text("class Model:\n    pass\n")
+    record = tmp_path / "near_models-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: near-models\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[xlstm_hydra.models]\nnear = near_models\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    _registry._installed.cache_clear()
+    text = changed("config", "model", "model_class", value="near_models.Model")
+    assert read_record(text).model.model_class == "near_models.Model"
+    _registry._installed.cache_clear()
 
 
 def test_an_allowed_module_that_cannot_be_imported_is_one_error(registry):

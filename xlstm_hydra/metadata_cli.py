@@ -34,6 +34,9 @@ def main() -> None:
     except ConfigError as error:
         print(f"xlstm-metadata: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # such as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,9 @@
     xlstm-hydra --config-dir conf model=gru parallel=fsdp "parallel.fsdp_modules=[GRUBlock,Embed]"
     "parallel.remat=[GRUBlock]"
 
+What a checkpoint names is never imported unless a program allows it, so a saved run of this model is used by `run.py`:
+`python run.py resume=outputs/my_run`.
+
 It says nothing about devices, and trains on every layout. With tensor parallelism every device computes all of it,
 and the run says so; a class that declares a field `axes: xlstm_hydra.parallel.Axes` can do better, as the models of
 ours do. That its call takes `capacity` is what `task=generate` needs: it then begins each call where the last one

@@ -10,12 +10,14 @@ import pytest
 from command import run_command
 from hydra.errors import ConfigCompositionException, SearchPathException
 from omegaconf import OmegaConf
+from published import tree, with_none_strings
 from saved import composed, save, save_text
 
 from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, ParallelConfig, RunConfig, mLSTMv1Config
 from xlstm_hydra.hydra import load
 from xlstm_hydra.hydra._from_checkpoint import SavedOptions, starting_groups
-from xlstm_hydra.metadata import Record, write_metadata
+from xlstm_hydra.hydra._load import read
+from xlstm_hydra.metadata import Record, read_record, write_metadata
 
 FIRST = ("parallel=fsdp_tp", "optimizer=lion", "scheduler=linear", "trainer.max_steps=7", "logger=quiet")
 SECOND = ("model=llama_165m", "data=synthetic", "optimizer=sgd", "checkpoint=best", "checkpoint.save_every_n_steps=50",
@@ -207,6 +209,29 @@ def test_steps_are_swept(saved, runs, monkeypatch):
     assert "job 2 (from@_global_=ckpt@5): from='ckpt@5': no such option." in done.err
     assert "Known: ckpt, ckpt@2, ckpt@4." in done.err
     assert "optimizer.lr=-1.0: must be 0 or more" in done.err
+
+
+def test_what_has_no_effect_is_told_by_the_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_text(tmp_path / "run", with_none_strings(tree("llama")), "checkpoint_20")
+    done = run_command("--cfg", "job", "--from", "run")
+    note = "--from run: parallel.remat=['mLSTMBlock'] is left at []: no module class of this model"
+    assert done.status == 0 and note in done.err
+
+
+@pytest.mark.parametrize("kind", ["mlstm", "mlstm_v1", "llama"])
+def test_a_run_of_xlstm_jax_is_a_config_source_too(compose, tmp_path, kind):
+    save_text(tmp_path, with_none_strings(tree(kind)), "checkpoint_20")
+    run, _ = read(compose(source(tmp_path), "+from=ckpt"))
+    groups, _ = starting_groups(read_record(with_none_strings(tree(kind))))
+    assert {name: getattr(run, name) for name in groups} == groups
+
+
+def test_tab_completion_passes_the_flag_over(monkeypatch):
+    line = "xlstm-hydra --from outputs/run parallel=fsd"
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert run_command("-sc", "query=bash").out.split() == ["parallel=fsdp", "parallel=fsdp_tp"]
 
 
 REFUSED = {

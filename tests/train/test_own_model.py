@@ -1,20 +1,27 @@
 """A Flax class that knows nothing of us trains on every layout."""
 
+import runpy
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from command import run_command
 from flax import linen as nn
 from flax import traverse_util
 from hydra import compose, initialize
+from saved import save
 from tiny import LAYOUTS, results
 
+import xlstm_hydra.train
+from xlstm_hydra import cli
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.hydra import load, make_model_config, resolve_classes
+from xlstm_hydra.metadata import _registry
 from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
 from xlstm_hydra.train import build_program, train
 
@@ -155,3 +162,16 @@ def test_it_trains_and_saves(tmp_path):
     loss = train(run, tmp_path)
     assert loss is not None and np.isfinite(loss)
     assert (tmp_path / "checkpoints" / "3").is_dir()
+
+
+def test_the_program_of_the_example_goes_on_with_a_saved_run_which_the_command_refuses(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append(run.model))
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "run", own())
+    monkeypatch.setattr(_registry, "_prefixes", set())
+    assert "allow_modules" in run_command("resume=run").err and not started
+    with mock.patch.object(cli, "main", lambda: None):
+        runpy.run_path(str(EXAMPLE / "run.py"), run_name="__main__")
+    assert run_command("resume=run").status == 0
+    assert started[0].class_path() == "gru_lm.GRULanguageModel"

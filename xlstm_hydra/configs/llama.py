@@ -41,7 +41,8 @@ class LlamaConfig(LanguageModelConfig):
 
     attention_backend: str | None = "xla"
     """How attention is computed: xla (on any device), cudnn (flash attention, on NVIDIA GPUs with `dtype` bfloat16 or
-    float16), or null for what JAX chooses. A checkpoint may name pallas_triton too, which no device here computes."""
+    float16), or null for what JAX chooses. A checkpoint may name pallas_triton too, which no device here computes.
+    `task=generate` always takes xla."""
 
     ffn_multiple_of: int = 64
     """The feed-forward width, 8/3 of the embedding width, is rounded up to a multiple of this."""

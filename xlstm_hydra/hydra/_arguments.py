@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ SEARCH_PATH = "hydra.searchpath"
 TEXTS = ("task.prompt",)
 """Keys whose values are text, which people write without a thought of Hydra's grammar."""
 _SCHEME = "ckpt://"
+_TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*")
 _PLACE = "from@_global_"
 """Where the primary config has its place for `from`: before the recipes, which may change what it gives."""
 
@@ -29,7 +33,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     """The arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
 
     The first is a new run with the config of the old one. The second goes on with the old run, in its folder unless
-    `hydra.run.dir` names another.
+    `hydra.run.dir` names another. What is left out of the saved config, because it has no effect, is told on stderr.
 
     Args:
         arguments: what was typed.
@@ -39,6 +43,9 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     Raises:
         ConfigError: no checkpoint is named, or a config source on the command line cannot be read.
     """
+    if {"-sc", "--shell-completion"} & {*arguments}:
+        os.environ["COMP_LINE"] = _TYPED_FLAG.sub("", os.environ.get("COMP_LINE", ""))  # Hydra knows no such flag
+        return list(arguments)
     key, place, rest = _take_place(list(arguments))
     if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
         return rest
@@ -53,6 +60,8 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if place is None:
         return rest
     saved = SavedOptions(place, key)
+    for note in saved.notes:
+        print(f"xlstm-hydra: {key} {place}: {note}", file=sys.stderr)
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
     before, others = rest[:first], [text for text in rest[first:] if text not in typed]
     searched = sources if sources is not None else primary_search_path(args)

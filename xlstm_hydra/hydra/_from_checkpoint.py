@@ -112,7 +112,7 @@ def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDi
     groups, notes = dict(recorded), []
     while idle := _idle_values(groups):
         for key, (value, rule) in idle.items():
-            notes.append(f"{key}={show(_get(groups, key))} is {show(value)} here: {rule}")
+            notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
             _set(groups, key, value)
     return groups, notes
 

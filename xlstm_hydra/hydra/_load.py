@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem, RunConfig, SubModelConfig
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
@@ -98,12 +98,12 @@ def _to_plain(
             continue
         try:
             value = node[key]
-            if isinstance(value, str) and value == "???":  # what an interpolation found
+            if isinstance(value, str) and value == "???":  # what an interpolation found; OmegaConf 2.4 tells it
                 raise MissingMandatoryValue
             if isinstance(value, DictConfig):  # what is elsewhere, has its problems told there
                 value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
-        except MissingMandatoryValue:
+        except (MissingMandatoryValue, InterpolationToMissingValueError):
             problems.append(Problem.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
             problems.append(Problem.about(where, str(error).partition("\n")[0]))

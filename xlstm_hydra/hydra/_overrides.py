@@ -23,6 +23,7 @@ from xlstm_hydra.configs._parse import dotted
 from xlstm_hydra.metadata import Record
 
 from ._from_checkpoint import without_idle
+from ._load import _to_plain as to_plain
 from ._quote import as_override, literal
 from ._register import register_resolvers
 
@@ -159,11 +160,11 @@ class _Search:
             return None
         wanted, given = self.wanted[group], self._resolved(group, node)
         changes = [key for key in wanted if key not in given or given[key] != wanted[key]]
-        for key in [key for key in changes if key in given and OmegaConf.is_interpolation(node, key)]:
+        for key in [key for key in changes if key in node.keys() and OmegaConf.is_interpolation(node, key)]:
             fewer = [other for other in changes if other != key]  # what follows from another change need not be set
             if self._resolved(group, self._changed(group, node, fewer)) == wanted:
                 changes = fewer
-        return [as_override(f"{'' if key in given else '+'}{group}.{key}", wanted[key]) for key in changes]
+        return [as_override(f"{'' if key in node.keys() else '+'}{group}.{key}", wanted[key]) for key in changes]
 
     def _changed(self, group: str, node: Any, keys: list[str]) -> DictConfig:
         changed = copy.deepcopy(node)
@@ -172,9 +173,9 @@ class _Search:
         return changed
 
     def _resolved(self, group: str, node: Any) -> dict[str, Any]:
-        """The plain values of a node beside the model that is wanted."""
+        """The plain values of a node beside the model that is wanted, as far as it has values."""
         beside = {"model": self.wanted.get("model", {})} if group == "parallel" else {}
-        plain: Any = OmegaConf.to_container(OmegaConf.create(beside | {group: node})[group], resolve=True)
+        plain = to_plain(OmegaConf.create(beside | {group: node})[group], [])
         return {key: _finite(value) for key, value in plain.items() if group != "model" or key not in _UNSEEN}
 
 

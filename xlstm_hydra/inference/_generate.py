@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import NamedSharding
 
-from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.data import SEPARATOR
 from xlstm_hydra.metadata import MetadataError, provenance, read_metadata_text, read_record
@@ -71,16 +71,17 @@ def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, check
         text = "cannot continue tokens: its call takes no `capacity`, with which it would keep what the next call needs"
         fix = "Build it on xlstm_hydra.models.LanguageModel, or see xlstm_hydra.models.continue_model."
         raise ConfigError([Problem({"model.model_class": run.model.class_path()}, text, fix)])
-    if task.prompt_tokens is None and not _is_of_bytes(checkpoint):
+    if task.prompt_tokens is None and not _is_of_bytes(run.model, checkpoint):
         text = "the checkpoint does not say that its tokens are bytes, as those of text would be"
         fix = "Give token ids in task.prompt_tokens, from the tokenizer that the model was trained with."
         raise ConfigError([Problem({"task.prompt": task.prompt}, text, fix)])
 
 
-def _is_of_bytes(checkpoint: Path) -> bool:
+def _is_of_bytes(model: ModelConfig, checkpoint: Path) -> bool:
     text = read_metadata_text(checkpoint, KEY)
     try:
-        return isinstance(read_record(text).groups.get("data"), ByteDataConfig)
+        record = read_record(text, classes=(model.model_class, type(model.model_config)))
+        return isinstance(record.groups.get("data"), ByteDataConfig)
     except MetadataError as error:
         raise ConfigError([Problem({KEY: str(checkpoint)}, f"its metadata: {error}")]) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,13 @@ OURS = "xlstm_hydra."
 MODELS = ("mLSTM", "mLSTMv1", "xLSTM", "Llama")
 """Our model classes, in `xlstm_hydra.models`."""
 
-WAY_OUT = "In Python, call xlstm_hydra.metadata.register_model_class with the class, or allow_modules with its module."
+ENTRY_POINTS = "xlstm_hydra.models"
+"""Group of the entry points by which an installed package allows its modules: their values are module names."""
+
+WAY_OUT = (
+    "In Python, call xlstm_hydra.metadata.register_model_class with the class, or allow_modules with its module; "
+    f"an installed package allows its modules by entry points of the group {ENTRY_POINTS}."
+)
 """What to do about a class that may not be named."""
 
 _allowed: dict[str, type] = {}
@@ -102,10 +109,18 @@ def is_allowed(name: str, classes: Mapping[str, type]) -> bool:
     return name in classes or allowed_class(name) is not None
 
 
+@functools.cache
+def _installed() -> frozenset[str]:
+    """The modules that installed packages allow."""
+    from importlib.metadata import entry_points  # only a name that is not ours needs it
+
+    return frozenset(entry.value for entry in entry_points(group=ENTRY_POINTS))
+
+
 def _imported(name: str) -> type | None:
     """The class of an allowed module."""
     module, _, attribute = name.rpartition(".")
-    if not any(module == prefix or module.startswith(f"{prefix}.") for prefix in _prefixes):
+    if not any(module == prefix or module.startswith(f"{prefix}.") for prefix in _prefixes | _installed()):
         return None
     if not all(part.isidentifier() for part in name.split(".")):
         return None

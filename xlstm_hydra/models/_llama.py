@@ -82,7 +82,8 @@ class Attention(nn.Module):
         )
 
     def _attend_to_past(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, context: Context) -> jax.Array:
-        """To the tokens of earlier calls too, whose turned keys and values are kept. S is the capacity."""
+        """To the tokens of earlier calls too, whose turned keys and values are kept; always by XLA, which takes any
+        mask and length. S is the capacity."""
         config, (B, T), S = self.config, q_BTHK.shape[:2], context.capacity
         assert S is not None
         count = self.variable(CACHE, "count", jnp.zeros, (), jnp.int32)
@@ -106,8 +107,14 @@ class Attention(nn.Module):
         if config.mask_across_document_boundaries:
             segments_BS = jnp.cumsum(borders_BS, axis=1)
             mask_BTS &= these(segments_BS)[:, :, None] == segments_BS[:, None, :]
-        q_BTHK, mask = rotate(q_BTHK, position_BT, config.theta), mask_BTS[:, None]
-        return jax.nn.dot_product_attention(q_BTHK, keys_BSHK, values_BSHK, mask=mask, scale=self._scale())
+        return jax.nn.dot_product_attention(
+            rotate(q_BTHK, position_BT, config.theta),
+            keys_BSHK,
+            values_BSHK,
+            mask=mask_BTS[:, None],
+            scale=self._scale(),
+            implementation="xla",
+        )
 
     def _scale(self) -> float:
         # As in the published weights: by the number of heads, of all devices together, not by their width.
