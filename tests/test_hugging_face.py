@@ -1,6 +1,7 @@
 """Models of Hugging Face's xLSTM: written, so that transformers computes the same, and read back."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -106,12 +107,18 @@ def test_a_model_of_another_family_is_refused(tmp_path):
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A model of Hugging Face."""
+    folder, run = tmp_path_factory.mktemp("run"), run_of(bias=True)
+    save_untrained(run, folder, params=random_params(run.model))
+    return export_checkpoint(str(folder), folder / "exported")
+
+
 @pytest.fixture
-def theirs(tmp_path):
-    """A model of Hugging Face that may be damaged."""
-    run = run_of(bias=True)
-    save_untrained(run, tmp_path, params=random_params(run.model))
-    return export_checkpoint(str(tmp_path), tmp_path / "exported")
+def theirs(sound, tmp_path):
+    """One that may be damaged."""
+    return shutil.copytree(sound, tmp_path / "theirs")
 
 
 def said(**changes):
