@@ -15,7 +15,7 @@ from xlstm_hydra.metadata import MetadataError
 from xlstm_hydra.metadata._text import parse
 from xlstm_hydra.parallel import Parameter
 
-from ._parts import BLOCKS, NotOurs, Part, Shape, all_blocks, outer_and_block_parameters
+from ._parts import BLOCKS, NotOurs, Part, all_blocks, outer_and_block_parameters
 
 CONFIG = "config.json"
 """Name of the file with the config."""
@@ -235,11 +235,6 @@ def _no_bias(x: np.ndarray) -> list[np.ndarray]:
     if x.any():
         raise NotOurs("are not all zero, and our norms have no bias")
     return []
-
-
-def written_shapes(model: ModelConfig) -> dict[str, Shape]:
-    """Names and shapes of the arrays of a model there."""
-    return {path: shape for part in hugging_face_parts(model) for path, shape in part.leaves.items()}
 
 
 def written_arrays(model: ModelConfig, arrays: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:

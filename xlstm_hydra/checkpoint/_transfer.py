@@ -28,11 +28,11 @@ from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, sa
 from xlstm_hydra.metadata._format import FORMAT
 from xlstm_hydra.metadata._places import FOLDER
 
-from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays, written_shapes
+from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._load import find_weights, recorded_model
 from ._params import convert, open_leaves, told_under
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
-from ._safetensors import MODEL, write_safetensors
+from ._safetensors import write_safetensors
 
 
 def import_checkpoint(source: str, out: str | Path, form: str | None = None, key: str = "RUN") -> Path:
@@ -104,8 +104,8 @@ def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
 def export_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
     """Write any checkpoint of the v1 family as a model that `transformers.xLSTMForCausalLM` loads.
 
-    Only a few arrays are in memory at a time. There is no tokenizer in it. Every row is one document there, also where
-    `model.reset_at_document_boundaries` is true.
+    No more than 4 GiB of arrays are in memory at a time. There is no tokenizer in it. Every row is one document there,
+    also where `model.reset_at_document_boundaries` is true.
 
     Args:
         source: `RUN` or `RUN@STEP`, of ours or of xlstm-jax.
@@ -128,6 +128,6 @@ def export_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
     with told_under(key, folder):
         arrays = convert(open_leaves(folder), model, stacked)
         out.mkdir(parents=True, exist_ok=True)
-        write_safetensors(out / MODEL, written_shapes(model), written_arrays(model, arrays))
+        write_safetensors(out, written_arrays(model, arrays))
     (out / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out
