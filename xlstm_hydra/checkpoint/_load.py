@@ -12,12 +12,12 @@ from jax.sharding import NamedSharding
 
 from xlstm_hydra.configs import ModelConfig, ParallelConfig
 from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, read_record
+from xlstm_hydra.metadata import find_checkpoint, record_of
 from xlstm_hydra.models import build_model, list_parameters
 from xlstm_hydra.parallel import build_mesh, place
 
 from ._hugging_face import is_hugging_face, read_config
-from ._params import load_params, told_under
+from ._params import load_params
 
 _KEY = "checkpoint"
 
@@ -73,9 +73,7 @@ def recorded_model(folder: Path, key: str) -> ModelConfig:
     """
     if is_hugging_face(folder):
         return read_config(folder)
-    text = read_metadata_text(folder, key)
-    with told_under(key, folder):
-        return read_record(text).model
+    return record_of(folder, key).model
 
 
 def shardings(model: ModelConfig, parallel: ParallelConfig) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from xlstm_hydra.configs import ConfigError, ModelConfig
-from xlstm_hydra.metadata._places import RESTORE
+from xlstm_hydra.configs import ModelConfig
+from xlstm_hydra.metadata._places import RESTORE, told_under
 
 from ._hugging_face import hugging_face_parts, is_hugging_face
 from ._orbax import OrbaxLeaves
@@ -49,16 +47,6 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
             return _restore(checkpoint / "params", shapes, where)
         placed = {path: _place(array, where[path]) for path, array in convert(leaves, model, shapes)}
     return traverse_util.unflatten_dict(placed, sep=".")
-
-
-@contextmanager
-def told_under(key: str, checkpoint: Path) -> Iterator[None]:
-    """What is wrong with a checkpoint is told with the key that names it."""
-    try:
-        yield
-    except ConfigError as error:
-        given = {key: str(checkpoint)}
-        raise ConfigError(replace(found, given=given | dict(found.given)) for found in error.problems) from None
 
 
 def open_leaves(checkpoint: Path) -> Leaves:

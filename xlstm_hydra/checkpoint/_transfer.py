@@ -26,11 +26,11 @@ from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.hydra._from_checkpoint import starting_groups
 from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, saved_steps, step_of, write_metadata
 from xlstm_hydra.metadata._format import FORMAT
-from xlstm_hydra.metadata._places import FOLDER
+from xlstm_hydra.metadata._places import FOLDER, told_under
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._load import find_weights, recorded_model
-from ._params import convert, open_leaves, told_under
+from ._params import convert, open_leaves
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 from ._safetensors import write_safetensors
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from xlstm_hydra.configs import ConfigDict, ConfigError, DistributedConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs._parse import dotted, unchecked
 from xlstm_hydra.configs._problems import show
-from xlstm_hydra.metadata import MetadataError, Record, find_checkpoint, read_metadata_text, read_record
-from xlstm_hydra.metadata._places import refused, sibling_checkpoints
+from xlstm_hydra.metadata import Record, find_checkpoint, record_of
+from xlstm_hydra.metadata._places import refused, sibling_checkpoints, told_under
 
 from ._quote import literal
 from ._register import SCHEMAS, ModelNode
@@ -84,13 +84,10 @@ class SavedOptions:
         """What a checkpoint recorded, as the option of each group."""
         if name not in self._read:
             checkpoint = self._checkpoints[name]
-            try:
-                record = read_record(read_metadata_text(checkpoint, self._key))
+            record = record_of(checkpoint, self._key)
+            with told_under(self._key, checkpoint):
                 groups, notes = starting_groups(record)
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
-            except MetadataError as error:
-                where = f"{self._key}={checkpoint}"
-                raise MetadataError(Problem.about(where, str(problem)) for problem in error.problems) from None
             self._read[name] = nodes, notes, record.writer
         return self._read[name][0]
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.data import SEPARATOR
-from xlstm_hydra.metadata import MetadataError, provenance, read_metadata_text, read_record
+from xlstm_hydra.metadata import provenance, record_of
 from xlstm_hydra.models import build_model, keeps_cache, list_parameters
 from xlstm_hydra.parallel import build_mesh, describe_mesh, place
 from xlstm_hydra.train import together
@@ -78,12 +78,8 @@ def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, check
 
 
 def _is_of_bytes(model: ModelConfig, checkpoint: Path) -> bool:
-    text = read_metadata_text(checkpoint, KEY)
-    try:
-        record = read_record(text, classes=(model.model_class, type(model.model_config)))
-        return isinstance(record.groups.get("data"), ByteDataConfig)
-    except MetadataError as error:
-        raise ConfigError([Problem({KEY: str(checkpoint)}, f"its metadata: {error}")]) from None
+    record = record_of(checkpoint, KEY, classes=(model.model_class, type(model.model_config)))
+    return isinstance(record.groups.get("data"), ByteDataConfig)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from ._provenance import provenance as provenance
 from ._record import Record as Record
 from ._record import read_model as read_model
 from ._record import read_record as read_record
+from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
 from ._registry import allow_modules as allow_modules
 from ._registry import register_model_class as register_model_class

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,3 +139,13 @@ def _is_finished(checkpoint: Path) -> bool:
     except (ValueError, RecursionError):  # it was being written
         return False
     return isinstance(state, dict) and state.get("commit_timestamp_nsecs") is not None
+
+
+@contextmanager
+def told_under(key: str, checkpoint: Path) -> Iterator[None]:
+    """What is wrong with a checkpoint is told with the key that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"{key}={checkpoint}"
+        raise ConfigError(Problem.about(where, str(found)) for found in error.problems) from None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 
 from ._format import FORMAT, decode_run, upgrade
-from ._places import refused
+from ._places import read_metadata_text, refused, told_under
 from ._text import error, parse
 from ._xlstm_jax import WRITER, is_xlstm_jax, read_xlstm_jax
 
@@ -82,6 +83,22 @@ def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[t
         raise error("", "nested too deeply to be metadata") from None
     groups = {name: getattr(run, name) for name in ("parallel", *run.__dataclass_fields__)}
     return Record(writer=FORMAT, groups=groups, content=content, unknown=tuple(unknown))
+
+
+def record_of(checkpoint: Path, key: str, *, classes: Iterable[type] = ()) -> Record:
+    """The record of a checkpoint.
+
+    Args:
+        checkpoint: its folder.
+        key: where the user named it, for messages.
+        classes: see `read_record`.
+
+    Raises:
+        ConfigError: it has none, or one that cannot be read.
+    """
+    text = read_metadata_text(checkpoint, key)
+    with told_under(key, checkpoint):
+        return read_record(text, classes=classes)
 
 
 def read_model(text: str | bytes) -> ModelConfig:

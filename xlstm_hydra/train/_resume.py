@@ -15,11 +15,9 @@ from xlstm_hydra.metadata import (
     KINDS,
     PARAMETERS,
     Difference,
-    MetadataError,
     Record,
     diff,
-    read_metadata_text,
-    read_record,
+    record_of,
     refuse_to_continue,
     step_of,
 )
@@ -65,11 +63,7 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
         ConfigError: the run has other parameters or other batches than the checkpoint, or has done all its steps.
     """
     place = run.checkpoint.restore
-    try:
-        classes = (run.model.model_class, type(run.model.model_config))
-        record = read_record(read_metadata_text(checkpoint), classes=classes)
-    except MetadataError as error:
-        raise ConfigError([Problem({KEY: place}, f"metadata of {checkpoint}: {error}")]) from None
+    record = record_of(checkpoint, KEY, classes=(run.model.model_class, type(run.model.model_config)))
     refuse_to_continue(record.writer, str(place), KEY)
     resumed = Resumed(checkpoint, record)
     changes = diff(record, run)
