@@ -7,6 +7,7 @@ processes all have the same one; 143 there, where one got SIGTERM.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 import os
 import socket
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
-from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load, quote_texts
+from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load, quote_texts, resolve_classes
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
@@ -42,9 +43,8 @@ def run_task(cfg: DictConfig) -> float | None:
     try:
         with _folder_noted():
             run = load(cfg)
-        with _all_processes(run), _folder_noted(_writes(run)):
-            folder, overrides = _run_folder(cfg, run)
-            return _task(run.task.name)(run, folder, overrides)
+        with _all_processes(run), _folder_noted(_writes(run)), _run_folder(cfg, run) as folder:
+            return _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise  # Hydra goes on with the other jobs, and tells it at the end
@@ -81,19 +81,36 @@ def _writes(run: RunConfig) -> bool:
     return place is None or place.process_id == 0
 
 
-def _run_folder(cfg: DictConfig, run: RunConfig) -> tuple[Path, list[str]]:
-    """Hydra's folder for this job, with the resolved config in it, and the job's overrides. Of several processes, the
-    first one has a folder."""
-    from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite, step_of  # 15 ms, not for `--cfg job`
+@contextmanager
+def _run_folder(cfg: DictConfig, run: RunConfig) -> Iterator[Path]:
+    """Hydra's folder for this job, with the resolved config in it. Of several processes, the first one has a folder,
+    which no other run may write in meanwhile."""
+    from xlstm_hydra.metadata import hold_folder  # 15 ms, not for `--cfg job`
 
-    hydra_cfg = HydraConfig.get()
-    folder, restore = Path(hydra_cfg.runtime.output_dir), run.checkpoint.restore
-    if _writes(run):
-        refuse_to_overwrite(folder, 0 if restore is None else step_of(find_checkpoint(restore)))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if not _writes(run):
+        yield folder
+        return
+    with hold_folder(folder):
+        _refuse_to_continue(run, folder)
         record = copy.deepcopy(cfg)
         record.distributed.merge_with(run.distributed.lasting().to_dict())
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")
-    return folder, list(hydra_cfg.overrides.task)
+        yield folder
+
+
+def _refuse_to_continue(run: RunConfig, folder: Path) -> None:
+    """Make sure that nothing in the folder, nor the config that stands there, is lost to a run that will be refused."""
+    from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite, step_of
+
+    if run.checkpoint.restore is None:
+        refuse_to_overwrite(folder, 0)
+        return
+    from xlstm_hydra.train import read_resumed
+
+    checkpoint = find_checkpoint(run.checkpoint.restore)
+    refuse_to_overwrite(folder, step_of(checkpoint))
+    read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), checkpoint)
 
 
 def main() -> None:
@@ -110,8 +127,7 @@ def main() -> None:
         _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except KeyboardInterrupt as error:
-        hint = str(error) or "checkpoint.restore=RUN continues from the last checkpoint of a run"
-        print(f"xlstm-hydra: interrupted; {hint}", file=sys.stderr)
+        print(f"xlstm-hydra: {'; '.join(['interrupted', *map(str, error.args)])}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         started = any(note.startswith(RUN_NOTE) for note in getattr(error, "__notes__", ()))

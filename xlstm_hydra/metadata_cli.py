@@ -16,9 +16,8 @@ from typing import Any
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import show as shown
-from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record
-from xlstm_hydra.metadata import read_metadata_text as read_text
-from xlstm_hydra.metadata._places import to_path
+from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record, record_of
+from xlstm_hydra.metadata._places import reached, to_path, told_under
 
 _PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
 _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}
@@ -69,16 +68,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(place: str, key: str, *, lenient: bool = False) -> Record:
     """The record that a place has, or that a file is."""
-    file = to_path(place)
-    try:
-        text = file.read_bytes() if file.is_file() else read_text(find_checkpoint(place, key), key)
+    with reached(place, key):
+        file = to_path(place)
+        if not file.is_file():
+            return record_of(find_checkpoint(place, key), key, lenient=lenient)
+        text = file.read_bytes()
+    with told_under(key, file):
         return read_record(text, lenient=lenient)
-    except OSError as error:
-        raise ConfigError([Problem({key: place}, f"cannot be read: {error.strerror}")]) from None
-    except ConfigError as error:
-        if any(problem.keys == (key,) for problem in error.problems):
-            raise  # it names the place already
-        raise ConfigError(Problem.about(f"{key}={place}", str(each)) for each in error.problems) from None
 
 
 # ---- the commands
@@ -210,7 +206,7 @@ def _checkpoint_of(place: str) -> Path:
     if not file.is_file():
         return find_checkpoint(place, "RUN")
     if (file.parent.parent / "params").is_dir():
-        return file.parent.parent
+        return file.absolute().parents[1]
     raise ConfigError([Problem({"RUN": place}, "there are no parameters beside it", "Name the checkpoint's folder.")])
 
 

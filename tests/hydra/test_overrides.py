@@ -5,6 +5,7 @@ import shlex
 import typing
 
 import pytest
+import reference
 from hydra import compose as hydra_compose
 from hydra import initialize
 from hydra.errors import ConfigCompositionException
@@ -16,10 +17,10 @@ from xlstm_hydra import configs
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig
 from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import unchecked
-from xlstm_hydra.hydra import VERSION_BASE, shortest_overrides
+from xlstm_hydra.hydra import VERSION_BASE, shortest_overrides, without_idle
 from xlstm_hydra.hydra._load import read
 from xlstm_hydra.hydra._register import SCHEMAS
-from xlstm_hydra.metadata import Record
+from xlstm_hydra.metadata import Record, read_record
 
 LINES = {
     "the default": "",
@@ -64,6 +65,18 @@ def test_a_model_of_the_users_own_is_typed_field_by_field():
     *others, width, names = shortest_overrides(record)
     assert others[:2] == ["model=custom", "model.model_class=own.Model"]
     assert (width, names) == ("+model.width=3", "+model.names={a:1}")
+
+
+SAMPLES = sorted((reference.CHECKPOINTS.parent / "metadata").glob("*/metadata.json"))
+LARGE = [sample for sample in SAMPLES if "7B" in sample.parent.name or "llama" in sample.parent.name]
+
+
+@pytest.mark.parametrize("sample", LARGE, ids=lambda sample: sample.parent.name)
+def test_what_another_program_recorded_is_typed_without_what_it_did_not(sample):
+    record = read_record(sample.read_text())
+    groups, _ = without_idle(record.groups)
+    run = composed(*shortest_overrides(record))
+    assert {name: getattr(run, name) for name in groups} == groups
 
 
 TEXTS = st.sampled_from(["null", "1", "a,b", "${x}", r"\${x}", "it's", "a\\", "\\'", "[x]", "é", "", " ", "a=b", "~x"])

@@ -233,7 +233,11 @@ class RunConfig(ConfigDict):
             yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
         if isinstance(data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
             given = {"model.vocab_size": vocab, "data.name": data.name}
-            yield Problem(given, f"bytes need {BYTES} token ids", f"Set model.vocab_size={BYTES} or more.")
+            yield Problem(
+                given,
+                f"bytes need {BYTES} token ids",
+                f"Choose data of the model's tokens, such as data=synthetic, or set model.vocab_size={BYTES} or more.",
+            )
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
@@ -284,6 +288,9 @@ class RunConfig(ConfigDict):
 
     def _checkpoint_rules(self) -> Iterator[Problem]:
         trainer, checkpoint = self.trainer, self.checkpoint
+        if checkpoint.restore is not None and self.task.name != "train":
+            given = {"checkpoint.restore": checkpoint.restore, "task.name": self.task.name}
+            yield Problem(given, "only training goes on from a checkpoint", "Write --from RUN instead.")
         if checkpoint.keep != "best":
             return
         if trainer.eval_batches == 0:

@@ -43,6 +43,8 @@ class SavedOptions:
             ConfigError: there is none, or it cannot be read.
         """
         self._key = key
+        if not place:
+            raise refused(place, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
         self.checkpoint = find_checkpoint(place, key)
         self._checkpoints = {NAME: self.checkpoint} | {
             f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()

@@ -134,6 +134,9 @@ class _Search:
 
     def overrides(self, recipes: tuple[_Recipe, ...]) -> list[str] | None:
         """The overrides of all groups, after those of recipes; None where they cannot be part of them."""
+        touched = {group for recipe in recipes for group in (*recipe.choices, *recipe.values)}
+        if touched & _options().nodes.keys() - self.wanted.keys():
+            return None  # it would set what was not recorded
         texts = [recipe.override for recipe in recipes]
         for group in _options().nodes:
             if group in self.wanted:

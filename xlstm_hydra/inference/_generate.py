@@ -151,6 +151,8 @@ class _Samples:
     def speed(self) -> str:
         """Milliseconds per token. The first two are left out: the steps are compiled there."""
         text = f"{len(self.times)} tokens in each of {self.task.num_samples} samples"
+        if ended := sum(self.stopped):
+            text += f", of which {ended} ended at the stop token"
         steady = self.times[1:]
         if len(steady) < 2:
             return text

@@ -12,6 +12,7 @@ from ._format import read_metadata as read_metadata
 from ._format import read_run as read_run
 from ._format import write_metadata as write_metadata
 from ._places import find_checkpoint as find_checkpoint
+from ._places import hold_folder as hold_folder
 from ._places import read_metadata_text as read_metadata_text
 from ._places import refuse_to_overwrite as refuse_to_overwrite
 from ._places import saved_steps as saved_steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,13 +55,21 @@ def find_checkpoint(place: str, key: str = RESTORE) -> Path:
     Raises:
         ConfigError: there is no such run, or it has no such step.
     """
-    try:
+    with reached(place, key):
         return _find(place, key)
-    except (OSError, ImportError, ValueError) as error:
+
+
+@contextmanager
+def reached(place: str, key: str) -> Iterator[None]:
+    """Make one message of whatever keeps a place from being read."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
-        fix = "" if "://" not in place else "Storage elsewhere needs pip install 'xlstm-hydra[remote]'."
-        raise refused(place, f"cannot be read: {error}", fix, key) from None
+        fix = "gs:// and s3:// need pip install 'xlstm-hydra[remote]'." if "://" in place else ""
+        text = f"unknown storage {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+        raise refused(place, f"cannot be read: {text}", fix, key) from None
 
 
 def _find(place: str, key: str) -> Path:
@@ -69,9 +78,12 @@ def _find(place: str, key: str) -> Path:
         return _absolute(run)
     saved = saved_checkpoints(run)
     name, _, step = place.rpartition("@")
-    if not saved and name and step.isascii() and step.isdigit():
+    if not saved and name:
         run, wanted = to_path(name), step
         saved = saved_checkpoints(run)
+        if saved and not (step.isascii() and step.isdigit()):
+            fix = f"Saved are steps {either(sorted(saved))}."
+            raise refused(place, f"{step!r} behind the @ is no step", fix, key)
     if not saved:
         raise refused(
             place, f"no checkpoints in {_absolute(run / FOLDER)}", "Give the folder of a run that saved some.", key
@@ -113,6 +125,25 @@ def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
 
 
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other runs from writing in a folder. The lock goes with the process, however it ends.
+
+    Raises:
+        ConfigError: another run is writing there.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = "another run is writing in this folder"
+            fix = "Wait until it has ended, or choose another folder."
+            raise ConfigError([Problem({"hydra.run.dir": str(folder)}, text, fix)]) from None
+        except OSError:  # a file system without locks, such as that of some clusters
+            pass
+        yield
+
+
 def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
     """An error about the checkpoint that `key` names."""
     return ConfigError([Problem({key: place}, text, fix)])
@@ -142,7 +173,7 @@ def _is_finished(checkpoint: Path) -> bool:
 
 
 @contextmanager
-def told_under(key: str, checkpoint: Path) -> Iterator[None]:
+def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
     """What is wrong with a checkpoint is told with the key that names it."""
     try:
         yield

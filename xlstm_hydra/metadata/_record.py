@@ -85,12 +85,13 @@ def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[t
     return Record(writer=FORMAT, groups=groups, content=content, unknown=tuple(unknown))
 
 
-def record_of(checkpoint: Path, key: str, *, classes: Iterable[type] = ()) -> Record:
+def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
     """The record of a checkpoint.
 
     Args:
         checkpoint: its folder.
         key: where the user named it, for messages.
+        lenient: see `read_record`.
         classes: see `read_record`.
 
     Raises:
@@ -98,7 +99,7 @@ def record_of(checkpoint: Path, key: str, *, classes: Iterable[type] = ()) -> Re
     """
     text = read_metadata_text(checkpoint, key)
     with told_under(key, checkpoint):
-        return read_record(text, classes=classes)
+        return read_record(text, lenient=lenient, classes=classes)
 
 
 def read_model(text: str | bytes) -> ModelConfig:

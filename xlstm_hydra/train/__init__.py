@@ -5,3 +5,4 @@ from ._loss import cross_entropy as cross_entropy
 from ._processes import together as together
 from ._program import Program as Program
 from ._program import build_program as build_program
+from ._resume import read_resumed as read_resumed

@@ -57,6 +57,8 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     folder = agree_on_folder(folder)
     run = dataclasses.replace(run, model=resolve_classes(run.model))
     resumed = None if checkpoint is None else read_resumed(run, checkpoint)
+    if resumed is not None and is_first():
+        resumed.tell()
     program = build_program(run)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
     agree_on_corpus(run.data, corpus.fingerprint())
@@ -75,6 +77,8 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     try:
         with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
             loop.run(state, metric_log)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"resume={folder} goes on from its last checkpoint, if it has one") from None
     finally:
         if checkpoints is not None:
             checkpoints.close()
@@ -174,11 +178,8 @@ def _first_state(program: Program, batches: Batches, resumed: Resumed | None, we
         return program.init(params)
     if resumed.imported:
         state = program.init(load_params(resumed.checkpoint, program.model, where.params))
-        log.info("continuing from %s; the optimizer and the data begin anew", resumed.checkpoint)
         return state._replace(step=jax.device_put(np.int32(resumed.step), where.step))
-    state = restore(resumed.checkpoint, program.abstract_state, batches)
-    log.info("continuing from %s", resumed.checkpoint)
-    return state
+    return restore(resumed.checkpoint, program.abstract_state, batches)
 
 
 def _own_logger(run: RunConfig) -> LoggerConfig:

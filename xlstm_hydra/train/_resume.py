@@ -23,7 +23,6 @@ from xlstm_hydra.metadata import (
 )
 
 from ._log import log
-from ._processes import is_first
 
 KEY = "checkpoint.restore"
 _BATCHES = ("trainer.batch_size", "trainer.seed", "model.context_length")
@@ -38,6 +37,8 @@ class Resumed:
 
     checkpoint: Path
     record: Record
+    changes: tuple[Difference, ...]
+    """What the run has otherwise than the record."""
 
     @property
     def step(self) -> int:
@@ -48,6 +49,14 @@ class Resumed:
     def imported(self) -> bool:
         """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
         return "imported" in self.record.content
+
+    def tell(self) -> None:
+        """Say where the run goes on, and what has changed."""
+        for change in self.changes:
+            if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from":
+                log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
+        anew = "; the optimizer and the data, which was not recorded, begin anew" if self.imported else ""
+        log.info("continuing from %s%s", self.checkpoint, anew)
 
     def history(self) -> list[dict[str, Any]]:
         """How the steps so far were made: one entry for each time that the run was started."""
@@ -65,13 +74,9 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
     place = run.checkpoint.restore
     record = record_of(checkpoint, KEY, classes=(run.model.model_class, type(run.model.model_config)))
     refuse_to_continue(record.writer, str(place), KEY)
-    resumed = Resumed(checkpoint, record)
-    changes = diff(record, run)
-    if problems := [*_refused(changes, resumed.imported), *_done(run, resumed)]:
+    resumed = Resumed(checkpoint, record, tuple(diff(record, run)))
+    if problems := [*_refused(resumed), *_done(run, resumed)]:
         raise ConfigError(problems)
-    for change in changes:
-        if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from" and is_first():
-            log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
     return resumed
 
 
@@ -89,17 +94,17 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
 
 
-def _refused(changes: list[Difference], imported: bool) -> Iterator[Problem]:
-    other_data = any(change.key == "data.name" for change in changes)  # its other fields are others then
-    for change in changes:
+def _refused(resumed: Resumed) -> Iterator[Problem]:
+    other_data = any(change.key == "data.name" for change in resumed.changes)  # its other fields are others then
+    for change in resumed.changes:
         key, before, _ = _shown(change)
         is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
         if change.kind == PARAMETERS:
-            rule, fix = "and the parameters depend on it", "Continue with that, or start anew without the checkpoint."
-        elif imported:
+            rule, fix = "and the parameters depend on it", "Continue with that, or begin a new run: --from."
+        elif resumed.imported:
             continue
         elif key == "optimizer.name":
-            rule, fix = "and the optimizer's state is that one's", "Continue with that, or start anew."
+            rule, fix = "and the optimizer's state is that one's", "Continue with that, or begin a new run: --from."
         elif is_data or key in _BATCHES:
             rule, fix = "and the saved position in the data depends on it", "Continue with that."
         else:
