@@ -16,6 +16,7 @@ import xlstm_hydra.inference
 import xlstm_hydra.train
 from xlstm_hydra import cli
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.metadata import hold_folder
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +103,12 @@ def test_every_example_of_the_help_composes(tmp_path):
         assert done.status == 0, (example, done.err)
 
 
-def test_a_folder_that_another_run_holds_is_refused(train, tmp_path):
-    def start_another(run, folder, overrides):
-        assert "another run is writing in this folder" in run_command("hydra.run.dir=run", "trainer.seed=3").err
-
-    train(start_another)
-    assert run_command("hydra.run.dir=run").status == 0
-    assert OmegaConf.load(tmp_path / "run" / "config.yaml").trainer.seed == 0
+def test_a_folder_that_another_run_holds_is_refused(tmp_path):
+    (tmp_path / "run").mkdir()
+    with hold_folder(tmp_path / "run"):
+        done = run_command("hydra.run.dir=run")
+    assert done.status == 2 and "another run is writing in this folder" in done.err
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_the_version_is_told_with_hydras():
