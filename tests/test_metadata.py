@@ -46,6 +46,10 @@ def test_a_run_comes_back_equal():
     assert read_run(TEXT) == RUN
 
 
+def test_a_whole_number_is_read_where_a_float_is_meant():
+    assert read_run(changed("config", "optimizer", "grad_clip_norm", value=1)).optimizer.grad_clip_norm == 1.0
+
+
 def test_where_processes_were_is_not_recorded():
     place = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}
     run = dataclasses.replace(RUN, distributed=DistributedConfig(name="explicit", **place))
@@ -80,6 +84,31 @@ WRONG = {
         changed("config", "model", "model_config", "embedding_dim", value="abc"),
         r"config\.model\.model_config\.embedding_dim: expected int, got 'abc'",
     ),
+    "missing field": (
+        changed("config", "optimizer", value={"name": "lion"}),
+        r"config\.optimizer\.lr: missing, expected float(.|\n)*config\.optimizer\.beta2: missing, expected float",
+    ),
+    "missing field of the model": (
+        changed("config", "model", "model_config", value={"_type_": "xlstm_hydra.configs.mLSTMv1Config"}),
+        r"config\.model\.model_config\.chunk_size: missing, expected int",
+    ),
+    "missing group": (changed("config", value={}), r"config\.data: missing(.|\n)*config\.trainer: missing"),
+    "number as a string": (
+        changed("config", "model", "model_config", "num_heads", value="8"),
+        r"config\.model\.model_config\.num_heads: expected int, got '8'",
+    ),
+    "fraction as a string": (changed("config", "optimizer", "lr", value="1e-3"), r"optimizer\.lr: expected float, got"),
+    "float for an int": (
+        changed("config", "model", "model_config", "num_heads", value=8.0),
+        r"config\.model\.model_config\.num_heads: expected int, got 8\.0",
+    ),
+    "truth as a string": (changed("config", "checkpoint", "save_last", value="true"), "save_last: expected bool, got"),
+    "null as a string": (changed("config", "optimizer", "grad_clip_norm", value="None"), "grad_clip_norm: expected"),
+    "repr": (
+        changed("config", "model", "parallel", value="ParallelConfig(fsdp_axis_size=2)"),
+        r"config\.model\.parallel: expected ParallelConfig, got",
+    ),
+    "repr of a list": (changed("config", "model", "parallel", "remat", value="['A']"), r"remat: expected list\[str\]"),
     "unknown field": (
         changed("config", "model", "parallel", "fsdp_axis_sise", value=1),
         r"config\.model\.parallel\.fsdp_axis_sise: no such field.*Did you mean 'fsdp_axis_size'",
@@ -270,7 +299,7 @@ def test_a_module_is_imported_only_if_python_has_allowed_its_prefix(registry, tm
     monkeypatch.syspath_prepend(tmp_path)
     content = json.loads(OWN)
     content["config"]["model"] |= {"model_class": "far_models.gru.Model"}
-    content["config"]["model"]["model_config"] = {"_type_": "far_models.gru.Config", "vocab_size": 300}
+    content["config"]["model"]["model_config"] = {"_type_": "far_models.gru.Config", "vocab_size": 300, "context_length": 9}
     for prefix in (None, "far_model", "far_models.gru.deeper"):
         if prefix:
             allow_modules(prefix)

@@ -37,8 +37,16 @@ class Flags:
     exact: bool = False
     """Refuse conversions such as `"5"` to 5; used to choose between the members of a union."""
 
+    as_written: bool = False
+    """Accept only what `ConfigDict.to_dict` writes: every field, and no conversions but those of JSON itself."""
+
     attempts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What members of unions made of which data, so that nested unions do not multiply."""
+
+    @property
+    def converts(self) -> bool:
+        """Whether `"5"` may become 5, and a `repr` the value that it stands for."""
+        return not (self.exact or self.as_written)
 
 
 def unwrap(value: Any) -> Any:
@@ -75,7 +83,7 @@ def _read_bool(data: Any, flags: Flags) -> Any:
     if isinstance(data, bool):
         return data
     words = {"true": True, "false": False}
-    return words.get(data.lower(), MISSING) if isinstance(data, str) and not flags.exact else MISSING
+    return words.get(data.lower(), MISSING) if isinstance(data, str) and flags.converts else MISSING
 
 
 def _read_int(data: Any, flags: Flags) -> Any:
@@ -83,7 +91,7 @@ def _read_int(data: Any, flags: Flags) -> Any:
         return data
     if flags.none_to_zero and (data is None or (isinstance(data, str) and data == "None")):
         return 0
-    if flags.exact or isinstance(data, bool) or (isinstance(data, float) and not data.is_integer()):
+    if not flags.converts or isinstance(data, bool) or (isinstance(data, float) and not data.is_integer()):
         return MISSING
     return _convert(int, data) if isinstance(data, int | float | str) else MISSING
 
@@ -92,6 +100,8 @@ def _read_float(data: Any, flags: Flags) -> Any:
     if type(data) is float:
         return data
     if flags.exact or isinstance(data, bool):
+        return MISSING
+    if flags.as_written and isinstance(data, str) and data not in ("nan", "inf", "-inf"):
         return MISSING
     return _convert(float, data) if isinstance(data, int | float | str) else MISSING
 

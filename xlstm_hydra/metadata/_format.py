@@ -20,7 +20,7 @@ VERSION = 1
 FORMAT = "xlstm_hydra"
 """Marks a text as ours."""
 
-_STRICT = Flags(ignore_unknown=False)
+_STRICT = Flags(ignore_unknown=False, as_written=True)
 
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """For each old version, what turns its content into the next one's."""
@@ -127,7 +127,7 @@ def decode_run(
     unknown = [problem for problem in problems if lenient and isinstance(problem, UnknownField)]
     problems = [problem for problem in problems if problem not in unknown]
     if wrong and not problems:  # its own rules have not been looked at yet
-        run, wrong = collect(RunConfig, config)
+        run, wrong = collect(RunConfig, config, Flags(as_written=True))
         problems = [problem.at("config") for problem in wrong]
     if problems or run is None:
         raise MetadataError(problems)
