@@ -78,6 +78,7 @@ WRONG = {
     "cut off": (TEXT[:200], "not JSON: .* The file may be cut off"),
     "not an object": ("[1, 2]", "expected a JSON object, got a list"),
     "not ours": (changed("format", value="other"), "format: expected 'xlstm_hydra', got 'other'"),
+    "version 0": (changed("version", value=0), "version: expected 1 to 1, got 0. It is a whole number from 1 on"),
     "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. A newer xlstm-hydra wrote it"),
     "version true": (changed("version", value=True), "version: expected 1"),
     "wrong type": (
@@ -138,6 +139,17 @@ WRONG = {
         changed("parameters", value={"a.b": {"shape": [1.5], "dtype": "x"}}),
         r"parameters\.a\.b: expected a",
     ),
+    "negative shape": (
+        changed("parameters", value={"a": {"shape": [1, -2], "dtype": "float32"}}),
+        r"parameters\.a: expected a shape",
+    ),
+    "half a character": (changed("argv", value=["a", "\ud800"]), r"argv\[1\]: '\\ud800' holds half of a character"),
+    "half a character in a key": (changed("packages", value={"\ud800": "1"}), r"packages\.'\\ud800': .* half of a"),
+    "half a character as it is": ('{"format": "\udfff"}', "format: .* holds half of a character"),
+    "config of another model": (
+        changed("config", "model", "model_class", value="xlstm_hydra.models.Llama"),
+        r"config\.model\.model_class: 'xlstm_hydra\.models\.Llama' takes a LlamaConfig, .* is a mLSTMv1Config",
+    ),
     "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),
     "version of text": (changed("version", value="1"), "version: expected 1 to 1, got '1'"),
     "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),
@@ -149,6 +161,10 @@ def test_what_cannot_be_read_is_one_error_with_the_path_of_the_field(text, words
     for read in (read_run, read_record, ModelConfig.from_metadata):
         with pytest.raises(MetadataError, match=words):
             read(text)
+
+
+def test_two_halves_are_one_character():
+    assert read_record(changed("argv", value=["\U0001f600"])).content["argv"] == ["\U0001f600"]
 
 
 def test_bytes_are_read_like_text():
@@ -299,7 +315,11 @@ def test_a_module_is_imported_only_if_python_has_allowed_its_prefix(registry, tm
     monkeypatch.syspath_prepend(tmp_path)
     content = json.loads(OWN)
     content["config"]["model"] |= {"model_class": "far_models.gru.Model"}
-    content["config"]["model"]["model_config"] = {"_type_": "far_models.gru.Config", "vocab_size": 300, "context_length": 9}
+    content["config"]["model"]["model_config"] = {
+        "_type_": "far_models.gru.Config",
+        "vocab_size": 300,
+        "context_length": 9,
+    }
     for prefix in (None, "far_model", "far_models.gru.deeper"):
         if prefix:
             allow_modules(prefix)
@@ -308,6 +328,15 @@ def test_a_module_is_imported_only_if_python_has_allowed_its_prefix(registry, tm
         assert "far_models.gru" not in sys.modules
     allow_modules("far_models")
     assert read_record(json.dumps(content)).model.model_config.get("vocab_size") == 300
+
+
+def test_what_an_allowed_module_imports_is_not_allowed_with_it(registry, tmp_path, monkeypatch):
+    (tmp_path / "loud_models.py").write_text("from subprocess import Popen\nclass Model:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    allow_modules("loud_models")
+    assert read_record(changed("config", "model", "model_class", value="loud_models.Model"))
+    with pytest.raises(MetadataError, match="'loud_models.Popen' is no model class that this program has allowed"):
+        read_record(changed("config", "model", "model_class", value="loud_models.Popen"))
 
 
 def test_an_installed_package_allows_its_modules_by_an_entry_point(registry, tmp_path, monkeypatch):

@@ -237,3 +237,8 @@ def test_nothing_that_a_text_names_is_imported():
     with pytest.raises(ConfigError):
         read(cls="<class 'antigravity.Fly'>", one="antigravity.A(a=1)", dtype="<class 'antigravity.int16'>")
     assert "antigravity" not in sys.modules
+
+
+def test_python_does_not_warn_about_a_text_that_is_only_read(recwarn):
+    assert parse_repr(r"['\d+']") == ["\\d+"]
+    assert not recwarn.list

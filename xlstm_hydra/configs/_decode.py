@@ -278,7 +278,9 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)
     key_hint, value_hint = mapping_hints(hint)
-    lenient = dataclasses.replace(flags, exact=False, as_written=False)  # JSON keys are strings, so a key is always converted
+    lenient = dataclasses.replace(
+        flags, exact=False, as_written=False
+    )  # JSON keys are strings, so a key is always converted
     steps = [key if isinstance(key, str) else show(key) for key, _ in pairs]
     keys = [read(key_hint, key, lenient) for key, _ in pairs]
     values = [read(value_hint, value, flags) for _, value in pairs]
