@@ -30,6 +30,13 @@ def test_layouts_come_back_with_their_names_and_tuples_as_lists(write):
     assert layout.tp_async_dense and layout.fsdp_gather_dtype == "bfloat16" and layout.fsdp_grad_scatter_dtype is None
 
 
+def test_a_layout_may_be_printed_with_the_module_of_its_class():
+    layout = (
+        f"xlstm_jax.models.configs.ParallelConfig({', '.join(f'{key}={value!r}' for key, value in PARALLEL.items())})"
+    )
+    assert read(changes={"model.parallel": layout}).model == read().model
+
+
 def test_each_nested_field_becomes_its_flat_name():
     config = read("mlstm").model.model_config
     assert (config.cell_norm_eps, config.norm_eps, config.cell_norm_type) == (1e-5, 1e-4, "rmsnorm")

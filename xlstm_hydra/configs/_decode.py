@@ -131,7 +131,7 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
         return data, []
     given, (data, problems) = data, _written(declared, data, flags)
     if isinstance(data, Instance):
-        cls, data = _named(declared, data.name), data.fields
+        cls, data = _named(declared, data), data.fields
     elif isinstance(data, Mapping):
         cls, problems = variant(declared, data)
     else:
@@ -166,9 +166,9 @@ def _is_repr(text: str) -> bool:
     return text.rstrip().endswith((")", "]", "}"))
 
 
-def _named(declared: Any, name: str) -> Any:
-    """The declared class or the subclass that its `repr` calls by this name; None where there is none."""
-    found = (cls for cls in (declared, *subclasses(declared)) if name in (cls.__qualname__, cls.__name__))
+def _named(declared: Any, data: Instance) -> Any:
+    """The declared class or the subclass that a `repr` calls by its name; None where there is none."""
+    found = (cls for cls in (declared, *subclasses(declared)) if cls.__name__ == data.last_name)
     return next(found, None)
 
 

@@ -37,6 +37,11 @@ class Instance:
     fields: dict[str, Any]
     """The values, plain or instances again."""
 
+    @property
+    def last_name(self) -> str:
+        """Name of the class without what it is in: some classes print their module too."""
+        return self.name.rpartition(".")[2]
+
 
 class ReprError(ValueError):
     """A text that is no `repr` of plain values, classes and dataclasses."""

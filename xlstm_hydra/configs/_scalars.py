@@ -138,11 +138,19 @@ def _read_enum(hint: type[enum.Enum], data: Any) -> Any:
 
 def read_class(hint: Any, data: Any, flags: Flags) -> Any:
     """A class or function that was registered, or that is given as itself."""
-    value = data if callable(data) else registered().get(_class_name(data, flags) or "", MISSING)
+    name = _class_name(data, flags) or ""
+    value = data if callable(data) else registered().get(name) or _scalar_type(name)
     bounds = typing.get_args(hint) if kind(hint) is type else ()
     bound = bounds[0] if bounds and isinstance(bounds[0], type) else object
     fits = inspect.isclass(value) and issubclass(value, bound) if kind(hint) is type else callable(value)
     return value if fits else MISSING
+
+
+def _scalar_type(name: str) -> Any:
+    """The scalar type of NumPy or JAX, where that is loaded, of a dotted path such as `jax.numpy.int16`."""
+    module, _, name = name.rpartition(".")
+    found = vars(sys.modules[module]).get(name) if module in _DTYPE_MODULES and module in sys.modules else None
+    return MISSING if numpy_type(found) is None else found
 
 
 def _class_name(data: Any, flags: Flags) -> str | None:
@@ -167,6 +175,16 @@ def read_dtype(data: Any, flags: Flags) -> Any:
         return numpy.dtype(name)
     except (TypeError, ValueError, SyntaxError):
         return MISSING
+
+
+def plain_dtypes(config: Any) -> None:
+    """Put the names of types, in the fields `*dtype`, in their plain form: `bfloat16` for `jax.numpy.bfloat16` and for
+    `<class 'jax.numpy.bfloat16'>`, None for 'None'. What names no type stays, for the rules to refuse."""
+    for key, value in [*vars(config).items()]:
+        if key.endswith("dtype") and isinstance(value, str):
+            module, _, name = (_class_name(value, Flags()) or "").rpartition(".")
+            plain = name if module in _DTYPE_MODULES else value
+            setattr(config, key, None if plain == "None" else plain)
 
 
 def dtype_name(value: Any) -> str | None:

@@ -28,6 +28,8 @@ from ._xlstm_jax_training import read_training
 WRITER = "xlstm_jax"
 """What `Record.writer` is for it."""
 
+_LAYOUT = "ParallelConfig"
+
 SECTIONS = ("model", "optimizer", "trainer")
 """What it recorded."""
 
@@ -120,7 +122,7 @@ def _read_parallel(reading: Reading, path: str, data: Any) -> ParallelConfig | N
     own, before = reading.part(), len(reading.problems)
     try:
         layout = written(data)
-        if not isinstance(layout, dict | Instance) or getattr(layout, "name", "ParallelConfig") != "ParallelConfig":
+        if not isinstance(layout, dict | Instance) or getattr(layout, "last_name", _LAYOUT) != _LAYOUT:
             raise Wrong("a ParallelConfig")
     except Wrong as wrong:
         reading.problem(path, f"expected {wrong}, got {show(data)}" if data != "" else "missing")
@@ -212,7 +214,7 @@ def _read_backend(reading: Reading, data: Any) -> None:
         given = written(data.get("kwargs"))
     except Wrong as wrong:
         given = wrong
-    if isinstance(given, Instance) and given.name != settings_class:
+    if isinstance(given, Instance) and given.last_name != settings_class:
         reading.problem(f"{path}.kwargs", f"expected a {settings_class}, got a {step(given.name)}")
     elif isinstance(given, dict | Instance):
         reading.section(f"{path}.kwargs", given, settings)
