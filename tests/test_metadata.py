@@ -74,6 +74,12 @@ def test_a_value_that_json_cannot_hold_is_refused_when_it_is_written():
         write_metadata(RUN, loss=float("nan"))
 
 
+def test_a_value_of_another_type_is_refused_when_it_is_written():
+    run = dataclasses.replace(RUN, trainer=dataclasses.replace(RUN.trainer, max_steps=1e3))
+    with pytest.raises(MetadataError, match=r"config\.trainer\.max_steps: expected int, got 1000\.0"):
+        write_metadata(run)
+
+
 WRONG = {
     "cut off": (TEXT[:200], "not JSON: .* The file may be cut off"),
     "not an object": ("[1, 2]", "expected a JSON object, got a list"),

@@ -55,7 +55,8 @@ def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
     config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
     content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
     json.dumps(content, allow_nan=False)  # a bad value would otherwise fail later, in the thread that writes
-    if problems := list(_beside(extra)):
+    wrong = [problem.at("config") for problem in collect(RunConfig, config, _STRICT)[1]]
+    if problems := [*wrong, *_beside(extra)]:
         raise MetadataError(problems)
     return content
 
