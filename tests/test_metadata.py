@@ -46,6 +46,10 @@ def test_a_run_comes_back_equal():
     assert read_run(TEXT) == RUN
 
 
+def test_a_whole_number_is_read_where_a_float_is_meant():
+    assert read_run(changed("config", "optimizer", "grad_clip_norm", value=1)).optimizer.grad_clip_norm == 1.0
+
+
 def test_where_processes_were_is_not_recorded():
     place = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}
     run = dataclasses.replace(RUN, distributed=DistributedConfig(name="explicit", **place))
@@ -70,16 +74,48 @@ def test_a_value_that_json_cannot_hold_is_refused_when_it_is_written():
         write_metadata(RUN, loss=float("nan"))
 
 
+def test_a_value_of_another_type_is_refused_when_it_is_written():
+    run = dataclasses.replace(RUN, trainer=dataclasses.replace(RUN.trainer, max_steps=1e3))
+    with pytest.raises(MetadataError, match=r"config\.trainer\.max_steps: expected int, got 1000\.0"):
+        write_metadata(run)
+
+
 WRONG = {
     "cut off": (TEXT[:200], "not JSON: .* The file may be cut off"),
     "not an object": ("[1, 2]", "expected a JSON object, got a list"),
     "not ours": (changed("format", value="other"), "format: expected 'xlstm_hydra', got 'other'"),
+    "version 0": (changed("version", value=0), "version: expected 1 to 1, got 0. It is a whole number from 1 on"),
     "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. A newer xlstm-hydra wrote it"),
     "version true": (changed("version", value=True), "version: expected 1"),
     "wrong type": (
         changed("config", "model", "model_config", "embedding_dim", value="abc"),
         r"config\.model\.model_config\.embedding_dim: expected int, got 'abc'",
     ),
+    "missing field": (
+        changed("config", "optimizer", value={"name": "lion"}),
+        r"config\.optimizer\.lr: missing, expected float(.|\n)*config\.optimizer\.beta2: missing, expected float",
+    ),
+    "missing field of the model": (
+        changed("config", "model", "model_config", value={"_type_": "xlstm_hydra.configs.mLSTMv1Config"}),
+        r"config\.model\.model_config\.chunk_size: missing, expected int",
+    ),
+    "missing group": (changed("config", value={}), r"config\.data: missing(.|\n)*config\.trainer: missing"),
+    "number as a string": (
+        changed("config", "model", "model_config", "num_heads", value="8"),
+        r"config\.model\.model_config\.num_heads: expected int, got '8'",
+    ),
+    "fraction as a string": (changed("config", "optimizer", "lr", value="1e-3"), r"optimizer\.lr: expected float, got"),
+    "float for an int": (
+        changed("config", "model", "model_config", "num_heads", value=8.0),
+        r"config\.model\.model_config\.num_heads: expected int, got 8\.0",
+    ),
+    "truth as a string": (changed("config", "checkpoint", "save_last", value="true"), "save_last: expected bool, got"),
+    "null as a string": (changed("config", "optimizer", "grad_clip_norm", value="None"), "grad_clip_norm: expected"),
+    "repr": (
+        changed("config", "model", "parallel", value="ParallelConfig(fsdp_axis_size=2)"),
+        r"config\.model\.parallel: expected ParallelConfig, got",
+    ),
+    "repr of a list": (changed("config", "model", "parallel", "remat", value="['A']"), r"remat: expected list\[str\]"),
     "unknown field": (
         changed("config", "model", "parallel", "fsdp_axis_sise", value=1),
         r"config\.model\.parallel\.fsdp_axis_sise: no such field.*Did you mean 'fsdp_axis_size'",
@@ -109,6 +145,17 @@ WRONG = {
         changed("parameters", value={"a.b": {"shape": [1.5], "dtype": "x"}}),
         r"parameters\.a\.b: expected a",
     ),
+    "negative shape": (
+        changed("parameters", value={"a": {"shape": [1, -2], "dtype": "float32"}}),
+        r"parameters\.a: expected a shape",
+    ),
+    "half a character": (changed("argv", value=["a", "\ud800"]), r"argv\[1\]: '\\ud800' holds half of a character"),
+    "half a character in a key": (changed("packages", value={"\ud800": "1"}), r"packages\.'\\ud800': .* half of a"),
+    "half a character as it is": ('{"format": "\udfff"}', "format: .* holds half of a character"),
+    "config of another model": (
+        changed("config", "model", "model_class", value="xlstm_hydra.models.Llama"),
+        r"config\.model\.model_class: 'xlstm_hydra\.models\.Llama' takes a LlamaConfig, .* is a mLSTMv1Config",
+    ),
     "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),
     "version of text": (changed("version", value="1"), "version: expected 1 to 1, got '1'"),
     "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),
@@ -120,6 +167,10 @@ def test_what_cannot_be_read_is_one_error_with_the_path_of_the_field(text, words
     for read in (read_run, read_record, ModelConfig.from_metadata):
         with pytest.raises(MetadataError, match=words):
             read(text)
+
+
+def test_two_halves_are_one_character():
+    assert read_record(changed("argv", value=["\U0001f600"])).content["argv"] == ["\U0001f600"]
 
 
 def test_bytes_are_read_like_text():
@@ -270,7 +321,11 @@ def test_a_module_is_imported_only_if_python_has_allowed_its_prefix(registry, tm
     monkeypatch.syspath_prepend(tmp_path)
     content = json.loads(OWN)
     content["config"]["model"] |= {"model_class": "far_models.gru.Model"}
-    content["config"]["model"]["model_config"] = {"_type_": "far_models.gru.Config", "vocab_size": 300}
+    content["config"]["model"]["model_config"] = {
+        "_type_": "far_models.gru.Config",
+        "vocab_size": 300,
+        "context_length": 9,
+    }
     for prefix in (None, "far_model", "far_models.gru.deeper"):
         if prefix:
             allow_modules(prefix)
@@ -279,6 +334,15 @@ def test_a_module_is_imported_only_if_python_has_allowed_its_prefix(registry, tm
         assert "far_models.gru" not in sys.modules
     allow_modules("far_models")
     assert read_record(json.dumps(content)).model.model_config.get("vocab_size") == 300
+
+
+def test_what_an_allowed_module_imports_is_not_allowed_with_it(registry, tmp_path, monkeypatch):
+    (tmp_path / "loud_models.py").write_text("from subprocess import Popen\nclass Model:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    allow_modules("loud_models")
+    assert read_record(changed("config", "model", "model_class", value="loud_models.Model"))
+    with pytest.raises(MetadataError, match="'loud_models.Popen' is no model class that this program has allowed"):
+        read_record(changed("config", "model", "model_class", value="loud_models.Popen"))
 
 
 def test_an_installed_package_allows_its_modules_by_an_entry_point(registry, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 from published import BLOCK, CELL, ERAS, LAYER, PARALLEL, nested, tree, with_none_strings
 
 from xlstm_hydra.configs import AdamWConfig, ConstantConfig, CosineConfig, LinearConfig
+from xlstm_hydra.hydra._from_checkpoint import starting_groups
 from xlstm_hydra.metadata import MetadataError, read_record
 
 KINDS = ("mlstm", "mlstm_v1", "llama")
@@ -27,6 +28,13 @@ def test_layouts_come_back_with_their_names_and_tuples_as_lists(write):
     assert layout.fsdp_axis_name == "shärd" and layout.remat == ["mLSTMBlock"]
     assert (layout.data_axis_size, layout.fsdp_axis_size, layout.fsdp_min_weight_size) == (2, -1, 100)
     assert layout.tp_async_dense and layout.fsdp_gather_dtype == "bfloat16" and layout.fsdp_grad_scatter_dtype is None
+
+
+def test_a_layout_may_be_printed_with_the_module_of_its_class():
+    layout = (
+        f"xlstm_jax.models.configs.ParallelConfig({', '.join(f'{key}={value!r}' for key, value in PARALLEL.items())})"
+    )
+    assert read(changes={"model.parallel": layout}).model == read().model
 
 
 def test_each_nested_field_becomes_its_flat_name():
@@ -148,6 +156,21 @@ def test_what_had_no_effect_is_read_as_what_was_in_effect_with_a_note():
     assert all(any(f"{MODEL}.{name}=" in note for note in record.notes) for name in then)
 
 
+def test_a_chunk_size_that_does_not_divide_the_context_is_replaced_with_a_note():
+    record = read(changes={f"{CELL}.backend.kwargs.chunk_size": 20})
+    assert record.model.model_config.chunk_size == 48
+    assert any("chunk_size=20 does not divide the context length 96; it is 48" in note for note in record.notes)
+
+
+def test_a_value_without_effect_is_kept_and_a_run_from_it_leaves_it_at_its_default():
+    record = read(changes={f"{CELL}.reset_at_document_boundaries": False})
+    assert record.model.model_config.reset_fgate_value == -30.0
+    groups, notes = starting_groups(record)
+    assert groups["model"].model_config.reset_fgate_value == -25.0
+    told = "has no effect with this model.reset_at_document_boundaries"
+    assert f"model.reset_fgate_value=-30.0 is left at -25.0: {told}" in notes
+
+
 def test_a_missing_kernel_is_named_where_it_would_be_computed():
     config = read("llama").model.model_config
     (problem,) = config.platform_rules("gpu")
@@ -157,6 +180,7 @@ def test_a_missing_kernel_is_named_where_it_would_be_computed():
 WRONG = {
     "unknown field": ({f"{LAYER}.num_head": 4}, f"{LAYER}.num_head: no such field. Did you mean 'num_heads'"),
     "unknown section": ({"optimiser": {}}, "optimiser: no such field. Did you mean 'optimizer'"),
+    "no chunk": ({f"{CELL}.backend.kwargs.chunk_size": 0}, f"{CELL}.backend.kwargs.chunk_size=0: must be 1 or more"),
     "missing": ({f"{LAYER}.num_heads": ...}, f"{LAYER}.num_heads: missing"),
     "missing section": ({f"{CELL}.backend": ...}, f"{CELL}.backend: expected an object, got null"),
     "missing axis": ({"model.parallel": {"data_axis_size": 1}}, "model.parallel.fsdp_axis_size: missing"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlstm_hydra.configs import ConfigDict, ConfigError, register_class
+from xlstm_hydra.configs import ConfigDict, ConfigError, ParallelConfig, mLSTMv1Config, register_class
 from xlstm_hydra.configs._reprs import Instance, ReprError, parse_repr
 
 
@@ -153,6 +153,7 @@ def test_no_text_gives_another_error(text):
 TAKEN = {
     "dataclass": ({"one": "A(a=5)"}, A(a=5)),
     "subclass": ({"one": "H(h=(4, 4))"}, H(h=(4, 4))),
+    "dataclass with its module": ({"one": "__main__.A(a=5)"}, A(a=5)),
     "nested in a list": ({"many": "[A(a=2), H(h=(4,))]"}, [A(a=2), H(h=(4,))]),
     "nested in a dict": ({"named": "{'x': A(a=2)}"}, {"x": A(a=2)}),
     "list of reprs": ({"many": ["A(a=2)"]}, [A(a=2)]),
@@ -166,6 +167,7 @@ TAKEN = {
     "dtype": ({"dtype": "<class 'jax.numpy.int16'>"}, np.dtype("int16")),
     "dtype by name": ({"dtype": "bfloat16"}, np.dtype(jnp.bfloat16)),
     "dotted dtype": ({"dtype": "jax.numpy.float16"}, np.dtype("float16")),
+    "scalar type": ({"cls": "<class 'jax.numpy.int16'>"}, jnp.int16),
     "registered class": ({"cls": f"{__name__}.Holder"}, Holder),
     "registered class in angles": ({"cls": f"<class '{__name__}.Holder'>"}, Holder),
 }
@@ -188,6 +190,21 @@ def test_a_string_stays_a_string_where_strings_are_allowed(text):
     assert ConfigDict.from_dict(Holder, config.to_dict()) == config
 
 
+@pytest.mark.parametrize("text", ["bfloat16", "jax.numpy.bfloat16", "<class 'jax.numpy.bfloat16'>"])
+def test_a_field_that_names_a_type_takes_every_published_spelling(text):
+    layout = ConfigDict.from_dict(ParallelConfig, {"fsdp_gather_dtype": text, "fsdp_grad_scatter_dtype": "None"})
+    assert layout == ParallelConfig(fsdp_gather_dtype="bfloat16", fsdp_grad_scatter_dtype=None)
+    sizes = {"embedding_dim": 64, "num_blocks": 1, "context_length": 64, "num_heads": 4}
+    model = ConfigDict.from_dict(mLSTMv1Config, sizes | {"ff_dtype": text, "gate_dtype": text, "lm_head_dtype": "None"})
+    assert (model.ff_dtype, model.gate_dtype, model.lm_head_dtype) == ("bfloat16", "bfloat16", None)
+
+
+@pytest.mark.parametrize("text", ["<class 'evil.bfloat16'>", "evil.bfloat16", "jax.numpy.int8", ""])
+def test_a_field_that_names_a_type_takes_no_other(text):
+    with pytest.raises(ConfigError, match="fsdp_gather_dtype=.*bfloat16"):
+        ConfigDict.from_dict(ParallelConfig, {"fsdp_gather_dtype": text})
+
+
 NOT_TAKEN = {
     "another class": ({"one": "Other(a=5)"}, r"one: expected A, got 'Other\(a=5\)'"),
     "unknown class": ({"one": "Nobody(a=5)"}, r"one: expected A, got"),
@@ -196,6 +213,7 @@ NOT_TAKEN = {
     "evaluation": ({"words": "[x for x in 'ab']"}, "words: expected .* a ListComp is no plain value"),
     "cut off": ({"one": "A(a=5"}, "one: expected A, got"),
     "class that is loaded": ({"cls": "collections.OrderedDict"}, "cls: expected .* registered"),
+    "member of numpy": ({"cls": "numpy.ndarray"}, "cls: expected .* registered"),
     "function that is loaded": ({"function": "os.system"}, "function: expected .* registered"),
     "dtype of another module": ({"dtype": "<class 'evil.int16'>"}, "dtype: expected"),
     "dataclass for anything": ({"anything": ["A(a=1)"], "many": "[1, A(a=1)]"}, r"many\[0\]: expected A, got 1"),
@@ -237,3 +255,8 @@ def test_nothing_that_a_text_names_is_imported():
     with pytest.raises(ConfigError):
         read(cls="<class 'antigravity.Fly'>", one="antigravity.A(a=1)", dtype="<class 'antigravity.int16'>")
     assert "antigravity" not in sys.modules
+
+
+def test_python_does_not_warn_about_a_text_that_is_only_read(recwarn):
+    assert parse_repr(r"['\d+']") == ["\\d+"]
+    assert not recwarn.list

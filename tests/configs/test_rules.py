@@ -226,7 +226,6 @@ RELATIONS = [
     ),
     (mlstm_v1, {"tie_weights": True, "init_distribution_out": "uniform"}, "has no effect with this tie_weights"),
     (mlstm_v1, {"add_post_blocks_norm": False, "norm_eps": 0.5}, "has no effect with this add_post_blocks_norm"),
-    (mlstm_v1, {"reset_fgate_value": -5.0}, "has no effect with this reset_at_document_boundaries"),
     (mlstm_v1, {"backend": "quadratic", "chunk_size": 8}, "has no effect with this backend. Leave chunk_size at 64"),
     (SGDConfig, {"nesterov": True}, "nesterov=true, momentum=0.0: Nesterov needs a momentum. Set momentum"),
     (ConstantConfig, {"cooldown_lr_factor": 0.1}, "cooldown_steps=0: without a cool-down its end has no effect"),
@@ -349,6 +348,11 @@ BETWEEN = [
     (
         {"parallel": {"fsdp_modules": ["Embed"], "fsdp_gather_dtype": "bfloat16"}},
         "parallel.fsdp_gather_dtype='bfloat16': there is nothing to exchange where parallel.fsdp_axis_size is 1.",
+    ),
+    (
+        {"config": mlstm_v1, "model": {"reset_fgate_value": -5.0}},
+        "model.reset_fgate_value=-5.0, model.reset_at_document_boundaries=false: has no effect with this model.reset_at"
+        "_document_boundaries. Leave model.reset_fgate_value at -25.0.",
     ),
     ({"trainer": TrainerConfig(remat_policy="dots")}, "nothing is recomputed, because parallel.remat is empty"),
     ({"parallel": {"remat": ["mLSTMBlok"]}}, "parallel.remat='mLSTMBlok': no module class of this model. Did you mean"),

@@ -69,7 +69,8 @@ class ConfigDict:
         """Read plain data as a `config_class`, nested dataclasses included. The flags hold at every level.
 
         Where the type of a field calls for it, the `repr` of a dataclass, list, tuple or dict is read too, a dtype in
-        any spelling, and 'None' as null. A field that may hold a string keeps every string, 'None' included.
+        any spelling, and 'None' as null. A field that may hold a string keeps every string, 'None' included, but for
+        our own fields that name a type, such as `gate_dtype`: they take the same spellings as a dtype.
 
         Args:
             config_class: any dataclass.

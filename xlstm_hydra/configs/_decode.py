@@ -131,7 +131,7 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
         return data, []
     given, (data, problems) = data, _written(declared, data, flags)
     if isinstance(data, Instance):
-        cls, data = _named(declared, data.name), data.fields
+        cls, data = _named(declared, data), data.fields
     elif isinstance(data, Mapping):
         cls, problems = variant(declared, data)
     else:
@@ -141,7 +141,7 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     fields = hints(cls)
     found = {name: read(hint, data[name], flags) for name, hint in fields.items() if name in data}
     problems = flatten((name, own) for name, (_, own) in found.items())
-    for name in required(cls):
+    for name in fields if flags.as_written else required(cls):
         if name not in data:
             problems.append(Problem.about("", f"missing, expected {type_name(fields[name])}").at(name))
     if not flags.ignore_unknown:
@@ -154,7 +154,7 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
 
 def _written(hint: Any, data: Any, flags: Flags) -> Result:
     """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
-    if not isinstance(data, str) or flags.exact or not _is_repr(data):
+    if not isinstance(data, str) or not flags.converts or not _is_repr(data):
         return data, []
     try:
         return parse_repr(data), []
@@ -166,9 +166,9 @@ def _is_repr(text: str) -> bool:
     return text.rstrip().endswith((")", "]", "}"))
 
 
-def _named(declared: Any, name: str) -> Any:
-    """The declared class or the subclass that its `repr` calls by this name; None where there is none."""
-    found = (cls for cls in (declared, *subclasses(declared)) if name in (cls.__qualname__, cls.__name__))
+def _named(declared: Any, data: Instance) -> Any:
+    """The declared class or the subclass that a `repr` calls by its name; None where there is none."""
+    found = (cls for cls in (declared, *subclasses(declared)) if cls.__name__ == data.last_name)
     return next(found, None)
 
 
@@ -189,7 +189,8 @@ def _construct(cls: Any, values: dict[str, Any]) -> Result:
 
 def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
     options = members(hint)
-    says_none = isinstance(data, str) and data == "None" and not any(o is str or is_loose(o) for o in options)
+    says_none = isinstance(data, str) and data == "None" and not flags.as_written
+    says_none = says_none and not any(o is str or is_loose(o) for o in options)
     if type(None) in typing.get_args(hint) and (data is None or says_none):
         return None, []
     if isinstance(data, Mapping) and TAG in data:
@@ -242,7 +243,7 @@ def _read_literal(hint: Any, data: Any, flags: Flags) -> Result:
         if (type(option) is type(data) and option == data) or (isinstance(option, enum.Enum) and option.name == data):
             return option, []
     for option in typing.get_args(hint):
-        if isinstance(option, int) and isinstance(data, str) and not flags.exact and str(option) == data:
+        if isinstance(option, int) and isinstance(data, str) and flags.converts and str(option) == data:
             return option, []
     return _mismatch(hint, data)
 
@@ -277,7 +278,9 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)
     key_hint, value_hint = mapping_hints(hint)
-    lenient = dataclasses.replace(flags, exact=False)  # JSON keys are strings, so a key is always converted
+    lenient = dataclasses.replace(
+        flags, exact=False, as_written=False
+    )  # JSON keys are strings, so a key is always converted
     steps = [key if isinstance(key, str) else show(key) for key, _ in pairs]
     keys = [read(key_hint, key, lenient) for key, _ in pairs]
     values = [read(value_hint, value, flags) for _, value in pairs]

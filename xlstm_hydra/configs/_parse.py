@@ -11,3 +11,4 @@ from ._hints import TAG as TAG
 from ._hints import dotted as dotted
 from ._hints import register_class as register_class
 from ._scalars import Flags as Flags
+from ._scalars import plain_dtypes as plain_dtypes

@@ -60,10 +60,14 @@ class Problem:
     def __str__(self) -> str:
         values = zip(self.keys, self.given.values(), strict=True)
         head = ", ".join(key if value is _HIDDEN else f"{key}={show(value)}" for key, value in values)
-        text = f"{self.rule}. {self.fix}" if self.fix else self.rule
-        if _HIDDEN not in self.given.values():
-            text = _PLACEHOLDER.sub(lambda match: self._whole(match[1]), text)
+        text = self.told(f"{self.rule}. {self.fix}" if self.fix else self.rule)
         return f"{head}: {text}" if head else text
+
+    def told(self, text: str) -> str:
+        """The rule or the fix with its keys as the user types them; braces in `about` are no keys."""
+        if _HIDDEN in self.given.values():
+            return text
+        return _PLACEHOLDER.sub(lambda match: self._whole(match[1]), text)
 
     def _whole(self, key: str) -> str:
         return key[1:] if key.startswith("/") else _join(self.prefix, key)

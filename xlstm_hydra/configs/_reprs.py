@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,11 @@ class Instance:
     fields: dict[str, Any]
     """The values, plain or instances again."""
 
+    @property
+    def last_name(self) -> str:
+        """Name of the class without what it is in: some classes print their module too."""
+        return self.name.rpartition(".")[2]
+
 
 class ReprError(ValueError):
     """A text that is no `repr` of plain values, classes and dataclasses."""
@@ -53,14 +59,19 @@ def parse_repr(text: str) -> Any:
     if len(text) > MAX_LENGTH:
         raise ReprError(f"longer than {MAX_LENGTH:,} characters")
     try:
-        tree = ast.parse(_quote_angles(text.strip()), mode="eval")
-        return _value(tree.body)
+        return _value(_parsed(_quote_angles(text.strip())).body)
     except SyntaxError as error:
         raise ReprError(f"cannot be read as a value: {error.msg}") from None
     except ReprError:
         raise
     except (ValueError, MemoryError, RecursionError):
         raise ReprError("cannot be read as a value") from None
+
+
+def _parsed(text: str) -> ast.Expression:
+    with warnings.catch_warnings():  # such as that of "\d", which whoever wrote the text has to see, not its reader
+        warnings.simplefilter("ignore")
+        return ast.parse(text, mode="eval")
 
 
 def _quote_angles(text: str) -> str:

@@ -37,8 +37,16 @@ class Flags:
     exact: bool = False
     """Refuse conversions such as `"5"` to 5; used to choose between the members of a union."""
 
+    as_written: bool = False
+    """Accept only what `ConfigDict.to_dict` writes: every field, and no conversions but those of JSON itself."""
+
     attempts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What members of unions made of which data, so that nested unions do not multiply."""
+
+    @property
+    def converts(self) -> bool:
+        """Whether `"5"` may become 5, and a `repr` the value that it stands for."""
+        return not (self.exact or self.as_written)
 
 
 def unwrap(value: Any) -> Any:
@@ -75,7 +83,7 @@ def _read_bool(data: Any, flags: Flags) -> Any:
     if isinstance(data, bool):
         return data
     words = {"true": True, "false": False}
-    return words.get(data.lower(), MISSING) if isinstance(data, str) and not flags.exact else MISSING
+    return words.get(data.lower(), MISSING) if isinstance(data, str) and flags.converts else MISSING
 
 
 def _read_int(data: Any, flags: Flags) -> Any:
@@ -83,7 +91,7 @@ def _read_int(data: Any, flags: Flags) -> Any:
         return data
     if flags.none_to_zero and (data is None or (isinstance(data, str) and data == "None")):
         return 0
-    if flags.exact or isinstance(data, bool) or (isinstance(data, float) and not data.is_integer()):
+    if not flags.converts or isinstance(data, bool) or (isinstance(data, float) and not data.is_integer()):
         return MISSING
     return _convert(int, data) if isinstance(data, int | float | str) else MISSING
 
@@ -92,6 +100,8 @@ def _read_float(data: Any, flags: Flags) -> Any:
     if type(data) is float:
         return data
     if flags.exact or isinstance(data, bool):
+        return MISSING
+    if flags.as_written and isinstance(data, str) and data not in ("nan", "inf", "-inf"):
         return MISSING
     return _convert(float, data) if isinstance(data, int | float | str) else MISSING
 
@@ -128,11 +138,19 @@ def _read_enum(hint: type[enum.Enum], data: Any) -> Any:
 
 def read_class(hint: Any, data: Any, flags: Flags) -> Any:
     """A class or function that was registered, or that is given as itself."""
-    value = data if callable(data) else registered().get(_class_name(data, flags) or "", MISSING)
+    name = _class_name(data, flags) or ""
+    value = data if callable(data) else registered().get(name) or _scalar_type(name)
     bounds = typing.get_args(hint) if kind(hint) is type else ()
     bound = bounds[0] if bounds and isinstance(bounds[0], type) else object
     fits = inspect.isclass(value) and issubclass(value, bound) if kind(hint) is type else callable(value)
     return value if fits else MISSING
+
+
+def _scalar_type(name: str) -> Any:
+    """The scalar type of NumPy or JAX, where that is loaded, of a dotted path such as `jax.numpy.int16`."""
+    module, _, name = name.rpartition(".")
+    found = vars(sys.modules[module]).get(name) if module in _DTYPE_MODULES and module in sys.modules else None
+    return MISSING if numpy_type(found) is None else found
 
 
 def _class_name(data: Any, flags: Flags) -> str | None:
@@ -157,6 +175,16 @@ def read_dtype(data: Any, flags: Flags) -> Any:
         return numpy.dtype(name)
     except (TypeError, ValueError, SyntaxError):
         return MISSING
+
+
+def plain_dtypes(config: Any) -> None:
+    """Put the names of types, in the fields `*dtype`, in their plain form: `bfloat16` for `jax.numpy.bfloat16` and for
+    `<class 'jax.numpy.bfloat16'>`, None for 'None'. What names no type stays, for the rules to refuse."""
+    for key, value in [*vars(config).items()]:
+        if key.endswith("dtype") and isinstance(value, str):
+            module, _, name = (_class_name(value, Flags()) or "").rpartition(".")
+            plain = name if module in _DTYPE_MODULES else value
+            setattr(config, key, None if plain == "None" else plain)
 
 
 def dtype_name(value: Any) -> str | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ._parse import plain_dtypes
 from ._problems import Problem, at_least, below, divisors, either, idle, one_of
 from .model import SubModelConfig
 from .parallel import DTYPES
@@ -86,6 +87,10 @@ class LanguageModelConfig(SubModelConfig):
 
     output_init_fn: str = "wang"
     """Standard deviation of the initial projections back to the residual stream: wang, wang2, small or zeros."""
+
+    def __post_init__(self) -> None:
+        plain_dtypes(self)
+        super().__post_init__()
 
     def dropout_probability(self) -> float:
         """Probability that an element of a residual branch's output is dropped in training, from the field that the

@@ -58,7 +58,7 @@ class _CellConfig(LanguageModelConfig):
     nothing of the last one."""
 
     reset_fgate_value: float = -25.0
-    """Forget-gate pre-activation at the first token of a document."""
+    """Forget-gate pre-activation at the first token of a document, where `reset_at_document_boundaries` is true."""
 
     backend: str = "chunkwise"
     """How the cell is computed: chunkwise (linear in the context length), quadratic (all pairs at once) or recurrent
@@ -111,8 +111,6 @@ class _CellConfig(LanguageModelConfig):
         yield from self._bias_rules()
         if not math.isfinite(self.reset_fgate_value):
             yield Problem({"reset_fgate_value": self.reset_fgate_value}, "must be a finite number")
-        if not self.reset_at_document_boundaries:
-            yield from idle(self, "reset_fgate_value", "reset_at_document_boundaries", False)
         if self.backend != "chunkwise":
             yield from idle(self, "chunk_size", "backend", self.backend)
         if self._has_widths():
@@ -122,6 +120,11 @@ class _CellConfig(LanguageModelConfig):
             given = {"context_length": self.context_length, "chunk_size": self.chunk_size}
             choices = either([d for d in divisors(self.context_length) if d <= 1024][-6:])
             yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
+
+    def idle_rules(self) -> Iterator[Problem]:
+        """The forget gate at a border that is none."""
+        if not self.reset_at_document_boundaries:
+            yield from idle(self, "reset_fgate_value", "reset_at_document_boundaries", False)
 
     def _has_mlstm(self) -> bool:
         """Whether any block has an mLSTM cell."""

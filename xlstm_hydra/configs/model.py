@@ -30,6 +30,11 @@ class SubModelConfig(ConfigDict):
         recompute. None: not known."""
         return None
 
+    def idle_rules(self) -> Iterator[Problem]:
+        """Every value that has no effect as the other fields are. A run must have none, but a record may: where one is
+        read into a run they are left at what `Problem.idle` says."""
+        yield from ()
+
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """Every broken rule between this model and the kind of its devices: cpu, gpu or tpu."""
         del platform
@@ -78,6 +83,10 @@ class ModelConfig(ConfigDict):
 
         Nothing that the text names is imported. A model class of your own has to be allowed first, by
         `xlstm_hydra.metadata.register_model_class` or `allow_modules`.
+
+        A value is that which was in effect. xlstm-jax recorded `tie_weights`, `add_post_blocks_norm` and
+        `weight_decay_on_embedding` but had no use for them, so they are false, true and false whatever its file says;
+        `xlstm_hydra.metadata.read_record` has a note where it says something else.
 
         Raises:
             MetadataError: the text is not metadata that this version can read, with the path of the field.

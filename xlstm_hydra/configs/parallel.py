@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ._base import ConfigDict
+from ._parse import plain_dtypes
 from ._problems import ConfigError, Problem, divisors, either, one_of
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -68,6 +69,10 @@ class ParallelConfig(ConfigDict):
 
     tp_async_dense: bool = False
     """Overlap the communication of tensor-parallel dense layers with their computation (collective matmul)."""
+
+    def __post_init__(self) -> None:
+        plain_dtypes(self)
+        super().__post_init__()
 
     def rules(self) -> Iterator[Problem]:
         """Sizes, names and types, each on its own."""

@@ -208,6 +208,7 @@ class RunConfig(ConfigDict):
             )
             yield Problem({"model.model_class": self.model.class_path()}, text, "Name it in model.config_class.")
             return
+        yield from (problem.at("model") for problem in config.idle_rules())
         for key in ("vocab_size", "context_length"):
             if not isinstance(config.get(key), int):
                 text = f"its config {type(config).__name__} needs a field {key}: the data takes its shape from it"

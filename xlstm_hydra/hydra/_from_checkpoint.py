@@ -120,7 +120,9 @@ def _idle_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]
     """What has no effect, by its whole key: the value that says so, and the rule that asks for it."""
     run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
     problems = [problem for problem in run.rules() if problem.idle_keys]
-    return {key: (value, problem.rule) for problem in problems[:1] for key, value in problem.idle_keys.items()}
+    return {
+        key: (value, problem.told(problem.rule)) for problem in problems[:1] for key, value in problem.idle_keys.items()
+    }
 
 
 def _owner(groups: Mapping[str, ConfigDict], group: str) -> Any:

@@ -11,7 +11,7 @@ from xlstm_hydra.configs._hints import dotted
 from xlstm_hydra.configs._parse import Flags, collect
 from xlstm_hydra.configs._problems import Problem, UnknownField, nearest, show
 
-from ._registry import refused_model_class, refused_tags
+from ._registry import refused_config, refused_model_class, refused_tags
 from ._text import MetadataError, error, parse, step
 
 VERSION = 1
@@ -20,7 +20,7 @@ VERSION = 1
 FORMAT = "xlstm_hydra"
 """Marks a text as ours."""
 
-_STRICT = Flags(ignore_unknown=False)
+_STRICT = Flags(ignore_unknown=False, as_written=True)
 
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """For each old version, what turns its content into the next one's."""
@@ -55,7 +55,8 @@ def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
     config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
     content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
     json.dumps(content, allow_nan=False)  # a bad value would otherwise fail later, in the thread that writes
-    if problems := list(_beside(extra)):
+    wrong = [problem.at("config") for problem in collect(RunConfig, config, _STRICT)[1]]
+    if problems := [*wrong, *_beside(extra)]:
         raise MetadataError(problems)
     return content
 
@@ -80,8 +81,9 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
         raise error("format", text, "This is no metadata of xlstm_hydra.")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
-        text = f"expected 1 to {VERSION}, got {show(version)}"
-        raise error("version", text, "A newer xlstm-hydra wrote it; upgrade to read it.")
+        is_newer = type(version) is int and version > VERSION
+        fix = "A newer xlstm-hydra wrote it; upgrade to read it." if is_newer else "It is a whole number from 1 on."
+        raise error("version", f"expected 1 to {VERSION}, got {show(version)}", fix)
     for old in range(version, VERSION):
         content = _UPGRADES[old](content)
     return content
@@ -127,8 +129,10 @@ def decode_run(
     unknown = [problem for problem in problems if lenient and isinstance(problem, UnknownField)]
     problems = [problem for problem in problems if problem not in unknown]
     if wrong and not problems:  # its own rules have not been looked at yet
-        run, wrong = collect(RunConfig, config)
+        run, wrong = collect(RunConfig, config, Flags(as_written=True))
         problems = [problem.at("config") for problem in wrong]
+    if run is not None and not problems:
+        problems = [problem.at("config.model") for problem in refused_config(run.model)]
     if problems or run is None:
         raise MetadataError(problems)
     return run, [key for problem in unknown for key in problem.keys]
@@ -156,4 +160,4 @@ def _beside(extra: Mapping[str, Any]) -> Iterator[Problem]:
 def _is_parameter(value: Any) -> bool:
     if not isinstance(value, dict) or value.keys() != {"shape", "dtype"} or not isinstance(value["shape"], list):
         return False
-    return isinstance(value["dtype"], str) and all(type(size) is int for size in value["shape"])
+    return isinstance(value["dtype"], str) and all(type(size) is int and size >= 0 for size in value["shape"])

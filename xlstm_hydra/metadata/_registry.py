@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs import ConfigDict, LlamaConfig, ModelConfig, Problem, mLSTMConfig, mLSTMv1Config, xLSTMConfig
 from xlstm_hydra.configs._hints import TAG, dotted, register_class
 from xlstm_hydra.configs._problems import nearest, show
 
@@ -17,8 +17,13 @@ from ._text import error, step
 OURS = "xlstm_hydra."
 """What the dotted paths of our own classes begin with."""
 
-MODELS = ("mLSTM", "mLSTMv1", "xLSTM", "Llama")
-"""Our model classes, in `xlstm_hydra.models`."""
+MODELS: Mapping[str, type[ConfigDict]] = {
+    "mLSTM": mLSTMConfig,
+    "mLSTMv1": mLSTMv1Config,
+    "xLSTM": xLSTMConfig,
+    "Llama": LlamaConfig,
+}
+"""Our model classes, in `xlstm_hydra.models`, each with the class of its config."""
 
 ENTRY_POINTS = "xlstm_hydra.models"
 """Group of the entry points by which an installed package allows its modules: their values are module names."""
@@ -49,8 +54,8 @@ def register_model_class(cls: type, *config_classes: type) -> type:
 
 
 def allow_modules(prefix: str) -> None:
-    """Allow metadata to name the classes of a module and of the modules below it. Reading then imports the ones that
-    are named."""
+    """Allow metadata to name the classes that a module, or one below it, defines. What they import from elsewhere
+    is not allowed with them. Reading then imports the modules that are named."""
     if not all(part.isidentifier() for part in prefix.split(".")):
         raise ValueError(f"{prefix!r} is no module: expected a dotted name such as my_project.models")
     _prefixes.add(prefix)
@@ -77,6 +82,15 @@ def refused_model_class(name: Any, classes: Mapping[str, type]) -> list[Problem]
         return []
     text = f"{show(name)} is no model class that this program has allowed"
     return [Problem.about("", text, f"{nearest(name, [*ours, *_allowed, *classes])} {WAY_OUT}")]
+
+
+def refused_config(model: ModelConfig) -> Iterator[Problem]:
+    """The rule that a model class of ours has a config of its own class, or of one that the user derived from it."""
+    expected = MODELS.get(model.class_path().removeprefix(f"{OURS}models."))
+    found = type(model.model_config)
+    if expected not in (None, next((cls for cls in found.__mro__ if cls in MODELS.values()), None)):
+        text = f"{show(model.class_path())} takes a {expected.__name__}, but model_config is a {found.__name__}"
+        yield Problem.about("model_class", text)
 
 
 def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]:
@@ -117,10 +131,14 @@ def _installed() -> frozenset[str]:
     return frozenset(entry.value for entry in entry_points(group=ENTRY_POINTS))
 
 
+def _is_allowed_module(module: str) -> bool:
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in _prefixes | _installed())
+
+
 def _imported(name: str) -> type | None:
     """The class of an allowed module."""
     module, _, attribute = name.rpartition(".")
-    if not any(module == prefix or module.startswith(f"{prefix}.") for prefix in _prefixes | _installed()):
+    if not _is_allowed_module(module):
         return None
     if not all(part.isidentifier() for part in name.split(".")):
         return None
@@ -129,7 +147,7 @@ def _imported(name: str) -> type | None:
     except Exception as failed:  # whatever the user's module raises
         text = f"{module}, whose import this program has allowed, fails: {type(failed).__name__}: {failed}"
         raise error("model", text) from failed
-    if not isinstance(found, type):
+    if not isinstance(found, type) or not _is_allowed_module(found.__module__):
         return None
     if hasattr(found, "__dataclass_fields__"):
         register_class(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,11 @@ MAX_DEPTH = 64
 
 MAX_VALUES = 50_000
 """Objects, lists and values that metadata may have: enough for a list of ten thousand parameters, and soon read."""
+
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_MAYBE_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
+"""A text without this holds no half of a character. One with it may, or may hold two that are one character."""
 
 
 class MetadataError(ConfigError):
@@ -45,7 +51,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
         faults: list[_Fault] = []
         content = _decoder(faults).decode(text)
         _refuse_bulk(content)
-        problems = list(_located(content)) if faults else []
+        problems = list(_located(content)) if faults or _MAYBE_SURROGATE.search(text) else []
     except json.JSONDecodeError as found:
         where = f"line {found.lineno}, column {found.colno}"
         raise error("", f"not JSON: {found.msg.removesuffix(' at')} at {where}", "The file may be cut off.") from None
@@ -100,9 +106,12 @@ def _decoder(faults: list[_Fault]) -> json.JSONDecoder:
 def _located(value: Any) -> Iterator[Problem]:
     if isinstance(value, _Fault):
         yield Problem.about("", str(value))
+    elif isinstance(value, str) and _SURROGATE.search(value):
+        yield Problem.about("", f"{ascii(value)[:80]} holds half of a character (a lone surrogate), which is no text")
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from (problem.at(step(name)) for problem in _located(item))
+            found = (*_located(name), *_located(item))
+            yield from (problem.at(step(name)) for problem in found)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from (problem.at(f"[{index}]") for problem in _located(item))

@@ -13,8 +13,6 @@ from xlstm_hydra.configs import (
     ModelConfig,
     ParallelConfig,
     Problem,
-    mLSTMConfig,
-    mLSTMv1Config,
 )
 from xlstm_hydra.configs._hints import dotted
 from xlstm_hydra.configs._parse import Flags, collect
@@ -23,17 +21,17 @@ from xlstm_hydra.configs._reprs import Instance
 
 from . import _xlstm_jax_table as table
 from ._fields import Reading, Wrong, class_path, mapping, written
-from ._registry import WAY_OUT, allowed_class, config_class_of
+from ._registry import MODELS, WAY_OUT, allowed_class, config_class_of
 from ._text import MetadataError, step
 from ._xlstm_jax_training import read_training
 
 WRITER = "xlstm_jax"
 """What `Record.writer` is for it."""
 
+_LAYOUT = "ParallelConfig"
+
 SECTIONS = ("model", "optimizer", "trainer")
 """What it recorded."""
-
-_CONFIGS = {"mLSTM": mLSTMConfig, "mLSTMv1": mLSTMv1Config, "Llama": LlamaConfig}
 
 
 def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
@@ -79,7 +77,7 @@ def _read_model(reading: Reading, data: Any) -> ModelConfig | None:
         return ModelConfig(
             model_class=f"xlstm_hydra.models.{family}",
             parallel=parallel,
-            model_config=_CONFIGS[family](**_fields(reading, family)),
+            model_config=MODELS[family](**_fields(reading, family)),
         )
     except ConfigError as error:
         reading.problems += [_as_recorded(problem, reading.paths()) for problem in error.problems]
@@ -124,7 +122,7 @@ def _read_parallel(reading: Reading, path: str, data: Any) -> ParallelConfig | N
     own, before = reading.part(), len(reading.problems)
     try:
         layout = written(data)
-        if not isinstance(layout, dict | Instance) or getattr(layout, "name", "ParallelConfig") != "ParallelConfig":
+        if not isinstance(layout, dict | Instance) or getattr(layout, "last_name", _LAYOUT) != _LAYOUT:
             raise Wrong("a ParallelConfig")
     except Wrong as wrong:
         reading.problem(path, f"expected {wrong}, got {show(data)}" if data != "" else "missing")
@@ -216,7 +214,7 @@ def _read_backend(reading: Reading, data: Any) -> None:
         given = written(data.get("kwargs"))
     except Wrong as wrong:
         given = wrong
-    if isinstance(given, Instance) and given.name != settings_class:
+    if isinstance(given, Instance) and given.last_name != settings_class:
         reading.problem(f"{path}.kwargs", f"expected a {settings_class}, got a {step(given.name)}")
     elif isinstance(given, dict | Instance):
         reading.section(f"{path}.kwargs", given, settings)
@@ -236,14 +234,21 @@ def _fields(reading: Reading, family: str) -> dict[str, Any]:
         fields["gate_dtype"] = fields["dtype"]
     chunk, context = fields.pop("chunk_size", None), fields["context_length"]
     if backend == "chunkwise":
-        wanted = chunk or 64
-        fits = context % wanted == 0 if wanted > 0 else True
-        fields["chunk_size"] = wanted if fits else max(size for size in divisors(context) if size <= 64)
+        fields["chunk_size"] = _chunk_size(reading, chunk, context)
     fields["fgate_bias_init_range"] = _range(fields["fgate_bias_init_range"])
-    if not fields["reset_at_document_boundaries"] and fields["reset_fgate_value"] != -25.0:
-        path, value = f"{table.CELL}.reset_fgate_value", fields.pop("reset_fgate_value")
-        reading.notes.append(f"{path}={show(value)}: it has no effect without reset_at_document_boundaries")
     return fields
+
+
+def _chunk_size(reading: Reading, recorded: int | None, context: int) -> int:
+    """The recorded size, which the rules of our config judge; where it cannot cut the context, one that can."""
+    wanted = 64 if recorded is None else recorded
+    if wanted < 1 or context < 1 or context % wanted == 0:
+        return wanted
+    size = max(size for size in divisors(context) if size <= 64)
+    what = "was not recorded" if recorded is None else f"={recorded} does not divide the context length {context}"
+    path = f"{table.CELL}.backend.kwargs.chunk_size"
+    reading.notes.append(f"{path}{'' if recorded else ' '}{what}; it is {size} here, which is equal up to rounding")
+    return size
 
 
 def _range(value: Any) -> list[float]:
