@@ -1,5 +1,7 @@
 """Checkpoints are used, whoever wrote them: loaded, begun from, made into ours."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,33 @@ def test_a_layout_may_be_asked_for_with_them(places):
 def test_a_place_without_a_checkpoint_is_told_as_it_was_given(tmp_path):
     with pytest.raises(ConfigError, match=f"^checkpoint='{tmp_path}': no checkpoints in "):
         load_checkpoint(tmp_path)
+
+
+def lose(folder):
+    shutil.rmtree(folder)
+
+
+def cut(folder):
+    for file in folder.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def cut_arrays(folder):
+    """Names and shapes can still be read."""
+    largest = max(folder.rglob("d/*"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [lose, cut, cut_arrays])
+@pytest.mark.parametrize("scan", [True, False], ids=["as saved", "converted"])
+def test_damaged_parameters_are_one_error_with_the_checkpoint(places, tmp_path, damage, scan):
+    checkpoint = find_checkpoint(str(shutil.copytree(places / "ours", tmp_path / "run")))
+    damage(checkpoint / "params")
+    words = f"^task.checkpoint={checkpoint}: its parameters cannot be read: .*cut off; choose another step.$"
+    with pytest.raises(ConfigError, match=words) as told:
+        load_params(checkpoint, run_of(model={"scan_blocks": scan}).model, key="task.checkpoint")
+    assert "\n" not in str(told.value) and "bound method" not in str(told.value)
+    assert told.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(
