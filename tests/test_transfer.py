@@ -61,6 +61,15 @@ def test_three_lines_give_a_model_with_its_parameters(places):
     assert all(len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize("backend", ["pallas_triton", "cudnn"])
+def test_a_kernel_that_is_not_here_does_not_keep_a_model_from_being_used(tmp_path, backend):
+    run = tiny_run("llama", model={"attention_backend": backend, "dtype": "bfloat16", "num_blocks": 1})
+    save_untrained(run, tmp_path, params=random_params(run.model))
+    model, params, config = load_checkpoint(tmp_path)
+    assert config.model_config == run.model.model_config
+    assert np.isfinite(model.apply({"params": params}, np.arange(16)[None])).all()
+
+
 def test_a_layout_may_be_asked_for_with_them(places):
     whole = load_checkpoint(places / "ours").params
     params = load_checkpoint(f"{places / 'ours'}@2", ParallelConfig(**LAYOUTS["tp2_fsdp4"])).params
@@ -88,6 +97,8 @@ def cut_arrays(folder):
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
+# What TensorStore reads beside the array that is cut off is done after Orbax has given up.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [lose, cut, cut_arrays])
 @pytest.mark.parametrize("scan", [True, False], ids=["as saved", "converted"])
 def test_damaged_parameters_are_one_error_with_the_checkpoint(places, tmp_path, damage, scan):
