@@ -142,9 +142,9 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         found = parse(file.read_bytes())
     except (OSError, MetadataError) as error:
-        raise ConfigError([Problem.about(str(file), f"cannot be read: {error}")]) from None
+        raise ConfigError([_problem(file, f"cannot be read: {error}")]) from None
     problems = [
-        Problem.about(f"{file}: {key}", f"expected {value!r}, got {found.get(key)!r}")
+        _problem(file, f"{key}: expected {value!r}, got {found.get(key)!r}")
         for key, value in _ONLY.items()
         if found.get(key, None if key == "model_type" else value) != value
     ]
@@ -160,7 +160,11 @@ def read_config(folder: Path) -> ModelConfig:
         problems = error.problems
     except (TypeError, ValueError) as error:
         problems = [Problem.about("", str(error))]
-    raise ConfigError(Problem.about(str(file), str(problem)) for problem in problems)
+    raise ConfigError(_problem(file, str(problem)) for problem in problems)
+
+
+def _problem(file: Path, text: str) -> Problem:
+    return Problem.about("", f"{file}: {text}")
 
 
 def _config(content: dict[str, Any], own: Any) -> mLSTMv1Config:
