@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     give = add("export", _export, "Write a checkpoint as a model that transformers loads.", "RUN")
     give.add_argument("OUT", help="a new folder")
     give.add_argument("--format", choices=("hf",), required=True, help="hf: xLSTMForCausalLM of Hugging Face")
+    text = "export a model with reset_at_document_boundaries all the same, for rows that have one document each"
+    give.add_argument("--one-document-per-row", action="store_true", help=text)
     return parser
 
 
@@ -190,7 +192,9 @@ def _export(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from xlstm_hydra.checkpoint import export_checkpoint
 
-    return _wrote(arguments, export_checkpoint(arguments.RUN, arguments.OUT))
+    return _wrote(
+        arguments, export_checkpoint(arguments.RUN, arguments.OUT, one_document_per_row=arguments.one_document_per_row)
+    )
 
 
 def _wrote(arguments: argparse.Namespace, folder: Path) -> int:

@@ -99,16 +99,17 @@ def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
     return RunConfig(**known | {"model": model, "data": data, "trainer": trainer})
 
 
-def export_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
+def export_checkpoint(source: str, out: str | Path, key: str = "RUN", *, one_document_per_row: bool = False) -> Path:
     """Write any checkpoint of the v1 family as a model that `transformers.xLSTMForCausalLM` loads.
 
-    No more than 4 GiB of arrays are in memory at a time. There is no tokenizer in it. Every row is one document there,
-    also where `model.reset_at_document_boundaries` is true.
+    No more than 4 GiB of arrays are in memory at a time. There is no tokenizer in it.
 
     Args:
         source: `RUN` or `RUN@STEP`, of ours or of xlstm-jax.
         out: a new folder.
         key: where the user named the source, for messages.
+        one_document_per_row: export a model with `reset_at_document_boundaries` all the same. There, the next document
+            of a row is read as if it belonged to the last.
 
     Returns:
         The folder.
@@ -118,7 +119,7 @@ def export_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
     """
     folder, out = find_weights(source, key), _new_folder(out)
     model = resolve_classes(recorded_model(folder, key))
-    content = write_config(model)
+    content = write_config(model, one_document_per_row=one_document_per_row)
     outer, block = outer_and_block_parameters(model)
     stacked = {*(parameter.path for parameter in outer), *(f"{BLOCKS}.{parameter.path}" for parameter in block)}
     with told_under(key, folder):
