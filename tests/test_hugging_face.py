@@ -169,6 +169,7 @@ DAMAGED = {
     "broken rule": (said(num_heads=3), "config.json: .*num_heads=3"),
     "not of ours": (said(xlstm_hydra={"droput": 1}), "config.json: xlstm_hydra.droput: .*'dropout'"),
     "unknown field": (said(num_head=1), "^/.*config.json: num_head: no such field. Did you mean 'num_heads'"),
+    "strange field": (said(zzz=1), "zzz: no such field. Take it out if the model is the same without it"),
     "another class": (said(architectures=["LlamaForCausalLM"]), "architectures: expected .*xLSTM.*, got .*Llama"),
     "two depths": (said(num_blocks=3), "num_hidden_layers=2, num_blocks=3: two names of one thing must agree"),
     "no number": (said(hidden_size="wide", embedding_dim=None), "hidden_size: expected a number above 0, got 'wide'"),

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import CHECKPOINTS
@@ -68,7 +69,7 @@ def test_a_kernel_that_is_not_here_does_not_keep_a_model_from_being_used(tmp_pat
     save_untrained(run, tmp_path, params=random_params(run.model))
     model, params, config = load_checkpoint(tmp_path)
     assert config.model_config == run.model.model_config
-    assert np.isfinite(model.apply({"params": params}, np.arange(16)[None])).all()
+    assert jnp.isfinite(model.apply({"params": params}, np.arange(16)[None])).all()
 
 
 def test_a_layout_may_be_asked_for_with_them(places):
@@ -146,7 +147,8 @@ def test_a_folder_that_holds_anything_is_not_written_into(places, form):
 @pytest.mark.parametrize("form", ["import", "export"])
 def test_a_place_that_cannot_be_written_to_is_one_error(places, tmp_path, form):
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file" / "run", Path("/proc/run")):
+    (tmp_path / "run.unfinished").mkdir()  # who knows whose
+    for place in (tmp_path / "file" / "run", Path("/proc/run"), tmp_path / "run"):
         with pytest.raises(ConfigError, match=f"^OUT='{place}': cannot be written: .*Choose another folder"):
             write_to(form, places, place)
 

@@ -176,7 +176,7 @@ def read_config(folder: Path) -> ModelConfig:
         found = parse(file.read_bytes())
     except (OSError, MetadataError) as error:
         raise ConfigError([_problem(file, f"cannot be read: {error}")]) from None
-    problems = [_problem(file, f"{key}: no such field. {nearest(key, _KNOWN)}") for key in found.keys() - _KNOWN]
+    problems = [_problem(file, f"{key}: no such field. {_hint(key)}") for key in found if key not in _KNOWN]
     problems += [
         _problem(file, f"{key}: expected {value!r}, got {found.get(key)!r}")
         for key, value in _ONLY.items()
@@ -199,6 +199,11 @@ def read_config(folder: Path) -> ModelConfig:
     except (TypeError, ValueError) as error:
         problems = [Problem.about("", str(error))]
     raise ConfigError(_problem(file, str(problem)) for problem in problems)
+
+
+def _hint(key: str) -> str:
+    near = nearest(key, _KNOWN)
+    return near if near.startswith("Did") else "Take it out if the model is the same without it."
 
 
 def _problem(file: Path, text: str) -> Problem:

@@ -146,8 +146,10 @@ def _written_whole(out: Path) -> Iterator[Path]:
     """A folder to write in, which only gets its name when all is in it."""
     unfinished = out.with_name(f"{out.name}.unfinished")
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
         yield unfinished
         if out.is_dir():
             out.rmdir()  # it is empty
@@ -159,6 +161,4 @@ def _written_whole(out: Path) -> Iterator[Path]:
 
 
 def _unwritable(out: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        [Problem({"OUT": str(out)}, f"cannot be written: {error.strerror or error}", "Choose another folder.")]
-    )
+    return ConfigError([Problem({"OUT": str(out)}, f"cannot be written: {error}", "Choose another folder.")])

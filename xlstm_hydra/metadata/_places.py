@@ -163,5 +163,8 @@ def told_if_damaged(what: str) -> Iterator[None]:
         if type(error) is not Exception and not isinstance(error, OSError | KeyError | ValueError):
             raise
         reason = str(error.__cause__ or error).partition("\n")[0].partition(" [tensorstore_spec")[0]
-        text, fix = f"its {what} cannot be read: {reason}", "The checkpoint may be cut off; choose another step."
+        text, fix = (
+            f"its {what} cannot be read: {reason.removesuffix('.')}",
+            "The checkpoint may be cut off; choose another step.",
+        )
         raise ConfigError([Problem.about("", text, fix)]) from error
