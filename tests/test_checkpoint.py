@@ -152,6 +152,19 @@ def test_a_state_of_another_shape_is_named(finished):
         restore(find_checkpoint(str(finished)), other.abstract_state, None)
 
 
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [("params", "parameters"), ("opt_state", "optimizer state"), ("progress", "training state"), ("data", "training")],
+)
+def test_a_run_cannot_continue_from_a_damaged_checkpoint(finished, tmp_path, item, words):
+    checkpoint = find_checkpoint(str(shutil.copytree(finished, tmp_path / "run")))
+    shutil.rmtree(checkpoint / item)
+    on = build_program(run_of(LAYOUTS["fsdp8"]))
+    words = f"^checkpoint.restore={checkpoint}: its {words}.* cannot be read: .*cut off; choose another step.$"
+    with pytest.raises(ConfigError, match=words):
+        restore(checkpoint, on.abstract_state, None)
+
+
 def test_a_folder_with_later_checkpoints_is_not_written_over(finished):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match=r"hydra.run.dir=.* has checkpoints of later steps already \(2, 4 or 6\)"):

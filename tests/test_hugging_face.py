@@ -20,13 +20,14 @@ from xlstm_hydra.configs import ConfigError
 CAPS = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0}
 MODELS = {
     "as published": {},
-    "biased and not scanned": {"bias": True, "scan_blocks": False},
+    "biased and not scanned": {"bias": True, "scan_blocks": False, "dropout": 0.1, "igate_bias_init_range": -10.0},
     "other widths": {"proj_factor": 1.3, "round_proj_up_to_multiple_of": 1, "v_dim_factor": 2.0, "qk_dim_factor": 1.0},
 }
 SAID = (
     *("vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length", "bias", "qk_dim_factor"),
     *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "chunk_size"),
-    *("dtype", "gate_dtype", "ff_dtype", "lm_head_dtype"),
+    *("dtype", "gate_dtype", "ff_dtype", "lm_head_dtype", "dropout", "scan_blocks", "fgate_bias_init_range"),
+    *("igate_bias_init_range", "init_distribution", "output_init_fn"),
 )
 TOKENS = np.random.default_rng(0).integers(0, 32, (2, 16))
 
@@ -97,6 +98,7 @@ def test_a_model_of_hugging_face_becomes_a_checkpoint_of_ours(exported, tmp_path
         {"gate_soft_cap": None},
         {"logits_soft_cap": None},
         {"norm_eps": 1e-5},
+        {"reset_at_document_boundaries": True},
     ],
     ids=str,
 )
@@ -104,6 +106,14 @@ def test_what_hugging_face_cannot_say_is_refused_with_its_field(changes):
     ((key, _),) = changes.items()
     with pytest.raises(ConfigError, match=f"^model.{key}=.*Hugging Face"):
         write_config(run_of(**changes).model)
+
+
+def test_a_model_that_is_reset_at_documents_is_written_where_rows_have_one(tmp_path):
+    run = run_of(reset_at_document_boundaries=True, reset_fgate_value=-20.0, backend="quadratic", chunk_size=64)
+    save_untrained(run, tmp_path, params=random_params(run.model))
+    out = export_checkpoint(str(tmp_path), tmp_path / "exported", one_document_per_row=True)
+    after = load_checkpoint(out).config.model_config
+    assert (after.reset_at_document_boundaries, after.reset_fgate_value, after.backend) == (True, -20.0, "quadratic")
 
 
 def test_a_model_of_another_family_is_refused(tmp_path):
@@ -157,8 +167,12 @@ DAMAGED = {
     "fused weights": (said(weight_mode="fused"), "weight_mode: expected 'single', got 'fused'"),
     "wrong type": (said(num_heads="four"), "config.json: num_heads: expected int"),
     "broken rule": (said(num_heads=3), "config.json: .*num_heads=3"),
-    "not of ours": (said(xlstm_hydra={"dropout": 1}), "config.json: .*xlstm_hydra"),
-    "no number": (said(hidden_size="wide"), "hidden_size: expected a number above 0, got 'wide'"),
+    "not of ours": (said(xlstm_hydra={"droput": 1}), "config.json: xlstm_hydra.droput: .*'dropout'"),
+    "unknown field": (said(num_head=1), "^/.*config.json: num_head: no such field. Did you mean 'num_heads'"),
+    "strange field": (said(zzz=1), "zzz: no such field. Take it out if the model is the same without it"),
+    "another class": (said(architectures=["LlamaForCausalLM"]), "architectures: expected .*xLSTM.*, got .*Llama"),
+    "two depths": (said(num_blocks=3), "num_hidden_layers=2, num_blocks=3: two names of one thing must agree"),
+    "no number": (said(hidden_size="wide", embedding_dim=None), "hidden_size: expected a number above 0, got 'wide'"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
     "cut off": (cut, "model.safetensors: cannot be read: .*incomplete"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: cannot be read"),

@@ -112,7 +112,6 @@ REFUSED = {
     "no step": (["overrides", "run@3"], "RUN='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
     "the second": (["diff", "run", "nowhere"], "B='nowhere': no checkpoints in"),
     "no metadata": (["show", "empty.json"], "RUN=empty.json: not JSON"),
-    "no parameters": (["check", "run"], "RUN='run': its parameters cannot be read"),
 }
 
 
@@ -123,6 +122,13 @@ def test_what_cannot_be_read_is_one_line(told, saved, monkeypatch, arguments, wo
     status, out, err = told(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"xlstm-metadata: {words}") and err.count("\n") == 1
+
+
+def test_a_checkpoint_without_parameters_is_one_line(told, saved):
+    status, _, err = told("check", saved)
+    place = saved / "checkpoints" / "4"
+    assert status == 2 and err.count("\n") == 1 and "The checkpoint may be cut off; choose another step." in err
+    assert err.startswith(f"xlstm-metadata: RUN={place}: its parameters cannot be read: ")
 
 
 def test_parameters_of_another_shape_are_named_with_what_was_expected_and_found(told, tmp_path):

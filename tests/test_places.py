@@ -10,6 +10,7 @@ from saved import save_text
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, saved_steps, step_of
+from xlstm_hydra.metadata._places import told_if_damaged
 
 
 def mark(run, step, content):
@@ -105,3 +106,24 @@ def test_in_a_bucket_a_save_without_a_mark_is_not_finished(bucket, run):
 def test_a_bucket_without_its_package_is_refused_with_the_way_out():
     with pytest.raises(ConfigError, match=r"cannot be read: .*pip install 'xlstm-hydra\[remote\]'"):
         find_checkpoint("gs://bucket/run")
+
+
+CUT_OFF = "its parameters cannot be read: DATA_LOSS: cut off. The checkpoint may be cut off; choose another step."
+TENSORSTORE = ValueError("DATA_LOSS: cut off [tensorstore_spec='{\"base\": 1}']")
+"""What TensorStore says of an array, with where it lies in all detail."""
+
+
+def test_what_is_raised_for_damaged_files_is_told_as_one_error():
+    with pytest.raises(ConfigError) as told, told_if_damaged("parameters"):
+        raise TENSORSTORE
+    assert str(told.value) == CUT_OFF and told.value.__cause__ is TENSORSTORE
+    with pytest.raises(ConfigError) as told, told_if_damaged("parameters"):
+        raise Exception("while reading an array: <bound method ...>\n") from TENSORSTORE  # as Orbax does
+    assert str(told.value) == CUT_OFF
+
+
+@pytest.mark.parametrize("error", [ConfigError([]), TypeError("a mistake of ours"), MemoryError()], ids=repr)
+def test_other_errors_stay_as_they_are(error):
+    with pytest.raises(type(error)) as told, told_if_damaged("parameters"):
+        raise error
+    assert told.value is error

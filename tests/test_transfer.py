@@ -1,6 +1,10 @@
 """Checkpoints are used, whoever wrote them: loaded, begun from, made into ours."""
 
+import shutil
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import CHECKPOINTS
@@ -8,7 +12,7 @@ from tiny import LAYOUTS, tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.checkpoint import export_checkpoint, import_checkpoint, load_params
+from xlstm_hydra.checkpoint import _transfer, export_checkpoint, import_checkpoint, load_params
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, ParallelConfig, SGDConfig
 from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, read_record
 from xlstm_hydra.models import apply_model, build_model
@@ -59,6 +63,15 @@ def test_three_lines_give_a_model_with_its_parameters(places):
     assert all(len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.parametrize("backend", ["pallas_triton", "cudnn"])
+def test_a_kernel_that_is_not_here_does_not_keep_a_model_from_being_used(tmp_path, backend):
+    run = tiny_run("llama", model={"attention_backend": backend, "dtype": "bfloat16", "num_blocks": 1})
+    save_untrained(run, tmp_path, params=random_params(run.model))
+    model, params, config = load_checkpoint(tmp_path)
+    assert config.model_config == run.model.model_config
+    assert jnp.isfinite(model.apply({"params": params}, np.arange(16)[None])).all()
+
+
 def test_a_layout_may_be_asked_for_with_them(places):
     whole = load_checkpoint(places / "ours").params
     params = load_checkpoint(f"{places / 'ours'}@2", ParallelConfig(**LAYOUTS["tp2_fsdp4"])).params
@@ -69,6 +82,26 @@ def test_a_layout_may_be_asked_for_with_them(places):
 def test_a_place_without_a_checkpoint_is_told_as_it_was_given(tmp_path):
     with pytest.raises(ConfigError, match=f"^checkpoint='{tmp_path}': no checkpoints in "):
         load_checkpoint(tmp_path)
+
+
+def lose(folder):
+    shutil.rmtree(folder)
+
+
+def cut(folder):
+    file = folder / "_METADATA"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize("damage", [lose, cut])
+def test_damaged_parameters_are_one_error_with_the_checkpoint(places, tmp_path, damage):
+    checkpoint = find_checkpoint(str(shutil.copytree(places / "ours", tmp_path / "run")))
+    damage(checkpoint / "params")
+    words = f"^task.checkpoint={checkpoint}: its parameters cannot be read: .*cut off; choose another step.$"
+    with pytest.raises(ConfigError, match=words) as told:
+        load_params(checkpoint, run_of().model, key="task.checkpoint")
+    assert "\n" not in str(told.value)
+    assert told.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(
@@ -99,6 +132,39 @@ def test_what_cannot_be_begun_from_is_refused(values, words):
         CheckpointConfig(**values)
 
 
+def write_to(form, places, out):
+    return import_checkpoint(str(places / "hf"), out) if form == "import" else export_checkpoint(f"{places}/ours", out)
+
+
+@pytest.mark.parametrize("form", ["import", "export"])
+def test_a_folder_that_holds_anything_is_not_written_into(places, form):
+    before = sorted((places / "imported").rglob("*"))
+    with pytest.raises(ConfigError, match="^OUT='.*imported': is there already"):
+        write_to(form, places, places / "imported")
+    assert sorted((places / "imported").rglob("*")) == before
+
+
+@pytest.mark.parametrize("form", ["import", "export"])
+def test_a_place_that_cannot_be_written_to_is_one_error(places, tmp_path, form):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run.unfinished").mkdir()  # who knows whose
+    for place in (tmp_path / "file" / "run", Path("/proc/run"), tmp_path / "run"):
+        with pytest.raises(ConfigError, match=f"^OUT='{place}': cannot be written: .*Choose another folder"):
+            write_to(form, places, place)
+
+
+@pytest.mark.parametrize("form", ["import", "export"])
+def test_what_is_not_whole_has_no_name(places, tmp_path, monkeypatch, form):
+    def full(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(_transfer, "write_safetensors", full)
+    monkeypatch.setattr(_transfer.ocp.CheckpointManager, "save", full)
+    with pytest.raises(ConfigError, match="^OUT=.*: cannot be written: no space left"):
+        write_to(form, places, tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
 @needs_reference
 @pytest.mark.parametrize("case", ["a_mlstm_v0", "b_mlstm_v1", "c_llama", "d_8dev_mlstm_v0_fsdp2_tp2"])
 def test_a_checkpoint_of_xlstm_jax_becomes_one_of_ours(case, tmp_path):
@@ -120,5 +186,6 @@ def test_what_cannot_be_imported_is_refused(places, tmp_path):
     with pytest.raises(ConfigError, match="^RUN=.*: is of the format xlstm_jax, not hf"):
         import_checkpoint(theirs, tmp_path, "hf")
     import_checkpoint(theirs, tmp_path)
-    with pytest.raises(ConfigError, match="OUT=.*: has a checkpoint of step 20"):
+    with pytest.raises(ConfigError, match="^OUT=.*: is there already. Choose a new folder"):
         import_checkpoint(theirs, tmp_path)
+    assert not [*tmp_path.parent.glob("*unfinished")]

@@ -1,5 +1,7 @@
 """What holds for Llama alone: positions, masks, and where attention is computed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from test_models import outputs, params_of, some_tokens
 from tiny import FAMILIES, tiny_run
 
-from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.configs import ConfigError, GenerateTaskConfig
 from xlstm_hydra.models._context import Context
 from xlstm_hydra.models._llama import positions_BT, rotate
 from xlstm_hydra.train._devices import start_devices
@@ -83,3 +85,5 @@ def test_a_backend_that_the_devices_lack_is_refused_before_training():
         ConfigError, match="model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs; the devices are c"
     ):
         start_devices(run)
+    task = GenerateTaskConfig(checkpoint="run", prompt_tokens=[1], max_new_tokens=4)
+    start_devices(dataclasses.replace(run, task=task))  # it always takes xla

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra.configs import ModelConfig
+from xlstm_hydra.metadata._places import told_under
 from xlstm_hydra.models import list_parameters
 
 from ._orbax import OrbaxLeaves
@@ -30,23 +31,27 @@ class Misfit(NamedTuple):
     """What says so: `model`, or `parameters`, the list in the metadata."""
 
 
-def check_params(checkpoint: Path, model: ModelConfig, recorded: Mapping[str, Any] | None = None) -> list[Misfit]:
+def check_params(
+    checkpoint: Path, model: ModelConfig, recorded: Mapping[str, Any] | None = None, key: str = "RUN"
+) -> list[Misfit]:
     """Compare the parameters of a checkpoint, of ours or of xlstm-jax, with what its metadata says.
 
     Args:
         checkpoint: its folder.
         model: the recorded model, with the class itself as its `model_class`.
         recorded: the recorded list of parameters, if there is one: for each path, `{"shape": [...]}`.
+        key: where the user named the checkpoint, for messages.
 
     Raises:
-        ConfigError: a tree of xlstm-jax whose order is not known.
+        ConfigError: the parameters cannot be read, or are a tree of xlstm-jax whose order is not known.
     """
-    leaves = OrbaxLeaves(checkpoint / "params")
-    if is_xlstm_jax_tree(leaves.shapes):
-        parts = xlstm_jax_parts(model, leaves.shapes)
-        wanted = {path: shape for part in parts for path, shape in part.leaves.items()}
-    else:
-        wanted = {parameter.path: parameter.shape for parameter in list_parameters(model)}
+    with told_under(key, checkpoint):
+        leaves = OrbaxLeaves(checkpoint / "params")
+        if is_xlstm_jax_tree(leaves.shapes):
+            parts = xlstm_jax_parts(model, leaves.shapes)
+            wanted = {path: shape for part in parts for path, shape in part.leaves.items()}
+        else:
+            wanted = {parameter.path: parameter.shape for parameter in list_parameters(model)}
     misfits = _misfits(leaves, wanted, "model")
     if recorded is not None:
         listed = {path: tuple(entry["shape"]) for path, entry in recorded.items()}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, mLSTMv1Config
-from xlstm_hydra.configs._problems import show
+from xlstm_hydra.configs._problems import nearest, show
 from xlstm_hydra.metadata import MetadataError
 from xlstm_hydra.metadata._text import parse
 from xlstm_hydra.parallel import Parameter
@@ -63,7 +64,8 @@ _DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
 }
 """What a config that does not say it means."""
-_OURS = ("context_length", "dtype", "gate_dtype", "ff_dtype", "lm_head_dtype")
+_WIDTH = ("proj_factor", "round_proj_up_dim_up", "round_proj_up_to_multiple_of")
+_OURS = tuple(field.name for field in fields(mLSTMv1Config) if field.name not in (*_SAME, *_HAS, *_WIDTH))
 """Fields that mean nothing there, which a model of ours has under `xlstm_hydra` all the same, for the way back. There,
 everything is computed in the type that the weights are loaded in."""
 _SIZES = ("hidden_size", "ffn_proj_factor", "ffn_round_up_to_multiple_of", "chunk_size", "context_length")
@@ -74,12 +76,40 @@ _ONLY: dict[str, Any] = {
     "tie_word_embeddings": False,
     "add_out_norm": True,
     "eps": 1e-6,
+    "architectures": ["xLSTMForCausalLM"],
 }
 """Fields there that we have no other value for."""
+_ALIASES = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "dtype": "torch_dtype"}
+_IGNORED = (
+    # how it is computed there
+    "chunkwise_kernel sequence_kernel step_kernel mode return_last_states autocast_kernel_dtype inference_state_dtype "
+    "max_inference_chunksize norm_reduction_force_float32 use_cache "
+    # what earlier versions wrote and none reads
+    "add_embedding_dropout add_forward_backend_padding add_post_blocks_norm add_post_norm add_qk_norm cell_norm_eps "
+    "force_bos_token_insert head_dim igate_bias_init_range mlstm_round_up_to_multiple_of "
+    # what any model has there: its tokens, files, and results
+    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix "
+    "transformers_version _name_or_path _attn_implementation_autoset auto_map finetuning_task task_specific_params "
+    "problem_type id2label label2id is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size "
+    "tie_encoder_decoder output_attentions output_hidden_states return_dict chunk_size_feed_forward torchscript "
+    "use_bfloat16 tf_legacy_loss pruned_heads "
+    # how earlier versions generate
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
+    "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"
+).split()
+"""Fields there that the logits do not depend on."""
+_KNOWN = {*_DEFAULTS, *_ONLY, *_ALIASES.values(), *_IGNORED, "xlstm_hydra"}
 
 
-def write_config(model: ModelConfig) -> dict[str, Any]:
+def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> dict[str, Any]:
     """The content of `config.json` for a model of ours.
+
+    Args:
+        model: with its class.
+        one_document_per_row: whether it may be a model that is reset where a document begins within a row, which is
+            never so there.
 
     Raises:
         ConfigError: with every field that cannot be said there.
@@ -88,14 +118,13 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
     if not isinstance(config, mLSTMv1Config):
         text = "Hugging Face's xLSTM has no such model"
         raise ConfigError([Problem.about(model.class_path(), text, f"It has those of {MODEL_CLASS}.")])
-    if problems := [problem.at("model") for problem in _inexpressible(config)]:
+    if problems := [problem.at("model") for problem in _inexpressible(config, one_document_per_row)]:
         raise ConfigError(problems)
     width, multiple = config.ff_dim(), config.round_proj_up_to_multiple_of
     content = {theirs: config.get(ours) for ours, theirs in _SAME.items()}
     # Caches there are made for widths that are multiples of 64, whatever the widths are.
     has_cache = config.qk_dim() % 64 == config.v_dim() % 64 == 0
     return {
-        "architectures": ["xLSTMForCausalLM"],
         **_ONLY,
         **content,
         "embedding_dim": config.embedding_dim,
@@ -113,7 +142,11 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _inexpressible(config: mLSTMv1Config) -> Iterator[Problem]:
+def _inexpressible(config: mLSTMv1Config, one_document_per_row: bool) -> Iterator[Problem]:
+    if config.reset_at_document_boundaries and not one_document_per_row:
+        text = "Hugging Face's xLSTM goes on from one document of a row to the next"
+        fix = "Give --one-document-per-row to export it for rows that have no second one."
+        yield Problem({"reset_at_document_boundaries": True}, text, fix)
     for key, value in _HAS.items():
         if config.get(key) != value:
             yield Problem({key: config.get(key)}, f"Hugging Face's xLSTM can only be {value!r} here")
@@ -142,17 +175,22 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         found = parse(file.read_bytes())
     except (OSError, MetadataError) as error:
-        raise ConfigError([Problem.about(str(file), f"cannot be read: {error}")]) from None
-    problems = [
-        Problem.about(f"{file}: {key}", f"expected {value!r}, got {found.get(key)!r}")
+        raise ConfigError([_problem(file, f"cannot be read: {error}")]) from None
+    problems = [_problem(file, f"{key}: no such field. {_hint(key)}") for key in found if key not in _KNOWN]
+    problems += [
+        _problem(file, f"{key}: expected {value!r}, got {found.get(key)!r}")
         for key, value in _ONLY.items()
-        if found.get(key, None if key == "model_type" else value) != value
+        if found.get(key) != value and (key == "model_type" or found.get(key) is not None)
+    ]
+    said = {key: value for key, value in found.items() if value is not None}
+    problems += [
+        _problem(file, f"{key}={show(said[key])}, {alias}={show(said[alias])}: two names of one thing must agree")
+        for key, alias in _ALIASES.items()
+        if key in said and said.get(alias, said[key]) != said[key]
     ]
     if problems:
         raise ConfigError(problems)
-    aliases = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "dtype": "torch_dtype"}
-    said = {key: value for key, value in found.items() if value is not None}
-    said = {key: said[alias] for key, alias in aliases.items() if alias in said} | said
+    said = {key: said[alias] for key, alias in _ALIASES.items() if alias in said} | said
     content = {key: said.get(key, default) for key, default in _DEFAULTS.items()}
     try:
         return ModelConfig(MODEL_CLASS, model_config=_config(content, said.get("xlstm_hydra", {})))
@@ -160,20 +198,34 @@ def read_config(folder: Path) -> ModelConfig:
         problems = error.problems
     except (TypeError, ValueError) as error:
         problems = [Problem.about("", str(error))]
-    raise ConfigError(Problem.about(str(file), str(problem)) for problem in problems)
+    raise ConfigError(_problem(file, str(problem)) for problem in problems)
+
+
+def _hint(key: str) -> str:
+    near = nearest(key, _KNOWN)
+    return near if near.startswith("Did") else "Take it out if the model is the same without it."
+
+
+def _problem(file: Path, text: str) -> Problem:
+    return Problem.about("", f"{file}: {text}")
 
 
 def _config(content: dict[str, Any], own: Any) -> mLSTMv1Config:
     dim, multiple, dtype = content["hidden_size"], content["ffn_round_up_to_multiple_of"], content["dtype"]
-    if not isinstance(own, dict) or not own.keys() <= set(_OURS):
-        raise ValueError(f"xlstm_hydra: expected an object with {', '.join(_OURS)}, got {show(own)}")
+    if not isinstance(own, dict):
+        raise ValueError(f"xlstm_hydra: expected an object, got {show(own)}")
+    for key in own.keys() - set(_OURS):
+        raise ValueError(f"xlstm_hydra.{key}: no such field. {nearest(key, _OURS)}")
     own = {"context_length": 2048, "dtype": dtype, "gate_dtype": dtype, "lm_head_dtype": dtype} | own
     for key, value in (content | own).items():
         if key in _SIZES and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise ValueError(f"{key}: expected a number above 0, got {show(value)}")
+    chunk_size = content["chunk_size"]
+    if own.get("backend", "chunkwise") == "chunkwise":
+        chunk_size = math.gcd(chunk_size, own["context_length"])
     width = int((dim * content["ffn_proj_factor"] + multiple - 1) // multiple * multiple)
     fields = {ours: content[theirs] for ours, theirs in _SAME.items()} | {
-        "chunk_size": math.gcd(content["chunk_size"], own["context_length"]),
+        "chunk_size": chunk_size,
         "proj_factor": width / dim,
         "round_proj_up_to_multiple_of": multiple,
         **own,

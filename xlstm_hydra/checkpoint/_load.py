@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import NamedSharding
 
-from xlstm_hydra.configs import ModelConfig, ParallelConfig
+from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import find_checkpoint, record_of
 from xlstm_hydra.models import build_model, list_parameters
@@ -26,13 +27,14 @@ class Loaded(NamedTuple):
     """What `load_checkpoint` gives."""
 
     model: nn.Module
-    """The Flax module, for `model.apply({"params": params}, tokens)`."""
+    """The Flax module, for `model.apply({"params": params}, tokens)`. Where these devices cannot compute the recorded
+    `attention_backend`, it has xla, the same function."""
 
     params: Any
     """The tree of its parameters, on all devices."""
 
     config: ModelConfig
-    """The class, its config, and the layout that it was trained on."""
+    """The class, its config, and the layout that it was trained on, as recorded."""
 
 
 def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = None) -> Loaded:
@@ -48,7 +50,15 @@ def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = No
     folder = find_weights(str(checkpoint), _KEY)
     config = resolve_classes(recorded_model(folder, _KEY))
     params = load_params(folder, config, shardings(config, parallel or ParallelConfig()), _KEY)
-    return Loaded(build_model(config), params, config)
+    return Loaded(build_model(_computable(config)), params, config)
+
+
+def _computable(config: ModelConfig) -> ModelConfig:
+    """The model with attention that these devices compute."""
+    model = config.model_config
+    if isinstance(model, LlamaConfig) and any(model.platform_rules(jax.default_backend())):
+        return replace(config, model_config=replace(model, attention_backend="xla"))
+    return config
 
 
 def find_weights(place: str, key: str) -> Path:

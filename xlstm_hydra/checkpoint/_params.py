@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from xlstm_hydra.configs import ModelConfig
-from xlstm_hydra.metadata._places import RESTORE, told_under
+from xlstm_hydra.metadata._places import RESTORE, told_if_damaged, told_under
 
 from ._hugging_face import hugging_face_parts, is_hugging_face
 from ._orbax import OrbaxLeaves
@@ -36,7 +36,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
         key: where the user named the checkpoint, for messages.
 
     Raises:
-        ConfigError: the parameters on disk are not those of the model, naming the first that differ.
+        ConfigError: the parameters on disk cannot be read, or are not those of the model, naming the first that differ.
     """
     shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
@@ -81,7 +81,7 @@ def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Itera
 def _restore(folder: Path, shapes: Mapping[str, Shape], where: Mapping[str, Sharding]) -> Any:
     """Arrays that need no conversion, straight to where they shall be."""
     wanted = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where[path]) for path, shape in shapes.items()}
-    with ocp.StandardCheckpointer() as reader:
+    with told_if_damaged("parameters"), ocp.StandardCheckpointer() as reader:
         return reader.restore(folder, traverse_util.unflatten_dict(wanted, sep="."))
 
 

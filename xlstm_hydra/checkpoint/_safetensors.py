@@ -102,4 +102,4 @@ def _library(name: str) -> Any:
 
 
 def _unreadable(file: Path, error: Exception | str) -> ConfigError:
-    return ConfigError([Problem.about(str(file), f"cannot be read: {error}")])
+    return ConfigError([Problem.about("", f"{file}: cannot be read: {error}")])

@@ -20,7 +20,7 @@ from etils import epath
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
-from xlstm_hydra.metadata._places import FOLDER, refused
+from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused, told_if_damaged, told_under
 
 _TRASH = "deleted"
 """Checkpoints that are not kept move in here in one step before their files go, so that a process which is killed
@@ -105,7 +105,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
         data: the training batches.
 
     Raises:
-        ConfigError: the checkpoint's parameters or optimizer state have other names or shapes.
+        ConfigError: the checkpoint is damaged, or its parameters or optimizer state have other names or shapes.
     """
     wanted = {
         "params": target.params,
@@ -116,9 +116,14 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
         refuse_other_shapes(checkpoint, item, wanted[item])
     args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
     args["data"] = ocp.args.JsonRestore()
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with (
+        told_under(RESTORE, checkpoint),
+        told_if_damaged("training state"),
+        ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
+    ):
         restored = reader.restore(epath.Path(checkpoint), args=ocp.args.Composite(**args))
-    data.seek(restored["data"]["batches"])
+        position = restored["data"]["batches"]
+    data.seek(position)
     structure = jax.tree.structure(target.opt_state)
     leaves = [restored["opt_state"][path] for path in _by_path(target.opt_state)]
     opt_state = jax.tree.unflatten(structure, leaves)
@@ -129,9 +134,11 @@ def refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
     """Make sure that an item (`params` or `opt_state`) of a checkpoint has the names and shapes wanted.
 
     Raises:
-        ConfigError: it has others.
+        ConfigError: it has others, or cannot be read.
     """
-    saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
+    what = "parameters" if item == "params" else "optimizer state"
+    with told_under(RESTORE, checkpoint), told_if_damaged(what):
+        saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
     shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}
     if shapes == expected:

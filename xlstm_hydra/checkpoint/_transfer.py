@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.hydra._from_checkpoint import starting_groups
-from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, saved_steps, step_of, write_metadata
+from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, step_of, write_metadata
 from xlstm_hydra.metadata._format import FORMAT
 from xlstm_hydra.metadata._places import FOLDER, told_under
 
@@ -43,7 +45,7 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
 
     Args:
         source: `RUN` or `RUN@STEP` of xlstm-jax, or a folder of Hugging Face.
-        out: the run folder to write it to.
+        out: the run folder to write it to, a new one.
         form: what it must be, xlstm_jax or hf. None: either.
         key: where the user named the source, for messages.
 
@@ -51,25 +53,21 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
         The folder of the checkpoint.
 
     Raises:
-        ConfigError: it cannot be read, is not what its config says, or is there already.
+        ConfigError: it cannot be read, is not what its config says, or `out` is no new folder.
     """
-    folder, out = find_weights(source, key), Path(out).expanduser().absolute()
+    folder, out = find_weights(source, key), _new_folder(out)
     with told_under(key, folder):
         run, step, origin = _foreign_run(folder, key)
         if form not in (None, origin["writer"]):
             raise ConfigError([Problem({}, f"is of the format {origin['writer']}, not {form}")])
         model = resolve_classes(run.model)
-        if step in saved_steps(out):
-            raise ConfigError(
-                [Problem({"OUT": str(out)}, f"has a checkpoint of step {step}", "Choose another folder.")]
-            )
         shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
         params = dict(convert(open_leaves(folder), model, shapes))
     listed = {path: {"shape": list(shape), "dtype": "float32"} for path, shape in shapes.items()}
     metadata = write_metadata(run, **provenance(), parameters=listed, imported=origin)
-    with ocp.CheckpointManager(out / FOLDER) as manager:
-        tree = traverse_util.unflatten_dict(params, sep=".")
-        items = {"params": ocp.args.StandardSave(tree), "metadata": ocp.args.JsonSave(metadata)}  # pyright: ignore[reportCallIssue]
+    tree = traverse_util.unflatten_dict(params, sep=".")
+    items = {"params": ocp.args.StandardSave(tree), "metadata": ocp.args.JsonSave(metadata)}  # pyright: ignore[reportCallIssue]
+    with _written_whole(out) as unfinished, ocp.CheckpointManager(unfinished / FOLDER) as manager:
         manager.save(step, args=ocp.args.Composite(**items))
     return out / FOLDER / str(step)
 
@@ -101,16 +99,17 @@ def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
     return RunConfig(**known | {"model": model, "data": data, "trainer": trainer})
 
 
-def export_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
+def export_checkpoint(source: str, out: str | Path, key: str = "RUN", *, one_document_per_row: bool = False) -> Path:
     """Write any checkpoint of the v1 family as a model that `transformers.xLSTMForCausalLM` loads.
 
-    No more than 4 GiB of arrays are in memory at a time. There is no tokenizer in it. Every row is one document there,
-    also where `model.reset_at_document_boundaries` is true.
+    No more than 4 GiB of arrays are in memory at a time. There is no tokenizer in it.
 
     Args:
         source: `RUN` or `RUN@STEP`, of ours or of xlstm-jax.
         out: a new folder.
         key: where the user named the source, for messages.
+        one_document_per_row: export a model with `reset_at_document_boundaries` all the same. There, the next document
+            of a row is read as if it belonged to the last.
 
     Returns:
         The folder.
@@ -118,16 +117,48 @@ def export_checkpoint(source: str, out: str | Path, key: str = "RUN") -> Path:
     Raises:
         ConfigError: the checkpoint cannot be read, or with every field that cannot be said there.
     """
-    folder, out = find_weights(source, key), Path(out).expanduser().absolute()
+    folder, out = find_weights(source, key), _new_folder(out)
     model = resolve_classes(recorded_model(folder, key))
-    content = write_config(model)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError([Problem({"OUT": str(out)}, "is there already", "Choose a new folder.")])
+    content = write_config(model, one_document_per_row=one_document_per_row)
     outer, block = outer_and_block_parameters(model)
     stacked = {*(parameter.path for parameter in outer), *(f"{BLOCKS}.{parameter.path}" for parameter in block)}
     with told_under(key, folder):
         arrays = convert(open_leaves(folder), model, stacked)
-        out.mkdir(parents=True, exist_ok=True)
-        write_safetensors(out, written_arrays(model, arrays))
-    (out / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with _written_whole(out) as unfinished:
+        with told_under(key, folder):
+            write_safetensors(unfinished, written_arrays(model, arrays))
+        (unfinished / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out
+
+
+def _new_folder(place: str | Path) -> Path:
+    out = Path(place).expanduser().absolute()
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError([Problem({"OUT": str(out)}, "is there already", "Choose a new folder.")])
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    return out
+
+
+@contextmanager
+def _written_whole(out: Path) -> Iterator[Path]:
+    """A folder to write in, which only gets its name when all is in it."""
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    try:
+        unfinished.mkdir(parents=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
+        yield unfinished
+        if out.is_dir():
+            out.rmdir()  # it is empty
+        unfinished.rename(out)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unwritable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError([Problem({"OUT": str(out)}, f"cannot be written: {error}", "Choose another folder.")])

@@ -36,7 +36,8 @@ class SubModelConfig(ConfigDict):
         yield from ()
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """Every broken rule between this model and the kind of its devices: cpu, gpu or tpu."""
+        """Every broken rule between this model and the kind of the devices that it computes examples on: cpu, gpu or
+        tpu. Where it continues a prompt, none of them is asked for."""
         del platform
         yield from ()
 

@@ -179,4 +179,23 @@ def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
         yield
     except ConfigError as error:
         where = f"{key}={checkpoint}"
-        raise ConfigError(Problem.about(where, str(found)) for found in error.problems) from None
+        raise ConfigError(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
+
+
+@contextmanager
+def told_if_damaged(what: str) -> Iterator[None]:
+    """What Orbax and TensorStore raise where files of a checkpoint are missing or cut off is one `ConfigError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        # Orbax wraps what TensorStore says of an array in an error that is no more than an `Exception`.
+        if type(error) is not Exception and not isinstance(error, OSError | KeyError | ValueError):
+            raise
+        reason = str(error.__cause__ or error).partition("\n")[0].partition(" [tensorstore_spec")[0]
+        text, fix = (
+            f"its {what} cannot be read: {reason.removesuffix('.')}",
+            "The checkpoint may be cut off; choose another step.",
+        )
+        raise ConfigError([Problem.about("", text, fix)]) from error
