@@ -1,6 +1,7 @@
 """Where checkpoints are, and which ones are finished."""
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
 
@@ -127,3 +128,19 @@ def test_other_errors_stay_as_they_are(error):
     with pytest.raises(type(error)) as told, told_if_damaged("parameters"):
         raise error
     assert told.value is error
+
+
+REFUSED = {
+    "no step": ("{}@abc", "'abc' behind the @ is no step. Saved are steps 2 or 10."),
+    "an empty step": ("{}@", "'' behind the @ is no step"),
+    "no run": ("{}/nope@2", "/nope/checkpoints. Give"),
+    "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints. Give"),
+}
+
+
+@pytest.mark.parametrize(("place", "words"), REFUSED.values(), ids=REFUSED)
+def test_a_place_without_a_checkpoint_is_told_as_it_was_meant(tmp_path, place, words):
+    for step in (2, 10):
+        save_text(tmp_path / "run", "{}", step)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        find_checkpoint(place.format(tmp_path / "run"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, cast
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either
+
+log = logging.getLogger("xlstm_hydra")
 
 FOLDER = "checkpoints"
 """Name of the folder in a run folder."""
@@ -78,16 +81,14 @@ def _find(place: str, key: str) -> Path:
         return _absolute(run)
     saved = saved_checkpoints(run)
     name, _, step = place.rpartition("@")
-    if not saved and name:
-        run, wanted = to_path(name), step
-        saved = saved_checkpoints(run)
-        if saved and not (step.isascii() and step.isdigit()):
-            fix = f"Saved are steps {either(sorted(saved))}."
-            raise refused(place, f"{step!r} behind the @ is no step", fix, key)
+    if not saved and name and (of_name := saved_checkpoints(to_path(name))):
+        saved, wanted = of_name, step
+        if not (step.isascii() and step.isdigit()):
+            raise refused(place, f"{step!r} behind the @ is no step", f"Saved are steps {either(sorted(saved))}.", key)
     if not saved:
-        raise refused(
-            place, f"no checkpoints in {_absolute(run / FOLDER)}", "Give the folder of a run that saved some.", key
-        )
+        meant = to_path(name) if name and step.isascii() and step.isdigit() else run
+        text = f"no checkpoints in {_absolute(meant / FOLDER)}"
+        raise refused(place, text, "Give the folder of a run that saved some.", key)
     if wanted and int(wanted) not in saved:
         raise refused(place, f"no checkpoint of step {wanted}", f"Saved are steps {either(sorted(saved))}.", key)
     return _absolute(saved[int(wanted) if wanted else max(saved)])
@@ -139,8 +140,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
             text = "another run is writing in this folder"
             fix = "Wait until it has ended, or choose another folder."
             raise ConfigError([Problem({"hydra.run.dir": str(folder)}, text, fix)]) from None
-        except OSError:  # a file system without locks, such as that of some clusters
-            pass
+        except OSError as error:  # a file system without locks, such as that of some clusters
+            log.warning("%s: no lock, so a second run there would not be noticed (%s)", folder, error.strerror)
         yield
 
 
