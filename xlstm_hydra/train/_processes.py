@@ -232,7 +232,7 @@ def _end_undisturbed() -> None:
 def _failure_of(error: BaseException, number: int) -> Failure:
     if isinstance(error, ConfigError):
         return Failure(number, 2, str(error))
-    hint = "checkpoint.restore=RUN continues from the last checkpoint of a run"
+    hint = "resume=RUN goes on from the last checkpoint of a run"
     if isinstance(error, KeyboardInterrupt):
         return Failure(number, 130, f"interrupted; {hint}")
     if isinstance(error, Terminated):
