@@ -276,7 +276,7 @@ def test_sigterm_to_one_process_of_a_program_that_trains_twice_ends_both(tmp_pat
     seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGTERM)
     assert seconds < SECONDS_TO_END
     assert statuses == [143, 143], texts
-    assert "process 1: ended by SIGTERM; checkpoint.restore=RUN continues" in texts[1]
+    assert "process 1: ended by SIGTERM; resume=RUN goes on" in texts[1]
     assert "process 0 ends, because of process 1: ended by SIGTERM" in texts[0]
 
 

@@ -234,7 +234,7 @@ def _failure_of(error: BaseException, number: int) -> Failure:
         return Failure(number, 2, str(error))
     hint = "resume=RUN goes on from the last checkpoint of a run"
     if isinstance(error, KeyboardInterrupt):
-        return Failure(number, 130, f"interrupted; {hint}")
+        return Failure(number, 130, f"interrupted; {error or hint}")
     if isinstance(error, Terminated):
         return Failure(number, 143, f"ended by SIGTERM; {hint}")
     if isinstance(error, SystemExit):
