@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -96,23 +97,14 @@ def _summary(record: Record) -> dict[str, Any]:
     made = {name: value for name, value in record.content.items() if name not in ("config", "parameters", "format")}
     parameters = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
     if isinstance(parameters, dict):
-        made["parameters"] = f"{_size(parameters):,} in {len(parameters)} arrays"
+        size = sum(math.prod(entry["shape"]) for entry in parameters.values())
+        made["parameters"] = f"{size:,} in {len(parameters)} arrays"
     if isinstance(origin := made.get("imported"), dict):
         made["imported"] = {name: value for name, value in origin.items() if name != "metadata"}
     made = made if record.writer == "xlstm_hydra" else {}
     found: dict[str, Any] = {"writer": record.writer, **made, "config": groups}
     lists = {"notes": list(record.notes), "unknown": list(record.unknown)}
     return found | {name: texts for name, texts in lists.items() if texts}
-
-
-def _size(parameters: dict[str, Any]) -> int:
-    total = 0
-    for entry in parameters.values():
-        size = 1
-        for length in entry["shape"]:
-            size *= length
-        total += size
-    return total
 
 
 def _overrides(arguments: argparse.Namespace) -> int:

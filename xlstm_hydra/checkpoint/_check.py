@@ -11,7 +11,7 @@ from xlstm_hydra.metadata._places import told_under
 from xlstm_hydra.models import list_parameters
 
 from ._orbax import OrbaxLeaves
-from ._parts import Shape
+from ._parts import Shape, differing
 from ._xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 
 
@@ -60,5 +60,5 @@ def check_params(
 
 
 def _misfits(leaves: OrbaxLeaves, wanted: Mapping[str, Shape], source: str) -> list[Misfit]:
-    paths = sorted(path for path in wanted.keys() | leaves.shapes.keys() if wanted.get(path) != leaves.shapes.get(path))
-    return [Misfit(leaves.name(path), wanted.get(path), leaves.shapes.get(path), source) for path in paths]
+    found = leaves.shapes
+    return [Misfit(leaves.name(path), wanted.get(path), found.get(path), source) for path in differing(wanted, found)]

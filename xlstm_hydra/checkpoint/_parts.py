@@ -118,6 +118,11 @@ def own_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Part]:
     return parts + [all_blocks(Part((p.path,), {p.path: p.shape}), names, config.num_blocks) for p in block]
 
 
+def differing(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
+    """The paths of arrays that are on one side only, or have another shape there."""
+    return sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
+
+
 def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
     """Make sure that every leaf is there, has the right shape, and is used.
 
@@ -127,10 +132,9 @@ def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
     expected = {path: shape for part in parts for path, shape in part.leaves.items()}
     assert len(expected) == sum(len(part.leaves) for part in parts), "a leaf is used twice"
     wrong = []
-    for path in sorted(expected.keys() | leaves.shapes.keys()):
+    for path in differing(expected, leaves.shapes):
         found, wanted = leaves.shapes.get(path), expected.get(path)
-        if found != wanted:
-            wrong.append(f"{leaves.name(path)}: expected {wanted or 'nothing'}, found {found or 'nothing'}")
+        wrong.append(f"{leaves.name(path)}: expected {wanted or 'nothing'}, found {found or 'nothing'}")
     if wrong:
         more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
         text = f"its parameters are not those of this model: {'; '.join(wrong[:_TOLD])}{more}"

@@ -22,6 +22,8 @@ from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
 from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused, told_if_damaged, told_under
 
+from ._parts import differing
+
 _TRASH = "deleted"
 """Checkpoints that are not kept move in here in one step before their files go, so that a process which is killed
 meanwhile leaves none behind that looks whole."""
@@ -113,7 +115,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
         "progress": {"step": target.step, "rng": target.rng},
     }
     for item in ("params", "opt_state"):
-        refuse_other_shapes(checkpoint, item, wanted[item])
+        _refuse_other_shapes(checkpoint, item, wanted[item])
     args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
     args["data"] = ocp.args.JsonRestore()
     with (
@@ -130,7 +132,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     return TrainState(restored["params"], opt_state, restored["progress"]["step"], restored["progress"]["rng"])
 
 
-def refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
+def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
     """Make sure that an item (`params` or `opt_state`) of a checkpoint has the names and shapes wanted.
 
     Raises:
@@ -141,9 +143,9 @@ def refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
         saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
     shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}
-    if shapes == expected:
+    wrong = differing(expected, shapes)
+    if not wrong:
         return
-    wrong = sorted(path for path in shapes.keys() | expected.keys() if shapes.get(path) != expected.get(path))
     path = wrong[0]
     has, wants = (show(tree.get(path, "nothing")) for tree in (shapes, expected))
     what = "model" if item == "params" else "optimizer"

@@ -21,10 +21,18 @@ MAX_DEPTH = 32
 CLASS = "<class '"
 """What the text of a class begins with."""
 
+_CLASS_END = "'>"
+
 _LOCALS, _LOCALS_NAME = "<locals>", "__locals__"
 _OPENING, _CLOSING = "([{", ")]}"
 _NAMES = {"None": None, "True": True, "False": False, "nan": math.nan, "inf": math.inf}
 _WRAPPERS = ("set", "frozenset", "dtype", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+
+
+def class_in(text: str) -> str | None:
+    """`a.B` from `<class 'a.B'>`; None where the text has another form."""
+    is_class = text.startswith(CLASS) and text.endswith(_CLASS_END)
+    return text[len(CLASS) : -len(_CLASS_END)] if is_class else None
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def _angle(text: str, start: int) -> tuple[str, int]:
     if text.startswith(_LOCALS, start):
         return _LOCALS_NAME, start + len(_LOCALS)
     if text.startswith(CLASS, start):
-        end = text.find("'>", start)
+        end = text.find(_CLASS_END, start)
         name = text[start + len(CLASS) : end]
         if end >= 0 and all(part.isidentifier() for part in name.replace(_LOCALS, _LOCALS_NAME).split(".")):
             return repr(text[start : end + 2]), end + 2

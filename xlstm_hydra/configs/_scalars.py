@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ._hints import kind, registered
+from ._reprs import class_in
 
 _DTYPE_MODULES = ("", "numpy", "np", "jax.numpy", "jnp", "ml_dtypes", "jax._src.numpy.scalar_types")
 
@@ -157,9 +158,8 @@ def _class_name(data: Any, flags: Flags) -> str | None:
     """`a.B` from `<class 'a.B'>`, or from `a.B` itself unless the strict form is asked for."""
     if not isinstance(data, str):
         return None
-    if data.startswith("<class '") and data.endswith("'>"):
-        return data[len("<class '") : -len("'>")]
-    return None if flags.strict_classnames else data
+    name = class_in(data)
+    return data if name is None and not flags.strict_classnames else name
 
 
 def read_dtype(data: Any, flags: Flags) -> Any:

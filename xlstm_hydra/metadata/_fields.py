@@ -9,7 +9,7 @@ from typing import Any
 
 from xlstm_hydra.configs import Problem
 from xlstm_hydra.configs._problems import nearest, show
-from xlstm_hydra.configs._reprs import CLASS, Instance, ReprError, parse_repr
+from xlstm_hydra.configs._reprs import Instance, ReprError, class_in, parse_repr
 
 from ._text import step
 
@@ -57,10 +57,7 @@ def text(data: Any) -> str:
 
 def dtype(data: Any) -> str:
     """The name of a floating-point type: `bfloat16`, `jax.numpy.bfloat16` or `<class 'jax.numpy.bfloat16'>`."""
-    name = data if isinstance(data, str) else ""
-    if name.startswith(CLASS) and name.endswith("'>"):
-        name = name[len(CLASS) : -2]
-    module, _, name = name.rpartition(".")
+    module, _, name = _named(data).rpartition(".")
     if module in _DTYPE_PREFIXES and name.isidentifier() and name != "None":
         return name
     raise Wrong("the name of a type such as bfloat16")
@@ -68,12 +65,16 @@ def dtype(data: Any) -> str:
 
 def class_path(data: Any) -> str:
     """The dotted path of a class: `a.B` or `<class 'a.B'>`."""
-    name = data if isinstance(data, str) else ""
-    if name.startswith(CLASS) and name.endswith("'>"):
-        name = name[len(CLASS) : -2]
+    name = _named(data)
     if all(part.isidentifier() for part in name.split(".")):
         return name
     raise Wrong("the dotted path of a class")
+
+
+def _named(data: Any) -> str:
+    """The dotted path in a text, which may be that of a class; nothing where there is no text."""
+    name = data if isinstance(data, str) else ""
+    return class_in(name) or name
 
 
 def absent(data: Any) -> None:
