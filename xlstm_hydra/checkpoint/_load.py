@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
-from flax import traverse_util
-from jax.sharding import NamedSharding
 
 from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import find_checkpoint, record_of
-from xlstm_hydra.models import build_model, list_parameters
-from xlstm_hydra.parallel import build_mesh, place
+from xlstm_hydra.models import build_model, param_shardings
+from xlstm_hydra.parallel import build_mesh
 
 from ._hugging_face import is_hugging_face, read_config
 from ._params import load_params
@@ -49,7 +47,9 @@ def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = No
     """
     folder = find_weights(str(checkpoint), _KEY)
     config = resolve_classes(recorded_model(folder, _KEY))
-    params = load_params(folder, config, shardings(config, parallel or ParallelConfig()), _KEY)
+    layout = parallel or ParallelConfig()
+    shardings = param_shardings(replace(config, parallel=layout), build_mesh(layout))
+    params = load_params(folder, config, shardings, _KEY)
     return Loaded(build_model(_computable(config)), params, config)
 
 
@@ -84,17 +84,3 @@ def recorded_model(folder: Path, key: str) -> ModelConfig:
     if is_hugging_face(folder):
         return read_config(folder)
     return record_of(folder, key).model
-
-
-def shardings(model: ModelConfig, parallel: ParallelConfig) -> Any:
-    """Where a layout puts each parameter on all devices, as a tree.
-
-    Raises:
-        ConfigError: the layout does not fit the model or the devices.
-    """
-    mesh = build_mesh(parallel)
-    placements = [
-        place(parameter, parallel, mesh.shape) for parameter in list_parameters(replace(model, parallel=parallel))
-    ]
-    flat = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
-    return traverse_util.unflatten_dict(flat, sep=".")

@@ -61,6 +61,10 @@ class RunConfig(ConfigDict):
         """The layout, which the model carries."""
         return self.model.parallel
 
+    def groups(self) -> dict[str, ConfigDict]:
+        """The config of every group by its name, the layout too."""
+        return {name: getattr(self, name) for name in ("parallel", *self.__dataclass_fields__)}
+
     @property
     def schedule_steps(self) -> int:
         """Length of the learning-rate schedule."""

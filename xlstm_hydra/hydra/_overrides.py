@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import math
 import shlex
@@ -39,7 +38,7 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
     Of a record, those groups are given that it has, and what has no effect is left away.
     """
-    groups = without_idle(config.groups)[0] if isinstance(config, Record) else _groups(config)
+    groups = config.groups() if isinstance(config, RunConfig) else without_idle(config.groups)[0]
     plain = {name: _plain_group(group) for name, group in groups.items()}
     search = _Search(plain)
     found = (search.overrides(recipes) for recipes in _options().recipes)
@@ -48,10 +47,6 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
 def _shortest(found: list[list[str]]) -> list[str]:
     return min(found, key=lambda overrides: len(shlex.join(overrides)))
-
-
-def _groups(run: RunConfig) -> dict[str, ConfigDict]:
-    return {name: getattr(run, name) for name in ("parallel", *(field.name for field in dataclasses.fields(run)))}
 
 
 def _plain_group(config: ConfigDict) -> dict[str, Any]:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
-from jax.sharding import NamedSharding
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.data import SEPARATOR
 from xlstm_hydra.metadata import provenance, record_of
-from xlstm_hydra.models import build_model, keeps_cache, list_parameters
-from xlstm_hydra.parallel import build_mesh, describe_mesh, place
+from xlstm_hydra.models import build_model, keeps_cache, param_shardings
+from xlstm_hydra.parallel import build_mesh, describe_mesh
 from xlstm_hydra.train import together
 from xlstm_hydra.train._log import log
 from xlstm_hydra.train._processes import agree_on_folder, is_first
@@ -51,10 +49,9 @@ def _generate(run: RunConfig, folder: Path, overrides: list[str] | None) -> None
     _refuse_what_cannot_continue(run, task, checkpoint)
     folder = agree_on_folder(folder)
     mesh = build_mesh(run.parallel, order=run.distributed.device_order)
-    placements = [place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model)]
-    shardings = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
+    shardings = param_shardings(run.model, mesh)
     log.info("mesh: %s", describe_mesh(mesh))
-    params = read_params(run, checkpoint, traverse_util.unflatten_dict(shardings, sep="."))
+    params = read_params(run, checkpoint, shardings)
     samples = _Samples(task)
     try:
         samples.take(sample_tokens(build_model(run.model), params, task, mesh))

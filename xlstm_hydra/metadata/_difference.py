@@ -70,9 +70,7 @@ def not_compared(before: Record | RunConfig, after: Record | RunConfig) -> list[
 
 
 def _groups(side: Record | RunConfig) -> Mapping[str, ConfigDict]:
-    if isinstance(side, Record):
-        return side.groups
-    return {name: getattr(side, name) for name in ("parallel", *side.__dataclass_fields__)}
+    return side.groups() if isinstance(side, RunConfig) else side.groups
 
 
 def _differences(group: str, before: ConfigDict, after: ConfigDict) -> Iterator[Difference]:

@@ -81,8 +81,7 @@ def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[t
         run, unknown = decode_run(content, classes, lenient)
     except RecursionError:
         raise error("", "nested too deeply to be metadata") from None
-    groups = {name: getattr(run, name) for name in ("parallel", *run.__dataclass_fields__)}
-    return Record(writer=FORMAT, groups=groups, content=content, unknown=tuple(unknown))
+    return Record(writer=FORMAT, groups=run.groups(), content=content, unknown=tuple(unknown))
 
 
 def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:

@@ -18,6 +18,7 @@ from ._linen import init_model as init_model
 from ._linen import keeps_cache as keeps_cache
 from ._linen import knows_axes as knows_axes
 from ._linen import list_parameters as list_parameters
+from ._linen import param_shardings as param_shardings
 from ._linen import remat_by_name as remat_by_name
 from ._llama import Llama as Llama
 from ._lm import Embed as Embed

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct, traverse_util
 from flax.core import meta
+from jax.sharding import Mesh, NamedSharding
 
 from xlstm_hydra.configs import ConfigError, ModelConfig
 from xlstm_hydra.configs.run import module_name_rules
-from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter
+from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, place
 
 from ._cache import CACHE
 
@@ -135,6 +136,17 @@ def list_parameters(model: ModelConfig) -> list[Parameter]:
         raise ConfigError(problems)
     flat = traverse_util.flatten_dict(boxed, is_leaf=lambda _, x: isinstance(x, meta.AxisMetadata))
     return [_parameter(path, leaf, classes) for path, leaf in flat.items()]
+
+
+def param_shardings(model: ModelConfig, mesh: Mesh) -> Any:
+    """Where the layout of a model puts each parameter on a mesh, as a tree.
+
+    Raises:
+        ConfigError: as `list_parameters`.
+    """
+    placements = [place(parameter, model.parallel, mesh.shape) for parameter in list_parameters(model)]
+    flat = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
+    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 def _parameter(path: tuple[str, ...], leaf: Any, classes: dict[tuple[str, ...], str]) -> Parameter:
