@@ -11,6 +11,8 @@ from ._collective_matmul import row_matmul as row_matmul
 from ._collectives import Collective as Collective
 from ._collectives import list_collectives as list_collectives
 from ._fsdp import gather_parameter as gather_parameter
+from ._mesh import AnyMesh as AnyMesh
+from ._mesh import abstract_mesh as abstract_mesh
 from ._mesh import assign_devices as assign_devices
 from ._mesh import axes_across_hosts as axes_across_hosts
 from ._mesh import batch_axes as batch_axes

@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from xlstm_hydra.configs import ConfigError, ParallelConfig
 
 from ._axes import Axes
+
+AnyMesh = Mesh | AbstractMesh
+"""Of devices, or of sizes alone, on which a program can be traced and not run."""
 
 
 def build_mesh(
@@ -30,11 +33,25 @@ def build_mesh(
         ConfigError: the axis sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    sizes = _axis_sizes(parallel, len(devices))
+    return Mesh(assign_devices(devices, sizes, order or parallel.busiest_axes()), tuple(sizes))
+
+
+def abstract_mesh(parallel: ParallelConfig, num_devices: int) -> AbstractMesh:
+    """The sizes of a layout's mesh axes on so many devices, without any.
+
+    Raises:
+        ConfigError: as `build_mesh`.
+    """
+    sizes = _axis_sizes(parallel, num_devices)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def _axis_sizes(parallel: ParallelConfig, num_devices: int) -> dict[str, int]:
     try:
-        sizes = parallel.axis_sizes(len(devices))
+        return parallel.axis_sizes(num_devices)
     except ConfigError as error:
         raise ConfigError(problem.at("parallel") for problem in error.problems) from None
-    return Mesh(assign_devices(devices, sizes, order or parallel.busiest_axes()), tuple(sizes))
 
 
 def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_first: Sequence[str]) -> np.ndarray:
@@ -68,7 +85,7 @@ def axes_across_hosts(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name, here in zip(mesh.axis_names, first, strict=True) if (hosts != here).any())
 
 
-def mesh_axes(parallel: ParallelConfig, mesh: Mesh, *, microbatches: int = 1, stage_remat: bool = False) -> Axes:
+def mesh_axes(parallel: ParallelConfig, mesh: AnyMesh, *, microbatches: int = 1, stage_remat: bool = False) -> Axes:
     """The axes that code inside `shard_map` over this mesh works with.
 
     Args:
@@ -91,13 +108,13 @@ def mesh_axes(parallel: ParallelConfig, mesh: Mesh, *, microbatches: int = 1, st
     )
 
 
-def batch_axes(parallel: ParallelConfig, mesh: Mesh) -> tuple[str, ...]:
+def batch_axes(parallel: ParallelConfig, mesh: AnyMesh) -> tuple[str, ...]:
     """Names of the mesh axes larger than 1 that the batch is split over."""
     names = (parallel.data_axis_name, parallel.fsdp_axis_name)
     return tuple(name for name in names if mesh.shape[name] > 1)
 
 
-def batch_spec(parallel: ParallelConfig, mesh: Mesh) -> PartitionSpec:
+def batch_spec(parallel: ParallelConfig, mesh: AnyMesh) -> PartitionSpec:
     """How the first array axis of a batch is split."""
     axes = batch_axes(parallel, mesh)
     return PartitionSpec(axes) if axes else PartitionSpec()

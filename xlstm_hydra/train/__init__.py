@@ -1,7 +1,6 @@
 """Training: a compiled program for a run on a mesh, and the loop around it."""
 
 from ._loop import train as train
-from ._loss import cross_entropy as cross_entropy
 from ._processes import together as together
 from ._program import Program as Program
 from ._program import build_program as build_program
