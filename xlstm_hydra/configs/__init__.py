@@ -9,6 +9,7 @@ from .data import DataConfig as DataConfig
 from .data import StdlibDataConfig as StdlibDataConfig
 from .data import SyntheticDataConfig as SyntheticDataConfig
 from .data import TextDataConfig as TextDataConfig
+from .device import DeviceConfig as DeviceConfig
 from .distributed import DistributedConfig as DistributedConfig
 from .llama import LlamaConfig as LlamaConfig
 from .logger import LoggerConfig as LoggerConfig
@@ -29,6 +30,7 @@ from .scheduler import LinearConfig as LinearConfig
 from .scheduler import SchedulerConfig as SchedulerConfig
 from .task import EvaluateTaskConfig as EvaluateTaskConfig
 from .task import GenerateTaskConfig as GenerateTaskConfig
+from .task import PlanTaskConfig as PlanTaskConfig
 from .task import TaskConfig as TaskConfig
 from .task import TrainTaskConfig as TrainTaskConfig
 from .trainer import TrainerConfig as TrainerConfig

@@ -168,3 +168,29 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
     def reads_data(self) -> bool:
         """There is the prompt instead."""
         return False
+
+
+@dataclass(kw_only=True)
+class PlanTaskConfig(TaskConfig):
+    """Say what training would cost on devices that need not be there: memory, work, communication and time of a
+    step."""
+
+    name: str = "plan"
+    """Which task this is."""
+
+    num_devices: int | None = None
+    """Devices of the planned run, over all hosts. null: as many as one host of the device has."""
+
+    device: str | None = None
+    """Name of an option of the group `device`: the kind of the devices. null: what that group is set to."""
+
+    compile: bool = False
+    """Compile the step for as many simulated CPU devices as well, and show what the compiler says beside the plan."""
+
+    search: bool = False
+    """Compare the layouts that so many devices allow, and show the best ones."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from super().rules()
+        yield from at_least(self, 1, "num_devices")

@@ -1,0 +1,64 @@
+"""What a kind of accelerator has and how fast it is: the figures that a plan is made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ._base import ConfigDict
+from ._problems import Problem, at_least, one_of
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+"""Kinds of devices, as JAX names them."""
+
+
+@dataclass(kw_only=True)
+class DeviceConfig(ConfigDict):
+    """Memory and speed of one device, and of its links to others. Speeds are the maker's, for dense matrices."""
+
+    name: str
+    """What the device is called in plans."""
+
+    platform: str
+    """Its kind: cpu, gpu or tpu."""
+
+    kinds: list[str]
+    """What JAX calls such a device (`jax.Device.device_kind`), by which a run knows what it has. Empty: no device is
+    taken for one."""
+
+    memory_gib: float
+    """Memory that a program can use, in GiB (2**30 bytes)."""
+
+    memory_bandwidth: float
+    """Speed at which it is read or written, in GB/s (10**9 bytes)."""
+
+    float32_tflops: float
+    """Matrix products in float32 as JAX computes them by default, in TFLOP/s."""
+
+    bfloat16_tflops: float
+    """Matrix products in bfloat16, in TFLOP/s."""
+
+    float16_tflops: float
+    """Matrix products in float16, in TFLOP/s."""
+
+    devices_per_host: int
+    """Devices that the fast links connect."""
+
+    host_bandwidth: float
+    """Bytes that a device can send to others of its host while it receives as many, in GB/s."""
+
+    network_bandwidth: float
+    """The same to devices of other hosts, in GB/s."""
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges."""
+        yield from one_of(self, "platform", PLATFORMS)
+        speeds = ("float32_tflops", "bfloat16_tflops", "float16_tflops")
+        positive = ("memory_gib", "memory_bandwidth", *speeds, "host_bandwidth", "network_bandwidth")
+        yield from at_least(self, 0, *positive, above=True)
+        yield from at_least(self, 1, "devices_per_host")
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that a program can use, in bytes."""
+        return int(self.memory_gib * 2**30)

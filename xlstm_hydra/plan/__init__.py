@@ -1,0 +1,8 @@
+"""What a config will cost, with no device: memory, work, communication and time of a training step."""
+
+from ._counts import Counts as Counts
+from ._counts import Exchange as Exchange
+from ._memory import Memory as Memory
+from ._plan import Plan as Plan
+from ._plan import make_plan as make_plan
+from ._time import StepTime as StepTime

@@ -1,0 +1,90 @@
+"""The plan of a run: everything that can be said of it before a device is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from xlstm_hydra.configs import DeviceConfig, RunConfig
+from xlstm_hydra.models import build_objective
+from xlstm_hydra.parallel import Placement, abstract_mesh, bubble_fraction
+
+from ._counts import Counts, count
+from ._memory import Memory, step_memory
+from ._time import StepTime, step_time
+from ._trace import trace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training step costs each device. `make_plan` makes one."""
+
+    run: RunConfig
+    num_devices: int
+    device: DeviceConfig
+    sizes: Mapping[str, int]
+    """Size of each mesh axis."""
+    across_hosts: tuple[str, ...]
+    """Names of the mesh axes along which the host changes somewhere."""
+    placements: tuple[Placement, ...]
+    memory: Memory
+    counts: Counts
+    bubble: float
+    """Share of the ticks in which a pipeline stage has nothing to do."""
+    time: StepTime
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a step, over all devices."""
+        config = self.run.model.model_config
+        assert config is not None
+        return self.run.trainer.batch_size * config.get("context_length")
+
+    @property
+    def headroom(self) -> int:
+        """Bytes of the device's memory that stay free; negative where it does not fit."""
+        return self.device.memory_bytes - self.memory.total
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has enough memory."""
+        return self.headroom >= 0
+
+
+def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
+    """Plan a run whose `model_class` is a class.
+
+    Raises:
+        ConfigError: the layout does not fit so many devices, or the model.
+    """
+    mesh = abstract_mesh(run.parallel, num_devices)
+    objective = build_objective(run, mesh)
+    jaxpr = trace(objective)
+    counts = count(jaxpr)
+    sizes = dict(mesh.shape)
+    across = axes_across(run, sizes, device.devices_per_host)
+    axes = objective.axes
+    return Plan(
+        run=run,
+        num_devices=num_devices,
+        device=device,
+        sizes=sizes,
+        across_hosts=across,
+        placements=objective.placements,
+        memory=step_memory(objective, jaxpr),
+        counts=counts,
+        bubble=bubble_fraction(axes.stages, axes.microbatches),
+        time=step_time(counts, sizes, across, device),
+    )
+
+
+def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> tuple[str, ...]:
+    """Names of the mesh axes along which the host changes somewhere, where devices are numbered host by host and
+    `parallel.assign_devices` gives neighbours to the axes that communicate most."""
+    closest_first = run.distributed.device_order or run.parallel.busiest_axes()
+    across, stride = [], 1
+    for name in closest_first:
+        stride *= sizes[name]
+        if sizes[name] > 1 and (stride > devices_per_host or devices_per_host % stride):
+            across.append(name)
+    return tuple(name for name in sizes if name in across)
