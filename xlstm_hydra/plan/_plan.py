@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig
-from xlstm_hydra.models import build_objective
+from xlstm_hydra.models import Objective, build_objective
 from xlstm_hydra.parallel import Placement, abstract_mesh, bubble_fraction
 
 from ._counts import Counts, count
@@ -58,15 +58,24 @@ def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
         ConfigError: the layout does not fit so many devices, or the model.
     """
     mesh = abstract_mesh(run.parallel, num_devices)
-    objective = build_objective(run, mesh)
+    across = axes_across(run, dict(mesh.shape), device.devices_per_host)
+    return plan_objective(build_objective(run, mesh), device, across)
+
+
+def plan_objective(objective: Objective, device: DeviceConfig, across: tuple[str, ...]) -> Plan:
+    """Plan a run whose objective is there already.
+
+    Args:
+        objective: of the run, on a mesh with devices or without.
+        device: figures of each of them.
+        across: names of the mesh axes that cross hosts.
+    """
     jaxpr = trace(objective)
     counts = count(jaxpr)
-    sizes = dict(mesh.shape)
-    across = axes_across(run, sizes, device.devices_per_host)
-    axes = objective.axes
+    sizes, axes = dict(objective.mesh.shape), objective.axes
     return Plan(
-        run=run,
-        num_devices=num_devices,
+        run=objective.run,
+        num_devices=objective.mesh.size,
         device=device,
         sizes=sizes,
         across_hosts=across,
