@@ -31,7 +31,8 @@ class Plan:
     counts: Counts
     bubble: float
     """Share of the ticks in which a pipeline stage has nothing to do."""
-    time: StepTime
+    time: StepTime | None
+    """None where the device's speeds are not known."""
 
     @property
     def tokens(self) -> int:
@@ -83,7 +84,7 @@ def plan_objective(objective: Objective, device: DeviceConfig, across: tuple[str
         memory=step_memory(objective, jaxpr),
         counts=counts,
         bubble=bubble_fraction(axes.stages, axes.microbatches),
-        time=step_time(counts, sizes, across, device),
+        time=step_time(counts, sizes, across, device) if device.has_speeds else None,
     )
 
 
