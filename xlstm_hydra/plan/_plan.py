@@ -59,23 +59,17 @@ def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
         ConfigError: the layout does not fit so many devices, or the model.
     """
     mesh = abstract_mesh(run.parallel, num_devices)
-    across = axes_across(run, dict(mesh.shape), device.devices_per_host)
-    return plan_objective(build_objective(run, mesh), device, across)
+    return plan_objective(build_objective(run, mesh), device)
 
 
-def plan_objective(objective: Objective, device: DeviceConfig, across: tuple[str, ...]) -> Plan:
-    """Plan a run whose objective is there already.
-
-    Args:
-        objective: of the run, on a mesh with devices or without.
-        device: figures of each of them.
-        across: names of the mesh axes that cross hosts.
-    """
+def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
+    """Plan a run whose objective is there already, on a mesh with devices or without."""
+    run, sizes, axes = objective.run, dict(objective.mesh.shape), objective.axes
     jaxpr = trace(objective)
     counts = count(jaxpr)
-    sizes, axes = dict(objective.mesh.shape), objective.axes
+    across = axes_across(run, sizes, device.devices_per_host)
     return Plan(
-        run=objective.run,
+        run=run,
         num_devices=objective.mesh.size,
         device=device,
         sizes=sizes,
