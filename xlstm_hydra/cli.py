@@ -95,8 +95,21 @@ def _run_folder(cfg: DictConfig, run: RunConfig) -> Iterator[Path]:
         _refuse_to_continue(run, folder)
         record = copy.deepcopy(cfg)
         record.distributed.merge_with(run.distributed.lasting().to_dict())
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")
-        yield folder
+        with _lasting(folder / "config.yaml", OmegaConf.to_yaml(record, resolve=True)):
+            yield folder
+
+
+@contextmanager
+def _lasting(file: Path, text: str) -> Iterator[None]:
+    """Write a file, which is what it was before if the run is refused."""
+    before = file.read_text(encoding="utf-8") if file.exists() else None
+    file.write_text(text, encoding="utf-8")
+    try:
+        yield
+    except ConfigError:
+        if before is not None:
+            file.write_text(before, encoding="utf-8")
+        raise
 
 
 def _refuse_to_continue(run: RunConfig, folder: Path) -> None:
