@@ -12,6 +12,7 @@ from ._base import ConfigDict
 from ._problems import ConfigError, Problem, divisors, either, nearest
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
+from .device import DeviceConfig
 from .distributed import DistributedConfig
 from .logger import LoggerConfig
 from .model import ModelConfig, SubModelConfig
@@ -56,14 +57,19 @@ class RunConfig(ConfigDict):
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """How many processes there are, and how their devices are ordered."""
 
+    device: DeviceConfig | None = None
+    """Figures of the devices. null: of those that there are, as far as they are known; for a plan, see
+    `PlanTaskConfig.device`."""
+
     @property
     def parallel(self) -> ParallelConfig:
         """The layout, which the model carries."""
         return self.model.parallel
 
     def groups(self) -> dict[str, ConfigDict]:
-        """The config of every group by its name, the layout too."""
-        return {name: getattr(self, name) for name in ("parallel", *self.__dataclass_fields__)}
+        """The config of every group by its name, the layout too; without a group that has none."""
+        groups = {name: getattr(self, name) for name in ("parallel", *self.__dataclass_fields__)}
+        return {name: config for name, config in groups.items() if config is not None}
 
     @property
     def schedule_steps(self) -> int:

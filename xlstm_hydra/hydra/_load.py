@@ -16,6 +16,7 @@ from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Proble
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import nearest
 
+from ._device import planned_device
 from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
@@ -60,6 +61,7 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
             groups[name] = _read_model(plain, problems)
         elif name in plain:
             groups[name] = _collect(hints[name], plain[name], name, problems)
+    groups["device"] = planned_device(groups.get("task"), groups.get("device"), problems)
     run = unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
     return run, problems + _cross_rules(run, problems)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -52,7 +52,7 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     """
     key, text = override.key_or_group, str(override.input_line)
     if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
-        return _unknown_option(override, error)
+        return no_such_option(key, override.value(), getattr(error, "options", None) or ())
     exists, is_choice = _exists(key, cfg), key in (OmegaConf.select(cfg, "hydra.runtime.choices") or ())
     if override.is_delete():
         rule = "a field cannot be removed" if exists else "there is nothing of that name to remove"
@@ -72,11 +72,12 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def _unknown_option(override: Override, error: Exception) -> Problem:
-    options = list(getattr(error, "options", None) or ())
-    hint = nearest(str(override.value()), options)
+def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
+    """The name of an option that a group does not have."""
+    options = list(options)
+    hint = nearest(str(name), options)
     listing = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(options)}."
-    return Problem({override.key_or_group: override.value()}, "no such option", listing)
+    return Problem({key: name}, "no such option", listing)
 
 
 def _exists(key: str, cfg: DictConfig) -> bool:

@@ -46,6 +46,7 @@ SCHEMAS: dict[str, type] = {
     "train": configs.TrainTaskConfig,
     "evaluate": configs.EvaluateTaskConfig,
     "generate": configs.GenerateTaskConfig,
+    "plan": configs.PlanTaskConfig,
     "mlstm": _model_node(configs.mLSTMConfig),
     "mlstm_v1": _model_node(configs.mLSTMv1Config),
     "xlstm": _model_node(configs.xLSTMConfig),
@@ -65,6 +66,7 @@ SCHEMAS: dict[str, type] = {
     "checkpoint": configs.CheckpointConfig,
     "logger": configs.LoggerConfig,
     "distributed": configs.DistributedConfig,
+    "device": configs.DeviceConfig,
 }
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 

@@ -143,6 +143,11 @@ EFFECTS: dict[type, dict[str, str]] = {
         BOOKKEEPING: "checkpoint prompt prompt_tokens max_new_tokens stop_token num_samples temperature top_k top_p"
         " seed"
     },
+    configs.PlanTaskConfig: {BOOKKEEPING: "num_devices device compile search"},
+    configs.DeviceConfig: {
+        BOOKKEEPING: "name platform kinds memory_gib memory_fraction memory_bandwidth float32_tflops bfloat16_tflops"
+        " float16_tflops devices_per_host host_bandwidth network_bandwidth"
+    },
     configs.DataConfig: {NUMERICS: "name seed validation_fraction", LAYOUT: "prefetch"},
     ByteDataConfig: {NUMERICS: "pad_last"},
     configs.TextDataConfig: {NUMERICS: "path"},

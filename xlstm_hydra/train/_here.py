@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 from xlstm_hydra.configs import DeviceConfig
-from xlstm_hydra.hydra import device_of_kind
+from xlstm_hydra.configs.device import SPEEDS
+from xlstm_hydra.hydra import recognise_device
 from xlstm_hydra.parallel import host_of
 
 from ._processes import of_all
@@ -29,7 +30,7 @@ def device_here(chosen: DeviceConfig | None) -> DeviceConfig:
     """
     first = jax.devices()[0]
     memory, sharing = _memory()
-    figures = chosen or device_of_kind(first.device_kind) or _unknown(first)
+    figures = chosen or recognise_device(first.device_kind) or _unknown(first)
     per_host = max(Counter(map(host_of, jax.devices())).values())
     if first.platform == "tpu":  # a slice is as good as a host
         per_host = max(per_host, figures.devices_per_host)
@@ -39,7 +40,8 @@ def device_here(chosen: DeviceConfig | None) -> DeviceConfig:
 
 def _unknown(device: Any) -> DeviceConfig:
     kind = device.device_kind
-    return DeviceConfig(name=kind, platform=device.platform, kinds=[kind], memory_gib=1.0, devices_per_host=1)
+    speeds = dict.fromkeys(SPEEDS, 0.0)
+    return DeviceConfig(name=kind, platform=device.platform, kinds=[kind], memory_gib=1, devices_per_host=1, **speeds)
 
 
 def _memory() -> tuple[float, int]:
