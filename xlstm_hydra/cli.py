@@ -47,8 +47,17 @@ def run_task(cfg: DictConfig) -> float | None:
             return _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if cfg.task.name == "plan":
+                return _keep_refusal(error)
             raise  # Hydra goes on with the other jobs, and tells it at the end
         _refuse_for_all(error, _distributed(cfg))
+
+
+def _keep_refusal(error: ConfigError) -> None:
+    """Leave for the table of a sweep of plans why this one is not there."""
+    from xlstm_hydra.compare_plans import keep_refusal
+
+    keep_refusal(error, Path(HydraConfig.get().runtime.output_dir))
 
 
 def _task(name: str) -> Callable[[RunConfig, Path, list[str]], float | None]:
