@@ -63,9 +63,10 @@ class DeviceConfig(ConfigDict):
     def rules(self) -> Iterator[Problem]:
         """Ranges; either all speeds are known or none."""
         yield from one_of(self, "platform", PLATFORMS)
-        yield from at_least(self, 0, "memory_gib", "memory_fraction", above=True)
-        yield from below(self, 1, "memory_fraction", inclusive=True)
+        yield from at_least(self, 0, "memory_gib", above=True)
         yield from at_least(self, 0, *SPEEDS, above=any(self.get(speed) for speed in SPEEDS))
+        yield from at_least(self, 0, "memory_fraction", above=True)
+        yield from below(self, 1, "memory_fraction", inclusive=True)
         yield from at_least(self, 1, "devices_per_host")
 
     @property

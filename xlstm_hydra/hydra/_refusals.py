@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
 
-from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._problems import either, nearest, show
@@ -118,6 +118,8 @@ def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
 
 def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig) -> str:
     """The key that was probably meant: of a sibling's name, or of the same name in another group."""
+    if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
+        return f"No option of that group is chosen: write {parts[0]}=... too."
     siblings = [str(name) for name in node if name != "hydra"]
     if near := near_name(parts[depth], siblings):
         return f"Did you mean {'.'.join([*parts[:depth], near, *parts[depth + 1 :]])}?"

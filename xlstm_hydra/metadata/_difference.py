@@ -143,7 +143,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         BOOKKEEPING: "checkpoint prompt prompt_tokens max_new_tokens stop_token num_samples temperature top_k top_p"
         " seed"
     },
-    configs.PlanTaskConfig: {BOOKKEEPING: "num_devices device compile search"},
+    configs.PlanTaskConfig: {BOOKKEEPING: "num_devices device parameters compile search"},
     configs.DeviceConfig: {
         BOOKKEEPING: "name platform kinds memory_gib memory_fraction memory_bandwidth float32_tflops bfloat16_tflops"
         " float16_tflops devices_per_host host_bandwidth network_bandwidth"
