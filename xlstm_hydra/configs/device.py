@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ._base import ConfigDict
 from ._problems import Problem, at_least, one_of
@@ -11,10 +11,17 @@ from ._problems import Problem, at_least, one_of
 PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""
 
+SPEEDS = (
+    *("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops"),
+    *("host_bandwidth", "network_bandwidth"),
+)
+"""The fields that say how fast a device is."""
+
 
 @dataclass(kw_only=True)
 class DeviceConfig(ConfigDict):
-    """Memory and speed of one device, and of its links to others. Speeds are the maker's, for dense matrices."""
+    """Memory and speed of one device, and of its links to others. Speeds are the maker's, for dense matrices;
+    where all are 0 they are not known, and no time is told."""
 
     name: str
     """What the device is called in plans."""
@@ -51,14 +58,22 @@ class DeviceConfig(ConfigDict):
     """The same to devices of other hosts, in GB/s."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges."""
+        """Ranges; either all speeds are known or none."""
         yield from one_of(self, "platform", PLATFORMS)
-        speeds = ("float32_tflops", "bfloat16_tflops", "float16_tflops")
-        positive = ("memory_gib", "memory_bandwidth", *speeds, "host_bandwidth", "network_bandwidth")
-        yield from at_least(self, 0, *positive, above=True)
+        yield from at_least(self, 0, "memory_gib", above=True)
+        yield from at_least(self, 0, *SPEEDS, above=any(self.get(speed) for speed in SPEEDS))
         yield from at_least(self, 1, "devices_per_host")
 
     @property
     def memory_bytes(self) -> int:
         """Memory that a program can use, in bytes."""
         return int(self.memory_gib * 2**30)
+
+    @property
+    def has_speeds(self) -> bool:
+        """Whether its speeds are known, so that the time of a step can be told."""
+        return all(self.get(speed) for speed in SPEEDS)
+
+    def divided(self, parts: int) -> DeviceConfig:
+        """What each of several simulated devices has of this one."""
+        return replace(self, memory_gib=self.memory_gib / parts, **{key: self.get(key) / parts for key in SPEEDS})

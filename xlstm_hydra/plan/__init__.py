@@ -5,4 +5,5 @@ from ._counts import Exchange as Exchange
 from ._memory import Memory as Memory
 from ._plan import Plan as Plan
 from ._plan import make_plan as make_plan
+from ._plan import plan_objective as plan_objective
 from ._time import StepTime as StepTime

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig
-from xlstm_hydra.models import build_objective
+from xlstm_hydra.models import Objective, build_objective
 from xlstm_hydra.parallel import Placement, abstract_mesh, bubble_fraction
 
 from ._counts import Counts, count
@@ -31,7 +31,8 @@ class Plan:
     counts: Counts
     bubble: float
     """Share of the ticks in which a pipeline stage has nothing to do."""
-    time: StepTime
+    time: StepTime | None
+    """None where the device's speeds are not known."""
 
     @property
     def tokens(self) -> int:
@@ -58,15 +59,18 @@ def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
         ConfigError: the layout does not fit so many devices, or the model.
     """
     mesh = abstract_mesh(run.parallel, num_devices)
-    objective = build_objective(run, mesh)
+    return plan_objective(build_objective(run, mesh), device)
+
+
+def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
+    """Plan a run whose objective is there already, on a mesh with devices or without."""
+    run, sizes, axes = objective.run, dict(objective.mesh.shape), objective.axes
     jaxpr = trace(objective)
     counts = count(jaxpr)
-    sizes = dict(mesh.shape)
     across = axes_across(run, sizes, device.devices_per_host)
-    axes = objective.axes
     return Plan(
         run=run,
-        num_devices=num_devices,
+        num_devices=objective.mesh.size,
         device=device,
         sizes=sizes,
         across_hosts=across,
@@ -74,7 +78,7 @@ def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
         memory=step_memory(objective, jaxpr),
         counts=counts,
         bubble=bubble_fraction(axes.stages, axes.microbatches),
-        time=step_time(counts, sizes, across, device),
+        time=step_time(counts, sizes, across, device) if device.has_speeds else None,
     )
 
 
