@@ -37,13 +37,16 @@ def load_device(name: str = DEFAULT, key: str = GROUP) -> DeviceConfig:
     Raises:
         ConfigError: there is no such option, or its figures break a rule.
     """
-    sources = _sources()
     try:
-        values = _load(sources, name)
+        [values] = _load(_sources(), (name,))
     except MissingConfigException as error:
         if error.missing_cfg_file != f"{GROUP}/{name}":
             raise
         raise ConfigError([no_such_option(key, name, error.options or ())]) from None
+    return _checked(values)
+
+
+def _checked(values: dict[str, Any]) -> DeviceConfig:
     try:
         return DeviceConfig.from_dict(DeviceConfig, values, ignore_extensive_attributes=False)
     except ConfigError as error:
@@ -67,7 +70,9 @@ def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem
 
 def known_devices() -> dict[str, DeviceConfig]:
     """The figures of every option of the group `device`."""
-    return {name: load_device(name) for name in _loader(_sources()).get_group_options(GROUP)}
+    sources = _sources()
+    names = tuple(_loader(sources).get_group_options(GROUP))
+    return {name: _checked(values) for name, values in zip(names, _load(sources, names), strict=True)}
 
 
 def recognise_device(kind: str) -> DeviceConfig | None:
@@ -89,11 +94,13 @@ def _sources() -> _Sources:
 
 
 @cache
-def _load(sources: _Sources, name: str) -> dict[str, Any]:
-    """The plain values of an option. Composing it takes 0.1 s."""
-    cfg = _loader(sources).load_configuration(None, [as_override(f"+{GROUP}", name)], RunMode.RUN)
+def _load(sources: _Sources, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The plain values of options, in one go: composing takes 0.1 s, and each option 0.02 s."""
+    places = [f"{GROUP}.{number}" for number in range(len(names))]
+    chosen = [as_override(f"+{GROUP}@{place}", name) for place, name in zip(places, names, strict=True)]
+    cfg = _loader(sources).load_configuration(None, chosen, RunMode.RUN)
     values: Any = OmegaConf.to_container(cfg[GROUP], resolve=True)
-    return values
+    return list(values.values())
 
 
 @cache
