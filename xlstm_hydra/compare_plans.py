@@ -119,7 +119,10 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
     left = {1, len(head) - 2, len(head) - 1}
     yield f"memory of a device in GiB, {_devices(rows)}:"
     for line in table:
-        padded = (f"{text:<{width}}" if column in left else f"{text:>{width}}" for column, (text, width) in enumerate(zip(line, widths, strict=True)))
+        padded = (
+            f"{text:<{width}}" if column in left else f"{text:>{width}}"
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
         yield "  ".join(padded).rstrip()
     yield from (f"job {row.job} is invalid: {row.reason}" for row in rows if row.reason)
 

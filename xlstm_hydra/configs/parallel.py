@@ -80,12 +80,7 @@ class ParallelConfig(ConfigDict):
         for name, size in self.sizes().items():
             if size < 1 and size != -1:
                 yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
-        inferred = {name: size for name, size in self.sizes().items() if size == -1}
-        if len(inferred) > 1:
-            keep = "{" + next(iter(inferred)) + "}"
-            yield Problem(
-                inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1."
-            )
+        yield from self.inference_rules()
         names = {name: getattr(self, name) for name in _NAMES}
         for name, value in names.items():
             if not value.isidentifier():
@@ -97,6 +92,19 @@ class ParallelConfig(ConfigDict):
             yield Problem({"fsdp_min_weight_size": self.fsdp_min_weight_size}, "must be 0 or more")
         yield from one_of(self, "fsdp_gather_dtype", DTYPES, optional=True)
         yield from one_of(self, "fsdp_grad_scatter_dtype", DTYPES, optional=True)
+
+    def inference_rules(self) -> Iterator[Problem]:
+        """How many sizes can be left to be inferred."""
+        inferred = {name: size for name, size in self.sizes().items() if size == -1}
+        if len(inferred) > 1:
+            keep = "{" + next(iter(inferred)) + "}"
+            yield Problem(
+                inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1."
+            )
+
+    def is_open(self) -> bool:
+        """Whether the layout is still to be chosen, once the devices are known."""
+        return False
 
     def sizes(self) -> dict[str, int]:
         """The four sizes by field name, in mesh order."""

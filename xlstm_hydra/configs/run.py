@@ -130,7 +130,7 @@ class RunConfig(ConfigDict):
                 yield replace(problem, fix=f"{problem.fix}{self._number_hint(num_devices)}").at("parallel")
             yield from self._known_size_rules()
             return
-        yield from self._size_rules(*sizes.values())
+        yield from self._size_rules(*(size if size > 0 else None for size in sizes.values()))
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """Every broken rule that needs the kind of the devices: cpu, gpu or tpu."""
@@ -274,7 +274,7 @@ class RunConfig(ConfigDict):
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
-        if self.trainer.remat_policy != "nothing" and not parallel.remat:
+        if self.trainer.remat_policy != "nothing" and not parallel.remat and not parallel.is_open():
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"
             fix = "Name modules there, or leave the policy away."
@@ -290,7 +290,7 @@ class RunConfig(ConfigDict):
             for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype", "fsdp_min_weight_size")
             if parallel.get(key) != default.get(key)
         }
-        if changed and not parallel.fsdp_modules:
+        if changed and not parallel.fsdp_modules and not parallel.is_open():
             rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
             fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
             neutral = {f"parallel.{key}": default.get(key) for key in changed}

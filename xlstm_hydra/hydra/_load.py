@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from xlstm_hydra.configs import (
+    AutoParallelConfig,
     ConfigError,
     ModelConfig,
     ParallelConfig,
@@ -147,11 +148,17 @@ def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: lis
     """The group `parallel`, to which the model's node points; in an app without the group, what the node holds."""
     own = node.get("parallel")
     if "parallel" not in plain:
-        return _collect(ParallelConfig, own or {}, "model.parallel", problems)
+        return _collect_layout(own or {}, "model.parallel", problems)
     if own is not None and own != plain["parallel"]:
         text = "the layout is the group parallel, and this is another one"
         problems.append(Problem.about("model.parallel", text, "Set parallel=... or a field of parallel instead."))
-    return _collect(ParallelConfig, plain["parallel"] or {}, "parallel", problems)
+    return _collect_layout(plain["parallel"] or {}, "parallel", problems)
+
+
+def _collect_layout(data: Any, path: str, problems: list[Problem]) -> ParallelConfig:
+    """A layout, or one that is to be chosen, which is told by its name."""
+    is_open = isinstance(data, Mapping) and "name" in data
+    return _collect(AutoParallelConfig if is_open else ParallelConfig, data, path, problems)
 
 
 def _config_fields(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,7 +250,7 @@ def make_model_config(
     problems: list[Problem] = []
     config_type = _config_class(node, problems)
     layout = parallel if isinstance(parallel, ParallelConfig) else _plain(parallel) or {}
-    layout = _collect(ParallelConfig, layout, "parallel", problems)
+    layout = _collect_layout(layout, "parallel", problems)
     config = None if config_type is None else _collect(config_type, _config_fields(node), "model", problems)
     if problems:
         raise ConfigError(problems)

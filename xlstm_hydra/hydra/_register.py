@@ -52,6 +52,7 @@ SCHEMAS: dict[str, type] = {
     "xlstm": _model_node(configs.xLSTMConfig),
     "llama": _model_node(configs.LlamaConfig),
     "parallel": configs.ParallelConfig,
+    "auto": configs.AutoParallelConfig,
     "stdlib": configs.StdlibDataConfig,
     "text": configs.TextDataConfig,
     "synthetic": configs.SyntheticDataConfig,

@@ -137,6 +137,7 @@ EFFECTS: dict[type, dict[str, str]] = {
         LAYOUT: "data_axis_size fsdp_axis_size pipeline_axis_size model_axis_size data_axis_name fsdp_axis_name"
         " pipeline_axis_name model_axis_name remat fsdp_modules fsdp_min_weight_size tp_async_dense",
     },
+    configs.AutoParallelConfig: {LAYOUT: "name headroom"},
     configs.TaskConfig: {BOOKKEEPING: "name"},
     configs.EvaluateTaskConfig: {BOOKKEEPING: "checkpoint split num_batches"},
     configs.GenerateTaskConfig: {

@@ -27,8 +27,8 @@ from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_me
 from ._agree import agree_on_corpus, agree_on_run
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
-from ._processes import agree_on_folder, is_first, together
 from ._plan import RunPlan, plan_program
+from ._processes import agree_on_folder, is_first, together
 from ._program import Program, build_program
 from ._resume import Resumed, read_resumed, refuse_other_corpus
 
