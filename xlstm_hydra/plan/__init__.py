@@ -2,8 +2,11 @@
 
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
+from ._json import to_dict as to_dict
 from ._memory import Memory as Memory
 from ._plan import Plan as Plan
 from ._plan import make_plan as make_plan
 from ._plan import plan_objective as plan_objective
+from ._report import report as report
+from ._report import summary as summary
 from ._time import StepTime as StepTime

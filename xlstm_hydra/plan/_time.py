@@ -64,7 +64,7 @@ class Traffic:
     """Whether the host changes somewhere along the axes."""
 
     seconds: float
-    """Time to send them."""
+    """Time to send them. 0 where the device's speeds are not known."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,10 @@ def step_traffic(
         bandwidth = 1e9 * (device.network_bandwidth if crosses else device.host_bandwidth)
         number = sum(exchange.count for exchange in exchanges)
         size = sum(exchange.count * exchange.bytes for exchange in exchanges)
-        rows.append(Traffic(axes, operation, dtype, number, size, sent, crosses, sent / bandwidth))
-    return tuple(sorted(rows, key=lambda row: -row.seconds))
+        rows.append(
+            Traffic(axes, operation, dtype, number, size, sent, crosses, sent / bandwidth if bandwidth else 0.0)
+        )
+    return tuple(sorted(rows, key=lambda row: (-row.seconds, -row.wire_bytes)))
 
 
 def wire_bytes(exchange: Exchange, sizes: Mapping[str, int]) -> float:
