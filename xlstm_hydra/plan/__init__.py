@@ -10,3 +10,5 @@ from ._plan import Plan as Plan
 from ._plan import make_plan as make_plan
 from ._plan import plan_objective as plan_objective
 from ._time import StepTime as StepTime
+from ._time import Traffic as Traffic
+from ._time import step_traffic as step_traffic
