@@ -28,7 +28,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "num_hosts": plan.num_hosts,
         "device": plan.device.to_dict() | {"memory_bytes": plan.device.memory_bytes},
         "mesh": dict(plan.sizes),
-        "across_hosts": list(plan.across_hosts),
+        "across_hosts": dict(plan.across_hosts),
         "model": {"model_class": plan.run.model.class_path(), **({} if config is None else config.to_dict())},
         "parallel": plan.run.parallel.to_dict(),
         "optimizer": plan.run.optimizer.to_dict(),
@@ -70,8 +70,7 @@ def _array(plan: Plan, placement: Placement) -> dict[str, Any]:
 
 def _exchanges(plan: Plan) -> Iterator[dict[str, Any]]:
     for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device):
-        known = {"seconds": row.seconds} if plan.device.has_speeds else {"seconds": None}
-        yield asdict(row) | {"axes": list(row.axes)} | known
+        yield asdict(row) | {"axes": list(row.axes)}
 
 
 def _time(plan: Plan) -> dict[str, Any] | None:

@@ -64,7 +64,7 @@ def _head(plan: Plan) -> Iterator[str]:
     name = run.model.class_path().rpartition(".")[2]
     optimizer, trainer = run.optimizer.name, run.trainer
     yield f"plan of {name} with {plan.num_parameters:,} parameters, {optimizer}"
-    place = {"tpu": "slice"}.get(device.platform, "host")
+    place = _place(plan)
     hosts = f"{plan.num_hosts} {place}{'s' if plan.num_hosts > 1 else ''}"
     across = (
         f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {place}s"
@@ -208,16 +208,17 @@ def _communication(plan: Plan) -> Iterator[str]:
             row.dtype,
             f"{row.count:,}",
             _number(row.bytes),
-            _number(row.wire_bytes),
-            "between hosts" if row.crosses_hosts else "in a host",
-            f"{1e3 * row.seconds:,.2f}" if plan.device.has_speeds else "",
+            _number(row.within_hosts),
+            _number(row.across_hosts),
+            "" if row.seconds is None else f"{1e3 * row.seconds:,.2f}",
         )
         for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device)
     ]
     if not rows:
         return
-    head = ("communication of a device", "operation", "type", "times", "GiB", "GiB sent", "", "ms")
-    yield from _table([head, *rows], left=(0, 1, 2, 6))
+    place = _place(plan)
+    sent = (f"sent in {place}", f"to other {place}s")
+    yield from _table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
 
 
 def _time(plan: Plan) -> Iterator[str]:
@@ -253,6 +254,11 @@ def _number(size: float) -> str:
     """GiB with two digits behind the point, or two that mean something."""
     gib = size / 2**30
     return f"{gib:,.2f}" if gib >= 0.1 or gib == 0 else f"{gib:.2g}" if gib >= 1e-4 else "<1e-4"
+
+
+def _place(plan: Plan) -> str:
+    """What the fast links connect."""
+    return {"tpu": "slice"}.get(plan.device.platform, "host")
 
 
 def _gib(size: float) -> str:
