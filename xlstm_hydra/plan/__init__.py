@@ -12,6 +12,7 @@ from ._plan import make_plan as make_plan
 from ._plan import plan_objective as plan_objective
 from ._report import report as report
 from ._report import summary as summary
+from ._report import verdict as verdict
 from ._time import StepTime as StepTime
 from ._time import Traffic as Traffic
 from ._time import step_traffic as step_traffic
