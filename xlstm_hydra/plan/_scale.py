@@ -39,6 +39,9 @@ from ._trace import trace
 Numbers = Mapping[Any, float]
 """Named quantities of a program."""
 
+PARTS = ("forward", "backward", "outside")
+"""Parts of a program: the blocks forward, the blocks backward, and what is around them."""
+
 _KEPT = ("activations", "gathered", "logits", "working")
 """Kinds of memory that grow with the rows, or do not depend on the layout."""
 
@@ -154,12 +157,17 @@ class Scale:
 
     def _counts(self, run: RunConfig, shape: _Shape, sizes: Mapping[str, int]) -> Counts:
         fit = self._fit(run, shape.tensor)
-        blocks, outside = fit.at(shape.block_rows, shape.tensor), fit.at(shape.outer_rows, shape.tensor)
-        total: dict[Any, float] = defaultdict(float)
-        for numbers, part, times in ((blocks, "blocks", shape.ticks / shape.stages), (outside, "outside", 1)):
-            for (where, *key), value in numbers.items():
+        numbers = {"outside": fit.at(shape.outer_rows, shape.tensor)}
+        numbers["forward"] = numbers["backward"] = fit.at(shape.block_rows, shape.tensor)
+        gathers, total = ("all-gather", (run.parallel.fsdp_axis_name,)), defaultdict[Any, float](float)
+        for part in PARTS:
+            times = shape.parts * _times(part, shape, run.trainer.pipeline_remat)
+            # What the forward pass gathers, it gathers before the first tick, if it is not done twice.
+            is_early = part == "forward" and not (shape.stages > 1 and run.trainer.pipeline_remat)
+            for (where, *key), value in numbers[part].items():
                 if where == part:
-                    total[tuple(key)] += value * times * shape.parts
+                    is_once = is_early and tuple(key[1:3]) == gathers
+                    total[tuple(key)] += value * (shape.parts / shape.stages if is_once else times)
         exchanges = [*self._part_exchanges(run, total, sizes), *self._gradient_sums(run, sizes)]
         if shape.stages > 1:
             exchanges += _stage_exchanges(run, shape)
@@ -262,7 +270,7 @@ def _numbers(objective: Objective, jaxpr: Any) -> tuple[Numbers, str]:
     numbers["share", "optimizer"] = memory.optimizer / memory.parameters
     (rows,) = {part.shape[0] for part in objective.abstract_batch.values()}
     numbers["share", "batch"] = memory.batch * objective.mesh.size / objective.axes.tensor_size / rows
-    for where, part in zip(("blocks", "outside"), _split(objective, jaxpr), strict=True):
+    for where, part in _split(objective, jaxpr).items():
         counts = count(part)
         numbers |= {(where, "product", dtype): flops for dtype, flops in counts.product_flops.items()}
         for key in ("other_flops", "transcendentals", "traffic"):
@@ -274,28 +282,27 @@ def _numbers(objective: Objective, jaxpr: Any) -> tuple[Numbers, str]:
     return numbers, memory.moment
 
 
-def _split(objective: Objective, jaxpr: Any) -> tuple[Any, Any]:
-    """The same program with nothing but the loops over its blocks, and without them."""
-    config = objective.model.model_config
-    scanned = isinstance(config, LanguageModelConfig) and config.scan_blocks
-    length = config.num_blocks // config.scan_period() if isinstance(config, LanguageModelConfig) and scanned else None
+def _split(objective: Objective, jaxpr: Any) -> dict[str, Any]:
+    """The same program thrice: with nothing but the loop over the blocks forward, or backward, and without them."""
+    config, body = objective.model.model_config, jaxpr.jaxpr
+    length = config.num_blocks // config.scan_period() if isinstance(config, LanguageModelConfig) else None
+    mapped = next(eqn for eqn in body.eqns if eqn.primitive.name == "shard_map")
+    inner = mapped.params["jaxpr"]
+    loops = [eqn for eqn in inner.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == length]
+    others = [eqn for eqn in inner.eqns if eqn not in loops]
 
-    def is_stack(eqn: Any) -> bool:
-        return eqn.primitive.name == "scan" and eqn.params["length"] == length
+    def only(eqns: list[Any]) -> Any:
+        local = mapped.replace(params=mapped.params | {"jaxpr": inner.replace(eqns=eqns)})
+        return jaxpr.replace(jaxpr=body.replace(eqns=[local]))
 
-    def only(wanted: bool) -> Any:
-        def kept(eqn: Any) -> Any:
-            inner = eqn.params["jaxpr"]
-            return eqn.replace(
-                params=eqn.params | {"jaxpr": inner.replace(eqns=[e for e in inner.eqns if is_stack(e) == wanted])}
-            )
+    return dict(zip(PARTS, (only(loops[:1]), only(loops[1:]), only(others)), strict=True))
 
-        body = jaxpr.jaxpr
-        mapped = [kept(eqn) for eqn in body.eqns if eqn.primitive.name == "shard_map"]
-        rest = [] if wanted else [eqn for eqn in body.eqns if eqn.primitive.name != "shard_map"]
-        return jaxpr.replace(jaxpr=body.replace(eqns=[*rest, *mapped]))
 
-    return only(True), only(False)
+def _times(part: str, shape: _Shape, stage_remat: bool) -> float:
+    """How often a part of the program runs on a device for each part of the batch."""
+    if part == "outside":
+        return 1
+    return shape.ticks / shape.stages * (2 if part == "forward" and stage_remat else 1)
 
 
 def _stage_exchanges(run: RunConfig, shape: _Shape) -> Iterator[Exchange]:
