@@ -47,8 +47,17 @@ def run_task(cfg: DictConfig) -> float | None:
             return _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if cfg.task.name == "plan":
+                return _keep_refusal(error)
             raise  # Hydra goes on with the other jobs, and tells it at the end
         _refuse_for_all(error, _distributed(cfg))
+
+
+def _keep_refusal(error: ConfigError) -> None:
+    """Leave for the table of a sweep of plans why this one is not there."""
+    from xlstm_hydra.compare_plans import keep_refusal
+
+    keep_refusal(error, Path(HydraConfig.get().runtime.output_dir))
 
 
 def _task(name: str) -> Callable[[RunConfig, Path, list[str]], float | None]:
@@ -95,8 +104,21 @@ def _run_folder(cfg: DictConfig, run: RunConfig) -> Iterator[Path]:
         _refuse_to_continue(run, folder)
         record = copy.deepcopy(cfg)
         record.distributed.merge_with(run.distributed.lasting().to_dict())
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")
-        yield folder
+        with _lasting(folder / "config.yaml", OmegaConf.to_yaml(record, resolve=True)):
+            yield folder
+
+
+@contextmanager
+def _lasting(file: Path, text: str) -> Iterator[None]:
+    """Write a file, which is what it was before if the run is refused."""
+    before = file.read_text(encoding="utf-8") if file.exists() else None
+    file.write_text(text, encoding="utf-8")
+    try:
+        yield
+    except ConfigError:
+        if before is not None:
+            file.write_text(before, encoding="utf-8")
+        raise
 
 
 def _refuse_to_continue(run: RunConfig, folder: Path) -> None:

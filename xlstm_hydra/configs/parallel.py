@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -109,6 +110,18 @@ class ParallelConfig(ConfigDict):
         """The four sizes by field name, in mesh order."""
         return {name: getattr(self, name) for name in _SIZES}
 
+    def known_size(self) -> int:
+        """The product of the sizes that are not inferred."""
+        return math.prod(size for size in self.sizes().values() if size != -1)
+
+    def usable_near(self, num_devices: int) -> list[int]:
+        """The numbers of devices next to this one that the sizes can multiply to."""
+        known = self.known_size()
+        if -1 not in self.sizes().values():
+            return [known]
+        below = num_devices // known * known
+        return [number for number in (below, below + known) if number > 0]
+
     def axis_names(self) -> tuple[str, str, str, str]:
         """The four axis names, in mesh order."""
         return (self.data_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.model_axis_name)
@@ -123,10 +136,7 @@ class ParallelConfig(ConfigDict):
         Raises:
             ConfigError: the sizes do not multiply to `num_devices`. The keys are relative to this config.
         """
-        sizes = self.sizes()
-        known = 1
-        for size in sizes.values():
-            known *= size if size != -1 else 1
+        sizes, known = self.sizes(), self.known_size()
         inferred = next((name for name, size in sizes.items() if size == -1), None)
         if inferred is not None and num_devices % known == 0 and num_devices >= known:
             sizes[inferred] = num_devices // known

@@ -4,6 +4,9 @@ from xlstm_hydra._conf_dir import conf_dir as conf_dir
 
 from ._arguments import expand_from as expand_from
 from ._arguments import quote_texts as quote_texts
+from ._device import known_devices as known_devices
+from ._device import load_device as load_device
+from ._device import recognise_device as recognise_device
 from ._from_checkpoint import without_idle as without_idle
 from ._load import load as load
 from ._load import make_model_config as make_model_config

@@ -17,13 +17,16 @@ from xlstm_hydra.configs import (
     ConfigError,
     ModelConfig,
     ParallelConfig,
+    PlanTaskConfig,
     Problem,
     RunConfig,
     SubModelConfig,
+    TrainerConfig,
 )
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import nearest
 
+from ._device import planned_device
 from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
@@ -56,7 +59,13 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
     """The run as far as it can be read, and every broken rule."""
     register_resolvers()
     problems: list[Problem] = []
-    plain = _to_plain(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
+    run = _read_groups(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
+    return run, problems + _cross_rules(run, problems)
+
+
+def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str] = ("hydra",)) -> RunConfig:
+    """The groups as far as they can be read, apart from the keys in `without`."""
+    plain = _to_plain(cfg, problems, without=without)
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(RunConfig)
     names = [field.name for field in dataclasses.fields(RunConfig)]
@@ -68,8 +77,8 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
             groups[name] = _read_model(plain, problems)
         elif name in plain:
             groups[name] = _collect(hints[name], plain[name], name, problems)
-    run = unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
-    return run, problems + _cross_rules(run, problems)
+    groups["device"] = planned_device(groups.get("task"), groups.get("device"), problems)
+    return unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
 
 
 def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
@@ -192,6 +201,22 @@ def block_classes(cfg: Any) -> tuple[str, ...]:
         return unchecked(config_class, _config_fields(node)).block_classes() or _BLOCKS
     except (AttributeError, TypeError):
         return _BLOCKS  # a value is missing or wrong, which is told where the model is read
+
+
+def default_batch(cfg: Any) -> int:
+    """The batch where none is given: 8, or of a plan the least multiple of what its layout needs from 8 on, so that any
+    number of devices can be planned."""
+    default = TrainerConfig().batch_size
+    if OmegaConf.select(cfg, "task.name") != PlanTaskConfig.name:
+        return default
+    run = _read_groups(cfg, [], without=("hydra", "trainer.batch_size"))
+    try:
+        sizes = list(run.parallel.axis_sizes(run.known_devices() or 0).values())
+    except (AttributeError, ConfigError):
+        sizes = list(run.parallel.sizes().values())  # what is wrong or missing is told where it is read
+    data, fsdp, pipeline, _ = (max(size, 1) for size in sizes)
+    unit = run.batch_unit(data, fsdp, pipeline)
+    return -(-default // unit) * unit
 
 
 def _locate(path: Any, key: str) -> Any:

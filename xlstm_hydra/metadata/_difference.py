@@ -144,6 +144,11 @@ EFFECTS: dict[type, dict[str, str]] = {
         BOOKKEEPING: "checkpoint prompt prompt_tokens max_new_tokens stop_token num_samples temperature top_k top_p"
         " seed"
     },
+    configs.PlanTaskConfig: {BOOKKEEPING: "num_devices device parameters compile search"},
+    configs.DeviceConfig: {
+        BOOKKEEPING: "name platform kinds memory_gib memory_fraction memory_bandwidth float32_tflops bfloat16_tflops"
+        " float16_tflops devices_per_host host_bandwidth network_bandwidth"
+    },
     configs.DataConfig: {NUMERICS: "name seed validation_fraction", LAYOUT: "prefetch"},
     ByteDataConfig: {NUMERICS: "pad_last"},
     configs.TextDataConfig: {NUMERICS: "path"},
@@ -159,7 +164,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     configs.TrainerConfig: {
         NUMERICS: "max_steps batch_size seed",
         LAYOUT: "gradient_accumulate_steps pipeline_microbatches pipeline_remat remat_policy simulated_devices",
-        BOOKKEEPING: "eval_every_n_steps eval_batches check_for_nan debug_nans",
+        BOOKKEEPING: "ignore_plan eval_every_n_steps eval_batches check_for_nan debug_nans",
     },
     configs.CheckpointConfig: {
         NUMERICS: "init_from",

@@ -156,7 +156,9 @@ def build_objective(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Paramete
     Raises:
         ConfigError: the layout names modules that the model does not have, or has settings that nothing takes part in.
     """
-    placements = tuple(place(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model))
+    placements = tuple(
+        place(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model)
+    )
     data, fsdp, pipeline, _ = mesh.shape.values()
     microbatches = run.microbatches(data, fsdp, pipeline)
     axes = mesh_axes(run.parallel, mesh, microbatches=microbatches, stage_remat=run.trainer.pipeline_remat)

@@ -19,6 +19,7 @@ from ._mesh import batch_axes as batch_axes
 from ._mesh import batch_spec as batch_spec
 from ._mesh import build_mesh as build_mesh
 from ._mesh import describe_mesh as describe_mesh
+from ._mesh import host_of as host_of
 from ._mesh import mesh_axes as mesh_axes
 from ._pipeline import bubble_fraction as bubble_fraction
 from ._pipeline import run_pipeline as run_pipeline
