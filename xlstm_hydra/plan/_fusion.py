@@ -10,7 +10,6 @@ array axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +131,11 @@ class _Fusion:
                 else:
                     found |= roots[result]
             roots[value] = found | ({value} if value in results else set())
-            if (value, "as it is") in found or (value in results and not self.is_body) or (dear and len(roots[value]) > 1):
+            if (
+                (value, "as it is") in found
+                or (value in results and not self.is_body)
+                or (dear and len(roots[value]) > 1)
+            ):
                 self.stored.add(value)
 
         for operation in reversed(self.graph.operations):

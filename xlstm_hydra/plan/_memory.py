@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from xlstm_hydra.models import Objective
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.models import BATCH_TYPES, Objective
 from xlstm_hydra.optim import build_optimizer
+from xlstm_hydra.parallel import Placement
 
-from ._dataflow import Graph, Operation, read_jaxpr
-from ._fusion import Buffer
-from ._liveness import Moment, busiest_moment
+from ._dataflow import read_jaxpr
+from ._liveness import busiest_moment
 
 
 @dataclass(frozen=True)
@@ -68,35 +70,60 @@ def step_memory(objective: Objective, jaxpr: Any) -> Memory:
     moment = busiest_moment(graph)
     kinds = dict.fromkeys(("gradients", "activations", "gathered", "logits", "working"), 0)
     kinds["working"] = moment.bytes
-    return Memory(**state_bytes(objective), **kinds, moment=str(moment.running[-1].name if moment.running else ""))
+    return Memory(
+        **state_bytes(objective.run, objective.placements, objective.mesh.shape),
+        **kinds,
+        moment=str(moment.running[-1].name if moment.running else ""),
+    )
 
 
-def state_bytes(objective: Objective) -> dict[str, int]:
-    """Bytes on each device that are there all the time: parameters, optimizer and batch."""
-    shards = {placement.parameter.path: placement.shards for placement in objective.placements}
-    split = traverse_util.unflatten_dict(shards, sep=".")
-    optimizer = build_optimizer(objective.run, objective.abstract_params)
-    state = jax.eval_shape(optimizer.init, objective.abstract_params)
-    sizes = optax.tree.map_params(
-        optimizer, lambda leaf, shards: _bytes(leaf) // shards, state, split, transform_non_params=_bytes
+def state_bytes(run: RunConfig, placements: Sequence[Placement], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes on each device that are there all the time: parameters, optimizer and batch.
+
+    Args:
+        run: the config.
+        placements: of its parameters.
+        sizes: of the mesh axes.
+    """
+    shapes, split = {}, {}
+    for placement in placements:
+        parameter = placement.parameter
+        shapes[parameter.path] = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
+        split[parameter.path] = placement.shards
+    params, shards = (traverse_util.unflatten_dict(flat, sep=".") for flat in (shapes, split))
+    optimizer = build_optimizer(run, params)
+    state = jax.eval_shape(optimizer.init, params)
+    parts = optax.tree.map_params(
+        optimizer, lambda leaf, shards: _bytes(leaf) // shards, state, shards, transform_non_params=_bytes
     )
     step_and_key = 4 + 8
-    axes = [name for names in objective.batch_spec for name in (names if isinstance(names, tuple) else (names,))]
-    devices = math.prod(objective.mesh.shape[name] for name in axes if name is not None)
+    devices = math.prod(sizes[name] for name in run.parallel.axis_names()[:2])
+    assert run.model.model_config is not None
+    tokens = run.trainer.batch_size // devices * run.model.model_config.get("context_length")
     return {
-        "parameters": sum(placement.bytes_per_device for placement in objective.placements),
-        "optimizer": sum(jax.tree.leaves(sizes)) + step_and_key,
-        "batch": sum(_bytes(part) // devices for part in objective.abstract_batch.values()),
+        "parameters": sum(placement.bytes_per_device for placement in placements),
+        "optimizer": sum(jax.tree.leaves(parts)) + step_and_key,
+        "batch": tokens * sum(jnp.dtype(dtype).itemsize for dtype in BATCH_TYPES.values()),
     }
 
 
 def _bytes(leaf: Any) -> int:
     return leaf.size * leaf.dtype.itemsize
 
-def _show(o,j):
-    moment=busiest_moment(read_jaxpr(j.jaxpr))
-    print([ (x.name, x.backward) for x in moment.running])
+
+def _show(o, j):
+    moment = busiest_moment(read_jaxpr(j.jaxpr))
+    print([(x.name, x.backward) for x in moment.running])
     for level, bufs in enumerate(moment.buffers):
-        for b in sorted(bufs, key=lambda b:-b.bytes)[:45]:
-            op=b.maker.operation
-            print("   "*level, b.bytes>>10,"K", b.value.shape, op.name if op else "-", "B" if op and op.backward else "F", b.start,b.end)
+        for b in sorted(bufs, key=lambda b: -b.bytes)[:45]:
+            op = b.maker.operation
+            print(
+                "   " * level,
+                b.bytes >> 10,
+                "K",
+                b.value.shape,
+                op.name if op else "-",
+                "B" if op and op.backward else "F",
+                b.start,
+                b.end,
+            )
