@@ -9,4 +9,9 @@ from ._own_costs import Share as Share
 from ._plan import Plan as Plan
 from ._plan import make_plan as make_plan
 from ._plan import plan_objective as plan_objective
+from ._scale import Estimate as Estimate
+from ._search import Search as Search
+from ._search import choose as choose
+from ._search import layout_overrides as layout_overrides
+from ._search import search as search
 from ._time import StepTime as StepTime

@@ -6,18 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_hydra.configs import DeviceConfig, RunConfig
+from xlstm_hydra.configs import ConfigError, DeviceConfig, ParallelConfig, Problem, RunConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.models import list_parameters
 
 from ._layouts import Refusal, layouts
+from ._own_costs import own_costs
 from ._plan import Plan, make_plan
 from ._scale import Estimate, Scale
 
 SEARCH_VERSION = 1
 """Format of what `Search.to_dict` gives."""
 
+_CHOSEN = 3
+"""Of so many that are estimated to be the fastest, the fastest by its plan is chosen."""
+
 _TRIES = 3
+"""Of so many times the plans that are wanted, those that fit are taken."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,27 @@ class Search:
     """Bytes of a device's memory that a layout may need."""
     best: tuple[Plan, ...]
     """Plans of the best layouts that fit, the fastest first."""
-    fitting: tuple[Estimate, ...]
+    fitting: tuple[Plan | Estimate, ...]
     """All that are estimated to fit, the fastest first."""
-    dropped: tuple[Estimate, ...]
+    dropped: tuple[Plan | Estimate, ...]
     """Those that do not, from the one that needs least memory."""
     refused: tuple[Refusal, ...]
     """Those that the rules of the config do not allow."""
+
+    @property
+    def chosen(self) -> RunConfig:
+        """The run with the best layout."""
+        return self.best[0].run
+
+    def why(self) -> str:
+        """The best layout, and what it was the best of."""
+        plan = self.best[0]
+        text = " ".join(layout_overrides(plan.run, self.run)) or "the default"
+        time = "" if plan.time is None else f", {1000 * plan.time.seconds:,.1f} ms a step or more ({plan.time.bound_by})"
+        return (
+            f"of {self.tried} layouts {len(self.fitting)} fit in {self.limit / 2**30:,.2f} GiB on a device; the fastest is "
+            f"{text}: {plan.memory.total / 2**30:,.2f} GiB{time}"
+        )
 
     @property
     def tried(self) -> int:
@@ -81,11 +101,15 @@ def search(
     if headroom is None:
         headroom = run.parallel.get("headroom", 0.0)
     limit = int(device.memory_bytes * (1 - headroom))
-    parameters = list_parameters(run.model)
+    costs = own_costs(run)
+    parameters = list_parameters(run.model) if costs is None else costs.parameters()
     found = list(layouts(run, num_devices, parameters))
     runs = [one for one in found if isinstance(one, RunConfig)]
-    scale = Scale(runs, num_devices, device, parameters) if runs else None
-    estimates = [] if scale is None else [scale.estimate(one) for one in runs]
+    if costs is None and runs:
+        scale = Scale(runs, num_devices, device, parameters)
+        estimates: list[Plan | Estimate] = [scale.estimate(one) for one in runs]
+    else:
+        estimates = [make_plan(one, num_devices, device) for one in runs]
     fitting = sorted((one for one in estimates if one.memory.total <= limit), key=speed)
     dropped = sorted((one for one in estimates if one.memory.total > limit), key=lambda one: one.memory.total)
     plans = list(_planned(fitting, num_devices, device, limit, best))
@@ -101,6 +125,36 @@ def search(
     )
 
 
+def choose(run: RunConfig, num_devices: int, device: DeviceConfig) -> Search:
+    """Compare the layouts of a run whose layout is to be chosen (`parallel=auto`). The first of `best` is the one.
+
+    Raises:
+        ConfigError: no layout is allowed, or none fits, or the device's speeds are not known.
+    """
+    if not device.has_speeds:
+        text = f"the fastest layout is not known without the speeds of the devices, {device.name}"
+        raise ConfigError([Problem({"parallel.name": "auto"}, text, "Choose device=..., or a layout.")])
+    found = search(run, num_devices, device, best=_CHOSEN)
+    if not found.tried:
+        raise ConfigError(min((refusal.problems for refusal in found.refused), key=len))
+    if not found.best:
+        raise ConfigError([_nothing_fits(found)])
+    return found
+
+
+def _nothing_fits(found: Search) -> Problem:
+    nearest = min((*found.dropped, *found.fitting), key=lambda one: one.memory.total)
+    needed, limit = (f"{size / 2**30:,.2f} GiB" for size in (nearest.memory.total, found.limit))
+    text = (
+        f"of {found.tried} layouts on {found.num_devices} devices ({found.device.name}) none fits in the {limit} of a "
+        f"device's memory that may be used. The one that needs the least, {' '.join(layout_overrides(nearest.run, found.run))}, "
+        f"needs {needed}"
+    )
+    given = {"parallel.name": "auto", "trainer.batch_size": found.run.trainer.batch_size}
+    fix = "Use more devices, a smaller trainer.batch_size or model.context_length, or a lower parallel.headroom."
+    return Problem(given, text, fix)
+
+
 def speed(one: Plan | Estimate) -> tuple[Any, ...]:
     """What layouts are sorted by: the predicted time of a step, where that is equal the time of all its parts, and then
     the memory."""
@@ -114,7 +168,7 @@ def speed(one: Plan | Estimate) -> tuple[Any, ...]:
 def layout_overrides(run: RunConfig, typed: RunConfig) -> tuple[str, ...]:
     """What selects the layout of `run` when it is typed instead of the `parallel=...` of the run `typed`, with all else
     that was typed there."""
-    default = type(run.parallel)()
+    default = ParallelConfig()
     texts = [
         f"parallel.{key}={_text(value)}"
         for key, value in run.parallel.to_dict().items()
@@ -126,7 +180,7 @@ def layout_overrides(run: RunConfig, typed: RunConfig) -> tuple[str, ...]:
 
 
 def _planned(
-    fitting: Sequence[Estimate], num_devices: int, device: DeviceConfig, limit: int, best: int
+    fitting: Sequence[Plan | Estimate], num_devices: int, device: DeviceConfig, limit: int, best: int
 ) -> Iterator[Plan]:
     """Plans of the first that fit. Where estimates were too low, others are tried, but not without end."""
     found = 0
