@@ -262,9 +262,9 @@ def write_layout(file: Path, run: RunConfig) -> None:
     """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
     if not file.exists():
         return
-    cfg = OmegaConf.load(file)
-    cfg["parallel"] = cfg["model"]["parallel"] = run.parallel.to_dict()
-    cfg["trainer"] = run.trainer.to_dict()
+    cfg: Any = OmegaConf.load(file)
+    cfg.parallel = cfg.model.parallel = run.parallel.to_dict()
+    cfg.trainer = run.trainer.to_dict()
     file.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
 
 

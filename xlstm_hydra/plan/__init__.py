@@ -1,5 +1,7 @@
 """What a config will cost, with no device: memory, work, communication and time of a training step."""
 
+from ._changes import Change as Change
+from ._changes import changes_that_fit as changes_that_fit
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._memory import Memory as Memory

@@ -52,11 +52,9 @@ class Search:
         """The best layout, and what it was the best of."""
         plan = self.best[0]
         text = " ".join(layout_overrides(plan.run, self.run)) or "the default"
-        time = "" if plan.time is None else f", {1000 * plan.time.seconds:,.1f} ms a step or more ({plan.time.bound_by})"
-        return (
-            f"of {self.tried} layouts {len(self.fitting)} fit in {self.limit / 2**30:,.2f} GiB on a device; the fastest is "
-            f"{text}: {plan.memory.total / 2**30:,.2f} GiB{time}"
-        )
+        time = f", {1000 * plan.time.seconds:,.1f} ms a step or more ({plan.time.bound_by})" if plan.time else ""
+        counts = f"of {self.tried} layouts {len(self.fitting)} fit in {self.limit / 2**30:,.2f} GiB on a device"
+        return f"{counts}; the fastest is {text}: {plan.memory.total / 2**30:,.2f} GiB{time}"
 
     @property
     def tried(self) -> int:
@@ -98,9 +96,8 @@ def search(
         best: how many of the best are planned.
         headroom: share of the device's memory that is to stay free. None: that of `parallel=auto`, otherwise 0.
     """
-    if headroom is None:
-        headroom = run.parallel.get("headroom", 0.0)
-    limit = int(device.memory_bytes * (1 - headroom))
+    free = run.parallel.get("headroom", 0.0) if headroom is None else headroom
+    limit = int(device.memory_bytes * (1 - free))
     costs = own_costs(run)
     parameters = list_parameters(run.model) if costs is None else costs.parameters()
     found = list(layouts(run, num_devices, parameters))
@@ -145,10 +142,10 @@ def choose(run: RunConfig, num_devices: int, device: DeviceConfig) -> Search:
 def _nothing_fits(found: Search) -> Problem:
     nearest = min((*found.dropped, *found.fitting), key=lambda one: one.memory.total)
     needed, limit = (f"{size / 2**30:,.2f} GiB" for size in (nearest.memory.total, found.limit))
+    texts = " ".join(layout_overrides(nearest.run, found.run))
     text = (
         f"of {found.tried} layouts on {found.num_devices} devices ({found.device.name}) none fits in the {limit} of a "
-        f"device's memory that may be used. The one that needs the least, {' '.join(layout_overrides(nearest.run, found.run))}, "
-        f"needs {needed}"
+        f"device's memory that may be used. The one that needs the least, {texts}, needs {needed}"
     )
     given = {"parallel.name": "auto", "trainer.batch_size": found.run.trainer.batch_size}
     fix = "Use more devices, a smaller trainer.batch_size or model.context_length, or a lower parallel.headroom."
@@ -170,13 +167,20 @@ def layout_overrides(run: RunConfig, typed: RunConfig) -> tuple[str, ...]:
     that was typed there."""
     default = ParallelConfig()
     texts = [
-        f"parallel.{key}={_text(value)}"
+        f"parallel.{key}={typed_text(value)}"
         for key, value in run.parallel.to_dict().items()
         if value != default.get(key)
     ]
     trainer, before = run.trainer.to_dict(), typed.trainer.to_dict()
-    texts += [f"trainer.{key}={_text(value)}" for key, value in trainer.items() if value != before[key]]
+    texts += [f"trainer.{key}={typed_text(value)}" for key, value in trainer.items() if value != before[key]]
     return tuple(texts)
+
+
+def typed_text(value: Any) -> str:
+    """A value as it is typed: `[a,b]`, without spaces and quotes."""
+    if isinstance(value, list):
+        return f"[{','.join(map(typed_text, value))}]"
+    return value if isinstance(value, str) else show(value)
 
 
 def _planned(
@@ -207,11 +211,6 @@ def _row(typed: RunConfig, one: Plan | Estimate) -> dict[str, Any]:
         "seconds": None if time is None else time.seconds,
         "bound_by": None if time is None else time.bound_by,
     }
-
-
-def _text(value: Any) -> str:
-    """A value as it is typed: `[a,b]`, without spaces."""
-    return f"[{','.join(map(_text, value))}]" if isinstance(value, list) else str(value) if isinstance(value, str) else show(value)
 
 
 def _rounded(seconds: float) -> float:
