@@ -7,6 +7,7 @@ import importlib
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -212,7 +213,7 @@ def default_batch(cfg: Any) -> int:
     run = _read_groups(cfg, [], without=("hydra", "trainer.batch_size"))
     try:
         unit = _batch_unit(run)
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ZeroDivisionError):
         return default  # a group is missing or wrong, which is told where it is read
     return -(-default // unit) * unit
 
@@ -263,6 +264,16 @@ def make_model_config(
     if problems:
         raise ConfigError(problems)
     return resolve_classes(ModelConfig(model_class, layout, config))
+
+
+def write_layout(file: Path, run: RunConfig) -> None:
+    """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
+    if not file.exists():
+        return
+    cfg: Any = OmegaConf.load(file)
+    cfg.parallel = cfg.model.parallel = run.parallel.to_dict()
+    cfg.trainer = run.trainer.to_dict()
+    file.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:
