@@ -2,8 +2,8 @@
 
 The real step is lowered and compiled ahead of time for simulated CPU devices; nothing runs, and no array is made. XLA
 then tells what each device holds at the same time. Collectives, operations and gradients are read from the lowered
-program, before XLA changes types and merges what is computed twice: what it makes of them on CPU is not what it makes on
-other devices. The optimizer's own exchanges (a few numbers, such as the norm of the gradients) are made while
+program, before XLA changes types and merges what is computed twice: what it makes of them on CPU is not what it makes
+on other devices. The optimizer's own exchanges (a few numbers, such as the norm of the gradients) are made while
 compiling and are in neither count.
 """
 
@@ -89,7 +89,7 @@ def compile_program(program: Program) -> Compiled:
     gradients = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
     compiled = step.compile()
     memory = compiled.memory_analysis()
-    state_shardings, batch_shardings = compiled.input_shardings[0]
+    (state_shardings, batch_shardings), _ = compiled.input_shardings  # pyright: ignore[reportGeneralTypeIssues]
     parameters = _bytes(state.params, state_shardings.params)
     return Compiled(
         num_devices=program.mesh.size,
@@ -108,8 +108,8 @@ def compile_program(program: Program) -> Compiled:
 
 
 def _bytes(arrays: Any, shardings: Any) -> int:
-    """Bytes that each device has of a tree of arrays, as the compiler placed them. It leaves away what the step does not
-    read, such as borders of documents that the model ignores; the devices hold it all the same."""
+    """Bytes that each device has of a tree of arrays, as the compiler placed them. It leaves away what the step does
+    not read, such as borders of documents that the model ignores; the devices hold it all the same."""
     leaves = jax.tree.leaves(arrays)
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(
@@ -134,11 +134,11 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
     for kind in sorted({kind[:3] for kind in planned | found}):
         operation, dtype, devices = kind
         what = f"{operation} of {dtype} over {devices} devices"
-        sums = [
+        planned_of, found_of = (
             [(size, times) for (*of, size), times in each.items() if tuple(of) == kind] for each in (planned, found)
-        ]
-        yield Comparison(what, "times", *(sum(times for _, times in each) for each in sums))
-        yield Comparison(what, "bytes", *(sum(size * times for size, times in each) for each in sums))
+        )
+        yield Comparison(what, "times", sum(n for _, n in planned_of), sum(n for _, n in found_of))
+        yield Comparison(what, "bytes", sum(size * n for size, n in planned_of), sum(size * n for size, n in found_of))
 
 
 def exchanged(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counter[Kind]:
