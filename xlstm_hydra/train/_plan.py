@@ -1,5 +1,5 @@
-"""The plan of a run on the devices that it has: made before anything is compiled, refused where it does not fit, kept in
-the run folder, and compared with what was measured."""
+"""The plan of a run on the devices that it has: made before anything is compiled, refused where it does not fit, kept
+in the run folder, and compared with what was measured."""
 
 from __future__ import annotations
 
@@ -66,8 +66,10 @@ class RunPlan:
             parts.append(f"{_ms(measured.step_seconds)} per step{predicted}")
         if measured.peak_bytes is not None:
             parts.append(f"{_gib(measured.peak_bytes)} on a device (predicted: {_gib(self.plan.memory.total)})")
-        else:
+        elif self.earlier_peak is None:
             parts.append(f"memory is not told by devices of the kind {self.plan.device.platform}")
+        else:
+            parts.append("an earlier run of this process needed more memory")
         return ", ".join(parts)
 
 
