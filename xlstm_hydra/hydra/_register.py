@@ -85,8 +85,8 @@ def register() -> None:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf `${xlstm_rest:...}`, `${xlstm_blocks:...}`, `${xlstm_checkpoint:}` and `${xlstm_batch:}`, which our
-    YAML files use. Calling it twice is harmless."""
+    """Teach OmegaConf the resolvers that our YAML files use: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
+    `xlstm_batch`. Calling it twice is harmless."""
     register_resolver("xlstm_rest", _rest, replace=True)
     register_resolver("xlstm_blocks", _blocks, replace=True)
     register_resolver("xlstm_checkpoint", _checkpoint, replace=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from xlstm_hydra.parallel import Placement, abstract_mesh, bubble_fraction
 
 from ._counts import Counts, count
 from ._memory import Memory, step_memory
+from ._own_costs import estimate, own_costs, place_own
 from ._time import StepTime, step_time
 from ._trace import trace
 
@@ -55,29 +57,47 @@ class Plan:
 def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
     """Plan a run whose `model_class` is a class.
 
+    Any Flax Linen class is traced; one with a static method `plan_costs` says itself what it costs, see `ModelCosts`.
+
     Raises:
         ConfigError: the layout does not fit so many devices, or the model.
     """
     mesh = abstract_mesh(run.parallel, num_devices)
-    return plan_objective(build_objective(run, mesh), device)
+    costs = own_costs(run)
+    if costs is None:
+        return plan_objective(build_objective(run, mesh), device)
+    sizes = dict(mesh.shape)
+    placements = place_own(run, costs, sizes)
+    return _plan(run, device, sizes, placements, *estimate(run, costs, placements, sizes))
 
 
 def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
     """Plan a run whose objective is there already, on a mesh with devices or without."""
-    run, sizes, axes = objective.run, dict(objective.mesh.shape), objective.axes
     jaxpr = trace(objective)
-    counts = count(jaxpr)
+    memory, counts = step_memory(objective, jaxpr), count(jaxpr)
+    return _plan(objective.run, device, dict(objective.mesh.shape), objective.placements, memory, counts)
+
+
+def _plan(
+    run: RunConfig,
+    device: DeviceConfig,
+    sizes: Mapping[str, int],
+    placements: tuple[Placement, ...],
+    memory: Memory,
+    counts: Counts,
+) -> Plan:
+    data, fsdp, stages, _ = sizes.values()
     across = axes_across(run, sizes, device.devices_per_host)
     return Plan(
         run=run,
-        num_devices=objective.mesh.size,
+        num_devices=math.prod(sizes.values()),
         device=device,
         sizes=sizes,
         across_hosts=across,
-        placements=objective.placements,
-        memory=step_memory(objective, jaxpr),
+        placements=placements,
+        memory=memory,
         counts=counts,
-        bubble=bubble_fraction(axes.stages, axes.microbatches),
+        bubble=bubble_fraction(stages, run.microbatches(data, fsdp, stages)),
         time=step_time(counts, sizes, across, device) if device.has_speeds else None,
     )
 

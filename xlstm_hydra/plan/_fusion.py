@@ -1,0 +1,242 @@
+"""Which results of a program are stored: fusion, as XLA does it.
+
+An elementwise operation, a broadcast, a slice and the like are computed inside whatever reads them, as often as it is
+read. A result is stored where something needs it in memory: a product of matrices, a reduction, a collective, a loop; or
+where computing it again is dear (an exponential, a division) and several read it. A product of matrices needs the array
+axes of its operands in order, and reads a copy where they are not; so does a collective along another than the first
+array axis.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._dataflow import Graph, Operation, Value
+
+ELEMENTWISE = frozenset(
+    "add add_any sub mul neg abs max min sign floor ceil round is_finite square integer_pow convert_element_type select_n "
+    "eq ne ge gt le lt and or not xor clamp nextafter real imag shift_left shift_right_logical shift_right_arithmetic "
+    "population_count exp exp2 expm1 log log1p logistic tanh tan sin cos sqrt rsqrt cbrt pow div rem erf erfc erf_inv "
+    "asin acos atan atan2 sinh cosh asinh acosh atanh".split()
+)
+"""Operations that compute every element of the result from the elements in the same place."""
+
+DEAR = frozenset(
+    "exp exp2 expm1 log log1p logistic tanh tan sin cos sqrt rsqrt cbrt pow div rem erf erfc erf_inv asin acos atan atan2 "
+    "sinh cosh asinh acosh atanh".split()
+)
+"""Those that are not computed twice."""
+
+MOVING = frozenset("transpose rev broadcast_in_dim slice dynamic_slice pad concatenate gather iota".split())
+"""Operations that put elements in other places, and are computed inside their readers too."""
+
+SLICE = "slice of a stack"
+"""What the body of a loop reads of an array that the loop goes along."""
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """A place for a stored result."""
+
+    value: Value
+    bytes: int
+    maker: Step
+    at_start: bool = False
+    """Whether it is there from the start of the program or of the body."""
+
+    start: int = 0
+    end: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """What is computed in one go."""
+
+    operation: Operation | None
+    reads: dict[Buffer, bool]
+    """What it reads; true where a result of the same size may take its place."""
+
+    makes: list[Buffer] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Fused:
+    """A program or a body after fusion."""
+
+    steps: list[Step]
+    kept: list[Buffer]
+    """What is there at the end."""
+
+
+def fuse(graph: Graph, carried: range = range(0), sliced: range = range(0), is_body: bool = False) -> Fused:
+    """The steps of a program, or of the body of a loop.
+
+    Args:
+        graph: the program.
+        carried: numbers of the arguments that a round of the loop gets from the one before; it is their results that
+            come first.
+        sliced: numbers of the arguments that are slices of stacks.
+        is_body: whether the results have places outside.
+    """
+    return _Fusion(graph, carried, sliced, is_body).run()
+
+
+class _Fusion:
+    def __init__(self, graph: Graph, carried: range, sliced: range, is_body: bool):
+        self.graph, self.carried, self.is_body = graph, carried, is_body
+        self.stored: set[Value] = set()
+        self.places: dict[tuple[Value, str], Buffer | None] = {(value, "as it is"): None for value in graph.arguments}
+        self.sources: dict[Value, dict[Buffer, bool]] = {value: {} for value in graph.arguments}
+        self.steps: list[Step] = []
+        self.slices = {graph.arguments[number] for number in sliced}
+        for value in self.slices:
+            del self.places[value, "as it is"]
+
+    def run(self) -> Fused:
+        """The steps, in the order of the program."""
+        self._choose_stored()
+        copies = [self._copy_of_carried(number) for number in self.carried]
+        for value in self.slices & self.stored:
+            self._make(value, "as it is", {})
+        for operation in self.graph.operations:
+            self._add(operation)
+        kept = []
+        for number, value in enumerate(self.graph.results):
+            if value is None:
+                continue
+            reads = self._reads(value)
+            if not self.is_body:
+                kept += reads
+                continue
+            self.steps.append(last := Step(None, reads))
+            if number < len(copies):
+                self._settle_carried(copies[number], value, last)
+        return Fused(self.steps, kept)
+
+    def _choose_stored(self) -> None:
+        """A value is stored if a reader needs it in memory, or if it is dear and several results depend on it."""
+        roots: dict[Value, set[Any]] = {}
+        results = set(self.graph.results)
+
+        def visit(value: Value, dear: bool) -> None:
+            found: set[Any] = set()
+            for reader, number in value.readers:
+                need = need_of(reader, number)
+                if need != "fused":
+                    found.add((value, need))
+                elif (result := reader.results[0]) in self.stored:
+                    found.add(result)
+                else:
+                    found |= roots[result]
+            roots[value] = found | ({value} if value in results else set())
+            if (
+                (value, "as it is") in found
+                or (value in results and not self.is_body)
+                or (dear and len(roots[value]) > 1)
+            ):
+                self.stored.add(value)
+
+        for operation in reversed(self.graph.operations):
+            if _is_fused(operation):
+                visit(operation.results[0], operation.name in DEAR)
+        for value in self.slices:
+            visit(value, False)
+
+    def _add(self, operation: Operation) -> None:
+        if _is_fused(operation):
+            (value,) = operation.results
+            aligned = operation.name in ELEMENTWISE
+            reads: dict[Buffer, bool] = {}
+            for operand in operation.operands:
+                for buffer, same in self._reads(operand).items():
+                    same = same and aligned and buffer.bytes == value.bytes
+                    reads[buffer] = reads.get(buffer, True) and same
+            if value in self.stored:
+                self._make(value, "as it is", reads, operation)
+            else:
+                self.sources[value] = reads
+            return
+        reads = {}
+        for number, operand in enumerate(operation.operands):
+            if operand is not None and (place := self._place(operand, need_of(operation, number))) is not None:
+                reads[place] = operation.name in ("scan", "while", "scatter-add", "scatter", "dynamic_update_slice")
+        self.steps.append(step := Step(operation, reads))
+        first_stacked = operation.params["num_carry"] if operation.name == "scan" else len(operation.results)
+        for number, value in enumerate(operation.results):
+            buffer = Buffer(value, value.bytes, step, at_start=number >= first_stacked)
+            step.makes.append(buffer)
+            self.places[value, "as it is"] = buffer
+            self.sources[value] = {buffer: True}
+        if operation.name == "all_gather" and _crosses(operation, "all_gather_dimension"):
+            (value,) = operation.results
+            self._make(value, "as it is", {step.makes[0]: False}, operation)
+
+    def _reads(self, value: Value | None) -> dict[Buffer, bool]:
+        """What must be read to compute a value inside its reader."""
+        return {} if value is None else self.sources[value]
+
+    def _place(self, value: Value, need: str) -> Buffer | None:
+        """Where a value is stored so that it can be read as needed; None: outside."""
+        if need == "flat" and (value, "as it is") in self.places:
+            need = "as it is"
+        if (value, need) not in self.places:
+            self._make(value, need, dict.fromkeys(self._reads(value), False), value.source)
+        return self.places[value, need]
+
+    def _make(self, value: Value, need: str, reads: dict[Buffer, bool], operation: Operation | None = None) -> Buffer:
+        step = Step(operation or value.source, reads)
+        step.makes.append(buffer := Buffer(value, value.bytes, step))
+        self.steps.append(step)
+        self.places[value, need] = buffer
+        if need == "as it is":
+            self.sources[value] = {buffer: True}
+        return buffer
+
+    def _copy_of_carried(self, number: int) -> Buffer:
+        """The body works on a copy of what it gets, for the new value takes the place of the old one."""
+        return self._make(self.graph.arguments[number], "as it is", {})
+
+    def _settle_carried(self, copy: Buffer, result: Value, last: Step) -> None:
+        """No copy where the old value is read by nothing but what makes the new one, and no second place for that."""
+        place = self.places.get((result, "as it is"))
+        if place is copy or all(copy not in step.reads for step in self.steps if step is not last):
+            copy.bytes = 0
+        elif place is not None:
+            place.bytes = 0
+
+
+def _is_fused(operation: Operation) -> bool:
+    return operation.name in ELEMENTWISE or operation.name in MOVING
+
+
+def need_of(operation: Operation, number: int) -> str:
+    """How an operation reads an operand: "fused", from memory "as it is" or, with its array axes merged, "flat"; or
+    "moved", with its array axes in another order."""
+    if _is_fused(operation):
+        return "fused"
+    if operation.name == "dot_general":
+        return _need_of_product(operation, number)
+    if operation.name == "reduce_scatter" and _crosses(operation, "scatter_dimension"):
+        return "moved"
+    return "as it is"
+
+
+def _crosses(operation: Operation, parameter: str) -> bool:
+    """Whether a collective goes along another than the first array axis."""
+    return math.prod(operation.shapes[0][: operation.params[parameter]]) > 1
+
+
+def _need_of_product(operation: Operation, number: int) -> str:
+    contracted, batch = (sides[number] for sides in operation.params["dimension_numbers"])
+    shape = operation.shapes[number]
+    real = [axis for axis, size in enumerate(shape) if size > 1]
+    summed = [axis for axis in contracted if axis in real]
+    first = [axis for axis in batch if axis in real]
+    free = [axis for axis in real if axis not in summed and axis not in first]
+    simple = len(summed) < 2 and len(free) < 2
+    orders = [first + free + summed, first + summed + free]
+    if real in (orders if simple else orders[number : number + 1]):
+        return "as it is" if simple else "flat"
+    return "moved"

@@ -1,0 +1,119 @@
+"""What is in memory while a traced program runs, and at which moment that is most.
+
+Steps run breadth first, as XLA orders them: each as soon as what it reads is there, first come, first served. So what is
+ready early is there for long, and what needs nothing is there from the start. A result is given up after the last step
+that reads it; one of the same size that is computed from it, element by element, takes its place.
+
+A loop stacks the results of all rounds in one array, there from the start of the program around it. What a round hands
+to the next has a place outside the body, and what the body needs beyond it comes on top of what is around the loop.
+
+Arguments of the program are not counted: they are there all the time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from ._dataflow import Graph, Operation
+from ._fusion import Buffer, Fused, Step, fuse
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is in memory at one time."""
+
+    bytes: int
+    running: tuple[Operation, ...]
+    """What is being computed, the loops around it first."""
+
+    buffers: tuple[tuple[Buffer, ...], ...]
+    """What is there: around all loops, in the body of the outermost, and so on."""
+
+
+def busiest_moment(graph: Graph) -> Moment:
+    """The moment of a program when most bytes are in memory."""
+    return _busiest(fuse(graph))
+
+
+def _busiest(fused: Fused) -> Moment:
+    steps = in_order(fused.steps)
+    bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}
+    buffers = set_lifetimes(steps, fused.kept)
+    changes = [0] * (len(steps) + 2)
+    for buffer in buffers:
+        changes[buffer.start] += buffer.bytes
+        changes[buffer.end + 1] -= buffer.bytes
+    most, when, here = 0, 0, 0
+    for number in range(len(steps)):
+        here += changes[number]
+        total = here + (bodies[number].bytes if number in bodies else 0)
+        if total > most:
+            most, when = total, number
+    alive = tuple(buffer for buffer in buffers if buffer.start <= when <= buffer.end and buffer.bytes)
+    operation = steps[when].operation if steps else None
+    inner = bodies.get(when)
+    running = (() if operation is None else (operation,)) + (inner.running if inner else ())
+    return Moment(most, running, (alive, *(inner.buffers if inner else ())))
+
+
+def _body_moment(step: Step) -> Moment | None:
+    """The busiest moment inside a loop or a branch."""
+    operation = step.operation
+    if operation is None or not operation.bodies or not step.makes:
+        return None
+    moments = [_busiest(fuse(body, *_arguments(operation), is_body=True)) for body in operation.bodies]
+    return max(moments, key=lambda moment: moment.bytes)
+
+
+def _arguments(operation: Operation) -> tuple[range, range]:
+    """Numbers of the arguments of a body that are carried, and of those that are slices."""
+    params = operation.params
+    if operation.name == "scan":
+        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        return range(first, last), range(last, len(operation.operands))
+    if operation.name == "while":
+        return range(params["body_nconsts"], params["body_nconsts"] + len(operation.results)), range(0)
+    return range(0), range(0)
+
+
+def in_order(steps: list[Step]) -> list[Step]:
+    """Steps breadth first."""
+    missing = {step: len({buffer.maker for buffer in step.reads}) for step in steps}
+    readers: dict[Step, list[Step]] = {step: [] for step in steps}
+    for step in steps:
+        for maker in dict.fromkeys(buffer.maker for buffer in step.reads):
+            readers[maker].append(step)
+    ready = deque(step for step in steps if not missing[step])
+    order = []
+    while ready:
+        order.append(step := ready.popleft())
+        for reader in readers[step]:
+            missing[reader] -= 1
+            if not missing[reader]:
+                ready.append(reader)
+    return order
+
+
+def set_lifetimes(steps: list[Step], kept: list[Buffer]) -> list[Buffer]:
+    """Note in every buffer from which step to which it is there. Returns all of them."""
+    buffers = []
+    for number, step in enumerate(steps):
+        for buffer in step.makes:
+            buffer.start = 0 if buffer.at_start else number
+            buffer.end = number
+            buffers.append(buffer)
+        for buffer in step.reads:
+            buffer.end = number
+    for buffer in kept:
+        buffer.end = len(steps)
+    for number, step in enumerate(steps):
+        free = [buffer for buffer, same in step.reads.items() if same and buffer.end == number]
+        for made in step.makes:
+            if made.at_start:
+                continue
+            taken = next((buffer for buffer in free if buffer.bytes == made.bytes), None)
+            if taken is not None:
+                free.remove(taken)
+                made.start = number + 1
+    return buffers
