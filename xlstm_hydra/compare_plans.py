@@ -63,7 +63,7 @@ class Row:
 
 def keep_refusal(error: ConfigError, folder: Path) -> None:
     """Leave in a job's folder why its config has no plan."""
-    content = {"problems": [str(problem) for problem in error.problems]}
+    content = {"format": "xlstm_hydra_plan", "version": 1, "problems": [str(problem) for problem in error.problems]}
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 

@@ -94,7 +94,7 @@ def _too_large(plan: Plan) -> Problem:
     noun = "simulated devices, which share the memory of their host" if plan.device.platform == "cpu" else "devices"
     needed, there = _gib(plan.memory.total), _gib(plan.device.memory_bytes)
     rule = (
-        f"a step needs {needed} on a device, while {plan.memory.moment}, and each of the {plan.num_devices} {noun} "
+        f"a step needs {needed} on a device, in {plan.memory.moment}, and each of the {plan.num_devices} {noun} "
         f"({plan.device.name}) has {there}"
     )
     ways = [] if ignore else [" ".join(change.overrides) for change in planning.changes_that_fit(plan)]
