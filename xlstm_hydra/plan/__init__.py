@@ -2,6 +2,7 @@
 
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
+from ._json import to_dict as to_dict
 from ._memory import Memory as Memory
 from ._own_costs import Activations as Activations
 from ._own_costs import ModelCosts as ModelCosts
@@ -9,4 +10,8 @@ from ._own_costs import Share as Share
 from ._plan import Plan as Plan
 from ._plan import make_plan as make_plan
 from ._plan import plan_objective as plan_objective
+from ._report import report as report
+from ._report import summary as summary
 from ._time import StepTime as StepTime
+from ._time import Traffic as Traffic
+from ._time import step_traffic as step_traffic
