@@ -66,11 +66,12 @@ def run_task(cfg: DictConfig) -> float | None:
         _refuse_for_all(error, _distributed(cfg))
 
 
-def _keep_refusal(error: ConfigError) -> None:
-    """Leave for the table of a sweep of plans why this one is not there."""
+def _keep_refusal(error: ConfigError) -> float:
+    """Leave for the table of a sweep of plans why this one is not there. Returns what one that does not fit does."""
     from xlstm_hydra.compare_plans import keep_refusal
 
     keep_refusal(error, Path(HydraConfig.get().runtime.output_dir))
+    return math.inf
 
 
 def _task(name: str) -> Callable[[RunConfig, Path, list[str]], float | None]:
