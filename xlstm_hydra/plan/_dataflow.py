@@ -57,8 +57,14 @@ class Operation:
     operands: list[Value | None]
     results: list[Value]
     bodies: list[Graph] = field(default_factory=list)
-    backward: bool = False
-    """Whether it belongs to the backward pass."""
+    scope: str = ""
+    """Names of the transformations and modules that it stands in, joined with slashes; those outside a loop are not
+    known inside."""
+
+    @property
+    def backward(self) -> bool:
+        """Whether it belongs to the backward pass. In the body of a loop of that pass, nothing says so."""
+        return "transpose(" in self.scope
 
 
 @dataclass(eq=False)
@@ -95,8 +101,8 @@ class _Reader:
         self.operations: list[Operation] = []
         self.same: dict[Any, Operation] = {}
 
-    def read(self, jaxpr: Any, arguments: Sequence[Value | None], backward: bool = False) -> list[Value | None]:
-        """Append the operations of a jaxpr; returns its results."""
+    def read(self, jaxpr: Any, arguments: Sequence[Value | None], scope: str = "") -> list[Value | None]:
+        """Append the operations of a jaxpr, which stands in a scope of names; returns its results."""
         known: dict[Any, Value | None] = dict(zip(jaxpr.invars, arguments, strict=True))
         known |= {var: _value(var.aval) for var in jaxpr.constvars}
 
@@ -105,25 +111,25 @@ class _Reader:
 
         for eqn in jaxpr.eqns:
             name, operands = eqn.primitive.name, [value_of(atom) for atom in eqn.invars]
-            is_backward = backward or "transpose(" in str(eqn.source_info.name_stack)
+            inner_scope = f"{scope}/{eqn.source_info.name_stack}"
             if name in CALLS:
                 if eqn.params.get("prevent_cse"):
                     self.same = {}  # what is computed anew is not what was computed before
-                results = self.read(_open(eqn.params[CALLS[name]]), operands, is_backward)
-            elif name in VIEWS or _changes_nothing(eqn):
+                results = self.read(_open(eqn.params[CALLS[name]]), operands, inner_scope)
+            elif name in VIEWS or _changes_nothing(eqn, operands):
                 results = operands[: len(eqn.outvars)]
             else:
-                results = self._add(eqn, operands, is_backward)
+                results = self._add(eqn, operands, inner_scope)
             known.update(zip(eqn.outvars, results, strict=True))
         return [value_of(atom) for atom in jaxpr.outvars]
 
-    def _add(self, eqn: Any, operands: list[Value | None], backward: bool) -> list[Value | None]:
+    def _add(self, eqn: Any, operands: list[Value | None], scope: str) -> list[Value | None]:
         constants = tuple(str(atom) for atom in eqn.invars if hasattr(atom, "val"))
         params = len(self.operations) if eqn.primitive.name in LOOPS else str(eqn.params)
         key = (eqn.primitive.name, tuple(map(id, operands)), constants, params, eqn.outvars[0].aval)
         if key not in self.same:
             operation = _operation(eqn, operands)
-            operation.backward = backward
+            operation.scope = scope
             self.operations.append(operation)
             self.same[key] = operation
         operation = self.same[key]
@@ -132,7 +138,10 @@ class _Reader:
         stacked: dict[Any, Value | None] = {}
         first = operation.params["num_carry"]
         inside = operation.bodies[0].results
-        alike = [stacked.setdefault(id(value), result) for value, result in zip(inside[first:], operation.results[first:], strict=True)]
+        alike = [
+            stacked.setdefault(id(value), result)
+            for value, result in zip(inside[first:], operation.results[first:], strict=True)
+        ]
         return [*operation.results[:first], *alike]
 
 
@@ -140,14 +149,18 @@ def _open(jaxpr: Any) -> Any:
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _changes_nothing(eqn: Any) -> bool:
-    """A conversion to the same type, or a transposition that moves array axes of size 1 alone."""
+def _changes_nothing(eqn: Any, operands: Sequence[Value | None]) -> bool:
+    """A conversion to the same type, or a transposition that moves array axes of size 1 alone or has a product
+    computed the other way round."""
     if eqn.primitive.name == "convert_element_type":
         return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
     if eqn.primitive.name == "broadcast_in_dim":
         return eqn.invars[0].aval.size == eqn.outvars[0].aval.size > 1
     if eqn.primitive.name == "transpose":
         shape = eqn.invars[0].aval.shape
+        source = operands[0].source if operands[0] is not None else None
+        if len(shape) == 2 and source is not None and source.name == "dot_general":
+            return True
         moved = [axis for axis in eqn.params["permutation"] if shape[axis] != 1]
         return moved == sorted(moved)
     return False
@@ -199,8 +212,12 @@ def _drop_unread(graph: Graph) -> None:
             _drop_unread(body)
         if operation.name == "scan":
             (body,) = operation.bodies
-            for number in range(operation.params["num_consts"] + carried, len(body.arguments)):
-                if not body.arguments[number].readers and body.arguments[number] not in body.results:
+            for number in range(len(body.arguments)):
+                if (
+                    number not in range(operation.params["num_consts"], operation.params["num_consts"] + carried)
+                    and not body.arguments[number].readers
+                    and body.arguments[number] not in body.results
+                ):
                     operation.operands[number] = None
         read.update(id(value) for value in operation.operands)
         kept.append(operation)
