@@ -16,7 +16,7 @@ from jax.extend.backend import clear_backends
 
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
-from xlstm_hydra.plan import Plan, make_plan, report, summary, to_dict
+from xlstm_hydra.plan import Plan, make_plan, report, summary, to_dict, verdict
 
 PLAN_FILE = "plan.json"
 """All of a plan, in the run folder."""
@@ -75,4 +75,4 @@ def _tell(found: Plan, file: Path) -> None:
     if job is not None and task.device is None and job.runtime.choices.get("device") is None:
         print(f"no device is chosen, so these are {found.device.name}; task.device=... takes others\n")
     print(report(found, task.parameters))
-    print(f"\nwritten: {file}")
+    print(f"\n{verdict(found)}\n\nwritten: {file}")

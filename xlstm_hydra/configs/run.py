@@ -276,6 +276,10 @@ class RunConfig(ConfigDict):
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
+        if parallel.is_open() and self.task.name not in ("train", "plan"):
+            given = {"parallel.name": parallel.get("name"), "task.name": self.task.name}
+            rule = "a layout is chosen by what a step of training takes"
+            yield Problem(given, rule, "Choose one, such as parallel=dp or parallel=fsdp.")
         if self.trainer.remat_policy != "nothing" and not parallel.remat and not parallel.is_open():
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"

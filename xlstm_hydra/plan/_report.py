@@ -28,15 +28,15 @@ _WHOLE_LINES = 6
 
 
 def report(plan: Plan, parameters: str = "modules") -> str:
-    """The whole plan.
+    """The whole plan, but for the verdict.
 
     Args:
         plan: what is told.
         parameters: whether the table of parameters has a line for each of the `modules`, or `all`, or `none` is shown.
     """
-    parts = [list(_head(plan)), list(_parameters(plan, parameters)), list(_memory(plan))]
-    parts += [list(_work(plan)), list(_communication(plan)), list(_time(plan)), [verdict(plan)]]
-    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+    parts = [_head(plan), _parameters(plan, parameters), _memory(plan), _work(plan), _communication(plan), _time(plan)]
+    texts = ("\n".join(lines) for lines in parts)
+    return "\n\n".join(text for text in texts if text)
 
 
 def summary(plan: Plan) -> list[str]:
@@ -226,12 +226,10 @@ def _time(plan: Plan) -> Iterator[str]:
     if time is None:
         yield f"the speeds of {plan.device.name} are not known, so no time is told"
         return
-    network = {"network": sum(time.network.values())} | (time.network if len(time.network) > 1 else {})
-    alone = {"products": time.compute, "memory": time.memory} | {
-        f"({name})" if name in time.network else name: seconds for name, seconds in network.items()
-    }
+    parts = ", ".join(f"{axes} {_ms(seconds)}" for axes, seconds in time.network.items())
+    network = _ms(sum(time.network.values())) + (f" ({parts})" if len(time.network) > 1 else "")
     yield _bound(plan)
-    yield f"  each alone: {', '.join(f'{name} {_ms(seconds)}' for name, seconds in alone.items())}"
+    yield f"  each alone: products {_ms(time.compute)}, memory {_ms(time.memory)}, network {network}"
     config = plan.run.model.model_config
     dtype = str(config.get("dtype", "float32")) if config is not None else "float32"
     model = 6 * plan.num_parameters * plan.tokens / plan.num_devices / product_rate(plan.device, dtype)
