@@ -138,6 +138,8 @@ class RunConfig(ConfigDict):
         if ids is not None and platform != "gpu" and self.trainer.simulated_devices is None:
             rule = f"chooses among GPUs, and the devices here are of the kind {platform}"
             yield Problem({"distributed.local_device_ids": ids}, rule, "Set distributed.local_device_ids to null.")
+        if self.device is not None:
+            yield from (problem.at("device") for problem in self.device.platform_rules(platform))
         if isinstance(self.model.model_config, SubModelConfig) and self.task.reads_data():
             yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 

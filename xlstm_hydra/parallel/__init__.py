@@ -10,6 +10,7 @@ from ._collective_matmul import gather_stream as gather_stream
 from ._collective_matmul import row_matmul as row_matmul
 from ._collectives import Collective as Collective
 from ._collectives import list_collectives as list_collectives
+from ._collectives import list_local_results as list_local_results
 from ._fsdp import gather_parameter as gather_parameter
 from ._mesh import AnyMesh as AnyMesh
 from ._mesh import abstract_mesh as abstract_mesh

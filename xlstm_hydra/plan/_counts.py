@@ -1,11 +1,11 @@
 """Operations, memory traffic and collectives of a traced program, on each device.
 
-`count` walks the program that JAX traced, loops as often as they run. Inside `shard_map` every shape is a device's own, so
-that what is counted is what each device does.
+`count` walks the program that JAX traced, loops as often as they run. Inside `shard_map` every shape is a device's own,
+so that what is counted is what each device does.
 
-Operations are counted as XLA counts them (`HloCostAnalysis`): two for each multiplication and addition of a matrix product or
-convolution, one per element of what works element by element, one per element that a reduction takes in beyond those
-that it gives, one per element of an all-reduce; functions such as exp, which take many, are counted apart.
+Operations are counted as XLA counts them (`HloCostAnalysis`): two per multiplication and addition of a matrix product
+or convolution, one per element of what works element by element, one per element that a reduction takes in beyond
+those that it gives, one per element of an all-reduce. Functions such as exp, which take many, are counted apart.
 
 Memory traffic is that of a program whose elementwise operations are fused: a value is written and read again where a
 matrix product, a reduction, a collective, a loop or the like makes or uses it; what lies between is computed
@@ -14,7 +14,6 @@ on the way, from those of these values that it depends on.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,54 +21,19 @@ from typing import Any
 
 from jax.extend.core import Literal, jaxprs_in_params
 
-COLLECTIVES = {
-    "all_gather": "all-gather",
-    "all_gather_invariant": "all-gather",
-    "all_gather_reduced": "all-gather",
-    "all_to_all": "all-to-all",
-    "pmax": "all-reduce",
-    "pmin": "all-reduce",
-    "ppermute": "collective-permute",
-    "psum": "all-reduce",
-    "psum_invariant": "all-reduce",
-    "reduce_scatter": "reduce-scatter",
-    "unreduced_psum": "all-reduce",
-    "unreduced_reduce_scatter": "reduce-scatter",
-}
-"""What JAX calls the collectives."""
-
-VIEWS = frozenset(
-    "bitcast_convert_type copy dynamic_slice expand_dims optimization_barrier pcast pvary random_unwrap random_wrap "
-    "reduced_vary_cast reshape sharding_constraint slice split squeeze stop_gradient transpose".split()
+from ._primitives import (
+    COLLECTIVES,
+    FROM_MEMORY,
+    MOVES,
+    PRODUCTS,
+    REDUCTIONS,
+    TRANSCENDENTAL,
+    UPDATES,
+    VIEWS,
+    bytes_of,
+    named_axes,
+    operations,
 )
-"""Primitives that give a part of a value, or all of it in another shape: nothing is computed, and nothing is written."""
-
-MOVES = VIEWS | frozenset(
-    "axis_index broadcast_in_dim concatenate device_put dynamic_update_slice empty gather iota pad rev scatter stack "
-    "unstack".split()
-)
-"""Primitives that place values and compute none."""
-
-TRANSCENDENTAL = frozenset(
-    "acosh asinh atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt "
-    "sin sinh sqrt tan tanh".split()
-)
-"""Primitives that take several operations per element."""
-
-REDUCTIONS = frozenset(
-    "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min reduce_or "
-    "reduce_prod reduce_sum reduce_window".split()
-)
-"""Primitives that compute their operands on the way and write their result to memory."""
-
-PRODUCTS = frozenset({"conv_general_dilated", "dot_general"})
-"""Primitives that multiply and add, from memory to memory."""
-
-UPDATES = frozenset(
-    "dynamic_update_slice scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub scatter_add scatter_max "
-    "scatter_min scatter_mul scatter_sub".split()
-)
-"""Primitives that change a part of their first operand, where that is."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +75,9 @@ class Counts:
     exchanges: tuple[Exchange, ...] = ()
     """Collectives, alike ones together."""
 
+    flops_once: float = 0.0
+    """`flops` if the body of each loop ran once: what XLA's `cost_analysis` says of a program with loops."""
+
     open_loops: int = 0
     """Loops whose number of rounds is known only when they run. One round of each is counted."""
 
@@ -123,7 +90,7 @@ class Counts:
 def count(jaxpr: Any) -> Counts:
     """The counts of a program from `trace`."""
     tally = _Tally()
-    tally.run(jaxpr.jaxpr, [_Value(_bytes(var.aval)) for var in jaxpr.jaxpr.invars], 1)
+    tally.run(jaxpr.jaxpr, [_Value(bytes_of(var.aval)) for var in jaxpr.jaxpr.invars], 1)
     return tally.counts()
 
 
@@ -147,14 +114,20 @@ class _Tally:
     def __init__(self) -> None:
         self.products = Counter[str]()
         self.exchanges = Counter[tuple[str, tuple[str, ...], str, int]]()
-        self.other = self.transcendentals = self.traffic = 0.0
+        self.other = self.transcendentals = self.traffic = self.once = 0.0
         self.open_loops = 0
 
     def counts(self) -> Counts:
         """What has been counted."""
         found = tuple(Exchange(*kind, count=times) for kind, times in self.exchanges.items())
         return Counts(
-            dict(self.products), self.other, self.transcendentals, self.traffic, found, open_loops=self.open_loops
+            product_flops=dict(self.products),
+            other_flops=self.other,
+            transcendentals=self.transcendentals,
+            traffic=self.traffic,
+            exchanges=found,
+            flops_once=self.once,
+            open_loops=self.open_loops,
         )
 
     def run(self, jaxpr: Any, inputs: Sequence[_Value], times: int) -> list[_Value]:
@@ -165,7 +138,7 @@ class _Tally:
             if isinstance(atom, Literal):
                 return _Value(0, _NOTHING)
             if atom not in values:
-                values[atom] = _Value(_bytes(atom.aval))  # a constant of the program
+                values[atom] = _Value(bytes_of(atom.aval))  # a constant of the program
             return values[atom]
 
         for eqn in jaxpr.eqns:
@@ -175,51 +148,41 @@ class _Tally:
 
     def step(self, eqn: Any, inputs: list[_Value], times: int) -> list[_Value]:
         """Count one equation, and give its results."""
-        name, params = eqn.primitive.name, eqn.params
-        programs = [] if name in UPDATES | REDUCTIONS else list(jaxprs_in_params(params))
+        name = eqn.primitive.name
+        programs = [] if name in UPDATES | REDUCTIONS else list(jaxprs_in_params(eqn.params))
         if name == "scan":
             return self.loop(eqn, inputs, times)
         if len(programs) == 1 and len(programs[0].invars) == len(inputs):
             return self.run(programs[0], inputs, times)
         if programs:
             return self.choices(eqn, programs, inputs, times)
-        axes = _named_axes(params) if name in COLLECTIVES else ()
-        self.operations(eqn, bool(axes), times)
-        if axes:
+        if name in TRANSCENDENTAL:
+            self.transcendentals += times * operations(eqn)
+        else:
+            self.work(eqn, times)
+        if axes := named_axes(eqn):
             for before, after in zip(eqn.invars, eqn.outvars, strict=True):
-                size = max(_bytes(before.aval), _bytes(after.aval))
+                size = max(bytes_of(before.aval), bytes_of(after.aval))
                 self.exchanges[COLLECTIVES[name], axes, before.aval.dtype.name, size] += times
         return self.results(eqn, inputs, bool(axes), times)
 
-    def operations(self, eqn: Any, exchanges: bool, times: int) -> None:
+    def work(self, eqn: Any, times: int) -> None:
         """Count the operations of an equation."""
-        name, result = eqn.primitive.name, _size(eqn.outvars[0].aval)
-        if name in PRODUCTS:
-            flops = _dot_flops(eqn) if name == "dot_general" else _convolution_flops(eqn)
+        number = operations(eqn)
+        self.once += number
+        if eqn.primitive.name in PRODUCTS:
             dtype = max((var.aval.dtype for var in eqn.invars), key=lambda dtype: dtype.itemsize)
-            self.products[dtype.name] += times * flops
-        elif name in TRANSCENDENTAL:
-            self.transcendentals += times * result
-        elif exchanges:
-            self.other += times * sum(_size(v.aval) for v in eqn.outvars) * (COLLECTIVES[name] == "all-reduce")
-        elif name.startswith("reduce_") or name in ("argmax", "argmin"):
-            self.other += times * (_size(eqn.invars[0].aval) - result)
-        elif name in UPDATES:
-            self.other += times * _size(eqn.invars[-1].aval) * (name not in MOVES)
-        elif name == "integer_pow":
-            self.other += times * result * _multiplications(eqn.params["y"])
-        elif name == "convert_element_type":
-            self.other += times * result * (eqn.invars[0].aval.dtype != eqn.outvars[0].aval.dtype)
-        elif name not in MOVES:
-            self.other += times * result
+            self.products[dtype.name] += times * number
+        else:
+            self.other += times * number
 
     def results(self, eqn: Any, inputs: list[_Value], exchanges: bool, times: int) -> list[_Value]:
         """Count what an equation reads and writes, and give its results."""
-        name, sizes = eqn.primitive.name, [_bytes(var.aval) for var in eqn.outvars]
+        name, sizes = eqn.primitive.name, [bytes_of(var.aval) for var in eqn.outvars]
         if name in VIEWS and inputs[0].sources is None:
             return [inputs[0] if size == inputs[0].bytes else _Value(size) for size in sizes]
         if name in UPDATES:
-            changed = inputs[-1 if name not in ("dynamic_update_slice",) else 1]
+            changed = inputs[1] if name == "dynamic_update_slice" else inputs[-1]
             self.store(inputs[0], times)
             self.read([changed], times)
             self.traffic += times * changed.bytes * (1 if name in MOVES else 2)
@@ -227,11 +190,8 @@ class _Tally:
             self.store(inputs[0], times)
             self.read(inputs[1:], times)
             self.traffic += times * 2 * sizes[0]
-        elif name in REDUCTIONS:
-            self.read(inputs, times)
-            self.traffic += times * sum(sizes)
-        elif name in PRODUCTS or exchanges or name in ("sort", "top_k"):
-            for value in inputs:
+        elif name in REDUCTIONS or name in FROM_MEMORY or exchanges:
+            for value in () if name in REDUCTIONS else inputs:
                 self.store(value, times)
             self.read(inputs, times)
             self.traffic += times * sum(sizes)
@@ -253,15 +213,15 @@ class _Tally:
             value.sources = None
 
     def loop(self, eqn: Any, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count a scan: its body as often as it runs. In each round a slice of the stacked inputs is read and one of the
-        stacked outputs written, and the carry is written anew."""
+        """Count a scan: its body as often as it runs. Each round reads a slice of the stacked inputs, and writes one of
+        the stacked outputs and the carry."""
         body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]
         for value in inputs:
             self.store(value, times)
-        inside = [_Value(_bytes(var.aval)) for var in body.invars]
+        inside = [_Value(bytes_of(var.aval)) for var in body.invars]
         for value in self.run(body, inside, times * length):
             self.store(value, times * length)
-        return [_Value(_bytes(var.aval)) for var in eqn.outvars]
+        return [_Value(bytes_of(var.aval)) for var in eqn.outvars]
 
     def choices(self, eqn: Any, programs: list[Any], inputs: list[_Value], times: int) -> list[_Value]:
         """Count the costliest of several programs of which one runs (`cond`), or each once where we know no better."""
@@ -270,14 +230,14 @@ class _Tally:
         tallies = []
         for program in programs:
             tallies.append(_Tally())
-            for value in tallies[-1].run(program, [_Value(_bytes(var.aval)) for var in program.invars], times):
+            for value in tallies[-1].run(program, [_Value(bytes_of(var.aval)) for var in program.invars], times):
                 tallies[-1].store(value, times)
         if eqn.primitive.name == "cond":
             tallies = [max(tallies, key=lambda tally: (sum(tally.products.values()), tally.traffic))]
         for tally in tallies:
             self.add(tally)
         self.open_loops += times * (eqn.primitive.name == "while")
-        return [_Value(_bytes(var.aval)) for var in eqn.outvars]
+        return [_Value(bytes_of(var.aval)) for var in eqn.outvars]
 
     def add(self, other: _Tally) -> None:
         """Add the counts of another program."""
@@ -286,39 +246,9 @@ class _Tally:
         self.other += other.other
         self.transcendentals += other.transcendentals
         self.traffic += other.traffic
+        self.once += other.once
         self.open_loops += other.open_loops
 
 
 def _sources(value: _Value) -> frozenset[_Value]:
     return frozenset({value}) if value.sources is None else value.sources
-
-
-def _size(aval: Any) -> int:
-    return math.prod(getattr(aval, "shape", ()))
-
-
-def _bytes(aval: Any) -> int:
-    return _size(aval) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
-
-
-def _named_axes(params: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the mesh axes of a collective; what `jax.vmap` maps over has numbers."""
-    axes = params.get("axes", params.get("axis_name"))
-    return tuple(axis for axis in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(axis, str))
-
-
-def _dot_flops(eqn: Any) -> int:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    left = eqn.invars[0].aval.shape
-    return 2 * _size(eqn.outvars[0].aval) * math.prod(left[axis] for axis in contracted)
-
-
-def _convolution_flops(eqn: Any) -> int:
-    kernel, spec = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"].rhs_spec
-    return 2 * _size(eqn.outvars[0].aval) * math.prod(kernel[axis] for axis in spec[1:])
-
-
-def _multiplications(power: int) -> int:
-    """Multiplications and divisions of an integer power, by squaring."""
-    size = abs(power)
-    return size.bit_length() + size.bit_count() - 2 + (power < 0)

@@ -26,8 +26,8 @@ class Plan:
     device: DeviceConfig
     sizes: Mapping[str, int]
     """Size of each mesh axis."""
-    across_hosts: tuple[str, ...]
-    """Names of the mesh axes along which the host changes somewhere."""
+    across_hosts: Mapping[str, int]
+    """The mesh axes along which the host changes somewhere, and how many hosts are along each."""
     placements: tuple[Placement, ...]
     memory: Memory
     counts: Counts
@@ -42,6 +42,21 @@ class Plan:
         config = self.run.model.model_config
         assert config is not None
         return self.run.trainer.batch_size * config.get("context_length")
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters."""
+        return sum(math.prod(placement.parameter.shape) for placement in self.placements)
+
+    @property
+    def num_hosts(self) -> int:
+        """Hosts that so many devices come in."""
+        return math.ceil(self.num_devices / self.device.devices_per_host)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """As many as there can be, over all devices. None where the device's speeds are not known."""
+        return None if self.time is None else self.tokens / self.time.seconds
 
     @property
     def headroom(self) -> int:
@@ -102,13 +117,14 @@ def _plan(
     )
 
 
-def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> tuple[str, ...]:
-    """Names of the mesh axes along which the host changes somewhere, where devices are numbered host by host and
-    `parallel.assign_devices` gives neighbours to the axes that communicate most."""
+def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> dict[str, int]:
+    """The mesh axes along which the host changes somewhere, each with the hosts along it, where devices are numbered
+    host by host and `parallel.assign_devices` gives neighbours to the axes that communicate most."""
     closest_first = run.distributed.device_order or run.parallel.busiest_axes()
-    across, stride = [], 1
+    across, stride = {}, 1
     for name in closest_first:
+        neighbours = max(devices_per_host // stride, 1)  # on the same host
         stride *= sizes[name]
         if sizes[name] > 1 and (stride > devices_per_host or devices_per_host % stride):
-            across.append(name)
-    return tuple(name for name in sizes if name in across)
+            across[name] = max(math.ceil(sizes[name] / neighbours), 2)
+    return {name: across[name] for name in sizes if name in across}
