@@ -2,6 +2,7 @@
 
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
+from ._counts import count as count
 from ._memory import Memory as Memory
 from ._own_costs import Activations as Activations
 from ._own_costs import ModelCosts as ModelCosts

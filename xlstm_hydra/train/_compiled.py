@@ -87,9 +87,9 @@ def compile_program(program: Program) -> Compiled:
     step = program.train_step.lower(state, batch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     gradients = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
-    compiled = step.compile()
+    compiled: Any = step.compile()
     memory = compiled.memory_analysis()
-    (state_shardings, batch_shardings), _ = compiled.input_shardings  # pyright: ignore[reportGeneralTypeIssues]
+    (state_shardings, batch_shardings), _ = compiled.input_shardings
     parameters = _bytes(state.params, state_shardings.params)
     return Compiled(
         num_devices=program.mesh.size,
