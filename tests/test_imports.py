@@ -30,7 +30,7 @@ ROWS: list[dict[str, set[str]]] = [
     },
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
     {"inference": {"jax", "numpy", "flax"}},
-    {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}},
+    {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}, "plan_cli": {"jax", "hydra"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]

@@ -17,8 +17,14 @@ PLAN_FILE = "plan.json"
 KINDS = ("parameters", "gradients", "optimizer", "activations", "gathered", "logits", "working", "batch")
 """What memory is needed for, as plans name it, in the order of the bars."""
 
-HEADS = ("params", "grads", "optim", "kept", "gathered", "logits", "working", "batch")
-"""The same at the head of a narrow column."""
+HEAD = (
+    *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
+    *("headroom", "step", "bound by", "verdict"),
+)
+"""The first line of the table, with short names of the kinds."""
+
+LEFT = ("overrides", "bound by", "verdict")
+"""Columns of text."""
 
 COLOURS = ("#0072B2", "#56B4E9", "#332288", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999")
 """Colours that also the colour-blind tell apart (Okabe and Ito; Tol)."""
@@ -57,7 +63,7 @@ class Row:
 
 def keep_refusal(error: ConfigError, folder: Path) -> None:
     """Leave in a job's folder why its config has no plan."""
-    content = {"problems": [str(problem) for problem in error.problems]}
+    content = {"format": "xlstm_hydra_plan", "version": 1, "problems": [str(problem) for problem in error.problems]}
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
@@ -113,17 +119,12 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
 
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
     """The table, and under it what is wrong with the layouts that are none."""
-    head = ("job", "overrides", *HEADS, "total", "headroom", "step", "bound by", "")
-    table = [head, *map(_cells, rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    left = {1, len(head) - 2, len(head) - 1}
+    table = [HEAD, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     yield f"memory of a device in GiB, {_devices(rows)}:"
     for line in table:
-        padded = (
-            f"{text:<{width}}" if column in left else f"{text:>{width}}"
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        yield "  ".join(padded).rstrip()
+        cells = zip(HEAD, line, widths, strict=True)
+        yield "  ".join(f"{text:{'<' if name in LEFT else '>'}{width}}" for name, text, width in cells).rstrip()
     yield from (f"job {row.job} is invalid: {row.reason}" for row in rows if row.reason)
 
 
@@ -164,21 +165,19 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
         return []
     figure = Figure(figsize=(10, 1.8 + 0.4 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    places = range(len(rows))
-    start = [0.0] * len(rows)
+    places, ends = range(len(rows)), [0.0] * len(rows)
     for kind, colour in zip(KINDS, COLOURS, strict=True):
         sizes = [(row.memory or {}).get(kind, 0) / GIB for row in rows]
-        axes.barh(places, sizes, left=start, color=colour, label=kind)
-        start = [before + size for before, size in zip(start, sizes, strict=True)]
-    for place, row in zip(places, rows, strict=True):
-        if row.device_memory is None:
-            axes.text(0, place, f" {row.verdict}", va="center")
-        else:
-            line = row.device_memory / GIB
-            axes.plot([line, line], [place - 0.5, place + 0.5], color="black", linewidth=1.5)
+        axes.barh(places, sizes, left=ends, color=colour, label=kind)
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    for place, end, row in zip(places, ends, rows, strict=True):
+        axes.text(end, place, f" {row.verdict if row.total is None else f'{end:.1f}, {row.verdict}'}", va="center")
+        if row.device_memory is not None:
+            axes.vlines(row.device_memory / GIB, place - 0.5, place + 0.5, color="black")
     axes.set_yticks(places, [row.overrides or f"job {row.job}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("memory of a device (GiB); the line is what it has")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.25 * max(*ends, *((row.device_memory or 0) / GIB for row in rows)))
+    axes.set_xlabel("GiB on a device; the line is what it has")
     figure.legend(loc="outside upper center", ncols=len(KINDS), fontsize="small", frameon=False)
     names = ["plans.png", "plans.svg"]
     for name in names:

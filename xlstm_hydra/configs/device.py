@@ -69,6 +69,12 @@ class DeviceConfig(ConfigDict):
         yield from below(self, 1, "memory_fraction", inclusive=True)
         yield from at_least(self, 1, "devices_per_host")
 
+    def platform_rules(self, platform: str) -> Iterator[Problem]:
+        """The rule that the figures are of the devices that there are."""
+        if self.platform != platform:
+            fix = "Leave the group device away: devices are recognised."
+            yield Problem({"platform": self.platform}, f"the devices here are of the kind {platform}", fix)
+
     @property
     def memory_bytes(self) -> int:
         """Memory that a program can use, in bytes."""

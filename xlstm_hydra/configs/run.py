@@ -138,6 +138,8 @@ class RunConfig(ConfigDict):
         if ids is not None and platform != "gpu" and self.trainer.simulated_devices is None:
             rule = f"chooses among GPUs, and the devices here are of the kind {platform}"
             yield Problem({"distributed.local_device_ids": ids}, rule, "Set distributed.local_device_ids to null.")
+        if self.device is not None:
+            yield from (problem.at("device") for problem in self.device.platform_rules(platform))
         if isinstance(self.model.model_config, SubModelConfig) and self.task.reads_data():
             yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 
@@ -274,6 +276,10 @@ class RunConfig(ConfigDict):
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
+        if parallel.is_open() and self.task.name not in ("train", "plan"):
+            given = {"parallel.name": parallel.get("name"), "task.name": self.task.name}
+            rule = "a layout is chosen by what a step of training takes"
+            yield Problem(given, rule, "Choose one, such as parallel=dp or parallel=fsdp.")
         if self.trainer.remat_policy != "nothing" and not parallel.remat and not parallel.is_open():
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"

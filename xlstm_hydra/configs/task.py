@@ -203,6 +203,7 @@ class PlanTaskConfig(TaskConfig):
         """Ranges."""
         yield from super().rules()
         yield from at_least(self, 1, "num_devices")
+        yield from below(self, 2**31, "num_devices")
         yield from one_of(self, "parameters", PARAMETER_ROWS)
 
     def place_rules(self, distributed: DistributedConfig, trainer: TrainerConfig) -> Iterator[Problem]:

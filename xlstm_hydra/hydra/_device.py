@@ -10,7 +10,6 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -18,7 +17,7 @@ from xlstm_hydra._conf_dir import conf_dir
 from xlstm_hydra.configs import ConfigError, DeviceConfig, PlanTaskConfig, Problem
 
 from ._quote import as_override
-from ._refusals import no_such_option
+from ._refusals import REFUSED, no_such_option
 
 GROUP = "device"
 DEFAULT = "h100_80gb"
@@ -37,12 +36,11 @@ def load_device(name: str = DEFAULT, key: str = GROUP) -> DeviceConfig:
     Raises:
         ConfigError: there is no such option, or its figures break a rule.
     """
-    try:
-        [values] = _load(_sources(), (name,))
-    except MissingConfigException as error:
-        if error.missing_cfg_file != f"{GROUP}/{name}":
-            raise
-        raise ConfigError([no_such_option(key, name, error.options or ())]) from None
+    sources = _sources()
+    options = _loader(sources).get_group_options(GROUP)
+    if name not in options:
+        raise ConfigError([no_such_option(key, name, options)])
+    [values] = _load(sources, (name,))
     return _checked(values)
 
 
@@ -69,10 +67,21 @@ def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem
 
 
 def known_devices() -> dict[str, DeviceConfig]:
-    """The figures of every option of the group `device`."""
+    """The figures of every option of the group `device`. In another app the group may hold something else: what cannot
+    be read as a device is left out."""
     sources = _sources()
     names = tuple(_loader(sources).get_group_options(GROUP))
-    return {name: _checked(values) for name, values in zip(names, _load(sources, names), strict=True)}
+    try:
+        return {name: _checked(values) for name, values in zip(names, _load(sources, names), strict=True)}
+    except REFUSED:
+        return {name: device for name in names if (device := _device_or_none(name)) is not None}
+
+
+def _device_or_none(name: str) -> DeviceConfig | None:
+    try:
+        return load_device(name)
+    except REFUSED:
+        return None
 
 
 def recognise_device(kind: str) -> DeviceConfig | None:

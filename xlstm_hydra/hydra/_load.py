@@ -7,6 +7,7 @@ import importlib
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -211,12 +212,20 @@ def default_batch(cfg: Any) -> int:
         return default
     run = _read_groups(cfg, [], without=("hydra", "trainer.batch_size"))
     try:
-        sizes = list(run.parallel.axis_sizes(run.known_devices() or 0).values())
-    except (AttributeError, ConfigError):
-        sizes = list(run.parallel.sizes().values())  # what is wrong or missing is told where it is read
-    data, fsdp, pipeline, _ = (max(size, 1) for size in sizes)
-    unit = run.batch_unit(data, fsdp, pipeline)
+        unit = _batch_unit(run)
+    except (AttributeError, TypeError, ZeroDivisionError):
+        return default  # a group is missing or wrong, which is told where it is read
     return -(-default // unit) * unit
+
+
+def _batch_unit(run: RunConfig) -> int:
+    """What must divide the batch of a run, as far as the sizes of its mesh axes are known."""
+    try:
+        sizes = list(run.parallel.axis_sizes(run.known_devices() or 0).values())
+    except ConfigError:
+        sizes = list(run.parallel.sizes().values())
+    data, fsdp, pipeline, _ = (max(size, 1) for size in sizes)
+    return run.batch_unit(data, fsdp, pipeline)
 
 
 def _locate(path: Any, key: str) -> Any:
@@ -255,6 +264,16 @@ def make_model_config(
     if problems:
         raise ConfigError(problems)
     return resolve_classes(ModelConfig(model_class, layout, config))
+
+
+def write_layout(file: Path, run: RunConfig) -> None:
+    """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
+    if not file.exists():
+        return
+    cfg: Any = OmegaConf.load(file)
+    cfg.parallel = cfg.model.parallel = run.parallel.to_dict()
+    cfg.trainer = run.trainer.to_dict()
+    file.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

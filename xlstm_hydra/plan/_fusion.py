@@ -48,6 +48,8 @@ class Buffer:
 
     start: int = 0
     end: int = 0
+    last: Step | None = None
+    """The step that reads it last."""
 
 
 @dataclass(eq=False, slots=True)
@@ -160,7 +162,10 @@ class _Fusion:
             return
         reads = {}
         for number, operand in enumerate(operation.operands):
-            if operand is not None and (place := self._place(operand, need_of(operation, number))) is not None:
+            need = need_of(operation, number)
+            if operand is not None and (place := self._place(operand, need)) is not None:
+                if need == "flat" and place is self.places.get((operand, "as it is")):
+                    reads[self._view(place)] = False
                 reads[place] = operation.name in ("scan", "while", "scatter-add", "scatter", "dynamic_update_slice")
         self.steps.append(step := Step(operation, reads))
         first_stacked = operation.params["num_carry"] if operation.name == "scan" else len(operation.results)
@@ -193,6 +198,12 @@ class _Fusion:
         if need == "as it is":
             self.sources[value] = {buffer: True}
         return buffer
+
+    def _view(self, place: Buffer) -> Buffer:
+        """The same place with array axes merged: nothing is done, but what reads it has to wait a turn."""
+        self.steps.append(step := Step(None, {place: False}))
+        step.makes.append(view := Buffer(place.value, 0, step))
+        return view
 
     def _copy_of_carried(self, number: int) -> Buffer:
         """The body works on a copy of what it gets, for the new value takes the place of the old one."""

@@ -104,7 +104,7 @@ def set_lifetimes(steps: list[Step], kept: list[Buffer]) -> list[Buffer]:
             buffer.end = number
             buffers.append(buffer)
         for buffer in step.reads:
-            buffer.end = number
+            buffer.end, buffer.last = number, step
     for buffer in kept:
         buffer.end = len(steps)
     for number, step in enumerate(steps):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.configs import RunConfig, SGDConfig
 from xlstm_hydra.models import BATCH_TYPES, Objective
 from xlstm_hydra.optim import build_optimizer
 from xlstm_hydra.parallel import Placement
 
-from ._dataflow import read_jaxpr
-from ._liveness import busiest_moment
+from ._dataflow import Graph, Operation, Value, read_jaxpr
+from ._fusion import Buffer
+from ._liveness import Moment, busiest_moment
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,30 @@ def step_memory(objective: Objective, jaxpr: Any) -> Memory:
     """
     graph = read_jaxpr(jaxpr.jaxpr)
     moment = busiest_moment(graph)
-    kinds = dict.fromkeys(("gradients", "activations", "gathered", "logits", "working"), 0)
-    kinds["working"] = moment.bytes
-    return Memory(
-        **state_bytes(objective.run, objective.placements, objective.mesh.shape),
-        **kinds,
-        moment=str(moment.running[-1].name if moment.running else ""),
-    )
+    state = state_bytes(objective.run, objective.placements, objective.mesh.shape, _parts_read(objective, graph))
+    gradients = sum(value.bytes for value in graph.results[1:] if value is not None)
+    update = _update_bytes(objective.run, graph)
+    if moment.bytes >= gradients + update:
+        kinds, words = _kinds(objective, graph, moment), _words(moment)
+    else:
+        kinds = dict.fromkeys(_KINDS, 0) | {"gradients": gradients, "working": update}
+        words = "the optimizer's update"
+    return Memory(**state, **kinds, moment=words)
 
 
-def state_bytes(run: RunConfig, placements: Sequence[Placement], sizes: Mapping[str, int]) -> dict[str, int]:
+def state_bytes(
+    run: RunConfig,
+    placements: Sequence[Placement],
+    sizes: Mapping[str, int],
+    parts: Collection[str] = tuple(BATCH_TYPES),
+) -> dict[str, int]:
     """Bytes on each device that are there all the time: parameters, optimizer and batch.
 
     Args:
         run: the config.
         placements: of its parameters.
         sizes: of the mesh axes.
+        parts: of a batch that the model reads; others are not put on devices.
     """
     shapes, split = {}, {}
     for placement in placements:
@@ -93,7 +102,7 @@ def state_bytes(run: RunConfig, placements: Sequence[Placement], sizes: Mapping[
     params, shards = (traverse_util.unflatten_dict(flat, sep=".") for flat in (shapes, split))
     optimizer = build_optimizer(run, params)
     state = jax.eval_shape(optimizer.init, params)
-    parts = optax.tree.map_params(
+    shares = optax.tree.map_params(
         optimizer, lambda leaf, shards: _bytes(leaf) // shards, state, shards, transform_non_params=_bytes
     )
     step_and_key = 4 + 8
@@ -102,28 +111,111 @@ def state_bytes(run: RunConfig, placements: Sequence[Placement], sizes: Mapping[
     tokens = run.trainer.batch_size // devices * run.model.model_config.get("context_length")
     return {
         "parameters": sum(placement.bytes_per_device for placement in placements),
-        "optimizer": sum(jax.tree.leaves(parts)) + step_and_key,
-        "batch": tokens * sum(jnp.dtype(dtype).itemsize for dtype in BATCH_TYPES.values()),
+        "optimizer": sum(jax.tree.leaves(shares)) + step_and_key,
+        "batch": tokens * sum(jnp.dtype(BATCH_TYPES[part]).itemsize for part in parts),
     }
+
+
+def _parts_read(objective: Objective, graph: Graph) -> list[str]:
+    """Names of the parts of a batch that the program reads."""
+    arguments = graph.arguments[len(objective.placements) :]
+    return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
 
 
 def _bytes(leaf: Any) -> int:
     return leaf.size * leaf.dtype.itemsize
 
 
-def _show(o, j):
-    moment = busiest_moment(read_jaxpr(j.jaxpr))
-    print([(x.name, x.backward) for x in moment.running])
-    for level, bufs in enumerate(moment.buffers):
-        for b in sorted(bufs, key=lambda b: -b.bytes)[:45]:
-            op = b.maker.operation
-            print(
-                "   " * level,
-                b.bytes >> 10,
-                "K",
-                b.value.shape,
-                op.name if op else "-",
-                "B" if op and op.backward else "F",
-                b.start,
-                b.end,
-            )
+def _update_bytes(run: RunConfig, graph: Graph) -> int:
+    """Bytes beside the gradients while the optimizer works.
+
+    State and parameters are updated in place. Clipped gradients that are read more than once are stored beside the
+    gradients, and so are summed ones beside those that are summed, all at once.
+    """
+    optimizer, results = run.optimizer, [value for value in graph.results[1:] if value is not None]
+    read_once = isinstance(optimizer, SGDConfig) and not (optimizer.momentum and optimizer.nesterov)
+    clipped = sum(value.bytes for value in results) if optimizer.grad_clip_norm and not read_once else 0
+    summed = sum(value.bytes for value in results if value.source is not None and value.source.name.startswith("psum"))
+    return max(clipped, summed)
+
+
+_KINDS = ("gradients", "activations", "gathered", "logits", "working")
+
+
+def _kinds(objective: Objective, graph: Graph, moment: Moment) -> dict[str, int]:
+    """Bytes of a moment by kind."""
+    gradients: set[Value] = set()
+    for value in graph.results[1:]:
+        _mark_gradient(value, gradients)
+    fsdp = objective.run.parallel.fsdp_axis_name
+    config = objective.model.model_config
+    vocab_size = config.get("vocab_size") if config is not None else None
+    widths = (vocab_size, vocab_size // objective.axes.tensor_size) if vocab_size else ()
+    bytes_of = dict.fromkeys(_KINDS, 0)
+    outer = 1 if objective.run.trainer.gradient_accumulate_steps == 1 else 2
+    for level, buffer in ((level, buffer) for level, there in enumerate(moment.buffers) for buffer in there):
+        if buffer.value in gradients:
+            kind = "gradients"
+        elif _is_gathered(buffer.value, fsdp):
+            kind = "gathered"
+        elif level < outer and len(buffer.value.shape) == 3 and buffer.value.shape[-1] in widths:
+            kind = "logits"
+        elif _is_activation(buffer):
+            kind = "activations"
+        else:
+            kind = "working"
+        bytes_of[kind] += buffer.bytes
+    return bytes_of
+
+
+def _mark_gradient(value: Value | None, found: set[Value]) -> None:
+    """Note a value and what becomes it without another computation than a sum."""
+    if value is None or value in found or value.source is None:
+        return
+    found.add(value)
+    source = value.source
+    if source.name == "scan":
+        number = source.results.index(value)
+        _mark_gradient(source.bodies[0].results[number], found)
+        if number < source.params["num_carry"]:
+            _mark_gradient(source.operands[source.params["num_consts"] + number], found)
+    elif source.name in ("add", "add_any", "transpose", "scatter-add") or source.name.startswith("psum"):
+        for operand in source.operands[:2] if source.name.startswith("add") else source.operands[:1]:
+            _mark_gradient(operand, found)
+
+
+def _is_gathered(value: Value, fsdp: str) -> bool:
+    """Whether a value is a whole parameter that FSDP has gathered, or the gradient of one before it is scattered."""
+    source = value.source
+    while source is not None and source.name in ("convert_element_type", "transpose"):
+        source = source.operands[0].source if source.operands[0] is not None else None
+    if source is not None and source.name == "all_gather" and _goes_over(source, fsdp):
+        return True
+    return any(reader.name == "reduce_scatter" and _goes_over(reader, fsdp) for reader, _ in value.readers)
+
+
+def _goes_over(collective: Operation, axis: str) -> bool:
+    names = collective.params["axis_name"]
+    return axis in (names if isinstance(names, tuple) else (names,))
+
+
+def _is_activation(buffer: Buffer) -> bool:
+    """Whether the forward pass makes it and the backward pass reads it."""
+    maker, last = buffer.maker.operation, buffer.last.operation if buffer.last is not None else None
+    return maker is not None and last is not None and last.backward and not maker.backward
+
+
+def _words(moment: Moment) -> str:
+    """What is computed at a moment."""
+    if not moment.running:
+        return "nothing"
+    backward = any(operation.backward for operation in moment.running)
+    names: list[str] = []
+    for operation in moment.running:
+        for name in operation.scope.split("/"):
+            if name.isidentifier() and name not in (*names, *_NO_MODULES):
+                names.append(name)
+    return f"the {'backward' if backward else 'forward'} pass of {'.'.join(names) or 'the loss'}"
+
+
+_NO_MODULES = ("checkpoint", "rematted_computation", "closed_call", "while", "body")

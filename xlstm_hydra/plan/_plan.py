@@ -44,6 +44,21 @@ class Plan:
         return self.run.trainer.batch_size * config.get("context_length")
 
     @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters."""
+        return sum(math.prod(placement.parameter.shape) for placement in self.placements)
+
+    @property
+    def num_hosts(self) -> int:
+        """Hosts that so many devices come in."""
+        return math.ceil(self.num_devices / self.device.devices_per_host)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """As many as there can be, over all devices. None where the device's speeds are not known."""
+        return None if self.time is None else self.tokens / self.time.seconds
+
+    @property
     def headroom(self) -> int:
         """Bytes of the device's memory that stay free; negative where it does not fit."""
         return self.device.memory_bytes - self.memory.total

@@ -14,8 +14,9 @@ largest number of rows that a device is given. Everything between follows from h
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,12 +31,15 @@ from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, place
 from ._counts import Counts, Exchange, count
 from ._layouts import SHARDING, assembled, closed
 from ._memory import Memory, step_memory
-from ._plan import axes_across
+from ._plan import Plan, axes_across
 from ._time import StepTime, step_time
 from ._trace import trace
 
 Numbers = Mapping[Any, float]
 """Named quantities of a program."""
+
+PARTS = ("forward", "backward", "outside")
+"""Parts of a program: the blocks forward, the blocks backward, and what is around them."""
 
 _KEPT = ("activations", "gathered", "logits", "working")
 """Kinds of memory that grow with the rows, or do not depend on the layout."""
@@ -85,8 +89,22 @@ class Scale:
     """Estimates of runs that differ in their layout only."""
 
     def __init__(
-        self, runs: Sequence[RunConfig], num_devices: int, device: DeviceConfig, parameters: Sequence[Parameter]
+        self,
+        runs: Sequence[RunConfig],
+        num_devices: int,
+        device: DeviceConfig,
+        parameters: Sequence[Parameter],
+        known: Plan | None = None,
     ) -> None:
+        """Prepare for some runs.
+
+        Args:
+            runs: those that estimates are wanted of.
+            num_devices: how many there are.
+            device: what they are.
+            parameters: of the model.
+            known: a plan of one of them, which takes the place of a program that would be traced, where it can.
+        """
         self.num_devices, self.device, self.parameters = num_devices, device, parameters
         shapes = [self._shape(run) for run in runs]
         rows = {shape.block_rows for shape in shapes} | {shape.outer_rows for shape in shapes}
@@ -96,6 +114,10 @@ class Scale:
         sharded = (run.parallel for run, shape in zip(runs, shapes, strict=True) if shape.fsdp > 1)
         self.sharded = next(sharded, None)
         self.traced = 0
+        self._known: dict[Any, tuple[Numbers, str]] = {}
+        if known is not None:
+            self._learn(known)
+        self.optimizer_share = 0.0 if known is None else known.memory.optimizer / known.memory.parameters
         self._fits: dict[Any, _Fit] = {}
         self._placements: dict[Any, tuple[Placement, ...]] = {}
 
@@ -106,6 +128,17 @@ class Scale:
         across = axes_across(run, sizes, self.device.devices_per_host)
         time = step_time(counts, sizes, across, self.device) if self.device.has_speeds else None
         return Estimate(run, sizes, self._memory(run, shape), counts, time)
+
+    def on(self, num_devices: int) -> Scale:
+        """The same for another number of devices."""
+        other = copy.copy(self)
+        other.num_devices, other._placements = num_devices, {}
+        return other
+
+    def state_bytes(self, run: RunConfig) -> int:
+        """Bytes on a device that a run needs for parameters and optimizer, however small its batch is."""
+        parameters = sum(placement.bytes_per_device for placement in self.placements(run))
+        return round(parameters * (1 + self.optimizer_share))
 
     def placements(self, run: RunConfig) -> tuple[Placement, ...]:
         """Where every parameter lives."""
@@ -132,8 +165,18 @@ class Scale:
             self._fits[key] = _Fit(probes, rows, widths)
         return self._fits[key]
 
+    def _learn(self, plan: Plan) -> None:
+        """Take the numbers of a plan for those of a program. They are not told apart by parts of the program, so that
+        they are of use only where no layout has a pipeline."""
+        shape = self._shape(plan.run)
+        if shape.parts * shape.stages == 1 and (shape.fsdp > 1 or self.sharded is None):
+            numbers = _numbers(plan.memory, {"outside": plan.counts}, shape.rows)
+            self._known[tuple(plan.run.parallel.remat), shape.tensor, shape.rows] = numbers, plan.memory.moment
+
     def _probe(self, run: RunConfig, tensor: int, rows: int) -> tuple[Numbers, str]:
-        """The numbers of a program."""
+        """The numbers of a program, and the moment that needs most memory."""
+        if (known := self._known.get((tuple(run.parallel.remat), tensor, rows))) is not None:
+            return known
         self.traced += 1
         fsdp = 1 if self.sharded is None else 2
         sizes = {"data_axis_size": 1, "fsdp_axis_size": fsdp, "pipeline_axis_size": 1, "model_axis_size": tensor}
@@ -148,16 +191,24 @@ class Scale:
         )
         run = assembled(run, model=replace(run.model, parallel=layout), trainer=trainer)
         objective = build_objective(run, abstract_mesh(layout, fsdp * tensor), self.parameters)
-        return _numbers(objective, trace(objective))
+        jaxpr = trace(objective)
+        memory = step_memory(objective, jaxpr)
+        parts = {part: count(program) for part, program in _split(objective, jaxpr).items()}
+        return _numbers(memory, parts, rows), memory.moment
 
     def _counts(self, run: RunConfig, shape: _Shape, sizes: Mapping[str, int]) -> Counts:
         fit = self._fit(run, shape.tensor)
-        blocks, outside = fit.at(shape.block_rows, shape.tensor), fit.at(shape.outer_rows, shape.tensor)
-        total: dict[Any, float] = defaultdict(float)
-        for numbers, part, times in ((blocks, "blocks", shape.ticks / shape.stages), (outside, "outside", 1)):
-            for (where, *key), value in numbers.items():
+        numbers = {"outside": fit.at(shape.outer_rows, shape.tensor)}
+        numbers["forward"] = numbers["backward"] = fit.at(shape.block_rows, shape.tensor)
+        gathers, total = ("all-gather", (run.parallel.fsdp_axis_name,)), defaultdict[Any, float](float)
+        for part in PARTS:
+            times = shape.parts * _times(part, shape, run.trainer.pipeline_remat)
+            # What the forward pass gathers, it gathers before the first tick, if it is not done twice.
+            is_early = part == "forward" and not (shape.stages > 1 and run.trainer.pipeline_remat)
+            for (where, *key), value in numbers[part].items():
                 if where == part:
-                    total[tuple(key)] += value * times * shape.parts
+                    is_once = is_early and tuple(key[1:3]) == gathers
+                    total[tuple(key)] += value * (shape.parts / shape.stages if is_once else times)
         exchanges = [*self._part_exchanges(run, total, sizes), *self._gradient_sums(run, sizes)]
         if shape.stages > 1:
             exchanges += _stage_exchanges(run, shape)
@@ -252,16 +303,13 @@ class _Fit:
         return self._slope + share * (self._other_slope - self._slope)
 
 
-def _numbers(objective: Objective, jaxpr: Any) -> tuple[Numbers, str]:
-    """What a program costs, in numbers that can be scaled, and the moment that needs most memory."""
-    memory = step_memory(objective, jaxpr)
+def _numbers(memory: Memory, parts: Mapping[str, Counts], rows: int) -> Numbers:
+    """What a program costs, in numbers that can be scaled."""
     numbers: dict[Any, float] = {("memory", kind): getattr(memory, kind) for kind in _KEPT}
     numbers["share", "gradients"] = memory.gradients / memory.parameters
     numbers["share", "optimizer"] = memory.optimizer / memory.parameters
-    (rows,) = {part.shape[0] for part in objective.abstract_batch.values()}
-    numbers["share", "batch"] = memory.batch * objective.mesh.size / objective.axes.tensor_size / rows
-    for where, part in zip(("blocks", "outside"), _split(objective, jaxpr), strict=True):
-        counts = count(part)
+    numbers["share", "batch"] = memory.batch / rows
+    for where, counts in parts.items():
         numbers |= {(where, "product", dtype): flops for dtype, flops in counts.product_flops.items()}
         for key in ("other_flops", "transcendentals", "traffic"):
             numbers[where, key.removesuffix("_flops")] = getattr(counts, key)
@@ -269,31 +317,30 @@ def _numbers(objective: Objective, jaxpr: Any) -> tuple[Numbers, str]:
             kind = (exchange.operation, exchange.axes, exchange.dtype)
             for key, value in (("count", exchange.count), ("bytes", exchange.bytes * exchange.count)):
                 numbers[where, key, *kind] = numbers.get((where, key, *kind), 0.0) + value
-    return numbers, memory.moment
+    return numbers
 
 
-def _split(objective: Objective, jaxpr: Any) -> tuple[Any, Any]:
-    """The same program with nothing but the loops over its blocks, and without them."""
-    config = objective.model.model_config
-    scanned = isinstance(config, LanguageModelConfig) and config.scan_blocks
-    length = config.num_blocks // config.scan_period() if isinstance(config, LanguageModelConfig) and scanned else None
+def _split(objective: Objective, jaxpr: Any) -> dict[str, Any]:
+    """The same program thrice: with nothing but the loop over the blocks forward, or backward, and without them."""
+    config, body = objective.model.model_config, jaxpr.jaxpr
+    length = config.num_blocks // config.scan_period() if isinstance(config, LanguageModelConfig) else None
+    mapped = next(eqn for eqn in body.eqns if eqn.primitive.name == "shard_map")
+    inner = mapped.params["jaxpr"]
+    loops = [eqn for eqn in inner.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == length]
+    others = [eqn for eqn in inner.eqns if eqn not in loops]
 
-    def is_stack(eqn: Any) -> bool:
-        return eqn.primitive.name == "scan" and eqn.params["length"] == length
+    def only(eqns: list[Any]) -> Any:
+        local = mapped.replace(params=mapped.params | {"jaxpr": inner.replace(eqns=eqns)})
+        return jaxpr.replace(jaxpr=body.replace(eqns=[local]))
 
-    def only(wanted: bool) -> Any:
-        def kept(eqn: Any) -> Any:
-            inner = eqn.params["jaxpr"]
-            return eqn.replace(
-                params=eqn.params | {"jaxpr": inner.replace(eqns=[e for e in inner.eqns if is_stack(e) == wanted])}
-            )
+    return dict(zip(PARTS, (only(loops[:1]), only(loops[1:]), only(others)), strict=True))
 
-        body = jaxpr.jaxpr
-        mapped = [kept(eqn) for eqn in body.eqns if eqn.primitive.name == "shard_map"]
-        rest = [] if wanted else [eqn for eqn in body.eqns if eqn.primitive.name != "shard_map"]
-        return jaxpr.replace(jaxpr=body.replace(eqns=[*rest, *mapped]))
 
-    return only(True), only(False)
+def _times(part: str, shape: _Shape, stage_remat: bool) -> float:
+    """How often a part of the program runs on a device for each part of the batch."""
+    if part == "outside":
+        return 1
+    return shape.ticks / shape.stages * (2 if part == "forward" and stage_remat else 1)
 
 
 def _stage_exchanges(run: RunConfig, shape: _Shape) -> Iterator[Exchange]:

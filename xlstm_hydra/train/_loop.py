@@ -25,6 +25,7 @@ from xlstm_hydra.metadata import (
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
 
 from ._agree import agree_on_corpus, agree_on_run
+from ._auto import choose_layout
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
 from ._plan import RunPlan, plan_program
@@ -56,7 +57,8 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     agree_on_run(run, checkpoint)
     start_devices(run)
     folder = agree_on_folder(folder)
-    run = dataclasses.replace(run, model=resolve_classes(run.model))
+    choice = choose_layout(dataclasses.replace(run, model=resolve_classes(run.model)))
+    run = choice.run
     resumed = None if checkpoint is None else read_resumed(run, checkpoint)
     if resumed is not None and is_first():
         resumed.tell()
@@ -70,6 +72,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     state = _first_state(program, batches, resumed, weights)
     refuse_to_overwrite(folder, int(state.step))
     metadata = _record(program, folder, corpus, overrides, resumed)
+    choice.keep(folder)
     plan.keep(folder)
     entropy = corpus.unigram_entropy()
     data = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"

@@ -1,15 +1,14 @@
-"""The plan of a run on the devices that it has: made before anything is compiled, refused where it does not fit, kept in
-the run folder, and compared with what was measured."""
+"""The plan of a run on the devices that it has: made before anything is compiled, refused where it does not fit, kept
+in the run folder, and compared with what was measured."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from xlstm_hydra import plan as planning
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.plan import Plan, plan_objective
+from xlstm_hydra.plan import Plan, plan_objective, summary, to_dict
 
 from ._here import device_here, peak_memory
 from ._log import Stopwatch, log
@@ -43,13 +42,13 @@ class RunPlan:
 
     def tell(self) -> None:
         """Say what is predicted."""
-        for line in planning.summary(self.plan):
+        for line in summary(self.plan):
             log.info("%s", line)
 
     def keep(self, folder: Path, measured: Measured | None = None) -> None:
         """Write the plan into the run folder, and beside it what was measured."""
         if is_first():
-            content = planning.to_dict(self.plan) | {"measured": None if measured is None else asdict(measured)}
+            content = to_dict(self.plan) | {"measured": None if measured is None else asdict(measured)}
             (folder / PLAN_FILE).write_text(to_json(content), encoding="utf-8")
 
     def compare(self, folder: Path, stopwatch: Stopwatch) -> None:
@@ -66,8 +65,10 @@ class RunPlan:
             parts.append(f"{_ms(measured.step_seconds)} per step{predicted}")
         if measured.peak_bytes is not None:
             parts.append(f"{_gib(measured.peak_bytes)} on a device (predicted: {_gib(self.plan.memory.total)})")
-        else:
+        elif self.earlier_peak is None:
             parts.append(f"memory is not told by devices of the kind {self.plan.device.platform}")
+        else:
+            parts.append("an earlier run of this process needed more memory")
         return ", ".join(parts)
 
 
@@ -92,12 +93,10 @@ def _too_large(plan: Plan) -> Problem:
     noun = "simulated devices, which share the memory of their host" if plan.device.platform == "cpu" else "devices"
     needed, there = _gib(plan.memory.total), _gib(plan.device.memory_bytes)
     rule = (
-        f"a step needs {needed} on a device, while {plan.memory.moment}, and each of the {plan.num_devices} {noun} "
+        f"a step needs {needed} on a device, in {plan.memory.moment}, and each of the {plan.num_devices} {noun} "
         f"({plan.device.name}) has {there}"
     )
-    ways = [] if ignore else [" ".join(change.overrides) for change in planning.changes_that_fit(plan)]
-    fix = f"It fits with {', or with '.join(ways)}. " if ways else ""
-    fix += "" if ignore else "{trainer.ignore_plan}=true tries it all the same."
+    fix = "" if ignore else "{trainer.ignore_plan}=true tries it all the same."
     return Problem({"trainer.ignore_plan": ignore}, rule, fix)
 
 
