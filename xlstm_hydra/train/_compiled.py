@@ -41,7 +41,7 @@ class Compiled:
     optimizer: int
     """Bytes of the rest of the state."""
     batch: int
-    """Bytes of the batch."""
+    """Bytes of what the step reads of the batch."""
     total: int
     """Bytes at the moment that needs most: of arguments, of results that are not in their place, and of temporaries."""
     flops_once: float
@@ -108,13 +108,13 @@ def compile_program(program: Program) -> Compiled:
 
 
 def _bytes(arrays: Any, shardings: Any) -> int:
-    """Bytes that each device has of a tree of arrays, as the compiler placed them. It leaves away what the step does
-    not read, such as borders of documents that the model ignores; the devices hold it all the same."""
-    leaves = jax.tree.leaves(arrays)
+    """Bytes that each device has of a tree of arrays, as the compiler placed them. What the step does not read, such as
+    borders of documents that the model ignores, has no place."""
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(
-        math.prod((sharding or array.sharding).shard_shape(array.shape)) * array.dtype.itemsize
-        for array, sharding in zip(leaves, placed, strict=True)
+        math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for array, sharding in zip(jax.tree.leaves(arrays), placed, strict=True)
+        if sharding is not None
     )
 
 
