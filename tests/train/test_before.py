@@ -30,12 +30,21 @@ def small_host(monkeypatch):
 def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "xlstm_hydra")
     monkeypatch.setattr(jax, "jit", None)
-    words = r"trainer.ignore_plan=false: a step needs 0\.\d+ GiB .* each of the 8 devices .* has 0.00 GiB of what its host has"
+    words = r"trainer.ignore_plan=false: a step needs .* GiB on a device, and each of the 8 .* of what its host has"
     with pytest.raises(ConfigError, match=words) as refused:
         train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
     assert str(refused.value).endswith("trainer.ignore_plan=true tries it all the same.")
     assert "does not fit" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_could_be_typed_instead_is_told(monkeypatch):
+    program = build_program(tiny_run(parallel=LAYOUTS["dp8"], trainer={"batch_size": 64}))
+    needed = plan_program(program).plan.memory.total
+    small = replace(load_device("h100_80gb"), memory_gib=0.8 * needed / GIB, memory_fraction=1)
+    monkeypatch.setattr(_plan, "device_here", lambda _: small)
+    with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true tries"):
+        plan_program(program)
 
 
 def test_ignore_plan_trains_all_the_same_and_says_so_once(small_host, caplog):
