@@ -46,9 +46,9 @@ def _unknown(device: Any) -> DeviceConfig:
 
 def _memory() -> tuple[float, int]:
     """Bytes that each device has, the least of all of them, and how many of them share what a host has."""
-    limits = [_told(device, "bytes_limit") for device in jax.local_devices()]
-    own = None if None in limits else min(limits)
-    mine = {"host": socket.gethostname(), "devices": len(limits), "own": own, "shared": host_memory()}
+    limits = _told("bytes_limit")
+    own = None if limits is None else min(limits)
+    mine = {"host": socket.gethostname(), "devices": len(jax.local_devices()), "own": own, "shared": host_memory()}
     processes = [json.loads(text) for text in of_all(MEMORY, json.dumps(mine))]
     sharing = Counter()
     for each in processes:
@@ -64,9 +64,12 @@ def host_memory() -> int:
 
 def peak_memory() -> int | None:
     """Bytes that the device of this process which needed most has needed so far; None where JAX does not tell."""
-    peaks = [_told(device, "peak_bytes_in_use") for device in jax.local_devices()]
-    return None if None in peaks else max(peaks)
+    peaks = _told("peak_bytes_in_use")
+    return None if peaks is None else max(peaks)
 
 
-def _told(device: Any, name: str) -> int | None:
-    return (device.memory_stats() or {}).get(name)
+def _told(name: str) -> list[int] | None:
+    """A figure of each device of this process, where JAX tells it of all of them."""
+    found = [(device.memory_stats() or {}).get(name) for device in jax.local_devices()]
+    known = [figure for figure in found if figure is not None]
+    return known if len(known) == len(found) else None
