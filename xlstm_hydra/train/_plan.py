@@ -82,14 +82,13 @@ def plan_program(program: Program) -> RunPlan:
     planned = RunPlan(plan_objective(program.objective, device_here(program.run.device)), peak_memory())
     if planned.plan.fits:
         return planned
-    problem = _too_large(planned.plan)
-    if not program.run.trainer.ignore_plan:
+    if program.run.trainer.ignore_plan:
         if is_first():
-            planned.tell()
-        raise ConfigError([problem])
+            log.warning("%s", _too_large(planned.plan))
+        return planned
     if is_first():
-        log.warning("%s", problem)
-    return planned
+        planned.tell()
+    raise ConfigError([_too_large(planned.plan)])
 
 
 def _too_large(plan: Plan) -> Problem:
