@@ -41,7 +41,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
 
     Returns:
         The lower bound of the time of a step in seconds, for sweepers that minimise it: 0 where the device's speeds are
-        not known, infinite where the run does not fit.
+        not known, infinite where the run does not fit. Of a search, that of the best layout.
 
     Raises:
         ConfigError: the layout does not fit the devices or the model.
@@ -68,7 +68,8 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         print(f"\n{_compiled(found)}")
     if not _is_sweep():
         print(f"\nwritten: {folder / PLAN_FILE}{f' and {SEARCH_FILE}' if layouts is not None else ''}")
-    return math.inf if not found.fits else 0.0 if found.time is None else found.time.seconds
+    best = layouts.best[0] if layouts is not None and layouts.best else found
+    return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
 
 
 def _laid_out(run: RunConfig, number: int, device: DeviceConfig) -> RunConfig:
