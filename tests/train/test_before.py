@@ -67,14 +67,15 @@ def test_a_refused_run_leaves_the_config_that_stands_in_its_folder(tmp_path, mon
 # ---- the devices
 
 
-def devices(monkeypatch, kind="NVIDIA H100 80GB HBM3", limits=(70, 60), platform="gpu", **stats):
+def devices(monkeypatch, kind="NVIDIA H100 80GB HBM3", limits=(70, 60), platform="gpu"):
     """Let JAX have devices of its own memory, in GiB."""
-    told = [{"bytes_limit": limit * GIB, **stats} for limit in limits]
+    told = [{"bytes_limit": limit * GIB} if limit else None for limit in limits]
     found = [
         SimpleNamespace(device_kind=kind, platform=platform, slice_index=0, memory_stats=lambda told=told: told)
         for told in told
     ]
     monkeypatch.setattr(jax, "devices", lambda: found)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "local_devices", lambda: found)
 
 
@@ -94,6 +95,11 @@ def test_figures_that_are_chosen_are_taken_but_for_the_memory(monkeypatch):
     devices(monkeypatch, kind="NVIDIA L4", limits=(20,))
     here = device_here(load_device("a100_40gb"))
     assert (here.name, here.memory_gib) == ("NVIDIA A100 SXM 40GB", 20)
+
+
+def test_a_device_that_does_not_tell_its_memory_has_that_of_its_kind(monkeypatch):
+    devices(monkeypatch, limits=(None,))
+    assert device_here(None).memory_bytes == pytest.approx(load_device("h100_80gb").memory_bytes, abs=1)
 
 
 def test_the_process_with_the_least_memory_counts_for_all(monkeypatch):
