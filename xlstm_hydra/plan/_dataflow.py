@@ -116,6 +116,8 @@ class _Reader:
                 if eqn.params.get("prevent_cse"):
                     self.same = {}  # what is computed anew is not what was computed before
                 results = self.read(_open(eqn.params[CALLS[name]]), operands, inner_scope)
+            elif name == "scan" and eqn.params["length"] == 1:
+                results = self.read(_open(eqn.params["jaxpr"]), operands, inner_scope)
             elif name in VIEWS or _changes_nothing(eqn, operands):
                 results = operands[: len(eqn.outvars)]
             else:
