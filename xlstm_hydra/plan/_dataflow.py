@@ -181,7 +181,8 @@ def _operation(eqn: Any, operands: list[Value | None]) -> Operation:
                 operation = Operation(scatter.name, scatter.params, shapes, operands, [])
                 operation.results = [_value(eqn.outvars[0].aval, operation)]
                 return operation
-    operation = Operation(eqn.primitive.name, eqn.params, shapes, operands, [])
+    by_constant = eqn.primitive.name == "div" and operands[1] is None
+    operation = Operation("mul" if by_constant else eqn.primitive.name, eqn.params, shapes, operands, [])
     operation.results = [_value(var.aval, operation) for var in eqn.outvars]
     if eqn.primitive.name == "scan":
         operation.bodies = [_graph(_open(eqn.params["jaxpr"]))]
