@@ -30,7 +30,7 @@ ROWS: list[dict[str, set[str]]] = [
     },
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
     {"inference": {"jax", "numpy", "flax"}},
-    {"metadata_cli": {"rich", "yaml"}},
+    {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}, "plan_cli": {"jax", "hydra"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]
@@ -38,7 +38,7 @@ ROWS: list[dict[str, set[str]]] = [
 A part imports only parts of the rows above its own in this list."""
 EXCEPTIONS = {("configs.model", "metadata"), ("", "checkpoint")}
 """`ModelConfig.from_metadata` and `xlstm_hydra.load_checkpoint` are published interfaces."""
-HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "rich", "tensorboardX")
+HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "rich", "tensorboardX", "matplotlib")
 FILES = [*ROOT.rglob("*.py"), *PLUGIN.rglob("*.py")]
 
 

@@ -1,7 +1,7 @@
 """The command `xlstm-hydra`: compose, check, then wake JAX up and do the task.
 
-Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 130 interrupted. Of several
-processes all have the same one; 143 there, where one got SIGTERM.
+Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 3 what is planned does not fit
+the devices, 130 interrupted. Of several processes all have the same one; 143 there, where one got SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib
+import math
 import os
 import socket
 import sys
@@ -34,21 +35,43 @@ CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
 """How the note begins that marks an error as one of a run that had started."""
 
-TASKS = {"train": "xlstm_hydra.train", "evaluate": "xlstm_hydra.inference", "generate": "xlstm_hydra.inference"}
+TASKS = {
+    "train": "xlstm_hydra.train",
+    "evaluate": "xlstm_hydra.inference",
+    "generate": "xlstm_hydra.inference",
+    "plan": "xlstm_hydra.plan_cli",
+}
 """The module in which the function of a task is, under the task's name."""
+
+DOES_NOT_FIT = 3
+"""Exit status of a plan whose devices have too little memory."""
 
 
 def run_task(cfg: DictConfig) -> float | None:
-    """Check the config, then do its task. Returns the loss that it ends with, if any, for sweepers that optimise it."""
+    """Check the config, then do its task. Returns the loss that it ends with, if any, or the time of a step that is
+    planned, for sweepers that minimise it."""
     try:
         with _folder_noted():
             run = load(cfg)
         with _all_processes(run), _folder_noted(_writes(run)), _run_folder(cfg, run) as folder:
-            return _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
+            result = _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
+        if run.task.name == "plan" and result == math.inf and HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(DOES_NOT_FIT)
+        return result
     except ConfigError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if cfg.task.name == "plan":
+                return _keep_refusal(error)
             raise  # Hydra goes on with the other jobs, and tells it at the end
         _refuse_for_all(error, _distributed(cfg))
+
+
+def _keep_refusal(error: ConfigError) -> float:
+    """Leave for the table of a sweep of plans why this one is not there. Returns what one that does not fit does."""
+    from xlstm_hydra.compare_plans import keep_refusal
+
+    keep_refusal(error, Path(HydraConfig.get().runtime.output_dir))
+    return math.inf
 
 
 def _task(name: str) -> Callable[[RunConfig, Path, list[str]], float | None]:
@@ -95,8 +118,21 @@ def _run_folder(cfg: DictConfig, run: RunConfig) -> Iterator[Path]:
         _refuse_to_continue(run, folder)
         record = copy.deepcopy(cfg)
         record.distributed.merge_with(run.distributed.lasting().to_dict())
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")
-        yield folder
+        with _lasting(folder / "config.yaml", OmegaConf.to_yaml(record, resolve=True)):
+            yield folder
+
+
+@contextmanager
+def _lasting(file: Path, text: str) -> Iterator[None]:
+    """Write a file, which is what it was before if the run is refused."""
+    before = file.read_text(encoding="utf-8") if file.exists() else None
+    file.write_text(text, encoding="utf-8")
+    try:
+        yield
+    except ConfigError:
+        if before is not None:
+            file.write_text(before, encoding="utf-8")
+        raise
 
 
 def _refuse_to_continue(run: RunConfig, folder: Path) -> None:

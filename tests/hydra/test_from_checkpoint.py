@@ -256,5 +256,5 @@ def test_a_place_that_is_none_is_refused_in_one_line(saved, monkeypatch, argumen
 def test_the_paths_of_a_source_are_groups_and_steps(saved):
     paths = SavedOptions(str(saved), "RUN").paths
     groups, names = ({path.split("/")[part] for path in paths} for part in (0, 1))
-    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"task"}
+    recorded = {field.name for field in dataclasses.fields(RunConfig)} - {"task", "device"}
     assert groups == {"from", "parallel", *recorded} and names == {"ckpt", "ckpt@2", "ckpt@4"}

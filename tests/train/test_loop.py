@@ -1,8 +1,10 @@
 """What a run shows and leaves behind."""
 
 import csv
+import json
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -75,6 +77,16 @@ def test_the_mesh_the_parameters_and_the_entropy_to_beat_are_told(finished):
     assert "bytes on each device" in text
     assert "unigram entropy" in text and "bits" in text
     assert "tokens/s" in text and "bits per byte" in text
+
+
+def test_the_plan_is_told_before_the_first_step_and_compared_after_the_last(finished):
+    folder, _, lines = finished
+    content = json.loads((folder / "plan.json").read_text())
+    assert content["fits"] and content["measured"]["step_seconds"] > 0 and content["measured"]["peak_bytes"] is None
+    first_step = next(number for number, line in enumerate(lines) if line.startswith("step 1/7"))
+    assert any("fits" in line for line in lines[:first_step])
+    [measured] = [line for line in lines[first_step:] if line.startswith("measured: ")]
+    assert re.match(r"measured: [\d.,]+ ms per step \(predicted: [\d.,]+ ms or more\), memory is not told by", measured)
 
 
 def test_the_logged_loss_is_the_mean_over_its_steps(tmp_path):

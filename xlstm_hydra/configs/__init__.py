@@ -4,6 +4,7 @@ from ._base import ConfigDict as ConfigDict
 from ._parse import register_class as register_class
 from ._problems import ConfigError as ConfigError
 from ._problems import Problem as Problem
+from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import CheckpointConfig as CheckpointConfig
 from .data import DataConfig as DataConfig
 from .data import StdlibDataConfig as StdlibDataConfig

@@ -137,6 +137,9 @@ def _near(name: Any, known: Iterable[str]) -> str | None:
     import difflib  # only a wrong name needs it
 
     lowered = {option.lower(): option for option in known}
+    begun = [option for option in lowered if str(name) and option.startswith(str(name).lower())]
+    if len(begun) == 1:
+        return lowered[begun[0]]
     close = difflib.get_close_matches(str(name)[:80].lower(), list(lowered), n=1, cutoff=0.6)
     return lowered[close[0]] if close else None
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ._base import ConfigDict
-from ._problems import Problem, at_least, one_of
+from ._problems import Problem, at_least, below, one_of
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""
@@ -34,7 +34,10 @@ class DeviceConfig(ConfigDict):
     taken for one."""
 
     memory_gib: float
-    """Memory that a program can use, in GiB (2**30 bytes)."""
+    """Memory that programs can allocate, in GiB (2**30 bytes)."""
+
+    memory_fraction: float = 1.0
+    """Share of it that JAX takes and a program can use: what XLA_CLIENT_MEM_FRACTION sets on a GPU."""
 
     memory_bandwidth: float
     """Speed at which it is read or written, in GB/s (10**9 bytes)."""
@@ -49,7 +52,7 @@ class DeviceConfig(ConfigDict):
     """Matrix products in float16, in TFLOP/s."""
 
     devices_per_host: int
-    """Devices that the fast links connect."""
+    """Devices that the fast links connect: those of a host, or of a slice of TPUs."""
 
     host_bandwidth: float
     """Bytes that a device can send to others of its host while it receives as many, in GB/s."""
@@ -62,12 +65,20 @@ class DeviceConfig(ConfigDict):
         yield from one_of(self, "platform", PLATFORMS)
         yield from at_least(self, 0, "memory_gib", above=True)
         yield from at_least(self, 0, *SPEEDS, above=any(self.get(speed) for speed in SPEEDS))
+        yield from at_least(self, 0, "memory_fraction", above=True)
+        yield from below(self, 1, "memory_fraction", inclusive=True)
         yield from at_least(self, 1, "devices_per_host")
+
+    def platform_rules(self, platform: str) -> Iterator[Problem]:
+        """The rule that the figures are of the devices that there are."""
+        if self.platform != platform:
+            fix = "Leave the group device away: devices are recognised."
+            yield Problem({"platform": self.platform}, f"the devices here are of the kind {platform}", fix)
 
     @property
     def memory_bytes(self) -> int:
         """Memory that a program can use, in bytes."""
-        return int(self.memory_gib * 2**30)
+        return int(self.memory_gib * self.memory_fraction * 2**30)
 
     @property
     def has_speeds(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -79,12 +80,7 @@ class ParallelConfig(ConfigDict):
         for name, size in self.sizes().items():
             if size < 1 and size != -1:
                 yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
-        inferred = {name: size for name, size in self.sizes().items() if size == -1}
-        if len(inferred) > 1:
-            keep = "{" + next(iter(inferred)) + "}"
-            yield Problem(
-                inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1."
-            )
+        yield from self.inference_rules()
         names = {name: getattr(self, name) for name in _NAMES}
         for name, value in names.items():
             if not value.isidentifier():
@@ -97,9 +93,34 @@ class ParallelConfig(ConfigDict):
         yield from one_of(self, "fsdp_gather_dtype", DTYPES, optional=True)
         yield from one_of(self, "fsdp_grad_scatter_dtype", DTYPES, optional=True)
 
+    def inference_rules(self) -> Iterator[Problem]:
+        """How many sizes can be left to be inferred."""
+        inferred = {name: size for name, size in self.sizes().items() if size == -1}
+        if len(inferred) > 1:
+            keep = "{" + next(iter(inferred)) + "}"
+            yield Problem(
+                inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1."
+            )
+
+    def is_open(self) -> bool:
+        """Whether the layout is still to be chosen, once the devices are known."""
+        return False
+
     def sizes(self) -> dict[str, int]:
         """The four sizes by field name, in mesh order."""
         return {name: getattr(self, name) for name in _SIZES}
+
+    def known_size(self) -> int:
+        """The product of the sizes that are not inferred."""
+        return math.prod(size for size in self.sizes().values() if size != -1)
+
+    def usable_near(self, num_devices: int) -> list[int]:
+        """The numbers of devices next to this one that the sizes can multiply to."""
+        known = self.known_size()
+        if -1 not in self.sizes().values():
+            return [known]
+        below = num_devices // known * known
+        return [number for number in (below, below + known) if number > 0]
 
     def axis_names(self) -> tuple[str, str, str, str]:
         """The four axis names, in mesh order."""
@@ -115,10 +136,7 @@ class ParallelConfig(ConfigDict):
         Raises:
             ConfigError: the sizes do not multiply to `num_devices`. The keys are relative to this config.
         """
-        sizes = self.sizes()
-        known = 1
-        for size in sizes.values():
-            known *= size if size != -1 else 1
+        sizes, known = self.sizes(), self.known_size()
         inferred = next((name for name, size in sizes.items() if size == -1), None)
         if inferred is not None and num_devices % known == 0 and num_devices >= known:
             sizes[inferred] = num_devices // known

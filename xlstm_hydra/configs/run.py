@@ -9,16 +9,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._base import ConfigDict
-from ._problems import ConfigError, Problem, divisors, either, nearest
+from ._layout import module_name_rules, unused_rules
+from ._problems import ConfigError, Problem, divisors, either
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
+from .device import DeviceConfig
 from .distributed import DistributedConfig
 from .logger import LoggerConfig
 from .model import ModelConfig, SubModelConfig
 from .optimizer import AdamWConfig, OptimizerConfig
 from .parallel import ParallelConfig
 from .scheduler import ConstantConfig, SchedulerConfig
-from .task import TaskConfig, TrainTaskConfig
+from .task import PlanTaskConfig, TaskConfig, TrainTaskConfig
 from .trainer import TrainerConfig
 
 BYTES = 256
@@ -56,14 +58,19 @@ class RunConfig(ConfigDict):
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """How many processes there are, and how their devices are ordered."""
 
+    device: DeviceConfig | None = None
+    """Figures of the devices. null: of those that there are, as far as they are known; for a plan, see
+    `PlanTaskConfig.device`."""
+
     @property
     def parallel(self) -> ParallelConfig:
         """The layout, which the model carries."""
         return self.model.parallel
 
     def groups(self) -> dict[str, ConfigDict]:
-        """The config of every group by its name, the layout too."""
-        return {name: getattr(self, name) for name in ("parallel", *self.__dataclass_fields__)}
+        """The config of every group by its name, the layout too; without a group that has none."""
+        groups = {name: getattr(self, name) for name in ("parallel", *self.__dataclass_fields__)}
+        return {name: config for name, config in groups.items() if config is not None}
 
     @property
     def schedule_steps(self) -> int:
@@ -78,14 +85,26 @@ class RunConfig(ConfigDict):
         yield from self._schedule_rules()
         yield from self._checkpoint_rules()
         yield from self._distributed_rules()
-        simulated = self.trainer.simulated_devices
-        if simulated is not None:
-            yield from self.platform_rules("cpu")
-        processes = self.distributed.known_processes
-        if simulated is None or simulated < 1 or processes is None:
+        if (platform := self._known_platform()) is not None:
+            yield from self.platform_rules(platform)
+        number = self.known_devices()
+        if number is None or number < 1:
             yield from self._known_size_rules()
         else:
-            yield from self.device_rules(simulated * processes)
+            yield from self.device_rules(number)
+
+    def known_devices(self) -> int | None:
+        """The number of devices, where the config says it: those of a plan, or simulated ones."""
+        if isinstance(self.task, PlanTaskConfig):
+            per_host = None if self.device is None else self.device.devices_per_host
+            return self.task.num_devices if self.task.num_devices is not None else per_host
+        simulated, processes = self.trainer.simulated_devices, self.distributed.known_processes
+        return None if simulated is None or processes is None else simulated * processes
+
+    def _known_platform(self) -> str | None:
+        if isinstance(self.task, PlanTaskConfig):
+            return None if self.device is None else self.device.platform
+        return None if self.trainer.simulated_devices is None else "cpu"
 
     def launch_rules(self, environ: Mapping[str, str]) -> Iterator[Problem]:
         """Every broken rule that needs to know how many processes were started, which is not known of a saved run."""
@@ -96,6 +115,8 @@ class RunConfig(ConfigDict):
         except ConfigError as error:
             yield from (problem.at("distributed") for problem in error.problems)
             return
+        if isinstance(self.task, PlanTaskConfig):
+            yield from (problem.at("task") for problem in self.task.launch_rules(place))
         simulated = self.trainer.simulated_devices
         if simulated is not None and simulated > 0:
             yield from self.device_rules(simulated * (place.num_processes if place else 1))
@@ -106,10 +127,10 @@ class RunConfig(ConfigDict):
             sizes = self.parallel.axis_sizes(num_devices)
         except ConfigError as error:
             for problem in error.problems:
-                yield replace(problem, fix=f"{problem.fix}{self._simulation_hint(num_devices)}").at("parallel")
+                yield replace(problem, fix=f"{problem.fix}{self._number_hint(num_devices)}").at("parallel")
             yield from self._known_size_rules()
             return
-        yield from self._size_rules(*sizes.values())
+        yield from self._size_rules(*(size if size > 0 else None for size in sizes.values()))
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """Every broken rule that needs the kind of the devices: cpu, gpu or tpu."""
@@ -117,16 +138,20 @@ class RunConfig(ConfigDict):
         if ids is not None and platform != "gpu" and self.trainer.simulated_devices is None:
             rule = f"chooses among GPUs, and the devices here are of the kind {platform}"
             yield Problem({"distributed.local_device_ids": ids}, rule, "Set distributed.local_device_ids to null.")
+        if self.device is not None:
+            yield from (problem.at("device") for problem in self.device.platform_rules(platform))
         if isinstance(self.model.model_config, SubModelConfig) and self.task.reads_data():
             yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 
-    def _simulation_hint(self, num_devices: int) -> str:
-        simulated = self.trainer.simulated_devices
+    def _number_hint(self, num_devices: int) -> str:
+        """How to have another number of devices than this, which the layout cannot use."""
+        simulated, needed = self.trainer.simulated_devices, self.parallel.known_size()
+        if isinstance(self.task, PlanTaskConfig):
+            return f" Or set {{/task.num_devices}} to {either(self.parallel.usable_near(num_devices))}."
         if simulated is not None:
             count = num_devices // simulated
             told = f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}."
             return told if count > 1 else ""
-        needed = math.prod(size for size in self.parallel.sizes().values() if size > 0)
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 
     def _known_size_rules(self) -> Iterator[Problem]:
@@ -142,9 +167,9 @@ class RunConfig(ConfigDict):
             yield from self._pipeline_rules(pipeline)
         parallel = self.parallel
         if fsdp == 1 and parallel.fsdp_modules:
-            yield from _unused(parallel, "fsdp_axis_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
+            yield from unused_rules(parallel, "fsdp_axis_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
         if tensor == 1:
-            yield from _unused(parallel, "model_axis_size", "tp_async_dense")
+            yield from unused_rules(parallel, "model_axis_size", "tp_async_dense")
         if isinstance(self.model.model_config, SubModelConfig):
             rules = (
                 self.model.model_config.layout_rules(tensor or 1),
@@ -158,12 +183,10 @@ class RunConfig(ConfigDict):
             "parallel.fsdp_axis_size": fsdp,
             "trainer.gradient_accumulate_steps": max(self.trainer.gradient_accumulate_steps, 1),
         }
-        needed, microbatches = math.prod(terms.values()), max(self.trainer.pipeline_microbatches or 1, 1)
+        needed, microbatches = self.batch_unit(data, fsdp, pipeline), max(self.trainer.pipeline_microbatches or 1, 1)
         given = {key: value for key, value in terms.items() if value != 1}
         factors = [f"{key.rpartition('.')[2]}({value})" for key, value in given.items()]
         if pipeline is not None and pipeline > 1:
-            # The rows must divide into microbatches for the stages, and into one share per stage for the head.
-            needed *= math.lcm(pipeline, microbatches)
             given["parallel.pipeline_axis_size"] = pipeline
             factors.append(f"pipeline_axis_size({pipeline})")
             if microbatches != 1:
@@ -175,6 +198,13 @@ class RunConfig(ConfigDict):
             choices = either([size for size in (below, below + needed) if size > 0])
             rule = f"the batch must divide over {' * '.join(factors)} = {needed}"
             yield Problem({"trainer.batch_size": batch, **given}, rule, f"Set trainer.batch_size to {choices}.")
+
+    def batch_unit(self, data: int, fsdp: int, pipeline: int | None) -> int:
+        """What must divide the batch on mesh axes of these sizes."""
+        stages, microbatches = max(pipeline or 1, 1), max(self.trainer.pipeline_microbatches or 1, 1)
+        # The rows must divide into microbatches for the stages, and into one share per stage for the head.
+        rows = math.lcm(stages, microbatches) if stages > 1 else 1
+        return data * fsdp * max(self.trainer.gradient_accumulate_steps, 1) * rows
 
     def _pipeline_rules(self, stages: int) -> Iterator[Problem]:
         """Settings of the pipeline, where there is one and where there is none."""
@@ -246,7 +276,11 @@ class RunConfig(ConfigDict):
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
-        if self.trainer.remat_policy != "nothing" and not parallel.remat:
+        if parallel.is_open() and self.task.name not in ("train", "plan"):
+            given = {"parallel.name": parallel.get("name"), "task.name": self.task.name}
+            rule = "a layout is chosen by what a step of training takes"
+            yield Problem(given, rule, "Choose one, such as parallel=dp or parallel=fsdp.")
+        if self.trainer.remat_policy != "nothing" and not parallel.remat and not parallel.is_open():
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"
             fix = "Name modules there, or leave the policy away."
@@ -262,7 +296,7 @@ class RunConfig(ConfigDict):
             for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype", "fsdp_min_weight_size")
             if parallel.get(key) != default.get(key)
         }
-        if changed and not parallel.fsdp_modules:
+        if changed and not parallel.fsdp_modules and not parallel.is_open():
             rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
             fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
             neutral = {f"parallel.{key}": default.get(key) for key in changed}
@@ -270,6 +304,8 @@ class RunConfig(ConfigDict):
 
     def _distributed_rules(self) -> Iterator[Problem]:
         order, ids = self.distributed.device_order, self.distributed.local_device_ids
+        if isinstance(self.task, PlanTaskConfig):
+            yield from self.task.place_rules(self.distributed, self.trainer)
         names = self.parallel.axis_names()
         if order is not None and sorted(order) != sorted(names):
             rule = f"must have each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
@@ -316,28 +352,3 @@ class RunConfig(ConfigDict):
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
             rule = "every checkpoint needs a validation loss of its step"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
-
-
-def _unused(parallel: ParallelConfig, size_key: str, *keys: str) -> Iterator[Problem]:
-    """Settings of a mesh axis that has one device."""
-    given = {f"parallel.{key}": parallel.get(key) for key in keys if parallel.get(key)}
-    if given:
-        size = parallel.get(size_key)
-        rule = f"there is nothing to exchange where parallel.{size_key} is 1"
-        if size == -1:
-            rule += ", as it is inferred to be"
-        default = ParallelConfig()
-        neutral = {f"parallel.{key}": default.get(key) for key in keys if parallel.get(key)}
-        yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.", idle=neutral)
-
-
-def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:
-    """The rule that `remat` and `fsdp_modules` name module classes that the model has."""
-    for key in ("remat", "fsdp_modules"):
-        named = parallel.get(key)
-        for name in named:
-            if name not in known:
-                hint = nearest(name, known)
-                fix = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(known)}."
-                neutral = {f"parallel.{key}": [other for other in named if other in known]}
-                yield Problem({f"parallel.{key}": name}, "no module class of this model", fix, idle=neutral)

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from ._base import ConfigDict
 from ._problems import Problem, at_least, below, idle, one_of, own_name
+from ._slurm import Place
+from .distributed import DistributedConfig
 from .model import SubModelConfig
+from .trainer import TrainerConfig
+
+PARAMETER_ROWS = ("modules", "all", "none")
+"""What the table of parameters of a plan has lines for."""
 
 SPLITS = ("validation", "train", "all")
 """Parts of a corpus."""
@@ -184,6 +190,9 @@ class PlanTaskConfig(TaskConfig):
     device: str | None = None
     """Name of an option of the group `device`: the kind of the devices. null: what that group is set to."""
 
+    parameters: str = "modules"
+    """Lines of the table of parameters: one for each of the modules, or all of them, or none."""
+
     compile: bool = False
     """Compile the step for as many simulated CPU devices as well, and show what the compiler says beside the plan."""
 
@@ -194,3 +203,20 @@ class PlanTaskConfig(TaskConfig):
         """Ranges."""
         yield from super().rules()
         yield from at_least(self, 1, "num_devices")
+        yield from below(self, 2**31, "num_devices")
+        yield from one_of(self, "parameters", PARAMETER_ROWS)
+
+    def place_rules(self, distributed: DistributedConfig, trainer: TrainerConfig) -> Iterator[Problem]:
+        """What says where a run is started has no effect on its plan. Keys are whole."""
+        placed = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
+        values = {f"distributed.{key}": distributed.get(key) for key in placed}
+        values["trainer.simulated_devices"] = trainer.simulated_devices
+        if given := {key: value for key, value in values.items() if value is not None}:
+            rule = "a plan uses no device, and task.num_devices says how many the run has"
+            yield Problem(given, rule, "Leave this away.", idle=dict.fromkeys(given))
+
+    def launch_rules(self, place: Place | None) -> Iterator[Problem]:
+        """A plan is made once, wherever the run will have its processes."""
+        if place is not None:
+            rule = f"a plan is made by one process, and this is process {place.process_id} of {place.num_processes}"
+            yield Problem({"name": self.name}, rule, "Leave out srun.")

@@ -52,6 +52,9 @@ class TrainerConfig(ConfigDict):
     simulated_devices: int | None = None
     """Run each process on this many simulated CPU devices, to try a layout. null: on the devices that there are."""
 
+    ignore_plan: bool = False
+    """Train also where the plan says that the devices have too little memory."""
+
     check_for_nan: bool = True
     """Stop with an error at the first loss that is not finite, before it is saved."""
 

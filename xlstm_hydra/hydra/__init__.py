@@ -4,11 +4,15 @@ from xlstm_hydra._conf_dir import conf_dir as conf_dir
 
 from ._arguments import expand_from as expand_from
 from ._arguments import quote_texts as quote_texts
+from ._device import known_devices as known_devices
+from ._device import load_device as load_device
+from ._device import recognise_device as recognise_device
 from ._from_checkpoint import without_idle as without_idle
 from ._load import load as load
 from ._load import make_model_config as make_model_config
 from ._load import resolve_classes as resolve_classes
 from ._load import validate as validate
+from ._load import write_layout as write_layout
 from ._overrides import shortest_overrides as shortest_overrides
 from ._points import check_points as check_points
 from ._points import explain as explain

@@ -25,8 +25,8 @@ ALL = "from"
 NAME = "ckpt"
 """The option of the checkpoint that the place names; that of another step is `ckpt@STEP`."""
 
-_LEFT_OUT = ("task",)
-"""Groups that a run from a checkpoint has of its own: what it does is not what the saved run did."""
+_LEFT_OUT = ("task", "device")
+"""Groups that a run from a checkpoint has of its own: what it does, and on what, is not what the saved run did."""
 
 
 class SavedOptions:

@@ -7,15 +7,27 @@ import importlib
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem, RunConfig, SubModelConfig
+from xlstm_hydra.configs import (
+    AutoParallelConfig,
+    ConfigError,
+    ModelConfig,
+    ParallelConfig,
+    PlanTaskConfig,
+    Problem,
+    RunConfig,
+    SubModelConfig,
+    TrainerConfig,
+)
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import nearest
 
+from ._device import planned_device
 from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
@@ -48,7 +60,13 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
     """The run as far as it can be read, and every broken rule."""
     register_resolvers()
     problems: list[Problem] = []
-    plain = _to_plain(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
+    run = _read_groups(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
+    return run, problems + _cross_rules(run, problems)
+
+
+def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str] = ("hydra",)) -> RunConfig:
+    """The groups as far as they can be read, apart from the keys in `without`."""
+    plain = _to_plain(cfg, problems, without=without)
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(RunConfig)
     names = [field.name for field in dataclasses.fields(RunConfig)]
@@ -60,8 +78,8 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
             groups[name] = _read_model(plain, problems)
         elif name in plain:
             groups[name] = _collect(hints[name], plain[name], name, problems)
-    run = unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
-    return run, problems + _cross_rules(run, problems)
+    groups["device"] = planned_device(groups.get("task"), groups.get("device"), problems)
+    return unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
 
 
 def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
@@ -131,11 +149,17 @@ def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: lis
     """The group `parallel`, to which the model's node points; in an app without the group, what the node holds."""
     own = node.get("parallel")
     if "parallel" not in plain:
-        return _collect(ParallelConfig, own or {}, "model.parallel", problems)
+        return _collect_layout(own or {}, "model.parallel", problems)
     if own is not None and own != plain["parallel"]:
         text = "the layout is the group parallel, and this is another one"
         problems.append(Problem.about("model.parallel", text, "Set parallel=... or a field of parallel instead."))
-    return _collect(ParallelConfig, plain["parallel"] or {}, "parallel", problems)
+    return _collect_layout(plain["parallel"] or {}, "parallel", problems)
+
+
+def _collect_layout(data: Any, path: str, problems: list[Problem]) -> ParallelConfig:
+    """A layout, or one that is to be chosen, which is told by its name."""
+    is_open = isinstance(data, Mapping) and "name" in data
+    return _collect(AutoParallelConfig if is_open else ParallelConfig, data, path, problems)
 
 
 def _config_fields(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +204,30 @@ def block_classes(cfg: Any) -> tuple[str, ...]:
         return _BLOCKS  # a value is missing or wrong, which is told where the model is read
 
 
+def default_batch(cfg: Any) -> int:
+    """The batch where none is given: 8, or of a plan the least multiple of what its layout needs from 8 on, so that any
+    number of devices can be planned."""
+    default = TrainerConfig().batch_size
+    if OmegaConf.select(cfg, "task.name") != PlanTaskConfig.name:
+        return default
+    run = _read_groups(cfg, [], without=("hydra", "trainer.batch_size"))
+    try:
+        unit = _batch_unit(run)
+    except (AttributeError, TypeError, ZeroDivisionError):
+        return default  # a group is missing or wrong, which is told where it is read
+    return -(-default // unit) * unit
+
+
+def _batch_unit(run: RunConfig) -> int:
+    """What must divide the batch of a run, as far as the sizes of its mesh axes are known."""
+    try:
+        sizes = list(run.parallel.axis_sizes(run.known_devices() or 0).values())
+    except ConfigError:
+        sizes = list(run.parallel.sizes().values())
+    data, fsdp, pipeline, _ = (max(size, 1) for size in sizes)
+    return run.batch_unit(data, fsdp, pipeline)
+
+
 def _locate(path: Any, key: str) -> Any:
     """The class that the user named."""
     module_name, _, name = str(path).rpartition(".")
@@ -211,11 +259,21 @@ def make_model_config(
     problems: list[Problem] = []
     config_type = _config_class(node, problems)
     layout = parallel if isinstance(parallel, ParallelConfig) else _plain(parallel) or {}
-    layout = _collect(ParallelConfig, layout, "parallel", problems)
+    layout = _collect_layout(layout, "parallel", problems)
     config = None if config_type is None else _collect(config_type, _config_fields(node), "model", problems)
     if problems:
         raise ConfigError(problems)
     return resolve_classes(ModelConfig(model_class, layout, config))
+
+
+def write_layout(file: Path, run: RunConfig) -> None:
+    """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
+    if not file.exists():
+        return
+    cfg: Any = OmegaConf.load(file)
+    cfg.parallel = cfg.model.parallel = run.parallel.to_dict()
+    cfg.trainer = run.trainer.to_dict()
+    file.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -73,8 +73,8 @@ class _Options(NamedTuple):
 
     nodes: Mapping[str, Mapping[str, DictConfig]]
     """The node of every option, by group and name."""
-    defaults: Mapping[str, str]
-    """The option of each group where none is chosen."""
+    defaults: Mapping[str, str | None]
+    """The option of each group where none is chosen, if it has one then."""
     recipes: tuple[tuple[_Recipe, ...], ...]
     """The recipes to try: none, each one, and one of each kind together. A later kind has the last word."""
 
@@ -87,7 +87,8 @@ def _options() -> _Options:
     primary = loader.repository.load_config("config")
     assert primary is not None
     chosen = {str(item.group): item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
-    defaults = {group: value for group, value in chosen.items() if isinstance(value, str) and "/" not in group}
+    groups = {"parallel", *RunConfig.__dataclass_fields__}
+    defaults = {group: value for group, value in chosen.items() if group in groups}
     pairs = [(group, name) for group in defaults for name in loader.get_group_options(group)]
     cfg = loader.load_configuration(None, [f"+{group}@{group}.{name}={name}" for group, name in pairs], RunMode.RUN)
     nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
 
-from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._problems import either, nearest, show
@@ -52,7 +52,7 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     """
     key, text = override.key_or_group, str(override.input_line)
     if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
-        return _unknown_option(override, error)
+        return no_such_option(key, override.value(), getattr(error, "options", None) or ())
     exists, is_choice = _exists(key, cfg), key in (OmegaConf.select(cfg, "hydra.runtime.choices") or ())
     if override.is_delete():
         rule = "a field cannot be removed" if exists else "there is nothing of that name to remove"
@@ -72,11 +72,12 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
-def _unknown_option(override: Override, error: Exception) -> Problem:
-    options = list(getattr(error, "options", None) or ())
-    hint = nearest(str(override.value()), options)
+def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
+    """The name of an option that a group does not have."""
+    options = list(options)
+    hint = nearest(str(name), options)
     listing = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(options)}."
-    return Problem({override.key_or_group: override.value()}, "no such option", listing)
+    return Problem({key: name}, "no such option", listing)
 
 
 def _exists(key: str, cfg: DictConfig) -> bool:
@@ -117,6 +118,8 @@ def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
 
 def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig) -> str:
     """The key that was probably meant: of a sibling's name, or of the same name in another group."""
+    if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
+        return f"No option of that group is chosen: write {parts[0]}=... too."
     siblings = [str(name) for name in node if name != "hydra"]
     if near := near_name(parts[depth], siblings):
         return f"Did you mean {'.'.join([*parts[:depth], near, *parts[depth + 1 :]])}?"

@@ -46,11 +46,13 @@ SCHEMAS: dict[str, type] = {
     "train": configs.TrainTaskConfig,
     "evaluate": configs.EvaluateTaskConfig,
     "generate": configs.GenerateTaskConfig,
+    "plan": configs.PlanTaskConfig,
     "mlstm": _model_node(configs.mLSTMConfig),
     "mlstm_v1": _model_node(configs.mLSTMv1Config),
     "xlstm": _model_node(configs.xLSTMConfig),
     "llama": _model_node(configs.LlamaConfig),
     "parallel": configs.ParallelConfig,
+    "auto": configs.AutoParallelConfig,
     "stdlib": configs.StdlibDataConfig,
     "text": configs.TextDataConfig,
     "synthetic": configs.SyntheticDataConfig,
@@ -65,6 +67,7 @@ SCHEMAS: dict[str, type] = {
     "checkpoint": configs.CheckpointConfig,
     "logger": configs.LoggerConfig,
     "distributed": configs.DistributedConfig,
+    "device": configs.DeviceConfig,
 }
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 
@@ -82,11 +85,12 @@ def register() -> None:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf `${xlstm_rest:...}`, `${xlstm_blocks:...}` and `${xlstm_checkpoint:}`, which our YAML files use.
-    Calling it twice is harmless."""
+    """Teach OmegaConf the resolvers that our YAML files use: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
+    `xlstm_batch`. Calling it twice is harmless."""
     register_resolver("xlstm_rest", _rest, replace=True)
     register_resolver("xlstm_blocks", _blocks, replace=True)
     register_resolver("xlstm_checkpoint", _checkpoint, replace=True)
+    register_resolver("xlstm_batch", _batch, replace=True)
 
 
 def _rest(*sizes: int) -> int:
@@ -104,3 +108,10 @@ def _blocks(*others: str, _root_: Any) -> list[str]:
 def _checkpoint(*, _root_: Any) -> str:
     """The checkpoint that the model's config came from; missing where it came from none."""
     return OmegaConf.select(_root_, "model._checkpoint_") or "???"
+
+
+def _batch(*, _root_: Any) -> int:
+    """The batch where none is typed: that of the dataclass, or for a plan, one that its layout can use."""
+    from ._load import default_batch  # it imports this module
+
+    return default_batch(_root_)

@@ -137,11 +137,17 @@ EFFECTS: dict[type, dict[str, str]] = {
         LAYOUT: "data_axis_size fsdp_axis_size pipeline_axis_size model_axis_size data_axis_name fsdp_axis_name"
         " pipeline_axis_name model_axis_name remat fsdp_modules fsdp_min_weight_size tp_async_dense",
     },
+    configs.AutoParallelConfig: {LAYOUT: "name headroom"},
     configs.TaskConfig: {BOOKKEEPING: "name"},
     configs.EvaluateTaskConfig: {BOOKKEEPING: "checkpoint split num_batches"},
     configs.GenerateTaskConfig: {
         BOOKKEEPING: "checkpoint prompt prompt_tokens max_new_tokens stop_token num_samples temperature top_k top_p"
         " seed"
+    },
+    configs.PlanTaskConfig: {BOOKKEEPING: "num_devices device parameters compile search"},
+    configs.DeviceConfig: {
+        BOOKKEEPING: "name platform kinds memory_gib memory_fraction memory_bandwidth float32_tflops bfloat16_tflops"
+        " float16_tflops devices_per_host host_bandwidth network_bandwidth"
     },
     configs.DataConfig: {NUMERICS: "name seed validation_fraction", LAYOUT: "prefetch"},
     ByteDataConfig: {NUMERICS: "pad_last"},
@@ -158,7 +164,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     configs.TrainerConfig: {
         NUMERICS: "max_steps batch_size seed",
         LAYOUT: "gradient_accumulate_steps pipeline_microbatches pipeline_remat remat_policy simulated_devices",
-        BOOKKEEPING: "eval_every_n_steps eval_batches check_for_nan debug_nans",
+        BOOKKEEPING: "ignore_plan eval_every_n_steps eval_batches check_for_nan debug_nans",
     },
     configs.CheckpointConfig: {
         NUMERICS: "init_from",

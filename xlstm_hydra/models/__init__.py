@@ -27,6 +27,7 @@ from ._lm import LMHead as LMHead
 from ._loss import cross_entropy as cross_entropy
 from ._mlstm import mLSTM as mLSTM
 from ._mlstm_v1 import mLSTMv1 as mLSTMv1
+from ._objective import BATCH_TYPES as BATCH_TYPES
 from ._objective import Batch as Batch
 from ._objective import Objective as Objective
 from ._objective import build_objective as build_objective

@@ -22,7 +22,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
 from xlstm_hydra.configs import ConfigError, ModelConfig
-from xlstm_hydra.configs.run import module_name_rules
+from xlstm_hydra.configs._layout import module_name_rules
 from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, place
 
 from ._cache import CACHE

@@ -18,7 +18,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, RunConfig
-from xlstm_hydra.parallel import AnyMesh, Axes, Placement, batch_spec, mesh_axes, place, vary_over
+from xlstm_hydra.parallel import AnyMesh, Axes, Parameter, Placement, batch_spec, mesh_axes, place, vary_over
 
 from ._layers import OVERLAPPING
 from ._linen import apply_model, box_sharded, build_model, init_model, knows_axes, list_parameters, remat_by_name
@@ -145,13 +145,20 @@ class Objective:
         return self._shard_map(local, specs, (PartitionSpec(), PartitionSpec()))(params, batch)
 
 
-def build_objective(run: RunConfig, mesh: AnyMesh) -> Objective:
+def build_objective(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Parameter] | None = None) -> Objective:
     """The objective of a run whose `model_class` is a class.
+
+    Args:
+        run: the config.
+        mesh: of its layout.
+        parameters: of the model. None: they are listed.
 
     Raises:
         ConfigError: the layout names modules that the model does not have, or has settings that nothing takes part in.
     """
-    placements = tuple(place(parameter, run.parallel, mesh.shape) for parameter in list_parameters(run.model))
+    placements = tuple(
+        place(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model)
+    )
     data, fsdp, pipeline, _ = mesh.shape.values()
     microbatches = run.microbatches(data, fsdp, pipeline)
     axes = mesh_axes(run.parallel, mesh, microbatches=microbatches, stage_remat=run.trainer.pipeline_remat)

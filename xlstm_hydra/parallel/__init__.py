@@ -10,6 +10,7 @@ from ._collective_matmul import gather_stream as gather_stream
 from ._collective_matmul import row_matmul as row_matmul
 from ._collectives import Collective as Collective
 from ._collectives import list_collectives as list_collectives
+from ._collectives import list_local_results as list_local_results
 from ._fsdp import gather_parameter as gather_parameter
 from ._mesh import AnyMesh as AnyMesh
 from ._mesh import abstract_mesh as abstract_mesh
@@ -19,6 +20,7 @@ from ._mesh import batch_axes as batch_axes
 from ._mesh import batch_spec as batch_spec
 from ._mesh import build_mesh as build_mesh
 from ._mesh import describe_mesh as describe_mesh
+from ._mesh import host_of as host_of
 from ._mesh import mesh_axes as mesh_axes
 from ._pipeline import bubble_fraction as bubble_fraction
 from ._pipeline import run_pipeline as run_pipeline

@@ -46,9 +46,23 @@ def list_collectives(lowered: Any) -> list[Collective]:
 
     A function that is called several times counts as often.
     """
-    module = lowered.compiler_ir("stablehlo")
-    functions = {str(op.attributes["sym_name"]).strip('"'): op for op in module.body.operations}
+    functions = _functions(lowered)
     return list(_walk(functions["main"].regions[0], functions, 0, 1))
+
+
+def list_local_results(lowered: Any) -> list[int]:
+    """Bytes that each device has of each result of a program that is one `shard_map`."""
+    (block,) = _functions(lowered)["main"].regions[0].blocks
+    for op in block.operations:
+        if op.operation.name == "sdy.manual_computation":  # there is none on one device
+            (block,) = op.regions[0].blocks
+    *_, last = block.operations
+    return [_bytes(value.type) for value in last.operands]
+
+
+def _functions(lowered: Any) -> dict[str, Any]:
+    module = lowered.compiler_ir("stablehlo")
+    return {str(op.attributes["sym_name"]).strip('"'): op for op in module.body.operations}
 
 
 def _walk(region: Any, functions: dict[str, Any], loops: int, executions: int) -> Iterator[Collective]:
@@ -69,16 +83,17 @@ def _walk(region: Any, functions: dict[str, Any], loops: int, executions: int) -
 
 def _collective(op: Any, loops: int, executions: int) -> Collective:
     sides = [value.type for value in (*op.operands, *op.results)]
-    dtype = str(sides[0].element_type)
-    size = max(math.prod(side.shape) for side in sides) * _BITS.get(dtype, _bits(dtype)) // 8
+    dtype, size = str(sides[0].element_type), max(map(_bytes, sides))
     attribute = "source_target_pairs" if op.operation.name.endswith("permute") else "replica_groups"
     shape = op.attributes[attribute].type.shape
     devices = _ring_size(op) if attribute == "source_target_pairs" else shape[1]
     return Collective(NAMES[op.operation.name], dtype, size, devices, loops, executions)
 
 
-def _bits(dtype: str) -> int:
-    return int("".join(filter(str.isdigit, dtype)) or 8)
+def _bytes(kind: Any) -> int:
+    dtype = str(kind.element_type)
+    bits = _BITS.get(dtype, int("".join(filter(str.isdigit, dtype)) or 8))
+    return math.prod(kind.shape) * bits // 8
 
 
 def _ring_size(op: Any) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from xlstm_hydra.configs import ConfigError, ParallelConfig
+from xlstm_hydra.configs import ConfigError, ParallelConfig, Problem
 
 from ._axes import Axes
 
@@ -49,9 +49,13 @@ def abstract_mesh(parallel: ParallelConfig, num_devices: int) -> AbstractMesh:
 
 def _axis_sizes(parallel: ParallelConfig, num_devices: int) -> dict[str, int]:
     try:
-        return parallel.axis_sizes(num_devices)
+        sizes = parallel.axis_sizes(num_devices)
     except ConfigError as error:
         raise ConfigError(problem.at("parallel") for problem in error.problems) from None
+    if parallel.is_open():
+        text, fix = "is a layout that is still to be chosen", "`xlstm_hydra.plan.choose` does it."
+        raise ConfigError([Problem({"parallel.name": parallel.get("name")}, text, fix)])
+    return sizes
 
 
 def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_first: Sequence[str]) -> np.ndarray:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
 from xlstm_hydra.configs import RunConfig, SGDConfig
-from xlstm_hydra.models import Objective
+from xlstm_hydra.models import BATCH_TYPES, Objective
 from xlstm_hydra.optim import build_optimizer
+from xlstm_hydra.parallel import Placement
 
 from ._dataflow import Graph, Operation, Value, read_jaxpr
 from ._fusion import Buffer
@@ -67,7 +69,7 @@ def step_memory(objective: Objective, jaxpr: Any) -> Memory:
     """
     graph = read_jaxpr(jaxpr.jaxpr)
     moment = busiest_moment(graph)
-    state = state_bytes(objective, graph)
+    state = state_bytes(objective.run, objective.placements, objective.mesh.shape, _parts_read(objective, graph))
     gradients = sum(value.bytes for value in graph.results[1:] if value is not None)
     update = _update_bytes(objective.run, graph)
     if moment.bytes >= gradients + update:
@@ -78,26 +80,46 @@ def step_memory(objective: Objective, jaxpr: Any) -> Memory:
     return Memory(**state, **kinds, moment=words)
 
 
-def state_bytes(objective: Objective, graph: Graph) -> dict[str, int]:
-    """Bytes on each device that are there all the time: parameters, optimizer and batch. Parts of a batch that the
-    model does not read are not put on devices."""
-    shards = {placement.parameter.path: placement.shards for placement in objective.placements}
-    split = traverse_util.unflatten_dict(shards, sep=".")
-    optimizer = build_optimizer(objective.run, objective.abstract_params)
-    state = jax.eval_shape(optimizer.init, objective.abstract_params)
-    sizes = optax.tree.map_params(
-        optimizer, lambda leaf, shards: _bytes(leaf) // shards, state, split, transform_non_params=_bytes
+def state_bytes(
+    run: RunConfig,
+    placements: Sequence[Placement],
+    sizes: Mapping[str, int],
+    parts: Collection[str] = tuple(BATCH_TYPES),
+) -> dict[str, int]:
+    """Bytes on each device that are there all the time: parameters, optimizer and batch.
+
+    Args:
+        run: the config.
+        placements: of its parameters.
+        sizes: of the mesh axes.
+        parts: of a batch that the model reads; others are not put on devices.
+    """
+    shapes, split = {}, {}
+    for placement in placements:
+        parameter = placement.parameter
+        shapes[parameter.path] = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
+        split[parameter.path] = placement.shards
+    params, shards = (traverse_util.unflatten_dict(flat, sep=".") for flat in (shapes, split))
+    optimizer = build_optimizer(run, params)
+    state = jax.eval_shape(optimizer.init, params)
+    shares = optax.tree.map_params(
+        optimizer, lambda leaf, shards: _bytes(leaf) // shards, state, shards, transform_non_params=_bytes
     )
     step_and_key = 4 + 8
-    axes = [name for names in objective.batch_spec for name in (names if isinstance(names, tuple) else (names,))]
-    devices = math.prod(objective.mesh.shape[name] for name in axes if name is not None)
-    parts = jax.tree.leaves(objective.abstract_batch)
-    arguments = graph.arguments[len(objective.placements) :]
+    devices = math.prod(sizes[name] for name in run.parallel.axis_names()[:2])
+    assert run.model.model_config is not None
+    tokens = run.trainer.batch_size // devices * run.model.model_config.get("context_length")
     return {
-        "parameters": sum(placement.bytes_per_device for placement in objective.placements),
-        "optimizer": sum(jax.tree.leaves(sizes)) + step_and_key,
-        "batch": sum(_bytes(part) // devices for part, value in zip(parts, arguments, strict=False) if value.readers),
+        "parameters": sum(placement.bytes_per_device for placement in placements),
+        "optimizer": sum(jax.tree.leaves(shares)) + step_and_key,
+        "batch": tokens * sum(jnp.dtype(BATCH_TYPES[part]).itemsize for part in parts),
     }
+
+
+def _parts_read(objective: Objective, graph: Graph) -> list[str]:
+    """Names of the parts of a batch that the program reads."""
+    arguments = graph.arguments[len(objective.placements) :]
+    return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
 
 
 def _bytes(leaf: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from xlstm_hydra.parallel import Placement, abstract_mesh, bubble_fraction
 
 from ._counts import Counts, count
 from ._memory import Memory, step_memory
+from ._own_costs import estimate, own_costs, place_own
 from ._time import StepTime, step_time
 from ._trace import trace
 
@@ -24,8 +26,8 @@ class Plan:
     device: DeviceConfig
     sizes: Mapping[str, int]
     """Size of each mesh axis."""
-    across_hosts: tuple[str, ...]
-    """Names of the mesh axes along which the host changes somewhere."""
+    across_hosts: Mapping[str, int]
+    """The mesh axes along which the host changes somewhere, and how many hosts are along each."""
     placements: tuple[Placement, ...]
     memory: Memory
     counts: Counts
@@ -42,6 +44,21 @@ class Plan:
         return self.run.trainer.batch_size * config.get("context_length")
 
     @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters."""
+        return sum(math.prod(placement.parameter.shape) for placement in self.placements)
+
+    @property
+    def num_hosts(self) -> int:
+        """Hosts that so many devices come in."""
+        return math.ceil(self.num_devices / self.device.devices_per_host)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """As many as there can be, over all devices. None where the device's speeds are not known."""
+        return None if self.time is None else self.tokens / self.time.seconds
+
+    @property
     def headroom(self) -> int:
         """Bytes of the device's memory that stay free; negative where it does not fit."""
         return self.device.memory_bytes - self.memory.total
@@ -55,40 +72,59 @@ class Plan:
 def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
     """Plan a run whose `model_class` is a class.
 
+    Any Flax Linen class is traced; one with a static method `plan_costs` says itself what it costs, see `ModelCosts`.
+
     Raises:
         ConfigError: the layout does not fit so many devices, or the model.
     """
     mesh = abstract_mesh(run.parallel, num_devices)
-    return plan_objective(build_objective(run, mesh), device)
+    costs = own_costs(run)
+    if costs is None:
+        return plan_objective(build_objective(run, mesh), device)
+    sizes = dict(mesh.shape)
+    placements = place_own(run, costs, sizes)
+    return _plan(run, device, sizes, placements, *estimate(run, costs, placements, sizes))
 
 
 def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
     """Plan a run whose objective is there already, on a mesh with devices or without."""
-    run, sizes, axes = objective.run, dict(objective.mesh.shape), objective.axes
     jaxpr = trace(objective)
-    counts = count(jaxpr)
+    memory, counts = step_memory(objective, jaxpr), count(jaxpr)
+    return _plan(objective.run, device, dict(objective.mesh.shape), objective.placements, memory, counts)
+
+
+def _plan(
+    run: RunConfig,
+    device: DeviceConfig,
+    sizes: Mapping[str, int],
+    placements: tuple[Placement, ...],
+    memory: Memory,
+    counts: Counts,
+) -> Plan:
+    data, fsdp, stages, _ = sizes.values()
     across = axes_across(run, sizes, device.devices_per_host)
     return Plan(
         run=run,
-        num_devices=objective.mesh.size,
+        num_devices=math.prod(sizes.values()),
         device=device,
         sizes=sizes,
         across_hosts=across,
-        placements=objective.placements,
-        memory=step_memory(objective, jaxpr),
+        placements=placements,
+        memory=memory,
         counts=counts,
-        bubble=bubble_fraction(axes.stages, axes.microbatches),
+        bubble=bubble_fraction(stages, run.microbatches(data, fsdp, stages)),
         time=step_time(counts, sizes, across, device) if device.has_speeds else None,
     )
 
 
-def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> tuple[str, ...]:
-    """Names of the mesh axes along which the host changes somewhere, where devices are numbered host by host and
-    `parallel.assign_devices` gives neighbours to the axes that communicate most."""
+def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> dict[str, int]:
+    """The mesh axes along which the host changes somewhere, each with the hosts along it, where devices are numbered
+    host by host and `parallel.assign_devices` gives neighbours to the axes that communicate most."""
     closest_first = run.distributed.device_order or run.parallel.busiest_axes()
-    across, stride = [], 1
+    across, stride = {}, 1
     for name in closest_first:
+        neighbours = max(devices_per_host // stride, 1)  # on the same host
         stride *= sizes[name]
         if sizes[name] > 1 and (stride > devices_per_host or devices_per_host % stride):
-            across.append(name)
-    return tuple(name for name in sizes if name in across)
+            across[name] = max(math.ceil(sizes[name] / neighbours), 2)
+    return {name: across[name] for name in sizes if name in across}

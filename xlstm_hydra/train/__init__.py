@@ -1,7 +1,1 @@
 """Training: a compiled program for a run on a mesh, and the loop around it."""
-
-from ._loop import train as train
-from ._processes import together as together
-from ._program import Program as Program
-from ._program import build_program as build_program
-from ._resume import read_resumed as read_resumed

@@ -25,16 +25,30 @@ def start_devices(run: RunConfig) -> None:
     join(run.distributed)
     wanted: dict[str, object] = {}
     if run.trainer.simulated_devices is not None:
-        wanted |= {"jax_platforms": "cpu", "jax_num_cpu_devices": run.trainer.simulated_devices}
+        wanted |= _simulated(run.trainer.simulated_devices)
     if run.distributed.local_device_ids is not None:
         ids = ",".join(map(str, run.distributed.local_device_ids))
         wanted |= {"jax_cuda_visible_devices": ids, "jax_rocm_visible_devices": ids}
-    for name in wanted:
-        _real.setdefault(name, jax.config.values[name])
-    _set(_real | wanted)
+    _change(wanted)
     jax.config.update("jax_debug_nans", run.trainer.debug_nans)
     if problems := [*run.device_rules(jax.device_count()), *run.platform_rules(jax.default_backend())]:
         raise ConfigError(problems)
+
+
+def simulate_devices(number: int) -> None:
+    """Have so many simulated CPU devices, and no others."""
+    _change(_simulated(number))
+
+
+def _simulated(number: int) -> dict[str, object]:
+    return {"jax_platforms": "cpu", "jax_num_cpu_devices": number}
+
+
+def _change(wanted: Mapping[str, object]) -> None:
+    """Make the settings those that the process was started with, but for `wanted`."""
+    for name in wanted:
+        _real.setdefault(name, jax.config.values[name])
+    _set({**_real, **wanted})
 
 
 def _set(wanted: Mapping[str, object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,23 +89,31 @@ class Stopwatch:
     """Tokens per second of training alone. `start` it whenever something else has taken time."""
 
     def __init__(self) -> None:
-        self._tokens, self._since = 0, None
+        self._tokens, self._steps, self._since = 0, 0, None
+        self._seconds_per_step: list[float] = []
 
     def start(self) -> None:
         """Forget what was counted and begin now."""
-        self._tokens, self._since = 0, time.perf_counter()
+        self._tokens, self._steps, self._since = 0, 0, time.perf_counter()
 
     def add(self, tokens: int) -> None:
-        """Count a step's tokens."""
-        self._tokens += tokens
+        """Count a step and its tokens."""
+        self._tokens, self._steps = self._tokens + tokens, self._steps + 1
 
     def read(self) -> float | None:
         """Tokens per second since the start, then start anew; None before the first start."""
         if self._since is None:
             return None
-        rate = self._tokens / (time.perf_counter() - self._since)
+        seconds = time.perf_counter() - self._since
+        rate = self._tokens / seconds
+        self._seconds_per_step.append(seconds / self._steps)
         self.start()
         return rate
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median over all that was read; None if nothing was."""
+        return statistics.median(self._seconds_per_step) if self._seconds_per_step else None
 
 
 class _CsvFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from xlstm_hydra.metadata import (
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
 
 from ._agree import agree_on_corpus, agree_on_run
+from ._auto import choose_layout
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
+from ._plan import RunPlan, plan_program
 from ._processes import agree_on_folder, is_first, together
 from ._program import Program, build_program
 from ._resume import Resumed, read_resumed, refuse_other_corpus
@@ -55,11 +57,13 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     agree_on_run(run, checkpoint)
     start_devices(run)
     folder = agree_on_folder(folder)
-    run = dataclasses.replace(run, model=resolve_classes(run.model))
+    choice = choose_layout(dataclasses.replace(run, model=resolve_classes(run.model)))
+    run = choice.run
     resumed = None if checkpoint is None else read_resumed(run, checkpoint)
     if resumed is not None and is_first():
         resumed.tell()
     program = build_program(run)
+    plan = plan_program(program)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
     agree_on_corpus(run.data, corpus.fingerprint())
     if resumed is not None:
@@ -68,10 +72,11 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     state = _first_state(program, batches, resumed, weights)
     refuse_to_overwrite(folder, int(state.step))
     metadata = _record(program, folder, corpus, overrides, resumed)
+    choice.keep(folder)
+    plan.keep(folder)
     entropy = corpus.unigram_entropy()
-    _announce(
-        program, f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
-    )
+    data = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
+    _announce(program, plan, data)
     checkpoints = _open_checkpoints(run, folder)
     loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata, corpus.unit)
     try:
@@ -82,6 +87,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     finally:
         if checkpoints is not None:
             checkpoints.close()
+    plan.compare(folder, loop.stopwatch)
     if loop.validation_loss is not None:
         text = "%.3f bits per %s, where %s frequencies alone give %.3f"
         log.info(text, bits(loop.validation_loss), corpus.unit, corpus.unit, entropy)
@@ -98,13 +104,14 @@ class _Loop:
     checkpoints: Checkpoints | None
     metadata: Mapping[str, Any]
     unit: str
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     validation_loss: float | None = None
 
     def run(self, state: TrainState, metric_log: MetricLog) -> None:
         """From the state's step to the last one."""
         run = self.program.run
         tokens = run.trainer.batch_size * _data_shape(run)[0]
-        stopwatch, pending = Stopwatch(), []
+        stopwatch, pending = self.stopwatch, []
         first, last = int(state.step) + 1, run.trainer.max_steps
         for step in range(first, last + 1):
             state, metrics = self.program.train_step(state, self.program.put(next(self.batches)))
@@ -112,7 +119,7 @@ class _Loop:
             stopwatch.add(tokens)
             save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
             if save or step in (first, last) or step % run.logger.log_every_n_steps == 0:
-                metric_log.write(step, self._collect(step, pending, stopwatch))
+                metric_log.write(step, self._collect(step, pending))
             metric_log.step_done(step)
             if validate:
                 metric_log.write(step, self._validate(step, state))
@@ -121,7 +128,7 @@ class _Loop:
             if save or validate or step == first:
                 stopwatch.start()  # compiling, validating and saving are not training
 
-    def _collect(self, step: int, pending: list[Any], stopwatch: Stopwatch) -> dict[str, float]:
+    def _collect(self, step: int, pending: list[Any]) -> dict[str, float]:
         """The metrics of the steps since the last line: the mean of the loss, the last of the others."""
         fetched = [{name: float(value) for name, value in row.items()} for row in jax.device_get(pending)]
         pending.clear()
@@ -129,7 +136,7 @@ class _Loop:
             for name in ("loss", "grad_norm", "param_norm"):
                 self._refuse_non_finite(name, row[name], number)
         row = fetched[-1] | {"loss": sum(row["loss"] for row in fetched) / len(fetched)}
-        rate = stopwatch.read()
+        rate = self.stopwatch.read()
         return row if rate is None else row | {"tokens_per_second": rate}
 
     def _refuse_non_finite(self, name: str, value: float, step: int) -> None:
@@ -210,7 +217,7 @@ def _record(
     return metadata
 
 
-def _announce(program: Program, data: str) -> None:
+def _announce(program: Program, plan: RunPlan, data: str) -> None:
     """Tell the layout and what there is to beat, and warn of what will probably not be wanted."""
     if not is_first():
         return
@@ -220,6 +227,7 @@ def _announce(program: Program, data: str) -> None:
         idle = bubble_fraction(axes.stages, axes.microbatches)
         log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
     log.info("%s", summary(program.placements))
+    plan.tell()
     log.info("%s", data)
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)
     if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:

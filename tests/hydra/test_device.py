@@ -1,0 +1,141 @@
+"""The figures of devices: a group like any other, whose options `task.device` names too."""
+
+import hydra
+import pytest
+from command import run_command
+
+from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra.configs import ConfigError, DeviceConfig
+from xlstm_hydra.hydra import VERSION_BASE, known_devices, load, load_device, recognise_device
+
+NAMES = ["a100_40gb", "a100_80gb", "cpu", "h100_80gb", "h200", "tpu_v5e", "tpu_v5p", "v6e"]
+MINE = """
+defaults: [h100_80gb, _self_]
+name: mine
+memory_gib: 3
+kinds: []
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder with a device of the user's own, for --config-dir."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "device").mkdir(parents=True)
+    (tmp_path / "own" / "device" / "mine.yaml").write_text(MINE)
+    return tmp_path / "own"
+
+
+def problems(cfg):
+    with pytest.raises(ConfigError) as caught:
+        load(cfg)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_every_option_has_all_figures():
+    assert sorted(known_devices()) == NAMES
+    for device in known_devices().values():
+        assert device.has_speeds and 0 < device.memory_bytes <= device.memory_gib * 2**30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_of_an_accelerator_says_where_it_is_from(name):
+    text = (conf_dir() / "device" / f"{name}.yaml").read_text()
+    assert text.startswith("# ")  # the source of what has none of its own
+    assert any(source in text for source in ("data sheet", "Google Cloud documentation", "Measured with JAX"))
+
+
+def test_a_device_is_recognised_by_what_jax_calls_it():
+    assert recognise_device("NVIDIA H100 80GB HBM3") == load_device("h100_80gb")
+    assert recognise_device("TPU v5 lite") == load_device("tpu_v5e")
+    assert recognise_device("abacus") is None
+
+
+def test_another_apps_options_of_the_same_name_are_no_devices(mine):
+    (mine / "device" / "gpu.yaml").write_text("index: 0")
+    with hydra.initialize_config_dir(str(mine), **VERSION_BASE):
+        assert recognise_device("TPU v5 lite") == load_device("tpu_v5e")
+        assert "gpu" not in known_devices() and "mine" in known_devices()
+
+
+def test_no_two_options_are_recognised_by_the_same_name():
+    kinds = [kind for device in known_devices().values() for kind in device.kinds]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_a_plan_takes_the_device_by_its_name_or_by_its_group(compose):
+    by_name = load(compose("task=plan", "task.device=a100_40gb")).device
+    assert by_name == load(compose("task=plan", "device=a100_40gb")).device == load_device("a100_40gb")
+    assert load(compose("task=plan")).device == load_device("h100_80gb")
+
+
+def test_a_run_that_is_no_plan_needs_no_device(compose):
+    assert load(compose()).device is None
+    assert load(compose("device=h200")).device == load_device("h200")
+
+
+def test_two_devices_are_refused_and_the_same_one_twice_is_not(compose):
+    [problem] = problems(compose("task=plan", "task.device=h200", "device=cpu"))
+    assert problem.startswith("task.device='h200', device.name='CPU, 2 cores': the plan can be for one kind of device")
+    assert load(compose("task=plan", "task.device=h200", "device=h200")).device == load_device("h200")
+
+
+def test_figures_can_be_changed_one_by_one(compose):
+    device = load(compose("task=plan", "device=h100_80gb", "device.memory_fraction=0.95")).device
+    assert device.memory_bytes == int(0.95 * load_device().memory_gib * 2**30)
+
+
+UNKNOWN = "no such option. Did you mean 'h100_80gb'? Known: " + ", ".join(NAMES)
+
+
+def test_a_name_that_is_none_lists_those_that_there_are(compose):
+    assert problems(compose("task=plan", "task.device=h100_80g")) == [f"task.device='h100_80g': {UNKNOWN}."]
+    with pytest.raises(ConfigError, match="device='abacus': no such option. Known: a100_40gb"):
+        load_device("abacus")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../device/cpu", "x y", "cpu,h200", "[cpu]", "${oc.env:HOME}", "null "])
+def test_a_name_is_a_name_whatever_it_would_mean_to_hydra(name):
+    with pytest.raises(ConfigError, match="no such option"):
+        load_device(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("device.memory_gib=0", "device.memory_gib=0.0: must be greater than 0"),
+        ("device.memory_fraction=1.5", "device.memory_fraction=1.5: must be at most 1"),
+        ("device.platform=abacus", "device.platform='abacus': not a known value. Choose cpu, gpu or tpu."),
+        ("device.network_bandwidth=0", "device.network_bandwidth=0.0: must be greater than 0"),
+        ("device.devices_per_host=0", "device.devices_per_host=0: must be 1 or more"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_refused(compose, override, words):
+    assert words in problems(compose("task=plan", "device=h200", override))[0]
+
+
+@pytest.mark.parametrize("override", ["task.device=mine", "device=mine"])
+def test_a_device_of_the_users_own_is_found_beside_ours(mine, override):
+    done = run_command("--config-dir", str(mine), "task=plan", override, "task.parameters=none")
+    assert done.status == 0, done.err
+    assert "8 x mine" in done.out
+
+
+def test_the_users_own_figures_are_checked_like_any(mine):
+    (mine / "device" / "mine.yaml").write_text(MINE.replace("memory_gib: 3", "memory_gib: -3"))
+    done = run_command("--config-dir", str(mine), "task=plan", "task.device=mine")
+    assert (done.status, done.err) == (2, "xlstm-hydra: device.memory_gib=-3.0: must be greater than 0\n")
+
+
+def test_a_figure_of_a_group_that_is_not_chosen_says_to_choose_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_command("task=plan", "device.memory_gib=3")
+    assert (done.status, done.err) == (
+        2,
+        "xlstm-hydra: device: no such key. No option of that group is chosen: write device=... too.\n",
+    )
+
+
+def test_plans_without_a_source_of_options_can_have_figures_of_their_own():
+    fields = load_device("cpu").to_dict()
+    assert DeviceConfig(**fields) == load_device("cpu")

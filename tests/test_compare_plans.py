@@ -1,0 +1,97 @@
+"""A sweep of plans ends with one comparison of them."""
+
+import csv
+import json
+import sys
+
+import pytest
+from command import run_command
+
+from xlstm_hydra import compare_plans
+from xlstm_hydra.compare_plans import KINDS, Row
+
+SWEEP = ["-m", "task=plan", "task.num_devices=16", "parallel=dp,fsdp,tp", "hydra.sweep.dir=sweep"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Three layouts on sixteen devices; eight heads have no tensor parallelism over as many."""
+    folder = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return run_command(*SWEEP), folder / "sweep"
+
+
+def lines_of(done, start):
+    return [line for line in done.out.splitlines() if line.strip().startswith(start)]
+
+
+def test_every_job_has_a_row_with_what_makes_it_differ_and_its_verdict(swept):
+    done, _ = swept
+    assert done.status == 0, done.err
+    assert [line.split()[1] for line in lines_of(done, ("0 ", "1 ", "2 "))] == [
+        *("parallel=dp", "parallel=fsdp", "parallel=tp")
+    ]
+    [dp], [fsdp], [tp] = (lines_of(done, f"{number} ") for number in range(3))
+    assert dp.endswith("fits") and fsdp.endswith("fits") and tp.endswith("invalid")
+
+
+def test_a_layout_that_breaks_a_rule_is_a_row_with_the_reason_and_stops_no_other(swept):
+    done, folder = swept
+    [reason] = lines_of(done, "job 2 is invalid: ")
+    assert "parallel.model_axis_size must divide model.num_heads" in reason
+    assert [(folder / str(number) / "plan.json").exists() for number in range(3)] == [True] * 3
+
+
+def test_csv_and_json_have_the_rows_in_bytes(swept):
+    _, folder = swept
+    in_json = json.loads((folder / "plans.json").read_text())
+    with (folder / "plans.csv").open() as file:
+        in_csv = list(csv.DictReader(file))
+    assert [row["verdict"] for row in in_json] == [row["verdict"] for row in in_csv] == ["fits", "fits", "invalid"]
+    for written, row in zip(in_json[:2], in_csv, strict=False):
+        assert sum(written["memory"].values()) == written["total"] == int(row["total_bytes"])
+        assert written["device_memory"] - written["total"] == written["headroom"] == int(row["headroom_bytes"])
+        assert [int(row[f"{kind}_bytes"]) for kind in KINDS] == list(written["memory"].values())
+        assert float(row["step_seconds"]) == written["step_seconds"] > 0
+    assert in_csv[2]["total_bytes"] == "" and in_json[2]["memory"] is None
+
+
+def test_the_bars_of_the_picture_are_drawn_where_matplotlib_is(swept):
+    pytest.importorskip("matplotlib")
+    done, folder = swept
+    assert (folder / "plans.png").read_bytes().startswith(b"\x89PNG")
+    assert "plans.png" in lines_of(done, "written: ")[0]
+
+
+def rows(*verdicts):
+    return [Row(number, f"trainer.seed={number}", verdict) for number, verdict in enumerate(verdicts)]
+
+
+def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert compare_plans._draw(rows("fits"), tmp_path) == []
+    assert "pip install 'xlstm-hydra[plots]'" in capsys.readouterr().out
+
+
+def test_the_status_says_that_no_plan_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["device=h100_80gb", "device.memory_gib=0.001", "optimizer=adamw,sgd"]
+    done = run_command("-m", "task=plan", *small, "hydra.sweep.dir=sweep")
+    assert done.status == 3, done.err
+    written = json.loads((tmp_path / "sweep" / "plans.json").read_text())
+    assert [row["verdict"] for row in written] == ["does not fit"] * 2
+    assert all(row["headroom"] < 0 for row in written)
+
+
+def test_a_sweep_of_which_no_plan_is_valid_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "task=plan", "parallel=tp,fsdp_tp", "model.num_heads=3")
+    assert done.status == 2 and "must divide" in done.err
+
+
+@pytest.mark.parametrize("word", ["parallel=dp,fsdpp", "optimizer.lr=a,1"])
+def test_a_word_that_means_nothing_is_refused_before_any_plan_is_made(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "task=plan", word, "hydra.sweep.dir=sweep")
+    assert done.status == 2 and done.out == ""

@@ -1,0 +1,126 @@
+"""What a run is told before it starts, and what stands beside that when it ends."""
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import pytest
+from command import run_command
+from tiny import LAYOUTS, tiny_run
+
+import xlstm_hydra.train
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.hydra import load_device
+from xlstm_hydra.train import _here, _plan, build_program, train
+from xlstm_hydra.train._here import device_here
+from xlstm_hydra.train._plan import RunPlan, plan_program
+
+GIB = 2**30
+SMALL = 2**20
+"""Bytes of memory that no run fits in."""
+
+
+@pytest.fixture
+def small_host(monkeypatch):
+    monkeypatch.setattr(_here, "host_memory", lambda: SMALL)
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "jit", None)
+    words = r"trainer.ignore_plan=false: a step needs 0\.\d+ GiB .* each of the 8 .* share .* has 0.00 GiB"
+    with pytest.raises(ConfigError, match=words) as refused:
+        train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
+    assert str(refused.value).endswith("trainer.ignore_plan=true tries it all the same.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ignore_plan_trains_all_the_same_and_says_so_once(small_host, caplog):
+    run = tiny_run(parallel=LAYOUTS["dp8"], trainer={"ignore_plan": True})
+    assert not plan_program(build_program(run)).plan.fits
+    [line] = caplog.messages
+    assert line.startswith("trainer.ignore_plan=true: a step needs ")
+
+
+def test_a_refused_run_leaves_the_config_that_stands_in_its_folder(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ConfigError([Problem({"trainer.ignore_plan": False}, "too large")])
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", refuse)
+    (tmp_path / "config.yaml").write_text("what was trained here")
+    assert run_command(f"hydra.run.dir={tmp_path}").status == 2
+    assert (tmp_path / "config.yaml").read_text() == "what was trained here"
+
+
+# ---- the devices
+
+
+def devices(monkeypatch, kind="NVIDIA H100 80GB HBM3", limits=(70, 60), platform="gpu", **stats):
+    """Let JAX have devices of its own memory, in GiB."""
+    told = [{"bytes_limit": limit * GIB, **stats} for limit in limits]
+    found = [
+        SimpleNamespace(device_kind=kind, platform=platform, slice_index=0, memory_stats=lambda told=told: told)
+        for told in told
+    ]
+    monkeypatch.setattr(jax, "devices", lambda: found)
+    monkeypatch.setattr(jax, "local_devices", lambda: found)
+
+
+def test_a_device_has_the_speed_of_its_kind_and_the_memory_of_the_least_one(monkeypatch):
+    devices(monkeypatch)
+    known = load_device("h100_80gb")
+    assert device_here(None) == replace(known, memory_gib=60, memory_fraction=1, devices_per_host=2)
+
+
+def test_of_a_device_that_nobody_knows_only_the_memory_is_planned(monkeypatch):
+    devices(monkeypatch, kind="NVIDIA L4", limits=(20,))
+    here = device_here(None)
+    assert (here.name, here.memory_gib, here.has_speeds) == ("NVIDIA L4", 20, False)
+
+
+def test_figures_that_are_chosen_are_taken_but_for_the_memory(monkeypatch):
+    devices(monkeypatch, kind="NVIDIA L4", limits=(20,))
+    here = device_here(load_device("a100_40gb"))
+    assert (here.name, here.memory_gib) == ("NVIDIA A100 SXM 40GB", 20)
+
+
+def test_the_process_with_the_least_memory_counts_for_all(monkeypatch):
+    devices(monkeypatch)
+    other = {"host": "b", "devices": 2, "own": 50 * GIB, "shared": 1}
+    monkeypatch.setattr(_here, "of_all", lambda key, text: [text, json.dumps(other)])
+    assert device_here(None).memory_gib == 50
+
+
+def test_simulated_devices_share_what_their_host_has_over_all_its_processes(monkeypatch):
+    monkeypatch.setattr(_here, "host_memory", lambda: 64 * GIB)
+    alone, known = device_here(None), load_device("cpu")
+    assert (alone.memory_gib, alone.memory_bandwidth) == (64 / 8, known.memory_bandwidth / 8)
+    monkeypatch.setattr(_here, "of_all", lambda key, text: [text, text])
+    assert device_here(None).memory_gib == 64 / 16
+
+
+# ---- what was measured
+
+
+@pytest.fixture(scope="module")
+def planned():
+    return plan_program(build_program(tiny_run(parallel=LAYOUTS["dp8"]))).plan
+
+
+@pytest.mark.parametrize(
+    ("earlier", "peak", "words"),
+    [
+        (None, None, "memory is not told by devices of the kind cpu"),
+        (0, 3 * GIB, r"3.00 GiB on a device \(predicted: "),
+        (3 * GIB, 3 * GIB, "an earlier run of this process needed more memory"),
+    ],
+    ids=["no device tells it", "told", "hidden by an earlier run"],
+)
+def test_the_peak_of_memory_is_that_of_this_run_or_none(planned, earlier, peak, words, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(_plan, "peak_memory", lambda: peak)
+    caplog.set_level("INFO", "xlstm_hydra")
+    RunPlan(planned, earlier).compare(tmp_path, SimpleNamespace(seconds_per_step=0.25))
+    assert re.search(f"measured: 250.0 ms per step .*, {words}", caplog.text)
+    measured = json.loads((tmp_path / "plan.json").read_text())["measured"]
+    assert measured == {"step_seconds": 0.25, "peak_bytes": peak if peak != earlier else None}

@@ -1,0 +1,185 @@
+"""The plans of a sweep side by side: a table, the same as CSV and JSON, and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra.configs import ConfigError
+
+PLAN_FILE = "plan.json"
+"""What each job leaves in its folder."""
+
+KINDS = ("parameters", "gradients", "optimizer", "activations", "gathered", "logits", "working", "batch")
+"""What memory is needed for, as plans name it, in the order of the bars."""
+
+HEAD = (
+    *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
+    *("headroom", "step", "bound by", "verdict"),
+)
+"""The first line of the table, with short names of the kinds."""
+
+LEFT = ("overrides", "bound by", "verdict")
+"""Columns of text."""
+
+COLOURS = ("#0072B2", "#56B4E9", "#332288", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999")
+"""Colours that also the colour-blind tell apart (Okabe and Ito; Tol)."""
+
+FITS, TOO_LARGE, INVALID = "fits", "does not fit", "invalid"
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Row:
+    """The plan of one job."""
+
+    job: int
+    overrides: str
+    """Those that not all jobs have."""
+    verdict: str
+    """fits, does not fit, or invalid."""
+    reason: str = ""
+    """The rules that an invalid config breaks."""
+    memory: dict[str, int] | None = None
+    """Bytes on each device, by kind."""
+    total: int | None = None
+    """All of them."""
+    headroom: int | None = None
+    """Bytes of a device that stay free; negative where it does not fit."""
+    device: str | None = None
+    device_memory: int | None = None
+    """Bytes that a program can use of a device."""
+    num_devices: int | None = None
+    step_seconds: float | None = None
+    """The lower bound of the time of a step."""
+    bound_by: str | None = None
+    """What that comes from: compute, memory or network."""
+
+
+def keep_refusal(error: ConfigError, folder: Path) -> None:
+    """Leave in a job's folder why its config has no plan."""
+    content = {"format": "xlstm_hydra_plan", "version": 1, "problems": [str(problem) for problem in error.problems]}
+    (folder / PLAN_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def compare_plans(jobs: Sequence[tuple[Sequence[str], Path]], folder: Path) -> bool:
+    """Print the plans of the jobs of a sweep as one table, and leave that in the folder of the sweep, as CSV, as JSON
+    and as a picture.
+
+    Args:
+        jobs: the overrides and the folder of each.
+        folder: that of the sweep.
+
+    Returns:
+        Whether one of them fits.
+    """
+    rows = list(_rows(jobs))
+    print("\n".join(_lines(rows)))
+    _write_csv(rows, folder / "plans.csv")
+    (folder / "plans.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    written = ["plans.csv", "plans.json", *_draw(rows, folder)]
+    print(f"written: {', '.join(written)} in {folder}")
+    return any(row.verdict == FITS for row in rows)
+
+
+def _rows(jobs: Sequence[tuple[Sequence[str], Path]]) -> Iterator[Row]:
+    shared = set.intersection(*(set(overrides) for overrides, _ in jobs))
+    for number, (overrides, folder) in enumerate(jobs):
+        own = " ".join(text for text in overrides if text not in shared)
+        content = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+        yield _row(number, own, content)
+
+
+def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
+    if "problems" in content:
+        return Row(job, overrides, INVALID, "; ".join(content["problems"]))
+    memory, time = content["memory"], content["time"]
+    return Row(
+        job,
+        overrides,
+        FITS if content["fits"] else TOO_LARGE,
+        memory={kind: memory[kind] for kind in KINDS},
+        total=memory["total"],
+        headroom=content["headroom"],
+        device=content["device"]["name"],
+        device_memory=content["device"]["memory_bytes"],
+        num_devices=content["num_devices"],
+        step_seconds=None if time is None else time["seconds"],
+        bound_by=None if time is None else time["bound_by"],
+    )
+
+
+# ---- text
+
+
+def _lines(rows: Sequence[Row]) -> Iterator[str]:
+    """The table, and under it what is wrong with the layouts that are none."""
+    table = [HEAD, *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    yield f"memory of a device in GiB, {_devices(rows)}:"
+    for line in table:
+        cells = zip(HEAD, line, widths, strict=True)
+        yield "  ".join(f"{text:{'<' if name in LEFT else '>'}{width}}" for name, text, width in cells).rstrip()
+    yield from (f"job {row.job} is invalid: {row.reason}" for row in rows if row.reason)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    memory = [""] * (len(KINDS) + 2)
+    if row.memory is not None:
+        memory = [f"{size / GIB:.2f}" for size in (*row.memory.values(), row.total or 0, row.headroom or 0)]
+    step = "" if row.step_seconds is None else f"{1000 * row.step_seconds:,.1f} ms"
+    return (str(row.job), row.overrides, *memory, step, row.bound_by or "", row.verdict)
+
+
+def _devices(rows: Sequence[Row]) -> str:
+    kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
+    return " or ".join(f"{name} with {size / GIB:.2f}" for name, size in kinds)
+
+
+def _write_csv(rows: Sequence[Row], file: Path) -> None:
+    sizes = [f"{kind}_bytes" for kind in (*KINDS, "total", "headroom", "device_memory")]
+    names = ["job", "overrides", "verdict", "reason", "num_devices", "device", *sizes, "step_seconds", "bound_by"]
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        for row in rows:
+            flat = asdict(row) | (row.memory or {})
+            del flat["memory"]
+            writer.writerow({name: flat.get(name.removesuffix("_bytes")) for name in names})
+
+
+# ---- picture
+
+
+def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
+    """Memory as stacked bars against the devices' line. Returns the names of the files."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no picture: it needs pip install 'xlstm-hydra[plots]'")
+        return []
+    figure = Figure(figsize=(10, 1.8 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    places, ends = range(len(rows)), [0.0] * len(rows)
+    for kind, colour in zip(KINDS, COLOURS, strict=True):
+        sizes = [(row.memory or {}).get(kind, 0) / GIB for row in rows]
+        axes.barh(places, sizes, left=ends, color=colour, label=kind)
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    for place, end, row in zip(places, ends, rows, strict=True):
+        axes.text(end, place, f" {row.verdict if row.total is None else f'{end:.1f}, {row.verdict}'}", va="center")
+        if row.device_memory is not None:
+            axes.vlines(row.device_memory / GIB, place - 0.5, place + 0.5, color="black")
+    axes.set_yticks(places, [row.overrides or f"job {row.job}" for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.25 * max(*ends, *((row.device_memory or 0) / GIB for row in rows)))
+    axes.set_xlabel("GiB on a device; the line is what it has")
+    figure.legend(loc="outside upper center", ncols=len(KINDS), fontsize="small", frameon=False)
+    names = ["plans.png", "plans.svg"]
+    for name in names:
+        figure.savefig(folder / name, dpi=150)
+    return names

@@ -1,0 +1,33 @@
+"""Rules of a layout that need to know the size of a mesh axis, or the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ._problems import Problem, nearest
+from .parallel import ParallelConfig
+
+
+def unused_rules(parallel: ParallelConfig, size_key: str, *keys: str) -> Iterator[Problem]:
+    """The rule that settings of a mesh axis are left away where it has one device."""
+    given = {f"parallel.{key}": parallel.get(key) for key in keys if parallel.get(key)}
+    if given:
+        size = parallel.get(size_key)
+        rule = f"there is nothing to exchange where parallel.{size_key} is 1"
+        if size == -1:
+            rule += ", as it is inferred to be"
+        default = ParallelConfig()
+        neutral = {f"parallel.{key}": default.get(key) for key in keys if parallel.get(key)}
+        yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.", idle=neutral)
+
+
+def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Iterator[Problem]:
+    """The rule that `remat` and `fsdp_modules` name module classes that the model has."""
+    for key in ("remat", "fsdp_modules"):
+        named = parallel.get(key)
+        for name in named:
+            if name not in known:
+                hint = nearest(name, known)
+                fix = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(known)}."
+                neutral = {f"parallel.{key}": [other for other in named if other in known]}
+                yield Problem({f"parallel.{key}": name}, "no module class of this model", fix, idle=neutral)

@@ -1,0 +1,204 @@
+"""The smallest changes that make a run fit that does not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xlstm_hydra.configs import AutoParallelConfig, RunConfig, TrainerConfig
+from xlstm_hydra.configs._problems import divisors
+
+from ._layouts import assembled, block_classes, shardable_classes
+from ._own_costs import own_costs
+from ._plan import Plan
+from ._scale import Estimate, Scale
+from ._search import typed_text
+
+_MARGIN = 0.03
+"""Share of the memory that an estimate must leave free, since arithmetic may miss as much."""
+
+_MOST_DEVICES = 2**16
+_WIDEST = 8
+
+Fields = Mapping[str, Any]
+"""Fields of the layout and of the trainer, by their keys."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something else to type, with which a run fits."""
+
+    overrides: tuple[str, ...]
+    """What is typed behind what was typed."""
+
+    cost: Estimate
+    """What the run then costs, as far as arithmetic tells."""
+
+    num_devices: int
+    """Devices that it then has."""
+
+    @property
+    def needed(self) -> int:
+        """Bytes that it then needs on a device."""
+        return self.cost.memory.total
+
+    @property
+    def seconds_per_row(self) -> float:
+        """Predicted time of a step for each example; 0 where the device's speeds are not known."""
+        time = self.cost.time
+        return 0.0 if time is None else time.seconds / self.cost.run.trainer.batch_size
+
+
+def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
+    """The smallest changes that make a run fit, the fastest first: single ones, or if there are none, of two or three
+    things at once. If none of these does, the smallest number of devices that would.
+
+    They are estimated by arithmetic from the plan, for which one to three programs more are traced. A model that says
+    itself what it costs has none.
+
+    Args:
+        plan: of the run, which does not fit.
+        most: how many are given at most.
+    """
+    if own_costs(plan.run) is not None:
+        return ()
+    for aspects in (_aspects(plan), [*_aspects(plan), _tensor_parallel(plan)]):
+        tried = _Tried(plan, aspects)
+        for number in range(1, len(aspects) + 1):
+            if found := [*tried.fitting(number)]:
+                return tuple(sorted(found, key=lambda change: (change.seconds_per_row, change.needed)))[:most]
+    return tuple(_Tried(plan, _aspects(plan)).larger())
+
+
+class _Tried:
+    """Changes of a run, and whether it fits with them."""
+
+    def __init__(self, plan: Plan, aspects: Sequence[Sequence[Fields]]) -> None:
+        self.plan, self.limit = plan, int(plan.device.memory_bytes * (1 - _MARGIN))
+        self.parameters = [placement.parameter for placement in plan.placements]
+        self.by_number: dict[int, list[list[tuple[Fields, RunConfig]]]] = {}
+        for number in range(1, len(aspects) + 1):
+            groups = [itertools.product(*chosen) for chosen in itertools.combinations(aspects, number)]
+            merged = [[{k: v for part in parts for k, v in part.items()} for parts in group] for group in groups]
+            self.by_number[number] = [
+                [(fields, run) for fields in group if (run := self.valid(fields, plan.num_devices)) is not None]
+                for group in merged
+            ]
+        runs = [run for groups in self.by_number.values() for group in groups for _, run in group]
+        self.scale = Scale([plan.run, *runs], plan.num_devices, plan.device, self.parameters, known=plan)
+
+    def valid(self, fields: Fields, num_devices: int) -> RunConfig | None:
+        """The run with these fields; None where its rules do not allow them, or where nothing else has room."""
+        run = changed(self.plan.run, fields)
+        return None if [*run.rules(), *run.device_rules(num_devices)] else run
+
+    def fitting(self, number: int) -> Iterator[Change]:
+        """Of each combination of so many aspects, the first change that fits."""
+        for group in self.by_number[number]:
+            for fields, run in group:
+                if (change := self.change(fields, run, self.scale)) is not None:
+                    yield change
+                    break
+
+    def change(self, fields: Fields, run: RunConfig, scale: Scale) -> Change | None:
+        """The change, if the run fits with it."""
+        if scale.state_bytes(run) > self.limit:
+            return None  # whatever else there is
+        cost = scale.estimate(run)
+        texts = tuple(f"{key}={typed_text(value)}" for key, value in fields.items())
+        return Change(texts, cost, scale.num_devices) if cost.memory.total <= self.limit else None
+
+    def larger(self) -> Iterator[Change]:
+        """The run on the fewest times as many devices that are enough, whose parameters they share."""
+        plan, (data, fsdp, *_) = self.plan, self.plan.sizes.values()
+        times = 2
+        while plan.num_devices * times <= _MOST_DEVICES:
+            number, shares = plan.num_devices * times, data * fsdp * times
+            fields = _sharded(plan, fsdp * times) | _recomputed(plan)
+            fields["trainer.gradient_accumulate_steps"] = 1
+            if plan.run.trainer.batch_size % shares:
+                fields["trainer.batch_size"] = -(-plan.run.trainer.batch_size // shares) * shares
+            fields = {key: value for key, value in fields.items() if value != _value(plan.run, key)}
+            run = self.valid(fields, number)
+            if run is not None and (change := self.change(fields, run, self.scale.on(number))) is not None:
+                is_plan = plan.run.task.name == "plan"
+                first = (f"task.num_devices={number}",) if is_plan else ()
+                yield replace(change, overrides=first + change.overrides)
+                return
+            times *= 2
+
+
+def changed(run: RunConfig, fields: Fields) -> RunConfig:
+    """The run with other fields of its layout and trainer."""
+    groups: dict[str, dict[str, Any]] = {"parallel": {}, "trainer": {}}
+    for key, value in fields.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = value
+    model = replace(run.model, parallel=replace(run.parallel, **groups["parallel"]))
+    return assembled(run, model=model, trainer=replace(run.trainer, **groups["trainer"]))
+
+
+def _aspects(plan: Plan) -> list[list[Fields]]:
+    """What can be changed, and for each what it can be changed to, the smallest change first."""
+    run, (data, fsdp, stages, _) = plan.run, plan.sizes.values()
+    parts = run.trainer.gradient_accumulate_steps
+    rows = run.trainer.batch_size // (data * fsdp)
+    wider = [size for size in divisors(data * fsdp) if size > fsdp]
+    aspects: list[list[Fields]] = [
+        [{"trainer.gradient_accumulate_steps": n} for n in divisors(rows // stages) if n > parts],
+        [_sharded(plan, size) for size in wider],
+        [_recomputed(plan)],
+    ]
+    if fsdp > 1:
+        aspects.append([_sharded(plan, fsdp)])
+    if run.trainer.remat_policy != TrainerConfig().remat_policy:
+        aspects.append([{"trainer.remat_policy": TrainerConfig().remat_policy}])
+    aspects.append([{"trainer.batch_size": run.trainer.batch_size // n} for n in divisors(rows) if n > 1])
+    return [[fields for fields in values if fields] for values in aspects]
+
+
+def _tensor_parallel(plan: Plan) -> list[Fields]:
+    """Tensor parallelism instead of data parallelism, or of FSDP where there is none."""
+    data, fsdp, stages, tensor = plan.sizes.values()
+    found = []
+    for times in (2, 4, 8):
+        if tensor * times > _WIDEST or (data * fsdp) % times:
+            continue
+        fewer, shares = (data // times, fsdp) if data % times == 0 else (1, data * fsdp // times)
+        found.append(_sizes(plan, (fewer, shares, stages, tensor * times)))
+    return found
+
+
+def _sharded(plan: Plan, fsdp_size: int) -> dict[str, Any]:
+    """All large parameters shared by so many devices."""
+    run, (data, fsdp, stages, tensor) = plan.run, plan.sizes.values()
+    parameters = [placement.parameter for placement in plan.placements]
+    modules = run.parallel.fsdp_modules
+    missing = [name for name in shardable_classes(run, parameters) if name not in modules]
+    fields = _sizes(plan, (max(data * fsdp // fsdp_size, 1), fsdp_size, stages, tensor))
+    if missing:
+        smallest = min(run.parallel.fsdp_min_weight_size, AutoParallelConfig().fsdp_min_weight_size)
+        fields |= {"parallel.fsdp_modules": [*modules, *missing], "parallel.fsdp_min_weight_size": smallest}
+    return {key: value for key, value in fields.items() if value != _value(run, key)}
+
+
+def _recomputed(plan: Plan) -> dict[str, Any]:
+    """The blocks recomputed in the backward pass."""
+    blocks, before = block_classes(plan.run), plan.run.parallel.remat
+    if not blocks or set(blocks) <= set(before):
+        return {}
+    return {"parallel.remat": list(blocks)}
+
+
+def _sizes(plan: Plan, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
+    """The sizes of the mesh axes, as far as they are not as before and not inferred."""
+    typed = plan.run.parallel.sizes()
+    pairs = zip(typed, typed.values(), sizes, strict=True)
+    return {f"parallel.{key}": size for key, before, size in pairs if before not in (-1, size)}
+
+
+def _value(run: RunConfig, key: str) -> Any:
+    group, _, name = key.partition(".")
+    return run.groups()[group].get(name)

@@ -1,0 +1,186 @@
+"""The layouts that a run could have on so many devices: what could be typed, and keeps its results."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from xlstm_hydra.configs import (
+    AutoParallelConfig,
+    ParallelConfig,
+    Problem,
+    RunConfig,
+    SubModelConfig,
+    TrainerConfig,
+)
+from xlstm_hydra.configs._parse import unchecked
+from xlstm_hydra.configs._problems import divisors
+from xlstm_hydra.configs.language_model import LanguageModelConfig
+from xlstm_hydra.parallel import Parameter
+
+OUTER_CLASSES = ("Embed", "LMHead")
+"""Module classes outside the blocks that hold large parameters."""
+
+SHARDING = ("fsdp_modules", "fsdp_min_weight_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
+"""Fields of a layout that mean something where the FSDP mesh axis has two devices or more."""
+
+_MICROBATCHES_PER_STAGE = 8
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A layout that the run cannot have."""
+
+    sizes: tuple[int, int, int, int]
+    problems: tuple[Problem, ...]
+
+
+def layouts(run: RunConfig, num_devices: int, parameters: Sequence[Parameter]) -> Iterator[RunConfig | Refusal]:
+    """The run with every layout that the rules of its config allow, and those that they do not.
+
+    The batch stays as it is. A run whose layout is to be chosen keeps what it says of it, and its results. Of any other
+    run everything is tried, and the parameters are gathered in bfloat16 too where products are made of it.
+
+    Args:
+        run: whose `model_class` is a class.
+        num_devices: how many there are.
+        parameters: of the model.
+    """
+    space = _Space(run, parameters)
+    for sizes in _sizes(run.parallel, num_devices):
+        for candidate in space.with_sizes(sizes):
+            problems = {str(problem): problem for problem in candidate.rules()}
+            problems |= {str(problem): problem for problem in candidate.device_rules(num_devices)}
+            yield Refusal(sizes, tuple(problems.values())) if problems else candidate
+
+
+def closed(parallel: ParallelConfig, **changes: Any) -> ParallelConfig:
+    """A layout like this one with changes, of which nothing is to be chosen."""
+    values = {field.name: getattr(parallel, field.name) for field in fields(ParallelConfig)}
+    return ParallelConfig(**values | changes)
+
+
+def finer_classes(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[str]:
+    """Class names of the modules that the blocks are directly made of."""
+    found: dict[str, None] = {}
+    for parameter in parameters:
+        for outer, inner in itertools.pairwise(parameter.modules):
+            if outer in blocks:
+                found[inner] = None
+    return list(found)
+
+
+def shardable_classes(run: RunConfig, parameters: Sequence[Parameter]) -> list[str]:
+    """Class names of the outermost modules inside the model, which hold all parameters: its blocks, and what is around
+    them."""
+    blocks = block_classes(run)
+    if blocks:
+        return [*OUTER_CLASSES, *blocks]
+    return list(dict.fromkeys(parameter.modules[0] for parameter in parameters if parameter.modules))
+
+
+def block_classes(run: RunConfig) -> tuple[str, ...]:
+    """Class names of the blocks of the model, as far as it says."""
+    config = run.model.model_config
+    return (config.block_classes() or ()) if isinstance(config, SubModelConfig) else ()
+
+
+def _sizes(parallel: ParallelConfig, num_devices: int) -> Iterator[tuple[int, int, int, int]]:
+    """The sizes of the mesh axes whose product is the number of devices."""
+    given = parallel.sizes().values() if parallel.is_open() else (-1, -1, -1, -1)
+    data, *others = ([size] if size > 0 else divisors(num_devices) for size in given)
+    for fsdp, pipeline, tensor in itertools.product(*others):
+        used = fsdp * pipeline * tensor
+        if num_devices % used == 0 and num_devices // used in data:
+            yield num_devices // used, fsdp, pipeline, tensor
+
+
+class _Space:
+    """What may differ between the layouts of a run."""
+
+    def __init__(self, run: RunConfig, parameters: Sequence[Parameter]) -> None:
+        self.run, self.is_open = run, run.parallel.is_open()
+        blocks = list(block_classes(run))
+        finer = finer_classes(parameters, blocks)
+        self.sharded = run.parallel.fsdp_modules or shardable_classes(run, parameters)
+        typed = run.parallel.remat
+        wanted = [typed] if self.is_open and typed else [[], typed, blocks, finer if len(finer) > 1 else []]
+        self.remat = [names for index, names in enumerate(wanted) if names not in wanted[:index]]
+        self.gather_dtypes = _gather_dtypes(run)
+
+    def with_sizes(self, sizes: tuple[int, int, int, int]) -> Iterator[RunConfig]:
+        """Every run with these sizes, whether or not it keeps the rules."""
+        data, fsdp, pipeline, _ = sizes
+        for names, dtype, parts in itertools.product(
+            self.remat, self.gather_dtypes if fsdp > 1 else [None], self._parts(data * fsdp, pipeline)
+        ):
+            for count in self._microbatches(data * fsdp * parts, pipeline):
+                model = replace(self.run.model, parallel=self._layout(sizes, names, dtype))
+                yield assembled(self.run, model=model, trainer=self._trainer(parts, count, pipeline, bool(names)))
+
+    def _layout(self, sizes: tuple[int, int, int, int], remat: list[str], dtype: str | None) -> ParallelConfig:
+        parallel, default = self.run.parallel, ParallelConfig()
+        names = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_size")
+        changes: dict[str, Any] = dict(zip(names, sizes, strict=True)) | {"remat": remat}
+        if sizes[1] == 1:
+            changes |= {key: default.get(key) for key in SHARDING}
+        else:
+            changes |= {"fsdp_modules": self.sharded, "fsdp_gather_dtype": dtype}
+            if not parallel.fsdp_modules and not self.is_open:
+                changes["fsdp_min_weight_size"] = AutoParallelConfig().fsdp_min_weight_size
+        if sizes[3] == 1:
+            changes["tp_async_dense"] = False
+        return closed(parallel, **changes)
+
+    def _trainer(self, parts: int, microbatches: int | None, stages: int, has_remat: bool) -> TrainerConfig:
+        trainer = self.run.trainer
+        return replace(
+            trainer,
+            gradient_accumulate_steps=parts,
+            pipeline_microbatches=microbatches,
+            pipeline_remat=trainer.pipeline_remat and stages > 1,
+            remat_policy=trainer.remat_policy if has_remat else "nothing",
+        )
+
+    def _parts(self, shares: int, stages: int) -> list[int]:
+        """Values of `gradient_accumulate_steps`."""
+        trainer = self.run.trainer
+        is_kept = self.is_open and (trainer.gradient_accumulate_steps != 1 or _may_drop(self.run))
+        if is_kept or trainer.batch_size % (shares * stages):
+            return [trainer.gradient_accumulate_steps]
+        return divisors(trainer.batch_size // (shares * stages))
+
+    def _microbatches(self, shares: int, stages: int) -> list[int | None]:
+        """Values of `pipeline_microbatches`, as null where that means the same."""
+        trainer = self.run.trainer
+        if stages == 1:
+            return [None]
+        if (self.is_open and trainer.pipeline_microbatches is not None) or trainer.batch_size % (shares * stages):
+            return [trainer.pipeline_microbatches]
+        rows = trainer.batch_size // shares
+        counts = [n for n in divisors(rows) if stages <= n <= _MICROBATCHES_PER_STAGE * stages]
+        default = max(n for n in divisors(rows) if n <= 4 * stages)
+        return [None if count == default else count for count in counts]
+
+
+def _gather_dtypes(run: RunConfig) -> list[str | None]:
+    """Types that parameters are gathered in. bfloat16 changes the results, but no more than computing in it does."""
+    typed = run.parallel.fsdp_gather_dtype
+    if run.parallel.is_open():
+        return [typed]
+    config = run.model.model_config
+    halves = isinstance(config, LanguageModelConfig) and config.dtype == "bfloat16"
+    return list(dict.fromkeys([typed, None, *(["bfloat16"] if halves else [])]))
+
+
+def _may_drop(run: RunConfig) -> bool:
+    """Whether parts of a batch may draw other dropout masks than the whole."""
+    config = run.model.model_config
+    return not isinstance(config, LanguageModelConfig) or config.dropout_probability() > 0
+
+
+def assembled(run: RunConfig, **groups: Any) -> RunConfig:
+    """The run with other groups, whose rules are not checked once more for each of thousands."""
+    return unchecked(RunConfig, {name: getattr(run, name) for name in run.__dataclass_fields__} | groups)

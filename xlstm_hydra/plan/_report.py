@@ -1,0 +1,281 @@
+"""A plan as text: what `task=plan` prints, and the few lines that a training run begins with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from xlstm_hydra.parallel import Placement
+
+from ._plan import Plan
+from ._time import product_rate, step_traffic
+from ._whole import split_with
+
+MEMORY_KINDS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "activations": "kept for the backward pass",
+    "gathered": "gathered weights in flight",
+    "logits": "logits and loss",
+    "working": "intermediate results",
+    "batch": "batch",
+}
+"""What memory is needed for, as `Memory` names it, and in words."""
+
+_WHOLE_LINES = 6
+
+
+def report(plan: Plan, parameters: str = "modules") -> str:
+    """The whole plan, but for the verdict.
+
+    Args:
+        plan: what is told.
+        parameters: whether the table of parameters has a line for each of the `modules`, or `all`, or `none` is shown.
+    """
+    parts = [_head(plan), _parameters(plan, parameters), _memory(plan), _work(plan), _communication(plan), _time(plan)]
+    texts = ("\n".join(lines) for lines in parts)
+    return "\n\n".join(text for text in texts if text)
+
+
+def summary(plan: Plan) -> list[str]:
+    """The plan in a few lines."""
+    memory = plan.memory
+    largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
+    told = ", ".join(f"{MEMORY_KINDS[kind]} {_gib(getattr(memory, kind))}" for kind in largest)
+    lines = [f"memory of a device: {_gib(memory.total)} ({told}, ...) {memory.moment}", verdict(plan)]
+    if plan.time is not None:
+        lines.append(_bound(plan))
+    return lines
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, and by how much."""
+    capacity, share = plan.device.memory_bytes, abs(plan.headroom) / plan.device.memory_bytes
+    usable = f"the {_gib(capacity)} that a program can use ({plan.device.name})"
+    if plan.fits:
+        return f"fits: {_gib(plan.headroom)} ({share:.0%}) of {usable} stay free"
+    return f"does not fit: needs {_gib(-plan.headroom)} ({share:.0%}) more than {usable}"
+
+
+def _head(plan: Plan) -> Iterator[str]:
+    run, device, sizes = plan.run, plan.device, plan.sizes
+    name = run.model.class_path().rpartition(".")[2]
+    optimizer, trainer = run.optimizer.name, run.trainer
+    yield f"plan of {name} with {plan.num_parameters:,} parameters, {optimizer}"
+    place = _place(plan)
+    hosts = f"{plan.num_hosts} {place}{'s' if plan.num_hosts > 1 else ''}"
+    across = (
+        f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {place}s"
+    )
+    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {place}: {hosts}"
+    yield f"mesh     {' '.join(f'{axis}={size}' for axis, size in sizes.items())}; {across}"
+    data, fsdp, pipeline, _ = sizes.values()
+    rows = trainer.batch_size // (data * fsdp)
+    parts = f" in {trainer.gradient_accumulate_steps} parts" if trainer.gradient_accumulate_steps > 1 else ""
+    parts += (
+        ", the fewest that the layout can use" if trainer.batch_size == run.batch_unit(data, fsdp, pipeline) else ""
+    )
+    yield (
+        f"batch    {trainer.batch_size:,} x {plan.tokens // trainer.batch_size:,} tokens = {plan.tokens:,} in a step; "
+        f"{rows} {'row' if rows == 1 else 'rows'} on a device{parts}"
+    )
+    if pipeline > 1:
+        count = run.microbatches(data, fsdp, pipeline)
+        yield f"pipeline {pipeline} stages, {count} microbatches; a stage is idle for {plan.bubble:.1%} of the time"
+
+
+# ---- parameters
+
+
+@dataclass
+class _Rows:
+    """Parameters that share a line."""
+
+    placements: list[Placement] = field(default_factory=list)
+
+    @property
+    def elements(self) -> int:
+        return sum(math.prod(each.parameter.shape) for each in self.placements)
+
+    @property
+    def bytes(self) -> int:
+        return sum(each.bytes_per_device for each in self.placements)
+
+    @property
+    def specs(self) -> str:
+        specs = list(dict.fromkeys(_spec(each) for each in self.placements))
+        return " ".join([*specs[:4], *(["..."] if len(specs) > 4 else [])])
+
+
+def _parameters(plan: Plan, detail: str) -> Iterator[str]:
+    if detail == "none":
+        return
+    if detail == "all":
+        head = ("parameter", "shape", "spec", "GiB/device", "")
+        rows = [
+            (
+                each.parameter.path,
+                "x".join(map(str, each.parameter.shape)) or "scalar",
+                _spec(each),
+                _number(each.bytes_per_device),
+                "" if each.fsdp_axis is not None else f"whole: {'; '.join(_why_whole(plan, each))}",
+            )
+            for each in plan.placements
+        ]
+        yield from _table([head, *rows], left=(0, 1, 2, 4))
+        return
+    groups: dict[tuple[str, str], _Rows] = {}
+    for placement in plan.placements:
+        groups.setdefault(_module(placement), _Rows()).placements.append(placement)
+    rows = [
+        (path, module, str(len(group.placements)), f"{group.elements:,}", _number(group.bytes), group.specs)
+        for (path, module), group in groups.items()
+    ]
+    every = _Rows(list(plan.placements))
+    total = ("total", "", str(len(every.placements)), f"{every.elements:,}", _number(every.bytes), "")
+    head = ("parameters", "module class", "arrays", "elements", "GiB/device", "split over")
+    yield from _table([head, *rows, total], left=(0, 1, 5))
+    yield from _whole(plan)
+
+
+def _module(placement: Placement) -> tuple[str, str]:
+    """The path and the class of the module whose line a parameter is on: the outermost two are told apart."""
+    parts, classes = placement.parameter.path.split("."), placement.parameter.modules
+    depth = min(2, max(len(parts) - 1, 1))
+    return ".".join(parts[:depth]), classes[depth - 1] if len(classes) >= depth else ""
+
+
+def _whole(plan: Plan) -> Iterator[str]:
+    """Why parameters are whole, those with the same reason together, the largest first."""
+    reasons: dict[tuple[str, str], _Rows] = {}
+    for placement in plan.placements:
+        if placement.fsdp_axis is None:
+            reasons.setdefault(_why_whole(plan, placement), _Rows()).placements.append(placement)
+    ordered = sorted(reasons.items(), key=lambda item: -item[1].bytes)
+    for reason, group in ordered[:_WHOLE_LINES]:
+        many = f"{len(group.placements)} arrays" if len(group.placements) > 1 else group.placements[0].parameter.path
+        yield f"whole: {many}, {_gib(group.bytes)}: {reason[0]}"
+        yield f"       {reason[1]}"
+    if rest := ordered[_WHOLE_LINES:]:
+        arrays = sum(len(group.placements) for _, group in rest)
+        yield f"whole: {arrays} more arrays, {_gib(sum(group.bytes for _, group in rest))}: see task.parameters=all"
+
+
+def _why_whole(plan: Plan, placement: Placement) -> tuple[str, str]:
+    """Why a parameter is whole, and what would change that."""
+    way = split_with(placement, plan.run.parallel, plan.sizes)
+    return placement.whole_because or "", f"split with {way}" if way else "nothing splits it"
+
+
+def _spec(placement: Placement) -> str:
+    return f"({','.join(str(axis or '-') for axis in placement.spec)})"
+
+
+# ---- what a step needs
+
+
+def _memory(plan: Plan) -> Iterator[str]:
+    memory, capacity = plan.memory, plan.device.memory_bytes
+    rows = [
+        (words, _number(getattr(memory, kind)), _bar(getattr(memory, kind), max(capacity, memory.total)))
+        for kind, words in MEMORY_KINDS.items()
+    ]
+    usable = (
+        "" if plan.device.memory_fraction == 1 else f"{plan.device.memory_fraction:.0%} of {plan.device.memory_gib:g}"
+    )
+    last = [("total", _number(memory.total), ""), ("usable", _number(capacity), usable)]
+    yield from _table([("memory of a device", "GiB", f"most is needed in {memory.moment}"), *rows, *last], left=(0, 2))
+
+
+def _bar(size: int, whole: int) -> str:
+    return "#" * round(40 * size / whole)
+
+
+def _work(plan: Plan) -> Iterator[str]:
+    counts = plan.counts
+    parts = [f"{_tera(flops)} in {dtype} products" for dtype, flops in counts.product_flops.items()]
+    parts.append(f"{_tera(counts.other_flops)} beside products")
+    yield f"work of a device in a step: {_tera(counts.flops)} TFLOP ({', '.join(parts)})"
+
+
+def _communication(plan: Plan) -> Iterator[str]:
+    rows = [
+        (
+            "+".join(row.axes),
+            row.operation,
+            row.dtype,
+            f"{row.count:,}",
+            _number(row.bytes),
+            _number(row.within_hosts),
+            _number(row.across_hosts),
+            "" if row.seconds is None else f"{1e3 * row.seconds:,.2f}",
+        )
+        for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device)
+    ]
+    if not rows:
+        return
+    place = _place(plan)
+    sent = (f"sent in {place}", f"to other {place}s")
+    yield from _table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
+
+
+def _time(plan: Plan) -> Iterator[str]:
+    time = plan.time
+    if time is None:
+        yield f"the speeds of {plan.device.name} are not known, so no time is told"
+        return
+    parts = ", ".join(f"{axes} {_ms(seconds)}" for axes, seconds in time.network.items())
+    network = _ms(sum(time.network.values())) + (f" ({parts})" if len(time.network) > 1 else "")
+    yield _bound(plan)
+    yield f"  each alone: products {_ms(time.compute)}, memory {_ms(time.memory)}, network {network}"
+    config = plan.run.model.model_config
+    dtype = str(config.get("dtype", "float32")) if config is not None else "float32"
+    model = 6 * plan.num_parameters * plan.tokens / plan.num_devices / product_rate(plan.device, dtype)
+    yield f"  6 operations per parameter and token, in {dtype}: {_ms(model)}, {model / time.seconds:.0%} of that"
+
+
+def _bound(plan: Plan) -> str:
+    """The lower bound of the time of a step, in a line."""
+    assert plan.time is not None and plan.tokens_per_second is not None
+    return (
+        f"a step takes {_ms(plan.time.seconds)} or more, bound by {plan.time.bound_by}: "
+        f"at most {plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_devices:,.0f} per device"
+    )
+
+
+# ---- numbers and tables
+
+
+def _number(size: float) -> str:
+    """GiB with two digits behind the point, or two that mean something."""
+    gib = size / 2**30
+    return f"{gib:,.2f}" if gib >= 0.1 or gib == 0 else f"{gib:.2g}" if gib >= 1e-4 else "<1e-4"
+
+
+def _place(plan: Plan) -> str:
+    """What the fast links connect."""
+    return {"tpu": "slice"}.get(plan.device.platform, "host")
+
+
+def _gib(size: float) -> str:
+    return f"{_number(size)} GiB"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:,.1f} ms" if seconds >= 1e-3 else f"{1e3 * seconds:.2g} ms"
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.1f}" if flops >= 1e12 else f"{flops / 1e12:.2g}"
+
+
+def _table(rows: Sequence[Sequence[str]], left: Iterable[int]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (
+            f"{text:<{width}}" if column in left else f"{text:>{width}}"
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,218 @@
+"""The layouts of a run, from the fastest to the slowest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xlstm_hydra.configs import ConfigError, DeviceConfig, ParallelConfig, Problem, RunConfig
+from xlstm_hydra.configs._problems import show
+from xlstm_hydra.models import list_parameters
+
+from ._layouts import Refusal, layouts
+from ._own_costs import own_costs
+from ._plan import Plan, make_plan
+from ._scale import Estimate, Scale
+
+SEARCH_VERSION = 1
+"""Format of what `Search.to_dict` gives."""
+
+_CHOSEN = 3
+"""Of so many that are estimated to be the fastest, the fastest by its plan is chosen."""
+
+_TRIES = 3
+"""Of so many times the plans that are wanted, those that fit are taken."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The layouts of a run on so many devices. `search` makes one."""
+
+    run: RunConfig
+    num_devices: int
+    device: DeviceConfig
+    limit: int
+    """Bytes of a device's memory that a layout may need."""
+    best: tuple[Plan, ...]
+    """Plans of the best layouts that fit, the fastest first."""
+    fitting: tuple[Plan | Estimate, ...]
+    """All that are estimated to fit, the fastest first."""
+    dropped: tuple[Plan | Estimate, ...]
+    """Those that do not, from the one that needs least memory."""
+    refused: tuple[Refusal, ...]
+    """Those that the rules of the config do not allow."""
+
+    @property
+    def chosen(self) -> RunConfig:
+        """The run with the best layout."""
+        return self.best[0].run
+
+    def why(self) -> str:
+        """The best layout, and what it was the best of."""
+        plan = self.best[0]
+        text = " ".join(layout_overrides(plan.run, self.run)) or "the default"
+        time = f", {1000 * plan.time.seconds:,.1f} ms a step or more ({plan.time.bound_by})" if plan.time else ""
+        counts = f"of {self.tried} layouts {len(self.fitting)} fit in {self.limit / 2**30:,.2f} GiB on a device"
+        return f"{counts}; the fastest is {text}: {plan.memory.total / 2**30:,.2f} GiB{time}"
+
+    @property
+    def tried(self) -> int:
+        """Layouts that the rules allow."""
+        return len(self.fitting) + len(self.dropped)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as plain JSON values."""
+        return {
+            "version": SEARCH_VERSION,
+            "num_devices": self.num_devices,
+            "device": self.device.to_dict(),
+            "memory_limit": self.limit,
+            "best": [_row(self.run, plan) | {"exact": True} for plan in self.best],
+            "candidates": [_row(self.run, one) for one in self.fitting],
+            "dropped": [
+                _row(self.run, one) | {"because": f"needs {one.memory.total} of {self.limit} bytes"}
+                for one in self.dropped
+            ],
+            "refused": [
+                {"sizes": list(refusal.sizes), "because": [str(problem) for problem in refusal.problems]}
+                for refusal in self.refused
+            ],
+        }
+
+
+def search(
+    run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int = 10, headroom: float | None = None
+) -> Search:
+    """Compare the layouts that a run could have on so many devices; see `layouts`.
+
+    All are estimated by arithmetic. The best are then planned one by one, so that what is said of these is what
+    `make_plan` says.
+
+    Args:
+        run: whose `model_class` is a class.
+        num_devices: how many there are.
+        device: what they are.
+        best: how many of the best are planned.
+        headroom: share of the device's memory that is to stay free. None: that of `parallel=auto`, otherwise 0.
+    """
+    free = run.parallel.get("headroom", 0.0) if headroom is None else headroom
+    limit = int(device.memory_bytes * (1 - free))
+    costs = own_costs(run)
+    parameters = list_parameters(run.model) if costs is None else costs.parameters()
+    found = list(layouts(run, num_devices, parameters))
+    runs = [one for one in found if isinstance(one, RunConfig)]
+    if costs is None and runs:
+        scale = Scale(runs, num_devices, device, parameters)
+        estimates: list[Plan | Estimate] = [scale.estimate(one) for one in runs]
+    else:
+        estimates = [make_plan(one, num_devices, device) for one in runs]
+    fitting = sorted((one for one in estimates if one.memory.total <= limit), key=speed)
+    dropped = sorted((one for one in estimates if one.memory.total > limit), key=lambda one: one.memory.total)
+    plans = list(_planned(fitting, num_devices, device, limit, best))
+    return Search(
+        run=run,
+        num_devices=num_devices,
+        device=device,
+        limit=limit,
+        best=tuple(sorted(plans, key=speed)),
+        fitting=tuple(fitting),
+        dropped=tuple(dropped),
+        refused=tuple(one for one in found if isinstance(one, Refusal)),
+    )
+
+
+def choose(run: RunConfig, num_devices: int, device: DeviceConfig) -> Search:
+    """Compare the layouts of a run whose layout is to be chosen (`parallel=auto`). The first of `best` is the one.
+
+    Raises:
+        ConfigError: no layout is allowed, or none fits, or the device's speeds are not known.
+    """
+    if not device.has_speeds:
+        text = f"the fastest layout is not known without the speeds of the devices, {device.name}"
+        raise ConfigError([Problem({"parallel.name": "auto"}, text, "Choose device=..., or a layout.")])
+    found = search(run, num_devices, device, best=_CHOSEN)
+    if not found.tried:
+        raise ConfigError(min((refusal.problems for refusal in found.refused), key=len))
+    if not found.best:
+        raise ConfigError([_nothing_fits(found)])
+    return found
+
+
+def _nothing_fits(found: Search) -> Problem:
+    nearest = min((*found.dropped, *found.fitting), key=lambda one: one.memory.total)
+    needed, limit = (f"{size / 2**30:,.2f} GiB" for size in (nearest.memory.total, found.limit))
+    texts = " ".join(layout_overrides(nearest.run, found.run))
+    text = (
+        f"of {found.tried} layouts on {found.num_devices} devices ({found.device.name}) none fits in the {limit} of a "
+        f"device's memory that may be used. The one that needs the least, {texts}, needs {needed}"
+    )
+    given = {"parallel.name": "auto", "trainer.batch_size": found.run.trainer.batch_size}
+    fix = "Use more devices, a smaller trainer.batch_size or model.context_length, or a lower parallel.headroom."
+    return Problem(given, text, fix)
+
+
+def speed(one: Plan | Estimate) -> tuple[Any, ...]:
+    """What layouts are sorted by: the predicted time of a step, where that is equal the time of all its parts, and then
+    the memory."""
+    time, memory = one.time, one.memory.total
+    sizes = tuple(one.sizes.values())
+    if time is None:
+        return (0.0, 0.0, memory, sizes)
+    return (_rounded(time.seconds), _rounded(time.compute + time.memory + sum(time.network.values())), memory, sizes)
+
+
+def layout_overrides(run: RunConfig, typed: RunConfig) -> tuple[str, ...]:
+    """What selects the layout of `run` when it is typed instead of the `parallel=...` of the run `typed`, with all else
+    that was typed there."""
+    default = ParallelConfig()
+    texts = [
+        f"parallel.{key}={typed_text(value)}"
+        for key, value in run.parallel.to_dict().items()
+        if value != default.get(key)
+    ]
+    trainer, before = run.trainer.to_dict(), typed.trainer.to_dict()
+    texts += [f"trainer.{key}={typed_text(value)}" for key, value in trainer.items() if value != before[key]]
+    return tuple(texts)
+
+
+def typed_text(value: Any) -> str:
+    """A value as it is typed: `[a,b]`, without spaces and quotes."""
+    if isinstance(value, list):
+        return f"[{','.join(map(typed_text, value))}]"
+    return value if isinstance(value, str) else show(value)
+
+
+def _planned(
+    fitting: Sequence[Plan | Estimate], num_devices: int, device: DeviceConfig, limit: int, best: int
+) -> Iterator[Plan]:
+    """Plans of the first that fit. Where estimates were too low, others are tried, but not without end."""
+    found = 0
+    for estimate in fitting[: _TRIES * best]:
+        plan = make_plan(estimate.run, num_devices, device)
+        if plan.memory.total <= limit:
+            found += 1
+            yield plan
+        if found == best:
+            return
+
+
+def _row(typed: RunConfig, one: Plan | Estimate) -> dict[str, Any]:
+    """A layout with its numbers, as plain values."""
+    time = one.time
+    return {
+        "overrides": list(layout_overrides(one.run, typed)),
+        "sizes": dict(one.sizes),
+        "remat": one.run.parallel.remat,
+        "gradient_accumulate_steps": one.run.trainer.gradient_accumulate_steps,
+        "pipeline_microbatches": one.run.microbatches(*list(one.sizes.values())[:3]),
+        "fsdp_gather_dtype": one.run.parallel.fsdp_gather_dtype,
+        "memory_bytes": one.memory.total,
+        "seconds": None if time is None else time.seconds,
+        "bound_by": None if time is None else time.bound_by,
+    }
+
+
+def _rounded(seconds: float) -> float:
+    """Without the digits that are rounding errors, which would order what is equal."""
+    return float(f"{seconds:.6g}")

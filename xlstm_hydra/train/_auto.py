@@ -1,0 +1,49 @@
+"""`parallel=auto`: the layout of a run is chosen when its devices are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from xlstm_hydra.checkpoint import to_json
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.hydra import write_layout
+from xlstm_hydra.plan import Search, choose
+
+from ._here import device_here
+from ._log import log
+from ._processes import is_first
+
+SEARCH_FILE = "search.json"
+"""What the run folder keeps of the layouts that were compared."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A run with its layout, and how that was chosen."""
+
+    run: RunConfig
+    search: Search | None
+    """None: the layout was given."""
+
+    def keep(self, folder: Path) -> None:
+        """Write what was chosen into the run's config, and what it was chosen from beside it."""
+        if self.search is not None and is_first():
+            (folder / SEARCH_FILE).write_text(to_json(self.search.to_dict()), encoding="utf-8")
+            write_layout(folder / "config.yaml", self.run)
+
+
+def choose_layout(run: RunConfig) -> Choice:
+    """The run with a layout for the devices that there are. All processes choose the same one.
+
+    Raises:
+        ConfigError: the layout is to be chosen, and none is allowed or none fits.
+    """
+    if not run.parallel.is_open():
+        return Choice(run, None)
+    found = choose(run, jax.device_count(), device_here(run.device))
+    if is_first():
+        log.info("parallel=auto: %s", found.why())
+    return Choice(found.chosen, found)

@@ -1,0 +1,108 @@
+"""The plan of a run on the devices that it has: made before anything is compiled, refused where it does not fit, kept
+in the run folder, and compared with what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from xlstm_hydra.checkpoint import to_json
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.plan import Plan, plan_objective, summary, to_dict
+
+from ._here import device_here, peak_memory
+from ._log import Stopwatch, log
+from ._processes import is_first
+from ._program import Program
+
+PLAN_FILE = "plan.json"
+"""What the run folder keeps of the plan, and of what was measured."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the steps of a run took."""
+
+    step_seconds: float | None
+    """Of a step: the median over the lines of the log, without the first step, validation and saving. None: there was
+    no other step."""
+
+    peak_bytes: int | None
+    """Memory of the device of this process that needed most. None: JAX does not tell it of such devices, or an earlier
+    run of this process needed more."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run on the devices that it has."""
+
+    plan: Plan
+    earlier_peak: int | None
+    """What a device has needed before the run, in the same process."""
+
+    def tell(self) -> None:
+        """Say what is predicted."""
+        for line in summary(self.plan):
+            log.info("%s", line)
+
+    def keep(self, folder: Path, measured: Measured | None = None) -> None:
+        """Write the plan into the run folder, and beside it what was measured."""
+        if is_first():
+            content = to_dict(self.plan) | {"measured": None if measured is None else asdict(measured)}
+            (folder / PLAN_FILE).write_text(to_json(content), encoding="utf-8")
+
+    def compare(self, folder: Path, stopwatch: Stopwatch) -> None:
+        """Tell what was measured beside what was predicted, and keep it in the run folder."""
+        peak = peak_memory()
+        measured = Measured(stopwatch.seconds_per_step, None if peak == self.earlier_peak else peak)
+        self.keep(folder, measured)
+        log.info("measured: %s", self._text(measured))
+
+    def _text(self, measured: Measured) -> str:
+        time, parts = self.plan.time, []
+        if measured.step_seconds is not None:
+            predicted = "" if time is None else f" (predicted: {_ms(time.seconds)} or more)"
+            parts.append(f"{_ms(measured.step_seconds)} per step{predicted}")
+        if measured.peak_bytes is not None:
+            parts.append(f"{_gib(measured.peak_bytes)} on a device (predicted: {_gib(self.plan.memory.total)})")
+        elif self.earlier_peak is None:
+            parts.append(f"memory is not told by devices of the kind {self.plan.device.platform}")
+        else:
+            parts.append("an earlier run of this process needed more memory")
+        return ", ".join(parts)
+
+
+def plan_program(program: Program) -> RunPlan:
+    """Plan a run on the devices that it has.
+
+    Raises:
+        ConfigError: a step needs more memory than they have, and `trainer.ignore_plan` is not set.
+    """
+    plan = plan_objective(program.objective, device_here(program.run.device))
+    if not plan.fits:
+        problem = _too_large(plan)
+        if not program.run.trainer.ignore_plan:
+            raise ConfigError([problem])
+        if is_first():
+            log.warning("%s", problem)
+    return RunPlan(plan, peak_memory())
+
+
+def _too_large(plan: Plan) -> Problem:
+    ignore = plan.run.trainer.ignore_plan
+    noun = "simulated devices, which share the memory of their host" if plan.device.platform == "cpu" else "devices"
+    needed, there = _gib(plan.memory.total), _gib(plan.device.memory_bytes)
+    rule = (
+        f"a step needs {needed} on a device, in {plan.memory.moment}, and each of the {plan.num_devices} {noun} "
+        f"({plan.device.name}) has {there}"
+    )
+    fix = "" if ignore else "{trainer.ignore_plan}=true tries it all the same."
+    return Problem({"trainer.ignore_plan": ignore}, rule, fix)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.1f} ms"
