@@ -27,12 +27,14 @@ def small_host(monkeypatch):
     monkeypatch.setattr(_here, "host_memory", lambda: SMALL)
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch):
+def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
     monkeypatch.setattr(jax, "jit", None)
-    words = r"trainer.ignore_plan=false: a step needs 0\.\d+ GiB .* each of the 8 .* share .* has 0.00 GiB"
+    words = r"trainer.ignore_plan=false: a step needs 0\.\d+ GiB .* each of the 8 devices .* has 0.00 GiB of what its host has"
     with pytest.raises(ConfigError, match=words) as refused:
         train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
     assert str(refused.value).endswith("trainer.ignore_plan=true tries it all the same.")
+    assert "does not fit" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -78,24 +78,25 @@ def plan_program(program: Program) -> RunPlan:
     Raises:
         ConfigError: a step needs more memory than they have, and `trainer.ignore_plan` is not set.
     """
-    plan = plan_objective(program.objective, device_here(program.run.device))
-    if not plan.fits:
-        problem = _too_large(plan)
-        if not program.run.trainer.ignore_plan:
-            raise ConfigError([problem])
+    planned = RunPlan(plan_objective(program.objective, device_here(program.run.device)), peak_memory())
+    if planned.plan.fits:
+        return planned
+    problem = _too_large(planned.plan)
+    if not program.run.trainer.ignore_plan:
         if is_first():
-            log.warning("%s", problem)
-    return RunPlan(plan, peak_memory())
+            planned.tell()
+        raise ConfigError([problem])
+    if is_first():
+        log.warning("%s", problem)
+    return planned
 
 
 def _too_large(plan: Plan) -> Problem:
-    ignore = plan.run.trainer.ignore_plan
-    noun = "simulated devices, which share the memory of their host" if plan.device.platform == "cpu" else "devices"
+    ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
+    here = f"each of the {number} devices" if number > 1 else "the device"
+    share = " of what its host has" if plan.device.platform == "cpu" else ""
     needed, there = _gib(plan.memory.total), _gib(plan.device.memory_bytes)
-    rule = (
-        f"a step needs {needed} on a device, in {plan.memory.moment}, and each of the {plan.num_devices} {noun} "
-        f"({plan.device.name}) has {there}"
-    )
+    rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
     fix = "" if ignore else "{trainer.ignore_plan}=true tries it all the same."
     return Problem({"trainer.ignore_plan": ignore}, rule, fix)
 
