@@ -20,7 +20,7 @@ import jax
 
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.parallel import Collective, list_collectives, list_local_results
-from xlstm_hydra.plan import Exchange, Plan
+from xlstm_hydra.plan import Counts, Exchange, Plan
 
 from ._devices import simulate_devices
 from ._program import Program, build_program
@@ -86,7 +86,7 @@ def compile_program(program: Program) -> Compiled:
     state, batch = program.abstract_state, program.abstract_batch
     step = program.train_step.lower(state, batch)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    gradients = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
+    gradients: Any = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
     compiled: Any = step.compile()
     memory = compiled.memory_analysis()
     (state_shardings, batch_shardings), _ = compiled.input_shardings
@@ -125,7 +125,7 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
     yield Comparison("gradients", "bytes", held, compiled.gradients)
     yield Comparison("optimizer state", "bytes", plan.memory.optimizer, compiled.optimizer)
     yield Comparison("batch", "bytes", plan.memory.batch, compiled.batch)
-    types = sorted(set(plan.counts.product_flops) - {"float32"})
+    types = widened(plan.counts)
     note = f"not comparable: XLA computes {' and '.join(types)} in float32 on CPU" if types else ""
     yield Comparison("all memory", "bytes", plan.memory.total, compiled.total, note)
     note = "the body of each loop once, as XLA counts; without the optimizer"
@@ -139,6 +139,12 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
         )
         yield Comparison(what, "times", sum(n for _, n in planned_of), sum(n for _, n in found_of))
         yield Comparison(what, "bytes", sum(size * n for size, n in planned_of), sum(size * n for size, n in found_of))
+
+
+def widened(counts: Counts) -> list[str]:
+    """The types of what a program multiplies and sends for which XLA takes float32 on CPU."""
+    types = {*counts.product_flops, *(each.dtype for each in counts.exchanges)}
+    return sorted(types & {"bfloat16", "float16"})
 
 
 def exchanged(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counter[Kind]:
