@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.configs import ConfigError, RunConfig
 from xlstm_hydra.parallel import Collective, list_collectives, list_local_results
 from xlstm_hydra.plan import Counts, Exchange, Plan
 
@@ -74,8 +74,10 @@ def compile_step(run: RunConfig, num_devices: int) -> Compiled:
     """Compile the training step of a run, whose `model_class` is a class, for simulated CPU devices.
 
     Raises:
-        ConfigError: the layout does not fit so many devices, or the model.
+        ConfigError: the layout does not fit so many devices, or the model, or CPUs cannot compute the model.
     """
+    if run.model.model_config is not None and (problems := [*run.model.model_config.platform_rules("cpu")]):
+        raise ConfigError(problem.at("model") for problem in problems)
     simulate_devices(num_devices)
     return compile_program(build_program(run, jax.devices()[:num_devices]))
 
