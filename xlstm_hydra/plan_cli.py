@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,17 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         found = make_plan(_laid_out(run, number, device), number, device)
         changes = () if found.fits else changes_that_fit(found)
         layouts = search(run, number, device) if task.search else None
-    _write(folder / PLAN_FILE, to_dict(found, changes))
+    content = to_dict(found, changes)
     is_short = task.search or _is_sweep()
-    parts = [_note(found), summary(found) if is_short else [report(found, task.parameters), "", verdict(found)]]
+    parts: list[Iterable[str]] = [_note(found), summary(found) if is_short else [report(found, task.parameters), "", verdict(found)]]
     parts.append(changes_report(changes))
     if layouts is not None:
         _write(folder / SEARCH_FILE, layouts.to_dict())
         parts.append(["", search_report(layouts)])
     print("\n".join(line for part in parts for line in part), flush=True)
     if task.compile:
-        print(f"\n{_compiled(found)}")
+        content["compiled"] = _compiled(found)
+    _write(folder / PLAN_FILE, content)
     if not _is_sweep():
         print(f"\nwritten: {folder / PLAN_FILE}{f' and {SEARCH_FILE}' if layouts is not None else ''}")
     best = layouts.best[0] if layouts is not None and layouts.best else found
@@ -89,17 +90,18 @@ def _laid_out(run: RunConfig, number: int, device: DeviceConfig) -> RunConfig:
     return found.chosen
 
 
-def _compiled(found: Plan) -> str:
-    """The plan beside what the compiler says."""
+def _compiled(found: Plan) -> list[dict[str, Any]]:
+    """Print the plan beside what the compiler says."""
     from xlstm_hydra.train import compare, compile_step  # 2 s, for this alone
 
-    compiled = compile_step(found.run, found.num_devices)
+    compared = list(compare(found, compile_step(found.run, found.num_devices)))
+    head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")
     rows = [
         (row.what, row.unit, f"{row.plan:,.0f}", f"{row.compiler:,.0f}", f"{row.ratio:.4g}", row.note)
-        for row in compare(found, compiled)
+        for row in compared
     ]
-    head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")
-    return "\n".join(table([head, *rows], left=(0, 1, 5)))
+    print("\n".join(["", *table([head, *rows], left=(0, 1, 5))]))
+    return [dataclasses.asdict(row) for row in compared]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from xlstm_hydra.parallel import Placement
 
 from ._plan import Plan
-from ._text import gib, in_gib, in_ms, table, tera
+from ._text import gib, in_gib, in_ms, milliseconds, table, tera
 from ._time import product_rate, step_traffic
 from ._whole import split_with
 
@@ -211,7 +211,7 @@ def _communication(plan: Plan) -> Iterator[str]:
             gib(row.bytes),
             gib(row.within_hosts),
             gib(row.across_hosts),
-            "" if row.seconds is None else f"{1e3 * row.seconds:,.2f}",
+            "" if row.seconds is None else milliseconds(row.seconds),
         )
         for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device)
     ]

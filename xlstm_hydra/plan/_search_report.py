@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ._changes import Change
 from ._search import Search, layout_overrides
-from ._text import gib, in_gib, in_ms, table
+from ._text import gib, in_gib, in_ms, milliseconds, table
 
 
 def search_report(found: Search) -> str:
@@ -20,9 +20,9 @@ def search_report(found: Search) -> str:
         (
             str(number),
             gib(plan.memory.total),
-            "" if plan.time is None else f"{1e3 * plan.time.seconds:,.1f}",
+            "" if plan.time is None else milliseconds(plan.time.seconds),
             "" if plan.time is None else plan.time.bound_by,
-            " ".join(("parallel=dp", *layout_overrides(plan.run, found.run))),
+            " ".join(layout_overrides(plan.run, found.run)) or "what is the default",
         )
         for number, plan in enumerate(found.best, 1)
     ]

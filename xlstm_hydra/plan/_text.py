@@ -16,9 +16,14 @@ def in_gib(size: float) -> str:
     return f"{gib(size)} GiB"
 
 
-def in_ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     """Milliseconds with a digit behind the point, or two that mean something."""
-    return f"{1e3 * seconds:,.1f} ms" if seconds >= 1e-3 else f"{1e3 * seconds:.2g} ms"
+    return f"{1e3 * seconds:,.1f}" if seconds >= 1e-3 or seconds == 0 else f"{1e3 * seconds:.2g}"
+
+
+def in_ms(seconds: float) -> str:
+    """The same with its unit."""
+    return f"{milliseconds(seconds)} ms"
 
 
 def tera(flops: float) -> str:
