@@ -8,7 +8,8 @@ import pytest
 from command import run_command
 
 from xlstm_hydra import compare_plans
-from xlstm_hydra.compare_plans import KINDS, Row
+from xlstm_hydra.compare_plans import Row
+from xlstm_hydra.plan import MEMORY_KINDS
 
 SWEEP = ["-m", "task=plan", "task.num_devices=16", "parallel=dp,fsdp,tp", "hydra.sweep.dir=sweep"]
 
@@ -52,7 +53,7 @@ def test_csv_and_json_have_the_rows_in_bytes(swept):
     for written, row in zip(in_json[:2], in_csv, strict=False):
         assert sum(written["memory"].values()) == written["total"] == int(row["total_bytes"])
         assert written["device_memory"] - written["total"] == written["headroom"] == int(row["headroom_bytes"])
-        assert [int(row[f"{kind}_bytes"]) for kind in KINDS] == list(written["memory"].values())
+        assert [int(row[f"{kind}_bytes"]) for kind in MEMORY_KINDS] == list(written["memory"].values())
         assert float(row["step_seconds"]) == written["step_seconds"] > 0
     assert in_csv[2]["total_bytes"] == "" and in_json[2]["memory"] is None
 
