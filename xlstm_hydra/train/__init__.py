@@ -3,7 +3,10 @@
 from ._compiled import Comparison as Comparison
 from ._compiled import Compiled as Compiled
 from ._compiled import compare as compare
+from ._compiled import compile_program as compile_program
 from ._compiled import compile_step as compile_step
+from ._compiled import exchanged as exchanged
+from ._compiled import listed as listed
 from ._loop import train as train
 from ._processes import together as together
 from ._program import Program as Program
