@@ -97,7 +97,8 @@ def _options() -> _Options:
     assert primary is not None
     chosen = {str(item.group): item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
     groups = {"parallel", *RunConfig.__dataclass_fields__}
-    defaults = {group: value for group, value in chosen.items() if group in groups}
+    single = {group: value for group, value in chosen.items() if not isinstance(value, list)}
+    defaults = {group: value for group, value in single.items() if group in groups}
     pairs = [(group, name) for group in defaults for name in loader.get_group_options(group)]
     cfg = loader.load_configuration(None, [f"+{group}@{group}.{name}={name}" for group, name in pairs], RunMode.RUN)
     nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}

@@ -116,6 +116,8 @@ class _Reader:
                 if eqn.params.get("prevent_cse"):
                     self.same = {}  # what is computed anew is not what was computed before
                 results = self.read(_open(eqn.params[CALLS[name]]), operands, inner_scope)
+            elif name == "scan" and eqn.params["length"] == 1:
+                results = self.read(_open(eqn.params["jaxpr"]), operands, inner_scope)
             elif name in VIEWS or _changes_nothing(eqn, operands):
                 results = operands[: len(eqn.outvars)]
             else:
@@ -179,7 +181,8 @@ def _operation(eqn: Any, operands: list[Value | None]) -> Operation:
                 operation = Operation(scatter.name, scatter.params, shapes, operands, [])
                 operation.results = [_value(eqn.outvars[0].aval, operation)]
                 return operation
-    operation = Operation(eqn.primitive.name, eqn.params, shapes, operands, [])
+    by_constant = eqn.primitive.name == "div" and operands[1] is None
+    operation = Operation("mul" if by_constant else eqn.primitive.name, eqn.params, shapes, operands, [])
     operation.results = [_value(var.aval, operation) for var in eqn.outvars]
     if eqn.primitive.name == "scan":
         operation.bodies = [_graph(_open(eqn.params["jaxpr"]))]

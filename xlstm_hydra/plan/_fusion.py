@@ -128,10 +128,8 @@ class _Fusion:
                 need = need_of(reader, number)
                 if need != "fused":
                     found.add((value, need))
-                elif (result := reader.results[0]) in self.stored:
-                    found.add(result)
                 else:
-                    found |= roots[result]
+                    found |= {reader.results[0]} if self._read_from_memory(reader) else roots[reader.results[0]]
             roots[value] = found | ({value} if value in results else set())
             if (
                 (value, "as it is") in found
@@ -157,7 +155,7 @@ class _Fusion:
                     reads[buffer] = reads.get(buffer, True) and same
             if value in self.stored:
                 self._make(value, "as it is", reads, operation)
-            else:
+            if not self._read_from_memory(operation):
                 self.sources[value] = reads
             return
         reads = {}
@@ -177,6 +175,11 @@ class _Fusion:
         if operation.name == "all_gather" and _crosses(operation, "all_gather_dimension"):
             (value,) = operation.results
             self._make(value, "as it is", {step.makes[0]: False}, operation)
+
+    def _read_from_memory(self, operation: Operation) -> bool:
+        """Whether those that could compute the result of an operation themselves read it all the same: it is stored,
+        and not made from a single array of its size."""
+        return operation.results[0] in self.stored and not _is_unary(operation)
 
     def _reads(self, value: Value | None) -> dict[Buffer, bool]:
         """What must be read to compute a value inside its reader."""
@@ -220,6 +223,23 @@ class _Fusion:
 
 def _is_fused(operation: Operation) -> bool:
     return operation.name in ELEMENTWISE or operation.name in MOVING
+
+
+def _is_unary(operation: Operation) -> bool:
+    """Whether a cheap operation reads one array of the size of its result at most, beside smaller ones."""
+    if operation.name in DEAR:
+        return False
+    size = math.prod(operation.results[0].shape)
+    large = [
+        operand
+        for operand, shape in zip(operation.operands, operation.shapes, strict=True)
+        if operand is not None and math.prod(shape) >= size and not _is_broadcast(operand)
+    ]
+    return len(large) < 2
+
+
+def _is_broadcast(value: Value) -> bool:
+    return value.source is not None and value.source.name == "broadcast_in_dim"
 
 
 def need_of(operation: Operation, number: int) -> str:
