@@ -70,7 +70,8 @@ def probe_of(plan: Plan, rows: int) -> tuple[Numbers, Mapping[str, str]]:
         for kind in ("activations", "gathered", "logits", "working"):
             numbers["memory", phase, kind] = getattr(memory, kind)
     state = {kind: getattr(memory, kind) for kind in ("parameters", "optimizer", "batch")}
-    numbers |= _shares(state, rows) | _count_numbers("outside", plan.counts)
+    numbers |= _shares(state, rows)
+    numbers |= _count_numbers("outside", plan.counts)
     return numbers, dict.fromkeys(PHASES, memory.moment)
 
 

@@ -190,7 +190,7 @@ class Scale:
             product_flops=products,
             other_flops=total["other_flops",],
             transcendentals=total["transcendentals",],
-            traffic=total["traffic",],
+            traffic=total["traffic",] - self._unshared_traffic(run, total, shape),
             exchanges=tuple(exchanges),
         )
 
@@ -210,6 +210,14 @@ class Scale:
                 dtype = parallel.fsdp_gather_dtype
             if named := tuple(axis for axis in axes if sizes[axis] > 1):
                 yield Exchange(operation, named, dtype, round(size / times), round(times))
+
+    def _unshared_traffic(self, run: RunConfig, total: Numbers, shape: _Shape) -> float:
+        """Bytes that the program's gathers and scatters over two devices read and write beyond those of the run's."""
+        if self.sharded is None:
+            return 0.0
+        axes = (run.parallel.fsdp_axis_name,)
+        exchanged = sum(size for (kind, *key), size in total.items() if kind == "bytes" and key[1] == axes)
+        return exchanged * (1.5 if shape.fsdp == 1 else 1 / 2 - 1 / shape.fsdp)
 
     def _gradient_sums(self, run: RunConfig, sizes: Mapping[str, int]) -> Iterator[Exchange]:
         """What sums the gradients over the devices that computed parts of the loss with the same parameters."""
