@@ -16,19 +16,18 @@ import argparse
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hydra import compose, initialize
+from tables import write
 
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.parallel import Collective, list_collectives
 from xlstm_hydra.train import Program, build_program
 
-PAGE = Path(__file__).parents[1] / "docs" / "layouts.md"
 MIB = 2**20
 
 FSDP = "parallel=fsdp parallel.fsdp_min_weight_size=0"
@@ -66,17 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("tables", nargs="*", choices=[[], *TABLES], default=list(TABLES))
     for name in parser.parse_args().tables or TABLES:
-        write(name, TABLES[name]())
-
-
-def write(name: str, rows: Iterable[list[str]]) -> None:
-    """Put a table between its two marks in the page, and on the terminal."""
-    header, *body = rows
-    lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
-    begin, end = f"<!-- {name}: written by benchmarks/layouts.py -->\n", f"<!-- end of {name} -->"
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    PAGE.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.partition(end)[2], encoding="utf-8")
-    print("\n".join(lines))
+        write("layouts.md", name, TABLES[name]())
 
 
 def program(overrides: str, devices: int = 8, dtype: str | None = None) -> Program:

@@ -89,7 +89,7 @@ def test_a_config_that_breaks_a_rule_can_still_be_shown():
 def test_the_help_lists_groups_with_their_options_and_examples_on_one_screen():
     done = run_command("--help")
     assert done.status == 0
-    assert "parallel: dp, fsdp, fsdp_tp, pp, tp" in done.out and done.out.count("\n  xlstm-hydra ") == 8
+    assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in done.out and done.out.count("\n  xlstm-hydra ") == 8
     assert "xlstm_hydra/" not in done.out
     assert done.out.count("\n") < 40
 

@@ -5,21 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from jax.extend.backend import clear_backends
 
-from xlstm_hydra.configs import PlanTaskConfig, RunConfig
+from xlstm_hydra.configs import ConfigError, DeviceConfig, PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
-from xlstm_hydra.plan import Plan, make_plan, report, summary, to_dict, verdict
+from xlstm_hydra.plan import (
+    Plan,
+    changes_report,
+    changes_that_fit,
+    choose,
+    make_plan,
+    report,
+    search,
+    search_report,
+    summary,
+    to_dict,
+    verdict,
+)
+from xlstm_hydra.plan._text import table
 
-PLAN_FILE = "plan.json"
-"""All of a plan, in the run folder."""
+PLAN_FILE, SEARCH_FILE = "plan.json", "search.json"
+"""What the run folder keeps: all of a plan, and all layouts of a search."""
 
 
 def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
@@ -27,26 +41,70 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
 
     Returns:
         The lower bound of the time of a step in seconds, for sweepers that minimise it: 0 where the device's speeds are
-        not known, infinite where the run does not fit.
+        not known, infinite where the run does not fit. Of a search, that of the best layout.
 
     Raises:
         ConfigError: the layout does not fit the devices or the model.
     """
     del overrides
+    folder, task = Path(folder), run.task
+    assert isinstance(task, PlanTaskConfig)
     run = dataclasses.replace(run, model=resolve_classes(run.model))
+    device = run.device or load_device()
+    number = run.known_devices() or device.devices_per_host
     with _no_accelerator():
-        found = _plan(run)
-    file = Path(folder) / PLAN_FILE
-    file.write_text(json.dumps(to_dict(found), indent=1) + "\n", encoding="utf-8")
-    _tell(found, file)
-    if not found.fits:
-        return math.inf
-    return 0.0 if found.time is None else found.time.seconds
+        found = make_plan(_laid_out(run, number, device), number, device)
+        changes = () if found.fits else changes_that_fit(found)
+        layouts = search(run, number, device) if task.search else None
+    content = to_dict(found, changes)
+    is_short = task.search or _is_sweep()
+    parts: list[Iterable[str]] = [
+        _note(found),
+        summary(found) if is_short else [report(found, task.parameters), "", verdict(found)],
+    ]
+    parts.append(changes_report(changes))
+    if layouts is not None:
+        _write(folder / SEARCH_FILE, layouts.to_dict())
+        parts.append(["", search_report(layouts)])
+    print("\n".join(line for part in parts for line in part), flush=True)
+    if task.compile:
+        content["compiled"] = _compiled(found)
+    _write(folder / PLAN_FILE, content)
+    if not _is_sweep():
+        print(f"\nwritten: {folder / PLAN_FILE}{f' and {SEARCH_FILE}' if layouts is not None else ''}")
+    best = layouts.best[0] if layouts is not None and layouts.best else found
+    return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
 
 
-def _plan(run: RunConfig) -> Plan:
-    device, number = run.device or load_device(), run.known_devices()
-    return make_plan(run, device.devices_per_host if number is None else number, device)
+def _laid_out(run: RunConfig, number: int, device: DeviceConfig) -> RunConfig:
+    """The run with a layout. With `parallel=auto` it is the one that training would choose; where none fits, the one
+    that needs the least memory."""
+    if not run.parallel.is_open():
+        return run
+    try:
+        found = choose(run, number, device)
+    except ConfigError:
+        found = search(run, number, device, best=0)
+        if found.fitting or not found.dropped:
+            raise
+        print("parallel=auto: no layout fits, and this is the one that needs the least memory\n")
+        return found.dropped[0].run
+    print(f"parallel=auto: {found.why()}\n")
+    return found.chosen
+
+
+def _compiled(found: Plan) -> list[dict[str, Any]]:
+    """Print the plan beside what the compiler says."""
+    from xlstm_hydra.train import compare, compile_step  # 2 s, for this alone
+
+    compared = list(compare(found, compile_step(found.run, found.num_devices)))
+    head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")
+    rows = [
+        (row.what, row.unit, f"{row.plan:,.0f}", f"{row.compiler:,.0f}", f"{row.ratio:.4g}", row.note)
+        for row in compared
+    ]
+    print("\n".join(["", *table([head, *rows], left=(0, 1, 5))]))
+    return [dataclasses.asdict(row) for row in compared]
 
 
 @contextmanager
@@ -64,15 +122,21 @@ def _no_accelerator() -> Iterator[None]:
         clear_backends()  # another job of the same sweep may train
 
 
-def _tell(found: Plan, file: Path) -> None:
-    """Print it all, or where it is one plan of a sweep, a few lines."""
+def _is_sweep() -> bool:
+    """Whether this is one of several plans, of which each is told in short."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _note(found: Plan) -> list[str]:
+    """Of what devices the figures are, where none were chosen."""
     task = found.run.task
     assert isinstance(task, PlanTaskConfig)
-    job = HydraConfig.get() if HydraConfig.initialized() else None
-    if job is not None and job.mode == RunMode.MULTIRUN:
-        print("\n".join(summary(found)))
-        return
-    if job is not None and task.device is None and job.runtime.choices.get("device") is None:
-        print(f"no device is chosen, so these are {found.device.name}; task.device=... takes others\n")
-    print(report(found, task.parameters))
-    print(f"\n{verdict(found)}\n\nwritten: {file}")
+    is_chosen = task.device is not None or not HydraConfig.initialized()
+    if is_chosen or HydraConfig.get().runtime.choices.get("device") is not None:
+        return []
+    return [f"no device is chosen, so these are {found.device.name}; task.device=... takes others", ""]
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

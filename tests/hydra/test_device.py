@@ -82,7 +82,7 @@ def test_two_devices_are_refused_and_the_same_one_twice_is_not(compose):
 
 def test_figures_can_be_changed_one_by_one(compose):
     device = load(compose("task=plan", "device=h100_80gb", "device.memory_fraction=0.95")).device
-    assert device.memory_bytes == int(0.95 * load_device().memory_gib * 2**30)
+    assert device is not None and device.memory_bytes == int(0.95 * load_device().memory_gib * 2**30)
 
 
 UNKNOWN = "no such option. Did you mean 'h100_80gb'? Known: " + ", ".join(NAMES)

@@ -122,7 +122,7 @@ def test_an_app_of_ten_lines_runs_and_lists_our_groups_in_its_help(tmp_path):
     done = run("parallel.fsdp_axis_size=2")
     assert "fsdp_axis_size: 2" in done.stdout and "xlstm_hydra.models.mLSTMv1" in done.stdout
     assert done.stderr == ""
-    assert "parallel: dp, fsdp, fsdp_tp, pp, tp" in run("--help").stdout
+    assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in run("--help").stdout
     assert "xlstm_hydra/" not in run("--help").stdout.partition("== Config ==")[0]
 
 

@@ -30,7 +30,7 @@ def test_every_job_has_its_own_folder_and_its_own_layout(jobs, tmp_path):
 
 def test_a_sweep_over_all_options_of_a_group_leaves_schemas_out(jobs):
     assert run_command("-m", "parallel=glob(*)").status == 0
-    assert len(jobs) == 5
+    assert len(jobs) == 6
 
 
 @pytest.mark.parametrize("batches", [(), ("hydra.sweeper.max_batch_size=1",)], ids=["one batch", "a batch per job"])

@@ -27,13 +27,24 @@ def small_host(monkeypatch):
     monkeypatch.setattr(_here, "host_memory", lambda: SMALL)
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch):
+def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
     monkeypatch.setattr(jax, "jit", None)
-    words = r"trainer.ignore_plan=false: a step needs 0\.\d+ GiB .* each of the 8 .* share .* has 0.00 GiB"
+    words = r"trainer.ignore_plan=false: a step needs .* GiB on a device, and each of the 8 .* of what its host has"
     with pytest.raises(ConfigError, match=words) as refused:
         train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
     assert str(refused.value).endswith("trainer.ignore_plan=true tries it all the same.")
+    assert "does not fit" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_could_be_typed_instead_is_told(monkeypatch):
+    program = build_program(tiny_run(parallel=LAYOUTS["dp8"], trainer={"batch_size": 64}))
+    needed = plan_program(program).plan.memory.total
+    small = replace(load_device("h100_80gb"), memory_gib=0.8 * needed / GIB, memory_fraction=1)
+    monkeypatch.setattr(_plan, "device_here", lambda _: small)
+    with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true tries"):
+        plan_program(program)
 
 
 def test_ignore_plan_trains_all_the_same_and_says_so_once(small_host, caplog):
@@ -56,14 +67,15 @@ def test_a_refused_run_leaves_the_config_that_stands_in_its_folder(tmp_path, mon
 # ---- the devices
 
 
-def devices(monkeypatch, kind="NVIDIA H100 80GB HBM3", limits=(70, 60), platform="gpu", **stats):
+def devices(monkeypatch, kind="NVIDIA H100 80GB HBM3", limits=(70, 60), platform="gpu"):
     """Let JAX have devices of its own memory, in GiB."""
-    told = [{"bytes_limit": limit * GIB, **stats} for limit in limits]
+    told = [{"bytes_limit": limit * GIB} if limit else None for limit in limits]
     found = [
         SimpleNamespace(device_kind=kind, platform=platform, slice_index=0, memory_stats=lambda told=told: told)
         for told in told
     ]
     monkeypatch.setattr(jax, "devices", lambda: found)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "local_devices", lambda: found)
 
 
@@ -83,6 +95,11 @@ def test_figures_that_are_chosen_are_taken_but_for_the_memory(monkeypatch):
     devices(monkeypatch, kind="NVIDIA L4", limits=(20,))
     here = device_here(load_device("a100_40gb"))
     assert (here.name, here.memory_gib) == ("NVIDIA A100 SXM 40GB", 20)
+
+
+def test_a_device_that_does_not_tell_its_memory_has_that_of_its_kind(monkeypatch):
+    devices(monkeypatch, limits=(None,))
+    assert device_here(None).memory_bytes == pytest.approx(load_device("h100_80gb").memory_bytes, abs=1)
 
 
 def test_the_process_with_the_least_memory_counts_for_all(monkeypatch):

@@ -13,6 +13,7 @@ from ._load import make_model_config as make_model_config
 from ._load import resolve_classes as resolve_classes
 from ._load import validate as validate
 from ._load import write_layout as write_layout
+from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
 from ._points import check_points as check_points
 from ._points import explain as explain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -219,7 +220,11 @@ def default_batch(cfg: Any) -> int:
 
 
 def _batch_unit(run: RunConfig) -> int:
-    """What must divide the batch of a run, as far as the sizes of its mesh axes are known."""
+    """What must divide the batch of a run, as far as the sizes of its mesh axes are known. Of a layout that is still to
+    be chosen, what divides it over all the devices that tensor parallelism and pipelines leave."""
+    if run.parallel.is_open():
+        own = [max(run.parallel.pipeline_axis_size, 1), max(run.parallel.model_axis_size, 1)]
+        return run.batch_unit(max((run.known_devices() or 1) // math.prod(own), 1), 1, own[0])
     try:
         sizes = list(run.parallel.axis_sizes(run.known_devices() or 0).values())
     except ConfigError:

@@ -45,6 +45,15 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
     return _shortest([overrides for overrides in found if overrides is not None])
 
 
+def shortest_layout(run: RunConfig) -> list[str]:
+    """The overrides with which the group `parallel` composes to the layout of a run, an option of it first."""
+    groups = {name: _plain_group(group) for name, group in run.groups().items() if name in ("parallel", "model")}
+    found = _Search(groups).group("parallel", ())
+    assert found is not None, "every layout follows from any option by setting its fields"
+    default = f"parallel={_options().defaults['parallel']}"
+    return found if found[:1] and found[0].startswith("parallel=") else [default, *found]
+
+
 def _shortest(found: list[list[str]]) -> list[str]:
     return min(found, key=lambda overrides: len(shlex.join(overrides)))
 
@@ -88,7 +97,8 @@ def _options() -> _Options:
     assert primary is not None
     chosen = {str(item.group): item.value for item in primary.defaults_list or () if isinstance(item, GroupDefault)}
     groups = {"parallel", *RunConfig.__dataclass_fields__}
-    defaults = {group: value for group, value in chosen.items() if group in groups}
+    single = {group: value for group, value in chosen.items() if not isinstance(value, list)}
+    defaults = {group: value for group, value in single.items() if group in groups}
     pairs = [(group, name) for group in defaults for name in loader.get_group_options(group)]
     cfg = loader.load_configuration(None, [f"+{group}@{group}.{name}={name}" for group, name in pairs], RunMode.RUN)
     nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}
@@ -136,12 +146,13 @@ class _Search:
         texts = [recipe.override for recipe in recipes]
         for group in _options().nodes:
             if group in self.wanted:
-                if (found := self._group(group, recipes)) is None:
+                if (found := self.group(group, recipes)) is None:
                     return None
                 texts += found
         return texts
 
-    def _group(self, group: str, recipes: tuple[_Recipe, ...]) -> list[str] | None:
+    def group(self, group: str, recipes: tuple[_Recipe, ...]) -> list[str] | None:
+        """The overrides of one group, after those of recipes; None where they cannot be part of them."""
         chosen = [recipe.choices[group] for recipe in recipes if group in recipe.choices]
         default = [_options().defaults[group], *chosen][-1]
         setting = tuple(recipe.override for recipe in recipes if group in recipe.values)

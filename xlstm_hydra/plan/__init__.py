@@ -4,6 +4,7 @@ from ._changes import Change as Change
 from ._changes import changes_that_fit as changes_that_fit
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
+from ._counts import count as count
 from ._json import to_dict as to_dict
 from ._memory import Memory as Memory
 from ._own_costs import Activations as Activations
@@ -20,6 +21,8 @@ from ._search import Search as Search
 from ._search import choose as choose
 from ._search import layout_overrides as layout_overrides
 from ._search import search as search
+from ._search_report import changes_report as changes_report
+from ._search_report import search_report as search_report
 from ._time import StepTime as StepTime
 from ._time import Traffic as Traffic
 from ._time import step_traffic as step_traffic

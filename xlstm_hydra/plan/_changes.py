@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xlstm_hydra.configs import AutoParallelConfig, RunConfig, TrainerConfig
+from xlstm_hydra.configs import AutoParallelConfig, ConfigError, RunConfig, TrainerConfig
 from xlstm_hydra.configs._problems import divisors
 
 from ._layouts import assembled, block_classes, shardable_classes
@@ -91,7 +91,10 @@ class _Tried:
 
     def valid(self, fields: Fields, num_devices: int) -> RunConfig | None:
         """The run with these fields; None where its rules do not allow them, or where nothing else has room."""
-        run = changed(self.plan.run, fields)
+        try:
+            run = changed(self.plan.run, fields)
+        except ConfigError:  # such as more parts than the smaller batch has rows
+            return None
         return None if [*run.rules(), *run.device_rules(num_devices)] else run
 
     def fitting(self, number: int) -> Iterator[Change]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from xlstm_hydra.parallel import Placement
 
+from ._changes import Change
 from ._plan import Plan
 from ._time import step_traffic
 from ._whole import split_with
@@ -16,8 +17,13 @@ from ._whole import split_with
 FORMAT, VERSION = "xlstm_hydra_plan", 1
 
 
-def to_dict(plan: Plan) -> dict[str, Any]:
-    """All of a plan as values that JSON has. Sizes are in bytes, times in seconds."""
+def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
+    """All of a plan as values that JSON has. Sizes are in bytes, times in seconds.
+
+    Args:
+        plan: what is told.
+        changes: with which it fits.
+    """
     config = plan.run.model.model_config
     return {
         "format": FORMAT,
@@ -50,6 +56,10 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "communication": list(_exchanges(plan)),
         "bubble": plan.bubble,
         "time": _time(plan),
+        "changes": [
+            {"overrides": list(change.overrides), "num_devices": change.num_devices, "memory": change.needed}
+            for change in changes
+        ],
     }
 
 

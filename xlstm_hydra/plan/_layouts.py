@@ -122,8 +122,9 @@ class _Space:
 
     def _layout(self, sizes: tuple[int, int, int, int], remat: list[str], dtype: str | None) -> ParallelConfig:
         parallel, default = self.run.parallel, ParallelConfig()
-        names = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_size")
-        changes: dict[str, Any] = dict(zip(names, sizes, strict=True)) | {"remat": remat}
+        changes: dict[str, Any] = dict(zip(parallel.sizes(), sizes, strict=True)) | {"remat": remat}
+        if not (self.is_open and parallel.data_axis_size > 0):
+            changes["data_axis_size"] = -1  # what the others leave, as in most options of the group
         if sizes[1] == 1:
             changes |= {key: default.get(key) for key in SHARDING}
         else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from xlstm_hydra.parallel import Placement
 
 from ._plan import Plan
+from ._text import gib, in_gib, in_ms, milliseconds, table, tera
 from ._time import product_rate, step_traffic
 from ._whole import split_with
 
@@ -43,8 +44,8 @@ def summary(plan: Plan) -> list[str]:
     """The plan in a few lines."""
     memory = plan.memory
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
-    told = ", ".join(f"{MEMORY_KINDS[kind]} {_gib(getattr(memory, kind))}" for kind in largest)
-    lines = [f"memory of a device: {_gib(memory.total)} ({told}, ...) {memory.moment}", verdict(plan)]
+    told = ", ".join(f"{MEMORY_KINDS[kind]} {in_gib(getattr(memory, kind))}" for kind in largest)
+    lines = [f"memory of a device: {in_gib(memory.total)} ({told}, ...) {memory.moment}", verdict(plan)]
     if plan.time is not None:
         lines.append(_bound(plan))
     return lines
@@ -53,10 +54,10 @@ def summary(plan: Plan) -> list[str]:
 def verdict(plan: Plan) -> str:
     """Whether it fits, and by how much."""
     capacity, share = plan.device.memory_bytes, abs(plan.headroom) / plan.device.memory_bytes
-    usable = f"the {_gib(capacity)} that a program can use ({plan.device.name})"
+    usable = f"the {in_gib(capacity)} that a program can use ({plan.device.name})"
     if plan.fits:
-        return f"fits: {_gib(plan.headroom)} ({share:.0%}) of {usable} stay free"
-    return f"does not fit: needs {_gib(-plan.headroom)} ({share:.0%}) more than {usable}"
+        return f"fits: {in_gib(plan.headroom)} ({share:.0%}) of {usable} stay free"
+    return f"does not fit: needs {in_gib(-plan.headroom)} ({share:.0%}) more than {usable}"
 
 
 def _head(plan: Plan) -> Iterator[str]:
@@ -119,24 +120,24 @@ def _parameters(plan: Plan, detail: str) -> Iterator[str]:
                 each.parameter.path,
                 "x".join(map(str, each.parameter.shape)) or "scalar",
                 _spec(each),
-                _number(each.bytes_per_device),
+                gib(each.bytes_per_device),
                 "" if each.fsdp_axis is not None else f"whole: {'; '.join(_why_whole(plan, each))}",
             )
             for each in plan.placements
         ]
-        yield from _table([head, *rows], left=(0, 1, 2, 4))
+        yield from table([head, *rows], left=(0, 1, 2, 4))
         return
     groups: dict[tuple[str, str], _Rows] = {}
     for placement in plan.placements:
         groups.setdefault(_module(placement), _Rows()).placements.append(placement)
     rows = [
-        (path, module, str(len(group.placements)), f"{group.elements:,}", _number(group.bytes), group.specs)
+        (path, module, str(len(group.placements)), f"{group.elements:,}", gib(group.bytes), group.specs)
         for (path, module), group in groups.items()
     ]
     every = _Rows(list(plan.placements))
-    total = ("total", "", str(len(every.placements)), f"{every.elements:,}", _number(every.bytes), "")
+    total = ("total", "", str(len(every.placements)), f"{every.elements:,}", gib(every.bytes), "")
     head = ("parameters", "module class", "arrays", "elements", "GiB/device", "split over")
-    yield from _table([head, *rows, total], left=(0, 1, 5))
+    yield from table([head, *rows, total], left=(0, 1, 5))
     yield from _whole(plan)
 
 
@@ -156,11 +157,11 @@ def _whole(plan: Plan) -> Iterator[str]:
     ordered = sorted(reasons.items(), key=lambda item: -item[1].bytes)
     for reason, group in ordered[:_WHOLE_LINES]:
         many = f"{len(group.placements)} arrays" if len(group.placements) > 1 else group.placements[0].parameter.path
-        yield f"whole: {many}, {_gib(group.bytes)}: {reason[0]}"
+        yield f"whole: {many}, {in_gib(group.bytes)}: {reason[0]}"
         yield f"       {reason[1]}"
     if rest := ordered[_WHOLE_LINES:]:
         arrays = sum(len(group.placements) for _, group in rest)
-        yield f"whole: {arrays} more arrays, {_gib(sum(group.bytes for _, group in rest))}: see task.parameters=all"
+        yield f"whole: {arrays} more arrays, {in_gib(sum(group.bytes for _, group in rest))}: see task.parameters=all"
 
 
 def _why_whole(plan: Plan, placement: Placement) -> tuple[str, str]:
@@ -179,14 +180,14 @@ def _spec(placement: Placement) -> str:
 def _memory(plan: Plan) -> Iterator[str]:
     memory, capacity = plan.memory, plan.device.memory_bytes
     rows = [
-        (words, _number(getattr(memory, kind)), _bar(getattr(memory, kind), max(capacity, memory.total)))
+        (words, gib(getattr(memory, kind)), _bar(getattr(memory, kind), max(capacity, memory.total)))
         for kind, words in MEMORY_KINDS.items()
     ]
     usable = (
         "" if plan.device.memory_fraction == 1 else f"{plan.device.memory_fraction:.0%} of {plan.device.memory_gib:g}"
     )
-    last = [("total", _number(memory.total), ""), ("usable", _number(capacity), usable)]
-    yield from _table([("memory of a device", "GiB", f"most is needed in {memory.moment}"), *rows, *last], left=(0, 2))
+    last = [("total", gib(memory.total), ""), ("usable", gib(capacity), usable)]
+    yield from table([("memory of a device", "GiB", f"most is needed in {memory.moment}"), *rows, *last], left=(0, 2))
 
 
 def _bar(size: int, whole: int) -> str:
@@ -195,9 +196,9 @@ def _bar(size: int, whole: int) -> str:
 
 def _work(plan: Plan) -> Iterator[str]:
     counts = plan.counts
-    parts = [f"{_tera(flops)} in {dtype} products" for dtype, flops in counts.product_flops.items()]
-    parts.append(f"{_tera(counts.other_flops)} beside products")
-    yield f"work of a device in a step: {_tera(counts.flops)} TFLOP ({', '.join(parts)})"
+    parts = [f"{tera(flops)} in {dtype} products" for dtype, flops in counts.product_flops.items()]
+    parts.append(f"{tera(counts.other_flops)} beside products")
+    yield f"work of a device in a step: {tera(counts.flops)} TFLOP ({', '.join(parts)})"
 
 
 def _communication(plan: Plan) -> Iterator[str]:
@@ -207,10 +208,10 @@ def _communication(plan: Plan) -> Iterator[str]:
             row.operation,
             row.dtype,
             f"{row.count:,}",
-            _number(row.bytes),
-            _number(row.within_hosts),
-            _number(row.across_hosts),
-            "" if row.seconds is None else f"{1e3 * row.seconds:,.2f}",
+            gib(row.bytes),
+            gib(row.within_hosts),
+            gib(row.across_hosts),
+            "" if row.seconds is None else milliseconds(row.seconds),
         )
         for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device)
     ]
@@ -218,7 +219,7 @@ def _communication(plan: Plan) -> Iterator[str]:
         return
     place = _place(plan)
     sent = (f"sent in {place}", f"to other {place}s")
-    yield from _table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
+    yield from table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
 
 
 def _time(plan: Plan) -> Iterator[str]:
@@ -226,56 +227,25 @@ def _time(plan: Plan) -> Iterator[str]:
     if time is None:
         yield f"the speeds of {plan.device.name} are not known, so no time is told"
         return
-    parts = ", ".join(f"{axes} {_ms(seconds)}" for axes, seconds in time.network.items())
-    network = _ms(sum(time.network.values())) + (f" ({parts})" if len(time.network) > 1 else "")
+    parts = ", ".join(f"{axes} {in_ms(seconds)}" for axes, seconds in time.network.items())
+    network = in_ms(sum(time.network.values())) + (f" ({parts})" if len(time.network) > 1 else "")
     yield _bound(plan)
-    yield f"  each alone: products {_ms(time.compute)}, memory {_ms(time.memory)}, network {network}"
+    yield f"  each alone: products {in_ms(time.compute)}, memory {in_ms(time.memory)}, network {network}"
     config = plan.run.model.model_config
     dtype = str(config.get("dtype", "float32")) if config is not None else "float32"
     model = 6 * plan.num_parameters * plan.tokens / plan.num_devices / product_rate(plan.device, dtype)
-    yield f"  6 operations per parameter and token, in {dtype}: {_ms(model)}, {model / time.seconds:.0%} of that"
+    yield f"  6 operations per parameter and token, in {dtype}: {in_ms(model)}, {model / time.seconds:.0%} of that"
 
 
 def _bound(plan: Plan) -> str:
     """The lower bound of the time of a step, in a line."""
     assert plan.time is not None and plan.tokens_per_second is not None
     return (
-        f"a step takes {_ms(plan.time.seconds)} or more, bound by {plan.time.bound_by}: "
+        f"a step takes {in_ms(plan.time.seconds)} or more, bound by {plan.time.bound_by}: "
         f"at most {plan.tokens_per_second:,.0f} tokens/s, {plan.tokens_per_second / plan.num_devices:,.0f} per device"
     )
-
-
-# ---- numbers and tables
-
-
-def _number(size: float) -> str:
-    """GiB with two digits behind the point, or two that mean something."""
-    gib = size / 2**30
-    return f"{gib:,.2f}" if gib >= 0.1 or gib == 0 else f"{gib:.2g}" if gib >= 1e-4 else "<1e-4"
 
 
 def _place(plan: Plan) -> str:
     """What the fast links connect."""
     return {"tpu": "slice"}.get(plan.device.platform, "host")
-
-
-def _gib(size: float) -> str:
-    return f"{_number(size)} GiB"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:,.1f} ms" if seconds >= 1e-3 else f"{1e3 * seconds:.2g} ms"
-
-
-def _tera(flops: float) -> str:
-    return f"{flops / 1e12:,.1f}" if flops >= 1e12 else f"{flops / 1e12:.2g}"
-
-
-def _table(rows: Sequence[Sequence[str]], left: Iterable[int]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            f"{text:<{width}}" if column in left else f"{text:>{width}}"
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(cells).rstrip()

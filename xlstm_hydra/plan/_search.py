@@ -51,7 +51,7 @@ class Search:
     def why(self) -> str:
         """The best layout, and what it was the best of."""
         plan = self.best[0]
-        text = " ".join(layout_overrides(plan.run, self.run)) or "the default"
+        text = " ".join(layout_overrides(plan.run, self.run))
         time = f", {1000 * plan.time.seconds:,.1f} ms a step or more ({plan.time.bound_by})" if plan.time else ""
         counts = f"of {self.tried} layouts {len(self.fitting)} fit in {self.limit / 2**30:,.2f} GiB on a device"
         return f"{counts}; the fastest is {text}: {plan.memory.total / 2**30:,.2f} GiB{time}"
@@ -68,7 +68,7 @@ class Search:
             "num_devices": self.num_devices,
             "device": self.device.to_dict(),
             "memory_limit": self.limit,
-            "best": [_row(self.run, plan) | {"exact": True} for plan in self.best],
+            "best": [_row(self.run, plan, brief=True) for plan in self.best],
             "candidates": [_row(self.run, one) for one in self.fitting],
             "dropped": [
                 _row(self.run, one) | {"because": f"needs {one.memory.total} of {self.limit} bytes"}
@@ -162,15 +162,24 @@ def speed(one: Plan | Estimate) -> tuple[Any, ...]:
     return (_rounded(time.seconds), _rounded(time.compute + time.memory + sum(time.network.values())), memory, sizes)
 
 
-def layout_overrides(run: RunConfig, typed: RunConfig) -> tuple[str, ...]:
-    """What selects the layout of `run` when it is typed instead of the `parallel=...` of the run `typed`, with all else
-    that was typed there."""
-    default = ParallelConfig()
-    texts = [
-        f"parallel.{key}={typed_text(value)}"
-        for key, value in run.parallel.to_dict().items()
-        if value != default.get(key)
-    ]
+def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) -> tuple[str, ...]:
+    """What selects the layout of `run` when it is typed instead of the `parallel=...` of the run `typed`, behind all
+    else that was typed there.
+
+    Args:
+        run: with the layout.
+        typed: the run that differs from it in its layout only.
+        brief: as few characters as the options of the group allow, for which they are composed (50 ms). Otherwise
+            field by field.
+    """
+    if brief:
+        from xlstm_hydra.hydra import shortest_layout  # loads Hydra, which a plan does not need
+
+        texts = shortest_layout(run)
+    else:
+        fields, default = run.parallel.to_dict(), ParallelConfig()
+        changes = {key: value for key, value in fields.items() if value != default.get(key)}
+        texts = ["parallel=dp", *(f"parallel.{key}={typed_text(value)}" for key, value in changes.items())]
     trainer, before = run.trainer.to_dict(), typed.trainer.to_dict()
     texts += [f"trainer.{key}={typed_text(value)}" for key, value in trainer.items() if value != before[key]]
     return tuple(texts)
@@ -197,11 +206,11 @@ def _planned(
             return
 
 
-def _row(typed: RunConfig, one: Plan | Estimate) -> dict[str, Any]:
+def _row(typed: RunConfig, one: Plan | Estimate, *, brief: bool = False) -> dict[str, Any]:
     """A layout with its numbers, as plain values."""
     time = one.time
     return {
-        "overrides": list(layout_overrides(one.run, typed)),
+        "overrides": list(layout_overrides(one.run, typed, brief=brief)),
         "sizes": dict(one.sizes),
         "remat": one.run.parallel.remat,
         "gradient_accumulate_steps": one.run.trainer.gradient_accumulate_steps,

@@ -41,7 +41,7 @@ class Compiled:
     optimizer: int
     """Bytes of the rest of the state."""
     batch: int
-    """Bytes of the batch."""
+    """Bytes of what the step reads of the batch."""
     total: int
     """Bytes at the moment that needs most: of arguments, of results that are not in their place, and of temporaries."""
     flops_once: float
@@ -87,9 +87,9 @@ def compile_program(program: Program) -> Compiled:
     step = program.train_step.lower(state, batch)
     key = jax.eval_shape(lambda: jax.random.key(0))
     gradients = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
-    compiled = step.compile()
+    compiled: Any = step.compile()
     memory = compiled.memory_analysis()
-    (state_shardings, batch_shardings), _ = compiled.input_shardings  # pyright: ignore[reportGeneralTypeIssues]
+    (state_shardings, batch_shardings), _ = compiled.input_shardings
     parameters = _bytes(state.params, state_shardings.params)
     return Compiled(
         num_devices=program.mesh.size,
@@ -108,13 +108,13 @@ def compile_program(program: Program) -> Compiled:
 
 
 def _bytes(arrays: Any, shardings: Any) -> int:
-    """Bytes that each device has of a tree of arrays, as the compiler placed them. It leaves away what the step does
-    not read, such as borders of documents that the model ignores; the devices hold it all the same."""
-    leaves = jax.tree.leaves(arrays)
+    """Bytes that each device has of a tree of arrays, as the compiler placed them. What the step does not read, such as
+    borders of documents that the model ignores, has no place."""
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(
-        math.prod((sharding or array.sharding).shard_shape(array.shape)) * array.dtype.itemsize
-        for array, sharding in zip(leaves, placed, strict=True)
+        math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for array, sharding in zip(jax.tree.leaves(arrays), placed, strict=True)
+        if sharding is not None
     )
 
 

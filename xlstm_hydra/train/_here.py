@@ -7,12 +7,11 @@ import os
 import socket
 from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import jax
 
 from xlstm_hydra.configs import DeviceConfig
-from xlstm_hydra.configs.device import SPEEDS
+from xlstm_hydra.configs.device import PLATFORMS, SPEEDS
 from xlstm_hydra.hydra import recognise_device
 from xlstm_hydra.parallel import host_of
 
@@ -26,29 +25,36 @@ def device_here(chosen: DeviceConfig | None) -> DeviceConfig:
     """The figures of the devices that there are: those chosen, or those known of their kind, or none, with the memory
     that they really have.
 
-    Simulated devices, and others that JAX tells no memory of, share what their host has, its speed too.
+    Devices of which neither JAX nor the figures know the memory share what their host has, its speed too, and so do
+    simulated ones.
     """
     first = jax.devices()[0]
-    memory, sharing = _memory()
-    figures = chosen or recognise_device(first.device_kind) or _unknown(first)
+    known = chosen or recognise_device(first.device_kind)
+    figures = known or _unknown(first.device_kind)
+    memory, sharing = _memory(known.memory_bytes if known is not None and known.platform != "cpu" else None)
     per_host = max(Counter(map(host_of, jax.devices())).values())
-    if first.platform == "tpu":  # a slice is as good as a host
+    if figures.platform == "tpu":  # a slice is as good as a host
         per_host = max(per_host, figures.devices_per_host)
     here = figures.divided(sharing)
     return replace(here, memory_gib=memory / 2**30, memory_fraction=1.0, devices_per_host=per_host)
 
 
-def _unknown(device: Any) -> DeviceConfig:
-    kind = device.device_kind
-    speeds = dict.fromkeys(SPEEDS, 0.0)
-    return DeviceConfig(name=kind, platform=device.platform, kinds=[kind], memory_gib=1, devices_per_host=1, **speeds)
+def _unknown(kind: str) -> DeviceConfig:
+    platform, speeds = jax.default_backend(), dict.fromkeys(SPEEDS, 0.0)
+    if platform not in PLATFORMS:
+        platform = "gpu"  # of a maker that JAX has a plugin for
+    return DeviceConfig(name=kind, platform=platform, kinds=[kind], memory_gib=1, devices_per_host=1, **speeds)
 
 
-def _memory() -> tuple[float, int]:
-    """Bytes that each device has, the least of all of them, and how many of them share what a host has."""
-    limits = [_told(device, "bytes_limit") for device in jax.local_devices()]
-    own = None if None in limits else min(limits)
-    mine = {"host": socket.gethostname(), "devices": len(limits), "own": own, "shared": host_memory()}
+def _memory(known: int | None) -> tuple[float, int]:
+    """Bytes that each device has, the least of all of them, and how many of them share what a host has.
+
+    Args:
+        known: what a device has where JAX does not tell it; None: what its host has.
+    """
+    limits = _told("bytes_limit")
+    own = known if limits is None else min(limits)
+    mine = {"host": socket.gethostname(), "devices": len(jax.local_devices()), "own": own, "shared": host_memory()}
     processes = [json.loads(text) for text in of_all(MEMORY, json.dumps(mine))]
     sharing = Counter()
     for each in processes:
@@ -64,9 +70,12 @@ def host_memory() -> int:
 
 def peak_memory() -> int | None:
     """Bytes that the device of this process which needed most has needed so far; None where JAX does not tell."""
-    peaks = [_told(device, "peak_bytes_in_use") for device in jax.local_devices()]
-    return None if None in peaks else max(peaks)
+    peaks = _told("peak_bytes_in_use")
+    return None if peaks is None else max(peaks)
 
 
-def _told(device: Any, name: str) -> int | None:
-    return (device.memory_stats() or {}).get(name)
+def _told(name: str) -> list[int] | None:
+    """A figure of each device of this process, where JAX tells it of all of them."""
+    found = [(device.memory_stats() or {}).get(name) for device in jax.local_devices()]
+    known = [figure for figure in found if figure is not None]
+    return known if len(known) == len(found) else None

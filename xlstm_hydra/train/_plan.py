@@ -8,7 +8,8 @@ from pathlib import Path
 
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.plan import Plan, plan_objective, summary, to_dict
+from xlstm_hydra.plan import Plan, changes_that_fit, plan_objective, summary, to_dict
+from xlstm_hydra.plan._text import in_gib, in_ms
 
 from ._here import device_here, peak_memory
 from ._log import Stopwatch, log
@@ -61,10 +62,10 @@ class RunPlan:
     def _text(self, measured: Measured) -> str:
         time, parts = self.plan.time, []
         if measured.step_seconds is not None:
-            predicted = "" if time is None else f" (predicted: {_ms(time.seconds)} or more)"
-            parts.append(f"{_ms(measured.step_seconds)} per step{predicted}")
+            predicted = "" if time is None else f" (predicted: {in_ms(time.seconds)} or more)"
+            parts.append(f"{in_ms(measured.step_seconds)} per step{predicted}")
         if measured.peak_bytes is not None:
-            parts.append(f"{_gib(measured.peak_bytes)} on a device (predicted: {_gib(self.plan.memory.total)})")
+            parts.append(f"{in_gib(measured.peak_bytes)} on a device (predicted: {in_gib(self.plan.memory.total)})")
         elif self.earlier_peak is None:
             parts.append(f"memory is not told by devices of the kind {self.plan.device.platform}")
         else:
@@ -78,31 +79,33 @@ def plan_program(program: Program) -> RunPlan:
     Raises:
         ConfigError: a step needs more memory than they have, and `trainer.ignore_plan` is not set.
     """
-    plan = plan_objective(program.objective, device_here(program.run.device))
-    if not plan.fits:
-        problem = _too_large(plan)
-        if not program.run.trainer.ignore_plan:
-            raise ConfigError([problem])
+    planned = RunPlan(plan_objective(program.objective, device_here(program.run.device)), peak_memory())
+    if planned.plan.fits:
+        return planned
+    if program.run.trainer.ignore_plan:
         if is_first():
-            log.warning("%s", problem)
-    return RunPlan(plan, peak_memory())
+            log.warning("%s", _too_large(planned.plan))
+        return planned
+    if is_first():
+        planned.tell()
+    raise ConfigError([_too_large(planned.plan)])
 
 
 def _too_large(plan: Plan) -> Problem:
-    ignore = plan.run.trainer.ignore_plan
-    noun = "simulated devices, which share the memory of their host" if plan.device.platform == "cpu" else "devices"
-    needed, there = _gib(plan.memory.total), _gib(plan.device.memory_bytes)
-    rule = (
-        f"a step needs {needed} on a device, in {plan.memory.moment}, and each of the {plan.num_devices} {noun} "
-        f"({plan.device.name}) has {there}"
-    )
-    fix = "" if ignore else "{trainer.ignore_plan}=true tries it all the same."
+    ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
+    here = f"each of the {number} devices" if number > 1 else "the device"
+    share = " of what its host has" if plan.device.platform == "cpu" else ""
+    needed, there = in_gib(plan.memory.total), in_gib(plan.device.memory_bytes)
+    rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
+    fix = "" if ignore else f"{_ways_out(plan)}{{trainer.ignore_plan}}=true tries it all the same."
     return Problem({"trainer.ignore_plan": ignore}, rule, fix)
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"
-
-
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:,.1f} ms"
+def _ways_out(plan: Plan) -> str:
+    ways = []
+    for change in changes_that_fit(plan):
+        if change.num_devices == plan.num_devices:
+            ways.append(" ".join(change.overrides))
+        elif plan.device.platform != "cpu":  # more simulated devices have no more memory
+            ways.append(" ".join([f"{change.num_devices} devices and", *change.overrides]))
+    return f"It fits with {', or with '.join(ways)}. " if ways else ""

@@ -1,0 +1,202 @@
+"""What `task=plan` checks, prints, writes and returns."""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from command import run_command
+from omegaconf import OmegaConf
+from tiny import FAMILIES
+
+from xlstm_hydra import plan_cli, train
+from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
+from xlstm_hydra.hydra import load_device
+from xlstm_hydra.plan import search
+from xlstm_hydra.train import Comparison
+
+PLAN = ("task=plan", "hydra.run.dir=run")
+TINY = (*PLAN, "model.embedding_dim=64", "model.context_length=64", "task.num_devices=16")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory):
+    """The plan of the README: what it printed, and what it wrote."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("seven"))
+        typed = ("parallel=fsdp", "parallel.fsdp_axis_size=8", "model=mlstm_v1_7b", "task.num_devices=256")
+        done = run_command(*PLAN, *typed)
+        return done, json.loads(Path("run/plan.json").read_text())
+
+
+def test_a_plan_of_a_large_run_is_made_on_this_machine(seven_billion):
+    done, content = seven_billion
+    assert (done.status, done.err) == (0, "")
+    assert "6,865,424,896 parameters" in done.out
+    assert "devices  256 x NVIDIA H100 SXM 80GB, 8 to a host: 32 hosts" in done.out
+    assert "mesh     dp=32 fsdp=8 pp=1 tp=1; dp crosses hosts" in done.out
+    assert content["fits"] and content["num_hosts"] == 32
+
+
+def test_it_says_of_which_devices_its_figures_are_where_none_are_chosen(seven_billion):
+    assert seven_billion[0].out.startswith("no device is chosen, so these are NVIDIA H100 SXM 80GB; task.device=...")
+    assert "no device is chosen" not in run_command(*TINY, "task.device=h100_80gb").out
+    assert "no device is chosen" not in run_command(*TINY, "device=h100_80gb").out
+
+
+def test_what_is_written_adds_up(seven_billion):
+    content = seven_billion[1]
+    memory = dict(content["memory"])
+    memory.pop("moment")
+    total = memory.pop("total")
+    assert sum(memory.values()) == total
+    assert content["headroom"] == content["device"]["memory_bytes"] - total
+    arrays = content["parameters"]["arrays"]
+    assert sum(array["bytes_per_device"] for array in arrays) == memory["parameters"]
+    assert sum(math.prod(array["shape"]) for array in arrays) == content["parameters"]["elements"]
+    assert content["time"]["seconds"] == max(
+        content["time"]["compute"], content["time"]["memory"], sum(content["time"]["network"].values())
+    )
+    assert content["time"]["tokens_per_second"] == content["tokens"] / content["time"]["seconds"]
+
+
+def test_the_table_of_parameters_adds_up_whatever_its_detail(seven_billion):
+    out, content = seven_billion[0].out, seven_billion[1]
+    rows = re.findall(r"^(?:blocks|lm_head|token_embedding)\S* +\S+ +(\d+) +([\d,]+) ", out, re.MULTILINE)
+    assert sum(int(arrays) for arrays, _ in rows) == len(content["parameters"]["arrays"])
+    assert sum(int(elements.replace(",", "")) for _, elements in rows) == content["parameters"]["elements"]
+
+
+def test_all_parameters_are_shown_on_request_or_none():
+    shown = {detail: run_command(*TINY, f"task.parameters={detail}").out for detail in ("all", "none")}
+    paths = [array["path"] for array in json.loads(Path("run/plan.json").read_text())["parameters"]["arrays"]]
+    assert all(f"\n{path} " in shown["all"] for path in paths)
+    assert not any(path in shown["none"] for path in paths)
+
+
+def test_what_does_not_fit_ends_with_status_3_and_says_by_how_much():
+    done = run_command(*TINY, "device=h100_80gb", "device.memory_gib=0.004")
+    assert done.status == 3
+    assert re.search(r"does not fit: needs [\d.]+ GiB \(\d+%\) more than the 0\.003 GiB", done.out)
+    content = json.loads(Path("run/plan.json").read_text())
+    assert not content["fits"] and content["headroom"] < 0
+
+
+def test_with_what_is_said_to_fit_it_fits():
+    small = ("device=h100_80gb", "device.memory_gib=0.004")
+    assert run_command(*TINY, *small).status == 3
+    changes = json.loads(Path("run/plan.json").read_text())["changes"]
+    assert changes
+    assert run_command(*TINY, *small, *changes[0]["overrides"]).status == 0
+
+
+INVALID = {
+    "layout": (["parallel.fsdp_axis_size=5"], "must divide the number of devices, 16", "task.num_devices to 15 or 20"),
+    "exact": (["parallel.data_axis_size=4"], "must equal the number of devices, 16", "task.num_devices to 4."),
+    "batch": (["trainer.batch_size=24"], "the batch must divide over data_axis_size(16) = 16", "to 16 or 32."),
+    "none": (["task.num_devices=0"], "task.num_devices=0: must be 1 or more", ""),
+    "too many": (["task.num_devices=9999999999"], "must be less than 2147483648", ""),
+    "device": (["task.device=h100"], "no such option. Did you mean 'h100_80gb'?", "Known: a100_40gb"),
+    "table": (["task.parameters=some"], "not a known value", "Choose modules, all or none."),
+    "simulated": (["trainer.simulated_devices=16"], "a plan uses no device", "Leave this away."),
+    "gpus": (["distributed.local_device_ids=[0]"], "a plan uses no device", "task.num_devices says how many"),
+    "heads": (["parallel=tp"], "must divide model.num_heads", "Set parallel.model_axis_size to 1, 2, 4 or 8"),
+    "restore": (["checkpoint.restore=x"], "only training goes on from a checkpoint", ""),
+}
+
+
+@pytest.mark.parametrize(("overrides", "rule", "fix"), INVALID.values(), ids=INVALID)
+def test_what_cannot_be_is_one_error_with_the_choices(overrides, rule, fix):
+    done = run_command(*TINY, *overrides)
+    assert done.status == 2
+    assert rule in done.err and fix in done.err
+    if overrides != ["parallel=tp"]:  # it breaks a rule of each width
+        assert done.err.count("\n") == 1
+
+
+def test_a_plan_is_not_made_by_each_of_many_processes(monkeypatch):
+    srun = {"STEP_ID": 0, "STEP_NUM_TASKS": 4, "PROCID": 0, "JOB_ID": 1, "STEP_NODELIST": "n[1-4]", "LOCALID": 0}
+    for name, value in (srun | {"STEP_TASKS_PER_NODE": "1(x4)", "NODEID": 0}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    done = run_command(*TINY)
+    assert done.status == 2 and "this is process 0 of 4. Leave out srun." in done.err
+
+
+def batch_of(*overrides):
+    done = run_command("--cfg", "job", "--resolve", "task=plan", *overrides)
+    return OmegaConf.create(done.out).trainer.batch_size
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [
+        ([], 8),
+        (["task.num_devices=3"], 9),
+        (["task.num_devices=256"], 256),
+        (["device=tpu_v5e"], 256),
+        (["parallel=tp", "parallel.model_axis_size=2", "task.num_devices=64"], 32),
+        (["parallel=pp", "task.num_devices=64", "trainer.pipeline_microbatches=3"], 192),
+        (["task.num_devices=16", "trainer.gradient_accumulate_steps=3"], 48),
+        (["parallel=auto", "task.num_devices=64"], 64),
+        (["task.num_devices=16", "parallel.fsdp_axis_size=5"], 10),
+        (["model=custom"], 8),
+        (["task.num_devices=0"], 8),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_default_batch_of_a_plan_is_one_that_its_layout_can_use(overrides, size):
+    assert batch_of(*overrides) == size
+
+
+def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
+    done = run_command("--cfg", "job", "--resolve", "trainer.simulated_devices=3")
+    assert OmegaConf.create(done.out).trainer.batch_size == TrainerConfig().batch_size
+
+
+def test_plans_of_a_sweep_are_told_in_short_and_one_that_does_not_fit_stops_no_other():
+    sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.004,50")
+    done = run_command(*sweep, "task.parameters=all")
+    assert done.status == 0  # one fits
+    assert "does not fit: needs" in done.out and "\nfits: " in done.out
+    assert "split over" not in done.out and "whole:" not in done.out
+
+
+def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
+    monkeypatch.setattr(plan_cli, "search", functools.partial(search, best=1))
+    done = run_command(*TINY, "task.num_devices=2", "task.search=true")
+    assert done.status == 0 and "the fastest 1:" in done.out
+    best = json.loads(Path("run/search.json").read_text())["best"][0]
+    assert " ".join(best["overrides"]) in done.out
+    assert run_command(*TINY, "task.num_devices=2", *best["overrides"]).status == 0
+    assert json.loads(Path("run/plan.json").read_text())["memory"]["total"] == best["memory_bytes"]
+
+
+def test_the_compilers_figures_stand_beside_those_of_the_plan(monkeypatch):
+    compared = [Comparison("parameters", "bytes", 100, 80), Comparison("operations", "operations", 7, 7, "a note")]
+    monkeypatch.setattr(train, "compile_step", lambda run, number: number)
+    monkeypatch.setattr(train, "compare", lambda plan, compiled: compared if compiled == 16 else [])
+    done = run_command(*TINY, "task.compile=true")
+    assert done.status == 0, done.err
+    assert re.search(r"^parameters +bytes +100 +80 +1\.25$", done.out, re.MULTILINE)
+    assert re.search(r"^operations +operations +7 +7 +1 +a note$", done.out, re.MULTILINE)
+    assert json.loads(Path("run/plan.json").read_text())["compiled"] == [dataclasses.asdict(row) for row in compared]
+
+
+def test_python_can_plan_without_hydra(tmp_path, capsys):
+    run = RunConfig(
+        model=FAMILIES["v1"](),
+        task=PlanTaskConfig(num_devices=8),
+        data=SyntheticDataConfig(motif_length=4),
+        device=load_device("cpu"),
+    )
+    assert 0 < plan_cli.plan(run, tmp_path) < math.inf
+    assert "8 x CPU, 2 cores, 1 to a host: 8 hosts" in capsys.readouterr().out
+    assert json.loads((tmp_path / "plan.json").read_text())["device"]["platform"] == "cpu"
