@@ -45,7 +45,7 @@ def summary(plan: Plan) -> list[str]:
     memory = plan.memory
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
     told = ", ".join(f"{MEMORY_KINDS[kind]} {in_gib(getattr(memory, kind))}" for kind in largest)
-    lines = [f"memory of a device: {in_gib(memory.total)} ({told}, ...) {memory.moment}", verdict(plan)]
+    lines = [f"memory of a device: {in_gib(memory.total)} in {memory.moment} ({told}, ...)", verdict(plan)]
     if plan.time is not None:
         lines.append(_bound(plan))
     return lines
