@@ -121,6 +121,16 @@ def test_a_device_of_the_users_own_is_found_beside_ours(mine, override):
     assert "8 x mine" in done.out
 
 
+def test_a_device_of_the_users_own_is_found_where_hydra_is_told_to_search(mine):
+    search_path = f"hydra.searchpath=[file://{mine}]"
+    done = run_command(search_path, "task=plan", "task.device=mine", "task.parameters=none")
+    assert done.status == 0, done.err
+    assert "8 x mine" in done.out
+    assert run_command("-m", search_path, "task=plan", "task.device=mine").status == 0
+    done = run_command(search_path, "task=plan", "task.device=mine", "task.nope=3", "trainer.batch_size=-1")
+    assert done.status == 2 and "no such option" not in done.err
+
+
 def test_the_users_own_figures_are_checked_like_any(mine):
     (mine / "device" / "mine.yaml").write_text(MINE.replace("memory_gib: 3", "memory_gib: -3"))
     done = run_command("--config-dir", str(mine), "task=plan", "task.device=mine")

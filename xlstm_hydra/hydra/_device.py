@@ -90,16 +90,18 @@ def recognise_device(kind: str) -> DeviceConfig | None:
 
 
 def _sources() -> _Sources:
-    """Where Hydra looks for options, in order: as the job found them, as `initialize` left them, or ours alone."""
+    """Where Hydra looks for options, in order: as its job found them (`hydra.searchpath` too), unless that is over and
+    Hydra was initialized anew; where it is not up, ours alone."""
+    ours = [("hydra", "pkg://hydra.conf"), ("xlstm-hydra", f"xlstm://{conf_dir()}")]
+    up, of_job = [], []
+    if GlobalHydra.instance().is_initialized():
+        found = GlobalHydra.instance().config_loader().get_sources()
+        up = [(item.provider, item.full_path()) for item in found if item.path]
     if HydraConfig.initialized():
         found = HydraConfig.get().runtime.config_sources
-        sources = [(item.provider, f"{item.schema}://{item.path}") for item in found if item.path]
-    elif GlobalHydra.instance().is_initialized():
-        found = GlobalHydra.instance().config_loader().get_sources()
-        sources = [(item.provider, item.full_path()) for item in found if item.path]
-    else:
-        sources = [("hydra", "pkg://hydra.conf"), ("xlstm-hydra", f"xlstm://{conf_dir()}")]
-    return (*sources, ("schema", "structured://"))
+        of_job = [(item.provider, f"{item.schema}://{item.path}") for item in found if item.path]
+    sources = of_job if set(up) <= set(of_job) else up
+    return (*(sources or ours), ("schema", "structured://"))
 
 
 @cache
