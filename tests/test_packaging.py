@@ -31,7 +31,9 @@ def run(*command, folder):
 def finds_our_groups(python, folder):
     """In an empty folder, the command and an app of ten lines find our groups."""
     folder.mkdir()
-    assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in run(Path(python).parent / "xlstm-hydra", "--help", folder=folder)
+    assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in run(
+        Path(python).parent / "xlstm-hydra", "--help", folder=folder
+    )
     (folder / "app.py").write_text(APP)
     (folder / "app.yaml").write_text("defaults: [parallel: fsdp, model: tiny]")
     assert run(python, "app.py", folder=folder) == "-1 128\n"

@@ -58,7 +58,10 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         layouts = search(run, number, device) if task.search else None
     content = to_dict(found, changes)
     is_short = task.search or _is_sweep()
-    parts: list[Iterable[str]] = [_note(found), summary(found) if is_short else [report(found, task.parameters), "", verdict(found)]]
+    parts: list[Iterable[str]] = [
+        _note(found),
+        summary(found) if is_short else [report(found, task.parameters), "", verdict(found)],
+    ]
     parts.append(changes_report(changes))
     if layouts is not None:
         _write(folder / SEARCH_FILE, layouts.to_dict())
