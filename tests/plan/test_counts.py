@@ -1,6 +1,7 @@
 """What is counted of a step is what stands in its lowered program."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 from tiny import FSDP, LAYOUTS, tiny_run
 
+from xlstm_hydra.hydra import load_device
 from xlstm_hydra.models import build_objective
 from xlstm_hydra.parallel import abstract_mesh, build_mesh, list_collectives
-from xlstm_hydra.plan import Exchange, count
+from xlstm_hydra.plan import Exchange, count, make_plan, report
 from xlstm_hydra.plan._trace import trace
 from xlstm_hydra.train._compiled import exchanged, listed
 
@@ -104,6 +106,13 @@ def test_a_branch_costs_what_its_costliest_choice_does():
 def test_a_loop_of_unknown_length_is_told_and_counted_once():
     counts = of(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x), (8, 8))
     assert counts.open_loops == 1 and counts.product_flops == {"float32": 2 * 8**3}
+
+
+def test_a_plan_tells_of_loops_of_unknown_length():
+    plan = make_plan(tiny_run("llama"), 1, load_device("h100_80gb"))
+    assert "one round" not in report(plan)
+    looping = replace(plan, counts=replace(plan.counts, open_loops=2))
+    assert "of each of which one round is counted: 2" in report(looping)
 
 
 def test_a_collective_over_several_axes_is_one_and_vmap_makes_none():
