@@ -130,6 +130,12 @@ def test_a_collective_over_several_axes_is_one_and_vmap_makes_none():
     ]
 
 
+def test_a_collective_of_another_name_is_not_overlooked():
+    mesh, spec = AbstractMesh((4,), ("a",)), PartitionSpec("a")
+    function = jax.shard_map(lambda x: jax.lax.pbroadcast(x, "a", 0), mesh=mesh, in_specs=spec, out_specs=spec)
+    assert of(function, (8,)).exchanges == (Exchange("pbroadcast", ("a",), "float32", 4 * 2, 1),)
+
+
 @pytest.mark.parametrize("power", [1, 2, 3, 7, 8, -2])
 def test_a_power_takes_the_multiplications_of_repeated_squaring(power):
     x = np.ones((4, 4), np.float32)
