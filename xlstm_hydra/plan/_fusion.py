@@ -29,8 +29,8 @@ DEAR = frozenset(
 
 ELEMENTWISE = DEAR | frozenset(
     "abs add add_any and ceil clamp convert_element_type eq floor ge gt imag integer_pow is_finite le lt max min mul "
-    "ne neg nextafter not or population_count real round select_n shift_left shift_right_arithmetic shift_right_logical "
-    "sign square sub xor".split()
+    "ne neg nextafter not or population_count real round select_n shift_left shift_right_arithmetic "
+    "shift_right_logical sign square sub xor".split()
 )
 """Operations that compute every element of the result from the elements in the same place."""
 
