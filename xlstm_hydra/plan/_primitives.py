@@ -85,7 +85,8 @@ def named_axes(eqn: Any) -> tuple[str, ...]:
 
 def collective(eqn: Any) -> str:
     """What XLA calls a collective; one that is not known here keeps JAX's name, so that it is not overlooked."""
-    return COLLECTIVES.get(eqn.primitive.name, eqn.primitive.name)
+    name: str = eqn.primitive.name
+    return COLLECTIVES.get(name, name)
 
 
 def operations(eqn: Any) -> int:
