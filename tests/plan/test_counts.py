@@ -25,7 +25,7 @@ CASES = {
     "v0, collective matmul": ("v0", LAYOUTS["tp4_dp2"] | {"tp_async_dense": True}, {}),
     "v0, bfloat16 exchanges": ("v0", LAYOUTS["fsdp8"] | BFLOAT16, {"gradient_accumulate_steps": 1}),
     "sLSTM, fsdp and tp, products kept": ("xlstm", LAYOUTS["tp2_fsdp4"], {"remat_policy": "dots"}),
-    "sLSTM, pipeline": ("xlstm", {"pipeline_axis_size": 2, "model_axis_size": 4}, {}),
+    "sLSTM with dropout, pipeline": ("xlstm", {"pipeline_axis_size": 2, "model_axis_size": 4}, {}),
     "llama, dp in parts": ("llama", LAYOUTS["dp8"], {"gradient_accumulate_steps": 2}),
     "llama, collective matmul in a pipeline": ("llama", PIPELINE | {"tp_async_dense": True}, {}),
 }
@@ -33,7 +33,7 @@ CASES = {
 
 def case(name):
     family, parallel, trainer = CASES[name]
-    model = {"scan_blocks": False} if "not scanned" in name else {}
+    model = {"scan_blocks": False} if "not scanned" in name else {"dropout": 0.1} if "dropout" in name else {}
     return tiny_run(family, parallel=parallel, model=model, trainer={"batch_size": 16, **trainer})
 
 

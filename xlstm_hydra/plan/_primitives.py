@@ -59,6 +59,9 @@ UPDATES = frozenset(
 )
 """Primitives that change a part of their first operand, where that is."""
 
+RANDOM_BITS = 29
+"""Operations of a random number, as XLA counts those of Threefry, with the rounds of its loop once."""
+
 
 def size_of(aval: Any) -> int:
     """Elements of a value."""
@@ -95,6 +98,8 @@ def operations(eqn: Any) -> int:
         return 2 * given * math.prod(kernel[axis] for axis in params["dimension_numbers"].rhs_spec[1:])
     if name.startswith("reduce_") or name in ("argmax", "argmin"):
         return taken - given
+    if name == "random_bits":
+        return RANDOM_BITS * given
     if name == "integer_pow":
         power = abs(params["y"])  # by squaring
         return given * (power.bit_length() + power.bit_count() - 2 + (params["y"] < 0))
