@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.plan.test_search import MIB, device, medium_run
-from tests.tiny import FSDP
+from planning import MIB, device, medium_run
+from tiny import FSDP
+
 from xlstm_hydra.plan import changes_that_fit, make_plan
 
 SHARDED = {**FSDP, "data_axis_size": -1, "fsdp_axis_size": 2}
@@ -19,7 +20,7 @@ def planned(share, parallel=None, number=4, **changes):
 
 @pytest.fixture(scope="module")
 def found():
-    plan = planned(0.7, SHARDED)
+    plan = planned(0.95, SHARDED)
     return plan, changes_that_fit(plan)
 
 
@@ -46,7 +47,8 @@ def test_where_nothing_is_recomputed_the_blocks_can_be():
 
 
 def test_where_no_change_is_enough_more_devices_are():
-    plan = planned(0.1, {**SHARDED, "fsdp_axis_size": 4})
+    wide = {"embedding_dim": 256, "vocab_size": 4096}
+    plan = planned(0.75, {**SHARDED, "fsdp_axis_size": 4}, model=wide, batch_size=4)
     (change,) = changes_that_fit(plan)
     assert change.num_devices > 4
     assert make_plan(change.cost.run, change.num_devices, plan.device).fits

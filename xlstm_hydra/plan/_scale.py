@@ -243,21 +243,21 @@ class Scale:
         shares = {key[1]: value for key, value in fit.at(shape.rows, shape.tensor).items() if key[0] == "share"}
         summed = sum(exchange.bytes for exchange in self._gradient_sums(run, run.parallel.axis_sizes(self.num_devices)))
         update = dict.fromkeys(_KINDS, 0.0) | {"working": max(parameters * shares["update"], summed)}
-        moments = {"the optimizer's update": update | {"gradients": parameters}}
+        moments = {"update": update | {"gradients": parameters}}
         for phase in PHASES:
             if phase in shares:
                 kinds = self._phase_memory(run, fit, shape, phase)
                 kinds["gradients"] = parameters * (shares[phase] + (shape.parts > 1))
                 if shape.stages > 1 and phase == "backward":  # those of one tick, and their sum so far
                     kinds["gradients"] += self._stage_bytes(run)
-                moments[words[phase]] = kinds
-        moment = max(moments, key=lambda words: sum(moments[words].values()))
+                moments[phase] = kinds
+        phase = max(moments, key=lambda phase: sum(moments[phase].values()))
         return Memory(
             parameters=parameters,
             optimizer=round(parameters * shares["optimizer"]),
             batch=round(shares["batch"] * shape.rows * shape.parts),
-            moment=moment,
-            **{kind: max(round(value), 0) for kind, value in moments[moment].items()},
+            moment=words.get(phase, "the optimizer's update"),
+            **{kind: max(round(value), 0) for kind, value in moments[phase].items()},
         )
 
     def _phase_memory(self, run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> dict[str, float]:
