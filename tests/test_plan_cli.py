@@ -13,7 +13,7 @@ from tiny import FAMILIES
 
 from xlstm_hydra import plan_cli, train
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.hydra import load_device
+from xlstm_hydra.hydra import _load, load_device
 from xlstm_hydra.plan import Search, make_plan
 from xlstm_hydra.train import Comparison
 
@@ -153,6 +153,13 @@ def batch_of(*overrides):
 )
 def test_the_default_batch_of_a_plan_is_one_that_its_layout_can_use(overrides, size):
     assert batch_of(*overrides) == size
+
+
+def test_the_default_batch_of_a_plan_reads_the_rest_of_the_config_once(monkeypatch):
+    read, calls = _load._read_groups, []
+    monkeypatch.setattr(_load, "_read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
+    assert batch_of("task.num_devices=3") == 9
+    assert len(calls) == 1
 
 
 def test_the_default_batch_of_a_run_is_that_of_the_dataclass():

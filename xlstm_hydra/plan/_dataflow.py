@@ -104,7 +104,7 @@ class _Reader:
     def read(self, jaxpr: Any, arguments: Sequence[Value | None], scope: str = "") -> list[Value | None]:
         """Append the operations of a jaxpr, which stands in a scope of names; returns its results."""
         known: dict[Any, Value | None] = dict(zip(jaxpr.invars, arguments, strict=True))
-        known |= {var: _value(var.aval) for var in jaxpr.constvars}
+        known |= dict.fromkeys(jaxpr.constvars)
 
         def value_of(atom: Any) -> Value | None:
             return None if hasattr(atom, "val") else known[atom]

@@ -1,10 +1,15 @@
 """Which results of a program are stored: fusion, as XLA does it.
 
 An elementwise operation, a broadcast, a slice and the like are computed inside whatever reads them, as often as it is
-read. A result is stored where something needs it in memory: a product of matrices, a reduction, a collective, a loop; or
-where computing it again is dear (an exponential, a division) and several read it. A product of matrices needs the array
-axes of its operands in order, and reads a copy where they are not; so does a collective along another than the first
-array axis.
+read. A result is stored where
+
+- something needs it in memory: a product of matrices, a reduction, a collective, a loop, the end of the program;
+- computing it again is dear (an exponential, a division) and several read it;
+- it is made from several arrays in the forward pass, and both passes read it.
+
+What is stored and cheap to make from a single array is made again all the same by those that can, which read that array
+and not the result. A reduction of a product of two arrays reads the two. A product of matrices needs the array axes of
+its operands in order, and reads a copy where they are not; so does a collective along another than the first array axis.
 """
 
 from __future__ import annotations
@@ -15,25 +20,21 @@ from typing import Any
 
 from ._dataflow import Graph, Operation, Value
 
-ELEMENTWISE = frozenset(
-    "add add_any sub mul neg abs max min sign floor ceil round is_finite square integer_pow convert_element_type select_n "
-    "eq ne ge gt le lt and or not xor clamp nextafter real imag shift_left shift_right_logical shift_right_arithmetic "
-    "population_count exp exp2 expm1 log log1p logistic tanh tan sin cos sqrt rsqrt cbrt pow div rem erf erfc erf_inv "
-    "asin acos atan atan2 sinh cosh asinh acosh atanh".split()
+DEAR = frozenset(
+    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 log log1p logistic pow rem "
+    "rsqrt sin sinh sqrt tan tanh".split()
+)
+"""Operations on every element that are not computed twice."""
+
+ELEMENTWISE = DEAR | frozenset(
+    "abs add add_any and ceil clamp convert_element_type eq floor ge gt imag integer_pow is_finite le lt max min mul ne neg "
+    "nextafter not or population_count real round select_n shift_left shift_right_arithmetic shift_right_logical sign "
+    "square sub xor".split()
 )
 """Operations that compute every element of the result from the elements in the same place."""
 
-DEAR = frozenset(
-    "exp exp2 expm1 log log1p logistic tanh tan sin cos sqrt rsqrt cbrt pow div rem erf erfc erf_inv asin acos atan atan2 "
-    "sinh cosh asinh acosh atanh".split()
-)
-"""Those that are not computed twice."""
-
 MOVING = frozenset("transpose rev broadcast_in_dim slice dynamic_slice pad concatenate gather iota".split())
 """Operations that put elements in other places, and are computed inside their readers too."""
-
-SLICE = "slice of a stack"
-"""What the body of a loop reads of an array that the loop goes along."""
 
 
 @dataclass(eq=False, slots=True)
@@ -140,7 +141,7 @@ class _Fusion:
 
         for operation in reversed(self.graph.operations):
             if _is_fused(operation):
-                visit(operation.results[0], operation.name in DEAR)
+                visit(operation.results[0], operation.name in DEAR or _is_read_in_both_passes(operation))
         for value in self.slices:
             visit(value, False)
 
@@ -238,6 +239,12 @@ def _is_unary(operation: Operation) -> bool:
     return len(large) < 2
 
 
+def _is_read_in_both_passes(operation: Operation) -> bool:
+    """Whether both passes read what an operation makes from several arrays: no reader is computed beside the other."""
+    passes = {reader.backward for reader, _ in operation.results[0].readers}
+    return len(passes) == 2 and not _is_unary(operation)
+
+
 def _is_broadcast(value: Value) -> bool:
     return value.source is not None and value.source.name == "broadcast_in_dim"
 
@@ -261,13 +268,10 @@ def _crosses(operation: Operation, parameter: str) -> bool:
 
 def _need_of_product(operation: Operation, number: int) -> str:
     contracted, batch = (sides[number] for sides in operation.params["dimension_numbers"])
-    shape = operation.shapes[number]
-    real = [axis for axis, size in enumerate(shape) if size > 1]
-    summed = [axis for axis in contracted if axis in real]
-    first = [axis for axis in batch if axis in real]
-    free = [axis for axis in real if axis not in summed and axis not in first]
-    simple = len(summed) < 2 and len(free) < 2
+    axes = [axis for axis, size in enumerate(operation.shapes[number]) if size > 1 or not batch]
+    first, summed = ([axis for axis in some if axis in axes] for some in (batch, contracted))
+    free = [axis for axis in axes if axis not in (*first, *summed)]
     orders = [first + free + summed, first + summed + free]
-    if real in (orders if simple else orders[number : number + 1]):
-        return "as it is" if simple else "flat"
-    return "moved"
+    if len(summed) < 2 and len(free) < 2:  # either order will do
+        return "as it is" if axes in orders else "moved"
+    return "flat" if axes == orders[number] else "moved"

@@ -5,9 +5,11 @@ ready early is there for long, and what needs nothing is there from the start. A
 that reads it; one of the same size that is computed from it, element by element, takes its place.
 
 A loop stacks the results of all rounds in one array, there from the start of the program around it. What a round hands
-to the next has a place outside the body, and what the body needs beyond it comes on top of what is around the loop.
+to the next has a place outside the body and, as long as the old value is read, a copy inside. What the body needs beyond
+this comes on top of what is around the loop.
 
-Arguments of the program are not counted: they are there all the time.
+Arguments of the program are not counted: they are there all the time. Nor is what is lost between places of different
+sizes when the compiler packs them, a few percent.
 """
 
 from __future__ import annotations

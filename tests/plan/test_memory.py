@@ -1,0 +1,150 @@
+"""What a step needs of a device's memory, as predicted and as the compiler says."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import FSDP, LAYOUTS, tiny_run
+
+from xlstm_hydra.models import build_objective
+from xlstm_hydra.parallel import abstract_mesh
+from xlstm_hydra.plan._dataflow import read_jaxpr
+from xlstm_hydra.plan._liveness import busiest_moment
+from xlstm_hydra.plan._memory import step_memory
+from xlstm_hydra.plan._trace import trace
+from xlstm_hydra.train import build_program
+
+SIZES = {"embedding_dim": 64, "context_length": 128, "vocab_size": 128}
+CHUNKS = {"chunk_size": 32}
+STEP = {"batch_size": 16}
+KEPT = FSDP | {"remat": []}
+
+
+def run(family="v1", layout="dp8", trainer=None, **model):
+    parallel = LAYOUTS[layout] if isinstance(layout, str) else layout
+    sizes = SIZES | (CHUNKS if family != "llama" and "backend" not in model else {}) | model
+    return tiny_run(family, parallel, sizes, trainer=STEP | (trainer or {}))
+
+
+def predicted(*args, **kwargs):
+    wanted = run(*args, **kwargs)
+    objective = build_objective(wanted, abstract_mesh(wanted.parallel, 8))
+    return step_memory(objective, trace(objective))
+
+
+def compiled(wanted):
+    """What the compiler says: bytes of the arguments, and of everything."""
+    program = build_program(wanted)
+    step = program.train_step.lower(program.abstract_state, program.abstract_batch).compile()
+    said = step.memory_analysis()
+    whole = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
+    return said.argument_size_in_bytes, whole + said.temp_size_in_bytes
+
+
+CHECKED = {
+    "mLSTM v1, fsdp": ("v1", "fsdp8", {}),
+    "mLSTM, dp and tp": ("v0", "tp4_dp2", {}),
+    "Llama, pipeline": ("llama", {"data_axis_size": 4, "pipeline_axis_size": 2}, {}),
+}
+SLOW = {
+    "xLSTM, dp": ("xlstm", "dp8", {}),
+    "Llama, all three": ("llama", "dp2_fsdp2_tp2", {}),
+    "mLSTM v1, nothing scanned": ("v1", "dp8", {"scan_blocks": False}),
+    "mLSTM v1, everything kept": ("v1", {"data_axis_size": 2, "fsdp_axis_size": 4, **KEPT}, {"num_blocks": 6}),
+    "mLSTM v1, large vocabulary": ("v1", "tp2_fsdp4", {"vocab_size": 16384}),
+    "mLSTM, long": ("v0", "fsdp8", {"context_length": 1024}),
+    "xLSTM, tp": ("xlstm", "dp2_fsdp2_tp2", {}),
+    "Llama, wide": ("llama", "dp8", {"embedding_dim": 256}),
+    "Llama, collective matmul": ("llama", {**LAYOUTS["tp4_dp2"], "tp_async_dense": True}, {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "model"),
+    [*CHECKED.values(), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW.values())],
+    ids=[*CHECKED, *SLOW],
+)
+def test_the_compiler_finds_the_same_arguments_and_needs_as_much_memory(family, layout, model):
+    arguments, whole = compiled(run(family, layout, **model))
+    memory = predicted(family, layout, **model)
+    assert memory.parameters + memory.optimizer + memory.batch == arguments
+    assert memory.total == pytest.approx(whole, rel=0.1)
+
+
+@pytest.mark.slow
+def test_microbatches_that_are_added_up_need_as_much_memory_as_the_compiler_says():
+    accumulated = {"trainer": {"gradient_accumulate_steps": 4, "batch_size": 64}}
+    assert predicted(**accumulated).total == pytest.approx(compiled(run(**accumulated))[1], rel=0.1)
+
+
+def test_fsdp_divides_parameters_and_optimizer_and_shows_what_is_gathered():
+    whole, shared = predicted(), predicted(layout="fsdp8")
+    assert 8 * shared.parameters == pytest.approx(whole.parameters, rel=0.01)  # a few sizes do not divide by 8
+    assert 8 * shared.optimizer == pytest.approx(whole.optimizer, rel=0.01)
+    assert whole.gathered == 0 < shared.gathered
+
+
+def test_remat_leaves_less_for_the_backward_pass():
+    kept, policy = {"data_axis_size": 8}, {"trainer": {"remat_policy": "dots"}}
+    blocks = {"data_axis_size": 8, "remat": ["mLSTMBlock"]}
+    nothing, some, everything = predicted(layout=blocks), predicted(layout=blocks, **policy), predicted(layout=kept)
+    assert nothing.activations < some.activations < everything.activations
+    assert nothing.total < some.total < everything.total
+
+
+@pytest.mark.parametrize("layout", ["dp8", "tp2_fsdp4"])
+def test_more_rows_never_need_less_memory(layout):
+    sizes = [predicted(layout=layout, trainer={"batch_size": rows}).total for rows in (8, 16, 64)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > sizes[0]
+
+
+def test_a_large_vocabulary_shows_in_the_logits():
+    small, large = predicted(vocab_size=128), predicted(vocab_size=8192)
+    assert large.logits >= 2 * 128 * 8192 * 4 > small.logits  # two rows of 128 tokens on each device, in float32
+
+
+def test_a_narrower_type_needs_less_memory_and_leaves_the_parameters_alone():
+    narrow, wide = predicted(dtype="bfloat16"), predicted(dtype="float32")
+    assert narrow.parameters == wide.parameters
+    assert narrow.total < wide.total
+
+
+def test_the_update_is_the_moment_where_there_are_more_parameters_than_activations():
+    memory = predicted("llama", context_length=8, embedding_dim=256)
+    assert memory.moment == "the optimizer's update"
+    assert (memory.activations, memory.gradients) == (0, memory.parameters)
+
+
+def test_the_moment_is_told_by_the_modules_that_are_computed():
+    assert predicted(layout="fsdp8").moment.startswith("the backward pass of blocks.ffn_res_block")
+
+
+def most(function, *arguments):
+    """Bytes that a function needs beside its arguments."""
+    return busiest_moment(read_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)).bytes
+
+
+SQUARE = jnp.zeros((64, 64))
+BYTES = SQUARE.size * 4
+
+
+def test_what_is_computed_element_by_element_is_never_stored():
+    assert most(lambda x: (jnp.sin(x) * 2 + 1) @ x, SQUARE) == 2 * BYTES  # the operand, and the product
+    assert most(lambda x: ((x * 2 + 1).T * 3 + x).sum(), SQUARE) < 2 * BYTES
+
+
+def test_what_nobody_reads_any_more_is_given_up():
+    def chain(x):
+        for _ in range(5):
+            x = x @ SQUARE
+        return x
+
+    assert most(chain, SQUARE) == 2 * BYTES
+
+
+def test_a_loop_stacks_what_every_round_leaves():
+    def stacked(x):
+        return jax.lax.scan(lambda x, _: (x @ SQUARE, x), x, length=10)[1]
+
+    assert 10 * BYTES <= most(stacked, SQUARE) <= 13 * BYTES
+    assert most(lambda x: jax.lax.scan(lambda x, _: (x @ SQUARE, None), x, length=10)[0], SQUARE) <= 3 * BYTES
