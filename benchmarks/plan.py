@@ -18,14 +18,14 @@ from tables import write
 
 from xlstm_hydra.hydra import load_device
 from xlstm_hydra.models import Objective
-from xlstm_hydra.plan import Counts, plan_objective
-from xlstm_hydra.train import compile_program, exchanged, listed
+from xlstm_hydra.plan import plan_objective
+from xlstm_hydra.train import compile_program, exchanged, listed, widened
 
 V1, V0, MIXED, LLAMA = FAMILIES.values()
 MEDIUM = "model.embedding_dim=256 model.num_blocks=8 model.context_length=512 model.vocab_size=4096 model.num_heads=4"
 LLAMA_MEDIUM = f"model=llama_165m {MEDIUM.replace('model.num_heads=4', 'model.head_dim=64')}"
 BFLOAT16 = "parallel.fsdp_gather_dtype=bfloat16 parallel.fsdp_grad_scatter_dtype=bfloat16"
-COLLECTIVE_MATMUL = "parallel.tp_async_dense=true"
+PIECES = "parallel.tp_async_dense=true"
 
 CASES = {
     "mLSTM v1, dp=8": V1,
@@ -33,7 +33,7 @@ CASES = {
     "mLSTM v1, fsdp=8, no remat": f"{V1} {FSDP} parallel.remat=[]",
     "mLSTM v1, fsdp=8, policy dots": f"{V1} {FSDP} trainer.remat_policy=dots",
     "mLSTM v1, fsdp=8, exchanges in bfloat16": f"{V1} {FSDP} {BFLOAT16}",
-    "mLSTM v1, tp=4, collective matmul": f"{V1} parallel=tp parallel.model_axis_size=4 {COLLECTIVE_MATMUL}",
+    "mLSTM v1, tp=4, collective matmul": f"{V1} parallel=tp parallel.model_axis_size=4 {PIECES}",
     "mLSTM v1, dp=4 pp=2": f"{V1} parallel=pp",
     "mLSTM v1, fsdp=8, all in bfloat16": f"{V1} {FSDP} model.dtype=bfloat16",
     "mLSTM v1, medium, dp=8": f"{MEDIUM} trainer.batch_size=16",
@@ -46,7 +46,7 @@ CASES = {
     "xLSTM[1:1], fsdp=8, remat of the blocks": f"{MIXED} {FSDP}",
     "xLSTM[1:1], dp=2 pp=2 tp=2": f"{MIXED} parallel=pp parallel.model_axis_size=2",
     "Llama, dp=2 fsdp=2 tp=2": f"{LLAMA} {FSDP_TP} parallel.data_axis_size=2",
-    "Llama, fsdp=2 pp=2 tp=2, collective matmul": f"{LLAMA} {FSDP_TP} parallel.pipeline_axis_size=2 {COLLECTIVE_MATMUL}",
+    "Llama, fsdp=2 pp=2 tp=2, collective matmul": f"{LLAMA} {FSDP_TP} parallel.pipeline_axis_size=2 {PIECES}",
     "Llama, medium, fsdp=8, no remat": f"{LLAMA_MEDIUM} {FSDP} parallel.remat=[] trainer.batch_size=16",
     "Llama, medium, dp=8, in 2 parts": f"{LLAMA_MEDIUM} trainer.batch_size=16 trainer.gradient_accumulate_steps=2",
 }
@@ -56,35 +56,26 @@ CASES = {
 def agreement() -> Iterable[list[str]]:
     """Plan and compiler, side by side."""
     arrays = "parameters, gradients, optimizer"
-    yield ["config", arrays, "collectives", "sent", "memory", "ratio", "operations", "ratio"]
+    yield ["config", arrays, "collectives", "of bytes", "memory", "memory ratio", "operations", "operations ratio"]
     device = load_device("cpu")
     for name, overrides in CASES.items():
-        float32 = "" if "model.dtype" in overrides else " model.dtype=float32"
-        on = program(f"{overrides}{float32}")
+        on = program(overrides if "model.dtype" in overrides else f"{overrides} model.dtype=float32")
         plan, compiled = plan_objective(on.objective, device), compile_program(on)
         held = sum(placement.bytes_per_device for placement in plan.placements)
         planned = held, held, plan.memory.optimizer
         found = compiled.parameters, compiled.gradients, compiled.optimizer
         kinds, lowered = exchanged(plan.counts.exchanges, plan.sizes), listed(compiled.collectives)
-        number = sum(each.count for each in plan.counts.exchanges)
         sent = sum(each.count * each.bytes for each in plan.counts.exchanges)
-        memory, ratio = f"{plan.memory.total / MIB:.2f} MiB", f"{plan.memory.total / compiled.total:.3f}"
-        operations = plan.counts.flops / unrolled_flops(on.objective)
         yield [
             name,
             "equal" if planned == found else f"{planned} and {found}",
-            f"{number} equal" if kinds == lowered else f"{kinds - lowered} and {lowered - kinds}",
+            f"{kinds.total()} equal" if kinds == lowered else f"{kinds - lowered} and {lowered - kinds}",
             f"{sent / MIB:.3f} MiB",
-            memory,
-            "-" if in_bfloat16(plan.counts) else ratio,
+            f"{plan.memory.total / MIB:.2f} MiB",
+            "-" if widened(plan.counts) else f"{plan.memory.total / compiled.total:.3f}",
             f"{plan.counts.flops / 1e6:.1f} M",
-            f"{operations:.3f}",
+            f"{plan.counts.flops / unrolled_flops(on.objective):.4f}",
         ]
-
-
-def in_bfloat16(counts: Counts) -> bool:
-    """Whether a program multiplies in bfloat16, for which XLA needs float32 on CPU."""
-    return "bfloat16" in counts.product_flops
 
 
 def unrolled_flops(on: Objective) -> float:
@@ -97,10 +88,11 @@ def unrolled_flops(on: Objective) -> float:
     jax.lax.scan = unrolled
     try:
         # A function of its own, or JAX would take the program that it has traced before.
-        lowered = jax.jit(lambda *of: on.loss_and_gradients(*of)).lower(on.abstract_params, on.abstract_batch, key)
+        function = jax.jit(lambda *of: on.loss_and_gradients(*of))
+        found: Any = function.lower(on.abstract_params, on.abstract_batch, key).cost_analysis()
     finally:
         jax.lax.scan = scan
-    return lowered.cost_analysis()["flops"]
+    return found["flops"]
 
 
 if __name__ == "__main__":

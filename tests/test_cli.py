@@ -89,7 +89,7 @@ def test_a_config_that_breaks_a_rule_can_still_be_shown():
 def test_the_help_lists_groups_with_their_options_and_examples_on_one_screen():
     done = run_command("--help")
     assert done.status == 0
-    assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in done.out and done.out.count("\n  xlstm-hydra ") == 8
+    assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in done.out and done.out.count("\n  xlstm-hydra ") == 9
     assert "xlstm_hydra/" not in done.out
     assert done.out.count("\n") < 40
 
@@ -151,7 +151,7 @@ def test_a_model_of_the_users_is_found_in_the_current_folder(tmp_path, train):
     assert "Did you mean 'MyModel'?" in run_command("model=custom", "model.model_class=my_models.MyModle").err
 
 
-TASKS = {"train": [], "evaluate": ["task.checkpoint=run"], "generate": ["task.checkpoint=run"]}
+TASKS = {"train": [], "evaluate": ["task.checkpoint=run"], "generate": ["task.checkpoint=run"], "plan": []}
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -7,8 +7,9 @@ import sys
 import pytest
 from command import run_command
 
-from xlstm_hydra import compare_plans
-from xlstm_hydra.compare_plans import KINDS, Row
+from xlstm_hydra import compare_plans, plan_cli
+from xlstm_hydra.compare_plans import Row
+from xlstm_hydra.plan import MEMORY_KINDS
 
 SWEEP = ["-m", "task=plan", "task.num_devices=16", "parallel=dp,fsdp,tp", "hydra.sweep.dir=sweep"]
 
@@ -52,7 +53,7 @@ def test_csv_and_json_have_the_rows_in_bytes(swept):
     for written, row in zip(in_json[:2], in_csv, strict=False):
         assert sum(written["memory"].values()) == written["total"] == int(row["total_bytes"])
         assert written["device_memory"] - written["total"] == written["headroom"] == int(row["headroom_bytes"])
-        assert [int(row[f"{kind}_bytes"]) for kind in KINDS] == list(written["memory"].values())
+        assert [int(row[f"{kind}_bytes"]) for kind in MEMORY_KINDS] == list(written["memory"].values())
         assert float(row["step_seconds"]) == written["step_seconds"] > 0
     assert in_csv[2]["total_bytes"] == "" and in_json[2]["memory"] is None
 
@@ -76,6 +77,7 @@ def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch, tmp_path, cap
 
 def test_the_status_says_that_no_plan_fits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_cli, "changes_that_fit", lambda plan: ())
     small = ["device=h100_80gb", "device.memory_gib=0.001", "optimizer=adamw,sgd"]
     done = run_command("-m", "task=plan", *small, "hydra.sweep.dir=sweep")
     assert done.status == 3, done.err

@@ -1,7 +1,6 @@
 """What `task=plan` checks, prints, writes and returns."""
 
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -14,8 +13,8 @@ from tiny import FAMILIES
 
 from xlstm_hydra import plan_cli, train
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import search
+from xlstm_hydra.hydra import _load, load_device
+from xlstm_hydra.plan import Search, make_plan
 from xlstm_hydra.train import Comparison
 
 PLAN = ("task=plan", "hydra.run.dir=run")
@@ -156,6 +155,13 @@ def test_the_default_batch_of_a_plan_is_one_that_its_layout_can_use(overrides, s
     assert batch_of(*overrides) == size
 
 
+def test_the_default_batch_of_a_plan_reads_the_rest_of_the_config_once(monkeypatch):
+    read, calls = _load._read_groups, []
+    monkeypatch.setattr(_load, "_read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
+    assert batch_of("task.num_devices=3") == 9
+    assert len(calls) == 1
+
+
 def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
     done = run_command("--cfg", "job", "--resolve", "trainer.simulated_devices=3")
     assert OmegaConf.create(done.out).trainer.batch_size == TrainerConfig().batch_size
@@ -170,12 +176,18 @@ def test_plans_of_a_sweep_are_told_in_short_and_one_that_does_not_fit_stops_no_o
 
 
 def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
-    monkeypatch.setattr(plan_cli, "search", functools.partial(search, best=1))
-    done = run_command(*TINY, "task.num_devices=2", "task.search=true")
+    def found(run, number, device):
+        parallel = dataclasses.replace(run.parallel, remat=["mLSTMBlock"])
+        best = dataclasses.replace(run, model=dataclasses.replace(run.model, parallel=parallel))
+        plans = (make_plan(best, number, device),)
+        return Search(run, number, device, limit=2**30, best=plans, fitting=(), dropped=(), refused=())
+
+    monkeypatch.setattr(plan_cli, "search", found)
+    done = run_command(*TINY, "task.search=true")
     assert done.status == 0 and "the fastest 1:" in done.out
     best = json.loads(Path("run/search.json").read_text())["best"][0]
-    assert " ".join(best["overrides"]) in done.out
-    assert run_command(*TINY, "task.num_devices=2", *best["overrides"]).status == 0
+    assert best["overrides"] and " ".join(best["overrides"]) in done.out
+    assert run_command(*TINY, *best["overrides"]).status == 0
     assert json.loads(Path("run/plan.json").read_text())["memory"]["total"] == best["memory_bytes"]
 
 

@@ -10,21 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.plan import MEMORY_KINDS
+from xlstm_hydra.plan._text import gib, in_ms, table
 
 PLAN_FILE = "plan.json"
 """What each job leaves in its folder."""
-
-KINDS = ("parameters", "gradients", "optimizer", "activations", "gathered", "logits", "working", "batch")
-"""What memory is needed for, as plans name it, in the order of the bars."""
 
 HEAD = (
     *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
     *("headroom", "step", "bound by", "verdict"),
 )
-"""The first line of the table, with short names of the kinds."""
-
-LEFT = ("overrides", "bound by", "verdict")
-"""Columns of text."""
+"""The first line of the table, with short names of the kinds of memory."""
 
 COLOURS = ("#0072B2", "#56B4E9", "#332288", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999")
 """Colours that also the colour-blind tell apart (Okabe and Ito; Tol)."""
@@ -103,7 +99,7 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
         job,
         overrides,
         FITS if content["fits"] else TOO_LARGE,
-        memory={kind: memory[kind] for kind in KINDS},
+        memory={kind: memory[kind] for kind in MEMORY_KINDS},
         total=memory["total"],
         headroom=content["headroom"],
         device=content["device"]["name"],
@@ -119,30 +115,29 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
 
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
     """The table, and under it what is wrong with the layouts that are none."""
-    table = [HEAD, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     yield f"memory of a device in GiB, {_devices(rows)}:"
-    for line in table:
-        cells = zip(HEAD, line, widths, strict=True)
-        yield "  ".join(f"{text:{'<' if name in LEFT else '>'}{width}}" for name, text, width in cells).rstrip()
+    yield from table(
+        [HEAD, *map(_cells, rows)], left=[HEAD.index(name) for name in ("overrides", "bound by", "verdict")]
+    )
     yield from (f"job {row.job} is invalid: {row.reason}" for row in rows if row.reason)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    memory = [""] * (len(KINDS) + 2)
+    memory = [""] * (len(MEMORY_KINDS) + 2)
     if row.memory is not None:
-        memory = [f"{size / GIB:.2f}" for size in (*row.memory.values(), row.total or 0, row.headroom or 0)]
-    step = "" if row.step_seconds is None else f"{1000 * row.step_seconds:,.1f} ms"
+        free = row.headroom or 0
+        memory = [*map(gib, row.memory.values()), gib(row.total or 0), f"{'-' if free < 0 else ''}{gib(abs(free))}"]
+    step = "" if row.step_seconds is None else in_ms(row.step_seconds)
     return (str(row.job), row.overrides, *memory, step, row.bound_by or "", row.verdict)
 
 
 def _devices(rows: Sequence[Row]) -> str:
     kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
-    return " or ".join(f"{name} with {size / GIB:.2f}" for name, size in kinds)
+    return " or ".join(f"{name} with {gib(size)}" for name, size in kinds)
 
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
-    sizes = [f"{kind}_bytes" for kind in (*KINDS, "total", "headroom", "device_memory")]
+    sizes = [f"{kind}_bytes" for kind in (*MEMORY_KINDS, "total", "headroom", "device_memory")]
     names = ["job", "overrides", "verdict", "reason", "num_devices", "device", *sizes, "step_seconds", "bound_by"]
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, names)
@@ -166,9 +161,9 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
     figure = Figure(figsize=(10, 1.8 + 0.4 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     places, ends = range(len(rows)), [0.0] * len(rows)
-    for kind, colour in zip(KINDS, COLOURS, strict=True):
+    for kind, colour in zip(MEMORY_KINDS, COLOURS, strict=True):
         sizes = [(row.memory or {}).get(kind, 0) / GIB for row in rows]
-        axes.barh(places, sizes, left=ends, color=colour, label=kind)
+        axes.barh(places, sizes, left=ends, color=colour, label=MEMORY_KINDS[kind])
         ends = [end + size for end, size in zip(ends, sizes, strict=True)]
     for place, end, row in zip(places, ends, rows, strict=True):
         axes.text(end, place, f" {row.verdict if row.total is None else f'{end:.1f}, {row.verdict}'}", va="center")
@@ -178,7 +173,7 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 1.25 * max(*ends, *((row.device_memory or 0) / GIB for row in rows)))
     axes.set_xlabel("GiB on a device; the line is what it has")
-    figure.legend(loc="outside upper center", ncols=len(KINDS), fontsize="small", frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     names = ["plans.png", "plans.svg"]
     for name in names:
         figure.savefig(folder / name, dpi=150)

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 there are differences or the check failed, 2 the place or
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -113,7 +114,8 @@ def _overrides(arguments: argparse.Namespace) -> int:
 
     record = _read(arguments.RUN, "RUN")
     overrides, notes = shortest_overrides(record), without_idle(record.groups)[1]
-    if missing := sorted(RunConfig.__dataclass_fields__.keys() - record.groups.keys()):
+    groups = {field.name for field in dataclasses.fields(RunConfig) if field.default is not None}
+    if missing := sorted(groups - record.groups.keys()):
         notes = [*notes, f"not recorded: {', '.join(missing)}"]
     command = shlex.join(["xlstm-hydra", *overrides])
     if arguments.json:

@@ -5,7 +5,10 @@ from command import run_command
 
 LINES = [
     # unknown options, keys and groups
-    ("parallel=fsdpp", "parallel='fsdpp': no such option. Did you mean 'fsdp'? Known: auto, dp, fsdp, fsdp_tp, pp, tp."),
+    (
+        "parallel=fsdpp",
+        "parallel='fsdpp': no such option. Did you mean 'fsdp'? Known: auto, dp, fsdp, fsdp_tp, pp, tp.",
+    ),
     ("debug=slow", "debug='slow': no such option. Known: fast, nans."),
     ("hydra/launcher=foo", "hydra/launcher='foo': no such option. Known: basic."),
     ("model.num_head=4", "model.num_head: no such key. Did you mean model.num_heads?"),

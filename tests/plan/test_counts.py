@@ -126,3 +126,15 @@ def test_a_power_takes_the_multiplications_of_repeated_squaring(power):
     x = np.ones((4, 4), np.float32)
     found = jax.jit(lambda x: jax.lax.integer_pow(x, power)).lower(x).cost_analysis().get("flops", 0)
     assert of(lambda x: jax.lax.integer_pow(x, power), (4, 4)).flops == found
+
+
+def test_attention_by_cudnn_is_planned_without_cudnn_and_makes_no_scores():
+    def counted(backend):
+        run = tiny_run("llama", model={"attention_backend": backend, "dtype": "bfloat16", "context_length": 512})
+        return count(trace(build_objective(run, abstract_mesh(run.parallel, 1))))
+
+    fused, plain = counted("cudnn"), counted("xla")
+    scores = 2 * 8 * 4 * 512**2 * 8 * 2  # of two blocks: 8 rows, 4 heads of width 8
+    assert plain.flops - fused.flops > 5 * scores / 2
+    assert sum(plain.product_flops.values()) - sum(fused.product_flops.values()) == 6 * scores - 7 * scores / 2
+    assert fused.traffic < plain.traffic / 2

@@ -25,6 +25,7 @@ SMALL = 2**20
 @pytest.fixture
 def small_host(monkeypatch):
     monkeypatch.setattr(_here, "host_memory", lambda: SMALL)
+    monkeypatch.setattr(_plan, "changes_that_fit", lambda plan: ())
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):

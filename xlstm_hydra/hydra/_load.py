@@ -120,7 +120,7 @@ def _to_plain(
             if isinstance(value, str) and value == "???":  # what an interpolation found; OmegaConf 2.4 tells it
                 raise MissingMandatoryValue
             if isinstance(value, DictConfig):  # what is elsewhere, has its problems told there
-                value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where)
+                value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except (MissingMandatoryValue, InterpolationToMissingValueError):
             problems.append(Problem.about(where, "missing", f"Write {where}=..."))

@@ -13,6 +13,7 @@ from ._own_costs import Share as Share
 from ._plan import Plan as Plan
 from ._plan import make_plan as make_plan
 from ._plan import plan_objective as plan_objective
+from ._report import MEMORY_KINDS as MEMORY_KINDS
 from ._report import report as report
 from ._report import summary as summary
 from ._report import verdict as verdict

@@ -171,7 +171,7 @@ class _Tally:
         number = operations(eqn)
         self.once += number
         if eqn.primitive.name in PRODUCTS:
-            dtype = max((var.aval.dtype for var in eqn.invars), key=lambda dtype: dtype.itemsize)
+            dtype = max((var.aval.dtype for var in eqn.invars[:2]), key=lambda dtype: dtype.itemsize)
             self.products[dtype.name] += times * number
         else:
             self.other += times * number

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ._cudnn import ATTENTION, attention_flops
+
 COLLECTIVES = {
     "all_gather": "all-gather",
     "all_gather_invariant": "all-gather",
@@ -45,7 +47,7 @@ REDUCTIONS = frozenset(
 )
 """Primitives that compute their operands on the way and write their result to memory."""
 
-PRODUCTS = frozenset({"conv_general_dilated", "dot_general"})
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general", *ATTENTION})
 """Primitives that multiply and add."""
 
 FROM_MEMORY = PRODUCTS | {"sort", "top_k"}
@@ -83,6 +85,8 @@ def operations(eqn: Any) -> int:
     if named_axes(eqn):
         sums = COLLECTIVES[name] == "all-reduce"
         return sum(size_of(var.aval) for var in eqn.outvars) if sums else 0
+    if name in ATTENTION:
+        return attention_flops(eqn)
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * given * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)

@@ -45,7 +45,7 @@ def summary(plan: Plan) -> list[str]:
     memory = plan.memory
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
     told = ", ".join(f"{MEMORY_KINDS[kind]} {in_gib(getattr(memory, kind))}" for kind in largest)
-    lines = [f"memory of a device: {in_gib(memory.total)} ({told}, ...) {memory.moment}", verdict(plan)]
+    lines = [f"memory of a device: {in_gib(memory.total)} in {memory.moment} ({told}, ...)", verdict(plan)]
     if plan.time is not None:
         lines.append(_bound(plan))
     return lines
@@ -150,6 +150,9 @@ def _module(placement: Placement) -> tuple[str, str]:
 
 def _whole(plan: Plan) -> Iterator[str]:
     """Why parameters are whole, those with the same reason together, the largest first."""
+    if plan.sizes[plan.run.parallel.fsdp_axis_name] == 1:
+        yield "whole: all, but for what the layout splits without FSDP; parallel.fsdp_axis_size of 2 or more splits them"
+        return
     reasons: dict[tuple[str, str], _Rows] = {}
     for placement in plan.placements:
         if placement.fsdp_axis is None:

@@ -17,32 +17,24 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.configs.language_model import LanguageModelConfig
-from xlstm_hydra.models import Objective, build_objective
-from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, place
+from xlstm_hydra.parallel import Parameter, Placement, place
 
-from ._counts import Counts, Exchange, count
-from ._layouts import SHARDING, assembled, closed
-from ._memory import Memory, step_memory
+from ._counts import Counts, Exchange
+from ._memory import Memory
+from ._phases import PHASES
 from ._plan import Plan, axes_across
+from ._probe import Fit, Numbers, probe, probe_of
 from ._time import StepTime, step_time
-from ._trace import trace
 
-Numbers = Mapping[Any, float]
-"""Named quantities of a program."""
-
-PARTS = ("forward", "backward", "outside")
-"""Parts of a program: the blocks forward, the blocks backward, and what is around them."""
-
-_KEPT = ("activations", "gathered", "logits", "working")
-"""Kinds of memory that grow with the rows, or do not depend on the layout."""
+_KINDS = ("activations", "gathered", "logits", "working")
+"""Kinds of memory that a phase of a step needs beside gradients."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +100,19 @@ class Scale:
         self.num_devices, self.device, self.parameters = num_devices, device, parameters
         shapes = [self._shape(run) for run in runs]
         rows = {shape.block_rows for shape in shapes} | {shape.outer_rows for shape in shapes}
-        self.rows = sorted({min(rows), max(rows)})
+        # What a single row needs is not typical: some arrays are then small enough to be made twice.
+        self.rows = sorted({min(max(min(rows), 2), max(rows)), max(rows)})
         widths = sorted({shape.tensor for shape in shapes if shape.tensor > 1})
         self.widths = sorted({*widths[:1], *widths[-1:]})
         sharded = (run.parallel for run, shape in zip(runs, shapes, strict=True) if shape.fsdp > 1)
         self.sharded = next(sharded, None)
         self.traced = 0
-        self._known: dict[Any, tuple[Numbers, str]] = {}
+        self.optimizer_share = 0.0 if known is None else known.memory.optimizer / known.memory.parameters
+        self._fits: dict[Any, tuple[Fit, Mapping[str, str]]] = {}
+        self._placements: dict[Any, tuple[Placement, ...]] = {}
+        self._known: dict[Any, tuple[Numbers, Mapping[str, str]]] = {}
         if known is not None:
             self._learn(known)
-        self.optimizer_share = 0.0 if known is None else known.memory.optimizer / known.memory.parameters
-        self._fits: dict[Any, _Fit] = {}
-        self._placements: dict[Any, tuple[Placement, ...]] = {}
 
     def estimate(self, run: RunConfig) -> Estimate:
         """Memory, counts and time of a run."""
@@ -154,54 +147,34 @@ class Scale:
         rows = run.trainer.batch_size // (data * fsdp * parts)
         return _Shape(data, fsdp, stages, tensor, parts, run.microbatches(data, fsdp, stages), rows)
 
-    def _fit(self, run: RunConfig, tensor: int) -> _Fit:
-        """The numbers of the programs that are like this one but for their sizes."""
-        key = (tuple(run.parallel.remat), tensor > 1)
-        if key not in self._fits:
-            widths, rows = self.widths if tensor > 1 else [1], self.rows
-            probes = [self._probe(run, widths[0], rows[0])]
-            probes += [self._probe(run, widths[0], rows[1])] if len(rows) > 1 else []
-            probes += [self._probe(run, widths[1], rows[-1])] if len(widths) > 1 else []
-            self._fits[key] = _Fit(probes, rows, widths)
-        return self._fits[key]
+    def _fit(self, run: RunConfig, tensor: int) -> tuple[Fit, Mapping[str, str]]:
+        """The numbers of the programs that are like this one but for their sizes, and their moments in words."""
+        remat, is_split = tuple(run.parallel.remat), tensor > 1
+        if (remat, is_split) not in self._fits:
+            widths, rows = self.widths if is_split else [1], self.rows
+            places = [(widths[0], number) for number in rows] + [(width, rows[-1]) for width in widths[1:]]
+            probes = [self._probe(run, *place) for place in places]
+            self._fits[remat, is_split] = Fit([numbers for numbers, _ in probes], rows, widths), probes[-1][1]
+        return self._fits[remat, is_split]
 
-    def _learn(self, plan: Plan) -> None:
-        """Take the numbers of a plan for those of a program. They are not told apart by parts of the program, so that
-        they are of use only where no layout has a pipeline."""
-        shape = self._shape(plan.run)
-        if shape.parts * shape.stages == 1 and (shape.fsdp > 1 or self.sharded is None):
-            numbers = _numbers(plan.memory, {"outside": plan.counts}, shape.rows)
-            self._known[tuple(plan.run.parallel.remat), shape.tensor, shape.rows] = numbers, plan.memory.moment
-
-    def _probe(self, run: RunConfig, tensor: int, rows: int) -> tuple[Numbers, str]:
-        """The numbers of a program, and the moment that needs most memory."""
+    def _probe(self, run: RunConfig, tensor: int, rows: int) -> tuple[Numbers, Mapping[str, str]]:
         if (known := self._known.get((tuple(run.parallel.remat), tensor, rows))) is not None:
             return known
         self.traced += 1
-        fsdp = 1 if self.sharded is None else 2
-        sizes = {"data_axis_size": 1, "fsdp_axis_size": fsdp, "pipeline_axis_size": 1, "model_axis_size": tensor}
-        sharding = {} if self.sharded is None else {key: self.sharded.get(key) for key in SHARDING}
-        layout = closed(run.parallel, **sharding | sizes | {"fsdp_gather_dtype": None})
-        trainer = replace(
-            run.trainer,
-            batch_size=rows * fsdp,
-            gradient_accumulate_steps=1,
-            pipeline_microbatches=None,
-            pipeline_remat=False,
-        )
-        run = assembled(run, model=replace(run.model, parallel=layout), trainer=trainer)
-        objective = build_objective(run, abstract_mesh(layout, fsdp * tensor), self.parameters)
-        jaxpr = trace(objective)
-        memory = step_memory(objective, jaxpr)
-        parts = {part: count(program) for part, program in _split(objective, jaxpr).items()}
-        return _numbers(memory, parts, rows), memory.moment
+        return probe(run, tensor, rows, self.sharded, self.parameters)
+
+    def _learn(self, plan: Plan) -> None:
+        """Take a plan for a program, where it is like one."""
+        shape = self._shape(plan.run)
+        if shape.parts * shape.stages == 1 and (shape.fsdp > 1 or self.sharded is None):
+            self._known[tuple(plan.run.parallel.remat), shape.tensor, shape.rows] = probe_of(plan, shape.rows)
 
     def _counts(self, run: RunConfig, shape: _Shape, sizes: Mapping[str, int]) -> Counts:
-        fit = self._fit(run, shape.tensor)
+        fit, _ = self._fit(run, shape.tensor)
         numbers = {"outside": fit.at(shape.outer_rows, shape.tensor)}
         numbers["forward"] = numbers["backward"] = fit.at(shape.block_rows, shape.tensor)
         gathers, total = ("all-gather", (run.parallel.fsdp_axis_name,)), defaultdict[Any, float](float)
-        for part in PARTS:
+        for part in PHASES:
             times = shape.parts * _times(part, shape, run.trainer.pipeline_remat)
             # What the forward pass gathers, it gathers before the first tick, if it is not done twice.
             is_early = part == "forward" and not (shape.stages > 1 and run.trainer.pipeline_remat)
@@ -215,9 +188,9 @@ class Scale:
         products = {dtype: value for (kind, *dtype_), value in total.items() if kind == "product" for dtype in dtype_}
         return Counts(
             product_flops=products,
-            other_flops=total["other",],
+            other_flops=total["other_flops",],
             transcendentals=total["transcendentals",],
-            traffic=total["traffic",],
+            traffic=total["traffic",] - self._unshared_traffic(run, total, shape),
             exchanges=tuple(exchanges),
         )
 
@@ -238,6 +211,14 @@ class Scale:
             if named := tuple(axis for axis in axes if sizes[axis] > 1):
                 yield Exchange(operation, named, dtype, round(size / times), round(times))
 
+    def _unshared_traffic(self, run: RunConfig, total: Numbers, shape: _Shape) -> float:
+        """Bytes that the program's gathers and scatters over two devices read and write beyond those of the run's."""
+        if self.sharded is None:
+            return 0.0
+        axes = (run.parallel.fsdp_axis_name,)
+        exchanged = sum(size for (kind, *key), size in total.items() if kind == "bytes" and key[1] == axes)
+        return exchanged * (1.5 if shape.fsdp == 1 else 1 / 2 - 1 / shape.fsdp)
+
     def _gradient_sums(self, run: RunConfig, sizes: Mapping[str, int]) -> Iterator[Exchange]:
         """What sums the gradients over the devices that computed parts of the loss with the same parameters."""
         names = run.parallel.axis_names()[:3]
@@ -246,94 +227,77 @@ class Scale:
                 yield Exchange("all-reduce", axes, placement.parameter.dtype, placement.bytes_per_device, 1)
 
     def _memory(self, run: RunConfig, shape: _Shape) -> Memory:
-        fit = self._fit(run, shape.tensor)
-        here, outer = fit.at(shape.block_rows, shape.tensor), fit.at(shape.outer_rows, shape.tensor)
-        parameters = sum(placement.bytes_per_device for placement in self.placements(run))
-        kept = {kind: here["memory", kind] for kind in _KEPT}
-        kept["logits"] = outer["memory", "logits"]
-        if shape.stages > 1:
-            stream = _stream_bytes(run, shape.block_rows, shape.tensor)
-            kept["activations"] = kept["activations"] * shape.ticks / shape.stages + 3 * shape.ticks * stream
-        if shape.fsdp == 1:
-            kept["gathered"] = 0.0
-        gradients = parameters * (here["share", "gradients"] + (shape.parts > 1))
+        fit, words = self._fit(run, shape.tensor)
+        placements = self.placements(run)
+        parameters = sum(placement.bytes_per_device for placement in placements)
+        shares = {key[1]: value for key, value in fit.at(shape.rows, shape.tensor).items() if key[0] == "share"}
+        summed = sum(exchange.bytes for exchange in self._gradient_sums(run, run.parallel.axis_sizes(self.num_devices)))
+        update = dict.fromkeys(_KINDS, 0.0) | {"working": max(parameters * shares["update"], summed)}
+        moments = {"the optimizer's update": update | {"gradients": parameters}}
+        for phase in PHASES:
+            if phase in shares:
+                kinds = self._phase_memory(run, fit, shape, phase)
+                kinds["gradients"] = parameters * (shares[phase] + (shape.parts > 1))
+                if shape.stages > 1 and phase == "backward":  # those of one tick, and their sum so far
+                    kinds["gradients"] += self._stage_bytes(run)
+                moments[words[phase]] = kinds
+        moment = max(moments, key=lambda words: sum(moments[words].values()))
         return Memory(
             parameters=parameters,
-            gradients=round(gradients),
-            optimizer=round(parameters * here["share", "optimizer"]),
-            batch=round(here["share", "batch"] * shape.rows * shape.parts),
-            moment=fit.moment,
-            **{kind: max(round(value), 0) for kind, value in kept.items()},
+            optimizer=round(parameters * shares["optimizer"]),
+            batch=round(shares["batch"] * shape.rows * shape.parts),
+            moment=moment,
+            **{kind: max(round(value), 0) for kind, value in moments[moment].items()},
         )
 
+    def _phase_memory(self, run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> dict[str, float]:
+        """What a phase needs beside gradients."""
+        rows = shape.outer_rows if phase == "outside" else shape.block_rows
+        here = fit.at(rows, shape.tensor)
+        kinds = {kind: here["memory", phase, kind] for kind in _KINDS}
+        if shape.fsdp == 1:
+            kinds["gathered"] = 0.0
+        if shape.stages > 1:
+            self._add_pipeline(kinds, run, fit, shape, phase)
+        return kinds
 
-class _Fit:
-    """The numbers of a program at any number of rows and any tensor parallelism, from two or three of them."""
+    def _add_pipeline(self, kinds: dict[str, float], run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> None:
+        """What is kept of every tick, what goes from stage to stage, and the weights that all ticks read."""
+        none, kept = fit.at(0, shape.tensor), fit.at(shape.block_rows, shape.tensor)
+        weights = none["memory", "forward", "activations"] / shape.stages
+        tick = kept["memory", "forward", "activations"] / shape.stages - weights
+        stacked = tick * shape.ticks
+        stream, whole = (_stream_bytes(run, rows, shape.tensor) for rows in (shape.block_rows, shape.rows))
+        if phase == "outside":
+            kinds["activations"] -= fit.at(shape.outer_rows, shape.tensor)["memory", "forward", "activations"]
+            kinds["working"] += stream + whole
+        else:
+            kinds["activations"] = 0.0
+            kinds["working"] += 3 * stream * shape.ticks + stream
+            if not run.parallel.remat or phase == "forward":
+                kinds["working"] += tick
+        if phase == "forward":
+            kinds["working"] += self._whole_stage_bytes(run)
+        kinds["activations"] += stacked + weights
 
-    def __init__(self, probes: list[tuple[Numbers, str]], rows: list[int], widths: list[int]) -> None:
-        self.moment = probes[-1][1]
-        self._keys = sorted({key for numbers, _ in probes for key in numbers}, key=str)
-        values = [np.array([numbers.get(key, 0.0) for key in self._keys]) for numbers, _ in probes]
-        self._width, low = widths[0], rows[0]
-        self._slope = np.zeros_like(values[0]) if len(rows) == 1 else (values[1] - values[0]) / (rows[1] - low)
-        self._constant = values[0] - self._slope * low
-        self._fixed = np.array([key[0] == "share" or "count" in key for key in self._keys])
-        self._other_width, self._other_slope = self._width, self._slope
-        if len(widths) > 1:
-            constant = self._at_width(self._constant, widths[1])
-            self._other_width, self._other_slope = widths[1], (values[-1] - constant) / rows[-1]
-        self._known: dict[tuple[int, int], Numbers] = {}
+    def _stage_bytes(self, run: RunConfig) -> int:
+        """This device's share of its stage's parameters."""
+        pipeline = run.parallel.pipeline_axis_name
+        return sum(placement.bytes_per_device for placement in self.placements(run) if pipeline in placement.spec)
 
-    def at(self, rows: int, tensor: int) -> Numbers:
-        """The numbers there."""
-        if (rows, tensor) not in self._known:
-            values = self._at_width(self._constant, tensor) + self._slope_at(tensor) * rows
-            self._known[rows, tensor] = dict(zip(self._keys, values.tolist(), strict=True))
-        return self._known[rows, tensor]
-
-    def _at_width(self, constant: np.ndarray, tensor: int) -> np.ndarray:
-        """What does not depend on the rows has to do with parameters, which are divided."""
-        return np.where(self._fixed, constant, constant * self._width / tensor)
-
-    def _slope_at(self, tensor: int) -> np.ndarray:
-        """What depends on the rows is divided, but for the stream: it is even in 1 / width."""
-        if self._other_width == self._width:
-            return self._slope
-        share = (1 / tensor - 1 / self._width) / (1 / self._other_width - 1 / self._width)
-        return self._slope + share * (self._other_slope - self._slope)
-
-
-def _numbers(memory: Memory, parts: Mapping[str, Counts], rows: int) -> Numbers:
-    """What a program costs, in numbers that can be scaled."""
-    numbers: dict[Any, float] = {("memory", kind): getattr(memory, kind) for kind in _KEPT}
-    numbers["share", "gradients"] = memory.gradients / memory.parameters
-    numbers["share", "optimizer"] = memory.optimizer / memory.parameters
-    numbers["share", "batch"] = memory.batch / rows
-    for where, counts in parts.items():
-        numbers |= {(where, "product", dtype): flops for dtype, flops in counts.product_flops.items()}
-        for key in ("other_flops", "transcendentals", "traffic"):
-            numbers[where, key.removesuffix("_flops")] = getattr(counts, key)
-        for exchange in counts.exchanges:
-            kind = (exchange.operation, exchange.axes, exchange.dtype)
-            for key, value in (("count", exchange.count), ("bytes", exchange.bytes * exchange.count)):
-                numbers[where, key, *kind] = numbers.get((where, key, *kind), 0.0) + value
-    return numbers
-
-
-def _split(objective: Objective, jaxpr: Any) -> dict[str, Any]:
-    """The same program thrice: with nothing but the loop over the blocks forward, or backward, and without them."""
-    config, body = objective.model.model_config, jaxpr.jaxpr
-    length = config.num_blocks // config.scan_period() if isinstance(config, LanguageModelConfig) else None
-    mapped = next(eqn for eqn in body.eqns if eqn.primitive.name == "shard_map")
-    inner = mapped.params["jaxpr"]
-    loops = [eqn for eqn in inner.eqns if eqn.primitive.name == "scan" and eqn.params["length"] == length]
-    others = [eqn for eqn in inner.eqns if eqn not in loops]
-
-    def only(eqns: list[Any]) -> Any:
-        local = mapped.replace(params=mapped.params | {"jaxpr": inner.replace(eqns=eqns)})
-        return jaxpr.replace(jaxpr=body.replace(eqns=[local]))
-
-    return dict(zip(PARTS, (only(loops[:1]), only(loops[1:]), only(others)), strict=True))
+    def _whole_stage_bytes(self, run: RunConfig) -> int:
+        """A stage's whole parameters, in the type that they are computed with."""
+        config, pipeline = run.model.model_config, run.parallel.pipeline_axis_name
+        assert isinstance(config, LanguageModelConfig)
+        fsdp, size = run.parallel.fsdp_axis_name, run.parallel.axis_sizes(self.num_devices)
+        return sum(
+            placement.bytes_per_device
+            * (size[fsdp] if fsdp in placement.spec else 1)
+            * _itemsize(config.dtype)
+            // placement.parameter.itemsize
+            for placement in self.placements(run)
+            if pipeline in placement.spec
+        )
 
 
 def _times(part: str, shape: _Shape, stage_remat: bool) -> float:

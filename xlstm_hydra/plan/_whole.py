@@ -28,9 +28,7 @@ def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[st
     if not usable:
         return None
     ways = []
-    if devices == 1:
-        ways.append("parallel.fsdp_axis_size of 2 or more")
-    elif devices not in usable:
+    if devices not in usable:
         ways.append(f"parallel.fsdp_axis_size of {either(usable)}")
     if not set(parameter.modules) & set(parallel.fsdp_modules):
         ways.append(f"{either(dict.fromkeys(parameter.modules))} in parallel.fsdp_modules")

@@ -7,6 +7,7 @@ from ._compiled import compile_program as compile_program
 from ._compiled import compile_step as compile_step
 from ._compiled import exchanged as exchanged
 from ._compiled import listed as listed
+from ._compiled import widened as widened
 from ._loop import train as train
 from ._processes import together as together
 from ._program import Program as Program

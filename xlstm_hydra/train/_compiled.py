@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 
-from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.configs import ConfigError, RunConfig
 from xlstm_hydra.parallel import Collective, list_collectives, list_local_results
-from xlstm_hydra.plan import Exchange, Plan
+from xlstm_hydra.plan import Counts, Exchange, Plan
 
 from ._devices import simulate_devices
 from ._program import Program, build_program
@@ -74,8 +74,10 @@ def compile_step(run: RunConfig, num_devices: int) -> Compiled:
     """Compile the training step of a run, whose `model_class` is a class, for simulated CPU devices.
 
     Raises:
-        ConfigError: the layout does not fit so many devices, or the model.
+        ConfigError: the layout does not fit so many devices, or the model, or CPUs cannot compute the model.
     """
+    if run.model.model_config is not None and (problems := [*run.model.model_config.platform_rules("cpu")]):
+        raise ConfigError(problem.at("model") for problem in problems)
     simulate_devices(num_devices)
     return compile_program(build_program(run, jax.devices()[:num_devices]))
 
@@ -86,7 +88,7 @@ def compile_program(program: Program) -> Compiled:
     state, batch = program.abstract_state, program.abstract_batch
     step = program.train_step.lower(state, batch)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    gradients = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
+    gradients: Any = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
     compiled: Any = step.compile()
     memory = compiled.memory_analysis()
     (state_shardings, batch_shardings), _ = compiled.input_shardings
@@ -125,7 +127,7 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
     yield Comparison("gradients", "bytes", held, compiled.gradients)
     yield Comparison("optimizer state", "bytes", plan.memory.optimizer, compiled.optimizer)
     yield Comparison("batch", "bytes", plan.memory.batch, compiled.batch)
-    types = sorted(set(plan.counts.product_flops) - {"float32"})
+    types = widened(plan.counts)
     note = f"not comparable: XLA computes {' and '.join(types)} in float32 on CPU" if types else ""
     yield Comparison("all memory", "bytes", plan.memory.total, compiled.total, note)
     note = "the body of each loop once, as XLA counts; without the optimizer"
@@ -139,6 +141,12 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
         )
         yield Comparison(what, "times", sum(n for _, n in planned_of), sum(n for _, n in found_of))
         yield Comparison(what, "bytes", sum(size * n for size, n in planned_of), sum(size * n for size, n in found_of))
+
+
+def widened(counts: Counts) -> list[str]:
+    """The types of what a program multiplies and sends for which XLA takes float32 on CPU."""
+    types = {*counts.product_flops, *(each.dtype for each in counts.exchanges)}
+    return sorted(types & {"bfloat16", "float16"})
 
 
 def exchanged(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counter[Kind]:

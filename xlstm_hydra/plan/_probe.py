@@ -1,0 +1,135 @@
+"""What a traced program costs, as numbers that can be scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from xlstm_hydra.configs import ParallelConfig, RunConfig
+from xlstm_hydra.models import build_objective
+from xlstm_hydra.parallel import Parameter, abstract_mesh
+
+from ._counts import Counts, count
+from ._dataflow import read_jaxpr
+from ._layouts import SHARDING, assembled, closed
+from ._memory import _kinds, _parts_read, _update_bytes, _words, state_bytes
+from ._phases import PHASES, busiest_by_phase, split
+from ._plan import Plan
+from ._trace import trace
+
+Numbers = Mapping[Any, float]
+"""Quantities of a program, by what they are of. Those of `share` are for each byte of parameters, or each row."""
+
+
+def probe(
+    run: RunConfig, tensor: int, rows: int, sharded: ParallelConfig | None, parameters: Sequence[Parameter]
+) -> tuple[Numbers, Mapping[str, str]]:
+    """The numbers of a program, and the busiest moment of each of its phases in words.
+
+    Args:
+        run: of which only the sizes are changed.
+        tensor: tensor-parallel devices.
+        rows: of each device.
+        sharded: a layout with FSDP, which is then used on two devices.
+        parameters: of the model.
+    """
+    fsdp = 1 if sharded is None else 2
+    sizes = {"data_axis_size": 1, "fsdp_axis_size": fsdp, "pipeline_axis_size": 1, "model_axis_size": tensor}
+    sharding = {} if sharded is None else {key: sharded.get(key) for key in SHARDING}
+    layout = closed(run.parallel, **sharding | sizes | {"fsdp_gather_dtype": None})
+    alone = {"gradient_accumulate_steps": 1, "pipeline_microbatches": None, "pipeline_remat": False}
+    trainer = replace(run.trainer, batch_size=rows * fsdp, **alone)
+    run = assembled(run, model=replace(run.model, parallel=layout), trainer=trainer)
+    objective = build_objective(run, abstract_mesh(layout, fsdp * tensor), parameters)
+    jaxpr = trace(objective)
+    graph = read_jaxpr(jaxpr.jaxpr)
+    state = state_bytes(run, objective.placements, objective.mesh.shape, _parts_read(objective, graph))
+    moments = busiest_by_phase(run, graph)
+    numbers: dict[Any, float] = {}
+    for phase, moment in moments.items():
+        kinds = _kinds(objective, graph, moment)
+        numbers["share", phase] = kinds.pop("gradients") / state["parameters"]
+        numbers |= {("memory", phase, kind): size for kind, size in kinds.items()}
+    numbers["share", "update"] = _update_bytes(run, graph) / state["parameters"]
+    numbers |= _shares(state, rows)
+    for phase, program in split(run, jaxpr).items():
+        numbers |= _count_numbers(phase, count(program))
+    return numbers, {phase: _words(moment) for phase, moment in moments.items()}
+
+
+def probe_of(plan: Plan, rows: int) -> tuple[Numbers, Mapping[str, str]]:
+    """The numbers of a plan without a pipeline, in place of those of a program: as if every phase needed as much, and
+    all were done outside the blocks."""
+    memory = plan.memory
+    numbers: dict[Any, float] = {}
+    for phase in PHASES:
+        numbers["share", phase] = memory.gradients / memory.parameters
+        for kind in ("activations", "gathered", "logits", "working"):
+            numbers["memory", phase, kind] = getattr(memory, kind)
+    state = {kind: getattr(memory, kind) for kind in ("parameters", "optimizer", "batch")}
+    numbers |= _shares(state, rows)
+    numbers |= _count_numbers("outside", plan.counts)
+    return numbers, dict.fromkeys(PHASES, memory.moment)
+
+
+def _shares(state: Mapping[str, int], rows: int) -> Numbers:
+    return {("share", "optimizer"): state["optimizer"] / state["parameters"], ("share", "batch"): state["batch"] / rows}
+
+
+def _count_numbers(phase: str, counts: Counts) -> Numbers:
+    numbers: dict[Any, float] = {
+        (phase, "other_flops"): counts.other_flops,
+        (phase, "transcendentals"): counts.transcendentals,
+        (phase, "traffic"): counts.traffic,
+    }
+    numbers |= {(phase, "product", dtype): flops for dtype, flops in counts.product_flops.items()}
+    for exchange in counts.exchanges:
+        kind = (exchange.operation, exchange.axes, exchange.dtype)
+        for key, value in (("count", exchange.count), ("bytes", exchange.bytes * exchange.count)):
+            numbers[phase, key, *kind] = numbers.get((phase, key, *kind), 0.0) + value
+    return numbers
+
+
+class Fit:
+    """The numbers of a program at any number of rows and any tensor parallelism, from two or three of them."""
+
+    def __init__(self, probes: Sequence[Numbers], rows: Sequence[int], widths: Sequence[int]) -> None:
+        """Fit what was found.
+
+        Args:
+            probes: at the first width with each number of rows, then at the other width with the last.
+            rows: one number, or two.
+            widths: one, or two.
+        """
+        self._keys = sorted({key for numbers in probes for key in numbers}, key=str)
+        values = [np.array([numbers.get(key, 0.0) for key in self._keys]) for numbers in probes]
+        self._width, low = widths[0], rows[0]
+        self._slope = np.zeros_like(values[0]) if len(rows) == 1 else (values[1] - values[0]) / (rows[1] - low)
+        self._constant = values[0] - self._slope * low
+        self._fixed = np.array([key[0] == "share" or key[1] == "count" for key in self._keys])
+        self._other_width, self._other_slope = self._width, self._slope
+        if len(widths) > 1:
+            constant = self._at_width(self._constant, widths[1])
+            self._other_width, self._other_slope = widths[1], (values[-1] - constant) / rows[-1]
+        self._known: dict[tuple[int, int], Numbers] = {}
+
+    def at(self, rows: int, tensor: int) -> Numbers:
+        """The numbers there. Without rows, those that do not depend on them."""
+        if (rows, tensor) not in self._known:
+            values = self._at_width(self._constant, tensor) + self._slope_at(tensor) * rows
+            self._known[rows, tensor] = dict(zip(self._keys, values.tolist(), strict=True))
+        return self._known[rows, tensor]
+
+    def _at_width(self, constant: np.ndarray, tensor: int) -> np.ndarray:
+        """What does not depend on the rows has to do with parameters, which are divided."""
+        return np.where(self._fixed, constant, constant * self._width / tensor)
+
+    def _slope_at(self, tensor: int) -> np.ndarray:
+        """What depends on the rows is divided, but for the stream: it is even in 1 / width."""
+        if self._other_width == self._width:
+            return self._slope
+        share = (1 / tensor - 1 / self._width) / (1 / self._other_width - 1 / self._width)
+        return self._slope + share * (self._other_slope - self._slope)
