@@ -7,7 +7,7 @@ out. Loops keep their bodies.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,9 @@ VIEWS = frozenset(
 
 SUMS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")
 """Operations that compute a product while they sum it."""
+
+UPDATES = ("scatter-add", "dynamic_update_slice")
+"""Operations that change a part of their first operand, in its place."""
 
 CALLS = {
     "jit": "jaxpr",
@@ -86,10 +89,16 @@ def read_jaxpr(jaxpr: Any) -> Graph:
     return graph
 
 
-def _graph(jaxpr: Any) -> Graph:
+def _graph(jaxpr: Any, filled: Collection[int] = ()) -> Graph:
+    """The dataflow of a jaxpr, with what nobody reads. Arguments that are `filled` with a number are made inside."""
     arguments = [_value(var.aval) for var in jaxpr.invars]
     reader = _Reader()
-    return Graph(arguments, reader.operations, reader.read(jaxpr, arguments))
+    given = [reader.fill(value) if number in filled else value for number, value in enumerate(arguments)]
+    return Graph(arguments, reader.operations, reader.read(jaxpr, given))
+
+
+def _is_filled(value: Value | None) -> bool:
+    return value is not None and value.source is not None and not any(value.source.operands) and value.bytes > 0
 
 
 def _value(aval: Any, source: Operation | None = None) -> Value:
@@ -128,6 +137,13 @@ class _Reader:
             known.update(zip(eqn.outvars, results, strict=True))
         return [value_of(atom) for atom in jaxpr.outvars]
 
+    def fill(self, like: Value) -> Value:
+        """An array that is filled with a number."""
+        operation = Operation("broadcast_in_dim", {}, [], [], [])
+        operation.results.append(value := Value(like.shape, like.bytes, operation))
+        self.operations.append(operation)
+        return value
+
     def _add(self, eqn: Any, operands: list[Value | None], scope: str) -> Sequence[Value | None]:
         if eqn.primitive.name in LOOPS:
             return self._add_loop(eqn, operands, scope)
@@ -147,11 +163,12 @@ class _Reader:
 
     def _add_loop(self, eqn: Any, operands: list[Value | None], scope: str) -> Sequence[Value | None]:
         operation = self._append(eqn.primitive.name, eqn, operands, [var.aval for var in eqn.outvars], scope)
-        bodies = {"scan": ["jaxpr"], "while": ["body_jaxpr"]}.get(operation.name)
-        jaxprs = eqn.params["branches"] if bodies is None else [eqn.params[body] for body in bodies]
-        operation.bodies = [_graph(_open(jaxpr)) for jaxpr in jaxprs]
         if operation.name != "scan":
+            bodies = eqn.params["branches"] if operation.name == "cond" else [eqn.params["body_jaxpr"]]
+            operation.bodies = [_graph(_open(body)) for body in bodies]
             return operation.results
+        filled = [number for number in range(eqn.params["num_consts"]) if _is_filled(operands[number])]
+        operation.bodies = [_graph(_open(eqn.params["jaxpr"]), filled)]
         first, inside = operation.params["num_carry"], operation.bodies[0].results
         stacks: dict[Any, Value] = {}  # what is stacked twice is stacked once
         stacked = zip(inside[first:], operation.results[first:], strict=True)
@@ -207,15 +224,9 @@ def _simpler(eqn: Any, operands: list[Value | None]) -> tuple[str, list[Value | 
         return name, sources[0].operands, sources[0].shapes
     if name in ("add", "add_any"):
         for source, other in zip(sources, operands[::-1], strict=True):
-            if source is not None and _scatters_into_zeros(source):
+            if source is not None and source.name in UPDATES and _is_filled(source.operands[0]):
                 return source.name, [other, *source.operands[1:]], source.shapes
     return name, operands, shapes
-
-
-def _scatters_into_zeros(operation: Operation) -> bool:
-    if operation.name != "scatter-add" or (target := operation.operands[0]) is None:
-        return False
-    return target.source is not None and not any(target.source.operands)
 
 
 def _drop_unread(graph: Graph) -> None:

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._dataflow import Graph, Operation, Value
+from ._dataflow import UPDATES, Graph, Operation, Value
 
 DEAR = frozenset(
     "acos acosh asin asinh atan atan2 atanh cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 log log1p logistic pow "
@@ -166,7 +166,7 @@ class _Fusion:
             if operand is not None and (place := self._place(operand, need)) is not None:
                 if need == "flat" and place is self.places.get((operand, "as it is")):
                     reads[self._view(place)] = False
-                reads[place] = operation.name in ("scan", "while", "scatter-add", "scatter", "dynamic_update_slice")
+                reads[place] = operation.name in ("scan", "while", "scatter", *UPDATES)
         self.steps.append(step := Step(operation, reads))
         first_stacked = operation.params["num_carry"] if operation.name == "scan" else len(operation.results)
         for number, value in enumerate(operation.results):
@@ -217,9 +217,11 @@ class _Fusion:
     def _settle_carried(self, copy: Buffer, result: Value, last: Step) -> None:
         """No copy where the old value is read by nothing but what makes the new one, and no second place for that."""
         place = self.places.get((result, "as it is"))
-        if place is copy or all(copy not in step.reads for step in self.steps if step is not last):
+        readers = [step for step in self.steps if copy in step.reads and step is not last]
+        updated = place is not None and place is not copy and readers == [place.maker] and place.maker.reads[copy]
+        if place is copy or not readers or updated:
             copy.bytes = 0
-        elif place is not None:
+        if place is not None:
             place.bytes = 0
 
 
