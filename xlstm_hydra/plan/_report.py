@@ -206,6 +206,8 @@ def _work(plan: Plan) -> Iterator[str]:
     parts = [f"{tera(flops)} in {dtype} products" for dtype, flops in counts.product_flops.items()]
     parts.append(f"{tera(counts.other_flops)} beside products")
     yield f"work of a device in a step: {tera(counts.flops)} TFLOP ({', '.join(parts)})"
+    if counts.open_loops:
+        yield f"  loops that end by a condition, of each of which one round is counted: {counts.open_loops}"
 
 
 def _communication(plan: Plan) -> Iterator[str]:
