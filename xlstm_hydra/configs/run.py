@@ -87,11 +87,8 @@ class RunConfig(ConfigDict):
         yield from self._distributed_rules()
         if (platform := self._known_platform()) is not None:
             yield from self.platform_rules(platform)
-        number = self.known_devices()
-        if number is None or number < 1:
-            yield from self._known_size_rules()
-        else:
-            yield from self.device_rules(number)
+        number = self.known_devices() or 0
+        yield from self.device_rules(number) if number > 0 else self._known_size_rules()
 
     def known_devices(self) -> int | None:
         """The number of devices, where the config says it: those of a plan, or simulated ones."""
