@@ -180,7 +180,8 @@ def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
         parallel = dataclasses.replace(run.parallel, remat=["mLSTMBlock"])
         best = dataclasses.replace(run, model=dataclasses.replace(run.model, parallel=parallel))
         plans = (make_plan(best, number, device),)
-        return Search(run, number, device, limit=2**30, best=plans, fitting=(), dropped=(), refused=())
+        others = {field.name: () for field in dataclasses.fields(Search)}
+        return Search(**others | dict(run=run, num_devices=number, device=device, limit=2**30, best=plans))
 
     monkeypatch.setattr(plan_cli, "search", found)
     done = run_command(*TINY, "task.search=true")
