@@ -72,8 +72,8 @@ def test_the_compiler_finds_the_same_arguments_and_needs_as_much_memory(family, 
 
 @pytest.mark.slow
 def test_microbatches_that_are_added_up_need_as_much_memory_as_the_compiler_says():
-    accumulated = {"trainer": {"gradient_accumulate_steps": 4, "batch_size": 64}}
-    assert predicted(**accumulated).total == pytest.approx(compiled(run(**accumulated))[1], rel=0.1)
+    trainer = {"gradient_accumulate_steps": 4, "batch_size": 64}
+    assert predicted(trainer=trainer).total == pytest.approx(compiled(run(trainer=trainer))[1], rel=0.1)
 
 
 def test_fsdp_divides_parameters_and_optimizer_and_shows_what_is_gathered():

@@ -1,10 +1,10 @@
-"""Rules of a layout that need to know the size of a mesh axis, or the model."""
+"""Rules of a layout between its fields, the sizes of the mesh axes, and the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ._problems import Problem, nearest
+from ._problems import Problem, either, nearest
 from .parallel import ParallelConfig
 
 
@@ -39,3 +39,18 @@ def open_layout_rules(parallel: ParallelConfig, task: str) -> Iterator[Problem]:
         given = {"parallel.name": parallel.get("name"), "task.name": task}
         rule = "a layout is chosen by what a step of training takes"
         yield Problem(given, rule, "Choose one, such as parallel=dp or parallel=fsdp.")
+
+
+def idle_fsdp_rules(parallel: ParallelConfig) -> Iterator[Problem]:
+    """The rule that how parameters are sharded is left away where no module's are."""
+    default = ParallelConfig()
+    changed = {
+        key: parallel.get(key)
+        for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype", "fsdp_min_weight_size")
+        if parallel.get(key) != default.get(key)
+    }
+    if changed and not parallel.fsdp_modules and not parallel.is_open():
+        rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
+        fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
+        neutral = {f"parallel.{key}": default.get(key) for key in changed}
+        yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, idle=neutral)

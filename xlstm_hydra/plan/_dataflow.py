@@ -7,7 +7,7 @@ out. Loops keep their bodies.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,16 @@ LOOPS = ("scan", "while", "cond")
 """Operations with bodies."""
 
 VIEWS = frozenset(
-    "reshape squeeze expand_dims pvary pcast optimization_barrier stop_gradient copy copy_p name sharding_constraint "
-    "mesh_cast reduce_precision psum_invariant_cast all_gather_invariant_cast bitcast_convert_type".split()
+    "bitcast_convert_type copy expand_dims mesh_cast name optimization_barrier pcast pvary random_unwrap random_wrap "
+    "reduce_precision reduced_vary_cast reshape sharding_constraint squeeze stop_gradient".split()
 )
 """Operations whose result is an operand, seen in another way."""
+
+SUMS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")
+"""Operations that compute a product while they sum it."""
+
+UPDATES = ("scatter-add", "dynamic_update_slice")
+"""Operations that change a part of their first operand, in its place."""
 
 CALLS = {
     "jit": "jaxpr",
@@ -83,10 +89,16 @@ def read_jaxpr(jaxpr: Any) -> Graph:
     return graph
 
 
-def _graph(jaxpr: Any) -> Graph:
+def _graph(jaxpr: Any, filled: Collection[int] = ()) -> Graph:
+    """The dataflow of a jaxpr, with what nobody reads. Arguments that are `filled` with a number are made inside."""
     arguments = [_value(var.aval) for var in jaxpr.invars]
     reader = _Reader()
-    return Graph(arguments, reader.operations, reader.read(jaxpr, arguments))
+    given = [reader.fill(value) if number in filled else value for number, value in enumerate(arguments)]
+    return Graph(arguments, reader.operations, reader.read(jaxpr, given))
+
+
+def _is_filled(value: Value | None) -> bool:
+    return value is not None and value.source is not None and not any(value.source.operands) and value.bytes > 0
 
 
 def _value(aval: Any, source: Operation | None = None) -> Value:
@@ -109,7 +121,7 @@ class _Reader:
         def value_of(atom: Any) -> Value | None:
             return None if hasattr(atom, "val") else known[atom]
 
-        for eqn in jaxpr.eqns:
+        for eqn in (eqn for eqn in jaxpr.eqns if eqn.outvars):
             name, operands = eqn.primitive.name, [value_of(atom) for atom in eqn.invars]
             inner_scope = f"{scope}/{eqn.source_info.name_stack}"
             if name in CALLS:
@@ -125,26 +137,60 @@ class _Reader:
             known.update(zip(eqn.outvars, results, strict=True))
         return [value_of(atom) for atom in jaxpr.outvars]
 
-    def _add(self, eqn: Any, operands: list[Value | None], scope: str) -> list[Value | None]:
-        constants = tuple(str(atom) for atom in eqn.invars if hasattr(atom, "val"))
-        params = len(self.operations) if eqn.primitive.name in LOOPS else str(eqn.params)
-        key = (eqn.primitive.name, tuple(map(id, operands)), constants, params, eqn.outvars[0].aval)
+    def fill(self, like: Value) -> Value:
+        """An array that is filled with a number."""
+        operation = Operation("broadcast_in_dim", {}, [], [], [])
+        operation.results.append(value := Value(like.shape, like.bytes, operation))
+        self.operations.append(operation)
+        return value
+
+    def _add(self, eqn: Any, operands: list[Value | None], scope: str) -> Sequence[Value | None]:
+        if eqn.primitive.name in LOOPS:
+            return self._add_loop(eqn, operands, scope)
+        if eqn.primitive.name in ("split", "unstack"):
+            parts = [self._append("slice", eqn, operands, [var.aval], scope) for var in eqn.outvars]
+            return [part.results[0] for part in parts]
+        atoms = zip(eqn.invars, operands, strict=True)
+        # A constant that came as an argument of a call is not known here, and so not compared.
+        read = tuple(
+            str(atom) if hasattr(atom, "val") else id(eqn if value is None else value) for atom, value in atoms
+        )
+        key = eqn.primitive.name, read, str(eqn.params), eqn.outvars[0].aval
         if key not in self.same:
-            operation = _operation(eqn, operands)
-            operation.scope = scope
-            self.operations.append(operation)
-            self.same[key] = operation
-        operation = self.same[key]
+            name, operands, shapes = _simpler(eqn, operands)
+            self.same[key] = self._append(name, eqn, operands, [var.aval for var in eqn.outvars], scope, shapes)
+        return self.same[key].results
+
+    def _add_loop(self, eqn: Any, operands: list[Value | None], scope: str) -> Sequence[Value | None]:
+        operation = self._append(eqn.primitive.name, eqn, operands, [var.aval for var in eqn.outvars], scope)
         if operation.name != "scan":
-            return list(operation.results)
-        stacked: dict[Any, Value | None] = {}
-        first = operation.params["num_carry"]
-        inside = operation.bodies[0].results
-        alike = [
-            stacked.setdefault(id(value), result)
-            for value, result in zip(inside[first:], operation.results[first:], strict=True)
-        ]
-        return [*operation.results[:first], *alike]
+            bodies = eqn.params["branches"] if operation.name == "cond" else [eqn.params["body_jaxpr"]]
+            operation.bodies = [_graph(_open(body)) for body in bodies]
+            return operation.results
+        filled = [number for number in range(eqn.params["num_consts"]) if _is_filled(operands[number])]
+        operation.bodies = [_graph(_open(eqn.params["jaxpr"]), filled)]
+        first, inside = operation.params["num_carry"], operation.bodies[0].results
+        stacks: dict[Any, Value] = {}  # what is stacked twice is stacked once
+        stacked = zip(inside[first:], operation.results[first:], strict=True)
+        return [*operation.results[:first], *(stacks.setdefault(id(value), stack) for value, stack in stacked)]
+
+    def _append(
+        self,
+        name: str,
+        eqn: Any,
+        operands: list[Value | None],
+        avals: Sequence[Any],
+        scope: str,
+        shapes: list[tuple[int, ...]] | None = None,
+    ) -> Operation:
+        operation = Operation(name, eqn.params, shapes or _shapes(eqn), operands, [], scope=scope)
+        operation.results = [_value(aval, operation) for aval in avals]
+        self.operations.append(operation)
+        return operation
+
+
+def _shapes(eqn: Any) -> list[tuple[int, ...]]:
+    return [tuple(getattr(atom.aval, "shape", ())) for atom in eqn.invars]
 
 
 def _open(jaxpr: Any) -> Any:
@@ -168,35 +214,19 @@ def _changes_nothing(eqn: Any, operands: Sequence[Value | None]) -> bool:
     return False
 
 
-def _operation(eqn: Any, operands: list[Value | None]) -> Operation:
-    shapes = [tuple(getattr(atom.aval, "shape", ())) for atom in eqn.invars]
-    source = operands[0].source if eqn.primitive.name.startswith("reduce_") and operands[0] is not None else None
-    if source is not None and source.name in ("mul", "square"):
-        operands, shapes = source.operands, source.shapes  # a product is computed while it is summed
-    if eqn.primitive.name in ("add", "add_any"):
-        for added, other in (operands, operands[::-1]):
-            if added is not None and added.source is not None and _scatters_into_zeros(added.source):
-                scatter = added.source
-                operands, shapes = [other, *scatter.operands[1:]], scatter.shapes
-                operation = Operation(scatter.name, scatter.params, shapes, operands, [])
-                operation.results = [_value(eqn.outvars[0].aval, operation)]
-                return operation
-    by_constant = eqn.primitive.name == "div" and operands[1] is None
-    operation = Operation("mul" if by_constant else eqn.primitive.name, eqn.params, shapes, operands, [])
-    operation.results = [_value(var.aval, operation) for var in eqn.outvars]
-    if eqn.primitive.name == "scan":
-        operation.bodies = [_graph(_open(eqn.params["jaxpr"]))]
-    elif eqn.primitive.name == "while":
-        operation.bodies = [_graph(_open(eqn.params["body_jaxpr"]))]
-    elif eqn.primitive.name == "cond":
-        operation.bodies = [_graph(_open(branch)) for branch in eqn.params["branches"]]
-    return operation
-
-
-def _scatters_into_zeros(operation: Operation) -> bool:
-    if operation.name != "scatter-add" or (target := operation.operands[0]) is None:
-        return False
-    return target.source is not None and not any(target.source.operands)
+def _simpler(eqn: Any, operands: list[Value | None]) -> tuple[str, list[Value | None], list[tuple[int, ...]]]:
+    """Name, operands and their shapes of what is computed in place of an operation with the same result."""
+    name, shapes = eqn.primitive.name, _shapes(eqn)
+    if name == "div" and operands[1] is None:
+        return "mul", operands, shapes
+    sources = [None if value is None else value.source for value in operands]
+    if name in SUMS and sources[0] is not None and sources[0].name in ("mul", "square"):
+        return name, sources[0].operands, sources[0].shapes
+    if name in ("add", "add_any"):
+        for source, other in zip(sources, operands[::-1], strict=True):
+            if source is not None and source.name in UPDATES and _is_filled(source.operands[0]):
+                return source.name, [other, *source.operands[1:]], source.shapes
+    return name, operands, shapes
 
 
 def _drop_unread(graph: Graph) -> None:
@@ -207,21 +237,14 @@ def _drop_unread(graph: Graph) -> None:
         if not any(id(value) in read for value in operation.results):
             continue
         if operation.name == "scan":
-            (body,), carried = operation.bodies, operation.params["num_carry"]
-            for number, value in enumerate(operation.results[carried:], carried):
-                if id(value) not in read:
-                    body.results[number] = None
+            first = operation.params["num_carry"]
+            for number, stack in enumerate(operation.results[first:], first):
+                if id(stack) not in read:
+                    operation.bodies[0].results[number] = None
         for body in operation.bodies:
             _drop_unread(body)
         if operation.name == "scan":
-            (body,) = operation.bodies
-            for number in range(len(body.arguments)):
-                if (
-                    number not in range(operation.params["num_consts"], operation.params["num_consts"] + carried)
-                    and not body.arguments[number].readers
-                    and body.arguments[number] not in body.results
-                ):
-                    operation.operands[number] = None
+            _drop_unread_operands(operation)
         read.update(id(value) for value in operation.operands)
         kept.append(operation)
     graph.operations = kept[::-1]
@@ -229,3 +252,12 @@ def _drop_unread(graph: Graph) -> None:
         for number, value in enumerate(operation.operands):
             if value is not None:
                 value.readers.append((operation, number))
+
+
+def _drop_unread_operands(loop: Operation) -> None:
+    """Leave out what the body of a loop is given and does not read."""
+    (body,), start = loop.bodies, loop.params["num_consts"]
+    carried = range(start, start + loop.params["num_carry"])
+    for number, value in enumerate(body.arguments):
+        if number not in carried and not value.readers and value not in body.results:
+            loop.operands[number] = None

@@ -7,9 +7,10 @@ read. A result is stored where
 - computing it again is dear (an exponential, a division) and several read it;
 - it is made from several arrays in the forward pass, and both passes read it.
 
-What is stored and cheap to make from a single array is made again all the same by those that can, which read that array
-and not the result. A reduction of a product of two arrays reads the two. A product of matrices needs the array axes of
-its operands in order, and reads a copy where they are not; so does a collective along another than the first array axis.
+What is stored and cheap to make from a single array is made again all the same by those that can, which read that
+array and not the result. A reduction of a product of two arrays reads the two. A product of matrices needs the array
+axes of its operands in order, and reads a copy where they are not; so does a collective along another than the first
+array axis.
 """
 
 from __future__ import annotations
@@ -18,22 +19,22 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._dataflow import Graph, Operation, Value
+from ._dataflow import UPDATES, Graph, Operation, Value
 
 DEAR = frozenset(
-    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 log log1p logistic pow rem "
-    "rsqrt sin sinh sqrt tan tanh".split()
+    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 log log1p logistic pow "
+    "rem rsqrt sin sinh sqrt tan tanh".split()
 )
 """Operations on every element that are not computed twice."""
 
 ELEMENTWISE = DEAR | frozenset(
-    "abs add add_any and ceil clamp convert_element_type eq floor ge gt imag integer_pow is_finite le lt max min mul ne neg "
-    "nextafter not or population_count real round select_n shift_left shift_right_arithmetic shift_right_logical sign "
-    "square sub xor".split()
+    "abs add add_any and ceil clamp convert_element_type eq floor ge gt imag integer_pow is_finite le lt max min mul "
+    "ne neg nextafter not or population_count real round select_n shift_left shift_right_arithmetic "
+    "shift_right_logical sign square sub xor".split()
 )
 """Operations that compute every element of the result from the elements in the same place."""
 
-MOVING = frozenset("transpose rev broadcast_in_dim slice dynamic_slice pad concatenate gather iota".split())
+MOVING = frozenset("broadcast_in_dim concatenate dynamic_slice gather iota pad rev slice stack transpose".split())
 """Operations that put elements in other places, and are computed inside their readers too."""
 
 
@@ -165,7 +166,7 @@ class _Fusion:
             if operand is not None and (place := self._place(operand, need)) is not None:
                 if need == "flat" and place is self.places.get((operand, "as it is")):
                     reads[self._view(place)] = False
-                reads[place] = operation.name in ("scan", "while", "scatter-add", "scatter", "dynamic_update_slice")
+                reads[place] = operation.name in ("scan", "while", "scatter", *UPDATES)
         self.steps.append(step := Step(operation, reads))
         first_stacked = operation.params["num_carry"] if operation.name == "scan" else len(operation.results)
         for number, value in enumerate(operation.results):
@@ -216,9 +217,11 @@ class _Fusion:
     def _settle_carried(self, copy: Buffer, result: Value, last: Step) -> None:
         """No copy where the old value is read by nothing but what makes the new one, and no second place for that."""
         place = self.places.get((result, "as it is"))
-        if place is copy or all(copy not in step.reads for step in self.steps if step is not last):
+        readers = [step for step in self.steps if copy in step.reads and step is not last]
+        updated = place is not None and place is not copy and readers == [place.maker] and place.maker.reads[copy]
+        if place is copy or not readers or updated:
             copy.bytes = 0
-        elif place is not None:
+        if place is not None:
             place.bytes = 0
 
 

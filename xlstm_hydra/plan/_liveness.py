@@ -1,12 +1,12 @@
 """What is in memory while a traced program runs, and at which moment that is most.
 
-Steps run breadth first, as XLA orders them: each as soon as what it reads is there, first come, first served. So what is
-ready early is there for long, and what needs nothing is there from the start. A result is given up after the last step
-that reads it; one of the same size that is computed from it, element by element, takes its place.
+Steps run breadth first, as XLA orders them: each as soon as what it reads is there, first come, first served. So what
+is ready early is there for long, and what needs nothing is there from the start. A result is given up after the last
+step that reads it; one of the same size that is computed from it, element by element, takes its place.
 
 A loop stacks the results of all rounds in one array, there from the start of the program around it. What a round hands
-to the next has a place outside the body and, as long as the old value is read, a copy inside. What the body needs beyond
-this comes on top of what is around the loop.
+to the next has a place outside the body and, as long as the old value is read, a copy inside. What the body needs
+beyond this comes on top of what is around the loop.
 
 Arguments of the program are not counted: they are there all the time. Nor is what is lost between places of different
 sizes when the compiler packs them, a few percent.

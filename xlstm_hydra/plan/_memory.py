@@ -139,7 +139,7 @@ def _update_bytes(run: RunConfig, graph: Graph) -> int:
     return max(clipped, summed)
 
 
-_KINDS = ("gradients", "activations", "gathered", "logits", "working")
+_KINDS: tuple[str, ...] = ("gradients", "activations", "gathered", "logits", "working")
 
 
 def _kinds(objective: Objective, graph: Graph, moment: Moment) -> dict[str, int]:
