@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-
 from planning import MIB, device, medium_run
 from tiny import FSDP
 

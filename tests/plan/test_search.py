@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 from hydra import compose, initialize
-
 from planning import MIB, device, medium_run
 from tiny import FSDP, tiny_run
+
 from xlstm_hydra.configs import AutoParallelConfig, ConfigError, EvaluateTaskConfig, RunConfig
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.plan import choose, layout_overrides, make_plan, search
 from xlstm_hydra.plan._layouts import Refusal, layouts
+
 
 def auto(run, **fields):
     return replace(run, model=replace(run.model, parallel=AutoParallelConfig(**fields)))

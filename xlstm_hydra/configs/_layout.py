@@ -33,6 +33,14 @@ def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Itera
                 yield Problem({f"parallel.{key}": name}, "no module class of this model", fix, idle=neutral)
 
 
+def open_layout_rules(parallel: ParallelConfig, task: str) -> Iterator[Problem]:
+    """The rule that a layout which is still to be chosen is one for training."""
+    if parallel.is_open() and task not in ("train", "plan"):
+        given = {"parallel.name": parallel.get("name"), "task.name": task}
+        rule = "a layout is chosen by what a step of training takes"
+        yield Problem(given, rule, "Choose one, such as parallel=dp or parallel=fsdp.")
+
+
 def idle_fsdp_rules(parallel: ParallelConfig) -> Iterator[Problem]:
     """The rule that how parameters are sharded is left away where no module's are."""
     default = ParallelConfig()

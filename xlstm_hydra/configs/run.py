@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._base import ConfigDict
-from ._layout import idle_fsdp_rules, module_name_rules, unused_rules
+from ._layout import idle_fsdp_rules, module_name_rules, open_layout_rules, unused_rules
 from ._problems import ConfigError, Problem, divisors, either
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
@@ -273,10 +273,7 @@ class RunConfig(ConfigDict):
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
-        if parallel.is_open() and self.task.name not in ("train", "plan"):
-            given = {"parallel.name": parallel.get("name"), "task.name": self.task.name}
-            rule = "a layout is chosen by what a step of training takes"
-            yield Problem(given, rule, "Choose one, such as parallel=dp or parallel=fsdp.")
+        yield from open_layout_rules(parallel, self.task.name)
         if self.trainer.remat_policy != "nothing" and not parallel.remat and not parallel.is_open():
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"

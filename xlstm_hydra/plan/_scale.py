@@ -212,8 +212,9 @@ class Scale:
                 yield Exchange(operation, named, dtype, round(size / times), round(times))
 
     def _added_traffic(self, run: RunConfig, shape: _Shape) -> float:
-        """Bytes that are read and written to add up the gradients of parts of the batch, and in the ticks of a pipeline:
-        the gradients of the stage's parameters, and the rows that a microbatch is taken from, forwards and backwards."""
+        """Bytes that are read and written to add up the gradients of parts of the batch, and in the ticks of a
+        pipeline: the gradients of the stage's parameters, and the rows that a microbatch is taken from, forwards and
+        backwards."""
         gradients = sum(placement.bytes_per_device for placement in self.placements(run))
         added = 3.0 * gradients * (shape.parts - 1)
         if shape.stages > 1:
