@@ -3,8 +3,8 @@
 Any Flax Linen class is traced. A class that is none, or whose kernels JAX cannot look into, has a static method
 `plan_costs(config) -> ModelCosts` instead. From what that gives, the plan follows by arithmetic:
 
-- Every parameter that FSDP shards is gathered once per pass over the batch, and once more where `parallel.remat` names one
-  of its modules; its gradient is scattered once per pass. Every other gradient is summed once a step.
+- Every parameter that FSDP shards is gathered once per pass over the batch, and once more where `parallel.remat` names
+  one of its modules; its gradient is scattered once per pass. Every other gradient is summed once a step.
 - Where `parallel.remat` is empty, all that was gathered is kept for the backward pass, otherwise one layer of it at a
   time, and its gradient beside it.
 - Collectives of tensor and pipeline parallelism are the model's own business: `Share` says how it is cut.
