@@ -5,6 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import run_command
@@ -180,8 +181,9 @@ def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
         parallel = dataclasses.replace(run.parallel, remat=["mLSTMBlock"])
         best = dataclasses.replace(run, model=dataclasses.replace(run.model, parallel=parallel))
         plans = (make_plan(best, number, device),)
-        others = {field.name: () for field in dataclasses.fields(Search)}
-        return Search(**others | dict(run=run, num_devices=number, device=device, limit=2**30, best=plans))
+        values: dict[str, Any] = {field.name: () for field in dataclasses.fields(Search)}
+        values |= {"run": run, "num_devices": number, "device": device, "limit": 2**30, "best": plans}
+        return Search(**values)
 
     monkeypatch.setattr(plan_cli, "search", found)
     done = run_command(*TINY, "task.search=true")
