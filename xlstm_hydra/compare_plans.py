@@ -75,7 +75,7 @@ def compare_plans(jobs: Sequence[tuple[Sequence[str], Path]], folder: Path) -> b
         Whether one of them fits.
     """
     rows = list(_rows(jobs))
-    print("\n".join(_lines(rows)))
+    print("", *_lines(rows), sep="\n")
     _write_csv(rows, folder / "plans.csv")
     (folder / "plans.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     written = ["plans.csv", "plans.json", *_draw(rows, folder)]

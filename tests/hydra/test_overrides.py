@@ -106,7 +106,7 @@ def a_config(draw, config_class):
     known = {field.name: field for field in dataclasses.fields(config_class)}
     changed = draw(st.sets(st.sampled_from(sorted(known)), max_size=3))
     required = {name for name, field in known.items() if field.default is field.default_factory is dataclasses.MISSING}
-    named = "name" if config_class is not configs.DistributedConfig else ""
+    named = "" if config_class in (configs.DistributedConfig, configs.DeviceConfig) else "name"
     names = (changed | required) - {named}
     return unchecked(config_class, {name: draw(values(hints(config_class)[name])) for name in sorted(names)})
 

@@ -1,6 +1,7 @@
 """What is counted of a step is what stands in its lowered program."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 from tiny import FSDP, LAYOUTS, tiny_run
 
+from xlstm_hydra.hydra import load_device
 from xlstm_hydra.models import build_objective
 from xlstm_hydra.parallel import abstract_mesh, build_mesh, list_collectives
-from xlstm_hydra.plan import Exchange, count
+from xlstm_hydra.plan import Exchange, count, make_plan, report
 from xlstm_hydra.plan._trace import trace
 from xlstm_hydra.train._compiled import exchanged, listed
 
@@ -25,7 +27,7 @@ CASES = {
     "v0, collective matmul": ("v0", LAYOUTS["tp4_dp2"] | {"tp_async_dense": True}, {}),
     "v0, bfloat16 exchanges": ("v0", LAYOUTS["fsdp8"] | BFLOAT16, {"gradient_accumulate_steps": 1}),
     "sLSTM, fsdp and tp, products kept": ("xlstm", LAYOUTS["tp2_fsdp4"], {"remat_policy": "dots"}),
-    "sLSTM, pipeline": ("xlstm", {"pipeline_axis_size": 2, "model_axis_size": 4}, {}),
+    "sLSTM with dropout, pipeline": ("xlstm", {"pipeline_axis_size": 2, "model_axis_size": 4}, {}),
     "llama, dp in parts": ("llama", LAYOUTS["dp8"], {"gradient_accumulate_steps": 2}),
     "llama, collective matmul in a pipeline": ("llama", PIPELINE | {"tp_async_dense": True}, {}),
 }
@@ -33,7 +35,7 @@ CASES = {
 
 def case(name):
     family, parallel, trainer = CASES[name]
-    model = {"scan_blocks": False} if "not scanned" in name else {}
+    model = {"scan_blocks": False} if "not scanned" in name else {"dropout": 0.1} if "dropout" in name else {}
     return tiny_run(family, parallel=parallel, model=model, trainer={"batch_size": 16, **trainer})
 
 
@@ -106,6 +108,13 @@ def test_a_loop_of_unknown_length_is_told_and_counted_once():
     assert counts.open_loops == 1 and counts.product_flops == {"float32": 2 * 8**3}
 
 
+def test_a_plan_tells_of_loops_of_unknown_length():
+    plan = make_plan(tiny_run("llama"), 1, load_device("h100_80gb"))
+    assert "one round" not in report(plan)
+    looping = replace(plan, counts=replace(plan.counts, open_loops=2))
+    assert "of each of which one round is counted: 2" in report(looping)
+
+
 def test_a_collective_over_several_axes_is_one_and_vmap_makes_none():
     mesh, spec = AbstractMesh((2, 4), ("a", "b")), PartitionSpec(("a", "b"))
 
@@ -119,6 +128,12 @@ def test_a_collective_over_several_axes_is_one_and_vmap_makes_none():
         Exchange("all-reduce", ("b",), "bfloat16", 2 * 2 * 3, 1),
         Exchange("all-reduce", ("a", "b"), "float32", 4 * 2 * 3, 1),
     ]
+
+
+def test_a_collective_of_another_name_is_not_overlooked():
+    mesh, spec = AbstractMesh((4,), ("a",)), PartitionSpec("a")
+    function = jax.shard_map(lambda x: jax.lax.pbroadcast(x, "a", 0), mesh=mesh, in_specs=spec, out_specs=spec)
+    assert of(function, (8,)).exchanges == (Exchange("pbroadcast", ("a",), "float32", 4 * 2, 1),)
 
 
 @pytest.mark.parametrize("power", [1, 2, 3, 7, 8, -2])

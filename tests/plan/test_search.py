@@ -7,43 +7,22 @@ from dataclasses import replace
 import pytest
 from hydra import compose, initialize
 
-from tests.tiny import FSDP, tiny_run
-from xlstm_hydra.configs import AutoParallelConfig, ConfigError, DeviceConfig, RunConfig
+from planning import MIB, device, medium_run
+from tiny import FSDP, tiny_run
+from xlstm_hydra.configs import AutoParallelConfig, ConfigError, EvaluateTaskConfig, RunConfig
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.plan import choose, layout_overrides, make_plan, search
 from xlstm_hydra.plan._layouts import Refusal, layouts
-from xlstm_hydra.plan._scale import Scale
-
-MIB = 2**20
-
-
-def device(mib=64.0, **changes):
-    figures = {
-        "memory_bandwidth": 100.0,
-        "float32_tflops": 1.0,
-        "bfloat16_tflops": 2.0,
-        "float16_tflops": 2.0,
-        "devices_per_host": 4,
-        "host_bandwidth": 20.0,
-        "network_bandwidth": 2.0,
-    }
-    return DeviceConfig(name="small", platform="gpu", kinds=[], memory_gib=mib / 1024, **figures | changes)
-
 
 def auto(run, **fields):
     return replace(run, model=replace(run.model, parallel=AutoParallelConfig(**fields)))
 
 
-def medium_run(**changes):
-    """Large enough that activations and parameters count, at no cost: nothing is compiled."""
-    sizes = {"vocab_size": 512, "embedding_dim": 128, "num_blocks": 4, "context_length": 128}
-    return tiny_run("v1", model=sizes | changes.pop("model", {}), trainer={"batch_size": 32}, **changes)
-
-
 @pytest.fixture(scope="module")
 def found():
-    return search(medium_run(), 8, device(), best=3)
+    """Of four devices, with one choice of what is recomputed."""
+    return search(auto(medium_run(), remat=["mLSTMBlock"]), 4, device(), best=2)
 
 
 def candidates(run, number):
@@ -67,38 +46,35 @@ def test_a_layout_that_the_model_does_not_allow_is_refused_with_its_rule():
     assert "must divide model.num_heads" in told[1, 1, 1, 8]
 
 
-def test_estimates_are_near_the_plans(found):
-    estimates = [*found.fitting, *found.dropped]
-    for estimate in random.Random(0).sample(estimates, 10):
-        plan = make_plan(estimate.run, 8, device())
+@pytest.mark.parametrize(("stages", "time", "memory"), [(1, 0.07, 0.1), (2, 0.1, 0.2)], ids=["no pipeline", "pipeline"])
+def test_estimates_are_near_the_plans(found, stages, time, memory):
+    estimates = [one for one in (*found.fitting, *found.dropped) if one.sizes["pp"] == stages]
+    for estimate in random.Random(0).sample(estimates, 3):
+        plan = make_plan(estimate.run, 4, device())
         text = " ".join(layout_overrides(estimate.run, found.run, brief=False))
-        assert estimate.time.seconds == pytest.approx(plan.time.seconds, rel=0.1), text
-        assert estimate.memory.total == pytest.approx(plan.memory.total, rel=0.15), text
+        assert estimate.time.seconds == pytest.approx(plan.time.seconds, rel=time), text
+        assert estimate.memory.total == pytest.approx(plan.memory.total, rel=memory), text
         assert estimate.memory.parameters == plan.memory.parameters, text
         assert estimate.memory.batch == plan.memory.batch, text
 
 
-def test_far_fewer_programs_are_traced_than_there_are_candidates():
-    run = medium_run()
-    runs, _ = candidates(run, 8)
-    scale = Scale(runs, 8, device(), list_parameters(run.model))
-    for one in runs:
-        scale.estimate(one)
-    assert scale.traced <= 15
+def test_all_estimates_come_from_a_few_programs(found):
+    assert found.tried > 40 and found.traced <= 5
 
 
 def test_the_best_are_plans_in_order_that_fit(found):
     assert [plan.time.seconds for plan in found.best] == sorted(plan.time.seconds for plan in found.best)
     assert all(plan.memory.total <= found.limit for plan in found.best)
-    assert found.best[0].time.seconds <= make_plan(found.run, 8, device()).time.seconds
+    assert found.best[0].run in [one.run for one in found.fitting[:2]]
 
 
-def test_with_less_memory_less_fits_and_what_does_not_is_told():
-    small = search(medium_run(), 8, device(16), best=1)
-    assert small.fitting and small.dropped
-    assert all(plan.memory.total <= 16 * MIB for plan in small.best)
+def test_what_does_not_fit_is_dropped_and_told(found):
+    half = sorted(one.memory.total for one in found.fitting)[found.tried // 2] / MIB
+    small = search(auto(medium_run(), remat=["mLSTMBlock"], headroom=0), 4, device(half), best=0)
+    assert small.fitting and small.dropped and small.tried == found.tried
     told = json.loads(json.dumps(small.to_dict()))
     assert len(told["candidates"]) == len(small.fitting) and len(told["dropped"]) == len(small.dropped)
+    assert all(row["memory_bytes"] > told["memory_limit"] for row in told["dropped"])
     assert all("needs" in row["because"] for row in told["dropped"])
 
 
@@ -112,9 +88,12 @@ def test_what_selects_a_candidate_composes_to_it():
 
     typed = composed(texts)
     runs, _ = candidates(typed, 4)
-    for run in random.Random(1).sample(runs, 12):
+    for run in random.Random(1).sample(runs, 6):
         for brief in (True, False):
             assert composed([*texts, *layout_overrides(run, typed, brief=brief)]) == run
+
+
+FLAT = {"pipeline_axis_size": 1, "model_axis_size": 1}
 
 
 class TestAuto:
@@ -142,19 +121,19 @@ class TestAuto:
         assert {run.trainer.gradient_accumulate_steps for run in runs} == {1}
 
     def test_the_choice_is_the_same_each_time_and_leaves_memory_free(self):
-        chosen = [choose(auto(medium_run(), headroom=0.5, remat=["mLSTMBlock"]), 4, device(32)) for _ in range(2)]
-        assert chosen[0].chosen == chosen[1].chosen
-        assert not chosen[0].chosen.parallel.is_open()
-        assert chosen[0].best[0].memory.total <= 16 * MIB
-        assert f"of {chosen[0].tried} layouts {len(chosen[0].fitting)} fit" in chosen[0].why()
+        run = auto(medium_run(), headroom=0.5, remat=["mLSTMBlock"], **FLAT)
+        first, second = (choose(run, 2, device(32)) for _ in range(2))
+        assert first.chosen == second.chosen and not first.chosen.parallel.is_open()
+        assert first.best[0].memory.total <= 16 * MIB
+        assert f"of {first.tried} layouts {len(first.fitting)} fit" in first.why()
 
     def test_where_nothing_fits_the_nearest_miss_is_told(self):
         with pytest.raises(ConfigError, match=r"of \d+ layouts on 4 devices .*none fits.* parallel=.*Use more devices"):
-            choose(auto(medium_run(), remat=["mLSTMBlock"]), 4, device(1))
+            choose(auto(medium_run(), remat=["mLSTMBlock"], **FLAT), 4, device(1))
 
     def test_where_no_layout_is_allowed_its_rule_is_told(self):
-        run = auto(medium_run(), model_axis_size=8)
-        with pytest.raises(ConfigError, match="parallel.model_axis_size must divide model.num_heads"):
+        run = auto(tiny_run("v1", trainer={"batch_size": 4}), **FLAT)
+        with pytest.raises(ConfigError, match="trainer.batch_size=4, .*the batch must divide over"):
             choose(run, 8, device())
 
     def test_devices_of_unknown_speed_cannot_be_chosen_for(self):
@@ -164,17 +143,8 @@ class TestAuto:
             choose(auto(medium_run()), 4, unknown)
 
     def test_only_training_and_plans_have_a_layout_chosen(self):
-        run = auto(medium_run())
-        from xlstm_hydra.configs import EvaluateTaskConfig
-
-        told = [str(problem) for problem in replace_task(run, EvaluateTaskConfig(checkpoint="run")).rules()]
-        assert any("a layout is chosen by what a step of training takes" in text for text in told)
-
-
-def replace_task(run, task):
-    from xlstm_hydra.plan._layouts import assembled
-
-    return assembled(run, task=task)
+        with pytest.raises(ConfigError, match="a layout is chosen by what a step of training takes"):
+            replace(auto(medium_run()), task=EvaluateTaskConfig(checkpoint="run"))
 
 
 def test_a_run_with_fsdp_of_its_own_keeps_its_modules():

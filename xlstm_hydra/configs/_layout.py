@@ -1,10 +1,10 @@
-"""Rules of a layout that need to know the size of a mesh axis, or the model."""
+"""Rules of a layout between its fields, the sizes of the mesh axes, and the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ._problems import Problem, nearest
+from ._problems import Problem, either, nearest
 from .parallel import ParallelConfig
 
 
@@ -31,3 +31,18 @@ def module_name_rules(parallel: ParallelConfig, known: tuple[str, ...]) -> Itera
                 fix = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(known)}."
                 neutral = {f"parallel.{key}": [other for other in named if other in known]}
                 yield Problem({f"parallel.{key}": name}, "no module class of this model", fix, idle=neutral)
+
+
+def idle_fsdp_rules(parallel: ParallelConfig) -> Iterator[Problem]:
+    """The rule that how parameters are sharded is left away where no module's are."""
+    default = ParallelConfig()
+    changed = {
+        key: parallel.get(key)
+        for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype", "fsdp_min_weight_size")
+        if parallel.get(key) != default.get(key)
+    }
+    if changed and not parallel.fsdp_modules and not parallel.is_open():
+        rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
+        fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
+        neutral = {f"parallel.{key}": default.get(key) for key in changed}
+        yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, idle=neutral)

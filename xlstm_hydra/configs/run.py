@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._base import ConfigDict
-from ._layout import module_name_rules, unused_rules
+from ._layout import idle_fsdp_rules, module_name_rules, unused_rules
 from ._problems import ConfigError, Problem, divisors, either
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
@@ -290,17 +290,7 @@ class RunConfig(ConfigDict):
         )
         if known is not None:
             yield from module_name_rules(parallel, known)
-        default = ParallelConfig()
-        changed = {
-            key: parallel.get(key)
-            for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype", "fsdp_min_weight_size")
-            if parallel.get(key) != default.get(key)
-        }
-        if changed and not parallel.fsdp_modules and not parallel.is_open():
-            rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
-            fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
-            neutral = {f"parallel.{key}": default.get(key) for key in changed}
-            yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, idle=neutral)
+        yield from idle_fsdp_rules(parallel)
 
     def _distributed_rules(self) -> Iterator[Problem]:
         order, ids = self.distributed.device_order, self.distributed.local_device_ids

@@ -183,8 +183,9 @@ class _Search:
         return changed
 
     def _resolved(self, group: str, node: Any) -> dict[str, Any]:
-        """The plain values of a node beside the model that is wanted, as far as it has values."""
-        beside = {"model": self.wanted.get("model", {})} if group == "parallel" else {}
+        """The plain values of a node beside what its interpolations are about, as far as it has values."""
+        others = {"parallel": ["model"], "trainer": self.wanted}.get(group, [])
+        beside = {other: literal(self.wanted.get(other, {})) for other in others if other != group}
         plain = to_plain(OmegaConf.create(beside | {group: node})[group], [])
         return {key: _finite(value) for key, value in plain.items() if group != "model" or key not in _UNSEEN}
 

@@ -16,7 +16,7 @@ from ._plan import Plan
 from ._scale import Estimate, Scale
 from ._search import typed_text
 
-_MARGIN = 0.03
+_MARGIN = 0.05
 """Share of the memory that an estimate must leave free, since arithmetic may miss as much."""
 
 _MOST_DEVICES = 2**16

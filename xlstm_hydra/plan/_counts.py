@@ -22,7 +22,6 @@ from typing import Any
 from jax.extend.core import Literal, jaxprs_in_params
 
 from ._primitives import (
-    COLLECTIVES,
     FROM_MEMORY,
     MOVES,
     PRODUCTS,
@@ -31,6 +30,7 @@ from ._primitives import (
     UPDATES,
     VIEWS,
     bytes_of,
+    collective,
     named_axes,
     operations,
 )
@@ -163,7 +163,7 @@ class _Tally:
         if axes := named_axes(eqn):
             for before, after in zip(eqn.invars, eqn.outvars, strict=True):
                 size = max(bytes_of(before.aval), bytes_of(after.aval))
-                self.exchanges[COLLECTIVES[name], axes, before.aval.dtype.name, size] += times
+                self.exchanges[collective(eqn), axes, before.aval.dtype.name, size] += times
         return self.results(eqn, inputs, bool(axes), times)
 
     def work(self, eqn: Any, times: int) -> None:

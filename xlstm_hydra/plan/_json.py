@@ -52,6 +52,7 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
             "other_flops": plan.counts.other_flops,
             "transcendentals": plan.counts.transcendentals,
             "traffic_bytes": plan.counts.traffic,
+            "open_loops": plan.counts.open_loops,
         },
         "communication": list(_exchanges(plan)),
         "bubble": plan.bubble,

@@ -17,6 +17,7 @@ COLLECTIVES = {
     "ppermute": "collective-permute",
     "psum": "all-reduce",
     "psum_invariant": "all-reduce",
+    "ragged_all_to_all": "all-to-all",
     "reduce_scatter": "reduce-scatter",
     "unreduced_psum": "all-reduce",
     "unreduced_reduce_scatter": "reduce-scatter",
@@ -24,8 +25,9 @@ COLLECTIVES = {
 """What JAX calls the collectives."""
 
 VIEWS = frozenset(
-    "bitcast_convert_type copy dynamic_slice expand_dims optimization_barrier pcast pvary random_unwrap random_wrap "
-    "reduced_vary_cast reshape sharding_constraint slice split squeeze stop_gradient transpose".split()
+    "bitcast_convert_type copy dynamic_slice expand_dims optimization_barrier pcast preduced pvary random_unwrap "
+    "random_wrap reduced_vary_cast_p reshape sharding_constraint slice split squeeze stop_gradient transpose "
+    "vary_unreduced_cast_p".split()
 )
 """Primitives that give a part of a value, or all of it in another shape: nothing is computed or written."""
 
@@ -59,6 +61,9 @@ UPDATES = frozenset(
 )
 """Primitives that change a part of their first operand, where that is."""
 
+RANDOM_BITS = 29
+"""Operations of a random number, as XLA counts those of Threefry, with the rounds of its loop once."""
+
 
 def size_of(aval: Any) -> int:
     """Elements of a value."""
@@ -72,10 +77,16 @@ def bytes_of(aval: Any) -> int:
 
 def named_axes(eqn: Any) -> tuple[str, ...]:
     """Names of the mesh axes of a collective, if it is one; those that `jax.vmap` maps over have numbers."""
-    if eqn.primitive.name not in COLLECTIVES:
+    if eqn.primitive.name in MOVES:
         return ()
     axes = eqn.params.get("axes", eqn.params.get("axis_name"))
     return tuple(axis for axis in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(axis, str))
+
+
+def collective(eqn: Any) -> str:
+    """What XLA calls a collective; one that is not known here keeps JAX's name, so that it is not overlooked."""
+    name: str = eqn.primitive.name
+    return COLLECTIVES.get(name, name)
 
 
 def operations(eqn: Any) -> int:
@@ -83,8 +94,7 @@ def operations(eqn: Any) -> int:
     name, params = eqn.primitive.name, eqn.params
     taken, given = size_of(eqn.invars[0].aval) if eqn.invars else 0, size_of(eqn.outvars[0].aval)
     if named_axes(eqn):
-        sums = COLLECTIVES[name] == "all-reduce"
-        return sum(size_of(var.aval) for var in eqn.outvars) if sums else 0
+        return sum(size_of(var.aval) for var in eqn.outvars) if collective(eqn) == "all-reduce" else 0
     if name in ATTENTION:
         return attention_flops(eqn)
     if name == "dot_general":
@@ -95,6 +105,8 @@ def operations(eqn: Any) -> int:
         return 2 * given * math.prod(kernel[axis] for axis in params["dimension_numbers"].rhs_spec[1:])
     if name.startswith("reduce_") or name in ("argmax", "argmin"):
         return taken - given
+    if name == "random_bits":
+        return RANDOM_BITS * given
     if name == "integer_pow":
         power = abs(params["y"])  # by squaring
         return given * (power.bit_length() + power.bit_count() - 2 + (params["y"] < 0))

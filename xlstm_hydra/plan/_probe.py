@@ -69,6 +69,7 @@ def probe_of(plan: Plan, rows: int) -> tuple[Numbers, Mapping[str, str]]:
         numbers["share", phase] = memory.gradients / memory.parameters
         for kind in ("activations", "gathered", "logits", "working"):
             numbers["memory", phase, kind] = getattr(memory, kind)
+    numbers["share", "update"] = 1.0 if plan.run.optimizer.grad_clip_norm else 0.0
     state = {kind: getattr(memory, kind) for kind in ("parameters", "optimizer", "batch")}
     numbers |= _shares(state, rows)
     numbers |= _count_numbers("outside", plan.counts)

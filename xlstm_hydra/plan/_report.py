@@ -82,6 +82,10 @@ def _head(plan: Plan) -> Iterator[str]:
         f"batch    {trainer.batch_size:,} x {plan.tokens // trainer.batch_size:,} tokens = {plan.tokens:,} in a step; "
         f"{rows} {'row' if rows == 1 else 'rows'} on a device{parts}"
     )
+    parallel = run.parallel
+    if parallel.remat:
+        kept = "" if trainer.remat_policy == "nothing" else f", which keep {trainer.remat_policy}"
+        yield f"remat    {', '.join(parallel.remat)}{kept}"
     if pipeline > 1:
         count = run.microbatches(data, fsdp, pipeline)
         yield f"pipeline {pipeline} stages, {count} microbatches; a stage is idle for {plan.bubble:.1%} of the time"
@@ -151,7 +155,7 @@ def _module(placement: Placement) -> tuple[str, str]:
 def _whole(plan: Plan) -> Iterator[str]:
     """Why parameters are whole, those with the same reason together, the largest first."""
     if plan.sizes[plan.run.parallel.fsdp_axis_name] == 1:
-        yield "whole: all, but for what the layout splits without FSDP; parallel.fsdp_axis_size of 2 or more splits them"
+        yield "FSDP splits none of them: parallel.fsdp_axis_size is 1 on this mesh, and 2 or more would"
         return
     reasons: dict[tuple[str, str], _Rows] = {}
     for placement in plan.placements:
@@ -202,6 +206,8 @@ def _work(plan: Plan) -> Iterator[str]:
     parts = [f"{tera(flops)} in {dtype} products" for dtype, flops in counts.product_flops.items()]
     parts.append(f"{tera(counts.other_flops)} beside products")
     yield f"work of a device in a step: {tera(counts.flops)} TFLOP ({', '.join(parts)})"
+    if counts.open_loops:
+        yield f"  loops that end by a condition, of each of which one round is counted: {counts.open_loops}"
 
 
 def _communication(plan: Plan) -> Iterator[str]:
@@ -237,7 +243,8 @@ def _time(plan: Plan) -> Iterator[str]:
     config = plan.run.model.model_config
     dtype = str(config.get("dtype", "float32")) if config is not None else "float32"
     model = 6 * plan.num_parameters * plan.tokens / plan.num_devices / product_rate(plan.device, dtype)
-    yield f"  6 operations per parameter and token, in {dtype}: {in_ms(model)}, {model / time.seconds:.0%} of that"
+    share = f"model FLOPs utilization (MFU) is at most {model / time.seconds:.0%}"
+    yield f"  6 FLOP per parameter and token, at the rate of {dtype}: {in_ms(model)}; {share}"
 
 
 def _bound(plan: Plan) -> str:

@@ -190,7 +190,7 @@ class Scale:
             product_flops=products,
             other_flops=total["other_flops",],
             transcendentals=total["transcendentals",],
-            traffic=total["traffic",] - self._unshared_traffic(run, total, shape),
+            traffic=total["traffic",] + self._added_traffic(run, shape) - self._unshared_traffic(run, total, shape),
             exchanges=tuple(exchanges),
         )
 
@@ -210,6 +210,16 @@ class Scale:
                 dtype = parallel.fsdp_gather_dtype
             if named := tuple(axis for axis in axes if sizes[axis] > 1):
                 yield Exchange(operation, named, dtype, round(size / times), round(times))
+
+    def _added_traffic(self, run: RunConfig, shape: _Shape) -> float:
+        """Bytes that are read and written to add up the gradients of parts of the batch, and in the ticks of a pipeline:
+        the gradients of the stage's parameters, and the rows that a microbatch is taken from, forwards and backwards."""
+        gradients = sum(placement.bytes_per_device for placement in self.placements(run))
+        added = 3.0 * gradients * (shape.parts - 1)
+        if shape.stages > 1:
+            per_tick = 4 * self._stage_bytes(run) + 4.5 * _stream_bytes(run, shape.rows, shape.tensor)
+            added += per_tick * shape.ticks * shape.parts
+        return added
 
     def _unshared_traffic(self, run: RunConfig, total: Numbers, shape: _Shape) -> float:
         """Bytes that the program's gathers and scatters over two devices read and write beyond those of the run's."""
@@ -233,21 +243,21 @@ class Scale:
         shares = {key[1]: value for key, value in fit.at(shape.rows, shape.tensor).items() if key[0] == "share"}
         summed = sum(exchange.bytes for exchange in self._gradient_sums(run, run.parallel.axis_sizes(self.num_devices)))
         update = dict.fromkeys(_KINDS, 0.0) | {"working": max(parameters * shares["update"], summed)}
-        moments = {"the optimizer's update": update | {"gradients": parameters}}
+        moments = {"update": update | {"gradients": parameters}}
         for phase in PHASES:
             if phase in shares:
                 kinds = self._phase_memory(run, fit, shape, phase)
                 kinds["gradients"] = parameters * (shares[phase] + (shape.parts > 1))
                 if shape.stages > 1 and phase == "backward":  # those of one tick, and their sum so far
                     kinds["gradients"] += self._stage_bytes(run)
-                moments[words[phase]] = kinds
-        moment = max(moments, key=lambda words: sum(moments[words].values()))
+                moments[phase] = kinds
+        phase = max(moments, key=lambda phase: sum(moments[phase].values()))
         return Memory(
             parameters=parameters,
             optimizer=round(parameters * shares["optimizer"]),
             batch=round(shares["batch"] * shape.rows * shape.parts),
-            moment=moment,
-            **{kind: max(round(value), 0) for kind, value in moments[moment].items()},
+            moment=words.get(phase, "the optimizer's update"),
+            **{kind: max(round(value), 0) for kind, value in moments[phase].items()},
         )
 
     def _phase_memory(self, run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> dict[str, float]:

@@ -42,6 +42,8 @@ class Search:
     """Those that do not, from the one that needs least memory."""
     refused: tuple[Refusal, ...]
     """Those that the rules of the config do not allow."""
+    traced: int
+    """Programs that all estimates come from."""
 
     @property
     def chosen(self) -> RunConfig:
@@ -68,6 +70,7 @@ class Search:
             "num_devices": self.num_devices,
             "device": self.device.to_dict(),
             "memory_limit": self.limit,
+            "traced": self.traced,
             "best": [_row(self.run, plan, brief=True) for plan in self.best],
             "candidates": [_row(self.run, one) for one in self.fitting],
             "dropped": [
@@ -102,9 +105,11 @@ def search(
     parameters = list_parameters(run.model) if costs is None else costs.parameters()
     found = list(layouts(run, num_devices, parameters))
     runs = [one for one in found if isinstance(one, RunConfig)]
+    traced = 0
     if costs is None and runs:
         scale = Scale(runs, num_devices, device, parameters)
         estimates: list[Plan | Estimate] = [scale.estimate(one) for one in runs]
+        traced = scale.traced
     else:
         estimates = [make_plan(one, num_devices, device) for one in runs]
     fitting = sorted((one for one in estimates if one.memory.total <= limit), key=speed)
@@ -119,6 +124,7 @@ def search(
         fitting=tuple(fitting),
         dropped=tuple(dropped),
         refused=tuple(one for one in found if isinstance(one, Refusal)),
+        traced=traced,
     )
 
 

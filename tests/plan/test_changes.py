@@ -1,0 +1,54 @@
+"""The smallest changes that make a run fit: each does, by its plan."""
+
+from dataclasses import replace
+
+import pytest
+
+from planning import MIB, device, medium_run
+from tiny import FSDP
+
+from xlstm_hydra.plan import changes_that_fit, make_plan
+
+SHARDED = {**FSDP, "data_axis_size": -1, "fsdp_axis_size": 2}
+
+
+def planned(share, parallel=None, number=4, **changes):
+    """The plan of a run on devices with a share of the memory that it needs."""
+    plan = make_plan(medium_run(parallel=parallel, **changes), number, device())
+    return replace(plan, device=device(plan.memory.total * share / MIB))
+
+
+@pytest.fixture(scope="module")
+def found():
+    plan = planned(0.95, SHARDED)
+    return plan, changes_that_fit(plan)
+
+
+def test_each_change_fits_by_its_plan(found):
+    plan, changes = found
+    assert changes
+    for change in changes:
+        assert change.needed <= plan.device.memory_bytes
+        assert make_plan(change.cost.run, change.num_devices, plan.device).fits, change.overrides
+
+
+def test_they_are_single_changes_of_what_was_typed_the_fastest_first(found):
+    _, changes = found
+    keys = {text.partition("=")[0] for change in changes for text in change.overrides}
+    assert "trainer.gradient_accumulate_steps" in keys and "parallel.fsdp_axis_size" in keys
+    assert all(len(change.overrides) == 1 for change in changes)
+    assert [change.seconds_per_row for change in changes] == sorted(change.seconds_per_row for change in changes)
+
+
+def test_where_nothing_is_recomputed_the_blocks_can_be():
+    plan = planned(0.8, SHARDED | {"remat": []})
+    changes = changes_that_fit(plan, most=9)
+    assert ("parallel.remat=[mLSTMBlock]",) in [change.overrides for change in changes]
+
+
+def test_where_no_change_is_enough_more_devices_are():
+    wide = {"embedding_dim": 256, "vocab_size": 4096}
+    plan = planned(0.75, {**SHARDED, "fsdp_axis_size": 4}, model=wide, batch_size=4)
+    (change,) = changes_that_fit(plan)
+    assert change.num_devices > 4
+    assert make_plan(change.cost.run, change.num_devices, plan.device).fits

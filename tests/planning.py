@@ -1,0 +1,26 @@
+"""A run worth planning, and a device to plan it for."""
+
+from tiny import tiny_run
+
+from xlstm_hydra.configs import DeviceConfig
+
+MIB = 2**20
+
+
+def device(mib=64.0, **changes):
+    figures = {
+        "memory_bandwidth": 100.0,
+        "float32_tflops": 1.0,
+        "bfloat16_tflops": 2.0,
+        "float16_tflops": 2.0,
+        "devices_per_host": 4,
+        "host_bandwidth": 20.0,
+        "network_bandwidth": 2.0,
+    }
+    return DeviceConfig(name="small", platform="gpu", kinds=[], memory_gib=mib / 1024, **figures | changes)
+
+
+def medium_run(batch_size=32, **changes):
+    """Large enough that activations and parameters count, at no cost: nothing is compiled."""
+    sizes = {"vocab_size": 512, "embedding_dim": 128, "num_blocks": 4, "context_length": 128}
+    return tiny_run("v1", model=sizes | changes.pop("model", {}), trainer={"batch_size": batch_size}, **changes)
