@@ -25,7 +25,7 @@ ROWS: list[dict[str, set[str]]] = [
         "data": {"jax", "numpy", "grain"},
     },
     {
-        "plan": {"jax", "numpy", "flax", "optax"},
+        "plan": {"jax", "numpy", "flax", "optax", "rich"},
         "checkpoint": {"jax", "numpy", "flax", "orbax", "etils"},
     },
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},

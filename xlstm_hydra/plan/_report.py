@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from xlstm_hydra.parallel import Placement
 
 from ._plan import Plan
-from ._text import gib, in_gib, in_ms, milliseconds, table, tera
+from ._text import gib, in_bytes, in_ms, milliseconds, table, tera
 from ._time import product_rate, step_traffic
 from ._whole import split_with
 
@@ -41,23 +41,26 @@ def report(plan: Plan, parameters: str = "modules") -> str:
 
 
 def summary(plan: Plan) -> list[str]:
-    """The plan in a few lines."""
-    memory = plan.memory
+    """The plan in two lines."""
+    memory, device = plan.memory, plan.device
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
-    told = ", ".join(f"{MEMORY_KINDS[kind]} {in_gib(getattr(memory, kind))}" for kind in largest)
-    lines = [f"memory of a device: {in_gib(memory.total)} in {memory.moment} ({told}, ...)", verdict(plan)]
+    told = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
+    there = f"{in_bytes(memory.total)} of the {in_bytes(device.memory_bytes)} of a device ({device.name})"
+    lines = [
+        f"memory: {there}, most in {memory.moment} ({told}, ...): {'fits' if plan.fits else 'does not fit'}",
+    ]
     if plan.time is not None:
-        lines.append(_bound(plan))
+        lines.append(f"time: {_bound(plan)}")
     return lines
 
 
 def verdict(plan: Plan) -> str:
     """Whether it fits, and by how much."""
     capacity, share = plan.device.memory_bytes, abs(plan.headroom) / plan.device.memory_bytes
-    usable = f"the {in_gib(capacity)} that a program can use ({plan.device.name})"
+    usable = f"the {in_bytes(capacity)} that a program can use ({plan.device.name})"
     if plan.fits:
-        return f"fits: {in_gib(plan.headroom)} ({share:.0%}) of {usable} stay free"
-    return f"does not fit: needs {in_gib(-plan.headroom)} ({share:.0%}) more than {usable}"
+        return f"fits: {in_bytes(plan.headroom)} ({share:.0%}) of {usable} stay free"
+    return f"does not fit: needs {in_bytes(-plan.headroom)} ({share:.0%}) more than {usable}"
 
 
 def _head(plan: Plan) -> Iterator[str]:
@@ -164,11 +167,11 @@ def _whole(plan: Plan) -> Iterator[str]:
     ordered = sorted(reasons.items(), key=lambda item: -item[1].bytes)
     for reason, group in ordered[:_WHOLE_LINES]:
         many = f"{len(group.placements)} arrays" if len(group.placements) > 1 else group.placements[0].parameter.path
-        yield f"whole: {many}, {in_gib(group.bytes)}: {reason[0]}"
+        yield f"whole: {many}, {in_bytes(group.bytes)}: {reason[0]}"
         yield f"       {reason[1]}"
     if rest := ordered[_WHOLE_LINES:]:
         arrays = sum(len(group.placements) for _, group in rest)
-        yield f"whole: {arrays} more arrays, {in_gib(sum(group.bytes for _, group in rest))}: see task.parameters=all"
+        yield f"whole: {arrays} more arrays, {in_bytes(sum(group.bytes for _, group in rest))}: see task.parameters=all"
 
 
 def _why_whole(plan: Plan, placement: Placement) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ._changes import Change
 from ._search import Search, layout_overrides
-from ._text import gib, in_gib, in_ms, milliseconds, table
+from ._text import gib, in_bytes, in_ms, milliseconds, table
 
 
 def search_report(found: Search) -> str:
@@ -14,7 +14,7 @@ def search_report(found: Search) -> str:
     tried = (
         f"{found.tried:,} layouts of {found.num_devices} x {found.device.name}, {len(found.refused):,} more are invalid"
     )
-    fit = f"{len(found.fitting):,} fit in {in_gib(found.limit)}"
+    fit = f"{len(found.fitting):,} fit in {in_bytes(found.limit)}"
     head = ("", "GiB", "ms", "bound by", "selected by")
     rows = [
         (
@@ -41,5 +41,5 @@ def changes_report(changes: Sequence[Change]) -> Iterator[str]:
     for change in changes:
         time = change.cost.time
         speed = "" if time is None else f"{in_ms(time.seconds)} a step"
-        rows.append((f"  {' '.join(change.overrides)}", in_gib(change.needed), speed))
+        rows.append((f"  {' '.join(change.overrides)}", in_bytes(change.needed), speed))
     yield from table(rows, left=(0,))

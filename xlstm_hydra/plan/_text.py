@@ -1,8 +1,13 @@
-"""Numbers and tables as text: sizes in GiB, times in ms, work in TFLOP."""
+"""Numbers and tables as text: sizes in bytes, times in ms, work in TFLOP."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 
 def gib(size: float) -> str:
@@ -11,9 +16,11 @@ def gib(size: float) -> str:
     return f"{number:,.2f}" if number >= 0.1 or number == 0 else f"{number:.2g}" if number >= 1e-4 else "<1e-4"
 
 
-def in_gib(size: float) -> str:
-    """The same with its unit."""
-    return f"{gib(size)} GiB"
+def in_bytes(size: float) -> str:
+    """GiB with two digits behind the point; MiB or KiB with one where that is too little to see."""
+    if size == 0 or size >= 0.1 * 2**30:
+        return f"{gib(size)} GiB"
+    return f"{size / 2**20:,.1f} MiB" if size >= 0.1 * 2**20 else f"{size / 2**10:,.1f} KiB"
 
 
 def milliseconds(seconds: float) -> str:
@@ -33,10 +40,15 @@ def tera(flops: float) -> str:
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]:
     """Lines with columns, those in `left` flush left, the others flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for column in range(len(rows[0])):
+        grid.add_column(justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
-        cells = (
-            f"{text:<{width}}" if column in left else f"{text:>{width}}"
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(cells).rstrip()
+        grid.add_row(*map(Text, row))
+    console = Console(file=StringIO(), width=_NO_LIMIT, color_system=None)
+    with console.capture() as captured:
+        console.print(grid)
+    yield from (line.rstrip() for line in captured.get().splitlines())
+
+
+_NO_LIMIT = 10**6

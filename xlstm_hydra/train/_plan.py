@@ -9,7 +9,7 @@ from pathlib import Path
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.plan import Plan, changes_that_fit, plan_objective, summary, to_dict
-from xlstm_hydra.plan._text import in_gib, in_ms
+from xlstm_hydra.plan._text import in_bytes, in_ms
 
 from ._here import device_here, peak_memory
 from ._log import Stopwatch, log
@@ -65,7 +65,7 @@ class RunPlan:
             predicted = "" if time is None else f" (predicted: {in_ms(time.seconds)} or more)"
             parts.append(f"{in_ms(measured.step_seconds)} per step{predicted}")
         if measured.peak_bytes is not None:
-            parts.append(f"{in_gib(measured.peak_bytes)} on a device (predicted: {in_gib(self.plan.memory.total)})")
+            parts.append(f"{in_bytes(measured.peak_bytes)} on a device (predicted: {in_bytes(self.plan.memory.total)})")
         elif self.earlier_peak is None:
             parts.append(f"memory is not told by devices of the kind {self.plan.device.platform}")
         else:
@@ -95,7 +95,7 @@ def _too_large(plan: Plan) -> Problem:
     ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
     here = f"each of the {number} devices" if number > 1 else "the device"
     share = " of what its host has" if plan.device.platform == "cpu" else ""
-    needed, there = in_gib(plan.memory.total), in_gib(plan.device.memory_bytes)
+    needed, there = in_bytes(plan.memory.total), in_bytes(plan.device.memory_bytes)
     rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
     fix = "" if ignore else f"{_ways_out(plan)}{{trainer.ignore_plan}}=true tries it all the same."
     return Problem({"trainer.ignore_plan": ignore}, rule, fix)
