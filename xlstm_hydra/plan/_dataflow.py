@@ -11,13 +11,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._primitives import RESHAPES
+
 LOOPS = ("scan", "while", "cond")
 """Operations with bodies."""
 
-VIEWS = frozenset(
-    "bitcast_convert_type copy expand_dims mesh_cast name optimization_barrier pcast pvary random_unwrap random_wrap "
-    "reduce_precision reduced_vary_cast reshape sharding_constraint squeeze stop_gradient".split()
-)
+VIEWS = RESHAPES | {"reduce_precision"}
 """Operations whose result is an operand, seen in another way."""
 
 SUMS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")

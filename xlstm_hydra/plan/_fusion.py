@@ -20,11 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._dataflow import UPDATES, Graph, Operation, Value
+from ._primitives import TRANSCENDENTAL
 
-DEAR = frozenset(
-    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh div erf erf_inv erfc exp exp2 expm1 log log1p logistic pow "
-    "rem rsqrt sin sinh sqrt tan tanh".split()
-)
+DEAR = TRANSCENDENTAL | {"div", "rem"}
 """Operations on every element that are not computed twice."""
 
 ELEMENTWISE = DEAR | frozenset(

@@ -15,6 +15,7 @@ sizes when the compiler packs them, a few percent.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ._dataflow import Graph, Operation
@@ -38,7 +39,22 @@ def busiest_moment(graph: Graph) -> Moment:
     return _busiest(fuse(graph))
 
 
+def busiest_moments(graph: Graph, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
+    """The busiest moment of each part of a program.
+
+    Args:
+        graph: the program.
+        part: name of the part that an operation belongs to, which stands in no loop. None: the end of the program.
+    """
+    return _moments(fuse(graph), part)
+
+
 def _busiest(fused: Fused) -> Moment:
+    found = _moments(fused, lambda _: "")
+    return found.get("", Moment(0, (), ()))
+
+
+def _moments(fused: Fused, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
     steps = in_order(fused.steps)
     bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}
     buffers = set_lifetimes(steps, fused.kept)
@@ -46,17 +62,21 @@ def _busiest(fused: Fused) -> Moment:
     for buffer in buffers:
         changes[buffer.start] += buffer.bytes
         changes[buffer.end + 1] -= buffer.bytes
-    most, when, here = 0, 0, 0
-    for number in range(len(steps)):
+    most: dict[str, tuple[int, int]] = {}
+    here = 0
+    for number, step in enumerate(steps):
         here += changes[number]
-        total = here + (bodies[number].bytes if number in bodies else 0)
-        if total > most:
-            most, when = total, number
-    alive = tuple(buffer for buffer in buffers if buffer.start <= when <= buffer.end and buffer.bytes)
-    operation = steps[when].operation if steps else None
-    inner = bodies.get(when)
-    running = (() if operation is None else (operation,)) + (inner.running if inner else ())
-    return Moment(most, running, (alive, *(inner.buffers if inner else ())))
+        total, name = here + (bodies[number].bytes if number in bodies else 0), part(step.operation)
+        if name not in most or total > most[name][0]:
+            most[name] = total, number
+
+    def moment(total: int, when: int) -> Moment:
+        alive = tuple(buffer for buffer in buffers if buffer.start <= when <= buffer.end and buffer.bytes)
+        operation, inner = steps[when].operation, bodies.get(when)
+        running = (() if operation is None else (operation,)) + (inner.running if inner else ())
+        return Moment(total, running, (alive, *(inner.buffers if inner else ())))
+
+    return {name: moment(*found) for name, found in most.items()}
 
 
 def _body_moment(step: Step) -> Moment | None:

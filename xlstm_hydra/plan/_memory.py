@@ -69,11 +69,11 @@ def step_memory(objective: Objective, jaxpr: Any) -> Memory:
     """
     graph = read_jaxpr(jaxpr.jaxpr)
     moment = busiest_moment(graph)
-    state = state_bytes(objective.run, objective.placements, objective.mesh.shape, _parts_read(objective, graph))
+    state = state_bytes(objective.run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
     gradients = sum(value.bytes for value in graph.results[1:] if value is not None)
-    update = _update_bytes(objective.run, graph)
+    update = update_bytes(objective.run, graph)
     if moment.bytes >= gradients + update:
-        kinds, words = _kinds(objective, graph, moment), _words(moment)
+        kinds, words = bytes_by_kind(objective, graph, moment), in_words(moment)
     else:
         kinds = dict.fromkeys(_KINDS, 0) | {"gradients": gradients, "working": update}
         words = "the optimizer's update"
@@ -116,7 +116,7 @@ def state_bytes(
     }
 
 
-def _parts_read(objective: Objective, graph: Graph) -> list[str]:
+def parts_read(objective: Objective, graph: Graph) -> list[str]:
     """Names of the parts of a batch that the program reads."""
     arguments = graph.arguments[len(objective.placements) :]
     return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
@@ -126,7 +126,7 @@ def _bytes(leaf: Any) -> int:
     return leaf.size * leaf.dtype.itemsize
 
 
-def _update_bytes(run: RunConfig, graph: Graph) -> int:
+def update_bytes(run: RunConfig, graph: Graph) -> int:
     """Bytes beside the gradients while the optimizer works.
 
     State and parameters are updated in place. Clipped gradients that are read more than once are stored beside the
@@ -142,7 +142,7 @@ def _update_bytes(run: RunConfig, graph: Graph) -> int:
 _KINDS: tuple[str, ...] = ("gradients", "activations", "gathered", "logits", "working")
 
 
-def _kinds(objective: Objective, graph: Graph, moment: Moment) -> dict[str, int]:
+def bytes_by_kind(objective: Objective, graph: Graph, moment: Moment) -> dict[str, int]:
     """Bytes of a moment by kind."""
     gradients: set[Value] = set()
     for value in graph.results[1:]:
@@ -205,7 +205,7 @@ def _is_activation(buffer: Buffer) -> bool:
     return maker is not None and last is not None and last.backward and not maker.backward
 
 
-def _words(moment: Moment) -> str:
+def in_words(moment: Moment) -> str:
     """What is computed at a moment."""
     if not moment.running:
         return "nothing"

@@ -7,9 +7,8 @@ from typing import Any
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.configs.language_model import LanguageModelConfig
 
-from ._dataflow import Graph
-from ._fusion import fuse
-from ._liveness import Moment, _body_moment, in_order, set_lifetimes
+from ._dataflow import Graph, Operation
+from ._liveness import Moment, busiest_moments
 
 PHASES = ("forward", "backward", "outside")
 """The parts of a program."""
@@ -32,27 +31,15 @@ def split(run: RunConfig, jaxpr: Any) -> dict[str, Any]:
 
 
 def busiest_by_phase(run: RunConfig, graph: Graph) -> dict[str, Moment]:
-    """The moment of each part when most bytes are in memory, as `busiest_moment` gives it for the whole."""
-    fused = fuse(graph)
-    steps = in_order(fused.steps)
-    bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}
-    buffers, length = set_lifetimes(steps, fused.kept), _stack_length(run)
-    found: dict[str, tuple[int, int]] = {}
-    for number, step in enumerate(steps):
-        here = sum(buffer.bytes for buffer in buffers if buffer.start <= number <= buffer.end)
-        total = here + (bodies[number].bytes if number in bodies else 0)
-        operation, phase = step.operation, "outside"
-        if operation is not None and operation.name == "scan" and operation.params["length"] == length:
-            phase = "backward" if operation.backward else "forward"
-        if total > found.get(phase, (-1, 0))[0]:
-            found[phase] = total, number
-    moments = {}
-    for phase, (total, when) in found.items():
-        alive = tuple(buffer for buffer in buffers if buffer.start <= when <= buffer.end and buffer.bytes)
-        inner, operation = bodies.get(when), steps[when].operation
-        running = (() if operation is None else (operation,)) + (inner.running if inner else ())
-        moments[phase] = Moment(total, running, (alive, *(inner.buffers if inner else ())))
-    return moments
+    """The moment of each part when most bytes are in memory."""
+    length = _stack_length(run)
+
+    def phase(operation: Operation | None) -> str:
+        if operation is None or operation.name != "scan" or operation.params["length"] != length:
+            return "outside"
+        return "backward" if operation.backward else "forward"
+
+    return busiest_moments(graph, phase)
 
 
 def _stack_length(run: RunConfig) -> int | None:

@@ -24,12 +24,15 @@ COLLECTIVES = {
 }
 """What JAX calls the collectives."""
 
-VIEWS = frozenset(
-    "bitcast_convert_type copy dynamic_slice expand_dims optimization_barrier pcast preduced pvary random_unwrap "
-    "random_wrap reduced_vary_cast_p reshape sharding_constraint slice split squeeze stop_gradient transpose "
+RESHAPES = frozenset(
+    "bitcast_convert_type copy expand_dims mesh_cast name optimization_barrier pcast preduced pvary random_unwrap "
+    "random_wrap reduced_vary_cast reduced_vary_cast_p reshape sharding_constraint squeeze stop_gradient "
     "vary_unreduced_cast_p".split()
 )
-"""Primitives that give a part of a value, or all of it in another shape: nothing is computed or written."""
+"""Primitives that give a value in another shape or under another name: nothing is computed or written."""
+
+VIEWS = RESHAPES | {"dynamic_slice", "slice", "split", "transpose"}
+"""These, and those that give a part of a value or its array axes in another order."""
 
 MOVES = VIEWS | frozenset(
     "axis_index broadcast_in_dim concatenate device_put dynamic_update_slice empty gather iota pad rev scatter stack "
@@ -38,8 +41,8 @@ MOVES = VIEWS | frozenset(
 """Primitives that place values and compute none."""
 
 TRANSCENDENTAL = frozenset(
-    "acosh asinh atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p logistic pow rsqrt "
-    "sin sinh sqrt tan tanh".split()
+    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
+    "logistic pow rsqrt sin sinh sqrt tan tanh".split()
 )
 """Primitives that take several operations per element."""
 

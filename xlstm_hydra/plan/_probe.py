@@ -15,7 +15,7 @@ from xlstm_hydra.parallel import Parameter, abstract_mesh
 from ._counts import Counts, count
 from ._dataflow import read_jaxpr
 from ._layouts import SHARDING, assembled, closed
-from ._memory import _kinds, _parts_read, _update_bytes, _words, state_bytes
+from ._memory import bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._phases import PHASES, busiest_by_phase, split
 from ._plan import Plan
 from ._trace import trace
@@ -46,18 +46,18 @@ def probe(
     objective = build_objective(run, abstract_mesh(layout, fsdp * tensor), parameters)
     jaxpr = trace(objective)
     graph = read_jaxpr(jaxpr.jaxpr)
-    state = state_bytes(run, objective.placements, objective.mesh.shape, _parts_read(objective, graph))
+    state = state_bytes(run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
     moments = busiest_by_phase(run, graph)
     numbers: dict[Any, float] = {}
     for phase, moment in moments.items():
-        kinds = _kinds(objective, graph, moment)
+        kinds = bytes_by_kind(objective, graph, moment)
         numbers["share", phase] = kinds.pop("gradients") / state["parameters"]
         numbers |= {("memory", phase, kind): size for kind, size in kinds.items()}
-    numbers["share", "update"] = _update_bytes(run, graph) / state["parameters"]
+    numbers["share", "update"] = update_bytes(run, graph) / state["parameters"]
     numbers |= _shares(state, rows)
     for phase, program in split(run, jaxpr).items():
         numbers |= _count_numbers(phase, count(program))
-    return numbers, {phase: _words(moment) for phase, moment in moments.items()}
+    return numbers, {phase: in_words(moment) for phase, moment in moments.items()}
 
 
 def probe_of(plan: Plan, rows: int) -> tuple[Numbers, Mapping[str, str]]:
