@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from xlstm_hydra.configs import (
     SubModelConfig,
     TrainerConfig,
 )
+from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import nearest
 
@@ -213,24 +213,9 @@ def default_batch(cfg: Any) -> int:
         return default
     run = _read_groups(cfg, [], without=("hydra", "trainer.batch_size"))
     try:
-        unit = _batch_unit(run)
+        return fitting_batch(run)
     except (AttributeError, TypeError, ZeroDivisionError):
         return default  # a group is missing or wrong, which is told where it is read
-    return -(-default // unit) * unit
-
-
-def _batch_unit(run: RunConfig) -> int:
-    """What must divide the batch of a run, as far as the sizes of its mesh axes are known. Of a layout that is still to
-    be chosen, what divides it over all the devices that tensor parallelism and pipelines leave."""
-    if run.parallel.is_open():
-        own = [max(run.parallel.pipeline_axis_size, 1), max(run.parallel.model_axis_size, 1)]
-        return run.batch_unit(max((run.known_devices() or 1) // math.prod(own), 1), 1, own[0])
-    try:
-        sizes = list(run.parallel.axis_sizes(run.known_devices() or 0).values())
-    except ConfigError:
-        sizes = list(run.parallel.sizes().values())
-    data, fsdp, pipeline, _ = (max(size, 1) for size in sizes)
-    return run.batch_unit(data, fsdp, pipeline)
 
 
 def _locate(path: Any, key: str) -> Any:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xlstm_hydra.configs import AutoParallelConfig, ConfigError, RunConfig, TrainerConfig
+from xlstm_hydra.configs import AutoParallelConfig, ConfigError, DeviceConfig, PlanTaskConfig, RunConfig, TrainerConfig
 from xlstm_hydra.configs._problems import divisors
 
 from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
-from ._plan import Plan
+from ._plan import Plan, make_plan
 from ._scale import Estimate, Scale
 from ._search import typed_text
 
-_MARGIN = 0.05
-"""Share of the memory that an estimate must leave free, since arithmetic may miss as much."""
+_SURE = 0.85
+"""Share of the memory below which an estimate is taken at its word. A larger one, or that of a pipeline, is planned."""
 
 _MOST_DEVICES = 2**16
 _WIDEST = 8
@@ -33,8 +33,8 @@ class Change:
     overrides: tuple[str, ...]
     """What is typed behind what was typed."""
 
-    cost: Estimate
-    """What the run then costs, as far as arithmetic tells."""
+    cost: Estimate | Plan
+    """What the run then costs, as far as arithmetic tells where that is enough."""
 
     num_devices: int
     """Devices that it then has."""
@@ -55,8 +55,8 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     """The smallest changes that make a run fit, the fastest first: single ones, or if there are none, of two or three
     things at once. If none of these does, the smallest number of devices that would.
 
-    They are estimated by arithmetic from the plan, for which one to three programs more are traced. A model that says
-    itself what it costs has none.
+    They are estimated by arithmetic from the plan, for which one to three programs more are traced; where it is close,
+    they are planned. A model that says itself what it costs has none.
 
     Args:
         plan: of the run, which does not fit.
@@ -67,16 +67,28 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     for aspects in (_aspects(plan), [*_aspects(plan), _tensor_parallel(plan)]):
         tried = _Tried(plan, aspects)
         for number in range(1, len(aspects) + 1):
-            if found := [*tried.fitting(number)]:
-                return tuple(sorted(found, key=lambda change: (change.seconds_per_row, change.needed)))[:most]
-    return tuple(_Tried(plan, _aspects(plan)).larger())
+            found = sorted(tried.fitting(number), key=lambda change: (change.seconds_per_row, change.needed))
+            if sure := tuple(itertools.islice(_made_sure(found, plan.device), most)):
+                return sure
+    is_plan = plan.run.task.name == "plan"  # others have the devices that they have
+    return tuple(_made_sure(_Tried(plan, _aspects(plan)).larger(), plan.device)) if is_plan else ()
+
+
+def _made_sure(changes: Iterable[Change], device: DeviceConfig) -> Iterator[Change]:
+    """The changes with which the run really fits: where an estimate may be wrong, it is planned."""
+    for change in changes:
+        run, stages = change.cost.run, change.cost.sizes[change.cost.run.parallel.pipeline_axis_name]
+        if stages > 1 or change.needed > _SURE * device.memory_bytes:
+            change = replace(change, cost=make_plan(run, change.num_devices, device))
+        if change.needed <= device.memory_bytes:
+            yield change
 
 
 class _Tried:
     """Changes of a run, and whether it fits with them."""
 
     def __init__(self, plan: Plan, aspects: Sequence[Sequence[Fields]]) -> None:
-        self.plan, self.limit = plan, int(plan.device.memory_bytes * (1 - _MARGIN))
+        self.plan, self.limit = plan, plan.device.memory_bytes
         self.parameters = [placement.parameter for placement in plan.placements]
         self.by_number: dict[int, list[list[tuple[Fields, RunConfig]]]] = {}
         for number in range(1, len(aspects) + 1):
@@ -95,6 +107,8 @@ class _Tried:
             run = changed(self.plan.run, fields)
         except ConfigError:  # such as more parts than the smaller batch has rows
             return None
+        if isinstance(run.task, PlanTaskConfig):
+            run = assembled(run, task=replace(run.task, num_devices=num_devices))
         return None if [*run.rules(), *run.device_rules(num_devices)] else run
 
     def fitting(self, number: int) -> Iterator[Change]:
@@ -126,9 +140,7 @@ class _Tried:
             fields = {key: value for key, value in fields.items() if value != _value(plan.run, key)}
             run = self.valid(fields, number)
             if run is not None and (change := self.change(fields, run, self.scale.on(number))) is not None:
-                is_plan = plan.run.task.name == "plan"
-                first = (f"task.num_devices={number}",) if is_plan else ()
-                yield replace(change, overrides=first + change.overrides)
+                yield replace(change, overrides=(f"task.num_devices={number}", *change.overrides))
                 return
             times *= 2
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlstm_hydra.configs import ConfigError, DeviceConfig, ParallelConfig, Problem, RunConfig
+from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.models import list_parameters
 
@@ -187,7 +188,10 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
         changes = {key: value for key, value in fields.items() if value != default.get(key)}
         texts = ["parallel=dp", *(f"parallel.{key}={typed_text(value)}" for key, value in changes.items())]
     trainer, before = run.trainer.to_dict(), typed.trainer.to_dict()
-    texts += [f"trainer.{key}={typed_text(value)}" for key, value in trainer.items() if value != before[key]]
+    changed = [key for key, value in trainer.items() if value != before[key]]
+    if run.trainer.batch_size == fitting_batch(typed) != fitting_batch(run):
+        changed.append("batch_size")  # perhaps not typed, and another where this layout is
+    texts += [f"trainer.{key}={typed_text(trainer[key])}" for key in changed]
     return tuple(texts)
 
 
