@@ -15,13 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from jax.extend.backend import clear_backends
 
-from xlstm_hydra.configs import ConfigError, DeviceConfig, PlanTaskConfig, RunConfig
+from xlstm_hydra.configs import PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
 from xlstm_hydra.plan import (
+    FEW,
     Plan,
+    Search,
     changes_report,
     changes_that_fit,
-    choose,
     make_plan,
     report,
     search,
@@ -53,9 +54,10 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     device = run.device or load_device()
     number = run.known_devices() or device.devices_per_host
     with _no_accelerator():
-        found = make_plan(_laid_out(run, number, device), number, device)
+        is_searched = task.search or run.parallel.is_open()
+        layouts = search(run, number, device, best=10 if task.search else FEW) if is_searched else None
+        found = make_plan(run if layouts is None else _laid_out(layouts), number, device)
         changes = () if found.fits else changes_that_fit(found)
-        layouts = search(run, number, device) if task.search else None
     content = to_dict(found, changes)
     is_short = task.search or _is_sweep()
     parts: list[Iterable[str]] = [
@@ -65,6 +67,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     parts.append(changes_report(changes))
     if layouts is not None:
         _write(folder / SEARCH_FILE, layouts.to_dict())
+    if layouts is not None and task.search:
         parts.append(["", search_report(layouts)])
     print("\n".join(line for part in parts for line in part), flush=True)
     if task.compile:
@@ -76,21 +79,17 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
 
 
-def _laid_out(run: RunConfig, number: int, device: DeviceConfig) -> RunConfig:
+def _laid_out(layouts: Search) -> RunConfig:
     """The run with a layout. With `parallel=auto` it is the one that training would choose; where none fits, the one
     that needs the least memory."""
-    if not run.parallel.is_open():
-        return run
-    try:
-        found = choose(run, number, device)
-    except ConfigError:
-        found = search(run, number, device, best=0)
-        if found.fitting or not found.dropped:
-            raise
+    if not layouts.run.parallel.is_open():
+        return layouts.run
+    if layouts.dropped and not layouts.fitting:
         print("parallel=auto: no layout fits, and this is the one that needs the least memory\n")
-        return found.dropped[0].run
-    print(f"parallel=auto: {found.why()}\n")
-    return found.chosen
+        return layouts.dropped[0].run
+    chosen = layouts.chosen
+    print(f"parallel=auto: {layouts.why()}\n")
+    return chosen
 
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:

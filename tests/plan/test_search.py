@@ -12,7 +12,7 @@ from tiny import FSDP, tiny_run
 from xlstm_hydra.configs import AutoParallelConfig, ConfigError, EvaluateTaskConfig, RunConfig
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import list_parameters
-from xlstm_hydra.plan import choose, layout_overrides, make_plan, search
+from xlstm_hydra.plan import FEW, layout_overrides, make_plan, search
 from xlstm_hydra.plan._layouts import Refusal, layouts
 
 
@@ -123,25 +123,25 @@ class TestAuto:
 
     def test_the_choice_is_the_same_each_time_and_leaves_memory_free(self):
         run = auto(medium_run(), headroom=0.5, remat=["mLSTMBlock"], **FLAT)
-        first, second = (choose(run, 2, device(32)) for _ in range(2))
+        first, second = (search(run, 2, device(32), best=FEW) for _ in range(2))
         assert first.chosen == second.chosen and not first.chosen.parallel.is_open()
         assert first.best[0].memory.total <= 16 * MIB
         assert f"of {first.tried} layouts {len(first.fitting)} fit" in first.why()
 
     def test_where_nothing_fits_the_nearest_miss_is_told(self):
         with pytest.raises(ConfigError, match=r"of \d+ layouts on 4 devices .*none fits.* parallel=.*Use more devices"):
-            choose(auto(medium_run(), remat=["mLSTMBlock"], **FLAT), 4, device(1))
+            search(auto(medium_run(), remat=["mLSTMBlock"], **FLAT), 4, device(1)).chosen  # noqa: B018
 
     def test_where_no_layout_is_allowed_its_rule_is_told(self):
         run = auto(tiny_run("v1", trainer={"batch_size": 4}), **FLAT)
         with pytest.raises(ConfigError, match="trainer.batch_size=4, .*the batch must divide over"):
-            choose(run, 8, device())
+            search(run, 8, device()).chosen  # noqa: B018
 
     def test_devices_of_unknown_speed_cannot_be_chosen_for(self):
         speeds = ("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops")
         unknown = device(**dict.fromkeys((*speeds, "host_bandwidth", "network_bandwidth"), 0.0))
         with pytest.raises(ConfigError, match="not known without the speeds"):
-            choose(auto(medium_run()), 4, unknown)
+            search(auto(medium_run()), 4, unknown).chosen  # noqa: B018
 
     def test_only_training_and_plans_have_a_layout_chosen(self):
         with pytest.raises(ConfigError, match="a layout is chosen by what a step of training takes"):

@@ -62,6 +62,8 @@ class DeviceConfig(ConfigDict):
 
     def rules(self) -> Iterator[Problem]:
         """Ranges; either all speeds are known or none."""
+        if not self.name.strip():
+            yield Problem({"name": self.name}, "must have letters, since plans call the device so")
         yield from one_of(self, "platform", PLATFORMS)
         yield from at_least(self, 0, "memory_gib", above=True)
         yield from at_least(self, 0, *SPEEDS, above=any(self.get(speed) for speed in SPEEDS))

@@ -119,7 +119,7 @@ def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
 def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig) -> str:
     """The key that was probably meant: of a sibling's name, or of the same name in another group."""
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
-        return f"No option of that group is chosen: write {parts[0]}=... too."
+        return f"No option of that group is chosen: write {parts[0]}=... beside {'.'.join(parts)}=..."
     siblings = [str(name) for name in node if name != "hydra"]
     if near := near_name(parts[depth], siblings):
         return f"Did you mean {'.'.join([*parts[:depth], near, *parts[depth + 1 :]])}?"

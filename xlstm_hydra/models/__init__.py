@@ -31,6 +31,7 @@ from ._objective import BATCH_TYPES as BATCH_TYPES
 from ._objective import Batch as Batch
 from ._objective import Objective as Objective
 from ._objective import build_objective as build_objective
+from ._objective import idle_settings as idle_settings
 from ._slstm_cell import slstm as slstm
 from ._slstm_cell import slstm_continue as slstm_continue
 from ._slstm_cell import slstm_start as slstm_start

@@ -6,10 +6,10 @@ collectives are the ones we wrote. A mesh without devices (`jax.sharding.Abstrac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,13 +100,15 @@ class Objective:
             return self._loss_sum(params, rows, jax.random.fold_in(key, index)) / targets
 
         gradient = jax.value_and_grad(part_loss)
-        loss, gradients = gradient(varying, 0)
-        if parts > 1:
+        if parts == 1:
+            loss, gradients = gradient(varying, 0)
+        else:
 
-            def accumulate(carry: Any, index: jax.Array) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, carry, gradient(varying, index)), None
+            def accumulate(total: Any, index: jax.Array) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, gradient(varying, index)), None
 
-            (loss, gradients), _ = jax.lax.scan(accumulate, (loss, gradients), jnp.arange(1, parts))
+            nothing = vary_over(jnp.zeros(()), axes.summed), jax.tree.map(jnp.zeros_like, varying)
+            (loss, gradients), _ = jax.lax.scan(accumulate, nothing, jnp.arange(parts))
         return axes.loss_sum(loss), jax.tree.map(self._sum_gradient, gradients, self.param_specs)
 
     def _sum_gradient(self, gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -162,28 +164,29 @@ def build_objective(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Paramete
     data, fsdp, pipeline, _ = mesh.shape.values()
     microbatches = run.microbatches(data, fsdp, pipeline)
     axes = mesh_axes(run.parallel, mesh, microbatches=microbatches, stage_remat=run.trainer.pipeline_remat)
-    _refuse_idle_settings(run, axes, placements)
+    if problems := list(idle_settings(run, axes, placements)):
+        raise ConfigError(problems)
     return Objective(run, mesh, axes, placements)
 
 
-def _refuse_idle_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> None:
-    """What no parameter or no layer of the model class takes part in would be ignored without a word."""
+def idle_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> Iterator[Problem]:
+    """What no parameter or no layer of the model class takes part in, and so would be ignored without a word."""
     model_class, parallel = run.model.model_class, run.parallel
     if axes.pipeline is not None and not issubclass(model_class, LanguageModel):
         fix = "Build the model on xlstm_hydra.models.LanguageModel, or leave this away."
-        _refuse(run, {"pipeline_axis_size": axes.stages}, "cuts no stack of blocks into stages", fix)
+        yield _idle(run, {"pipeline_axis_size": axes.stages}, "cuts no stack of blocks into stages", fix)
     split = [placement.parameter for placement in placements if axes.tensor in placement.spec]
     overlapping = any(parameter.modules and parameter.modules[-1] in OVERLAPPING for parameter in split)
     if axes.overlap and not overlapping:
         fix = f"Use these layers of xlstm_hydra.models, with `axes`: {', '.join(OVERLAPPING)}; or leave this away."
-        _refuse(run, {"tp_async_dense": True}, "has no tensor-parallel layer that exchanges piece by piece", fix)
+        yield _idle(run, {"tp_async_dense": True}, "has no tensor-parallel layer that exchanges piece by piece", fix)
     dtypes = {key: parallel.get(key) for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype") if parallel.get(key)}
     if dtypes and not any(placement.fsdp_axis is not None for placement in placements):
         size = {"fsdp_min_weight_size": parallel.fsdp_min_weight_size}
         fix = "Set parallel.fsdp_min_weight_size lower, or leave the types away."
-        _refuse(run, dtypes | size, "has no parameter that is sharded and gathered", fix)
+        yield _idle(run, dtypes | size, "has no parameter that is sharded and gathered", fix)
 
 
-def _refuse(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> NoReturn:
+def _idle(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> Problem:
     given = {f"parallel.{key}": value for key, value in fields.items()}
-    raise ConfigError([Problem(given, f"{run.model.class_path()} {text}", fix)])
+    return Problem(given, f"{run.model.class_path()} {text}", fix)

@@ -18,8 +18,8 @@ from ._report import report as report
 from ._report import summary as summary
 from ._report import verdict as verdict
 from ._scale import Estimate as Estimate
+from ._search import FEW as FEW
 from ._search import Search as Search
-from ._search import choose as choose
 from ._search import layout_overrides as layout_overrides
 from ._search import search as search
 from ._search_report import changes_report as changes_report

@@ -92,7 +92,7 @@ class _Fusion:
         self.places: dict[tuple[Value, str], Buffer | None] = {(value, "as it is"): None for value in graph.arguments}
         self.sources: dict[Value, dict[Buffer, bool]] = {value: {} for value in graph.arguments}
         self.steps: list[Step] = []
-        self.slices = {graph.arguments[number] for number in sliced}
+        self.slices = dict.fromkeys(graph.arguments[number] for number in sliced)  # in the order of the program
         for value in self.slices:
             del self.places[value, "as it is"]
 
@@ -100,7 +100,7 @@ class _Fusion:
         """The steps, in the order of the program."""
         self._choose_stored()
         copies = [self._copy_of_carried(number) for number in self.carried]
-        for value in self.slices & self.stored:
+        for value in [value for value in self.slices if value in self.stored]:
             self._make(value, "as it is", {})
         for operation in self.graph.operations:
             self._add(operation)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.models import Objective, build_objective
@@ -121,10 +124,14 @@ def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int)
     """The mesh axes along which the host changes somewhere, each with the hosts along it, where devices are numbered
     host by host and `parallel.assign_devices` gives neighbours to the axes that communicate most."""
     closest_first = run.distributed.device_order or run.parallel.busiest_axes()
-    across, stride = {}, 1
-    for name in closest_first:
-        neighbours = max(devices_per_host // stride, 1)  # on the same host
-        stride *= sizes[name]
-        if sizes[name] > 1 and (stride > devices_per_host or devices_per_host % stride):
-            across[name] = max(math.ceil(sizes[name] / neighbours), 2)
-    return {name: across[name] for name in sizes if name in across}
+    outer_first = tuple(reversed(closest_first))
+    hosts = _hosts_along(tuple(sizes[name] for name in outer_first), devices_per_host)
+    found = dict(zip(outer_first, hosts, strict=True))
+    return {name: found[name] for name in sizes if found[name] > 1}
+
+
+@cache
+def _hosts_along(shape: tuple[int, ...], devices_per_host: int) -> tuple[int, ...]:
+    """The most hosts that the devices along each axis of a mesh are on."""
+    hosts = (np.arange(math.prod(shape)) // devices_per_host).reshape(shape)
+    return tuple(int((np.diff(hosts, axis=axis) != 0).sum(axis).max()) + 1 for axis in range(len(shape)))

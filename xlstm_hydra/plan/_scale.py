@@ -277,15 +277,16 @@ class Scale:
         none, kept = fit.at(0, shape.tensor), fit.at(shape.block_rows, shape.tensor)
         weights = none["memory", "forward", "activations"] / shape.stages
         tick = kept["memory", "forward", "activations"] / shape.stages - weights
-        stacked = tick * shape.ticks
+        is_recomputed = run.trainer.pipeline_remat  # of a tick only what enters the stage is kept
         stream, whole = (_stream_bytes(run, rows, shape.tensor) for rows in (shape.block_rows, shape.rows))
+        stacked = (stream if is_recomputed else tick) * shape.ticks
         if phase == "outside":
             kinds["activations"] -= fit.at(shape.outer_rows, shape.tensor)["memory", "forward", "activations"]
             kinds["working"] += stream + whole
         else:
             kinds["activations"] = 0.0
             kinds["working"] += 3 * stream * shape.ticks + stream
-            if not run.parallel.remat or phase == "forward":
+            if not run.parallel.remat or phase == "forward" or is_recomputed:
                 kinds["working"] += tick
         if phase == "forward":
             kinds["working"] += self._whole_stage_bytes(run)

@@ -9,18 +9,20 @@ from typing import Any
 from xlstm_hydra.configs import ConfigError, DeviceConfig, ParallelConfig, Problem, RunConfig
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._problems import show
-from xlstm_hydra.models import list_parameters
+from xlstm_hydra.models import idle_settings, list_parameters
+from xlstm_hydra.parallel import abstract_mesh, mesh_axes
 
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
 from ._plan import Plan, make_plan
 from ._scale import Estimate, Scale
+from ._text import in_bytes, in_ms
 
 SEARCH_VERSION = 1
 """Format of what `Search.to_dict` gives."""
 
-_CHOSEN = 3
-"""Of so many that are estimated to be the fastest, the fastest by its plan is chosen."""
+FEW = 3
+"""How many of the best are planned where one of them is to be chosen."""
 
 _TRIES = 3
 """Of so many times the plans that are wanted, those that fit are taken."""
@@ -48,16 +50,27 @@ class Search:
 
     @property
     def chosen(self) -> RunConfig:
-        """The run with the best layout."""
+        """The run with the best layout.
+
+        Raises:
+            ConfigError: no layout is allowed, or none fits, or the device's speeds are not known.
+        """
+        if not self.device.has_speeds:
+            text = f"the fastest layout is not known without the speeds of the devices, {self.device.name}"
+            raise ConfigError([Problem({"parallel.name": "auto"}, text, "Choose device=..., or a layout.")])
+        if not self.tried:
+            raise ConfigError(min((refusal.problems for refusal in self.refused), key=len))
+        if not self.best:
+            raise ConfigError([_nothing_fits(self)])
         return self.best[0].run
 
     def why(self) -> str:
         """The best layout, and what it was the best of."""
         plan = self.best[0]
         text = " ".join(layout_overrides(plan.run, self.run))
-        time = f", {1000 * plan.time.seconds:,.1f} ms a step or more ({plan.time.bound_by})" if plan.time else ""
-        counts = f"of {self.tried} layouts {len(self.fitting)} fit in {self.limit / 2**30:,.2f} GiB on a device"
-        return f"{counts}; the fastest is {text}: {plan.memory.total / 2**30:,.2f} GiB{time}"
+        time = f", {in_ms(plan.time.seconds)} a step or more ({plan.time.bound_by})" if plan.time else ""
+        counts = f"of {self.tried:,} layouts {len(self.fitting):,} fit in {in_bytes(self.limit)} on a device"
+        return f"{counts}; the fastest is {text}: {in_bytes(plan.memory.total)}{time}"
 
     @property
     def tried(self) -> int:
@@ -105,10 +118,14 @@ def search(
     costs = own_costs(run)
     parameters = list_parameters(run.model) if costs is None else costs.parameters()
     found = list(layouts(run, num_devices, parameters))
+    refused = [one for one in found if isinstance(one, Refusal)]
     runs = [one for one in found if isinstance(one, RunConfig)]
     traced = 0
     if costs is None and runs:
         scale = Scale(runs, num_devices, device, parameters)
+        idle = [_idle(scale, one) for one in runs]
+        refused += [one for one in idle if one is not None]
+        runs = [one for one, refusal in zip(runs, idle, strict=True) if refusal is None]
         estimates: list[Plan | Estimate] = [scale.estimate(one) for one in runs]
         traced = scale.traced
     else:
@@ -124,31 +141,22 @@ def search(
         best=tuple(sorted(plans, key=speed)),
         fitting=tuple(fitting),
         dropped=tuple(dropped),
-        refused=tuple(one for one in found if isinstance(one, Refusal)),
+        refused=tuple(refused),
         traced=traced,
     )
 
 
-def choose(run: RunConfig, num_devices: int, device: DeviceConfig) -> Search:
-    """Compare the layouts of a run whose layout is to be chosen (`parallel=auto`). The first of `best` is the one.
-
-    Raises:
-        ConfigError: no layout is allowed, or none fits, or the device's speeds are not known.
-    """
-    if not device.has_speeds:
-        text = f"the fastest layout is not known without the speeds of the devices, {device.name}"
-        raise ConfigError([Problem({"parallel.name": "auto"}, text, "Choose device=..., or a layout.")])
-    found = search(run, num_devices, device, best=_CHOSEN)
-    if not found.tried:
-        raise ConfigError(min((refusal.problems for refusal in found.refused), key=len))
-    if not found.best:
-        raise ConfigError([_nothing_fits(found)])
-    return found
+def _idle(scale: Scale, run: RunConfig) -> Refusal | None:
+    """Why a layout is none for this model: a setting that no parameter of it takes part in."""
+    mesh = abstract_mesh(run.parallel, scale.num_devices)
+    problems = tuple(idle_settings(run, mesh_axes(run.parallel, mesh), scale.placements(run)))
+    data, fsdp, pipeline, tensor = mesh.shape.values()
+    return Refusal((data, fsdp, pipeline, tensor), problems) if problems else None
 
 
 def _nothing_fits(found: Search) -> Problem:
     nearest = min((*found.dropped, *found.fitting), key=lambda one: one.memory.total)
-    needed, limit = (f"{size / 2**30:,.2f} GiB" for size in (nearest.memory.total, found.limit))
+    needed, limit = in_bytes(nearest.memory.total), in_bytes(found.limit)
     texts = " ".join(layout_overrides(nearest.run, found.run))
     text = (
         f"of {found.tried} layouts on {found.num_devices} devices ({found.device.name}) none fits in the {limit} of a "

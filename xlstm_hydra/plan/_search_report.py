@@ -15,7 +15,7 @@ def search_report(found: Search) -> str:
         f"{found.tried:,} layouts of {found.num_devices} x {found.device.name}, {len(found.refused):,} more are invalid"
     )
     fit = f"{len(found.fitting):,} fit in {in_bytes(found.limit)}"
-    head = ("", "GiB", "ms", "bound by", "selected by")
+    head = ("", "GiB", "ms", "bound by", "typed instead of the layout")
     rows = [
         (
             str(number),

@@ -10,7 +10,7 @@ import jax
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.hydra import write_layout
-from xlstm_hydra.plan import Search, choose
+from xlstm_hydra.plan import FEW, Search, search
 
 from ._here import device_here
 from ._log import log
@@ -43,7 +43,8 @@ def choose_layout(run: RunConfig) -> Choice:
     """
     if not run.parallel.is_open():
         return Choice(run, None)
-    found = choose(run, jax.device_count(), device_here(run.device))
+    found = search(run, jax.device_count(), device_here(run.device), best=FEW)
+    chosen = found.chosen
     if is_first():
         log.info("parallel=auto: %s", found.why())
-    return Choice(found.chosen, found)
+    return Choice(chosen, found)
