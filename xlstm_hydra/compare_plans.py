@@ -11,14 +11,12 @@ from typing import Any
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.plan import MEMORY_KINDS
+from xlstm_hydra.plan._json import FORMAT, PLAN_FILE, VERSION
 from xlstm_hydra.plan._text import gib, in_ms, table
-
-PLAN_FILE = "plan.json"
-"""What each job leaves in its folder."""
 
 HEAD = (
     *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
-    *("headroom", "step", "bound by", "verdict"),
+    *("headroom", "step", "tokens/s", "bound by", "verdict"),
 )
 """The first line of the table, with short names of the kinds of memory."""
 
@@ -53,13 +51,15 @@ class Row:
     num_devices: int | None = None
     step_seconds: float | None = None
     """The lower bound of the time of a step."""
+    tokens_per_second: float | None = None
+    """The upper bound of the tokens of all devices."""
     bound_by: str | None = None
-    """What that comes from: compute, memory or network."""
+    """What the bounds come from: compute, memory or network."""
 
 
 def keep_refusal(error: ConfigError, folder: Path) -> None:
     """Leave in a job's folder why its config has no plan."""
-    content = {"format": "xlstm_hydra_plan", "version": 1, "problems": [str(problem) for problem in error.problems]}
+    content = {"format": FORMAT, "version": VERSION, "problems": [str(problem) for problem in error.problems]}
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
@@ -106,6 +106,7 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
         device_memory=content["device"]["memory_bytes"],
         num_devices=content["num_devices"],
         step_seconds=None if time is None else time["seconds"],
+        tokens_per_second=None if time is None else content["tokens"] / time["seconds"],
         bound_by=None if time is None else time["bound_by"],
     )
 
@@ -128,7 +129,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         free = row.headroom or 0
         memory = [*map(gib, row.memory.values()), gib(row.total or 0), f"{'-' if free < 0 else ''}{gib(abs(free))}"]
     step = "" if row.step_seconds is None else in_ms(row.step_seconds)
-    return (str(row.job), row.overrides, *memory, step, row.bound_by or "", row.verdict)
+    rate = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+    return (str(row.job), row.overrides, *memory, step, rate, row.bound_by or "", row.verdict)
 
 
 def _devices(rows: Sequence[Row]) -> str:
@@ -138,7 +140,8 @@ def _devices(rows: Sequence[Row]) -> str:
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
     sizes = [f"{kind}_bytes" for kind in (*MEMORY_KINDS, "total", "headroom", "device_memory")]
-    names = ["job", "overrides", "verdict", "reason", "num_devices", "device", *sizes, "step_seconds", "bound_by"]
+    names = ["job", "overrides", "verdict", "reason", "num_devices", "device", *sizes]
+    names += ["step_seconds", "tokens_per_second", "bound_by"]
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, names)
         writer.writeheader()

@@ -19,6 +19,8 @@ from xlstm_hydra.configs import PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
 from xlstm_hydra.plan import (
     FEW,
+    PLAN_FILE,
+    SEARCH_FILE,
     Plan,
     Search,
     changes_report,
@@ -32,9 +34,6 @@ from xlstm_hydra.plan import (
     verdict,
 )
 from xlstm_hydra.plan._text import table
-
-PLAN_FILE, SEARCH_FILE = "plan.json", "search.json"
-"""What the run folder keeps: all of a plan, and all layouts of a search."""
 
 
 def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
@@ -84,9 +83,10 @@ def _laid_out(layouts: Search) -> RunConfig:
     that needs the least memory."""
     if not layouts.run.parallel.is_open():
         return layouts.run
-    if layouts.dropped and not layouts.fitting:
+    estimated = [*layouts.fitting, *layouts.dropped]
+    if estimated and not layouts.best:
         print("parallel=auto: no layout fits, and this is the one that needs the least memory\n")
-        return layouts.dropped[0].run
+        return min(estimated, key=lambda one: one.memory.total).run
     chosen = layouts.chosen
     print(f"parallel=auto: {layouts.why()}\n")
     return chosen

@@ -31,7 +31,7 @@ def small_host(monkeypatch):
 def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "xlstm_hydra")
     monkeypatch.setattr(jax, "jit", None)
-    words = r"trainer.ignore_plan=false: a step needs .* GiB on a device, and each of the 8 .* of what its host has"
+    words = r"trainer.ignore_plan=false: a step needs .* MiB on a device, and each of the 8 .* its share of the memory"
     with pytest.raises(ConfigError, match=words) as refused:
         train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
     assert str(refused.value).endswith("trainer.ignore_plan=true tries it all the same.")

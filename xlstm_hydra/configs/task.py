@@ -197,7 +197,8 @@ class PlanTaskConfig(TaskConfig):
     """Compile the step for as many simulated CPU devices as well, and show what the compiler says beside the plan."""
 
     search: bool = False
-    """Compare the layouts that so many devices allow, and show the best ones."""
+    """Compare the layouts that so many devices allow, and show the best ones. The exit status is then that of the best
+    one."""
 
     def rules(self) -> Iterator[Problem]:
         """Ranges."""

@@ -23,6 +23,7 @@ RESUME = "resume"
 SEARCH_PATH = "hydra.searchpath"
 TEXTS = ("task.prompt",)
 """Keys whose values are text, which people write without a thought of Hydra's grammar."""
+SIMULATED = "trainer.simulated_devices"
 _SCHEME = "ckpt://"
 _TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*")
 _PLACE = "from@_global_"
@@ -67,7 +68,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     searched = sources if sources is not None else primary_search_path(args)
     others = [_in_place(text) for text in others]
     chosen = [] if any(text.startswith(f"{_PLACE}=") for text in others) else [f"{_PLACE}={NAME}"]
-    continued = []
+    continued = _planned(others)
     if key == RESUME:
         refuse_to_continue(saved.writer, place, key)
         continued = _continued(saved.checkpoint, others)
@@ -108,6 +109,13 @@ def _continued(checkpoint: Path, others: list[str]) -> list[str]:
         settings["hydra.run.dir"] = str(checkpoint.parents[1])
         settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint)}"
     return [as_override(key, value) for key, value in settings.items()]
+
+
+def _planned(others: list[str]) -> list[str]:
+    """What a plan leaves away of a saved run: where it ran."""
+    keys = {text.partition("=")[0] for text in others}
+    is_left = "task=plan" in others and SIMULATED not in keys
+    return [f"{SIMULATED}=null"] if is_left else []
 
 
 def _sources(override: str) -> list[str] | None:

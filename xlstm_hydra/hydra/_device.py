@@ -40,8 +40,17 @@ def load_device(name: str = DEFAULT, key: str = GROUP) -> DeviceConfig:
     options = _loader(sources).get_group_options(GROUP)
     if name not in options:
         raise ConfigError([no_such_option(key, name, options)])
-    [values] = _load(sources, (name,))
+    try:
+        [values] = _load(sources, (name,))
+    except REFUSED as error:
+        raise ConfigError([Problem({key: name}, f"its file cannot be read: {_reason(error)}")]) from None
     return _checked(values)
+
+
+def _reason(error: Exception) -> str:
+    """What Hydra says of a file, in one line; what is wrong in it stands in the error that it was raised from."""
+    texts = [" ".join(str(each).split("\n    full_key")[0].split()) for each in (error, error.__cause__) if each]
+    return " ".join(texts)
 
 
 def _checked(values: dict[str, Any]) -> DeviceConfig:

@@ -30,7 +30,8 @@ def check_points(
 ) -> None:
     """Compose and check every point of a sweep.
 
-    Plans are compared in a table, where a layout that breaks a rule has its row with the reason; unless all do so.
+    Plans are compared in a table, where a layout that breaks a rule has its row with the reason; unless all do so, or
+    a device has no such name.
 
     Args:
         config_loader: Hydra's.
@@ -46,7 +47,11 @@ def check_points(
     checked = [composer.check([*always, *point], _sweep_rules) for point in points]
     found = [[*point.refused, *point.broken] for point in checked]
     if not all(found):
-        rows = [point.task == PLAN and not point.refused for point in checked]
+        named = [any("task.device" in problem.keys for problem in point.broken) for point in checked]
+        rows = [
+            point.task == PLAN and not (point.refused or is_named)
+            for point, is_named in zip(checked, named, strict=True)
+        ]
         found = [[] if is_row else problems for is_row, problems in zip(rows, found, strict=True)]
     if problems := _by_job(points, found):
         raise ConfigError(problems)

@@ -10,14 +10,15 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
+from yaml import YAMLError
 
 from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._problems import either, nearest, show
 
-REFUSED = (HydraException, OmegaConfBaseException, ValueError, AssertionError)
-"""What Hydra and OmegaConf raise for a user's mistake while they compose."""
+REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
+"""What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
 
 NO_SUCH_KEY = "no such key"
 

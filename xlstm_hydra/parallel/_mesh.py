@@ -53,7 +53,10 @@ def _axis_sizes(parallel: ParallelConfig, num_devices: int) -> dict[str, int]:
     except ConfigError as error:
         raise ConfigError(problem.at("parallel") for problem in error.problems) from None
     if parallel.is_open():
-        text, fix = "is a layout that is still to be chosen", "`xlstm_hydra.plan.choose` does it."
+        text, fix = (
+            "is a layout that is still to be chosen",
+            "`xlstm_hydra.plan.search(...).chosen` is the run with one.",
+        )
         raise ConfigError([Problem({"parallel.name": parallel.get("name")}, text, fix)])
     return sizes
 

@@ -5,6 +5,8 @@ from ._changes import changes_that_fit as changes_that_fit
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count
+from ._json import PLAN_FILE as PLAN_FILE
+from ._json import SEARCH_FILE as SEARCH_FILE
 from ._json import to_dict as to_dict
 from ._memory import Memory as Memory
 from ._own_costs import Activations as Activations

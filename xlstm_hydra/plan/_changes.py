@@ -14,10 +14,11 @@ from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
 from ._plan import Plan, make_plan
 from ._scale import Estimate, Scale
-from ._search import typed_text
+from ._search import open_batch, typed_text
 
 _SURE = 0.85
-"""Share of the memory below which an estimate is taken at its word. A larger one, or that of a pipeline, is planned."""
+"""Share of the memory below which an estimate is taken at its word. A larger one, or that of a batch in parts, is
+planned."""
 
 _MOST_DEVICES = 2**16
 _WIDEST = 8
@@ -78,7 +79,8 @@ def _made_sure(changes: Iterable[Change], device: DeviceConfig) -> Iterator[Chan
     """The changes with which the run really fits: where an estimate may be wrong, it is planned."""
     for change in changes:
         run, stages = change.cost.run, change.cost.sizes[change.cost.run.parallel.pipeline_axis_name]
-        if stages > 1 or change.needed > _SURE * device.memory_bytes:
+        is_simple = stages == 1 and run.trainer.gradient_accumulate_steps == 1
+        if not is_simple or change.needed > _SURE * device.memory_bytes:
             change = replace(change, cost=make_plan(run, change.num_devices, device))
         if change.needed <= device.memory_bytes:
             yield change
@@ -124,7 +126,8 @@ class _Tried:
         if scale.state_bytes(run) > self.limit:
             return None  # whatever else there is
         cost = scale.estimate(run)
-        texts = tuple(f"{key}={typed_text(value)}" for key, value in fields.items())
+        typed = {**fields, **open_batch(run, self.plan.run)}
+        texts = tuple(f"{key}={typed_text(value)}" for key, value in typed.items())
         return Change(texts, cost, scale.num_devices) if cost.memory.total <= self.limit else None
 
     def larger(self) -> Iterator[Change]:

@@ -16,6 +16,9 @@ from ._whole import split_with
 
 FORMAT, VERSION = "xlstm_hydra_plan", 1
 
+PLAN_FILE, SEARCH_FILE = "plan.json", "search.json"
+"""What a run folder keeps: all of a plan, and all layouts of a search."""
+
 
 def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
     """All of a plan as values that JSON has. Sizes are in bytes, times in seconds.

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from xlstm_hydra.configs import DeviceConfig, RunConfig
+from xlstm_hydra.configs import ConfigError, DeviceConfig, Problem, RunConfig
 from xlstm_hydra.models import Objective, build_objective
 from xlstm_hydra.parallel import Placement, abstract_mesh, bubble_fraction
 
@@ -78,8 +78,15 @@ def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
     Any Flax Linen class is traced; one with a static method `plan_costs` says itself what it costs, see `ModelCosts`.
 
     Raises:
-        ConfigError: the layout does not fit so many devices, or the model.
+        ConfigError: the layout does not fit so many devices, the batch or the model.
     """
+    if isinstance(run.model.model_class, str):
+        fix = "`xlstm_hydra.hydra.resolve_classes(run.model)` is the model with it."
+        raise ConfigError([Problem({"model_class": run.model.model_class}, "the class itself is needed", fix)])
+    if num_devices < 1:
+        raise ConfigError([Problem({"num_devices": num_devices}, "a run has one device or more")])
+    if problems := list(run.device_rules(num_devices)):
+        raise ConfigError(problems)
     mesh = abstract_mesh(run.parallel, num_devices)
     costs = own_costs(run)
     if costs is None:

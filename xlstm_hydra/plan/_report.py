@@ -45,7 +45,7 @@ def summary(plan: Plan) -> list[str]:
     memory, device = plan.memory, plan.device
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
     told = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
-    there = f"{in_bytes(memory.total)} of the {in_bytes(device.memory_bytes)} of a device ({device.name})"
+    there = f"{in_bytes(memory.total)} on a device that has {in_bytes(device.memory_bytes)} ({device.name})"
     lines = [
         f"memory: {there}, most in {memory.moment} ({told}, ...): {'fits' if plan.fits else 'does not fit'}",
     ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_hydra.configs import ConfigError, DeviceConfig, ParallelConfig, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, DeviceConfig, ParallelConfig, PlanTaskConfig, Problem, RunConfig
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.models import idle_settings, list_parameters
@@ -196,11 +196,16 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
         changes = {key: value for key, value in fields.items() if value != default.get(key)}
         texts = ["parallel=dp", *(f"parallel.{key}={typed_text(value)}" for key, value in changes.items())]
     trainer, before = run.trainer.to_dict(), typed.trainer.to_dict()
-    changed = [key for key, value in trainer.items() if value != before[key]]
-    if run.trainer.batch_size == fitting_batch(typed) != fitting_batch(run):
-        changed.append("batch_size")  # perhaps not typed, and another where this layout is
-    texts += [f"trainer.{key}={typed_text(trainer[key])}" for key in changed]
+    changed = {f"trainer.{key}": value for key, value in trainer.items() if value != before[key]}
+    texts += [f"{key}={typed_text(value)}" for key, value in {**changed, **open_batch(run, typed)}.items()]
     return tuple(texts)
+
+
+def open_batch(run: RunConfig, typed: RunConfig) -> dict[str, int]:
+    """The batch of a run, where perhaps it was not typed, and would be another one with the layout of `run`."""
+    is_open = isinstance(typed.task, PlanTaskConfig)  # of other tasks the default is the same for all layouts
+    is_another = is_open and run.trainer.batch_size == fitting_batch(typed) != fitting_batch(run)
+    return {"trainer.batch_size": run.trainer.batch_size} if is_another else {}
 
 
 def typed_text(value: Any) -> str:

@@ -10,14 +10,11 @@ import jax
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.hydra import write_layout
-from xlstm_hydra.plan import FEW, Search, search
+from xlstm_hydra.plan import FEW, SEARCH_FILE, Search, search
 
 from ._here import device_here
 from ._log import log
 from ._processes import is_first
-
-SEARCH_FILE = "search.json"
-"""What the run folder keeps of the layouts that were compared."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ MEMORY = "xlstm_hydra/memory"
 
 def device_here(chosen: DeviceConfig | None) -> DeviceConfig:
     """The figures of the devices that there are: those chosen, or those known of their kind, or none, with the memory
-    that they really have.
+    that they really have, or that which was chosen if it is less.
 
     Devices of which neither JAX nor the figures know the memory share what their host has, its speed too, and so do
     simulated ones.
@@ -32,6 +32,8 @@ def device_here(chosen: DeviceConfig | None) -> DeviceConfig:
     known = chosen or recognise_device(first.device_kind)
     figures = known or _unknown(first.device_kind)
     memory, sharing = _memory(known.memory_bytes if known is not None and known.platform != "cpu" else None)
+    if chosen is not None:
+        memory = min(memory, chosen.memory_bytes / sharing)
     per_host = max(Counter(map(host_of, jax.devices())).values())
     if figures.platform == "tpu":  # a slice is as good as a host
         per_host = max(per_host, figures.devices_per_host)

@@ -8,16 +8,13 @@ from pathlib import Path
 
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.plan import Plan, changes_that_fit, plan_objective, summary, to_dict
+from xlstm_hydra.plan import PLAN_FILE, Plan, changes_that_fit, plan_objective, summary, to_dict
 from xlstm_hydra.plan._text import in_bytes, in_ms
 
 from ._here import device_here, peak_memory
 from ._log import Stopwatch, log
 from ._processes import is_first
 from ._program import Program
-
-PLAN_FILE = "plan.json"
-"""What the run folder keeps of the plan, and of what was measured."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def plan_program(program: Program) -> RunPlan:
 def _too_large(plan: Plan) -> Problem:
     ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
     here = f"each of the {number} devices" if number > 1 else "the device"
-    share = " of what its host has" if plan.device.platform == "cpu" else ""
+    share = ", its share of the memory here" if plan.device.platform == "cpu" else ""
     needed, there = in_bytes(plan.memory.total), in_bytes(plan.device.memory_bytes)
     rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
     fix = "" if ignore else f"{_ways_out(plan)}{{trainer.ignore_plan}}=true tries it all the same."
@@ -102,10 +99,7 @@ def _too_large(plan: Plan) -> Problem:
 
 
 def _ways_out(plan: Plan) -> str:
-    ways = []
-    for change in changes_that_fit(plan):
-        if change.num_devices == plan.num_devices:
-            ways.append(" ".join(change.overrides))
-        elif plan.device.platform != "cpu":  # more simulated devices have no more memory
-            ways.append(" ".join([f"{change.num_devices} devices and", *change.overrides]))
-    return f"It fits with {', or with '.join(ways)}. " if ways else ""
+    ways = [" ".join(change.overrides) for change in changes_that_fit(plan)]
+    if ways:
+        return f"It fits with {', or with '.join(ways)}. "
+    return "No other layout or batch is enough; xlstm-hydra task=plan with task.num_devices=... tells what would be. "
