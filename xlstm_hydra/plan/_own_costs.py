@@ -19,7 +19,7 @@ from typing import Protocol
 import jax.numpy as jnp
 
 from xlstm_hydra.configs import ConfigError, RunConfig
-from xlstm_hydra.configs.run import module_name_rules
+from xlstm_hydra.configs._layout import module_name_rules
 from xlstm_hydra.parallel import LAYERS, Parameter, Placement, place
 
 from ._counts import Counts, Exchange
