@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xlstm_hydra.configs import AutoParallelConfig, ConfigError, DeviceConfig, PlanTaskConfig, RunConfig, TrainerConfig
+from xlstm_hydra.configs import AutoParallelConfig, ConfigError, PlanTaskConfig, RunConfig, TrainerConfig
 from xlstm_hydra.configs._problems import divisors
 
 from ._layouts import assembled, block_classes, shardable_classes
@@ -69,19 +69,20 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
         tried = _Tried(plan, aspects)
         for number in range(1, len(aspects) + 1):
             found = sorted(tried.fitting(number), key=lambda change: (change.seconds_per_row, change.needed))
-            if sure := tuple(itertools.islice(_made_sure(found, plan.device), most)):
+            if sure := tuple(itertools.islice(_made_sure(found, plan), most)):
                 return sure
     is_plan = plan.run.task.name == "plan"  # others have the devices that they have
-    return tuple(_made_sure(_Tried(plan, _aspects(plan)).larger(), plan.device)) if is_plan else ()
+    return tuple(_made_sure(_Tried(plan, _aspects(plan)).larger(), plan)) if is_plan else ()
 
 
-def _made_sure(changes: Iterable[Change], device: DeviceConfig) -> Iterator[Change]:
-    """The changes with which the run really fits: where an estimate may be wrong, it is planned."""
+def _made_sure(changes: Iterable[Change], plan: Plan) -> Iterator[Change]:
+    """The changes with which the run of a plan really fits: where an estimate may be wrong, it is planned."""
+    device, parameters = plan.device, [placement.parameter for placement in plan.placements]
     for change in changes:
         run, stages = change.cost.run, change.cost.sizes[change.cost.run.parallel.pipeline_axis_name]
         is_simple = stages == 1 and run.trainer.gradient_accumulate_steps == 1
         if not is_simple or change.needed > _SURE * device.memory_bytes:
-            change = replace(change, cost=make_plan(run, change.num_devices, device))
+            change = replace(change, cost=make_plan(run, change.num_devices, device, parameters))
         if change.needed <= device.memory_bytes:
             yield change
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm_hydra.configs import ConfigError, DeviceConfig, Problem, RunConfig
 from xlstm_hydra.models import Objective, build_objective
-from xlstm_hydra.parallel import Placement, abstract_mesh, bubble_fraction
+from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, bubble_fraction
 
 from ._counts import Counts, count
 from ._memory import Memory, step_memory
@@ -72,10 +72,18 @@ class Plan:
         return self.headroom >= 0
 
 
-def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
+def make_plan(
+    run: RunConfig, num_devices: int, device: DeviceConfig, parameters: Sequence[Parameter] | None = None
+) -> Plan:
     """Plan a run whose `model_class` is a class.
 
     Any Flax Linen class is traced; one with a static method `plan_costs` says itself what it costs, see `ModelCosts`.
+
+    Args:
+        run: the config.
+        num_devices: how many there are.
+        device: what they are.
+        parameters: of the model. None: they are listed, which takes a third of the time.
 
     Raises:
         ConfigError: the layout does not fit so many devices, the batch or the model.
@@ -90,7 +98,7 @@ def make_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
     mesh = abstract_mesh(run.parallel, num_devices)
     costs = own_costs(run)
     if costs is None:
-        return plan_objective(build_objective(run, mesh), device)
+        return plan_objective(build_objective(run, mesh, parameters), device)
     sizes = dict(mesh.shape)
     placements = place_own(run, costs, sizes)
     return _plan(run, device, sizes, placements, *estimate(run, costs, placements, sizes))

@@ -10,7 +10,7 @@ from xlstm_hydra.configs import ConfigError, DeviceConfig, ParallelConfig, PlanT
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.models import idle_settings, list_parameters
-from xlstm_hydra.parallel import abstract_mesh, mesh_axes
+from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
@@ -132,7 +132,7 @@ def search(
         estimates = [make_plan(one, num_devices, device) for one in runs]
     fitting = sorted((one for one in estimates if one.memory.total <= limit), key=speed)
     dropped = sorted((one for one in estimates if one.memory.total > limit), key=lambda one: one.memory.total)
-    plans = list(_planned(fitting, num_devices, device, limit, best))
+    plans = list(_planned(fitting, num_devices, device, parameters, limit, best))
     return Search(
         run=run,
         num_devices=num_devices,
@@ -216,12 +216,17 @@ def typed_text(value: Any) -> str:
 
 
 def _planned(
-    fitting: Sequence[Plan | Estimate], num_devices: int, device: DeviceConfig, limit: int, best: int
+    fitting: Sequence[Plan | Estimate],
+    num_devices: int,
+    device: DeviceConfig,
+    parameters: Sequence[Parameter],
+    limit: int,
+    best: int,
 ) -> Iterator[Plan]:
     """Plans of the first that fit. Where estimates were too low, others are tried, but not without end."""
     found = 0
     for estimate in fitting[: _TRIES * best]:
-        plan = make_plan(estimate.run, num_devices, device)
+        plan = make_plan(estimate.run, num_devices, device, parameters)
         if plan.memory.total <= limit:
             found += 1
             yield plan
