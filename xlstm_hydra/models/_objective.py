@@ -21,7 +21,7 @@ from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, RunConfig
 from xlstm_hydra.parallel import AnyMesh, Axes, Parameter, Placement, batch_spec, mesh_axes, place, vary_over
 
 from ._layers import OVERLAPPING
-from ._linen import apply_model, box_sharded, build_model, init_model, knows_axes, list_parameters, remat_by_name
+from ._linen import apply_model, box_sharded, build_model, knows_axes, list_parameters, remat_by_name
 from ._lm import LanguageModel
 from ._loss import cross_entropy
 
@@ -60,7 +60,9 @@ class Objective:
     @cached_property
     def abstract_params(self) -> Any:
         """Shapes and types of the parameters."""
-        return jax.eval_shape(lambda: init_model(build_model(self.model), jax.random.key(0)))
+        parameters = [placement.parameter for placement in self.placements]
+        shapes = {each.path: jax.ShapeDtypeStruct(each.shape, jnp.dtype(each.dtype)) for each in parameters}
+        return traverse_util.unflatten_dict(shapes, sep=".")
 
     @cached_property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
