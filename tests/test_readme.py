@@ -82,6 +82,13 @@ def test_the_program_of_the_readme_composes_checks_and_instantiates():
     assert names["model"].model_class.__name__ == "mLSTMv1"
 
 
+def test_the_plan_of_the_readme_is_made_without_hydra(capsys):
+    [snippet] = [code for code in PYTHON if "make_plan" in code]
+    exec(snippet, {})
+    first, told = capsys.readouterr().out.split("\n", 1)
+    assert first.startswith("True ") and told.startswith("plan of mLSTMv1 with")
+
+
 def test_the_two_commands_install_what_the_project_declares():
     commands = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
     assert [command.partition("&&")[0].strip() for command in commands] == ["python3 -m venv .venv"] * 2
