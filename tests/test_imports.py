@@ -17,7 +17,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"": set(), "_conf_dir": set()},
     {"configs": set()},
     {"metadata": {"etils"}},
-    {"hydra": {"hydra", "omegaconf"}},
+    {"hydra": {"hydra", "omegaconf", "yaml"}},
     {"parallel": {"jax", "numpy"}},
     {
         "models": {"jax", "numpy", "flax"},

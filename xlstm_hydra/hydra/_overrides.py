@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from xlstm_hydra.configs import ConfigDict, ModelConfig, RunConfig
+from xlstm_hydra.configs import ConfigDict, ModelConfig, PlanTaskConfig, RunConfig
 from xlstm_hydra.configs._parse import dotted
 from xlstm_hydra.metadata import Record
 
@@ -169,12 +169,18 @@ class _Search:
         if node is None or node.keys() - self.wanted[group].keys() - set(_UNSEEN):
             return None
         wanted, given = self.wanted[group], self._resolved(group, node)
-        changes = [key for key in wanted if key not in given or given[key] != wanted[key]]
+        told = ["batch_size"] if group == "trainer" and self._is_plan() else []  # its default depends on all the rest
+        changes = [key for key in wanted if key not in given or given[key] != wanted[key] or key in told]
         for key in [key for key in changes if key in node.keys() and OmegaConf.is_interpolation(node, key)]:
+            if key in told:
+                continue
             fewer = [other for other in changes if other != key]  # what follows from another change need not be set
             if self._resolved(group, self._changed(group, node, fewer)) == wanted:
                 changes = fewer
         return [as_override(f"{'' if key in node.keys() else '+'}{group}.{key}", wanted[key]) for key in changes]
+
+    def _is_plan(self) -> bool:
+        return self.wanted.get("task", {}).get("name") == PlanTaskConfig.name
 
     def _changed(self, group: str, node: Any, keys: list[str]) -> DictConfig:
         changed = copy.deepcopy(node)
@@ -183,9 +189,8 @@ class _Search:
         return changed
 
     def _resolved(self, group: str, node: Any) -> dict[str, Any]:
-        """The plain values of a node beside what its interpolations are about, as far as it has values."""
-        others = {"parallel": ["model"], "trainer": self.wanted}.get(group, [])
-        beside = {other: literal(self.wanted.get(other, {})) for other in others if other != group}
+        """The plain values of a node beside the model that is wanted, as far as it has values."""
+        beside = {"model": self.wanted.get("model", {})} if group == "parallel" else {}
         plain = to_plain(OmegaConf.create(beside | {group: node})[group], [])
         return {key: _finite(value) for key, value in plain.items() if group != "model" or key not in _UNSEEN}
 
