@@ -106,7 +106,7 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
         device_memory=content["device"]["memory_bytes"],
         num_devices=content["num_devices"],
         step_seconds=None if time is None else time["seconds"],
-        tokens_per_second=None if time is None else content["tokens"] / time["seconds"],
+        tokens_per_second=None if time is None else time["tokens_per_second"],
         bound_by=None if time is None else time["bound_by"],
     )
 

@@ -30,6 +30,7 @@ from ._mlstm_v1 import mLSTMv1 as mLSTMv1
 from ._objective import BATCH_TYPES as BATCH_TYPES
 from ._objective import Batch as Batch
 from ._objective import Objective as Objective
+from ._objective import abstract_params as abstract_params
 from ._objective import build_objective as build_objective
 from ._objective import idle_settings as idle_settings
 from ._slstm_cell import slstm as slstm

@@ -60,9 +60,7 @@ class Objective:
     @cached_property
     def abstract_params(self) -> Any:
         """Shapes and types of the parameters."""
-        parameters = [placement.parameter for placement in self.placements]
-        shapes = {each.path: jax.ShapeDtypeStruct(each.shape, jnp.dtype(each.dtype)) for each in parameters}
-        return traverse_util.unflatten_dict(shapes, sep=".")
+        return abstract_params(self.placements)
 
     @cached_property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -147,6 +145,13 @@ class Objective:
 
         specs = (self.param_specs, self.batch_spec)
         return self._shard_map(local, specs, (PartitionSpec(), PartitionSpec()))(params, batch)
+
+
+def abstract_params(placements: Sequence[Placement]) -> Any:
+    """Shapes and types of parameters, as a tree."""
+    parameters = [placement.parameter for placement in placements]
+    shapes = {each.path: jax.ShapeDtypeStruct(each.shape, jnp.dtype(each.dtype)) for each in parameters}
+    return traverse_util.unflatten_dict(shapes, sep=".")
 
 
 def build_objective(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Parameter] | None = None) -> Objective:

@@ -65,14 +65,21 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     """
     if own_costs(plan.run) is not None:
         return ()
-    for aspects in (_aspects(plan), [*_aspects(plan), _tensor_parallel(plan)]):
-        tried = _Tried(plan, aspects)
-        for number in range(1, len(aspects) + 1):
-            found = sorted(tried.fitting(number), key=lambda change: (change.seconds_per_row, change.needed))
-            if sure := tuple(itertools.islice(_made_sure(found, plan), most)):
-                return sure
-    is_plan = plan.run.task.name == "plan"  # others have the devices that they have
-    return tuple(_made_sure(_Tried(plan, _aspects(plan)).larger(), plan)) if is_plan else ()
+    aspects = _aspects(plan)
+    tried = _Tried(plan, aspects)
+    found = _fewest(tried, plan, most) or _fewest(_Tried(plan, [*aspects, _tensor_parallel(plan)]), plan, most)
+    if found or not isinstance(plan.run.task, PlanTaskConfig):
+        return found  # a run that is no plan has the devices that it has
+    return tuple(_made_sure(tried.larger(), plan))
+
+
+def _fewest(tried: _Tried, plan: Plan, most: int) -> tuple[Change, ...]:
+    """The changes of as few things at once as are enough, the fastest first."""
+    for number in tried.by_number:
+        found = sorted(tried.fitting(number), key=lambda change: (change.seconds_per_row, change.needed))
+        if sure := tuple(itertools.islice(_made_sure(found, plan), most)):
+            return sure
+    return ()
 
 
 def _made_sure(changes: Iterable[Change], plan: Plan) -> Iterator[Change]:

@@ -13,7 +13,7 @@ import optax
 from flax import traverse_util
 
 from xlstm_hydra.configs import RunConfig, SGDConfig
-from xlstm_hydra.models import BATCH_TYPES, Objective
+from xlstm_hydra.models import BATCH_TYPES, Objective, abstract_params
 from xlstm_hydra.optim import build_optimizer
 from xlstm_hydra.parallel import Placement
 
@@ -94,12 +94,8 @@ def state_bytes(
         sizes: of the mesh axes.
         parts: of a batch that the model reads; others are not put on devices.
     """
-    shapes, split = {}, {}
-    for placement in placements:
-        parameter = placement.parameter
-        shapes[parameter.path] = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
-        split[parameter.path] = placement.shards
-    params, shards = (traverse_util.unflatten_dict(flat, sep=".") for flat in (shapes, split))
+    params = abstract_params(placements)
+    shards = traverse_util.unflatten_dict({each.parameter.path: each.shards for each in placements}, sep=".")
     optimizer = build_optimizer(run, params)
     state = jax.eval_shape(optimizer.init, params)
     shares = optax.tree.map_params(

@@ -98,9 +98,7 @@ class Search:
         }
 
 
-def search(
-    run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int = 10, headroom: float | None = None
-) -> Search:
+def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int = 10) -> Search:
     """Compare the layouts that a run could have on so many devices; see `layouts`.
 
     All are estimated by arithmetic. The best are then planned one by one, so that what is said of these is what
@@ -111,10 +109,8 @@ def search(
         num_devices: how many there are.
         device: what they are.
         best: how many of the best are planned.
-        headroom: share of the device's memory that is to stay free. None: that of `parallel=auto`, otherwise 0.
     """
-    free = run.parallel.get("headroom", 0.0) if headroom is None else headroom
-    limit = int(device.memory_bytes * (1 - free))
+    limit = int(device.memory_bytes * (1 - run.parallel.get("headroom", 0.0)))
     costs = own_costs(run)
     parameters = list_parameters(run.model) if costs is None else costs.parameters()
     found = list(layouts(run, num_devices, parameters))
