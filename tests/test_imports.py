@@ -31,6 +31,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
     {"inference": {"jax", "numpy", "flax"}},
     {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}, "plan_cli": {"jax", "hydra"}},
+    {"sweep": {"hydra", "omegaconf", "rich", "matplotlib"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]
