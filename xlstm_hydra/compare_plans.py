@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from xlstm_hydra._table import table
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.plan import MEMORY_KINDS
 from xlstm_hydra.plan._json import FORMAT, PLAN_FILE, VERSION
-from xlstm_hydra.plan._text import gib, in_ms, table
+from xlstm_hydra.plan._text import gib, in_ms
 
 HEAD = (
     *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),

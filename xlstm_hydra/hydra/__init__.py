@@ -17,10 +17,12 @@ from ._load import write_layout as write_layout
 from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
 from ._points import Point as Point
+from ._points import by_job as by_job
 from ._points import check_points as check_points
 from ._points import explain as explain
 from ._points import invalid_points as invalid_points
 from ._points import is_run as is_run
+from ._points import jobs_with as jobs_with
 from ._refusals import REFUSED as REFUSED
 from ._register import register as register
 from ._split import split as split
