@@ -15,6 +15,7 @@ from ._places import find_checkpoint as find_checkpoint
 from ._places import hold_folder as hold_folder
 from ._places import read_metadata_text as read_metadata_text
 from ._places import refuse_to_overwrite as refuse_to_overwrite
+from ._places import saved_checkpoints as saved_checkpoints
 from ._places import saved_steps as saved_steps
 from ._places import step_of as step_of
 from ._provenance import provenance as provenance

@@ -1,7 +1,7 @@
 """How the jobs of a sweep went: one record of all of them, kept while they run and told at the end."""
 
 from ._driver import begin, finish
-from ._job import ERROR_FILE, JobRecord, job_recorded
+from ._job import ERROR_FILE, JobRecord, Unrecorded, job_recorded
 from ._outcome import RECORD_FILE, Outcome, amend_record, read_record, update_record
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "RECORD_FILE",
     "JobRecord",
     "Outcome",
+    "Unrecorded",
     "amend_record",
     "begin",
     "finish",

@@ -47,7 +47,9 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
         is_later = True
     else:
         is_later = known.status == RUNNING or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
-    return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job) if is_later else known
+    return (
+        replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job) if is_later else known
+    )
 
 
 def _lost(sweep: Path, outcome: Outcome) -> Outcome:

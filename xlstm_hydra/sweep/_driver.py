@@ -37,6 +37,7 @@ from ._outcome import (
     replace_file,
     update_record,
 )
+from ._points import differing
 
 COMMAND_FILE = "command.json"
 """How the sweep was started, each time, in its folder."""
@@ -128,12 +129,6 @@ def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequen
         text = f"it has {len(before)} jobs, and would have {len(after)}"
     fix = "A sweep goes on with the points that it began with; for others, choose another folder."
     raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
-
-
-def differing(points: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The overrides of each point that not all points have."""
-    shared = set.intersection(*map(set, points)) if points else set()
-    return [[text for text in point if text not in shared] for point in points]
 
 
 def resume_line(folder: Path) -> str:
