@@ -179,6 +179,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        sys.argv[1:] = _resumed_sweep(sys.argv[1:])
         sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
         _add_overrides(_quiet_overrides())
         hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
@@ -193,6 +194,15 @@ def main() -> None:
         if isinstance(error, ConfigError):
             _refuse(error)
         _refuse_for_all(_explained(error), _typed_distributed())
+
+
+def _resumed_sweep(arguments: list[str]) -> list[str]:
+    """The command line of a sweep that is to go on, in place of `resume_sweep=DIR`."""
+    if not any(text.startswith("resume_sweep=") for text in arguments):
+        return arguments
+    from xlstm_hydra.sweep import expand_resume_sweep
+
+    return expand_resume_sweep(arguments)
 
 
 def _refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:

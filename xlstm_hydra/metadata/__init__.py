@@ -3,9 +3,11 @@
 from ._difference import ABSENT as ABSENT
 from ._difference import BOOKKEEPING as BOOKKEEPING
 from ._difference import KINDS as KINDS
+from ._difference import LAYOUT as LAYOUT
 from ._difference import PARAMETERS as PARAMETERS
 from ._difference import Difference as Difference
 from ._difference import diff as diff
+from ._difference import kind_of as kind_of
 from ._difference import not_compared as not_compared
 from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata

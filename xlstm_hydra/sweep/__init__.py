@@ -3,6 +3,7 @@
 from ._driver import begin, finish
 from ._job import ERROR_FILE, JobRecord, Unrecorded, job_recorded
 from ._outcome import RECORD_FILE, Outcome, amend_record, read_record, update_record
+from ._resume import expand_resume_sweep
 
 __all__ = [
     "ERROR_FILE",
@@ -12,6 +13,7 @@ __all__ = [
     "Unrecorded",
     "amend_record",
     "begin",
+    "expand_resume_sweep",
     "finish",
     "job_recorded",
     "read_record",

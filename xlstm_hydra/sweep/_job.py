@@ -130,7 +130,8 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
         if error.code in (0, None):
             return COMPLETED, None
         if error.code == START_AGAIN:
-            return PREEMPTED, "it has saved and wants to be started again"
+            text = str(error)
+            return PREEMPTED, None if text == str(START_AGAIN) else text
         return FAILED, f"left by sys.exit({error.code!r})"
     reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
     return FAILED if isinstance(error, Exception) else INTERRUPTED, reason
@@ -146,7 +147,7 @@ def _cluster_job() -> str | None:
 
 def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) -> Outcome:
     """An outcome with what stands in the metrics and checkpoints of the job's folder, and what its task returned."""
-    rows, saved = _metrics(folder / "metrics.csv"), saved_checkpoints(folder)
+    rows, saved = read_metrics(folder / "metrics.csv"), saved_checkpoints(folder)
     newest = saved[max(saved)] if saved else None
     value = _finite(result)
     name = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
@@ -169,8 +170,8 @@ def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) ->
     )
 
 
-def _metrics(file: Path) -> list[dict[str, Any]]:
-    """The rows, each with the columns that it has. The last line may be cut off by a kill."""
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv`, each with the columns that it has. The last line may be cut off by a kill."""
     try:
         whole, end, _ = file.read_text(encoding="utf-8").rpartition("\n")
     except OSError:

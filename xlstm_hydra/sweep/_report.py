@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shlex
 import sys
 from collections import Counter
@@ -21,7 +22,8 @@ MOST_ROWS = 40
 MOST_TRACEBACKS = 5
 """Errors that are told whole."""
 
-HEAD = ("job", "overrides", "status", "best", "metric", "at step", "steps", "tokens/s", "time", "checkpoint")
+FLUSH_LEFT = ("overrides", "status", "checkpoint")
+"""Columns of the table with words in them."""
 
 
 def tell_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
@@ -37,15 +39,24 @@ def tell_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
 
 def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
     """Print the results of a sweep, and leave them in its folder as CSV and, where `draw`, as a picture."""
-    from ._picture import draw as draw_picture
-
     own = dict(zip((one.job for one in record), differing([one.overrides for one in record]), strict=True))
     print("", *_table(record, own), sep="\n")
     for line in _unfinished(folder, record, own):
         print(line, file=sys.stderr)
     write_csv(record, folder / "sweep.csv")
-    written = ["sweep.jsonl", "sweep.csv", *(draw_picture(folder, record) if draw else [])]
+    written = ["sweep.jsonl", "sweep.csv", *(_picture(folder, record) if draw else [])]
     print(f"written: {', '.join(written)} in {folder}")
+
+
+def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
+    """Draw it. The table stands without."""
+    from ._picture import draw
+
+    try:
+        return draw(folder, best_first(record))
+    except Exception as error:
+        print(f"no picture: {type(error).__name__}: {error}", file=sys.stderr)
+        return []
 
 
 def best_first(record: Sequence[Outcome]) -> list[Outcome]:
@@ -54,8 +65,7 @@ def best_first(record: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _rank(one: Outcome) -> float:
-    known = one.status == COMPLETED and one.best is not None
-    return one.best if known and one.best is not None else float("inf")
+    return math.inf if one.best is None or one.status != COMPLETED else one.best
 
 
 # ---- the table
@@ -64,35 +74,33 @@ def _rank(one: Outcome) -> float:
 def _table(record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str]:
     from xlstm_hydra.plan._text import table
 
-    rows = [_cells(one, " ".join(own[one.job])) for one in best_first(record)]
-    columns = [number for number in range(len(HEAD)) if any(row[number] for row in rows)]
-    shown = [[row[number] for number in columns] for row in [HEAD, *rows[:MOST_ROWS]]]
-    left = [
-        columns.index(HEAD.index(name))
-        for name in ("overrides", "status", "metric", "checkpoint")
-        if HEAD.index(name) in columns
-    ]
     counts = Counter(one.status for one in record)
     told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     yield f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {told}"
-    yield from table(shown, left=left)
+    metrics = {one.metric for one in record if one.metric}
+    rows = [_cells(one, " ".join(own[one.job]), len(metrics) > 1) for one in best_first(record)]
+    head = {"best": " ".join(["best", *metrics]) if len(metrics) == 1 else "best"}
+    names = [name for name in rows[0] if any(row[name] for row in rows)]
+    lines = [[head.get(name, name) for name in names], *([row[name] for name in names] for row in rows[:MOST_ROWS])]
+    yield from table(lines, left=[number for number, name in enumerate(names) if name in FLUSH_LEFT])
     if len(rows) > MOST_ROWS:
         yield f"and {len(rows) - MOST_ROWS} more in sweep.csv"
 
 
-def _cells(one: Outcome, overrides: str) -> tuple[str, ...]:
-    return (
-        str(one.job),
-        overrides,
-        one.status,
-        "" if one.best is None else f"{one.best:.4f}" if abs(one.best) >= 1e-3 else f"{one.best:.3g}",
-        one.metric or "",
-        "" if one.best_step is None else str(one.best_step),
-        "" if one.steps is None else str(one.steps),
-        "" if one.tokens_per_second is None else f"{one.tokens_per_second:,.0f}",
-        _duration(one),
-        one.checkpoint or "",
-    )
+def _cells(one: Outcome, overrides: str, with_metric: bool) -> dict[str, str]:
+    """A row, by the names of its columns. A column that no job fills is left out."""
+    best = "" if one.best is None else f"{one.best:.4f}" if abs(one.best) >= 1e-3 else f"{one.best:.3g}"
+    return {
+        "job": str(one.job),
+        "overrides": overrides,
+        "status": one.status,
+        "best": f"{one.metric} {best}" if with_metric and best else best,
+        "at step": "" if one.best_step is None else str(one.best_step),
+        "steps": "" if one.steps is None else str(one.steps),
+        "tokens/s": "" if one.tokens_per_second is None else f"{one.tokens_per_second:,.0f}",
+        "time": _duration(one),
+        "checkpoint": one.checkpoint or "",
+    }
 
 
 def _duration(one: Outcome) -> str:
