@@ -9,19 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xlstm_hydra._colours import COLOURS
+from xlstm_hydra._table import table
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.plan import MEMORY_KINDS
 from xlstm_hydra.plan._json import FORMAT, PLAN_FILE, VERSION
-from xlstm_hydra.plan._text import gib, in_ms, table
+from xlstm_hydra.plan._text import gib, in_ms
 
 HEAD = (
     *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
     *("headroom", "step", "tokens/s", "bound by", "verdict"),
 )
 """The first line of the table, with short names of the kinds of memory."""
-
-COLOURS = ("#0072B2", "#56B4E9", "#332288", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999")
-"""Colours that also the colour-blind tell apart (Okabe and Ito; Tol)."""
 
 FITS, TOO_LARGE, INVALID, FAILED = "fits", "does not fit", "invalid", "failed"
 

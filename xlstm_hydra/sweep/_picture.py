@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xlstm_hydra.compare_plans import COLOURS
+from xlstm_hydra._colours import COLOURS
 
 from ._alive import job_folder
 from ._job import read_metrics
 from ._outcome import COMPLETED, Outcome
 from ._points import swept
 
-MOST_LINES = 8
-"""Lines with a colour and a label; the others are grey."""
+MOST_LINES = len(COLOURS) - 1
+"""Lines with a colour and a label; the others are grey, which is the last colour."""
 
 MOST_PANELS = 3
 """Numbers that have a panel of their own."""
@@ -25,7 +26,8 @@ LONGEST_LABEL = 34
 
 FILES = ("sweep.png", "sweep.svg")
 
-GREY = "#999999"
+SEED = "seed"
+"""How keys end whose values are of no interest: lines go through the mean over them."""
 
 
 class Curve(NamedTuple):
@@ -39,11 +41,10 @@ class Curve(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The best values of jobs that differ in one number only, by that number."""
+    """The best values of jobs that differ in one number only, and in seeds, by that number."""
 
     label: str
-    values: list[float]
-    best: list[float]
+    best: dict[float, list[float]]
 
 
 def draw(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
@@ -88,19 +89,20 @@ def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str
 
 
 def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> dict[str, list[Line]]:
-    """For each number that was swept, the best values over it, in a line for each point of the other keys."""
-    known = [(one, point) for one, point in zip(ranked, points, strict=True) if one.best is not None]
-    keys = list(dict.fromkeys(key for _, point in known for key in point))
+    """For each number that was swept, the best values over it of the jobs that are completed, in a line for each point
+    of the other keys."""
+    known = [(one, point) for one, point in zip(ranked, points, strict=True) if one.status == COMPLETED]
+    known = [(one.best, point) for one, point in known if one.best is not None]
+    keys = list(dict.fromkeys(key for _, point in known for key in point if not key.endswith(SEED)))
     numeric = [key for key in keys if all(isinstance(point.get(key), float) for _, point in known)]
     numeric = [key for key in numeric if len({point[key] for _, point in known}) > 1]
     panels = {}
     for key in numeric[:MOST_PANELS]:
-        others: dict[str, list[tuple[float, float]]] = {}
-        for one, point in known:
-            rest = {name: value for name, value in point.items() if name != key}
-            others.setdefault(_text(rest, keys), []).append((point[key], one.best or 0.0))
-        lines = [(label, sorted(pairs)) for label, pairs in others.items()]
-        panels[key] = [Line(label, [x for x, _ in pairs], [y for _, y in pairs]) for label, pairs in lines]
+        lines: dict[str, dict[float, list[float]]] = {}
+        for best, point in known:
+            rest = {name: value for name, value in point.items() if name in keys and name != key}
+            lines.setdefault(_text(rest, keys), {}).setdefault(point[key], []).append(best)
+        panels[key] = [Line(label, dict(sorted(line.items()))) for label, line in lines.items()]
     return panels
 
 
@@ -140,11 +142,13 @@ def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
         axes.plot(
             curve.steps,
             curve.losses,
-            color=COLOURS[place] if place < MOST_LINES else GREY,
+            color=COLOURS[min(place, MOST_LINES)],
             linewidth=1.6 if place < MOST_LINES else 0.7,
             linestyle="-" if curve.is_whole else "--",
             marker="o" if len(curve.steps) == 1 else None,
         )
+        if not curve.is_whole:
+            axes.plot(curve.steps[-1:], curve.losses[-1:], "x", color=COLOURS[min(place, MOST_LINES)])
     beginning, highest = max(curve.losses[0] for curve in curves), max(max(curve.losses) for curve in curves)
     lowest = min(min(curve.losses) for curve in curves)
     top = min(highest, lowest + 1.2 * (beginning - lowest)) if beginning > lowest else highest
@@ -159,13 +163,19 @@ def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
 
 def _draw_panel(axes: Any, key: str, metric: str, lines: Sequence[Line]) -> None:
     is_few = len(lines) <= MOST_LINES
-    for line, colour in zip(lines, COLOURS if is_few else [COLOURS[0]] * len(lines), strict=False):
-        axes.plot(line.values, line.best, marker="o", color=colour, linestyle="-" if is_few else "none")
-    values = [value for line in lines for value in line.values]
-    if min(values) > 0 and max(values) / min(values) >= 10:
+    for place, line in enumerate(lines):
+        colour = COLOURS[place if is_few else -1]
+        pairs = [(value, best) for value, found in line.best.items() for best in found]
+        axes.plot(*zip(*pairs, strict=True), "o", color=colour, markersize=4)
+        axes.plot(list(line.best), list(map(statistics.mean, line.best.values())), color=colour, linewidth=1.6)
+    values = sorted({value for line in lines for value in line.best})
+    if values[0] > 0 and values[-1] / values[0] >= 10:
         axes.set_xscale("log")
+        axes.minorticks_off()
+    if len(values) <= MOST_LINES:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
     if is_few and len(lines) > 1:
-        _name_lines(axes, [(line.label, line.best[-1]) for line in lines])
+        _name_lines(axes, [(line.label, statistics.mean(list(line.best.values())[-1])) for line in lines])
     axes.set_xlabel(key)
     axes.set_ylabel(f"best {metric.replace('_', ' ')}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from xlstm_hydra._table import table
+
 from ._alive import job_folder
 from ._job import ERROR_FILE
 from ._outcome import COMPLETED, FAILED, STATUSES, WAITING, Outcome
@@ -72,8 +74,6 @@ def _rank(one: Outcome) -> float:
 
 
 def _table(record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str]:
-    from xlstm_hydra.plan._text import table
-
     counts = Counter(one.status for one in record)
     told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     yield f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {told}"
