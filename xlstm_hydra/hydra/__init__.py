@@ -23,6 +23,7 @@ from ._points import explain as explain
 from ._points import invalid_points as invalid_points
 from ._points import is_run as is_run
 from ._points import jobs_with as jobs_with
+from ._quote import as_override as as_override
 from ._refusals import REFUSED as REFUSED
 from ._register import register as register
 from ._split import split as split

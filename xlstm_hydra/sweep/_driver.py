@@ -6,15 +6,13 @@ import fcntl
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from xlstm_hydra.configs import ConfigError, Problem
 
@@ -37,6 +35,7 @@ from ._outcome import (
     replace_file,
     update_record,
 )
+from ._points import differing
 
 COMMAND_FILE = "command.json"
 """How the sweep was started, each time, in its folder."""
@@ -45,20 +44,12 @@ DOES_NOT_FIT = 3
 """Exit status of a sweep of plans of which none fits."""
 
 
-@dataclass
-class _Driver:
-    """A sweep that this process drives."""
-
-    lock: IO[str]
-    sigterm: Any
-    """What SIGTERM did before; None where it is left alone."""
-
-
-_drivers: dict[Path, _Driver] = {}
+_locks: dict[Path, IO[str]] = {}
+"""Held by this process from `begin` to `finish`, by the folder of the sweep."""
 
 
 def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
-    """Open the record of a sweep: all its jobs wait. What this process does until `finish`, SIGTERM ends with 75.
+    """Open the record of a sweep: all its jobs wait.
 
     Args:
         folder: that of the sweep.
@@ -130,12 +121,6 @@ def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequen
     raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
 
-def differing(points: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The overrides of each point that not all points have."""
-    shared = set.intersection(*map(set, points)) if points else set()
-    return [[text for text in point if text not in shared] for point in points]
-
-
 def resume_line(folder: Path) -> str:
     """What is typed to go on with a sweep."""
     near = os.path.relpath(folder)
@@ -147,7 +132,7 @@ def resume_line(folder: Path) -> str:
 
 
 def _drive(folder: Path) -> None:
-    """Let no other process sweep in the folder, and be told of SIGTERM."""
+    """Let no other process sweep in the folder."""
     lock = (folder / ".sweeping.lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,24 +142,12 @@ def _drive(folder: Path) -> None:
         raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)]) from None
     except OSError as error:
         log.warning("%s: no lock, so a second sweep there would not be noticed (%s)", folder, error.strerror)
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if is_main else None
-    if before == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminated)
-    _drivers[folder] = _Driver(lock, signal.SIG_DFL if before == signal.SIG_DFL else None)
-
-
-def _terminated(number: int, frame: Any) -> None:
-    raise SystemExit(START_AGAIN)
+    _locks[folder] = lock
 
 
 def _leave(folder: Path) -> None:
-    driver = _drivers.pop(folder, None)
-    if driver is None:
-        return
-    if driver.sigterm is not None:
-        signal.signal(signal.SIGTERM, driver.sigterm)
-    driver.lock.close()
+    if folder in _locks:
+        _locks.pop(folder).close()
 
 
 def _keep_command(folder: Path) -> None:
@@ -233,8 +206,8 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
 
 
 def _interruption(error: BaseException) -> str:
-    is_typed = isinstance(error, KeyboardInterrupt)
-    return "the sweep was interrupted" if is_typed else "the sweep was ended by a signal, and can be started again"
+    text = "" if isinstance(error, SystemExit) and str(error) == str(error.code) else str(error)
+    return f"the sweep was interrupted{f': {text}' if text else ''}"
 
 
 def _tell_running(still: Sequence[Outcome]) -> None:

@@ -8,7 +8,7 @@ import os
 import statistics
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,40 +26,42 @@ START_AGAIN = 75
 """Exit status of a run that has saved and wants to be started again (EX_TEMPFAIL)."""
 
 
-class JobRecord:
-    """A job that is running. Set `result` to what its task returns."""
+class Unrecorded:
+    """Stands for the record of a run that is no job of a sweep."""
 
-    def __init__(self, sweep: Path, folder: Path, job: int, overrides: Sequence[str], task: str | None) -> None:
+    result: Any = None
+    """What the task returns."""
+
+    was_started = False
+    """Whether the job had been started before, and goes on."""
+
+    def failures(self) -> AbstractContextManager[None]:
+        """Record how it ends if it does not get through what is done inside. It may be nested."""
+        return nullcontext()
+
+
+class JobRecord(Unrecorded):
+    """The record of a job that is running."""
+
+    def __init__(self, sweep: Path, folder: Path, outcome: Outcome) -> None:
         self._sweep, self._folder = sweep.absolute(), folder.absolute()
-        self.result: Any = None
-        self._is_ended = False
+        own = os.path.relpath(self._folder, self._sweep)
+        self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=_outcome.now()), False
         self.was_started = (self._folder / _outcome.OUTCOME_FILE).exists()
-        """Whether the job had been started before, and goes on."""
-        self._outcome = Outcome(
-            job=job,
-            overrides=list(overrides),
-            status=RUNNING,
-            task=task,
-            folder=os.path.relpath(self._folder, self._sweep),
-            started=_outcome.now(),
-            cluster_job=_cluster_job(),
-        )
 
     def start(self) -> None:
-        """Say that it runs. What the sweep knows of it already stays."""
-        with _told():
-            record = _outcome.read_record(self._sweep) if (self._sweep / _outcome.RECORD_FILE).exists() else []
-            for known in record:
-                if known.job == self._outcome.job:
-                    own = self._outcome.cluster_job or known.cluster_job
-                    self._outcome = replace(
-                        self._outcome, overrides=known.overrides or self._outcome.overrides, cluster_job=own
-                    )
+        """Say that it runs. What the sweep knows of its point stays."""
+        if (self._sweep / _outcome.RECORD_FILE).exists():
+            with _told():
+                for known in _outcome.read_record(self._sweep):
+                    if known.job == self._outcome.job:
+                        cluster_job = self._outcome.cluster_job or known.cluster_job
+                        self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
         self._write(self._outcome)
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Record how it ends if it does not get through what is done inside. It may be nested."""
+        """See `Unrecorded`."""
         try:
             yield
         except BaseException as error:
@@ -98,7 +100,9 @@ def job_recorded(
         overrides: those of its point.
         task: the name of the task.
     """
-    record = JobRecord(sweep, folder, job, overrides, task)
+    record = JobRecord(
+        sweep, folder, Outcome(job=job, overrides=list(overrides), task=task, cluster_job=_cluster_job())
+    )
     record.start()
     with record.failures():
         yield record
@@ -126,7 +130,8 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
         if error.code in (0, None):
             return COMPLETED, None
         if error.code == START_AGAIN:
-            return PREEMPTED, "it has saved and wants to be started again"
+            text = str(error)
+            return PREEMPTED, None if text == str(START_AGAIN) else text
         return FAILED, f"left by sys.exit({error.code!r})"
     reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
     return FAILED if isinstance(error, Exception) else INTERRUPTED, reason
@@ -142,7 +147,7 @@ def _cluster_job() -> str | None:
 
 def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) -> Outcome:
     """An outcome with what stands in the metrics and checkpoints of the job's folder, and what its task returned."""
-    rows, saved = _metrics(folder / "metrics.csv"), saved_checkpoints(folder)
+    rows, saved = read_metrics(folder / "metrics.csv"), saved_checkpoints(folder)
     newest = saved[max(saved)] if saved else None
     value = _finite(result)
     name = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
@@ -165,8 +170,8 @@ def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) ->
     )
 
 
-def _metrics(file: Path) -> list[dict[str, Any]]:
-    """The rows, each with the columns that it has. The last line may be cut off by a kill."""
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv`, each with the columns that it has. The last line may be cut off by a kill."""
     try:
         whole, end, _ = file.read_text(encoding="utf-8").rpartition("\n")
     except OSError:
