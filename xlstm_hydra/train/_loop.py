@@ -114,7 +114,8 @@ class _Loop:
         stopwatch, pending = self.stopwatch, []
         first, last = int(state.step) + 1, run.trainer.max_steps
         for step in range(first, last + 1):
-            state, metrics = self.program.train_step(state, self.program.put(next(self.batches)))
+            batch, numbers = self.program.put(next(self.batches)), self.program.numbers(step - 1)
+            state, metrics = self.program.train_step(state, batch, numbers)
             pending.append(metrics)
             stopwatch.add(tokens)
             save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
