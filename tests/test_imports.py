@@ -32,6 +32,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"inference": {"jax", "numpy", "flax"}},
     {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}, "plan_cli": {"jax", "hydra"}},
     {"sweep": {"hydra", "omegaconf", "rich", "matplotlib"}},
+    {"cluster": {"hydra", "omegaconf", "submitit"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]

@@ -29,7 +29,19 @@ from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
-from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load, quote_texts, resolve_classes
+from xlstm_hydra.hydra import (
+    REFUSED,
+    VERSION_BASE,
+    check_engines,
+    check_idle_engines,
+    expand_from,
+    explain,
+    load,
+    overrides_of_other,
+    own_options,
+    quote_texts,
+    resolve_classes,
+)
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
@@ -159,9 +171,12 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        check_engines(sys.argv[1:])
         sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
+        check_idle_engines(sys.argv[1:])
         _add_overrides(_quiet_overrides())
-        hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
+        with own_options():
+            hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except KeyboardInterrupt as error:
         print(f"xlstm-hydra: {'; '.join(['interrupted', *map(str, error.args)])}", file=sys.stderr)
         sys.exit(130)
@@ -263,11 +278,7 @@ def _quiet_overrides() -> list[str]:
     number = place.process_id if place else 0
     if number == 0:
         return []
-    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null"]
-    if cfg.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
-        return quiet
-    prefix = f"hydra.job_logging.formatters.numbered.format='process {number}: %(message)s'"
-    return [*quiet, "hydra/job_logging=xlstm_others", prefix]
+    return ["hydra.run.dir=.", *overrides_of_other(number, cfg.hydra.runtime.choices["hydra/job_logging"])]
 
 
 def _add_overrides(texts: list[str]) -> None:
