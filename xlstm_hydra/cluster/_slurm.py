@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,10 @@ log = logging.getLogger(__name__)
 
 SAVED_AND_LEFT = 75
 """Exit status of a run that wants to be started again."""
+
+_SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
+_ASKED = (*_SAME, "cpus_per_task", "mem_gb", "timeout_min")
+"""What SLURM may not have, or not give."""
 
 LONGEST_PAUSE = 30.0
 """Seconds between two looks at the queue, at most."""
@@ -79,9 +85,10 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
     executor.update_parameters(**parameters(config))
     numbers = list(points)
     try:
-        handles = executor.map_array(work, [list(points[number]) for number in numbers], numbers)
+        with redirect_stderr(io.StringIO()):  # which submitit fills with what the error has too
+            handles = executor.map_array(work, [list(points[number]) for number in numbers], numbers)
     except submitit.core.utils.FailedJobError as error:
-        raise _not_taken(error) from None
+        raise _not_taken(error, config) from None
     jobs = [Job(number, handle.job_id, points[number], handle) for number, handle in zip(numbers, handles, strict=True)]
     for job in jobs:
         log.info("#%d: SLURM job %s: %s", job.number, job.id, " ".join(job.overrides))
@@ -91,10 +98,9 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
 
 def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
     """The config in the words of submitit's SLURM executor."""
-    same = "partition account qos constraint exclude nodes gpus_per_node gpus_per_task gres cpus_per_task"
     cores = [] if config.cpus_per_task is None else [f"--cpus-per-task={config.cpus_per_task}"]  # srun does not inherit
     found = {
-        **{key: config.get(key) for key in same.split()},
+        **{key: config.get(key) for key in (*_SAME, "cpus_per_task")},
         "job_name": config.name,
         "time": config.timeout_min,
         "ntasks_per_node": config.tasks_per_node,
@@ -126,11 +132,13 @@ def _teardown(times: int) -> list[str]:
     ]
 
 
-def _not_taken(error: Exception) -> ConfigError:
-    """The words of `sbatch`, in one line."""
+def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
+    """The words of `sbatch`, in one line, and what was asked for."""
     said = [line.partition("error: ")[2] for line in str(error).splitlines() if "sbatch: error: " in line]
     text = ": ".join(dict.fromkeys(said)) or str(error).strip().splitlines()[-1]
-    return ConfigError([Problem.about("hydra.launcher", f"SLURM takes no such job: {text}")])
+    asked = {key: config.get(key) for key in _ASKED if config.get(key) != getattr(SlurmLauncherConfig, key)}
+    given = {f"hydra.launcher.{key}": value for key, value in asked.items()} or {"hydra/launcher": config.name}
+    return ConfigError([Problem(given, f"SLURM takes no such job: {text}")])
 
 
 def _wait(jobs: Sequence[Job], work: Work) -> dict[int, JobReturn | None]:
@@ -146,6 +154,7 @@ def _wait(jobs: Sequence[Job], work: Work) -> dict[int, JobReturn | None]:
             state, reason = ("RUNNING", "") if seen is None else seen.get(job.id, ("COMPLETED", ""))
             if result is not None or (state in ENDED and job.id in suspects):
                 ended[job.number] = result
+                log.info("#%d: SLURM job %s has ended", job.number, job.id)
                 last_end = time.monotonic()
             if state in HELD and job.id not in told:
                 told.add(job.id)

@@ -69,8 +69,8 @@ class SlurmLauncherConfig(ConfigDict):
     """Seconds before the time limit at which a run is told to save and leave. SLURM may be up to a minute earlier."""
 
     max_num_timeout: int = 20
-    """How often a job may be put back into the queue, to go on from its newest checkpoint: when the time limit came, and
-    when a node failed. 0: never."""
+    """How often a job may be put back into the queue, to go on from its newest checkpoint: when the time limit came,
+    and when a node failed. 0: never."""
 
     name: str
     """What `squeue` calls the jobs."""
