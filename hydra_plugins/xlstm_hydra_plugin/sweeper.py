@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from omegaconf import OmegaConf
 
 
 class XlstmSweeper(BasicSweeper):
@@ -21,18 +20,29 @@ class XlstmSweeper(BasicSweeper):
 
         assert self.hydra_context is not None and self.config is not None and self.overrides is not None
         loader, hydra = self.hydra_context.config_loader, self.config.hydra
-        points = chain.from_iterable(self.overrides)
+        points = list(chain.from_iterable(self.overrides))
         check_points(loader, hydra.job.config_name, points, always=hydra.overrides.hydra)
+        from xlstm_hydra.sweep import begin
+
+        begin(Path(hydra.sweep.dir), points)
+        self.begun = True
+
+    begun = False
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs. Where none of the plans among them fits, the command ends with 3."""
-        returns = super().sweep(arguments)
-        plans = [job for job in chain.from_iterable(returns) if OmegaConf.select(job.cfg, "task.name") == "plan"]
-        if plans:
-            from xlstm_hydra.compare_plans import compare_plans
+        error, returns = None, None
+        try:
+            returns = super().sweep(arguments)
+        except BaseException as caught:
+            if not self.begun:
+                raise
+            from xlstm_hydra.configs import ConfigError
 
-            assert self.config is not None
-            jobs = [(job.overrides, Path(job.hydra_cfg.hydra.runtime.output_dir)) for job in plans]
-            if not compare_plans(jobs, Path(self.config.hydra.sweep.dir)):
-                sys.exit(3)
+            error = None if isinstance(caught, ConfigError) else caught
+        from xlstm_hydra.sweep import finish
+
+        assert self.config is not None
+        if status := finish(Path(self.config.hydra.sweep.dir), error):
+            sys.exit(status)
         return returns

@@ -21,6 +21,7 @@ from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
 from ._points import check_points as check_points
 from ._points import explain as explain
+from ._quote import as_override as as_override
 from ._refusals import REFUSED as REFUSED
 from ._register import own_options as own_options
 from ._register import register as register
