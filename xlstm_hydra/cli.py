@@ -1,7 +1,8 @@
 """The command `xlstm-hydra`: compose, check, then wake JAX up and do the task.
 
 Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 3 what is planned does not fit
-the devices, 130 interrupted. Of several processes all have the same one; 143 there, where one got SIGTERM.
+the devices, 75 asked by a signal to stop, and saved, so that the same command or `resume=RUN` goes on, 130 interrupted.
+Of several processes all have the same one. What does not train ends with 143 where one gets SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load, quote_texts, resolve_classes
+from xlstm_hydra.preemption import Preempted, watched
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
@@ -53,7 +55,7 @@ def run_task(cfg: DictConfig) -> float | None:
     try:
         with _folder_noted():
             run = load(cfg)
-        with _all_processes(run), _folder_noted(_writes(run)), _run_folder(cfg, run) as folder:
+        with _watched(run), _all_processes(run), _folder_noted(_writes(run)), _run_folder(cfg, run) as folder:
             result = _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
         if run.task.name == "plan" and result == math.inf and HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(DOES_NOT_FIT)
@@ -87,6 +89,11 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
         if is_ours and not isinstance(error, ConfigError):
             error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
         raise
+
+
+def _watched(run: RunConfig) -> AbstractContextManager[object]:
+    """Training saves before it obeys a signal; what else is done ends with it."""
+    return watched() if run.task.name == "train" else nullcontext()
 
 
 def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
@@ -161,7 +168,12 @@ def main() -> None:
     try:
         sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
         _add_overrides(_quiet_overrides())
-        hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
+        with watched() if _is_sweep(get_args_parser().parse_intermixed_args()) else nullcontext():
+            hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
+    except Preempted as error:
+        if error.text:
+            print(f"xlstm-hydra: {error}", file=sys.stderr)
+        raise
     except KeyboardInterrupt as error:
         print(f"xlstm-hydra: {'; '.join(['interrupted', *map(str, error.args)])}", file=sys.stderr)
         sys.exit(130)
