@@ -144,16 +144,16 @@ def _lasting(file: Path, text: str) -> Iterator[None]:
 
 def _refuse_to_continue(run: RunConfig, folder: Path) -> None:
     """Make sure that nothing in the folder, nor the config that stands there, is lost to a run that will be refused."""
-    from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite, step_of
+    from xlstm_hydra.metadata import find_start, refuse_to_overwrite, step_of
 
-    if run.checkpoint.restore is None:
-        refuse_to_overwrite(folder, 0)
+    start = find_start(run, folder)
+    if not start.is_own:
+        refuse_to_overwrite(folder, 0 if start.checkpoint is None else step_of(start.checkpoint))
+    if start.checkpoint is None or start.is_done(run.trainer.max_steps):
         return
     from xlstm_hydra.train import read_resumed
 
-    checkpoint = find_checkpoint(run.checkpoint.restore)
-    refuse_to_overwrite(folder, step_of(checkpoint))
-    read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), checkpoint)
+    read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), start.checkpoint)
 
 
 def main() -> None:

@@ -58,8 +58,8 @@ class Logged(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run folder.
 
-    With `keep=best` they are ranked by their validation loss. Where a run was asked to stop there is a checkpoint without
-    one, which is kept, whatever its rank, until a later one is there.
+    With `keep=best` they are ranked by their validation loss. Where a run was asked to stop there is a checkpoint
+    without one, which is kept until a later one is there.
     """
 
     def __init__(self, run_folder: Path, config: CheckpointConfig) -> None:
@@ -168,7 +168,8 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
 
 def read_logged(checkpoint: Path) -> Logged:
     """What the log goes on from, which earlier versions did not save."""
-    content = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
+    with told_under(RESTORE, checkpoint), told_if_damaged("position in the data"):
+        content = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
     return Logged(tuple(content.get("losses", ())), content.get("validation_loss"))
 
 
