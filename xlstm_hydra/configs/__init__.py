@@ -5,6 +5,7 @@ from ._parse import register_class as register_class
 from ._problems import ConfigError as ConfigError
 from ._problems import Problem as Problem
 from .auto import AutoParallelConfig as AutoParallelConfig
+from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig
 from .data import DataConfig as DataConfig
 from .data import StdlibDataConfig as StdlibDataConfig
