@@ -1,0 +1,18 @@
+"""Hydra's own tests of sweepers and launchers, on our sweeper: their apps are not ours."""
+
+import pytest
+from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, LauncherTestSuite
+
+SWEEPER = "hydra/sweeper=xlstm"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the suite's apps are written for Hydra 1.1
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("basic", [SWEEPER, "hydra.sweeper.max_batch_size=2"])])
+class TestOurSweeperInBatches(BatchedSweeperTestSuite):
+    """All jobs in batches of two."""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("basic", [SWEEPER])])
+class TestTheBasicLauncherWithOurSweeper(LauncherTestSuite):
+    """What every launcher must do, with jobs that our sweeper composes."""
