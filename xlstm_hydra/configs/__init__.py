@@ -13,6 +13,8 @@ from .data import SyntheticDataConfig as SyntheticDataConfig
 from .data import TextDataConfig as TextDataConfig
 from .device import DeviceConfig as DeviceConfig
 from .distributed import DistributedConfig as DistributedConfig
+from .launcher import LocalLauncherConfig as LocalLauncherConfig
+from .launcher import SlurmLauncherConfig as SlurmLauncherConfig
 from .llama import LlamaConfig as LlamaConfig
 from .logger import LoggerConfig as LoggerConfig
 from .mlstm import mLSTMConfig as mLSTMConfig

@@ -3,9 +3,11 @@
 from ._difference import ABSENT as ABSENT
 from ._difference import BOOKKEEPING as BOOKKEEPING
 from ._difference import KINDS as KINDS
+from ._difference import LAYOUT as LAYOUT
 from ._difference import PARAMETERS as PARAMETERS
 from ._difference import Difference as Difference
 from ._difference import diff as diff
+from ._difference import kind_of as kind_of
 from ._difference import not_compared as not_compared
 from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata
@@ -16,6 +18,7 @@ from ._places import find_checkpoint as find_checkpoint
 from ._places import hold_folder as hold_folder
 from ._places import read_metadata_text as read_metadata_text
 from ._places import refuse_to_overwrite as refuse_to_overwrite
+from ._places import saved_checkpoints as saved_checkpoints
 from ._places import saved_steps as saved_steps
 from ._places import step_of as step_of
 from ._provenance import provenance as provenance
