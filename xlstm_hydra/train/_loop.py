@@ -26,6 +26,7 @@ from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_me
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._auto import choose_layout
+from ._cache import Programs, compilation_cache
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
 from ._plan import RunPlan, plan_program
@@ -57,6 +58,18 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     agree_on_run(run, checkpoint)
     start_devices(run)
     folder = agree_on_folder(folder)
+    with compilation_cache(run.trainer, folder) as programs:
+        return _train_on_devices(run, folder, overrides, checkpoint, weights, programs)
+
+
+def _train_on_devices(
+    run: RunConfig,
+    folder: Path,
+    overrides: list[str] | None,
+    checkpoint: Path | None,
+    weights: Path | None,
+    programs: Programs,
+) -> float | None:
     choice = choose_layout(dataclasses.replace(run, model=resolve_classes(run.model)))
     run = choice.run
     resumed = None if checkpoint is None else read_resumed(run, checkpoint)
@@ -87,7 +100,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     finally:
         if checkpoints is not None:
             checkpoints.close()
-    plan.compare(folder, loop.stopwatch)
+    plan.compare(folder, loop.stopwatch, programs)
     if loop.validation_loss is not None:
         text = "%.3f bits per %s, where %s frequencies alone give %.3f"
         log.info(text, bits(loop.validation_loss), corpus.unit, corpus.unit, entropy)

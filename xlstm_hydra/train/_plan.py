@@ -11,6 +11,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.plan import PLAN_FILE, Plan, changes_that_fit, plan_objective, summary, to_dict
 from xlstm_hydra.plan._text import in_bytes, in_ms
 
+from ._cache import Programs
 from ._here import device_here, peak_memory
 from ._log import Stopwatch, log
 from ._processes import is_first
@@ -28,6 +29,15 @@ class Measured:
     peak_bytes: int | None
     """Memory of the device of this process that needed most. None: JAX does not tell it of such devices, or an earlier
     run of this process needed more."""
+
+    programs: int
+    """Programs that the run has compiled or got from the cache of compiled programs."""
+
+    programs_from_cache: int
+    """Those of them that came from the cache."""
+
+    compile_seconds: float
+    """What compiling them, or getting them from the cache, took."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,19 @@ class RunPlan:
             content = to_dict(self.plan) | {"measured": None if measured is None else asdict(measured)}
             (folder / PLAN_FILE).write_text(to_json(content), encoding="utf-8")
 
-    def compare(self, folder: Path, stopwatch: Stopwatch) -> None:
+    def compare(self, folder: Path, stopwatch: Stopwatch, programs: Programs) -> None:
         """Tell what was measured beside what was predicted, and keep it in the run folder."""
         peak = peak_memory()
-        measured = Measured(stopwatch.seconds_per_step, None if peak == self.earlier_peak else peak)
+        measured = Measured(
+            step_seconds=stopwatch.seconds_per_step,
+            peak_bytes=None if peak == self.earlier_peak else peak,
+            programs=programs.total,
+            programs_from_cache=programs.from_cache,
+            compile_seconds=round(programs.seconds, 3),
+        )
         self.keep(folder, measured)
         log.info("measured: %s", self._text(measured))
+        log.info("%s", programs)
 
     def _text(self, measured: Measured) -> str:
         time, parts = self.plan.time, []
