@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from xlstm_hydra._colours import COLOURS
+from xlstm_hydra._table import table
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.plan import MEMORY_KINDS
 from xlstm_hydra.plan._json import FORMAT, PLAN_FILE, VERSION
-from xlstm_hydra.plan._text import gib, in_ms, table
+from xlstm_hydra.plan._text import gib, in_ms
 
 HEAD = (
     *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
@@ -20,12 +22,19 @@ HEAD = (
 )
 """The first line of the table, with short names of the kinds of memory."""
 
-COLOURS = ("#0072B2", "#56B4E9", "#332288", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#999999")
-"""Colours that also the colour-blind tell apart (Okabe and Ito; Tol)."""
-
-FITS, TOO_LARGE, INVALID = "fits", "does not fit", "invalid"
+FITS, TOO_LARGE, INVALID, FAILED = "fits", "does not fit", "invalid", "failed"
 
 GIB = 2**30
+
+
+class Job(NamedTuple):
+    """A job of a sweep that was to make a plan."""
+
+    number: int
+    overrides: Sequence[str]
+    folder: Path
+    error: str = ""
+    """Why it made none."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +45,9 @@ class Row:
     overrides: str
     """Those that not all jobs have."""
     verdict: str
-    """fits, does not fit, or invalid."""
+    """fits, does not fit, invalid, or failed."""
     reason: str = ""
-    """The rules that an invalid config breaks."""
+    """The rules that an invalid config breaks, or the error of a job that failed."""
     memory: dict[str, int] | None = None
     """Bytes on each device, by kind."""
     total: int | None = None
@@ -63,12 +72,12 @@ def keep_refusal(error: ConfigError, folder: Path) -> None:
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def compare_plans(jobs: Sequence[tuple[Sequence[str], Path]], folder: Path) -> bool:
+def compare_plans(jobs: Sequence[Job], folder: Path) -> bool:
     """Print the plans of the jobs of a sweep as one table, and leave that in the folder of the sweep, as CSV, as JSON
     and as a picture.
 
     Args:
-        jobs: the overrides and the folder of each.
+        jobs: all of them.
         folder: that of the sweep.
 
     Returns:
@@ -83,12 +92,14 @@ def compare_plans(jobs: Sequence[tuple[Sequence[str], Path]], folder: Path) -> b
     return any(row.verdict == FITS for row in rows)
 
 
-def _rows(jobs: Sequence[tuple[Sequence[str], Path]]) -> Iterator[Row]:
-    shared = set.intersection(*(set(overrides) for overrides, _ in jobs))
-    for number, (overrides, folder) in enumerate(jobs):
-        own = " ".join(text for text in overrides if text not in shared)
-        content = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
-        yield _row(number, own, content)
+def _rows(jobs: Sequence[Job]) -> Iterator[Row]:
+    shared = set.intersection(*(set(job.overrides) for job in jobs))
+    for job in jobs:
+        own = " ".join(text for text in job.overrides if text not in shared)
+        try:
+            yield _row(job.number, own, json.loads((job.folder / PLAN_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError):
+            yield Row(job.number, own, FAILED, job.error or f"no plan in {job.folder / PLAN_FILE}")
 
 
 def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
@@ -115,12 +126,15 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
-    """The table, and under it what is wrong with the layouts that are none."""
-    yield f"memory of a device in GiB, {_devices(rows)}:"
+    """The table, and under it why some have no figures."""
+    yield f"memory of a device in GiB{_devices(rows)}:"
     yield from table(
         [HEAD, *map(_cells, rows)], left=[HEAD.index(name) for name in ("overrides", "bound by", "verdict")]
     )
-    yield from (f"job {row.job} is invalid: {row.reason}" for row in rows if row.reason)
+    yield from (f"job {row.job} {_ENDS[row.verdict]}: {row.reason}" for row in rows if row.reason)
+
+
+_ENDS = {INVALID: "is invalid", FAILED: "failed"}
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -135,7 +149,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _devices(rows: Sequence[Row]) -> str:
     kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
-    return " or ".join(f"{name} with {gib(size)}" for name, size in kinds)
+    return f", {' or '.join(f'{name} with {gib(size)}' for name, size in kinds)}" if kinds else ""
 
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
@@ -160,6 +174,8 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
         from matplotlib.figure import Figure
     except ImportError:
         print("no picture: it needs pip install 'xlstm-hydra[plots]'")
+        return []
+    if all(row.total is None for row in rows):
         return []
     figure = Figure(figsize=(10, 1.8 + 0.4 * len(rows)), layout="constrained")
     axes = figure.add_subplot()

@@ -81,7 +81,7 @@ def test_a_job_that_its_machine_refuses_lets_the_others_run(jobs, monkeypatch):
     monkeypatch.setattr(xlstm_hydra.train, "train", train)
     done = run_command("-m", "trainer.seed=1,2")
     assert (done.status, len(jobs)) == (2, 2)
-    assert "xlstm-hydra: trainer.seed=1: not on this machine" in done.err
+    assert "xlstm-hydra: job 0 (trainer.seed=1): refused: trainer.seed=1: not on this machine" in done.err
 
 
 def test_a_sweep_of_many_points_is_checked_in_milliseconds_each():

@@ -69,6 +69,25 @@ def not_compared(before: Record | RunConfig, after: Record | RunConfig) -> list[
     return sorted(_groups(before).keys() ^ _groups(after).keys())
 
 
+def kind_of(key: str) -> str:
+    """How much a field matters that is typed as `key`, such as `optimizer.lr`; where several options of its group have
+    it, the most. What nobody knows may change the parameters."""
+    group, _, name = key.partition(".")
+    found = {
+        kind
+        for cls, effects in EFFECTS.items()
+        for kind, names in effects.items()
+        if name in names.split() and _group_of(cls) == group
+    }
+    return next((kind for kind in KINDS if kind in found), PARAMETERS)
+
+
+def _group_of(cls: type) -> str:
+    """The group that a class of ours is an option of; models have several modules."""
+    module = cls.__module__.rpartition(".")[2]
+    return {"auto": "parallel"}.get(module, module if module in RunConfig.__dataclass_fields__ else "model")
+
+
 def _groups(side: Record | RunConfig) -> Mapping[str, ConfigDict]:
     return side.groups() if isinstance(side, RunConfig) else side.groups
 

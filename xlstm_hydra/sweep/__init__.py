@@ -1,5 +1,23 @@
 """How the jobs of a sweep went: one record of all of them, kept while they run and told at the end."""
 
-from ._outcome import RECORD_FILE, Outcome, job_recorded, read_record, update_record
+from ._driver import begin, finish
+from ._job import ERROR_FILE, JobRecord, Unrecorded, job_recorded
+from ._outcome import RECORD_FILE, Outcome, amend_record, read_record, update_record
+from ._resume import expand_resume_sweep
+from ._sweep import run_sweep
 
-__all__ = ["RECORD_FILE", "Outcome", "job_recorded", "read_record", "update_record"]
+__all__ = [
+    "ERROR_FILE",
+    "RECORD_FILE",
+    "JobRecord",
+    "Outcome",
+    "Unrecorded",
+    "amend_record",
+    "begin",
+    "expand_resume_sweep",
+    "finish",
+    "job_recorded",
+    "read_record",
+    "run_sweep",
+    "update_record",
+]

@@ -1,0 +1,79 @@
+"""What still runs, of the jobs of a sweep."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from ._job import measured
+from ._outcome import COMPLETED, INVALID, LOST, RUNNING, WAITING, Outcome, log, read_outcome
+
+SQUEUE_SECONDS = 20
+"""How long SLURM may take to list its jobs."""
+
+LOST_REASON = "it ended without a word, as by SIGKILL, by the machine running out of memory, or with its node"
+
+
+def job_folder(sweep: Path, outcome: Outcome) -> Path:
+    """The folder of a job; where the sweep does not know it, the one that it has unless told otherwise."""
+    return sweep / (outcome.folder or str(outcome.job))
+
+
+def alive(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The jobs that still run, or wait in the queue of a cluster."""
+    outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
+    queued = _queued() if any(outcome.cluster_job for outcome in outcomes) else set()
+    return [one for one in outcomes if one.cluster_job in queued or _is_held(job_folder(sweep, one))]
+
+
+def mended(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes with what the jobs have left in their own folders, where that is more; a job that is neither there
+    nor has ended is lost."""
+    found = {one.job: one for file in sweep.glob("*/outcome.json") if (one := read_outcome(file.parent)) is not None}
+    taken = [_newer(one, found.get(one.job) or read_outcome(job_folder(sweep, one))) for one in outcomes]
+    taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
+    running = {one.job for one in alive(sweep, [one for one in taken if one.status == RUNNING])}
+    return [_lost(sweep, one) if one.status == RUNNING and one.job not in running else one for one in taken]
+
+
+def _newer(known: Outcome, own: Outcome | None) -> Outcome:
+    """What the sweep knows, or what the job says, whichever was said later. Who sees a job die knows that it did."""
+    if own is None:
+        return known
+    if known.status == WAITING or (own.started or "") > (known.started or ""):
+        is_later = True
+    else:
+        is_later = known.status == RUNNING or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
+    return (
+        replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job) if is_later else known
+    )
+
+
+def _lost(sweep: Path, outcome: Outcome) -> Outcome:
+    return measured(job_folder(sweep, outcome), sweep, replace(outcome, status=LOST, reason=LOST_REASON))
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a run is writing there (see `metadata.hold_folder`)."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or no locks on this file system
+        return False
+    return False
+
+
+def _queued() -> set[str | None]:
+    """The numbers of the user's jobs that SLURM runs or will run."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("SLURM does not tell what still runs: %s", error)
+        return set()
+    return set(done.stdout.split())

@@ -1,0 +1,235 @@
+"""What the process that sweeps does around the jobs: the record at the beginning, the results at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from xlstm_hydra.configs import ConfigError, Problem
+
+from ._alive import alive, mended
+from ._job import START_AGAIN
+from ._outcome import (
+    COMPLETED,
+    FAILED,
+    INVALID,
+    LOST,
+    PREEMPTED,
+    RECORD_FILE,
+    REFUSED,
+    RUNNING,
+    WAITING,
+    Outcome,
+    log,
+    read_record,
+    remove_leftovers,
+    replace_file,
+    update_record,
+)
+from ._points import differing
+
+COMMAND_FILE = "command.json"
+"""How the sweep was started, each time, in its folder."""
+
+DOES_NOT_FIT = 3
+"""Exit status of a sweep of plans of which none fits."""
+
+
+_locks: dict[Path, IO[str]] = {}
+"""Held by this process from `begin` to `finish`, by the folder of the sweep."""
+
+
+def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
+    """Open the record of a sweep: all its jobs wait.
+
+    Args:
+        folder: that of the sweep.
+        points: the overrides of each job.
+        resume: go on with a sweep that is recorded there, with what is missing or failed.
+
+    Returns:
+        The numbers of the jobs to run.
+
+    Raises:
+        ConfigError: the folder has a record already, or one of other points, or another process is at work there.
+    """
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    _drive(folder)
+    try:
+        todo = _open(folder, [list(point) for point in points], resume)
+    except BaseException:
+        _leave(folder)
+        raise
+    _keep_command(folder)
+    return todo
+
+
+def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
+    if not (folder / RECORD_FILE).exists():
+        update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
+        return list(range(len(points)))
+    record = mended(folder, read_record(folder))
+    resume = resume or _is_requeued()
+    if not resume:
+        raise ConfigError([_recorded_already(folder, record)])
+    _refuse_other_points(folder, record, points)
+    running = {outcome.job for outcome in alive(folder, record)}
+    todo = [one.job for one in record if one.status != COMPLETED and one.job not in running]
+    for job in sorted(running):
+        log.info("job %d still runs, and is not started again", job)
+    done = sum(one.status == COMPLETED for one in record)
+    log.info("going on with the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
+    fresh = {job: replace(record[job], overrides=points[job], status=WAITING, cluster_job=None) for job in todo}
+    update_record(folder, [fresh.get(one.job, one) for one in record])
+    return todo
+
+
+def _is_requeued() -> bool:
+    """Whether SLURM has started this process again, with the command line of the first time."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
+
+
+def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
+    done = sum(one.status == COMPLETED for one in record)
+    text = f"a sweep is recorded there already, with {len(record)} jobs, {done} of them completed"
+    fix = f"{resume_line(folder)} goes on with what is missing or failed; for another sweep, choose another folder."
+    return Problem({"hydra.sweep.dir": str(folder)}, text, fix)
+
+
+def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequence[Sequence[str]]) -> None:
+    """The numbers of jobs mean the same points as before. What all jobs have may be another."""
+    before, after = differing([one.overrides for one in record]), differing(points)
+    if before == after:
+        return
+    changed = [job for job, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]]
+    if changed:
+        job = changed[0]
+        text = f"its job {job} is {' '.join(before[job])!r}, and would be {' '.join(after[job])!r}"
+    else:
+        text = f"it has {len(before)} jobs, and would have {len(after)}"
+    fix = "A sweep goes on with the points that it began with; for others, choose another folder."
+    raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
+
+
+def resume_line(folder: Path) -> str:
+    """What is typed to go on with a sweep."""
+    near = os.path.relpath(folder)
+    place = str(folder) if near.startswith("..") else near
+    return f"xlstm-hydra {shlex.quote(f'resume_sweep={place}')}"
+
+
+# ---- the process that sweeps
+
+
+def _drive(folder: Path) -> None:
+    """Let no other process sweep in the folder."""
+    lock = (folder / ".sweeping.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        text, fix = "another process is sweeping in this folder", "Wait until it has ended, or choose another folder."
+        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)]) from None
+    except OSError as error:
+        log.warning("%s: no lock, so a second sweep there would not be noticed (%s)", folder, error.strerror)
+    _locks[folder] = lock
+
+
+def _leave(folder: Path) -> None:
+    if folder in _locks:
+        _locks.pop(folder).close()
+
+
+def _keep_command(folder: Path) -> None:
+    """Add how this process was started to the list of such."""
+    file = folder / COMMAND_FILE
+    commands = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    commands.append({"arguments": sys.argv[1:], "cwd": os.getcwd()})
+    replace_file(file, json.dumps(commands, indent=1) + "\n")
+
+
+# ---- the end
+
+
+def finish(folder: Path, error: BaseException | None = None) -> int:
+    """Mend the record of a sweep, tell its results, and draw them.
+
+    Args:
+        folder: that of the sweep.
+        error: what ended the launching of jobs early.
+
+    Returns:
+        The exit status: 0 all completed, 1 some failed, 2 only refused or all invalid, 3 plans of which none fits, 75
+        preempted, 130 interrupted.
+    """
+    folder = folder.absolute()
+    try:
+        remove_leftovers(folder)
+        record = mended(folder, read_record(folder))
+        update_record(folder, record)
+        still = [one for one in alive(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
+        fits = _tell(folder, record, still, error)
+        return _status(record, fits, error)
+    finally:
+        _leave(folder)
+
+
+def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
+    """Print what there is to say. Returns whether one of the plans fits, if there are any."""
+    from ._report import tell_plans, tell_results  # rich and matplotlib wake up here
+
+    fits = tell_plans(folder, [one for one in record if one.task == "plan"])
+    others = [one for one in record if one.task != "plan"]
+    if others:
+        tell_results(folder, others, draw=error is None)
+    if isinstance(error, ConfigError):
+        print(f"xlstm-hydra: the sweep has ended early: {error}", file=sys.stderr)
+    elif isinstance(error, Exception):
+        print(f"xlstm-hydra: the sweep has ended early:\n{''.join(traceback.format_exception(error))}", file=sys.stderr)
+    elif error is not None:
+        print(f"xlstm-hydra: {_interruption(error)}", file=sys.stderr)
+    _tell_running(still)
+    counts = Counter(one.status for one in record)
+    if counts.keys() - {COMPLETED, INVALID}:
+        print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
+    return fits
+
+
+def _interruption(error: BaseException) -> str:
+    text = "" if isinstance(error, SystemExit) and str(error) == str(error.code) else str(error)
+    return f"the sweep was interrupted{f': {text}' if text else ''}"
+
+
+def _tell_running(still: Sequence[Outcome]) -> None:
+    """What goes on without the process that sweeps, and how to stop it."""
+    if not still:
+        return
+    numbers = ", ".join(str(one.job) for one in still)
+    print(f"still running or queued: job {numbers}" if len(still) == 1 else f"still running or queued: jobs {numbers}")
+    if clustered := [one.cluster_job for one in still if one.cluster_job]:
+        print(f"to stop what is on the cluster: scancel {' '.join(clustered)}")
+
+
+def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
+    if counts[PREEMPTED] or (isinstance(error, SystemExit) and error.code == START_AGAIN):
+        return START_AGAIN
+    if counts[FAILED] or counts[LOST]:
+        return 1
+    if counts[REFUSED] or isinstance(error, ConfigError) or counts[INVALID] == len(record):
+        return 2
+    if counts[COMPLETED] + counts[INVALID] < counts.total():
+        return 1
+    return 0 if fits else DOES_NOT_FIT

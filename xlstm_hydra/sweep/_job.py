@@ -1,0 +1,191 @@
+"""What a job of a sweep records of itself, from its folder."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import statistics
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.metadata import saved_checkpoints
+
+from . import _outcome
+from ._outcome import COMPLETED, FAILED, INTERRUPTED, PREEMPTED, REFUSED, RUNNING, Outcome, log
+
+ERROR_FILE = "error.txt"
+"""The traceback of a job that failed, in its folder."""
+
+START_AGAIN = 75
+"""Exit status of a run that has saved and wants to be started again (EX_TEMPFAIL)."""
+
+
+class Unrecorded:
+    """Stands for the record of a run that is no job of a sweep."""
+
+    result: Any = None
+    """What the task returns."""
+
+    was_started = False
+    """Whether the job had been started before, and goes on."""
+
+    def failures(self) -> AbstractContextManager[None]:
+        """Record how it ends if it does not get through what is done inside. It may be nested."""
+        return nullcontext()
+
+
+class JobRecord(Unrecorded):
+    """The record of a job that is running."""
+
+    def __init__(self, sweep: Path, folder: Path, outcome: Outcome) -> None:
+        self._sweep, self._folder = sweep.absolute(), folder.absolute()
+        own = os.path.relpath(self._folder, self._sweep)
+        self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=_outcome.now()), False
+        self.was_started = (self._folder / _outcome.OUTCOME_FILE).exists()
+
+    def start(self) -> None:
+        """Say that it runs. What the sweep knows of its point stays."""
+        if (self._sweep / _outcome.RECORD_FILE).exists():
+            with _told():
+                for known in _outcome.read_record(self._sweep):
+                    if known.job == self._outcome.job:
+                        cluster_job = self._outcome.cluster_job or known.cluster_job
+                        self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
+        self._write(self._outcome)
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """See `Unrecorded`."""
+        try:
+            yield
+        except BaseException as error:
+            if not self._is_ended:
+                self.end(error)
+            raise
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Record how it has ended."""
+        self._is_ended = True
+        status, reason = _status(error)
+        if status == FAILED and error is not None:
+            with _told():
+                _outcome.replace_file(self._folder / ERROR_FILE, "".join(traceback.format_exception(error)))
+        ended = replace(self._outcome, status=status, reason=reason, ended=_outcome.now())
+        self._write(measured(self._folder, self._sweep, ended, self.result))
+
+    def _write(self, outcome: Outcome) -> None:
+        """In its own folder first, from which the other is mended."""
+        with _told():
+            _outcome.write_outcome(self._folder, outcome)
+        with _told():
+            _outcome.update_record(self._sweep, [outcome])
+
+
+@contextmanager
+def job_recorded(
+    sweep: Path, folder: Path, job: int, overrides: Sequence[str], task: str | None = None
+) -> Iterator[JobRecord]:
+    """Record how what is done inside ends.
+
+    Args:
+        sweep: the folder of the sweep.
+        folder: that of the job.
+        job: its number.
+        overrides: those of its point.
+        task: the name of the task.
+    """
+    record = JobRecord(
+        sweep, folder, Outcome(job=job, overrides=list(overrides), task=task, cluster_job=_cluster_job())
+    )
+    record.start()
+    with record.failures():
+        yield record
+    record.end()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A job is not lost because its outcome cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("the outcome of this job cannot be recorded: %s", error)
+
+
+def _status(error: BaseException | None) -> tuple[str, str | None]:
+    """How a job has ended, and why, in a line."""
+    if error is None:
+        return COMPLETED, None
+    if isinstance(error, ConfigError):
+        return REFUSED, " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, " ".join(str(error).split()) or None
+    if isinstance(error, SystemExit):
+        if error.code in (0, None):
+            return COMPLETED, None
+        if error.code == START_AGAIN:
+            text = str(error)
+            return PREEMPTED, None if text == str(START_AGAIN) else text
+        return FAILED, f"left by sys.exit({error.code!r})"
+    reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
+    return FAILED if isinstance(error, Exception) else INTERRUPTED, reason
+
+
+def _cluster_job() -> str | None:
+    """The SLURM job that this job of a sweep is, where submitit has made it one."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) -> Outcome:
+    """An outcome with what stands in the metrics and checkpoints of the job's folder, and what its task returned."""
+    rows, saved = read_metrics(folder / "metrics.csv"), saved_checkpoints(folder)
+    newest = saved[max(saved)] if saved else None
+    value = _finite(result)
+    name = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
+    found = [(row[name], int(row["step"])) for row in rows if row.get(name) is not None]
+    best, best_step = min(found, default=(None, None))
+    if best is None and value is not None:
+        best, name = value, {"plan": "step_seconds"}.get(outcome.task or "", "loss")
+    rates = [rate for row in rows if (rate := row.get("tokens_per_second")) is not None]
+    steps = max([int(rows[-1]["step"])] if rows else [], default=None)
+    return replace(
+        outcome,
+        metric=name if best is not None else None,
+        best=best,
+        best_step=best_step,
+        steps=max([step for step in (steps, max(saved, default=None)) if step is not None], default=None),
+        metrics={column: value for row in rows for column, value in row.items()},
+        tokens_per_second=statistics.median(rates) if rates else None,
+        checkpoint=None if newest is None else os.path.relpath(newest, sweep),
+        result=value,
+    )
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv`, each with the columns that it has. The last line may be cut off by a kill."""
+    try:
+        whole, end, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    except OSError:
+        return []
+    rows = csv.DictReader((whole + end).splitlines())
+    return [
+        {name: int(value) if name == "step" else _finite(value) for name, value in row.items() if value} for row in rows
+    ]
+
+
+def _finite(value: Any) -> float | None:
+    """A number that JSON can hold."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
