@@ -68,11 +68,11 @@ class Programs:
     def _event(self, event: str, **_: Any) -> None:
         self.from_cache += event == _HIT
 
-    def _duration(self, event: str, seconds: float, **_: Any) -> None:
+    def _duration(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILE:
-            self.total, self.seconds = self.total + 1, self.seconds + seconds
+            self.total, self.seconds = self.total + 1, self.seconds + duration_secs
         elif event == _SAVED:
-            self.saved += seconds
+            self.saved += duration_secs
 
 
 @contextmanager
