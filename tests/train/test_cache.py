@@ -12,8 +12,17 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
-from xlstm_hydra.train import train
-from xlstm_hydra.train._cache import compilation_cache
+from xlstm_hydra.train import build_program, train
+from xlstm_hydra.train._cache import Programs, compilation_cache
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_is_kept():
+    """Also what is compiled at once, whatever the environment of the tests says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+        yield
+
 
 # ---- jobs of a sweep
 
@@ -27,27 +36,56 @@ def job(folder, cache, seed=0, **optimizer):
         return measured, [{**row, "tokens_per_second": ""} for row in csv.DictReader(file)]
 
 
+VALUES = {"seed": 3, "lr": 0.01, "beta1": 0.8, "weight_decay": 0.05, "grad_clip_norm": 0.5}
+
+
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Two jobs of other values, the second one again without the cache."""
+    """A job, and then one with other values: right after it in the same process, as if in another process, and without
+    the cache."""
     folder = tmp_path_factory.mktemp("sweep")
     jax.clear_caches()
-    first = job(folder / "0", folder / "cache")
-    values = {"seed": 3, "lr": 0.01, "beta1": 0.8, "weight_decay": 0.0, "grad_clip_norm": 0.5}
-    return first, job(folder / "1", folder / "cache", **values), job(folder / "2", None, **values)
+    done = [job(folder / "0", folder / "cache"), job(folder / "1", folder / "cache", **VALUES)]
+    for name, cache in {"2": folder / "cache", "3": None}.items():
+        jax.clear_caches()
+        done.append(job(folder / name, cache, **VALUES))
+    return done
 
 
-def test_a_job_with_other_values_compiles_nothing(sweep):
-    first, second, _ = (measured for measured, _ in sweep)
+def test_a_job_with_other_values_gets_all_programs_from_the_cache(sweep):
+    first, _, second, _ = (measured for measured, _ in sweep)
     assert first["programs"] >= 4 and first["programs_from_cache"] == 0
-    assert second["programs_from_cache"] == second["programs"] >= 3
+    assert second["programs_from_cache"] == second["programs"] >= 4
     assert second["compile_seconds"] < first["compile_seconds"]
 
 
+def test_a_job_with_other_values_in_the_same_process_needs_no_cache(sweep):
+    assert sweep[1][0]["programs"] == 0 and str(Programs()).startswith("compiled: nothing, an earlier job of this")
+
+
 def test_a_program_from_the_cache_computes_the_same_bits(sweep):
-    (_, other), (_, cached), (measured, compiled) = sweep
+    (_, first), (_, shared), (_, cached), (measured, compiled) = sweep
     assert measured["programs_from_cache"] == 0 < measured["programs"]
-    assert cached == compiled != other
+    assert shared == cached == compiled != first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": AdamWConfig(nesterov=True)},
+        {"optimizer": AdamWConfig(weight_decay_exclude=["dense"])},
+        {"optimizer": AdamWConfig(grad_clip_norm=None)},
+        {"trainer": {"batch_size": 16}},
+        {"model": {"dropout_rate": 0.1}},
+        {"parallel": LAYOUTS["tp4_dp2"]},
+    ],
+    ids=str,
+)
+def test_what_computes_something_else_shares_no_compiled_step(changes):
+    plain = {"family": "llama", "parallel": LAYOUTS["dp8"]}
+    one, same = build_program(tiny_run(**plain)), build_program(tiny_run(**plain, optimizer=AdamWConfig(lr=0.5)))
+    assert same.train_step is one.train_step and same.schedule(0) != one.schedule(0)
+    assert build_program(tiny_run(**plain | changes)).train_step is not one.train_step
 
 
 # ---- one program
@@ -61,12 +99,6 @@ def compiled(place, folder=Path("/nowhere/run"), **changes):
     with compilation_cache(config, folder) as programs:
         assert jax.jit(lambda x: 3 * x + 1)(NUMBER).tolist() == [1, 4, 7]
     return programs
-
-
-@pytest.fixture(autouse=True)
-def _all_is_kept(monkeypatch):
-    """Also what is compiled at once."""
-    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
 
 
 def files(folder):

@@ -3,7 +3,7 @@ in the run folder, and compared with what was measured."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from xlstm_hydra.checkpoint import to_json
@@ -93,7 +93,7 @@ def plan_program(program: Program) -> RunPlan:
     Raises:
         ConfigError: a step needs more memory than they have, and `trainer.ignore_plan` is not set.
     """
-    planned = RunPlan(plan_objective(program.objective, device_here(program.run.device)), peak_memory())
+    planned = RunPlan(_plan(program), peak_memory())
     if planned.plan.fits:
         return planned
     if program.run.trainer.ignore_plan:
@@ -103,3 +103,12 @@ def plan_program(program: Program) -> RunPlan:
     if is_first():
         planned.tell()
     raise ConfigError([too_large(planned.plan)])
+
+
+def _plan(program: Program) -> Plan:
+    """The plan of a program, unless one that has it in common has made it."""
+    device = device_here(program.run.device)
+    plan = program.in_common.get("plan")
+    if plan is None or plan.device != device:
+        plan = program.in_common["plan"] = plan_objective(program.objective, device)
+    return replace(plan, run=program.run)
