@@ -51,12 +51,10 @@ class JobRecord(Unrecorded):
 
     def start(self) -> None:
         """Say that it runs. What the sweep knows of its point stays."""
-        if (self._sweep / _outcome.RECORD_FILE).exists():
-            with _told():
-                for known in _outcome.read_record(self._sweep):
-                    if known.job == self._outcome.job:
-                        cluster_job = self._outcome.cluster_job or known.cluster_job
-                        self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
+        with _told():
+            if known := _outcome.find_outcome(self._sweep, self._outcome.job):
+                cluster_job = self._outcome.cluster_job or known.cluster_job
+                self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
         self._write(self._outcome)
 
     @contextmanager
