@@ -14,7 +14,7 @@ import xlstm_hydra
 ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
-    {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set()},
+    {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set(), "preemption": set()},
     {"configs": set()},
     {"metadata": {"etils"}},
     {"hydra": {"hydra", "omegaconf", "yaml"}},
@@ -32,6 +32,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"inference": {"jax", "numpy", "flax"}},
     {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}, "plan_cli": {"hydra"}},
     {"sweep": {"hydra", "omegaconf", "rich", "matplotlib"}},
+    {"cluster": {"hydra", "omegaconf", "submitit"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]

@@ -1,7 +1,8 @@
 """The command `xlstm-hydra`: compose, check, then wake JAX up and do the task.
 
 Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 3 what is planned does not fit
-the devices, 130 interrupted. Of several processes all have the same one; 143 there, where one got SIGTERM.
+the devices, 75 asked by a signal to stop, and saved, so that the same command or `resume=RUN` goes on, 130 interrupted.
+Of several processes all have the same one. What does not train ends with 143 where one gets SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,7 +30,20 @@ from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
-from xlstm_hydra.hydra import REFUSED, VERSION_BASE, expand_from, explain, load, quote_texts, resolve_classes
+from xlstm_hydra.hydra import (
+    REFUSED,
+    VERSION_BASE,
+    check_engines,
+    check_idle_engines,
+    expand_from,
+    explain,
+    load,
+    overrides_of_other,
+    own_options,
+    quote_texts,
+    resolve_classes,
+)
+from xlstm_hydra.preemption import Preempted, watched
 
 if TYPE_CHECKING:
     from xlstm_hydra.sweep import Unrecorded
@@ -57,8 +71,9 @@ def run_task(cfg: DictConfig) -> float | None:
         with _recorded(cfg) as job:
             with _folder_noted():
                 run = load(cfg)
-            with _all_processes(run), job.failures(), _folder_noted(_writes(run)), _run_folder(cfg, run) as folder:
-                result = _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
+            with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
+                with _run_folder(cfg, run) as folder:
+                    result = _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
             job.result = result
         if run.task.name == "plan" and result == math.inf and HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(DOES_NOT_FIT)
@@ -109,6 +124,11 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
         raise
 
 
+def _watched(run: RunConfig) -> AbstractContextManager[object]:
+    """Training saves before it obeys a signal; what else is done ends with it."""
+    return watched() if run.task.name == "train" else nullcontext()
+
+
 def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
     """Where there are several, what is done inside is done by all of them, or they end."""
     if run.distributed.place(os.environ) is None:
@@ -157,16 +177,16 @@ def _lasting(file: Path, text: str) -> Iterator[None]:
 
 def _refuse_to_continue(run: RunConfig, folder: Path) -> None:
     """Make sure that nothing in the folder, nor the config that stands there, is lost to a run that will be refused."""
-    from xlstm_hydra.metadata import find_checkpoint, refuse_to_overwrite, step_of
+    from xlstm_hydra.metadata import find_start, refuse_to_overwrite, step_of
 
-    if run.checkpoint.restore is None:
-        refuse_to_overwrite(folder, 0)
+    start = find_start(run, folder)
+    if not start.is_own:
+        refuse_to_overwrite(folder, 0 if start.checkpoint is None else step_of(start.checkpoint))
+    if start.checkpoint is None or start.is_done(run.trainer.max_steps):
         return
     from xlstm_hydra.train import read_resumed
 
-    checkpoint = find_checkpoint(run.checkpoint.restore)
-    refuse_to_overwrite(folder, step_of(checkpoint))
-    read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), checkpoint)
+    read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), start.checkpoint)
 
 
 def main() -> None:
@@ -179,10 +199,18 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
         sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
+        check_idle_engines(sys.argv[1:])
         _add_overrides(_quiet_overrides())
-        hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
+        is_sweep = _is_sweep(get_args_parser().parse_intermixed_args())
+        with own_options(), watched() if is_sweep else nullcontext():
+            hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
+    except Preempted as error:
+        if error.text:
+            print(f"xlstm-hydra: {error}", file=sys.stderr)
+        raise
     except KeyboardInterrupt as error:
         print(f"xlstm-hydra: {'; '.join(['interrupted', *map(str, error.args)])}", file=sys.stderr)
         sys.exit(130)
@@ -293,11 +321,7 @@ def _quiet_overrides() -> list[str]:
     number = place.process_id if place else 0
     if number == 0:
         return []
-    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null"]
-    if cfg.hydra.runtime.choices["hydra/job_logging"] in ("none", "disabled"):
-        return quiet
-    prefix = f"hydra.job_logging.formatters.numbered.format='process {number}: %(message)s'"
-    return [*quiet, "hydra/job_logging=xlstm_others", prefix]
+    return ["hydra.run.dir=.", *overrides_of_other(number, cfg.hydra.runtime.choices["hydra/job_logging"])]
 
 
 def _add_overrides(texts: list[str]) -> None:

@@ -7,7 +7,9 @@ from ._load import find_weights as find_weights
 from ._load import load_checkpoint as load_checkpoint
 from ._params import load_params as load_params
 from ._saved import Checkpoints as Checkpoints
+from ._saved import Logged as Logged
 from ._saved import TrainState as TrainState
+from ._saved import read_logged as read_logged
 from ._saved import restore as restore
 from ._saved import to_json as to_json
 from ._transfer import export_checkpoint as export_checkpoint

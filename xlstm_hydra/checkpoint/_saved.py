@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +45,22 @@ class TrainState(NamedTuple):
     """Raw random key, which the key of each step is folded from."""
 
 
+class Logged(NamedTuple):
+    """What the log of a run goes on from."""
+
+    losses: tuple[float, ...] = ()
+    """Those of the steps since the last line of metrics, which the next one is the mean of."""
+
+    validation_loss: float | None = None
+    """The last one, where the checkpoint has one."""
+
+
 class Checkpoints:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder.
+
+    With `keep=best` they are ranked by their validation loss. Where a run was asked to stop there is a checkpoint
+    without one, which is kept until a later one is there.
+    """
 
     def __init__(self, run_folder: Path, config: CheckpointConfig) -> None:
         best = config.keep == "best"
@@ -61,6 +75,7 @@ class Checkpoints:
         self._best = best
         self._folder = run_folder.resolve() / FOLDER
         self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._stopgaps = [step for step in self._manager.all_steps() if best and self._manager.metrics(step) is None]
 
     def save(
         self,
@@ -68,11 +83,21 @@ class Checkpoints:
         data: Batches,
         metadata: Mapping[str, Any],
         validation_loss: float | None,
+        losses: Sequence[float] = (),
     ) -> None:
-        """Save a step, in the background if the config says so. A step that is already saved is left as it is."""
+        """Save a step, in the background if the config says so. A step that is already saved is left as it is.
+
+        Args:
+            state: after the step.
+            data: the training batches.
+            metadata: what stands beside it.
+            validation_loss: the last one; None where the run was asked to stop.
+            losses: those of the steps since the last line of metrics.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._delete_stopgaps()
         self._empty_trash()
         self._manager.save(
             step,
@@ -80,17 +105,26 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
                 progress=ocp.args.StandardSave({"step": state.step, "rng": state.rng}),
-                data=ocp.args.JsonSave({"batches": data.position}),
+                data=ocp.args.JsonSave({"batches": data.position, **Logged(tuple(losses), validation_loss)._asdict()}),
                 metadata=ocp.args.JsonSave(dict(metadata)),
             ),
-            metrics={"validation_loss": validation_loss} if self._best else None,
+            metrics={"validation_loss": validation_loss} if self._best and validation_loss is not None else None,
         )
 
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()
+        self._delete_stopgaps()
         self._empty_trash()
         self._manager.close()
+
+    def _delete_stopgaps(self) -> None:
+        """What was there before this run without a rank goes where a later one is there, on disk."""
+        if self._stopgaps and max(self._manager.all_steps()) > max(self._stopgaps):
+            self._manager.wait_until_finished()
+            for step in self._stopgaps:
+                self._manager.delete(step)
+            self._stopgaps = []
 
     def _empty_trash(self) -> None:
         if jax.process_index() == 0:
@@ -130,6 +164,13 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     leaves = [restored["opt_state"][path] for path in _by_path(target.opt_state)]
     opt_state = jax.tree.unflatten(structure, leaves)
     return TrainState(restored["params"], opt_state, restored["progress"]["step"], restored["progress"]["rng"])
+
+
+def read_logged(checkpoint: Path) -> Logged:
+    """What the log goes on from, which earlier versions did not save."""
+    with told_under(RESTORE, checkpoint), told_if_damaged("position in the data"):
+        content = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
+    return Logged(tuple(content.get("losses", ())), content.get("validation_loss"))
 
 
 def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:

@@ -5,6 +5,7 @@ from ._parse import register_class as register_class
 from ._problems import ConfigError as ConfigError
 from ._problems import Problem as Problem
 from .auto import AutoParallelConfig as AutoParallelConfig
+from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig
 from .data import DataConfig as DataConfig
 from .data import StdlibDataConfig as StdlibDataConfig
@@ -12,6 +13,8 @@ from .data import SyntheticDataConfig as SyntheticDataConfig
 from .data import TextDataConfig as TextDataConfig
 from .device import DeviceConfig as DeviceConfig
 from .distributed import DistributedConfig as DistributedConfig
+from .launcher import LocalLauncherConfig as LocalLauncherConfig
+from .launcher import SlurmLauncherConfig as SlurmLauncherConfig
 from .llama import LlamaConfig as LlamaConfig
 from .logger import LoggerConfig as LoggerConfig
 from .mlstm import mLSTMConfig as mLSTMConfig

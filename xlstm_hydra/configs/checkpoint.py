@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ._base import ConfigDict
 from ._problems import Problem, at_least, one_of
 
+AUTO = "auto"
+"""The value of `restore` that means the run's own folder."""
+
 
 @dataclass(kw_only=True)
 class CheckpointConfig(ConfigDict):
@@ -30,7 +33,7 @@ class CheckpointConfig(ConfigDict):
 
     restore: str | None = None
     """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.
-    null: start anew."""
+    auto: at the newest checkpoint in the run's own folder, or anew where it has none. null: start anew."""
 
     init_from: str | None = None
     """What a new run takes its first parameters from, and nothing else: a run folder of ours or of xlstm-jax, at its
@@ -46,7 +49,7 @@ class CheckpointConfig(ConfigDict):
             place = getattr(self, key)
             if place is not None and not place.partition("@")[0].strip():
                 yield Problem({key: place}, "must name a run folder, such as outputs/my_run or outputs/my_run@200")
-        if self.restore is not None and self.init_from is not None:
+        if self.restore not in (None, AUTO) and self.init_from is not None:
             given = {"init_from": self.init_from, "restore": self.restore}
             text = "a run that continues has its parameters already"
             yield Problem(given, text, "Set {init_from}=null to continue, or {restore}=null to start anew.")

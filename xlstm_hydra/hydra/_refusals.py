@@ -17,6 +17,8 @@ from xlstm_hydra.configs._hints import hints, type_name
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._problems import either, nearest, show
 
+from ._engines import ENGINES, not_installed
+
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
 
@@ -25,6 +27,9 @@ NO_SUCH_KEY = "no such key"
 
 def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
+    group, _, name = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+    if problem := not_installed(group, name):
+        return problem
     return Problem({}, " ".join(str(error).strip().partition("\n\n")[0].split()))
 
 
@@ -75,7 +80,7 @@ def _first_line(error: BaseException) -> str:
 
 def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
     """The name of an option that a group does not have."""
-    options = list(options)
+    options = sorted({*options, *ENGINES.get(str(key), ())})
     hint = nearest(str(name), options)
     listing = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(options)}."
     return Problem({key: name}, "no such option", listing)

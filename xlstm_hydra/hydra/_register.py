@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from xlstm_hydra import configs
+from xlstm_hydra._conf_dir import conf_dir
 
 from ._sweeper import SweeperConfig
 from ._versions import REPLACE, register_resolver
@@ -43,6 +48,13 @@ def _model_node(config_class: type) -> type:
     return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # its fields are all that OmegaConf wants
 
 
+def _launcher_node(config_class: type, launcher: str) -> type:
+    """The schema of what a launcher of ours is made with."""
+    target = field(default=f"hydra_plugins.xlstm_hydra_plugin.launcher.{launcher}")
+    node = type(f"{launcher}Node", (config_class,), {"__annotations__": {"_target_": str}, "_target_": target})
+    return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)
+
+
 SCHEMAS: dict[str, type] = {
     "train": configs.TrainTaskConfig,
     "evaluate": configs.EvaluateTaskConfig,
@@ -69,6 +81,8 @@ SCHEMAS: dict[str, type] = {
     "logger": configs.LoggerConfig,
     "distributed": configs.DistributedConfig,
     "device": configs.DeviceConfig,
+    "slurm": _launcher_node(configs.SlurmLauncherConfig, "SlurmLauncher"),
+    "local": _launcher_node(configs.LocalLauncherConfig, "LocalLauncher"),
 }
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 
@@ -87,6 +101,25 @@ def register() -> None:
     store = ConfigStore.instance()
     for name, schema in {**SCHEMAS, **PLUGINS}.items():
         store.store(group=GROUP, name=name, node=schema, provider="xlstm-hydra", **REPLACE)
+
+
+@contextmanager
+def own_options() -> Iterator[None]:
+    """Inside, our options of Hydra's own groups are in the place of those that plugins have registered under the same
+    names, such as `hydra/sweeper=optuna`. For our command only: other apps keep theirs."""
+    Plugins.instance()  # which registers them
+    store, replaced = ConfigStore.instance(), {}
+    for file in (conf_dir() / "hydra").glob("*/*.yaml"):
+        place = file.relative_to(conf_dir()).as_posix()
+        if store.get_type(place) == ObjectType.CONFIG:
+            replaced[place] = store.load(place)
+            group, _, name = place.removesuffix(".yaml").rpartition("/")
+            store.store(group=group, name=name, node=OmegaConf.load(file), provider="xlstm-hydra", **REPLACE)
+    try:
+        yield
+    finally:
+        for node in replaced.values():
+            store.store(group=node.group, name=node.name, node=node.node, provider=node.provider, **REPLACE)
 
 
 def register_resolvers() -> None:

@@ -13,6 +13,7 @@ from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata
 from ._format import read_run as read_run
 from ._format import write_metadata as write_metadata
+from ._places import DamagedCheckpoint as DamagedCheckpoint
 from ._places import find_checkpoint as find_checkpoint
 from ._places import hold_folder as hold_folder
 from ._places import read_metadata_text as read_metadata_text
@@ -28,4 +29,7 @@ from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
 from ._registry import allow_modules as allow_modules
 from ._registry import register_model_class as register_model_class
+from ._start import Start as Start
+from ._start import find_start as find_start
+from ._start import is_restarted as is_restarted
 from ._text import MetadataError as MetadataError

@@ -173,6 +173,10 @@ def _is_finished(checkpoint: Path) -> bool:
     return isinstance(state, dict) and state.get("commit_timestamp_nsecs") is not None
 
 
+class DamagedCheckpoint(ConfigError):
+    """Files of a checkpoint are missing or cut off."""
+
+
 @contextmanager
 def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
     """What is wrong with a checkpoint is told with the key that names it."""
@@ -180,12 +184,13 @@ def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
         yield
     except ConfigError as error:
         where = f"{key}={checkpoint}"
-        raise ConfigError(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
+        kind = DamagedCheckpoint if isinstance(error, DamagedCheckpoint) else ConfigError
+        raise kind(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
 
 
 @contextmanager
 def told_if_damaged(what: str) -> Iterator[None]:
-    """What Orbax and TensorStore raise where files of a checkpoint are missing or cut off is one `ConfigError`."""
+    """What Orbax and TensorStore raise where files of a checkpoint are missing or cut off, as a `DamagedCheckpoint`."""
     try:
         yield
     except ConfigError:
@@ -199,4 +204,4 @@ def told_if_damaged(what: str) -> Iterator[None]:
             f"its {what} cannot be read: {reason.removesuffix('.')}",
             "The checkpoint may be cut off; choose another step.",
         )
-        raise ConfigError([Problem.about("", text, fix)]) from error
+        raise DamagedCheckpoint([Problem.about("", text, fix)]) from error

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from xlstm_hydra.checkpoint import Checkpoints, TrainState, find_weights, load_params, restore, to_json
-from xlstm_hydra.configs import LoggerConfig, RunConfig
+from xlstm_hydra.checkpoint import (
+    Checkpoints,
+    Logged,
+    TrainState,
+    find_weights,
+    load_params,
+    read_logged,
+    restore,
+    to_json,
+)
+from xlstm_hydra.configs import AUTO, LoggerConfig, RunConfig
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import (
-    find_checkpoint,
+    DamagedCheckpoint,
+    Start,
+    find_start,
     provenance,
     refuse_to_overwrite,
+    step_of,
     write_metadata,
 )
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
+from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._auto import choose_layout
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
 from ._plan import RunPlan, plan_program
-from ._processes import agree_on_folder, is_first, together
+from ._processes import agree_on_folder, is_first, of_first, several, tell_others, together
 from ._program import Program, build_program
 from ._resume import Resumed, read_resumed, refuse_other_corpus
+from ._stop import Stop
 
 INIT_FROM = "checkpoint.init_from"
 """The key that names what a new run takes its parameters from."""
@@ -45,23 +58,40 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint that it continues from.
         FloatingPointError: a loss is not finite.
+        Preempted: a signal has asked for an end, and the run is saved (see `xlstm_hydra.preemption`).
     """
-    with together(run.distributed):
-        return _train(run, Path(folder), overrides)
+    with watched() as watch, together(run.distributed):
+        if several():
+            watch.before_leaving = tell_others
+        return _train(run, agree_on_folder(Path(folder)), overrides, watch)
 
 
-def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float | None:
-    place = run.checkpoint.restore
-    checkpoint = None if place is None else find_checkpoint(place)
-    weights = None if run.checkpoint.init_from is None else find_weights(run.checkpoint.init_from, INIT_FROM)
-    agree_on_run(run, checkpoint)
+def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
+    """From where the run begins. Where a checkpoint in its own folder is damaged, that is the one before."""
+    start = find_start(run, folder)
+    if start.checkpoint is None and run.checkpoint.init_from is not None:
+        start = replace(start, weights=find_weights(run.checkpoint.init_from, INIT_FROM))
+    agree_on_run(run, start.checkpoint)
+    if start.checkpoint is not None and start.is_done(run.trainer.max_steps):
+        log.info("%s has done its %d steps already", folder, run.trainer.max_steps)
+        return read_logged(start.checkpoint).validation_loss
     start_devices(run)
-    folder = agree_on_folder(folder)
-    choice = choose_layout(dataclasses.replace(run, model=resolve_classes(run.model)))
+    while True:
+        try:
+            return _train_from(start, run, folder, overrides, watch)
+        except DamagedCheckpoint as error:
+            if not start.is_own or several():
+                raise
+            log.warning("%s", error)
+            start = find_start(run, folder, [step_of(path) for path in (start.checkpoint, *start.damaged) if path])
+
+
+def _train_from(start: Start, run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
+    choice = choose_layout(replace(run, model=resolve_classes(run.model)))
     run = choice.run
-    resumed = None if checkpoint is None else read_resumed(run, checkpoint)
-    if resumed is not None and is_first():
-        resumed.tell()
+    resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
+    if is_first():
+        _tell_start(run, start, resumed)
     program = build_program(run)
     plan = plan_program(program)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
@@ -69,7 +99,8 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     if resumed is not None:
         refuse_other_corpus(run, resumed, corpus.fingerprint())
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
-    state = _first_state(program, batches, resumed, weights)
+    state, logged = _first_state(program, batches, resumed, start.weights)
+    _set_aside(start)
     refuse_to_overwrite(folder, int(state.step))
     metadata = _record(program, folder, corpus, overrides, resumed)
     choice.keep(folder)
@@ -78,7 +109,8 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     data = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
     _announce(program, plan, data)
     checkpoints = _open_checkpoints(run, folder)
-    loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata, corpus.unit)
+    loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata, corpus.unit, watch)
+    loop.losses = [*logged.losses]
     try:
         with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
             loop.run(state, metric_log)
@@ -87,11 +119,27 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None) -> float |
     finally:
         if checkpoints is not None:
             checkpoints.close()
+    if loop.stopped_after is not None:
+        raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
     plan.compare(folder, loop.stopwatch)
     if loop.validation_loss is not None:
         text = "%.3f bits per %s, where %s frequencies alone give %.3f"
         log.info(text, bits(loop.validation_loss), corpus.unit, corpus.unit, entropy)
     return loop.validation_loss
+
+
+def _preempted(watch: Watch, step: int, folder: Path | None) -> Preempted:
+    """What to tell of a run that was asked to stop. The first process speaks for all.
+
+    Args:
+        watch: what has asked.
+        step: the last one that was done.
+        folder: where it is saved; None: nowhere.
+    """
+    text = f"saved step {step} in {folder}; resume={folder} goes on"
+    if folder is None:
+        text = f"ended after step {step}; nothing is saved, as checkpoint.save_every_n_steps=0 and save_last=false say"
+    return Preempted(f"{name_of(watch.request or 0)}: {text}" if is_first() else "", by_all=True)
 
 
 @dataclass
@@ -104,21 +152,34 @@ class _Loop:
     checkpoints: Checkpoints | None
     metadata: Mapping[str, Any]
     unit: str
+    watch: Watch
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     validation_loss: float | None = None
+    losses: list[float] = field(default_factory=list)
+    """Those of the steps since the last line of metrics, as far as they have been fetched."""
+    stopped_after: int | None = None
+    """The step after which it has stopped early."""
 
     def run(self, state: TrainState, metric_log: MetricLog) -> None:
-        """From the state's step to the last one."""
+        """From the state's step to the last one, or to where it is asked to stop."""
+        with Stop(self.watch, int(state.step)) as stop:
+            self._run(state, metric_log, stop)
+
+    def _run(self, state: TrainState, metric_log: MetricLog, stop: Stop) -> None:
         run = self.program.run
         tokens = run.trainer.batch_size * _data_shape(run)[0]
         stopwatch, pending = self.stopwatch, []
         first, last = int(state.step) + 1, run.trainer.max_steps
         for step in range(first, last + 1):
-            state, metrics = self.program.train_step(state, self.program.put(next(self.batches)))
+            if stop.is_before(step):
+                return self._stop(state, step - 1, pending)
+            batch, numbers = self.program.put(next(self.batches)), self.program.numbers(step - 1)
+            state, metrics = self.program.train_step(state, batch, numbers)
+            self.watch.defer()
             pending.append(metrics)
             stopwatch.add(tokens)
             save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
-            if save or step in (first, last) or step % run.logger.log_every_n_steps == 0:
+            if save or step in (1, last) or step % run.logger.log_every_n_steps == 0:
                 metric_log.write(step, self._collect(step, pending))
             metric_log.step_done(step)
             if validate:
@@ -128,16 +189,30 @@ class _Loop:
             if save or validate or step == first:
                 stopwatch.start()  # compiling, validating and saving are not training
 
+    def _stop(self, state: TrainState, step: int, pending: list[Any]) -> None:
+        """Save what goes on from here as if it had not stopped."""
+        self._fetch(step, pending)
+        if self.checkpoints is not None:
+            self.checkpoints.save(state, self.batches, self.metadata, None, self.losses)
+        self.stopped_after = step
+
     def _collect(self, step: int, pending: list[Any]) -> dict[str, float]:
         """The metrics of the steps since the last line: the mean of the loss, the last of the others."""
+        row = self._fetch(step, pending)
+        row["loss"] = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        rate = self.stopwatch.read()
+        return row if rate is None else row | {"tokens_per_second": rate}
+
+    def _fetch(self, step: int, pending: list[Any]) -> dict[str, float]:
+        """Wait for the steps that are not done. Returns the metrics of the last one."""
         fetched = [{name: float(value) for name, value in row.items()} for row in jax.device_get(pending)]
         pending.clear()
         for row, number in zip(fetched, range(step - len(fetched) + 1, step + 1), strict=True):
             for name in ("loss", "grad_norm", "param_norm"):
                 self._refuse_non_finite(name, row[name], number)
-        row = fetched[-1] | {"loss": sum(row["loss"] for row in fetched) / len(fetched)}
-        rate = self.stopwatch.read()
-        return row if rate is None else row | {"tokens_per_second": rate}
+        self.losses += [row["loss"] for row in fetched]
+        return fetched[-1] if fetched else {}
 
     def _refuse_non_finite(self, name: str, value: float, step: int) -> None:
         if self.program.run.trainer.check_for_nan and not math.isfinite(value):
@@ -175,23 +250,45 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [program.put(batch) for batch in batches]
 
 
-def _first_state(program: Program, batches: Batches, resumed: Resumed | None, weights: Path | None) -> TrainState:
-    """A new state, or the one that the run continues from, with `batches` moved to the same place."""
+def _tell_start(run: RunConfig, start: Start, resumed: Resumed | None) -> None:
+    """Say where the run goes on, where it does."""
+    if start.is_own and run.checkpoint.restore != AUTO:
+        log.info("SLURM has started this job again, so that it goes on in its own folder")
+    if resumed is not None:
+        resumed.tell()
+    elif start.is_own:
+        log.info("checkpoint.restore=auto: the run's folder has no checkpoint, so it begins anew")
+
+
+def _set_aside(start: Start) -> None:
+    """Move what is damaged out of the way, and say so."""
+    if not start.damaged:
+        return
+    if is_first():
+        for before, after in start.set_damaged_aside():
+            log.warning("%s is damaged; it is moved to %s", before, after)
+    of_first("xlstm_hydra/aside", "")
+
+
+def _first_state(
+    program: Program, batches: Batches, resumed: Resumed | None, weights: Path | None
+) -> tuple[TrainState, Logged]:
+    """A new state, or the one that the run continues from, with `batches` moved to the same place, and its log."""
     where = program.state_shardings
     if resumed is None:
         params = None if weights is None else load_params(weights, program.model, where.params, INIT_FROM)
         if weights is not None:
             log.info("parameters from %s; everything else begins anew", weights)
-        return program.init(params)
+        return program.init(params), Logged()
     if resumed.imported:
         state = program.init(load_params(resumed.checkpoint, program.model, where.params))
-        return state._replace(step=jax.device_put(np.int32(resumed.step), where.step))
-    return restore(resumed.checkpoint, program.abstract_state, batches)
+        return state._replace(step=jax.device_put(np.int32(resumed.step), where.step)), Logged()
+    return restore(resumed.checkpoint, program.abstract_state, batches), read_logged(resumed.checkpoint)
 
 
 def _own_logger(run: RunConfig) -> LoggerConfig:
     """The first process shows and writes; the others would only say the same."""
-    return run.logger if is_first() else dataclasses.replace(run.logger, progress=False, csv=False, tensorboard=False)
+    return run.logger if is_first() else replace(run.logger, progress=False, csv=False, tensorboard=False)
 
 
 def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:

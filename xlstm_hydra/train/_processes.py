@@ -23,6 +23,7 @@ import jax
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.configs._slurm import Place, idle_tasks
+from xlstm_hydra.preemption import SIGNALS, STATUS, Preempted, hand_over
 
 from . import _runtime
 from ._log import log
@@ -46,8 +47,8 @@ _inside: ContextVar[bool] = ContextVar("inside", default=False)
 """Whether `together` holds already."""
 
 
-class Terminated(BaseException):
-    """SIGTERM has come."""
+class Terminated(SystemExit):
+    """SIGTERM has come, and nothing watches for it (see `xlstm_hydra.preemption`)."""
 
 
 class Failure(NamedTuple):
@@ -120,6 +121,16 @@ def _give_up(place: Place, seconds: int) -> NoReturn:
     _leave(1)
 
 
+def next_key(name: str) -> str:
+    """A key in the store for the next thing that all processes do."""
+    return f"{name}/{next(_numbers)}"
+
+
+def several() -> bool:
+    """Whether there are other processes. Starts no device."""
+    return _runtime.num_processes() > 1
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes and speaks."""
     return jax.process_index() == 0
@@ -127,7 +138,7 @@ def is_first() -> bool:
 
 def of_first(key: str, text: str) -> str:
     """The text of process 0, where all call this with theirs."""
-    key = f"{key}/{next(_numbers)}"
+    key = next_key(key)
     if _runtime.process_id() == 0:
         _runtime.publish(key, text)
         return text
@@ -138,7 +149,7 @@ def of_all(key: str, text: str) -> list[str]:
     """The texts of all processes, in their order, where all call this with theirs."""
     if _runtime.num_processes() == 1:
         return [text]
-    key = f"{key}/{next(_numbers)}"
+    key = next_key(key)
     _runtime.publish(f"{key}/{_runtime.process_id()}", text)
     return [_runtime.wait_for(f"{key}/{number}", AGREE_SECONDS) for number in range(_runtime.num_processes())]
 
@@ -170,28 +181,38 @@ def together(config: DistributedConfig) -> Iterator[None]:
 
     They do not return then: Python's own exit would wait for the dead, and the others for their next collective. With
     one process, or inside another `together`, nothing is changed. JAX lets the processes part when Python ends.
+
+    Raises:
+        Preempted: all have agreed to stop, and have saved.
     """
     if _inside.get() or config.place(os.environ) is None:
         yield
         return
-    done, token = threading.Event(), _inside.set(True)
+    done, token, stopped = threading.Event(), _inside.set(True), None
     watch = threading.Thread(target=_end_with_others, args=[done], daemon=True)
     try:
         join(config)
         watch.start()
         with _sigterm_raises():
-            yield
-            _runtime.wait_for_all(f"{END}/{next(_numbers)}", config.initialization_timeout_seconds)
+            try:
+                yield
+            except Preempted as error:
+                if not error.by_all:
+                    raise
+                stopped = error
+            _runtime.wait_for_all(next_key(END), config.initialization_timeout_seconds)
     except BaseException as error:
         _end(error, config)
     _inside.reset(token)
     done.set()
     watch.join()
+    if stopped is not None:
+        raise stopped
 
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, unless the program has an answer of its own."""
+    """SIGTERM ends what is done as Ctrl-C does, unless the program has an answer of its own, as training has."""
     is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
@@ -217,6 +238,8 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     if told is not None and told.process != number:
         _exit(told, number)
     head = f"xlstm-hydra: process {number}"
+    if isinstance(error, Preempted):
+        hand_over()
     if isinstance(error, ConfigError | KeyboardInterrupt | Terminated | SystemExit):
         print(f"{head}: {failure.text}", file=sys.stderr)
     else:
@@ -234,7 +257,7 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
 def _end_undisturbed() -> None:
     """Another signal would cut short what takes a few seconds at most."""
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
 
 
@@ -246,6 +269,8 @@ def _failure_of(error: BaseException, number: int) -> Failure:
         return Failure(number, 130, f"interrupted; {error or hint}")
     if isinstance(error, Terminated):
         return Failure(number, 143, f"ended by SIGTERM; {hint}")
+    if isinstance(error, Preempted):
+        return Failure(number, STATUS, str(error))
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         return Failure(number, status, f"left the run by sys.exit({error.code!r})")
@@ -266,6 +291,14 @@ def _published() -> Failure | None:
     return None if text is None else Failure(*json.loads(text))
 
 
+def tell_others(status: int, text: str) -> None:
+    """Tell the other processes why this one is about to end at once."""
+    number = _runtime.process_id()
+    _within(POLL_SECONDS, lambda: _publish(Failure(number, status, text)))
+    if number == 0:
+        time.sleep(1.5 * POLL_SECONDS)  # the others ask this process
+
+
 def _end_with_others(done: threading.Event) -> None:
     """Wait until another process has failed; the main thread may be waiting for it in a collective."""
     number = _runtime.process_id()
@@ -276,6 +309,8 @@ def _end_with_others(done: threading.Event) -> None:
 
 
 def _exit(cause: Failure, number: int) -> NoReturn:
+    if cause.status == STATUS:
+        hand_over()
     print(f"xlstm-hydra: process {number} ends, because of process {cause.process}: {cause.text}", file=sys.stderr)
     _leave(cause.status)
 

@@ -1,0 +1,85 @@
+"""Optuna's sweeper, for runs whose result is their validation loss."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class OptunaSweeper(Sweeper):
+    """Hydra's sweeper for Optuna, which checks first that there is something to minimise, goes on with the study that
+    the folder of the sweep has, and gives the jobs what is not swept as it was typed."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Make Hydra's own."""
+        from xlstm_hydra.hydra import require_engine
+
+        require_engine("hydra/sweeper", "optuna")
+        from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as HydraOptunaSweeper
+
+        self.config, self.hydra_context, self.launcher = config, hydra_context, None
+        known = inspect.signature(HydraOptunaSweeper).parameters  # of one version of the plugin or another
+        self.theirs = HydraOptunaSweeper(**{name: self.settings.get(name) for name in known})
+        self.theirs.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the study."""
+        _check_objective(self.config)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        parsed = OverridesParser.create().parse_overrides(arguments)
+        fixed = [text for text, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
+        study: Any = self.theirs.sweeper
+        study.launcher = _Numbered(study.launcher, fixed, _next_number(folder))
+        return self.theirs.sweep([text for text in arguments if text not in fixed])
+
+
+class _Numbered(Launcher):
+    """A launcher whose jobs begin at a number, and share overrides."""
+
+    def __init__(self, launcher: Launcher, shared: Sequence[str], first: int) -> None:
+        self.launcher, self.shared, self.first = launcher, list(shared), first
+
+    def setup(self, **settings: Any) -> None:
+        """It is set up already."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """See the class."""
+        points = [[*self.shared, *overrides] for overrides in job_overrides]
+        return self.launcher.launch(points, initial_job_idx=self.first + initial_job_idx)
+
+
+def _next_number(folder: Path) -> int:
+    """That of the first job which has no folder yet."""
+    names = [path.name for path in folder.iterdir() if re.fullmatch(r"\d+", path.name)]
+    return max(map(int, names), default=-1) + 1
+
+
+def _check_objective(config: DictConfig) -> None:
+    """Make sure that a run has a result to minimise.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    from xlstm_hydra.configs import ConfigError, Problem
+
+    task, batches = (OmegaConf.select(config, key) for key in ("task.name", "trainer.eval_batches"))
+    if task == "generate":
+        fix = "Choose task=train, evaluate or plan."
+        raise ConfigError([Problem({"task": task}, "has no result that a study could minimise", fix)])
+    if task == "train" and batches == 0:
+        text, fix = "no validation loss is measured, which a study minimises", "Set it to 1 or more."
+        raise ConfigError([Problem({"trainer.eval_batches": batches}, text, fix)])

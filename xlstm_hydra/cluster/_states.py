@@ -1,0 +1,111 @@
+"""How jobs are, as SLURM says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+ENDED = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+)
+"""States that a job does not leave by itself."""
+
+HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
+"""States in which a job waits for somebody to release it."""
+
+ASK_SECONDS = 30
+"""How long an answer of SLURM may take."""
+
+_CAUSES = {
+    "BOOT_FAIL": "its nodes did not boot",
+    "CANCELLED": "it was cancelled",
+    "DEADLINE": "it had reached its deadline",
+    "NODE_FAIL": "a node of it failed",
+    "OUT_OF_MEMORY": "it used more memory than it had asked for (hydra.launcher.mem_gb)",
+    "PREEMPTED": "another job took its place",
+    "TIMEOUT": "it had reached its time limit (hydra.launcher.timeout_min)",
+}
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended."""
+
+    state: str
+    """SLURM's word, such as `OUT_OF_MEMORY`."""
+
+    status: int = 0
+    """Exit status of its script."""
+
+    signal: int = 0
+    """The signal that ended its script, or 0."""
+
+    reason: str = ""
+    """SLURM's reason, where it gives one."""
+
+    def __str__(self) -> str:
+        """The state, and the cause in words."""
+        if self.state in _CAUSES:
+            cause = _CAUSES[self.state]
+        elif number := self.signal or max(self.status - 128, 0):
+            cause = f"it was killed by {_signal_name(number)}"
+        else:
+            cause = f"it left with exit status {self.status}"
+        known = (self.state, "NonZeroExitCode", "TimeLimit", "OutOfMemory", "None", "")
+        told = "" if self.reason in known else f", reason {self.reason}"
+        return f"{self.state} ({cause}{told})"
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in {item.value for item in signal.Signals} else f"signal {number}"
+
+
+def states(jobs: Iterable[str]) -> dict[str, tuple[str, str]] | None:
+    """State and reason of each job that the queue knows; None where it does not answer."""
+    wanted = sorted({job.partition("_")[0] for job in jobs})
+    done = _ask("squeue", "--array", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(wanted)}")
+    if done is None or (done.returncode and "Invalid job id" not in done.stderr):
+        return None
+    lines = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)
+    return {job.strip(): (state, reason) for job, state, reason in lines}
+
+
+def end_of(job: str) -> End:
+    """How a job ended, which the queue knows for some minutes, and then only the accounting, where there is one."""
+    return _end_in_queue(job) or _end_in_accounting(job) or End("UNKNOWN")
+
+
+def _end_in_queue(job: str) -> End | None:
+    done = _ask("scontrol", "--oneliner", "show", "job", job)
+    if done is None or done.returncode:
+        return None
+    found = {key: re.search(rf"\b{key}=(\S+)", done.stdout) for key in ("JobState", "ExitCode", "Reason")}
+    texts = {key: match[1] if match else "" for key, match in found.items()}
+    return _end(texts["JobState"], texts["ExitCode"], texts["Reason"])
+
+
+def _end_in_accounting(job: str) -> End | None:
+    if shutil.which("sacct") is None:
+        return None
+    done = _ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode,Reason")
+    lines = done.stdout.splitlines() if done is not None and not done.returncode else []
+    return _end(*lines[-1].split("|", 2)) if lines else None
+
+
+def _end(state: str, exit_code: str, reason: str) -> End | None:
+    word = state.split(" ")[0]  # of `CANCELLED by 0`
+    status, _, number = exit_code.partition(":")
+    if word not in ENDED:
+        return None
+    return End(word, int(status or 0), int(number or 0), reason)
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return None

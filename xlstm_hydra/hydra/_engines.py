@@ -1,0 +1,100 @@
+"""Which launchers and sweepers there are, and what installs those that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from hydra._internal.utils import get_args_parser
+
+from xlstm_hydra.configs import ConfigError, Problem
+
+_JOBLIB = ("hydra_plugins.hydra_joblib_launcher", "xlstm-hydra[joblib]")
+_RAY = ("hydra_plugins.hydra_ray_launcher", "xlstm-hydra[ray]")
+_SUBMITIT = ("submitit", "xlstm-hydra[slurm]")
+_HYDRA_SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "xlstm-hydra[slurm]")
+_OPTUNA = ("hydra_plugins.hydra_optuna_sweeper", "xlstm-hydra[optuna]")
+
+ENGINES: dict[str, dict[str, tuple[str, str]]] = {
+    "hydra/launcher": {
+        "slurm": _SUBMITIT,
+        "slurm_multinode": _SUBMITIT,
+        "local": _SUBMITIT,
+        "submitit_slurm": _HYDRA_SUBMITIT,
+        "submitit_local": _HYDRA_SUBMITIT,
+        "joblib": _JOBLIB,
+        "ray": _RAY,
+        "ray_aws": _RAY,
+        "rq": ("hydra_plugins.hydra_rq_launcher", "hydra-rq-launcher"),
+    },
+    "hydra/sweeper": {
+        "optuna": _OPTUNA,
+        "nevergrad": ("hydra_plugins.hydra_nevergrad_sweeper", "hydra-nevergrad-sweeper"),
+        "ax": ("hydra_plugins.hydra_ax_sweeper", "hydra-ax-sweeper"),
+    },
+}
+"""Options that need more than the base install: the module that is then there, and what pip installs for it."""
+
+
+def check_engines(arguments: Sequence[str]) -> None:
+    """Refuse a launcher or sweeper that is not installed.
+
+    Args:
+        arguments: what was typed.
+
+    Raises:
+        ConfigError: with the line that installs it.
+    """
+    if problems := [problem for group, name in _chosen(arguments) if (problem := not_installed(group, name))]:
+        raise ConfigError(problems)
+
+
+def not_installed(group: str, name: str) -> Problem | None:
+    """The problem with an option that needs what is not here, if it does."""
+    module, package = ENGINES.get(group, {}).get(name, ("hydra", ""))
+    if _is_here(module):
+        return None
+    return Problem({group: name}, "is not installed", f"To install it: pip install '{package}'")
+
+
+def require_engine(group: str, name: str) -> None:
+    """Make sure that what an option needs is here.
+
+    Raises:
+        ConfigError: it is not, with the line that installs it.
+    """
+    if problem := not_installed(group, name):
+        raise ConfigError([problem])
+
+
+def check_idle_engines(arguments: Sequence[str]) -> None:
+    """Refuse what says how a sweep is run where there is none. Files may say it: they serve sweeps too.
+
+    Args:
+        arguments: what was typed.
+
+    Raises:
+        ConfigError: with each such argument.
+    """
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    if args.multirun or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+        return
+    if args.config_dir or args.config_path or args.config_name:
+        return  # a file may say that it is a sweep
+    if any(text.lstrip("+").startswith(("hydra.mode=", "hydra.searchpath=")) for text in args.overrides):
+        return
+    if idle := [text for text in args.overrides if text.lstrip("+~").startswith(("hydra/launcher", "hydra/sweeper"))]:
+        raise ConfigError([Problem.about(text, "it starts the jobs of a sweep", "Add -m.") for text in idle])
+
+
+def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The options of the groups that were typed."""
+    pairs = [text.lstrip("+").partition("=") for text in arguments]
+    return [(key, value.strip("'\"")) for key, _, value in pairs if key in ENGINES]
+
+
+def _is_here(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,103 @@
+"""All processes stop after the same step, without a word between them in the steps before.
+
+The main thread passes a gate before each step and notes its number there. Where a process is asked to stop, it says so
+in the store that process 0 keeps for all. A thread of each process, which never waits for a device, then closes its
+gate and tells process 0 the step that was begun last; process 0 tells all the latest of these, and the gates open
+again. Nobody has begun a later one, and all go on until they have done it: no step is left that only some take part in.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from xlstm_hydra.preemption import Watch
+
+from . import _runtime
+from ._processes import POLL_SECONDS, next_key
+
+STOP = "xlstm_hydra/stop"
+"""Key in the store that process 0 keeps for all."""
+
+
+class Stop:
+    """Which step is the last one. Use it as a context manager around all steps."""
+
+    def __init__(self, watch: Watch, done: int) -> None:
+        """Args:
+        watch: what was asked for.
+        done: steps that have been done.
+        """
+        self._watch, self._begun = watch, done
+        self._last: int | None = None
+        self._gate, self._is_closed = threading.Condition(), False
+        self._left = threading.Event()
+        self._key = next_key(STOP)
+        self._thread = None
+        if _runtime.num_processes() > 1:
+            self._thread = threading.Thread(target=self._agree, daemon=True)
+
+    def __enter__(self) -> Stop:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self._left.set()
+        if self._thread is None or kind is not None:
+            return
+        self._tell(self._begun)
+        if _runtime.process_id() == 0:
+            self._say("last", self._begun)
+        self._thread.join()
+
+    def is_before(self, step: int) -> bool:
+        """Whether to stop instead of beginning this step."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._is_closed)
+            if self._thread is None and self._watch.request is not None:
+                self._last = self._begun
+            if self._last == self._begun:
+                return True
+            self._begun = step
+            return False
+
+    def _agree(self) -> None:
+        """Wait until a process asks, then agree on the last step."""
+        while not self._left.wait(POLL_SECONDS):
+            if self._watch.request is not None:
+                self._say("asked", self._watch.request)
+            if (request := self._read("asked")) is not None:
+                break
+        else:
+            return
+        self._watch.request = self._watch.request or request
+        with self._gate:
+            self._is_closed, begun = True, self._begun
+        self._tell(begun)
+        if _runtime.process_id() == 0:
+            self._say("last", max(self._wait(f"begun/{number}") for number in range(_runtime.num_processes())))
+        last = self._wait("last")
+        with self._gate:
+            self._is_closed, self._last = False, last
+            self._gate.notify_all()
+
+    def _tell(self, begun: int) -> None:
+        self._say(f"begun/{_runtime.process_id()}", begun)
+
+    def _say(self, name: str, number: int) -> None:
+        """Put a number where all can read it, unless there is one already."""
+        try:
+            _runtime.publish(f"{self._key}/{name}", str(number))
+        except RuntimeError:
+            pass
+
+    def _read(self, name: str) -> int | None:
+        text = _runtime.published(f"{self._key}/{name}")
+        return None if text is None else int(text)
+
+    def _wait(self, name: str) -> int:
+        """What another process says. Where that one has died, this one is ended from elsewhere."""
+        while (number := self._read(name)) is None:
+            threading.Event().wait(POLL_SECONDS / 5)
+        return number
