@@ -32,9 +32,6 @@ class Unrecorded:
     result: Any = None
     """What the task returns."""
 
-    was_started = False
-    """Whether the job had been started before, and goes on."""
-
     def failures(self) -> AbstractContextManager[None]:
         """Record how it ends if it does not get through what is done inside. It may be nested."""
         return nullcontext()
@@ -47,7 +44,6 @@ class JobRecord(Unrecorded):
         self._sweep, self._folder = sweep.absolute(), folder.absolute()
         own = os.path.relpath(self._folder, self._sweep)
         self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=_outcome.now()), False
-        self.was_started = (self._folder / _outcome.OUTCOME_FILE).exists()
 
     def start(self) -> None:
         """Say that it runs. What the sweep knows of its point stays."""
