@@ -69,7 +69,7 @@ class JobRecord(Unrecorded):
         status, reason = _status(error)
         if status == FAILED and error is not None:
             with _told():
-                _outcome.replace_file(self._folder / ERROR_FILE, "".join(traceback.format_exception(error)))
+                _outcome.replace_file(self._folder / ERROR_FILE, _traceback(error))
         ended = replace(self._outcome, status=status, reason=reason, ended=_outcome.now())
         self._write(measured(self._folder, self._sweep, ended, self.result))
 
@@ -129,6 +129,12 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
         return FAILED, f"left by sys.exit({error.code!r})"
     reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
     return FAILED if isinstance(error, Exception) else INTERRUPTED, reason
+
+
+def _traceback(error: BaseException) -> str:
+    """From the task on."""
+    trace = error.__traceback__
+    return "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))
 
 
 def _cluster_job() -> str | None:
