@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
-from xlstm_hydra.configs import AUTO, ConfigError, DistributedConfig, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.hydra import (
     REFUSED,
     VERSION_BASE,
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from xlstm_hydra.sweep import Unrecorded
 
 CONFIG_NAME = "config"
-RESUMED = "sweeper.resume"
-"""Where Hydra's part of a config says that its sweep goes on."""
-
 RUN_NOTE = "The run's folder is "
 """How the note begins that marks an error as one of a run that had started."""
 
@@ -73,7 +70,6 @@ def run_task(cfg: DictConfig) -> float | None:
     try:
         with _recorded(cfg) as job:
             with _folder_noted():
-                _go_on(cfg)
                 run = load(cfg)
             with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
                 with _run_folder(cfg, run) as folder:
@@ -103,13 +99,6 @@ def _recorded(cfg: DictConfig) -> AbstractContextManager[Unrecorded]:
     number = int(given[-1]) if given and given[-1].isdecimal() else config.job.num
     folder, task = Path(config.runtime.output_dir), OmegaConf.select(cfg, "task.name")
     return job_recorded(sweep, folder, number, config.overrides.task, task)
-
-
-def _go_on(cfg: DictConfig) -> None:
-    """A job of a sweep that goes on (`resume_sweep=DIR`) goes on too, from its newest checkpoint."""
-    is_resumed = HydraConfig.get().mode == RunMode.MULTIRUN and OmegaConf.select(HydraConfig.get(), RESUMED)
-    if is_resumed and OmegaConf.select(cfg, "task.name") == "train" and cfg.checkpoint.restore is None:
-        cfg.checkpoint.restore = AUTO
 
 
 def _keep_refusal(error: ConfigError) -> float:

@@ -12,7 +12,7 @@ import xlstm_hydra.inference
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
-from xlstm_hydra.sweep import Outcome, _report, begin, finish, job_recorded, read_record, update_record
+from xlstm_hydra.sweep import Outcome, _report, amend_record, begin, finish, job_recorded, read_record, update_record
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""
@@ -195,13 +195,14 @@ def test_a_job_that_died_is_lost_and_one_that_holds_its_folder_is_not(tmp_path, 
     jobs = [running(folder, job) for job in (0, 1)]
     for job in jobs:
         job.__enter__()
+    amend_record(folder, {0: {"reason": "OUT_OF_MEMORY"}})
     write_metrics(folder / "0")
     with hold_folder(folder / "1"):
         assert finish(folder, KeyboardInterrupt()) == 130
     lost, alive = read_record(folder)
-    assert (lost.status, alive.status, lost.best) == ("lost", "running", 3.5)
+    assert (lost.status, lost.reason, lost.best, alive.status) == ("lost", "OUT_OF_MEMORY", 3.5, "running")
     told = capsys.readouterr()
-    assert "still running or queued: job 1" in told.out and "ended without a word" in told.err
+    assert "still running or queued: job 1" in told.out and "lost: OUT_OF_MEMORY" in told.err
 
 
 def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, monkeypatch):

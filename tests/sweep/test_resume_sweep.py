@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from command import run_command
+from hydra.core.hydra_config import HydraConfig
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
@@ -22,12 +23,13 @@ def sweep(tmp_path, monkeypatch):
     class Sweep:
         endings = {}
         runs = []
+        is_resumed = []
 
         def start(self, *arguments, seeds="0,1,2"):
             return run_command("-m", f"trainer.seed={seeds}", "hydra.sweep.dir=sweep", UNPLANNED, *arguments)
 
         def resume(self, *arguments, place="sweep"):
-            self.endings, self.runs[:] = {}, []
+            self.endings, self.runs[:], self.is_resumed[:] = {}, [], []
             return run_command(f"resume_sweep={place}", *arguments)
 
         def statuses(self):
@@ -37,6 +39,7 @@ def sweep(tmp_path, monkeypatch):
 
     def train(run, folder, overrides):
         found.runs.append((run, Path(folder)))
+        found.is_resumed.append(HydraConfig.get().sweeper.resume)
         ending = found.endings.get(run.trainer.seed, 1.0)
         if isinstance(ending, BaseException):
             raise ending
@@ -68,7 +71,7 @@ def test_only_what_is_missing_runs_again_each_in_its_folder(sweep, tmp_path, err
         (job, tmp_path / "sweep" / str(job)) for job in missing
     ]
     assert {run.optimizer.lr for run, _ in sweep.runs} == {2e-3}
-    assert {run.checkpoint.restore for run, _ in sweep.runs} == {"auto"}
+    assert sweep.is_resumed == [True] * len(missing)
     assert sweep.statuses() == ["completed"] * 3 and read_record(Path("sweep"))[0] == before
 
 
@@ -175,4 +178,4 @@ def test_a_sweep_that_slurm_has_started_again_goes_on_by_itself(sweep, monkeypat
     sweep.runs.clear()
     done = sweep.start()
     assert done.status == 0, done.err
-    assert [(run.trainer.seed, run.checkpoint.restore) for run, _ in sweep.runs] == [(1, "auto"), (2, "auto")]
+    assert [run.trainer.seed for run, _ in sweep.runs] == [1, 2] and sweep.is_resumed[-2:] == [True, True]
