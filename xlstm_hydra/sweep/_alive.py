@@ -53,7 +53,9 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
 
 
 def _lost(sweep: Path, outcome: Outcome) -> Outcome:
-    return measured(job_folder(sweep, outcome), sweep, replace(outcome, status=LOST, reason=LOST_REASON))
+    return measured(
+        job_folder(sweep, outcome), sweep, replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
+    )
 
 
 def _is_held(folder: Path) -> bool:
