@@ -38,7 +38,7 @@ def slow_down():
     done = module.MetricLog.step_done
     module.MetricLog.step_done = lambda self, step: (time.sleep(0.4), done(self, step))
 
-if "SLURM_RESTART_COUNT" not in os.environ:
+if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
     threading.Thread(target=slow_down, daemon=True).start()
 """
 """Makes the first start of a job too slow for its time limit."""
@@ -75,10 +75,10 @@ class Commands:
         return status, (self.folder / f"{name}.log").read_text()
 
     def wait_until_training(self, name):
-        """Wait until a run has logged two steps. `name` is the folder of the run."""
+        """Wait until both runs of a sweep have logged some steps."""
         deadline = time.monotonic() + 200
-        while len(rows(self.folder / name)) < 2:
-            assert time.monotonic() < deadline, [file.read_text() for file in self.folder.glob("*.log")]
+        while any(len(rows(self.folder / name / "sweep" / str(number))) < 4 for number in range(2)):
+            assert self.started[name].poll() is None and time.monotonic() < deadline, self.end(name)
             time.sleep(0.3)
 
     def kill(self):
@@ -117,11 +117,10 @@ def commands(tmp_path_factory):
         limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=20")
         slow = f"hydra.launcher.setup=['export PYTHONPATH={commands.folder}']"
         commands.sweep("timeout", *LONG, *limits, slow)
-        ending = ("trainer.max_steps=100000,100001", "checkpoint.save_every_n_steps=2", "checkpoint.keep=2")
+        ending = ("trainer.max_steps=100000,100001", "checkpoint.save_every_n_steps=2", "checkpoint.max_to_keep=2")
         commands.sweep("ending", *ending, "hydra.launcher.max_num_timeout=0")
         commands.sweep("partition", "trainer.seed=1,2", "hydra.launcher.partition=nowhere")
-        for number in range(2):
-            commands.wait_until_training(f"ending/sweep/{number}")
+        commands.wait_until_training("ending")
         commands.sweep("four", "optimizer.lr=1e-2,1e-3", "trainer.seed=1,2")
         commands.sweep("two_nodes", *FSDP, "trainer.simulated_devices=4", launcher="slurm_multinode")
         script = ROOT / "examples" / "slurm" / "train.sbatch"
