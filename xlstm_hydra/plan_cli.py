@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from jax.extend.backend import clear_backends
 
+from xlstm_hydra._table import table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
+from xlstm_hydra.parallel import no_accelerator
 from xlstm_hydra.plan import (
     FEW,
     PLAN_FILE,
@@ -33,7 +32,6 @@ from xlstm_hydra.plan import (
     to_dict,
     verdict,
 )
-from xlstm_hydra.plan._text import table
 
 
 def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
@@ -52,7 +50,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     run = dataclasses.replace(run, model=resolve_classes(run.model))
     device = run.device or load_device()
     number = run.known_devices() or device.devices_per_host
-    with _no_accelerator():
+    with no_accelerator():
         is_searched = task.search or run.parallel.is_open()
         layouts = search(run, number, device, best=10 if task.search else FEW) if is_searched else None
         found = make_plan(run if layouts is None else _laid_out(layouts), number, device)
@@ -104,21 +102,6 @@ def _compiled(found: Plan) -> list[dict[str, Any]]:
     ]
     print("\n".join(["", *table([head, *rows], left=(0, 1, 5))]))
     return [dataclasses.asdict(row) for row in compared]
-
-
-@contextmanager
-def _no_accelerator() -> Iterator[None]:
-    """Keep JAX, which makes a few constants while it traces, from taking the memory of a GPU for them."""
-    before = jax.config.values["jax_platforms"]
-    if before == "cpu":
-        yield
-        return
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        yield
-    finally:
-        jax.config.update("jax_platforms", before)
-        clear_backends()  # another job of the same sweep may train
 
 
 def _is_sweep() -> bool:

@@ -55,4 +55,4 @@ def _schema(config_path: str) -> type | None:
     from xlstm_hydra.hydra import _register
 
     _register.register_resolvers()
-    return _register.SCHEMAS.get(config_path[len(SCHEMAS) :])
+    return {**_register.SCHEMAS, **_register.PLUGINS}.get(config_path[len(SCHEMAS) :])

@@ -1,48 +1,35 @@
-"""Hydra's own sweeper, with our check in front of it, and a comparison behind it."""
+"""`hydra/sweeper=xlstm`: every point is checked and planned before the first job starts."""
 
-import sys
-from collections.abc import Sequence
-from itertools import chain
-from pathlib import Path
+from __future__ import annotations
+
+from dataclasses import replace
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
 
-class XlstmSweeper(BasicSweeper):
-    """Checks every point of the sweep before the first job starts, and compares plans when all have been made."""
+class XlstmSweeper(Sweeper):
+    """Runs all combinations of the values that are typed. See `xlstm_hydra.hydra.SweeperConfig` for its settings."""
 
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Check all batches at once, when the first one is about to start."""
-        if self.batch_index > 1:
-            return
-        from xlstm_hydra.hydra import check_points
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
 
-        assert self.hydra_context is not None and self.config is not None and self.overrides is not None
-        loader, hydra = self.hydra_context.config_loader, self.config.hydra
-        points = list(chain.from_iterable(self.overrides))
-        check_points(loader, hydra.job.config_name, points, always=hydra.overrides.hydra)
-        from xlstm_hydra.sweep import begin
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Make the launcher, and have it compose jobs as we do."""
+        from xlstm_hydra.hydra import SweepLoader
 
-        begin(Path(hydra.sweep.dir), points)
-        self.begun = True
-
-    begun = False
+        self.config, self.loader = config, SweepLoader(hydra_context.config_loader)
+        context = replace(hydra_context, config_loader=self.loader)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all jobs. Where none of the plans among them fits, the command ends with 3."""
-        error, returns = None, None
-        try:
-            returns = super().sweep(arguments)
-        except BaseException as caught:
-            if not self.begun:
-                raise
-            from xlstm_hydra.configs import ConfigError
+        """Run the jobs. The command ends here, with the status that they leave."""
+        from xlstm_hydra.hydra import SweeperConfig
+        from xlstm_hydra.sweep import run_sweep
 
-            error = None if isinstance(caught, ConfigError) else caught
-        from xlstm_hydra.sweep import finish
-
-        assert self.config is not None
-        if status := finish(Path(self.config.hydra.sweep.dir), error):
-            sys.exit(status)
-        return returns
+        return run_sweep(self.config, self.loader, self.launcher, SweeperConfig(**self.settings), arguments)

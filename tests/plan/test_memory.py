@@ -34,7 +34,8 @@ def predicted(*args, **kwargs):
 def compiled(wanted):
     """What the compiler says: bytes of the arguments, and of everything."""
     program = build_program(wanted)
-    step = program.train_step.lower(program.abstract_state, program.abstract_batch).compile()
+    arguments = program.abstract_state, program.abstract_batch, program.abstract_numbers
+    step = program.train_step.lower(*arguments).compile()
     said = step.memory_analysis()
     whole = said.argument_size_in_bytes + said.output_size_in_bytes - said.alias_size_in_bytes
     return said.argument_size_in_bytes, whole + said.temp_size_in_bytes

@@ -13,6 +13,7 @@ from tiny import LAYOUTS, tiny_run
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import load_device
+from xlstm_hydra.plan import _too_large
 from xlstm_hydra.train import _here, _plan, build_program, train
 from xlstm_hydra.train._here import device_here
 from xlstm_hydra.train._plan import RunPlan, plan_program
@@ -25,7 +26,7 @@ SMALL = 2**20
 @pytest.fixture
 def small_host(monkeypatch):
     monkeypatch.setattr(_here, "host_memory", lambda: SMALL)
-    monkeypatch.setattr(_plan, "changes_that_fit", lambda plan: ())
+    monkeypatch.setattr(_too_large, "changes_that_fit", lambda plan: ())
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):

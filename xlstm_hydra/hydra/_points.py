@@ -3,58 +3,83 @@ that the rest breaks. Hydra alone stops at the first mistake of the first point.
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.configs import Problem, RunConfig, TrainerConfig
 
+from ._compose import SweepLoader, parse
+from ._copy import copy_config
 from ._load import read
 from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unreadable, whole
+from ._split import split
 
 PLAN = "plan"
 """The task whose jobs may break rules, if not all of them do."""
 
 
-def check_points(
-    config_loader: Any, config_name: str | None, points: Iterable[Sequence[str]], always: Sequence[str] = ()
-) -> None:
+@dataclass(frozen=True)
+class Point:
+    """A point of a sweep that has been composed and checked."""
+
+    overrides: list[str]
+    refused: list[Problem]
+    """What cannot be composed."""
+    broken: list[Problem]
+    """Rules that the rest breaks."""
+    task: str | None
+    run: RunConfig
+    """What it is about, as far as it can be read."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All that is wrong with it."""
+        return [*self.refused, *self.broken]
+
+
+def is_run(cfg: DictConfig) -> bool:
+    """Whether a composed config is one of ours, and not that of another app that uses our sweeper."""
+    found = OmegaConf.get_type(cfg, "trainer") if isinstance(cfg.get("trainer"), DictConfig) else None
+    return isinstance(found, type) and issubclass(found, TrainerConfig)
+
+
+def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Sequence[str]]) -> list[Point]:
     """Compose and check every point of a sweep.
+
+    Args:
+        loader: what composes.
+        master: the config of the sweep.
+        points: the overrides of each job.
+    """
+    composer = _Composer(parse, lambda choices: loader.base(master, choices))
+    return [composer.check(list(point), _sweep_rules) for point in points]
+
+
+def invalid_points(points: Sequence[Point]) -> dict[int, list[Problem]]:
+    """The numbers of the points that are not to be launched, each with what is wrong with it.
 
     Plans are compared in a table, where a layout that breaks a rule has its row with the reason; unless all do so, or
     a device has no such name.
-
-    Args:
-        config_loader: Hydra's.
-        config_name: name of the primary config.
-        points: the overrides of each job.
-        always: overrides that Hydra gives to every job.
-
-    Raises:
-        ConfigError: with the problems of every point that has some.
     """
-    composer = _Composer(config_loader, config_name)
-    points = [list(point) for point in points]
-    checked = [composer.check([*always, *point], _sweep_rules) for point in points]
-    found = [[*point.refused, *point.broken] for point in checked]
-    if not all(found):
-        named = [any("task.device" in problem.keys for problem in point.broken) for point in checked]
-        rows = [
-            point.task == PLAN and not (point.refused or is_named)
-            for point, is_named in zip(checked, named, strict=True)
-        ]
-        found = [[] if is_row else problems for is_row, problems in zip(rows, found, strict=True)]
-    if problems := _by_job(points, found):
-        raise ConfigError(problems)
+    found = {number: point.problems for number, point in enumerate(points) if point.problems}
+    if len(found) == len(points):
+        return found
+    return {number: problems for number, problems in found.items() if not _is_row(points[number])}
+
+
+def _is_row(point: Point) -> bool:
+    is_named = any("task.device" in problem.keys for problem in point.broken)
+    return point.task == PLAN and not point.refused and not is_named
 
 
 def explain(
@@ -69,14 +94,20 @@ def explain(
         overrides: the command line's.
         sweep: whether an override may have several values.
     """
-    composer = _Composer(config_loader, config_name)
+
+    def compose(choices: Sequence[str]) -> DictConfig:
+        return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
+
+    composer = _Composer(OverridesParser.create(config_loader).parse_override, compose)
     try:
         if not sweep:
-            problems = composer.problems(overrides)
+            problems = composer.check(overrides).problems
         else:
             readable, problems = composer.readable(overrides)
-            points = BasicSweeper.split_arguments(readable, None)[0]
-            problems += _by_job(points, [composer.problems(point) for point in points])
+            has_interval = any(override.is_interval_sweep() for override in readable)
+            points = split(readable, 1 if has_interval else None)
+            found = [composer.check(point).problems for point in points]
+            problems += by_job(points, {number: each for number, each in enumerate(found) if each})
     except REFUSED as other:  # the primary config itself, or another sweeper's syntax
         problems = [whole(other)]
     return problems or [whole(error)]
@@ -93,31 +124,14 @@ class _Base(NamedTuple):
     """Groups whose option was refused. What stands in the config instead is not what the user is talking about."""
 
 
-class _Checked(NamedTuple):
-    """What is wrong with a point."""
-
-    refused: list[Problem]
-    """What cannot be composed."""
-    broken: list[Problem]
-    """Rules that the rest breaks."""
-    task: str | None
-
-
 class _Composer:
     """Composes what can be composed. What points share is composed once: groups take 50 ms, a value 0.1 ms."""
 
-    def __init__(self, config_loader: Any, config_name: str | None) -> None:
-        self.loader, self.config_name = config_loader, config_name
+    def __init__(self, parse: Callable[[str], Override], compose: Callable[[Sequence[str]], DictConfig]) -> None:
+        self.parse, self.compose = parse, compose
         self.bases: dict[tuple[str, ...], _Base] = {}
 
-    def problems(self, overrides: Sequence[str]) -> list[Problem]:
-        """Every problem of one point."""
-        checked = self.check(overrides)
-        return [*checked.refused, *checked.broken]
-
-    def check(
-        self, overrides: Sequence[str], more: Callable[[RunConfig], Iterable[Problem]] = lambda _: ()
-    ) -> _Checked:
+    def check(self, overrides: Sequence[str], more: Callable[[RunConfig], Iterable[Problem]] = lambda _: ()) -> Point:
         """One point; where nothing is wrong with it, what `more` finds counts as refused."""
         readable, refused = self.readable(overrides)
         refused += [several_values(override) for override in readable if override.is_sweep_override()]
@@ -130,15 +144,14 @@ class _Composer:
         broken = [problem for problem in broken if not _is_lost(problem, base)]
         if not refused and not broken:
             refused += more(run)
-        return _Checked(refused, broken, OmegaConf.select(cfg, "task.name"))
+        return Point(list(overrides), refused, broken, OmegaConf.select(cfg, "task.name"), run)
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         """The overrides that can be read, and a problem for each other one."""
-        parser = OverridesParser.create(self.loader)
         readable, problems = [], []
         for text in overrides:
             try:
-                readable.append(parser.parse_override(text))
+                readable.append(self.parse(text))
             except REFUSED as error:
                 problems.append(unreadable(text, error))
         return readable, problems
@@ -151,7 +164,7 @@ class _Composer:
                 cfg, problems, lost = self.compose(key), [], []
             except REFUSED:
                 cfg, problems, lost = self.one_by_one(choices)
-            job = OmegaConf.masked_copy(cfg, "hydra")
+            cfg, job = copy_config(cfg), OmegaConf.masked_copy(cfg, "hydra")
             with open_dict(cfg), open_dict(job):
                 del cfg["hydra"]
                 job.hydra.job.num, job.hydra.job.id, job.hydra.runtime.output_dir = 0, "0", os.getcwd()
@@ -172,20 +185,16 @@ class _Composer:
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, list[Problem]]:
         """The base with other values, and a problem for each that is refused."""
-        cfg, problems, accepted = copy.deepcopy(base), [], []
+        cfg, problems, accepted = copy_config(base), [], []
         for override in values:
             try:
-                self.loader._apply_overrides_to_config([override], cfg)
+                ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
                 accepted.append(override)
             except REFUSED as error:
                 problems.append(refused(override, error, base))
-                cfg = copy.deepcopy(base)  # what is refused may have left something behind
-                self.loader._apply_overrides_to_config(accepted, cfg)
+                cfg = copy_config(base)  # what is refused may have left something behind
+                ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
         return cfg, problems
-
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """What Hydra composes."""
-        return self.loader.load_configuration(self.config_name, list(overrides), run_mode=RunMode.RUN)
 
 
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
@@ -220,20 +229,25 @@ def _as_job(job: DictConfig) -> Iterator[None]:
         config.cfg = before
 
 
-def _by_job(points: list[list[str]], found: list[list[Problem]]) -> list[Problem]:
+def by_job(points: Sequence[Sequence[str]], found: Mapping[int, Sequence[Problem]]) -> list[Problem]:
     """Every problem once, with the jobs that have it and the overrides that make them differ from the others."""
-    jobs: dict[str, list[int]] = {}
-    for number, problems in enumerate(found):
-        for problem in problems:
-            jobs.setdefault(str(problem), []).append(number)
     shared = set.intersection(*map(set, points)) if points else set()
     return [
-        Problem({}, text if len(numbers) == len(points) else f"{_label(points, numbers, shared)}: {text}")
-        for text, numbers in jobs.items()
+        Problem({}, text if len(numbers) == len(points) else f"{label(points, numbers, shared)}: {text}")
+        for text, numbers in jobs_with(found).items()
     ]
 
 
-def _label(points: list[list[str]], numbers: list[int], shared: set[str]) -> str:
+def jobs_with(found: Mapping[int, Sequence[Problem]]) -> dict[str, list[int]]:
+    """The numbers of the jobs that have each problem."""
+    jobs: dict[str, list[int]] = {}
+    for number, problems in found.items():
+        for problem in problems:
+            jobs.setdefault(str(problem), []).append(number)
+    return jobs
+
+
+def label(points: Sequence[Sequence[str]], numbers: Sequence[int], shared: set[str]) -> str:
     """`job 3 (parallel=tp)`, or `4 of 8 jobs (optimizer.lr=-1)`."""
     common = set.intersection(*(set(points[number]) for number in numbers)) - shared
     which = f"job {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} of {len(points)} jobs"

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from xlstm_hydra import configs
 from xlstm_hydra._conf_dir import conf_dir
 
+from ._sweeper import SweeperConfig
 from ._versions import REPLACE, register_resolver
 
 GROUP = "xlstm_hydra/schema"
@@ -86,6 +87,10 @@ SCHEMAS: dict[str, type] = {
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 
 
+PLUGINS: dict[str, type] = {"sweeper": SweeperConfig}
+"""The schemas of Hydra's own groups that we have options for."""
+
+
 def register() -> None:
     """Put our dataclasses in Hydra's ConfigStore, as `xlstm_hydra/schema/*`. Calling it twice is harmless.
 
@@ -94,7 +99,7 @@ def register() -> None:
     """
     register_resolvers()
     store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
+    for name, schema in {**SCHEMAS, **PLUGINS}.items():
         store.store(group=GROUP, name=name, node=schema, provider="xlstm-hydra", **REPLACE)
 
 

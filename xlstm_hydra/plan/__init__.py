@@ -5,9 +5,11 @@ from ._changes import changes_that_fit as changes_that_fit
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count
+from ._device import device_of as device_of
 from ._json import PLAN_FILE as PLAN_FILE
 from ._json import SEARCH_FILE as SEARCH_FILE
 from ._json import to_dict as to_dict
+from ._key import plan_key as plan_key
 from ._memory import Memory as Memory
 from ._own_costs import Activations as Activations
 from ._own_costs import ModelCosts as ModelCosts
@@ -29,3 +31,4 @@ from ._search_report import search_report as search_report
 from ._time import StepTime as StepTime
 from ._time import Traffic as Traffic
 from ._time import step_traffic as step_traffic
+from ._too_large import too_large as too_large

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from xlstm_hydra.configs import RunConfig, SGDConfig
 from xlstm_hydra.models import BATCH_TYPES, Objective, abstract_params
-from xlstm_hydra.optim import build_optimizer
+from xlstm_hydra.optim import build_optimizer, hyperparameters
 from xlstm_hydra.parallel import Placement
 
 from ._dataflow import Graph, Operation, Value, read_jaxpr
@@ -101,13 +101,13 @@ def state_bytes(
     shares = optax.tree.map_params(
         optimizer, lambda leaf, shards: _bytes(leaf) // shards, state, shards, transform_non_params=_bytes
     )
-    step_and_key = 4 + 8
+    step_key_and_numbers = 4 + 8 + 4 * len(hyperparameters(run.optimizer))
     devices = math.prod(sizes[name] for name in run.parallel.axis_names()[:2])
     assert run.model.model_config is not None
     tokens = run.trainer.batch_size // devices * run.model.model_config.get("context_length")
     return {
         "parameters": sum(placement.bytes_per_device for placement in placements),
-        "optimizer": sum(jax.tree.leaves(shares)) + step_and_key,
+        "optimizer": sum(jax.tree.leaves(shares)) + step_key_and_numbers,
         "batch": tokens * sum(jnp.dtype(BATCH_TYPES[part]).itemsize for part in parts),
     }
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from xlstm_hydra._table import table
 from xlstm_hydra.parallel import Placement
 
 from ._plan import Plan
-from ._text import gib, in_bytes, in_ms, milliseconds, table, tera
+from ._text import gib, in_bytes, in_ms, milliseconds, tera
 from ._time import product_rate, step_traffic
 from ._whole import split_with
 

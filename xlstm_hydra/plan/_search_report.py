@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from xlstm_hydra._table import table
+
 from ._changes import Change
 from ._search import Search, layout_overrides
-from ._text import gib, in_bytes, in_ms, milliseconds, table
+from ._text import gib, in_bytes, in_ms, milliseconds
 
 
 def search_report(found: Search) -> str:

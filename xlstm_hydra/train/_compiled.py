@@ -39,7 +39,7 @@ class Compiled:
     gradients: int
     """Bytes of their gradients, once these are summed."""
     optimizer: int
-    """Bytes of the rest of the state."""
+    """Bytes of the rest of the state, and of the numbers that the optimizer works with."""
     batch: int
     """Bytes of what the step reads of the batch."""
     total: int
@@ -85,19 +85,19 @@ def compile_step(run: RunConfig, num_devices: int) -> Compiled:
 def compile_program(program: Program) -> Compiled:
     """Compile the training step of a program that is there already."""
     start = time.perf_counter()
-    state, batch = program.abstract_state, program.abstract_batch
-    step = program.train_step.lower(state, batch)
+    state, batch, numbers = program.abstract_state, program.abstract_batch, program.abstract_numbers
+    step = program.train_step.lower(state, batch, numbers)
     key = jax.eval_shape(lambda: jax.random.key(0))
     gradients: Any = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
     compiled: Any = step.compile()
     memory = compiled.memory_analysis()
-    (state_shardings, batch_shardings), _ = compiled.input_shardings
+    (state_shardings, batch_shardings, number_shardings), _ = compiled.input_shardings
     parameters = _bytes(state.params, state_shardings.params)
     return Compiled(
         num_devices=program.mesh.size,
         parameters=parameters,
         gradients=sum(list_local_results(gradients)[1:]),
-        optimizer=_bytes(state, state_shardings) - parameters,
+        optimizer=_bytes(state, state_shardings) - parameters + _bytes(numbers, number_shardings),
         batch=_bytes(batch, batch_shardings),
         total=memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -8,9 +8,9 @@ import jax
 from jax.extend.backend import clear_backends
 
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.parallel import backends_are_initialized
 
 from ._processes import join
-from ._runtime import backends_are_initialized
 
 _real: dict[str, object] = {}
 """What the settings were before a run of this process changed them."""

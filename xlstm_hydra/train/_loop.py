@@ -173,7 +173,8 @@ class _Loop:
         for step in range(first, last + 1):
             if stop.is_before(step):
                 return self._stop(state, step - 1, pending)
-            state, metrics = self.program.train_step(state, self.program.put(next(self.batches)))
+            batch, numbers = self.program.put(next(self.batches)), self.program.numbers(step - 1)
+            state, metrics = self.program.train_step(state, batch, numbers)
             self.watch.defer()
             pending.append(metrics)
             stopwatch.add(tokens)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from xlstm_hydra.checkpoint import to_json
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.plan import PLAN_FILE, Plan, changes_that_fit, plan_objective, summary, to_dict
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.plan import PLAN_FILE, Plan, plan_objective, summary, to_dict, too_large
 from xlstm_hydra.plan._text import in_bytes, in_ms
 
 from ._here import device_here, peak_memory
@@ -81,25 +81,8 @@ def plan_program(program: Program) -> RunPlan:
         return planned
     if program.run.trainer.ignore_plan:
         if is_first():
-            log.warning("%s", _too_large(planned.plan))
+            log.warning("%s", too_large(planned.plan))
         return planned
     if is_first():
         planned.tell()
-    raise ConfigError([_too_large(planned.plan)])
-
-
-def _too_large(plan: Plan) -> Problem:
-    ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
-    here = f"each of the {number} devices" if number > 1 else "the device"
-    share = ", its share of the memory here" if plan.device.platform == "cpu" else ""
-    needed, there = in_bytes(plan.memory.total), in_bytes(plan.device.memory_bytes)
-    rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
-    fix = "" if ignore else f"{_ways_out(plan)}{{trainer.ignore_plan}}=true tries it all the same."
-    return Problem({"trainer.ignore_plan": ignore}, rule, fix)
-
-
-def _ways_out(plan: Plan) -> str:
-    ways = [" ".join(change.overrides) for change in changes_that_fit(plan)]
-    if ways:
-        return f"It fits with {', or with '.join(ways)}. "
-    return "No other layout or batch is enough; xlstm-hydra task=plan with task.num_devices=... tells what would be. "
+    raise ConfigError([too_large(planned.plan)])

@@ -1,6 +1,8 @@
 """A run as compiled functions on a mesh: initialise, step, validate.
 
-Loss and gradients come from `models.Objective`, inside `shard_map`; the optimizer runs outside, on global arrays.
+Loss and gradients come from `models.Objective`, inside `shard_map`; the optimizer runs outside, on global arrays. The
+seed and the numbers of the optimizer are arguments of what is compiled: jobs of a sweep that differ in them alone share
+their programs.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from xlstm_hydra.checkpoint import TrainState
 from xlstm_hydra.configs import ModelConfig, RunConfig
 from xlstm_hydra.models import Batch, Objective, build_model, build_objective, init_model
-from xlstm_hydra.optim import build_optimizer, learning_rate
+from xlstm_hydra.optim import Schedule, build_optimizer, hyperparameters, learning_rate
 from xlstm_hydra.parallel import Axes, Placement, build_mesh
 
 
@@ -79,9 +81,31 @@ class Program:
         }
 
     @cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer chain."""
-        return build_optimizer(self.run, self.objective.abstract_params)
+    def schedule(self) -> Schedule:
+        """The learning rate of each step, from step 0."""
+        return learning_rate(self.run)
+
+    @cached_property
+    def _fixed_numbers(self) -> Mapping[str, jax.Array]:
+        """The numbers of the optimizer that no step changes, on the devices."""
+        numbers = hyperparameters(self.run.optimizer)
+        del numbers["lr"]
+        return jax.jit(_same, out_shardings=self._whole)(numbers)
+
+    def numbers(self, step: int) -> dict[str, Any]:
+        """What the optimizer works with in a step, from step 0: the last argument of `train_step`."""
+        return {**self._fixed_numbers, "lr": self.schedule(step)}
+
+    @cached_property
+    def abstract_numbers(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Types of what the optimizer works with, and where it lives."""
+        numbers = jax.eval_shape(lambda: hyperparameters(self.run.optimizer))
+        return {name: each if name == "lr" else each.update(sharding=self._whole) for name, each in numbers.items()}
+
+    @cached_property
+    def _whole(self) -> NamedSharding:
+        """That every device has all of an array."""
+        return NamedSharding(self.mesh, PartitionSpec())
 
     @cached_property
     def param_shardings(self) -> Any:
@@ -95,17 +119,18 @@ class Program:
     @cached_property
     def state_shardings(self) -> TrainState:
         """Where every array of the state lives."""
-        whole, params = NamedSharding(self.mesh, PartitionSpec()), self.param_shardings
-        abstract = jax.eval_shape(self.optimizer.init, self.objective.abstract_params)
+        whole, params = self._whole, self.param_shardings
+        optimizer = build_optimizer(self.run, self.objective.abstract_params)
+        abstract = jax.eval_shape(optimizer.init, self.objective.abstract_params)
         opt_state = optax.tree.map_params(
-            self.optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: whole
+            optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: whole
         )
         return TrainState(params, opt_state, whole, whole)
 
     @cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state: what a checkpoint is restored into."""
-        shapes = jax.eval_shape(self._init)
+        shapes = jax.eval_shape(self._init, self._seed)
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -118,31 +143,44 @@ class Program:
         Args:
             params: given up for those of the state. None: random ones.
         """
-        return jax.jit(self._init, out_shardings=self.state_shardings, donate_argnums=0)(params)
+        return self.init_step(self._seed, params)
 
-    def _init(self, params: Any = None) -> TrainState:
-        seed = jax.random.key(self.run.trainer.seed)
+    @property
+    def _seed(self) -> np.uint32:
+        return np.uint32(self.run.trainer.seed)
+
+    @cached_property
+    def init_step(self) -> Any:
+        """`seed, parameters or None -> state`, compiled; the parameters are given up."""
+        return jax.jit(self._init, out_shardings=self.state_shardings, donate_argnums=1)
+
+    def _init(self, seed: Any, params: Any = None) -> TrainState:
+        key = jax.random.key(seed)
         if params is None:
-            params = init_model(build_model(self.model), jax.random.fold_in(seed, 0))
-        rng = jax.random.key_data(jax.random.fold_in(seed, 1))
-        return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32), rng)
+            params = init_model(build_model(self.model), jax.random.fold_in(key, 0))
+        rng = jax.random.key_data(jax.random.fold_in(key, 1))
+        optimizer = build_optimizer(self.run, params)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng)
 
     @cached_property
     def train_step(self) -> Any:
-        """`state, batch -> state, metrics`, compiled; the old state is given up."""
+        """`state, batch, numbers -> state, metrics`, compiled; the old state is given up."""
         return jax.jit(self._train_step, donate_argnums=0, out_shardings=(self.state_shardings, None))
 
-    def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def _train_step(
+        self, state: TrainState, batch: Batch, numbers: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, gradients = self.loss_and_gradients(
             state.params, batch, jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         )
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        optimizer = build_optimizer(self.run, state.params, numbers)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             "grad_norm": optax.global_norm(gradients),
             "param_norm": optax.global_norm(params),
-            "lr": jnp.asarray(learning_rate(self.run)(state.step), jnp.float32),
+            "lr": jnp.asarray(numbers["lr"], jnp.float32),
         }
         return TrainState(params, opt_state, state.step + 1, state.rng), metrics
 
@@ -154,6 +192,10 @@ class Program:
     def eval_step(self) -> Any:
         """`params, batch -> sum of the cross-entropy, number of targets`, over the global batch, compiled."""
         return jax.jit(self.objective.loss_sum_and_count)
+
+
+def _same(tree: Any) -> Any:
+    return tree
 
 
 def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Program:

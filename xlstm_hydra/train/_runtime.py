@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 from jax._src import distributed
-from jax._src.xla_bridge import backends_are_initialized as backends_are_initialized
 
 PREEMPTION_SERVICE = "jax_enable_preemption_service"
 """JAX's setting that has SIGTERM only noted down, for a program to ask about."""

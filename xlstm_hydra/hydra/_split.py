@@ -1,0 +1,111 @@
+"""The points of a sweep: what is typed with several values, one combination after the other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from hydra.core.override_parser.types import IntervalSweep, Override
+
+from xlstm_hydra.configs import ConfigError, Problem
+
+NUM_SAMPLES = "hydra.sweeper.num_samples"
+DIGITS = 6
+"""Of a number that was drawn."""
+
+
+def split(overrides: Sequence[Override], num_samples: int | None = None, seed: int = 0) -> list[list[str]]:
+    """The overrides of each job: all combinations of the values, in the order of Hydra's own sweeper. Where there are
+    intervals, those combinations for each of `num_samples` random values of them.
+
+    A later override of a key takes the place of an earlier one. The same `seed` gives the same points, and more samples
+    leave the first ones as they are.
+
+    Raises:
+        ConfigError: an interval without a number of samples, or one that is empty; a number of samples and no interval.
+    """
+    last = {override.get_key_element(): override for override in overrides}
+    intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
+    if problems := list(_interval_rules(list(intervals.values()), num_samples)):
+        raise ConfigError(problems)
+    with _seeded(seed):
+        values = {key: list(_texts(key, override)) for key, override in last.items() if key not in intervals}
+    points = []
+    for number in range(num_samples if intervals and num_samples else 1):
+        drawn = {key: [f"{key}={_draw(_interval(one), f'{seed} {key} {number}')}"] for key, one in intervals.items()}
+        choices = [drawn.get(key) or values[key] for key in last]
+        points += [list(point) for point in itertools.product(*choices)]
+    return points
+
+
+def _texts(key: str, override: Override) -> Iterator[str]:
+    """The override with each of its values."""
+    if override.is_sweep_override():
+        yield from (f"{key}={value}" for value in override.sweep_string_iterator())
+    elif override.type.name == "EXTEND_LIST":  # of Hydra 1.4: its value alone is another override
+        yield str(override.input_line)
+    else:
+        yield f"{key}={override.get_value_element_as_str()}"
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Give `shuffle(...)`, which takes Python's own random numbers, the same ones each time."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+# ---- intervals
+
+
+def _interval(override: Override) -> IntervalSweep:
+    found = override.value()
+    assert isinstance(found, IntervalSweep)
+    return found
+
+
+def _interval_rules(overrides: Sequence[Override], num_samples: int | None) -> Iterator[Problem]:
+    if num_samples is not None and not overrides:
+        fix = "Write key=interval(0,1) for what is to be drawn, or leave this away."
+        yield Problem({NUM_SAMPLES: num_samples}, "there is no interval to draw values from", fix)
+    for override in overrides:
+        text, interval = str(override.input_line), _interval(override)
+        if num_samples is None:
+            fix = f"Write {NUM_SAMPLES}=20 to draw some at random, or search with hydra/sweeper=optuna."
+            yield Problem.about(text, "an interval has no end of values", fix)
+        elif not _start(interval) < _end(interval):
+            yield Problem.about(text, "must end after it starts")
+        elif "log" in interval.tags and _start(interval) <= 0:
+            yield Problem.about(text, "what is drawn on a logarithmic scale must start above 0")
+        elif unknown := interval.tags - {"log"}:
+            yield Problem.about(text, f"no such tag: {', '.join(sorted(unknown))}", "Known: log.")
+
+
+def _start(interval: IntervalSweep) -> float:
+    assert interval.start is not None
+    return interval.start
+
+
+def _end(interval: IntervalSweep) -> float:
+    assert interval.end is not None
+    return interval.end
+
+
+def _draw(interval: IntervalSweep, seed: str) -> str:
+    """A value between start and end; of integers, the end may be drawn too."""
+    start, end, share = _start(interval), _end(interval), random.Random(seed).random()
+    whole = isinstance(start, int) and isinstance(end, int)
+    low, high = (start - 0.5, end + 0.5) if whole else (start, end)
+    is_log = "log" in interval.tags
+    value = math.exp(math.log(low) + share * math.log(high / low)) if is_log else low + share * (high - low)
+    if whole:
+        return str(min(max(round(value), int(start)), int(end)))
+    short = f"{value:.{DIGITS}g}"
+    return short if start <= float(short) <= end else repr(min(max(value, start), end))

@@ -1,0 +1,41 @@
+"""The points of a sweep that are not launched, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.hydra import Point, by_job, jobs_with
+
+FEW = 4
+"""So many numbers of jobs are listed."""
+
+
+def refuse(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
+    """Why no job was started: in a line where one thing is wrong, else in a table."""
+    problems = by_job([point.overrides for point in points], found)
+    if len(found) == len(points) or len(problems) == 1:
+        return ConfigError(problems)
+    fix = "no job was started; hydra.sweeper.on_invalid=skip leaves them out"
+    return ConfigError([Problem({}, told(points, found, fix))])
+
+
+def told(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:
+    """A table of what is wrong, each thing once with the jobs that have it.
+
+    Args:
+        points: all of them.
+        found: by the numbers of those that have problems.
+        what: becomes of them.
+    """
+    from xlstm_hydra._table import table  # 30 ms
+
+    given = [point.overrides for point in points]
+    shared = set.intersection(*map(set, given))
+    rows = [("job", "overrides", "reason")]
+    for text, numbers in jobs_with(found).items():
+        common = set.intersection(*(set(given[number]) for number in numbers)) - shared
+        which = ", ".join(map(str, numbers)) if len(numbers) <= FEW else f"{len(numbers)} of {len(points)}"
+        rows.append((which, " ".join(item for item in given[numbers[0]] if item in common), text))
+    lines = table([(f"  {first}", *others) for first, *others in rows], left=range(3))
+    return "\n".join([f"{len(found)} of {len(points)} points are invalid: {what}", *lines])

@@ -1,0 +1,113 @@
+"""Whether the points of a sweep fit the devices that their jobs will have, told before the first one starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from xlstm_hydra.configs import ConfigError, DeviceConfig, Problem, RunConfig, TrainTaskConfig
+
+log = logging.getLogger(__name__)
+
+HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher", "RayLauncher")
+"""Classes of launchers whose jobs run on this machine."""
+
+
+class _Devices(NamedTuple):
+    """What the job of a point has."""
+
+    number: int
+    device: DeviceConfig
+
+
+def is_planned(run: RunConfig) -> bool:
+    """Whether a run is refused where it does not fit."""
+    return isinstance(run.task, TrainTaskConfig) and not run.trainer.ignore_plan
+
+
+def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int, list[Problem]]:
+    """Plan the runs of points, those with the same plan once.
+
+    Args:
+        runs: by the numbers of the points.
+        launcher: the config of what will run them.
+
+    Returns:
+        What is wrong with those that cannot run, by their numbers.
+    """
+    if not runs:
+        return {}
+    from xlstm_hydra.plan import plan_key  # JAX wakes up here
+
+    devices = {number: found for number, run in runs.items() if (found := _devices(run, launcher)) is not None}
+    _tell_unplanned(runs, devices)
+    keys = {number: (plan_key(runs[number]), repr(found)) for number, found in devices.items()}
+    if (plans := len(set(keys.values()))) > 1:
+        log.info("planning %d points, which have %d different plans", len(keys), plans)
+    found: dict[Any, list[Problem]] = {}
+    for number, key in keys.items():
+        if key not in found:
+            found[key] = _problems(runs[number], devices[number])
+    return {number: found[key] for number, key in keys.items() if found[key]}
+
+
+def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices]) -> None:
+    if left := len(runs) - len(devices):
+        which = "the points are" if left == len(runs) else f"{left} of {len(runs)} points are"
+        fix = "device=h100_80gb (or another) says what the cluster has, hydra.launcher.gpus_per_node how many of them"
+        log.info("%s not planned: the devices of their jobs are not known here; %s", which, fix)
+
+
+def _problems(run: RunConfig, devices: _Devices) -> list[Problem]:
+    """Why a run cannot be started on those devices."""
+    import dataclasses
+
+    from xlstm_hydra.hydra import resolve_classes
+    from xlstm_hydra.parallel import no_accelerator
+    from xlstm_hydra.plan import FEW, make_plan, search, too_large
+
+    number, device = devices
+    try:
+        run = dataclasses.replace(run, model=resolve_classes(run.model))
+        if problems := [*run.device_rules(number), *run.platform_rules(device.platform)]:
+            return problems
+        with no_accelerator():
+            if run.parallel.is_open():
+                search(run, number, device, best=FEW).chosen  # noqa: B018
+                return []
+            plan = make_plan(run, number, device)
+            return [] if plan.fits else [too_large(plan)]
+    except ConfigError as error:
+        return error.problems
+
+
+# ---- devices
+
+
+def _devices(run: RunConfig, launcher: DictConfig) -> _Devices | None:
+    """What a job has; None where that is not known here."""
+    from xlstm_hydra.plan import device_of
+
+    from ._here import devices_here
+
+    is_here = str(launcher._target_).rpartition(".")[2] in HERE
+    if is_here:
+        found = devices_here(run.trainer.simulated_devices)
+        return _Devices(found.number, device_of(found, run.device))
+    number = _requested(launcher) or run.known_devices()
+    if run.device is None or run.trainer.simulated_devices is not None or number is None:
+        return None
+    return _Devices(number, run.device)
+
+
+def _requested(launcher: DictConfig) -> int | None:
+    """Devices that a launcher asks a cluster for, for each job."""
+    values: Any = {key: OmegaConf.select(launcher, key) for key in ("nodes", "gpus_per_node", "gpus_per_task")}
+    values["tasks"] = OmegaConf.select(launcher, "tasks_per_node")
+    nodes = values["nodes"] or 1
+    if values["gpus_per_node"]:
+        return nodes * values["gpus_per_node"]
+    return nodes * (values["tasks"] or 1) * values["gpus_per_task"] if values["gpus_per_task"] else None
