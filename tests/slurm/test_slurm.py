@@ -160,12 +160,11 @@ def test_a_job_that_is_killed_and_one_whose_node_fails_tell_their_causes_and_can
         os.kill(process, signal.SIGKILL)
     commands.cluster.ask("scontrol", "update", f"NodeName={failed[1]}", "State=DOWN", "Reason=test")
     status, said = commands.end("ending")
-    assert status == 1, said
+    assert status in (1, 75), said  # 75: the job on the node that failed was told to end, and has saved
     assert "#0: SLURM job" in said and "FAILED (it was killed by SIGKILL)" in said
     assert "#1: SLURM job" in said and "NODE_FAIL (a node of it failed" in said
     outcomes = record(commands.folder / "ending")
-    assert [outcome["status"] for outcome in outcomes][0] == "lost"
-    assert "killed by SIGKILL" in outcomes[0]["reason"]
+    assert outcomes[0]["status"] == "lost" and "killed by SIGKILL" in outcomes[0]["reason"]
     monkeypatch.chdir(commands.folder / "ending")
     for number in range(2):
         run = Path("sweep") / str(number)
@@ -213,6 +212,6 @@ def test_a_job_that_reaches_its_time_limit_goes_on_to_the_same_losses(commands, 
     status, said = commands.end("timeout")
     assert status == 0, said
     run = commands.folder / "timeout" / "sweep" / "0"
-    [log] = (run.parent / ".submitit").glob("*/*_log.err")
-    assert "SIGTERM" in log.read_text() + said
+    [log] = (run.parent / ".submitit").glob("*/*_log.out")
+    assert "SIGTERM: the run saves and ends" in log.read_text() and "step 300/300" in log.read_text()
     assert losses(run) == expected

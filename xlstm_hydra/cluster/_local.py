@@ -43,7 +43,7 @@ def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int,
                 running[slot] = number, _start(config, work, points[number], number, slot)
             for slot, (number, handle) in list(running.items()):
                 if handle.done():
-                    ended[number] = result_of(handle, work, points[number]) or _lost(number, handle, work, points)
+                    ended[number] = result_of(handle, points[number]) or _lost(number, handle, work, points)
                     del running[slot]
                     free.append(slot)
             time.sleep(POLL_SECONDS)
@@ -90,4 +90,4 @@ def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[st
     text = f"the process of the job ended without a word, as one does that is killed; what it said before is in {said}"
     log.error("#%d: %s", number, text)
     work.amend({work.folder_number(points[number], number): {"status": RUNNING, "reason": text}})
-    return failed(work, points[number], RuntimeError(text))
+    return failed(points[number], RuntimeError(text))

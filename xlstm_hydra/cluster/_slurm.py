@@ -62,7 +62,7 @@ def launch_on_slurm(
     """
     jobs = _submit(config, work, points)
     work.amend({job.number: {"cluster_job": job.id} for job in jobs})
-    ended = _wait(jobs, work)
+    ended = _wait(jobs)
     return [ended[job.number] or _lost(job, work) for job in jobs]
 
 
@@ -71,11 +71,12 @@ def _lost(job: Job, work: Work) -> JobReturn:
     text = f"SLURM job {job.id} ended as {end_of(job.id)}; what it said is in {job.handle.task(0).paths.stderr}"
     log.error("#%d: %s", job.number, text)
     work.amend({job.number: {"status": RUNNING, "reason": text}})  # unless it says itself how it ended, it is lost
-    return failed(work, job.overrides, RuntimeError(text))
+    return failed(job.overrides, RuntimeError(text))
 
 
 def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[Job]:
     import submitit
+    from submitit.core.utils import FailedJobError
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         fix = "Start the sweep on a host from which jobs are submitted, or choose hydra/launcher=local."
@@ -86,7 +87,7 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
     try:
         with redirect_stderr(io.StringIO()):  # which submitit fills with what the error has too
             handles = executor.map_array(work, [list(points[number]) for number in numbers], numbers)
-    except submitit.core.utils.FailedJobError as error:
+    except FailedJobError as error:
         raise _not_taken(error, config) from None
     jobs = [
         Job(work.folder_number(points[number], number), handle.job_id, points[number], handle)
@@ -143,7 +144,7 @@ def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
     return ConfigError([Problem(given, f"SLURM takes no such job: {text}")])
 
 
-def _wait(jobs: Sequence[Job], work: Work) -> dict[int, JobReturn | None]:
+def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
     """What each job returned; None for one that SLURM has ended."""
     ended: dict[int, JobReturn | None] = {}
     suspects: set[str] = set()  # ended without a result, when last seen: it may be on its way, or the job is put back
@@ -152,7 +153,7 @@ def _wait(jobs: Sequence[Job], work: Work) -> dict[int, JobReturn | None]:
     while open_jobs := [job for job in jobs if job.number not in ended]:
         seen = states(job.id for job in open_jobs)
         for job in open_jobs:
-            result = result_of(job.handle, work, job.overrides)
+            result = result_of(job.handle, job.overrides)
             state, reason = ("RUNNING", "") if seen is None else seen.get(job.id, ("COMPLETED", ""))
             if result is not None or (state in ENDED and job.id in suspects):
                 ended[job.number] = result

@@ -47,9 +47,10 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
         is_later = True
     else:
         is_later = known.status == RUNNING or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
-    return (
-        replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job) if is_later else known
-    )
+    if not is_later:
+        return known
+    reason = known.reason if own.status == RUNNING else own.reason  # who sees a job die may know why
+    return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job, reason=reason)
 
 
 def _lost(sweep: Path, outcome: Outcome) -> Outcome:
