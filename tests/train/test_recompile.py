@@ -1,27 +1,5 @@
 """Which fields of a config need another compiled program, and which do not."""
 
-import dataclasses
-
-import jax
-import pytest
-from tiny import LAYOUTS, tiny_run
-
-from xlstm_hydra.configs import (
-    AdamWConfig,
-    CheckpointConfig,
-    ConstantConfig,
-    CosineConfig,
-    ExponentialConfig,
-    LinearConfig,
-    LionConfig,
-    LoggerConfig,
-    SGDConfig,
-    StdlibDataConfig,
-    SyntheticDataConfig,
-    TrainerConfig,
-)
-from xlstm_hydra.train import build_program
-
 ARGUMENTS = {
     "lr": 0.5,
     "grad_clip_norm": 0.25,

@@ -46,11 +46,12 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
     is_later = (
         known.status == WAITING
         or (own.started or "") > (known.started or "")
-        or (own.status != RUNNING and (known.status == RUNNING or (own.ended or "") > (known.ended or "")))
+        or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
     )
     if not is_later:
         return known
-    return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job)
+    reason = known.reason if own.status == RUNNING else own.reason
+    return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job, reason=reason)
 
 
 def _lost(sweep: Path, outcome: Outcome) -> Outcome:
