@@ -30,15 +30,16 @@ class OptunaSweeper(Sweeper):
         require_engine("hydra/sweeper", "optuna")
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as HydraOptunaSweeper
 
-        self.config, self.hydra_context, self.launcher = config, hydra_context, None
+        self.study_config = config
         known = inspect.signature(HydraOptunaSweeper).parameters  # of one version of the plugin or another
-        self.theirs = HydraOptunaSweeper(**{name: self.settings.get(name) for name in known})
+        settings: dict[str, Any] = {name: self.settings.get(name) for name in known}
+        self.theirs = HydraOptunaSweeper(**settings)
         self.theirs.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the study."""
-        _check_objective(self.config)
-        folder = Path(self.config.hydra.sweep.dir)
+        _check_objective(self.study_config)
+        folder = Path(self.study_config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         parsed = OverridesParser.create().parse_overrides(arguments)
         fixed = [text for text, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
