@@ -196,7 +196,7 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
         print(f"xlstm-hydra: {_interruption(error)}", file=sys.stderr)
     _tell_running(still)
     counts = Counter(one.status for one in record)
-    if counts.keys() - {COMPLETED, INVALID}:
+    if counts.keys() - {COMPLETED, INVALID} and (folder / COMMAND_FILE).exists():
         print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
     return fits
 
