@@ -2,12 +2,8 @@
 
 from ._driver import begin, finish
 from ._job import ERROR_FILE, JobRecord, Unrecorded, job_recorded
-<<<<<<< HEAD
 from ._outcome import RECORD_FILE, RUNNING, Outcome, amend_record, read_record, update_record
-=======
-from ._outcome import RECORD_FILE, Outcome, amend_record, read_record, update_record
 from ._plan_points import is_planned, plan_points
->>>>>>> p6sweeper
 from ._resume import expand_resume_sweep
 from ._sweep import run_sweep
 
