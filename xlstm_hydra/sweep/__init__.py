@@ -2,7 +2,7 @@
 
 from ._driver import begin, finish
 from ._job import ERROR_FILE, JobRecord, Unrecorded, job_recorded
-from ._outcome import RECORD_FILE, Outcome, amend_record, read_record, update_record
+from ._outcome import RECORD_FILE, RUNNING, Outcome, amend_record, read_record, update_record
 from ._plan_points import is_planned, plan_points
 from ._resume import expand_resume_sweep
 from ._sweep import run_sweep
@@ -10,6 +10,7 @@ from ._sweep import run_sweep
 __all__ = [
     "ERROR_FILE",
     "RECORD_FILE",
+    "RUNNING",
     "JobRecord",
     "Outcome",
     "Unrecorded",
