@@ -153,7 +153,7 @@ def test_points_that_only_the_number_of_the_job_tells_apart_are_all_run(jobs):
 
 
 def test_params_of_the_sweeper_are_swept_under_what_is_typed(jobs):
-    params = "hydra.sweeper.params={trainer.seed:'1,2',optimizer.lr:'1'}"
+    params = "+hydra.sweeper.params={trainer.seed:'1,2',optimizer.lr:'1'}"
     assert run_command("-m", params, "optimizer.lr=2,3", SIMULATED).status == 0
     assert [(run.trainer.seed, run.optimizer.lr) for run, _ in jobs] == [(1, 2), (1, 3), (2, 2), (2, 3)]
 

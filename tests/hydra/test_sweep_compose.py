@@ -135,7 +135,7 @@ def test_jobs_share_no_part_of_their_configs_that_can_change(loader, master):
     first = fast.load_sweep_config(master, ["trainer.seed=1"])
     before = list(dump(fast.load_sweep_config(master, ["trainer.seed=2"]), ""))
     OmegaConf.set_struct(first, False)
-    first.hydra.job.num, first.optimizer.lr, first.parallel.remat = 7, 7, ["a"]
+    first.hydra.job.num, first.optimizer.lr, first.parallel.remat = 7, 7.0, ["a"]
     first.hydra.overrides.task.append("x")
     assert list(dump(fast.load_sweep_config(master, ["trainer.seed=2"]), "")) == before
 
