@@ -112,6 +112,19 @@ def run_of(compose, *overrides):
     return xlstm_hydra.hydra.load(compose(*overrides))
 
 
+@pytest.mark.parametrize(
+    ("asked", "number"),
+    [
+        ({"nodes": 2, "gpus_per_node": 4}, 8),
+        ({"tasks_per_node": 4, "gpus_per_task": 1}, 4),
+        ({"gres": "gpu:a:2"}, 2),
+    ],
+    ids=str,
+)
+def test_the_gpus_that_a_launcher_asks_for_are_counted(asked, number):
+    assert _plan_points._requested(launcher(**asked)) == number
+
+
 def test_jobs_of_a_cluster_are_planned_for_the_device_that_is_chosen_and_the_number_that_is_asked_for(compose):
     find = _plan_points._Finder(launcher(nodes=2, gpus_per_node=4, tasks_per_node=1))
     assert find.devices(run_of(compose, "device=h200")) == (8, load_device("h200"))

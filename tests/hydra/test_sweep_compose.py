@@ -156,5 +156,10 @@ def test_a_loader_that_was_pickled_composes_the_same_and_carries_nothing_along(l
     assert composed(again, master, ["optimizer.lr=3"]) == expected
 
 
+def test_the_config_of_a_job_can_be_pickled(loader, master):
+    job = SweepLoader(loader).load_sweep_config(master, ["model=llama_165m"])
+    assert list(dump(pickle.loads(pickle.dumps(job)), "")) == list(dump(job, ""))
+
+
 def test_a_copy_is_what_deepcopy_gives(master):
     assert list(dump(copy_config(master), "")) == list(dump(copy.deepcopy(master), ""))
