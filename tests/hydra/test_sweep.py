@@ -138,7 +138,20 @@ def test_what_cannot_be_planned_is_said_in_a_line(compose, caplog):
     assert line.startswith("the points are not planned: the devices of their jobs are not known here; device=h100_80gb")
 
 
+def test_a_point_that_cannot_be_planned_is_launched_all_the_same_and_that_is_said(compose, monkeypatch, caplog):
+    monkeypatch.setattr(xlstm_hydra.plan, "make_plan", None)
+    here = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
+    assert _plan_points.plan_points({3: run_of(compose, SIMULATED)}, here) == {}
+    assert caplog.messages[0].startswith("job 3 cannot be planned, and is launched all the same: TypeError: ")
+
+
 # ---- launching
+
+
+def test_hydras_own_sweeper_can_be_chosen_and_refuses_job_by_job(jobs):
+    done = run_command("-m", "hydra/sweeper=basic", "optimizer.lr=1e-3,-1", SIMULATED)
+    assert (done.status, folders(jobs)) == (2, ["0"])
+    assert "optimizer.lr=-1.0: must be 0 or more" in done.err
 
 
 @pytest.mark.parametrize("batches", [(), ("hydra.sweeper.max_batch_size=1",)], ids=["one batch", "a batch per job"])

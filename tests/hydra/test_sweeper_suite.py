@@ -1,9 +1,20 @@
 """Hydra's own tests of sweepers and launchers, on our sweeper: their apps are not ours."""
 
 import pytest
+from hydra.core.singleton import Singleton
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
 
 SWEEPER = "hydra/sweeper=xlstm"
+
+
+@pytest.fixture(autouse=True)
+def no_version_base():
+    """The suite's apps choose none, whatever another test has chosen."""
+    before = Singleton._instances.pop(VersionBase, None)
+    yield
+    if before is not None:
+        Singleton._instances[VersionBase] = before
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the suite's apps are written for Hydra 1.1

@@ -54,12 +54,17 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
     keys = {number: (plan_key(runs[number]), repr(found)) for number, found in devices.items()}
     if (plans := len(set(keys.values()))) > 1:
         log.info("planning %d points, which have %d different plans", len(keys), plans)
-    found: dict[Any, list[Problem]] = {}
+    problems: dict[Any, list[Problem]] = {}
     for number, key in keys.items():
-        if key not in found:
-            ways_out = sum(map(bool, found.values())) < MOST_WAYS_OUT
-            found[key] = _problems(runs[number], devices[number], ways_out)
-    return {number: found[key] for number, key in keys.items() if found[key]}
+        if key not in problems:
+            ways_out = sum(map(bool, problems.values())) < MOST_WAYS_OUT
+            try:
+                problems[key] = _problems(runs[number], devices[number], ways_out)
+            except Exception as error:  # of a model of the user's
+                what = f"{type(error).__name__}: {error}"
+                log.warning("job %d cannot be planned, and is launched all the same: %s", number, what)
+                problems[key] = []
+    return {number: problems[key] for number, key in keys.items() if problems[key]}
 
 
 def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices]) -> None:
