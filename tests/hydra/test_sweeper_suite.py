@@ -1,6 +1,7 @@
 """Hydra's own tests of sweepers and launchers, on our sweeper: their apps are not ours."""
 
 import pytest
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, LauncherTestSuite
 from hydra.version import VersionBase
@@ -11,6 +12,7 @@ SWEEPER = "hydra/sweeper=xlstm"
 @pytest.fixture(autouse=True)
 def no_version_base():
     """The suite's apps choose none, whatever another test has chosen."""
+    Plugins.instance()  # Hydra 1.4 registers its launchers once, and the suite takes back what it registers
     before = Singleton._instances.pop(VersionBase, None)
     yield
     if before is not None:
