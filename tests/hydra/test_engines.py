@@ -119,8 +119,6 @@ def test_a_study_without_something_to_minimise_is_refused_before_it_begins(overr
 
 def test_a_study_goes_on_in_its_folder_and_failed_trials_do_not_end_it(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
-    if not hydra.__version__.startswith("1.3"):
-        pytest.skip("Optuna is installed here for Hydra 1.3")
     monkeypatch.chdir(tmp_path)
     seen = []
 
