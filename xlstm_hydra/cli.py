@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
+from xlstm_hydra.configs import AUTO, ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.hydra import (
     REFUSED,
     VERSION_BASE,
@@ -70,7 +70,7 @@ def run_task(cfg: DictConfig) -> float | None:
     try:
         with _recorded(cfg) as job:
             with _folder_noted():
-                run = load(cfg)
+                run = _going_on(load(cfg))
             with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
                 with _run_folder(cfg, run) as folder:
                     result = _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
@@ -122,6 +122,18 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
         if is_ours and not isinstance(error, ConfigError):
             error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
         raise
+
+
+def _going_on(run: RunConfig) -> RunConfig:
+    """A job of a sweep that goes on does so too, from what it has saved."""
+    config = HydraConfig.get()
+    if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):
+        return run
+    from xlstm_hydra.metadata import saved_steps
+
+    if run.task.name != "train" or not saved_steps(Path(config.runtime.output_dir)):
+        return run
+    return dataclasses.replace(run, checkpoint=dataclasses.replace(run.checkpoint, restore=AUTO))
 
 
 def _watched(run: RunConfig) -> AbstractContextManager[object]:

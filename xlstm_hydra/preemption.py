@@ -164,8 +164,9 @@ def watched() -> Iterator[Watch]:
     try:
         with _noting(watch):
             yield watch
-    except Preempted:
-        watch.hand_over()
+    except SystemExit as stop:
+        if stop.code == STATUS:
+            watch.hand_over()
         raise
     finally:
         _active = None

@@ -45,9 +45,8 @@ class Start:
         for checkpoint in self.damaged:
             folder = checkpoint.parents[1] / ASIDE
             folder.mkdir(exist_ok=True)
-            names = (checkpoint.name, *(f"{checkpoint.name}_{number}" for number in itertools.count(2)))
-            aside = next(path for name in names if not (path := folder / name).exists())
-            yield checkpoint, checkpoint.rename(aside)
+            paths = (folder / f"{checkpoint.name}_{number}" for number in itertools.count(1))
+            yield checkpoint, checkpoint.rename(next(path for path in paths if not path.exists()))
 
 
 def is_restarted() -> bool:

@@ -79,7 +79,6 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
         update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
         return list(range(len(points)))
     record = mended(folder, read_record(folder))
-    resume = resume or _is_requeued()
     if not resume:
         raise ConfigError([_recorded_already(folder, record)])
     _refuse_other_points(folder, record, points)
@@ -94,11 +93,6 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     }
     update_record(folder, [fresh.get(one.job, one) for one in record])
     return todo
-
-
-def _is_requeued() -> bool:
-    """Whether SLURM has started this process again, with the command line of the first time."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
 
 
 def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:

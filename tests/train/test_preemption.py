@@ -1,0 +1,214 @@
+"""A run that a signal asks to end saves first, and goes on later as if nothing had been."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+import pytest
+from test_processes import TINY, Pair, losses, signal_once_training, spoken
+from tiny import tiny_run
+
+from xlstm_hydra import preemption
+from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
+from xlstm_hydra.metadata import find_start, saved_steps
+from xlstm_hydra.preemption import STATUS, Preempted, watched
+from xlstm_hydra.train import train
+from xlstm_hydra.train._log import MetricLog
+
+SAVING = CheckpointConfig(save_every_n_steps=6, restore="auto", keep="best", max_to_keep=1)
+RUN = tiny_run(
+    parallel={"data_axis_size": 2, "fsdp_axis_size": 4},
+    trainer={"max_steps": 13, "eval_batches": 1, "eval_every_n_steps": 3},
+    logger=LoggerConfig(progress=False, tensorboard=False, log_every_n_steps=4),
+    checkpoint=SAVING,
+)
+
+
+def rows(folder):
+    """All that stands in metrics.csv but the speed."""
+    with (folder / "metrics.csv").open() as file:
+        return [{**row, "tokens_per_second": ""} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The rows of a run that nobody stopped, its result, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return rows_and_result(folder)
+
+
+def rows_and_result(folder):
+    result = train(RUN, folder)
+    return rows(folder), result, folder
+
+
+@pytest.fixture
+def signal_after(monkeypatch):
+    """Send this process a signal when a step is done."""
+
+    def prepare(**signals):
+        def send(self, step):
+            if name := signals.pop(f"step_{step}", None):
+                os.kill(os.getpid(), getattr(signal, name))
+
+        monkeypatch.setattr(MetricLog, "step_done", send)
+
+    return prepare
+
+
+@pytest.fixture
+def heard(tmp_path):
+    """What a handler that the program has for SIGUSR2 finds saved when it is called."""
+    found = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: found.append((number, saved_steps(tmp_path))))
+    yield found
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_run_that_is_stopped_again_and_again_leaves_the_metrics_of_one_that_was_not(
+    whole, signal_after, heard, tmp_path
+):
+    signal_after(step_2="SIGTERM", step_7="SIGUSR1", step_9="SIGUSR2", step_13="SIGTERM")
+    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    for name, saved, kept in (("SIGTERM", 2, [2]), ("SIGUSR1", 7, [6, 7]), ("SIGUSR2", 9, [6, 9])):
+        with pytest.raises(Preempted, match=rf"{name}: saved step {saved} in (.*); resume=\1 goes on") as stop:
+            train(RUN, tmp_path)
+        assert stop.value.code == STATUS
+        assert saved_steps(tmp_path) == kept  # the best, and the one to go on from
+    assert train(RUN, tmp_path) == whole[1]  # a signal after the last step comes too late
+    assert rows(tmp_path) == whole[0]
+    assert saved_steps(tmp_path) == saved_steps(whole[2])
+    assert heard == [(signal.SIGUSR2, [6, 9])]
+    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_run_that_is_done_is_not_done_again(whole, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
+    run = replace(RUN, trainer=replace(RUN.trainer, max_steps=saved_steps(whole[2])[-1]))
+    assert train(run, whole[2]) == pytest.approx(float(validation_losses(whole[0])[run.trainer.max_steps]))
+    assert "has done its" in caplog.text and "mesh" not in caplog.text
+
+
+def validation_losses(table):
+    return {int(row["step"]): row["validation_loss"] for row in table if row["validation_loss"]}
+
+
+def test_a_run_that_saves_nothing_says_so(signal_after, tmp_path):
+    signal_after(step_3="SIGTERM")
+    with pytest.raises(Preempted, match="SIGTERM: ended after step 3; nothing is saved, as checkpoint.save_every"):
+        train(replace(RUN, checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False)), tmp_path)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, tmp_path, caplog):
+    run = replace(RUN, checkpoint=replace(SAVING, keep="latest", max_to_keep=5, save_every_n_steps=3))
+    train(run, tmp_path)
+    saved = tmp_path / "checkpoints"
+    shutil.rmtree(saved / "13")
+    for file in (saved / "12" / "params").rglob("d/*"):
+        os.truncate(file, 10)
+    (saved / "9" / "metadata" / "metadata").write_text('{"format": ')
+    train(run, tmp_path)
+    assert "12: its parameters cannot be read" in caplog.text
+    assert all(f"{saved}/{step} is damaged; it is moved to" in caplog.text for step in (9, 12))
+    assert validation_losses(rows(tmp_path)) == validation_losses(whole[0])
+    assert saved_steps(tmp_path) == [3, 6, 9, 12, 13]
+    assert {path.name for path in (tmp_path / "damaged_checkpoints").iterdir()} == {"9_1", "12_1"}
+
+
+STARTS = {
+    "named": ("other", None, "other/checkpoints/5"),
+    "anew": (None, None, None),
+    "auto": ("auto", None, "own/checkpoints/9"),
+    "restarted": (None, "1", "own/checkpoints/9"),
+    "restarted, named": ("other", "1", "own/checkpoints/9"),
+    "first start": ("other", "0", "other/checkpoints/5"),
+}
+
+
+@pytest.fixture
+def two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("own/checkpoints/3", "own/checkpoints/9", "own/checkpoints/11", "other/checkpoints/5"):
+        (tmp_path / name / "metadata").mkdir(parents=True)
+        (tmp_path / name / "metadata" / "metadata").write_text("{}")
+    (tmp_path / "own/checkpoints/11/_CHECKPOINT_METADATA").write_text("{}")  # not finished
+    return tmp_path
+
+
+@pytest.mark.parametrize(("place", "restarts", "expected"), STARTS.values(), ids=STARTS)
+def test_where_a_run_begins(place, restarts, expected, two_folders, monkeypatch):
+    if restarts is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    run = replace(RUN, checkpoint=CheckpointConfig(restore=place))
+    start = find_start(run, two_folders / "own")
+    assert start.checkpoint == (None if expected is None else two_folders / expected)
+    assert find_start(replace(RUN, checkpoint=SAVING), two_folders / "none").checkpoint is None
+
+
+def test_a_folder_in_which_all_is_damaged_is_not_begun_anew(two_folders):
+    with pytest.raises(ConfigError, match="none of the checkpoints in .*own/checkpoints can be read"):
+        find_start(RUN, two_folders / "own", unreadable=[3, 9])
+
+
+def test_what_is_not_in_the_main_thread_is_told_that_it_hears_no_signal(caplog):
+    def body():
+        with watched():
+            pass
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert "not in the main thread" in caplog.text
+
+
+BUSY = """
+import hashlib, sys
+from xlstm_hydra import preemption
+preemption.PATIENCE_SECONDS, preemption.SAME_SECONDS = 0.2, 0.05
+with preemption.watched() as watch:
+    if "saving" in sys.argv:
+        watch.defer()
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compilation, it lets no Python handler run
+"""
+
+
+@pytest.mark.parametrize(
+    ("phase", "signals", "status", "words"),
+    [
+        ("starting", ["SIGTERM"], STATUS, "SIGTERM: ended while it was compiling or starting; nothing new is saved"),
+        ("saving", ["SIGUSR2", "SIGTERM"], 128 + signal.SIGTERM, "ended at once by a second signal, SIGTERM"),
+    ],
+    ids=["first", "second"],
+)
+def test_a_signal_is_heard_while_the_main_thread_hears_nothing(phase, signals, status, words):
+    process = subprocess.Popen([sys.executable, "-c", BUSY, phase], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    for name in signals:
+        process.send_signal(getattr(signal, name))
+        threading.Event().wait(0.15)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert words in error.decode()
+
+
+@pytest.mark.slow
+def test_two_processes_save_the_same_step_and_go_on_from_it(tmp_path):
+    layout = ["parallel=fsdp", "parallel.fsdp_min_weight_size=0", "trainer.simulated_devices=4", "hydra.run.dir=run"]
+    layout += ["trainer.max_steps=2000", "checkpoint.save_every_n_steps=0", "logger.log_every_n_steps=1"]
+    both = Pair(tmp_path, *TINY, *layout)
+    _, statuses, texts = signal_once_training(tmp_path, both, signal.SIGUSR2)
+    assert statuses == [STATUS, STATUS], texts
+    [step] = saved_steps(tmp_path / "run")
+    assert spoken(texts[0])[-1].startswith(f"xlstm-hydra: SIGUSR2: saved step {step} in ")
+    assert len(losses(tmp_path / "run")) == step
+    end = [f"trainer.max_steps={step + 2}", "checkpoint.restore=auto"]
+    statuses, texts = Pair(tmp_path, *TINY, *layout, *end).end()
+    assert statuses == [0, 0], texts
+    assert [number for number, _ in losses(tmp_path / "run")] == [*range(1, step + 3), step + 2]
