@@ -181,6 +181,13 @@ def test_a_job_that_makes_no_sense_is_refused_and_nothing_is_submitted(setting, 
     assert not list(tmp_path.rglob("*.pkl"))
 
 
+def test_processes_that_would_not_meet_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "hydra/launcher=slurm_multinode", "distributed=none")
+    assert done.status == 2 and "distributed='none', hydra.launcher.nodes=2" in done.err
+
+
 def test_a_machine_without_slurm_is_told_and_nothing_is_submitted(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
