@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +32,40 @@ class OptunaSweeper(Sweeper):
         require_engine("hydra/sweeper", "optuna")
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as HydraOptunaSweeper
 
-        self.config, self.hydra_context, self.launcher = config, hydra_context, None
+        self.study_config = config
         known = inspect.signature(HydraOptunaSweeper).parameters  # of one version of the plugin or another
-        self.theirs = HydraOptunaSweeper(**{name: self.settings.get(name) for name in known})
+        settings: dict[str, Any] = {name: self.settings.get(name) for name in known}
+        self.theirs = HydraOptunaSweeper(**settings)
         self.theirs.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> None:
         """Run the study."""
-        _check_objective(self.config)
-        folder = Path(self.config.hydra.sweep.dir)
+        _check_objective(self.study_config)
+        folder = Path(self.study_config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         parsed = OverridesParser.create().parse_overrides(arguments)
         fixed = [text for text, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
         study: Any = self.theirs.sweeper
         study.launcher = _Numbered(study.launcher, fixed, _next_number(folder))
-        return self.theirs.sweep([text for text in arguments if text not in fixed])
+        with _told(folder):
+            self.theirs.sweep([text for text in arguments if text not in fixed])
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Tell at the end how the trials went. The command ends with an error where none is completed."""
+    from xlstm_hydra.sweep import RECORD_FILE, finish, read_record
+
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as stop:
+        if not (folder / RECORD_FILE).exists():
+            raise
+        error = None if "No trials are completed" in str(stop) else stop
+    status = finish(folder, error)
+    if error is not None or not any(outcome.status == "completed" for outcome in read_record(folder)):
+        sys.exit(status)
 
 
 class _Numbered(Launcher):

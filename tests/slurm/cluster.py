@@ -1,5 +1,5 @@
-"""A SLURM of four virtual nodes on this machine: its own munge, controller and node daemons, as root, without systemd and
-without cgroups, in a folder of its own."""
+"""A SLURM of four virtual nodes on this machine: its own munge, controller and node daemons, as root, without systemd
+and cgroups, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Cluster:
         self.home.chmod(0o755)
         ports = _free_ports(1 + len(NODES))
         nodes = [
-            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=8192"
+            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=8192"
             for name, port in zip(NODES, ports[1:], strict=True)
         ]
         text = CONF.format(host=socket.gethostname(), home=self.home, ports=ports, nodes="\n".join(nodes))

@@ -9,8 +9,9 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, open_dict
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.hydra import overrides_of_other
+from xlstm_hydra.sweep import RECORD_FILE, amend_record
 
 
 @dataclass
@@ -63,6 +65,17 @@ class Work:
             quiet = overrides_of_other(process, self.config.hydra.runtime.choices["hydra/job_logging"])
             overrides = [*overrides, *quiet]
         return self.context.config_loader.load_sweep_config(self.config, list(overrides))
+
+    def folder_number(self, overrides: Sequence[str], number: int) -> int:
+        """The number that a job has in the record of the sweep: its own, unless its folder has another."""
+        given = [text.partition("=")[2] for text in overrides if text.startswith("hydra.sweep.subdir=")]
+        return int(given[-1]) if given and given[-1].isdecimal() else number
+
+    def amend(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Note in the record of the sweep, if it has one, what is known of its jobs."""
+        folder = Path(self.config.hydra.sweep.dir)
+        if (folder / RECORD_FILE).exists():
+            amend_record(folder, changes)
 
 
 def _take_signals_back() -> None:

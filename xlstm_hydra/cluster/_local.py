@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from xlstm_hydra.configs import LocalLauncherConfig
+from xlstm_hydra.sweep import RUNNING
 
 from ._job import Work
 from ._return import failed, result_of
@@ -31,8 +32,7 @@ def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int,
         work: what it does.
         points: the overrides of each, by the number of the job.
 
-    Raises:
-        KeyboardInterrupt: while jobs ran, which end too.
+    Interrupted, it ends those that run.
     """
     waiting, running, ended = list(points), dict[int, tuple[int, Any]](), dict[int, JobReturn]()
     free = list(range(config.jobs_at_once))
@@ -43,15 +43,25 @@ def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int,
                 running[slot] = number, _start(config, work, points[number], number, slot)
             for slot, (number, handle) in list(running.items()):
                 if handle.done():
-                    ended[number] = result_of(handle, work, points[number]) or _lost(number, handle, work, points)
+                    ended[number] = result_of(handle, points[number]) or _lost(number, handle, work, points)
                     del running[slot]
                     free.append(slot)
             time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        for _, handle in running.values():
-            handle.cancel()
+    except BaseException as error:
+        _end_all([handle for _, handle in running.values()], error)
         raise
     return [ended[number] for number in points]
+
+
+def _end_all(handles: Sequence[Any], error: BaseException) -> None:
+    """Have them save and leave, or leave at once after Ctrl-C, and wait until they have."""
+    for handle in handles:
+        if isinstance(error, KeyboardInterrupt):
+            handle.cancel()
+        else:
+            handle._process.terminate()
+    while not all(handle.done() for handle in handles):
+        time.sleep(POLL_SECONDS)
 
 
 def _start(config: LocalLauncherConfig, work: Work, overrides: Sequence[str], number: int, slot: int) -> Any:
@@ -79,4 +89,5 @@ def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[st
     said = Path(handle.paths.stderr)
     text = f"the process of the job ended without a word, as one does that is killed; what it said before is in {said}"
     log.error("#%d: %s", number, text)
-    return failed(work, points[number], RuntimeError(text))
+    work.amend({work.folder_number(points[number], number): {"status": RUNNING, "reason": text}})
+    return failed(points[number], RuntimeError(text))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn
 
 from xlstm_hydra.configs import ConfigError, Problem, SlurmLauncherConfig
+from xlstm_hydra.sweep import RUNNING
 
 from ._job import Work
 from ._return import failed, result_of
@@ -36,7 +37,7 @@ class Job(NamedTuple):
     """A job of the sweep, as SLURM has it."""
 
     number: int
-    """That of its point."""
+    """That of its folder."""
 
     id: str
     """That of SLURM, such as `12_3`."""
@@ -58,13 +59,10 @@ def launch_on_slurm(
 
     Raises:
         ConfigError: SLURM takes no such job.
-        KeyboardInterrupt: while jobs ran, which they still do.
     """
     jobs = _submit(config, work, points)
-    try:
-        ended = _wait(jobs, work)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_still_run(jobs)) from None
+    work.amend({job.number: {"cluster_job": job.id} for job in jobs})
+    ended = _wait(jobs)
     return [ended[job.number] or _lost(job, work) for job in jobs]
 
 
@@ -72,11 +70,13 @@ def _lost(job: Job, work: Work) -> JobReturn:
     """The return of a job that has left no word."""
     text = f"SLURM job {job.id} ended as {end_of(job.id)}; what it said is in {job.handle.task(0).paths.stderr}"
     log.error("#%d: %s", job.number, text)
-    return failed(work, job.overrides, RuntimeError(text))
+    work.amend({job.number: {"status": RUNNING, "reason": text}})  # unless it says itself how it ended, it is lost
+    return failed(job.overrides, RuntimeError(text))
 
 
 def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[Job]:
     import submitit
+    from submitit.core.utils import FailedJobError
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         fix = "Start the sweep on a host from which jobs are submitted, or choose hydra/launcher=local."
@@ -87,9 +87,12 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
     try:
         with redirect_stderr(io.StringIO()):  # which submitit fills with what the error has too
             handles = executor.map_array(work, [list(points[number]) for number in numbers], numbers)
-    except submitit.core.utils.FailedJobError as error:
+    except FailedJobError as error:
         raise _not_taken(error, config) from None
-    jobs = [Job(number, handle.job_id, points[number], handle) for number, handle in zip(numbers, handles, strict=True)]
+    jobs = [
+        Job(work.folder_number(points[number], number), handle.job_id, points[number], handle)
+        for number, handle in zip(numbers, handles, strict=True)
+    ]
     for job in jobs:
         log.info("#%d: SLURM job %s: %s", job.number, job.id, " ".join(job.overrides))
     log.info("What they say is in %s", Path(config.submitit_folder).parent)
@@ -141,7 +144,7 @@ def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
     return ConfigError([Problem(given, f"SLURM takes no such job: {text}")])
 
 
-def _wait(jobs: Sequence[Job], work: Work) -> dict[int, JobReturn | None]:
+def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
     """What each job returned; None for one that SLURM has ended."""
     ended: dict[int, JobReturn | None] = {}
     suspects: set[str] = set()  # ended without a result, when last seen: it may be on its way, or the job is put back
@@ -150,7 +153,7 @@ def _wait(jobs: Sequence[Job], work: Work) -> dict[int, JobReturn | None]:
     while open_jobs := [job for job in jobs if job.number not in ended]:
         seen = states(job.id for job in open_jobs)
         for job in open_jobs:
-            result = result_of(job.handle, work, job.overrides)
+            result = result_of(job.handle, job.overrides)
             state, reason = ("RUNNING", "") if seen is None else seen.get(job.id, ("COMPLETED", ""))
             if result is not None or (state in ENDED and job.id in suspects):
                 ended[job.number] = result
@@ -163,13 +166,3 @@ def _wait(jobs: Sequence[Job], work: Work) -> dict[int, JobReturn | None]:
         if len(ended) < len(jobs):
             time.sleep(min(LONGEST_PAUSE, max(1.0, (time.monotonic() - last_end) / 20)))
     return ended
-
-
-def _still_run(jobs: Sequence[Job]) -> str:
-    """What the user should know who does not want to wait."""
-    left = [job for job in jobs if not job.handle.task(0).paths.result_pickle.exists()]
-    if not left:
-        return "all jobs of this batch have ended"
-    arrays = sorted({job.id.partition("_")[0] for job in left})
-    numbers = ", ".join(str(job.number) for job in left)
-    return f"jobs {numbers} go on without this command, on SLURM; scancel {' '.join(arrays)} ends them"

@@ -35,6 +35,9 @@ ENGINES: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Options that need more than the base install: the module that is then there, and what pip installs for it."""
 
+_GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
+"""How an override begins that says how a sweep is run."""
+
 
 def check_engines(arguments: Sequence[str]) -> None:
     """Refuse a launcher or sweeper that is not installed.
@@ -83,8 +86,10 @@ def check_idle_engines(arguments: Sequence[str]) -> None:
         return  # a file may say that it is a sweep
     if any(text.lstrip("+").startswith(("hydra.mode=", "hydra.searchpath=")) for text in args.overrides):
         return
-    if idle := [text for text in args.overrides if text.lstrip("+~").startswith(("hydra/launcher", "hydra/sweeper"))]:
-        raise ConfigError([Problem.about(text, "it starts the jobs of a sweep", "Add -m.") for text in idle])
+    if idle := [text for text in args.overrides if text.lstrip("+~").startswith(_GROUPS)]:
+        raise ConfigError(
+            [Problem.about(text, "says how a sweep is run, and this is none", "Add -m.") for text in idle]
+        )
 
 
 def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:

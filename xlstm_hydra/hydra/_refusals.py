@@ -27,10 +27,7 @@ NO_SUCH_KEY = "no such key"
 
 def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
-    group, _, name = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
-    if problem := not_installed(group, name):
-        return problem
-    return Problem({}, " ".join(str(error).strip().partition("\n\n")[0].split()))
+    return _missing_engine(error) or Problem({}, " ".join(str(error).strip().partition("\n\n")[0].split()))
 
 
 def unreadable(text: str, error: Exception) -> Problem:
@@ -57,6 +54,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         cfg: the config without it.
     """
     key, text = override.key_or_group, str(override.input_line)
+    if problem := _missing_engine(error):
+        return problem
     if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
         return no_such_option(key, override.value(), getattr(error, "options", None) or ())
     exists, is_choice = _exists(key, cfg), key in (OmegaConf.select(cfg, "hydra.runtime.choices") or ())
@@ -72,6 +71,12 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return Problem.about(key, f"expected {expected}, got {show(override.value())}")
     unknown = None if is_choice else _unknown_key(key, cfg)
     return unknown or Problem.about(text, _first_line(error))
+
+
+def _missing_engine(error: Exception) -> Problem | None:
+    """What installs a launcher or sweeper that was chosen somewhere and that Hydra did not find."""
+    group, _, name = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
+    return not_installed(group, name)
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,17 +43,21 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
     """What the sweep knows, or what the job says, whichever was said later. Who sees a job die knows that it did."""
     if own is None:
         return known
-    if known.status == WAITING or (own.started or "") > (known.started or ""):
-        is_later = True
-    else:
-        is_later = known.status == RUNNING or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
-    return (
-        replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job) if is_later else known
+    is_later = (
+        known.status == WAITING
+        or (own.started or "") > (known.started or "")
+        or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
     )
+    if not is_later:
+        return known
+    reason = known.reason if own.status == RUNNING else own.reason
+    return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job, reason=reason)
 
 
 def _lost(sweep: Path, outcome: Outcome) -> Outcome:
-    return measured(job_folder(sweep, outcome), sweep, replace(outcome, status=LOST, reason=LOST_REASON))
+    """A job that has died. Where its launcher knows why, it has put that down as the reason."""
+    ended = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
+    return measured(job_folder(sweep, outcome), sweep, ended)
 
 
 def _is_held(folder: Path) -> bool:

@@ -79,7 +79,6 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
         update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
         return list(range(len(points)))
     record = mended(folder, read_record(folder))
-    resume = resume or _is_requeued()
     if not resume:
         raise ConfigError([_recorded_already(folder, record)])
     _refuse_other_points(folder, record, points)
@@ -89,14 +88,11 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
         log.info("job %d still runs, and is not started again", job)
     done = sum(one.status == COMPLETED for one in record)
     log.info("going on with the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
-    fresh = {job: replace(record[job], overrides=points[job], status=WAITING, cluster_job=None) for job in todo}
+    fresh = {
+        job: replace(record[job], overrides=points[job], status=WAITING, reason=None, cluster_job=None) for job in todo
+    }
     update_record(folder, [fresh.get(one.job, one) for one in record])
     return todo
-
-
-def _is_requeued() -> bool:
-    """Whether SLURM has started this process again, with the command line of the first time."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
 
 
 def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
@@ -200,7 +196,7 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
         print(f"xlstm-hydra: {_interruption(error)}", file=sys.stderr)
     _tell_running(still)
     counts = Counter(one.status for one in record)
-    if counts.keys() - {COMPLETED, INVALID}:
+    if counts.keys() - {COMPLETED, INVALID} and (folder / COMMAND_FILE).exists():
         print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
     return fits
 

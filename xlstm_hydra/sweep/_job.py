@@ -32,9 +32,6 @@ class Unrecorded:
     result: Any = None
     """What the task returns."""
 
-    was_started = False
-    """Whether the job had been started before, and goes on."""
-
     def failures(self) -> AbstractContextManager[None]:
         """Record how it ends if it does not get through what is done inside. It may be nested."""
         return nullcontext()
@@ -47,16 +44,13 @@ class JobRecord(Unrecorded):
         self._sweep, self._folder = sweep.absolute(), folder.absolute()
         own = os.path.relpath(self._folder, self._sweep)
         self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=_outcome.now()), False
-        self.was_started = (self._folder / _outcome.OUTCOME_FILE).exists()
 
     def start(self) -> None:
         """Say that it runs. What the sweep knows of its point stays."""
-        if (self._sweep / _outcome.RECORD_FILE).exists():
-            with _told():
-                for known in _outcome.read_record(self._sweep):
-                    if known.job == self._outcome.job:
-                        cluster_job = self._outcome.cluster_job or known.cluster_job
-                        self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
+        with _told():
+            if known := _outcome.find_outcome(self._sweep, self._outcome.job):
+                cluster_job = self._outcome.cluster_job or known.cluster_job
+                self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
         self._write(self._outcome)
 
     @contextmanager
@@ -75,7 +69,7 @@ class JobRecord(Unrecorded):
         status, reason = _status(error)
         if status == FAILED and error is not None:
             with _told():
-                _outcome.replace_file(self._folder / ERROR_FILE, "".join(traceback.format_exception(error)))
+                _outcome.replace_file(self._folder / ERROR_FILE, _traceback(error))
         ended = replace(self._outcome, status=status, reason=reason, ended=_outcome.now())
         self._write(measured(self._folder, self._sweep, ended, self.result))
 
@@ -135,6 +129,12 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
         return FAILED, f"left by sys.exit({error.code!r})"
     reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
     return FAILED if isinstance(error, Exception) else INTERRUPTED, reason
+
+
+def _traceback(error: BaseException) -> str:
+    """From the task on."""
+    trace = error.__traceback__
+    return "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))
 
 
 def _cluster_job() -> str | None:

@@ -121,6 +121,13 @@ def read_record(folder: Path) -> list[Outcome]:
     raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)]) from None
 
 
+def find_outcome(folder: Path, job: int) -> Outcome | None:
+    """That of one job, if there is one."""
+    file = folder / RECORD_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return next((_parsed(line) for line in lines if _job_of(line) == job), None)
+
+
 def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Put outcomes into the record of a sweep, in the place of older ones of the same jobs. Any process may do it."""
     _rewrite(folder, lambda lines: {outcome.job: _line(outcome) for outcome in outcomes})

@@ -19,6 +19,9 @@ from ._points import key_of, swept
 
 RESUME_SWEEP = "resume_sweep"
 SWEEP_DIR, RESUME = "hydra.sweep.dir", "hydra.sweeper.resume"
+SWEEPER = "hydra/sweeper"
+OURS = (f"{SWEEPER}=xlstm", f"{SWEEPER}=basic")
+"""Sweepers whose points are those of ours."""
 _OWN = (SWEEP_DIR, "hydra.sweep.subdir", RESUME)
 """What a sweep has from its folder, and cannot be typed anew."""
 _FREE = ("data.path",)
@@ -54,6 +57,9 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     typed = [text for text in arguments if text not in named and text not in ("-m", "--multirun")]
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
     before = _without(_arguments(folder, place), typed)
+    if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
+        text = f"it is a sweep of {other}, whose command goes on by itself with the same hydra.sweep.dir"
+        raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Type that again.")])
     return [*before, as_override(SWEEP_DIR, str(folder)), f"{RESUME}=true", *typed]
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from xlstm_hydra.hydra import (
     is_run,
     split,
 )
+from xlstm_hydra.metadata import is_restarted
 
 from ._driver import begin, finish
 from ._invalid import refuse, told
-from ._outcome import INVALID, WAITING, Outcome, read_record, update_record
+from ._outcome import INVALID, RECORD_FILE, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
+from ._resume import RESUME
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ def run_sweep(
     """
     if problems := list(settings.rules()):
         raise ConfigError(problems)
+    settings = _resumed_if_restarted(config, settings)
     texts = [f"{key}={value}" for key, value in (settings.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
     points = split(overrides, settings.num_samples, settings.seed)
@@ -73,6 +77,15 @@ def run_sweep(
     if status:
         sys.exit(status)
     return returns
+
+
+def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> SweeperConfig:
+    """Where SLURM has started this process again, with the same command line, its sweep goes on, and so do its jobs."""
+    if settings.resume or not is_restarted() or not (Path(config.hydra.sweep.dir) / RECORD_FILE).exists():
+        return settings
+    log.info("started again by SLURM: the sweep goes on with what is missing or failed")
+    config.hydra.overrides.hydra.append(f"{RESUME}=true")
+    return replace(settings, resume=True)
 
 
 def _once(points: list[Point]) -> list[Point]:
@@ -136,7 +149,7 @@ class _Sweep:
         error: BaseException | None = None
         try:
             save_config(self.config, self.folder, again=self.settings.resume)
-            reasons = {job: "; ".join(map(str, problems)) for job, problems in invalid.items()}
+            reasons = {job: "; ".join(map(str, invalid[job])) for job in todo if job in invalid}
             skipped = [Outcome(job=job, overrides=points[job], status=INVALID, reason=reasons[job]) for job in reasons]
             update_record(self.folder, skipped)
             for returned in self.launch({job: points[job] for job in todo if job not in invalid}):

@@ -1,0 +1,280 @@
+"""Launchers and sweepers: what installs those that are missing, what they are asked for, and whose options they are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import hydra
+import pytest
+from command import run_command
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+import xlstm_hydra.train
+from xlstm_hydra.cluster import _states
+from xlstm_hydra.cluster._slurm import parameters
+from xlstm_hydra.configs import SlurmLauncherConfig
+from xlstm_hydra.hydra import VERSION_BASE, _engines
+
+MODEL = "embedding_dim=32 num_blocks=1 num_heads=2 context_length=16 chunk_size=8".split()
+TINY = [
+    *(f"model.{setting}" for setting in MODEL),
+    *("data=synthetic", "data.motif_length=4", "trainer.eval_batches=1", "trainer.max_steps=4"),
+    "logger.tensorboard=false",
+]
+
+INSTALLED_BY = {
+    "hydra/launcher=slurm": "pip install 'xlstm-hydra[slurm]'",
+    "hydra/launcher=slurm_multinode": "pip install 'xlstm-hydra[slurm]'",
+    "hydra/launcher=local": "pip install 'xlstm-hydra[slurm]'",
+    "hydra/launcher=submitit_slurm": "pip install 'xlstm-hydra[slurm]'",
+    "hydra/launcher='joblib'": "pip install 'xlstm-hydra[joblib]'",
+    "hydra/launcher=ray": "pip install 'xlstm-hydra[ray]'",
+    "hydra/sweeper=optuna": "pip install 'xlstm-hydra[optuna]'",
+    "hydra/sweeper=nevergrad": "pip install 'hydra-nevergrad-sweeper'",
+    "+hydra/sweeper=ax": "pip install 'hydra-ax-sweeper'",
+}
+
+
+@pytest.fixture
+def nothing_extra(monkeypatch):
+    """As in an environment with the base install only."""
+    monkeypatch.setattr(_engines, "_is_here", lambda module: module == "hydra")
+
+
+@pytest.mark.parametrize(("choice", "line"), INSTALLED_BY.items(), ids=INSTALLED_BY)
+def test_an_engine_that_is_missing_names_what_installs_it_before_anything_is_composed(
+    choice, line, nothing_extra, monkeypatch
+):
+    monkeypatch.setattr(hydra, "main", None)
+    done = run_command("-m", choice, "optimizer.lr=-1,1")
+    assert done.status == 2 and done.err.count("\n") == 1
+    assert choice.lstrip("+").partition("=")[0] in done.err and "is not installed" in done.err and line in done.err
+
+
+def test_an_engine_that_a_file_chooses_and_that_is_missing_names_what_installs_it(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [override /hydra/launcher: rq]\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    done = run_command(f"--config-dir={tmp_path}", "-m", "experiment=mine", "trainer.seed=1,2")
+    assert done.status == 2 and "pip install 'hydra-rq-launcher'" in done.err, done.err
+
+
+MISSPELT = {"hydra/launcher=slrum": "slurm", "hydra/launcher=raay": "ray", "hydra/sweeper=optina": "optuna"}
+
+
+@pytest.mark.parametrize(("choice", "meant"), MISSPELT.items(), ids=MISSPELT)
+def test_a_misspelt_engine_is_refused_with_what_was_meant(choice, meant):
+    done = run_command("-m", choice)
+    assert done.status == 2 and f"no such option. Did you mean '{meant}'?" in done.err
+
+
+IDLE = ["hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra/sweeper=basic"]
+
+
+@pytest.mark.parametrize("text", IDLE)
+def test_what_runs_a_sweep_is_refused_where_there_is_none(text):
+    done = run_command(text)
+    assert (done.status, done.err) == (2, f"xlstm-hydra: {text}: says how a sweep is run, and this is none. Add -m.\n")
+
+
+def test_a_file_that_chooses_a_launcher_serves_single_runs_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [override /hydra/launcher: basic]\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    assert run_command("--config-dir=.", "experiment=mine").status == 0
+
+
+def test_the_option_optuna_is_ours_in_our_command_and_the_plugins_in_other_apps():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    done = run_command("--cfg", "hydra", "-p", "hydra.sweeper", "hydra/sweeper=optuna")
+    ours = OmegaConf.create(done.out)
+    assert ours._target_.startswith("hydra_plugins.xlstm_hydra_plugin.") and ours.max_failure_rate == 1
+    with hydra.initialize(config_path=None, **VERSION_BASE):
+        theirs = hydra.compose(None, overrides=["hydra/sweeper=optuna"], return_hydra_config=True).hydra.sweeper
+    assert theirs._target_.startswith("hydra_plugins.hydra_optuna_sweeper.")
+    assert "_target_" in ConfigStore.instance().load("hydra/sweeper/optuna.yaml").node
+
+
+NOTHING_TO_MINIMISE = {
+    "no validation": (["trainer.eval_batches=0"], "trainer.eval_batches=0: no validation loss is measured"),
+    "no result": (["task=generate", "task.checkpoint=x"], "task='generate': has no result"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "words"), NOTHING_TO_MINIMISE.values(), ids=NOTHING_TO_MINIMISE)
+def test_a_study_without_something_to_minimise_is_refused_before_it_begins(overrides, words, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0,1)", *overrides)
+    assert done.status == 2 and words in done.err
+    assert not list(tmp_path.rglob("study.db"))
+
+
+def test_a_study_goes_on_in_its_folder_and_failed_trials_do_not_end_it(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    if not hydra.__version__.startswith("1.3"):
+        pytest.skip("Optuna is installed here for Hydra 1.3")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def train(run, folder, overrides):
+        seen.append((folder.name, run.optimizer.weight_decay, run.data.path))
+        if len(seen) == 2:
+            raise FloatingPointError("loss is nan")
+        return run.optimizer.lr
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", train)
+    (tmp_path / "a b").write_text("text" * 1000)
+    study = ["-m", "hydra/sweeper=optuna", "hydra.sweep.dir=study", "hydra.sweeper.n_trials=3"]
+    point = ["optimizer.lr=interval(0.1,1)", "optimizer.weight_decay=0.125", "data=text", "data.path='a b'"]
+    for _ in range(2):
+        assert run_command(*study, *point).status == 0
+    assert seen == [(str(number), 0.125, "a b") for number in range(6)]
+    trials = optuna.load_study(study_name="xlstm-hydra", storage=f"sqlite:///{tmp_path}/study/study.db").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 4]
+
+
+ASKED = {
+    "a GPU": ({"gpus_per_node": 1}, {"gpus_per_node": 1}, []),
+    "cores": ({"cpus_per_task": 4}, {"cpus_per_task": 4}, ["--cpus-per-task=4"]),
+    "memory": ({"mem_gb": 1.5}, {"mem": "1536M"}, []),
+    "nodes": ({"nodes": 2, "tasks_per_node": 4, "gpus_per_task": 1}, {"nodes": 2, "ntasks_per_node": 4}, []),
+    "srun": ({"srun_args": ["--mpi=none"]}, {}, ["--mpi=none"]),
+}
+
+
+@pytest.mark.parametrize(("settings", "expected", "srun"), ASKED.values(), ids=ASKED)
+def test_what_a_job_is_given_is_asked_of_slurm(settings, expected, srun):
+    found = parameters(SlurmLauncherConfig(name="x", submitit_folder="y", **settings))
+    assert found.items() >= expected.items()
+    assert found["srun_args"] == ["--kill-on-bad-exit=1", *srun]
+
+
+def test_a_job_that_may_not_go_back_into_the_queue_says_so():
+    additional = [
+        parameters(SlurmLauncherConfig(name="x", submitit_folder="y", max_num_timeout=times))["additional_parameters"]
+        for times in (0, 3)
+    ]
+    assert additional == [{"signal": "TERM@120", "no-requeue": True}, {"signal": "TERM@120", "requeue": True}]
+
+
+BAD = {
+    "timeout_min=0": "must be 1 or more",
+    "signal_delay_s=3600": "a job is told to leave when it has begun",
+    "gpus_per_task=1": "say the same in two ways",
+    "mem_gb=-1": "must be greater than 0",
+    "timeout=5": "no such key. Did you mean hydra.launcher.timeout_min?",
+}
+
+
+@pytest.mark.parametrize(("setting", "words"), BAD.items(), ids=BAD)
+def test_a_job_that_makes_no_sense_is_refused_and_nothing_is_submitted(setting, words, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "hydra/launcher=slurm", f"hydra.launcher.{setting}", "trainer.seed=1,2")
+    assert done.status == 2 and words in done.err and f"hydra.launcher.{setting.partition('=')[0]}" in done.err
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_machine_without_slurm_is_told_and_nothing_is_submitted(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    done = run_command("-m", "hydra/launcher=slurm", "trainer.seed=1,2")
+    assert done.status == 2 and "there is no SLURM here (no sbatch and srun)" in done.err
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Commands of SLURM that print what they are told to."""
+
+    def says(**texts):
+        for name, (status, text) in texts.items():
+            file = tmp_path / name
+            file.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\nexit {status}\n")
+            file.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    says(squeue=(1, ""), scontrol=(1, ""), sacct=(1, ""))
+    return says
+
+
+ENDS = {
+    "killed": ("FAILED|137:0|NonZeroExitCode", "FAILED (it was killed by SIGKILL)"),
+    "left": ("FAILED|3:0|NonZeroExitCode", "FAILED (it left with exit status 3)"),
+    "by a signal": ("FAILED|0:11|None", "FAILED (it was killed by SIGSEGV)"),
+    "cancelled": ("CANCELLED by 1000|0:0|None", "CANCELLED (it was cancelled)"),
+    "memory": ("OUT_OF_MEMORY|0:125|OutOfMemory", "OUT_OF_MEMORY (it used more memory than it had asked for"),
+    "time": ("TIMEOUT|0:0|TimeLimit", "TIMEOUT (it had reached its time limit (hydra.launcher.timeout_min))"),
+    "node": ("NODE_FAIL|1:0|NodeDown", "NODE_FAIL (a node of it failed, reason NodeDown)"),
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), ENDS.values(), ids=ENDS)
+def test_the_end_of_a_job_is_told_in_words(line, expected, slurm):
+    slurm(sacct=(0, line))
+    assert str(_states.end_of("7_1")).startswith(expected)
+    state, code, reason = line.split("|")
+    slurm(sacct=(1, ""), scontrol=(0, f"JobId=8 JobState={state.split()[0]} Reason={reason} ExitCode={code} Nodes=a"))
+    assert str(_states.end_of("7_1")).startswith(expected)
+
+
+def test_an_end_of_which_nobody_knows_is_unknown(slurm):
+    assert _states.end_of("7").state == "UNKNOWN"
+
+
+def test_the_queue_tells_states_and_a_controller_that_does_not_answer_ends_no_job(slurm):
+    slurm(squeue=(0, "7_0|RUNNING|None\n7_1|PENDING|Resources"))
+    assert _states.states(["7_0", "7_1"]) == {"7_0": ("RUNNING", "None"), "7_1": ("PENDING", "Resources")}
+    slurm(squeue=(1, ""))
+    assert _states.states(["7_0"]) is None
+
+
+@pytest.mark.slow
+def test_jobs_on_this_machine_have_their_own_ends_and_do_not_end_each_other(tmp_path):
+    pytest.importorskip("submitit")
+    settings = ["hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra.sweep.dir=sweep"]
+    settings += ["hydra.launcher.setup=['export SEEN=$CUDA_VISIBLE_DEVICES']"]
+    point = ["trainer.max_steps=4,100000", "logger.log_every_n_steps=1"]
+    command = [sys.executable, "-m", "xlstm_hydra", "-m", *TINY, *settings, *point]
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as sweep:
+        metrics = tmp_path / "sweep" / "1" / "metrics.csv"
+        while not metrics.exists() or metrics.read_text().count("\n") < 3:
+            assert sweep.poll() is None
+            time.sleep(0.2)
+        for process in _children(sweep.pid):
+            if (Path("/proc") / str(process) / "cmdline").read_bytes().count(b"submitit.core._submit"):
+                environ = (Path("/proc") / str(process) / "environ").read_bytes()
+                if b"CUDA_VISIBLE_DEVICES=1" in environ:
+                    os.kill(process, signal.SIGKILL)
+        said = sweep.communicate(timeout=120)[1]
+    assert sweep.returncode == 1, said
+    outcomes = [json.loads(line) for line in (tmp_path / "sweep" / "sweep.jsonl").read_text().splitlines()]
+    assert [outcome["status"] for outcome in outcomes] == ["completed", "lost"]
+    assert "ended without a word" in outcomes[1]["reason"]
+
+
+def _children(process):
+    """All processes that come from one."""
+    found = [int(text) for text in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [*found, *(child for own in found for child in _children(own))]
+
+
+@pytest.mark.slow
+def test_joblib_runs_jobs_whose_devices_differ_in_the_same_process(tmp_path):
+    pytest.importorskip("joblib")
+    settings = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=sweep"]
+    command = [sys.executable, "-m", "xlstm_hydra", "-m", *TINY, *settings, "trainer.simulated_devices=2,4"]
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    logs = [(tmp_path / "sweep" / str(number) / "xlstm-hydra.log").read_text() for number in range(2)]
+    assert "mesh: 2 devices" in logs[0] and "mesh: 4 devices" in logs[1]

@@ -1,0 +1,245 @@
+"""What a sweep records of its jobs, what it tells at its end, and with which status it ends."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from command import run_command
+
+import xlstm_hydra.inference
+import xlstm_hydra.train
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.metadata import hold_folder
+from xlstm_hydra.sweep import Outcome, _report, amend_record, begin, finish, job_recorded, read_record, update_record
+
+UNPLANNED = "trainer.ignore_plan=true"
+"""Nothing is trained here, so nothing need fit."""
+
+COLUMNS = ("step", "loss", "validation_loss", "tokens_per_second")
+ROWS = [
+    (1, 5.5, None, None),
+    (10, 3.0, None, 100.0),
+    (10, None, 3.5, None),
+    (20, 2.0, None, 300.0),
+    (20, None, 3.7, None),
+]
+
+
+def write_metrics(folder, rows=ROWS):
+    """What a training run leaves in its folder."""
+    with (Path(folder) / "metrics.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+
+
+def save(folder, step):
+    """A checkpoint, as far as it is looked for."""
+    (Path(folder) / "checkpoints" / str(step)).mkdir(parents=True)
+
+
+@pytest.fixture(autouse=True)
+def endings(tmp_path, monkeypatch):
+    """How the training of a seed ends: with a loss, or an error. Nothing is trained."""
+    found = {}
+
+    def train(run, folder, overrides):
+        write_metrics(folder)
+        save(folder, 20)
+        ending = found.get(run.trainer.seed, 3.7)
+        if isinstance(ending, BaseException):
+            raise ending
+        return ending(folder) if callable(ending) else ending
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", train)
+    monkeypatch.setattr(_report, "_picture", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def sweep(*arguments, seeds="0,1,2"):
+    return run_command("-m", f"trainer.seed={seeds}", "hydra.sweep.dir=sweep", UNPLANNED, *arguments)
+
+
+def record():
+    return read_record(Path("sweep"))
+
+
+def test_each_job_has_its_metrics_and_its_checkpoint_in_one_line_of_the_record():
+    done = sweep()
+    assert done.status == 0
+    lines = [json.loads(line) for line in Path("sweep/sweep.jsonl").read_text().splitlines()]
+    assert [(line["job"], line["overrides"][0], line["folder"]) for line in lines] == [
+        (job, f"trainer.seed={job}", str(job)) for job in range(3)
+    ]
+    for line in lines:
+        assert (line["status"], line["task"], line["reason"]) == ("completed", "train", None)
+        assert (line["metric"], line["best"], line["best_step"], line["steps"]) == ("validation_loss", 3.5, 10, 20)
+        assert (line["tokens_per_second"], line["result"], line["metrics"]["loss"]) == (200.0, 3.7, 2.0)
+        assert line["checkpoint"] == f"{line['job']}/checkpoints/20"
+        assert line["started"] <= line["ended"]
+    assert json.loads(Path("sweep/1/outcome.json").read_text()) == lines[1]
+
+
+def test_all_jobs_wait_in_the_record_from_the_start_on(endings):
+    seen = []
+    endings[1] = lambda folder: seen.extend(outcome.status for outcome in record())
+    sweep()
+    assert seen == ["completed", "running", "waiting"]
+
+
+def test_the_table_has_the_best_first_and_only_what_differs(endings):
+    endings[2] = lambda folder: write_metrics(folder, [(20, 1.0, 1.5, None)])
+    done = sweep("parallel=dp")
+    rows = [line.split() for line in done.out.splitlines() if line.strip()[:1].isdigit()]
+    assert done.out.splitlines()[1] == "3 jobs: 3 completed"
+    assert [row[0] for row in rows[1:]] == ["2", "0", "1"] and "parallel" not in done.out
+    assert rows[1] == ["2", "trainer.seed=2", "completed", "1.5000", "20", "20", "0:00", "2/checkpoints/20"]
+
+
+def test_a_failed_job_shows_its_traceback_and_last_metrics_and_hides_no_other(endings):
+    endings[1] = FloatingPointError("loss of step 21 is nan")
+    done = sweep()
+    assert done.status == 1
+    assert [outcome.status for outcome in record()] == ["completed", "failed", "completed"]
+    assert "job 1 (trainer.seed=1): failed: FloatingPointError: loss of step 21 is nan" in done.err
+    assert "last metrics: step 20, loss 2, tokens_per_second 300, validation_loss 3.7" in done.err
+    assert "Traceback (most recent call last)" in done.err and "in train" in done.err
+    assert "FloatingPointError" in Path("sweep/1/error.txt").read_text()
+    assert "xlstm-hydra resume_sweep=sweep runs what is missing or failed" in done.err
+
+
+def test_equal_errors_are_told_once(endings):
+    endings.update({seed: ValueError("the same") for seed in (0, 2)})
+    done = sweep()
+    assert done.err.count("Traceback") == 1 and "2 jobs (0, 2): failed: ValueError: the same" in done.err
+
+
+REFUSED = ConfigError([Problem({"trainer.seed": 1}, "not on this machine")])
+ENDINGS = {
+    "refused": (REFUSED, 2, "refused"),
+    "failed": (OSError("disk full"), 1, "failed"),
+    "left": (SystemExit(3), 1, "failed"),
+}
+
+
+@pytest.mark.parametrize(("error", "status", "word"), ENDINGS.values(), ids=ENDINGS)
+def test_the_others_run_where_one_job_does_not_get_through(endings, error, status, word):
+    endings[1] = error
+    if word != "left":
+        assert sweep().status == status
+        assert record()[1].status == word and record()[0].status == "completed"
+
+
+STOPS = {
+    "interrupted": (KeyboardInterrupt("resume=sweep/1 goes on"), 130, "interrupted"),
+    "preempted": (SystemExit(75), 75, "preempted"),
+}
+
+
+@pytest.mark.parametrize(("error", "status", "word"), STOPS.values(), ids=STOPS)
+def test_what_stops_the_sweep_is_recorded_and_the_way_on_is_told(endings, error, status, word):
+    endings[1] = error
+    done = sweep()
+    assert done.status == status
+    assert [outcome.status for outcome in record()] == ["completed", word, "waiting"]
+    assert "3 jobs: 1 waiting, 1 completed" in done.out
+    assert "the sweep was interrupted" in done.err and "xlstm-hydra resume_sweep=sweep" in done.err
+
+
+def test_a_second_sweep_into_the_folder_is_refused_and_loses_nothing(endings):
+    sweep()
+    before = {file: file.read_bytes() for file in Path("sweep").rglob("*") if file.is_file()}
+    done = sweep(seeds="7,8")
+    assert done.status == 2
+    assert "a sweep is recorded there already, with 3 jobs, 3 of them completed" in done.err
+    assert "resume_sweep=sweep goes on" in done.err
+    after = {file: file.read_bytes() for file in before if file.name != "multirun.yaml"}
+    assert after.items() <= before.items()
+
+
+def test_a_sweep_in_a_folder_where_another_process_sweeps_is_refused(tmp_path):
+    begin(tmp_path / "sweep", [["trainer.seed=1"]])
+    try:
+        with pytest.raises(ConfigError, match="another process is sweeping in this folder"):
+            begin(tmp_path / "sweep", [["trainer.seed=1"]], resume=True)
+    finally:
+        finish(tmp_path / "sweep")
+
+
+def test_evaluations_have_outcomes_too(monkeypatch):
+    monkeypatch.setattr(xlstm_hydra.inference, "evaluate", lambda run, folder, overrides: 2.5)
+    done = run_command("-m", "task=evaluate", "task.checkpoint=run", "trainer.seed=1,2", "hydra.sweep.dir=sweep")
+    assert done.status == 0, done.err
+    assert {(one.task, one.metric, one.best, one.result) for one in record()} == {("evaluate", "loss", 2.5, 2.5)}
+
+
+def test_hydras_own_sweeper_leaves_a_record_too():
+    done = sweep("hydra/sweeper=basic")
+    assert done.status == 0, done.err
+    assert [outcome.status for outcome in record()] == ["completed"] * 3
+
+
+# ---- what jobs leave behind that the sweep did not see
+
+
+def running(folder, job, error=None):
+    """A job that is in the middle, or ends with an error."""
+    (folder / str(job)).mkdir(parents=True)
+    return job_recorded(folder, folder / str(job), job, [f"trainer.seed={job}"], "train")
+
+
+def test_a_job_that_died_is_lost_and_one_that_holds_its_folder_is_not(tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    begin(folder, [["trainer.seed=0"], ["trainer.seed=1"]])
+    jobs = [running(folder, job) for job in (0, 1)]
+    for job in jobs:
+        job.__enter__()
+    amend_record(folder, {0: {"reason": "OUT_OF_MEMORY"}})
+    write_metrics(folder / "0")
+    with hold_folder(folder / "1"):
+        assert finish(folder, KeyboardInterrupt()) == 130
+    lost, alive = read_record(folder)
+    assert (lost.status, lost.reason, lost.best, alive.status) == ("lost", "OUT_OF_MEMORY", 3.5, "running")
+    told = capsys.readouterr()
+    assert "still running or queued: job 1" in told.out and "lost: OUT_OF_MEMORY" in told.err
+
+
+def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, monkeypatch):
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\nprintf '17_0\\n17_1\\n99\\n'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    folder = tmp_path / "sweep"
+    points = [[f"trainer.seed={job}"] for job in range(3)]
+    begin(folder, points)
+    update_record(folder, [Outcome(job=job, overrides=points[job], cluster_job=f"17_{job}") for job in range(3)])
+    assert finish(folder, KeyboardInterrupt()) == 130
+    assert (
+        "still running or queued: jobs 0, 1\nto stop what is on the cluster: scancel 17_0 17_1"
+        in capsys.readouterr().out
+    )
+    assert begin(folder, points, resume=True) == [2]
+    finish(folder)
+
+
+def test_what_a_race_has_lost_is_mended_from_the_folders_of_the_jobs(tmp_path):
+    folder = tmp_path / "sweep"
+    points = [[f"trainer.seed={job}"] for job in range(2)]
+    begin(folder, points)
+    for job in range(2):
+        with running(folder, job) as own:
+            own.result = 1.5
+    update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
+    assert finish(folder) == 0
+    assert [(one.status, one.result, one.overrides) for one in read_record(folder)] == [
+        ("completed", 1.5, point) for point in points
+    ]
+
+
+def test_a_job_goes_on_where_its_outcome_cannot_be_written(tmp_path):
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    (tmp_path / "sweep" / "sweep.jsonl").mkdir()
+    with job_recorded(tmp_path / "sweep", tmp_path / "sweep" / "0", 0, []) as own:
+        own.result = 1.0
+    assert json.loads((tmp_path / "sweep" / "0" / "outcome.json").read_text())["status"] == "completed"

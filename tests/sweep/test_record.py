@@ -1,0 +1,126 @@
+"""The record of a sweep is whole at every moment, whoever writes it and whenever they die."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.sweep import Outcome, amend_record, read_record, update_record
+from xlstm_hydra.sweep import _outcome as outcomes
+
+WRITER = """
+import sys
+from pathlib import Path
+from xlstm_hydra.sweep import Outcome, update_record
+folder, first, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+while True:
+    for job in range(first, first + count):
+        update_record(folder, [Outcome(job=job, status="completed", reason="x" * 500)])
+    if "--for-ever" not in sys.argv:
+        break
+"""
+
+
+def writer(folder, *arguments):
+    """A process that puts jobs into the record."""
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(folder), *map(str, arguments)])
+
+
+FIELDS = st.builds(
+    Outcome,
+    job=st.integers(0, 20),
+    overrides=st.lists(st.text(max_size=10), max_size=3),
+    status=st.sampled_from(outcomes.STATUSES),
+    reason=st.none() | st.text(),
+    best=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+@given(st.lists(st.lists(FIELDS, max_size=4), max_size=4))
+@settings(max_examples=15, deadline=None)
+def test_the_record_has_the_last_outcome_of_each_job_by_number(tmp_path_factory, batches):
+    folder = tmp_path_factory.mktemp("sweep")
+    update_record(folder, [])
+    for batch in batches:
+        update_record(folder, batch)
+    last = {outcome.job: outcome for batch in batches for outcome in batch}
+    assert read_record(folder) == [last[job] for job in sorted(last)]
+
+
+def test_an_amended_field_leaves_the_others_as_they_are(tmp_path):
+    update_record(tmp_path, [Outcome(job=3, overrides=["a=1"], status="running")])
+    amend_record(tmp_path, {3: {"cluster_job": "17_3"}, 4: {"status": "lost"}})
+    running, lost = read_record(tmp_path)
+    assert (running.status, running.overrides, running.cluster_job) == ("running", ["a=1"], "17_3")
+    assert (lost.job, lost.status) == (4, "lost")
+
+
+def test_no_update_of_processes_that_write_at_once_is_lost(tmp_path):
+    update_record(tmp_path, [Outcome(job=job) for job in range(40)])
+    processes = [writer(tmp_path, first, 10) for first in range(0, 40, 10)]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert [outcome.status for outcome in read_record(tmp_path)] == ["completed"] * 40
+
+
+def test_writers_that_are_killed_leave_a_whole_record_that_others_go_on_with(tmp_path):
+    update_record(tmp_path, [Outcome(job=job) for job in range(300)])
+    process = writer(tmp_path, 0, 250, "--for-ever")
+    while read_record(tmp_path)[0].status == "waiting":
+        time.sleep(0.01)
+    for _ in range(3):
+        time.sleep(random.uniform(0.0, 0.1))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert [outcome.job for outcome in read_record(tmp_path)] == list(range(300))
+        process = writer(tmp_path, 0, 250, "--for-ever")
+    process.kill()
+    process.wait()
+    update_record(tmp_path, [Outcome(job=299, status="lost")])
+    assert read_record(tmp_path)[299].status == "lost"
+    outcomes.remove_leftovers(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".sweep.lock", "sweep.jsonl"]
+
+
+def no_locks(*_):
+    raise OSError("no locks available")
+
+
+def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcomes.fcntl, "flock", no_locks)
+    update_record(tmp_path, [Outcome(job=0, status="running")])
+    assert read_record(tmp_path)[0].status == "running"
+
+
+def test_a_lock_that_is_never_let_go_is_waited_for_and_passed(tmp_path, monkeypatch):
+    monkeypatch.setattr(outcomes, "PATIENCE_SECONDS", 0.05)
+    with outcomes._locked(tmp_path):
+        update_record(tmp_path, [Outcome(job=0)])
+    assert read_record(tmp_path)
+
+
+def test_an_update_takes_milliseconds_in_a_record_of_a_thousand_jobs(tmp_path):
+    job = Outcome(job=0, overrides=[f"a.b.c{number}=1e-3" for number in range(9)], metrics=dict.fromkeys("abcdef", 1.0))
+    update_record(tmp_path, [replace(job, job=number) for number in range(1000)])
+    start = time.process_time()
+    for number in range(20):
+        update_record(tmp_path, [replace(job, job=number, status="running")])
+    assert (time.process_time() - start) / 20 < 0.02
+
+
+BAD = {"cut off": '{"job": 0, "over', "of a newer version": json.dumps({"job": 0, "colour": "red"})}
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+def test_a_record_that_cannot_be_read_is_told(tmp_path, text):
+    (tmp_path / "sweep.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match="its sweep.jsonl cannot be read"):
+        read_record(tmp_path)
