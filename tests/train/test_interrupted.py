@@ -74,9 +74,7 @@ class Killed:
         """All processes of the run."""
         output = str(self.folder / "output.txt")
         commands = self.commands(self.folder)
-        self.alive = [
-            self.forks(arguments=arguments, folder=str(self.folder), output=output) for arguments in commands
-        ]
+        self.alive = [self.forks(arguments=arguments, folder=str(self.folder), output=output) for arguments in commands]
 
     def kill(self):
         """By SIGKILL, all that still run."""
