@@ -126,7 +126,7 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
 
 def _going_on(run: RunConfig) -> RunConfig:
     """A job of a sweep that goes on does so too, from what it has saved."""
-    config = HydraConfig.get()
+    config: Any = HydraConfig.get()
     if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):
         return run
     from xlstm_hydra.metadata import saved_steps
