@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,26 @@ class OptunaSweeper(Sweeper):
         fixed = [text for text, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
         study: Any = self.theirs.sweeper
         study.launcher = _Numbered(study.launcher, fixed, _next_number(folder))
-        return self.theirs.sweep([text for text in arguments if text not in fixed])
+        return _told(folder, lambda: self.theirs.sweep([text for text in arguments if text not in fixed]))
+
+
+def _told(folder: Path, run: Callable[[], Any]) -> Any:
+    """Run a study, and tell what its trials came to. The command ends with the status of a sweep, but for failed trials,
+    which are part of a study in which others are completed."""
+    from xlstm_hydra.sweep import COMPLETED, RECORD_FILE, finish, read_record
+
+    returned, error = None, None
+    try:
+        returned = run()
+    except BaseException as stop:
+        if not (folder / RECORD_FILE).exists():
+            raise
+        error = stop
+    status = finish(folder, error, "the same command goes on with the study")
+    is_done = error is None and any(trial.status == COMPLETED for trial in read_record(folder))
+    if status and not (status in (1, 2) and is_done):
+        sys.exit(status)
+    return returned
 
 
 class _Numbered(Launcher):

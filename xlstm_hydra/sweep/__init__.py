@@ -2,11 +2,12 @@
 
 from ._driver import begin, finish
 from ._job import ERROR_FILE, JobRecord, Unrecorded, job_recorded
-from ._outcome import RECORD_FILE, RUNNING, Outcome, amend_record, read_record, update_record
+from ._outcome import COMPLETED, RECORD_FILE, RUNNING, Outcome, amend_record, read_record, update_record
 from ._resume import expand_resume_sweep
 from ._sweep import run_sweep
 
 __all__ = [
+    "COMPLETED",
     "ERROR_FILE",
     "RECORD_FILE",
     "RUNNING",

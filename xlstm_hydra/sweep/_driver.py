@@ -157,12 +157,13 @@ def _keep_command(folder: Path) -> None:
 # ---- the end
 
 
-def finish(folder: Path, error: BaseException | None = None) -> int:
+def finish(folder: Path, error: BaseException | None = None, way_on: str | None = None) -> int:
     """Mend the record of a sweep, tell its results, and draw them.
 
     Args:
         folder: that of the sweep.
         error: what ended the launching of jobs early.
+        way_on: what goes on with it, if that is not `resume_sweep=DIR`.
 
     Returns:
         The exit status: 0 all completed, 1 some failed, 2 only refused or all invalid, 3 plans of which none fits, 75
@@ -174,13 +175,15 @@ def finish(folder: Path, error: BaseException | None = None) -> int:
         record = mended(folder, read_record(folder))
         update_record(folder, record)
         still = [one for one in alive(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
-        fits = _tell(folder, record, still, error)
+        fits = _tell(folder, record, still, error, way_on or f"{resume_line(folder)} runs what is missing or failed")
         return _status(record, fits, error)
     finally:
         _leave(folder)
 
 
-def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
+def _tell(
+    folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None, way_on: str
+) -> bool:
     """Print what there is to say. Returns whether one of the plans fits, if there are any."""
     from ._report import tell_plans, tell_results  # rich and matplotlib wake up here
 
@@ -197,7 +200,7 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
     _tell_running(still)
     counts = Counter(one.status for one in record)
     if counts.keys() - {COMPLETED, INVALID}:
-        print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
+        print(way_on, file=sys.stderr)
     return fits
 
 
