@@ -50,8 +50,8 @@ class OptunaSweeper(Sweeper):
 
 
 def _told(folder: Path, run: Callable[[], Any]) -> Any:
-    """Run a study, and tell what its trials came to. The command ends with the status of a sweep, but for failed trials,
-    which are part of a study in which others are completed."""
+    """Run a study, and tell what its trials came to. The command ends with the status of a sweep, but failed
+    trials are part of a study in which others are completed."""
     from xlstm_hydra.sweep import COMPLETED, RECORD_FILE, finish, read_record
 
     returned, error = None, None
