@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from xlstm_hydra.configs import (
     LionConfig,
     SGDConfig,
 )
-from xlstm_hydra.optim import build_optimizer, decay_mask, learning_rate
+from xlstm_hydra.optim import build_optimizer, decay_mask, hyperparameters, learning_rate
 
 PARAMS = {
     "token_embedding": {"embedding": jnp.ones((4, 2))},
@@ -113,6 +114,32 @@ def test_the_gradient_is_clipped_by_norm_then_by_value():
     by_both = SGDConfig(lr=1.0, grad_clip_norm=1.0, grad_clip_value=0.25)
     got = [stepped(config, gradients)["blocks"]["dense"]["kernel"][0, 0] for config in (plain, by_norm, by_both)]
     np.testing.assert_allclose(got, [-3.0, -0.5, -0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (AdamWConfig, {"beta1": 0.5, "beta2": 0.6, "eps": 0.1}),
+        (LionConfig, {"beta1": 0.5, "beta2": 0.6}),
+        (SGDConfig, {"momentum": 0.5}),
+    ],
+    ids=["adamw", "lion", "sgd"],
+)
+def test_the_numbers_that_a_step_is_given_are_those_that_count(config, changes):
+    changes = changes | {"lr": 0.3, "weight_decay": 0.2, "grad_clip_norm": 0.5, "grad_clip_value": 0.1}
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+
+    @jax.jit
+    def second(numbers):
+        """The second step of the run without the changes."""
+        on = {"grad_clip_value": 1.0} | ({"momentum": 0.9} if config is SGDConfig else {})
+        chain = build_optimizer(tiny_run(optimizer=config(**on)), PARAMS, numbers)
+        return chain.update(ones, chain.update(ones, chain.init(PARAMS), PARAMS)[1], PARAMS)[0]
+
+    chain = build_optimizer(tiny_run(optimizer=config(**changes)), PARAMS)
+    expected = chain.update(ones, chain.update(ones, chain.init(PARAMS), PARAMS)[1], PARAMS)[0]
+    given = second(hyperparameters(config(**changes)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), given, expected)
 
 
 def test_momentum_and_nesterov_change_the_second_step():

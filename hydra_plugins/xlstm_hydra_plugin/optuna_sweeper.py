@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class OptunaSweeper(Sweeper):
         self.theirs = HydraOptunaSweeper(**settings)
         self.theirs.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> None:
         """Run the study."""
         _check_objective(self.study_config)
         folder = Path(self.study_config.hydra.sweep.dir)
@@ -46,26 +47,25 @@ class OptunaSweeper(Sweeper):
         fixed = [text for text, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
         study: Any = self.theirs.sweeper
         study.launcher = _Numbered(study.launcher, fixed, _next_number(folder))
-        return _told(folder, lambda: self.theirs.sweep([text for text in arguments if text not in fixed]))
+        with _told(folder):
+            self.theirs.sweep([text for text in arguments if text not in fixed])
 
 
-def _told(folder: Path, run: Callable[[], Any]) -> Any:
-    """Run a study, and tell what its trials came to. The command ends with the status of a sweep, but failed
-    trials are part of a study in which others are completed."""
-    from xlstm_hydra.sweep import COMPLETED, RECORD_FILE, finish, read_record
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Tell at the end how the trials went. The command ends with an error where none is completed."""
+    from xlstm_hydra.sweep import RECORD_FILE, finish, read_record
 
-    returned, error = None, None
+    error: BaseException | None = None
     try:
-        returned = run()
+        yield
     except BaseException as stop:
         if not (folder / RECORD_FILE).exists():
             raise
-        error = stop
-    status = finish(folder, error, "the same command goes on with the study")
-    is_done = error is None and any(trial.status == COMPLETED for trial in read_record(folder))
-    if status and not (status in (1, 2) and is_done):
+        error = None if "No trials are completed" in str(stop) else stop
+    status = finish(folder, error)
+    if error is not None or not any(outcome.status == "completed" for outcome in read_record(folder)):
         sys.exit(status)
-    return returned
 
 
 class _Numbered(Launcher):

@@ -126,6 +126,12 @@ RANGES = [
     (TrainerConfig, {"seed": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_every_n_steps": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_batches": -1}, "must be 0 or more"),
+    (TrainerConfig, {"compilation_cache_dir": " "}, "must name a folder. null keeps nothing."),
+    (
+        TrainerConfig,
+        {"compilation_cache_dir": "gs://b/c"},
+        "is no folder of this host. Leave compilation_cache_dir=auto",
+    ),
     (ParallelConfig, {"model_axis_size": 0}, "an axis size is positive, or -1 to be inferred"),
     (ParallelConfig, {"data_axis_name": "d p"}, "an axis name is a word of letters, digits and _"),
     (ParallelConfig, {"fsdp_min_weight_size": -1}, "must be 0 or more"),

@@ -15,6 +15,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import load_device
 from xlstm_hydra.plan import _too_large
 from xlstm_hydra.train import _here, _plan, build_program, train
+from xlstm_hydra.train._cache import Programs
 from xlstm_hydra.train._here import device_here
 from xlstm_hydra.train._plan import RunPlan, plan_program
 
@@ -139,7 +140,14 @@ def planned():
 def test_the_peak_of_memory_is_that_of_this_run_or_none(planned, earlier, peak, words, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(_plan, "peak_memory", lambda: peak)
     caplog.set_level("INFO", "xlstm_hydra")
-    RunPlan(planned, earlier).compare(tmp_path, SimpleNamespace(seconds_per_step=0.25))
+    programs = Programs(total=5, from_cache=4, seconds=2.5)
+    RunPlan(planned, earlier).compare(tmp_path, SimpleNamespace(seconds_per_step=0.25), programs)
     assert re.search(f"measured: 250.0 ms per step .*, {words}", caplog.text)
     measured = json.loads((tmp_path / "plan.json").read_text())["measured"]
-    assert measured == {"step_seconds": 0.25, "peak_bytes": peak if peak != earlier else None}
+    assert measured == {
+        "step_seconds": 0.25,
+        "peak_bytes": peak if peak != earlier else None,
+        "programs": 5,
+        "programs_from_cache": 4,
+        "compile_seconds": 2.5,
+    }

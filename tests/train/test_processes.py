@@ -4,13 +4,11 @@ import contextlib
 import csv
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import hydra
 import numpy as np
@@ -396,23 +394,3 @@ def test_a_port_that_is_taken_is_refused():
         config = DistributedConfig(name="explicit", coordinator_address=address, num_processes=2, process_id=0)
         with pytest.raises(ConfigError, match="process 0 cannot open the port"):
             join(config)
-
-
-def has_slurm():
-    """Whether there is a cluster with two idle nodes."""
-    if shutil.which("srun") is None:
-        return False
-    done = subprocess.run(["sinfo", "-h", "-N", "-t", "idle", "-o", "%N"], capture_output=True, text=True, timeout=20)
-    return done.returncode == 0 and len(set(done.stdout.split())) > 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_slurm(), reason="needs SLURM with two idle nodes")
-def test_srun_starts_one_run(alone, tmp_path):
-    command = [sys.executable, "-m", "xlstm_hydra", *TINY, *LAYOUTS["fsdp"][0], "trainer.simulated_devices=4"]
-    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    srun = ["srun", "-N2", "-n2", "--mem=2500"]
-    done = subprocess.run([*srun, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    [run] = (Path(tmp_path) / "outputs").glob("*/*")
-    np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from ._base import ConfigDict
 from ._problems import Problem, at_least, below, divisors, either, one_of
 
+CACHE_FOLDER = "compilation_cache"
+"""Name of the folder of compiled programs beside the run folder."""
+
 REMAT_POLICIES = ("nothing", "dots", "dots_with_no_batch_dims")
 """What a recomputed module may keep for the backward pass, by the names of `jax.checkpoint_policies`."""
 
@@ -52,6 +55,11 @@ class TrainerConfig(ConfigDict):
     simulated_devices: int | None = None
     """Run each process on this many simulated CPU devices, to try a layout. null: on the devices that there are."""
 
+    compilation_cache_dir: str | None = "auto"
+    """Folder that compiled programs are kept in, for later runs that need the same ones; all processes must see it, and
+    whoever may write in it can run code here. auto: `JAX_COMPILATION_CACHE_DIR` where the environment has it, else
+    `compilation_cache` beside the run folder, which the jobs of a sweep share. null: nothing is kept."""
+
     ignore_plan: bool = False
     """Train also where the plan says that the devices have too little memory."""
 
@@ -68,8 +76,19 @@ class TrainerConfig(ConfigDict):
         yield from one_of(self, "remat_policy", REMAT_POLICIES)
         yield from at_least(self, 0, "seed", "eval_every_n_steps", "eval_batches")
         yield from below(self, 2**32, "seed")
+        yield from self._cache_rules()
         parts = self.gradient_accumulate_steps
         if parts > 0 and self.batch_size > 0 and self.batch_size % parts:
             given = {"batch_size": self.batch_size, "gradient_accumulate_steps": parts}
             rule = "{gradient_accumulate_steps} must divide {batch_size}"
             yield Problem(given, rule, f"Set it to {either(divisors(self.batch_size))}.")
+
+    def _cache_rules(self) -> Iterator[Problem]:
+        folder = self.compilation_cache_dir
+        if folder is None or folder == "auto":
+            return
+        if not folder.strip():
+            yield Problem({"compilation_cache_dir": folder}, "must name a folder", "null keeps nothing.")
+        elif "://" in folder:
+            fix = "Leave {compilation_cache_dir}=auto, and set JAX_COMPILATION_CACHE_DIR, which JAX reads itself."
+            yield Problem({"compilation_cache_dir": folder}, "is no folder of this host", fix)

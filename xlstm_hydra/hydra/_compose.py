@@ -104,18 +104,20 @@ def _may_choose(override: Override, is_group: Callable[[str], bool]) -> bool:
 
 def _note_overrides(cfg: DictConfig, overrides: Sequence[Override]) -> None:
     """Write into Hydra's own part what it says of the overrides of a job and of its environment."""
-    hydra = cfg.hydra
     own = [override for override in overrides if override.is_hydra_override()]
     task = [override for override in overrides if not override.is_hydra_override()]
-    while hydra.overrides.task:
-        hydra.overrides.task.pop()
-    for override in own:
-        hydra.overrides.hydra.append(override.input_line)
+    noted, job = cfg.hydra.overrides, cfg.hydra.job
+    texts = noted.task
+    while texts:
+        texts.pop()
     for override in task:
-        hydra.overrides.task.append(override.input_line)
-    with open_dict(hydra):
-        for name in hydra.job.env_copy:
-            hydra.job.env_set[name] = os.environ[name]
-    hydra.runtime.cwd = os.getcwd()
+        texts.append(override.input_line)
+    for override in own:
+        noted.hydra.append(override.input_line)
+    if job.env_copy:
+        with open_dict(cfg.hydra):
+            for name in job.env_copy:
+                job.env_set[name] = os.environ[name]
+    cfg.hydra.runtime.cwd = os.getcwd()
     if _dirname is not None:
-        hydra.job.override_dirname = _dirname(overrides=task, **hydra.job.config.override_dirname)
+        job.override_dirname = _dirname(overrides=task, **job.config.override_dirname)

@@ -22,6 +22,8 @@ def _copy(node: Any, parent: Any) -> Any:
     state["_parent"], state["_flags_cache"] = parent, None
     state["_metadata"] = _copy_metadata(state["_metadata"])
     content = state.get("_content")
+    if content is None:  # of a single value, or of a container that is null
+        return new
     if isinstance(content, dict):
         state["_content"] = {key: _copy(child, new) for key, child in content.items()}
     elif isinstance(content, list | tuple):
@@ -35,10 +37,7 @@ def _copy_metadata(metadata: Any) -> Any:
     new = object.__new__(type(metadata))
     state = new.__dict__
     state.update(metadata.__dict__)
-    if state["flags"]:
-        state["flags"] = dict(state["flags"])
-    elif state["flags"] is not None:
-        state["flags"] = {}
-    cache = state["resolver_cache"]
+    flags, cache = state["flags"], state["resolver_cache"]
+    state["flags"] = None if flags is None else flags.copy()
     state["resolver_cache"] = copy.deepcopy(cache) if cache else defaultdict(dict)
     return new

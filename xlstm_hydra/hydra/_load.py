@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
+from omegaconf.base import Node
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from xlstm_hydra.configs import (
@@ -33,6 +34,8 @@ from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
 _BLOCKS = ("mLSTMBlock",)
+_LAYOUT = "${oc.select:parallel,null}"
+"""What the layout is in the model's node of our YAML files."""
 _NODE_KEYS = ("_target_", "model_class", "config_class", "parallel", "_checkpoint_")
 
 
@@ -67,7 +70,7 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
 
 def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str] = ("hydra",)) -> RunConfig:
     """The groups as far as they can be read, apart from the keys in `without`."""
-    plain = _to_plain(cfg, problems, without=without)
+    plain = _to_plain(cfg, problems, without=(*without, "model.parallel") if _shows_layout(cfg) else without)
     groups: dict[str, Any] = {}
     hints = typing.get_type_hints(RunConfig)
     names = [field.name for field in dataclasses.fields(RunConfig)]
@@ -81,6 +84,13 @@ def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str
             groups[name] = _collect(hints[name], plain[name], name, problems)
     groups["device"] = planned_device(groups.get("task"), groups.get("device"), problems)
     return unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
+
+
+def _shows_layout(cfg: DictConfig) -> bool:
+    """Whether the layout in the model's node is that of the group, so that it need not be read twice."""
+    model = cfg.get("model") if "parallel" in cfg and not OmegaConf.is_missing(cfg, "model") else None
+    child = model._get_node("parallel") if isinstance(model, DictConfig) and "parallel" in model.keys() else None
+    return isinstance(child, Node) and child._value() == _LAYOUT
 
 
 def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
@@ -115,6 +125,9 @@ def _to_plain(
         where = f"{path}.{key}" if path else key
         if where in without:
             continue
+        if (known := _simple_value(node, key)) is not _NOT_SIMPLE:
+            plain[key] = known
+            continue
         try:
             value = node[key]
             if isinstance(value, str) and value == "???":  # what an interpolation found; OmegaConf 2.4 tells it
@@ -127,6 +140,19 @@ def _to_plain(
         except OmegaConfBaseException as error:
             problems.append(Problem.about(where, str(error).partition("\n")[0]))
     return plain
+
+
+_NOT_SIMPLE: Any = object()
+
+
+def _simple_value(node: DictConfig, key: str) -> Any:
+    """A value that stands there as it is, for which OmegaConf would take ten times longer."""
+    content = node.__dict__["_content"]
+    child = content.get(key) if isinstance(content, dict) else None
+    value = child._value() if isinstance(child, ValueNode) else _NOT_SIMPLE
+    if value is None or type(value) in (bool, int, float):
+        return value
+    return value if type(value) is str and value.isidentifier() else _NOT_SIMPLE
 
 
 def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig | None:

@@ -183,7 +183,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     configs.TrainerConfig: {
         NUMERICS: "max_steps batch_size seed",
         LAYOUT: "gradient_accumulate_steps pipeline_microbatches pipeline_remat remat_policy simulated_devices",
-        BOOKKEEPING: "ignore_plan eval_every_n_steps eval_batches check_for_nan debug_nans",
+        BOOKKEEPING: "ignore_plan compilation_cache_dir eval_every_n_steps eval_batches check_for_nan debug_nans",
     },
     configs.CheckpointConfig: {
         NUMERICS: "init_from",

@@ -12,7 +12,7 @@ IDLE_GROUPS = ("task", "data", "scheduler", "checkpoint", "logger", "device")
 IDLE = {
     "trainer": (
         *("max_steps", "seed", "eval_every_n_steps", "eval_batches"),
-        *("simulated_devices", "ignore_plan", "check_for_nan", "debug_nans"),
+        *("simulated_devices", "compilation_cache_dir", "ignore_plan", "check_for_nan", "debug_nans"),
     ),
     "optimizer": ("eps", "weight_decay_include", "weight_decay_exclude"),
 }

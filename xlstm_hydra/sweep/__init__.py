@@ -2,12 +2,12 @@
 
 from ._driver import begin, finish
 from ._job import ERROR_FILE, JobRecord, Unrecorded, job_recorded
-from ._outcome import COMPLETED, RECORD_FILE, RUNNING, Outcome, amend_record, read_record, update_record
+from ._outcome import RECORD_FILE, RUNNING, Outcome, amend_record, read_record, update_record
+from ._plan_points import is_planned, plan_points
 from ._resume import expand_resume_sweep
 from ._sweep import run_sweep
 
 __all__ = [
-    "COMPLETED",
     "ERROR_FILE",
     "RECORD_FILE",
     "RUNNING",
@@ -18,7 +18,9 @@ __all__ = [
     "begin",
     "expand_resume_sweep",
     "finish",
+    "is_planned",
     "job_recorded",
+    "plan_points",
     "read_record",
     "run_sweep",
     "update_record",

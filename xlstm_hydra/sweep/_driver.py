@@ -9,15 +9,15 @@ import shlex
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from xlstm_hydra.configs import ConfigError, Problem
 
-from ._alive import alive, mended
-from ._job import START_AGAIN
+from ._alive import alive, job_folder, mended
+from ._job import ERROR_FILE, START_AGAIN
 from ._outcome import (
     COMPLETED,
     FAILED,
@@ -29,7 +29,9 @@ from ._outcome import (
     RUNNING,
     WAITING,
     Outcome,
+    amend_record,
     log,
+    now,
     read_record,
     remove_leftovers,
     replace_file,
@@ -157,13 +159,32 @@ def _keep_command(folder: Path) -> None:
 # ---- the end
 
 
-def finish(folder: Path, error: BaseException | None = None, way_on: str | None = None) -> int:
+def note_unrecorded(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
+    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
+
+    Args:
+        folder: that of the sweep.
+        errors: by the number of the job; None: it did not fail.
+    """
+    waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
+    changes: dict[int, dict[str, Any]] = {}
+    for job, error in errors.items():
+        if error is not None and job in waiting:
+            own = job_folder(folder, waiting[job])
+            own.mkdir(parents=True, exist_ok=True)
+            replace_file(own / ERROR_FILE, "".join(traceback.format_exception(error)))
+            reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
+            changes[job] = {"status": FAILED, "reason": reason, "started": now(), "ended": now()}
+    if changes:
+        amend_record(folder, changes)
+
+
+def finish(folder: Path, error: BaseException | None = None) -> int:
     """Mend the record of a sweep, tell its results, and draw them.
 
     Args:
         folder: that of the sweep.
         error: what ended the launching of jobs early.
-        way_on: what goes on with it, if that is not `resume_sweep=DIR`.
 
     Returns:
         The exit status: 0 all completed, 1 some failed, 2 only refused or all invalid, 3 plans of which none fits, 75
@@ -175,15 +196,13 @@ def finish(folder: Path, error: BaseException | None = None, way_on: str | None 
         record = mended(folder, read_record(folder))
         update_record(folder, record)
         still = [one for one in alive(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
-        fits = _tell(folder, record, still, error, way_on or f"{resume_line(folder)} runs what is missing or failed")
+        fits = _tell(folder, record, still, error)
         return _status(record, fits, error)
     finally:
         _leave(folder)
 
 
-def _tell(
-    folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None, way_on: str
-) -> bool:
+def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
     """Print what there is to say. Returns whether one of the plans fits, if there are any."""
     from ._report import tell_plans, tell_results  # rich and matplotlib wake up here
 
@@ -199,8 +218,8 @@ def _tell(
         print(f"xlstm-hydra: {_interruption(error)}", file=sys.stderr)
     _tell_running(still)
     counts = Counter(one.status for one in record)
-    if counts.keys() - {COMPLETED, INVALID}:
-        print(way_on, file=sys.stderr)
+    if counts.keys() - {COMPLETED, INVALID} and (folder / COMMAND_FILE).exists():
+        print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
     return fits
 
 

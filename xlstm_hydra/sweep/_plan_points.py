@@ -42,7 +42,8 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
         return {}
     from xlstm_hydra.plan import plan_key  # JAX wakes up here
 
-    devices = {number: found for number, run in runs.items() if (found := _devices(run, launcher)) is not None}
+    find = _Finder(launcher)
+    devices = {number: found for number, run in runs.items() if (found := find.devices(run)) is not None}
     _tell_unplanned(runs, devices)
     keys = {number: (plan_key(runs[number]), repr(found)) for number, found in devices.items()}
     if (plans := len(set(keys.values()))) > 1:
@@ -87,20 +88,34 @@ def _problems(run: RunConfig, devices: _Devices) -> list[Problem]:
 # ---- devices
 
 
-def _devices(run: RunConfig, launcher: DictConfig) -> _Devices | None:
-    """What a job has; None where that is not known here."""
-    from xlstm_hydra.plan import device_of
+class _Finder:
+    """Says what devices jobs have, for those that ask for the same once."""
 
-    from ._here import devices_here
+    def __init__(self, launcher: DictConfig) -> None:
+        self.is_here = str(launcher._target_).rpartition(".")[2] in HERE
+        self.requested = _requested(launcher)
+        self.known: dict[Any, _Devices | None] = {}
 
-    is_here = str(launcher._target_).rpartition(".")[2] in HERE
-    if is_here:
+    def devices(self, run: RunConfig) -> _Devices | None:
+        """What the job of a run has; None where that is not known here."""
+        key = (run.trainer.simulated_devices, repr(run.device), None if self.is_here else run.known_devices())
+        if key not in self.known:
+            self.known[key] = self._here(run) if self.is_here else self._on_cluster(run)
+        return self.known[key]
+
+    def _here(self, run: RunConfig) -> _Devices:
+        from xlstm_hydra.plan import device_of
+
+        from ._here import devices_here
+
         found = devices_here(run.trainer.simulated_devices)
         return _Devices(found.number, device_of(found, run.device))
-    number = _requested(launcher) or run.known_devices()
-    if run.device is None or run.trainer.simulated_devices is not None or number is None:
-        return None
-    return _Devices(number, run.device)
+
+    def _on_cluster(self, run: RunConfig) -> _Devices | None:
+        number = self.requested or run.known_devices()
+        if run.device is None or run.trainer.simulated_devices is not None or number is None:
+            return None
+        return _Devices(number, run.device)
 
 
 def _requested(launcher: DictConfig) -> int | None:

@@ -38,6 +38,7 @@ from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._auto import choose_layout
+from ._cache import Programs, compilation_cache
 from ._devices import start_devices
 from ._log import MetricLog, Stopwatch, bits, log
 from ._plan import RunPlan, plan_program
@@ -76,17 +77,20 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
         log.info("%s has done its %d steps already", folder, run.trainer.max_steps)
         return read_logged(start.checkpoint).validation_loss
     start_devices(run)
-    while True:
-        try:
-            return _train_from(start, run, folder, overrides, watch)
-        except DamagedCheckpoint as error:
-            if not start.is_own or several():
-                raise
-            log.warning("%s", error)
-            start = find_start(run, folder, [step_of(path) for path in (start.checkpoint, *start.damaged) if path])
+    with compilation_cache(run.trainer, folder) as programs:
+        while True:
+            try:
+                return _train_from(start, run, folder, overrides, watch, programs)
+            except DamagedCheckpoint as error:
+                if not start.is_own or several():
+                    raise
+                log.warning("%s", error)
+                start = find_start(run, folder, [step_of(path) for path in (start.checkpoint, *start.damaged) if path])
 
 
-def _train_from(start: Start, run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
+def _train_from(
+    start: Start, run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch, programs: Programs
+) -> float | None:
     choice = choose_layout(replace(run, model=resolve_classes(run.model)))
     run = choice.run
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
@@ -121,7 +125,7 @@ def _train_from(start: Start, run: RunConfig, folder: Path, overrides: list[str]
             checkpoints.close()
     if loop.stopped_after is not None:
         raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
-    plan.compare(folder, loop.stopwatch)
+    plan.compare(folder, loop.stopwatch, programs)
     if loop.validation_loss is not None:
         text = "%.3f bits per %s, where %s frequencies alone give %.3f"
         log.info(text, bits(loop.validation_loss), corpus.unit, corpus.unit, entropy)

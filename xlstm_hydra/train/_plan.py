@@ -3,7 +3,7 @@ in the run folder, and compared with what was measured."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from xlstm_hydra.checkpoint import to_json
@@ -11,6 +11,7 @@ from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.plan import PLAN_FILE, Plan, plan_objective, summary, to_dict, too_large
 from xlstm_hydra.plan._text import in_bytes, in_ms
 
+from ._cache import Programs
 from ._here import device_here, peak_memory
 from ._log import Stopwatch, log
 from ._processes import is_first
@@ -28,6 +29,15 @@ class Measured:
     peak_bytes: int | None
     """Memory of the device of this process that needed most. None: JAX does not tell it of such devices, or an earlier
     run of this process needed more."""
+
+    programs: int
+    """Programs that the run has compiled or got from the cache of compiled programs."""
+
+    programs_from_cache: int
+    """Those of them that came from the cache."""
+
+    compile_seconds: float
+    """What compiling them, or getting them from the cache, took."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,19 @@ class RunPlan:
             content = to_dict(self.plan) | {"measured": None if measured is None else asdict(measured)}
             (folder / PLAN_FILE).write_text(to_json(content), encoding="utf-8")
 
-    def compare(self, folder: Path, stopwatch: Stopwatch) -> None:
+    def compare(self, folder: Path, stopwatch: Stopwatch, programs: Programs) -> None:
         """Tell what was measured beside what was predicted, and keep it in the run folder."""
         peak = peak_memory()
-        measured = Measured(stopwatch.seconds_per_step, None if peak == self.earlier_peak else peak)
+        measured = Measured(
+            step_seconds=stopwatch.seconds_per_step,
+            peak_bytes=None if peak == self.earlier_peak else peak,
+            programs=programs.total,
+            programs_from_cache=programs.from_cache,
+            compile_seconds=round(programs.seconds, 3),
+        )
         self.keep(folder, measured)
         log.info("measured: %s", self._text(measured))
+        log.info("%s", programs)
 
     def _text(self, measured: Measured) -> str:
         time, parts = self.plan.time, []
@@ -76,7 +93,7 @@ def plan_program(program: Program) -> RunPlan:
     Raises:
         ConfigError: a step needs more memory than they have, and `trainer.ignore_plan` is not set.
     """
-    planned = RunPlan(plan_objective(program.objective, device_here(program.run.device)), peak_memory())
+    planned = RunPlan(_plan(program), peak_memory())
     if planned.plan.fits:
         return planned
     if program.run.trainer.ignore_plan:
@@ -86,3 +103,12 @@ def plan_program(program: Program) -> RunPlan:
     if is_first():
         planned.tell()
     raise ConfigError([too_large(planned.plan)])
+
+
+def _plan(program: Program) -> Plan:
+    """The plan of a program, unless one that has it in common has made it."""
+    device = device_here(program.run.device)
+    plan = program.in_common.get("plan")
+    if plan is None or plan.device != device:
+        plan = program.in_common["plan"] = plan_objective(program.objective, device)
+    return replace(plan, run=program.run)

@@ -8,7 +8,7 @@ their programs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from xlstm_hydra.configs import ModelConfig, RunConfig
 from xlstm_hydra.models import Batch, Objective, build_model, build_objective, init_model
 from xlstm_hydra.optim import Schedule, build_optimizer, hyperparameters, learning_rate
 from xlstm_hydra.parallel import Axes, Placement, build_mesh
+from xlstm_hydra.plan import plan_key
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Program:
     run: RunConfig
     mesh: Mesh
     objective: Objective
+    in_common: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What it shares with the programs of runs that have other numbers alone: compiled functions, and the plan."""
 
     @property
     def model(self) -> ModelConfig:
@@ -149,10 +152,16 @@ class Program:
     def _seed(self) -> np.uint32:
         return np.uint32(self.run.trainer.seed)
 
-    @cached_property
+    @property
     def init_step(self) -> Any:
         """`seed, parameters or None -> state`, compiled; the parameters are given up."""
-        return jax.jit(self._init, out_shardings=self.state_shardings, donate_argnums=1)
+        return self._jit(self._init, out_shardings=self.state_shardings, donate_argnums=1)
+
+    def _jit(self, function: Any, **options: Any) -> Any:
+        """Compile a function, unless a program that has it in common has done so."""
+        if function.__name__ not in self.in_common:
+            self.in_common[function.__name__] = jax.jit(function, **options)
+        return self.in_common[function.__name__]
 
     def _init(self, seed: Any, params: Any = None) -> TrainState:
         key = jax.random.key(seed)
@@ -162,10 +171,10 @@ class Program:
         optimizer = build_optimizer(self.run, params)
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng)
 
-    @cached_property
+    @property
     def train_step(self) -> Any:
         """`state, batch, numbers -> state, metrics`, compiled; the old state is given up."""
-        return jax.jit(self._train_step, donate_argnums=0, out_shardings=(self.state_shardings, None))
+        return self._jit(self._train_step, donate_argnums=0, out_shardings=(self.state_shardings, None))
 
     def _train_step(
         self, state: TrainState, batch: Batch, numbers: Mapping[str, Any]
@@ -188,10 +197,10 @@ class Program:
         """As `Objective.loss_and_gradients`."""
         return self.objective.loss_and_gradients(params, batch, key)
 
-    @cached_property
+    @property
     def eval_step(self) -> Any:
         """`params, batch -> sum of the cross-entropy, number of targets`, over the global batch, compiled."""
-        return jax.jit(self.objective.loss_sum_and_count)
+        return self._jit(self.objective.loss_sum_and_count)
 
 
 def _same(tree: Any) -> Any:
@@ -205,4 +214,18 @@ def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Progr
         ConfigError: the layout does not fit the devices, or names modules that the model does not have.
     """
     mesh = build_mesh(run.parallel, devices, run.distributed.device_order)
-    return Program(run, mesh, build_objective(run, mesh))
+    return Program(run, mesh, build_objective(run, mesh), _in_common(run, mesh))
+
+
+_latest: dict[Any, dict[str, Any]] = {}
+"""What the latest program has in common with others, under what they must have the same. An earlier one is given up, and
+the memory of its compiled functions with it."""
+
+
+def _in_common(run: RunConfig, mesh: Mesh) -> dict[str, Any]:
+    patterns = *run.optimizer.weight_decay_include, None, *run.optimizer.weight_decay_exclude
+    key = (run.model.model_class, plan_key(run), patterns, mesh)
+    if key not in _latest:
+        _latest.clear()
+        _latest[key] = {}
+    return _latest[key]

@@ -1,11 +1,12 @@
-"""What JAX knows of the other processes but has no public name for. A JAX that moves it breaks this module alone."""
+"""What JAX knows of the other processes, and how it keeps programs: what has no public name there. A JAX that moves it
+breaks this module alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-from jax._src import distributed
+from jax._src import compilation_cache, distributed
 
 PREEMPTION_SERVICE = "jax_enable_preemption_service"
 """JAX's setting that has SIGTERM only noted down, for a program to ask about."""
@@ -65,3 +66,18 @@ def wait_for_all(name: str, seconds: float) -> None:
 def _store() -> Any:
     """The client of the key-value store that process 0 keeps for all."""
     return distributed.global_state.client
+
+
+def use_cache(store: Any) -> None:
+    """Have JAX keep compiled programs in a store, which has `get`, `put` and `_path`; None: in files of its own, if its
+    setting names a folder."""
+    compilation_cache.reset_cache()
+    compilation_cache._cache = store
+
+
+def is_whole_program(value: bytes) -> bool:
+    """Whether this is a compiled program as JAX keeps it."""
+    try:
+        return len(compilation_cache.decompress_executable(value)) > 4
+    except Exception:  # its own kind for each way of compression
+        return False
