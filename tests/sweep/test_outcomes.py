@@ -13,6 +13,7 @@ import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
 from xlstm_hydra.sweep import Outcome, _report, amend_record, begin, finish, job_recorded, read_record, update_record
+from xlstm_hydra.sweep._driver import note_unrecorded
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""
@@ -207,7 +208,7 @@ def test_a_job_that_died_is_lost_and_one_that_holds_its_folder_is_not(tmp_path, 
 
 def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, monkeypatch):
     squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\nprintf '17_0\\n17_1\\n99\\n'\n")
+    squeue.write_text("#!/bin/sh\nprintf '17_0 R\\n17_1 PD\\n17_2 CG\\n'\n")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     folder = tmp_path / "sweep"
@@ -221,6 +222,16 @@ def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, mo
     )
     assert begin(folder, points, resume=True) == [2]
     finish(folder)
+
+
+def test_a_job_that_failed_before_it_could_record_anything_has_its_error(tmp_path, capsys):
+    folder = tmp_path / "sweep"
+    begin(folder, [["trainer.seed=0"], ["trainer.seed=1"]])
+    with running(folder, 0):
+        pass
+    note_unrecorded(folder, {0: None, 1: ImportError("no module of that name")})
+    assert finish(folder) == 1
+    assert "job 1 (trainer.seed=1): failed: ImportError: no module of that name" in capsys.readouterr().err
 
 
 def test_what_a_race_has_lost_is_mended_from_the_folders_of_the_jobs(tmp_path):

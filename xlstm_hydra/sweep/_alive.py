@@ -14,6 +14,9 @@ from ._outcome import COMPLETED, INVALID, LOST, RUNNING, WAITING, Outcome, log, 
 SQUEUE_SECONDS = 20
 """How long SLURM may take to list its jobs."""
 
+ENDING = "CG"
+"""State of a job that SLURM is clearing away."""
+
 LOST_REASON = "it ended without a word, as by SIGKILL, by the machine running out of memory, or with its node"
 
 
@@ -74,10 +77,10 @@ def _is_held(folder: Path) -> bool:
 
 def _queued() -> set[str | None]:
     """The numbers of the user's jobs that SLURM runs or will run."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("SLURM does not tell what still runs: %s", error)
         return set()
-    return set(done.stdout.split())
+    return {number for number, state in map(str.split, done.stdout.splitlines()) if state != ENDING}

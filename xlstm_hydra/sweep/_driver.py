@@ -9,15 +9,15 @@ import shlex
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from xlstm_hydra.configs import ConfigError, Problem
 
-from ._alive import alive, mended
-from ._job import START_AGAIN
+from ._alive import alive, job_folder, mended
+from ._job import ERROR_FILE, START_AGAIN
 from ._outcome import (
     COMPLETED,
     FAILED,
@@ -29,7 +29,9 @@ from ._outcome import (
     RUNNING,
     WAITING,
     Outcome,
+    amend_record,
     log,
+    now,
     read_record,
     remove_leftovers,
     replace_file,
@@ -155,6 +157,26 @@ def _keep_command(folder: Path) -> None:
 
 
 # ---- the end
+
+
+def note_unrecorded(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
+    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
+
+    Args:
+        folder: that of the sweep.
+        errors: by the number of the job; None: it did not fail.
+    """
+    waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
+    changes: dict[int, dict[str, Any]] = {}
+    for job, error in errors.items():
+        if error is not None and job in waiting:
+            own = job_folder(folder, waiting[job])
+            own.mkdir(parents=True, exist_ok=True)
+            replace_file(own / ERROR_FILE, "".join(traceback.format_exception(error)))
+            reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
+            changes[job] = {"status": FAILED, "reason": reason, "started": now(), "ended": now()}
+    if changes:
+        amend_record(folder, changes)
 
 
 def finish(folder: Path, error: BaseException | None = None) -> int:

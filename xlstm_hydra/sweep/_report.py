@@ -43,7 +43,7 @@ def tell_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
 def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
     """Print the results of a sweep, and leave them in its folder as CSV and, where `draw`, as a picture."""
     own = dict(zip((one.job for one in record), differing([one.overrides for one in record]), strict=True))
-    print("", *_table(record, own), sep="\n")
+    print("", *_table(record, own), sep="\n", flush=True)
     for line in _unfinished(folder, record, own):
         print(line, file=sys.stderr)
     if programs := tell_programs(job_folder(folder, one) for one in record):

@@ -58,8 +58,8 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
     before = _without(_arguments(folder, place), typed)
     if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
-        text = f"it is a sweep of {other}, whose command goes on by itself with the same hydra.sweep.dir"
-        raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Type that again.")])
+        text, fix = f"its points are those of {other}", "Type its own command again, with the same hydra.sweep.dir."
+        raise ConfigError([Problem({RESUME_SWEEP: place}, text, fix)])
     return [*before, as_override(SWEEP_DIR, str(folder)), f"{RESUME}=true", *typed]
 
 
@@ -104,7 +104,8 @@ def _arguments(folder: Path, place: str) -> list[str]:
         arguments, cwd = list(command["arguments"]), Path(command["cwd"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         text = f"how the sweep was started cannot be read from its {COMMAND_FILE}: {error}"
-        raise ConfigError([Problem({RESUME_SWEEP: place}, text)]) from None
+        fix = "A study of hydra/sweeper=optuna goes on by its own command, with the same hydra.sweep.dir."
+        raise ConfigError([Problem({RESUME_SWEEP: place}, text, fix)]) from None
     if cwd != Path.cwd():
         if cwd.is_dir():
             os.chdir(cwd)

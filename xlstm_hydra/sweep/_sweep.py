@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +29,7 @@ from xlstm_hydra.hydra import (
 )
 from xlstm_hydra.metadata import is_restarted
 
-from ._driver import begin, finish
+from ._driver import begin, finish, note_unrecorded
 from ._invalid import refuse, told
 from ._outcome import INVALID, RECORD_FILE, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
@@ -152,15 +152,17 @@ class _Sweep:
             reasons = {job: "; ".join(map(str, invalid[job])) for job in todo if job in invalid}
             skipped = [Outcome(job=job, overrides=points[job], status=INVALID, reason=reasons[job]) for job in reasons]
             update_record(self.folder, skipped)
-            for returned in self.launch({job: points[job] for job in todo if job not in invalid}):
+            for batch, returned in self.launch({job: points[job] for job in todo if job not in invalid}):
                 returns.append(returned)
+                errors = [done._return_value if done.status == JobStatus.FAILED else None for done in returned]
+                note_unrecorded(self.folder, dict(zip(batch, errors, strict=True)))
         except BaseException as stop:
             error = stop
         return returns, finish(self.folder, error)
 
-    def launch(self, jobs: Jobs) -> Iterator[Sequence[JobReturn]]:
-        """What the jobs of each batch return. Where a launcher gives up because one of its jobs has failed, the others
-        follow.
+    def launch(self, jobs: Jobs) -> Iterator[tuple[Jobs, Sequence[JobReturn]]]:
+        """Each batch, and what its jobs return. Where a launcher gives up because one of its jobs has failed, the
+        others follow.
 
         Raises:
             Exception: what a launcher gave up with.
@@ -168,7 +170,7 @@ class _Sweep:
         error: Exception | None = None
         for batch in batches(jobs, self.settings.max_batch_size, self.one_by_one):
             try:
-                yield self.launcher.launch(numbered(batch), initial_job_idx=min(batch))
+                yield batch, self.launcher.launch(numbered(batch), initial_job_idx=min(batch))
             except Exception as stop:
                 error = error or stop
                 if not self.has_started(batch):
