@@ -95,7 +95,8 @@ def _once(points: list[Point]) -> list[Point]:
         own = [text for text in point.overrides if text.startswith("hydra")]
         seen.setdefault(str(point.overrides) if point.problems else (repr(point.run), *own), point)
     if again := len(points) - len(seen):
-        log.info("%d of %d points are the same as others, and run once", again, len(points))
+        what = "is the same as another, and is" if again == 1 else "are the same as others, and are"
+        log.info("%d of %d points %s run once", again, len(points), what)
     return list(seen.values())
 
 
