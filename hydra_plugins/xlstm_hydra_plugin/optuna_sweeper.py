@@ -30,6 +30,7 @@ class OptunaSweeper(Sweeper):
         from xlstm_hydra.hydra import require_engine
 
         require_engine("hydra/sweeper", "optuna")
+        _check_objective(config)
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as HydraOptunaSweeper
 
         self.study_config = config
@@ -40,11 +41,11 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study."""
-        _check_objective(self.study_config)
         folder = Path(self.study_config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        parsed = OverridesParser.create().parse_overrides(arguments)
-        fixed = [text for text, override in zip(arguments, parsed, strict=True) if not override.is_sweep_override()]
+        parsed = zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True)
+        searched = self.settings.get("params") or {}  # of which what is typed may fix some
+        fixed = [text for text, one in parsed if not one.is_sweep_override() and one.key_or_group not in searched]
         study: Any = self.theirs.sweeper
         study.launcher = _Numbered(study.launcher, fixed, _next_number(folder))
         with _told(folder):

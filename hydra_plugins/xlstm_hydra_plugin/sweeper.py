@@ -21,15 +21,16 @@ class XlstmSweeper(Sweeper):
         """Make the launcher, and have it compose jobs as we do."""
         from xlstm_hydra.hydra import SweepLoader
 
-        self.config, self.loader = config, SweepLoader(hydra_context.config_loader)
-        context = replace(hydra_context, config_loader=self.loader)
-        self.launcher = Plugins.instance().instantiate_launcher(
+        loader = SweepLoader(hydra_context.config_loader)
+        context = replace(hydra_context, config_loader=loader)
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task_function, config=config
         )
+        self.of_sweep = config, loader, launcher
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the jobs. The command ends here, with the status that they leave."""
         from xlstm_hydra.hydra import SweeperConfig
         from xlstm_hydra.sweep import run_sweep
 
-        return run_sweep(self.config, self.loader, self.launcher, SweeperConfig(**self.settings), arguments)
+        return run_sweep(*self.of_sweep, SweeperConfig(**self.settings), arguments)

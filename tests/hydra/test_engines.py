@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 
 import xlstm_hydra.train
 from xlstm_hydra.cluster import _states
+from xlstm_hydra.cluster._local import _gpus_of_slots
 from xlstm_hydra.cluster._slurm import parameters
-from xlstm_hydra.configs import SlurmLauncherConfig
+from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
 from xlstm_hydra.hydra import VERSION_BASE, _engines
 
 MODEL = "embedding_dim=32 num_blocks=1 num_heads=2 context_length=16 chunk_size=8".split()
@@ -119,8 +120,6 @@ def test_a_study_without_something_to_minimise_is_refused_before_it_begins(overr
 
 def test_a_study_goes_on_in_its_folder_and_failed_trials_do_not_end_it(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
-    if not hydra.__version__.startswith("1.3"):
-        pytest.skip("Optuna is installed here for Hydra 1.3")
     monkeypatch.chdir(tmp_path)
     seen = []
 
@@ -181,6 +180,23 @@ def test_a_job_that_makes_no_sense_is_refused_and_nothing_is_submitted(setting, 
     done = run_command("-m", "hydra/launcher=slurm", f"hydra.launcher.{setting}", "trainer.seed=1,2")
     assert done.status == 2 and words in done.err and f"hydra.launcher.{setting.partition('=')[0]}" in done.err
     assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_processes_that_would_not_meet_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "hydra/launcher=slurm_multinode", "distributed=none")
+    assert done.status == 2 and "distributed='none', hydra.launcher.nodes=2" in done.err
+
+
+def test_more_gpus_than_there_are_are_refused(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    done = run_command("-m", "hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra.launcher.gpus_per_job=2")
+    assert done.status == 2 and "4 GPUs are needed, and 3 can be used here (CUDA_VISIBLE_DEVICES=4,5,6)" in done.err
+    two = LocalLauncherConfig(jobs_at_once=3, submitit_folder="")
+    assert _gpus_of_slots(two) == [[4], [5], [6]]
 
 
 def test_a_machine_without_slurm_is_told_and_nothing_is_submitted(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_jobs_share_no_part_of_their_configs_that_can_change(loader, master):
     first = fast.load_sweep_config(master, ["trainer.seed=1"])
     before = list(dump(fast.load_sweep_config(master, ["trainer.seed=2"]), ""))
     OmegaConf.set_struct(first, False)
-    first.hydra.job.num, first.optimizer.lr, first.parallel.remat = 7, 7, ["a"]
+    first.hydra.job.num, first.optimizer.lr, first.parallel.remat = 7, 7.0, ["a"]
     first.hydra.overrides.task.append("x")
     assert list(dump(fast.load_sweep_config(master, ["trainer.seed=2"]), "")) == before
 
@@ -154,6 +154,11 @@ def test_a_loader_that_was_pickled_composes_the_same_and_carries_nothing_along(l
     again = pickle.loads(pickle.dumps(fast))
     assert len(pickle.dumps(fast)) < 2 * len(pickle.dumps(loader))
     assert composed(again, master, ["optimizer.lr=3"]) == expected
+
+
+def test_the_config_of_a_job_can_be_pickled(loader, master):
+    job = SweepLoader(loader).load_sweep_config(master, ["model=llama_165m"])
+    assert list(dump(pickle.loads(pickle.dumps(job)), "")) == list(dump(job, ""))
 
 
 def test_a_copy_is_what_deepcopy_gives(master):

@@ -120,6 +120,7 @@ def commands(tmp_path_factory):
         ending = ("trainer.max_steps=100000,100001", "checkpoint.save_every_n_steps=2", "checkpoint.max_to_keep=2")
         commands.sweep("ending", *ending, "hydra.launcher.max_num_timeout=0")
         commands.sweep("partition", "trainer.seed=1,2", "hydra.launcher.partition=nowhere")
+        commands.sweep("interrupted", "trainer.seed=1,2", "hydra.launcher.additional_parameters={hold:true}")
         commands.wait_until_training("ending")
         commands.sweep("four", "optimizer.lr=1e-2,1e-3", "trainer.seed=1,2")
         commands.sweep("two_nodes", *FSDP, "trainer.simulated_devices=4", launcher="slurm_multinode")
@@ -172,6 +173,18 @@ def test_a_job_that_is_killed_and_one_whose_node_fails_tell_their_causes_and_can
         done = run_command(f"resume={run}", f"trainer.max_steps={last}", "trainer.simulated_devices=1")
         assert done.status == 0, done.err
         assert [step for step, _ in losses(run)][:last] == list(range(1, last + 1))
+
+
+def test_ctrl_c_tells_what_goes_on_without_the_command_and_how_to_end_it(commands):
+    while not all(outcome["cluster_job"] for outcome in record(commands.folder / "interrupted")):
+        time.sleep(0.3)
+    commands.started["interrupted"].send_signal(signal.SIGINT)
+    status, said = commands.end("interrupted")
+    jobs = [outcome["cluster_job"] for outcome in record(commands.folder / "interrupted")]
+    assert status == 130 and f"scancel {' '.join(jobs)}" in said and "resume_sweep=sweep" in said
+    queue = commands.cluster.ask("squeue", "--noheader", "--array", "--format=%i").split()
+    assert set(jobs) <= set(queue)
+    commands.cluster.ask("scancel", *jobs)
 
 
 def test_four_trainings_end_with_a_record_of_each(commands):

@@ -1,9 +1,11 @@
 """A run that is killed goes on from its last whole checkpoint as if nothing had been."""
 
 import csv
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,45 +19,157 @@ from xlstm_hydra.metadata import saved_steps
 from xlstm_hydra.train._log import _CsvFile
 
 STEPS = 12
-SAVING = ("checkpoint.save_every_n_steps=1", "checkpoint.max_to_keep=2", f"trainer.max_steps={STEPS}")
+SHARED = [*TINY, f"trainer.max_steps={STEPS}", "checkpoint.restore=auto", "checkpoint.save_every_n_steps=1"]
+ONE = [*SHARED, "trainer.simulated_devices=2", "hydra.run.dir=run"]
+FORKS = """
+import json, os, sys
+import xlstm_hydra.sweep, xlstm_hydra.train
+from xlstm_hydra import cli
+
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child == 0:
+        output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1), os.dup2(output, 2)
+        os.chdir(order["folder"])
+        sys.argv[1:] = order["arguments"]
+        cli.main()
+        sys.exit()
+    print(child, flush=True)
+"""
+"""A process that has imported everything, and has started no device, of which each run is a copy."""
 
 
-def start(folder, *overrides):
-    """The command in a process of its own, anew or from where it was."""
-    settings = [*TINY, *SAVING, f"hydra.run.dir={folder}", "trainer.simulated_devices=2", *overrides]
-    if saved_steps(folder):
-        settings = [f"resume={folder}"]
-    with (folder.parent / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "xlstm_hydra", *settings], stdout=output, stderr=output, cwd=folder.parent
-        )
+@pytest.fixture(scope="module")
+def forks():
+    """Give it an order, and have its answer."""
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdin is not None and process.stdout is not None
+
+    def ask(**order):
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    yield ask
+    process.stdin.close()
+    process.wait()
 
 
-def losses(folder):
-    with (folder / "metrics.csv").open() as file:
-        return {int(row["step"]): row["loss"] for row in csv.DictReader(file) if row["loss"]}
+class Killed:
+    """The same command again and again, in the processes of a run, until it gets to its end."""
+
+    def __init__(self, forks, folder, commands):
+        folder.mkdir()
+        self.forks, self.folder, self.commands, self.kills, self.alive = forks, folder, commands, 0, []
+
+    def start(self):
+        """All processes of the run."""
+        output = str(self.folder / "output.txt")
+        commands = self.commands(self.folder)
+        self.alive = [self.forks(arguments=arguments, folder=str(self.folder), output=output) for arguments in commands]
+
+    def kill(self):
+        """By SIGKILL, all that still run."""
+        for process in self.alive:
+            os.kill(process, signal.SIGKILL)
+        statuses = self.end()
+        self.kills += -signal.SIGKILL in statuses
+        return statuses
+
+    def end(self):
+        """Exit statuses, once all have ended."""
+        statuses = [self.forks(wait=process) for process in self.alive]
+        self.alive = []
+        return statuses
+
+    def is_running(self):
+        return all(state(process) != "Z" for process in self.alive)
+
+    def to_the_end(self):
+        """Returns what metrics.csv has in the end, by folder, but for the speed."""
+        self.start()
+        statuses = self.end()
+        assert statuses == [0] * len(statuses), (self.folder / "output.txt").read_text()
+        files = sorted(self.folder.rglob("metrics.csv"))
+        return {file.relative_to(self.folder): rows(file) for file in files}
+
+
+def state(process):
+    """Letter of what a process does; Z: it has ended."""
+    with open(f"/proc/{process}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def rows(file):
+    with file.open() as text:
+        return [{**row, "tokens_per_second": ""} for row in csv.DictReader(text)]
+
+
+def progress(folder):
+    """Changes with every step that is logged, saved or being saved."""
+    return sum(1 for path in folder.rglob("*") if path.parent.name == "checkpoints"), [
+        file.stat().st_size for file in folder.rglob("metrics.csv")
+    ]
+
+
+def one(*overrides):
+    return lambda folder: [[*ONE, *overrides]]
+
+
+def two(folder):
+    """Two processes with a device each."""
+    with socket.create_server(("", 0)) as free:
+        place = {"coordinator_address": f"localhost:{free.getsockname()[1]}", "num_processes": 2}
+    settings = ["distributed=explicit", *(f"distributed.{key}={value}" for key, value in place.items())]
+    own = ["trainer.simulated_devices=1", "parallel=fsdp", "parallel.fsdp_min_weight_size=0", "hydra.run.dir=run"]
+    return [[*SHARED, *own, *settings, f"distributed.process_id={number}"] for number in range(2)]
+
+
+def sweep(folder):
+    """Three short runs; what is left of them, where there is a record of them."""
+    if (folder / "sweep" / "sweep.jsonl").exists():
+        return [["resume_sweep=sweep"]]
+    rates = "optimizer.lr=1e-2,1e-3,1e-4"
+    return [["-m", "hydra.sweep.dir=sweep", rates, *SHARED, "trainer.max_steps=5", "trainer.simulated_devices=2"]]
+
+
+SCENARIOS = {
+    "dp": (one(), 4),
+    "fsdp": (one("parallel=fsdp", "parallel.fsdp_axis_size=2"), 2),
+    "best": (one("checkpoint.keep=best", "trainer.eval_every_n_steps=1", "checkpoint.max_to_keep=1"), 4),
+    "in the foreground": (one("checkpoint.async_save=false", "logger.log_every_n_steps=3"), 4),
+    "seldom": (one("checkpoint.save_every_n_steps=5", "logger.log_every_n_steps=4"), 4),
+    "own cache": (one("trainer.compilation_cache_dir=cache"), 4),
+    "two processes": (two, 4),
+    "sweep": (sweep, 5),
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [(), ("parallel=fsdp", "parallel.fsdp_axis_size=2")], ids=["dp", "fsdp"])
-def test_a_run_killed_at_random_moments_repeats_the_losses_of_one_that_was_not(tmp_path, layout):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, *layout).wait() == 0
-    pauses, kills = random.Random(0), 0
-    while not saved_steps(killed) or saved_steps(killed)[-1] < STEPS:
-        before = saved_steps(killed)
-        process = start(killed, *layout)
-        while process.poll() is None and saved_steps(killed)[-1:] == before[-1:]:
-            time.sleep(0.01)
-        time.sleep(pauses.random() * 0.4)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-        assert kills or process.returncode == 0, (tmp_path / "output.txt").read_text()
-    assert kills >= 3
-    assert losses(killed) == losses(whole)
-    assert not list((killed / "checkpoints").glob("*tmp*"))
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_run_killed_at_random_moments_repeats_the_losses_of_one_that_was_not(name, forks, tmp_path):
+    commands, kills = SCENARIOS[name]
+    expected = Killed(forks, tmp_path / "whole", commands).to_the_end()
+    killed, moments = Killed(forks, tmp_path / "killed", commands), random.Random(name)
+    for _ in range(kills):
+        before = progress(killed.folder)
+        killed.start()
+        if moments.random() < 0.7:  # while it trains; else while it starts, compiles or reads
+            while killed.is_running() and progress(killed.folder) == before:
+                time.sleep(0.005)
+        time.sleep(moments.random() * 0.8)
+        killed.kill()
+    assert killed.kills > kills / 2, "most kills came too late"
+    assert killed.to_the_end() == expected
+    assert not list(killed.folder.glob("run/checkpoints/*tmp*"))
 
 
 def test_a_checkpoint_that_was_being_deleted_is_none(tmp_path):

@@ -10,13 +10,16 @@ import threading
 from dataclasses import replace
 
 import pytest
+from command import run_command
 from test_processes import TINY, Pair, losses, signal_once_training, spoken
 from tiny import tiny_run
 
-from xlstm_hydra import preemption
+import xlstm_hydra.train
+from xlstm_hydra import cli, preemption
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
 from xlstm_hydra.metadata import find_start, saved_steps
 from xlstm_hydra.preemption import STATUS, Preempted, watched
+from xlstm_hydra.sweep import read_record
 from xlstm_hydra.train import train
 from xlstm_hydra.train._log import MetricLog
 
@@ -167,9 +170,30 @@ def test_what_is_not_in_the_main_thread_is_told_that_it_hears_no_signal(caplog):
     assert "not in the main thread" in caplog.text
 
 
+def test_a_sweep_ends_with_its_job_and_goes_on_from_what_that_has_saved(tmp_path, monkeypatch):
+    started = []
+
+    def preempted_once(run, folder, overrides):
+        started.append((folder.name, run.checkpoint.restore))
+        if started == [("0", None), ("1", None)]:
+            (folder / "checkpoints" / "3").mkdir(parents=True)
+            raise Preempted("SIGTERM: saved step 3")
+        return 1.0
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", preempted_once)
+    monkeypatch.setattr(cli, "_refuse_to_continue", lambda run, folder: None)
+    monkeypatch.chdir(tmp_path)
+    assert run_command("-m", "hydra.sweep.dir=sweep", "trainer.seed=1,2,3").status == STATUS
+    assert [outcome.status for outcome in read_record(tmp_path / "sweep")] == ["completed", "preempted", "waiting"]
+    done = run_command("resume_sweep=sweep")
+    assert done.status == 0, done.err
+    assert started == [("0", None), ("1", None), ("1", "auto"), ("2", None)]
+
+
 BUSY = """
 import hashlib, sys
-from xlstm_hydra import preemption
+import xlstm_hydra.train
+from xlstm_hydra import cli, preemption
 preemption.PATIENCE_SECONDS, preemption.SAME_SECONDS = 0.2, 0.05
 with preemption.watched() as watch:
     if "saving" in sys.argv:

@@ -1,6 +1,8 @@
 """Which fields need another compiled program, and which do not: the jobs of a sweep share what they compile."""
 
 import dataclasses
+import pathlib
+import re
 
 import jax
 import pytest
@@ -130,3 +132,11 @@ def test_the_program_is_the_one_that_runs():
     state = jax.eval_shape(program.init_step, program._seed, None)
     state = jax.tree.map(lambda leaf, like: leaf.update(sharding=like.sharding), state, program.abstract_state)
     assert program.train_step.lower(state, program.abstract_batch, program.numbers(3)).as_text() == planned.as_text()
+
+
+def test_the_page_on_compilation_lists_the_fields_that_need_another_program():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "compilation.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(" `"): line.partition(";")[0] for line in page.splitlines() if line[:3] == "| `"}
+    for group, configs in {"trainer": [TrainerConfig], "optimizer": [AdamWConfig, LionConfig, SGDConfig]}.items():
+        listed = set(re.findall(r"`(\w+)`", rows[group])) - {group}
+        assert listed == {name for config in configs for name in OTHER[config].split()}

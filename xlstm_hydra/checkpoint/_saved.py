@@ -8,8 +8,10 @@ depends on the number of processes.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,16 +101,29 @@ class Checkpoints:
             return
         self._delete_stopgaps()
         self._empty_trash()
+        metrics = {"validation_loss": validation_loss} if self._best and validation_loss is not None else None
+        with _unwarned() if self._best and metrics is None else nullcontext():
+            self._save(step, metrics, state, data, metadata, Logged(tuple(losses), validation_loss))
+
+    def _save(
+        self,
+        step: int,
+        metrics: Mapping[str, float] | None,
+        state: TrainState,
+        data: Batches,
+        metadata: Mapping[str, Any],
+        logged: Logged,
+    ) -> None:
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
                 progress=ocp.args.StandardSave({"step": state.step, "rng": state.rng}),
-                data=ocp.args.JsonSave({"batches": data.position, **Logged(tuple(losses), validation_loss)._asdict()}),
+                data=ocp.args.JsonSave({"batches": data.position, **logged._asdict()}),
                 metadata=ocp.args.JsonSave(dict(metadata)),
             ),
-            metrics={"validation_loss": validation_loss} if self._best and validation_loss is not None else None,
+            metrics=metrics,
         )
 
     def close(self) -> None:
@@ -130,6 +145,17 @@ class Checkpoints:
         if jax.process_index() == 0:
             for unwanted in (self._folder / _TRASH).glob("*"):
                 shutil.rmtree(unwanted, ignore_errors=True)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without Orbax's warning that a checkpoint has no rank, where it is meant to have none."""
+    absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 
-from xlstm_hydra.configs import LocalLauncherConfig
+from xlstm_hydra.configs import ConfigError, LocalLauncherConfig, Problem
 from xlstm_hydra.sweep import RUNNING
 
 from ._job import Work
@@ -25,64 +27,90 @@ A_YEAR = 60 * 24 * 365
 
 
 def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
-    """Run a process for each point, some at a time, and wait for all of them. None of them ends the others.
+    """Run a process for each point, some at a time, and wait for all of them. None of them ends the others. Whatever
+    ends this one, as Ctrl-C or SIGTERM, has those that run save and leave.
 
     Args:
         config: what each of them gets.
         work: what it does.
         points: the overrides of each, by the number of the job.
 
-    Interrupted, it ends those that run.
+    Raises:
+        ConfigError: there are not so many GPUs.
     """
     waiting, running, ended = list(points), dict[int, tuple[int, Any]](), dict[int, JobReturn]()
+    gpus = _gpus_of_slots(config)
     free = list(range(config.jobs_at_once))
     try:
         while waiting or running:
             while waiting and free:
                 slot, number = free.pop(0), waiting.pop(0)
-                running[slot] = number, _start(config, work, points[number], number, slot)
+                running[slot] = number, _start(config, work, points[number], number, gpus[slot])
             for slot, (number, handle) in list(running.items()):
                 if handle.done():
                     ended[number] = result_of(handle, points[number]) or _lost(number, handle, work, points)
                     del running[slot]
                     free.append(slot)
             time.sleep(POLL_SECONDS)
-    except BaseException as error:
-        _end_all([handle for _, handle in running.values()], error)
+    except BaseException:
+        _end_all([handle for _, handle in running.values()])
         raise
     return [ended[number] for number in points]
 
 
-def _end_all(handles: Sequence[Any], error: BaseException) -> None:
-    """Have them save and leave, or leave at once after Ctrl-C, and wait until they have."""
+def _end_all(handles: Sequence[Any]) -> None:
+    """Have jobs save and leave, and wait until they have. Interrupted once more, they leave at once."""
+    _terminate(handles)
+    try:
+        while not all(handle.done() for handle in handles):
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        _terminate(handles)
+        raise
+
+
+def _terminate(handles: Sequence[Any]) -> None:
     for handle in handles:
-        if isinstance(error, KeyboardInterrupt):
-            handle.cancel()
-        else:
-            handle._process.terminate()
-    while not all(handle.done() for handle in handles):
-        time.sleep(POLL_SECONDS)
+        handle._process.terminate()
 
 
-def _start(config: LocalLauncherConfig, work: Work, overrides: Sequence[str], number: int, slot: int) -> Any:
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started inside do not get Ctrl-C from the terminal: they are told in another way."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start(config: LocalLauncherConfig, work: Work, overrides: Sequence[str], number: int, gpus: list[int]) -> Any:
     import submitit
 
     log.info("#%d: %s", number, " ".join(overrides))
-    gpus = _gpus(slot, config.gpus_per_job)
     executor = submitit.LocalExecutor(config.submitit_folder)
     executor.update_parameters(
         timeout_min=A_YEAR, setup=config.setup, gpus_per_node=len(gpus), visible_gpus=gpus, tasks_per_node=1
     )
-    return executor.submit(work, list(overrides), number)
+    with _deaf_to_ctrl_c():
+        return executor.submit(work, list(overrides), number)
 
 
-def _gpus(slot: int, count: int) -> list[int]:
-    """Those of one of the jobs that run at a time, by their numbers on this machine."""
-    first, visible = slot * count, os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return list(range(first, first + count))
-    given = [int(text) for text in visible.split(",") if text.strip().isdigit()]
-    return given[first : first + count]
+def _gpus_of_slots(config: LocalLauncherConfig) -> list[list[int]]:
+    """The numbers of the GPUs for each of the jobs that run at a time.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    count, seen = config.gpus_per_job, os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = config.jobs_at_once * count
+    here = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    gpus = list(range(here or wanted)) if seen is None else [int(text) for text in seen.split(",") if text.isdigit()]
+    if wanted > len(gpus):
+        given = {"hydra.launcher.jobs_at_once": config.jobs_at_once, "hydra.launcher.gpus_per_job": count}
+        visible = f"{len(gpus)} can be used here" + ("" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen})")
+        raise ConfigError([Problem(given, f"{wanted} GPUs are needed, and {visible}", "Set one of them lower.")])
+    return [gpus[slot * count : (slot + 1) * count] for slot in range(config.jobs_at_once)]
 
 
 def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[str]]) -> JobReturn:

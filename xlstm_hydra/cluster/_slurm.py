@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem, SlurmLauncherConfig
 from xlstm_hydra.sweep import RUNNING
@@ -60,10 +61,20 @@ def launch_on_slurm(
     Raises:
         ConfigError: SLURM takes no such job.
     """
+    _refuse_strangers(config, work)
     jobs = _submit(config, work, points)
     work.amend({job.number: {"cluster_job": job.id} for job in jobs})
     ended = _wait(jobs)
     return [ended[job.number] or _lost(job, work) for job in jobs]
+
+
+def _refuse_strangers(config: SlurmLauncherConfig, work: Work) -> None:
+    """Make sure that the processes of a job find each other, and do not each train the whole."""
+    name = OmegaConf.select(work.config, "distributed.name")
+    if config.tasks > 1 and name not in (None, "auto"):
+        given = {"hydra.launcher.nodes": config.nodes, "hydra.launcher.tasks_per_node": config.tasks_per_node}
+        rule = "the processes that srun starts meet by distributed=auto alone"
+        raise ConfigError([Problem({"distributed": name, **given}, rule, "Set {distributed}=auto.")])
 
 
 def _lost(job: Job, work: Work) -> JobReturn:
@@ -152,6 +163,9 @@ def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
     last_end = time.monotonic()
     while open_jobs := [job for job in jobs if job.number not in ended]:
         seen = states(job.id for job in open_jobs)
+        if seen is None and "squeue" not in told:
+            told.add("squeue")
+            log.warning("SLURM's queue does not answer; waiting for it, and for the results of the jobs")
         for job in open_jobs:
             result = result_of(job.handle, job.overrides)
             state, reason = ("RUNNING", "") if seen is None else seen.get(job.id, ("COMPLETED", ""))

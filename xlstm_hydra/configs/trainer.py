@@ -56,9 +56,10 @@ class TrainerConfig(ConfigDict):
     """Run each process on this many simulated CPU devices, to try a layout. null: on the devices that there are."""
 
     compilation_cache_dir: str | None = "auto"
-    """Folder that compiled programs are kept in, for later runs that need the same ones; all processes must see it, and
-    whoever may write in it can run code here. auto: `JAX_COMPILATION_CACHE_DIR` where the environment has it, else
-    `compilation_cache` beside the run folder, which the jobs of a sweep share. null: nothing is kept."""
+    """Folder that what training compiles is kept in, for later runs that need the same programs; all processes must see
+    it, and whoever may write in it can run code here. auto: the one that JAX has been given, as by
+    `JAX_COMPILATION_CACHE_DIR`, else `compilation_cache` beside the run folder, which the jobs of a sweep share. null:
+    nothing is kept."""
 
     ignore_plan: bool = False
     """Train also where the plan says that the devices have too little memory."""

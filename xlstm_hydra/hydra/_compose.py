@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -31,8 +32,8 @@ class SweepLoader(ConfigLoaderImpl):
     It may be pickled, as launchers do that run jobs in other processes; what it has composed stays behind.
     """
 
-    def __init__(self, loader: ConfigLoaderImpl) -> None:
-        self.__dict__.update(vars(loader))
+    def __init__(self, loader: ConfigLoader) -> None:
+        vars(self).update(vars(loader))
         self._bases: dict[tuple[str, ...], DictConfig] = {}
         self._groups: dict[tuple[str, ...], Callable[[str], bool]] = {}
 

@@ -45,6 +45,7 @@ class ModelNode:
 def _model_node(config_class: type) -> type:
     """A flat schema: the fields of a model's config and of its node side by side."""
     node = type(f"{config_class.__name__}Node", (ModelNode, config_class), {})
+    globals()[node.__name__] = node  # where pickle looks for it, in the process of a job
     return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # its fields are all that OmegaConf wants
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xlstm_hydra.configs import Problem
 
@@ -25,7 +25,7 @@ class SweeperConfig:
     max_batch_size: int | None = None
     """The most jobs that a launcher gets at once; the next ones follow when those have ended. null: all."""
 
-    params: dict[str, str] | None = None
+    params: dict[str, str] | None = field(default_factory=dict)
     """Overrides that come before those of the command line, which replace them."""
 
     on_invalid: OnInvalid = OnInvalid.stop

@@ -14,7 +14,7 @@ IDLE = {
         *("max_steps", "seed", "eval_every_n_steps", "eval_batches"),
         *("simulated_devices", "compilation_cache_dir", "ignore_plan", "check_for_nan", "debug_nans"),
     ),
-    "optimizer": ("eps", "weight_decay_include", "weight_decay_exclude"),
+    "optimizer": ("eps",),
 }
 """Fields of other groups that change no step."""
 

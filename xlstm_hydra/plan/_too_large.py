@@ -9,14 +9,14 @@ from ._plan import Plan
 from ._text import in_bytes
 
 
-def too_large(plan: Plan) -> Problem:
-    """What a step needs, what there is, and what would fit."""
+def too_large(plan: Plan, ways_out: bool = True) -> Problem:
+    """What a step needs, what there is, and, in `ways_out`, what would fit, which takes 2 s to find."""
     ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
     here = f"each of the {number} devices" if number > 1 else "the device"
     share = ", its share of the memory here" if plan.device.platform == "cpu" else ""
     needed, there = in_bytes(plan.memory.total), in_bytes(plan.device.memory_bytes)
     rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
-    fix = "" if ignore else f"{_ways_out(plan)}{{trainer.ignore_plan}}=true tries it all the same."
+    fix = "" if ignore else f"{_ways_out(plan) if ways_out else ''}{{trainer.ignore_plan}}=true tries it all the same."
     return Problem({"trainer.ignore_plan": ignore}, rule, fix)
 
 

@@ -14,9 +14,10 @@ FEW = 4
 def refuse(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
     """Why no job was started: in a line where one thing is wrong, else in a table."""
     problems = by_job([point.overrides for point in points], found)
-    if len(found) == len(points) or len(problems) == 1:
+    if len(problems) == 1:
         return ConfigError(problems)
-    fix = "no job was started; hydra.sweeper.on_invalid=skip leaves them out"
+    skip = "; hydra.sweeper.on_invalid=skip leaves them out" if len(found) < len(points) else ""
+    fix = f"no job was started{skip}"
     return ConfigError([Problem({}, told(points, found, fix))])
 
 
@@ -36,6 +37,7 @@ def told(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: 
     for text, numbers in jobs_with(found).items():
         common = set.intersection(*(set(given[number]) for number in numbers)) - shared
         which = ", ".join(map(str, numbers)) if len(numbers) <= FEW else f"{len(numbers)} of {len(points)}"
+        which = "all" if len(numbers) == len(points) else which
         rows.append((which, " ".join(item for item in given[numbers[0]] if item in common), text))
     lines = table([(f"  {first}", *others) for first, *others in rows], left=range(3))
     return "\n".join([f"{len(found)} of {len(points)} points are invalid: {what}", *lines])

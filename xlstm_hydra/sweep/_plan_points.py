@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +16,10 @@ log = logging.getLogger(__name__)
 
 HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher", "RayLauncher")
 """Classes of launchers whose jobs run on this machine."""
+
+
+MOST_WAYS_OUT = 3
+"""So many plans that do not fit are told with what would fit."""
 
 
 class _Devices(NamedTuple):
@@ -48,11 +54,17 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
     keys = {number: (plan_key(runs[number]), repr(found)) for number, found in devices.items()}
     if (plans := len(set(keys.values()))) > 1:
         log.info("planning %d points, which have %d different plans", len(keys), plans)
-    found: dict[Any, list[Problem]] = {}
+    problems: dict[Any, list[Problem]] = {}
     for number, key in keys.items():
-        if key not in found:
-            found[key] = _problems(runs[number], devices[number])
-    return {number: found[key] for number, key in keys.items() if found[key]}
+        if key not in problems:
+            ways_out = sum(map(bool, problems.values())) < MOST_WAYS_OUT
+            try:
+                problems[key] = _problems(runs[number], devices[number], ways_out)
+            except Exception as error:  # of a model of the user's
+                what = f"{type(error).__name__}: {error}"
+                log.warning("job %d cannot be planned, and is launched all the same: %s", number, what)
+                problems[key] = []
+    return {number: problems[key] for number, key in keys.items() if problems[key]}
 
 
 def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices]) -> None:
@@ -62,17 +74,15 @@ def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Device
         log.info("%s not planned: the devices of their jobs are not known here; %s", which, fix)
 
 
-def _problems(run: RunConfig, devices: _Devices) -> list[Problem]:
+def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
     """Why a run cannot be started on those devices."""
-    import dataclasses
-
     from xlstm_hydra.hydra import resolve_classes
     from xlstm_hydra.parallel import no_accelerator
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
 
     number, device = devices
     try:
-        run = dataclasses.replace(run, model=resolve_classes(run.model))
+        run = replace(run, model=resolve_classes(run.model))
         if problems := [*run.device_rules(number), *run.platform_rules(device.platform)]:
             return problems
         with no_accelerator():
@@ -80,7 +90,7 @@ def _problems(run: RunConfig, devices: _Devices) -> list[Problem]:
                 search(run, number, device, best=FEW).chosen  # noqa: B018
                 return []
             plan = make_plan(run, number, device)
-            return [] if plan.fits else [too_large(plan)]
+            return [] if plan.fits else [too_large(plan, ways_out)]
     except ConfigError as error:
         return error.problems
 
@@ -93,7 +103,7 @@ class _Finder:
 
     def __init__(self, launcher: DictConfig) -> None:
         self.is_here = str(launcher._target_).rpartition(".")[2] in HERE
-        self.requested = _requested(launcher)
+        self.requested, self.per_job = _requested(launcher), OmegaConf.select(launcher, "gpus_per_job") or None
         self.known: dict[Any, _Devices | None] = {}
 
     def devices(self, run: RunConfig) -> _Devices | None:
@@ -109,6 +119,8 @@ class _Finder:
         from ._here import devices_here
 
         found = devices_here(run.trainer.simulated_devices)
+        if self.per_job is not None and found.platform == "gpu":
+            found = replace(found, number=self.per_job, per_host=self.per_job)
         return _Devices(found.number, device_of(found, run.device))
 
     def _on_cluster(self, run: RunConfig) -> _Devices | None:
@@ -119,10 +131,10 @@ class _Finder:
 
 
 def _requested(launcher: DictConfig) -> int | None:
-    """Devices that a launcher asks a cluster for, for each job."""
-    values: Any = {key: OmegaConf.select(launcher, key) for key in ("nodes", "gpus_per_node", "gpus_per_task")}
-    values["tasks"] = OmegaConf.select(launcher, "tasks_per_node")
-    nodes = values["nodes"] or 1
-    if values["gpus_per_node"]:
-        return nodes * values["gpus_per_node"]
-    return nodes * (values["tasks"] or 1) * values["gpus_per_task"] if values["gpus_per_task"] else None
+    """GPUs that a launcher asks a cluster for, for each job."""
+    asked: Any = {key: OmegaConf.select(launcher, key) for key in ("nodes", "tasks_per_node", "gpus_per_node", "gres")}
+    nodes, tasks = asked["nodes"] or 1, asked["tasks_per_node"] or 1
+    of_task = OmegaConf.select(launcher, "gpus_per_task") or 0
+    named = re.search(r"gpu(?::\w+)?:(\d+)", asked["gres"] or "")
+    on_node = asked["gpus_per_node"] or tasks * of_task or (int(named[1]) if named else 0)
+    return nodes * on_node or None

@@ -17,6 +17,7 @@ from ._alive import job_folder
 from ._job import ERROR_FILE
 from ._outcome import COMPLETED, FAILED, STATUSES, WAITING, Outcome
 from ._points import differing, swept
+from ._programs import tell_programs
 
 MOST_ROWS = 40
 """Rows of the table. The CSV has all."""
@@ -45,6 +46,8 @@ def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
     print("", *_table(record, own), sep="\n", flush=True)
     for line in _unfinished(folder, record, own):
         print(line, file=sys.stderr)
+    if programs := tell_programs(job_folder(folder, one) for one in record):
+        print(programs)
     write_csv(record, folder / "sweep.csv")
     written = ["sweep.jsonl", "sweep.csv", *(_picture(folder, record) if draw else [])]
     print(f"written: {', '.join(written)} in {folder}")

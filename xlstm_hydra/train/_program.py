@@ -218,8 +218,8 @@ def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Progr
 
 
 _latest: dict[Any, dict[str, Any]] = {}
-"""What the latest program has in common with others, under what they must have the same. An earlier one is given up, and
-the memory of its compiled functions with it."""
+"""What the latest program has in common with others, under what they must have the same. An earlier one is given up,
+and the memory of its compiled functions with it."""
 
 
 def _in_common(run: RunConfig, mesh: Mesh) -> dict[str, Any]:

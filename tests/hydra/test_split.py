@@ -1,0 +1,91 @@
+"""The points of a sweep: Hydra's own for what can be counted, and random ones of intervals."""
+
+import math
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.hydra import split
+
+
+def points(line, **more):
+    """The points of a command line."""
+    return split(OverridesParser.create().parse_overrides(line.split(" ")), **more)
+
+
+COUNTABLE = (
+    *("a=1,2", "b=x", "a=range(0,3)", "c=range(0.1,0.5,step=0.1)", "c=choice(a,'b, c',1)", "+d=[1,2],[3]"),
+    *("~e", "++f={a:1},{b:2}", "a=3", "g=sort(3,1,2)", "h=tag(x,choice(1,2))", "i=''", "k=range(3)", "g@h=x,y"),
+)
+
+
+@given(st.lists(st.sampled_from(COUNTABLE), max_size=5))
+def test_what_can_be_counted_gives_the_points_of_hydras_own_sweeper(texts):
+    overrides = OverridesParser.create().parse_overrides(texts)
+    assert split(overrides) == BasicSweeper.split_arguments(overrides, None)[0]
+
+
+def test_intervals_are_drawn_together_and_each_draw_meets_all_other_values():
+    found = points("a=interval(0,1) b=x,y c=interval(5,6)", num_samples=3)
+    assert [point[1] for point in found] == ["b=x", "b=y"] * 3
+    draws = [(point[0], point[2]) for point in found]
+    assert draws[0::2] == draws[1::2] and len(set(draws)) == 3
+
+
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(0, 20))
+def test_more_samples_leave_the_first_as_they_are_and_the_seed_decides(seed, few, more):
+    line = "a=interval(0,1) b=1,2"
+    first, second = (points(line, num_samples=number, seed=seed) for number in (few, few + more))
+    assert second[: len(first)] == first == points(line, num_samples=few, seed=seed)
+    assert points(line, num_samples=few, seed=seed + 1) != first
+
+
+@pytest.mark.parametrize(
+    ("interval", "low", "high"),
+    [
+        ("interval(0,1)", 0, 1),
+        ("interval(-1e-9,1e-9)", -1e-9, 1e-9),
+        ("interval(1.23456789,1.23456790)", 1.23456789, 1.23456790),
+        ("tag(log,interval(1e-5,1e-1))", 1e-5, 1e-1),
+        ("int(interval(1,3))", 1, 3),
+        ("tag(log,int(interval(1,1000)))", 1, 1000),
+    ],
+)
+def test_what_is_drawn_lies_in_the_interval(interval, low, high):
+    drawn = [point[0].removeprefix("a=") for point in points(f"a={interval}", num_samples=300)]
+    assert all(low <= float(value) <= high for value in drawn)
+    middle = math.sqrt(low * high) if "log" in interval else (low + high) / 2
+    assert 80 < sum(float(value) < middle for value in drawn) < 220
+    if "int(" in interval:
+        assert all(str(int(value)) == value for value in drawn)
+
+
+def test_both_ends_of_an_interval_of_integers_are_drawn():
+    drawn = [point[0] for point in points("a=int(interval(1,3))", num_samples=100)]
+    assert set(drawn) == {"a=1", "a=2", "a=3"}
+
+
+def test_what_is_shuffled_is_so_the_same_way_each_time():
+    first = points("a=shuffle(range(100))")
+    assert first == points("a=shuffle(range(100))") != points("a=shuffle(range(100))", seed=1)
+    assert first != points("a=range(100)")
+
+
+BAD = [
+    ("a=interval(0,1)", None, "an interval has no end of values. Write hydra.sweeper.num_samples=20 to draw some"),
+    ("a=1,2", 3, "hydra.sweeper.num_samples=3: there is no interval to draw values from"),
+    ("a=interval(1,0)", 3, "a=interval(1,0): must end after it starts"),
+    ("a=tag(log,interval(0,1))", 3, "must start above 0"),
+    ("a=tag(lgo,interval(0,1))", 3, "no such tag: lgo. Known: log."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "number", "words"), BAD, ids=[line for line, _, _ in BAD])
+def test_an_interval_that_cannot_be_drawn_from_is_refused(line, number, words):
+    with pytest.raises(ConfigError) as error:
+        points(line, num_samples=number)
+    assert words in str(error.value)

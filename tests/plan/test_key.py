@@ -1,0 +1,81 @@
+"""Runs with the same key have the same plan: what is left out of it changes no plan."""
+
+import copy
+
+import pytest
+from planning import device, medium_run
+
+from xlstm_hydra.configs import AdamWConfig, CosineConfig, DeviceConfig, LionConfig, SGDConfig
+from xlstm_hydra.plan import make_plan, plan_key
+
+
+def changed(value):
+    """Another value of the same kind, also where no rule would allow it."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, int | float):
+        return type(value)(value * 1.5 + 1)
+    return [*value, "other"] if isinstance(value, list) else f"{value}-other"
+
+
+def with_changed(run, places):
+    """The run with other values in some places, unchecked."""
+    run = copy.deepcopy(run)
+    for group, name in places:
+        setattr(getattr(run, group), name, changed(getattr(getattr(run, group), name)))
+    return run
+
+
+def places(run):
+    """All fields of all groups of a run, the model's and the layout's apart."""
+    groups = {name: config for name, config in run.groups().items() if name not in ("model", "parallel")}
+    yield from ((group, name) for group, config in groups.items() for name in config.__dataclass_fields__)
+
+
+def left_out(run):
+    """The fields that may change without another key."""
+    return [place for place in places(run) if plan_key(with_changed(run, [place])) == plan_key(run)]
+
+
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), LionConfig(), SGDConfig(momentum=0.9)], ids=lambda one: one.name)
+def test_no_field_that_is_left_out_of_the_key_changes_the_plan(optimizer):
+    run = medium_run(optimizer=optimizer, scheduler=CosineConfig(warmup_steps=1))
+    idle = left_out(run)
+    assert {("optimizer", "lr"), ("trainer", "seed"), ("data", "seed"), ("logger", "csv")} <= set(idle)
+    before, after = make_plan(run, 1, device()), make_plan(with_changed(run, idle), 1, device())
+    for part in ("memory", "counts", "placements", "sizes", "time", "bubble", "across_hosts"):
+        assert getattr(before, part) == getattr(after, part), part
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("trainer", "batch_size", 64),
+        ("trainer", "gradient_accumulate_steps", 2),
+        ("trainer", "remat_policy", "dots"),
+        ("optimizer", "grad_clip_norm", None),
+        ("parallel", "remat", ["Embed"]),
+        ("distributed", "device_order", ["dp", "fsdp", "pp", "tp"]),
+    ],
+)
+def test_what_changes_a_plan_is_in_its_key(group, name, value):
+    run = medium_run()
+    other = copy.deepcopy(run)
+    setattr(getattr(other, group), name, value)
+    assert plan_key(other) != plan_key(run)
+
+
+def test_every_field_of_the_model_and_of_the_layout_is_in_the_key():
+    run = medium_run()
+    for part in (run.model.model_config, run.parallel):
+        for name, value in part.to_dict().items():
+            other = copy.deepcopy(run)
+            part_of_other = other.parallel if part is run.parallel else other.model.model_config
+            setattr(part_of_other, name, 3 if value is None else changed(value))
+            assert plan_key(other) != plan_key(run), name
+
+
+def test_the_device_is_no_part_of_the_key():
+    run, other = medium_run(), medium_run()
+    other.device = DeviceConfig(**device().to_dict())
+    assert plan_key(run) == plan_key(other)
