@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import (
@@ -84,7 +84,9 @@ def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> Sweepe
     if settings.resume or not is_restarted() or not (Path(config.hydra.sweep.dir) / RECORD_FILE).exists():
         return settings
     log.info("started again by SLURM: the sweep goes on with what is missing or failed")
-    config.hydra.overrides.hydra.append(f"{RESUME}=true")
+    with read_write(config.hydra):
+        config.hydra.sweeper.resume = True
+        config.hydra.overrides.hydra.append(f"{RESUME}=true")
     return replace(settings, resume=True)
 
 
