@@ -10,7 +10,7 @@ LINES = [
         "parallel='fsdpp': no such option. Did you mean 'fsdp'? Known: auto, dp, fsdp, fsdp_tp, pp, tp.",
     ),
     ("debug=slow", "debug='slow': no such option. Known: fast, nans."),
-    ("hydra/launcher=foo", "hydra/launcher='foo': no such option. Known: basic."),
+    ("-m hydra/launcher=foo", "hydra/launcher='foo': no such option. Known: basic, joblib, local, "),
     ("model.num_head=4", "model.num_head: no such key. Did you mean model.num_heads?"),
     ("optimzer.lr=3", "optimzer: no such key. Did you mean optimizer.lr?"),
     ("lr=3", "lr: no such key. Did you mean optimizer.lr?"),
@@ -30,7 +30,7 @@ LINES = [
     ("parallel.remat=mLSTMBlock", "parallel.remat: expected list[str], got 'mLSTMBlock'"),
     ("checkpoint.save_last=maybe", "checkpoint.save_last: expected bool, got 'maybe'"),
     ("optimizer.grad_clip_norm=x", "optimizer.grad_clip_norm: expected float or null, got 'x'"),
-    ("hydra.sweeper.max_batch_size=x", "hydra.sweeper.max_batch_size: expected int or null, got 'x'"),
+    ("-m hydra.sweeper.max_batch_size=x", "hydra.sweeper.max_batch_size: expected int or null, got 'x'"),
     # syntax
     ("optimizer.lr", "optimizer.lr: not of the form key=value, nor a flag"),
     ("optimizer.lr=[1,2", "optimizer.lr=[1,2: cannot be read as key=value: "),
