@@ -96,7 +96,7 @@ class Watch:
     def _raise(self, number: int) -> NoReturn:
         self._has_raised = True
         self._pass_on(number)
-        raise Preempted(f"{name_of(number)}: ended before the first step; nothing new is saved")
+        raise Preempted(f"{name_of(number)}: ended with nothing new to save")
 
     def _pass_on(self, number: int) -> None:
         """Let the workers of this process save: who has started them kills them as soon as this thread goes on."""
