@@ -28,10 +28,11 @@ from xlstm_hydra.hydra import (
     split,
 )
 from xlstm_hydra.metadata import is_restarted
+from xlstm_hydra.preemption import waiting_while
 
 from ._driver import begin, finish, note_unrecorded
 from ._invalid import refuse, told
-from ._outcome import INVALID, RECORD_FILE, WAITING, Outcome, read_record, update_record
+from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
 from ._resume import RESUME
 
@@ -155,10 +156,11 @@ class _Sweep:
             reasons = {job: "; ".join(map(str, invalid[job])) for job in todo if job in invalid}
             skipped = [Outcome(job=job, overrides=points[job], status=INVALID, reason=reasons[job]) for job in reasons]
             update_record(self.folder, skipped)
-            for batch, returned in self.launch({job: points[job] for job in todo if job not in invalid}):
-                returns.append(returned)
-                errors = [done._return_value if done.status == JobStatus.FAILED else None for done in returned]
-                note_unrecorded(self.folder, dict(zip(batch, errors, strict=True)))
+            with waiting_while(self.is_running):
+                for batch, returned in self.launch({job: points[job] for job in todo if job not in invalid}):
+                    returns.append(returned)
+                    errors = [done._return_value if done.status == JobStatus.FAILED else None for done in returned]
+                    note_unrecorded(self.folder, dict(zip(batch, errors, strict=True)))
         except BaseException as stop:
             error = stop
         return returns, finish(self.folder, error)
@@ -180,6 +182,10 @@ class _Sweep:
                     raise
         if error is not None:
             raise error
+
+    def is_running(self) -> bool:
+        """Whether a job runs, as far as is recorded."""
+        return any(outcome.status == RUNNING for outcome in read_record(self.folder))
 
     def has_started(self, jobs: Jobs) -> bool:
         """Whether a launcher got one of these jobs to run."""
