@@ -82,13 +82,15 @@ SCHEMAS: dict[str, type] = {
     "logger": configs.LoggerConfig,
     "distributed": configs.DistributedConfig,
     "device": configs.DeviceConfig,
-    "slurm": _launcher_node(configs.SlurmLauncherConfig, "SlurmLauncher"),
-    "local": _launcher_node(configs.LocalLauncherConfig, "LocalLauncher"),
 }
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 
 
-PLUGINS: dict[str, type] = {"sweeper": SweeperConfig}
+PLUGINS: dict[str, type] = {
+    "sweeper": SweeperConfig,
+    "slurm": _launcher_node(configs.SlurmLauncherConfig, "SlurmLauncher"),
+    "local": _launcher_node(configs.LocalLauncherConfig, "LocalLauncher"),
+}
 """The schemas of Hydra's own groups that we have options for."""
 
 
