@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import xlstm_hydra
-from xlstm_hydra.configs import AUTO, ConfigError, DistributedConfig, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.hydra import (
     REFUSED,
     VERSION_BASE,
@@ -44,9 +44,6 @@ from xlstm_hydra.hydra import (
     resolve_classes,
 )
 from xlstm_hydra.preemption import Preempted, watched
-
-if TYPE_CHECKING:
-    from xlstm_hydra.sweep import Unrecorded
 
 CONFIG_NAME = "config"
 RUN_NOTE = "The run's folder is "
@@ -67,10 +64,14 @@ DOES_NOT_FIT = 3
 def run_task(cfg: DictConfig) -> float | None:
     """Check the config, then do its task. Returns the loss that it ends with, if any, or the time of a step that is
     planned, for sweepers that minimise it."""
+    from xlstm_hydra.sweep import going_on, recorded  # 15 ms, not for `--cfg job`
+
+    config = _distributed(cfg)
+    place = config.place(os.environ) if config else None
     try:
-        with _recorded(cfg) as job:
+        with recorded(cfg, place.process_id if place else 0) as job:
             with _folder_noted():
-                run = _going_on(load(cfg))
+                run = going_on(load(cfg))
             with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
                 with _run_folder(cfg, run) as folder:
                     result = _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
@@ -83,22 +84,7 @@ def run_task(cfg: DictConfig) -> float | None:
             if cfg.task.name == "plan":
                 return _keep_refusal(error)
             raise  # Hydra goes on with the other jobs, and tells it at the end
-        _refuse_for_all(error, _distributed(cfg))
-
-
-def _recorded(cfg: DictConfig) -> AbstractContextManager[Unrecorded]:
-    """Put how a job of a sweep ends into the record of the sweep. Of several processes, the first one does so."""
-    from xlstm_hydra.sweep import Unrecorded, job_recorded
-
-    config, choice = HydraConfig.get(), _distributed(cfg)
-    place = choice.place(os.environ) if choice else None
-    if config.mode != RunMode.MULTIRUN or (place is not None and place.process_id > 0):
-        return nullcontext(Unrecorded())
-    sweep = Path(config.runtime.cwd) / config.sweep.dir
-    given = [text.partition("=")[2] for text in config.overrides.hydra if text.startswith("hydra.sweep.subdir=")]
-    number = int(given[-1]) if given and given[-1].isdecimal() else config.job.num
-    folder, task = Path(config.runtime.output_dir), OmegaConf.select(cfg, "task.name")
-    return job_recorded(sweep, folder, number, config.overrides.task, task)
+        _refuse_for_all(error, config)
 
 
 def _keep_refusal(error: ConfigError) -> float:
@@ -122,18 +108,6 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
         if is_ours and not isinstance(error, ConfigError):
             error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
         raise
-
-
-def _going_on(run: RunConfig) -> RunConfig:
-    """A job of a sweep that goes on does so too, from what it has saved."""
-    config: Any = HydraConfig.get()
-    if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):
-        return run
-    from xlstm_hydra.metadata import saved_steps
-
-    if run.task.name != "train" or not saved_steps(Path(config.runtime.output_dir)):
-        return run
-    return dataclasses.replace(run, checkpoint=dataclasses.replace(run.checkpoint, restore=AUTO))
 
 
 def _watched(run: RunConfig) -> AbstractContextManager[object]:
@@ -206,8 +180,7 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
         return
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console command cannot see the user's own modules otherwise
+    _see_current_folder()
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
@@ -236,13 +209,21 @@ def main() -> None:
         _refuse_for_all(_explained(error), _typed_distributed())
 
 
+def _see_current_folder() -> None:
+    """Find the user's own modules, which a console command would not."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def _resumed_sweep(arguments: list[str]) -> list[str]:
-    """The command line of a sweep that is to go on, in place of `resume_sweep=DIR`."""
+    """The command line of a sweep that is to go on, in place of `resume_sweep=DIR`, and its current folder."""
     if not any(text.startswith("resume_sweep=") for text in arguments):
         return arguments
     from xlstm_hydra.sweep import expand_resume_sweep
 
-    return expand_resume_sweep(arguments)
+    expanded = expand_resume_sweep(arguments)
+    _see_current_folder()
+    return expanded
 
 
 def _refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children, current_process
 from types import FrameType
 from typing import NoReturn
 
@@ -67,6 +68,8 @@ class Watch:
         """The number of the signal that came first, here or in another process of the run."""
         self.before_leaving: Callable[[int, str], None] | None = None
         """Called with the status and the reason before a second signal ends the process."""
+        self.are_busy: Callable[[], bool] = lambda: False
+        """Whether processes that this one has started still have something to save. They get the signal too."""
         self._is_deferred = self._has_raised = False
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._first_at = 0.0
@@ -92,7 +95,18 @@ class Watch:
 
     def _raise(self, number: int) -> NoReturn:
         self._has_raised = True
-        raise Preempted(f"{name_of(number)}: ended before the first step; nothing new is saved")
+        self._pass_on(number)
+        raise Preempted(f"{name_of(number)}: ended with nothing new to save")
+
+    def _pass_on(self, number: int) -> None:
+        """Let the workers of this process save: who has started them kills them as soon as this thread goes on."""
+        workers = active_children()
+        for worker in workers:
+            if worker.pid is not None:
+                os.kill(worker.pid, number)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while workers and self.are_busy() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """In the main thread, between two operations of Python."""
@@ -129,10 +143,25 @@ class Watch:
 
 _active: Watch | None = None
 
+_ended_worker: int | None = None
+"""The signal that has ended what this process did, where it is a worker, which is given other things to do then."""
+
 
 def name_of(number: int) -> str:
     """`SIGTERM`."""
     return signal.Signals(number).name
+
+
+@contextmanager
+def waiting_while(are_busy: Callable[[], bool]) -> Iterator[None]:
+    """Where something is watched and workers of this process get a signal, wait for what they have to save."""
+    if _active is not None:
+        _active.are_busy = are_busy
+    try:
+        yield
+    finally:
+        if _active is not None:
+            _active.are_busy = lambda: False
 
 
 def hand_over() -> None:
@@ -148,7 +177,7 @@ def watched() -> Iterator[Watch]:
     Raises:
         Preempted: an end is asked for before there is anything to save.
     """
-    global _active
+    global _active, _ended_worker
     if threading.current_thread() is not threading.main_thread():
         log.warning("not in the main thread, so that SIGTERM ends this run without saving")
         yield Watch()
@@ -160,13 +189,17 @@ def watched() -> Iterator[Watch]:
         finally:
             _active._is_deferred = False
         return
-    watch = _active = Watch()
+    watch = Watch()
+    watch.request = _ended_worker
+    watch.refuse_to_begin()
+    _active = watch
     try:
         with _noting(watch):
             yield watch
     except SystemExit as stop:
         if stop.code == STATUS:
             watch.hand_over()
+            _ended_worker = watch.request if current_process().name != "MainProcess" else None
         raise
     finally:
         _active = None

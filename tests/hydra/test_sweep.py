@@ -104,6 +104,27 @@ def test_the_devices_of_this_machine_are_seen_in_another_process(monkeypatch):
     assert (found.kind, found.number, found.own_memory) == ("cpu", 8, None)
 
 
+@pytest.mark.parametrize(
+    ("platforms", "plugins", "packages", "expected"),
+    [
+        ("cpu", ["cuda12"], {"libtpu"}, True),
+        ("cuda,cpu", [], set(), False),
+        ("", [], set(), True),
+        ("", ["cuda12"], set(), False),
+        ("", [], {"libtpu"}, False),
+        ("", [], {"jax_plugins"}, False),
+    ],
+    ids=str,
+)
+def test_nobody_is_asked_for_devices_where_only_the_cpu_can_be_found(
+    monkeypatch, platforms, plugins, packages, expected
+):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(_here.importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(_here.importlib.util, "find_spec", lambda name: name if name in packages else None)
+    assert _here.has_cpu_alone() == expected
+
+
 def launcher(**options):
     return OmegaConf.create({"_target_": "hydra_plugins.hydra_submitit_launcher.SlurmLauncher", **options})
 

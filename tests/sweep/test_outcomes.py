@@ -1,6 +1,7 @@
 """What a sweep records of its jobs, what it tells at its end, and with which status it ends."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
 from xlstm_hydra.sweep import Outcome, _report, amend_record, begin, finish, job_recorded, read_record, update_record
 from xlstm_hydra.sweep._driver import note_unrecorded
+from xlstm_hydra.sweep._outcome import STATUSES
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""
@@ -179,6 +181,12 @@ def test_hydras_own_sweeper_leaves_a_record_too():
     done = sweep("hydra/sweeper=basic")
     assert done.status == 0, done.err
     assert [outcome.status for outcome in record()] == ["completed"] * 3
+
+
+def test_every_field_and_every_status_is_explained():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    names = [*STATUSES, *(field.name for field in dataclasses.fields(Outcome))]
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 # ---- what jobs leave behind that the sweep did not see

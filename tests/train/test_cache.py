@@ -69,18 +69,17 @@ def test_a_program_from_the_cache_computes_the_same_bits(sweep):
     assert shared == cached == compiled != first
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"optimizer": AdamWConfig(nesterov=True)},
-        {"optimizer": AdamWConfig(weight_decay_exclude=["dense"])},
-        {"optimizer": AdamWConfig(grad_clip_norm=None)},
-        {"trainer": {"batch_size": 16}},
-        {"model": {"dropout_rate": 0.1}},
-        {"parallel": LAYOUTS["tp4_dp2"]},
-    ],
-    ids=str,
-)
+OTHERS = {
+    "nesterov": {"optimizer": AdamWConfig(nesterov=True)},
+    "what decays": {"optimizer": AdamWConfig(weight_decay_exclude=["dense"])},
+    "no clipping": {"optimizer": AdamWConfig(grad_clip_norm=None)},
+    "batch": {"trainer": {"batch_size": 16}},
+    "model": {"model": {"dropout_rate": 0.1}},
+    "layout": {"parallel": LAYOUTS["tp4_dp2"]},
+}
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
 def test_what_computes_something_else_shares_no_compiled_step(changes):
     plain = {"family": "llama", "parallel": LAYOUTS["dp8"]}
     one, same = build_program(tiny_run(**plain)), build_program(tiny_run(**plain, optimizer=AdamWConfig(lr=0.5)))

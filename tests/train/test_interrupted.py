@@ -51,15 +51,16 @@ def forks():
     process = subprocess.Popen(
         [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
-    assert process.stdin is not None and process.stdout is not None
+    orders, answers = process.stdin, process.stdout
+    assert orders is not None and answers is not None
 
     def ask(**order):
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        return int(process.stdout.readline())
+        orders.write(json.dumps(order) + "\n")
+        orders.flush()
+        return int(answers.readline())
 
     yield ask
-    process.stdin.close()
+    orders.close()
     process.wait()
 
 

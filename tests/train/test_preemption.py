@@ -191,14 +191,14 @@ def test_a_sweep_ends_with_its_job_and_goes_on_from_what_that_has_saved(tmp_path
 
 
 BUSY = """
-import hashlib, sys
+import hashlib, sys, threading
 import xlstm_hydra.train
 from xlstm_hydra import cli, preemption
 preemption.PATIENCE_SECONDS, preemption.SAME_SECONDS = 0.2, 0.05
 with preemption.watched() as watch:
     if "saving" in sys.argv:
         watch.defer()
-    print("ready", flush=True)
+    threading.Timer(0.5, lambda: print("ready", flush=True)).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # like a compilation, it lets no Python handler run
 """
 

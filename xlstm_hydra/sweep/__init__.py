@@ -6,6 +6,7 @@ from ._outcome import RECORD_FILE, RUNNING, Outcome, amend_record, read_record, 
 from ._plan_points import is_planned, plan_points
 from ._resume import expand_resume_sweep
 from ._sweep import run_sweep
+from ._this_job import going_on, recorded
 
 __all__ = [
     "ERROR_FILE",
@@ -18,10 +19,12 @@ __all__ = [
     "begin",
     "expand_resume_sweep",
     "finish",
+    "going_on",
     "is_planned",
     "job_recorded",
     "plan_points",
     "read_record",
+    "recorded",
     "run_sweep",
     "update_record",
 ]

@@ -215,17 +215,12 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
     elif isinstance(error, Exception):
         print(f"xlstm-hydra: the sweep has ended early:\n{''.join(traceback.format_exception(error))}", file=sys.stderr)
     elif error is not None:
-        print(f"xlstm-hydra: {_interruption(error)}", file=sys.stderr)
+        print("xlstm-hydra: the sweep was interrupted", file=sys.stderr)
     _tell_running(still)
     counts = Counter(one.status for one in record)
     if counts.keys() - {COMPLETED, INVALID} and (folder / COMMAND_FILE).exists():
         print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
     return fits
-
-
-def _interruption(error: BaseException) -> str:
-    text = "" if isinstance(error, SystemExit) and str(error) == str(error.code) else str(error)
-    return f"the sweep was interrupted{f': {text}' if text else ''}"
 
 
 def _tell_running(still: Sequence[Outcome]) -> None:

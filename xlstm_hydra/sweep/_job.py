@@ -119,7 +119,7 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
     if isinstance(error, ConfigError):
         return REFUSED, " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, " ".join(str(error).split()) or None
+        return INTERRUPTED, None
     if isinstance(error, SystemExit):
         if error.code in (0, None):
             return COMPLETED, None

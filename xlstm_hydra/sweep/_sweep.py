@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import (
@@ -28,10 +28,11 @@ from xlstm_hydra.hydra import (
     split,
 )
 from xlstm_hydra.metadata import is_restarted
+from xlstm_hydra.preemption import waiting_while
 
 from ._driver import begin, finish, note_unrecorded
 from ._invalid import refuse, told
-from ._outcome import INVALID, RECORD_FILE, WAITING, Outcome, read_record, update_record
+from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
 from ._resume import RESUME
 
@@ -84,7 +85,9 @@ def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> Sweepe
     if settings.resume or not is_restarted() or not (Path(config.hydra.sweep.dir) / RECORD_FILE).exists():
         return settings
     log.info("started again by SLURM: the sweep goes on with what is missing or failed")
-    config.hydra.overrides.hydra.append(f"{RESUME}=true")
+    with read_write(config.hydra):
+        config.hydra.sweeper.resume = True
+        config.hydra.overrides.hydra.append(f"{RESUME}=true")
     return replace(settings, resume=True)
 
 
@@ -95,7 +98,8 @@ def _once(points: list[Point]) -> list[Point]:
         own = [text for text in point.overrides if text.startswith("hydra")]
         seen.setdefault(str(point.overrides) if point.problems else (repr(point.run), *own), point)
     if again := len(points) - len(seen):
-        log.info("%d of %d points are the same as others, and run once", again, len(points))
+        what = "is the same as another, and is" if again == 1 else "are the same as others, and are"
+        log.info("%d of %d points %s run once", again, len(points), what)
     return list(seen.values())
 
 
@@ -152,10 +156,11 @@ class _Sweep:
             reasons = {job: "; ".join(map(str, invalid[job])) for job in todo if job in invalid}
             skipped = [Outcome(job=job, overrides=points[job], status=INVALID, reason=reasons[job]) for job in reasons]
             update_record(self.folder, skipped)
-            for batch, returned in self.launch({job: points[job] for job in todo if job not in invalid}):
-                returns.append(returned)
-                errors = [done._return_value if done.status == JobStatus.FAILED else None for done in returned]
-                note_unrecorded(self.folder, dict(zip(batch, errors, strict=True)))
+            with waiting_while(self.is_running):
+                for batch, returned in self.launch({job: points[job] for job in todo if job not in invalid}):
+                    returns.append(returned)
+                    errors = [done._return_value if done.status == JobStatus.FAILED else None for done in returned]
+                    note_unrecorded(self.folder, dict(zip(batch, errors, strict=True)))
         except BaseException as stop:
             error = stop
         return returns, finish(self.folder, error)
@@ -177,6 +182,10 @@ class _Sweep:
                     raise
         if error is not None:
             raise error
+
+    def is_running(self) -> bool:
+        """Whether a job runs, as far as is recorded."""
+        return any(outcome.status == RUNNING for outcome in read_record(self.folder))
 
     def has_started(self, jobs: Jobs) -> bool:
         """Whether a launcher got one of these jobs to run."""
