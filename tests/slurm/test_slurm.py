@@ -103,7 +103,8 @@ def in_one_process(folder, *overrides):
 
 
 def record(folder):
-    return [json.loads(line) for line in (folder / "sweep" / "sweep.jsonl").read_text().splitlines()]
+    file = folder / "sweep" / "sweep.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def commands(tmp_path_factory):
         ending = ("trainer.max_steps=100000,100001", "checkpoint.save_every_n_steps=2", "checkpoint.max_to_keep=2")
         commands.sweep("ending", *ending, "hydra.launcher.max_num_timeout=0")
         commands.sweep("partition", "trainer.seed=1,2", "hydra.launcher.partition=nowhere")
-        commands.sweep("interrupted", "trainer.seed=1,2", "hydra.launcher.additional_parameters={hold:true}")
+        commands.sweep("interrupted", "trainer.seed=1,2", "+hydra.launcher.additional_parameters.hold=true")
         commands.wait_until_training("ending")
         commands.sweep("four", "optimizer.lr=1e-2,1e-3", "trainer.seed=1,2")
         commands.sweep("two_nodes", *FSDP, "trainer.simulated_devices=4", launcher="slurm_multinode")
@@ -175,8 +176,15 @@ def test_a_job_that_is_killed_and_one_whose_node_fails_tell_their_causes_and_can
         assert [step for step, _ in losses(run)][:last] == list(range(1, last + 1))
 
 
+def all_submitted(folder):
+    outcomes = record(folder)
+    return outcomes and all(outcome["cluster_job"] for outcome in outcomes)
+
+
 def test_ctrl_c_tells_what_goes_on_without_the_command_and_how_to_end_it(commands):
-    while not all(outcome["cluster_job"] for outcome in record(commands.folder / "interrupted")):
+    deadline = time.monotonic() + 60
+    while not all_submitted(commands.folder / "interrupted"):
+        assert time.monotonic() < deadline, (commands.folder / "interrupted.log").read_text()
         time.sleep(0.3)
     commands.started["interrupted"].send_signal(signal.SIGINT)
     status, said = commands.end("interrupted")
