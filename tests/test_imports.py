@@ -33,6 +33,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}, "plan_cli": {"hydra"}},
     {"sweep": {"hydra", "omegaconf", "rich", "matplotlib"}},
     {"cluster": {"hydra", "omegaconf", "submitit"}},
+    {"job": {"hydra", "omegaconf"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},
     {"__main__": set()},
 ]

@@ -17,7 +17,7 @@ from command import run_command
 from omegaconf import OmegaConf
 
 import xlstm_hydra.train
-from xlstm_hydra import cli
+from xlstm_hydra import cli, job
 from xlstm_hydra.hydra import VERSION_BASE, load
 from xlstm_hydra.train import train
 
@@ -356,7 +356,7 @@ def test_a_command_that_is_refused_while_process_0_waits_ends_both(override, wor
     both = Pair(tmp_path, *ENDLESS, each=((), None))
     time.sleep(0.5)
     deadline = time.monotonic() + 30
-    while not cli._is_open(both.address) and time.monotonic() < deadline:
+    while not job._is_open(both.address) and time.monotonic() < deadline:
         time.sleep(0.1)
     both.start(1, *ENDLESS, override)
     statuses, texts = both.end(timeout=60)
