@@ -7,18 +7,20 @@ import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
 from xlstm_hydra.train import build_program, train
 from xlstm_hydra.train._cache import Programs, compilation_cache
+from xlstm_hydra.train._devices import simulate_devices
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _all_is_kept():
-    """Also what is compiled at once, whatever the environment of the tests says."""
+    """Also what is compiled at once, whatever the environment of the tests says, and whatever devices others left."""
+    simulate_devices(8)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
         yield
@@ -89,7 +91,7 @@ def test_what_computes_something_else_shares_no_compiled_step(changes):
 
 # ---- one program
 
-NUMBER = jnp.arange(3.0)
+NUMBER = np.arange(3, dtype=np.float32)
 
 
 def compiled(place, folder=Path("/nowhere/run"), **changes):
