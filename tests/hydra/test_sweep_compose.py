@@ -111,6 +111,7 @@ GOOD = [
     ["model=llama_165m", "~logger.tensorboard", "+extra.deep={a: [1, null]}", "data.val_path=${hydra:job.num}"],
     ["trainer.seed=${oc.decode:'3'}", "trainer.compute_dtype=null", "data=text", "++trainer.max_steps=3"],
     ["parallel={fsdp_axis_size: 2}", "+optimizer@second=lion", "+second.lr=3"],
+    ["parallel.fsdp_axis_size=4", "parallel={fsdp_axis_size: 2}", "trainer={seed: 3}", "trainer.seed=5"],
 ]  # fmt: skip
 
 

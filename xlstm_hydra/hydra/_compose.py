@@ -99,8 +99,8 @@ def _needs_hydra(override: Override) -> bool:
 
 
 def _may_choose(override: Override, is_group: Callable[[str], bool]) -> bool:
-    """Whether an override may choose the option of a group."""
-    return override.package is not None or is_group(override.key_or_group)
+    """Whether an override may choose the option of a group. Hydra takes a dictionary for values, in its turn."""
+    return not isinstance(override.value(), dict) and (override.package is not None or is_group(override.key_or_group))
 
 
 def _note_overrides(cfg: DictConfig, overrides: Sequence[Override]) -> None:

@@ -206,9 +206,10 @@ def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
 
 
 def _may_choose(override: Override) -> bool:
-    """Whether an override may choose the option of a group, or is for Hydra itself."""
+    """Whether an override may choose the option of a group, or is for Hydra itself. A dictionary is values."""
     key = override.key_or_group
-    return override.package is not None or "." not in key or key.startswith("hydra.")
+    may = override.package is not None or "." not in key or key.startswith("hydra.")
+    return may and not isinstance(override.value(), dict)
 
 
 def _is_lost(problem: Problem, base: _Base) -> bool:
