@@ -14,13 +14,11 @@ from tiny import LAYOUTS, tiny_run
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
 from xlstm_hydra.train import build_program, train
 from xlstm_hydra.train._cache import Programs, compilation_cache
-from xlstm_hydra.train._devices import simulate_devices
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _all_is_kept():
-    """Also what is compiled at once, whatever the environment of the tests says, and whatever devices others left."""
-    simulate_devices(8)
+    """Also what is compiled at once, whatever the environment of the tests says."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
         yield

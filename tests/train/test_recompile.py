@@ -23,7 +23,6 @@ from xlstm_hydra.configs import (
     TrainerConfig,
 )
 from xlstm_hydra.train import build_program
-from xlstm_hydra.train._devices import simulate_devices
 
 NUMBERS = {"lr": 0.5, "weight_decay": 0.0, "grad_clip_norm": 0.25, "grad_clip_value": 0.5}
 SCHEDULE = {"warmup_steps": 3, "cooldown_steps": 2, "cooldown_lr_factor": 0.2, "decay_steps": 9}
@@ -65,12 +64,6 @@ ON = {SGDConfig: {"momentum": 0.9}}
 """What is on before the change: whether there is a momentum, or clipping, is another program."""
 
 DP8 = {"parallel": LAYOUTS["dp8"], "model": {"vocab_size": 256}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _devices():
-    """Whatever others left."""
-    simulate_devices(8)
 
 
 @pytest.mark.parametrize("config", SAME, ids=lambda config: config.__name__)
