@@ -71,7 +71,7 @@ MISSPELT = {"hydra/launcher=slrum": "slurm", "hydra/launcher=raay": "ray", "hydr
 @pytest.mark.parametrize(("choice", "meant"), MISSPELT.items(), ids=MISSPELT)
 def test_a_misspelt_engine_is_refused_with_what_was_meant(choice, meant):
     done = run_command("-m", choice)
-    assert done.status == 2 and f"no such option. Did you mean '{meant}'?" in done.err
+    assert done.status == 2 and f"no such option. Did you mean '{meant}'?" in done.err and "pip install '" in done.err
 
 
 IDLE = ["hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra/sweeper=basic"]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pkgutil import iter_modules
 
+import hydra_plugins
 from hydra._internal.utils import get_args_parser
 
+from xlstm_hydra._conf_dir import conf_dir
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs._problems import nearest
 
 _JOBLIB = ("hydra_plugins.hydra_joblib_launcher", "xlstm-hydra[joblib]")
 _RAY = ("hydra_plugins.hydra_ray_launcher", "xlstm-hydra[ray]")
@@ -40,15 +44,20 @@ _GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.
 
 
 def check_engines(arguments: Sequence[str]) -> None:
-    """Refuse a launcher or sweeper that is not installed.
+    """Refuse a launcher or sweeper that is not installed, or that there is none of this name. Where folders of the
+    user's or plugins of others may have it, only Hydra knows.
 
     Args:
         arguments: what was typed.
 
     Raises:
-        ConfigError: with the line that installs it.
+        ConfigError: with the lines that install it, or those that there are.
     """
-    if problems := [problem for group, name in _chosen(arguments) if (problem := not_installed(group, name))]:
+    chosen = _chosen(arguments)
+    problems = [problem for group, name in chosen if (problem := not_installed(group, name))]
+    if not problems and not _may_have_others(arguments):
+        problems = [_unknown(group, name) for group, name in chosen if name not in _known(group)]
+    if problems:
         raise ConfigError(problems)
 
 
@@ -58,6 +67,33 @@ def not_installed(group: str, name: str) -> Problem | None:
     if _is_here(module):
         return None
     return Problem({group: name}, "is not installed", f"To install it: pip install '{package}'")
+
+
+def _unknown(group: str, name: str) -> Problem:
+    """There is none of this name, with what installs those that are near it."""
+    names: dict[str, list[str]] = {}
+    for other, (_, package) in ENGINES[group].items():
+        names.setdefault(package, []).append(other)
+    provided = [f"pip install '{package}' provides {', '.join(others)}" for package, others in names.items()]
+    known = nearest(name, _known(group))
+    return Problem({group: name}, "no such option", f"{known} {'; '.join(provided)}.")
+
+
+def _known(group: str) -> list[str]:
+    """The options that the base install has, and those that others bring."""
+    return sorted({"basic", *ENGINES[group], *(file.stem for file in (conf_dir() / group).glob("*.yaml"))})
+
+
+def _may_have_others(arguments: Sequence[str]) -> bool:
+    """Whether there may be options that are neither ours nor of the plugins that we know."""
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    if args.config_dir or args.config_path or args.config_name:
+        return True
+    if any(text.lstrip("+").startswith("hydra.searchpath=") for text in args.overrides):
+        return True
+    known = {module for group in ENGINES.values() for module, _ in group.values()}
+    found = {f"hydra_plugins.{plugin.name}" for plugin in iter_modules(hydra_plugins.__path__)}
+    return bool(found - known - {"hydra_plugins.xlstm_hydra_plugin"})
 
 
 def require_engine(group: str, name: str) -> None:
