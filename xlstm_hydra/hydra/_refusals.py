@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +25,24 @@ REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, Assert
 
 NO_SUCH_KEY = "no such key"
 
+_CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
+"""What Hydra says of a function that it does not take."""
+
+_FUNCTIONS = {
+    "choice": "values: choice(1,2,3)",
+    "range": "numbers: range(stop), range(start,stop) or range(start,stop,step)",
+    "interval": "two numbers: interval(0,1)",
+    "tag": "names and then choice(...), range(...) or interval(...): tag(log,interval(1e-3,1e-2))",
+    "sort": "values of one kind: sort(3,1,2), or choice(...) or range(...)",
+    "shuffle": "values: shuffle(1,2,3), or choice(...) or range(...)",
+    "glob": "a pattern or a list of them: glob(a*), glob([a*,b*],exclude=ab*)",
+    "int": "what is an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
+    "float": "what is a number: float(3), or choice(...), range(...) or interval(...) of numbers",
+    "str": "values: str(3), or choice(...) or range(...)",
+    "bool": "true and false, numbers, or choice(...) of them",
+}
+"""What each function of Hydra's grammar takes."""
+
 
 def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
@@ -34,8 +53,22 @@ def unreadable(text: str, error: Exception) -> Problem:
     """An argument that is no override."""
     if "=" not in text:
         return Problem.about(text, "not of the form key=value, nor a flag")
+    if problem := _bad_call(text, error):
+        return problem
     fix = """Quote a value with special characters twice, such as 'data.path="a=b"'."""
     return Problem.about(text, f"cannot be read as key=value: {_first_line(error)}", fix)
+
+
+def _bad_call(text: str, error: Exception) -> Problem | None:
+    """What is wrong with a function of Hydra's grammar, if that is what Hydra refused."""
+    if (match := _CALL.search(str(error))) is None:
+        return None
+    call, name = match[1], match[2]
+    if name in _FUNCTIONS:
+        return Problem.about(text, f"{call} makes no sense", f"{name} takes {_FUNCTIONS[name]}.")
+    hint = nearest(name, _FUNCTIONS)
+    fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
+    return Problem.about(text, f"there is no function {name}", fix)
 
 
 def several_values(override: Override) -> Problem:
