@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
@@ -76,6 +76,24 @@ def several_values(override: Override) -> Problem:
     key, _, values = str(override.input_line).partition("=")
     fix = "Add -m to run one job for each" + (f", or write {key}=[{values}] for a list." if "." in key else ".")
     return Problem.about(str(override.input_line), "several values for one run", fix)
+
+
+def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[Problem]:
+    """Intervals of numbers that are no integers, for fields that take integers.
+
+    Args:
+        overrides: those of a sweep.
+        cfg: the config without them.
+    """
+    for override in overrides:
+        interval, key = override.value(), override.key_or_group
+        if not isinstance(interval, IntervalSweep) or not isinstance(interval.start, float) or not _exists(key, cfg):
+            continue
+        expected = _expected(key, cfg)
+        if expected in ("int", "int or null"):
+            text = str(override.input_line)
+            fix = f"Write {override.get_key_element()}=int({override.get_value_string()})."
+            yield Problem.about(text, f"expected {expected}, and draws of it are no integers", fix)
 
 
 def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:

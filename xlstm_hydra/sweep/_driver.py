@@ -50,6 +50,23 @@ _locks: dict[Path, IO[str]] = {}
 """Held by this process from `begin` to `finish`, by the folder of the sweep."""
 
 
+def check_folder(folder: Path, resume: bool = False) -> None:
+    """Make sure that a sweep can begin in a folder, before that takes time. Nothing is left there.
+
+    Raises:
+        ConfigError: another sweep is recorded there, and not to be gone on with, or another process is at work there.
+    """
+    folder = folder.absolute()
+    if not (folder / RECORD_FILE).exists():
+        return
+    _drive(folder)
+    try:
+        if not resume:
+            raise ConfigError([_recorded_already(folder, mended(folder, read_record(folder)))])
+    finally:
+        _leave(folder)
+
+
 def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
     """Open the record of a sweep: all its jobs wait.
 

@@ -23,6 +23,7 @@ from xlstm_hydra.hydra import (
     SweeperConfig,
     SweepLoader,
     check_points,
+    interval_types,
     invalid_points,
     is_run,
     split,
@@ -30,7 +31,7 @@ from xlstm_hydra.hydra import (
 from xlstm_hydra.metadata import is_restarted
 from xlstm_hydra.preemption import waiting_while
 
-from ._driver import begin, finish, note_unrecorded
+from ._driver import begin, check_folder, finish, note_unrecorded
 from ._invalid import refuse, told
 from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
@@ -63,8 +64,12 @@ def run_sweep(
     if problems := list(settings.rules()):
         raise ConfigError(problems)
     settings = _resumed_if_restarted(config, settings)
+    if is_run(config):
+        check_folder(Path(config.hydra.sweep.dir), settings.resume)
     texts = [f"{key}={value}" for key, value in (settings.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
+    if problems := list(interval_types(overrides, config)):
+        raise ConfigError(problems)
     points = split(overrides, settings.num_samples, settings.seed)
     if not is_run(config):
         return _run_others(config, loader, launcher, points, settings.max_batch_size)
