@@ -50,7 +50,7 @@ LINES = [
     ("-m trainer.seed=glob(*)", "trainer.seed=glob(*): glob chooses options, and trainer.seed has none"),
     ("-m optimizer.lr=choice()", "choice() makes no sense. choice takes values: choice(1,2,3)."),
     ("-m trainer.seed=range(a,b)", "range(a,b) makes no sense. range takes numbers: range(stop), range(start,stop) or"),
-    ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes names and then choice(...), range(...) or interval(...): tag(log"),
+    ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes names and then choice(...), range(...) or interval(...): "),
     ("-m trainer.seed=rnge(1,2)", "trainer.seed=rnge(1,2): there is no function rnge. Did you mean 'range'? Text "),
     ("trainer.seed=int(a)", "trainer.seed=int(a): int(a) makes no sense. int takes what is an integer: int(3.0), "),
     # where configs come from

@@ -104,7 +104,8 @@ class LocalLauncherConfig(ConfigDict):
     """Jobs that run at the same time."""
 
     gpus_per_job: int = 1
-    """GPUs that each of them sees, which are no other's. 0: none. It has no effect where there are no GPUs."""
+    """GPUs that each of them sees, which are no other's. 0: none. Where there are no GPUs, 1 has no effect, and more
+    are refused."""
 
     setup: list[str] = field(default_factory=list)
     """Lines of the shell that come before each job, such as `export NAME=value`."""

@@ -10,6 +10,7 @@ from ._device import load_device as load_device
 from ._device import recognise_device as recognise_device
 from ._engines import check_engines as check_engines
 from ._engines import check_idle_engines as check_idle_engines
+from ._engines import launcher_rules as launcher_rules
 from ._engines import require_engine as require_engine
 from ._from_checkpoint import without_idle as without_idle
 from ._load import load as load
