@@ -166,7 +166,7 @@ def test_a_job_that_may_not_go_back_into_the_queue_says_so():
 
 
 BAD = {
-    "timeout_min=0": "must be 1 or more",
+    "timeout_min=-4": "xlstm-hydra: hydra.launcher.timeout_min=-4: must be 1 or more\n",
     "signal_delay_s=3600": "a job is told to leave when it has begun",
     "gpus_per_task=1": "say the same in two ways",
     "mem_gb=-1": "must be greater than 0",
@@ -242,7 +242,7 @@ def slurm(tmp_path, monkeypatch):
     return says
 
 
-def test_a_sweep_of_which_slurm_takes_no_job_leaves_its_folder_as_it_was(slurm, tmp_path, monkeypatch):
+def test_a_sweep_of_which_slurm_takes_no_job_leaves_no_record_and_can_be_started_again(slurm, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     slurm(sbatch=(1, ""), srun=(0, ""))

@@ -82,6 +82,7 @@ BAD = [
     ("a=tag(log,interval(0,1))", 3, "must start above 0"),
     ("a=tag(lgo,interval(0,1))", 3, "no such tag: lgo. Known: log."),
     ("a=range(3,1)", None, "a=range(3,1): is empty. A range ends before its stop: range(1,3) is 1 and 2."),
+    ("a=range(1,3),4", None, "a=range(1,3),4: several values cannot be one of several values. Write out each: 1,2,3."),
     ("a=shuffle()", None, "a=shuffle(): is empty"),
     ("a=range(1,5,0)", None, "a=range(1,5,0): the step of a range must not be 0"),
     ("a=range(1,5,0.0)", None, "a=range(1,5,0.0): the step of a range must not be 0"),

@@ -83,7 +83,7 @@ class SlurmLauncherConfig(ConfigDict):
         yield from at_least(self, 1, "timeout_min", "nodes", "tasks_per_node", "array_parallelism", "cpus_per_task")
         yield from at_least(self, 0, "gpus_per_node", "gpus_per_task", "signal_delay_s", "max_num_timeout")
         yield from at_least(self, 0, "mem_gb", above=True)
-        if self.signal_delay_s >= 60 * self.timeout_min:
+        if self.signal_delay_s >= 60 * self.timeout_min > 0:
             given = {"signal_delay_s": self.signal_delay_s, "timeout_min": self.timeout_min}
             yield Problem(given, "a job is told to leave when it has begun", "Set {signal_delay_s} lower.")
         asked = {key: self.get(key) for key in ("gpus_per_node", "gpus_per_task") if self.get(key)}

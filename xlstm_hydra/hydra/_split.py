@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep, Sweep
 
 from xlstm_hydra.configs import ConfigError, Problem
 
@@ -30,8 +30,7 @@ def split(overrides: Sequence[Override], num_samples: int | None = None, seed: i
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
-    steps = [problem for override in last.values() if (problem := _step_rule(override))]
-    if problems := [*_interval_rules(list(intervals.values()), num_samples), *steps]:
+    if problems := [*_interval_rules(list(intervals.values()), num_samples), *_value_rules(last.values())]:
         raise ConfigError(problems)
     with _seeded(seed):
         values = {key: list(_texts(key, override)) for key, override in last.items() if key not in intervals}
@@ -55,10 +54,13 @@ def _texts(key: str, override: Override) -> Iterator[str]:
         yield f"{key}={override.get_value_element_as_str()}"
 
 
-def _step_rule(override: Override) -> Problem | None:
-    found = override.value()
-    has_none = isinstance(found, RangeSweep) and found.step == 0
-    return Problem.about(str(override.input_line), "the step of a range must not be 0") if has_none else None
+def _value_rules(overrides: Iterable[Override]) -> Iterator[Problem]:
+    for override in overrides:
+        found, text = override.value(), str(override.input_line)
+        if isinstance(found, RangeSweep) and found.step == 0:
+            yield Problem.about(text, "the step of a range must not be 0")
+        if isinstance(found, ChoiceSweep) and any(isinstance(item, Sweep) for item in found.list):
+            yield Problem.about(text, "several values cannot be one of several values", "Write out each: 1,2,3.")
 
 
 def _no_values(override: Override) -> Problem:
