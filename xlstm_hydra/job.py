@@ -117,7 +117,9 @@ def _run_folder(cfg: DictConfig, run: RunConfig) -> Iterator[Path]:
         yield folder
         return
     with hold_folder(folder):
-        _refuse_to_continue(run, folder)
+        if not _is_to_be_done(run, folder):
+            yield folder
+            return
         record = copy.deepcopy(cfg)
         record.distributed.merge_with(run.distributed.lasting().to_dict())
         with _lasting(folder / "config.yaml", OmegaConf.to_yaml(record, resolve=True)):
@@ -137,18 +139,22 @@ def _lasting(file: Path, text: str) -> Iterator[None]:
         raise
 
 
-def _refuse_to_continue(run: RunConfig, folder: Path) -> None:
-    """Make sure that nothing in the folder, nor the config that stands there, is lost to a run that will be refused."""
+def _is_to_be_done(run: RunConfig, folder: Path) -> bool:
+    """Whether the run has something left to do. What is in the folder, and the config that stands there, are not lost
+    to a run that will be refused."""
     from xlstm_hydra.metadata import find_start, refuse_to_overwrite, step_of
 
     start = find_start(run, folder)
     if not start.is_own:
         refuse_to_overwrite(folder, 0 if start.checkpoint is None else step_of(start.checkpoint))
-    if start.checkpoint is None or start.is_done(run.trainer.max_steps):
-        return
+    if start.checkpoint is None:
+        return True
+    if start.is_done(run.trainer.max_steps):
+        return False
     from xlstm_hydra.train import read_resumed
 
     read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), start.checkpoint)
+    return True
 
 
 def refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:

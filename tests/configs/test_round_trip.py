@@ -227,7 +227,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), CASES, ids=[f"{hint}-{value!r}"[:90] for hint, value in CASES])
+@pytest.mark.parametrize(
+    ("annotation", "value"), CASES, ids=[f"{hint}-{value!r}".partition(" at 0x")[0][:90] for hint, value in CASES]
+)
 def test_a_value_comes_back_with_its_type_through_json_text(annotation, value):
     config = holding(annotation, value)
     for back in (through_json(config), decode(type(config), config.to_dict(), Flags(as_written=True))):

@@ -80,6 +80,8 @@ def test_where_nothing_is_missing_the_results_are_told_and_nothing_runs(sweep):
     done = sweep.resume()
     assert (done.status, sweep.runs) == (0, [])
     assert "nothing is missing: all 3 jobs are completed" in done.out and "3 jobs: 3 completed" in done.out
+    done = sweep.resume("trainer.max_steps=600")
+    assert (done.status, sweep.runs) == (2, []) and "trainer.max_steps: would make" in done.err
 
 
 def test_a_sweep_can_go_on_from_another_folder_and_more_than_once(sweep, tmp_path, monkeypatch):

@@ -96,6 +96,9 @@ def test_a_run_that_is_done_is_not_done_again(whole, caplog):
     run = replace(RUN, trainer=replace(RUN.trainer, max_steps=saved_steps(whole[2])[-1]))
     assert train(run, whole[2]) == pytest.approx(float(validation_losses(whole[0])[run.trainer.max_steps]))
     assert "has done its" in caplog.text and "mesh" not in caplog.text
+    other = replace(run, optimizer=replace(run.optimizer, lr=7.0))
+    with pytest.raises(ConfigError, match=r"optimizer.lr=7.0: the run in this folder is complete"):
+        train(other, whole[2])
 
 
 def validation_losses(table):

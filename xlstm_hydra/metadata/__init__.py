@@ -4,6 +4,7 @@ from ._difference import ABSENT as ABSENT
 from ._difference import BOOKKEEPING as BOOKKEEPING
 from ._difference import KINDS as KINDS
 from ._difference import LAYOUT as LAYOUT
+from ._difference import NUMERICS as NUMERICS
 from ._difference import PARAMETERS as PARAMETERS
 from ._difference import Difference as Difference
 from ._difference import diff as diff

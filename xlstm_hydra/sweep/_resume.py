@@ -50,12 +50,12 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
         text = f"is not the folder of a sweep: there is no {RECORD_FILE} in it"
         raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Give the folder that its -m has told.")])
     record = mended(folder, read_record(folder))
+    typed = [text for text in arguments if text not in named and text not in ("-m", "--multirun")]
+    _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
     if record and all(one.status == COMPLETED for one in record):
         print(f"nothing is missing: all {len(record)} jobs are completed")
         finish(folder)
         sys.exit(0)
-    typed = [text for text in arguments if text not in named and text not in ("-m", "--multirun")]
-    _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
     before = _without(_arguments(folder, place), typed)
     if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
         text, fix = f"its points are those of {other}", "Type its own command again, with the same hydra.sweep.dir."

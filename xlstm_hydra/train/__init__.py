@@ -13,3 +13,4 @@ from ._processes import together as together
 from ._program import Program as Program
 from ._program import build_program as build_program
 from ._resume import read_resumed as read_resumed
+from ._resume import refuse_other_result as refuse_other_result

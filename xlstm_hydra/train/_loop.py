@@ -44,7 +44,7 @@ from ._log import MetricLog, Stopwatch, bits, log
 from ._plan import RunPlan, plan_program
 from ._processes import agree_on_folder, is_first, of_first, several, tell_others, together
 from ._program import Program, build_program
-from ._resume import Resumed, read_resumed, refuse_other_corpus
+from ._resume import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
 from ._stop import Stop
 
 INIT_FROM = "checkpoint.init_from"
@@ -74,6 +74,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
         start = replace(start, weights=find_weights(run.checkpoint.init_from, INIT_FROM))
     agree_on_run(run, start.checkpoint)
     if start.checkpoint is not None and start.is_done(run.trainer.max_steps):
+        refuse_other_result(replace(run, model=resolve_classes(run.model)), start.checkpoint)
         log.info("%s has done its %d steps already", folder, run.trainer.max_steps)
         return read_logged(start.checkpoint).validation_loss
     start_devices(run)

@@ -13,6 +13,7 @@ from xlstm_hydra.metadata import (
     ABSENT,
     BOOKKEEPING,
     KINDS,
+    NUMERICS,
     PARAMETERS,
     Difference,
     Record,
@@ -78,6 +79,24 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
     if problems := [*_refused(resumed), *_done(run, resumed)]:
         raise ConfigError(problems)
     return resumed
+
+
+def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
+    """Make sure that a complete run, which is not done again, is the one that this config makes.
+
+    Raises:
+        ConfigError: it was trained with other values, or cannot be read.
+    """
+    record = record_of(checkpoint, KEY, classes=(run.model.model_class, type(run.model.model_config)))
+    fix = "Choose another folder (hydra.run.dir) for another run."
+    problems = [
+        Problem({key: change.after}, f"the run in this folder is complete, and was trained with {before}", fix)
+        for change in diff(record, run)
+        if change.kind in (PARAMETERS, NUMERICS) and change.key not in _FREE
+        for key, before, _ in [_shown(change)]
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> None:
