@@ -24,17 +24,27 @@ class _ClusterLauncher(Launcher):
         }
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Remember what all jobs share."""
+        """Check the settings, and remember what all jobs share.
+
+        Raises:
+            ConfigError: the jobs cannot be launched so.
+        """
+        from xlstm_hydra.hydra import require_engine
+
+        require_engine("hydra/launcher", "slurm")
         self.context, self.task, self.config = hydra_context, task_function, config
+        self.check()
+
+    def check(self) -> None:
+        """Make sure that jobs can be launched here as the settings say."""
+        raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs of a batch, and wait for all of them."""
         from hydra.core.singleton import Singleton
 
         from xlstm_hydra.cluster import Work
-        from xlstm_hydra.hydra import require_engine
 
-        require_engine("hydra/launcher", "slurm")
         work = Work(self.context, self.task, self.config, Singleton.get_state())
         return self.run(work, dict(enumerate(job_overrides, initial_job_idx)))
 
@@ -46,23 +56,37 @@ class _ClusterLauncher(Launcher):
 class SlurmLauncher(_ClusterLauncher):
     """Each job is an element of an array of SLURM jobs. None ends the others, and each tells its own end."""
 
+    def check(self) -> None:
+        """See the base class."""
+        from xlstm_hydra.cluster import check_slurm
+        from xlstm_hydra.configs import SlurmLauncherConfig
+
+        self.asked = _checked(SlurmLauncherConfig, self.settings)
+        check_slurm(self.asked, self.config)
+
     def run(self, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
         """See the class."""
         from xlstm_hydra.cluster import launch_on_slurm
-        from xlstm_hydra.configs import SlurmLauncherConfig
 
-        return launch_on_slurm(_checked(SlurmLauncherConfig, self.settings), work, points)
+        return launch_on_slurm(self.asked, work, points)
 
 
 class LocalLauncher(_ClusterLauncher):
     """Each job is a process of its own on this machine."""
 
+    def check(self) -> None:
+        """See the base class."""
+        from xlstm_hydra.cluster import check_gpus
+        from xlstm_hydra.configs import LocalLauncherConfig
+
+        self.asked = _checked(LocalLauncherConfig, self.settings)
+        check_gpus(self.asked)
+
     def run(self, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
         """See the class."""
         from xlstm_hydra.cluster import launch_locally
-        from xlstm_hydra.configs import LocalLauncherConfig
 
-        return launch_locally(_checked(LocalLauncherConfig, self.settings), work, points)
+        return launch_locally(self.asked, work, points)
 
 
 def _checked(config_class: Any, settings: Mapping[str, Any]) -> Any:

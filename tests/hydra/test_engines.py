@@ -15,11 +15,12 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import xlstm_hydra.train
-from xlstm_hydra.cluster import _states
+from xlstm_hydra.cluster import _local, _states
 from xlstm_hydra.cluster._local import _gpus_of_slots
 from xlstm_hydra.cluster._slurm import parameters
 from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
 from xlstm_hydra.hydra import VERSION_BASE, _engines
+from xlstm_hydra.sweep import _sweep
 
 MODEL = "embedding_dim=32 num_blocks=1 num_heads=2 context_length=16 chunk_size=8".split()
 TINY = [
@@ -165,7 +166,7 @@ def test_a_job_that_may_not_go_back_into_the_queue_says_so():
 
 
 BAD = {
-    "timeout_min=0": "must be 1 or more",
+    "timeout_min=-4": "xlstm-hydra: hydra.launcher.timeout_min=-4: must be 1 or more\n",
     "signal_delay_s=3600": "a job is told to leave when it has begun",
     "gpus_per_task=1": "say the same in two ways",
     "mem_gb=-1": "must be greater than 0",
@@ -179,7 +180,26 @@ def test_a_job_that_makes_no_sense_is_refused_and_nothing_is_submitted(setting, 
     monkeypatch.chdir(tmp_path)
     done = run_command("-m", "hydra/launcher=slurm", f"hydra.launcher.{setting}", "trainer.seed=1,2")
     assert done.status == 2 and words in done.err and f"hydra.launcher.{setting.partition('=')[0]}" in done.err
-    assert not list(tmp_path.rglob("*.pkl"))
+    assert not list(tmp_path.iterdir())
+
+
+BAD_HERE = {
+    "hydra/launcher=local hydra.launcher.jobs_at_once=0": "hydra.launcher.jobs_at_once=0: must be 1 or more",
+    "hydra/launcher=local hydra.launcher.gpus_per_job=4": "hydra.launcher.gpus_per_job=4: there are no GPUs here",
+    "hydra/launcher=joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0: must not be 0",
+}
+
+
+@pytest.mark.parametrize(("line", "words"), BAD_HERE.items(), ids=BAD_HERE)
+def test_a_launcher_here_that_makes_no_sense_is_refused_before_anything_is_planned(line, words, tmp_path, monkeypatch):
+    pytest.importorskip("submitit" if "local" in line else "hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(_local, "_has_gpus", lambda: False)
+    monkeypatch.setattr(_sweep, "check_points", None)
+    done = run_command("-m", *line.split(), "trainer.seed=1,2")
+    assert (done.status, done.err.count("\n"), words in done.err) == (2, 1, True), done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_that_would_not_meet_are_refused(tmp_path, monkeypatch):
@@ -220,6 +240,20 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     says(squeue=(1, ""), scontrol=(1, ""), sacct=(1, ""))
     return says
+
+
+def test_a_sweep_of_which_slurm_takes_no_job_leaves_no_record_and_can_be_started_again(slurm, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    slurm(sbatch=(1, ""), srun=(0, ""))
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpuu' >&2\nexit 1\n")
+    line = ["-m", "hydra/launcher=slurm", "hydra.launcher.partition=gpuu", "trainer.seed=1,2", "hydra.sweep.dir=sweep"]
+    for _ in range(2):
+        done = run_command(*line)
+        assert (done.status, done.out) == (2, "")
+        assert "hydra.launcher.partition='gpuu'" in done.err
+        assert "SLURM takes no such job: invalid partition specified: gpuu\n" in done.err
+    assert not [path for path in (tmp_path / "sweep").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml")]
 
 
 ENDS = {

@@ -43,6 +43,16 @@ LINES = [
     ("+optimizer.lr=1", "+optimizer.lr=1: optimizer.lr is there already. Write optimizer.lr=1, without the +."),
     ("~optimizer.lr", "~optimizer.lr: a field cannot be removed. Set it to another value."),
     ("~optimizer.foo", "~optimizer.foo: there is nothing of that name to remove"),
+    # functions and their values
+    ("-m trainer.seed=range(3,1)", "trainer.seed=range(3,1): is empty. A range ends before its stop"),
+    ("-m parallel=glob(zzz*)", "parallel=glob(zzz*): matches none of auto, dp, fsdp, fsdp_tp, pp, tp"),
+    ("-m parallel=glob(zzz*) data=nope", "parallel=glob(zzz*): matches none of auto, dp, fsdp, fsdp_tp, pp, tp"),
+    ("-m trainer.seed=glob(*)", "trainer.seed=glob(*): glob chooses options, and trainer.seed has none"),
+    ("-m optimizer.lr=choice()", "choice() makes no sense. choice takes values: choice(1,2,3)."),
+    ("-m trainer.seed=range(a,b)", "range(a,b) makes no sense. range takes numbers: range(stop), range(start,stop) or"),
+    ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes names and then choice(...), range(...) or interval(...): "),
+    ("-m trainer.seed=rnge(1,2)", "trainer.seed=rnge(1,2): there is no function rnge. Did you mean 'range'? Text "),
+    ("trainer.seed=int(a)", "trainer.seed=int(a): int(a) makes no sense. int takes what is an integer: int(3.0), "),
     # where configs come from
     ("--config-name=nope", "Cannot find primary config 'nope'."),
     ("--config-dir=/nope", "Additional config directory '/nope' not found"),

@@ -81,11 +81,16 @@ BAD = [
     ("a=interval(1,0)", 3, "a=interval(1,0): must end after it starts"),
     ("a=tag(log,interval(0,1))", 3, "must start above 0"),
     ("a=tag(lgo,interval(0,1))", 3, "no such tag: lgo. Known: log."),
+    ("a=range(3,1)", None, "a=range(3,1): is empty. A range ends before its stop: range(1,3) is 1 and 2."),
+    ("a=range(1,3),4", None, "a=range(1,3),4: several values cannot be one of several values. Write out each: 1,2,3."),
+    ("a=shuffle()", None, "a=shuffle(): is empty"),
+    ("a=range(1,5,0)", None, "a=range(1,5,0): the step of a range must not be 0"),
+    ("a=range(1,5,0.0)", None, "a=range(1,5,0.0): the step of a range must not be 0"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "number", "words"), BAD, ids=[line for line, _, _ in BAD])
-def test_an_interval_that_cannot_be_drawn_from_is_refused(line, number, words):
+def test_what_has_no_values_is_refused(line, number, words):
     with pytest.raises(ConfigError) as error:
         points(line, num_samples=number)
     assert words in str(error.value)

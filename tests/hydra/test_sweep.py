@@ -10,7 +10,7 @@ import xlstm_hydra.plan
 import xlstm_hydra.train
 from xlstm_hydra.hydra import load_device
 from xlstm_hydra.plan import _too_large
-from xlstm_hydra.sweep import _here, _plan_points, read_record
+from xlstm_hydra.sweep import _here, _plan_points, _sweep, read_record
 from xlstm_hydra.sweep._sweep import batches, numbered
 
 SIMULATED = "trainer.simulated_devices=1"
@@ -66,6 +66,21 @@ def test_a_setting_of_the_sweeper_that_makes_no_sense_is_refused(jobs, setting, 
     assert words in done.err
 
 
+def test_a_folder_that_has_a_sweep_is_refused_before_anything_is_planned(jobs, monkeypatch):
+    assert run_command("-m", "trainer.seed=1", SIMULATED, FOLDER).status == 0
+    monkeypatch.setattr(_sweep, "check_points", None)
+    done = run_command("-m", "trainer.seed=2", SIMULATED, FOLDER)
+    assert (done.status, len(jobs)) == (2, 1)
+    assert "a sweep is recorded there already, with 1 jobs, 1 of them completed" in done.err
+
+
+def test_integers_are_drawn_of_integers(jobs):
+    done = run_command("-m", "trainer.seed=tag(log,interval(1,10))", "hydra.sweeper.num_samples=3", SIMULATED)
+    words = "expected int, and draws of it are no integers. Write trainer.seed=int(tag(log,interval(1,10)))."
+    assert (done.status, done.err.count("\n"), words in done.err) == (2, 1, True)
+    assert run_command("-m", "trainer.seed=int(interval(1,10))", "hydra.sweeper.num_samples=3", SIMULATED).status == 0
+
+
 # ---- plans
 
 
@@ -73,7 +88,9 @@ def test_points_that_do_not_fit_stop_the_sweep_in_one_table(jobs):
     batch = f"trainer.batch_size=8,{TOO_LARGE}"
     done = run_command("-m", batch, "trainer.seed=1,2", SIMULATED)
     assert (done.status, jobs) == (2, [])
-    assert f"2 of 4 jobs (trainer.batch_size={TOO_LARGE}): trainer.ignore_plan=false: a step needs " in done.err
+    head, _, row = done.err.splitlines()
+    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip leaves them out")
+    assert f"trainer.batch_size={TOO_LARGE}" in row and "trainer.ignore_plan=false: a step needs " in row
 
 
 def test_points_that_do_not_fit_are_skipped_on_request_or_ignored(jobs, tmp_path):

@@ -22,8 +22,25 @@ from ._return import failed, result_of
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+_DEVICES = ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
+"""What is there where GPUs are: NVIDIA's, AMD's, and those that Windows shows a Linux inside it."""
+
 A_YEAR = 60 * 24 * 365
 """In minutes: submitit wants a limit."""
+
+
+def check_gpus(config: LocalLauncherConfig) -> None:
+    """Make sure that there are the GPUs that jobs are to have. The one of each by default need not be there.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    _gpus_of_slots(config)
+    if config.gpus_per_job > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ and not _has_gpus():
+        fix = "Leave it out, or sweep on another machine, such as with hydra/launcher=slurm."
+        raise ConfigError(
+            [Problem({"hydra.launcher.gpus_per_job": config.gpus_per_job}, "there are no GPUs here", fix)]
+        )
 
 
 def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
@@ -34,9 +51,6 @@ def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int,
         config: what each of them gets.
         work: what it does.
         points: the overrides of each, by the number of the job.
-
-    Raises:
-        ConfigError: there are not so many GPUs.
     """
     waiting, running, ended = list(points), dict[int, tuple[int, Any]](), dict[int, JobReturn]()
     gpus = _gpus_of_slots(config)
@@ -104,13 +118,22 @@ def _gpus_of_slots(config: LocalLauncherConfig) -> list[list[int]]:
     """
     count, seen = config.gpus_per_job, os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = config.jobs_at_once * count
-    here = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    here = _nvidia_gpus()
     gpus = list(range(here or wanted)) if seen is None else [int(text) for text in seen.split(",") if text.isdigit()]
     if wanted > len(gpus):
         given = {"hydra.launcher.jobs_at_once": config.jobs_at_once, "hydra.launcher.gpus_per_job": count}
         visible = f"{len(gpus)} can be used here" + ("" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen})")
         raise ConfigError([Problem(given, f"{wanted} GPUs are needed, and {visible}", "Set one of them lower.")])
     return [gpus[slot * count : (slot + 1) * count] for slot in range(config.jobs_at_once)]
+
+
+def _nvidia_gpus() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _has_gpus() -> bool:
+    """Whether there may be GPUs, of any kind."""
+    return bool(_nvidia_gpus()) or any(Path(name).exists() for name in _DEVICES)
 
 
 def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[str]]) -> JobReturn:

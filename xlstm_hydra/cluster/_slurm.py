@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem, SlurmLauncherConfig
 from xlstm_hydra.sweep import RUNNING
@@ -48,6 +48,27 @@ class Job(NamedTuple):
     """submitit's."""
 
 
+def check_slurm(config: SlurmLauncherConfig, sweep: DictConfig) -> None:
+    """Make sure that there is a SLURM here, and that the processes of a job find each other, instead of training the
+    whole each.
+
+    Args:
+        config: what each job gets.
+        sweep: the config of the sweep.
+
+    Raises:
+        ConfigError: with what to do.
+    """
+    name = OmegaConf.select(sweep, "distributed.name")
+    if config.tasks > 1 and name not in (None, "auto"):
+        given = {"hydra.launcher.nodes": config.nodes, "hydra.launcher.tasks_per_node": config.tasks_per_node}
+        rule = "the processes that srun starts meet by distributed=auto alone"
+        raise ConfigError([Problem({"distributed": name, **given}, rule, "Set {distributed}=auto.")])
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        fix = "Start the sweep on a host from which jobs are submitted, or choose hydra/launcher=local."
+        raise ConfigError([Problem.about("hydra/launcher", "there is no SLURM here (no sbatch and srun)", fix)])
+
+
 def launch_on_slurm(
     config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]
 ) -> Sequence[JobReturn]:
@@ -61,20 +82,10 @@ def launch_on_slurm(
     Raises:
         ConfigError: SLURM takes no such job.
     """
-    _refuse_strangers(config, work)
     jobs = _submit(config, work, points)
     work.amend({job.number: {"cluster_job": job.id} for job in jobs})
     ended = _wait(jobs)
     return [ended[job.number] or _lost(job, work) for job in jobs]
-
-
-def _refuse_strangers(config: SlurmLauncherConfig, work: Work) -> None:
-    """Make sure that the processes of a job find each other, and do not each train the whole."""
-    name = OmegaConf.select(work.config, "distributed.name")
-    if config.tasks > 1 and name not in (None, "auto"):
-        given = {"hydra.launcher.nodes": config.nodes, "hydra.launcher.tasks_per_node": config.tasks_per_node}
-        rule = "the processes that srun starts meet by distributed=auto alone"
-        raise ConfigError([Problem({"distributed": name, **given}, rule, "Set {distributed}=auto.")])
 
 
 def _lost(job: Job, work: Work) -> JobReturn:
@@ -89,9 +100,6 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
     import submitit
     from submitit.core.utils import FailedJobError
 
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        fix = "Start the sweep on a host from which jobs are submitted, or choose hydra/launcher=local."
-        raise ConfigError([Problem.about("hydra/launcher", "there is no SLURM here (no sbatch and srun)", fix)])
     executor = submitit.SlurmExecutor(config.submitit_folder)
     executor.update_parameters(**parameters(config))
     numbers = list(points)

@@ -83,7 +83,7 @@ class SlurmLauncherConfig(ConfigDict):
         yield from at_least(self, 1, "timeout_min", "nodes", "tasks_per_node", "array_parallelism", "cpus_per_task")
         yield from at_least(self, 0, "gpus_per_node", "gpus_per_task", "signal_delay_s", "max_num_timeout")
         yield from at_least(self, 0, "mem_gb", above=True)
-        if self.signal_delay_s >= 60 * self.timeout_min:
+        if self.signal_delay_s >= 60 * self.timeout_min > 0:
             given = {"signal_delay_s": self.signal_delay_s, "timeout_min": self.timeout_min}
             yield Problem(given, "a job is told to leave when it has begun", "Set {signal_delay_s} lower.")
         asked = {key: self.get(key) for key in ("gpus_per_node", "gpus_per_task") if self.get(key)}
@@ -104,7 +104,8 @@ class LocalLauncherConfig(ConfigDict):
     """Jobs that run at the same time."""
 
     gpus_per_job: int = 1
-    """GPUs that each of them sees, which are no other's. 0: none. It has no effect where there are no GPUs."""
+    """GPUs that each of them sees, which are no other's. 0: none. Where there are no GPUs, 1 has no effect, and more
+    are refused."""
 
     setup: list[str] = field(default_factory=list)
     """Lines of the shell that come before each job, such as `export NAME=value`."""

@@ -10,6 +10,7 @@ from ._device import load_device as load_device
 from ._device import recognise_device as recognise_device
 from ._engines import check_engines as check_engines
 from ._engines import check_idle_engines as check_idle_engines
+from ._engines import launcher_rules as launcher_rules
 from ._engines import require_engine as require_engine
 from ._from_checkpoint import without_idle as without_idle
 from ._load import load as load
@@ -29,6 +30,7 @@ from ._points import is_run as is_run
 from ._points import jobs_with as jobs_with
 from ._quote import as_override as as_override
 from ._refusals import REFUSED as REFUSED
+from ._refusals import interval_types as interval_types
 from ._register import own_options as own_options
 from ._register import register as register
 from ._split import split as split

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pkgutil import iter_modules
+from typing import Any
 
-import hydra_plugins
 from hydra._internal.utils import get_args_parser
 
+import hydra_plugins
 from xlstm_hydra._conf_dir import conf_dir
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import nearest
@@ -104,6 +105,17 @@ def require_engine(group: str, name: str) -> None:
     """
     if problem := not_installed(group, name):
         raise ConfigError([problem])
+
+
+def launcher_rules(launcher: Any) -> Iterator[Problem]:
+    """What is wrong with the settings of another's launcher, which it would tell when the sweep has begun.
+
+    Args:
+        launcher: `hydra.launcher`.
+    """
+    if str(launcher._target_).endswith(".JoblibLauncher") and launcher.n_jobs == 0:
+        fix = "Write how many jobs run at a time, or -1 for one on each core."
+        yield Problem({"hydra.launcher.n_jobs": 0}, "must not be 0", fix)
 
 
 def check_idle_engines(arguments: Sequence[str]) -> None:

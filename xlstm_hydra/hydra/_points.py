@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from xlstm_hydra.configs import Problem, RunConfig, TrainerConfig
+from xlstm_hydra.configs import ConfigError, Problem, RunConfig, TrainerConfig
 
 from ._compose import SweepLoader, parse
 from ._copy import copy_config
@@ -98,7 +98,14 @@ def explain(
     def compose(choices: Sequence[str]) -> DictConfig:
         return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
 
-    composer = _Composer(OverridesParser.create(config_loader).parse_override, compose)
+    parser = OverridesParser.create(config_loader)
+
+    def parse(text: str) -> Override:
+        override = parser.parse_override(text)
+        override.config_loader = config_loader  # which glob(...) asks for options
+        return override
+
+    composer = _Composer(parse, compose)
     try:
         if not sweep:
             problems = composer.check(overrides).problems
@@ -108,6 +115,8 @@ def explain(
             points = split(readable, 1 if has_interval else None)
             found = [composer.check(point).problems for point in points]
             problems += by_job(points, {number: each for number, each in enumerate(found) if each})
+    except ConfigError as other:
+        problems = other.problems
     except REFUSED as other:  # the primary config itself, or another sweeper's syntax
         problems = [whole(other)]
     return problems or [whole(error)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
@@ -24,6 +25,24 @@ REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, Assert
 
 NO_SUCH_KEY = "no such key"
 
+_CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
+"""What Hydra says of a function that it does not take."""
+
+_FUNCTIONS = {
+    "choice": "values: choice(1,2,3)",
+    "range": "numbers: range(stop), range(start,stop) or range(start,stop,step)",
+    "interval": "two numbers: interval(0,1)",
+    "tag": "names and then choice(...), range(...) or interval(...): tag(log,interval(1e-3,1e-2))",
+    "sort": "values of one kind: sort(3,1,2), or choice(...) or range(...)",
+    "shuffle": "values: shuffle(1,2,3), or choice(...) or range(...)",
+    "glob": "a pattern or a list of them: glob(a*), glob([a*,b*],exclude=ab*)",
+    "int": "what is an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
+    "float": "what is a number: float(3), or choice(...), range(...) or interval(...) of numbers",
+    "str": "values: str(3), or choice(...) or range(...)",
+    "bool": "true and false, numbers, or choice(...) of them",
+}
+"""What each function of Hydra's grammar takes."""
+
 
 def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
@@ -34,8 +53,22 @@ def unreadable(text: str, error: Exception) -> Problem:
     """An argument that is no override."""
     if "=" not in text:
         return Problem.about(text, "not of the form key=value, nor a flag")
+    if problem := _bad_call(text, error):
+        return problem
     fix = """Quote a value with special characters twice, such as 'data.path="a=b"'."""
     return Problem.about(text, f"cannot be read as key=value: {_first_line(error)}", fix)
+
+
+def _bad_call(text: str, error: Exception) -> Problem | None:
+    """What is wrong with a function of Hydra's grammar, if that is what Hydra refused."""
+    if (match := _CALL.search(str(error))) is None:
+        return None
+    call, name = match[1], match[2]
+    if name in _FUNCTIONS:
+        return Problem.about(text, f"{call} makes no sense", f"{name} takes {_FUNCTIONS[name]}.")
+    hint = nearest(name, _FUNCTIONS)
+    fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
+    return Problem.about(text, f"there is no function {name}", fix)
 
 
 def several_values(override: Override) -> Problem:
@@ -43,6 +76,24 @@ def several_values(override: Override) -> Problem:
     key, _, values = str(override.input_line).partition("=")
     fix = "Add -m to run one job for each" + (f", or write {key}=[{values}] for a list." if "." in key else ".")
     return Problem.about(str(override.input_line), "several values for one run", fix)
+
+
+def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[Problem]:
+    """Intervals of numbers that are no integers, for fields that take integers.
+
+    Args:
+        overrides: those of a sweep.
+        cfg: the config without them.
+    """
+    for override in overrides:
+        interval, key = override.value(), override.key_or_group
+        if not isinstance(interval, IntervalSweep) or not isinstance(interval.start, float) or not _exists(key, cfg):
+            continue
+        expected = _expected(key, cfg)
+        if expected in ("int", "int or null"):
+            text = str(override.input_line)
+            fix = f"Write {override.get_key_element()}=int({override.get_value_string()})."
+            yield Problem.about(text, f"expected {expected}, and draws of it are no integers", fix)
 
 
 def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep, Sweep
 
 from xlstm_hydra.configs import ConfigError, Problem
 
@@ -25,14 +25,17 @@ def split(overrides: Sequence[Override], num_samples: int | None = None, seed: i
     leave the first ones as they are.
 
     Raises:
-        ConfigError: an interval without a number of samples, or one that is empty; a number of samples and no interval.
+        ConfigError: an interval without a number of samples, or one that is empty; a number of samples and no interval;
+            a key without values.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
-    if problems := list(_interval_rules(list(intervals.values()), num_samples)):
+    if problems := [*_interval_rules(list(intervals.values()), num_samples), *_value_rules(last.values())]:
         raise ConfigError(problems)
     with _seeded(seed):
         values = {key: list(_texts(key, override)) for key, override in last.items() if key not in intervals}
+    if empty := [key for key, texts in values.items() if not texts]:
+        raise ConfigError(_no_values(last[key]) for key in empty)
     points = []
     for number in range(num_samples if intervals and num_samples else 1):
         drawn = {key: [f"{key}={_draw(_interval(one), f'{seed} {key} {number}')}"] for key, one in intervals.items()}
@@ -49,6 +52,27 @@ def _texts(key: str, override: Override) -> Iterator[str]:
         yield str(override.input_line)
     else:
         yield f"{key}={override.get_value_element_as_str()}"
+
+
+def _value_rules(overrides: Iterable[Override]) -> Iterator[Problem]:
+    for override in overrides:
+        found, text = override.value(), str(override.input_line)
+        if isinstance(found, RangeSweep) and found.step == 0:
+            yield Problem.about(text, "the step of a range must not be 0")
+        if isinstance(found, ChoiceSweep) and any(isinstance(item, Sweep) for item in found.list):
+            yield Problem.about(text, "several values cannot be one of several values", "Write out each: 1,2,3.")
+
+
+def _no_values(override: Override) -> Problem:
+    """What is wrong with an override whose values are none."""
+    found, text, key = override.value(), str(override.input_line), override.key_or_group
+    if isinstance(found, Glob):
+        assert override.config_loader is not None, "without it, there would have been an error before"
+        options = sorted(override.config_loader.get_group_options(key))
+        rule = f"matches none of {', '.join(options)}" if options else f"glob chooses options, and {key} has none"
+        return Problem.about(text, rule)
+    fix = "A range ends before its stop: range(1,3) is 1 and 2." if isinstance(found, RangeSweep) else "Give it values."
+    return Problem.about(text, "is empty", fix)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ._outcome import (
     COMPLETED,
     FAILED,
     INVALID,
+    LOCK_FILE,
     LOST,
     PREEMPTED,
     RECORD_FILE,
@@ -42,12 +43,32 @@ from ._points import differing
 COMMAND_FILE = "command.json"
 """How the sweep was started, each time, in its folder."""
 
+DRIVER_LOCK = ".sweeping.lock"
+"""Held by the process that sweeps."""
+
 DOES_NOT_FIT = 3
 """Exit status of a sweep of plans of which none fits."""
 
 
 _locks: dict[Path, IO[str]] = {}
 """Held by this process from `begin` to `finish`, by the folder of the sweep."""
+
+
+def check_folder(folder: Path, resume: bool = False) -> None:
+    """Make sure that a sweep can begin in a folder, before that takes time. Nothing is left there.
+
+    Raises:
+        ConfigError: another sweep is recorded there, and not to be gone on with, or another process is at work there.
+    """
+    folder = folder.absolute()
+    if not (folder / RECORD_FILE).exists():
+        return
+    _drive(folder)
+    try:
+        if not resume:
+            raise ConfigError([_recorded_already(folder, mended(folder, read_record(folder)))])
+    finally:
+        _leave(folder)
 
 
 def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
@@ -74,6 +95,14 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
         raise
     _keep_command(folder)
     return todo
+
+
+def withdraw(folder: Path) -> None:
+    """Take back what `begin` has left in the folder of a new sweep of which no job was started."""
+    folder = folder.absolute()
+    for name in (RECORD_FILE, COMMAND_FILE, LOCK_FILE, DRIVER_LOCK):
+        (folder / name).unlink(missing_ok=True)
+    _leave(folder)
 
 
 def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
@@ -131,7 +160,7 @@ def resume_line(folder: Path) -> str:
 
 def _drive(folder: Path) -> None:
     """Let no other process sweep in the folder."""
-    lock = (folder / ".sweeping.lock").open("a")
+    lock = (folder / DRIVER_LOCK).open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

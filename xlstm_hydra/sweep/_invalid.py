@@ -12,9 +12,9 @@ FEW = 4
 
 
 def refuse(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
-    """Why no job was started: in a line where one thing is wrong, else in a table."""
+    """Why no job was started: in a line where all have one thing wrong, else in a table."""
     problems = by_job([point.overrides for point in points], found)
-    if len(problems) == 1:
+    if len(problems) == 1 and len(found) == len(points):
         return ConfigError(problems)
     skip = "; hydra.sweeper.on_invalid=skip leaves them out" if len(found) < len(points) else ""
     fix = f"no job was started{skip}"

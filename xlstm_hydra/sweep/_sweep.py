@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from xlstm_hydra.hydra import (
     SweeperConfig,
     SweepLoader,
     check_points,
+    interval_types,
     invalid_points,
     is_run,
+    launcher_rules,
     split,
 )
 from xlstm_hydra.metadata import is_restarted
 from xlstm_hydra.preemption import waiting_while
 
-from ._driver import begin, finish, note_unrecorded
+from ._driver import begin, check_folder, finish, note_unrecorded, withdraw
 from ._invalid import refuse, told
 from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
@@ -40,6 +42,9 @@ log = logging.getLogger(__name__)
 
 _JOB_NUMBER = re.compile(r"hydra[.:]job\.(num|id)\b")
 """What stands in a config that asks for the number of its job."""
+
+CONFIG_FILE = "multirun.yaml"
+"""The config of the sweep, in its folder."""
 
 Jobs = Mapping[int, Sequence[str]]
 """Overrides by the number of the job."""
@@ -60,11 +65,15 @@ def run_sweep(
     Raises:
         ConfigError: no job can start: with what is wrong with each point.
     """
-    if problems := list(settings.rules()):
+    if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher)]:
         raise ConfigError(problems)
     settings = _resumed_if_restarted(config, settings)
+    if is_run(config):
+        check_folder(Path(config.hydra.sweep.dir), settings.resume)
     texts = [f"{key}={value}" for key, value in (settings.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
+    if problems := list(interval_types(overrides, config)):
+        raise ConfigError(problems)
     points = split(overrides, settings.num_samples, settings.seed)
     if not is_run(config):
         return _run_others(config, loader, launcher, points, settings.max_batch_size)
@@ -147,7 +156,12 @@ class _Sweep:
     def run(
         self, points: list[list[str]], invalid: Mapping[int, Sequence[Problem]]
     ) -> tuple[list[Sequence[JobReturn]], int]:
-        """Launch all jobs that are to be run, whatever becomes of single ones. Returns the exit status too."""
+        """Launch all jobs that are to be run, whatever becomes of single ones. Returns the exit status too.
+
+        Raises:
+            ConfigError: the launcher takes none of the jobs of a new sweep, which leaves nothing behind then.
+        """
+        is_new, had_config = not (self.folder / RECORD_FILE).exists(), (self.folder / CONFIG_FILE).exists()
         todo = begin(self.folder, points, self.settings.resume)
         returns: list[Sequence[JobReturn]] = []
         error: BaseException | None = None
@@ -163,6 +177,11 @@ class _Sweep:
                     note_unrecorded(self.folder, dict(zip(batch, errors, strict=True)))
         except BaseException as stop:
             error = stop
+        if isinstance(error, ConfigError) and is_new and not self.has_started(set(todo) - set(invalid)):
+            withdraw(self.folder)
+            if not had_config:
+                (self.folder / CONFIG_FILE).unlink(missing_ok=True)
+            raise error
         return returns, finish(self.folder, error)
 
     def launch(self, jobs: Jobs) -> Iterator[tuple[Jobs, Sequence[JobReturn]]]:
@@ -187,10 +206,10 @@ class _Sweep:
         """Whether a job runs, as far as is recorded."""
         return any(outcome.status == RUNNING for outcome in read_record(self.folder))
 
-    def has_started(self, jobs: Jobs) -> bool:
+    def has_started(self, jobs: Collection[int]) -> bool:
         """Whether a launcher got one of these jobs to run."""
         waiting = {outcome.job for outcome in read_record(self.folder) if outcome.status == WAITING}
-        return not waiting >= jobs.keys()
+        return not waiting.issuperset(jobs)
 
 
 def batches(jobs: Jobs, size: int | None, one_by_one: bool = False) -> Iterator[dict[int, list[str]]]:
@@ -222,7 +241,7 @@ def numbered(batch: Jobs) -> list[list[str]]:
 
 def save_config(config: DictConfig, folder: Path, again: bool = False) -> None:
     """Leave the config of a sweep in its folder, where it began."""
-    file = folder / "multirun.yaml"
+    file = folder / CONFIG_FILE
     if not (again and file.exists()):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, file)
