@@ -33,7 +33,7 @@ class OptunaSweeper(Sweeper):
         _check_objective(config)
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as HydraOptunaSweeper
 
-        self.study_config = config
+        self.study_config, self.loader = config, hydra_context.config_loader
         known = inspect.signature(HydraOptunaSweeper).parameters  # of one version of the plugin or another
         settings: dict[str, Any] = {name: self.settings.get(name) for name in known}
         self.theirs = HydraOptunaSweeper(**settings)
@@ -41,6 +41,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study."""
+        self.check(arguments)
         folder = Path(self.study_config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         parsed = zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True)
@@ -50,6 +51,33 @@ class OptunaSweeper(Sweeper):
         study.launcher = _Numbered(study.launcher, fixed, _next_number(folder))
         with _told(folder):
             self.theirs.sweep([text for text in arguments if text not in fixed])
+
+    def check(self, arguments: list[str]) -> None:
+        """Make sure that there is something to search, and that nothing is wrong with what all trials share.
+
+        Raises:
+            ConfigError: there is not, or something is.
+        """
+        from xlstm_hydra.configs import ConfigError, Problem
+        from xlstm_hydra.hydra import SweepLoader, check_points, split
+
+        if (trials := self.settings.get("n_trials") or 0) < 1:
+            raise ConfigError([Problem({"hydra.sweeper.n_trials": trials}, "must be 1 or more")])
+        texts = [f"{key}={value}" for key, value in (self.settings.get("params") or {}).items()]
+        overrides = OverridesParser.create().parse_overrides([*texts, *arguments])
+        fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
+        searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
+        if not searched and not self.settings.get("custom_search_space"):
+            fix = "For example 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
+            raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
+        [point] = check_points(SweepLoader(self.loader), self.study_config, split(overrides, 1)[:1])
+        broken = [problem for problem in point.broken if not searched & {*problem.keys}]
+        if problems := [*point.refused, *broken]:
+            raise ConfigError(problems)
+
+
+_NOTHING_FOUND = ("No trials are completed", "Record does not exist")
+"""What versions of Optuna say of a study without a completed trial."""
 
 
 @contextmanager
@@ -63,7 +91,7 @@ def _told(folder: Path) -> Iterator[None]:
     except BaseException as stop:
         if not (folder / RECORD_FILE).exists():
             raise
-        error = None if "No trials are completed" in str(stop) else stop
+        error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop
     status = finish(folder, error)
     if error is not None or not any(outcome.status == "completed" for outcome in read_record(folder)):
         sys.exit(status)

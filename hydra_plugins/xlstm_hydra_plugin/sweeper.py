@@ -33,4 +33,4 @@ class XlstmSweeper(Sweeper):
         from xlstm_hydra.hydra import SweeperConfig
         from xlstm_hydra.sweep import run_sweep
 
-        return run_sweep(*self.of_sweep, SweeperConfig(**self.settings), arguments)
+        return run_sweep(*self.of_sweep, SweeperConfig.of(self.settings), arguments)

@@ -257,7 +257,10 @@ def test_a_sweep_of_which_slurm_takes_no_job_leaves_no_record_and_can_be_started
 
 
 ENDS = {
-    "killed": ("FAILED|137:0|NonZeroExitCode", "FAILED (it was killed by SIGKILL)"),
+    "killed": (
+        "FAILED|137:0|NonZeroExitCode",
+        "FAILED (it was killed by SIGKILL, as SLURM does with a job that needs more than hydra.launcher.mem_gb)",
+    ),
     "left": ("FAILED|3:0|NonZeroExitCode", "FAILED (it left with exit status 3)"),
     "by a signal": ("FAILED|0:11|None", "FAILED (it was killed by SIGSEGV)"),
     "cancelled": ("CANCELLED by 1000|0:0|None", "CANCELLED (it was cancelled)"),

@@ -163,7 +163,7 @@ def test_a_job_that_is_killed_and_one_whose_node_fails_tell_their_causes_and_can
     commands.cluster.ask("scontrol", "update", f"NodeName={failed[1]}", "State=DOWN", "Reason=test")
     status, said = commands.end("ending")
     assert status in (1, 75), said  # 75: the job on the node that failed was told to end, and has saved
-    assert "#0: SLURM job" in said and "FAILED (it was killed by SIGKILL)" in said
+    assert "#0: SLURM job" in said and "FAILED (it was killed by SIGKILL" in said
     assert "#1: SLURM job" in said and "NODE_FAIL (a node of it failed" in said
     outcomes = record(commands.folder / "ending")
     assert outcomes[0]["status"] == "lost" and "killed by SIGKILL" in outcomes[0]["reason"]

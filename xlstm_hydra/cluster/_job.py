@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import os
 import pickle
@@ -23,6 +24,9 @@ from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.hydra import overrides_of_other
 from xlstm_hydra.sweep import RECORD_FILE, amend_record
 
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
+
 
 @dataclass
 class Work:
@@ -39,6 +43,8 @@ class Work:
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
         """Do one job. Its process ends as the job did, so that the cluster sees it too."""
         _take_signals_back()
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            _end_with_parent()
         Singleton.set_state(self.singletons)
         setup_globals()
         config = self.config_of(overrides)
@@ -82,6 +88,12 @@ def _take_signals_back() -> None:
     """Signals mean to a run what they always do; submitit has answers of its own, of which a run knows nothing."""
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _end_with_parent() -> None:
+    """Have this process save and leave when the one that watches it is killed, on Linux: nobody would know of it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _job_id() -> str:

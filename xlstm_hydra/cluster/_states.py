@@ -52,7 +52,8 @@ class End:
         if self.state in _CAUSES:
             cause = _CAUSES[self.state]
         elif number := self.signal or max(self.status - 128, 0):
-            cause = f"it was killed by {_signal_name(number)}"
+            memory = ", as SLURM does with a job that needs more than hydra.launcher.mem_gb" if number == 9 else ""
+            cause = f"it was killed by {_signal_name(number)}{memory}"
         else:
             cause = f"it left with exit status {self.status}"
         known = (self.state, "NonZeroExitCode", "TimeLimit", "OutOfMemory", "None", "")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs._problems import nearest
 
 
 class OnInvalid(enum.Enum):
@@ -40,6 +42,20 @@ class SweeperConfig:
 
     resume: bool = False
     """Whether to go on with the sweep that is in `hydra.sweep.dir`, with what is missing or failed."""
+
+    @staticmethod
+    def of(settings: Mapping[str, Any]) -> SweeperConfig:
+        """The settings that the sweeper got.
+
+        Raises:
+            ConfigError: there is none of some name.
+        """
+        known = [each.name for each in fields(SweeperConfig)]
+        if unknown := [key for key in settings if key not in known]:
+            raise ConfigError(
+                [Problem.about(f"hydra.sweeper.{key}", "no such key", nearest(key, known)) for key in unknown]
+            )
+        return SweeperConfig(**settings)
 
     def rules(self) -> Iterator[Problem]:
         """Every broken rule."""

@@ -86,7 +86,11 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
         ConfigError: the folder has a record already, or one of other points, or another process is at work there.
     """
     folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"cannot be made: {error.strerror}"
+        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, "Choose another folder.")]) from None
     _drive(folder)
     try:
         todo = _open(folder, [list(point) for point in points], resume)

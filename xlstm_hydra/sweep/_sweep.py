@@ -77,6 +77,7 @@ def run_sweep(
     points = split(overrides, settings.num_samples, settings.seed)
     if not is_run(config):
         return _run_others(config, loader, launcher, points, settings.max_batch_size)
+    _refuse_one_folder(config, points)
     checked = check_points(loader, config, points)
     needs_number = _asks_for_number(config, checked)
     if not needs_number:
@@ -87,6 +88,18 @@ def run_sweep(
     if status:
         sys.exit(status)
     return returns
+
+
+def _refuse_one_folder(config: DictConfig, points: Sequence[Sequence[str]]) -> None:
+    """Make sure that jobs do not share a folder.
+
+    Raises:
+        ConfigError: they would.
+    """
+    raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if len(points) > 1 and "${" not in str(raw["subdir"]):
+        fix = "Leave it out, or put into it what differs, such as the number of the job, hydra.job.num."
+        raise ConfigError([Problem({"hydra.sweep.subdir": raw["subdir"]}, "is the folder of all jobs", fix)])
 
 
 def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> SweeperConfig:
