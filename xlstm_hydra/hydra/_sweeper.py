@@ -50,7 +50,7 @@ class SweeperConfig:
         Raises:
             ConfigError: there is none of some name.
         """
-        known = [each.name for each in fields(SweeperConfig)]
+        known = [each.name for each in fields(SweeperConfig) if each.name != "_target_"]
         if unknown := [key for key in settings if key not in known]:
             raise ConfigError(
                 [Problem.about(f"hydra.sweeper.{key}", "no such key", nearest(key, known)) for key in unknown]
