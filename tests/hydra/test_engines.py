@@ -104,17 +104,22 @@ def test_the_option_optuna_is_ours_in_our_command_and_the_plugins_in_other_apps(
     assert "_target_" in ConfigStore.instance().load("hydra/sweeper/optuna.yaml").node
 
 
-NOTHING_TO_MINIMISE = {
-    "no validation": (["trainer.eval_batches=0"], "trainer.eval_batches=0: no validation loss is measured"),
-    "no result": (["task=generate", "task.checkpoint=x"], "task='generate': has no result"),
+LR = "optimizer.lr=interval(0,1)"
+DOOMED_STUDIES = {
+    "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: no validation loss is measured"),
+    "no result": ([LR, "task=generate", "task.checkpoint=x"], "task='generate': has no result"),
+    "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: there is nothing to search"),
+    "no trial": ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
+    "no such key": (["optimizer.lrr=interval(0,1)"], "optimizer.lrr: no such key. Did you mean optimizer.lr?"),
+    "a rule that all trials break": ([LR, "model.num_heads=3"], "model.num_heads must divide the width"),
 }
 
 
-@pytest.mark.parametrize(("overrides", "words"), NOTHING_TO_MINIMISE.values(), ids=NOTHING_TO_MINIMISE)
-def test_a_study_without_something_to_minimise_is_refused_before_it_begins(overrides, words, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("overrides", "words"), DOOMED_STUDIES.values(), ids=DOOMED_STUDIES)
+def test_a_study_that_nothing_can_come_of_is_refused_before_it_begins(overrides, words, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
-    done = run_command("-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0,1)", *overrides)
+    done = run_command("-m", "hydra/sweeper=optuna", *overrides)
     assert done.status == 2 and words in done.err
     assert not list(tmp_path.rglob("study.db"))
 

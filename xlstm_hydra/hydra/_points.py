@@ -217,8 +217,8 @@ def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
 def _may_choose(override: Override) -> bool:
     """Whether an override may choose the option of a group, or is for Hydra itself. A dictionary is values."""
     key = override.key_or_group
-    may = override.package is not None or "." not in key or key.startswith("hydra.")
-    return may and not isinstance(override.value(), dict)
+    may = not isinstance(override.value(), dict) and (override.package is not None or "." not in key)
+    return may or key.startswith("hydra.")
 
 
 def _is_lost(problem: Problem, base: _Base) -> bool:
