@@ -21,7 +21,9 @@ def run(command, folder):
     """Output of a command line of ours, without the terminal that would draw a progress bar."""
     program, *args = shlex.split(command)
     module = {"xlstm-hydra": "xlstm_hydra.cli", "xlstm-metadata": "xlstm_hydra.metadata_cli"}[program]
-    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")} | {
+        "JAX_PLATFORMS": "cpu"
+    }
     done = subprocess.run(
         [sys.executable, "-c", f"from {module} import main; main()", *args],
         cwd=folder,

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, RunConfig
 from xlstm_hydra.hydra import REFUSED, load, resolve_classes
-from xlstm_hydra.preemption import watched
+from xlstm_hydra.preemption import refuse_to_begin, watched
 
 RUN_NOTE = "The run's folder is "
 """How the note begins that marks an error as one of a run that had started."""
@@ -44,6 +44,7 @@ def run_task(cfg: DictConfig) -> float | None:
 
     config = distributed_of(cfg)
     place = config.place(os.environ) if config else None
+    refuse_to_begin()
     try:
         with recorded(cfg, place.process_id if place else 0) as job:
             with _folder_noted():

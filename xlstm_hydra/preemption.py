@@ -66,6 +66,9 @@ class Watch:
     def __init__(self) -> None:
         self.request: int | None = None
         """The number of the signal that came first, here or in another process of the run."""
+        self.is_interrupted = False
+        """Whether SIGINT has come. Python drops what its handler raises where that is inside a callback, such as JAX's
+        for the garbage collector."""
         self.before_leaving: Callable[[int, str], None] | None = None
         """Called with the status and the reason before a second signal ends the process."""
         self.are_busy: Callable[[], bool] = lambda: False
@@ -79,7 +82,14 @@ class Watch:
         self._is_deferred = True
 
     def refuse_to_begin(self) -> None:
-        """Raise where an end was asked for during something that has ended since."""
+        """Raise where an end was asked for during something that has ended since.
+
+        Raises:
+            KeyboardInterrupt: by SIGINT.
+            Preempted: by another signal.
+        """
+        if self.is_interrupted:
+            raise KeyboardInterrupt
         if self.request is not None:
             self._raise(self.request)
 
@@ -164,6 +174,12 @@ def waiting_while(are_busy: Callable[[], bool]) -> Iterator[None]:
             _active.are_busy = lambda: False
 
 
+def refuse_to_begin() -> None:
+    """See `Watch.refuse_to_begin`, where something is watched."""
+    if _active is not None:
+        _active.refuse_to_begin()
+
+
 def hand_over() -> None:
     """See `Watch.hand_over`, where something is watched."""
     if _active is not None:
@@ -187,7 +203,7 @@ def watched() -> Iterator[Watch]:
         try:
             yield _active
         finally:
-            _active._is_deferred = False
+            _active._is_deferred = _active.request is not None  # which came too late, and ends what comes next
         return
     watch = Watch()
     watch.request = _ended_worker
@@ -235,6 +251,8 @@ def _read(watch: Watch, read: int, before_fd: int, numbers: set[int]) -> None:
     while number := os.read(read, 1)[0]:
         if before_fd >= 0:
             os.write(before_fd, bytes([number]))
+        if number == signal.SIGINT:
+            watch.is_interrupted = True
         if number in numbers:
             watch._note(number)
 

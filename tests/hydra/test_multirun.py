@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 from command import run_command
@@ -110,3 +113,21 @@ def test_layouts_and_numbers_of_devices_are_in_effect_in_every_job_of_a_real_swe
     ]
     saved = [json.loads((tmp_path / "sweep" / str(number) / "metadata.json").read_text()) for number in range(4)]
     assert len(saved) == 4
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 75), ("SIGINT", 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_whose_exception_python_drops_ends_the_sweep_before_the_next_job(jobs, monkeypatch, name, status):
+    def train(run, folder, overrides):
+        jobs.append(run)
+        with suppress(BaseException):  # as inside a callback of the garbage collector
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(0.2)
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", train)
+    assert run_command("-m", "trainer.seed=1,2,3").status == status
+    assert len(jobs) == 1
+
+
+def test_an_engine_is_looked_at_beside_the_config_of_a_saved_run(jobs):
+    done = run_command("--from", "nowhere", "-m", "hydra/launcher=basic", "trainer.seed=1,2")
+    assert (done.status, jobs) == (2, []) and "--from='nowhere': no" in done.err, done.err

@@ -117,7 +117,7 @@ def commands(tmp_path_factory):
         cluster.start()
         limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=20")
         slow = f"hydra.launcher.setup=['export PYTHONPATH={commands.folder}']"
-        commands.sweep("timeout", *LONG, *limits, slow)
+        commands.sweep("timeout", "trainer.seed=0,1", *LONG, *limits, slow)
         ending = ("trainer.max_steps=100000,100001", "checkpoint.save_every_n_steps=2", "checkpoint.max_to_keep=2")
         commands.sweep("ending", *ending, "hydra.launcher.max_num_timeout=0")
         commands.sweep("partition", "trainer.seed=1,2", "hydra.launcher.partition=nowhere")
@@ -232,7 +232,10 @@ def test_a_job_that_reaches_its_time_limit_goes_on_to_the_same_losses(commands, 
     expected = in_one_process(tmp_path, *LONG)
     status, said = commands.end("timeout")
     assert status == 0, said
-    run = commands.folder / "timeout" / "sweep" / "0"
-    [log] = (run.parent / ".submitit").glob("*/*_log.out")
-    assert "SIGTERM: the run saves and ends" in log.read_text() and "step 300/300" in log.read_text()
-    assert losses(run) == expected
+    folder = commands.folder / "timeout"
+    for number in range(2):  # of an array, each element goes back on its own
+        [log] = (folder / "sweep" / ".submitit").glob(f"*_{number}/*_log.out")
+        said = log.read_text()
+        assert "SIGTERM: the run saves and ends" in said and said.count("step 300/300  loss") == 1
+    assert losses(folder / "sweep" / "0") == expected
+    assert [outcome["status"] for outcome in record(folder)] == ["completed"] * 2

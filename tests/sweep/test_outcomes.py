@@ -13,6 +13,7 @@ import xlstm_hydra.inference
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
+from xlstm_hydra.preemption import Preempted
 from xlstm_hydra.sweep import Outcome, _report, amend_record, begin, finish, job_recorded, read_record, update_record
 from xlstm_hydra.sweep._driver import note_unrecorded
 from xlstm_hydra.sweep._outcome import STATUSES
@@ -262,3 +263,12 @@ def test_a_job_goes_on_where_its_outcome_cannot_be_written(tmp_path):
     with job_recorded(tmp_path / "sweep", tmp_path / "sweep" / "0", 0, []) as own:
         own.result = 1.0
     assert json.loads((tmp_path / "sweep" / "0" / "outcome.json").read_text())["status"] == "completed"
+
+
+def test_a_job_that_has_saved_is_not_lost_whatever_its_launcher_has_seen(tmp_path):
+    (tmp_path / "0").mkdir()
+    with pytest.raises(Preempted), job_recorded(tmp_path, tmp_path / "0", 0, ["a=1"]):
+        raise Preempted("SIGTERM: saved step 3")
+    amend_record(tmp_path, {0: {"status": "running", "reason": "SLURM job 1_0 ended as FAILED"}})
+    assert finish(tmp_path) == 75
+    assert [outcome.status for outcome in read_record(tmp_path)] == ["preempted"]

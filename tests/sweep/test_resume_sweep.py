@@ -28,8 +28,8 @@ def sweep(tmp_path, monkeypatch):
         def start(self, *arguments, seeds="0,1,2"):
             return run_command("-m", f"trainer.seed={seeds}", "hydra.sweep.dir=sweep", UNPLANNED, *arguments)
 
-        def resume(self, *arguments, place="sweep"):
-            self.endings, self.runs[:], self.is_resumed[:] = {}, [], []
+        def resume(self, *arguments, place="sweep", endings=()):
+            self.endings, self.runs[:], self.is_resumed[:] = dict(endings), [], []
             return run_command(f"resume_sweep={place}", *arguments)
 
         def statuses(self):
@@ -126,10 +126,20 @@ def test_how_jobs_run_may_be_typed_anew(sweep):
     assert (run.logger.log_every_n_steps, run.parallel.fsdp_axis_size, run.trainer.seed) == (7, -1, 1)
 
 
+def test_what_was_typed_at_one_resume_does_not_hinder_the_next(sweep):
+    sweep.endings.update({1: ValueError(), 2: ValueError()})
+    sweep.start()
+    sweep.resume("logger.csv=false", endings={2: ValueError()})
+    assert sweep.statuses() == ["completed", "completed", "failed"]
+    done = sweep.resume()
+    assert (done.status, [run.trainer.seed for run, _ in sweep.runs]) == (0, [2]), done.err
+
+
 WRONG = {
     "other steps": (["trainer.max_steps=600"], "trainer.max_steps: would make the jobs that are run now others"),
     "another model": (["model=mlstm_120m"], "model: would make the jobs"),
     "what is swept": (["trainer.seed=0,1,2,3"], "trainer.seed: the jobs of this sweep differ in it"),
+    "a group left out": (["~debug"], "debug: would make the jobs that are run now others"),
     "another folder": (["hydra.sweep.dir=x"], "hydra.sweep.dir: follows from resume_sweep"),
     "a run": (["resume=x"], "resume_sweep and resume: cannot be given together"),
     "twice": (["resume_sweep=sweep"], "resume_sweep: given more than once"),

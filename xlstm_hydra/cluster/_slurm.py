@@ -142,12 +142,15 @@ def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
 
 def _teardown(times: int) -> list[str]:
     """The end of the batch script: a job that was told to leave, and that nobody has cancelled, is put back."""
-    alive = '[ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]'
+    # SLURM_JOB_ID of an array's last element is that of the whole array.
+    alive = '[ "$(squeue -h -j "$job" -o %T)" = RUNNING ]'
     told = f'[ "$status" = {SAVED_AND_LEFT} ] || [ "$status" = {128 + 15} ]'
     return [
         "status=$?",
+        'job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
+        'job="${job:-$SLURM_JOB_ID}"',
         f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {times} ] && {{ {told}; }} && {alive}; then',
-        '  scontrol requeue "$SLURM_JOB_ID"',
+        '  scontrol requeue "$job"',
         "  sleep 60",
         "fi",
         'exit "$status"',

@@ -40,6 +40,9 @@ ENGINES: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Options that need more than the base install: the module that is then there, and what pip installs for it."""
 
+_OTHER_FILES = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath=", "+hydra.searchpath=")
+"""How an argument begins that brings files which are not ours."""
+
 _GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
 """How an override begins that says how a sweep is run."""
 
@@ -87,10 +90,7 @@ def _known(group: str) -> list[str]:
 
 def _may_have_others(arguments: Sequence[str]) -> bool:
     """Whether there may be options that are neither ours nor of the plugins that we know."""
-    args = get_args_parser().parse_intermixed_args(list(arguments))
-    if args.config_dir or args.config_path or args.config_name:
-        return True
-    if any(text.lstrip("+").startswith("hydra.searchpath=") for text in args.overrides):
+    if any(text.startswith(_OTHER_FILES) for text in arguments):
         return True
     known = {module for group in ENGINES.values() for module, _ in group.values()}
     found = {f"hydra_plugins.{plugin.name}" for plugin in iter_modules(hydra_plugins.__path__)}

@@ -43,11 +43,13 @@ def mended(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def _newer(known: Outcome, own: Outcome | None) -> Outcome:
-    """What the sweep knows, or what the job says, whichever was said later. Who sees a job die knows that it did."""
+    """What the sweep knows, or what the job says, whichever was said later. Who sees a job die knows that it did; that
+    it has saved before, only the job knows."""
     if own is None:
         return known
     is_later = (
-        known.status == WAITING
+        (known.status == RUNNING != own.status and own.started == known.started)
+        or known.status == WAITING
         or (own.started or "") > (known.started or "")
         or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
     )

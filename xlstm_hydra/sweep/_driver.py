@@ -123,9 +123,8 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
         log.info("job %d still runs, and is not started again", job)
     done = sum(one.status == COMPLETED for one in record)
     log.info("going on with the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
-    fresh = {
-        job: replace(record[job], overrides=points[job], status=WAITING, reason=None, cluster_job=None) for job in todo
-    }
+    # What is typed anew says how jobs run, and does not make another point of one.
+    fresh = {job: replace(record[job], status=WAITING, reason=None, cluster_job=None) for job in todo}
     update_record(folder, [fresh.get(one.job, one) for one in record])
     return todo
 

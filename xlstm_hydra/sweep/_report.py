@@ -70,7 +70,8 @@ def best_first(record: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _rank(one: Outcome) -> float:
-    return math.inf if one.best is None or one.status != COMPLETED else one.best
+    """As many digits as are shown, so that jobs which look equal stand in their order."""
+    return math.inf if one.best is None or one.status != COMPLETED else round(one.best, 4)
 
 
 # ---- the table

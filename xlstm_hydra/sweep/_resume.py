@@ -74,7 +74,7 @@ def _problems(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
     for text in typed:
         if text.startswith("--from") or text.startswith("resume="):
             yield Problem.about(f"{RESUME_SWEEP} and {key_of(text)}", "cannot be given together", "Choose one.")
-        if text.startswith("-") or "=" not in text:
+        if text.startswith("-") or not ("=" in text or text.startswith("~")):
             continue
         key = key_of(text)
         if key in points:

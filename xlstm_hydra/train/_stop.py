@@ -52,7 +52,13 @@ class Stop:
         self._thread.join()
 
     def is_before(self, step: int) -> bool:
-        """Whether to stop instead of beginning this step."""
+        """Whether to stop instead of beginning this step.
+
+        Raises:
+            KeyboardInterrupt: SIGINT has come, and nothing has come of it.
+        """
+        if self._watch.is_interrupted:
+            raise KeyboardInterrupt
         with self._gate:
             self._gate.wait_for(lambda: not self._is_closed)
             if self._thread is None and self._watch.request is not None:
