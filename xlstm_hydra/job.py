@@ -33,14 +33,11 @@ TASKS = {
 }
 """The module in which the function of a task is, under the task's name."""
 
-DOES_NOT_FIT = 3
-"""Exit status of a plan whose devices have too little memory."""
-
 
 def run_task(cfg: DictConfig) -> float | None:
     """Check the config, then do its task. Returns the loss that it ends with, if any, or the time of a step that is
     planned, for sweepers that minimise it."""
-    from xlstm_hydra.sweep import going_on, recorded  # 15 ms, not for `--cfg job`
+    from xlstm_hydra.sweep import DOES_NOT_FIT, going_on, recorded  # 15 ms, not for `--cfg job`
 
     config = distributed_of(cfg)
     place = config.place(os.environ) if config else None

@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem, SlurmLauncherConfig
+from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.sweep import RUNNING
 
 from ._job import Work
@@ -22,9 +23,6 @@ from ._return import failed, result_of
 from ._states import ENDED, HELD, end_of, states
 
 log = logging.getLogger(__name__)
-
-SAVED_AND_LEFT = 75
-"""Exit status of a run that wants to be started again."""
 
 _SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
 _ASKED = (*_SAME, "cpus_per_task", "mem_gb", "timeout_min")
@@ -144,7 +142,7 @@ def _teardown(times: int) -> list[str]:
     """The end of the batch script: a job that was told to leave, and that nobody has cancelled, is put back."""
     # SLURM_JOB_ID of an array's last element is that of the whole array.
     alive = '[ "$(squeue -h -j "$job" -o %T)" = RUNNING ]'
-    told = f'[ "$status" = {SAVED_AND_LEFT} ] || [ "$status" = {128 + 15} ]'
+    told = f'[ "$status" = {STATUS} ] || [ "$status" = {128 + 15} ]'
     return [
         "status=$?",
         'job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',

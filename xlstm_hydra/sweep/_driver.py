@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.preemption import STATUS
 
 from ._alive import alive, job_folder, mended
-from ._job import ERROR_FILE, START_AGAIN
+from ._job import ERROR_FILE
 from ._outcome import (
     COMPLETED,
     FAILED,
@@ -47,7 +48,7 @@ DRIVER_LOCK = ".sweeping.lock"
 """Held by the process that sweeps."""
 
 DOES_NOT_FIT = 3
-"""Exit status of a sweep of plans of which none fits."""
+"""Exit status of plans of which none fits its devices."""
 
 
 _locks: dict[Path, IO[str]] = {}
@@ -269,8 +270,8 @@ def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) 
     if isinstance(error, KeyboardInterrupt):
         return 130
     counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
-    if counts[PREEMPTED] or (isinstance(error, SystemExit) and error.code == START_AGAIN):
-        return START_AGAIN
+    if counts[PREEMPTED] or (isinstance(error, SystemExit) and error.code == STATUS):
+        return STATUS
     if counts[FAILED] or counts[LOST]:
         return 1
     if counts[REFUSED] or isinstance(error, ConfigError) or counts[INVALID] == len(record):

@@ -15,15 +15,13 @@ from typing import Any
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.metadata import saved_checkpoints
+from xlstm_hydra.preemption import STATUS
 
 from . import _outcome
 from ._outcome import COMPLETED, FAILED, INTERRUPTED, PREEMPTED, REFUSED, RUNNING, Outcome, log
 
 ERROR_FILE = "error.txt"
 """The traceback of a job that failed, in its folder."""
-
-START_AGAIN = 75
-"""Exit status of a run that has saved and wants to be started again (EX_TEMPFAIL)."""
 
 
 class Unrecorded:
@@ -123,9 +121,9 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
     if isinstance(error, SystemExit):
         if error.code in (0, None):
             return COMPLETED, None
-        if error.code == START_AGAIN:
+        if error.code == STATUS:
             text = str(error)
-            return PREEMPTED, None if text == str(START_AGAIN) else text
+            return PREEMPTED, None if text == str(STATUS) else text
         return FAILED, f"left by sys.exit({error.code!r})"
     reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
     return FAILED if isinstance(error, Exception) else INTERRUPTED, reason
