@@ -70,8 +70,12 @@ def best_first(record: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _rank(one: Outcome) -> float:
-    """As many digits as are shown, so that jobs which look equal stand in their order."""
-    return math.inf if one.best is None or one.status != COMPLETED else round(one.best, 4)
+    """What is shown, so that jobs which look equal stand in their order."""
+    return math.inf if one.best is None or one.status != COMPLETED else float(_shown(one.best))
+
+
+def _shown(best: float) -> str:
+    return f"{best:.4f}" if abs(best) >= 1e-3 else f"{best:.3g}"
 
 
 # ---- the table
@@ -93,7 +97,7 @@ def _table(record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str
 
 def _cells(one: Outcome, overrides: str, with_metric: bool) -> dict[str, str]:
     """A row, by the names of its columns. A column that no job fills is left out."""
-    best = "" if one.best is None else f"{one.best:.4f}" if abs(one.best) >= 1e-3 else f"{one.best:.3g}"
+    best = "" if one.best is None else _shown(one.best)
     return {
         "job": str(one.job),
         "overrides": overrides,
