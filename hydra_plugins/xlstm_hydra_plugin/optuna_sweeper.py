@@ -93,6 +93,8 @@ def _told(folder: Path) -> Iterator[None]:
             raise
         error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop
     status = finish(folder, error)
+    if error is not None:
+        print("the same command goes on with the study, by new trials", file=sys.stderr)
     if error is not None or not any(outcome.status == "completed" for outcome in read_record(folder)):
         sys.exit(status)
 
