@@ -15,7 +15,7 @@ from test_processes import TINY, Pair, losses, signal_once_training, spoken
 from tiny import tiny_run
 
 import xlstm_hydra.train
-from xlstm_hydra import cli, preemption
+from xlstm_hydra import job, preemption
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
 from xlstm_hydra.metadata import find_start, saved_steps
 from xlstm_hydra.preemption import STATUS, Preempted, watched
@@ -184,7 +184,7 @@ def test_a_sweep_ends_with_its_job_and_goes_on_from_what_that_has_saved(tmp_path
         return 1.0
 
     monkeypatch.setattr(xlstm_hydra.train, "train", preempted_once)
-    monkeypatch.setattr(cli, "_refuse_to_continue", lambda run, folder: None)
+    monkeypatch.setattr(job, "_is_to_be_done", lambda run, folder: True)
     monkeypatch.chdir(tmp_path)
     assert run_command("-m", "hydra.sweep.dir=sweep", "trainer.seed=1,2,3").status == STATUS
     assert [outcome.status for outcome in read_record(tmp_path / "sweep")] == ["completed", "preempted", "waiting"]

@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from xlstm_hydra.parallel import backends_are_initialized
 from xlstm_hydra.train import _runtime
 
 
@@ -25,7 +26,7 @@ def test_the_client_of_the_store_can_do_what_is_asked_of_it(name):
 def test_jax_can_leave_sigterm_alone_and_tells_whether_devices_have_started():
     assert _runtime.PREEMPTION_SERVICE in jax.config.values
     jax.devices()
-    assert _runtime.backends_are_initialized()
+    assert backends_are_initialized()
 
 
 def test_one_process_is_process_0_of_1():
