@@ -3,7 +3,8 @@
     python benchmarks/compose.py [REPEATS]
 
 The two take turns, so that a busy machine slows both. The bare app sees no plugin, ours included. The ratio to stay
-below is 1.3, in an environment without extras: Hydra imports every plugin that is installed. PYTHONDONTWRITEBYTECODE is unset: without `.pyc` files the time would be that of compiling Python.
+below is 1.3, in an environment without extras: Hydra imports every plugin that is installed. PYTHONDONTWRITEBYTECODE
+is unset: without `.pyc` files the time would be that of compiling Python.
 """
 
 from __future__ import annotations
