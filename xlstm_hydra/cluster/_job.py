@@ -72,11 +72,6 @@ class Work:
             overrides = [*overrides, *quiet]
         return self.context.config_loader.load_sweep_config(self.config, list(overrides))
 
-    def folder_number(self, overrides: Sequence[str], number: int) -> int:
-        """The number that a job has in the record of the sweep: its own, unless its folder has another."""
-        given = [text.partition("=")[2] for text in overrides if text.startswith("hydra.sweep.subdir=")]
-        return int(given[-1]) if given and given[-1].isdecimal() else number
-
     def amend(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
         """Note in the record of the sweep, if it has one, what is known of its jobs."""
         folder = Path(self.config.hydra.sweep.dir)

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 
 from xlstm_hydra.configs import ConfigError, LocalLauncherConfig, Problem
-from xlstm_hydra.sweep import RUNNING
+from xlstm_hydra.sweep import RUNNING, job_number
 
 from ._job import Work
 from ._return import failed, result_of
@@ -140,5 +140,5 @@ def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[st
     said = Path(handle.paths.stderr)
     text = f"the process of the job ended without a word, as one does that is killed; what it said before is in {said}"
     log.error("#%d: %s", number, text)
-    work.amend({work.folder_number(points[number], number): {"status": RUNNING, "reason": text}})
+    work.amend({job_number(points[number], number): {"status": RUNNING, "reason": text}})
     return failed(points[number], RuntimeError(text))

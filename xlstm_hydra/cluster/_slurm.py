@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem, SlurmLauncherConfig
 from xlstm_hydra.preemption import STATUS
-from xlstm_hydra.sweep import RUNNING
+from xlstm_hydra.sweep import RUNNING, job_number
 
 from ._job import Work
 from ._return import failed, result_of
@@ -107,7 +107,7 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
     except FailedJobError as error:
         raise _not_taken(error, config) from None
     jobs = [
-        Job(work.folder_number(points[number], number), handle.job_id, points[number], handle)
+        Job(job_number(points[number], number), handle.job_id, points[number], handle)
         for number, handle in zip(numbers, handles, strict=True)
     ]
     for job in jobs:

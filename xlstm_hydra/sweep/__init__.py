@@ -15,6 +15,7 @@ from ._outcome import read_record as read_record
 from ._outcome import update_record as update_record
 from ._plan_points import is_planned as is_planned
 from ._plan_points import plan_points as plan_points
+from ._points import job_number as job_number
 from ._resume import expand_resume_sweep as expand_resume_sweep
 from ._sweep import run_sweep as run_sweep
 from ._this_job import going_on as going_on

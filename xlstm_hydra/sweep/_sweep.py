@@ -36,6 +36,7 @@ from ._driver import begin, check_folder, finish, note_unrecorded, withdraw
 from ._invalid import refuse, told
 from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
+from ._points import SUBDIR
 from ._resume import RESUME
 
 log = logging.getLogger(__name__)
@@ -247,7 +248,7 @@ def numbered(batch: Jobs) -> list[list[str]]:
     """The overrides of jobs that Hydra numbers from that of the first on, with the folder of each that would get
     another number so."""
     return [
-        [*overrides, *([] if job == number else [f"hydra.sweep.subdir={job}"])]
+        [*overrides, *([] if job == number else [f"{SUBDIR}={job}"])]
         for number, (job, overrides) in enumerate(batch.items(), min(batch))
     ]
 

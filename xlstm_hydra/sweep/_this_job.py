@@ -15,6 +15,7 @@ from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.metadata import saved_steps
 
 from ._job import Unrecorded, job_recorded
+from ._points import job_number
 
 
 def recorded(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded]:
@@ -28,8 +29,7 @@ def recorded(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded
     if config.mode != RunMode.MULTIRUN or process > 0:
         return nullcontext(Unrecorded())
     sweep = Path(config.runtime.cwd) / config.sweep.dir
-    given = [text.partition("=")[2] for text in config.overrides.hydra if text.startswith("hydra.sweep.subdir=")]
-    number = int(given[-1]) if given and given[-1].isdecimal() else config.job.num
+    number = job_number(config.overrides.hydra, config.job.num)
     folder, task = Path(config.runtime.output_dir), OmegaConf.select(cfg, "task.name")
     return job_recorded(sweep, folder, number, config.overrides.task, task)
 
