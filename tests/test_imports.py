@@ -17,7 +17,9 @@ ROWS: list[dict[str, set[str]]] = [
     {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set(), "preemption": set(), "streams": set()},
     {"configs": set()},
     {"errors": set()},
+    {"door": set()},
     {"metadata": {"etils"}},
+    {"run_folder": set()},
     {"hydra": {"hydra", "omegaconf", "yaml"}},
     {"parallel": {"jax", "numpy"}},
     {

@@ -26,6 +26,8 @@ from xlstm_hydra.configs import ConfigError
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
 """Printed under the traceback of a bug."""
 
+_FOLDER_NOTE = "The run's folder is "
+
 _OURS = (errno.EBADF, errno.EFAULT, errno.ENOTSOCK)
 """Numbers of errors that no machine causes, only a program."""
 
@@ -62,11 +64,6 @@ def message_of(error: BaseException) -> str | None:
     return None
 
 
-def system_reason(error: OSError | ValueError) -> str:
-    """Return why the operating system or Python rejected a path, such as `Permission denied`."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
 def status_of(error: BaseException) -> int:
     """Return the exit status of an error: 2 if the config is wrong, 1 otherwise."""
     return 2 if isinstance(error, ConfigError) else 1
@@ -77,12 +74,28 @@ def wants_traceback() -> bool:
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-def told(error: BaseException) -> str:
-    """Return the text of an error: the message of a condition, or the traceback of a bug and where to report it."""
+def note_folder(error: BaseException, folder: str) -> None:
+    """Note that an error was raised after the run in a folder had started."""
+    error.add_note(f"{_FOLDER_NOTE}{folder}")
+
+
+def has_started(error: BaseException) -> bool:
+    """True if an error was raised after a run had started."""
+    return bool(_folder_notes(error))
+
+
+def told(error: BaseException, head: str) -> str:
+    """Return the text of an error: the message of a condition behind `head`, or the traceback of a bug and where to
+    report it."""
     message, trace = message_of(error), "".join(traceback.format_exception(error))
     if message is None:
         return f"{trace}{_bug_report(error)}"
-    return f"{trace}{message}" if wants_traceback() else message
+    text = "\n".join([f"{head}: {message}", *_folder_notes(error)])
+    return f"{trace}{text}" if wants_traceback() else text
+
+
+def _folder_notes(error: BaseException) -> list[str]:
+    return [note for note in getattr(error, "__notes__", ()) if note.startswith(_FOLDER_NOTE)]
 
 
 def reason(error: BaseException) -> str:
@@ -145,4 +158,6 @@ def _issue_pages() -> list[str]:
     except importlib.metadata.PackageNotFoundError:
         return []
     pages = [url.partition(",") for url in urls]
-    return [address.strip() for name, _, address in pages if name.strip().lower() in ("issues", "bug tracker", "tracker")]
+    return [
+        address.strip() for name, _, address in pages if name.strip().lower() in ("issues", "bug tracker", "tracker")
+    ]
