@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.errors import status_of, told
+from xlstm_hydra.errors import status_of, text_of
 from xlstm_hydra.preemption import Preempted
 from xlstm_hydra.streams import keep_streams, unwritten
 
@@ -23,20 +23,21 @@ def command(name: str) -> Iterator[None]:
     keep_streams()
     try:
         yield
-        reason = unwritten()
+        _refuse_unwritten(name)
     except Preempted as error:
         if error.text:
             _print(f"{name}: {error}")
+        raise
+    except SystemExit as stop:
+        if not stop.code:
+            _refuse_unwritten(name)
         raise
     except KeyboardInterrupt as error:
         _print(f"{name}: {'; '.join(['interrupted', *map(str, error.args)])}")
         sys.exit(130)
     except Exception as error:
-        _print(told(error, name))
+        _print(text_of(error, name))
         sys.exit(status_of(error))
-    if reason is not None:
-        _print(f"{name}: {reason}")
-        sys.exit(1)
 
 
 def find_own_modules() -> None:
@@ -53,6 +54,12 @@ def find_own_modules() -> None:
         raise ConfigError([Problem({}, text, fix)]) from None
     if folder not in sys.path:
         sys.path.append(folder)
+
+
+def _refuse_unwritten(name: str) -> None:
+    if (reason := unwritten()) is not None:
+        _print(f"{name}: {reason}")
+        sys.exit(1)
 
 
 def _print(text: str) -> None:

@@ -84,14 +84,24 @@ def has_started(error: BaseException) -> bool:
     return bool(_folder_notes(error))
 
 
-def told(error: BaseException, head: str) -> str:
+def text_of(error: BaseException, head: str) -> str:
     """Return the text of an error: the message of a condition behind `head`, or the traceback of a bug and where to
     report it."""
     message, trace = message_of(error), "".join(traceback.format_exception(error))
     if message is None:
-        return f"{trace}{_bug_report(error)}"
+        return f"{trace}{bug_report(error)}"
     text = "\n".join([f"{head}: {message}", *_folder_notes(error)])
     return f"{trace}{text}" if wants_traceback() else text
+
+
+def bug_report(error: BaseException) -> str:
+    """Return where to report a traceback, with the versions that a report needs."""
+    if file := _own_file(error):
+        return f"The error was raised by {file}, which is not part of xlstm-hydra."
+    names = ("xlstm-hydra", "hydra-core", "omegaconf", "jax", "flax", "orbax-checkpoint")
+    versions = ", ".join(f"{name} {_version(name)}" for name in names)
+    where = "".join(f"\n{url}" for url in _issue_pages())
+    return f"{REPORT}\n{versions}, Python {platform.python_version()}, {platform.platform()}{where}"
 
 
 def _folder_notes(error: BaseException) -> list[str]:
@@ -108,7 +118,7 @@ def reason(error: BaseException) -> str:
 def _of_system(error: OSError) -> str | None:
     if error.errno in _OURS:
         return None
-    if error.errno is None:
+    if error.errno is None or type(error).__str__ is not OSError.__str__:
         return str(error) or None
     names = " -> ".join(repr(os.fspath(name)) for name in (error.filename, error.filename2) if _is_name(name))
     head = f"{names}: {error.strerror}" if names else f"{error.strerror}"
@@ -117,16 +127,6 @@ def _of_system(error: OSError) -> str | None:
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str | bytes | os.PathLike)
-
-
-def _bug_report(error: BaseException) -> str:
-    """Return where to report a traceback, with the versions that a report needs."""
-    if file := _own_file(error):
-        return f"The error was raised by {file}, which is not part of xlstm-hydra."
-    names = ("xlstm-hydra", "hydra-core", "omegaconf", "jax", "flax", "orbax-checkpoint")
-    versions = ", ".join(f"{name} {_version(name)}" for name in names)
-    where = "".join(f"\n{url}" for url in _issue_pages())
-    return f"{REPORT}\n{versions}, Python {platform.python_version()}, {platform.platform()}{where}"
 
 
 def _own_file(error: BaseException) -> str | None:

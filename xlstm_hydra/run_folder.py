@@ -44,13 +44,13 @@ class RunFolder:
         """
         with ExitStack() as undo, ExitStack() as lock:
             with self.writing():
-                self._make(self.path, undo)
+                self.make(self.path, undo)
                 self._keep(self.path / ".lock", undo)
                 lock.enter_context(hold_folder(self.path))
             checked = check()
             with self.writing():
                 for file in files:
-                    self._make(file.parent, undo)
+                    self.make(file.parent, undo)
                     self._keep(file, undo)
             try:
                 yield checked
@@ -75,7 +75,7 @@ class RunFolder:
         head = f"{name} " if name and str(name) != str(self.path) else ""
         return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", self._fix)])
 
-    def _make(self, folder: Path, undo: ExitStack) -> None:
+    def make(self, folder: Path, undo: ExitStack) -> None:
         """Make a folder and those above it. Undone, those that are empty are removed."""
         if "\0" in str(folder):
             raise OSError(errno.EINVAL, "its name contains a NUL character")

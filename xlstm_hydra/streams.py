@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import os
 import sys
 from typing import Any
@@ -27,21 +26,6 @@ class _Stream(io.FileIO):
             self.failed = self.failed or error
             _discard(self.fileno())
             return memoryview(data).nbytes
-
-
-class LogFile(logging.FileHandler):
-    """A log file. If it cannot be written, that is reported once, and the program continues."""
-
-    _has_failed = False
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is that of the base class
-        """Report an error of the file once; any other error as the base class does."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._has_failed:
-            self._has_failed = True
-            print(f"xlstm-hydra: {self.baseFilename} cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def keep_streams() -> None:
