@@ -18,6 +18,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"configs": set()},
     {"metadata": {"etils"}},
     {"hydra": {"hydra", "omegaconf", "yaml"}},
+    {"_jax_internals": {"jax"}},
     {"parallel": {"jax", "numpy"}},
     {
         "models": {"jax", "numpy", "flax"},

@@ -106,8 +106,8 @@ def make_plan(
 
 def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
     """Plan a run whose objective is there already, on a mesh with devices or without."""
-    jaxpr = trace(objective)
-    memory, counts = step_memory(objective, jaxpr), count(jaxpr)
+    program = trace(objective)
+    memory, counts = step_memory(objective, program), count(program)
     return _plan(objective.run, device, dict(objective.mesh.shape), objective.placements, memory, counts)
 
 
