@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.hydra import load_device
@@ -116,8 +116,12 @@ def test_a_plan_tells_of_loops_of_unknown_length():
     assert "of each of which one round is counted: 2" in report(looping)
 
 
+def auto_mesh(**sizes):
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
 def test_a_collective_over_several_axes_is_one_and_vmap_makes_none():
-    mesh, spec = AbstractMesh((2, 4), ("a", "b")), PartitionSpec(("a", "b"))
+    mesh, spec = auto_mesh(a=2, b=4), PartitionSpec(("a", "b"))
 
     def local(x):
         summed = jax.vmap(lambda row: row - jax.lax.psum(row, "rows"), axis_name="rows")(x)
@@ -132,7 +136,7 @@ def test_a_collective_over_several_axes_is_one_and_vmap_makes_none():
 
 
 def test_a_collective_of_another_name_is_not_overlooked():
-    mesh, spec = AbstractMesh((4,), ("a",)), PartitionSpec("a")
+    mesh, spec = auto_mesh(a=4), PartitionSpec("a")
     function = jax.shard_map(lambda x: jax.lax.pbroadcast(x, "a", 0), mesh=mesh, in_specs=spec, out_specs=spec)
     assert of(function, (8,)).exchanges == (Exchange("pbroadcast", ("a",), "float32", 4 * 2, 1),)
 

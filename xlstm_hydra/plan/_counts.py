@@ -120,10 +120,13 @@ class _Tally:
     def run(self, program: Program, inputs: Sequence[_Value], times: int) -> list[_Value]:
         """Count a program that runs so many times, and give what comes out of it."""
         values: dict[Atom, _Value] = dict(zip(program.inputs, inputs, strict=True))
-        values.update(zip(program.constants, _in_memory(program.constants), strict=True))
 
         def read(atom: Atom) -> _Value:
-            return _Value(0, _NOTHING) if atom.literal is not None else values[atom]
+            if atom.literal is not None:
+                return _Value(0, _NOTHING)
+            if atom not in values:
+                values[atom] = _Value(atom.bytes)  # a constant of the program, or what another phase of it makes
+            return values[atom]
 
         for equation in program.equations:
             results = self.step(equation, [read(atom) for atom in equation.inputs], times)
