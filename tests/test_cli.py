@@ -5,16 +5,18 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from command import run_command
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
 from saved import composed, save
 
 import xlstm_hydra
 import xlstm_hydra.inference
 import xlstm_hydra.train
-from xlstm_hydra import job
+from xlstm_hydra import errors, job
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
 
@@ -53,22 +55,84 @@ def test_a_config_that_its_machine_refuses_gives_status_2_and_no_traceback(train
     assert (done.status, done.err) == (2, "xlstm-hydra: parallel.fsdp_axis_size=4: there is one device\n")
 
 
-@pytest.mark.parametrize("error", [FloatingPointError("loss is nan"), ValueError("a bug"), OmegaConf.create({})])
-def test_an_error_while_training_gives_status_1_and_a_traceback_with_the_folder(train, error):
-    def fail(run, folder, overrides):
-        raise error if isinstance(error, Exception) else KeyError("a bug")
+@pytest.fixture
+def failing(train):
+    """Replaces the training by one that raises an error."""
 
-    train(fail)
+    def fail_with(error):
+        def fail(run, folder, overrides):
+            raise error
+
+        train(fail)
+
+    return fail_with
+
+
+BUGS = [ValueError("a bug"), KeyError("a bug"), AssertionError("a bug"), ConfigKeyError("a bug"), OSError(9, "a bug")]
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+def test_a_bug_while_training_gives_status_1_and_a_traceback_with_the_folder(failing, error):
+    failing(error)
     done = run_command("hydra.run.dir=run")
     assert done.status == 1
     assert "Traceback" in done.err and "The run's folder is " in done.err
+    assert done.err.endswith(f"The error was raised by {__file__}, which is not part of xlstm-hydra.\n")
+
+
+def test_a_bug_of_ours_says_where_to_report_it_and_which_versions_it_is_of(train):
+    train(None)  # so that the command cannot call it
+    done = run_command("hydra.run.dir=run")
+    assert done.status == 1 and "Traceback" in done.err
+    assert "This is a bug in xlstm-hydra. Please report it with this traceback.\nxlstm-hydra " in done.err
+    assert f"jax {version('jax')}" in done.err and "Python 3." in done.err
+
+
+class JaxRuntimeError(RuntimeError):
+    """Has the name of JAX's own, which is known by it."""
+
+
+CONDITIONS = {
+    "a diverged loss": (FloatingPointError("loss of step 3 is nan."), "loss of step 3 is nan."),
+    "a full disk": (OSError(28, "No space left on device", "run/x"), "'run/x': No space left on device. Free some"),
+    "a full disk, unnamed": (OSError(28, "No space left on device"), "No space left on device. Free some"),
+    "a read-only disk": (OSError(30, "Read-only file system", "x"), "'x': Read-only file system. Choose a folder"),
+    "a broken disk": (OSError(5, "Input/output error", "a", None, "b"), "'a' -> 'b': Input/output error"),
+    "text of its own": (FileNotFoundError("process 1 does not see it"), "process 1 does not see it"),
+    "memory": (MemoryError("Unable to allocate 1 GiB"), "the memory of this machine is exhausted: Unable to allocate"),
+    "device memory": (
+        JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+        "the memory of the devices is exhausted: Out of memory allocating 9 bytes. Use a smaller trainer.batch_size",
+    ),
+    "no devices": (
+        RuntimeError("Unable to initialize backend 'tpu': not found"),
+        "JAX cannot use the devices: Unable to initialize backend 'tpu': not found. JAX_PLATFORMS selects others",
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), CONDITIONS.values(), ids=CONDITIONS)
+def test_a_condition_of_the_machine_gives_status_1_and_one_message(failing, error, words, tmp_path):
+    failing(error)
+    done = run_command("hydra.run.dir=run")
+    assert done.status == 1 and done.err.startswith(f"xlstm-hydra: {words}")
+    assert done.err.endswith(f"\nThe run's folder is {tmp_path / 'run'}\n")
+    assert "Traceback" not in done.err
+
+
+def test_a_condition_is_shown_with_its_traceback_on_request(failing, monkeypatch):
+    failing(OSError(28, "No space left on device"))
+    monkeypatch.setattr(errors, "wants_traceback", lambda: True)
+    done = run_command("hydra.run.dir=run")
+    assert done.status == 1 and "Traceback" in done.err and "xlstm-hydra: No space left on device" in done.err
 
 
 def test_a_full_traceback_is_shown_on_request(monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     command = [sys.executable, "-m", "xlstm_hydra", "parallel=fsdpp"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "MissingConfigException" in done.stderr
+    assert done.returncode == 2 and "MissingConfigException" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("xlstm-hydra: parallel='fsdpp': no such option.")
 
 
 def test_an_unknown_flag_gives_status_2():

@@ -14,9 +14,12 @@ import xlstm_hydra
 ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
-    {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set(), "preemption": set()},
+    {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set(), "preemption": set(), "streams": set()},
     {"configs": set()},
+    {"errors": set()},
+    {"door": set()},
     {"metadata": {"etils"}},
+    {"run_folder": set()},
     {"hydra": {"hydra", "omegaconf", "yaml"}},
     {"_jax_internals": {"jax"}},
     {"parallel": {"jax", "numpy"}},

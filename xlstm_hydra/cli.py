@@ -10,18 +10,27 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import env_override
 from hydra.errors import SearchPathException
-from hydra.types import RunMode
-from omegaconf import OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
+from xlstm_hydra.door import command, find_own_modules
+from xlstm_hydra.errors import has_started
 from xlstm_hydra.hydra import (
     REFUSED,
     VERSION_BASE,
@@ -33,10 +42,13 @@ from xlstm_hydra.hydra import (
     own_options,
     quote_texts,
 )
-from xlstm_hydra.job import RUN_NOTE, distributed_of, refuse, refuse_for_all, run_task
-from xlstm_hydra.preemption import Preempted, watched
+from xlstm_hydra.job import distributed_of, refuse_for_all, run_alone, run_task
+from xlstm_hydra.preemption import watched
 
 CONFIG_NAME = "config"
+
+_COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
+"""Packages whose `ValueError` is about what the user has typed."""
 
 
 def main() -> None:
@@ -44,39 +56,99 @@ def main() -> None:
     if "--version" in sys.argv[1:]:
         print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
         return
-    _see_current_folder()
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
-    try:
+    with command("xlstm-hydra"), _refusals_explained():
+        find_own_modules()
+        resumed = _resumed_place(sys.argv[1:])
         check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
         sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
         check_idle_engines(sys.argv[1:])
-        _add_overrides(_quiet_overrides())
-        is_sweep = _is_sweep(get_args_parser().parse_intermixed_args())
-        with own_options(), watched() if is_sweep else nullcontext():
-            hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
-    except Preempted as error:
-        if error.text:
-            print(f"xlstm-hydra: {error}", file=sys.stderr)
-        raise
-    except KeyboardInterrupt as error:
-        print(f"xlstm-hydra: {'; '.join(['interrupted', *map(str, error.args)])}", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        started = any(note.startswith(RUN_NOTE) for note in getattr(error, "__notes__", ()))
-        if wants_traceback or started or not isinstance(error, REFUSED):
-            traceback.print_exc()
-            sys.exit(1)
-        if isinstance(error, ConfigError):
-            refuse(error)
-        refuse_for_all(_explained(error), _typed_distributed())
+        args = get_args_parser().parse_intermixed_args()
+        app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)
+        with own_options():
+            if _shows(args):
+                with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises what it would print
+                    app()
+            else:
+                _run(args, resumed)
 
 
-def _see_current_folder() -> None:
-    """Find the user's own modules, which a console command would not."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+def _run(args: Any, resumed: str | None) -> None:
+    """Compose once, and start a run or a sweep. Hydra's own `main` would compose a first time to see which it is."""
+    own = Hydra.create_main_hydra2("xlstm-hydra", _search_path(args))
+    try:
+        if _is_sweep(args):
+            with watched():
+                own.multirun(args.config_name or CONFIG_NAME, run_task, _in_mode(args.overrides, RunMode.MULTIRUN))
+            return
+        cfg = _compose(own, args, args.overrides)
+        if (number := _process_number(cfg)) > 0:  # it leaves no folder and no log
+            quiet = overrides_of_other(number, cfg.hydra.runtime.choices.get("hydra/job_logging"))
+            cfg = _compose(own, args, [*args.overrides, "hydra.run.dir=.", *quiet])
+        callbacks = Callbacks(cfg)
+        callbacks.on_run_start(config=cfg, config_name=args.config_name or CONFIG_NAME)
+        run_alone(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks), resumed)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _compose(own: Hydra, args: Any, overrides: list[str]) -> DictConfig:
+    texts = _in_mode(overrides, RunMode.RUN)
+    return own.compose_config(args.config_name or CONFIG_NAME, texts, RunMode.RUN, with_log_configuration=True)
+
+
+def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
+    """The overrides, with the one that Hydra adds where the mode is not chosen."""
+    is_chosen = any(text.startswith("hydra.mode=") for text in overrides)
+    return [*overrides, *([] if is_chosen else [f"hydra.mode={mode.name}"])]
+
+
+def _process_number(cfg: DictConfig) -> int:
+    config = distributed_of(cfg)
+    place = config.place(os.environ) if config else None
+    return place.process_id if place else 0
+
+
+def _shows(args: Any) -> bool:
+    """True if the arguments ask Hydra to print something."""
+    asked = args.cfg or args.help or args.hydra_help or args.info or args.shell_completion
+    return bool(asked or args.resolve or args.experimental_rerun)
+
+
+@contextmanager
+def _refusals_explained() -> Iterator[None]:
+    """Make one message of what Hydra rejects while it composes."""
+    try:
+        yield
+    except REFUSED as error:
+        if isinstance(error, ConfigError) or not _is_refusal(error):
+            raise
+        _refuse(error)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """True for an error about what the user has typed: a `ValueError` that another package raises is a bug."""
+    if has_started(error):
+        return False
+    if not isinstance(error, ValueError | AssertionError) or isinstance(error, OmegaConfBaseException):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    return next((name for name in reversed(names) if name not in sys.stdlib_module_names), "") in _COMPOSERS
+
+
+def _refuse(error: Exception) -> NoReturn:
+    found = _explained(error)
+    found.__cause__ = error
+    refuse_for_all(found, _typed_distributed())
+
+
+def _resumed_place(arguments: list[str]) -> str | None:
+    """The place that `resume=` names, if the run continues in its folder."""
+    if any(text.lstrip("+").startswith("hydra.run.dir=") for text in arguments):
+        return None
+    places = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")]
+    return places[0] if places else None
 
 
 def _resumed_sweep(arguments: list[str]) -> list[str]:
@@ -86,7 +158,7 @@ def _resumed_sweep(arguments: list[str]) -> list[str]:
     from xlstm_hydra.sweep import expand_resume_sweep
 
     expanded = expand_resume_sweep(arguments)
-    _see_current_folder()
+    find_own_modules()
     return expanded
 
 
@@ -113,10 +185,17 @@ def _explained(error: Exception) -> ConfigError:
 
 def _loader(args: Any) -> ConfigLoaderImpl:
     """What Hydra composes with, given these arguments."""
+    return ConfigLoaderImpl(_search_path(args))
+
+
+def _search_path(args: Any) -> ConfigSearchPath:
     search_path = create_automatic_config_search_path(__file__, None, args.config_path)
     if args.config_dir is not None:
-        search_path.prepend("command-line", f"file://{os.path.abspath(args.config_dir)}")
-    return ConfigLoaderImpl(search_path)
+        folder = os.path.abspath(args.config_dir)
+        if not os.path.isdir(folder):
+            raise SearchPathException(f"Additional config directory '{folder}' not found")
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
+    return search_path
 
 
 def _primary_search_path(args: Any) -> list[str]:
@@ -127,46 +206,3 @@ def _primary_search_path(args: Any) -> list[str]:
 
 def _is_sweep(args: Any) -> bool:
     return args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
-
-
-def _quiet_overrides() -> list[str]:
-    """What keeps Hydra from making a folder and a log of its own, in every process of a run but the first.
-
-    The number of this process is not known before the config is composed, which takes Hydra long enough to do it twice
-    only where it may not be 0.
-    """
-    is_first_task = os.environ.get("SLURM_PROCID", "0") == "0"
-    if is_first_task and len(sys.argv) == 1:
-        return []
-    args = get_args_parser().parse_intermixed_args()
-    if _is_sweep(args) or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
-        return []
-    if is_first_task and not _may_choose_distributed(args):
-        return []
-    try:
-        cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
-    except REFUSED:
-        return []  # Hydra meets the same error again, and it is told then
-    config = distributed_of(cfg)
-    place = config.place(os.environ) if config else None
-    number = place.process_id if place else 0
-    if number == 0:
-        return []
-    return ["hydra.run.dir=.", *overrides_of_other(number, cfg.hydra.runtime.choices["hydra/job_logging"])]
-
-
-def _add_overrides(texts: list[str]) -> None:
-    """Add to the command line, right after its last override: Hydra takes no second group of them behind a flag."""
-    if not texts:
-        return
-    overrides = get_args_parser().parse_intermixed_args().overrides
-    place = len(sys.argv) if not overrides else len(sys.argv) - sys.argv[::-1].index(overrides[-1])
-    sys.argv[place:place] = texts
-
-
-def _may_choose_distributed(args: Any) -> bool:
-    """Whether the command line may choose or set it: by its name, or by files that are not ours, which may set
-    what they like."""
-    keys = [text.lstrip("+~").partition("=")[0] for text in args.overrides]
-    typed = any(key.startswith(("distributed", "hydra.searchpath")) for key in keys)
-    return typed or bool(args.config_name or args.config_dir or args.config_path)

@@ -1,4 +1,4 @@
-"""What the command does with one composed config: check it, then do its task in the folder that Hydra gives it."""
+"""What the command does with one composed config: check it, then do its task in the folder that Hydra names."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.utils import JobReturn, JobStatus, env_override, run_job
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from xlstm_hydra.configs import ConfigError, DistributedConfig, RunConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
+from xlstm_hydra.errors import note_folder
 from xlstm_hydra.hydra import REFUSED, load, resolve_classes
 from xlstm_hydra.preemption import refuse_to_begin, watched
 
-RUN_NOTE = "The run's folder is "
-"""How the note begins that marks an error as one of a run that had started."""
+if TYPE_CHECKING:
+    from xlstm_hydra.run_folder import RunFolder
+
+CONFIG_FILE = "config.yaml"
+"""The resolved config of a run, in its folder."""
 
 TASKS = {
     "train": "xlstm_hydra.train",
@@ -34,31 +40,85 @@ TASKS = {
 """The module in which the function of a task is, under the task's name."""
 
 
+def run_alone(cfg: DictConfig, context: HydraContext, resumed: str | None = None) -> float | None:
+    """Check a config, then have Hydra do its task. Nothing is written before the config is known to be good, and what
+    Hydra has written is taken back if the task rejects it.
+
+    Args:
+        cfg: the whole config, with Hydra's own part.
+        context: Hydra's loader and callbacks.
+        resumed: the place that `resume=` names, if the run continues in the folder of another.
+
+    Returns:
+        What the task returns.
+
+    Raises:
+        ConfigError: the config is wrong, or its folder cannot be used.
+    """
+    before = HydraConfig.instance().cfg
+    try:
+        path = _name_folder(cfg)
+        return _run_alone(cfg, context, _load_for_all(cfg), _folder_named(path, resumed))
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _run_alone(cfg: DictConfig, context: HydraContext, run: RunConfig, folder: RunFolder) -> float | None:
+    with _watched(run), _all_processes(run), _held(run, folder, [*_hydra_files(cfg, folder.path)]) as is_to_be_done:
+        task = partial(_do, run=run, folder=folder, is_to_be_done=is_to_be_done)
+        done = _by_hydra(lambda: run_job(task, cfg, "hydra.run.dir", None, context), folder)
+        if done.status == JobStatus.FAILED:
+            with _folder_noted(_writes(run)):
+                raise done._return_value
+    result = done.return_value
+    if run.task.name == "plan" and result == math.inf:
+        from xlstm_hydra.sweep import DOES_NOT_FIT
+
+        sys.exit(DOES_NOT_FIT)
+    return result
+
+
+def _by_hydra(run: Callable[[], JobReturn], folder: RunFolder) -> JobReturn:
+    """Do something in which Hydra writes its record and starts its log. Errors of the task are in what it returns.
+
+    Raises:
+        ConfigError: Hydra cannot.
+    """
+    try:
+        with folder.writing():
+            return run()
+    except ValueError as error:  # of the module `logging`, whose text is only "Unable to configure handler 'file'"
+        cause = error.__cause__
+        if isinstance(error, ConfigError) or cause is None:
+            raise
+        if isinstance(cause, OSError):
+            raise folder.unusable(cause) from error
+        raise ConfigError([Problem.about("hydra.job_logging", f"{error}: {cause}")]) from error
+
+
 def run_task(cfg: DictConfig) -> float | None:
-    """Check the config, then do its task. Returns the loss that it ends with, if any, or the time of a step that is
-    planned, for sweepers that minimise it."""
-    from xlstm_hydra.sweep import DOES_NOT_FIT, going_on, recorded  # 15 ms, not for `--cfg job`
+    """Do a job of a sweep: check its config, then do its task. Returns the loss that it ends with, if any, or the time
+    of a step that is planned, for sweepers that minimize it."""
+    from xlstm_hydra.run_folder import RunFolder
+    from xlstm_hydra.sweep import going_on, recorded
 
     config = distributed_of(cfg)
     place = config.place(os.environ) if config else None
     refuse_to_begin()
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    files = [folder.path / CONFIG_FILE]
     try:
         with recorded(cfg, place.process_id if place else 0) as job:
             with _folder_noted():
                 run = going_on(load(cfg))
             with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
-                with _run_folder(cfg, run) as folder:
-                    result = _task(run.task.name)(run, folder, list(HydraConfig.get().overrides.task))
-            job.result = result
-        if run.task.name == "plan" and result == math.inf and HydraConfig.get().mode != RunMode.MULTIRUN:
-            sys.exit(DOES_NOT_FIT)
-        return result
+                with _held(run, folder, files) as is_to_be_done:
+                    job.result = _do(cfg, run, folder, is_to_be_done)
+        return job.result
     except ConfigError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            if cfg.task.name == "plan":
-                return _keep_refusal(error)
-            raise  # Hydra goes on with the other jobs, and tells it at the end
-        refuse_for_all(error, config)
+        if OmegaConf.select(cfg, "task.name") == "plan":
+            return _keep_refusal(error)
+        raise  # the sweep continues with the other jobs, and reports it at the end
 
 
 def _keep_refusal(error: ConfigError) -> float:
@@ -80,7 +140,7 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
         yield
     except Exception as error:
         if is_ours and not isinstance(error, ConfigError):
-            error.add_note(f"{RUN_NOTE}{HydraConfig.get().runtime.output_dir}")
+            note_folder(error, HydraConfig.get().runtime.output_dir)
         raise
 
 
@@ -104,37 +164,65 @@ def _writes(run: RunConfig) -> bool:
     return place is None or place.process_id == 0
 
 
-@contextmanager
-def _run_folder(cfg: DictConfig, run: RunConfig) -> Iterator[Path]:
-    """Hydra's folder for this job, with the resolved config in it. Of several processes, the first one has a folder,
-    which no other run may write in meanwhile."""
-    from xlstm_hydra.metadata import hold_folder  # 15 ms, not for `--cfg job`
-
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    if not _writes(run):
-        yield folder
-        return
-    with hold_folder(folder):
-        if not _is_to_be_done(run, folder):
-            yield folder
-            return
-        record = copy.deepcopy(cfg)
-        record.distributed.merge_with(run.distributed.lasting().to_dict())
-        with _lasting(folder / "config.yaml", OmegaConf.to_yaml(record, resolve=True)):
-            yield folder
+def _name_folder(cfg: DictConfig) -> Path:
+    """Return the folder of a run, and put it where the config may refer to it."""
+    HydraConfig.instance().set_config(cfg)
+    path = os.path.abspath(str(cfg.hydra.run.dir))
+    with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
+        cfg.hydra.runtime.output_dir = path
+    HydraConfig.instance().set_config(cfg)
+    return Path(path)
 
 
-@contextmanager
-def _lasting(file: Path, text: str) -> Iterator[None]:
-    """Write a file, which is what it was before if the run is refused."""
-    before = file.read_text(encoding="utf-8") if file.exists() else None
-    file.write_text(text, encoding="utf-8")
+def _load_for_all(cfg: DictConfig) -> RunConfig:
+    """Check the config as its task would find it. If it is wrong, the other processes end too."""
+    variables: Any = OmegaConf.to_container(cfg.hydra.job.env_set, resolve=True)
     try:
-        yield
-    except ConfigError:
-        if before is not None:
-            file.write_text(before, encoding="utf-8")
-        raise
+        with env_override(variables):
+            return load(cfg)
+    except ConfigError as error:
+        refuse_for_all(error, distributed_of(cfg))
+
+
+def _folder_named(path: Path, resumed: str | None) -> RunFolder:
+    from xlstm_hydra.run_folder import RunFolder  # 15 ms, not for `--cfg job`
+
+    if resumed is None:
+        return RunFolder(path)
+    fix = (
+        f"resume={resumed} hydra.run.dir=DIR continues the run in another folder; --from {resumed} starts a new run "
+        "with its config."
+    )
+    return RunFolder(path, {"resume": resumed}, fix)
+
+
+def _hydra_files(cfg: DictConfig, folder: Path) -> Iterator[Path]:
+    """The files that are written in a folder before the task begins: our config, Hydra's record, and logs."""
+    yield folder / CONFIG_FILE
+    if (record := cfg.hydra.output_subdir) is not None:
+        yield from (folder / record / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))
+    handlers: Any = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.job_logging") or {}, resolve=True)
+    for handler in (handlers.get("handlers") or {}).values():
+        if "filename" in handler:
+            yield Path(handler["filename"]).absolute()
+
+
+def _held(run: RunConfig, folder: RunFolder, files: list[Path]) -> AbstractContextManager[bool]:
+    """Of several processes, the first one has a folder, which no other run may write in meanwhile. Gives whether this
+    process has to write the config."""
+    if not _writes(run):
+        return nullcontext(False)
+    return folder.held(files, lambda: _is_to_be_done(run, folder.path))
+
+
+def _do(cfg: DictConfig, run: RunConfig, folder: RunFolder, is_to_be_done: bool) -> float | None:
+    """Do the task of a run that has been checked, after its resolved config is written into its folder."""
+    if is_to_be_done:
+        record = copy.deepcopy(cfg)
+        OmegaConf.update(record, "distributed", run.distributed.lasting().to_dict(), force_add=True)
+        with folder.writing():
+            (folder.path / CONFIG_FILE).write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")
+    return _task(run.task.name)(run, folder.path, list(HydraConfig.get().overrides.task))
 
 
 def _is_to_be_done(run: RunConfig, folder: Path) -> bool:
@@ -156,15 +244,18 @@ def _is_to_be_done(run: RunConfig, folder: Path) -> bool:
 
 
 def refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:
-    """Refuse a config. Where process 0 is waiting for this one already, its config is good, and it is told; where all
-    have the same bad config, nobody waits, and each ends on its own without JAX."""
+    """Reject a config. If process 0 is waiting for this one already, its config is good, and it gets the reason; if all
+    have the same wrong config, nobody waits, and each ends on its own without JAX."""
     place = config.place(os.environ) if config else None
-    if config is not None and place is not None and place.process_id > 0 and _is_open(place.coordinator_address):
+    if config is None or place is None or place.process_id == 0:
+        raise error
+    if _is_open(place.coordinator_address):
         from xlstm_hydra.train import together
 
         with together(config):
             raise error
-    refuse(error, place.process_id if place else 0)
+    print(f"xlstm-hydra: process {place.process_id}: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _is_open(address: str) -> bool:
@@ -174,11 +265,6 @@ def _is_open(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def refuse(error: ConfigError, process: int = 0) -> NoReturn:
-    print(f"xlstm-hydra: {f'process {process}: ' if process else ''}{error}", file=sys.stderr)
-    sys.exit(2)
 
 
 def distributed_of(cfg: DictConfig) -> DistributedConfig | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import show as shown
+from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record, record_of
 from xlstm_hydra.metadata._places import reached, to_path, told_under
 
@@ -27,17 +28,10 @@ _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bo
 
 def main() -> None:
     """Entry point of the console command."""
-    arguments = _parser().parse_args()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for models of the user's own
-    try:
+    with command("xlstm-metadata"):
+        find_own_modules()
+        arguments = _parser().parse_args()
         sys.exit(arguments.run(arguments))
-    except ConfigError as error:
-        print(f"xlstm-metadata: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # such as of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Signals that ask for an end: noted at once, whatever the main thread is in, and obeyed when all is saved.
 
-SIGTERM, SIGUSR1 and SIGUSR2 ask for it: clusters send one of them some time before they kill. Python runs its handlers
+SIGTERM, SIGUSR1 and SIGUSR2 ask for it: clusters send one of them some time before they kill. So does SIGHUP, which a
+terminal sends when it is closed. Python runs its handlers
 between two of its own operations, so not while the main thread compiles or waits for other processes; but the handler
 below them writes the signal's number into a pipe at once (`signal.set_wakeup_fd`), which a thread reads here. What
 follows:
@@ -8,7 +9,7 @@ follows:
 - Before there is anything to save, the first signal raises `Preempted` in the main thread. Where it does not get there
   within `PATIENCE_SECONDS`, the process ends from the thread.
 - As soon as there is something to lose (`Watch.defer`), the first signal is only noted, and training asks for it.
-- A second signal ends the process at once, with 128 + its number.
+- A second signal ends the process at once, with 128 + its number; a second SIGHUP is ignored.
 
 A handler that a program had for the signal before, such as submitit's, which requeues the job, is called when all is
 saved. A signal that the program ignores stays ignored.
@@ -32,7 +33,7 @@ log = logging.getLogger("xlstm_hydra")
 STATUS = 75
 """Exit status of what was asked to end and is to be started again: EX_TEMPFAIL."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 """Those that ask for it."""
 
 SAME_SECONDS = 0.3
@@ -132,7 +133,7 @@ class Watch:
             if self._is_deferred:
                 log.warning("%s: the run saves and ends after this step; a second one ends it now", name_of(number))
             threading.Thread(target=self._end_if_stuck, daemon=True).start()
-        elif now - self._first_at > SAME_SECONDS:
+        elif number != signal.SIGHUP and now - self._first_at > SAME_SECONDS:  # shell and terminal each send a SIGHUP
             self._end(128 + number, f"ended at once by a second signal, {name_of(number)}")
 
     def _end_if_stuck(self) -> None:
@@ -143,7 +144,10 @@ class Watch:
             self._end(STATUS, f"{name}: ended while it was compiling or starting; nothing new is saved")
 
     def _end(self, status: int, text: str) -> NoReturn:
-        os.write(2, f"xlstm-hydra: {text}\n".encode())
+        try:
+            os.write(2, f"xlstm-hydra: {text}\n".encode())
+        except OSError:
+            pass  # the terminal is gone
         try:
             if self.before_leaving is not None:
                 self.before_leaving(status, text)

@@ -47,7 +47,7 @@ def test_no_job_starts_when_the_last_point_is_bad(jobs, batches):
 BAD_SWEEPS = [
     ("trainer.seed=1,2 +hydra.sweeper.foo=1", ["xlstm-hydra: hydra.sweeper.foo: no such key. Known: max_batch_size,"]),
     ("trainer.seed=1,2 hydra.sweep.subdir=same", ["hydra.sweep.subdir='same': is the folder of all jobs. Leave"]),
-    ("trainer.seed=1,2 hydra.sweep.dir=/proc/no", ["hydra.sweep.dir='/proc/no': cannot be made: "]),
+    ("trainer.seed=1,2 hydra.sweep.dir=/proc/no", ["hydra.sweep.dir='/proc/no': cannot be written: "]),
     ("parallel=dp,fsdpp", ["  1    parallel=fsdpp  parallel='fsdpp': no such option. Did you mean 'fsdp'?"]),
     ("optimizer.lr=a,1", ["  0    optimizer.lr=a  optimizer.lr: expected float, got 'a'"]),
     ("optimizer.lrr=1,2", ["xlstm-hydra: optimizer.lrr: no such key. Did you mean optimizer.lr?"]),

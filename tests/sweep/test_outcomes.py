@@ -101,15 +101,32 @@ def test_the_table_has_the_best_first_and_only_what_differs(endings):
     assert rows[1] == ["2", "trainer.seed=2", "completed", "1.5000", "20", "20", "0:00", "2/checkpoints/20"]
 
 
+CONDITIONS = {
+    "a diverged loss": (FloatingPointError("loss of step 21 is nan"), "loss of step 21 is nan"),
+    "a full disk": (OSError(28, "No space left on device", "x"), "'x': No space left on device."),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), CONDITIONS.values(), ids=CONDITIONS)
+def test_a_job_that_a_condition_of_the_machine_ends_shows_a_message_and_no_traceback(endings, error, words):
+    Path("sweep/1").mkdir(parents=True)
+    Path("sweep/1/error.txt").write_text("that of an earlier attempt")
+    endings[1] = error
+    done = sweep()
+    assert (done.status, record()[1].status) == (1, "failed")
+    assert f"job 1 (trainer.seed=1): failed: {words}" in done.err
+    assert "Traceback" not in done.err and "earlier" not in done.err and not Path("sweep/1/error.txt").exists()
+
+
 def test_a_failed_job_shows_its_traceback_and_last_metrics_and_hides_no_other(endings):
-    endings[1] = FloatingPointError("loss of step 21 is nan")
+    endings[1] = ValueError("a bug at step 21")
     done = sweep()
     assert done.status == 1
     assert [outcome.status for outcome in record()] == ["completed", "failed", "completed"]
-    assert "job 1 (trainer.seed=1): failed: FloatingPointError: loss of step 21 is nan" in done.err
+    assert "job 1 (trainer.seed=1): failed: ValueError: a bug at step 21" in done.err
     assert "last metrics: step 20, loss 2, tokens_per_second 300, validation_loss 3.7" in done.err
     assert "Traceback (most recent call last)" in done.err and "in train" in done.err
-    assert "FloatingPointError" in Path("sweep/1/error.txt").read_text()
+    assert "ValueError" in Path("sweep/1/error.txt").read_text()
     assert "xlstm-hydra resume_sweep=sweep runs what is missing or failed" in done.err
 
 

@@ -7,18 +7,20 @@ import json
 import os
 import shlex
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.errors import reason, text_of
 from xlstm_hydra.preemption import STATUS
+from xlstm_hydra.run_folder import RunFolder
 
 from ._alive import alive, job_folder, mended
-from ._job import ERROR_FILE
+from ._job import keep_traceback
 from ._outcome import (
     COMPLETED,
     FAILED,
@@ -54,6 +56,9 @@ DOES_NOT_FIT = 3
 _locks: dict[Path, IO[str]] = {}
 """Held by this process from `begin` to `finish`, by the folder of the sweep."""
 
+_undo: dict[Path, ExitStack] = {}
+"""What leaves the folder of a sweep as it was before `begin`, by the folder."""
+
 
 def check_folder(folder: Path, resume: bool = False) -> None:
     """Make sure that a sweep can begin in a folder, before that takes time. Nothing is left there.
@@ -64,7 +69,8 @@ def check_folder(folder: Path, resume: bool = False) -> None:
     folder = folder.absolute()
     if not (folder / RECORD_FILE).exists():
         return
-    _drive(folder)
+    with _sweep_folder(folder).writing():
+        _drive(folder)
     try:
         if not resume:
             raise ConfigError([_recorded_already(folder, mended(folder, read_record(folder)))])
@@ -87,19 +93,19 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
         ConfigError: the folder has a record already, or one of other points, or another process is at work there.
     """
     folder = folder.absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        text = f"cannot be made: {error.strerror}"
-        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, "Choose another folder.")]) from None
-    _drive(folder)
-    try:
+    place = _sweep_folder(folder)
+    with ExitStack() as undo, place.writing():
+        place.make(folder, undo)
+        _drive(folder)
+        undo.callback(_leave, folder)
         todo = _open(folder, [list(point) for point in points], resume)
-    except BaseException:
-        _leave(folder)
-        raise
-    _keep_command(folder)
+        _keep_command(folder)
+        _undo[folder] = undo.pop_all()
     return todo
+
+
+def _sweep_folder(folder: Path) -> RunFolder:
+    return RunFolder(folder, {"hydra.sweep.dir": str(folder)}, "Choose another folder with hydra.sweep.dir=DIR.")
 
 
 def withdraw(folder: Path) -> None:
@@ -107,7 +113,7 @@ def withdraw(folder: Path) -> None:
     folder = folder.absolute()
     for name in (RECORD_FILE, COMMAND_FILE, LOCK_FILE, DRIVER_LOCK):
         (folder / name).unlink(missing_ok=True)
-    _leave(folder)
+    _undo.pop(folder).close()
 
 
 def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
@@ -205,9 +211,8 @@ def note_unrecorded(folder: Path, errors: Mapping[int, BaseException | None]) ->
         if error is not None and job in waiting:
             own = job_folder(folder, waiting[job])
             own.mkdir(parents=True, exist_ok=True)
-            replace_file(own / ERROR_FILE, "".join(traceback.format_exception(error)))
-            reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
-            changes[job] = {"status": FAILED, "reason": reason, "started": now(), "ended": now()}
+            keep_traceback(own, error)
+            changes[job] = {"status": FAILED, "reason": reason(error), "started": now(), "ended": now()}
     if changes:
         amend_record(folder, changes)
 
@@ -232,6 +237,7 @@ def finish(folder: Path, error: BaseException | None = None) -> int:
         fits = _tell(folder, record, still, error)
         return _status(record, fits, error)
     finally:
+        _undo.pop(folder, None)
         _leave(folder)
 
 
@@ -243,10 +249,8 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
     others = [one for one in record if one.task != "plan"]
     if others:
         tell_results(folder, others, draw=error is None)
-    if isinstance(error, ConfigError):
-        print(f"xlstm-hydra: the sweep has ended early: {error}", file=sys.stderr)
-    elif isinstance(error, Exception):
-        print(f"xlstm-hydra: the sweep has ended early:\n{''.join(traceback.format_exception(error))}", file=sys.stderr)
+    if isinstance(error, Exception):
+        print(text_of(error, "xlstm-hydra: the sweep has ended early"), file=sys.stderr)
     elif error is not None:
         print("xlstm-hydra: the sweep was interrupted", file=sys.stderr)
     _tell_running(still)

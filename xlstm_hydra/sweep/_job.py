@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.errors import bug_report, message_of, wants_traceback
+from xlstm_hydra.errors import reason as reason_of
 from xlstm_hydra.metadata import saved_checkpoints
 from xlstm_hydra.preemption import STATUS
 
@@ -21,7 +23,7 @@ from . import _outcome
 from ._outcome import COMPLETED, FAILED, INTERRUPTED, PREEMPTED, REFUSED, RUNNING, Outcome, log
 
 ERROR_FILE = "error.txt"
-"""The traceback of a job that failed, in its folder."""
+"""The traceback of a job that failed by a bug, in its folder."""
 
 
 class Unrecorded:
@@ -67,7 +69,7 @@ class JobRecord(Unrecorded):
         status, reason = _status(error)
         if status == FAILED and error is not None:
             with _told():
-                _outcome.replace_file(self._folder / ERROR_FILE, _traceback(error))
+                keep_traceback(self._folder, error)
         ended = replace(self._outcome, status=status, reason=reason, ended=_outcome.now())
         self._write(measured(self._folder, self._sweep, ended, self.result))
 
@@ -115,7 +117,7 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
     if error is None:
         return COMPLETED, None
     if isinstance(error, ConfigError):
-        return REFUSED, " ".join(str(error).split())
+        return REFUSED, reason_of(error)
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, None
     if isinstance(error, SystemExit):
@@ -125,14 +127,18 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
             text = str(error)
             return PREEMPTED, None if text == str(STATUS) else text
         return FAILED, f"left by sys.exit({error.code!r})"
-    reason = traceback.format_exception_only(error)[0].strip().partition("\n")[0]
-    return FAILED if isinstance(error, Exception) else INTERRUPTED, reason
+    return FAILED if isinstance(error, Exception) else INTERRUPTED, reason_of(error)
 
 
-def _traceback(error: BaseException) -> str:
-    """From the task on."""
+def keep_traceback(folder: Path, error: BaseException) -> None:
+    """Leave the traceback of a bug in the folder of its job. The reason of anything else is in the record."""
+    file = folder / ERROR_FILE
+    if message_of(error) is not None and not wants_traceback():
+        file.unlink(missing_ok=True)  # that of an earlier attempt
+        return
     trace = error.__traceback__
-    return "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))
+    text = "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))  # from the task on
+    _outcome.replace_file(file, text if message_of(error) is not None else f"{text}{bug_report(error)}\n")
 
 
 def _cluster_job() -> str | None:

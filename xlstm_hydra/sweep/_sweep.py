@@ -192,9 +192,9 @@ class _Sweep:
         except BaseException as stop:
             error = stop
         if isinstance(error, ConfigError) and is_new and not self.has_started(set(todo) - set(invalid)):
-            withdraw(self.folder)
             if not had_config:
                 (self.folder / CONFIG_FILE).unlink(missing_ok=True)
+            withdraw(self.folder)
             raise error
         return returns, finish(self.folder, error)
 

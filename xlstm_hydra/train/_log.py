@@ -31,6 +31,19 @@ COLUMNS: tuple[str, ...] = (
 """Columns of `metrics.csv`. Losses are in nats per token."""
 
 
+_HAS_BAR = "is_in_bar"
+"""Attribute of a log record: true if the progress bar shows the same."""
+
+
+def _is_not_in_bar(record: logging.LogRecord) -> bool:
+    return not getattr(record, _HAS_BAR, False)
+
+
+def _is_terminal(handler: logging.Handler) -> bool:
+    stream = getattr(handler, "stream", None)
+    return stream is not None and stream.isatty()
+
+
 def bits(nats: float) -> float:
     """Nats as bits. For bytes as tokens this is bits per byte."""
     return nats / math.log(2)
@@ -43,6 +56,7 @@ class MetricLog:
         self._config, self._start, self._max_steps = config, first_step, max_steps
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
+        self._terminals: list[logging.Handler] = []
         self._task: Any = None
         self._csv = _CsvFile(folder / "metrics.csv", first_step) if config.csv else None
         self._tensorboard = _tensorboard_writer(folder / "tensorboard", first_step) if config.tensorboard else None
@@ -54,11 +68,16 @@ class MetricLog:
             self._task = bar.add_task("", total=self._max_steps, completed=self._start, text="compiling")
             bar.start()
             self._bar = bar
+            self._terminals = [handler for handler in logging.getLogger().handlers if _is_terminal(handler)]
+            for handler in self._terminals:
+                handler.addFilter(_is_not_in_bar)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        for handler in self._terminals:
+            handler.removeFilter(_is_not_in_bar)
         if self._csv is not None:
             self._csv.close()
         if self._tensorboard is not None:
@@ -77,11 +96,10 @@ class MetricLog:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
         text = _text(metrics)
-        if self._bar is None:
-            log.info("step %d/%d  %s", step, self._max_steps, text)
-        elif "loss" in metrics:
+        log.info("step %d/%d  %s", step, self._max_steps, text, extra={_HAS_BAR: self._bar is not None})
+        if self._bar is not None and "loss" in metrics:
             self._bar.update(self._task, text=text)
-        else:
+        elif self._bar is not None:
             self._bar.console.print(f"step {step}/{self._max_steps}  {text}", highlight=False)
 
 

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +22,7 @@ import jax
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.configs._slurm import Place, idle_tasks
+from xlstm_hydra.errors import reason, text_of
 from xlstm_hydra.preemption import SIGNALS, STATUS, Preempted, hand_over
 
 from . import _runtime
@@ -245,8 +245,7 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     if isinstance(error, ConfigError | KeyboardInterrupt | Terminated | SystemExit):
         print(f"{head}: {failure.text}", file=sys.stderr)
     else:
-        trace = "".join(traceback.format_exception(error))
-        print(f"{head} failed:\n{trace}", end="", file=sys.stderr)
+        print(f"{head} failed:\n{text_of(error, head)}", file=sys.stderr)
         if isinstance(error, jax.errors.JaxRuntimeError) or "by peer" in str(error):
             text = "where an exchange has failed, another process may have died; its own last lines say why"
             print(f"{head}: {text}", file=sys.stderr)
@@ -276,7 +275,7 @@ def _failure_of(error: BaseException, number: int) -> Failure:
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
         return Failure(number, status, f"left the run by sys.exit({error.code!r})")
-    return Failure(number, 1, traceback.format_exception_only(error)[0].strip())
+    return Failure(number, 1, reason(error))
 
 
 def _publish(failure: Failure) -> Failure:

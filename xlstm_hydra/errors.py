@@ -1,0 +1,163 @@
+"""Errors that are not bugs: a wrong config, and conditions of the machine or of the run.
+
+Commands print each of these as one message, and anything else with its traceback and where to report it. Code that
+meets a condition raises what fits, with a text that needs no traceback beside it:
+
+- `ConfigError` if the user can correct it before the run starts (exit status 2);
+- an `OSError` that names the file, as `open` raises it, or one with a text of its own (exit status 1);
+- `FloatingPointError` with a text, for numbers that are not finite (exit status 1).
+
+`MemoryError`, device memory that is exhausted and devices that JAX cannot use are recognized too (exit status 1).
+With HYDRA_FULL_ERROR=1 the traceback is printed in every case.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import platform
+import sys
+import traceback
+from pathlib import Path
+
+from xlstm_hydra.configs import ConfigError
+
+REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
+"""Printed under the traceback of a bug."""
+
+_FOLDER_NOTE = "The run's folder is "
+
+_OURS = (errno.EBADF, errno.EFAULT, errno.ENOTSOCK)
+"""Numbers of errors that no machine causes, only a program."""
+
+_FIXES = {
+    errno.ENOSPC: "Free some space, or choose another folder with hydra.run.dir=DIR.",
+    errno.EDQUOT: "Free some space, or choose another folder with hydra.run.dir=DIR.",
+    errno.EACCES: "Choose a folder or file that this user can use.",
+    errno.EPERM: "Choose a folder or file that this user can use.",
+    errno.EROFS: "Choose a folder that can be written, such as with hydra.run.dir=DIR.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+}
+"""The way out, by the number of an `OSError`."""
+
+_DEVICE_MEMORY = (
+    "Use a smaller trainer.batch_size or model.context_length, activation checkpointing (parallel.remat), or more "
+    "shards (parallel=fsdp); xlstm-hydra task=plan with the same arguments shows the memory that is required."
+)
+
+
+def message_of(error: BaseException) -> str | None:
+    """Return the message of an error that is not a bug; None for a bug."""
+    if isinstance(error, ConfigError | FloatingPointError):
+        return str(error) if error.args else None
+    if isinstance(error, OSError):
+        return _of_system(error)
+    if isinstance(error, MemoryError):
+        detail = f": {error}" if str(error) else ""
+        return f"the memory of this machine is exhausted{detail}. Use a smaller model or batch, or another machine."
+    first = str(error).partition("\n")[0].rstrip(".")
+    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and first.startswith("RESOURCE_EXHAUSTED"):
+        return f"the memory of the devices is exhausted: {first.partition(': ')[2]}. {_DEVICE_MEMORY}"
+    if isinstance(error, RuntimeError) and first.startswith("Unable to initialize backend"):
+        return f"JAX cannot use the devices: {first}. JAX_PLATFORMS selects others, for example JAX_PLATFORMS=cpu."
+    return None
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status of an error: 2 if the config is wrong, 1 otherwise."""
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def wants_traceback() -> bool:
+    """True if the user asks for the traceback of every error."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def note_folder(error: BaseException, folder: str) -> None:
+    """Note that an error was raised after the run in a folder had started."""
+    error.add_note(f"{_FOLDER_NOTE}{folder}")
+
+
+def has_started(error: BaseException) -> bool:
+    """True if an error was raised after a run had started."""
+    return bool(_folder_notes(error))
+
+
+def text_of(error: BaseException, head: str) -> str:
+    """Return the text of an error: the message of a condition behind `head`, or the traceback of a bug and where to
+    report it."""
+    message, trace = message_of(error), "".join(traceback.format_exception(error))
+    if message is None:
+        return f"{trace}{bug_report(error)}"
+    text = "\n".join([f"{head}: {message}", *_folder_notes(error)])
+    return f"{trace}{text}" if wants_traceback() else text
+
+
+def bug_report(error: BaseException) -> str:
+    """Return where to report a traceback, with the versions that a report needs."""
+    if file := _own_file(error):
+        return f"The error was raised by {file}, which is not part of xlstm-hydra."
+    names = ("xlstm-hydra", "hydra-core", "omegaconf", "jax", "flax", "orbax-checkpoint")
+    versions = ", ".join(f"{name} {_version(name)}" for name in names)
+    where = "".join(f"\n{url}" for url in _issue_pages())
+    return f"{REPORT}\n{versions}, Python {platform.python_version()}, {platform.platform()}{where}"
+
+
+def _folder_notes(error: BaseException) -> list[str]:
+    return [note for note in getattr(error, "__notes__", ()) if note.startswith(_FOLDER_NOTE)]
+
+
+def reason(error: BaseException) -> str:
+    """Return an error in one line."""
+    message = message_of(error)
+    text = traceback.format_exception_only(error)[0] if message is None else message
+    return " ".join(text.split()) if isinstance(error, ConfigError) else text.strip().partition("\n")[0]
+
+
+def _of_system(error: OSError) -> str | None:
+    if error.errno in _OURS:
+        return None
+    if error.errno is None or type(error).__str__ is not OSError.__str__:
+        return str(error) or None
+    names = " -> ".join(repr(os.fspath(name)) for name in (error.filename, error.filename2) if _is_name(name))
+    head = f"{names}: {error.strerror}" if names else f"{error.strerror}"
+    return f"{head}. {_FIXES[error.errno]}" if error.errno in _FIXES else head
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str | bytes | os.PathLike)
+
+
+def _own_file(error: BaseException) -> str | None:
+    """Return the file of the user's own program that raised an error: the last one below the current folder or on the
+    path of modules that is neither ours nor installed."""
+    trace = error.__traceback__
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+    package, standard = str(Path(__file__).parent), str(Path(os.__file__).parent)
+    for file in reversed(files):
+        if file.startswith(f"{package}{os.sep}"):
+            return None
+        installed = {"site-packages", "dist-packages", "hydra_plugins"} & {*Path(file).parts}
+        if os.path.isfile(file) and not installed and not file.startswith((standard, sys.prefix)):
+            return file
+    return None
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _issue_pages() -> list[str]:
+    """Return the address of the issue tracker, if the package's metadata has one."""
+    try:
+        urls = importlib.metadata.metadata("xlstm-hydra").get_all("Project-URL") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    pages = [url.partition(",") for url in urls]
+    return [
+        address.strip() for name, _, address in pages if name.strip().lower() in ("issues", "bug tracker", "tracker")
+    ]

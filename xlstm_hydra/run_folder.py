@@ -1,0 +1,109 @@
+"""The folder of a run: made and held while the run is in it, and left as it was if the run is rejected."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.metadata import hold_folder
+
+OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
+"""The way out if a folder cannot be used."""
+
+
+class RunFolder:
+    """A folder that a run writes into, and how the user named it."""
+
+    def __init__(self, path: Path, given: Mapping[str, Any] | None = None, fix: str = OTHER_FOLDER) -> None:
+        """Args:
+        path: the folder.
+        given: the key that names it, with its value, for messages.
+        fix: the way out if it cannot be used.
+        """
+        self.path, self._given, self._fix = path, given or {"hydra.run.dir": str(path)}, fix
+
+    @contextmanager
+    def held(self, files: Iterable[Path], check: Callable[[], bool]) -> Iterator[bool]:
+        """Make the folder, and let no other run write in it meanwhile.
+
+        If the run is rejected, the folder is left as it was: what was made is removed, and `files` have their content
+        back.
+
+        Args:
+            files: those that are written before it is certain that the run can start. They must be in the folder.
+            check: called when the folder is held, before anything is written in it. The result is what this gives.
+
+        Raises:
+            ConfigError: the folder cannot be made or written, another run is writing there, or `check` raises.
+        """
+        with ExitStack() as undo, ExitStack() as lock:
+            with self.writing():
+                self.make(self.path, undo)
+                self._keep(self.path / ".lock", undo)
+                lock.enter_context(hold_folder(self.path))
+            checked = check()
+            with self.writing():
+                for file in files:
+                    self.make(file.parent, undo)
+                    self._keep(file, undo)
+            try:
+                yield checked
+            except ConfigError:
+                raise
+            except BaseException:
+                undo.pop_all()
+                raise
+            undo.pop_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Name the folder in the message if something in it cannot be made or written."""
+        try:
+            yield
+        except OSError as error:
+            raise self.unusable(error) from error
+
+    def unusable(self, error: OSError) -> ConfigError:
+        """Return an error that says what cannot be written, and why."""
+        name = error.filename
+        head = f"{name} " if name and str(name) != str(self.path) else ""
+        return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", self._fix)])
+
+    def make(self, folder: Path, undo: ExitStack) -> None:
+        """Make a folder and those above it. Undone, those that are empty are removed."""
+        if "\0" in str(folder):
+            raise OSError(errno.EINVAL, "its name contains a NUL character")
+        missing = list(itertools.takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
+        above = missing[-1].parent if missing else folder
+        if not above.is_dir():
+            text = "it is a link to nothing" if above.is_symlink() else "it is not a folder"
+            raise NotADirectoryError(errno.ENOTDIR, text, str(above))
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            undo.callback(_remove_if_empty, path)
+
+    def _keep(self, file: Path, undo: ExitStack) -> None:
+        """Make sure that a file can be written. Undone, it has its content back, or is removed if it was not there."""
+        before = file.read_bytes() if file.exists() else None
+        file.open("ab").close()
+        undo.callback(_restore, file, before)
+
+
+def _restore(file: Path, before: bytes | None) -> None:
+    if before is None:
+        file.unlink(missing_ok=True)
+    elif file.read_bytes() != before:
+        file.write_bytes(before)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass  # something else is in it

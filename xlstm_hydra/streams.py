@@ -1,0 +1,74 @@
+"""Standard output and error that may go away: a closed pipe or terminal must not end a run."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import Any
+
+_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
+"""Numbers of errors of a pipe or terminal that nobody reads any more."""
+
+
+class _Stream(io.FileIO):
+    """A file descriptor. If it cannot be written, what follows is discarded, and the reason is kept."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.failed = self.failed or error
+            _discard(self.fileno())
+            return memoryview(data).nbytes
+
+
+def keep_streams() -> None:
+    """Make standard output and error safe to write, whatever becomes of what reads them.
+
+    A stream that is closed when the program starts is opened on the null device: otherwise the next file that is opened
+    would get its number, and what is printed would be written into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            _discard(number)
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+        if number and stream is getattr(sys, f"__{name}__") and not isinstance(_raw(stream), _Stream):
+            setattr(sys, name, _guarded(stream))
+
+
+def unwritten() -> str | None:
+    """Flush standard output. Returns why it could not be written, if somebody may still want to read it."""
+    sys.stdout.flush()
+    error = getattr(_raw(sys.stdout), "failed", None)
+    return None if error is None or error.errno in _GONE else f"standard output cannot be written: {error.strerror}"
+
+
+def _guarded(stream: Any) -> io.TextIOWrapper:
+    """Return a stream on the same file descriptor, in which a character that it cannot encode is escaped."""
+    stream.flush()
+    raw = _Stream(stream.fileno(), "w", closefd=False)
+    binary: Any = raw if stream.write_through else io.BufferedWriter(raw)
+    settings = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+    return io.TextIOWrapper(binary, stream.encoding, "backslashreplace", **settings)
+
+
+def _raw(stream: Any) -> Any:
+    binary = getattr(stream, "buffer", None)
+    return getattr(binary, "raw", binary)
+
+
+def _discard(number: int) -> None:
+    """Open the null device under the number of a file."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
