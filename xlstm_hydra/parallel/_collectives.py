@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xlstm_hydra.errors import TaskError, versions
+
 NAMES = {
     "stablehlo.all_gather": "all-gather",
     "stablehlo.reduce_scatter": "reduce-scatter",
@@ -46,9 +48,16 @@ def list_collectives(lowered: Any) -> list[Collective]:
     """Every collective of a program from `jax.jit(f).lower(...)`, in the order of its text.
 
     A function that is called several times counts as often.
+
+    Raises:
+        TaskError: this JAX writes them in a way that is not known.
     """
     symbols = _symbols(lowered)
-    return list(_walk(symbols["main"].regions[0], symbols, 0, 1))
+    try:
+        return list(_walk(symbols["main"].regions[0], symbols, 0, 1))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error} ({versions('xlstm-hydra', 'jax', 'jaxlib')})"
+        raise TaskError(f"the collectives of a lowered program cannot be read: {why}") from error
 
 
 def list_local_results(lowered: Any) -> list[int]:
@@ -96,7 +105,8 @@ def _group_size(groups: Any, symbols: Mapping[str, Any]) -> int:
     if hasattr(groups.type, "shape"):  # JAX 0.10: a table with a row for each group
         return groups.type.shape[1]
     mesh = re.search(r"mesh = @\"?([^,\"]+)", str(groups))  # newer: names of axes of a mesh
-    assert mesh is not None
+    if mesh is None:
+        raise ValueError(f"unknown groups {groups}")
     sizes = dict(re.findall(r'"([^"]+)"=(\d+)', str(symbols[mesh[1]].attributes["mesh"])))
     return math.prod(int(sizes[name]) for name in re.findall(r'axis_ref<name = "([^"]+)"', str(groups)))
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from ._jaxpr import Atom, Call, Collective, Equation, Program, Programs, Scan, While
 from ._operations import exchange_name, operations
-from ._primitives import FROM_MEMORY, MOVES, PRODUCTS, REDUCTIONS, TRANSCENDENTAL, UPDATES, VIEWS
+from ._primitives import FROM_MEMORY, KNOWN, MOVES, PRODUCTS, REDUCTIONS, TRANSCENDENTAL, UPDATES, VIEWS
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ class Counts:
     open_loops: int = 0
     """Loops whose number of rounds is known only when they run. One round of each is counted."""
 
+    unknown: tuple[str, ...] = ()
+    """Names of primitives that are not known here. Of these, each element of the result is counted as one operation."""
+
     @property
     def flops(self) -> float:
         """All operations but the transcendental ones, as XLA's `cost_analysis` counts them."""
@@ -103,6 +106,7 @@ class _Tally:
         self.exchanges = Counter[tuple[str, tuple[str, ...], str, int]]()
         self.other = self.transcendentals = self.traffic = self.once = 0.0
         self.open_loops = 0
+        self.unknown: dict[str, None] = {}
 
     def counts(self) -> Counts:
         """What has been counted."""
@@ -115,6 +119,7 @@ class _Tally:
             exchanges=found,
             flops_once=self.once,
             open_loops=self.open_loops,
+            unknown=tuple(self.unknown),
         )
 
     def run(self, program: Program, inputs: Sequence[_Value], times: int) -> list[_Value]:
@@ -156,6 +161,8 @@ class _Tally:
         """Count the operations of an equation."""
         number = operations(equation)
         self.once += number
+        if equation.name not in KNOWN and not isinstance(equation.form, Collective):
+            self.unknown[equation.name] = None
         if equation.name in PRODUCTS:
             operand = max(equation.inputs[:2], key=lambda atom: atom.itemsize)
             self.products[operand.dtype] += times * number
@@ -218,6 +225,8 @@ class _Tally:
                 tallies[-1].store(value, times)
         if equation.name == "cond":
             tallies = [max(tallies, key=lambda tally: (sum(tally.products.values()), tally.traffic))]
+        elif not isinstance(form, While):
+            self.unknown[equation.name] = None
         for tally in tallies:
             self.add(tally)
         self.open_loops += times * isinstance(form, While)
@@ -232,6 +241,7 @@ class _Tally:
         self.traffic += other.traffic
         self.once += other.once
         self.open_loops += other.open_loops
+        self.unknown |= other.unknown
 
 
 def _sources(value: _Value) -> frozenset[_Value]:

@@ -21,17 +21,10 @@ from typing import Any
 
 from ._dataflow import UPDATES, Graph, Operation, Value
 from ._jaxpr import Collective, Product, Scan
-from ._primitives import TRANSCENDENTAL
+from ._primitives import ELEMENTWISE, TRANSCENDENTAL
 
 DEAR = TRANSCENDENTAL | {"div", "rem"}
 """Operations on every element that are not computed twice."""
-
-ELEMENTWISE = DEAR | frozenset(
-    "abs add add_any and ceil clamp convert_element_type eq floor ge gt imag integer_pow is_finite le lt max min mul "
-    "ne neg nextafter not or population_count real round select_n shift_left shift_right_arithmetic "
-    "shift_right_logical sign square sub xor".split()
-)
-"""Operations that compute every element of the result from the elements in the same place."""
 
 MOVING = frozenset("broadcast_in_dim concatenate dynamic_slice gather iota pad rev slice stack transpose".split())
 """Operations that put elements in other places, and are computed inside their readers too."""

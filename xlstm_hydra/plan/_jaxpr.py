@@ -20,6 +20,7 @@ import jax
 from jax.extend import core
 
 from xlstm_hydra._jax_internals import cudnn_time_axis
+from xlstm_hydra.errors import TaskError
 
 from ._primitives import ATTENTION, MOVES, REDUCTIONS, UPDATES
 
@@ -163,7 +164,7 @@ Form = Call | Scan | While | Programs | Product | Convolution | Collective | Tra
 """What an equation is, beyond a primitive and its operands."""
 
 
-class UnknownForm(Exception):
+class UnknownForm(TaskError):
     """A program is not built as the JAX versions that are known here build it."""
 
 

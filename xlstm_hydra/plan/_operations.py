@@ -7,8 +7,9 @@ import math
 from ._jaxpr import Attention, Collective, Convolution, Equation, Power, Product
 from ._primitives import ATTENTION, COLLECTIVES, MOVES, UPDATES
 
-RANDOM_BITS = 29
-"""Operations of a random number, as XLA counts those of Threefry, with the rounds of its loop once."""
+_SEVERAL = {"one_minus_square": 2, "random_bits": 29}
+"""Primitives that take several operations per element. Of a random number these are those of Threefry as XLA counts
+them, with the rounds of its loop once."""
 
 _ATTENTION_PRODUCTS: dict[str, tuple[int, int]] = dict(zip(ATTENTION, [(1, 1), (3, 2)], strict=True))
 """How many products of attention have the width of the keys and of the values (FlashAttention, arXiv 2205.14135):
@@ -39,8 +40,8 @@ def operations(equation: Equation) -> int:
         return given * (power.bit_length() + power.bit_count() - 2 + (form.exponent < 0))
     if name.startswith("reduce_") or name in ("argmax", "argmin"):
         return taken - given
-    if name == "random_bits":
-        return RANDOM_BITS * given
+    if (times := _SEVERAL.get(name)) is not None:
+        return times * given
     if name in MOVES or (name == "convert_element_type" and inputs[0].dtype == equation.results[0].dtype):
         return 0
     return inputs[-1].size if name in UPDATES else given
