@@ -21,6 +21,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"metadata": {"etils"}},
     {"run_folder": set()},
     {"hydra": {"hydra", "omegaconf", "yaml"}},
+    {"_jax_internals": {"jax"}},
     {"parallel": {"jax", "numpy"}},
     {
         "models": {"jax", "numpy", "flax"},

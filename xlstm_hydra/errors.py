@@ -5,7 +5,8 @@ meets a condition raises what fits, with a text that needs no traceback beside i
 
 - `ConfigError` if the user can correct it before the run starts (exit status 2);
 - an `OSError` that names the file, as `open` raises it, or one with a text of its own (exit status 1);
-- `FloatingPointError` with a text, for numbers that are not finite (exit status 1).
+- `FloatingPointError` with a text, for numbers that are not finite (exit status 1);
+- `TaskError` for anything else that keeps a task from being done (exit status 1).
 
 `MemoryError`, device memory that is exhausted and devices that JAX cannot use are recognized too (exit status 1).
 With HYDRA_FULL_ERROR=1 the traceback is printed in every case.
@@ -25,6 +26,11 @@ from xlstm_hydra.configs import ConfigError
 
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
 """Printed under the traceback of a bug."""
+
+
+class TaskError(Exception):
+    """A task cannot be done. The text says why and what can be done (exit status 1)."""
+
 
 _FOLDER_NOTE = "The run's folder is "
 
@@ -49,7 +55,7 @@ _DEVICE_MEMORY = (
 
 def message_of(error: BaseException) -> str | None:
     """Return the message of an error that is not a bug; None for a bug."""
-    if isinstance(error, ConfigError | FloatingPointError):
+    if isinstance(error, ConfigError | FloatingPointError | TaskError):
         return str(error) if error.args else None
     if isinstance(error, OSError):
         return _of_system(error)
@@ -98,10 +104,14 @@ def bug_report(error: BaseException) -> str:
     """Return where to report a traceback, with the versions that a report needs."""
     if file := _own_file(error):
         return f"The error was raised by {file}, which is not part of xlstm-hydra."
-    names = ("xlstm-hydra", "hydra-core", "omegaconf", "jax", "flax", "orbax-checkpoint")
-    versions = ", ".join(f"{name} {_version(name)}" for name in names)
     where = "".join(f"\n{url}" for url in _issue_pages())
-    return f"{REPORT}\n{versions}, Python {platform.python_version()}, {platform.platform()}{where}"
+    packages = versions("xlstm-hydra", "hydra-core", "omegaconf", "jax", "flax", "orbax-checkpoint")
+    return f"{REPORT}\n{packages}, {platform.platform()}{where}"
+
+
+def versions(*names: str) -> str:
+    """Return the versions of packages and of Python."""
+    return ", ".join([*(f"{name} {_version(name)}" for name in names), f"Python {platform.python_version()}"])
 
 
 def _folder_notes(error: BaseException) -> list[str]:

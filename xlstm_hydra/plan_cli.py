@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,9 @@ from xlstm_hydra.plan import (
     FEW,
     PLAN_FILE,
     SEARCH_FILE,
+    Change,
     Plan,
+    PlanError,
     Search,
     changes_report,
     changes_that_fit,
@@ -33,6 +36,8 @@ from xlstm_hydra.plan import (
     verdict,
 )
 
+log = logging.getLogger("xlstm_hydra")
+
 
 def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
     """Plan a run, print the plan, and write it into `folder`.
@@ -43,6 +48,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
 
     Raises:
         ConfigError: the layout does not fit the devices or the model.
+        PlanError: the model cannot be traced, or this JAX makes programs that cannot be read.
     """
     del overrides
     folder, task = Path(folder), run.task
@@ -54,7 +60,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         is_searched = task.search or run.parallel.is_open()
         layouts = search(run, number, device, best=10 if task.search else FEW) if is_searched else None
         found = make_plan(run if layouts is None else _laid_out(layouts), number, device)
-        changes = () if found.fits else changes_that_fit(found)
+        changes = _changes(found)
     content = to_dict(found, changes)
     is_short = task.search or _is_sweep()
     parts: list[Iterable[str]] = [
@@ -67,13 +73,22 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     if layouts is not None and task.search:
         parts.append(["", search_report(layouts)])
     print("\n".join(line for part in parts for line in part), flush=True)
-    if task.compile:
-        content["compiled"] = _compiled(found)
     _write(folder / PLAN_FILE, content)
+    if task.compile:
+        _write(folder / PLAN_FILE, content | {"compiled": _compiled(found)})
     if not _is_sweep():
         print(f"\nwritten: {folder / PLAN_FILE}{f' and {SEARCH_FILE}' if layouts is not None else ''}")
     best = layouts.best[0] if layouts is not None and layouts.best else found
     return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
+
+
+def _changes(found: Plan) -> tuple[Change, ...]:
+    """The changes with which a run would fit that does not."""
+    try:
+        return () if found.fits else changes_that_fit(found)
+    except PlanError as error:
+        log.warning("no changes that would make the run fit can be suggested: %s", error.reason)
+        return ()
 
 
 def _laid_out(layouts: Search) -> RunConfig:

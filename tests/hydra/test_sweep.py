@@ -180,7 +180,7 @@ def test_a_point_that_cannot_be_planned_is_launched_all_the_same_and_that_is_sai
     monkeypatch.setattr(xlstm_hydra.plan, "make_plan", None)
     here = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
     assert _plan_points.plan_points({3: run_of(compose, SIMULATED)}, here) == {}
-    assert caplog.messages[0].startswith("job 3 cannot be planned, and is launched all the same: TypeError: ")
+    assert caplog.messages[0].startswith("job 3 cannot be planned, and will be launched without a plan: TypeError: ")
 
 
 # ---- launching

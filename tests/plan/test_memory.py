@@ -7,7 +7,8 @@ from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.models import build_objective
 from xlstm_hydra.parallel import abstract_mesh
-from xlstm_hydra.plan._dataflow import read_jaxpr
+from xlstm_hydra.plan._dataflow import read_dataflow
+from xlstm_hydra.plan._jaxpr import trace_program
 from xlstm_hydra.plan._liveness import busiest_moment
 from xlstm_hydra.plan._memory import step_memory
 from xlstm_hydra.plan._trace import trace
@@ -122,7 +123,7 @@ def test_the_moment_is_told_by_the_modules_that_are_computed():
 
 def most(function, *arguments):
     """Bytes that a function needs beside its arguments."""
-    return busiest_moment(read_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)).bytes
+    return busiest_moment(read_dataflow(trace_program(function, *arguments))).bytes
 
 
 SQUARE = jnp.zeros((64, 64))

@@ -1,9 +1,10 @@
-"""The private names of JAX that `train/_runtime.py` stands on. After an upgrade of JAX, this fails first."""
+"""The private names of JAX that `_jax_internals.py` and `train/_runtime.py` need. After an upgrade of JAX, this fails
+first."""
 
 import jax
 import pytest
 
-from xlstm_hydra.parallel import backends_are_initialized
+from xlstm_hydra._jax_internals import backends_are_initialized
 from xlstm_hydra.train import _runtime
 
 

@@ -3,9 +3,7 @@
 from ._axes import Axes as Axes
 from ._axes import vary_like as vary_like
 from ._axes import vary_over as vary_over
-from ._axes import varying_axes as varying_axes
 from ._backends import Found as Found
-from ._backends import backends_are_initialized as backends_are_initialized
 from ._backends import device_figures as device_figures
 from ._backends import find_devices as find_devices
 from ._backends import host_memory as host_memory

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from xlstm_hydra._jax_internals import varying_axes
+
 
 @dataclass(frozen=True)
 class Axes:
@@ -107,12 +109,6 @@ class Axes:
             return x
         rows = x.shape[0] // self.stages
         return jax.lax.dynamic_slice_in_dim(x, self.stage() * rows, rows)
-
-
-def varying_axes(x: Any) -> frozenset[str]:
-    """Names of the mesh axes over which a value inside `shard_map` may differ."""
-    aval = jax.typeof(x)
-    return aval.vma if hasattr(aval, "vma") else aval.mat.varying  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def vary_over(x: jax.Array, names: Any) -> jax.Array:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
-from jax._src.xla_bridge import backends_are_initialized as backends_are_initialized
-from jax.extend.backend import clear_backends
+
+from xlstm_hydra._jax_internals import backends_are_initialized, clear_backends
 
 from ._mesh import host_of
 

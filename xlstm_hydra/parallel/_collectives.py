@@ -1,12 +1,15 @@
 """The collectives of a lowered program, with their types before any compiler changes them: on CPU, XLA turns bfloat16
-collectives into float32 ones when it compiles."""
+collectives into float32 ones when it compiles. No other module reads StableHLO."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from xlstm_hydra.errors import TaskError, versions
 
 NAMES = {
     "stablehlo.all_gather": "all-gather",
@@ -45,14 +48,21 @@ def list_collectives(lowered: Any) -> list[Collective]:
     """Every collective of a program from `jax.jit(f).lower(...)`, in the order of its text.
 
     A function that is called several times counts as often.
+
+    Raises:
+        TaskError: this JAX writes them in a way that is not known.
     """
-    functions = _functions(lowered)
-    return list(_walk(functions["main"].regions[0], functions, 0, 1))
+    symbols = _symbols(lowered)
+    try:
+        return list(_walk(symbols["main"].regions[0], symbols, 0, 1))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error} ({versions('xlstm-hydra', 'jax', 'jaxlib')})"
+        raise TaskError(f"the collectives of a lowered program cannot be read: {why}") from error
 
 
 def list_local_results(lowered: Any) -> list[int]:
     """Bytes that each device has of each result of a program that is one `shard_map`."""
-    (block,) = _functions(lowered)["main"].regions[0].blocks
+    (block,) = _symbols(lowered)["main"].regions[0].blocks
     for op in block.operations:
         if op.operation.name == "sdy.manual_computation":  # there is none on one device
             (block,) = op.regions[0].blocks
@@ -60,34 +70,45 @@ def list_local_results(lowered: Any) -> list[int]:
     return [_bytes(value.type) for value in last.operands]
 
 
-def _functions(lowered: Any) -> dict[str, Any]:
+def _symbols(lowered: Any) -> dict[str, Any]:
+    """The functions and meshes of a program, by their names."""
     module = lowered.compiler_ir("stablehlo")
     return {str(op.attributes["sym_name"]).strip('"'): op for op in module.body.operations}
 
 
-def _walk(region: Any, functions: dict[str, Any], loops: int, executions: int) -> Iterator[Collective]:
+def _walk(region: Any, symbols: Mapping[str, Any], loops: int, executions: int) -> Iterator[Collective]:
     for op in (operation for block in region.blocks for operation in block.operations):
         name = op.operation.name
         if name in NAMES:
-            yield _collective(op, loops, executions)
+            yield _collective(op, symbols, loops, executions)
         elif name == "func.call":
-            callee = functions[str(op.attributes["callee"]).lstrip("@").strip('"')]
-            yield from _walk(callee.regions[0], functions, loops, executions)
+            callee = symbols[str(op.attributes["callee"]).lstrip("@").strip('"')]
+            yield from _walk(callee.regions[0], symbols, loops, executions)
         elif name == "stablehlo.while":
             trips = _trip_count(op)
-            yield from _walk(op.regions[1], functions, loops + 1, executions * trips)
+            yield from _walk(op.regions[1], symbols, loops + 1, executions * trips)
         else:
             for inner in op.regions:
-                yield from _walk(inner, functions, loops, executions)
+                yield from _walk(inner, symbols, loops, executions)
 
 
-def _collective(op: Any, loops: int, executions: int) -> Collective:
+def _collective(op: Any, symbols: Mapping[str, Any], loops: int, executions: int) -> Collective:
     sides = [value.type for value in (*op.operands, *op.results)]
     dtype, size = str(sides[0].element_type), max(map(_bytes, sides))
-    attribute = "source_target_pairs" if op.operation.name.endswith("permute") else "replica_groups"
-    shape = op.attributes[attribute].type.shape
-    devices = _ring_size(op) if attribute == "source_target_pairs" else shape[1]
+    is_permute = op.operation.name.endswith("permute")
+    devices = _ring_size(op) if is_permute else _group_size(op.attributes["replica_groups"], symbols)
     return Collective(NAMES[op.operation.name], dtype, size, devices, loops, executions)
+
+
+def _group_size(groups: Any, symbols: Mapping[str, Any]) -> int:
+    """Devices of each group of a collective."""
+    if hasattr(groups.type, "shape"):  # JAX 0.10: a table with a row for each group
+        return groups.type.shape[1]
+    mesh = re.search(r"mesh = @\"?([^,\"]+)", str(groups))  # newer: names of axes of a mesh
+    if mesh is None:
+        raise ValueError(f"unknown groups {groups}")
+    sizes = dict(re.findall(r'"([^"]+)"=(\d+)', str(symbols[mesh[1]].attributes["mesh"])))
+    return math.prod(int(sizes[name]) for name in re.findall(r'axis_ref<name = "([^"]+)"', str(groups)))
 
 
 def _bytes(kind: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
 from xlstm_hydra.configs import ConfigError, ParallelConfig, Problem
 
@@ -34,7 +34,8 @@ def build_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = _axis_sizes(parallel, len(devices))
-    return Mesh(assign_devices(devices, sizes, order or parallel.busiest_axes()), tuple(sizes))
+    grid = assign_devices(devices, sizes, order or parallel.busiest_axes())
+    return Mesh(grid, tuple(sizes), axis_types=_auto(sizes))
 
 
 def abstract_mesh(parallel: ParallelConfig, num_devices: int) -> AbstractMesh:
@@ -44,7 +45,13 @@ def abstract_mesh(parallel: ParallelConfig, num_devices: int) -> AbstractMesh:
         ConfigError: as `build_mesh`.
     """
     sizes = _axis_sizes(parallel, num_devices)
-    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=_auto(sizes))
+
+
+def _auto(sizes: Mapping[str, int]) -> tuple[AxisType, ...]:
+    """Types of the mesh axes. The default of `AbstractMesh` is Explicit since JAX 0.11.2: `jax.shard_map` then rejects
+    arrays whose own sharding is not that of `in_specs`."""
+    return (AxisType.Auto,) * len(sizes)
 
 
 def _axis_sizes(parallel: ParallelConfig, num_devices: int) -> dict[str, int]:

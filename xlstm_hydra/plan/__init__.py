@@ -6,8 +6,11 @@ from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count
 from ._device import device_of as device_of
+from ._error import PlanError as PlanError
+from ._error import planning as planning
 from ._json import PLAN_FILE as PLAN_FILE
 from ._json import SEARCH_FILE as SEARCH_FILE
+from ._json import missing as missing
 from ._json import to_dict as to_dict
 from ._key import plan_key as plan_key
 from ._memory import Memory as Memory

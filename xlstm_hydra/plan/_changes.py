@@ -10,6 +10,7 @@ from typing import Any
 from xlstm_hydra.configs import AutoParallelConfig, ConfigError, PlanTaskConfig, RunConfig, TrainerConfig
 from xlstm_hydra.configs._problems import divisors
 
+from ._error import planning
 from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
 from ._plan import Plan, make_plan
@@ -52,6 +53,7 @@ class Change:
         return 0.0 if time is None else time.seconds / self.cost.run.trainer.batch_size
 
 
+@planning()
 def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     """The smallest changes that make a run fit, the fastest first: single ones, or if there are none, of two or three
     things at once. If none of these does, the smallest number of devices that would.
@@ -62,6 +64,9 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     Args:
         plan: of the run, which does not fit.
         most: how many are given at most.
+
+    Raises:
+        PlanError: as `make_plan`.
     """
     if own_costs(plan.run) is not None:
         return ()

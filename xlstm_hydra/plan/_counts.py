@@ -17,23 +17,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from jax.extend.core import Literal, jaxprs_in_params
-
-from ._primitives import (
-    FROM_MEMORY,
-    MOVES,
-    PRODUCTS,
-    REDUCTIONS,
-    TRANSCENDENTAL,
-    UPDATES,
-    VIEWS,
-    bytes_of,
-    collective,
-    named_axes,
-    operations,
-)
+from ._jaxpr import Atom, Call, Collective, Equation, Program, Programs, Scan, While
+from ._operations import exchange_name, operations
+from ._primitives import FROM_MEMORY, KNOWN, MOVES, PRODUCTS, REDUCTIONS, TRANSCENDENTAL, UPDATES, VIEWS
 
 
 @dataclass(frozen=True)
@@ -81,16 +68,19 @@ class Counts:
     open_loops: int = 0
     """Loops whose number of rounds is known only when they run. One round of each is counted."""
 
+    unknown: tuple[str, ...] = ()
+    """Names of primitives that are not known here. Of these, each element of the result is counted as one operation."""
+
     @property
     def flops(self) -> float:
         """All operations but the transcendental ones, as XLA's `cost_analysis` counts them."""
         return sum(self.product_flops.values()) + self.other_flops
 
 
-def count(jaxpr: Any) -> Counts:
+def count(program: Program) -> Counts:
     """The counts of a program from `trace`."""
     tally = _Tally()
-    tally.run(jaxpr.jaxpr, [_Value(bytes_of(var.aval)) for var in jaxpr.jaxpr.invars], 1)
+    tally.run(program, _in_memory(program.inputs), 1)
     return tally.counts()
 
 
@@ -116,6 +106,7 @@ class _Tally:
         self.exchanges = Counter[tuple[str, tuple[str, ...], str, int]]()
         self.other = self.transcendentals = self.traffic = self.once = 0.0
         self.open_loops = 0
+        self.unknown: dict[str, None] = {}
 
     def counts(self) -> Counts:
         """What has been counted."""
@@ -128,57 +119,59 @@ class _Tally:
             exchanges=found,
             flops_once=self.once,
             open_loops=self.open_loops,
+            unknown=tuple(self.unknown),
         )
 
-    def run(self, jaxpr: Any, inputs: Sequence[_Value], times: int) -> list[_Value]:
+    def run(self, program: Program, inputs: Sequence[_Value], times: int) -> list[_Value]:
         """Count a program that runs so many times, and give what comes out of it."""
-        values: dict[Any, _Value] = dict(zip(jaxpr.invars, inputs, strict=True))
+        values: dict[Atom, _Value] = dict(zip(program.inputs, inputs, strict=True))
 
-        def read(atom: Any) -> _Value:
-            if isinstance(atom, Literal):
+        def read(atom: Atom) -> _Value:
+            if atom.literal is not None:
                 return _Value(0, _NOTHING)
             if atom not in values:
-                values[atom] = _Value(bytes_of(atom.aval))  # a constant of the program
+                values[atom] = _Value(atom.bytes)  # a constant of the program, or what another phase of it makes
             return values[atom]
 
-        for eqn in jaxpr.eqns:
-            results = self.step(eqn, [read(atom) for atom in eqn.invars], times)
-            values.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        for equation in program.equations:
+            results = self.step(equation, [read(atom) for atom in equation.inputs], times)
+            values.update(zip(equation.results, results, strict=True))
+        return [read(atom) for atom in program.results]
 
-    def step(self, eqn: Any, inputs: list[_Value], times: int) -> list[_Value]:
+    def step(self, equation: Equation, inputs: list[_Value], times: int) -> list[_Value]:
         """Count one equation, and give its results."""
-        name = eqn.primitive.name
-        programs = [] if name in UPDATES | REDUCTIONS else list(jaxprs_in_params(eqn.params))
-        if name == "scan":
-            return self.loop(eqn, inputs, times)
-        if len(programs) == 1 and len(programs[0].invars) == len(inputs):
-            return self.run(programs[0], inputs, times)
-        if programs:
-            return self.choices(eqn, programs, inputs, times)
+        name, form = equation.name, equation.form
+        if isinstance(form, Scan):
+            return self.loop(equation, form, inputs, times)
+        if isinstance(form, Call):
+            return self.run(form.program, inputs, times)
+        if isinstance(form, While | Programs):
+            return self.choices(equation, form, inputs, times)
         if name in TRANSCENDENTAL:
-            self.transcendentals += times * operations(eqn)
+            self.transcendentals += times * operations(equation)
         else:
-            self.work(eqn, times)
-        if axes := named_axes(eqn):
-            for before, after in zip(eqn.invars, eqn.outvars, strict=True):
-                size = max(bytes_of(before.aval), bytes_of(after.aval))
-                self.exchanges[collective(eqn), axes, before.aval.dtype.name, size] += times
-        return self.results(eqn, inputs, bool(axes), times)
+            self.work(equation, times)
+        if isinstance(form, Collective):
+            for before, after in zip(equation.inputs, equation.results, strict=True):
+                size = max(before.bytes, after.bytes)
+                self.exchanges[exchange_name(name), form.axes, before.dtype, size] += times
+        return self.results(equation, inputs, times)
 
-    def work(self, eqn: Any, times: int) -> None:
+    def work(self, equation: Equation, times: int) -> None:
         """Count the operations of an equation."""
-        number = operations(eqn)
+        number = operations(equation)
         self.once += number
-        if eqn.primitive.name in PRODUCTS:
-            dtype = max((var.aval.dtype for var in eqn.invars[:2]), key=lambda dtype: dtype.itemsize)
-            self.products[dtype.name] += times * number
+        if equation.name not in KNOWN and not isinstance(equation.form, Collective):
+            self.unknown[equation.name] = None
+        if equation.name in PRODUCTS:
+            operand = max(equation.inputs[:2], key=lambda atom: atom.itemsize)
+            self.products[operand.dtype] += times * number
         else:
             self.other += times * number
 
-    def results(self, eqn: Any, inputs: list[_Value], exchanges: bool, times: int) -> list[_Value]:
+    def results(self, equation: Equation, inputs: list[_Value], times: int) -> list[_Value]:
         """Count what an equation reads and writes, and give its results."""
-        name, sizes = eqn.primitive.name, [bytes_of(var.aval) for var in eqn.outvars]
+        name, sizes = equation.name, [result.bytes for result in equation.results]
         if name in VIEWS and inputs[0].sources is None:
             return [inputs[0] if size == inputs[0].bytes else _Value(size) for size in sizes]
         if name in UPDATES:
@@ -190,7 +183,7 @@ class _Tally:
             self.store(inputs[0], times)
             self.read(inputs[1:], times)
             self.traffic += times * 2 * sizes[0]
-        elif name in REDUCTIONS or name in FROM_MEMORY or exchanges:
+        elif name in REDUCTIONS or name in FROM_MEMORY or isinstance(equation.form, Collective):
             for value in () if name in REDUCTIONS else inputs:
                 self.store(value, times)
             self.read(inputs, times)
@@ -212,32 +205,32 @@ class _Tally:
             self.traffic += times * value.bytes
             value.sources = None
 
-    def loop(self, eqn: Any, inputs: list[_Value], times: int) -> list[_Value]:
+    def loop(self, equation: Equation, scan: Scan, inputs: list[_Value], times: int) -> list[_Value]:
         """Count a scan: its body as often as it runs. Each round reads a slice of the stacked inputs, and writes one of
         the stacked outputs and the carry."""
-        body, length = eqn.params["jaxpr"].jaxpr, eqn.params["length"]
         for value in inputs:
             self.store(value, times)
-        inside = [_Value(bytes_of(var.aval)) for var in body.invars]
-        for value in self.run(body, inside, times * length):
-            self.store(value, times * length)
-        return [_Value(bytes_of(var.aval)) for var in eqn.outvars]
+        for value in self.run(scan.body, _in_memory(scan.body.inputs), times * scan.length):
+            self.store(value, times * scan.length)
+        return _in_memory(equation.results)
 
-    def choices(self, eqn: Any, programs: list[Any], inputs: list[_Value], times: int) -> list[_Value]:
+    def choices(self, equation: Equation, form: While | Programs, inputs: list[_Value], times: int) -> list[_Value]:
         """Count the costliest of several programs of which one runs (`cond`), or each once where we know no better."""
         for value in inputs:
             self.store(value, times)
         tallies = []
-        for program in programs:
+        for program in (form.condition, form.body) if isinstance(form, While) else form.programs:
             tallies.append(_Tally())
-            for value in tallies[-1].run(program, [_Value(bytes_of(var.aval)) for var in program.invars], times):
+            for value in tallies[-1].run(program, _in_memory(program.inputs), times):
                 tallies[-1].store(value, times)
-        if eqn.primitive.name == "cond":
+        if equation.name == "cond":
             tallies = [max(tallies, key=lambda tally: (sum(tally.products.values()), tally.traffic))]
+        elif not isinstance(form, While):
+            self.unknown[equation.name] = None
         for tally in tallies:
             self.add(tally)
-        self.open_loops += times * (eqn.primitive.name == "while")
-        return [_Value(bytes_of(var.aval)) for var in eqn.outvars]
+        self.open_loops += times * isinstance(form, While)
+        return _in_memory(equation.results)
 
     def add(self, other: _Tally) -> None:
         """Add the counts of another program."""
@@ -248,7 +241,12 @@ class _Tally:
         self.traffic += other.traffic
         self.once += other.once
         self.open_loops += other.open_loops
+        self.unknown |= other.unknown
 
 
 def _sources(value: _Value) -> frozenset[_Value]:
     return frozenset({value}) if value.sources is None else value.sources
+
+
+def _in_memory(atoms: Iterable[Atom]) -> list[_Value]:
+    return [_Value(atom.bytes) for atom in atoms]

@@ -6,15 +6,12 @@ out. Loops keep their bodies.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._jaxpr import Atom, Call, Equation, Form, Program, Programs, Scan, Transposition, While
 from ._primitives import RESHAPES
-
-LOOPS = ("scan", "while", "cond")
-"""Operations with bodies."""
 
 VIEWS = RESHAPES | {"reduce_precision"}
 """Operations whose result is an operand, seen in another way."""
@@ -24,20 +21,6 @@ SUMS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")
 
 UPDATES = ("scatter-add", "dynamic_update_slice")
 """Operations that change a part of their first operand, in its place."""
-
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-    "shard_map": "jaxpr",
-}
-"""Operations that are a program of their own, by the parameter that holds it."""
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +39,8 @@ class Operation:
     """One operation. An operand that is a constant is None."""
 
     name: str
-    params: dict[str, Any]
+    form: Form
+    """Its parameters, as far as a plan depends on them."""
     shapes: list[tuple[int, ...]]
     """Shapes of the operands, as it sees them."""
     operands: list[Value | None]
@@ -81,28 +65,27 @@ class Graph:
     results: list[Value | None]
 
 
-def read_jaxpr(jaxpr: Any) -> Graph:
-    """The dataflow of an open jaxpr."""
-    graph = _graph(jaxpr)
+def read_dataflow(program: Program) -> Graph:
+    """The dataflow of a program."""
+    graph = _graph(program)
     _drop_unread(graph)
     return graph
 
 
-def _graph(jaxpr: Any, filled: Collection[int] = ()) -> Graph:
-    """The dataflow of a jaxpr, with what nobody reads. Arguments that are `filled` with a number are made inside."""
-    arguments = [_value(var.aval) for var in jaxpr.invars]
+def _graph(program: Program, filled: Collection[int] = ()) -> Graph:
+    """The dataflow of a program, with what nobody reads. Inputs that are `filled` with a number are made inside."""
+    arguments = [_value(atom) for atom in program.inputs]
     reader = _Reader()
     given = [reader.fill(value) if number in filled else value for number, value in enumerate(arguments)]
-    return Graph(arguments, reader.operations, reader.read(jaxpr, given))
+    return Graph(arguments, reader.operations, reader.read(program, given))
 
 
 def _is_filled(value: Value | None) -> bool:
     return value is not None and value.source is not None and not any(value.source.operands) and value.bytes > 0
 
 
-def _value(aval: Any, source: Operation | None = None) -> Value:
-    shape = tuple(getattr(aval, "shape", ()))
-    return Value(shape, math.prod(shape) * getattr(getattr(aval, "dtype", None), "itemsize", 0), source)
+def _value(atom: Atom, source: Operation | None = None) -> Value:
+    return Value(atom.shape, atom.bytes, source)
 
 
 class _Reader:
@@ -112,63 +95,66 @@ class _Reader:
         self.operations: list[Operation] = []
         self.same: dict[Any, Operation] = {}
 
-    def read(self, jaxpr: Any, arguments: Sequence[Value | None], scope: str = "") -> list[Value | None]:
-        """Append the operations of a jaxpr, which stands in a scope of names; returns its results."""
-        known: dict[Any, Value | None] = dict(zip(jaxpr.invars, arguments, strict=True))
-        known |= dict.fromkeys(jaxpr.constvars)
+    def read(self, program: Program, arguments: Sequence[Value | None], scope: str = "") -> list[Value | None]:
+        """Append the operations of a program, which stands in a scope of names; returns its results."""
+        known: dict[Atom, Value | None] = dict(zip(program.inputs, arguments, strict=True))
+        known |= dict.fromkeys(program.constants)
 
-        def value_of(atom: Any) -> Value | None:
-            return None if hasattr(atom, "val") else known[atom]
+        def value_of(atom: Atom) -> Value | None:
+            return None if atom.literal is not None else known[atom]
 
-        for eqn in (eqn for eqn in jaxpr.eqns if eqn.outvars):
-            name, operands = eqn.primitive.name, [value_of(atom) for atom in eqn.invars]
-            inner_scope = f"{scope}/{eqn.source_info.name_stack}"
-            if name in CALLS:
-                if eqn.params.get("prevent_cse"):
+        for equation in (equation for equation in program.equations if equation.results):
+            form, operands = equation.form, [value_of(atom) for atom in equation.inputs]
+            inner_scope = f"{scope}/{equation.scope}"
+            if isinstance(form, Call):
+                if form.recomputes:
                     self.same = {}  # what is computed anew is not what was computed before
-                results = self.read(_open(eqn.params[CALLS[name]]), operands, inner_scope)
-            elif name == "scan" and eqn.params["length"] == 1:
-                results = self.read(_open(eqn.params["jaxpr"]), operands, inner_scope)
-            elif name in VIEWS or _changes_nothing(eqn, operands):
-                results = operands[: len(eqn.outvars)]
+                results = self.read(form.program, operands, inner_scope)
+            elif isinstance(form, Scan) and form.length == 1:
+                results = self.read(form.body, operands, inner_scope)
+            elif equation.name in VIEWS or _changes_nothing(equation, operands):
+                results = operands[: len(equation.results)]
             else:
-                results = self._add(eqn, operands, inner_scope)
-            known.update(zip(eqn.outvars, results, strict=True))
-        return [value_of(atom) for atom in jaxpr.outvars]
+                results = self._add(equation, operands, inner_scope)
+            known.update(zip(equation.results, results, strict=True))
+        return [value_of(atom) for atom in program.results]
 
     def fill(self, like: Value) -> Value:
         """An array that is filled with a number."""
-        operation = Operation("broadcast_in_dim", {}, [], [], [])
+        operation = Operation("broadcast_in_dim", None, [], [], [])
         operation.results.append(value := Value(like.shape, like.bytes, operation))
         self.operations.append(operation)
         return value
 
-    def _add(self, eqn: Any, operands: list[Value | None], scope: str) -> Sequence[Value | None]:
-        if eqn.primitive.name in LOOPS:
-            return self._add_loop(eqn, operands, scope)
-        if eqn.primitive.name in ("split", "unstack"):
-            parts = [self._append("slice", eqn, operands, [var.aval], scope) for var in eqn.outvars]
+    def _add(self, equation: Equation, operands: list[Value | None], scope: str) -> Sequence[Value | None]:
+        form = equation.form
+        if isinstance(form, Scan):
+            return self._add_scan(equation, form, operands, scope)
+        if isinstance(form, While | Programs):
+            bodies = [form.body] if isinstance(form, While) else form.programs
+            operation = self._append(equation.name, equation, operands, equation.results, scope)
+            operation.bodies = [_graph(body) for body in bodies]
+            return operation.results
+        if equation.name in ("split", "unstack"):
+            parts = [self._append("slice", equation, operands, [result], scope) for result in equation.results]
             return [part.results[0] for part in parts]
-        atoms = zip(eqn.invars, operands, strict=True)
         # A constant that came as an argument of a call is not known here, and so not compared.
-        read = tuple(
-            str(atom) if hasattr(atom, "val") else id(eqn if value is None else value) for atom, value in atoms
-        )
-        key = eqn.primitive.name, read, str(eqn.params), eqn.outvars[0].aval
+        atoms = zip(equation.inputs, operands, strict=True)
+        read = tuple(atom.literal or id(equation if value is None else value) for atom, value in atoms)
+        first = equation.results[0]
+        key = equation.name, read, equation.parameters, first.shape, first.dtype
         if key not in self.same:
-            name, operands, shapes = _simpler(eqn, operands)
-            self.same[key] = self._append(name, eqn, operands, [var.aval for var in eqn.outvars], scope, shapes)
+            name, operands, shapes = _simpler(equation, operands)
+            self.same[key] = self._append(name, equation, operands, equation.results, scope, shapes)
         return self.same[key].results
 
-    def _add_loop(self, eqn: Any, operands: list[Value | None], scope: str) -> Sequence[Value | None]:
-        operation = self._append(eqn.primitive.name, eqn, operands, [var.aval for var in eqn.outvars], scope)
-        if operation.name != "scan":
-            bodies = eqn.params["branches"] if operation.name == "cond" else [eqn.params["body_jaxpr"]]
-            operation.bodies = [_graph(_open(body)) for body in bodies]
-            return operation.results
-        filled = [number for number in range(eqn.params["num_consts"]) if _is_filled(operands[number])]
-        operation.bodies = [_graph(_open(eqn.params["jaxpr"]), filled)]
-        first, inside = operation.params["num_carry"], operation.bodies[0].results
+    def _add_scan(
+        self, equation: Equation, scan: Scan, operands: list[Value | None], scope: str
+    ) -> Sequence[Value | None]:
+        operation = self._append(equation.name, equation, operands, equation.results, scope)
+        filled = [number for number in range(scan.constants) if _is_filled(operands[number])]
+        operation.bodies = [_graph(scan.body, filled)]
+        first, inside = scan.carried, operation.bodies[0].results
         stacks: dict[Any, Value] = {}  # what is stacked twice is stacked once
         stacked = zip(inside[first:], operation.results[first:], strict=True)
         return [*operation.results[:first], *(stacks.setdefault(id(value), stack) for value, stack in stacked)]
@@ -176,46 +162,43 @@ class _Reader:
     def _append(
         self,
         name: str,
-        eqn: Any,
+        equation: Equation,
         operands: list[Value | None],
-        avals: Sequence[Any],
+        results: Sequence[Atom],
         scope: str,
         shapes: list[tuple[int, ...]] | None = None,
     ) -> Operation:
-        operation = Operation(name, eqn.params, shapes or _shapes(eqn), operands, [], scope=scope)
-        operation.results = [_value(aval, operation) for aval in avals]
+        operation = Operation(name, equation.form, shapes or _shapes(equation), operands, [], scope=scope)
+        operation.results = [_value(result, operation) for result in results]
         self.operations.append(operation)
         return operation
 
 
-def _shapes(eqn: Any) -> list[tuple[int, ...]]:
-    return [tuple(getattr(atom.aval, "shape", ())) for atom in eqn.invars]
+def _shapes(equation: Equation) -> list[tuple[int, ...]]:
+    return [atom.shape for atom in equation.inputs]
 
 
-def _open(jaxpr: Any) -> Any:
-    return getattr(jaxpr, "jaxpr", jaxpr)
-
-
-def _changes_nothing(eqn: Any, operands: Sequence[Value | None]) -> bool:
+def _changes_nothing(equation: Equation, operands: Sequence[Value | None]) -> bool:
     """A conversion to the same type, or a transposition that moves array axes of size 1 alone or has a product
     computed the other way round."""
-    if eqn.primitive.name == "convert_element_type":
-        return eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype
-    if eqn.primitive.name == "broadcast_in_dim":
-        return eqn.invars[0].aval.size == eqn.outvars[0].aval.size > 1
-    if eqn.primitive.name == "transpose":
-        shape = eqn.invars[0].aval.shape
+    before, after = equation.inputs[:1], equation.results[0]
+    if equation.name == "convert_element_type":
+        return before[0].dtype == after.dtype
+    if equation.name == "broadcast_in_dim":
+        return before[0].size == after.size > 1
+    if isinstance(equation.form, Transposition):
+        shape = before[0].shape
         source = operands[0].source if operands[0] is not None else None
         if len(shape) == 2 and source is not None and source.name == "dot_general":
             return True
-        moved = [axis for axis in eqn.params["permutation"] if shape[axis] != 1]
+        moved = [axis for axis in equation.form.order if shape[axis] != 1]
         return moved == sorted(moved)
     return False
 
 
-def _simpler(eqn: Any, operands: list[Value | None]) -> tuple[str, list[Value | None], list[tuple[int, ...]]]:
+def _simpler(equation: Equation, operands: list[Value | None]) -> tuple[str, list[Value | None], list[tuple[int, ...]]]:
     """Name, operands and their shapes of what is computed in place of an operation with the same result."""
-    name, shapes = eqn.primitive.name, _shapes(eqn)
+    name, shapes = equation.name, _shapes(equation)
     if name == "div" and operands[1] is None:
         return "mul", operands, shapes
     sources = [None if value is None else value.source for value in operands]
@@ -235,15 +218,15 @@ def _drop_unread(graph: Graph) -> None:
     for operation in reversed(graph.operations):
         if not any(id(value) in read for value in operation.results):
             continue
-        if operation.name == "scan":
-            first = operation.params["num_carry"]
+        if isinstance(operation.form, Scan):
+            first = operation.form.carried
             for number, stack in enumerate(operation.results[first:], first):
                 if id(stack) not in read:
                     operation.bodies[0].results[number] = None
         for body in operation.bodies:
             _drop_unread(body)
-        if operation.name == "scan":
-            _drop_unread_operands(operation)
+        if isinstance(operation.form, Scan):
+            _drop_unread_operands(operation, operation.form)
         read.update(id(value) for value in operation.operands)
         kept.append(operation)
     graph.operations = kept[::-1]
@@ -253,10 +236,10 @@ def _drop_unread(graph: Graph) -> None:
                 value.readers.append((operation, number))
 
 
-def _drop_unread_operands(loop: Operation) -> None:
+def _drop_unread_operands(loop: Operation, scan: Scan) -> None:
     """Leave out what the body of a loop is given and does not read."""
-    (body,), start = loop.bodies, loop.params["num_consts"]
-    carried = range(start, start + loop.params["num_carry"])
+    (body,) = loop.bodies
+    carried = range(scan.constants, scan.constants + scan.carried)
     for number, value in enumerate(body.arguments):
         if number not in carried and not value.readers and value not in body.results:
             loop.operands[number] = None

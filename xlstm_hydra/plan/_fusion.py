@@ -20,17 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._dataflow import UPDATES, Graph, Operation, Value
-from ._primitives import TRANSCENDENTAL
+from ._jaxpr import Collective, Product, Scan
+from ._primitives import ELEMENTWISE, TRANSCENDENTAL
 
 DEAR = TRANSCENDENTAL | {"div", "rem"}
 """Operations on every element that are not computed twice."""
-
-ELEMENTWISE = DEAR | frozenset(
-    "abs add add_any and ceil clamp convert_element_type eq floor ge gt imag integer_pow is_finite le lt max min mul "
-    "ne neg nextafter not or population_count real round select_n shift_left shift_right_arithmetic "
-    "shift_right_logical sign square sub xor".split()
-)
-"""Operations that compute every element of the result from the elements in the same place."""
 
 MOVING = frozenset("broadcast_in_dim concatenate dynamic_slice gather iota pad rev slice stack transpose".split())
 """Operations that put elements in other places, and are computed inside their readers too."""
@@ -166,13 +160,13 @@ class _Fusion:
                     reads[self._view(place)] = False
                 reads[place] = operation.name in ("scan", "while", "scatter", *UPDATES)
         self.steps.append(step := Step(operation, reads))
-        first_stacked = operation.params["num_carry"] if operation.name == "scan" else len(operation.results)
+        first_stacked = operation.form.carried if isinstance(operation.form, Scan) else len(operation.results)
         for number, value in enumerate(operation.results):
             buffer = Buffer(value, value.bytes, step, at_start=number >= first_stacked)
             step.makes.append(buffer)
             self.places[value, "as it is"] = buffer
             self.sources[value] = {buffer: True}
-        if operation.name == "all_gather" and _crosses(operation, "all_gather_dimension"):
+        if operation.name == "all_gather" and _crosses(operation):
             (value,) = operation.results
             self._make(value, "as it is", {step.makes[0]: False}, operation)
 
@@ -255,20 +249,21 @@ def need_of(operation: Operation, number: int) -> str:
     "moved", with its array axes in another order."""
     if _is_fused(operation):
         return "fused"
-    if operation.name == "dot_general":
-        return _need_of_product(operation, number)
-    if operation.name == "reduce_scatter" and _crosses(operation, "scatter_dimension"):
+    if isinstance(operation.form, Product):
+        return _need_of_product(operation, operation.form, number)
+    if operation.name == "reduce_scatter" and _crosses(operation):
         return "moved"
     return "as it is"
 
 
-def _crosses(operation: Operation, parameter: str) -> bool:
+def _crosses(operation: Operation) -> bool:
     """Whether a collective goes along another than the first array axis."""
-    return math.prod(operation.shapes[0][: operation.params[parameter]]) > 1
+    form = operation.form
+    return isinstance(form, Collective) and math.prod(operation.shapes[0][: form.array_axis]) > 1
 
 
-def _need_of_product(operation: Operation, number: int) -> str:
-    contracted, batch = (sides[number] for sides in operation.params["dimension_numbers"])
+def _need_of_product(operation: Operation, product: Product, number: int) -> str:
+    contracted, batch = product.contracted[number], product.batch[number]
     axes = [axis for axis, size in enumerate(operation.shapes[number]) if size > 1 or not batch]
     first, summed = ([axis for axis in some if axis in axes] for some in (batch, contracted))
     free = [axis for axis in axes if axis not in (*first, *summed)]

@@ -56,6 +56,7 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
             "transcendentals": plan.counts.transcendentals,
             "traffic_bytes": plan.counts.traffic,
             "open_loops": plan.counts.open_loops,
+            "unknown_primitives": list(plan.counts.unknown),
         },
         "communication": list(_exchanges(plan)),
         "bubble": plan.bubble,
@@ -65,6 +66,11 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
             for change in changes
         ],
     }
+
+
+def missing(reason: str) -> dict[str, Any]:
+    """What a run folder keeps in place of a plan if none can be made."""
+    return {"format": FORMAT, "version": VERSION, "no_plan": reason}
 
 
 def _array(plan: Plan, placement: Placement) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from ._dataflow import Graph, Operation
 from ._fusion import Buffer, Fused, Step, fuse
+from ._jaxpr import Scan, While
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,12 @@ def _body_moment(step: Step) -> Moment | None:
 
 def _arguments(operation: Operation) -> tuple[range, range]:
     """Numbers of the arguments of a body that are carried, and of those that are slices."""
-    params = operation.params
-    if operation.name == "scan":
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    form = operation.form
+    if isinstance(form, Scan):
+        first, last = form.constants, form.constants + form.carried
         return range(first, last), range(last, len(operation.operands))
-    if operation.name == "while":
-        return range(params["body_nconsts"], params["body_nconsts"] + len(operation.results)), range(0)
+    if isinstance(form, While):
+        return range(form.constants, form.constants + len(operation.results)), range(0)
     return range(0), range(0)
 
 

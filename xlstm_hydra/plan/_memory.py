@@ -17,8 +17,9 @@ from xlstm_hydra.models import BATCH_TYPES, Objective, abstract_params
 from xlstm_hydra.optim import build_optimizer, hyperparameters
 from xlstm_hydra.parallel import Placement
 
-from ._dataflow import Graph, Operation, Value, read_jaxpr
+from ._dataflow import Graph, Operation, Value, read_dataflow
 from ._fusion import Buffer
+from ._jaxpr import Collective, Program, Scan
 from ._liveness import Moment, busiest_moment
 
 
@@ -60,14 +61,14 @@ class Memory:
         return sum(kinds) + self.activations + self.gathered + self.logits + self.working
 
 
-def step_memory(objective: Objective, jaxpr: Any) -> Memory:
+def step_memory(objective: Objective, program: Program) -> Memory:
     """The memory of a training step.
 
     Args:
         objective: of the run.
-        jaxpr: what `trace` makes of it.
+        program: what `trace` makes of it.
     """
-    graph = read_jaxpr(jaxpr.jaxpr)
+    graph = read_dataflow(program)
     moment = busiest_moment(graph)
     state = state_bytes(objective.run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
     gradients = sum(value.bytes for value in graph.results[1:] if value is not None)
@@ -170,11 +171,11 @@ def _mark_gradient(value: Value | None, found: set[Value]) -> None:
         return
     found.add(value)
     source = value.source
-    if source.name == "scan":
+    if isinstance(source.form, Scan):
         number = source.results.index(value)
         _mark_gradient(source.bodies[0].results[number], found)
-        if number < source.params["num_carry"]:
-            _mark_gradient(source.operands[source.params["num_consts"] + number], found)
+        if number < source.form.carried:
+            _mark_gradient(source.operands[source.form.constants + number], found)
     elif source.name in ("add", "add_any", "transpose", "scatter-add") or source.name.startswith("psum"):
         for operand in source.operands[:2] if source.name.startswith("add") else source.operands[:1]:
             _mark_gradient(operand, found)
@@ -191,8 +192,7 @@ def _is_gathered(value: Value, fsdp: str) -> bool:
 
 
 def _goes_over(collective: Operation, axis: str) -> bool:
-    names = collective.params["axis_name"]
-    return axis in (names if isinstance(names, tuple) else (names,))
+    return isinstance(collective.form, Collective) and axis in collective.form.axes
 
 
 def _is_activation(buffer: Buffer) -> bool:

@@ -14,6 +14,7 @@ from xlstm_hydra.models import Objective, build_objective
 from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, bubble_fraction
 
 from ._counts import Counts, count
+from ._error import planning
 from ._memory import Memory, step_memory
 from ._own_costs import estimate, own_costs, place_own
 from ._time import StepTime, step_time
@@ -72,6 +73,7 @@ class Plan:
         return self.headroom >= 0
 
 
+@planning()
 def make_plan(
     run: RunConfig, num_devices: int, device: DeviceConfig, parameters: Sequence[Parameter] | None = None
 ) -> Plan:
@@ -87,6 +89,7 @@ def make_plan(
 
     Raises:
         ConfigError: the layout does not fit so many devices, the batch or the model.
+        PlanError: the model cannot be traced, or this JAX makes programs that cannot be read.
     """
     if isinstance(run.model.model_class, str):
         fix = "`xlstm_hydra.hydra.resolve_classes(run.model)` is the model with it."
@@ -104,10 +107,15 @@ def make_plan(
     return _plan(run, device, sizes, placements, *estimate(run, costs, placements, sizes))
 
 
+@planning()
 def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
-    """Plan a run whose objective is there already, on a mesh with devices or without."""
-    jaxpr = trace(objective)
-    memory, counts = step_memory(objective, jaxpr), count(jaxpr)
+    """Plan a run whose objective is there already, on a mesh with devices or without.
+
+    Raises:
+        PlanError: as `make_plan`.
+    """
+    program = trace(objective)
+    memory, counts = step_memory(objective, program), count(program)
     return _plan(objective.run, device, dict(objective.mesh.shape), objective.placements, memory, counts)
 
 

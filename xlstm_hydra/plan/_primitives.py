@@ -1,11 +1,6 @@
-"""What the primitives of a traced program are, and how many operations they take."""
+"""Names of the primitives of traced programs, by what they do."""
 
 from __future__ import annotations
-
-import math
-from typing import Any
-
-from ._cudnn import ATTENTION, attention_flops
 
 COLLECTIVES = {
     "all_gather": "all-gather",
@@ -19,15 +14,18 @@ COLLECTIVES = {
     "psum_invariant": "all-reduce",
     "ragged_all_to_all": "all-to-all",
     "reduce_scatter": "reduce-scatter",
+    "unreduced_pmax": "all-reduce",
+    "unreduced_pmin": "all-reduce",
     "unreduced_psum": "all-reduce",
     "unreduced_reduce_scatter": "reduce-scatter",
 }
 """What JAX calls the collectives."""
 
 RESHAPES = frozenset(
-    "bitcast_convert_type copy expand_dims mesh_cast name optimization_barrier pcast preduced pvary random_unwrap "
-    "random_wrap reduced_vary_cast reduced_vary_cast_p reshape sharding_constraint squeeze stop_gradient "
-    "vary_unreduced_cast_p".split()
+    "bitcast_convert_type copy expand_dims from_edtype layout_constraint mesh_cast name optimization_barrier pcast "
+    "preduced pvary random_unwrap random_wrap reduced_vary_cast reduced_vary_cast_p relayout reshape reshard "
+    "sharding_constraint squeeze stop_gradient to_edtype vary_unreduced_cast vary_unreduced_cast_p "
+    "with_memory_space_constraint".split()
 )
 """Primitives that give a value in another shape or under another name: nothing is computed or written."""
 
@@ -35,14 +33,14 @@ VIEWS = RESHAPES | {"dynamic_slice", "slice", "split", "transpose"}
 """These, and those that give a part of a value or its array axes in another order."""
 
 MOVES = VIEWS | frozenset(
-    "axis_index broadcast_in_dim concatenate device_put dynamic_update_slice empty gather iota pad rev scatter stack "
-    "unstack".split()
+    "axis_index broadcast_in_dim broadcast_to concatenate device_put dynamic_update_slice empty gather iota pad rev "
+    "scatter stack tile unstack".split()
 )
 """Primitives that place values and compute none."""
 
 TRANSCENDENTAL = frozenset(
     "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
-    "logistic pow rsqrt sin sinh sqrt tan tanh".split()
+    "log2 logistic pow rsqrt sin sinh sqrt tan tanh".split()
 )
 """Primitives that take several operations per element."""
 
@@ -51,6 +49,9 @@ REDUCTIONS = frozenset(
     "reduce_prod reduce_sum reduce_window".split()
 )
 """Primitives that compute their operands on the way and write their result to memory."""
+
+ATTENTION = ("dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
+"""Attention by cuDNN."""
 
 PRODUCTS = frozenset({"conv_general_dilated", "dot_general", *ATTENTION})
 """Primitives that multiply and add."""
@@ -64,55 +65,17 @@ UPDATES = frozenset(
 )
 """Primitives that change a part of their first operand, where that is."""
 
-RANDOM_BITS = 29
-"""Operations of a random number, as XLA counts those of Threefry, with the rounds of its loop once."""
+ELEMENTWISE = TRANSCENDENTAL | frozenset(
+    "abs add add_any and ceil clamp clz complex conj convert_element_type div eq eq_to floor ge gt imag integer_pow "
+    "is_finite le le_to lt lt_to max min mul mulhi ne neg nextafter not one_minus_square or population_count real rem "
+    "round select_n shift_left shift_right_arithmetic shift_right_logical sign square sub xor".split()
+)
+"""Primitives that compute every element of the result from the elements in the same place."""
 
+_OTHERS = frozenset(
+    "debug_callback debug_print random_bits random_clone random_fold_in random_seed random_split reduce_precision "
+    "rng_bit_generator".split()
+)
 
-def size_of(aval: Any) -> int:
-    """Elements of a value."""
-    return math.prod(getattr(aval, "shape", ()))
-
-
-def bytes_of(aval: Any) -> int:
-    """Bytes of a value."""
-    return size_of(aval) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
-
-
-def named_axes(eqn: Any) -> tuple[str, ...]:
-    """Names of the mesh axes of a collective, if it is one; those that `jax.vmap` maps over have numbers."""
-    if eqn.primitive.name in MOVES:
-        return ()
-    axes = eqn.params.get("axes", eqn.params.get("axis_name"))
-    return tuple(axis for axis in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(axis, str))
-
-
-def collective(eqn: Any) -> str:
-    """What XLA calls a collective; one that is not known here keeps JAX's name, so that it is not overlooked."""
-    name: str = eqn.primitive.name
-    return COLLECTIVES.get(name, name)
-
-
-def operations(eqn: Any) -> int:
-    """Operations of an equation, as XLA counts them; those of a transcendental function are its elements."""
-    name, params = eqn.primitive.name, eqn.params
-    taken, given = size_of(eqn.invars[0].aval) if eqn.invars else 0, size_of(eqn.outvars[0].aval)
-    if named_axes(eqn):
-        return sum(size_of(var.aval) for var in eqn.outvars) if collective(eqn) == "all-reduce" else 0
-    if name in ATTENTION:
-        return attention_flops(eqn)
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        return 2 * given * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":  # padding included, which XLA leaves out
-        kernel = eqn.invars[1].aval.shape
-        return 2 * given * math.prod(kernel[axis] for axis in params["dimension_numbers"].rhs_spec[1:])
-    if name.startswith("reduce_") or name in ("argmax", "argmin"):
-        return taken - given
-    if name == "random_bits":
-        return RANDOM_BITS * given
-    if name == "integer_pow":
-        power = abs(params["y"])  # by squaring
-        return given * (power.bit_length() + power.bit_count() - 2 + (params["y"] < 0))
-    if name in MOVES or (name == "convert_element_type" and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype):
-        return 0
-    return size_of(eqn.invars[-1].aval) if name in UPDATES else given
+KNOWN = MOVES | ELEMENTWISE | REDUCTIONS | FROM_MEMORY | UPDATES | _OTHERS
+"""Primitives that are counted by what they do. Of any other one, each element of the result counts as one operation."""

@@ -13,7 +13,7 @@ from xlstm_hydra.models import build_objective
 from xlstm_hydra.parallel import Parameter, abstract_mesh
 
 from ._counts import Counts, count
-from ._dataflow import read_jaxpr
+from ._dataflow import read_dataflow
 from ._layouts import SHARDING, assembled, closed
 from ._memory import bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._phases import PHASES, busiest_by_phase, split
@@ -44,8 +44,8 @@ def probe(
     trainer = replace(run.trainer, batch_size=rows * fsdp, **alone)
     run = assembled(run, model=replace(run.model, parallel=layout), trainer=trainer)
     objective = build_objective(run, abstract_mesh(layout, fsdp * tensor), parameters)
-    jaxpr = trace(objective)
-    graph = read_jaxpr(jaxpr.jaxpr)
+    program = trace(objective)
+    graph = read_dataflow(program)
     state = state_bytes(run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
     moments = busiest_by_phase(run, graph)
     numbers: dict[Any, float] = {}
@@ -55,8 +55,8 @@ def probe(
         numbers |= {("memory", phase, kind): size for kind, size in kinds.items()}
     numbers["share", "update"] = update_bytes(run, graph) / state["parameters"]
     numbers |= _shares(state, rows)
-    for phase, program in split(run, jaxpr).items():
-        numbers |= _count_numbers(phase, count(program))
+    for phase, part in split(run, program).items():
+        numbers |= _count_numbers(phase, count(part))
     return numbers, {phase: in_words(moment) for phase, moment in moments.items()}
 
 

@@ -42,7 +42,7 @@ def report(plan: Plan, parameters: str = "modules") -> str:
 
 
 def summary(plan: Plan) -> list[str]:
-    """The plan in two lines."""
+    """The plan in two lines, and a note on what it does not know."""
     memory, device = plan.memory, plan.device
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
     told = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
@@ -52,7 +52,7 @@ def summary(plan: Plan) -> list[str]:
     ]
     if plan.time is not None:
         lines.append(f"time: {_bound(plan)}")
-    return lines
+    return [*lines, *_unknown(plan)]
 
 
 def verdict(plan: Plan) -> str:
@@ -212,6 +212,13 @@ def _work(plan: Plan) -> Iterator[str]:
     yield f"work of a device in a step: {tera(counts.flops)} TFLOP ({', '.join(parts)})"
     if counts.open_loops:
         yield f"  loops that end by a condition, of each of which one round is counted: {counts.open_loops}"
+    yield from (f"  {line}" for line in _unknown(plan))
+
+
+def _unknown(plan: Plan) -> Iterator[str]:
+    """A note on primitives that the planner does not know."""
+    if names := plan.counts.unknown:
+        yield f"primitives not known to the planner, counted as one operation per element: {', '.join(names)}"
 
 
 def _communication(plan: Plan) -> Iterator[str]:

@@ -12,6 +12,7 @@ from xlstm_hydra.configs._problems import show
 from xlstm_hydra.models import idle_settings, list_parameters
 from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 
+from ._error import planning
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
 from ._plan import Plan, make_plan
@@ -109,7 +110,16 @@ def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int 
         num_devices: how many there are.
         device: what they are.
         best: how many of the best are planned.
+
+    Raises:
+        PlanError: as `make_plan`.
     """
+    fix = "Layouts are compared by their plans, so parallel=auto needs them; choose a layout, such as parallel=fsdp."
+    with planning(fix if run.parallel.is_open() else ""):
+        return _search(run, num_devices, device, best)
+
+
+def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -> Search:
     limit = int(device.memory_bytes * (1 - run.parallel.get("headroom", 0.0)))
     costs = own_costs(run)
     parameters = list_parameters(run.model) if costs is None else costs.parameters()

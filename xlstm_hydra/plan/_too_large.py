@@ -5,6 +5,7 @@ from __future__ import annotations
 from xlstm_hydra.configs import Problem
 
 from ._changes import changes_that_fit
+from ._error import PlanError
 from ._plan import Plan
 from ._text import in_bytes
 
@@ -21,7 +22,10 @@ def too_large(plan: Plan, ways_out: bool = True) -> Problem:
 
 
 def _ways_out(plan: Plan) -> str:
-    ways = [" ".join(change.overrides) for change in changes_that_fit(plan)]
+    try:
+        ways = [" ".join(change.overrides) for change in changes_that_fit(plan)]
+    except PlanError:  # that of the run is known, and counts
+        return ""
     if ways:
         return f"It fits with {', or with '.join(ways)}. "
     return "No other layout or batch is enough; xlstm-hydra task=plan with task.num_devices=... tells what would be. "

@@ -46,7 +46,7 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
     """
     if not runs:
         return {}
-    from xlstm_hydra.plan import plan_key  # JAX wakes up here
+    from xlstm_hydra.plan import PlanError, plan_key, planning  # JAX wakes up here
 
     find = _Finder(launcher)
     devices = {number: found for number, run in runs.items() if (found := find.devices(run)) is not None}
@@ -55,16 +55,25 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
     if (plans := len(set(keys.values()))) > 1:
         log.info("planning %d points, which have %d different plans", len(keys), plans)
     problems: dict[Any, list[Problem]] = {}
+    failures: dict[Any, str] = {}
     for number, key in keys.items():
         if key not in problems:
             ways_out = sum(map(bool, problems.values())) < MOST_WAYS_OUT
             try:
-                problems[key] = _problems(runs[number], devices[number], ways_out)
-            except Exception as error:  # of a model of the user's
-                what = f"{type(error).__name__}: {error}"
-                log.warning("job %d cannot be planned, and is launched all the same: %s", number, what)
-                problems[key] = []
+                with planning():  # nor does a failure of the user's model in it stop the sweep
+                    problems[key] = _problems(runs[number], devices[number], ways_out)
+            except PlanError as error:
+                problems[key], failures[key] = [], error.reason
+    _report_failures({number: failures[key] for number, key in keys.items() if key in failures})
     return {number: problems[key] for number, key in keys.items() if problems[key]}
+
+
+def _report_failures(reasons: Mapping[int, str]) -> None:
+    """Warn of jobs that are launched without a plan, once for each reason."""
+    for reason in dict.fromkeys(reasons.values()):
+        numbers = [number for number, other in reasons.items() if other == reason]
+        jobs = f"job{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+        log.warning("%s cannot be planned, and will be launched without a plan: %s", jobs, reason)
 
 
 def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices]) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 
+from xlstm_hydra._jax_internals import is_whole_program, use_cache
 from xlstm_hydra.configs import TrainerConfig
 from xlstm_hydra.configs.trainer import CACHE_FOLDER
 
-from . import _runtime
 from ._log import log
 
 _HIT, _SAVED = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/compile_time_saved_sec"
@@ -101,7 +101,7 @@ def compilation_cache(config: TrainerConfig, folder: Path) -> Iterator[Programs]
 def _set(settings: dict[str, Any], place: str | None) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
-    _runtime.use_cache(None if place is None or "://" in place else _Store(Path(place)))
+    use_cache(None if place is None or "://" in place else _Store(Path(place)))
 
 
 def _place(config: TrainerConfig, folder: Path) -> str | None:
@@ -151,7 +151,7 @@ class _Store:
         except OSError as error:
             self._tell("cannot be read", error)
             return None
-        if not _runtime.is_whole_program(value):
+        if not is_whole_program(value):
             log.warning("a compiled program was cut off, and is compiled again: %s", file)
             return None
         return value

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
-from jax.extend.backend import clear_backends
 
+from xlstm_hydra._jax_internals import backends_are_initialized, clear_backends
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
-from xlstm_hydra.parallel import backends_are_initialized
 
 from ._processes import join
 

@@ -1,14 +1,25 @@
 """The plan of a run on the devices that it has: made before anything is compiled, refused where it does not fit, kept
-in the run folder, and compared with what was measured."""
+in the run folder, and compared with what was measured. A run of which no plan can be made runs without one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import jax
+
 from xlstm_hydra.checkpoint import to_json
-from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.plan import PLAN_FILE, Plan, plan_objective, summary, to_dict, too_large
+from xlstm_hydra.configs import ConfigError, DeviceConfig
+from xlstm_hydra.plan import (
+    PLAN_FILE,
+    Plan,
+    PlanError,
+    missing,
+    plan_objective,
+    summary,
+    to_dict,
+    too_large,
+)
 from xlstm_hydra.plan._text import in_bytes, in_ms
 
 from ._cache import Programs
@@ -44,19 +55,23 @@ class Measured:
 class RunPlan:
     """The plan of a run on the devices that it has."""
 
-    plan: Plan
+    plan: Plan | None
+    """None: no plan can be made."""
     earlier_peak: int | None
     """What a device has needed before the run, in the same process."""
+    missing_because: str = ""
+    """Why there is no plan."""
 
     def tell(self) -> None:
         """Say what is predicted."""
-        for line in summary(self.plan):
+        for line in () if self.plan is None else summary(self.plan):
             log.info("%s", line)
 
     def keep(self, folder: Path, measured: Measured | None = None) -> None:
         """Write the plan into the run folder, and beside it what was measured."""
         if is_first():
-            content = to_dict(self.plan) | {"measured": None if measured is None else asdict(measured)}
+            content = missing(self.missing_because) if self.plan is None else to_dict(self.plan)
+            content |= {"measured": None if measured is None else asdict(measured)}
             (folder / PLAN_FILE).write_text(to_json(content), encoding="utf-8")
 
     def compare(self, folder: Path, stopwatch: Stopwatch, programs: Programs) -> None:
@@ -74,41 +89,54 @@ class RunPlan:
         log.info("%s", programs)
 
     def _text(self, measured: Measured) -> str:
-        time, parts = self.plan.time, []
+        time, parts = None if self.plan is None else self.plan.time, []
         if measured.step_seconds is not None:
             predicted = "" if time is None else f" (predicted: {in_ms(time.seconds)} or more)"
             parts.append(f"{in_ms(measured.step_seconds)} per step{predicted}")
         if measured.peak_bytes is not None:
-            parts.append(f"{in_bytes(measured.peak_bytes)} on a device (predicted: {in_bytes(self.plan.memory.total)})")
+            predicted = "" if self.plan is None else f" (predicted: {in_bytes(self.plan.memory.total)})"
+            parts.append(f"{in_bytes(measured.peak_bytes)} on a device{predicted}")
         elif self.earlier_peak is None:
-            parts.append(f"memory is not told by devices of the kind {self.plan.device.platform}")
+            parts.append(f"memory is not told by devices of the kind {jax.default_backend()}")
         else:
             parts.append("an earlier run of this process needed more memory")
         return ", ".join(parts)
 
 
 def plan_program(program: Program) -> RunPlan:
-    """Plan a run on the devices that it has.
+    """Plan a run on the devices that it has. If no plan can be made, this is logged, and the run continues without one.
 
     Raises:
         ConfigError: a step needs more memory than they have, and `trainer.ignore_plan` is not set.
     """
-    planned = RunPlan(_plan(program), peak_memory())
-    if planned.plan.fits:
+    peak, device = peak_memory(), device_here(program.run.device)
+    try:
+        plan = _plan(program, device)
+        refusal = None if plan.fits else too_large(plan)
+    except PlanError as error:
+        return _without_plan(error, peak)
+    planned = RunPlan(plan, peak)
+    if refusal is None:
         return planned
     if program.run.trainer.ignore_plan:
         if is_first():
-            log.warning("%s", too_large(planned.plan))
+            log.warning("%s", refusal)
         return planned
     if is_first():
         planned.tell()
-    raise ConfigError([too_large(planned.plan)])
+    raise ConfigError([refusal])
 
 
-def _plan(program: Program) -> Plan:
+def _plan(program: Program, device: DeviceConfig) -> Plan:
     """The plan of a program, unless one that has it in common has made it."""
-    device = device_here(program.run.device)
     plan = program.in_common.get("plan")
     if plan is None or plan.device != device:
         plan = program.in_common["plan"] = plan_objective(program.objective, device)
     return replace(plan, run=program.run)
+
+
+def _without_plan(error: PlanError, peak: int | None) -> RunPlan:
+    if is_first():
+        log.warning("no plan can be made, and the run continues without one: %s", error.reason)
+        log.debug("where planning failed:", exc_info=error)
+    return RunPlan(None, peak, error.reason)

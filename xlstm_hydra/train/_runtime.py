@@ -1,12 +1,12 @@
-"""What JAX knows of the other processes, and how it keeps programs: what has no public name there. A JAX that moves it
-breaks this module alone."""
+"""The other processes of a run, and the key-value store that process 0 keeps for all."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-from jax._src import compilation_cache, distributed
+
+from xlstm_hydra._jax_internals import distributed_state
 
 PREEMPTION_SERVICE = "jax_enable_preemption_service"
 """JAX's setting that has SIGTERM only noted down, for a program to ask about."""
@@ -20,12 +20,12 @@ def leave_sigterm_alone() -> None:
 
 def process_id() -> int:
     """Number of this process. Starts no device, unlike `jax.process_index`."""
-    return distributed.global_state.process_id
+    return distributed_state().process_id
 
 
 def num_processes() -> int:
     """How many have met. Starts no device, unlike `jax.process_count`."""
-    return distributed.global_state.num_processes if _store() is not None else 1
+    return distributed_state().num_processes if _store() is not None else 1
 
 
 def publish(key: str, text: str) -> None:
@@ -65,19 +65,4 @@ def wait_for_all(name: str, seconds: float) -> None:
 
 def _store() -> Any:
     """The client of the key-value store that process 0 keeps for all."""
-    return distributed.global_state.client
-
-
-def use_cache(store: Any) -> None:
-    """Have JAX keep compiled programs in a store, which has `get`, `put` and `_path`; None: in files of its own, if its
-    setting names a folder."""
-    compilation_cache.reset_cache()
-    compilation_cache._cache = store
-
-
-def is_whole_program(value: bytes) -> bool:
-    """Whether this is a compiled program as JAX keeps it."""
-    try:
-        return len(compilation_cache.decompress_executable(value)) > 4
-    except Exception:  # its own kind for each way of compression
-        return False
+    return distributed_state().client

@@ -1,0 +1,284 @@
+"""Traced programs as plain values. No other module reads JAX's jaxprs.
+
+What JAX calls a primitive, and what its parameters are, differs between versions. The versions from 0.10 on are known:
+
+| JAX | |
+|---|---|
+| 0.10 | a scan has `num_consts` and `num_carry`; a program with constants is a `ClosedJaxpr` |
+| 0.11.0 | a scan has `ft_in` and `ft_out` instead; `Jaxpr` and `ClosedJaxpr` are one class |
+| 0.11.1 | the constants of a `ClosedJaxpr` of a call are inputs of the call; `closed_call` is `eval_jaxpr` |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from xlstm_hydra._jax_internals import cudnn_time_axis
+from xlstm_hydra.errors import TaskError
+
+from ._primitives import ATTENTION, MOVES, REDUCTIONS, UPDATES
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Atom:
+    """A value of a program, or a literal."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """Element type by NumPy's name; empty for a value that is no array, such as a token."""
+    itemsize: int
+    literal: str | None = None
+    """The text of a literal."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.itemsize
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Program:
+    """A traced program, or a part of one."""
+
+    inputs: tuple[Atom, ...]
+    constants: tuple[Atom, ...]
+    equations: tuple[Equation, ...]
+    results: tuple[Atom, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Equation:
+    """One primitive that is applied to values."""
+
+    name: str
+    """Name of the primitive."""
+    inputs: tuple[Atom, ...]
+    results: tuple[Atom, ...]
+    form: Form
+    """The parameters that a plan depends on; None if there are none."""
+    scope: str
+    """Names of the transformations and modules that it stands in, joined with slashes."""
+    parameters: str
+    """All its parameters as text: two equations are the same if this and the inputs are."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Call:
+    """A program that runs once, with the inputs of the equation."""
+
+    program: Program
+    recomputes: bool = False
+    """Whether it computes again what was computed before, for `jax.checkpoint`."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scan:
+    """A loop with a fixed number of rounds. Inputs: constants, carried values, stacks."""
+
+    body: Program
+    length: int
+    constants: int
+    """Number of inputs that every round reads whole."""
+    carried: int
+    """Number of values that a round hands to the next. They are the first results."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class While:
+    """A loop that ends on a condition. Its last inputs are the carried values."""
+
+    condition: Program
+    body: Program
+    constants: int
+    """Number of the body's inputs that are not carried."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Programs:
+    """Several programs of which one runs (`cond`), or programs of a primitive that is not known here."""
+
+    programs: tuple[Program, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Product:
+    """A matrix product (`dot_general`). Array axes of each of the two operands."""
+
+    contracted: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Convolution:
+    """A convolution."""
+
+    summed: tuple[int, ...]
+    """Array axes of the kernel that are summed over."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Collective:
+    """An exchange between devices."""
+
+    axes: tuple[str, ...]
+    """Names of the mesh axes."""
+    array_axis: int
+    """The array axis that is gathered or scattered; 0 for other exchanges."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Transposition:
+    """Array axes in another order."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Power:
+    """A power with an integer exponent."""
+
+    exponent: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Attention:
+    """Attention by cuDNN, forward or backward."""
+
+    time_axis: int
+    """Array axis of the keys."""
+    is_causal: bool
+
+
+Form = Call | Scan | While | Programs | Product | Convolution | Collective | Transposition | Power | Attention | None
+"""What an equation is, beyond a primitive and its operands."""
+
+
+class UnknownForm(TaskError):
+    """A program is not built as the JAX versions that are known here build it."""
+
+
+def trace_program(function: Callable[..., Any], *arguments: Any) -> Program:
+    """The program of a function for arguments of which only shapes and types matter."""
+    return read_program(jax.make_jaxpr(function)(*arguments))
+
+
+def read_program(jaxpr: Any) -> Program:
+    """The program in a jaxpr, open or closed.
+
+    Raises:
+        UnknownForm: this JAX has other parameters for a primitive.
+    """
+    return _Reader().program(jaxpr)
+
+
+class _Reader:
+    """Reads every jaxpr once, however many equations share it."""
+
+    def __init__(self) -> None:
+        self._read: dict[int, Program] = {}
+
+    def program(self, jaxpr: Any) -> Program:
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        if id(jaxpr) not in self._read:  # the outermost jaxpr keeps all of them alive meanwhile
+            self._read[id(jaxpr)] = self._program(jaxpr)
+        return self._read[id(jaxpr)]
+
+    def _program(self, jaxpr: Any) -> Program:
+        atoms: dict[Any, Atom] = {}
+
+        def atom(var: Any) -> Atom:
+            if isinstance(var, core.Literal):
+                return _atom(var.aval, str(var))
+            if var not in atoms:
+                atoms[var] = _atom(var.aval)
+            return atoms[var]
+
+        return Program(
+            inputs=tuple(map(atom, jaxpr.invars)),
+            constants=tuple(map(atom, jaxpr.constvars)),
+            equations=tuple(
+                self._equation(eqn, tuple(map(atom, eqn.invars)), tuple(map(atom, eqn.outvars))) for eqn in jaxpr.eqns
+            ),
+            results=tuple(map(atom, jaxpr.outvars)),
+        )
+
+    def _equation(self, eqn: Any, inputs: tuple[Atom, ...], results: tuple[Atom, ...]) -> Equation:
+        name, params = eqn.primitive.name, eqn.params
+        try:
+            form = self._form(name, params, inputs)
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            known = ", ".join(sorted(params)) or "none"
+            text = (
+                f"the primitive {name!r} has parameters that are not known ({known}): {type(error).__name__}: {error}"
+            )
+            raise UnknownForm(text) from error
+        text = "" if isinstance(form, Call | Scan | While) else str(params)
+        return Equation(name, inputs, results, form, str(eqn.source_info.name_stack), text)
+
+    def _form(self, name: str, params: Mapping[str, Any], inputs: tuple[Atom, ...]) -> Form:
+        if name == "scan":
+            constants, carried = _scan_sizes(params)
+            return Scan(self.program(params["jaxpr"]), params["length"], constants, carried)
+        if name == "while":
+            condition, body = (self.program(params[key]) for key in ("cond_jaxpr", "body_jaxpr"))
+            return While(condition, body, params["body_nconsts"])
+        if name in _READ:
+            return _READ[name](params)
+        if axes := _mesh_axes(name, params):
+            return Collective(axes, params.get("all_gather_dimension", params.get("scatter_dimension", 0)))
+        jaxprs = [] if name in UPDATES | REDUCTIONS else list(core.jaxprs_in_params(params))
+        if len(jaxprs) == 1 and len(jaxprs[0].invars) == len(inputs) and name != "cond":
+            return Call(self.program(jaxprs[0]), bool(params.get("prevent_cse")))
+        return Programs(tuple(map(self.program, jaxprs))) if jaxprs else None
+
+
+def _atom(aval: Any, literal: str | None = None) -> Atom:
+    dtype = getattr(aval, "dtype", None)
+    name = "" if dtype is None else getattr(dtype, "name", str(dtype))
+    return Atom(tuple(getattr(aval, "shape", ())), name, getattr(dtype, "itemsize", 0), literal)
+
+
+def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers of a scan's constants and carried values."""
+    if "num_consts" in params:  # JAX 0.10
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()
+    return len(constants), len(carried)
+
+
+def _mesh_axes(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the mesh axes of a collective; axes that `jax.vmap` maps over have numbers."""
+    if name in MOVES:
+        return ()
+    axes = params.get("axes", params.get("axis_name"))
+    return tuple(axis for axis in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(axis, str))
+
+
+def _product(params: Mapping[str, Any]) -> Product:
+    (left, right), (left_batch, right_batch) = params["dimension_numbers"]
+    return Product((tuple(left), tuple(right)), (tuple(left_batch), tuple(right_batch)))
+
+
+def _attention(params: Mapping[str, Any]) -> Attention:
+    return Attention(cudnn_time_axis(params["layout"]), "CAUSAL" in params["mask_type"].name)
+
+
+_READ: dict[str, Callable[[Mapping[str, Any]], Form]] = {
+    "dot_general": _product,
+    "conv_general_dilated": lambda params: Convolution(tuple(params["dimension_numbers"].rhs_spec[1:])),
+    "transpose": lambda params: Transposition(tuple(params["permutation"])),
+    "integer_pow": lambda params: Power(params["y"]),
+    **dict.fromkeys(ATTENTION, _attention),
+}
+"""Reads the form of a primitive from its parameters, by its name."""
