@@ -85,7 +85,10 @@ def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
 
 def read(hint: Any, data: Any, flags: Flags) -> Result:
     """The value that plain data stands for under an annotation."""
-    hint, data = hint if type(hint) is type else strip(hint), unwrap(data)
+    hint = hint if type(hint) is type else strip(hint)
+    if flags.lossless and (is_loose(hint) or _is_own(hint, data)):
+        return data, []
+    data = unwrap(data)
     if is_loose(hint):
         return _read_any(data, flags)
     outer = hint if type(hint) is type else kind(hint)
@@ -95,6 +98,14 @@ def read(hint: Any, data: Any, flags: Flags) -> Result:
         return _read_dataclass(outer, data, flags)
     value = read_scalar(hint, data, flags)
     return (value, []) if value is not MISSING else _mismatch(hint, data)
+
+
+def _is_own(hint: Any, data: Any) -> bool:
+    """True if a value is an instance of the annotated type; of a number or text, the conversion is left to its reader."""
+    try:
+        return hint not in (int, float, str) and isinstance(data, hint)
+    except TypeError:  # not a class, or a protocol
+        return False
 
 
 def _mismatch(hint: Any, data: Any) -> Result:
@@ -129,6 +140,8 @@ def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
 def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     if isinstance(data, declared):
         return data, []
+    if flags.lossless:
+        return _mismatch(declared, data)
     given, (data, problems) = data, _written(declared, data, flags)
     if isinstance(data, Instance):
         cls, data = _named(declared, data), data.fields
@@ -189,11 +202,11 @@ def _construct(cls: Any, values: dict[str, Any]) -> Result:
 
 def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
     options = members(hint)
-    says_none = isinstance(data, str) and data == "None" and not flags.as_written
+    says_none = isinstance(data, str) and data == "None" and not (flags.as_written or flags.lossless)
     says_none = says_none and not any(o is str or is_loose(o) for o in options)
     if type(None) in typing.get_args(hint) and (data is None or says_none):
         return None, []
-    if isinstance(data, Mapping) and TAG in data:
+    if isinstance(data, Mapping) and TAG in data and not flags.lossless:
         for member in options:
             cls = kind(member)
             if dataclasses.is_dataclass(cls) and data[TAG] in _names(cls):
@@ -252,8 +265,7 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
     origin, given, (data, problems) = kind(hint), data, _written(hint, data, flags)
     if problems:
         return MISSING, problems
-    is_other = flags.exact and isinstance(data, tuple | set | frozenset) and not isinstance(data, origin)
-    if is_other or not isinstance(data, abc.Collection) or isinstance(data, str | bytes | Mapping | type):
+    if _is_other(origin, data, flags) or not isinstance(data, abc.Collection) or isinstance(data, str | bytes | Mapping | type):
         return _mismatch(hint, given)
     length = fixed_length(hint)
     if length is not None and len(data) != length:
@@ -262,10 +274,21 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
     found = [read(item_hint(hint, index), item, flags) for index, item in enumerate(data)]
     if problems := flatten((f"[{index}]", own) for index, (_, own) in enumerate(found)):
         return MISSING, problems
+    if flags.lossless and isinstance(data, origin) and all(map(_is_same, found, data)):
+        return data, []
     try:
         return SEQUENCES[origin](value for value, _ in found), []
     except TypeError:  # an element of a set that is not hashable
         return _mismatch(hint, data)
+
+
+def _is_other(origin: Any, data: Any, flags: Flags) -> bool:
+    """True if a collection is not converted to another kind: a set has no order to give to a list."""
+    if isinstance(data, origin):
+        return False
+    if flags.lossless:
+        return flags.exact or isinstance(data, abc.Set) != issubclass(origin, abc.Set)
+    return flags.exact and isinstance(data, tuple | set | frozenset)
 
 
 def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
@@ -274,7 +297,7 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
         return MISSING, problems
     if not isinstance(data, Mapping):
         return _mismatch(hint, given)
-    pairs = data.get("value") if data.get(TAG) == PAIRS else [*data.items()]
+    pairs = data.get("value") if data.get(TAG) == PAIRS and not flags.lossless else [*data.items()]
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)
     key_hint, value_hint = mapping_hints(hint)
@@ -286,10 +309,16 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     values = [read(value_hint, value, flags) for _, value in pairs]
     if problems := flatten((step, k[1] + v[1]) for step, k, v in zip(steps, keys, values, strict=True)):
         return MISSING, problems
+    if flags.lossless and all(map(_is_same, [*keys, *values], [*data.keys(), *data.values()])):
+        return data, []
     try:
         return {key: value for (key, _), (value, _) in zip(keys, values, strict=True)}, []
     except TypeError:  # a key that is not hashable
         return _mismatch(hint, data)
+
+
+def _is_same(result: Result, data: Any) -> bool:
+    return result[0] is data
 
 
 def _read_class(hint: Any, data: Any, flags: Flags) -> Result:

@@ -231,7 +231,7 @@ class RunConfig(ConfigDict):
     def _model_rules(self) -> Iterator[Problem]:
         config, model_class = self.model.model_config, self.model.model_class
         if not isinstance(model_class, str | type):
-            yield Problem({"model.model_class": model_class}, "must be a class, or the dotted path of one")
+            yield from (problem.at("model") for problem in self.model.rules())
             return
         if not isinstance(config, SubModelConfig):
             text = (
