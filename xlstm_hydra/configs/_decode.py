@@ -103,8 +103,8 @@ def read(hint: Any, data: Any, flags: Flags) -> Result:
 def _is_own(hint: Any, data: Any) -> bool:
     """True if a value is an instance of the annotated type; of a number or text, the conversion is left to its reader."""
     try:
-        return hint not in (int, float, str) and isinstance(data, hint)
-    except TypeError:  # not a class, or a protocol
+        return isinstance(hint, type) and hint not in (int, float, str) and isinstance(data, hint)
+    except TypeError:  # a protocol
         return False
 
 
