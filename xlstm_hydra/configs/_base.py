@@ -22,8 +22,8 @@ class ConfigDict:
     dotted path, `jnp.bfloat16` its dtype, and a list the tuple that the annotation asks for.
 
     Raises:
-        ConfigError: on construction, with every value of a wrong type; where there is none, with every rule that the
-            values break. An int is accepted for a float, an integral float for an int, a tuple for a list.
+        ConfigError: on construction, with every value of a wrong type, and every rule that the other values break. An
+            int is accepted for a float, an integral float for an int, a tuple for a list.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ._decode import collect
 from ._hints import hints, is_loose, item_hint, kind, members, strip
+from ._partial import other_problems, partial
 from ._problems import ConfigError, Problem
 from ._scalars import Flags
 
@@ -23,34 +25,37 @@ def types_first(post_init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(post_init)
     def __post_init__(self: Any, *args: Any) -> None:
-        if type(self).__post_init__ is __post_init__:
-            convert_fields(self)
+        if type(self).__post_init__ is __post_init__ and (problems := convert_fields(self)):
+            raise ConfigError([*problems, *_rules_of_others(self, problems)])
         post_init(self, *args)
 
     return __post_init__
 
 
-def convert_fields(config: Any) -> None:
-    """Convert the value of every field to its annotated type, where that loses nothing: 3 to 3.0, a tuple to a list.
+def _rules_of_others(config: Any, wrong: list[Problem]) -> list[Problem]:
+    """The rules that are broken whatever the values of wrong types should be."""
+    keys = {re.split(r"[.\[]", key)[0] for problem in wrong for key in problem.keys}
+    rest = partial(type(config), {name: value for name, value in vars(config).items() if name not in keys})
+    return other_problems(rest, wrong) if not convert_fields(rest) else []
 
-    Raises:
-        ConfigError: with one problem for every value of another type.
-    """
+
+def convert_fields(config: Any) -> list[Problem]:
+    """Convert the value of every field to its annotated type, where that loses nothing: 3 to 3.0, a tuple to a list.
+    Return a problem for every value of another type."""
     try:
         checks = _checks(type(config))
     except NameError:  # an annotation that names what is imported for type checkers only
-        return
+        return []
     problems: list[Problem] = []
     for name, hint, plain, items in checks:
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if type(value) in plain or (items and type(value) is list and items.issuperset(map(type, value))):
             continue
         converted, found = collect(hint, value, _LOSSLESS)
         problems += [problem.at(name) for problem in found]
         if not found and converted is not value:
             setattr(config, name, converted)
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 class _Check(NamedTuple):

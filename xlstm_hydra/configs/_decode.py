@@ -25,6 +25,7 @@ from ._hints import (
     fixed_length,
     flatten,
     hints,
+    is_config,
     is_loose,
     item_hint,
     kind,
@@ -37,7 +38,8 @@ from ._hints import (
     type_name,
     variant,
 )
-from ._problems import ConfigError, Problem, UnknownField, nearest, show
+from ._partial import other_problems, partial
+from ._problems import ConfigError, Problem, UnknownField, Unread, nearest, show
 from ._reprs import Instance, ReprError, parse_repr
 from ._scalars import MISSING, Flags, read_class, read_scalar, unwrap
 
@@ -60,27 +62,14 @@ def decode(hint: Any, data: Any, flags: Flags = Flags()) -> Any:
 
 
 def collect(hint: Any, data: Any, flags: Flags = Flags()) -> Result:
-    """Like `decode`, but returns what could be read (a dataclass as an `unchecked` instance) with all problems."""
+    """Like `decode`, but returns what could be read (a dataclass as a `partial` instance) with all problems."""
     try:
         value, problems = read(hint, data, dataclasses.replace(flags, attempts={}))
     except RecursionError:
-        value, problems = MISSING, [Problem.about("", "nested too deeply to be a config")]
+        value, problems = MISSING, [Unread.about("", "nested too deeply to be a config")]
     if value is MISSING:
-        value = unchecked(hint, {}) if dataclasses.is_dataclass(hint) else None
+        value = partial(hint, {}) if dataclasses.is_dataclass(hint) else None
     return value, problems
-
-
-def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
-    """An instance that has not passed its own rules, so that the rules between groups can still be tried."""
-    config = object.__new__(cls)
-    for field in dataclasses.fields(cls):
-        if field.name in values:
-            object.__setattr__(config, field.name, values[field.name])
-        elif field.default is not dataclasses.MISSING:
-            object.__setattr__(config, field.name, field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            object.__setattr__(config, field.name, field.default_factory())
-    return config
 
 
 def read(hint: Any, data: Any, flags: Flags) -> Result:
@@ -101,15 +90,17 @@ def read(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _is_own(hint: Any, data: Any) -> bool:
-    """True if a value is an instance of the annotated type; of a number or text, the conversion is left to its reader."""
+    """True if a value is an instance of the annotated class; a number or text is left to its reader."""
     try:
-        return isinstance(hint, type) and hint not in (int, float, str) and isinstance(data, hint)
+        if not isinstance(hint, type):
+            return kind(hint) is typing.Union and type(data) in members(hint)
+        return hint not in (int, float, str) and isinstance(data, hint)
     except TypeError:  # a protocol
         return False
 
 
 def _mismatch(hint: Any, data: Any) -> Result:
-    return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}")]
+    return MISSING, [Unread.about("", f"expected {type_name(hint)}, got {show(data)}")]
 
 
 def _read_any(data: Any, flags: Flags) -> Result:
@@ -118,7 +109,7 @@ def _read_any(data: Any, flags: Flags) -> Result:
     if type(data) in (list, dict):
         return read(type(data), data, flags)
     if isinstance(data, Instance):
-        return MISSING, [Problem.about("", f"a {data.name}, but no class is expected here")]
+        return MISSING, [Unread.about("", f"a {data.name}, but no class is expected here")]
     return data, []
 
 
@@ -134,7 +125,7 @@ def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
     if isinstance(found, type) and issubclass(found, enum.Enum):
         return read(found, data.get("value"), flags)
     text = f"{TAG} {show(data[TAG])} is no class that this program has loaded for configs"
-    return MISSING, [Problem.about("", text, "Import the module that defines it, or call register_class with it.")]
+    return MISSING, [Unread.about("", text, "Import the module that defines it, or call register_class with it.")]
 
 
 def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
@@ -156,13 +147,21 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     problems = flatten((name, own) for name, (_, own) in found.items())
     for name in fields if flags.as_written else required(cls):
         if name not in data:
-            problems.append(Problem.about("", f"missing, expected {type_name(fields[name])}").at(name))
+            problems.append(Unread.about("", f"missing, expected {type_name(fields[name])}").at(name))
     if not flags.ignore_unknown:
         strangers = [name for name in data if name not in fields and name != TAG]
         # Many unknown names are another format, where guessing what was meant only takes long.
         problems += [_unknown(cls, name, guess=index < 20) for index, name in enumerate(strangers)]
     values = {name: value for name, (value, _) in found.items() if value is not MISSING}
-    return (unchecked(cls, values), problems) if problems else _construct(cls, values)
+    if not problems:
+        return _construct(cls, values)
+    config = partial(cls, values)
+    # Rules between nested configs need all of these.
+    return config, problems if _has_nested_problems(found) else problems + other_problems(config, problems)
+
+
+def _has_nested_problems(found: Mapping[str, Result]) -> bool:
+    return any(problems and is_config(value) for value, problems in found.values())
 
 
 def _written(hint: Any, data: Any, flags: Flags) -> Result:
@@ -172,7 +171,7 @@ def _written(hint: Any, data: Any, flags: Flags) -> Result:
     try:
         return parse_repr(data), []
     except ReprError as error:
-        return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}: {error}")]
+        return MISSING, [Unread.about("", f"expected {type_name(hint)}, got {show(data)}: {error}")]
 
 
 def _is_repr(text: str) -> bool:
@@ -197,7 +196,7 @@ def _construct(cls: Any, values: dict[str, Any]) -> Result:
         problems = error.problems
     except (ValueError, TypeError, ArithmeticError) as error:
         problems = [Problem.about("", str(error))]
-    return unchecked(cls, values), problems
+    return partial(cls, values), problems
 
 
 def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
@@ -265,12 +264,13 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
     origin, given, (data, problems) = kind(hint), data, _written(hint, data, flags)
     if problems:
         return MISSING, problems
-    if _is_other(origin, data, flags) or not isinstance(data, abc.Collection) or isinstance(data, str | bytes | Mapping | type):
+    is_collection = isinstance(data, abc.Collection) and not isinstance(data, str | bytes | Mapping | type)
+    if not is_collection or _is_other(origin, data, flags):
         return _mismatch(hint, given)
     length = fixed_length(hint)
     if length is not None and len(data) != length:
         text = f"expected {type_name(hint)} with {length} elements, got {show(data)}"
-        return MISSING, [Problem.about("", text)]
+        return MISSING, [Unread.about("", text)]
     found = [read(item_hint(hint, index), item, flags) for index, item in enumerate(data)]
     if problems := flatten((f"[{index}]", own) for index, (_, own) in enumerate(found)):
         return MISSING, problems
@@ -326,7 +326,7 @@ def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
     if value is not MISSING:
         return value, []
     text = f"expected {type_name(hint)} that is registered, got {show(data)}"
-    return MISSING, [Problem.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
+    return MISSING, [Unread.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
 
 
 _READERS = {

@@ -77,6 +77,37 @@ class UnknownField(Problem):
     """A field that a class does not have, which a lenient reading lets pass."""
 
 
+@dataclass(frozen=True)
+class Unread(Problem):
+    """A value that is missing or cannot be read, so that no rule about it can be checked."""
+
+    whole: bool = field(default=False, kw_only=True)
+    """True if nothing else can be read of the config that holds the key."""
+
+    def hides(self, key: str) -> bool:
+        """True if a rule about this key, as the user types it, follows from what could not be read."""
+        own = [name.rpartition(".")[0] if self.whole else name for name in self.keys]
+        return any(not name or _is_below(key, name) or _is_below(name, key) for name in own)
+
+
+def _is_below(key: str, other: str) -> bool:
+    return key == other or key.startswith((f"{other}.", f"{other}["))
+
+
+def independent(found: Iterable[Problem], known: Iterable[Problem]) -> list[Problem]:
+    """The problems that do not follow from a value that is missing or cannot be read, each once and none that is
+    known."""
+    known = list(known)
+    unread = [problem for problem in known if isinstance(problem, Unread)]
+    texts = {str(problem) for problem in known}
+    new: list[Problem] = []
+    for problem in found:
+        if str(problem) not in texts and not any(one.hides(key) for one in unread for key in problem.keys):
+            texts.add(str(problem))
+            new.append(problem)
+    return new
+
+
 class ConfigError(ValueError):
     """A config that breaks rules: all of them, in `problems`."""
 

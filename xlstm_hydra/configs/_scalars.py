@@ -85,7 +85,7 @@ def read_scalar(hint: Any, data: Any, flags: Flags) -> Any:
 
 
 def _read_unknown(hint: Any, data: Any) -> Any:
-    """A value under an annotation that has no plain form, such as `numpy.typing.NDArray`, as far as it can be judged."""
+    """A value under an annotation without a plain form, such as `numpy.typing.NDArray`, as far as it can be judged."""
     origin = kind(hint)
     return MISSING if isinstance(origin, type) and not isinstance(data, origin) else data
 

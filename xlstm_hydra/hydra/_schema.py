@@ -6,7 +6,7 @@ import typing
 from typing import Any
 
 from omegaconf import DictConfig, IntegerNode, ListConfig, OmegaConf
-from omegaconf.base import Container, Node
+from omegaconf.base import Container
 
 from xlstm_hydra.configs._scalars import MISSING, Flags, read_scalar
 
