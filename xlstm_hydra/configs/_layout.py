@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ._problems import Problem, either, nearest
+from ._problems import Problem, either, nearest, show
 from .parallel import ParallelConfig
 from .trainer import TrainerConfig
 
@@ -52,7 +52,7 @@ def idle_fsdp_rules(parallel: ParallelConfig) -> Iterator[Problem]:
     }
     if changed and not parallel.fsdp_modules and not parallel.is_open():
         rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
-        fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
+        fix = f"Name modules there, or leave this at {either(show(default.get(key)) for key in changed)}."
         neutral = {f"parallel.{key}": default.get(key) for key in changed}
         yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, idle=neutral)
 

@@ -211,10 +211,10 @@ def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterat
 
 
 def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:
-    """The rule that numbers are `< high` (`<= high` where `inclusive`)."""
+    """The rule that numbers are `< high` (`<= high` where `inclusive`). NaN is left to `at_least`."""
     for key in keys:
         value = getattr(config, key)
-        if value is not None and not (value <= high if inclusive else value < high):
+        if value is not None and (value > high if inclusive else value >= high):
             yield Problem({key: value}, f"must be {'at most' if inclusive else 'less than'} {high}")
 
 

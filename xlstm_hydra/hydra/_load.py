@@ -164,7 +164,8 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
         problems.extend(independent([Unread.about("model.model_class", "missing", fix)], problems))
     parallel = _read_parallel(plain, node, problems)
-    config_class = _config_class(node, problems) if "model_class" in node else None
+    is_known = "model_class" in node or node.get("config_class") is not None
+    config_class = _config_class(node, problems) if is_known else None
     config = config_class and _collect(config_class, _config_fields(node), "model", problems)
     values = {"model_class": node.get("model_class", ""), "parallel": parallel, "model_config": config}
     return unchecked(ModelConfig, values)

@@ -15,8 +15,8 @@ from yaml import YAMLError
 
 from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
+from xlstm_hydra.configs._problems import Unread, either, nearest, show
 from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._problems import either, nearest, show
 
 from ._engines import ENGINES, not_installed
 
@@ -119,7 +119,7 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return Problem({key: override.value()}, "must be the name of an option")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
-        return Problem.about(key, f"expected {expected}, got {show(override.value())}")
+        return Unread.about(key, f"expected {expected}, got {show(override.value())}")
     unknown = None if is_choice else _unknown_key(key, cfg)
     return unknown or Problem.about(text, _first_line(error))
 
