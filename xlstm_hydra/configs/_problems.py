@@ -11,6 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
+from ._synonyms import meant
+
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
 _HIDDEN = ...
 """Stands in `Problem.given` for a value that the rule tells in its own words."""
@@ -164,14 +166,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(known)}." if known else "There are none."
 
 
-def _near(name: Any, known: Iterable[str]) -> str | None:
+def _near(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     import difflib  # only a wrong name needs it
 
+    known = list(known)
+    if synonym := meant(str(name), known):
+        return synonym
     lowered = {option.lower(): option for option in known}
     begun = [option for option in lowered if str(name) and option.startswith(str(name).lower())]
     if len(begun) == 1:
         return lowered[begun[0]]
-    close = difflib.get_close_matches(str(name)[:80].lower(), list(lowered), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name)[:80].lower(), list(lowered), n=1, cutoff=cutoff)
     return lowered[close[0]] if close else None
 
 
