@@ -75,7 +75,8 @@ def test_a_value_that_json_cannot_hold_is_refused_when_it_is_written():
 
 
 def test_a_value_of_another_type_is_refused_when_it_is_written():
-    run = dataclasses.replace(RUN, trainer=dataclasses.replace(RUN.trainer, max_steps=1e3))
+    run = dataclasses.replace(RUN, trainer=dataclasses.replace(RUN.trainer))
+    run.trainer.max_steps = 1e3  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(MetadataError, match=r"config\.trainer\.max_steps: expected int, got 1000\.0"):
         write_metadata(run)
 

@@ -4,7 +4,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 SCHEMAS = "xlstm_hydra/schema/"
 
@@ -38,9 +38,8 @@ class XlstmConfigSource(FileConfigSource):
 
         That is what Hydra would do with the list, which costs it 2 ms each.
         """
-        if schema := _schema(config_path):
-            node = OmegaConf.structured(schema)
-            return ConfigResult(config=node, path=self.full_path(), provider=self.provider, header={"package": None})
+        if (schema := _schema(config_path)) is not None:
+            return ConfigResult(config=schema, path=self.full_path(), provider=self.provider, header={"package": None})
         result = super().load_config(config_path)
         match OmegaConf.select(result.config, "defaults"):
             case [str(base), "_self_"] if schema := _schema(base.removeprefix("/").removesuffix("@_here_")):
@@ -49,10 +48,10 @@ class XlstmConfigSource(FileConfigSource):
         return result
 
 
-def _schema(config_path: str) -> type | None:
+def _schema(config_path: str) -> DictConfig | None:
     if not config_path.startswith(SCHEMAS):
         return None
     from xlstm_hydra.hydra import _register
 
     _register.register_resolvers()
-    return {**_register.SCHEMAS, **_register.PLUGINS}.get(config_path[len(SCHEMAS) :])
+    return _register.schema_node(config_path[len(SCHEMAS) :])

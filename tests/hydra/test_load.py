@@ -53,6 +53,82 @@ def test_a_valid_config_becomes_a_typed_run(tiny):
     validate(tiny)
 
 
+UNREADABLE = {
+    "trainer.max_steps": ("abc", "expected int, got 'abc'"),
+    "trainer.simulated_devices": (2.5, "expected int or null, got 2.5"),
+    "optimizer.lr": (None, "expected float, got null"),
+    "model.num_heads": ("many", "expected int, got 'many'"),
+    "model.embedding_dim": ([3], "expected int, got [3]"),
+    "parallel.remat": ("mLSTMBlock", "expected list[str], got 'mLSTMBlock'"),
+    "parallel.model_axis_size": (True, "expected int, got true"),
+    "task.name": ("trian", "task.name='trian': not a known value"),
+    "scheduler.warmup_steps": ("${nope}", "Interpolation key 'nope' not found"),
+    "data.surname": ("x", "no such field in StdlibDataConfig"),
+    "trainers": ({}, "no such group"),
+    "model.model_class": ("???", "missing"),
+}
+"""Values that cannot be read, by key, each with what is reported for it and nothing else."""
+OUT_OF_RANGE = {
+    "trainer.batch_size": (-8, "must be 1 or more"),
+    "trainer.gradient_accumulate_steps": (0, "must be 1 or more"),
+    "optimizer.beta1": (2.0, "must be less than 1"),
+    "model.dtype": ("bf16", "not a known value"),
+    "model.norm_eps": (0.0, "must be greater than 0"),
+    "parallel.fsdp_axis_size": (0, "an axis size is positive"),
+    "parallel.data_axis_name": ("d p", "an axis name is a word"),
+    "scheduler.cooldown_steps": (-1, "must be 0 or more"),
+    "checkpoint.save_every_n_steps": (-3, "must be 0 or more"),
+    "data.validation_fraction": (float("nan"), "must be greater than 0"),
+    "logger.log_every_n_steps": (0, "must be 1 or more"),
+    "distributed.name": ("slurm", "Choose none, auto or explicit"),
+}
+"""Values that break one rule each, whatever else is set."""
+
+
+@given(st.sets(st.sampled_from(sorted(UNREADABLE | OUT_OF_RANGE))))
+def test_every_invalid_value_is_reported_in_a_single_run_and_nothing_that_follows_from_it(tiny, keys):
+    cfg = OmegaConf.create(OmegaConf.to_container(tiny))  # without the schema, as `load` gets it from a plain dict
+    for key in keys:
+        OmegaConf.update(cfg, key, (UNREADABLE | OUT_OF_RANGE)[key][0])
+    found = problems(cfg) if keys else []
+    expected = {key: (UNREADABLE | OUT_OF_RANGE)[key][1] for key in keys}
+    assert len(found) == len(expected), found
+    for key, text in expected.items():
+        assert any(problem.startswith(key) and text in problem for problem in found), (key, found)
+
+
+SEVERAL = {
+    "parallel=fsdp trainer.simulated_devices=8 parallel.fsdp_axis_size=3": [
+        "parallel.fsdp_axis_size=3: fsdp(3) * pp(1) * tp(1) = 3 must divide the number of devices, 8",
+        "trainer.batch_size=8, parallel.fsdp_axis_size=3: the batch must divide over fsdp_axis_size(3) = 3",
+    ],
+    "parallel=tp parallel.model_axis_size=3 trainer.simulated_devices=6 trainer.batch_size=9": [
+        "model.vocab_size=256, parallel.model_axis_size=3: ",
+        "model.embedding_dim=128, parallel.model_axis_size=3: ",
+        "model.num_heads=8, parallel.model_axis_size=3: ",
+        "trainer.batch_size=9, parallel.data_axis_size=2: ",
+    ],
+    "distributed=auto trainer.simulated_devices=4 trainer.batch_size=3": ["trainer.batch_size=3, parallel.data_axis"],
+    "trainer.batch_size=9 trainer.gradient_accumulate_steps=2 trainer.simulated_devices=2": [
+        "trainer.batch_size=9, trainer.gradient_accumulate_steps=2: ",
+        "trainer.batch_size=9, parallel.data_axis_size=2: the batch must divide over data_axis_size(2) = 2",
+    ],
+    "trainer.max_steps=0 scheduler.warmup_steps=10": ["trainer.max_steps=0: must be 1 or more"],
+    "parallel.data_axis_size=0 trainer.simulated_devices=8": ["parallel.data_axis_size=0: an axis size is positive"],
+    "parallel.fsdp_axis_size=-1 trainer.simulated_devices=8": [
+        "parallel.data_axis_size=-1, parallel.fsdp_axis_size=-1"
+    ],
+    "model.vocab_size=0": ["model.vocab_size=0: must be 1 or more"],
+}
+
+
+@pytest.mark.parametrize("line", SEVERAL)
+def test_broken_rules_about_one_key_are_all_reported_and_each_once(compose, line):
+    found = problems(compose(*line.split(" ")))
+    assert len(found) == len(SEVERAL[line]), found
+    assert all(any(problem.startswith(text) for problem in found) for text in SEVERAL[line])
+
+
 @given(st.sets(st.sampled_from(sorted(BROKEN))))
 def test_every_broken_value_is_reported_whatever_else_is_broken(tiny, overrides):
     cfg = tiny.copy()

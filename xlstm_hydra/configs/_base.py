@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ._construct import types_first
 from ._parse import Flags, decode, encode, register_class, same_fields
 from ._problems import ConfigError, Problem
 
@@ -21,7 +22,8 @@ class ConfigDict:
     dotted path, `jnp.bfloat16` its dtype, and a list the tuple that the annotation asks for.
 
     Raises:
-        ConfigError: on construction, with every rule that the values break.
+        ConfigError: on construction, with every value of a wrong type, and every rule that the other values break. An
+            int is accepted for a float, an integral float for an int, a tuple for a list.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -29,7 +31,10 @@ class ConfigDict:
         # Standing in the class itself, it is not replaced by the comparison that @dataclass would generate.
         if "__eq__" not in cls.__dict__:
             cls.__eq__ = ConfigDict.__eq__
+        if "__post_init__" in cls.__dict__:
+            cls.__post_init__ = types_first(cls.__post_init__)
 
+    @types_first
     def __post_init__(self) -> None:
         if problems := list(self.rules()):
             raise ConfigError(problems)

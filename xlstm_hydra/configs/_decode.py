@@ -25,6 +25,7 @@ from ._hints import (
     fixed_length,
     flatten,
     hints,
+    is_config,
     is_loose,
     item_hint,
     kind,
@@ -37,7 +38,8 @@ from ._hints import (
     type_name,
     variant,
 )
-from ._problems import ConfigError, Problem, UnknownField, nearest, show
+from ._partial import other_problems, partial
+from ._problems import ConfigError, Problem, UnknownField, Unread, either, nearest, show
 from ._reprs import Instance, ReprError, parse_repr
 from ._scalars import MISSING, Flags, read_class, read_scalar, unwrap
 
@@ -60,32 +62,22 @@ def decode(hint: Any, data: Any, flags: Flags = Flags()) -> Any:
 
 
 def collect(hint: Any, data: Any, flags: Flags = Flags()) -> Result:
-    """Like `decode`, but returns what could be read (a dataclass as an `unchecked` instance) with all problems."""
+    """Like `decode`, but returns what could be read (a dataclass as a `partial` instance) with all problems."""
     try:
         value, problems = read(hint, data, dataclasses.replace(flags, attempts={}))
     except RecursionError:
-        value, problems = MISSING, [Problem.about("", "nested too deeply to be a config")]
+        value, problems = MISSING, [Unread.about("", "nested too deeply to be a config")]
     if value is MISSING:
-        value = unchecked(hint, {}) if dataclasses.is_dataclass(hint) else None
+        value = partial(hint, {}) if dataclasses.is_dataclass(hint) else None
     return value, problems
-
-
-def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
-    """An instance that has not passed its own rules, so that the rules between groups can still be tried."""
-    config = object.__new__(cls)
-    for field in dataclasses.fields(cls):
-        if field.name in values:
-            object.__setattr__(config, field.name, values[field.name])
-        elif field.default is not dataclasses.MISSING:
-            object.__setattr__(config, field.name, field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            object.__setattr__(config, field.name, field.default_factory())
-    return config
 
 
 def read(hint: Any, data: Any, flags: Flags) -> Result:
     """The value that plain data stands for under an annotation."""
-    hint, data = hint if type(hint) is type else strip(hint), unwrap(data)
+    hint = hint if type(hint) is type else strip(hint)
+    if flags.lossless and (is_loose(hint) or _is_own(hint, data)):
+        return data, []
+    data = unwrap(data)
     if is_loose(hint):
         return _read_any(data, flags)
     outer = hint if type(hint) is type else kind(hint)
@@ -97,8 +89,18 @@ def read(hint: Any, data: Any, flags: Flags) -> Result:
     return (value, []) if value is not MISSING else _mismatch(hint, data)
 
 
+def _is_own(hint: Any, data: Any) -> bool:
+    """True if a value is an instance of the annotated class; a number or text is left to its reader."""
+    try:
+        if not isinstance(hint, type):
+            return kind(hint) is typing.Union and type(data) in members(hint)
+        return hint not in (int, float, str) and isinstance(data, hint)
+    except TypeError:  # a protocol
+        return False
+
+
 def _mismatch(hint: Any, data: Any) -> Result:
-    return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}")]
+    return MISSING, [Unread.about("", f"expected {type_name(hint)}, got {show(data)}")]
 
 
 def _read_any(data: Any, flags: Flags) -> Result:
@@ -107,7 +109,7 @@ def _read_any(data: Any, flags: Flags) -> Result:
     if type(data) in (list, dict):
         return read(type(data), data, flags)
     if isinstance(data, Instance):
-        return MISSING, [Problem.about("", f"a {data.name}, but no class is expected here")]
+        return MISSING, [Unread.about("", f"a {data.name}, but no class is expected here")]
     return data, []
 
 
@@ -123,12 +125,14 @@ def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
     if isinstance(found, type) and issubclass(found, enum.Enum):
         return read(found, data.get("value"), flags)
     text = f"{TAG} {show(data[TAG])} is no class that this program has loaded for configs"
-    return MISSING, [Problem.about("", text, "Import the module that defines it, or call register_class with it.")]
+    return MISSING, [Unread.about("", text, "Import the module that defines it, or call register_class with it.")]
 
 
 def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     if isinstance(data, declared):
         return data, []
+    if flags.lossless:
+        return _mismatch(declared, data)
     given, (data, problems) = data, _written(declared, data, flags)
     if isinstance(data, Instance):
         cls, data = _named(declared, data), data.fields
@@ -143,13 +147,21 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     problems = flatten((name, own) for name, (_, own) in found.items())
     for name in fields if flags.as_written else required(cls):
         if name not in data:
-            problems.append(Problem.about("", f"missing, expected {type_name(fields[name])}").at(name))
+            problems.append(Unread.about("", f"missing, expected {type_name(fields[name])}").at(name))
     if not flags.ignore_unknown:
         strangers = [name for name in data if name not in fields and name != TAG]
         # Many unknown names are another format, where guessing what was meant only takes long.
-        problems += [_unknown(cls, name, guess=index < 20) for index, name in enumerate(strangers)]
+        problems += [_unknown(declared, cls, name, guess=index < 20) for index, name in enumerate(strangers)]
     values = {name: value for name, (value, _) in found.items() if value is not MISSING}
-    return (unchecked(cls, values), problems) if problems else _construct(cls, values)
+    if not problems:
+        return _construct(cls, values)
+    config = partial(cls, values)
+    # Rules between nested configs need all of these.
+    return config, problems if _has_nested_problems(found) else problems + other_problems(config, problems)
+
+
+def _has_nested_problems(found: Mapping[str, Result]) -> bool:
+    return any(problems and is_config(value) for value, problems in found.values())
 
 
 def _written(hint: Any, data: Any, flags: Flags) -> Result:
@@ -159,7 +171,7 @@ def _written(hint: Any, data: Any, flags: Flags) -> Result:
     try:
         return parse_repr(data), []
     except ReprError as error:
-        return MISSING, [Problem.about("", f"expected {type_name(hint)}, got {show(data)}: {error}")]
+        return MISSING, [Unread.about("", f"expected {type_name(hint)}, got {show(data)}: {error}")]
 
 
 def _is_repr(text: str) -> bool:
@@ -172,8 +184,11 @@ def _named(declared: Any, data: Instance) -> Any:
     return next(found, None)
 
 
-def _unknown(cls: Any, name: Any, guess: bool) -> Problem:
-    fix = nearest(str(name), hints(cls)) if guess else ""
+def _unknown(declared: Any, cls: Any, name: Any, guess: bool) -> Problem:
+    """A field that a class does not have, with the one that was probably meant, or the names of the classes with it."""
+    family = [sub.__dict__.get("name") for sub in subclasses(declared) if guess and name in hints(sub)]
+    named = [f"name={other}" for other in family if isinstance(other, str)]
+    fix = f"{either(named)} has it." if named else nearest(str(name), hints(cls)) if guess else ""
     return UnknownField.about("", f"no such field in {cls.__name__}", fix).at(str(name))
 
 
@@ -184,16 +199,16 @@ def _construct(cls: Any, values: dict[str, Any]) -> Result:
         problems = error.problems
     except (ValueError, TypeError, ArithmeticError) as error:
         problems = [Problem.about("", str(error))]
-    return unchecked(cls, values), problems
+    return partial(cls, values), problems
 
 
 def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
     options = members(hint)
-    says_none = isinstance(data, str) and data == "None" and not flags.as_written
+    says_none = isinstance(data, str) and data == "None" and not (flags.as_written or flags.lossless)
     says_none = says_none and not any(o is str or is_loose(o) for o in options)
     if type(None) in typing.get_args(hint) and (data is None or says_none):
         return None, []
-    if isinstance(data, Mapping) and TAG in data:
+    if isinstance(data, Mapping) and TAG in data and not flags.lossless:
         for member in options:
             cls = kind(member)
             if dataclasses.is_dataclass(cls) and data[TAG] in _names(cls):
@@ -252,20 +267,31 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
     origin, given, (data, problems) = kind(hint), data, _written(hint, data, flags)
     if problems:
         return MISSING, problems
-    is_other = flags.exact and isinstance(data, tuple | set | frozenset) and not isinstance(data, origin)
-    if is_other or not isinstance(data, abc.Collection) or isinstance(data, str | bytes | Mapping | type):
+    is_collection = isinstance(data, abc.Collection) and not isinstance(data, str | bytes | Mapping | type)
+    if not is_collection or _is_other(origin, data, flags):
         return _mismatch(hint, given)
     length = fixed_length(hint)
     if length is not None and len(data) != length:
         text = f"expected {type_name(hint)} with {length} elements, got {show(data)}"
-        return MISSING, [Problem.about("", text)]
+        return MISSING, [Unread.about("", text)]
     found = [read(item_hint(hint, index), item, flags) for index, item in enumerate(data)]
     if problems := flatten((f"[{index}]", own) for index, (_, own) in enumerate(found)):
         return MISSING, problems
+    if flags.lossless and isinstance(data, origin) and all(map(_is_same, found, data)):
+        return data, []
     try:
         return SEQUENCES[origin](value for value, _ in found), []
     except TypeError:  # an element of a set that is not hashable
         return _mismatch(hint, data)
+
+
+def _is_other(origin: Any, data: Any, flags: Flags) -> bool:
+    """True if a collection is not converted to another kind: a set has no order to give to a list."""
+    if isinstance(data, origin):
+        return False
+    if flags.lossless:
+        return flags.exact or isinstance(data, abc.Set) != issubclass(origin, abc.Set)
+    return flags.exact and isinstance(data, tuple | set | frozenset)
 
 
 def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
@@ -274,7 +300,7 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
         return MISSING, problems
     if not isinstance(data, Mapping):
         return _mismatch(hint, given)
-    pairs = data.get("value") if data.get(TAG) == PAIRS else [*data.items()]
+    pairs = data.get("value") if data.get(TAG) == PAIRS and not flags.lossless else [*data.items()]
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)
     key_hint, value_hint = mapping_hints(hint)
@@ -286,10 +312,16 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     values = [read(value_hint, value, flags) for _, value in pairs]
     if problems := flatten((step, k[1] + v[1]) for step, k, v in zip(steps, keys, values, strict=True)):
         return MISSING, problems
+    if flags.lossless and all(map(_is_same, [*keys, *values], [*data.keys(), *data.values()])):
+        return data, []
     try:
         return {key: value for (key, _), (value, _) in zip(keys, values, strict=True)}, []
     except TypeError:  # a key that is not hashable
         return _mismatch(hint, data)
+
+
+def _is_same(result: Result, data: Any) -> bool:
+    return result[0] is data
 
 
 def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
@@ -297,7 +329,7 @@ def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
     if value is not MISSING:
         return value, []
     text = f"expected {type_name(hint)} that is registered, got {show(data)}"
-    return MISSING, [Problem.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
+    return MISSING, [Unread.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
 
 
 _READERS = {

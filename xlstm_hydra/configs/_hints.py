@@ -9,9 +9,10 @@ import functools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from ._problems import Problem, nearest, show
+from ._problems import Problem, Unread, nearest, show
 
 TAG = "_type_"
 """The key that tells the type of a value where its annotation does not."""
@@ -89,18 +90,18 @@ def variant(declared: Any, data: Mapping[Any, Any]) -> tuple[Any, list[Problem]]
         found = next((cls for cls in (declared, *family) if dotted(cls) == data[TAG]), None)
         text = f"{TAG} {show(data[TAG])} is no loaded subclass of {declared.__name__}"
         fix = "Import the module that defines it first."
-        return found, [] if found else [Problem.about("", text, fix)]
+        return found, [] if found else [Unread.about("", text, fix)]
     names = {cls.__dict__["name"]: cls for cls in reversed(family) if isinstance(cls.__dict__.get("name"), str)}
     if names and "name" in required(declared):
         name = data.get("name")
         if isinstance(name, str) and name in names:
             return names[name], []
         if "name" in data:
-            return None, [Problem({"name": name}, "not a known value", nearest(str(name), names))]
-        return None, [Problem.about("name", "missing", f"Known: {', '.join(names)}.")]
+            return None, [Unread({"name": name}, "not a known value", nearest(str(name), names), whole=True)]
+        return None, [replace(Unread.about("name", "missing", f"Known: {', '.join(names)}."), whole=True)]
     if data and family and not hints(declared):
         text = f"which {declared.__name__} this is, is not said"
-        return None, [Problem.about("", text, f"Add {TAG} with the dotted path of its class.")]
+        return None, [Unread.about("", text, f"Add {TAG} with the dotted path of its class.")]
     return declared, []
 
 

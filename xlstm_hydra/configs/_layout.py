@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ._problems import Problem, either, nearest
+from ._problems import Problem, either, nearest, show
 from .parallel import ParallelConfig
+from .trainer import TrainerConfig
 
 
 def unused_rules(parallel: ParallelConfig, size_key: str, *keys: str) -> Iterator[Problem]:
@@ -51,6 +52,23 @@ def idle_fsdp_rules(parallel: ParallelConfig) -> Iterator[Problem]:
     }
     if changed and not parallel.fsdp_modules and not parallel.is_open():
         rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
-        fix = f"Name modules there, or leave this at {either([default.get(key) for key in changed])}."
+        fix = f"Name modules there, or leave this at {either(show(default.get(key)) for key in changed)}."
         neutral = {f"parallel.{key}": default.get(key) for key in changed}
         yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, idle=neutral)
+
+
+def pipeline_rules(trainer: TrainerConfig, stages: int) -> Iterator[Problem]:
+    """The rules of the settings of the pipeline, where there is one and where there is none."""
+    where = {"parallel.pipeline_axis_size": stages}
+    microbatches = trainer.pipeline_microbatches
+    settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": trainer.pipeline_remat}
+    idle = {key: value for key, value in settings.items() if value}
+    if stages == 1 and idle:
+        fix = "Set parallel.pipeline_axis_size to 2 or more, or leave this away."
+        default = TrainerConfig()
+        neutral = {key: default.get(key.rpartition(".")[2]) for key in idle}
+        yield Problem(idle | where, "there is no pipeline", fix, idle=neutral)
+    if microbatches is not None and 0 < microbatches < stages:
+        given = {"trainer.pipeline_microbatches": microbatches, **where}
+        fix = f"Set trainer.pipeline_microbatches to {stages} or more, or leave it away."
+        yield Problem(given, "with fewer microbatches than stages some stages are idle all the time", fix)

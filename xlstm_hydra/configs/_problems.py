@@ -11,6 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
+from ._synonyms import meant
+
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
 _HIDDEN = ...
 """Stands in `Problem.given` for a value that the rule tells in its own words."""
@@ -77,6 +79,37 @@ class UnknownField(Problem):
     """A field that a class does not have, which a lenient reading lets pass."""
 
 
+@dataclass(frozen=True)
+class Unread(Problem):
+    """A value that is missing or cannot be read, so that no rule about it can be checked."""
+
+    whole: bool = field(default=False, kw_only=True)
+    """True if nothing else can be read of the config that holds the key."""
+
+    def hides(self, key: str) -> bool:
+        """True if a rule about this key, as the user types it, follows from what could not be read."""
+        own = [name.rpartition(".")[0] if self.whole else name for name in self.keys]
+        return any(not name or _is_below(key, name) or _is_below(name, key) for name in own)
+
+
+def _is_below(key: str, other: str) -> bool:
+    return key == other or key.startswith((f"{other}.", f"{other}["))
+
+
+def independent(found: Iterable[Problem], known: Iterable[Problem]) -> list[Problem]:
+    """The problems that do not follow from a value that is missing or cannot be read, each once and none that is
+    known."""
+    known = list(known)
+    unread = [problem for problem in known if isinstance(problem, Unread)]
+    texts = {str(problem) for problem in known}
+    new: list[Problem] = []
+    for problem in found:
+        if str(problem) not in texts and not any(one.hides(key) for one in unread for key in problem.keys):
+            texts.add(str(problem))
+            new.append(problem)
+    return new
+
+
 class ConfigError(ValueError):
     """A config that breaks rules: all of them, in `problems`."""
 
@@ -133,14 +166,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(known)}." if known else "There are none."
 
 
-def _near(name: Any, known: Iterable[str]) -> str | None:
+def _near(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     import difflib  # only a wrong name needs it
 
+    known = list(known)
+    if synonym := meant(str(name), known):
+        return synonym
     lowered = {option.lower(): option for option in known}
     begun = [option for option in lowered if str(name) and option.startswith(str(name).lower())]
     if len(begun) == 1:
         return lowered[begun[0]]
-    close = difflib.get_close_matches(str(name)[:80].lower(), list(lowered), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name)[:80].lower(), list(lowered), n=1, cutoff=cutoff)
     return lowered[close[0]] if close else None
 
 
@@ -180,10 +216,10 @@ def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterat
 
 
 def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:
-    """The rule that numbers are `< high` (`<= high` where `inclusive`)."""
+    """The rule that numbers are `< high` (`<= high` where `inclusive`). NaN is left to `at_least`."""
     for key in keys:
         value = getattr(config, key)
-        if value is not None and not (value <= high if inclusive else value < high):
+        if value is not None and (value > high if inclusive else value >= high):
             yield Problem({key: value}, f"must be {'at most' if inclusive else 'less than'} {high}")
 
 

@@ -41,13 +41,17 @@ class Flags:
     as_written: bool = False
     """Accept only what `ConfigDict.to_dict` writes: every field, and no conversions but those of JSON itself."""
 
+    lossless: bool = False
+    """Read a value that a config is constructed with: it stays as it is, or is converted without loss of information,
+    such as 3 to 3.0, 3.0 to 3 and a tuple to a list. Text is never read as anything else."""
+
     attempts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What members of unions made of which data, so that nested unions do not multiply."""
 
     @property
     def converts(self) -> bool:
         """Whether `"5"` may become 5, and a `repr` the value that it stands for."""
-        return not (self.exact or self.as_written)
+        return not (self.exact or self.as_written or self.lossless)
 
 
 def unwrap(value: Any) -> Any:
@@ -68,7 +72,7 @@ def read_scalar(hint: Any, data: Any, flags: Flags) -> Any:
     if hint in _READERS:
         return _READERS[hint](data, flags)
     if not isinstance(hint, type):
-        return MISSING
+        return _read_unknown(hint, data) if flags.lossless else MISSING
     if issubclass(hint, enum.Enum):
         return _read_enum(hint, data)
     if issubclass(hint, PurePath):
@@ -77,7 +81,13 @@ def read_scalar(hint: Any, data: Any, flags: Flags) -> Any:
     try:
         return data if isinstance(data, hint) else MISSING
     except TypeError:  # a protocol or a TypedDict
-        return MISSING
+        return data if flags.lossless else MISSING
+
+
+def _read_unknown(hint: Any, data: Any) -> Any:
+    """A value under an annotation without a plain form, such as `numpy.typing.NDArray`, as far as it can be judged."""
+    origin = kind(hint)
+    return MISSING if isinstance(origin, type) and not isinstance(data, origin) else data
 
 
 def _read_bool(data: Any, flags: Flags) -> Any:
@@ -92,9 +102,13 @@ def _read_int(data: Any, flags: Flags) -> Any:
         return data
     if flags.none_to_zero and (data is None or (isinstance(data, str) and data == "None")):
         return 0
-    if not flags.converts or isinstance(data, bool) or (isinstance(data, float) and not data.is_integer()):
+    if flags.exact or flags.as_written or isinstance(data, bool):
         return MISSING
-    return _convert(int, data) if isinstance(data, int | float | str) else MISSING
+    if isinstance(data, str) and flags.converts:
+        whole = _convert(int, data)
+        data = _convert(float, data) if whole is MISSING else whole
+    is_integral = isinstance(data, int) or (isinstance(data, float) and data.is_integer())
+    return int(data) if is_integral else MISSING
 
 
 def _read_float(data: Any, flags: Flags) -> Any:
@@ -102,9 +116,11 @@ def _read_float(data: Any, flags: Flags) -> Any:
         return data
     if flags.exact or isinstance(data, bool):
         return MISSING
-    if flags.as_written and isinstance(data, str) and data not in ("nan", "inf", "-inf"):
+    if isinstance(data, str) and (flags.lossless or (flags.as_written and data not in ("nan", "inf", "-inf"))):
         return MISSING
-    return _convert(float, data) if isinstance(data, int | float | str) else MISSING
+    number = _convert(float, data) if isinstance(data, int | float | str) else MISSING
+    is_rounded = flags.lossless and isinstance(data, int) and number != data
+    return MISSING if is_rounded else number
 
 
 def _read_str(data: Any, flags: Flags) -> Any:

@@ -73,7 +73,7 @@ class DeviceConfig(ConfigDict):
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """The rule that the figures are of the devices that there are."""
-        if self.platform != platform:
+        if self.platform in PLATFORMS and self.platform != platform:
             fix = "Leave the group device away: devices are recognised."
             yield Problem({"platform": self.platform}, f"the devices here are of the kind {platform}", fix)
 

@@ -53,7 +53,7 @@ class DistributedConfig(ConfigDict):
         yield from at_least(self, 0, "process_id")
         if self.name == "explicit":
             yield from self._address_rules()
-        else:
+        elif self.name in ("none", "auto"):
             for key in _ADDRESS:
                 fix = f"Set {{name}}=explicit, or leave {{{key}}} at null."
                 yield from idle(self, key, "name", self.name, fix)

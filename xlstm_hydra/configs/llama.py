@@ -129,7 +129,7 @@ class LlamaConfig(LanguageModelConfig):
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """cuDNN computes on NVIDIA GPUs; what only other programs have computes nowhere."""
-        if self.attention_backend not in (*ATTENTION_BACKENDS, None):
+        if self.attention_backend in PUBLISHED_BACKENDS and self.attention_backend not in ATTENTION_BACKENDS:
             given, fix = (
                 {"attention_backend": self.attention_backend},
                 "Set {attention_backend}=xla, the same function.",
@@ -144,7 +144,7 @@ class LlamaConfig(LanguageModelConfig):
         if not self.causal:
             rule = "the model predicts tokens from later ones too, and cannot continue a text"
             yield Problem({"/model.causal": False}, rule, "Choose a model that was trained with {/model.causal}=true.")
-        if prompt_length + max_new_tokens - 1 > self.context_length:
+        if prompt_length + max_new_tokens - 1 > self.context_length > 0:
             given = {"max_new_tokens": max_new_tokens, "/model.context_length": self.context_length}
             rule = f"with the {prompt_length} tokens of the prompt they are more than the model was trained to see"
             fix = "Set {/model.context_length} higher to go on all the same."
@@ -155,5 +155,6 @@ class LlamaConfig(LanguageModelConfig):
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """The heads and the feed-forward width are cut over the tensor-parallel devices too."""
         yield from super().layout_rules(tensor_parallel)
-        yield from splits(self, "head_dim", tensor_parallel, self.num_heads(), "number of heads")
+        if self.head_dim > 0 and self.embedding_dim % self.head_dim == 0:
+            yield from splits(self, "head_dim", tensor_parallel, self.num_heads(), "number of heads")
         yield from splits(self, "ffn_multiple_of", tensor_parallel, self.ff_dim(), "feed-forward width")

@@ -111,7 +111,7 @@ class _CellConfig(LanguageModelConfig):
         yield from self._bias_rules()
         if not math.isfinite(self.reset_fgate_value):
             yield Problem({"reset_fgate_value": self.reset_fgate_value}, "must be a finite number")
-        if self.backend != "chunkwise":
+        if self.backend in BACKENDS and self.backend != "chunkwise":
             yield from idle(self, "chunk_size", "backend", self.backend)
         if self._has_widths():
             yield from self._head_rules()
@@ -214,27 +214,29 @@ class mLSTMConfig(_CellConfig):  # noqa: N801 (the field's name for it)
         inner = self.inner_dim()
         if not self._has_widths() or self.qkv_proj_blocksize < 1:
             return
+        follows = {"embedding_dim": self.embedding_dim, "proj_factor": self.proj_factor}
         if inner % self.qkv_proj_blocksize:
-            given = {"qkv_proj_blocksize": self.qkv_proj_blocksize}
+            given = {"qkv_proj_blocksize": self.qkv_proj_blocksize, **follows}
             fits = either([d for d in divisors(inner) if d <= 64])
-            yield Problem(given, f"must divide the up-projected width {inner}", f"Choose {fits}.")
+            rule = f"{{qkv_proj_blocksize}} must divide the up-projected width {inner}"
+            yield Problem(given, rule, f"Choose {fits}.")
             return
         if self.gate_linear_headwise and self.gate_input != "qkv" and inner % self.num_heads:
-            given = {"gate_linear_headwise": True, "num_heads": self.num_heads}
+            given = {"gate_linear_headwise": True, "num_heads": self.num_heads, **follows}
             fits = either([d for d in divisors(inner) if d <= 64])
             yield Problem(given, f"{{num_heads}} must divide the up-projected width {inner}", f"Choose {fits}.")
         groups = inner // self.qkv_proj_blocksize
         for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
             if width % groups:
-                given = {factor: getattr(self, factor), "qkv_proj_blocksize": self.qkv_proj_blocksize}
+                given = {factor: getattr(self, factor), "qkv_proj_blocksize": self.qkv_proj_blocksize, **follows}
                 rule = f"the width {width} must be a multiple of the {groups} blocks of channels"
                 yield Problem(given, rule, f"Choose {{{factor}}} so that it is, such as 0.5, 1 or 2.")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """Blocks of channels are cut over the tensor-parallel devices like the heads."""
         yield from super().layout_rules(tensor_parallel)
-        groups = self.inner_dim() // max(self.qkv_proj_blocksize, 1)
-        if self._has_mlstm() and self.num_heads % tensor_parallel == 0:
+        groups, rest = divmod(self.inner_dim(), max(self.qkv_proj_blocksize, 1))
+        if self._has_mlstm() and rest == 0 and self.num_heads % tensor_parallel == 0:
             yield from splits(self, "qkv_proj_blocksize", tensor_parallel, groups, "number of blocks of channels")
 
 
@@ -313,7 +315,7 @@ def rounding_rules(config: mLSTMConfig | mLSTMv1Config, key: str, name: str) -> 
     multiple, factor = config.round_proj_up_to_multiple_of, getattr(config, key)
     exists = multiple > 0 and 0 < factor < math.inf and config.embedding_dim > 0
     if exists and rounded_dim(config, factor) < 1:
-        given = {key: factor, "round_proj_up_to_multiple_of": multiple}
+        given = {key: factor, "round_proj_up_to_multiple_of": multiple, "embedding_dim": config.embedding_dim}
         yield Problem(given, f"the {name} must be at least 1", "Set {round_proj_up_dim_up}=true.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ._base import ConfigDict
 from ._parse import dotted
-from ._problems import Problem
+from ._problems import Problem, show
 from .parallel import ParallelConfig
 
 
@@ -73,6 +73,12 @@ class ModelConfig(ConfigDict):
 
     model_config: ConfigDict | None = None
     """The config that `model_class` takes as `config`. null: the class takes none."""
+
+    def rules(self) -> Iterator[Problem]:
+        """The model class is one, or the dotted path of one."""
+        if not isinstance(self.model_class, str | type):
+            text = f"expected a class or its dotted path, got {show(self.model_class)}"
+            yield Problem.about("model_class", text, "For example my_package.MyModel.")
 
     def class_path(self) -> str:
         """The dotted path of the model class."""

@@ -77,10 +77,7 @@ class ParallelConfig(ConfigDict):
 
     def rules(self) -> Iterator[Problem]:
         """Sizes, names and types, each on its own."""
-        for name, size in self.sizes().items():
-            if size < 1 and size != -1:
-                yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
-        yield from self.inference_rules()
+        yield from self.size_rules()
         names = {name: getattr(self, name) for name in _NAMES}
         for name, value in names.items():
             if not value.isidentifier():
@@ -92,6 +89,13 @@ class ParallelConfig(ConfigDict):
             yield Problem({"fsdp_min_weight_size": self.fsdp_min_weight_size}, "must be 0 or more")
         yield from one_of(self, "fsdp_gather_dtype", DTYPES, optional=True)
         yield from one_of(self, "fsdp_grad_scatter_dtype", DTYPES, optional=True)
+
+    def size_rules(self) -> Iterator[Problem]:
+        """Sizes on their own, without the number of devices."""
+        for name, size in self.sizes().items():
+            if size < 1 and size != -1:
+                yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
+        yield from self.inference_rules()
 
     def inference_rules(self) -> Iterator[Problem]:
         """How many sizes can be left to be inferred."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._base import ConfigDict
-from ._layout import idle_fsdp_rules, module_name_rules, open_layout_rules, unused_rules
+from ._layout import idle_fsdp_rules, module_name_rules, open_layout_rules, pipeline_rules, unused_rules
 from ._problems import ConfigError, Problem, divisors, either
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
@@ -79,24 +79,39 @@ class RunConfig(ConfigDict):
 
     def rules(self) -> Iterator[Problem]:
         """Every broken rule between groups. Those that need the number of devices are in `device_rules`."""
-        yield from self._model_rules()
-        yield from self._task_rules()
-        yield from self._layout_rules()
-        yield from self._schedule_rules()
-        yield from self._checkpoint_rules()
-        yield from self._distributed_rules()
+        for part in self.rule_parts():
+            yield from part
+
+    def rule_parts(self, environ: Mapping[str, str] | None = None) -> Iterator[Iterator[Problem]]:
+        """`rules` in parts, each of which can be tried on its own. With an environment, also `launch_rules`."""
+        yield self._model_rules()
+        yield self._task_rules()
+        yield self._layout_rules()
+        yield self._schedule_rules()
+        yield self._checkpoint_rules()
+        yield self._distributed_rules()
         if (platform := self._known_platform()) is not None:
-            yield from self.platform_rules(platform)
-        number = self.known_devices() or 0
-        yield from self.device_rules(number) if number > 0 else self._known_size_rules()
+            yield self.platform_rules(platform)
+        if environ is not None:
+            yield self.launch_rules(environ)
+        if (number := self.known_devices()) is not None:
+            yield self.device_rules(number)
+        elif environ is None or not self._is_counted_at_launch():
+            yield self._known_size_rules()
 
     def known_devices(self) -> int | None:
-        """The number of devices, where the config says it: those of a plan, or simulated ones."""
+        """The number of devices, where the config gives one above 0: those of a plan, or simulated ones."""
         if isinstance(self.task, PlanTaskConfig):
             per_host = None if self.device is None else self.device.devices_per_host
-            return self.task.num_devices if self.task.num_devices is not None else per_host
-        simulated, processes = self.trainer.simulated_devices, self.distributed.known_processes
-        return None if simulated is None or processes is None else simulated * processes
+            factors = [per_host if self.task.num_devices is None else self.task.num_devices]
+        else:
+            factors = [self.trainer.simulated_devices, self.distributed.known_processes]
+        known = [factor for factor in factors if factor is not None and factor > 0]
+        return math.prod(known) if len(known) == len(factors) else None
+
+    def _is_counted_at_launch(self) -> bool:
+        """True if `launch_rules` knows the number of devices and checks the layout against it."""
+        return self.distributed.name == "auto" and (self.trainer.simulated_devices or 0) > 0
 
     def _known_platform(self) -> str | None:
         if isinstance(self.task, PlanTaskConfig):
@@ -111,15 +126,20 @@ class RunConfig(ConfigDict):
             place = self.distributed.place(environ)
         except ConfigError as error:
             yield from (problem.at("distributed") for problem in error.problems)
+            if self._is_counted_at_launch():
+                yield from self._known_size_rules()
             return
         if isinstance(self.task, PlanTaskConfig):
             yield from (problem.at("task") for problem in self.task.launch_rules(place))
-        simulated = self.trainer.simulated_devices
-        if simulated is not None and simulated > 0:
-            yield from self.device_rules(simulated * (place.num_processes if place else 1))
+        if self._is_counted_at_launch() and self.known_devices() is None:
+            processes = place.num_processes if place else 1
+            yield from self.device_rules((self.trainer.simulated_devices or 0) * processes)
 
     def device_rules(self, num_devices: int) -> Iterator[Problem]:
         """Every broken rule that needs the number of devices."""
+        if any(self.parallel.size_rules()):  # reported for the layout, and nothing can be inferred from such sizes
+            yield from self._known_size_rules()
+            return
         try:
             sizes = self.parallel.axis_sizes(num_devices)
         except ConfigError as error:
@@ -161,7 +181,7 @@ class RunConfig(ConfigDict):
         if self.task.reads_data():
             yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
         if pipeline is not None:
-            yield from self._pipeline_rules(pipeline)
+            yield from pipeline_rules(self.trainer, pipeline)
         parallel = self.parallel
         if fsdp == 1 and parallel.fsdp_modules:
             yield from unused_rules(parallel, "fsdp_axis_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
@@ -175,12 +195,17 @@ class RunConfig(ConfigDict):
             yield from (problem.at("model") for problem in itertools.chain(*rules))
 
     def _batch_rules(self, data: int, fsdp: int, pipeline: int | None) -> Iterator[Problem]:
+        batch, parts = self.trainer.batch_size, max(self.trainer.gradient_accumulate_steps, 1)
+        if batch < 1:
+            return
+        needed, microbatches = self.batch_unit(data, fsdp, pipeline), max(self.trainer.pipeline_microbatches or 1, 1)
+        if batch % parts:  # reported for the trainer
+            needed, parts = needed // parts, 1
         terms = {
             "parallel.data_axis_size": data,
             "parallel.fsdp_axis_size": fsdp,
-            "trainer.gradient_accumulate_steps": max(self.trainer.gradient_accumulate_steps, 1),
+            "trainer.gradient_accumulate_steps": parts,
         }
-        needed, microbatches = self.batch_unit(data, fsdp, pipeline), max(self.trainer.pipeline_microbatches or 1, 1)
         given = {key: value for key, value in terms.items() if value != 1}
         factors = [f"{key.rpartition('.')[2]}({value})" for key, value in given.items()]
         if pipeline is not None and pipeline > 1:
@@ -189,7 +214,6 @@ class RunConfig(ConfigDict):
             if microbatches != 1:
                 given["trainer.pipeline_microbatches"] = microbatches
                 factors[-1] = f"lcm(pipeline_axis_size({pipeline}), pipeline_microbatches({microbatches}))"
-        batch = self.trainer.batch_size
         if batch % needed:
             below = batch // needed * needed
             choices = either([size for size in (below, below + needed) if size > 0])
@@ -203,22 +227,6 @@ class RunConfig(ConfigDict):
         rows = math.lcm(stages, microbatches) if stages > 1 else 1
         return data * fsdp * max(self.trainer.gradient_accumulate_steps, 1) * rows
 
-    def _pipeline_rules(self, stages: int) -> Iterator[Problem]:
-        """Settings of the pipeline, where there is one and where there is none."""
-        trainer, where = self.trainer, {"parallel.pipeline_axis_size": stages}
-        microbatches = trainer.pipeline_microbatches
-        settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": trainer.pipeline_remat}
-        idle = {key: value for key, value in settings.items() if value}
-        if stages == 1 and idle:
-            fix = "Set parallel.pipeline_axis_size to 2 or more, or leave this away."
-            default = TrainerConfig()
-            neutral = {key: default.get(key.rpartition(".")[2]) for key in idle}
-            yield Problem(idle | where, "there is no pipeline", fix, idle=neutral)
-        if microbatches is not None and 0 < microbatches < stages:
-            given = {"trainer.pipeline_microbatches": microbatches, **where}
-            fix = f"Set trainer.pipeline_microbatches to {stages} or more, or leave it away."
-            yield Problem(given, "with fewer microbatches than stages some stages are idle all the time", fix)
-
     def microbatches(self, data: int, fsdp: int, pipeline: int) -> int:
         """Parts that the rows of a device go through a pipeline in, for a batch that divides."""
         if pipeline == 1:
@@ -231,7 +239,7 @@ class RunConfig(ConfigDict):
     def _model_rules(self) -> Iterator[Problem]:
         config, model_class = self.model.model_config, self.model.model_class
         if not isinstance(model_class, str | type):
-            yield Problem({"model.model_class": model_class}, "must be a class, or the dotted path of one")
+            yield from (problem.at("model") for problem in self.model.rules())
             return
         if not isinstance(config, SubModelConfig):
             text = (
@@ -260,10 +268,11 @@ class RunConfig(ConfigDict):
 
     def _data_rules(self, vocab: Any, context: Any) -> Iterator[Problem]:
         data = self.data
-        if isinstance(data, SyntheticDataConfig) and isinstance(context, int) and data.motif_length >= context:
+        has_context = isinstance(context, int) and context > 0
+        if isinstance(data, SyntheticDataConfig) and has_context and data.motif_length >= context:
             given = {"data.motif_length": data.motif_length, "model.context_length": context}
             yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
-        if isinstance(data, ByteDataConfig) and isinstance(vocab, int) and vocab < BYTES:
+        if isinstance(data, ByteDataConfig) and isinstance(vocab, int) and 0 < vocab < BYTES:
             given = {"model.vocab_size": vocab, "data.name": data.name}
             yield Problem(
                 given,
@@ -291,7 +300,7 @@ class RunConfig(ConfigDict):
         if isinstance(self.task, PlanTaskConfig):
             yield from self.task.place_rules(self.distributed, self.trainer)
         names = self.parallel.axis_names()
-        if order is not None and sorted(order) != sorted(names):
+        if order is not None and len(set(names)) == len(names) and sorted(order) != sorted(names):
             rule = f"must have each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
             fix = f"The default is [{','.join(self.parallel.busiest_axes())}]."
             yield Problem({"distributed.device_order": order}, rule, fix)
@@ -301,7 +310,7 @@ class RunConfig(ConfigDict):
 
     def _schedule_rules(self) -> Iterator[Problem]:
         warmup, cooldown, total = self.scheduler.warmup_steps, self.scheduler.cooldown_steps, self.schedule_steps
-        if warmup + cooldown > total:
+        if min(warmup, cooldown) >= 0 and 0 < total < warmup + cooldown:
             whole = "trainer.max_steps" if self.scheduler.decay_steps is None else "scheduler.decay_steps"
             given = {"scheduler.warmup_steps": warmup, "scheduler.cooldown_steps": cooldown, whole: total}
             yield Problem(
@@ -325,8 +334,10 @@ class RunConfig(ConfigDict):
                 "the best checkpoint needs a validation loss",
                 "Set trainer.eval_batches, or checkpoint.keep=latest.",
             )
-        elif checkpoint.save_every_n_steps and (
-            trainer.eval_every_n_steps == 0 or checkpoint.save_every_n_steps % trainer.eval_every_n_steps
+        elif (
+            checkpoint.save_every_n_steps > 0
+            and trainer.eval_every_n_steps >= 0
+            and (trainer.eval_every_n_steps == 0 or checkpoint.save_every_n_steps % trainer.eval_every_n_steps)
         ):
             given = {
                 "checkpoint.keep": "best",

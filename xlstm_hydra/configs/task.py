@@ -157,7 +157,7 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
     def model_rules(self, model: SubModelConfig) -> Iterator[Problem]:
         """Token ids are below the size of the vocabulary, and the model can read so many of them."""
         size = model.get("vocab_size")
-        if not isinstance(size, int):
+        if not isinstance(size, int) or size < 1:
             return
         given = {"prompt_tokens": max(self.prompt_tokens or [0]), "stop_token": self.stop_token}
         for key, token in given.items():

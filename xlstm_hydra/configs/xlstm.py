@@ -79,6 +79,8 @@ class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
         places = self._slstm_places()
         for period in divisors(self.num_blocks):
             first = {block for block in places if block < period}
+            if len(first) * (self.num_blocks // period) != len(places):
+                continue
             if places == {block + start for start in range(0, self.num_blocks, period) for block in first}:
                 return period
         return 1
@@ -146,6 +148,8 @@ class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
         """What to type for a stack that repeats the same pattern."""
         period = self.scan_period()
         first = [block for block in self.slstm_at if block < period]
+        if num_blocks > 1000:
+            return f"{{num_blocks}} to {num_blocks} with the {{slstm_at}} of every {period} blocks"
         places = [start + block for start in range(0, num_blocks, period) for block in first]
         return f"{{num_blocks}} to {num_blocks} and {{slstm_at}} to [{','.join(map(str, places))}]"
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import os
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from xlstm_hydra.configs import (
 )
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import nearest
+from xlstm_hydra.configs._problems import Unread, independent, nearest
 
 from ._device import planned_device
 from ._register import register_resolvers
@@ -94,25 +94,24 @@ def _shows_layout(cfg: DictConfig) -> bool:
 
 
 def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
-    """The rules between groups."""
+    """The rules between groups, without those that follow from a value that could not be read."""
+    found = (
+        problem for part in run.rule_parts(os.environ) for problem in (_as_far_as_possible(part) if broken else part)
+    )
+    return independent(found, broken)
+
+
+def _as_far_as_possible(rules: Iterable[Problem]) -> Iterator[Problem]:
+    """Rules of a run that is partly unknown, up to one that needs more than is known."""
     try:
-        found = _news(run.rules(), broken)
-        return found + _news(run.launch_rules(os.environ), [*broken, *found])
-    except (AttributeError, TypeError, ZeroDivisionError):
-        if not broken:
-            raise
-        return []  # a group that could not be read leaves nothing to compare
-
-
-def _news(found: Iterable[Problem], told: list[Problem]) -> list[Problem]:
-    """Without those that look at a value already known to be wrong or missing."""
-    wrong = {key for problem in told for key in problem.keys}
-    return [problem for problem in found if not wrong & set(problem.keys)]
+        yield from rules
+    except (AttributeError, TypeError, ArithmeticError):
+        return
 
 
 def _collect(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
     value, found = collect(hint, data, _STRICT)
-    problems.extend(_news([problem.at(path) for problem in found], problems))
+    problems.extend(independent((problem.at(path) for problem in found), problems))
     return value
 
 
@@ -136,9 +135,9 @@ def _to_plain(
                 value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except (MissingMandatoryValue, InterpolationToMissingValueError):
-            problems.append(Problem.about(where, "missing", f"Write {where}=..."))
+            problems.append(Unread.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
-            problems.append(Problem.about(where, str(error).partition("\n")[0]))
+            problems.append(Unread.about(where, str(error).partition("\n")[0]))
     return plain
 
 
@@ -155,21 +154,21 @@ def _simple_value(node: DictConfig, key: str) -> Any:
     return value if type(value) is str and value.isidentifier() else _NOT_SIMPLE
 
 
-def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig | None:
+def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
+    """The model with its layout, as far as they can be read."""
     node = plain.get("model")
     if not isinstance(node, Mapping):
-        problems.extend(_news([Problem.about("model", "missing", "Choose one, for example model=tiny.")], problems))
-        return None
-    parallel = _read_parallel(plain, node, problems)
-    if "model_class" not in node:
+        missing, node = Unread.about("model", "missing", "Choose one, for example model=tiny."), {}
+        problems.extend(independent([missing], problems))
+    elif "model_class" not in node:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
-        problems.extend(_news([Problem.about("model.model_class", "missing", fix)], problems))
-        return None
-    config_class = _config_class(node, problems)
-    if config_class is None:
-        return None
-    config = _collect(config_class, _config_fields(node), "model", problems)
-    return unchecked(ModelConfig, {"model_class": node["model_class"], "parallel": parallel, "model_config": config})
+        problems.extend(independent([Unread.about("model.model_class", "missing", fix)], problems))
+    parallel = _read_parallel(plain, node, problems)
+    is_known = "model_class" in node or node.get("config_class") is not None
+    config_class = _config_class(node, problems) if is_known else None
+    config = config_class and _collect(config_class, _config_fields(node), "model", problems)
+    values = {"model_class": node.get("model_class", ""), "parallel": parallel, "model_config": config}
+    return unchecked(ModelConfig, values)
 
 
 def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: list[Problem]) -> ParallelConfig:
@@ -210,7 +209,7 @@ def _annotated_config(path: Any) -> Any:
     if not dataclasses.is_dataclass(hint):
         text = "its field `config` is not annotated with a config dataclass"
         raise ConfigError(
-            [Problem({"model.model_class": path}, text, "Annotate it, or name the dataclass in model.config_class.")]
+            [Unread({"model.model_class": path}, text, "Annotate it, or name the dataclass in model.config_class.")]
         )
     return hint
 
@@ -251,13 +250,13 @@ def _locate(path: Any, key: str) -> Any:
         found = getattr(importlib.import_module(module_name), name) if module_name else None
     except ImportError as error:
         missing = f"cannot import it: {error}"
-        raise ConfigError([Problem({key: path}, missing, "It must be installed, or lie in this folder.")]) from None
+        raise ConfigError([Unread({key: path}, missing, "It must be installed, or lie in this folder.")]) from None
     except AttributeError:
         module = importlib.import_module(module_name)
         known = [item for item, value in vars(module).items() if isinstance(value, type)]
-        raise ConfigError([Problem({key: path}, f"{module_name} has no {name}", nearest(name, known))]) from None
+        raise ConfigError([Unread({key: path}, f"{module_name} has no {name}", nearest(name, known))]) from None
     if not isinstance(found, type):
-        raise ConfigError([Problem({key: path}, "must be the dotted path of a class, such as my_package.MyModel")])
+        raise ConfigError([Unread({key: path}, "must be the dotted path of a class, such as my_package.MyModel")])
     return found
 
 

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig, TrainerConfig
+from xlstm_hydra.configs._problems import independent
 
 from ._compose import SweepLoader, parse
 from ._copy import copy_config
@@ -150,7 +151,7 @@ class _Composer:
         with _as_job(base.job):
             run, broken = read(cfg)
         refused += [*base.problems, *(problem for problem in found if not _is_lost(problem, base))]
-        broken = [problem for problem in broken if not _is_lost(problem, base)]
+        broken = [problem for problem in independent(broken, refused) if not _is_lost(problem, base)]
         if not refused and not broken:
             refused += more(run)
         return Point(list(overrides), refused, broken, OmegaConf.select(cfg, "task.name"), run)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -15,15 +16,24 @@ from yaml import YAMLError
 
 from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
+from xlstm_hydra.configs._problems import Unread, either, nearest, show
 from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._problems import either, nearest, show
+from xlstm_hydra.configs._synonyms import meant as meant_name
+from xlstm_hydra.configs._synonyms import same_meaning
 
 from ._engines import ENGINES, not_installed
+from ._options import options_with
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
 
 NO_SUCH_KEY = "no such key"
+
+_MODEL_KEYS = ("model_class", "config_class", "parallel")
+"""Keys of a model's node that its option sets."""
+
+_TYPO = 0.85
+"""Similarity from which a name is taken for another one that was mistyped, whatever else has the name."""
 
 _CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
 """What Hydra says of a function that it does not take."""
@@ -119,8 +129,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return Problem({key: override.value()}, "must be the name of an option")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
-        return Problem.about(key, f"expected {expected}, got {show(override.value())}")
-    unknown = None if is_choice else _unknown_key(key, cfg)
+        return Unread.about(key, f"expected {expected}, got {show(override.value())}")
+    unknown = None if is_choice else _unknown_key(key, cfg, override.config_loader)
     return unknown or Problem.about(text, _first_line(error))
 
 
@@ -162,7 +172,7 @@ def _expected(key: str, cfg: DictConfig) -> str | None:
     return type_name(hints(cls)[name]) if cls and dataclasses.is_dataclass(cls) and name in hints(cls) else None
 
 
-def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
+def _unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None) -> Problem | None:
     """The first part of a dotted key that leads nowhere."""
     parts = key.split(".")
     node: Any = cfg
@@ -170,7 +180,9 @@ def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
         if not isinstance(node, DictConfig):
             return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value, without fields")
         if part not in node:
-            return Problem.about(".".join(parts[: depth + 1]), NO_SUCH_KEY, _way_out(parts, depth, node, cfg))
+            return Problem.about(
+                ".".join(parts[: depth + 1]), NO_SUCH_KEY, _way_out(parts, depth, node, cfg, config_loader)
+            )
         if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
             text = "shows another part of the config, which is changed under its own name"
             return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))
@@ -178,28 +190,38 @@ def _unknown_key(key: str, cfg: DictConfig) -> Problem | None:
     return None
 
 
-def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig) -> str:
-    """The key that was probably meant: of a sibling's name, or of the same name in another group."""
+def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, loader: ConfigLoader | None) -> str:
+    """The key that was probably meant, or the options that have it: a sibling under its name here, the key of another
+    option of the group, a key of another group, a sibling with a name like it."""
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
         return f"No option of that group is chosen: write {parts[0]}=... beside {'.'.join(parts)}=..."
-    siblings = [str(name) for name in node if name != "hydra"]
-    if near := near_name(parts[depth], siblings):
-        return f"Did you mean {'.'.join([*parts[:depth], near, *parts[depth + 1 :]])}?"
-    if parts[0] != "hydra" and (elsewhere := _same_name(parts[-1], cfg)):
+    siblings, is_own = _typed_names(parts[:depth], node), parts[0] == "hydra"
+    meant = meant_name(parts[depth], siblings) or near_name(parts[depth], siblings, cutoff=_TYPO)
+    if meant is None and depth == 1 and not is_own and (options := options_with(parts[0], parts[1], loader)):
+        return f"{either(options)} has it."
+    if meant is None and not is_own and (elsewhere := _same_name(parts[-1], cfg)):
         return elsewhere
+    if meant := meant or near_name(parts[depth], siblings):
+        return f"Did you mean {'.'.join([*parts[:depth], meant, *parts[depth + 1 :]])}?"
     if depth and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
         return f"To add it, write +{'.'.join(parts)}=..."
     return f"Known: {', '.join(siblings)}."
 
 
+def _typed_names(path: list[str], node: DictConfig) -> list[str]:
+    """The keys of a node that a user types: without Hydra's own, and without what the option of a model sets."""
+    names = [str(name) for name in node if name != "hydra" and not str(name).startswith("_")]
+    fields = [name for name in names if path != ["model"] or name not in _MODEL_KEYS]
+    return fields or names
+
+
 def _same_name(name: str, cfg: DictConfig) -> str:
-    paths = _paths(OmegaConf.to_container(cfg, resolve=False))
-    same = [path for path in paths if path.rpartition(".")[2] == name]
+    same = same_meaning(name, _paths(OmegaConf.to_container(cfg, resolve=False)))
     return f"Did you mean {either(same)}?" if same else ""
 
 
 def _paths(tree: Any, prefix: str = "") -> Iterator[str]:
     """The dotted keys of all values that are not Hydra's own."""
     for name, item in tree.items():
-        if prefix or name != "hydra":
+        if not name.startswith("_") and (prefix or name != "hydra"):
             yield from _paths(item, f"{prefix}{name}.") if isinstance(item, dict) else [f"{prefix}{name}"]

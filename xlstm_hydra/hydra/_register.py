@@ -10,11 +10,12 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra import configs
 from xlstm_hydra._conf_dir import conf_dir
 
+from ._schema import structured
 from ._sweeper import SweeperConfig
 from ._versions import REPLACE, register_resolver
 
@@ -103,7 +104,13 @@ def register() -> None:
     register_resolvers()
     store = ConfigStore.instance()
     for name, schema in {**SCHEMAS, **PLUGINS}.items():
-        store.store(group=GROUP, name=name, node=schema, provider="xlstm-hydra", **REPLACE)
+        store.store(group=GROUP, name=name, node=structured(schema), provider="xlstm-hydra", **REPLACE)
+
+
+def schema_node(name: str) -> DictConfig | None:
+    """The node of a schema in `xlstm_hydra/schema`; None where there is none of that name."""
+    schema = SCHEMAS.get(name) or PLUGINS.get(name)
+    return None if schema is None else structured(schema)
 
 
 @contextmanager
