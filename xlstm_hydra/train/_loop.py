@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from ._agree import agree_on_corpus, agree_on_run
 from ._auto import choose_layout
 from ._cache import Programs, compilation_cache
 from ._devices import start_devices
+from ._faults import faults_reported
 from ._log import MetricLog, Stopwatch, bits, log
 from ._plan import RunPlan, plan_program
 from ._processes import agree_on_folder, is_first, of_first, several, tell_others, together
@@ -59,12 +61,15 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint that it continues from.
         FloatingPointError: a loss is not finite.
+        OSError: the machine has ended the run, such as by a full disk. The text says what is saved.
         Preempted: a signal has asked for an end, and the run is saved (see `xlstm_hydra.preemption`).
     """
     with watched() as watch, together(run.distributed):
         if several():
             watch.before_leaving = tell_others
-        return _train(run, agree_on_folder(Path(folder)), overrides, watch)
+        folder = agree_on_folder(Path(folder))
+        with faults_reported(folder):
+            return _train(run, folder, overrides, watch)
 
 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
@@ -113,17 +118,15 @@ def _train_from(
     entropy = corpus.unigram_entropy()
     data = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
     _announce(program, plan, data)
-    checkpoints = _open_checkpoints(run, folder)
-    loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata, corpus.unit, watch)
-    loop.losses = [*logged.losses]
-    try:
-        with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
-            loop.run(state, metric_log)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"resume={folder} goes on from its last checkpoint, if it has one") from None
-    finally:
-        if checkpoints is not None:
-            checkpoints.close()
+    validation = _validation(program, held_out)
+    with _open_checkpoints(run, folder) as checkpoints:
+        loop = _Loop(program, batches, validation, checkpoints, metadata, corpus.unit, watch)
+        loop.losses = [*logged.losses]
+        try:
+            with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
+                loop.run(state, metric_log)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"resume={folder} goes on from its last checkpoint, if it has one") from None
     if loop.stopped_after is not None:
         raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
     plan.compare(folder, loop.stopwatch, programs)
@@ -181,6 +184,8 @@ class _Loop:
             batch, numbers = self.program.put(next(self.batches)), self.program.numbers(step - 1)
             state, metrics = self.program.train_step(state, batch, numbers)
             self.watch.defer()
+            if self.checkpoints is not None:
+                self.checkpoints.check()
             pending.append(metrics)
             stopwatch.add(tokens)
             save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
@@ -296,9 +301,9 @@ def _own_logger(run: RunConfig) -> LoggerConfig:
     return run.logger if is_first() else replace(run.logger, progress=False, csv=False, tensorboard=False)
 
 
-def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:
+def _open_checkpoints(run: RunConfig, folder: Path) -> AbstractContextManager[Checkpoints | None]:
     wanted = run.checkpoint.save_every_n_steps > 0 or run.checkpoint.save_last
-    return Checkpoints(folder, run.checkpoint) if wanted else None
+    return Checkpoints(folder, run.checkpoint) if wanted else nullcontext()
 
 
 def _record(
