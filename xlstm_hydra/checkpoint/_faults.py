@@ -3,6 +3,7 @@ tracebacks that their threads print."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -15,6 +16,8 @@ from xlstm_hydra.metadata._abandoned import ignore_abandoned_requests
 _ABSL = logging.getLogger("absl")
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
 """How TensorStore gives the number of the system's error, in the text of a `ValueError`."""
+_STATUSES = {"NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES, "UNAVAILABLE": errno.EIO}
+"""What such a text begins with, where it has no number."""
 
 
 class SaveError(OSError):
@@ -39,40 +42,50 @@ def system_error(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError):
             return error
-        if found := _CODE.search(str(error)):
-            return OSError(int(found[1]), os.strerror(int(found[1])))
+        text = str(error)
+        code = int(found[1]) if (found := _CODE.search(text)) else _STATUSES.get(text.partition(":")[0])
+        if code is not None:
+            return OSError(code, os.strerror(code))
         error = error.__cause__
     return None
 
 
 @contextmanager
 def saving(step: int | None, folder: Path) -> Iterator[None]:
-    """Raise what keeps a step from being saved as a `SaveError`, if the system is the cause. None: no step in particular."""
+    """Raise what keeps a step (None: no step in particular) from being saved as a `SaveError`, if the system is the
+    cause. An error of another kind, which is a bug, passes."""
     try:
         yield
     except SaveError:
         raise
     except Exception as error:
         cause = system_error(error)
+        if (cause is None or cause.errno == errno.ENOENT) and step is not None and not any(folder.glob(f"{step}*")):
+            cause = FileNotFoundError(errno.ENOENT, "the folder has been removed")
         if cause is None:
             raise
         raise SaveError(step, folder, cause) from error
 
 
 class Listener:
-    """Hears what Orbax's threads log. Errors of the system are kept for the main thread, and not printed."""
+    """Keeps the errors that Orbax's threads log, while something is saved. The main thread raises one of them."""
 
     def __init__(self) -> None:
-        self.heard: OSError | None = None
-        """The first one."""
+        self._heard: list[BaseException] = []
         ignore_abandoned_requests()
-        _ABSL.addFilter(self._is_needed)
+        _ABSL.addFilter(self._is_printed)
 
     def stop(self) -> None:
         """Let everything be printed again."""
-        _ABSL.removeFilter(self._is_needed)
+        _ABSL.removeFilter(self._is_printed)
 
-    def _is_needed(self, record: logging.LogRecord) -> bool:
-        error = system_error(record.exc_info[1]) if record.exc_info else None
-        self.heard = self.heard or error
+    def raise_heard(self) -> None:
+        """Raise what was heard, if anything was: an error of the system rather than what follows from it."""
+        if self._heard:
+            raise next((error for error in self._heard if system_error(error)), self._heard[0])
+
+    def _is_printed(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            self._heard.append(error)
         return error is None

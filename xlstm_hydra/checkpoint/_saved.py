@@ -161,8 +161,9 @@ class Checkpoints:
         Raises:
             SaveError: it has.
         """
-        if self._listener.heard is not None and self._in_background is not None:
-            raise SaveError(self._in_background, self._folder, self._listener.heard)
+        if self._in_background is not None:
+            with saving(self._in_background, self._folder):
+                self._listener.raise_heard()
 
     def close(self) -> None:
         """Wait until everything is on disk.
@@ -175,14 +176,17 @@ class Checkpoints:
             with saving(None, self._folder):
                 self._delete_stopgaps()
                 self._empty_trash()
-        finally:
-            with suppress(SaveError), saving(None, self._folder):  # raised before
                 self._manager.close()
+        except Exception:
+            with suppress(Exception):  # the same once more
+                self._manager.close()
+            raise
+        finally:
             self._listener.stop()
 
     def _wait(self) -> None:
         """Wait for the save in the background."""
-        while self._manager.is_saving_in_progress():
+        while self._in_background is not None and self._manager.is_saving_in_progress():
             self.check()  # the processes that have not failed keep Orbax waiting
             time.sleep(_POLL_SECONDS)
         with saving(self._in_background, self._folder):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from xlstm_hydra.checkpoint import SaveError
+from xlstm_hydra.checkpoint import SaveError, reason
 from xlstm_hydra.metadata import saved_steps
 
 from ._log import log
@@ -37,20 +36,22 @@ def faults_reported(folder: Path) -> Iterator[None]:
         with _log_files_may_fail():
             yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno == errno.EBADF:  # no machine causes it, only a program
             raise
         raise RunEnded(_message(error, folder.absolute())) from error
 
 
 def _message(error: OSError, folder: Path) -> str:
-    what = str(error) if isinstance(error, SaveError) else _failed_write(error, folder)
+    what = str(error) if isinstance(error, SaveError) else _failure(error, folder)
     return f"{what}. {_what_is_saved(folder)} {_way_out(error, folder)}"
 
 
-def _failed_write(error: OSError, folder: Path) -> str:
-    if error.filename is None:
-        return f"writing in {folder} failed: {error.strerror}"
-    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+def _failure(error: OSError, folder: Path) -> str:
+    if error.strerror is None:
+        return str(error)
+    if error.errno not in _WAYS_OUT:
+        return reason(error)
+    return f"writing in {folder} failed: {reason(error)}"
 
 
 def _what_is_saved(folder: Path) -> str:
