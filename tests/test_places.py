@@ -131,10 +131,10 @@ def test_other_errors_stay_as_they_are(error):
 
 
 REFUSED = {
-    "no step": ("{}@abc", "'abc' behind the @ is no step. Saved are steps 2 or 10."),
-    "an empty step": ("{}@", "'' behind the @ is no step"),
-    "no run": ("{}/nope@2", "/nope/checkpoints. Give"),
-    "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints. Give"),
+    "no step": ("{}@abc", "expected a step number after '@', got 'abc'. Saved are steps 2 or 10."),
+    "an empty step": ("{}@", "expected a step number after '@', got ''"),
+    "no run": ("{}/nope@2", "/nope/checkpoints, because there is no folder"),
+    "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints, because there is no folder"),
 }
 
 

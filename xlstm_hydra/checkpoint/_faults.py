@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from xlstm_hydra.metadata._abandoned import ignore_abandoned_requests
+from xlstm_hydra.metadata._abandoned import end_abandoned_requests, ignore_abandoned_requests
 
 _ABSL = logging.getLogger("absl")
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
@@ -64,27 +64,32 @@ def saving(step: int | None, folder: Path) -> Iterator[None]:
             cause = FileNotFoundError(errno.ENOENT, "the folder has been removed")
         if cause is None:
             raise
+        end_abandoned_requests()
         raise SaveError(step, folder, cause) from error
 
 
-class Listener:
+class Listener(logging.Filter):
     """Keeps the errors that Orbax's threads log, while something is saved. The main thread raises one of them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._heard: list[BaseException] = []
         ignore_abandoned_requests()
-        _ABSL.addFilter(self._is_printed)
+        for other in [each for each in _ABSL.filters if isinstance(each, Listener)]:
+            other.stop()
+        _ABSL.addFilter(self)
 
     def stop(self) -> None:
-        """Let everything be printed again."""
-        _ABSL.removeFilter(self._is_printed)
+        """Let everything be printed again, where no thread is left that may log an error."""
+        _ABSL.removeFilter(self)
 
     def raise_heard(self) -> None:
         """Raise what was heard, if anything was: an error of the system rather than what follows from it."""
         if self._heard:
             raise next((error for error in self._heard if system_error(error)), self._heard[0])
 
-    def _is_printed(self, record: logging.LogRecord) -> bool:
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep an error, and print anything else."""
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
             self._heard.append(error)

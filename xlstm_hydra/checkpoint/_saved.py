@@ -149,7 +149,7 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
                 progress=ocp.args.StandardSave({"step": state.step, "rng": state.rng}),
-                data=ocp.args.JsonSave({"batches": data.position, **logged._asdict()}),
+                data=ocp.args.JsonSave({"step": step, "batches": data.position, **logged._asdict()}),
                 metadata=ocp.args.JsonSave(dict(metadata)),
             ),
             metrics=metrics,
@@ -181,8 +181,7 @@ class Checkpoints:
             with suppress(Exception):  # the same once more
                 self._manager.close()
             raise
-        finally:
-            self._listener.stop()
+        self._listener.stop()
 
     def _wait(self) -> None:
         """Wait for the save in the background."""

@@ -6,11 +6,16 @@ threads of TensorStore, which find the loop closed, or in futures that nobody re
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import logging
 import sys
 import traceback
 from typing import Any
+
+_MARKS = ("/orbax/", "[tensorstore_spec=", "[os_error_code=")
+"""What the name of a file of Orbax, or the text of an error of TensorStore, has in it."""
 
 
 @functools.cache
@@ -23,7 +28,13 @@ def ignore_abandoned_requests() -> None:
             before(unraisable)
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(lambda record: not _is_unread_future(record))
+    logging.getLogger("asyncio").addFilter(lambda record: not _is_of_orbax(record))
+
+
+@functools.cache
+def end_abandoned_requests() -> None:
+    """Let the coroutines of such requests end while Python is whole: at its end they print that they cannot import."""
+    atexit.register(gc.collect)
 
 
 def _found_closed_loop(error: BaseException | None) -> bool:
@@ -32,11 +43,8 @@ def _found_closed_loop(error: BaseException | None) -> bool:
     return any(frame.name == "call_soon_threadsafe" for frame in traceback.extract_tb(error.__traceback__))
 
 
-def _is_unread_future(record: logging.LogRecord) -> bool:
+def _is_of_orbax(record: logging.LogRecord) -> bool:
+    """True if asyncio logs a task or future of Orbax that nobody waits for any more."""
     error = record.exc_info[1] if record.exc_info else None
-    if error is None or "never retrieved" not in record.getMessage():
-        return False
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return (
-        any("orbax" in file for file in files) or "tensorstore_spec=" in str(error) or "[os_error_code=" in str(error)
-    )
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)] if error else []
+    return any(mark in text for text in (record.getMessage(), str(error), *files) for mark in _MARKS)

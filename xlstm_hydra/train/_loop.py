@@ -31,7 +31,6 @@ from xlstm_hydra.metadata import (
     find_start,
     provenance,
     refuse_to_overwrite,
-    step_of,
     write_metadata,
 )
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
@@ -91,7 +90,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
                 if not start.is_own or several():
                     raise
                 log.warning("%s", error)
-                start = find_start(run, folder, [step_of(path) for path in (start.checkpoint, *start.damaged) if path])
+                start = find_start(run, folder, [path for path in (start.checkpoint, *start.damaged) if path])
 
 
 def _train_from(
