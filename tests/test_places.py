@@ -11,7 +11,7 @@ from saved import save_text
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, saved_steps, step_of
-from xlstm_hydra.metadata._places import told_if_damaged
+from xlstm_hydra.metadata._damage import told_if_damaged
 
 
 def mark(run, step, content):

@@ -23,7 +23,8 @@ from etils import epath
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
-from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused, told_if_damaged, told_under
+from xlstm_hydra.metadata._damage import told_if_damaged, told_under
+from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused
 
 from ._faults import Listener, SaveError, saving
 from ._parts import differing
@@ -239,7 +240,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     args["data"] = ocp.args.JsonRestore()
     with (
         told_under(RESTORE, checkpoint),
-        told_if_damaged("training state"),
+        told_if_damaged("training state", checkpoint),
         ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
     ):
         restored = reader.restore(epath.Path(checkpoint), args=ocp.args.Composite(**args))
@@ -253,7 +254,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
 
 def read_logged(checkpoint: Path) -> Logged:
     """What the log goes on from, which earlier versions did not save."""
-    with told_under(RESTORE, checkpoint), told_if_damaged("position in the data"):
+    with told_under(RESTORE, checkpoint), told_if_damaged("position in the data", checkpoint / "data"):
         content = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
     return Logged(tuple(content.get("losses", ())), content.get("validation_loss"))
 
@@ -265,7 +266,7 @@ def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
         ConfigError: it has others, or cannot be read.
     """
     what = "parameters" if item == "params" else "optimizer state"
-    with told_under(RESTORE, checkpoint), told_if_damaged(what):
+    with told_under(RESTORE, checkpoint), told_if_damaged(what, checkpoint / item):
         saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
     shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}

@@ -1,5 +1,6 @@
 """Config <-> the JSON beside a checkpoint. Reading never imports or runs anything that the text names."""
 
+from ._damage import DamagedCheckpoint as DamagedCheckpoint
 from ._difference import ABSENT as ABSENT
 from ._difference import BOOKKEEPING as BOOKKEEPING
 from ._difference import KINDS as KINDS
@@ -15,7 +16,6 @@ from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata
 from ._format import read_run as read_run
 from ._format import write_metadata as write_metadata
-from ._places import DamagedCheckpoint as DamagedCheckpoint
 from ._places import hold_folder as hold_folder
 from ._places import known_step as known_step
 from ._places import read_metadata_text as read_metadata_text

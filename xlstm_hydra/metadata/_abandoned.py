@@ -12,6 +12,7 @@ import gc
 import logging
 import sys
 import traceback
+import types
 from typing import Any
 
 _MARKS = ("/orbax/", "[tensorstore_spec=", "[os_error_code=")
@@ -24,7 +25,7 @@ def ignore_abandoned_requests() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if not _found_closed_loop(unraisable.exc_value):
+        if not (_found_closed_loop(unraisable.exc_value) or _is_coroutine_of_orbax(unraisable.object)):
             before(unraisable)
 
     sys.unraisablehook = hook
@@ -41,6 +42,10 @@ def _found_closed_loop(error: BaseException | None) -> bool:
     if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
         return False
     return any(frame.name == "call_soon_threadsafe" for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _is_coroutine_of_orbax(value: object) -> bool:
+    return isinstance(value, types.CoroutineType) and _MARKS[0] in value.cr_code.co_filename
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:

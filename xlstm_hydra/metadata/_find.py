@@ -18,9 +18,11 @@ from ._places import (
     has_metadata,
     is_checkpoint,
     is_finished,
+    known_step,
     log,
     refused,
     saved_checkpoints,
+    step_in_name,
     steps_folder,
     to_path,
 )
@@ -64,7 +66,7 @@ def reached(place: str, key: str) -> Iterator[None]:
 def _find(place: str, key: str) -> Path:
     path = to_path(place)
     if saved := saved_checkpoints(path):
-        return _real(_latest(saved, place))
+        return _real(_latest(path, saved))
     if (found := _checkpoint_around(path)) is not None:
         if not is_finished(found):
             raise refused(place, f"{found.name} is not a complete checkpoint: its save did not end", _FIX, key)
@@ -82,20 +84,27 @@ def _checkpoint_around(path: Path) -> Path | None:
     return next((folder for folder in (path, *list(path.parents)[:3]) if is_checkpoint(folder)), None)
 
 
-def _latest(saved: dict[int, Path], place: str) -> Path:
+def _latest(place: Path, saved: dict[int, Path]) -> Path:
     """The latest checkpoint that has metadata; the latest of all where none has, for the message."""
     whole = [step for step in sorted(saved) if has_metadata(saved[step])]
     if not whole:
         return saved[max(saved)]
-    if left_out := [str(step) for step in sorted(saved) if step > whole[-1]]:
-        text = "%s: checkpoint %s is left out, because its metadata is missing or damaged; step %d is used"
-        log.warning(text, place, either(left_out), whole[-1])
-    return saved[whole[-1]]
+    newest = whole[-1]
+    if left_out := [str(item) for item in _items(steps_folder(place)) if (step_in_name(item) or 0) > newest]:
+        text = "not a complete checkpoint, and left out: %s; that of step %d is used"
+        log.warning(text, ", ".join(left_out), newest)
+    return saved[newest]
 
 
 def _named(run: Path, wanted: str, place: str, key: str) -> Path:
     """The checkpoint of a run by its step, or by the name of a copy or link beside it."""
     saved, is_step = saved_checkpoints(run), wanted.isascii() and wanted.isdigit()
+    if not saved and is_checkpoint(run):
+        step = known_step(run)
+        if is_step and int(wanted) == step:
+            return run
+        what = "a checkpoint itself" if step is None else f"the checkpoint of step {step}"
+        raise refused(place, f"{run} is {what}", f"Leave out '@{wanted}'.", key)
     if is_step and int(wanted) in saved:
         return saved[int(wanted)]
     if wanted and not is_step and "/" not in wanted and is_checkpoint(steps_folder(run) / wanted):
@@ -129,8 +138,9 @@ def _no_folder(path: Path) -> tuple[str, str]:
     if not isinstance(path, Path):
         return f"no checkpoints in {path / FOLDER}", _FIX
     if path.exists():
-        run = next((folder for folder in path.parents if saved_checkpoints(folder)), None)
-        return "is a file, not a run or a checkpoint", _FIX if run is None else f"Give the run that it is in: {run}."
+        around = path.parent.parent if path.parent.name == FOLDER else path.parent
+        fix = f"Give the run that it is in: {around}." if _has_checkpoints(around) else _FIX
+        return "is a file, not a run or a checkpoint", fix
     near = difflib.get_close_matches(path.name, [item.name for item in _items(path.parent)], 3)
     fix = f"Did you mean {either(str(path.parent / name) for name in near)}?" if near else _FIX
     return f"no checkpoints in {path.absolute() / FOLDER}, because there is no folder {path.absolute()}", fix
@@ -140,12 +150,21 @@ def _runs_below(folder: Path) -> Iterator[Path]:
     """Runs with checkpoints in a folder, three levels deep: outputs/DATE/TIME/JOB."""
     level = [folder]
     for _ in range(3):
-        level = [item for above in level for item in _items(above) if item.is_dir()][:_LOOKED_AT]
-        yield from (item for item in level if saved_checkpoints(item))
+        level = [item for above in level for item in _items(above)][:_LOOKED_AT]
+        runs = [item for item in level if _has_checkpoints(item)]
+        yield from runs
+        level = [item for item in level if item not in runs]
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    try:
+        return bool(saved_checkpoints(folder))
+    except OSError:
+        return False
 
 
 def _items(folder: Path) -> list[Path]:
-    """What is in a folder, numbers in their order; nothing where it cannot be read."""
+    """What is in a folder, numbers in their order; nothing where it is not one, or cannot be read."""
     try:
         return sorted(folder.iterdir(), key=lambda item: item.name.zfill(12) if item.name.isdigit() else item.name)
     except OSError:

@@ -14,8 +14,6 @@ from typing import Any, cast
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either
 
-from ._abandoned import end_abandoned_requests, ignore_abandoned_requests
-
 log = logging.getLogger("xlstm_hydra")
 
 FOLDER = "checkpoints"
@@ -50,8 +48,14 @@ def known_step(checkpoint: Path) -> int | None:
     except (OSError, ValueError, RecursionError):
         content = None
     recorded = content if isinstance(content, dict) else {}
-    steps = (recorded.get("step"), _step_in_name(checkpoint), recorded.get("batches"))  # the last one: earlier versions
+    steps = (recorded.get("step"), step_in_name(checkpoint), recorded.get("batches"))  # the last one: earlier versions
     return next((step for step in steps if type(step) is int), None)
+
+
+def step_in_name(folder: Path) -> int | None:
+    """The step that the name of a folder gives, or None."""
+    digits = folder.name.removeprefix(PREFIX)
+    return int(digits) if digits.isascii() and digits.isdigit() else None
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -107,7 +111,7 @@ def saved_checkpoints(place: Path) -> dict[int, Path]:
     """
     folder = steps_folder(place)
     items = sorted(folder.iterdir()) if folder.is_dir() else []
-    steps = {item: step for item in items if (step := _step_in_name(item)) is not None and item.is_dir()}
+    steps = {item: step for item in items if (step := step_in_name(item)) is not None and item.is_dir()}
     if folder == place:  # numbers name other things too, such as the jobs of a sweep
         steps = {item: step for item, step in steps.items() if is_checkpoint(item)}
     return {step: item for item, step in steps.items() if is_finished(item)}
@@ -148,7 +152,7 @@ def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
     """
     folder = run_folder / FOLDER
     if folder.is_dir() and (
-        files := [item for item in sorted(folder.iterdir()) if _step_in_name(item) is not None and not item.is_dir()]
+        files := [item for item in sorted(folder.iterdir()) if step_in_name(item) is not None and not item.is_dir()]
     ):
         text = f"{files[0]} is a file, and stands where a checkpoint would be saved"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove it.")])
@@ -179,44 +183,3 @@ def hold_folder(folder: Path) -> Iterator[None]:
 def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
     """An error about the checkpoint that `key` names."""
     return ConfigError([Problem({key: place}, text, fix)])
-
-
-def _step_in_name(folder: Path) -> int | None:
-    digits = folder.name.removeprefix(PREFIX)
-    return int(digits) if digits.isascii() and digits.isdigit() else None
-
-
-class DamagedCheckpoint(ConfigError):
-    """Files of a checkpoint are missing or cut off."""
-
-
-@contextmanager
-def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
-    """What is wrong with a checkpoint is told with the key that names it."""
-    try:
-        yield
-    except ConfigError as error:
-        where = f"{key}={checkpoint}"
-        kind = DamagedCheckpoint if isinstance(error, DamagedCheckpoint) else ConfigError
-        raise kind(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
-
-
-@contextmanager
-def told_if_damaged(what: str) -> Iterator[None]:
-    """What Orbax and TensorStore raise where files of a checkpoint are missing or cut off, as a `DamagedCheckpoint`."""
-    ignore_abandoned_requests()
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        # Orbax wraps what TensorStore says of an array in an error that is no more than an `Exception`.
-        if type(error) is not Exception and not isinstance(error, OSError | KeyError | ValueError):
-            raise
-        end_abandoned_requests()
-        reason = str(error.__cause__ or error).partition("\n")[0].partition(" [tensorstore_spec")[0]
-        text, fix = (
-            f"its {what} cannot be read: {reason.removesuffix('.')}",
-            "The checkpoint may be cut off; choose another step.",
-        )
-        raise DamagedCheckpoint([Problem.about("", text, fix)]) from error

@@ -22,7 +22,7 @@ from xlstm_hydra.checkpoint import (
     restore,
     to_json,
 )
-from xlstm_hydra.configs import AUTO, LoggerConfig, RunConfig
+from xlstm_hydra.configs import LoggerConfig, RunConfig
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import (
@@ -33,16 +33,17 @@ from xlstm_hydra.metadata import (
     refuse_to_overwrite,
     write_metadata,
 )
-from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
+from xlstm_hydra.parallel import report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 
 from ._agree import agree_on_corpus, agree_on_run
+from ._announce import announce, announce_start
 from ._auto import choose_layout
 from ._cache import Programs, compilation_cache
 from ._devices import start_devices
 from ._faults import faults_reported
 from ._log import MetricLog, Stopwatch, bits, log
-from ._plan import RunPlan, plan_program
+from ._plan import plan_program
 from ._processes import agree_on_folder, is_first, of_first, several, tell_others, together
 from ._program import Program, build_program
 from ._resume import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
@@ -100,7 +101,7 @@ def _train_from(
     run = choice.run
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
     if is_first():
-        _tell_start(run, start, resumed)
+        announce_start(run, folder, start, resumed)
     program = build_program(run)
     plan = plan_program(program)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
@@ -116,7 +117,7 @@ def _train_from(
     plan.keep(folder)
     entropy = corpus.unigram_entropy()
     data = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
-    _announce(program, plan, data)
+    announce(program, plan, data)
     validation = _validation(program, held_out)
     with _open_checkpoints(run, folder) as checkpoints:
         loop = _Loop(program, batches, validation, checkpoints, metadata, corpus.unit, watch)
@@ -259,16 +260,6 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [program.put(batch) for batch in batches]
 
 
-def _tell_start(run: RunConfig, start: Start, resumed: Resumed | None) -> None:
-    """Say where the run goes on, where it does."""
-    if start.is_own and run.checkpoint.restore != AUTO:
-        log.info("SLURM has started this job again, so that it goes on in its own folder")
-    if resumed is not None:
-        resumed.tell()
-    elif start.is_own:
-        log.info("checkpoint.restore=auto: the run's folder has no checkpoint, so it begins anew")
-
-
 def _set_aside(start: Start) -> None:
     """Move what is damaged out of the way, and say so."""
     if not start.damaged:
@@ -321,32 +312,3 @@ def _record(
         (folder / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
         (folder / "parameters.txt").write_text(report(program.placements) + "\n", encoding="utf-8")
     return metadata
-
-
-def _announce(program: Program, plan: RunPlan, data: str) -> None:
-    """Tell the layout and what there is to beat, and warn of what will probably not be wanted."""
-    if not is_first():
-        return
-    parallel, shape = program.run.parallel, program.mesh.shape
-    log.info("mesh: %s", describe_mesh(program.mesh))
-    if (axes := program.axes).pipeline is not None:
-        idle = bubble_fraction(axes.stages, axes.microbatches)
-        log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
-    log.info("%s", summary(program.placements))
-    plan.tell()
-    log.info("%s", data)
-    sharded = any(placement.fsdp_axis is not None for placement in program.placements)
-    if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
-        log.info("parallel.fsdp_axis_size is 1 on this mesh: nothing is sharded")
-    if shape[parallel.fsdp_axis_name] > 1 and not sharded:
-        log.warning("FSDP shards no parameter; parameters.txt says why for each. Lower parallel.fsdp_min_weight_size?")
-    if sharded and not parallel.remat:
-        log.warning("without parallel.remat every gathered parameter is kept for the backward pass")
-    tensor = parallel.model_axis_name
-    if tensor in axes_across_hosts(program.mesh) and program.run.distributed.device_order is None:
-        text = "%s crosses hosts: every layer waits for the network. Lower parallel.model_axis_size?"
-        log.warning(text, tensor)
-    if shape[tensor] > 1 and not any(tensor in placement.spec for placement in program.placements):
-        log.warning(
-            "no parameter has an array axis for tensor parallelism: all %d devices compute the same", shape[tensor]
-        )
