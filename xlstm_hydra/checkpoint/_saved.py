@@ -83,7 +83,8 @@ class Checkpoints:
         )
         self._best = best
         self._folder = run_folder.resolve() / FOLDER
-        self._listener, self._in_background = Listener(), None
+        self._listener, self._has_failed = Listener(), False
+        self._in_background: int | None = None
         with saving(None, self._folder):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
             steps = self._manager.all_steps() if best else ()
@@ -96,6 +97,7 @@ class Checkpoints:
         """Close. If something else has failed, a save that fails too is only logged."""
         if isinstance(error, SaveError) and jax.process_count() > 1:
             return  # Orbax would wait for the other processes, which end with this one
+        self._has_failed = error is not None
         try:
             self.close()
         except SaveError as another:
@@ -182,7 +184,8 @@ class Checkpoints:
             with suppress(Exception):  # the same once more
                 self._manager.close()
             raise
-        self._listener.stop()
+        if not self._has_failed:
+            self._listener.stop()
 
     def _wait(self) -> None:
         """Wait for the save in the background."""
