@@ -1,6 +1,8 @@
 """Tokens: every byte once, shuffled, cut over processes, resumable."""
 
 import itertools
+import os
+import re
 
 import numpy as np
 import pytest
@@ -192,3 +194,90 @@ def test_spread_batches_are_always_the_same_and_padded_where_examples_run_out(nu
     parts = [spread_batches(numbered[:10], 8, 3, rows) for rows in (range(4), range(4, 8))]
     for whole, left, right in zip(batches, *parts, strict=True):
         np.testing.assert_array_equal(whole["inputs"], np.concatenate([left["inputs"], right["inputs"]]))
+
+
+def test_names_of_files_may_be_any_bytes(tmp_path):
+    (tmp_path / "plain.txt").write_bytes(b"a" * 100)
+    (tmp_path / os.fsdecode(b"\xff\xfe.txt")).write_bytes(b"b" * 100)
+    (tmp_path / "two\nlines.txt").write_bytes(b"c" * 100)
+    train, validation = open_corpus(text(tmp_path), 16, 256)
+    assert len(stream(train)) + len(stream(validation)) == 303
+    assert train.fingerprint() == open_corpus(text(tmp_path), 16, 256)[0].fingerprint()
+
+
+def make_loop(path):
+    path.symlink_to(path.name)
+
+
+def make_dangling(path):
+    path.symlink_to("gone")
+
+
+BROKEN = {
+    "dangling link": (make_dangling, "books/odd is a link to gone, which is not there"),
+    "loop of links": (make_loop, "books/odd cannot be read: Too many levels of symbolic links"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("path", ["books", "books/*", "books/odd"])
+def test_a_file_that_cannot_be_read_is_named(make, words, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "a.txt").write_bytes(b"a" * 100)
+    make(tmp_path / "books" / "odd")
+    with pytest.raises(ConfigError, match=f"^data.path='{re.escape(path)}': {words}"):
+        open_corpus(text(path), 16, 256)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_folder_that_cannot_be_read_is_named(error, books, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "sub":
+            error.filename = str(path)
+            raise error
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigError, match=f"data.path=.*: {books}/sub cannot be read: {error.strerror}"):
+        open_corpus(text(books), 16, 256)
+
+
+def test_what_is_not_a_file_is_left_out_of_a_folder_with_a_warning(books, caplog):
+    os.mkfifo(books / "fifo")
+    train, validation = open_corpus(text(books), 16, 256)
+    assert len(stream(train)) + len(stream(validation)) == 168
+    assert f"left out of the corpus, not regular files: 1, such as {books}/fifo is a FIFO" in caplog.text
+
+
+ODD = {
+    "FIFO": ("fifo", "is a FIFO. Give a file"),
+    "device": ("/dev/zero", "is a device. Give a file"),
+    "below a file": ("c.md/a", "c.md/a cannot be read: Not a directory"),
+    "too long": ("x" * 300, "cannot be read: File name too long"),
+    "no such user": ("~nobody-here/books", "there are no files there"),
+}
+
+
+@pytest.mark.parametrize(("path", "words"), ODD.values(), ids=ODD)
+def test_a_path_that_is_not_a_file_or_a_folder_is_refused(path, words, books, monkeypatch):
+    monkeypatch.chdir(books)
+    os.mkfifo("fifo")
+    with pytest.raises(ConfigError, match=f"^data.path='.*': .*{words}"):
+        open_corpus(text(path), 16, 256)
+
+
+def test_a_glob_finds_a_file_once_where_links_lead_in_circles(books):
+    (books / "sub" / "up").symlink_to("..")
+    train, validation = open_corpus(text(books / "**" / "*.txt"), 2, 256)
+    assert len(stream(train)) + len(stream(validation)) == 109
+
+
+@pytest.mark.parametrize("change", [lambda file: file.write_bytes(b""), lambda file: file.unlink()])
+def test_a_file_that_changes_while_it_is_read_is_named(change, books):
+    train, _ = open_corpus(text(books), 16, 256)
+    change(books / "a.txt")
+    with pytest.raises(OSError, match="a.txt"):
+        stream(train)

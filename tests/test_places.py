@@ -10,8 +10,8 @@ from etils import epath
 from saved import save_text
 
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, saved_steps, step_of
-from xlstm_hydra.metadata._places import told_if_damaged
+from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, refuse_to_overwrite, saved_steps, step_of
+from xlstm_hydra.metadata._damage import told_if_damaged
 
 
 def mark(run, step, content):
@@ -131,10 +131,10 @@ def test_other_errors_stay_as_they_are(error):
 
 
 REFUSED = {
-    "no step": ("{}@abc", "'abc' behind the @ is no step. Saved are steps 2 or 10."),
-    "an empty step": ("{}@", "'' behind the @ is no step"),
-    "no run": ("{}/nope@2", "/nope/checkpoints. Give"),
-    "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints. Give"),
+    "no step": ("{}@abc", "expected a step number after '@', got 'abc'. Saved are steps 2 or 10."),
+    "an empty step": ("{}@", "expected a step number after '@', got ''"),
+    "no run": ("{}/nope@2", "/nope/checkpoints, because there is no folder"),
+    "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints, because there is no folder"),
 }
 
 
@@ -144,3 +144,98 @@ def test_a_place_without_a_checkpoint_is_told_as_it_was_meant(tmp_path, place, w
         save_text(tmp_path / "run", "{}", step)
     with pytest.raises(ConfigError, match=re.escape(words)):
         find_checkpoint(place.format(tmp_path / "run"))
+
+
+OTHER_PLACES = {
+    "the folder of the checkpoints": ("run/checkpoints", 10),
+    "the folder of the checkpoints with a slash": ("run/checkpoints/", 10),
+    "a step in the folder of the checkpoints": ("run/checkpoints@2", 2),
+    "a step behind a slash": ("run/@2", 2),
+    "a step before a slash": ("run@2/", 2),
+    "a link": ("run/checkpoints/latest", 2),
+    "the name of a link": ("run@latest", 2),
+    "a copy": ("best", 2),
+    "a copy with its step": ("best@2", 2),
+    "a copy of all": ("steps", 10),
+    "the metadata file": ("run/checkpoints/2/metadata/metadata", 2),
+    "its arrays": ("run/checkpoints/2/params/d", 2),
+    "a job of a sweep": ("sweep/1", 10),
+    "relative": ("../{}/best", 2),
+}
+
+
+@pytest.fixture
+def copied(run, monkeypatch):
+    """The same run with copies and links of its checkpoints, and a sweep."""
+    monkeypatch.chdir(run.parent)
+    for item, name in {"params/d": "array", "data": "metadata"}.items():
+        (run / "checkpoints" / "2" / item).mkdir(parents=True)
+        (run / "checkpoints" / "2" / item / name).write_text('{"step": 2}')
+    (run / "checkpoints" / "latest").symlink_to("2")
+    shutil.copytree(run / "checkpoints" / "2", "best")
+    shutil.copytree(run / "checkpoints", "steps")
+    for job in ("0", "1", "10", "2"):
+        shutil.copytree(run, f"sweep/{job}")
+    shutil.copytree("sweep", "runs")
+    (run.parent / "sweep" / "sweep.jsonl").touch()
+    return run.parent
+
+
+@pytest.mark.parametrize(("place", "step"), OTHER_PLACES.values(), ids=OTHER_PLACES)
+def test_whatever_is_a_checkpoint_by_its_contents_is_found(copied, place, step):
+    checkpoint = find_checkpoint(place.format(copied.name))
+    assert step_of(checkpoint) == step and read_metadata_text(checkpoint) == f"text of {step}"
+    assert checkpoint.is_absolute() and "latest" not in str(checkpoint)
+
+
+NOT_ONE = {
+    "a sweep": ("sweep", "is a sweep, not a run; runs with checkpoints in it are sweep/0, sweep/1, sweep/2, sweep/10."),
+    "a folder of runs": ("runs", "is a folder of runs, not a run; runs with checkpoints in it are runs/0, runs/1"),
+    "a misspelt run": ("rnu", "because there is no folder {}/rnu. Did you mean run"),
+    "a file of a run": ("run/config.yaml", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
+    "another step of a copy": ("best@3", "best is the checkpoint of step 2. Leave out '@3'."),
+    "a save that did not end": ("run/checkpoints/12", "12 is not a complete checkpoint: its save did not end"),
+    "a stray file": ("run/checkpoints/14", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
+}
+
+
+@pytest.mark.parametrize(("place", "words"), NOT_ONE.values(), ids=NOT_ONE)
+def test_what_is_not_a_checkpoint_is_named_with_what_is_there_instead(copied, place, words):
+    save_text(copied / "run", "{}", 12)
+    mark(copied / "run", 12, '{"commit_timestamp_nsecs": null}')
+    (copied / "run" / "config.yaml").touch()
+    (copied / "run" / "checkpoints" / "14").touch()
+    with pytest.raises(ConfigError, match=re.escape(words.format(copied))):
+        find_checkpoint(place)
+
+
+INCOMPLETE = {
+    "an empty folder": lambda folder: folder.mkdir(),
+    "a file": lambda folder: folder.touch(),
+    "empty metadata": lambda folder: save_text(folder.parents[1], "", 12),
+}
+
+
+@pytest.mark.parametrize("make", INCOMPLETE.values(), ids=INCOMPLETE)
+def test_the_latest_checkpoint_is_a_complete_one_and_others_are_warned_of(tmp_path, make, caplog):
+    for step in (2, 10):
+        save_text(tmp_path, "{}", step)
+    make(tmp_path / "checkpoints" / "12")
+    assert find_checkpoint(str(tmp_path)).name == "10"
+    assert f"left out: {tmp_path}/checkpoints/12; that of step 10 is used" in caplog.text
+
+
+def test_a_file_that_stands_where_a_checkpoint_would_be_saved_is_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "6").touch()
+    with pytest.raises(ConfigError, match="checkpoints/6 is a file, and stands where a checkpoint would be saved"):
+        refuse_to_overwrite(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("content", "words"), [("", "is empty"), ('{"a": ', "is cut off")])
+def test_the_damaged_file_is_named(tmp_path, content, words):
+    (tmp_path / "_METADATA").write_text(content)
+    (tmp_path / "commit_success.txt").touch()
+    with pytest.raises(ConfigError, match=f"its parameters cannot be read: {tmp_path}/_METADATA {words}. "):
+        with told_if_damaged("parameters", tmp_path):
+            raise TENSORSTORE

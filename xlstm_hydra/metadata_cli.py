@@ -20,7 +20,9 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import show as shown
 from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record, record_of
-from xlstm_hydra.metadata._places import reached, to_path, told_under
+from xlstm_hydra.metadata._damage import told_under
+from xlstm_hydra.metadata._find import reached
+from xlstm_hydra.metadata._places import to_path
 
 _PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
 _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}

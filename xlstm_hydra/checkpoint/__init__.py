@@ -2,6 +2,8 @@
 
 from ._check import Misfit as Misfit
 from ._check import check_params as check_params
+from ._faults import SaveError as SaveError
+from ._faults import reason as reason
 from ._load import Loaded as Loaded
 from ._load import find_weights as find_weights
 from ._load import load_checkpoint as load_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra.configs import ModelConfig
-from xlstm_hydra.metadata._places import told_under
+from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.models import list_parameters
 
 from ._orbax import OrbaxLeaves

@@ -14,7 +14,8 @@ from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from xlstm_hydra.configs import ModelConfig
-from xlstm_hydra.metadata._places import RESTORE, told_if_damaged, told_under
+from xlstm_hydra.metadata._damage import told_if_damaged, told_under
+from xlstm_hydra.metadata._places import RESTORE
 
 from ._hugging_face import hugging_face_parts, is_hugging_face
 from ._orbax import OrbaxLeaves
@@ -81,7 +82,7 @@ def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Itera
 def _restore(folder: Path, shapes: Mapping[str, Shape], where: Mapping[str, Sharding]) -> Any:
     """Arrays that need no conversion, straight to where they shall be."""
     wanted = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where[path]) for path, shape in shapes.items()}
-    with told_if_damaged("parameters"), ocp.StandardCheckpointer() as reader:
+    with told_if_damaged("parameters", folder), ocp.StandardCheckpointer() as reader:
         return reader.restore(folder, traverse_util.unflatten_dict(wanted, sep="."))
 
 

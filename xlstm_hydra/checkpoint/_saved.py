@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,19 @@ from etils import epath
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
-from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused, told_if_damaged, told_under
+from xlstm_hydra.metadata._damage import told_if_damaged, told_under
+from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused
 
+from ._faults import Listener, SaveError, saving
 from ._parts import differing
+
+log = logging.getLogger("xlstm_hydra")
 
 _TRASH = "deleted"
 """Checkpoints that are not kept move in here in one step before their files go, so that a process which is killed
 meanwhile leaves none behind that looks whole."""
+
+_POLL_SECONDS = 0.01
 
 
 class TrainState(NamedTuple):
@@ -76,8 +83,28 @@ class Checkpoints:
         )
         self._best = best
         self._folder = run_folder.resolve() / FOLDER
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
-        self._stopgaps = [step for step in self._manager.all_steps() if best and self._manager.metrics(step) is None]
+        self._listener, self._has_failed = Listener(), False
+        self._in_background: int | None = None
+        with saving(None, self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+            steps = self._manager.all_steps() if best else ()
+            self._stopgaps = [step for step in steps if self._manager.metrics(step) is None]
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close. If something else has failed, a save that fails too is only logged."""
+        if isinstance(error, SaveError) and jax.process_count() > 1:
+            return  # Orbax would wait for the other processes, which end with this one
+        self._has_failed = error is not None
+        try:
+            self.close()
+        except SaveError as another:
+            if error is None:
+                raise
+            if not isinstance(error, OSError):  # it has the same cause
+                log.warning("%s", another)
 
     def save(
         self,
@@ -95,15 +122,20 @@ class Checkpoints:
             metadata: what stands beside it.
             validation_loss: the last one; None where the run was asked to stop.
             losses: those of the steps since the last line of metrics.
+
+        Raises:
+            SaveError: this step, or the one before in the background, cannot be saved.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._delete_stopgaps()
-        self._empty_trash()
+        self._wait()
         metrics = {"validation_loss": validation_loss} if self._best and validation_loss is not None else None
-        with _unwarned() if self._best and metrics is None else nullcontext():
+        with saving(step, self._folder), _unwarned() if self._best and metrics is None else nullcontext():
+            self._delete_stopgaps()
+            self._empty_trash()
             self._save(step, metrics, state, data, metadata, Logged(tuple(losses), validation_loss))
+        self._in_background = step
 
     def _save(
         self,
@@ -120,18 +152,49 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params),
                 opt_state=ocp.args.StandardSave(_by_path(state.opt_state)),
                 progress=ocp.args.StandardSave({"step": state.step, "rng": state.rng}),
-                data=ocp.args.JsonSave({"batches": data.position, **logged._asdict()}),
+                data=ocp.args.JsonSave({"step": step, "batches": data.position, **logged._asdict()}),
                 metadata=ocp.args.JsonSave(dict(metadata)),
             ),
             metrics=metrics,
         )
 
+    def check(self) -> None:
+        """Find out, without waiting, if the save in the background has failed.
+
+        Raises:
+            SaveError: it has.
+        """
+        if self._in_background is not None:
+            with saving(self._in_background, self._folder):
+                self._listener.raise_heard()
+
     def close(self) -> None:
-        """Wait until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._delete_stopgaps()
-        self._empty_trash()
-        self._manager.close()
+        """Wait until everything is on disk.
+
+        Raises:
+            SaveError: something is not.
+        """
+        try:
+            self._wait()
+            with saving(None, self._folder):
+                self._delete_stopgaps()
+                self._empty_trash()
+                self._manager.close()
+        except Exception:
+            with suppress(Exception):  # the same once more
+                self._manager.close()
+            raise
+        if not self._has_failed:
+            self._listener.stop()
+
+    def _wait(self) -> None:
+        """Wait for the save in the background."""
+        while self._in_background is not None and self._manager.is_saving_in_progress():
+            self.check()  # the processes that have not failed keep Orbax waiting
+            time.sleep(_POLL_SECONDS)
+        with saving(self._in_background, self._folder):
+            self._manager.wait_until_finished()
+        self._in_background = None
 
     def _delete_stopgaps(self) -> None:
         """What was there before this run without a rank goes where a later one is there, on disk."""
@@ -180,7 +243,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     args["data"] = ocp.args.JsonRestore()
     with (
         told_under(RESTORE, checkpoint),
-        told_if_damaged("training state"),
+        told_if_damaged("training state", checkpoint),
         ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
     ):
         restored = reader.restore(epath.Path(checkpoint), args=ocp.args.Composite(**args))
@@ -194,7 +257,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
 
 def read_logged(checkpoint: Path) -> Logged:
     """What the log goes on from, which earlier versions did not save."""
-    with told_under(RESTORE, checkpoint), told_if_damaged("position in the data"):
+    with told_under(RESTORE, checkpoint), told_if_damaged("position in the data", checkpoint / "data"):
         content = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
     return Logged(tuple(content.get("losses", ())), content.get("validation_loss"))
 
@@ -206,7 +269,7 @@ def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
         ConfigError: it has others, or cannot be read.
     """
     what = "parameters" if item == "params" else "optimizer state"
-    with told_under(RESTORE, checkpoint), told_if_damaged(what):
+    with told_under(RESTORE, checkpoint), told_if_damaged(what, checkpoint / item):
         saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
     shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}

@@ -27,8 +27,9 @@ from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.hydra._from_checkpoint import starting_groups
 from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, step_of, write_metadata
+from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.metadata._format import FORMAT
-from xlstm_hydra.metadata._places import FOLDER, told_under
+from xlstm_hydra.metadata._places import FOLDER
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._load import find_weights, recorded_model

@@ -12,6 +12,7 @@ from ._engines import check_engines as check_engines
 from ._engines import check_idle_engines as check_idle_engines
 from ._engines import launcher_rules as launcher_rules
 from ._engines import require_engine as require_engine
+from ._from_checkpoint import recorded_origin as recorded_origin
 from ._from_checkpoint import without_idle as without_idle
 from ._load import load as load
 from ._load import make_model_config as make_model_config

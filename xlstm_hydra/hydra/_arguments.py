@@ -13,7 +13,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import refuse_to_continue, step_of
+from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
 
 from ._quote import as_override
 from ._refusals import REFUSED
@@ -106,8 +106,13 @@ def _continued(checkpoint: Path, others: list[str]) -> list[str]:
         raise ConfigError([Problem.about(f"{RESUME} and checkpoint.restore", "cannot be given together", fix)])
     settings: dict[str, Any] = {"checkpoint.restore": str(checkpoint), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
-        settings["hydra.run.dir"] = str(checkpoint.parents[1])
-        settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint)}"
+        run = run_of(checkpoint)
+        if run is None:
+            text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
+            fix = "Name a folder: hydra.run.dir=DIR."
+            raise ConfigError([Problem.about(RESUME, text, fix)])
+        settings["hydra.run.dir"] = str(run)
+        settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint, RESUME)}"
     return [as_override(key, value) for key, value in settings.items()]
 
 

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from xlstm_hydra.configs import ConfigDict, ConfigError, DistributedConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs._parse import dotted, unchecked
 from xlstm_hydra.configs._problems import show
-from xlstm_hydra.metadata import Record, find_checkpoint, record_of
-from xlstm_hydra.metadata._places import refused, sibling_checkpoints, told_under
+from xlstm_hydra.metadata import Record, find_checkpoint, known_step, record_of, run_of
+from xlstm_hydra.metadata._damage import told_under
+from xlstm_hydra.metadata._places import refused, sibling_checkpoints
 
 from ._quote import literal
 from ._register import SCHEMAS, ModelNode
@@ -180,3 +181,15 @@ def _has_target(value: Any) -> bool:
 def _on_schema(config_class: type, values: dict[str, Any]) -> DictConfig:
     schema = next((node for node in SCHEMAS.values() if config_class in (node, *node.__bases__)), None)
     return OmegaConf.create(values) if schema is None else cast(DictConfig, OmegaConf.merge(schema, values))
+
+
+def recorded_origin(file: Path) -> str | None:
+    """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
+    it lies in a run; None if there is none."""
+    if not file.is_file():
+        return None
+    place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
+    if place is None:
+        return None
+    run, step = run_of(Path(place)), known_step(Path(place))
+    return place if run is None or step is None else f"{run}@{step}"

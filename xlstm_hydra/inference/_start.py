@@ -10,7 +10,7 @@ from typing import Any
 from xlstm_hydra.checkpoint import load_params, to_json
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.metadata import find_checkpoint, step_of
+from xlstm_hydra.metadata import find_checkpoint, known_step, run_of
 from xlstm_hydra.train._agree import agree_on_run
 from xlstm_hydra.train._devices import start_devices
 from xlstm_hydra.train._log import log
@@ -39,7 +39,11 @@ def read_params(run: RunConfig, checkpoint: Path, shardings: Any) -> Any:
         ConfigError: they are those of another model.
     """
     params = load_params(checkpoint, run.model, shardings, KEY)
-    log.info("parameters of step %d of %s", step_of(checkpoint), checkpoint.parents[1])
+    run_folder, step = run_of(checkpoint), known_step(checkpoint)
+    if run_folder is None or step is None:
+        log.info("parameters of %s", checkpoint)
+    else:
+        log.info("parameters of step %d of %s", step, run_folder)
     return params
 
 
@@ -47,5 +51,5 @@ def write_result(file: Path, checkpoint: Path, result: Mapping[str, Any]) -> Non
     """Write a result as JSON, beside what it was made from."""
     if is_first():
         file.parent.mkdir(parents=True, exist_ok=True)
-        origin = {"checkpoint": str(checkpoint), "step": step_of(checkpoint)}
+        origin = {"checkpoint": str(checkpoint), "step": known_step(checkpoint)}
         file.write_text(to_json(origin | dict(result)), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Config <-> the JSON beside a checkpoint. Reading never imports or runs anything that the text names."""
 
+from ._damage import DamagedCheckpoint as DamagedCheckpoint
 from ._difference import ABSENT as ABSENT
 from ._difference import BOOKKEEPING as BOOKKEEPING
 from ._difference import KINDS as KINDS
@@ -10,15 +11,16 @@ from ._difference import Difference as Difference
 from ._difference import diff as diff
 from ._difference import kind_of as kind_of
 from ._difference import not_compared as not_compared
+from ._find import find_checkpoint as find_checkpoint
 from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata
 from ._format import read_run as read_run
 from ._format import write_metadata as write_metadata
-from ._places import DamagedCheckpoint as DamagedCheckpoint
-from ._places import find_checkpoint as find_checkpoint
 from ._places import hold_folder as hold_folder
+from ._places import known_step as known_step
 from ._places import read_metadata_text as read_metadata_text
 from ._places import refuse_to_overwrite as refuse_to_overwrite
+from ._places import run_of as run_of
 from ._places import saved_checkpoints as saved_checkpoints
 from ._places import saved_steps as saved_steps
 from ._places import step_of as step_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,80 @@ FOLDER = "checkpoints"
 PREFIX = "checkpoint_"
 """What the name of a checkpoint of xlstm-jax begins with, before its step."""
 
+_UNFINISHED = ".orbax-checkpoint-tmp"
+"""What Orbax adds to the name of a folder until all is in it."""
+
 RESTORE = "checkpoint.restore"
 """The key that a checkpoint is most often named by."""
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step of a checkpoint, from the name of its folder."""
-    return int(checkpoint.name.removeprefix(PREFIX))
+def step_of(checkpoint: Path, key: str = RESTORE) -> int:
+    """The step of a checkpoint.
+
+    Raises:
+        ConfigError: neither the checkpoint nor the name of its folder has it.
+    """
+    step = known_step(checkpoint)
+    if step is None:
+        raise refused(str(checkpoint), "its step is not recorded", "Rename its folder to the number of the step.", key)
+    return step
+
+
+def known_step(checkpoint: Path) -> int | None:
+    """The step of a checkpoint: as it recorded it, or else from the name of its folder; None if neither has it."""
+    try:
+        content: Any = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    recorded = content if isinstance(content, dict) else {}
+    steps = (recorded.get("step"), step_in_name(checkpoint), recorded.get("batches"))  # the last one: earlier versions
+    return next((step for step in steps if type(step) is int), None)
+
+
+def step_in_name(folder: Path) -> int | None:
+    """The step that the name of a folder gives, or None."""
+    digits = folder.name.removeprefix(PREFIX)
+    return int(digits) if digits.isascii() and digits.isdigit() else None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """True if a folder holds a checkpoint, of ours or of xlstm-jax, whatever its name and wherever it lies."""
+    return any((folder / item).is_dir() for item in ("metadata", "params"))
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """True if Orbax finished the save, which it marks with a file, and with a time in another one. On a disk it also
+    renames the folder at the end, so an old checkpoint without either mark is finished there."""
+    if _UNFINISHED in checkpoint.name:
+        return False
+    if (checkpoint / "commit_success.txt").is_file():
+        return True
+    try:
+        state: Any = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return isinstance(checkpoint, Path)
+    except (OSError, ValueError, RecursionError):  # it was being written
+        return False
+    return isinstance(state, dict) and state.get("commit_timestamp_nsecs") is not None
+
+
+def has_metadata(checkpoint: Path) -> bool:
+    """True if the metadata of a checkpoint is there and whole."""
+    try:
+        json.loads(read_metadata_text(checkpoint))
+    except (ConfigError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def steps_folder(place: Path) -> Path:
+    """The folder with the checkpoints of a run, which may be given itself."""
+    return place / FOLDER if (place / FOLDER).is_dir() else place
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint belongs to; None for one that was copied elsewhere."""
+    return checkpoint.parents[1] if checkpoint.parent.name == FOLDER else None
 
 
 def saved_steps(run_folder: Path) -> list[int]:
@@ -35,69 +103,30 @@ def saved_steps(run_folder: Path) -> list[int]:
     return sorted(saved_checkpoints(run_folder))
 
 
-def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
-    """The finished checkpoints of a run, of ours or of xlstm-jax, by step."""
-    folder = run_folder / FOLDER
+def saved_checkpoints(place: Path) -> dict[int, Path]:
+    """The finished checkpoints of a run, of ours or of xlstm-jax, by the step in their names.
+
+    Args:
+        place: the run's folder, or the folder of its checkpoints.
+    """
+    folder = steps_folder(place)
     items = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {step_of(item): item for item in items if _has_step(item) and _is_finished(item)}
+    steps = {item: step for item in items if (step := step_in_name(item)) is not None and item.is_dir()}
+    if folder == place:  # numbers name other things too, such as the jobs of a sweep
+        steps = {item: step for item, step in steps.items() if is_checkpoint(item)}
+    return {step: item for item, step in steps.items() if is_finished(item)}
 
 
 def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
     """The finished checkpoints of the run that a checkpoint belongs to, itself among them, by step."""
-    folder = checkpoint.parent
-    return saved_checkpoints(folder.parent) if folder.name == FOLDER else {}
-
-
-def find_checkpoint(place: str, key: str = RESTORE) -> Path:
-    """The folder of the checkpoint that `RUN` (its latest), `RUN@STEP` or its own path names.
-
-    Args:
-        place: on this machine, or the address of a bucket such as `gs://bucket/runs/a@2000`.
-        key: where the user typed it, for the message.
-
-    Raises:
-        ConfigError: there is no such run, or it has no such step.
-    """
-    with reached(place, key):
-        return _find(place, key)
-
-
-@contextmanager
-def reached(place: str, key: str) -> Iterator[None]:
-    """Make one message of whatever keeps a place from being read."""
-    try:
-        yield
-    except (OSError, ImportError, ValueError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        fix = "gs:// and s3:// need pip install 'xlstm-hydra[remote]'." if "://" in place else ""
-        text = f"unknown storage {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
-        raise refused(place, f"cannot be read: {text}", fix, key) from None
-
-
-def _find(place: str, key: str) -> Path:
-    run, wanted = to_path(place), ""
-    if _has_step(run) and (run / "metadata").is_dir() and _is_finished(run):
-        return _absolute(run)
-    saved = saved_checkpoints(run)
-    name, _, step = place.rpartition("@")
-    if not saved and name and (of_name := saved_checkpoints(to_path(name))):
-        saved, wanted = of_name, step
-        if not (step.isascii() and step.isdigit()):
-            raise refused(place, f"{step!r} behind the @ is no step", f"Saved are steps {either(sorted(saved))}.", key)
-    if not saved:
-        meant = to_path(name) if name and step.isascii() and step.isdigit() else run
-        text = f"no checkpoints in {_absolute(meant / FOLDER)}"
-        raise refused(place, text, "Give the folder of a run that saved some.", key)
-    if wanted and int(wanted) not in saved:
-        raise refused(place, f"no checkpoint of step {wanted}", f"Saved are steps {either(sorted(saved))}.", key)
-    return _absolute(saved[int(wanted) if wanted else max(saved)])
+    run = run_of(checkpoint)
+    return {} if run is None else saved_checkpoints(run)
 
 
 def to_path(place: str) -> Path:
     """A path on this machine, or one that behaves alike where the place is an address such as `gs://bucket/runs/a`."""
     if "://" not in place:
-        return Path(place).expanduser()
+        return Path(os.path.expanduser(place))  # that of pathlib raises an error for a user who is not there
     from etils import epath  # only for storage elsewhere
 
     return cast(Path, epath.Path(place))
@@ -121,6 +150,12 @@ def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
     Raises:
         ConfigError: it would.
     """
+    folder = run_folder / FOLDER
+    if folder.is_dir() and (
+        files := [item for item in sorted(folder.iterdir()) if step_in_name(item) is not None and not item.is_dir()]
+    ):
+        text = f"{files[0]} is a file, and stands where a checkpoint would be saved"
+        raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove it.")])
     if later := [step for step in saved_steps(run_folder) if step > first_step]:
         text = f"has checkpoints of later steps already ({either(later)}), which would be lost"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
@@ -148,60 +183,3 @@ def hold_folder(folder: Path) -> Iterator[None]:
 def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
     """An error about the checkpoint that `key` names."""
     return ConfigError([Problem({key: place}, text, fix)])
-
-
-def _absolute(path: Path) -> Path:
-    return path.absolute() if isinstance(path, Path) else path
-
-
-def _has_step(folder: Path) -> bool:
-    digits = folder.name.removeprefix(PREFIX)
-    return digits.isascii() and digits.isdigit()
-
-
-def _is_finished(checkpoint: Path) -> bool:
-    """Whether Orbax finished the save, which it marks with a file, and with a time in another one. On a disk it also
-    renames the folder at the end, so an old checkpoint without either mark is finished there."""
-    if (checkpoint / "commit_success.txt").is_file():
-        return True
-    try:
-        state: Any = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return isinstance(checkpoint, Path)
-    except (ValueError, RecursionError):  # it was being written
-        return False
-    return isinstance(state, dict) and state.get("commit_timestamp_nsecs") is not None
-
-
-class DamagedCheckpoint(ConfigError):
-    """Files of a checkpoint are missing or cut off."""
-
-
-@contextmanager
-def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
-    """What is wrong with a checkpoint is told with the key that names it."""
-    try:
-        yield
-    except ConfigError as error:
-        where = f"{key}={checkpoint}"
-        kind = DamagedCheckpoint if isinstance(error, DamagedCheckpoint) else ConfigError
-        raise kind(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
-
-
-@contextmanager
-def told_if_damaged(what: str) -> Iterator[None]:
-    """What Orbax and TensorStore raise where files of a checkpoint are missing or cut off, as a `DamagedCheckpoint`."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        # Orbax wraps what TensorStore says of an array in an error that is no more than an `Exception`.
-        if type(error) is not Exception and not isinstance(error, OSError | KeyError | ValueError):
-            raise
-        reason = str(error.__cause__ or error).partition("\n")[0].partition(" [tensorstore_spec")[0]
-        text, fix = (
-            f"its {what} cannot be read: {reason.removesuffix('.')}",
-            "The checkpoint may be cut off; choose another step.",
-        )
-        raise DamagedCheckpoint([Problem.about("", text, fix)]) from error

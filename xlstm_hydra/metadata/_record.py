@@ -9,8 +9,9 @@ from typing import Any
 
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 
+from ._damage import told_under
 from ._format import FORMAT, decode_run, upgrade
-from ._places import read_metadata_text, refused, told_under
+from ._places import read_metadata_text, refused
 from ._text import error, parse
 from ._xlstm_jax import WRITER, is_xlstm_jax, read_xlstm_jax
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from xlstm_hydra.configs import AUTO, ConfigError, RunConfig
+from xlstm_hydra.configs import AUTO, RunConfig
 
-from ._places import FOLDER, find_checkpoint, read_metadata_text, refused, saved_checkpoints, step_of
+from ._find import find_checkpoint
+from ._places import FOLDER, has_metadata, refused, saved_checkpoints, step_of
 
 RESTARTS = "SLURM_RESTART_COUNT"
 """Variable that says how often SLURM has started a job again."""
@@ -55,13 +55,13 @@ def is_restarted() -> bool:
     return count.isdigit() and int(count) > 0
 
 
-def find_start(run: RunConfig, folder: Path, unreadable: Iterable[int] = ()) -> Start:
+def find_start(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) -> Start:
     """Where a run begins. One that SLURM has started again goes on in its own folder, if there is a checkpoint.
 
     Args:
         run: the config.
         folder: its own folder.
-        unreadable: steps whose checkpoints in that folder turned out to be damaged.
+        unreadable: checkpoints in that folder that turned out to be damaged.
 
     Raises:
         ConfigError: there is no such checkpoint, or all in the run's own folder are damaged.
@@ -69,7 +69,7 @@ def find_start(run: RunConfig, folder: Path, unreadable: Iterable[int] = ()) -> 
     place = run.checkpoint.restore
     if place == AUTO or is_restarted():
         own = saved_checkpoints(folder.absolute())
-        whole = [step for step in {*own} - {*unreadable} if _has_metadata(own[step])]
+        whole = [step for step in own if own[step] not in {*unreadable} and has_metadata(own[step])]
         if whole:
             newest = max(whole)
             return Start(own[newest], True, damaged=tuple(own[step] for step in sorted(own) if step > newest))
@@ -79,11 +79,3 @@ def find_start(run: RunConfig, folder: Path, unreadable: Iterable[int] = ()) -> 
         if place == AUTO:
             return Start(None, True)
     return Start(None if place is None else find_checkpoint(place))
-
-
-def _has_metadata(checkpoint: Path) -> bool:
-    try:
-        json.loads(read_metadata_text(checkpoint))
-    except (ConfigError, ValueError, RecursionError):
-        return False
-    return True

@@ -11,7 +11,7 @@ from typing import Any
 from xlstm_hydra.configs import ConfigError, DataConfig, Problem, RunConfig
 from xlstm_hydra.configs._hints import TAG
 from xlstm_hydra.configs._problems import show
-from xlstm_hydra.metadata import read_metadata_text, step_of
+from xlstm_hydra.metadata import known_step, read_metadata_text
 
 from . import _runtime
 from ._processes import of_first
@@ -93,7 +93,7 @@ def _identity(checkpoint: Path | None) -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     digest = hashlib.sha256(read_metadata_text(checkpoint).encode()).hexdigest()
-    return {"step": step_of(checkpoint), "metadata": digest}
+    return {"step": known_step(checkpoint), "metadata": digest}
 
 
 def _place(run: RunConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,13 @@ class MetricLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        for handler in self._terminals:
-            handler.removeFilter(_is_not_in_bar)
-        if self._csv is not None:
-            self._csv.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        with ExitStack() as stack:  # each is closed, also if another one fails
+            for opened in filter(None, (self._tensorboard, self._csv)):
+                stack.callback(opened.close)
+            for handler in self._terminals:
+                stack.callback(handler.removeFilter, _is_not_in_bar)
+            if self._bar is not None:
+                stack.callback(self._bar.stop)
 
     def step_done(self, step: int) -> None:
         """Move the bar."""
@@ -159,9 +159,9 @@ class _CsvFile:
 
 
 def _tensorboard_writer(folder: Path, first_step: int) -> Any:
-    from tensorboardX import SummaryWriter
+    from ._tensorboard import EventFile  # 0.3 s, not for runs without it
 
-    return SummaryWriter(str(folder), purge_step=first_step + 1)
+    return EventFile(folder, first_step)
 
 
 def _text(metrics: Mapping[str, float]) -> str:

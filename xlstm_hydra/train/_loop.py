@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from xlstm_hydra.checkpoint import (
     restore,
     to_json,
 )
-from xlstm_hydra.configs import AUTO, LoggerConfig, RunConfig
+from xlstm_hydra.configs import LoggerConfig, RunConfig
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.metadata import (
@@ -30,18 +31,19 @@ from xlstm_hydra.metadata import (
     find_start,
     provenance,
     refuse_to_overwrite,
-    step_of,
     write_metadata,
 )
-from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, report, summary
+from xlstm_hydra.parallel import report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 
 from ._agree import agree_on_corpus, agree_on_run
+from ._announce import announce, announce_start
 from ._auto import choose_layout
 from ._cache import Programs, compilation_cache
 from ._devices import start_devices
+from ._faults import faults_reported
 from ._log import MetricLog, Stopwatch, bits, log
-from ._plan import RunPlan, plan_program
+from ._plan import plan_program
 from ._processes import agree_on_folder, is_first, of_first, several, tell_others, together
 from ._program import Program, build_program
 from ._resume import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
@@ -59,12 +61,15 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint that it continues from.
         FloatingPointError: a loss is not finite.
+        OSError: the machine has ended the run, such as by a full disk. The text says what is saved.
         Preempted: a signal has asked for an end, and the run is saved (see `xlstm_hydra.preemption`).
     """
     with watched() as watch, together(run.distributed):
         if several():
             watch.before_leaving = tell_others
-        return _train(run, agree_on_folder(Path(folder)), overrides, watch)
+        folder = agree_on_folder(Path(folder))
+        with faults_reported(folder):
+            return _train(run, folder, overrides, watch)
 
 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
@@ -86,7 +91,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
                 if not start.is_own or several():
                     raise
                 log.warning("%s", error)
-                start = find_start(run, folder, [step_of(path) for path in (start.checkpoint, *start.damaged) if path])
+                start = find_start(run, folder, [path for path in (start.checkpoint, *start.damaged) if path])
 
 
 def _train_from(
@@ -96,7 +101,7 @@ def _train_from(
     run = choice.run
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
     if is_first():
-        _tell_start(run, start, resumed)
+        announce_start(run, folder, start, resumed)
     program = build_program(run)
     plan = plan_program(program)
     corpus, held_out = open_corpus(run.data, *_data_shape(run))
@@ -112,18 +117,16 @@ def _train_from(
     plan.keep(folder)
     entropy = corpus.unigram_entropy()
     data = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
-    _announce(program, plan, data)
-    checkpoints = _open_checkpoints(run, folder)
-    loop = _Loop(program, batches, _validation(program, held_out), checkpoints, metadata, corpus.unit, watch)
-    loop.losses = [*logged.losses]
-    try:
-        with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
-            loop.run(state, metric_log)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"resume={folder} goes on from its last checkpoint, if it has one") from None
-    finally:
-        if checkpoints is not None:
-            checkpoints.close()
+    announce(program, plan, data)
+    validation = _validation(program, held_out)
+    with _open_checkpoints(run, folder) as checkpoints:
+        loop = _Loop(program, batches, validation, checkpoints, metadata, corpus.unit, watch)
+        loop.losses = [*logged.losses]
+        try:
+            with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
+                loop.run(state, metric_log)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"resume={folder} goes on from its last checkpoint, if it has one") from None
     if loop.stopped_after is not None:
         raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
     plan.compare(folder, loop.stopwatch, programs)
@@ -181,6 +184,8 @@ class _Loop:
             batch, numbers = self.program.put(next(self.batches)), self.program.numbers(step - 1)
             state, metrics = self.program.train_step(state, batch, numbers)
             self.watch.defer()
+            if self.checkpoints is not None:
+                self.checkpoints.check()
             pending.append(metrics)
             stopwatch.add(tokens)
             save, validate = self._save_due(step), self.validation and _due(step, run.trainer.eval_every_n_steps, last)
@@ -255,16 +260,6 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [program.put(batch) for batch in batches]
 
 
-def _tell_start(run: RunConfig, start: Start, resumed: Resumed | None) -> None:
-    """Say where the run goes on, where it does."""
-    if start.is_own and run.checkpoint.restore != AUTO:
-        log.info("SLURM has started this job again, so that it goes on in its own folder")
-    if resumed is not None:
-        resumed.tell()
-    elif start.is_own:
-        log.info("checkpoint.restore=auto: the run's folder has no checkpoint, so it begins anew")
-
-
 def _set_aside(start: Start) -> None:
     """Move what is damaged out of the way, and say so."""
     if not start.damaged:
@@ -296,9 +291,9 @@ def _own_logger(run: RunConfig) -> LoggerConfig:
     return run.logger if is_first() else replace(run.logger, progress=False, csv=False, tensorboard=False)
 
 
-def _open_checkpoints(run: RunConfig, folder: Path) -> Checkpoints | None:
+def _open_checkpoints(run: RunConfig, folder: Path) -> AbstractContextManager[Checkpoints | None]:
     wanted = run.checkpoint.save_every_n_steps > 0 or run.checkpoint.save_last
-    return Checkpoints(folder, run.checkpoint) if wanted else None
+    return Checkpoints(folder, run.checkpoint) if wanted else nullcontext()
 
 
 def _record(
@@ -317,32 +312,3 @@ def _record(
         (folder / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
         (folder / "parameters.txt").write_text(report(program.placements) + "\n", encoding="utf-8")
     return metadata
-
-
-def _announce(program: Program, plan: RunPlan, data: str) -> None:
-    """Tell the layout and what there is to beat, and warn of what will probably not be wanted."""
-    if not is_first():
-        return
-    parallel, shape = program.run.parallel, program.mesh.shape
-    log.info("mesh: %s", describe_mesh(program.mesh))
-    if (axes := program.axes).pipeline is not None:
-        idle = bubble_fraction(axes.stages, axes.microbatches)
-        log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
-    log.info("%s", summary(program.placements))
-    plan.tell()
-    log.info("%s", data)
-    sharded = any(placement.fsdp_axis is not None for placement in program.placements)
-    if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
-        log.info("parallel.fsdp_axis_size is 1 on this mesh: nothing is sharded")
-    if shape[parallel.fsdp_axis_name] > 1 and not sharded:
-        log.warning("FSDP shards no parameter; parameters.txt says why for each. Lower parallel.fsdp_min_weight_size?")
-    if sharded and not parallel.remat:
-        log.warning("without parallel.remat every gathered parameter is kept for the backward pass")
-    tensor = parallel.model_axis_name
-    if tensor in axes_across_hosts(program.mesh) and program.run.distributed.device_order is None:
-        text = "%s crosses hosts: every layer waits for the network. Lower parallel.model_axis_size?"
-        log.warning(text, tensor)
-    if shape[tensor] > 1 and not any(tensor in placement.spec for placement in program.placements):
-        log.warning(
-            "no parameter has an array axis for tensor parallelism: all %d devices compute the same", shape[tensor]
-        )

@@ -1,4 +1,4 @@
-"""Tokens in fixed-length examples, shuffled, cut over processes, and resumable. The loading is grain's.
+"""Tokens in fixed-length examples.
 
 An example is a dict of arrays of `context_length`: `inputs` and `targets` (the inputs one token later), int32;
 `document_borders`, true where an input begins a document or the example; and `loss_mask`, false where a target is
@@ -7,22 +7,19 @@ padding.
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import itertools
 import json
 import math
-import os
-import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import grain
 import numpy as np
 
-from xlstm_hydra.configs import ConfigError, DataConfig, Problem, StdlibDataConfig, SyntheticDataConfig, TextDataConfig
+from xlstm_hydra.configs import ConfigError, DataConfig, Problem, SyntheticDataConfig
 from xlstm_hydra.configs.data import ByteDataConfig
+
+from ._files import find_documents, show_path
 
 Example = dict[str, np.ndarray]
 
@@ -110,7 +107,7 @@ def _read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
         stream.seek(offset)
         content = stream.read(count)
     if len(content) < count:
-        raise OSError(f"{file} has become shorter while the run was reading it")
+        raise OSError(f"{show_path(file)} has become shorter while the run was reading it")
     return np.frombuffer(content, np.uint8)
 
 
@@ -159,7 +156,7 @@ def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tup
         train, validation = (SyntheticCorpus(config, context_length, vocab_size, *part) for part in parts)
         return train, validation
     assert isinstance(config, ByteDataConfig)
-    root, files, sizes = _documents(config)
+    root, files, sizes = find_documents(config)
     total = sum(sizes) + len(sizes)
     held_out = max(round(total * config.validation_fraction), context_length + 1)
     if total - held_out <= context_length:
@@ -182,126 +179,10 @@ def open_whole_corpus(config: DataConfig, context_length: int, vocab_size: int) 
     if isinstance(config, SyntheticDataConfig):
         return SyntheticCorpus(config, context_length, vocab_size, 0, config.num_examples)
     assert isinstance(config, ByteDataConfig)
-    root, files, sizes = _documents(config)
+    root, files, sizes = find_documents(config)
     total = sum(sizes) + len(sizes)
     corpus = ByteCorpus(root, files, sizes, context_length, 0, total, pad=config.pad_last)
     if len(corpus) == 0:
         given = {"data.pad_last": config.pad_last, "model.context_length": context_length}
         raise ConfigError([Problem(given, f"the corpus has {total} bytes, too few for an example", "Add text.")])
     return corpus
-
-
-def _documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]:
-    """The folder of the names, the files and their sizes, in an order that depends on their names only."""
-    if isinstance(config, TextDataConfig):
-        root, files = _text_files(config.path)
-    else:
-        assert isinstance(config, StdlibDataConfig)
-        root = Path(sysconfig.get_paths()["stdlib"])
-        skip = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
-        files = [file for file in root.rglob("*.py") if not skip & set(file.relative_to(root).parts)]
-    files.sort(key=lambda file: hashlib.sha256(file.relative_to(root).as_posix().encode()).digest())
-    return root, files, [file.stat().st_size for file in files]
-
-
-def _text_files(path: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files at a path."""
-    expanded = Path(path).expanduser()
-    if expanded.is_file():
-        return expanded.parent, [expanded]
-    if expanded.is_dir():
-        root, files = expanded, _walk(expanded)
-    else:
-        plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts))
-        root = Path(*plain)
-        files = [Path(name) for name in glob.glob(str(expanded), recursive=True) if Path(name).is_file()]
-    if not files:
-        fix = "Give a file, a folder with files in it, or a glob such as 'books/**/*.txt' (in quotes)."
-        raise ConfigError([Problem({"data.path": path}, f"there are no files there (seen from {Path.cwd()})", fix)])
-    if unreadable := [file for file in files if not os.access(file, os.R_OK)]:
-        raise ConfigError(
-            [Problem({"data.path": path}, f"{len(unreadable)} files cannot be read, such as {unreadable[0]}")]
-        )
-    return root, files
-
-
-def _walk(root: Path) -> list[Path]:
-    """All files below a folder, linked folders too, without what is hidden."""
-    files, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
-        if real not in seen:
-            files += [Path(folder, name) for name in names if not name.startswith(".")]
-        seen.add(real)
-    return [file for file in files if file.is_file()]
-
-
-class _Rows:
-    """The examples of one process: of every global batch from `first_batch` on, the same rows, in the same order."""
-
-    def __init__(self, examples: Any, batch_size: int, rows: Sequence[int], first_batch: int) -> None:
-        self._examples, self._batch, self._rows, self._first = examples, batch_size, rows, first_batch
-
-    def __len__(self) -> int:
-        return (len(self._examples) // self._batch - self._first) * len(self._rows)
-
-    def __getitem__(self, index: int) -> Example:
-        batch, row = divmod(index, len(self._rows))
-        return self._examples[(self._first + batch) * self._batch + self._rows[row]]
-
-
-class Batches:
-    """Endless batches of one process. The position in them is a number of batches, the same in all processes."""
-
-    def __init__(self, examples: Any, batch_size: int, rows: Sequence[int], prefetch: int) -> None:
-        self._examples, self._batch, self._rows, self._prefetch = examples, batch_size, rows, prefetch
-        self.seek(0)
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> Example:
-        batch = next(self._iterator)
-        self._position += 1
-        return batch
-
-    @property
-    def position(self) -> int:
-        """Batches taken since the beginning of the data."""
-        return self._position
-
-    def seek(self, position: int) -> None:
-        """Go to where `position` batches have been taken."""
-        rows = grain.MapDataset.source(_Rows(self._examples, self._batch, self._rows, position))
-        threads, buffered = (1, self._prefetch * len(self._rows)) if self._prefetch else (0, 0)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
-        self._iterator = iter(rows.to_iter_dataset(options).batch(len(self._rows)))
-        self._position = position
-
-
-def train_batches(corpus: Source, config: DataConfig, batch_size: int, rows: Sequence[int] | None = None) -> Batches:
-    """Endless batches, shuffled anew in every epoch.
-
-    Which examples form a global batch does not depend on who loads which of its rows.
-
-    Args:
-        corpus: the examples.
-        config: its `seed` sets the order.
-        batch_size: examples per step over all processes.
-        rows: those of a global batch that this process loads; all, if None.
-    """
-    examples = grain.MapDataset.source(corpus).seed(config.seed).shuffle().repeat()
-    return Batches(examples, batch_size, range(batch_size) if rows is None else rows, config.prefetch)
-
-
-def spread_batches(corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None) -> Iterator[Example]:
-    """These rows (all, if None) of the first `count` batches, evenly spread over the corpus and always the same. A
-    batch that the corpus does not fill is filled with padding."""
-    wanted = min(count * batch_size, len(corpus))
-    chosen = np.linspace(0, len(corpus) - 1, wanted).round().astype(int)
-    padding = {key: np.zeros_like(value) for key, value in corpus[0].items()}
-    for begin in range(0, wanted, batch_size):
-        places = (begin + row for row in (range(batch_size) if rows is None else rows))
-        examples = [corpus[int(chosen[place])] if place < wanted else padding for place in places]
-        yield {key: np.stack([example[key] for example in examples]) for key in padding}

@@ -1,0 +1,149 @@
+"""Conditions of the machine that end a run: one message, nothing else printed, nothing saved lost."""
+
+import errno
+import logging
+import resource
+import shutil
+
+import pytest
+from tiny import tiny_run
+
+from xlstm_hydra.checkpoint import Checkpoints
+from xlstm_hydra.checkpoint._faults import SaveError, saving
+from xlstm_hydra.configs import AUTO, CheckpointConfig, LoggerConfig
+from xlstm_hydra.metadata import saved_steps
+from xlstm_hydra.train import train
+from xlstm_hydra.train._faults import RunEnded, faults_reported
+
+
+def run_of(logger=None, **checkpoint):
+    logger = LoggerConfig(**{"progress": False, "tensorboard": False, "log_every_n_steps": 1} | (logger or {}))
+    config = CheckpointConfig(**{"save_every_n_steps": 2, "max_to_keep": 10} | checkpoint)
+    return tiny_run(parallel={"data_axis_size": 8}, logger=logger, checkpoint=config)
+
+
+@pytest.fixture
+def before_saving(monkeypatch):
+    """Do something once, right before a step is saved, when what was saved before is on disk."""
+
+    def add(step, action):
+        save, actions = Checkpoints.save, [action]
+
+        def changed(self, state, *args):
+            if int(state.step) == step and actions:
+                self._wait()
+                actions.pop()()
+            save(self, state, *args)
+
+        monkeypatch.setattr(Checkpoints, "save", changed)
+
+    return add
+
+
+@pytest.fixture
+def file_limit():
+    """Set the size that no file of this process may exceed, which is reported as a full disk is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+SAVES = {
+    "in the background": ({}, 4, [2]),
+    "in the foreground": ({"async_save": False}, 4, [2]),
+    "the last one": ({}, 6, [2, 4]),
+    "the first one": ({"save_every_n_steps": 0}, 6, []),
+}
+
+
+@pytest.mark.parametrize(("checkpoint", "step", "whole"), SAVES.values(), ids=SAVES)
+def test_a_save_that_fails_ends_the_run_with_one_message_and_what_is_saved_stays(
+    checkpoint, step, whole, before_saving, file_limit, tmp_path, capfd, caplog
+):
+    before_saving(step, lambda: file_limit(2000))
+    with pytest.raises(RunEnded) as ended:
+        train(run_of(**checkpoint), tmp_path)
+    file_limit(resource.RLIM_INFINITY)
+    saved = f"that of step {whole[-1]}." if whole else "No checkpoint is complete."
+    way_out = f"then continue with xlstm-hydra resume={tmp_path}" if whole else "then start the run again."
+    assert str(ended.value).startswith(f"saving step {step} in {tmp_path}/checkpoints failed: File too large")
+    assert saved in str(ended.value) and str(ended.value).endswith(f"Allow larger files (ulimit -f), {way_out}")
+    assert capfd.readouterr().err == "" and not [record for record in caplog.records if record.exc_info]
+    assert saved_steps(tmp_path) == whole
+
+
+def test_the_run_continues_from_what_is_saved_once_the_cause_is_gone(before_saving, file_limit, tmp_path):
+    before_saving(4, lambda: file_limit(2000))
+    with pytest.raises(RunEnded):
+        train(run_of(), tmp_path)
+    file_limit(resource.RLIM_INFINITY)
+    train(run_of(restore=AUTO), tmp_path)
+    assert saved_steps(tmp_path) == [2, 4, 6]
+
+
+def test_checkpoints_that_are_removed_meanwhile_end_the_run_with_one_message(before_saving, tmp_path, capfd):
+    def replace_by_file():
+        shutil.rmtree(tmp_path / "checkpoints")
+        (tmp_path / "checkpoints").touch()
+
+    before_saving(4, replace_by_file)
+    with pytest.raises(RunEnded, match="^saving step 4 in .*/checkpoints failed: .*No checkpoint is complete"):
+        train(run_of(), tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+FULL = {"metrics.new": {}, "metadata.json": {}, "plan.json": {}, "parameters.txt": {}}
+
+
+@pytest.mark.parametrize(("name", "logger"), FULL.items(), ids=FULL)
+def test_a_file_that_does_not_fit_on_the_disk_ends_the_run_with_one_message(name, logger, tmp_path):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(RunEnded, match=f"^writing in {tmp_path} failed: No space left on device.* Free some space"):
+        train(run_of(logger), tmp_path)
+
+
+def test_metrics_for_tensorboard_that_do_not_fit_on_the_disk_end_the_run(tmp_path, monkeypatch):
+    from tensorboardX import record_writer
+
+    monkeypatch.setattr(record_writer, "open_file", lambda path: open("/dev/full", "wb"))
+    with pytest.raises(RunEnded, match="failed: No space left on device"):
+        train(run_of({"tensorboard": True}), tmp_path)
+
+
+def test_a_log_file_that_does_not_fit_on_the_disk_is_one_warning(tmp_path, monkeypatch, capfd, caplog):
+    handler = logging.FileHandler("/dev/full")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler, caplog.handler])
+    with faults_reported(tmp_path):
+        for number in range(3):
+            logging.getLogger().warning("line %d", number)
+    assert [record.msg for record in caplog.records if "cannot be written" in record.msg] == [
+        "the log %s cannot be written: %s"
+    ]
+    assert capfd.readouterr().err == ""
+
+
+CAUSES = {
+    "full": (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded", "/run/a"), "Disk quota exceeded: /run/a"),
+    "of TensorStore": (ValueError("RESOURCE_EXHAUSTED: Failed [os_error_code='28'] [x='1']"), "No space left on"),
+    "without number": (ValueError("PERMISSION_DENIED: Error opening"), "Permission denied"),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), CAUSES.values(), ids=CAUSES)
+def test_errors_of_the_system_are_recognized_however_deep(error, words, tmp_path):
+    (tmp_path / "4.tmp").mkdir()
+    with pytest.raises(SaveError, match=f"^saving step 4 in {tmp_path} failed: {words}"), saving(4, tmp_path):
+        raise Exception("while saving") from error
+
+
+def test_a_bug_while_saving_stays_a_bug(tmp_path):
+    (tmp_path / "4.tmp").mkdir()
+    with pytest.raises(TypeError, match="a mistake of ours"), saving(4, tmp_path):
+        raise TypeError("a mistake of ours")
+
+
+def test_a_message_names_data_that_cannot_be_read_too(tmp_path):
+    with pytest.raises(RunEnded, match="^No such file or directory: /books/a.txt. No checkpoint is complete"):
+        with faults_reported(tmp_path):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/books/a.txt")

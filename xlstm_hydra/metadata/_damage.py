@@ -1,0 +1,66 @@
+"""Checkpoints with files that are missing, empty or cut off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xlstm_hydra.configs import ConfigError, Problem
+
+from ._abandoned import end_abandoned_requests, ignore_abandoned_requests
+
+
+class DamagedCheckpoint(ConfigError):
+    """Files of a checkpoint are missing or cut off."""
+
+
+@contextmanager
+def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
+    """What is wrong with a checkpoint is told with the key that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"{key}={checkpoint}"
+        kind = DamagedCheckpoint if isinstance(error, DamagedCheckpoint) else ConfigError
+        raise kind(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
+
+
+@contextmanager
+def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
+    """What Orbax and TensorStore raise where files of a checkpoint are missing or cut off, as a `DamagedCheckpoint`.
+
+    Args:
+        what: is read.
+        folder: where it lies, to find the damaged file.
+    """
+    ignore_abandoned_requests()
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        # Orbax wraps what TensorStore says of an array in an error that is no more than an `Exception`.
+        if type(error) is not Exception and not isinstance(error, OSError | KeyError | ValueError):
+            raise
+        end_abandoned_requests()
+        broken = None if folder is None else next(_broken_files(folder), None)
+        reason = broken or str(error.__cause__ or error).partition("\n")[0].partition(" [tensorstore_spec")[0]
+        text, fix = (
+            f"its {what} cannot be read: {reason.removesuffix('.')}",
+            "The checkpoint may be cut off; choose another step.",
+        )
+        raise DamagedCheckpoint([Problem.about("", text, fix)]) from error
+
+
+def _broken_files(folder: Path) -> Iterator[str]:
+    """Files that are empty or not whole, and how."""
+    for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "commit_success.txt"):
+        if file.stat().st_size == 0:
+            yield f"{file} is empty"
+        elif file.name in ("_METADATA", "_sharding") or file.parent.name == "array_metadatas":
+            try:
+                json.loads(file.read_bytes())
+            except ValueError:
+                yield f"{file} is cut off"

@@ -1,0 +1,71 @@
+"""What is logged about a run before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xlstm_hydra.configs import AUTO, RunConfig
+from xlstm_hydra.configs.data import ByteDataConfig
+from xlstm_hydra.configs.run import BYTES
+from xlstm_hydra.hydra import recorded_origin
+from xlstm_hydra.metadata import Start
+from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, summary
+
+from ._log import log
+from ._plan import RunPlan
+from ._processes import is_first
+from ._program import Program
+from ._resume import Resumed
+
+
+def announce_start(run: RunConfig, folder: Path, start: Start, resumed: Resumed | None) -> None:
+    """Log where the run continues, or that it starts from random weights where a user may expect others."""
+    if start.is_own and run.checkpoint.restore != AUTO:
+        log.info("SLURM has started this job again, so that it goes on in its own folder")
+    if resumed is not None:
+        resumed.tell()
+    elif start.is_own:
+        log.info("checkpoint.restore=auto: the run's folder has no checkpoint, so it begins anew")
+    if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder / "config.yaml")):
+        text = "the config is from %s, but the weights are random: checkpoint.init_from=%s starts from its weights"
+        log.info(f"{text}, resume=%s continues that run", origin, origin, origin)
+
+
+def announce(program: Program, plan: RunPlan, data: str) -> None:
+    """Log the layout and what there is to beat, and warn about what is probably not wanted."""
+    if not is_first():
+        return
+    parallel, shape = program.run.parallel, program.mesh.shape
+    log.info("mesh: %s", describe_mesh(program.mesh))
+    if (axes := program.axes).pipeline is not None:
+        idle = bubble_fraction(axes.stages, axes.microbatches)
+        log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
+    log.info("%s", summary(program.placements))
+    plan.tell()
+    log.info("%s", data)
+    _warn_of_idle_tokens(program.run)
+    sharded = any(placement.fsdp_axis is not None for placement in program.placements)
+    if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
+        log.info("parallel.fsdp_axis_size is 1 on this mesh: nothing is sharded")
+    if shape[parallel.fsdp_axis_name] > 1 and not sharded:
+        log.warning("FSDP shards no parameter; parameters.txt says why for each. Lower parallel.fsdp_min_weight_size?")
+    if sharded and not parallel.remat:
+        log.warning("without parallel.remat every gathered parameter is kept for the backward pass")
+    tensor = parallel.model_axis_name
+    if tensor in axes_across_hosts(program.mesh) and program.run.distributed.device_order is None:
+        text = "%s crosses hosts: every layer waits for the network. Lower parallel.model_axis_size?"
+        log.warning(text, tensor)
+    if shape[tensor] > 1 and not any(tensor in placement.spec for placement in program.placements):
+        log.warning(
+            "no parameter has an array axis for tensor parallelism: all %d devices compute the same", shape[tensor]
+        )
+
+
+def _warn_of_idle_tokens(run: RunConfig) -> None:
+    config = run.model.model_config
+    vocab = None if config is None else config.get("vocab_size")
+    if isinstance(run.data, ByteDataConfig) and isinstance(vocab, int) and vocab > BYTES:
+        text = "data.name=%s gives %d token ids, model.vocab_size=%d: the rows of the embedding and of the head for"
+        log.warning(
+            f"{text} the others are never trained. Set model.vocab_size=%d?", run.data.name, BYTES, vocab, BYTES
+        )
