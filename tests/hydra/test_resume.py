@@ -14,7 +14,7 @@ TYPED = ("model.embedding_dim=64", "optimizer=lion", "trainer.max_steps=50", "da
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """The runs that were started, with their folders; two checkpoints are in `run`, and one of xlstm-jax in `theirs`."""
+    """The runs that were started, with their folders. Two checkpoints are in `run`, one of xlstm-jax in `theirs`."""
     monkeypatch.chdir(tmp_path)
     found = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: found.append((run, Path(folder))))
