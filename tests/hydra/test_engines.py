@@ -172,7 +172,8 @@ def test_a_job_that_may_not_go_back_into_the_queue_says_so():
 
 BAD = {
     "timeout_min=-4": "xlstm-hydra: hydra.launcher.timeout_min=-4: must be 1 or more\n",
-    "signal_delay_s=3600": "a job is told to leave when it has begun",
+    "signal_delay_s=3540": "Set hydra.launcher.timeout_min to 61 or more, or hydra.launcher.signal_delay_s below 3540.",
+    "timeout_min=1": "so the job would be stopped at the moment it starts. Set hydra.launcher.timeout_min to 4 or more.",
     "gpus_per_task=1": "say the same in two ways",
     "mem_gb=-1": "must be greater than 0",
     "timeout=5": "no such key. Did you mean hydra.launcher.timeout_min?",
@@ -317,7 +318,7 @@ def test_jobs_on_this_machine_have_their_own_ends_and_do_not_end_each_other(tmp_
     assert sweep.returncode == 1, said
     outcomes = [json.loads(line) for line in (tmp_path / "sweep" / "sweep.jsonl").read_text().splitlines()]
     assert [outcome["status"] for outcome in outcomes] == ["completed", "lost"]
-    assert "ended without a word" in outcomes[1]["reason"]
+    assert "ended without a result" in outcomes[1]["reason"]
 
 
 def _children(process):

@@ -7,10 +7,13 @@ from ._job import ERROR_FILE as ERROR_FILE
 from ._job import JobRecord as JobRecord
 from ._job import Unrecorded as Unrecorded
 from ._job import job_recorded as job_recorded
+from ._outcome import FAILED as FAILED
+from ._outcome import INTERRUPTED as INTERRUPTED
 from ._outcome import RECORD_FILE as RECORD_FILE
 from ._outcome import RUNNING as RUNNING
 from ._outcome import Outcome as Outcome
 from ._outcome import amend_record as amend_record
+from ._outcome import now as now
 from ._outcome import read_record as read_record
 from ._outcome import update_record as update_record
 from ._plan_points import is_planned as is_planned
