@@ -19,7 +19,6 @@ from xlstm_hydra.sweep import RUNNING, job_number
 from ._job import Work
 from ._logs import describe_logs
 from ._return import failed, result_of
-from ._states import End
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +139,7 @@ def _has_gpus() -> bool:
 
 def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[str]]) -> JobReturn:
     paths = handle.task(0).paths
-    text = f"the process of the job ended without a result, as when it is killed; {describe_logs(End('KILLED'), paths)}"
+    text = f"the process of the job ended without a result, as when it is killed. {describe_logs(paths)}"
     log.error("#%d: %s", number, text)
     work.amend({job_number(points[number], number): {"status": RUNNING, "reason": text}})
     return failed(points[number], RuntimeError(text))

@@ -15,16 +15,16 @@ TAIL_BYTES = 20_000
 SHARE = "Set hydra.sweep.dir to a folder on a file system that all nodes share."
 
 _CLUES = {
-    r"could not find submitted jobs in path": f"its node does not see the folder of the sweep. {SHARE}",
+    r"could not find submitted jobs in path": f"Its node does not see the folder of the sweep. {SHARE}",
     r"execve\(\): (\S+): No such file": r"\1 does not exist on its node. The Python environment must be on a file "
     "system that all nodes share.",
     r"execve\(\): (\S+): Permission denied": r"\1 cannot be executed on its node",
-    r"oom[-_ ]?kill": "it used more memory than it had asked for. Set hydra.launcher.mem_gb higher.",
+    r"oom[-_ ]?kill": "It used more memory than it had asked for. Set hydra.launcher.mem_gb higher.",
     r"(xlstm-hydra: not requeued: .*)": r"\1. Set hydra.launcher.timeout_min higher, or checkpoint.save_every_n_steps "
     "lower.",
-    r"(?:ModuleNotFoundError|ImportError): (.*)": r"\1, in the Python environment of its node",
-    r"No space left on device": "the disk is full",
-    r"Disk quota exceeded": "the disk quota is used up",
+    r"(?:ModuleNotFoundError|ImportError): (.*)": r"\1 (in the Python environment of its node)",
+    r"No space left on device": "A disk is full",
+    r"Disk quota exceeded": "A disk quota is used up",
 }
 """What the text of a log says of the cause."""
 
@@ -40,20 +40,25 @@ def describe(job: str, end: End, paths: Any) -> str:
         end: what SLURM knows.
         paths: submitit's, of its first process.
     """
-    return f"SLURM job {job} ended as {end}; {describe_logs(end, paths)}"
+    return f"SLURM job {job} ended as {end}. {describe_logs(paths, end)}"
 
 
-def describe_logs(end: End, paths: Any) -> str:
-    """The cause that the logs of a job show, and where they are."""
+def describe_logs(paths: Any, end: End | None = None) -> str:
+    """The cause that the logs of a job show, and where they are, in sentences.
+
+    Args:
+        paths: submitit's, of its first process.
+        end: what SLURM knows; None: it was a process on this machine.
+    """
     logs = [file for file in (Path(paths.stderr), Path(paths.stdout)) if _size(file)]
     if logs:
-        return "; ".join([*_clues(logs), f"log: {logs[0]}"])
-    if end.nodes == "":
-        return "it had not started"
-    if Path(paths.stdout).exists() or end.state in _WITHOUT_LOGS:
-        return "it printed nothing"
-    node = f"node {end.nodes}" if end.nodes else "its node"
-    return f"it left no log: {node} could not write to {paths.folder}, or does not see that folder. {SHARE}"
+        return " ".join([*(f"{clue.rstrip('.')}." for clue in _clues(logs)), f"Log: {logs[0]}"])
+    if end is None or Path(paths.stdout).exists() or end.state in _WITHOUT_LOGS:
+        return "It had not started." if end is not None and end.nodes == "" else "It printed nothing."
+    if end.state == "UNKNOWN":
+        return f"There is no log in {paths.folder}."
+    node = f"Node {end.nodes}" if end.nodes else "Its node"
+    return f"{node} left no log in {paths.folder}: it cannot write to that folder, or does not see it. {SHARE}"
 
 
 def _clues(logs: list[Path]) -> Iterator[str]:
@@ -65,7 +70,7 @@ def _clues(logs: list[Path]) -> Iterator[str]:
     yield from dict.fromkeys(found)
     lines = [line.strip() for line in _tail(logs[0]).splitlines() if line.strip()]
     if not found and lines:
-        yield f"last line: {lines[-1][:200]}"
+        yield f"Last line: {lines[-1][:200]}"
 
 
 def _tail(file: Path) -> str:

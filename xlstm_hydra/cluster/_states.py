@@ -46,6 +46,9 @@ _STATUSES = {
     126: "its program cannot be executed",
     127: "a command of its script was not found",
 }
+_NOT_SPLIT = 4294967294
+"""Stands for all elements of an array that was cancelled before any of them had a record of its own."""
+
 _LAUNCH_FAILED = 53
 """The "signal" of a job whose node could not start its script."""
 
@@ -117,12 +120,20 @@ def end_of(job: str) -> End:
 
 
 def _end_in_queue(job: str) -> End | None:
+    own = _records(job)
+    rest = (
+        [line for line in _records(job.partition("_")[0]) if f" ArrayTaskId={_NOT_SPLIT} " in line] if not own else []
+    )
+    for line in [*own, *rest]:
+        found = dict(re.findall(r"(?:^|\s)(JobState|ExitCode|Reason|NodeList)=(\S*)", line))
+        state, exit_code, reason = (found.get(key, "") for key in ("JobState", "ExitCode", "Reason"))
+        return _end(state, exit_code, reason, found.get("NodeList"))
+    return None
+
+
+def _records(job: str) -> list[str]:
     done = _ask("scontrol", "--oneliner", "show", "job", job)
-    if done is None or done.returncode:
-        return None
-    found = dict(re.findall(r"(?:^|\s)(JobState|ExitCode|Reason|NodeList)=(\S*)", done.stdout))
-    state, exit_code, reason = (found.get(key, "") for key in ("JobState", "ExitCode", "Reason"))
-    return _end(state, exit_code, reason, found.get("NodeList"))
+    return done.stdout.splitlines() if done is not None and not done.returncode else []
 
 
 def _end_in_accounting(job: str) -> End | None:
