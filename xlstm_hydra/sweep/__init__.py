@@ -3,6 +3,7 @@
 from ._driver import DOES_NOT_FIT as DOES_NOT_FIT
 from ._driver import begin as begin
 from ._driver import finish as finish
+from ._driver import make_sweep_folder as make_sweep_folder
 from ._job import ERROR_FILE as ERROR_FILE
 from ._job import JobRecord as JobRecord
 from ._job import Unrecorded as Unrecorded
@@ -20,6 +21,9 @@ from ._plan_points import is_planned as is_planned
 from ._plan_points import plan_points as plan_points
 from ._points import job_number as job_number
 from ._resume import expand_resume_sweep as expand_resume_sweep
+from ._study import open_storage as open_storage
+from ._study import storage_errors as storage_errors
+from ._study import storage_url as storage_url
 from ._sweep import run_sweep as run_sweep
 from ._this_job import going_on as going_on
 from ._this_job import recorded as recorded

@@ -9,7 +9,8 @@ import shlex
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -88,12 +89,8 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
         ConfigError: the folder has a record already, or one of other points, or another process is at work there.
     """
     folder = folder.absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        text = f"cannot be made: {error.strerror}"
-        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, "Choose another folder.")]) from None
-    _drive(folder)
+    with make_sweep_folder(folder):
+        _drive(folder)
     try:
         todo = _open(folder, [list(point) for point in points], resume)
     except BaseException:
@@ -101,6 +98,28 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
         raise
     _keep_command(folder)
     return todo
+
+
+@contextmanager
+def make_sweep_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of a sweep, and remove it if it is new and what is done inside fails.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"cannot be made: {error.strerror}"
+        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, "Choose another folder.")]) from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()
+        raise
 
 
 def withdraw(folder: Path) -> None:
@@ -245,6 +264,8 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
     if others:
         tell_results(folder, others, draw=error is None)
     if isinstance(error, ConfigError):
+        print(f"xlstm-hydra: the sweep has ended early: {error}", file=sys.stderr)
+    elif isinstance(error, OSError):
         print(f"xlstm-hydra: the sweep has ended early: {error}", file=sys.stderr)
     elif isinstance(error, Exception):
         print(f"xlstm-hydra: the sweep has ended early:\n{''.join(traceback.format_exception(error))}", file=sys.stderr)
