@@ -28,6 +28,9 @@ _CLUES = {
 }
 """What the text of a log says of the cause."""
 
+_AFTER = re.compile("srun: (?!error)|srun: error: .*(Exited with|task.* launch)")
+"""Lines of `srun` about the end of a job, below its cause."""
+
 _WITHOUT_LOGS = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED")
 """States of jobs that may have ended before they could print anything."""
 
@@ -68,7 +71,7 @@ def _clues(logs: list[Path]) -> Iterator[str]:
         match.expand(words) for pattern, words in _CLUES.items() for match in list(re.finditer(pattern, text))[-1:]
     ]
     yield from dict.fromkeys(found)
-    lines = [line.strip() for line in _tail(logs[0]).splitlines() if line.strip()]
+    lines = [line.strip() for line in _tail(logs[0]).splitlines() if line.strip() and not _AFTER.match(line)]
     if not found and lines:
         yield f"Last line: {lines[-1][:200]}"
 

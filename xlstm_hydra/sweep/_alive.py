@@ -93,4 +93,5 @@ def _queued(submitted: set[str]) -> set[str]:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         log.warning("SLURM's queue does not answer, so jobs that were submitted are taken as running: %s", reason)
         return submitted
-    return {number for number, state in map(str.split, done.stdout.splitlines()) if state != ENDING}
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
