@@ -35,7 +35,7 @@ ENDS = {
         "FAILED|137:0|NonZeroExitCode",
         "FAILED (it was killed by SIGKILL, as SLURM does with a job that needs more than hydra.launcher.mem_gb)",
     ),
-    "left": ("FAILED|3:0|NonZeroExitCode", "FAILED (it left with exit status 3)"),
+    "left": ("FAILED|3:0|NonZeroExitCode", "FAILED (it exited with status 3)"),
     "by a signal": ("FAILED|0:11|None", "FAILED (it was killed by SIGSEGV)"),
     "cancelled": ("CANCELLED by 1000|0:0|None", "CANCELLED (it was cancelled)"),
     "memory": ("OUT_OF_MEMORY|0:125|OutOfMemory", "OUT_OF_MEMORY (it used more memory than it had asked for"),

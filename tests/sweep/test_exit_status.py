@@ -1,6 +1,7 @@
 """The exit status of a sweep is that of its worst job: one that may go on hides none that failed."""
 
 import itertools
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -68,8 +69,9 @@ def test_a_lost_job_and_a_cancelled_one_are_both_in_the_table(tmp_path, capsys):
     assert [one.status for one in read_record(tmp_path / "sweep")] == ["lost", "interrupted"]
 
 
-def test_an_error_of_the_machine_that_ends_a_sweep_is_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("kind", [OSError, BrokenProcessPool], ids=["a disk", "a worker"])
+def test_an_error_of_the_machine_that_ends_a_sweep_is_one_line(kind, tmp_path, capsys):
     begin(tmp_path / "sweep", [["trainer.seed=0"]])
-    assert finish(tmp_path / "sweep", OSError("no space left")) == 1
+    assert finish(tmp_path / "sweep", kind("no space left\nand more")) == 1
     printed = capsys.readouterr().err
     assert "the sweep has ended early: no space left\n" in printed and "Traceback" not in printed

@@ -84,7 +84,7 @@ class End:
             memory = ", as SLURM does with a job that needs more than hydra.launcher.mem_gb" if number == 9 else ""
             cause = f"it was killed by {_signal_name(number)}{memory}"
         else:
-            cause = f"it left with exit status {self.status}"
+            cause = f"it exited with status {self.status}"
         known = (self.state, "NonZeroExitCode", "TimeLimit", "OutOfMemory", "None", "")
         told = "" if self.reason in known else f", reason {self.reason}"
         return f"{self.state} ({cause}{told})"

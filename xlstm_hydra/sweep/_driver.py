@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -265,8 +266,8 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
         tell_results(folder, others, draw=error is None)
     if isinstance(error, ConfigError):
         print(f"xlstm-hydra: the sweep has ended early: {error}", file=sys.stderr)
-    elif isinstance(error, OSError):
-        print(f"xlstm-hydra: the sweep has ended early: {error}", file=sys.stderr)
+    elif isinstance(error, (OSError, BrokenExecutor)):  # of the machine, such as a worker that was killed
+        print(f"xlstm-hydra: the sweep has ended early: {str(error).strip().partition(chr(10))[0]}", file=sys.stderr)
     elif isinstance(error, Exception):
         print(f"xlstm-hydra: the sweep has ended early:\n{''.join(traceback.format_exception(error))}", file=sys.stderr)
     elif error is not None:
