@@ -7,6 +7,16 @@ import sys
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# What the machine or the terminal has set must not decide whether a test passes.
+FOREIGN = ("SLURM_", "SUBMITIT_", "HYDRA_", "OMPI_", "JAX_", "XLA_", "CUDA_VISIBLE_DEVICES", "COLUMNS", "LINES")
+FOREIGN += ("NO_COLOR", "FORCE_COLOR", "PYTHONWARNINGS", "GIT_")
+for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    del os.environ[name]
+os.umask(0o022)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"

@@ -35,7 +35,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"train": {"jax", "numpy", "flax", "optax", "grain", "rich", "tensorboardX"}},
     {"inference": {"jax", "numpy", "flax"}},
     {"metadata_cli": {"rich", "yaml"}, "compare_plans": {"matplotlib"}, "plan_cli": {"hydra"}},
-    {"sweep": {"hydra", "omegaconf", "rich", "matplotlib"}},
+    {"sweep": {"hydra", "omegaconf", "rich", "matplotlib", "optuna", "sqlalchemy"}},
     {"cluster": {"hydra", "omegaconf", "submitit"}},
     {"job": {"hydra", "omegaconf"}},
     {"cli": {"hydra", "omegaconf"}, "hydra_plugins": {"hydra", "omegaconf"}},

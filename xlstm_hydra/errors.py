@@ -59,6 +59,8 @@ def message_of(error: BaseException) -> str | None:
         return str(error) if error.args else None
     if isinstance(error, OSError):
         return _of_system(error)
+    if any(cls.__name__ == "BrokenExecutor" for cls in type(error).__mro__):  # a worker process was killed
+        return str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError):
         detail = f": {error}" if str(error) else ""
         return f"the memory of this machine is exhausted{detail}. Use a smaller model or batch, or another machine."

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +36,46 @@ class OptunaSweeper(Sweeper):
         self.study_config, self.loader = config, hydra_context.config_loader
         known = inspect.signature(HydraOptunaSweeper).parameters  # of one version of the plugin or another
         settings: dict[str, Any] = {name: self.settings.get(name) for name in known}
+        self.storage = settings.get("storage")
+        if isinstance(self.storage, str):
+            from xlstm_hydra.sweep import storage_url
+
+            settings["storage"] = storage_url(self.storage, config.hydra.sweep.dir)
         self.theirs = HydraOptunaSweeper(**settings)
         self.theirs.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the study."""
+        from xlstm_hydra.sweep import make_sweep_folder
+
         self.check(arguments)
         folder = Path(self.study_config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        with make_sweep_folder(folder):
+            self.open_storage()
         parsed = zip(arguments, OverridesParser.create().parse_overrides(arguments), strict=True)
         searched = self.settings.get("params") or {}  # of which what is typed may fix some
         fixed = [text for text, one in parsed if not one.is_sweep_override() and one.key_or_group not in searched]
         study: Any = self.theirs.sweeper
         study.launcher = _Numbered(study.launcher, fixed, _next_number(folder))
-        with _told(folder):
+        with _told(folder), self.storage_errors():
             self.theirs.sweep([text for text in arguments if text not in fixed])
+
+    def open_storage(self) -> None:
+        """Open the database of the study, if it has one, before anything starts.
+
+        Raises:
+            ConfigError: it cannot be opened.
+        """
+        from xlstm_hydra.sweep import open_storage
+
+        if isinstance(self.storage, str):
+            open_storage(self.storage, self.study_config.hydra.sweep.dir)
+
+    def storage_errors(self) -> AbstractContextManager[None]:
+        """Errors of that database inside are one line each."""
+        from xlstm_hydra.sweep import storage_errors
+
+        return storage_errors(self.storage) if isinstance(self.storage, str) else nullcontext()
 
     def check(self, arguments: list[str]) -> None:
         """Make sure that there is something to search, and that nothing is wrong with what all trials share.
@@ -83,6 +108,7 @@ _NOTHING_FOUND = ("No trials are completed", "Record does not exist")
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Tell at the end how the trials went. The command ends with an error where none is completed."""
+    from xlstm_hydra.configs import ConfigError, Problem
     from xlstm_hydra.sweep import RECORD_FILE, finish, read_record
 
     error: BaseException | None = None
@@ -90,6 +116,8 @@ def _told(folder: Path) -> Iterator[None]:
         yield
     except BaseException as stop:
         if not (folder / RECORD_FILE).exists():
+            if isinstance(stop, OSError):  # of the database: no trial was started
+                raise ConfigError([Problem.about("hydra.sweeper.storage", str(stop))]) from None
             raise
         error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop
     status = finish(folder, error)

@@ -394,10 +394,10 @@ def test_data_that_contains_itself_is_one_problem():
 
 @pytest.mark.parametrize("x", ["word", None], ids=["right", "wrong"])
 def test_nested_ambiguous_unions_are_read_in_linear_time(x):
-    start = time.perf_counter()
+    start = time.process_time()
     data = deep(40, lambda d: {"next": d or None, "x": x})
     collect(Ahead | Behind, data)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 20  # not 2**40 times as long as a value of depth 0
 
 
 def test_random_fields_of_a_value_are_shown_shortly():

@@ -12,6 +12,7 @@ import pytest
 from command import run_command
 
 import xlstm_hydra.train
+from xlstm_hydra import preemption
 from xlstm_hydra.configs import ConfigError, Problem
 
 
@@ -121,7 +122,9 @@ def test_a_signal_whose_exception_python_drops_ends_the_sweep_before_the_next_jo
         jobs.append(run)
         with suppress(BaseException):  # as inside a callback of the garbage collector
             os.kill(os.getpid(), getattr(signal, name))
-            time.sleep(0.2)
+        watch = preemption._active
+        while watch is not None and not (watch.request or watch.is_interrupted):  # a thread notes the signal
+            time.sleep(0.01)
 
     monkeypatch.setattr(xlstm_hydra.train, "train", train)
     assert run_command("-m", "trainer.seed=1,2,3").status == status

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import reference
 from command import run_command
-from saved import composed, save
+from published import tree, with_none_strings
+from saved import composed, save, save_text
 
 import xlstm_hydra.train
 
@@ -14,12 +14,13 @@ TYPED = ("model.embedding_dim=64", "optimizer=lion", "trainer.max_steps=50", "da
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """The runs that were started, with their folders; two checkpoints lie in `run`."""
+    """The runs that were started, with their folders. Two checkpoints are in `run`, one of xlstm-jax in `theirs`."""
     monkeypatch.chdir(tmp_path)
     found = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: found.append((run, Path(folder))))
     for step in (20, 30):
         save(tmp_path / "run", composed(*TYPED), step)
+    save_text(tmp_path / "theirs", with_none_strings(tree("mlstm_v1")))
     (tmp_path / "run" / ".hydra").mkdir()
     (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text("the first ones")
     return found
@@ -55,7 +56,7 @@ REFUSED = {
     ),
     "later steps": (["resume=run@20"], r"has checkpoints of later steps already \(30\), which would be lost"),
     "wrong override": (["resume=run", "trainer.max_step=90"], "Did you mean trainer.max_steps?"),
-    "of another program": ([f"resume={reference.CHECKPOINTS}/b_mlstm_v1/run"], "xlstm_jax wrote it"),
+    "of another program": (["resume=theirs"], "xlstm_jax wrote it"),
 }
 
 

@@ -64,11 +64,12 @@ class Cluster:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.unseen = home / "unseen"  # by the nodes
         self.environment = {"SLURM_CONF": str(home / "slurm.conf")}
 
     def start(self) -> None:
         """Start all daemons, and wait until the nodes are idle."""
-        for folder in ("state", *NODES):
+        for folder in ("state", "unseen", *NODES):
             (self.home / folder).mkdir(parents=True)
         self.home.chmod(0o755)
         ports = _free_ports(1 + len(NODES))
@@ -83,7 +84,8 @@ class Cluster:
         self._start_munge()
         self._run("slurmctld", "-f", self.environment["SLURM_CONF"])
         # Jobs must find the nodes by their names, without a change to the machine's own file.
-        inside = f"mount --bind {self.home}/hosts /etc/hosts && exec {_program('slurmd')} -N $0"
+        mounts = f"mount --bind {self.home}/hosts /etc/hosts && mount -t tmpfs none {self.unseen}"
+        inside = f"{mounts} && exec {_program('slurmd')} -N $0"
         for name in NODES:
             self._run("unshare", "--mount", "--propagation=private", "sh", "-c", inside, name)
         self._wait_until_idle()

@@ -120,6 +120,7 @@ def commands(tmp_path_factory):
         commands.sweep("timeout", "trainer.seed=0,1", *LONG, *limits, slow)
         ending = ("trainer.max_steps=100000,100001", "checkpoint.save_every_n_steps=2", "checkpoint.max_to_keep=2")
         commands.sweep("ending", *ending, "hydra.launcher.max_num_timeout=0")
+        commands.sweep("unseen", "trainer.seed=1,2", f"hydra.sweep.dir={cluster.unseen}/sweep")
         commands.sweep("partition", "trainer.seed=1,2", "hydra.launcher.partition=nowhere")
         commands.sweep("interrupted", "trainer.seed=1,2", "+hydra.launcher.additional_parameters.hold=true")
         commands.wait_until_training("ending")
@@ -139,6 +140,13 @@ def test_what_slurm_does_not_take_is_one_message(commands):
     assert status == 2
     message = "hydra.launcher.partition='nowhere': SLURM takes no such job: invalid partition specified: nowhere"
     assert message in said and "Traceback" not in said
+
+
+def test_a_folder_that_the_nodes_do_not_see_is_one_cause_with_the_way_out(commands):
+    status, said = commands.end("unseen")
+    assert status == 1 and "2 jobs: 2 lost" in said
+    assert "left no log in" in said and "Set hydra.sweep.dir to a folder on a file system that all nodes share." in said
+    assert "_log.err" not in said and "_log.out" not in said
 
 
 def processes_of(job):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
@@ -23,6 +24,8 @@ from omegaconf import DictConfig, open_dict
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.hydra import overrides_of_other
 from xlstm_hydra.sweep import RECORD_FILE, amend_record
+
+from ._requeue import note_run_folder
 
 _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -52,7 +55,7 @@ class Work:
             config.hydra.job.id = _job_id()
             config.hydra.job.num = number
         done = run_job(
-            task_function=self.task,
+            task_function=self.task_noting_its_folder,
             config=config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
@@ -64,10 +67,15 @@ class Work:
             atexit.register(_leave, status)  # when the result is written
         return done
 
+    def task_noting_its_folder(self, config: DictConfig) -> Any:
+        """Do the task, once the batch script of the job knows where its checkpoints are."""
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and _process() == 0:
+            note_run_folder(Path(HydraConfig.get().runtime.output_dir))
+        return self.task(config)
+
     def config_of(self, overrides: Sequence[str]) -> DictConfig:
         """The config of a job, for this process of it."""
-        process = int(os.environ.get("SLURM_PROCID", "0"))
-        if process:
+        if process := _process():
             quiet = overrides_of_other(process, self.config.hydra.runtime.choices["hydra/job_logging"])
             overrides = [*overrides, *quiet]
         return self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -89,6 +97,11 @@ def _end_with_parent() -> None:
     """Have this process save and leave when the one that watches it is killed, on Linux: nobody would know of it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _process() -> int:
+    """The number of this process among those of the job."""
+    return int(os.environ.get("SLURM_PROCID", "0"))
 
 
 def _job_id() -> str:

@@ -17,6 +17,7 @@ from xlstm_hydra.configs import ConfigError, LocalLauncherConfig, Problem
 from xlstm_hydra.sweep import RUNNING, job_number
 
 from ._job import Work
+from ._logs import describe_logs
 from ._return import failed, result_of
 
 log = logging.getLogger(__name__)
@@ -137,8 +138,8 @@ def _has_gpus() -> bool:
 
 
 def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[str]]) -> JobReturn:
-    said = Path(handle.paths.stderr)
-    text = f"the process of the job ended without a word, as one does that is killed; what it said before is in {said}"
+    paths = handle.task(0).paths
+    text = f"the process of the job ended without a result, as when it is killed. {describe_logs(paths)}"
     log.error("#%d: %s", number, text)
     work.amend({job_number(points[number], number): {"status": RUNNING, "reason": text}})
     return failed(points[number], RuntimeError(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,16 @@ def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
     path = handle.task(0).paths.result_pickle
     if not path.exists():
         return None
-    outcome, result = pickle_load(path)
-    return result if outcome == "success" else failed(overrides, RuntimeError(result))
+    try:
+        outcome, result = pickle_load(path)
+    except (OSError, EOFError, pickle.UnpicklingError) as error:
+        return failed(overrides, RuntimeError(f"the result of the job cannot be read: {path}: {error}"))
+    return result if outcome == "success" else failed(overrides, RuntimeError(_last_line_first(result)))
+
+
+def _last_line_first(trace: str) -> str:
+    """A traceback below its last line, which is shown as the reason."""
+    return f"{trace.strip().splitlines()[-1]}\n{trace}" if trace.strip() else trace
 
 
 def failed(overrides: Sequence[str], error: Exception) -> JobReturn:

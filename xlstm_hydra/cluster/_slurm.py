@@ -15,18 +15,22 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem, SlurmLauncherConfig
-from xlstm_hydra.preemption import STATUS
-from xlstm_hydra.sweep import RUNNING, job_number
+from xlstm_hydra.sweep import FAILED, INTERRUPTED, RUNNING, job_number, now
 
 from ._job import Work
+from ._logs import describe
+from ._requeue import NO_PROGRESS, teardown
 from ._return import failed, result_of
-from ._states import ENDED, HELD, end_of, states
+from ._states import ENDED, End, end_of, is_blocked, is_held, states
 
 log = logging.getLogger(__name__)
 
 _SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
 _ASKED = (*_SAME, "cpus_per_task", "mem_gb", "timeout_min")
 """What SLURM may not have, or not give."""
+
+_UNREACHABLE = ("Unable to contact", "Socket timed out", "Connection refused", "Unable to resolve", "Zero Bytes")
+"""What `sbatch` prints where the controller is down or overloaded."""
 
 LONGEST_PAUSE = 30.0
 """Seconds between two looks at the queue, at most."""
@@ -87,32 +91,45 @@ def launch_on_slurm(
 
 
 def _lost(job: Job, work: Work) -> JobReturn:
-    """The return of a job that has left no word."""
-    text = f"SLURM job {job.id} ended as {end_of(job.id)}; what it said is in {job.handle.task(0).paths.stderr}"
+    """The return of a job that has left no result."""
+    end = end_of(job.id)
+    text = describe(job.id, end, job.handle.task(0).paths)
     log.error("#%d: %s", job.number, text)
-    work.amend({job.number: {"status": RUNNING, "reason": text}})  # unless it says itself how it ended, it is lost
+    work.amend({job.number: {"reason": text, **_outcome(end)}})
     return failed(job.overrides, RuntimeError(text))
+
+
+def _outcome(end: End) -> dict[str, str]:
+    """The fields of the record of a job that has left no result. What the job itself has recorded of its end counts
+    more, unless it takes itself for one that is requeued."""
+    if end.status == NO_PROGRESS:
+        return {"status": FAILED, "ended": now()}
+    return {"status": INTERRUPTED if end.state == "CANCELLED" else RUNNING}  # running: lost, since it has ended
 
 
 def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[Job]:
     import submitit
-    from submitit.core.utils import FailedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = submitit.SlurmExecutor(config.submitit_folder)
-    executor.update_parameters(**parameters(config))
     numbers = list(points)
     try:
+        executor = submitit.SlurmExecutor(config.submitit_folder)
+        executor.update_parameters(**parameters(config))
         with redirect_stderr(io.StringIO()):  # which submitit fills with what the error has too
             handles = executor.map_array(work, [list(points[number]) for number in numbers], numbers)
-    except FailedJobError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise _not_taken(error, config) from None
+    except OSError as error:
+        text = f"cannot be written: {error.strerror or error}"
+        given = {"hydra.launcher.submitit_folder": config.submitit_folder}
+        raise ConfigError([Problem(given, text, "Choose another folder.")]) from None
     jobs = [
         Job(job_number(points[number], number), handle.job_id, points[number], handle)
         for number, handle in zip(numbers, handles, strict=True)
     ]
     for job in jobs:
         log.info("#%d: SLURM job %s: %s", job.number, job.id, " ".join(job.overrides))
-    log.info("What they say is in %s", Path(config.submitit_folder).parent)
+    log.info("Their logs are in %s", Path(config.submitit_folder).parent)
     return jobs
 
 
@@ -128,9 +145,9 @@ def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
         "array_parallelism": config.array_parallelism,
         "setup": config.setup or None,
         "srun_args": ["--kill-on-bad-exit=1", *cores, *config.srun_args],
-        "teardown": _teardown(config.max_num_timeout),
+        "teardown": teardown(config),
         "additional_parameters": {
-            "signal": f"TERM@{config.signal_delay_s}",
+            **({"signal": f"TERM@{config.signal_delay_s}"} if config.signal_delay_s else {}),
             "requeue" if config.max_num_timeout else "no-requeue": True,
             **config.additional_parameters,
         },
@@ -138,42 +155,28 @@ def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _teardown(times: int) -> list[str]:
-    """The end of the batch script: a job that was told to leave, and that nobody has cancelled, is put back."""
-    # SLURM_JOB_ID of an array's last element is that of the whole array.
-    alive = '[ "$(squeue -h -j "$job" -o %T)" = RUNNING ]'
-    told = f'[ "$status" = {STATUS} ] || [ "$status" = {128 + 15} ]'
-    return [
-        "status=$?",
-        'job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
-        'job="${job:-$SLURM_JOB_ID}"',
-        f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {times} ] && {{ {told}; }} && {alive}; then',
-        '  scontrol requeue "$job"',
-        "  sleep 60",
-        "fi",
-        'exit "$status"',
-    ]
-
-
 def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
-    """The words of `sbatch`, in one line, and what was asked for."""
+    """The message of `sbatch`, in one line, and what was asked for."""
     said = [line.partition("error: ")[2] for line in str(error).splitlines() if "sbatch: error: " in line]
-    text = ": ".join(dict.fromkeys(said)) or str(error).strip().splitlines()[-1]
+    text = ": ".join(dict.fromkeys(said)) or " ".join(str(error).split())
+    if any(word in text for word in _UNREACHABLE):
+        fix = "No job was started as far as is known: see squeue --me, and start the sweep again."
+        return ConfigError([Problem.about("hydra/launcher", f"SLURM's controller does not answer: {text}", fix)])
     asked = {key: config.get(key) for key in _ASKED if config.get(key) != getattr(SlurmLauncherConfig, key)}
     given = {f"hydra.launcher.{key}": value for key, value in asked.items()} or {"hydra/launcher": config.name}
     return ConfigError([Problem(given, f"SLURM takes no such job: {text}")])
 
 
 def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
-    """What each job returned; None for one that SLURM has ended."""
+    """The result of each job; None for one that has ended without one."""
     ended: dict[int, JobReturn | None] = {}
-    suspects: set[str] = set()  # ended without a result, when last seen: it may be on its way, or the job is put back
-    told: set[str] = set()
+    suspects: set[str] = set()  # ended without a result, when last seen: it may be on its way, or the job is requeued
+    warned: set[str] = set()
     last_end = time.monotonic()
     while open_jobs := [job for job in jobs if job.number not in ended]:
         seen = states(job.id for job in open_jobs)
-        if seen is None and "squeue" not in told:
-            told.add("squeue")
+        if seen is None and "squeue" not in warned:
+            warned.add("squeue")
             log.warning("SLURM's queue does not answer; waiting for it, and for the results of the jobs")
         for job in open_jobs:
             result = result_of(job.handle, job.overrides)
@@ -182,10 +185,21 @@ def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
                 ended[job.number] = result
                 log.info("#%d: SLURM job %s has ended", job.number, job.id)
                 last_end = time.monotonic()
-            if state in HELD and job.id not in told:
-                told.add(job.id)
-                log.warning("#%d: SLURM holds job %s (%s): scontrol release %s", job.number, job.id, reason, job.id)
+            _warn_once(job, state, reason, warned)
             (suspects.add if state in ENDED else suspects.discard)(job.id)
         if len(ended) < len(jobs):
             time.sleep(min(LONGEST_PAUSE, max(1.0, (time.monotonic() - last_end) / 20)))
     return ended
+
+
+def _warn_once(job: Job, state: str, reason: str, warned: set[str]) -> None:
+    """Warn of a job that waits for what does not come by itself."""
+    if job.id in warned:
+        return
+    if is_held(state, reason):
+        warned.add(job.id)
+        log.warning("#%d: SLURM holds job %s (%s): scontrol release %s", job.number, job.id, reason, job.id)
+    elif is_blocked(state, reason):
+        warned.add(job.id)
+        text = "#%d: SLURM job %s cannot start as it is (%s): see scontrol show job %s; scancel %s ends it"
+        log.warning(text, job.number, job.id, reason, job.id, job.id)

@@ -9,13 +9,22 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from xlstm_hydra.preemption import STATUS
+
+from ._requeue import NO_PROGRESS
+
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
 """States that a job does not leave by itself."""
 
-HELD = ("REQUEUE_HOLD", "SPECIAL_EXIT")
-"""States in which a job waits for somebody to release it."""
+_HELD_STATES = ("REQUEUE_HOLD", "SPECIAL_EXIT")
+_HELD_REASONS = re.compile("JobHeld|JobHold|held|launch_failed", re.IGNORECASE)
+_NEVER = re.compile(
+    "Partition(Config|Down|Inactive|NodeLimit|TimeLimit)|BadConstraints|Invalid|NotAllowed|DependencyNeverSatisfied"
+    "|ReservationDeleted|PerJob|WallDuration"
+)
+"""Reasons for waiting that do not pass by themselves."""
 
 ASK_SECONDS = 30
 """How long an answer of SLURM may take."""
@@ -23,12 +32,25 @@ ASK_SECONDS = 30
 _CAUSES = {
     "BOOT_FAIL": "its nodes did not boot",
     "CANCELLED": "it was cancelled",
+    "COMPLETED": "it left no result",
     "DEADLINE": "it had reached its deadline",
     "NODE_FAIL": "a node of it failed",
     "OUT_OF_MEMORY": "it used more memory than it had asked for (hydra.launcher.mem_gb)",
     "PREEMPTED": "another job took its place",
     "TIMEOUT": "it had reached its time limit (hydra.launcher.timeout_min)",
+    "UNKNOWN": "SLURM has no record of it",
 }
+_STATUSES = {
+    STATUS: "a signal stopped it, and it was not requeued",
+    NO_PROGRESS: "it reached its time limit twice without a new checkpoint",
+    126: "its program cannot be executed",
+    127: "a command of its script was not found",
+}
+_NOT_SPLIT = 4294967294
+"""Stands for all elements of an array that was cancelled before any of them had a record of its own."""
+
+_LAUNCH_FAILED = 53
+"""The "signal" of a job whose node could not start its script."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +69,22 @@ class End:
     reason: str = ""
     """SLURM's reason, where it gives one."""
 
+    nodes: str | None = None
+    """Nodes on which it ran. Empty: it had not started; None: not known."""
+
     def __str__(self) -> str:
         """The state, and the cause in words."""
-        if self.state in _CAUSES:
+        if self.signal == _LAUNCH_FAILED:
+            cause = "its node could not start it"
+        elif self.state in _CAUSES:
             cause = _CAUSES[self.state]
+        elif self.status in _STATUSES:
+            cause = _STATUSES[self.status]
         elif number := self.signal or max(self.status - 128, 0):
             memory = ", as SLURM does with a job that needs more than hydra.launcher.mem_gb" if number == 9 else ""
             cause = f"it was killed by {_signal_name(number)}{memory}"
         else:
-            cause = f"it left with exit status {self.status}"
+            cause = f"it exited with status {self.status}"
         known = (self.state, "NonZeroExitCode", "TimeLimit", "OutOfMemory", "None", "")
         told = "" if self.reason in known else f", reason {self.reason}"
         return f"{self.state} ({cause}{told})"
@@ -75,34 +104,56 @@ def states(jobs: Iterable[str]) -> dict[str, tuple[str, str]] | None:
     return {job.strip(): (state, reason) for job, state, reason in lines}
 
 
+def is_held(state: str, reason: str) -> bool:
+    """True if a job waits until somebody releases it."""
+    return state in _HELD_STATES or (state == "PENDING" and bool(_HELD_REASONS.search(reason)))
+
+
+def is_blocked(state: str, reason: str) -> bool:
+    """True if a job asks for what the cluster never gives, and waits for it."""
+    return state == "PENDING" and bool(_NEVER.search(reason))
+
+
 def end_of(job: str) -> End:
     """How a job ended, which the queue knows for some minutes, and then only the accounting, where there is one."""
     return _end_in_queue(job) or _end_in_accounting(job) or End("UNKNOWN")
 
 
 def _end_in_queue(job: str) -> End | None:
+    own = _records(job)
+    rest = (
+        [line for line in _records(job.partition("_")[0]) if f" ArrayTaskId={_NOT_SPLIT} " in line] if not own else []
+    )
+    for line in [*own, *rest]:
+        found = dict(re.findall(r"(?:^|\s)(JobState|ExitCode|Reason|NodeList)=(\S*)", line))
+        state, exit_code, reason = (found.get(key, "") for key in ("JobState", "ExitCode", "Reason"))
+        return _end(state, exit_code, reason, found.get("NodeList"))
+    return None
+
+
+def _records(job: str) -> list[str]:
     done = _ask("scontrol", "--oneliner", "show", "job", job)
-    if done is None or done.returncode:
-        return None
-    found = {key: re.search(rf"\b{key}=(\S+)", done.stdout) for key in ("JobState", "ExitCode", "Reason")}
-    texts = {key: match[1] if match else "" for key, match in found.items()}
-    return _end(texts["JobState"], texts["ExitCode"], texts["Reason"])
+    return done.stdout.splitlines() if done is not None and not done.returncode else []
 
 
 def _end_in_accounting(job: str) -> End | None:
     if shutil.which("sacct") is None:
         return None
-    done = _ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode,Reason")
+    done = _ask("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,ExitCode,Reason,NodeList")
     lines = done.stdout.splitlines() if done is not None and not done.returncode else []
-    return _end(*lines[-1].split("|", 2)) if lines else None
+    if not lines:
+        return None
+    state, exit_code, reason, nodes = [*lines[-1].split("|"), *[None] * 3][:4]
+    return _end(state or "", exit_code or "", reason or "", nodes)
 
 
-def _end(state: str, exit_code: str, reason: str) -> End | None:
+def _end(state: str, exit_code: str, reason: str, nodes: str | None) -> End | None:
     word = state.split(" ")[0]  # of `CANCELLED by 0`
     status, _, number = exit_code.partition(":")
     if word not in ENDED:
         return None
-    return End(word, int(status or 0), int(number or 0), reason)
+    nodes = "" if nodes in ("(null)", "None assigned") else nodes
+    return End(word, int(status or 0), int(number or 0), reason, nodes)
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:

@@ -9,6 +9,9 @@ from typing import Any
 from ._base import ConfigDict
 from ._problems import Problem, at_least
 
+_EARLY_S = 60
+"""SLURM may send a signal so many seconds earlier than it was asked to."""
+
 
 @dataclass(kw_only=True)
 class SlurmLauncherConfig(ConfigDict):
@@ -66,7 +69,8 @@ class SlurmLauncherConfig(ConfigDict):
     """Further options of `sbatch` without their dashes, such as `{mail-type: END, reservation: mine}`."""
 
     signal_delay_s: int = 120
-    """Seconds before the time limit at which a run is told to save and leave. SLURM may be up to a minute earlier."""
+    """Seconds before the time limit at which SLURM sends the signal on which a run saves and ends. SLURM may be up to a
+    minute earlier. 0: no signal before the time limit."""
 
     max_num_timeout: int = 20
     """How often a job may be put back into the queue, to go on from its newest checkpoint: when the time limit came,
@@ -83,12 +87,26 @@ class SlurmLauncherConfig(ConfigDict):
         yield from at_least(self, 1, "timeout_min", "nodes", "tasks_per_node", "array_parallelism", "cpus_per_task")
         yield from at_least(self, 0, "gpus_per_node", "gpus_per_task", "signal_delay_s", "max_num_timeout")
         yield from at_least(self, 0, "mem_gb", above=True)
-        if self.signal_delay_s >= 60 * self.timeout_min > 0:
-            given = {"signal_delay_s": self.signal_delay_s, "timeout_min": self.timeout_min}
-            yield Problem(given, "a job is told to leave when it has begun", "Set {signal_delay_s} lower.")
+        yield from self._time_to_run()
         asked = {key: self.get(key) for key in ("gpus_per_node", "gpus_per_task") if self.get(key)}
         if len(asked) > 1:
             yield Problem(asked, "say the same in two ways", "Set one of them to null.")
+
+    def _time_to_run(self) -> Iterator[Problem]:
+        """The signal must not come as soon as a job starts: it would be stopped, requeued, and stopped again."""
+        if self.timeout_min < 1 or self.signal_delay_s < 1 or self.signal_at_s > 0:
+            return
+        given = {"timeout_min": self.timeout_min, "signal_delay_s": self.signal_delay_s}
+        rule = f"SLURM may send the signal {_EARLY_S} s early, so the job would be stopped at the moment it starts"
+        fixes = [f"{{timeout_min}} to {(self.signal_delay_s + _EARLY_S) // 60 + 1} or more"]
+        longest = 60 * self.timeout_min - _EARLY_S
+        fixes += [f"{{signal_delay_s}} below {longest}"] if longest > 1 else []
+        yield Problem(given, rule, f"Set {', or '.join(fixes)}.")
+
+    @property
+    def signal_at_s(self) -> int:
+        """Seconds after the start of a job at which the signal may come."""
+        return 60 * self.timeout_min - self.signal_delay_s - _EARLY_S
 
     @property
     def tasks(self) -> int:

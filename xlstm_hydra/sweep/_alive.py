@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ._job import measured
-from ._outcome import COMPLETED, INVALID, LOST, RUNNING, WAITING, Outcome, log, read_outcome
+from ._outcome import COMPLETED, INTERRUPTED, INVALID, LOST, RUNNING, WAITING, Outcome, log, read_outcome
 
 SQUEUE_SECONDS = 20
 """How long SLURM may take to list its jobs."""
@@ -17,7 +17,7 @@ SQUEUE_SECONDS = 20
 ENDING = "CG"
 """State of a job that SLURM is clearing away."""
 
-LOST_REASON = "it ended without a word, as by SIGKILL, by the machine running out of memory, or with its node"
+LOST_REASON = "it ended without a result, as by SIGKILL, by the machine running out of memory, or with its node"
 
 
 def job_folder(sweep: Path, outcome: Outcome) -> Path:
@@ -28,7 +28,8 @@ def job_folder(sweep: Path, outcome: Outcome) -> Path:
 def alive(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
     """The jobs that still run, or wait in the queue of a cluster."""
     outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
-    queued = _queued() if any(outcome.cluster_job for outcome in outcomes) else set()
+    submitted = {one.cluster_job for one in outcomes if one.cluster_job}
+    queued = _queued(submitted) if submitted else set()
     return [one for one in outcomes if one.cluster_job in queued or _is_held(job_folder(sweep, one))]
 
 
@@ -39,7 +40,8 @@ def mended(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
     taken = [_newer(one, found.get(one.job) or read_outcome(job_folder(sweep, one))) for one in outcomes]
     taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
     running = {one.job for one in alive(sweep, [one for one in taken if one.status == RUNNING])}
-    return [_lost(sweep, one) if one.status == RUNNING and one.job not in running else one for one in taken]
+    stopped = {one.job for one in taken if one.status == INTERRUPTED or one.status == RUNNING} - running
+    return [_stopped(sweep, one) if one.job in stopped else one for one in taken]
 
 
 def _newer(known: Outcome, own: Outcome | None) -> Outcome:
@@ -59,10 +61,11 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
     return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job, reason=reason)
 
 
-def _lost(sweep: Path, outcome: Outcome) -> Outcome:
-    """A job that has died. Where its launcher knows why, it has put that down as the reason."""
-    ended = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
-    return measured(job_folder(sweep, outcome), sweep, ended)
+def _stopped(sweep: Path, outcome: Outcome) -> Outcome:
+    """A job that has not recorded its end itself. Where its launcher knows the reason, it has recorded that."""
+    if outcome.status == RUNNING:
+        outcome = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
+    return measured(job_folder(sweep, outcome), sweep, outcome)
 
 
 def _is_held(folder: Path) -> bool:
@@ -77,12 +80,18 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _queued() -> set[str | None]:
-    """The numbers of the user's jobs that SLURM runs or will run."""
+def _queued(submitted: set[str]) -> set[str]:
+    """The numbers of the user's jobs that SLURM runs or will run. Where SLURM does not answer, all of those that were
+    submitted may run."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("SLURM does not tell what still runs: %s", error)
+    except OSError as error:
+        log.warning("squeue cannot be run here (%s), so jobs on a cluster are taken as ended", error.strerror)
         return set()
-    return {number for number, state in map(str.split, done.stdout.splitlines()) if state != ENDING}
+    except subprocess.SubprocessError as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        log.warning("SLURM's queue does not answer, so jobs that were submitted are taken as running: %s", reason)
+        return submitted
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}

@@ -8,8 +8,8 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +24,7 @@ from ._job import keep_traceback
 from ._outcome import (
     COMPLETED,
     FAILED,
+    INTERRUPTED,
     INVALID,
     LOCK_FILE,
     LOST,
@@ -93,15 +94,27 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
         ConfigError: the folder has a record already, or one of other points, or another process is at work there.
     """
     folder = folder.absolute()
-    place = _sweep_folder(folder)
-    with ExitStack() as undo, place.writing():
-        place.make(folder, undo)
+    with make_sweep_folder(folder) as undo:
         _drive(folder)
         undo.callback(_leave, folder)
         todo = _open(folder, [list(point) for point in points], resume)
         _keep_command(folder)
         _undo[folder] = undo.pop_all()
     return todo
+
+
+@contextmanager
+def make_sweep_folder(folder: Path) -> Iterator[ExitStack]:
+    """Make the folder of a sweep. What is done inside can add to what is undone if it fails, or keep that for later.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+    place = _sweep_folder(folder)
+    with ExitStack() as undo, place.writing():
+        place.make(folder, undo)
+        yield undo
+        undo.pop_all()
 
 
 def _sweep_folder(folder: Path) -> RunFolder:
@@ -225,8 +238,8 @@ def finish(folder: Path, error: BaseException | None = None) -> int:
         error: what ended the launching of jobs early.
 
     Returns:
-        The exit status: 0 all completed, 1 some failed, 2 only refused or all invalid, 3 plans of which none fits, 75
-        preempted, 130 interrupted.
+        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, 2 some were refused or
+        all are invalid, 3 plans of which none fits, 75 the others were preempted, 130 the sweep was interrupted.
     """
     folder = folder.absolute()
     try:
@@ -271,15 +284,20 @@ def _tell_running(still: Sequence[Outcome]) -> None:
 
 
 def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) -> int:
+    """The exit status: that of the signal which has ended the sweep itself, else that of the worst job. A job that can
+    go on by itself (preempted) hides none that cannot."""
     if isinstance(error, KeyboardInterrupt):
         return 130
-    counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
-    if counts[PREEMPTED] or (isinstance(error, SystemExit) and error.code == STATUS):
+    if isinstance(error, SystemExit) and error.code == STATUS:
         return STATUS
-    if counts[FAILED] or counts[LOST]:
+    counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
+    is_crash = isinstance(error, Exception) and not isinstance(error, ConfigError)
+    if is_crash or counts[FAILED] or counts[LOST]:
         return 1
     if counts[REFUSED] or isinstance(error, ConfigError) or counts[INVALID] == len(record):
         return 2
+    if counts[PREEMPTED] and not counts[INTERRUPTED]:
+        return STATUS
     if counts[COMPLETED] + counts[INVALID] < counts.total():
         return 1
     return 0 if fits else DOES_NOT_FIT

@@ -1,0 +1,104 @@
+"""The database of an Optuna study: any folder will do, and what is wrong with it is one message."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from command import run_command
+
+import xlstm_hydra.train
+from xlstm_hydra.sweep import _report, storage_url
+
+pytest.importorskip("optuna")
+STUDY = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(0.1,1)"]
+
+
+@pytest.fixture(autouse=True)
+def trials(tmp_path, monkeypatch):
+    """What each trial does first; nothing is trained."""
+    found = []
+
+    def train(run, folder, overrides):
+        for do in found:
+            do()
+        return run.optimizer.lr
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", train)
+    monkeypatch.setattr(_report, "_picture", lambda *_: [])
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def states(file):
+    with sqlite3.connect(file) as database:
+        return [state for (state,) in database.execute("SELECT state FROM trials")]
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b#c", "a {b}", "größe", "a?b&c=d%e{f}#g"])
+def test_a_study_is_kept_and_continued_in_a_folder_of_any_name(name):
+    for count in (1, 2):
+        done = run_command(*STUDY, f"hydra.sweep.dir='{name}/study'")
+        assert done.status == 0, done.err
+        assert states(f"{name}/study/study.db") == ["COMPLETE"] * count
+    assert [path.name for path in Path().iterdir()] == [name]
+
+
+URLS = {
+    "plain": ("sqlite:///sweep/study.db", "sweep", "sqlite:///sweep/study.db"),
+    "special": ("sqlite:////a?b/study.db", "/a?b", "sqlite:///file:/a%3Fb/study.db?uri=true"),
+    "with an option": ("sqlite:////a?b/c.db?timeout=9", "/a?b", "sqlite:///file:/a%3Fb/c.db?uri=true&timeout=9"),
+    "in another folder": ("sqlite:///c.db?timeout=9", "/a?b", "sqlite:///c.db?timeout=9"),
+    "on a server": ("postgresql://u:p@host/x?a=b", "/a?b", "postgresql://u:p@host/x?a=b"),
+}
+
+
+@pytest.mark.parametrize(("storage", "sweep", "url"), URLS.values(), ids=URLS)
+def test_only_the_folder_of_the_sweep_is_quoted_in_a_storage(storage, sweep, url):
+    assert storage_url(storage, sweep) == url
+
+
+UNUSABLE = {
+    "no such folder": ("sqlite:///nowhere/x.db", "unable to open database file. Choose a file in a folder that exists"),
+    "a folder": ("sqlite:///full", "unable to open database file"),
+    "no database": ("sqlite:///book", "file is not a database. Choose another file, or remove it."),
+    "read-only": ("sqlite:///file:whole.db?mode=ro&uri=true", "attempt to write a readonly database"),
+    "no URL": ("study.db", "Could not parse"),
+    "no such kind": ("nosql://host/x", "sqlalchemy.dialects:nosql"),
+}
+
+
+@pytest.mark.parametrize(("storage", "words"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_database_that_cannot_be_used_is_one_message_before_anything_starts(storage, words):
+    Path("full").mkdir()
+    Path("book").write_text("to be or not to be" * 100)
+    with sqlite3.connect("whole.db") as database:
+        database.execute("CREATE TABLE some (thing INTEGER)")
+    done = run_command(*STUDY, "hydra.sweep.dir=sweep", f"hydra.sweeper.storage='{storage}'")
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert f"hydra.sweeper.storage='{storage}'" in done.err and words in done.err
+    assert not Path("sweep").exists()
+
+
+def lock(file):
+    connection = sqlite3.connect(file)
+    connection.execute("BEGIN EXCLUSIVE")
+    return connection
+
+
+def test_a_database_that_another_process_has_locked_is_one_message():
+    assert run_command(*STUDY, "hydra.sweep.dir=sweep").status == 0
+    locked = lock("sweep/study.db")
+    done = run_command(*STUDY, "hydra.sweep.dir=sweep")
+    locked.close()
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert "database is locked. Another process is using it" in done.err
+
+
+def test_a_database_that_fails_in_the_middle_ends_the_sweep_without_a_traceback(trials):
+    locked = []
+    trials.append(lambda: locked.append(lock("sweep/study.db")))
+    done = run_command(*STUDY, "hydra.sweep.dir=sweep")
+    locked[0].close()
+    assert done.status == 1 and "1 job: 1 completed" in done.out
+    assert "the sweep has ended early: the database of the study" in done.err and "database is locked\n" in done.err
+    assert "Traceback" not in done.err
