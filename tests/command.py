@@ -24,10 +24,10 @@ class Done:
     err: str
 
 
-def run_command(*arguments: str) -> Done:
-    """Run the command in the current folder."""
+def run_command(*arguments: str, quiet: bool = True) -> Done:
+    """Run the command in the current folder; with `quiet`, without its logging."""
     out, err, status = io.StringIO(), io.StringIO(), 0
-    argv = ["xlstm-hydra", *arguments, *(() if "-sc" in arguments else QUIET)]
+    argv = ["xlstm-hydra", *arguments, *(QUIET if quiet and "-sc" not in arguments else ())]
     environment = {"HYDRA_FULL_ERROR": "0"}
     with mock.patch.object(sys, "argv", argv), mock.patch.object(sys, "path", list(sys.path)):
         with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

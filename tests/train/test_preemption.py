@@ -214,8 +214,10 @@ with preemption.watched() as watch:
     [
         ("starting", ["SIGTERM"], STATUS, "SIGTERM: ended while it was compiling or starting; nothing new is saved"),
         ("saving", ["SIGUSR2", "SIGTERM"], 128 + signal.SIGTERM, "ended at once by a second signal, SIGTERM"),
+        ("starting", ["SIGHUP"], STATUS, "SIGHUP: ended while it was compiling or starting; nothing new is saved"),
+        ("saving", ["SIGHUP", "SIGHUP", "SIGTERM"], 128 + signal.SIGTERM, "ended at once by a second signal, SIGTERM"),
     ],
-    ids=["first", "second"],
+    ids=["first", "second", "a closed terminal", "a terminal that closes twice"],
 )
 def test_a_signal_is_heard_while_the_main_thread_hears_nothing(phase, signals, status, words):
     process = subprocess.Popen([sys.executable, "-c", BUSY, phase], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

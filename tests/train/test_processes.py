@@ -17,7 +17,7 @@ from command import run_command
 from omegaconf import OmegaConf
 
 import xlstm_hydra.train
-from xlstm_hydra import cli, job
+from xlstm_hydra import job
 from xlstm_hydra.hydra import VERSION_BASE, load
 from xlstm_hydra.train import train
 
@@ -304,21 +304,6 @@ def test_a_task_that_is_not_the_first_leaves_no_file(second_task, monkeypatch, t
     assert run_command("hydra.run.dir=run").status == 0
     assert run_command().status == 0
     assert list(tmp_path.iterdir()) == []
-
-
-ADDED = {
-    "none": ("", "new"),
-    "overrides": ("a=1 b=2", "a=1 b=2 new"),
-    "a flag behind": ("a=1 --config-dir=x", "a=1 new --config-dir=x"),
-    "a flag in front": ("--config-dir x a=1", "--config-dir x a=1 new"),
-}
-
-
-@pytest.mark.parametrize(("typed", "expected"), ADDED.values(), ids=ADDED)
-def test_overrides_are_added_where_hydra_takes_them(typed, expected, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["xlstm-hydra", *typed.split()])
-    cli._add_overrides(["new"])
-    assert sys.argv[1:] == expected.split()
 
 
 def test_a_process_that_a_file_says_is_not_the_first_leaves_no_file(second_task, monkeypatch, tmp_path):

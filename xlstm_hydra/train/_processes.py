@@ -22,7 +22,7 @@ import jax
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.configs._slurm import Place, idle_tasks
-from xlstm_hydra.errors import reason, text_of
+from xlstm_hydra.errors import message_of, reason, text_of
 from xlstm_hydra.preemption import SIGNALS, STATUS, Preempted, hand_over
 
 from . import _runtime
@@ -245,7 +245,8 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     if isinstance(error, ConfigError | KeyboardInterrupt | Terminated | SystemExit):
         print(f"{head}: {failure.text}", file=sys.stderr)
     else:
-        print(f"{head} failed:\n{text_of(error, head)}", file=sys.stderr)
+        is_bug = message_of(error) is None
+        print(f"{head} failed:\n" * is_bug + text_of(error, head), file=sys.stderr)
         if isinstance(error, jax.errors.JaxRuntimeError) or "by peer" in str(error):
             text = "where an exchange has failed, another process may have died; its own last lines say why"
             print(f"{head}: {text}", file=sys.stderr)

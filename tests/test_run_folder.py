@@ -1,0 +1,194 @@
+"""A command that is rejected leaves every folder as it was, and a folder that cannot be used is one message."""
+
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+from command import run_command
+from omegaconf import OmegaConf
+from saved import composed, save
+
+import xlstm_hydra.train
+from xlstm_hydra import run_folder
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.metadata import hold_folder
+
+
+@pytest.fixture(autouse=True)
+def trained(tmp_path, monkeypatch):
+    """The runs that were started. Nothing is trained."""
+    found = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: found.append(run))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def logging_of_the_tests(monkeypatch):
+    """The logging of the test process, as it was again afterwards."""
+    monkeypatch.setattr(logging, "_handlerList", [])  # Hydra closes these, and so absl the standard error of pytest
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    yield
+    for handler in {*root.handlers} - {*handlers}:
+        handler.close()
+    root.handlers[:], root.level = handlers, level
+
+
+def content(folder="."):
+    """Every folder and file, with the text of the files."""
+    return {path: path.read_text() if path.is_file() else None for path in sorted(Path(folder).rglob("*"))}
+
+
+def make_link(path):
+    Path(path).symlink_to("nowhere")
+
+
+UNUSABLE = {
+    "a file": (lambda: Path("run").touch(), "run", "cannot be written: it is not a folder"),
+    "below a file": (lambda: Path("run").touch(), "run/a/b", "/run cannot be written: it is not a folder"),
+    "a link to nothing": (lambda: make_link("run"), "run", "cannot be written: it is a link to nothing"),
+    "below a link to nothing": (lambda: make_link("run"), "run/a", "/run cannot be written: it is a link to nothing"),
+    "a long name": (lambda: None, "a" * 300, "cannot be written: File name too long"),
+    "a system folder": (lambda: None, "/proc/no/run", "/proc/no cannot be written: No such file or directory"),
+    "a NUL": (lambda: None, '"a\0b"', "cannot be written: its name contains a NUL character"),
+    "the default below a file": (lambda: Path("outputs").touch(), None, "/outputs cannot be written: it is not a"),
+    "a lock that is a folder": (lambda: Path("run/.lock").mkdir(parents=True), "run", "/.lock cannot be written: Is a"),
+    "a record that is a file": (lambda: (Path("run").mkdir(), Path("run/.hydra").touch()), "run", "/.hydra cannot be"),
+    "a log that is a folder": (lambda: Path("run/xlstm-hydra.log").mkdir(parents=True), "run", ".log cannot be writt"),
+}
+
+
+@pytest.mark.parametrize(("prepare", "folder", "words"), UNUSABLE.values(), ids=UNUSABLE)
+@pytest.mark.parametrize("task", ["train", "plan"])
+def test_a_folder_that_cannot_be_used_is_one_message_and_nothing_is_started(prepare, folder, words, task, trained):
+    prepare()
+    before = content()
+    given = [] if folder is None else [f"hydra.run.dir={folder}"]
+    done = run_command(f"task={task}", *given, quiet=False)
+    assert (done.status, trained) == (2, [])
+    assert done.err.startswith("xlstm-hydra: hydra.run.dir=") and words in done.err
+    assert done.err.endswith(". Choose another folder with hydra.run.dir=DIR.\n") and done.err.count("\n") == 1
+    assert content() == before
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_whatever_the_system_says_of_a_new_folder_is_one_message(number, monkeypatch):
+    def fail(self, *_, **__):
+        raise OSError(number, "the reason", str(self))
+
+    monkeypatch.setattr(run_folder.Path, "mkdir", fail)
+    done = run_command("hydra.run.dir=new/run")
+    assert done.status == 2
+    assert "/new cannot be written: the reason. Choose another folder with hydra.run.dir=DIR." in done.err
+
+
+def test_a_disk_that_is_full_when_hydra_writes_its_record_is_one_message(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hydra.core.utils._save_config", fail)
+    done = run_command("hydra.run.dir=new/run")
+    assert done.status == 2 and "cannot be written: No space left on device. Choose another" in done.err
+    assert content() == {}
+
+
+def test_problems_of_the_config_come_before_those_of_its_folder():
+    Path("run").touch()
+    assert (
+        run_command("hydra.run.dir=run", "optimizer.lr=-1").err == "xlstm-hydra: optimizer.lr=-1.0: must be 0 or more\n"
+    )
+
+
+def test_a_sweep_whose_folder_cannot_be_used_is_one_message(trained):
+    Path("sweep").touch()
+    done = run_command("-m", "trainer.seed=1,2", "hydra.sweep.dir=sweep/a")
+    assert (done.status, trained) == (2, [])
+    assert "/sweep cannot be written: it is not a folder. Choose another folder with hydra.sweep.dir=DIR." in done.err
+
+
+REJECTED = {
+    "a rule": (["optimizer.lr=-1"], "must be 0 or more"),
+    "an unknown key": (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
+    "an unknown option": (["model=tinyy"], "Did you mean 'tiny'?"),
+    "checkpoints of later steps": ([], "has checkpoints of later steps already (20), which would be lost"),
+    "no such checkpoint": (["checkpoint.restore=nowhere"], "no checkpoints in"),
+    "another run in the folder": (["checkpoint.restore=auto"], "another run is writing in this folder"),
+    "devices that are not there": (["checkpoint.restore=auto", "trainer.seed=3"], "not on this machine"),
+    "a resumed run, by its devices": (["resume=run", "trainer.max_steps=99"], "not on this machine"),
+    "a resumed run, by its step": (["resume=run@7"], "no checkpoint of step 7. Saved are steps 20."),
+    "of the log": (["hydra.job_logging.root.level=LOUD", "checkpoint.restore=auto"], "hydra.job_logging: Unable to"),
+}
+
+
+@pytest.fixture
+def run_with_record(trained, monkeypatch):
+    """A run that has saved a step, in the folder `run`, with a record and a log of its own. On this machine, no other
+    can be trained."""
+    save(Path("run").absolute(), composed(), step=20)
+    assert run_command("hydra.run.dir=run", "checkpoint.restore=auto", quiet=False).status == 0
+    (Path("run") / "xlstm-hydra.log").write_text("what was logged\n")
+
+    def refuse(run, folder, overrides):
+        xlstm_hydra.train._log.log.info("started")
+        raise ConfigError([Problem({"trainer.seed": run.trainer.seed}, "not on this machine")])
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", refuse)
+    monkeypatch.setattr(xlstm_hydra.train, "read_resumed", lambda *_: None)
+
+
+@pytest.mark.parametrize(("typed", "words"), REJECTED.values(), ids=REJECTED)
+def test_a_rejected_command_in_the_folder_of_a_run_leaves_it_as_it_was(run_with_record, typed, words):
+    before = content("run")
+    folder = [] if any(text.startswith("resume=") for text in typed) else ["hydra.run.dir=run"]
+    with hold_folder(Path("run")) if "another run" in words else open("run/config.yaml"):
+        done = run_command(*typed, *folder, quiet=False)
+    assert done.status == 2 and words in done.err, done.err
+    assert content("run") == before
+
+
+@pytest.mark.parametrize("folder", ["hydra.run.dir=a/b/c", "trainer.seed=1"], ids=["a named one", "that of the time"])
+@pytest.mark.parametrize("typed", ["optimizer.lr=-1", "trainer.seed=3"], ids=["by a rule", "by its devices"])
+def test_a_rejected_command_leaves_no_new_folder(run_with_record, folder, typed):
+    before = content()
+    assert run_command(folder, typed, quiet=False).status == 2
+    assert content() == before
+
+
+def test_what_else_is_in_a_new_folder_stays_when_the_run_is_rejected(monkeypatch):
+    def refuse(run, folder, overrides):
+        (folder / "mine.txt").write_text("mine")
+        raise ConfigError([Problem({}, "not on this machine")])
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", refuse)
+    assert run_command("hydra.run.dir=a/run", quiet=False).status == 2
+    assert content() == {Path("a"): None, Path("a/run"): None, Path("a/run/mine.txt"): "mine"}
+
+
+def test_a_run_that_fails_keeps_its_record_and_log(monkeypatch):
+    def fail(run, folder, overrides):
+        raise FloatingPointError("loss is nan")
+
+    monkeypatch.setattr(xlstm_hydra.train, "train", fail)
+    assert run_command("hydra.run.dir=run", quiet=False).status == 1
+    assert {"xlstm-hydra.log", ".hydra", "config.yaml"} <= {path.name for path in Path("run").iterdir()}
+
+
+def test_a_launcher_that_takes_no_job_leaves_no_folder_of_the_sweep(monkeypatch):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    def refuse(*_, **__):
+        raise ConfigError([Problem({"hydra.launcher": "x"}, "takes no jobs")])
+
+    monkeypatch.setattr(BasicLauncher, "launch", refuse)
+    assert run_command("-m", "trainer.seed=1,2", "hydra.sweep.dir=a/sweep").status == 2
+    assert content() == {}
+
+
+@pytest.mark.parametrize("group", ["distributed", "task", "trainer", "logger", "checkpoint", "data", "optimizer"])
+def test_a_group_that_is_removed_has_its_defaults(group, trained):
+    done = run_command(f"~{group}", "hydra.run.dir=run")
+    assert (done.status, len(trained)) == (0, 1), done.err
+    assert "distributed" in OmegaConf.load("run/config.yaml")
+    assert run_command("-m", f"~{group}", "hydra.sweep.dir=sweep").status == 0

@@ -1,0 +1,105 @@
+"""A closed terminal, pipe or folder never ends a command in a traceback, and never ends a run."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "xlstm_hydra"]
+METADATA = [sys.executable, "-c", "from xlstm_hydra.metadata_cli import main; main()"]
+RUN = """
+import logging
+from xlstm_hydra import cli, job
+
+def talk(run, folder, overrides):
+    for number in range(5000):
+        logging.getLogger("xlstm_hydra").info("line %d, which is long enough to fill a pipe", number)
+        print("a line that is printed")
+    (folder / "done").touch()
+
+job._task = lambda name: talk
+cli.main()
+"""
+"""A run that talks much and trains nothing."""
+
+
+def in_shell(line, folder, *command):
+    """Run a line of the shell, in which $@ is a command."""
+    arguments = ["bash", "-c", line, "bash", *command]
+    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+SHOWN = {
+    "a closed output": '"$@" --cfg job >&-',
+    "a closed error stream": '"$@" --cfg job 2>&- >/dev/null',
+    "a closed input": '"$@" --cfg job <&- >/dev/null',
+    "all closed": '"$@" --cfg job <&- >&- 2>&-',
+    "a reader that ends at once": '"$@" --cfg all | true; exit ${PIPESTATUS[0]}',
+    "a reader of one line": '"$@" --help | head -1 >/dev/null; exit ${PIPESTATUS[0]}',
+}
+
+
+@pytest.mark.parametrize("line", SHOWN.values(), ids=SHOWN)
+def test_what_is_shown_to_nobody_is_no_error(line, tmp_path):
+    done = in_shell(line, tmp_path, *COMMAND)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_message_with_nowhere_to_go_leaves_its_status(tmp_path):
+    done = in_shell('"$@" optimizer.lr=-1 2>&-', tmp_path, *COMMAND)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this machine")
+def test_an_output_on_a_full_disk_is_one_message(tmp_path):
+    done = in_shell('"$@" --cfg job >/dev/full', tmp_path, *COMMAND)
+    assert done.returncode == 1
+    assert done.stderr == "xlstm-hydra: standard output cannot be written: No space left on device\n"
+
+
+TALKING = {
+    "a pipe that is closed": '"$@" | head -1 >/dev/null; exit ${PIPESTATUS[0]}',
+    "a closed output": '"$@" >&-',
+    "nothing is open": '"$@" <&- >&- 2>&-',
+}
+
+
+@pytest.mark.parametrize("line", TALKING.values(), ids=TALKING)
+def test_a_run_continues_and_logs_to_its_file_without_a_terminal(line, tmp_path):
+    (tmp_path / "talk.py").write_text(RUN)
+    done = in_shell(line, tmp_path, sys.executable, "talk.py", "hydra.run.dir=run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "done").exists()
+    assert "line 4999" in (tmp_path / "run" / "xlstm-hydra.log").read_text().splitlines()[-1]
+
+
+def test_a_run_continues_when_its_terminal_is_gone(tmp_path):
+    (tmp_path / "talk.py").write_text(RUN)
+    master, slave = pty.openpty()
+    command = [sys.executable, "talk.py", "hydra.run.dir=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    assert b"line 0" in os.read(master, 1000)
+    os.close(master)
+    assert process.wait(timeout=120) == 0
+    assert "line 4999" in (tmp_path / "run" / "xlstm-hydra.log").read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "command", [[*COMMAND, "--cfg", "job"], [*COMMAND], [*METADATA, "show", "run"]], ids=["show", "train", "metadata"]
+)
+def test_a_removed_current_folder_is_one_message(command, tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = in_shell('cd gone && rmdir ../gone && "$@"', tmp_path, *command)
+    assert done.returncode == 2
+    assert ": the current folder cannot be used: No such file or directory. It may have been removed" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_that_are_not_text_are_shown_escaped(tmp_path):
+    (tmp_path / "talk.py").write_text(RUN.replace("range(5000)", "range(1)").replace("line %d", "\\udcff %d"))
+    done = in_shell('PYTHONIOENCODING=ascii "$@"', tmp_path, sys.executable, "talk.py", "hydra.run.dir=run")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("\\udcff 0")
+    assert "\\udcff 0" in (tmp_path / "run" / "xlstm-hydra.log").read_text()
