@@ -223,6 +223,8 @@ class _Tally:
             tallies.append(_Tally())
             for value in tallies[-1].run(program, _in_memory(program.inputs), times):
                 tallies[-1].store(value, times)
+        for tally in tallies:
+            self.unknown |= tally.unknown
         if equation.name == "cond":
             tallies = [max(tallies, key=lambda tally: (sum(tally.products.values()), tally.traffic))]
         elif not isinstance(form, While):
@@ -241,7 +243,6 @@ class _Tally:
         self.traffic += other.traffic
         self.once += other.once
         self.open_loops += other.open_loops
-        self.unknown |= other.unknown
 
 
 def _sources(value: _Value) -> frozenset[_Value]:

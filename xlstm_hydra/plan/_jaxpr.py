@@ -218,11 +218,8 @@ class _Reader:
         try:
             form = self._form(name, params, inputs)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
-            known = ", ".join(sorted(params)) or "none"
-            text = (
-                f"the primitive {name!r} has parameters that are not known ({known}): {type(error).__name__}: {error}"
-            )
-            raise UnknownForm(text) from error
+            names, why = ", ".join(sorted(params)) or "none", f"{type(error).__name__}: {error}"
+            raise UnknownForm(f"the parameters of the primitive {name!r} cannot be read ({names}): {why}") from error
         text = "" if isinstance(form, Call | Scan | While) else str(params)
         return Equation(name, inputs, results, form, str(eqn.source_info.name_stack), text)
 
