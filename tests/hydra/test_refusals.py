@@ -17,7 +17,22 @@ LINES = [
     ("trainer.lr=3", "trainer.lr: no such key. Did you mean optimizer.lr?"),
     ("seed=3", "seed: no such key. Did you mean data.seed or trainer.seed?"),
     ("zzz=3", "zzz: no such key. Known: task, model, parallel, data, optimizer, scheduler, trainer, checkpoint, "),
-    ("optimizer=sgd optimizer.beta1=0.9", "optimizer.beta1: no such key. Known: name, lr, grad_clip_norm, "),
+    ("optimizer=sgd optimizer.beta1=0.9", "optimizer.beta1: no such key. optimizer=adamw or optimizer=lion has it."),
+    ("data.path=x", "data.path: no such key. data=text has it."),
+    ("parallel.headroom=0.2", "parallel.headroom: no such key. parallel=auto has it."),
+    ("model.head_dim=64", "model.head_dim: no such key. model=llama_165m, model=llama_1_3b or model=llama_7b has it."),
+    ("optimizer.zzz=1", "optimizer.zzz: no such key. Known: name, lr, grad_clip_norm, "),
+    ("model.zzz=1", "model.zzz: no such key. Known: vocab_size, "),
+    ("model.num_layers=3", "model.num_layers: no such key. Did you mean model.num_blocks?"),
+    ("model.hidden_size=64", "model.hidden_size: no such key. Did you mean model.embedding_dim?"),
+    ("model=llama_165m model.num_heads=4", "model.num_heads: no such key. Did you mean model.head_dim?"),
+    ("optimizer.learning_rate=1", "optimizer.learning_rate: no such key. Did you mean optimizer.lr?"),
+    ("trainer.learning_rate=1", "trainer.learning_rate: no such key. Did you mean optimizer.lr?"),
+    ("learning_rate=1", "learning_rate: no such key. Did you mean optimizer.lr?"),
+    ("optimizer.num_layers=1", "optimizer.num_layers: no such key. Did you mean model.num_blocks?"),
+    ("+trainer.lr=1", "trainer.lr: no such field in TrainerConfig. Did you mean optimizer.lr?"),
+    ("+data.path=x", "data.path: no such field in StdlibDataConfig. name=text has it."),
+    ("+learning_rate=1", "learning_rate: no such group. Did you mean optimizer.lr?"),
     ("hydra.run.dirr=x", "hydra.run.dirr: no such key. Did you mean hydra.run.dir?"),
     ("optimizer.lr.x=3", "optimizer.lr.x: optimizer.lr is a single value, without fields"),
     ("model.parallel.remat=[]", "model.parallel: shows another part of the config, which is changed under its own name."
@@ -117,6 +132,26 @@ def test_a_key_that_a_misspelt_experiment_would_have_brought_is_not_called_unkno
 def test_a_refused_override_leaves_nothing_behind():
     done = run_command("model.parallel.nonsense=1")
     assert done.err.count("model.parallel") == 1
+
+
+@pytest.mark.parametrize("key", ["model._target_x", "model.zzz", "model.checkpoint", "zzz"])
+def test_keys_that_nobody_types_are_not_listed(key):
+    done = run_command(f"{key}=1")
+    assert done.status == 2 and "_target_," not in done.err and "_checkpoint_" not in done.err
+    assert "model_class" not in done.err
+
+
+def test_the_options_of_the_users_that_have_a_key_are_listed_even_if_another_cannot_be_composed(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "mine.yaml").write_text("defaults: [adamw, _self_]\nlr: 1.0\n")
+    (tmp_path / "optimizer" / "torn.yaml").write_text("defaults: [adamw, _self_\n")
+    done = run_command(f"--config-dir={tmp_path}", "optimizer=sgd", "optimizer.beta1=0.9")
+    assert "optimizer=adamw, optimizer=lion or optimizer=mine has it." in done.err
+
+
+def test_a_rule_is_silent_about_a_value_that_could_not_be_read():
+    done = run_command("trainer.batch_size=x", "parallel.data_axis_size=3", "trainer.simulated_devices=3")
+    assert done.err == "xlstm-hydra: trainer.batch_size: expected int, got 'x'\n"
 
 
 def test_options_in_a_folder_of_the_users_are_known_to_the_messages(tmp_path):

@@ -7,6 +7,7 @@ import importlib
 import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from xlstm_hydra.configs import (
     TrainerConfig,
 )
 from xlstm_hydra.configs._batch import fitting_batch
+from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import Unread, independent, nearest
+from xlstm_hydra.configs._problems import UnknownField, Unread, either, independent, nearest
+from xlstm_hydra.configs._synonyms import same_meaning
 
 from ._device import planned_device
 from ._register import register_resolvers
@@ -65,6 +68,7 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
     register_resolvers()
     problems: list[Problem] = []
     run = _read_groups(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
+    problems = [_with_place(problem, run) if isinstance(problem, UnknownField) else problem for problem in problems]
     return run, problems + _cross_rules(run, problems)
 
 
@@ -72,18 +76,33 @@ def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str
     """The groups as far as they can be read, apart from the keys in `without`."""
     plain = _to_plain(cfg, problems, without=(*without, "model.parallel") if _shows_layout(cfg) else without)
     groups: dict[str, Any] = {}
-    hints = typing.get_type_hints(RunConfig)
+    hints_of_run = typing.get_type_hints(RunConfig)
     names = [field.name for field in dataclasses.fields(RunConfig)]
     for key in plain:
         if key not in names and key != "parallel":
-            problems.append(Problem.about(key, "no such group", nearest(key, [*names, "parallel"])))
+            problems.append(UnknownField.about(key, "no such group", nearest(key, [*names, "parallel"])))
     for name in names:
         if name == "model":
             groups[name] = _read_model(plain, problems)
         elif name in plain:
-            groups[name] = _collect(hints[name], plain[name], name, problems)
+            groups[name] = _collect(hints_of_run[name], plain[name], name, problems)
     groups["device"] = planned_device(groups.get("task"), groups.get("device"), problems)
     return unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
+
+
+def _with_place(problem: UnknownField, run: RunConfig) -> Problem:
+    """An unknown key, with the group that has it where this one has nothing of that meaning."""
+    parent, _, name = problem.keys[0].rpartition(".")
+    places = same_meaning(name, _fields(run))
+    is_here = any(place.rpartition(".")[0] == parent for place in places)
+    return replace(problem, fix=f"Did you mean {either(places)}?") if places and not is_here else problem
+
+
+def _fields(run: RunConfig) -> Iterator[str]:
+    """The keys of a run as the user types them."""
+    for group, config in run.groups().items():
+        own = config.model_config if isinstance(config, ModelConfig) else config
+        yield from (f"{group}.{name}" for name in (() if own is None else hints(type(own))))
 
 
 def _shows_layout(cfg: DictConfig) -> bool:

@@ -172,7 +172,7 @@ def _expected(key: str, cfg: DictConfig) -> str | None:
     return type_name(hints(cls)[name]) if cls and dataclasses.is_dataclass(cls) and name in hints(cls) else None
 
 
-def _unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None) -> Problem | None:
+def _unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = None) -> Problem | None:
     """The first part of a dotted key that leads nowhere."""
     parts = key.split(".")
     node: Any = cfg
@@ -195,15 +195,16 @@ def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, lo
     option of the group, a key of another group, a sibling with a name like it."""
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
         return f"No option of that group is chosen: write {parts[0]}=... beside {'.'.join(parts)}=..."
-    siblings, is_own = _typed_names(parts[:depth], node), parts[0] == "hydra"
+    siblings, has_schema = _typed_names(parts[:depth], node), dataclasses.is_dataclass(OmegaConf.get_type(node))
     meant = meant_name(parts[depth], siblings) or near_name(parts[depth], siblings, cutoff=_TYPO)
-    if meant is None and depth == 1 and not is_own and (options := options_with(parts[0], parts[1], loader)):
-        return f"{either(options)} has it."
-    if meant is None and not is_own and (elsewhere := _same_name(parts[-1], cfg)):
-        return elsewhere
+    if meant is None and parts[0] != "hydra":
+        if depth == 1 and has_schema and (options := options_with(parts[0], parts[1], loader)):
+            return f"{either(options)} has it."
+        if elsewhere := _same_name(parts[-1], cfg):
+            return elsewhere
     if meant := meant or near_name(parts[depth], siblings):
         return f"Did you mean {'.'.join([*parts[:depth], meant, *parts[depth + 1 :]])}?"
-    if depth and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
+    if depth and not has_schema:
         return f"To add it, write +{'.'.join(parts)}=..."
     return f"Known: {', '.join(siblings)}."
 
