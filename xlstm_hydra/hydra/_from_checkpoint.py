@@ -47,6 +47,9 @@ class SavedOptions:
         if not place:
             raise refused(place, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
         self.checkpoint = find_checkpoint(place, key)
+        if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
+            text = "its path is not valid UTF-8, so the record of a run could not name it"
+            raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
         self._checkpoints = {NAME: self.checkpoint} | {
             f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()
         }
