@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigDict, ConfigError, DistributedConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs._parse import dotted, unchecked
@@ -189,9 +191,10 @@ def _on_schema(config_class: type, values: dict[str, Any]) -> DictConfig:
 def recorded_origin(file: Path) -> str | None:
     """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
     it lies in a run; None if there is none."""
-    if not file.is_file():
+    try:
+        place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return None
-    place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
     if place is None:
         return None
     run, step = run_of(Path(place)), known_step(Path(place))
