@@ -1,9 +1,13 @@
 """Where checkpoints are, and which ones are finished."""
 
+import asyncio
 import json
+import logging
 import re
 import shutil
+import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -11,6 +15,7 @@ from saved import save_text
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, refuse_to_overwrite, saved_steps, step_of
+from xlstm_hydra.metadata._abandoned import ignore_abandoned_requests
 from xlstm_hydra.metadata._damage import told_if_damaged
 
 
@@ -239,3 +244,31 @@ def test_the_damaged_file_is_named(tmp_path, content, words):
     with pytest.raises(ConfigError, match=f"its parameters cannot be read: {tmp_path}/_METADATA {words}. "):
         with told_if_damaged("parameters", tmp_path):
             raise TENSORSTORE
+
+
+def closed_loop():
+    loop = asyncio.new_event_loop()
+    loop.close()
+    try:
+        loop.call_soon_threadsafe(print)
+    except RuntimeError as error:
+        return error
+
+
+UNRAISABLE = {"an abandoned request": (closed_loop(), 0), "another error": (RuntimeError("Event loop is closed"), 1)}
+
+
+@pytest.mark.parametrize(("error", "printed"), UNRAISABLE.values(), ids=UNRAISABLE)
+def test_requests_that_are_abandoned_because_another_one_failed_print_nothing(error, printed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    ignore_abandoned_requests.__wrapped__()
+    sys.unraisablehook(SimpleNamespace(exc_value=error, object=None))  # pyright: ignore[reportArgumentType]
+    assert len(seen) == printed
+
+
+@pytest.mark.parametrize(("text", "logged"), [("DATA_LOSS: [tensorstore_spec='1']", 0), ("a mistake of ours", 1)])
+def test_futures_of_tensorstore_that_nobody_reads_print_nothing(text, logged, caplog):
+    ignore_abandoned_requests()
+    logging.getLogger("asyncio").error("Future exception was never retrieved", exc_info=ValueError(text))
+    assert len(caplog.records) == logged

@@ -82,6 +82,7 @@ RANGES = [
     (StdlibDataConfig, {"validation_fraction": 1.0}, "must be less than 1"),
     (StdlibDataConfig, {"validation_fraction": float("nan")}, "must be greater than 0"),
     (TextDataConfig, {"path": " "}, "must name a file, a folder or a glob"),
+    (TextDataConfig, {"path": "b\udcffoks"}, "must be valid UTF-8"),
     (SyntheticDataConfig, {"num_examples": 1}, "must be 2 or more"),
     (SyntheticDataConfig, {"motif_length": 0}, "must be 1 or more"),
     (LoggerConfig, {"log_every_n_steps": 0}, "must be 1 or more"),

@@ -1,5 +1,6 @@
 """`resume=RUN` is the saved config with new overrides, in the same folder, from the saved step."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_an_earlier_step_goes_on_in_another_folder(started, tmp_path):
     ((run, folder),) = started
     assert folder == tmp_path / "again" and run.checkpoint.restore.endswith("checkpoints/20")
     assert (tmp_path / "again" / ".hydra" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("place", ["run/checkpoints", "run/checkpoints/latest", "run@latest", "latest_of_all"])
+def test_a_run_is_named_by_the_folder_of_its_checkpoints_or_by_links_too(started, tmp_path, place):
+    (tmp_path / "run" / "checkpoints" / "latest").symlink_to("30")
+    (tmp_path / "latest_of_all").symlink_to("run/checkpoints/30")
+    assert run_command(f"resume={place}").status == 0
+    ((run, folder),) = started
+    assert folder == tmp_path / "run" and run.checkpoint.restore == str(tmp_path / "run" / "checkpoints" / "30")
+
+
+def test_a_copy_of_a_checkpoint_continues_in_the_folder_that_is_named(started, tmp_path):
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "30", tmp_path / "30")
+    done = run_command("resume=30")
+    assert done.status == 2 and "30 is not in the folder of a run" in done.err and "hydra.run.dir=DIR" in done.err
+    assert run_command("resume=30", "hydra.run.dir=again").status == 0
+    ((run, folder),) = started
+    assert folder == tmp_path / "again" and run.checkpoint.restore == str(tmp_path / "30")
 
 
 REFUSED = {

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SyntheticDataConfig,
 )
+from xlstm_hydra.metadata import Start
 from xlstm_hydra.train import train
+from xlstm_hydra.train._announce import _warn_of_idle_tokens, announce_start
 
 OPTIMIZER = AdamWConfig(lr=1e-2)
 
@@ -29,14 +32,16 @@ def rows(folder):
 
 
 def test_a_model_learns_what_can_be_learned(tmp_path):
+    # After 80 steps the loss is at its steepest, and rounding, which depends on the processor, decides between 2.4 and
+    # 3.1. After 200 steps nine seeds have ended between 1.0 and 1.9.
     run = tiny_run(
-        trainer={"max_steps": 80, "eval_batches": 1, "batch_size": 16},
+        trainer={"max_steps": 200, "eval_batches": 1, "batch_size": 16},
         optimizer=OPTIMIZER,
         data=SyntheticDataConfig(num_examples=512, motif_length=2),
         parallel={"data_axis_size": 8},
     )
     loss = train(run, tmp_path)
-    assert loss is not None and loss < 0.85 * math.log(32)
+    assert loss is not None and loss < 0.75 * math.log(32)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +129,38 @@ def test_no_validation_and_no_checkpoint_if_none_is_asked_for(tmp_path):
     run = tiny_run(parallel=LAYOUTS["dp8"], checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False))
     assert train(run, tmp_path) is None
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_vocabulary_that_the_bytes_do_not_fill_is_warned_of_once(tmp_path, caplog):
+    run = tiny_run(
+        data=StdlibDataConfig(), model={"vocab_size": 300}, trainer={"max_steps": 1}, parallel=LAYOUTS["dp8"]
+    )
+    train(run, tmp_path)
+    words = "data.name=stdlib gives 256 token ids: the other rows of the embedding and of the head are never trained"
+    assert caplog.text.count(words) == 1 and "Set model.vocab_size=256?" in caplog.text
+
+
+@pytest.mark.parametrize("vocab_size", [256, 300])
+def test_a_vocabulary_that_the_data_fills_is_not_warned_of(vocab_size, caplog):
+    data = StdlibDataConfig() if vocab_size == 256 else SyntheticDataConfig(motif_length=4)
+    _warn_of_idle_tokens(tiny_run(data=data, model={"vocab_size": vocab_size}))
+    assert caplog.text == ""
+
+
+ORIGINS = {
+    "from a run": ("/runs/a/checkpoints/4", {}, "/runs/a@4"),
+    "from a copy": ("/copies/best", {}, "/copies/best"),
+    "of its own": (None, {}, None),
+    "with weights": ("/runs/a/checkpoints/4", {"weights": "/runs/a/checkpoints/4"}, None),
+    "resumed": ("/runs/a/checkpoints/4", {"checkpoint": "/runs/a/checkpoints/4"}, None),
+}
+
+
+@pytest.mark.parametrize(("origin", "start", "shown"), ORIGINS.values(), ids=ORIGINS)
+def test_a_run_with_the_config_of_a_checkpoint_logs_that_its_weights_are_random(origin, start, shown, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "xlstm_hydra")
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"_checkpoint_": origin}}))
+    paths = {name: Path(path) for name, path in start.items()}
+    announce_start(tiny_run(), tmp_path, Start(**{"checkpoint": None} | paths), None)
+    expected = f"the weights are random: checkpoint.init_from={shown} starts from its weights, resume={shown} continues"
+    assert (expected in caplog.text) == (shown is not None) == ("random" in caplog.text)

@@ -112,7 +112,6 @@ def test_a_run_that_saves_nothing_says_so(signal_after, tmp_path):
         train(replace(RUN, checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False)), tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that TensorStore has given up
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, tmp_path, caplog):
     run = replace(RUN, checkpoint=replace(SAVING, keep="latest", max_to_keep=5, save_every_n_steps=3))
     train(run, tmp_path)

@@ -66,6 +66,9 @@ class TextDataConfig(ByteDataConfig):
         yield from super().rules()
         if not self.path.strip():
             yield Problem({"path": self.path}, "must name a file, a folder or a glob")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.path):  # bytes that are not text, as Python has them
+            fix = "Give a glob that matches it, or a link to it with another name."
+            yield Problem({"path": self.path}, "must be valid UTF-8, since the config of a run is saved as text", fix)
 
 
 @dataclass(kw_only=True)

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigDict, ConfigError, DistributedConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs._parse import dotted, unchecked
@@ -47,6 +49,9 @@ class SavedOptions:
         if not place:
             raise refused(place, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
         self.checkpoint = find_checkpoint(place, key)
+        if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
+            text = "its path is not valid UTF-8, so the record of a run could not name it"
+            raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
         self._checkpoints = {NAME: self.checkpoint} | {
             f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()
         }
@@ -186,9 +191,10 @@ def _on_schema(config_class: type, values: dict[str, Any]) -> DictConfig:
 def recorded_origin(file: Path) -> str | None:
     """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
     it lies in a run; None if there is none."""
-    if not file.is_file():
+    try:
+        place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return None
-    place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
     if place is None:
         return None
     run, step = run_of(Path(place)), known_step(Path(place))

@@ -15,13 +15,13 @@ from xlstm_hydra.configs._problems import either
 from ._places import (
     FOLDER,
     RESTORE,
+    checkpoints_at,
     has_metadata,
     is_checkpoint,
     is_finished,
     known_step,
     log,
     refused,
-    saved_checkpoints,
     step_in_name,
     steps_folder,
     to_path,
@@ -65,7 +65,7 @@ def reached(place: str, key: str) -> Iterator[None]:
 
 def _find(place: str, key: str) -> Path:
     path = to_path(place)
-    if saved := saved_checkpoints(path):
+    if saved := checkpoints_at(path):
         return _real(_latest(path, saved))
     if (found := _checkpoint_around(path)) is not None:
         if not is_finished(found):
@@ -86,10 +86,9 @@ def _checkpoint_around(path: Path) -> Path | None:
 
 def _latest(place: Path, saved: dict[int, Path]) -> Path:
     """The latest checkpoint that has metadata; the latest of all where none has, for the message."""
-    whole = [step for step in sorted(saved) if has_metadata(saved[step])]
-    if not whole:
+    newest = next((step for step in sorted(saved, reverse=True) if has_metadata(saved[step])), None)
+    if newest is None:
         return saved[max(saved)]
-    newest = whole[-1]
     if left_out := [str(item) for item in _items(steps_folder(place)) if (step_in_name(item) or 0) > newest]:
         text = "not a complete checkpoint, and left out: %s; that of step %d is used"
         log.warning(text, ", ".join(left_out), newest)
@@ -98,7 +97,7 @@ def _latest(place: Path, saved: dict[int, Path]) -> Path:
 
 def _named(run: Path, wanted: str, place: str, key: str) -> Path:
     """The checkpoint of a run by its step, or by the name of a copy or link beside it."""
-    saved, is_step = saved_checkpoints(run), wanted.isascii() and wanted.isdigit()
+    saved, is_step = checkpoints_at(run), wanted.isascii() and wanted.isdigit()
     if not saved and is_checkpoint(run):
         step = known_step(run)
         if is_step and int(wanted) == step:
@@ -158,7 +157,7 @@ def _runs_below(folder: Path) -> Iterator[Path]:
 
 def _has_checkpoints(folder: Path) -> bool:
     try:
-        return bool(saved_checkpoints(folder))
+        return bool(checkpoints_at(folder))
     except OSError:
         return False
 

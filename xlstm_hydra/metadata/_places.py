@@ -103,18 +103,15 @@ def saved_steps(run_folder: Path) -> list[int]:
     return sorted(saved_checkpoints(run_folder))
 
 
-def saved_checkpoints(place: Path) -> dict[int, Path]:
-    """The finished checkpoints of a run, of ours or of xlstm-jax, by the step in their names.
+def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
+    """The finished checkpoints of a run, of ours or of xlstm-jax, by the step in their names."""
+    return _finished(run_folder / FOLDER)
 
-    Args:
-        place: the run's folder, or the folder of its checkpoints.
-    """
-    folder = steps_folder(place)
-    items = sorted(folder.iterdir()) if folder.is_dir() else []
-    steps = {item: step for item in items if (step := step_in_name(item)) is not None and item.is_dir()}
-    if folder == place:  # numbers name other things too, such as the jobs of a sweep
-        steps = {item: step for item, step in steps.items() if is_checkpoint(item)}
-    return {step: item for item, step in steps.items() if is_finished(item)}
+
+def checkpoints_at(place: Path) -> dict[int, Path]:
+    """The same of a run, or of the folder of its checkpoints, which may have been copied or renamed."""
+    found = _finished(steps_folder(place))  # numbers name other things too, such as the jobs of a sweep
+    return {step: folder for step, folder in found.items() if place != steps_folder(place) or is_checkpoint(folder)}
 
 
 def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
@@ -183,3 +180,9 @@ def hold_folder(folder: Path) -> Iterator[None]:
 def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
     """An error about the checkpoint that `key` names."""
     return ConfigError([Problem({key: place}, text, fix)])
+
+
+def _finished(folder: Path) -> dict[int, Path]:
+    items = sorted(folder.iterdir()) if folder.is_dir() else []
+    steps = {item: step for item in items if (step := step_in_name(item)) is not None and item.is_dir()}
+    return {step: item for item, step in steps.items() if is_finished(item)}

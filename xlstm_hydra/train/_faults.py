@@ -20,8 +20,8 @@ _WAYS_OUT = {
     errno.EDQUOT: "Free some space, or ask for a larger quota",
     errno.EFBIG: "Allow larger files (ulimit -f)",
     errno.EROFS: "Make the folder writable",
-    errno.EACCES: "Make the folder writable",
-    errno.EPERM: "Make the folder writable",
+    errno.EACCES: "Give this user access to it",
+    errno.EPERM: "Give this user access to it",
 }
 
 
@@ -47,11 +47,9 @@ def _message(error: OSError, folder: Path) -> str:
 
 
 def _failure(error: OSError, folder: Path) -> str:
-    if error.strerror is None:
-        return str(error)
-    if error.errno not in _WAYS_OUT:
+    if error.strerror is None or error.filename is not None:
         return reason(error)
-    return f"writing in {folder} failed: {reason(error)}"
+    return f"writing in {folder} failed: {error.strerror}"
 
 
 def _what_is_saved(folder: Path) -> str:
