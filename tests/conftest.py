@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -15,6 +16,9 @@ FOREIGN += ("NO_COLOR", "FORCE_COLOR", "PYTHONWARNINGS", "GIT_")
 for name in [name for name in os.environ if name.startswith(FOREIGN)]:
     del os.environ[name]
 os.umask(0o022)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as SIGINT in what a script starts in the background
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
