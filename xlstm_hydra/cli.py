@@ -25,6 +25,7 @@ from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.hydra import (
     REFUSED,
     VERSION_BASE,
+    check_basic_sweep,
     check_engines,
     check_idle_engines,
     expand_from,
@@ -53,7 +54,9 @@ def main() -> None:
         sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
         check_idle_engines(sys.argv[1:])
         _add_overrides(_quiet_overrides())
-        is_sweep = _is_sweep(get_args_parser().parse_intermixed_args())
+        args = get_args_parser().parse_intermixed_args()
+        if is_sweep := _is_sweep(args):
+            check_basic_sweep(args.overrides)
         with own_options(), watched() if is_sweep else nullcontext():
             hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
     except Preempted as error:

@@ -53,6 +53,20 @@ LINES = [
     ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes names and then choice(...), range(...) or interval(...): "),
     ("-m trainer.seed=rnge(1,2)", "trainer.seed=rnge(1,2): there is no function rnge. Did you mean 'range'? Text "),
     ("trainer.seed=int(a)", "trainer.seed=int(a): int(a) makes no sense. int takes what is an integer: int(3.0), "),
+    # sweeps that are too large
+    ("-m trainer.seed=range(0,2000000000)", "hydra.sweeper.max_jobs=10000: the sweep has 2,000,000,000 jobs, one for "
+                                            "each value of trainer.seed. Sweep fewer values, or set hydra.sweeper.m"),
+    ("-m trainer.seed=range(0,1000) data.seed=range(0,1000) optimizer.lr=range(1,1001)",
+     "the sweep has 1,000,000,000 jobs = 1,000 (trainer.seed) * 1,000 (data.seed) * 1,000 (optimizer.lr)."),
+    ("-m trainer.seed=range(0,1e18)", "the sweep has 1.00e18 jobs"),
+    ("-m trainer.seed=range(0,-2000000000,-1)", "the sweep has 2,000,000,000 jobs"),
+    ("-m trainer.seed=shuffle(range(0,2000000000))", "the sweep has 2,000,000,000 jobs"),
+    ("-m trainer.seed=tag(a,sort(range(0,2000000000),reverse=true))", "the sweep has 2,000,000,000 jobs"),
+    ("-m hydra.sweeper.num_samples=2000000000 optimizer.lr=interval(0,1)", "one for each value of hydra.sweeper.num_"),
+    ("-m hydra/sweeper=basic trainer.seed=range(0,2000000000)", "or use hydra/sweeper=xlstm, whose limit is hydra.swe"),
+    ("-m hydra.sweeper.max_jobs=2 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=2: the sweep has 3 jobs"),
+    ("-m hydra.sweeper.max_jobs=0 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=0: must be 1 or more"),
+    ("-m trainer.seed=range(0,inf)", "the start, the stop and the step of a range must be finite"),
     # where configs come from
     ("--config-name=nope", "Cannot find primary config 'nope'."),
     ("--config-dir=/nope", "Additional config directory '/nope' not found"),
@@ -91,6 +105,11 @@ def test_all_mistakes_are_told_at_once_whatever_their_kind():
         "a=1,2: several values",
     ):
         assert words in done.err
+
+
+def test_a_sweep_that_is_too_large_does_not_hide_other_mistakes():
+    done = run_command("-m", "trainer.seed=range(0,2000000000)", "optimizer.lr=-1", "trainer.max_steps=x")
+    assert "3 problems:" in done.err and "got 'x'" in done.err and "optimizer.lr=-1.0: must be 0 or more" in done.err
 
 
 def test_a_key_that_is_new_to_a_model_of_the_users_is_added_with_a_plus():

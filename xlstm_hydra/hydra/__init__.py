@@ -5,6 +5,7 @@ from xlstm_hydra._conf_dir import conf_dir as conf_dir
 from ._arguments import expand_from as expand_from
 from ._arguments import quote_texts as quote_texts
 from ._compose import SweepLoader as SweepLoader
+from ._count import check_basic_sweep as check_basic_sweep
 from ._device import known_devices as known_devices
 from ._device import load_device as load_device
 from ._device import recognise_device as recognise_device
@@ -33,6 +34,7 @@ from ._refusals import REFUSED as REFUSED
 from ._refusals import interval_types as interval_types
 from ._register import own_options as own_options
 from ._register import register as register
+from ._split import first_point as first_point
 from ._split import split as split
 from ._sweeper import OnInvalid as OnInvalid
 from ._sweeper import SweeperConfig as SweeperConfig

@@ -20,9 +20,10 @@ from xlstm_hydra.configs import ConfigError, Problem, RunConfig, TrainerConfig
 
 from ._compose import SweepLoader, parse
 from ._copy import copy_config
+from ._count import MAX_JOBS, typed_limit
 from ._load import read
 from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unreadable, whole
-from ._split import split
+from ._split import first_point, split
 
 PLAN = "plan"
 """The task whose jobs may break rules, if not all of them do."""
@@ -111,8 +112,8 @@ def explain(
             problems = composer.check(overrides).problems
         else:
             readable, problems = composer.readable(overrides)
-            has_interval = any(override.is_interval_sweep() for override in readable)
-            points = split(readable, 1 if has_interval else None)
+            points, too_many = _points_of(readable)
+            problems += too_many
             found = [composer.check(point).problems for point in points]
             problems += by_job(points, {number: each for number, each in enumerate(found) if each})
     except ConfigError as other:
@@ -120,6 +121,20 @@ def explain(
     except REFUSED as other:  # the primary config itself, or another sweeper's syntax
         problems = [whole(other)]
     return problems or [whole(error)]
+
+
+def _points_of(overrides: Sequence[Override]) -> tuple[list[list[str]], list[Problem]]:
+    """The points of a sweep; one where there are too many, which is a problem unless they are a search space."""
+    is_study = any(override.key_or_group == "hydra/sweeper" and override.value() == "optuna" for override in overrides)
+    if is_study:
+        return [first_point(overrides)], []
+    num_samples = 1 if any(override.is_interval_sweep() for override in overrides) else None
+    try:
+        return split(overrides, num_samples, max_jobs=typed_limit(overrides)), []
+    except ConfigError as error:
+        if error.problems[0].keys != (MAX_JOBS,):
+            raise
+        return [first_point(overrides)], error.problems
 
 
 class _Base(NamedTuple):
