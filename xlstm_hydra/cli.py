@@ -29,6 +29,7 @@ from xlstm_hydra.hydra import (
     check_engines,
     check_idle_engines,
     expand_from,
+    expand_home,
     explain,
     overrides_of_other,
     own_options,
@@ -49,6 +50,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print, and the message is ours to write
     try:
+        sys.argv[1:] = expand_home(sys.argv[1:])
         check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
         sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))

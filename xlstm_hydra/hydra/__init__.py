@@ -3,7 +3,6 @@
 from xlstm_hydra._conf_dir import conf_dir as conf_dir
 
 from ._arguments import expand_from as expand_from
-from ._arguments import quote_texts as quote_texts
 from ._compose import SweepLoader as SweepLoader
 from ._count import check_basic_sweep as check_basic_sweep
 from ._device import known_devices as known_devices
@@ -38,4 +37,6 @@ from ._split import first_point as first_point
 from ._split import split as split
 from ._sweeper import OnInvalid as OnInvalid
 from ._sweeper import SweeperConfig as SweeperConfig
+from ._texts import expand_home as expand_home
+from ._texts import quote_texts as quote_texts
 from ._versions import VERSION_BASE as VERSION_BASE

@@ -4,7 +4,7 @@ that the rest breaks. Hydra alone stops at the first mistake of the first point.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -22,8 +22,9 @@ from ._compose import SweepLoader, parse
 from ._copy import copy_config
 from ._count import MAX_JOBS, typed_limit
 from ._load import read
-from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unreadable, whole
+from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, whole
 from ._split import first_point, split
+from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 PLAN = "plan"
 """The task whose jobs may break rules, if not all of them do."""
@@ -154,31 +155,62 @@ class _Composer:
     def __init__(self, parse: Callable[[str], Override], compose: Callable[[Sequence[str]], DictConfig]) -> None:
         self.parse, self.compose = parse, compose
         self.bases: dict[tuple[str, ...], _Base] = {}
+        self.unread: set[str] = set()
+        """Keys of overrides that could not be read."""
 
     def check(self, overrides: Sequence[str], more: Callable[[RunConfig], Iterable[Problem]] = lambda _: ()) -> Point:
         """One point; where nothing is wrong with it, what `more` finds counts as refused."""
         readable, refused = self.readable(overrides)
-        refused += [several_values(override) for override in readable if override.is_sweep_override()]
-        single = [override for override in readable if not override.is_sweep_override()]
+        several = [override for override in readable if override.is_sweep_override()]
+        refused += map(several_values, several)
+        single = [override for override in readable if override not in several]
         base = self.base([override for override in single if _may_choose(override)])
         cfg, found = self.apply([override for override in single if not _may_choose(override)], base.cfg)
         with _as_job(base.job):
             run, broken = read(cfg)
-        refused += [*base.problems, *(problem for problem in found if not _is_lost(problem, base))]
-        broken = [problem for problem in broken if not _is_lost(problem, base)]
+        wrong = self.unread | {override.key_or_group for override in several}
+        refused += [*base.problems, *(one for one in found.values() if not _is_lost(one, base, wrong))]
+        broken = [problem for problem in broken if not _is_lost(problem, base, wrong | found.keys())]
         if not refused and not broken:
             refused += more(run)
         return Point(list(overrides), refused, broken, OmegaConf.select(cfg, "task.name"), run)
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         """The overrides that can be read, and a problem for each other one."""
-        readable, problems = [], []
-        for text in overrides:
+        readable, problems, rest = [], [], list(overrides)
+        while rest:
+            number = num_pieces(rest)
+            texts, rest = rest[:number], rest[number:]
             try:
-                readable.append(self.parse(text))
-            except REFUSED as error:
-                problems.append(unreadable(text, error))
+                if number > 1:
+                    raise ConfigError([split_at_blanks(texts, self.is_readable)])
+                readable.append(self.read(texts[0]))
+            except ConfigError as error:
+                problems += error.problems
+                self.unread.add(_key_of(texts[0]))
         return readable, problems
+
+    def read(self, text: str) -> Override:
+        """An argument as an override.
+
+        Raises:
+            ConfigError: it is not one.
+        """
+        try:
+            override = self.parse(text)
+            if not override.key_or_group:
+                raise ValueError("Hydra takes an empty key")
+            return override
+        except REFUSED as error:
+            raise ConfigError([unreadable(text, error)]) from None
+
+    def is_readable(self, text: str) -> bool:
+        """True if an argument is an override."""
+        try:
+            self.read(text)
+        except ConfigError:
+            return False
+        return True
 
     def base(self, choices: list[Override]) -> _Base:
         """What options alone give."""
@@ -207,15 +239,15 @@ class _Composer:
                 lost += {override.key_or_group} & set(cfg.hydra.runtime.choices)
         return cfg, problems, lost
 
-    def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, list[Problem]]:
-        """The base with other values, and a problem for each that is refused."""
-        cfg, problems, accepted = copy_config(base), [], []
+    def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, dict[str, Problem]]:
+        """The base with other values, and a problem for the key of each that is refused."""
+        cfg, problems, accepted = copy_config(base), {}, []
         for override in values:
             try:
                 ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
                 accepted.append(override)
             except REFUSED as error:
-                problems.append(refused(override, error, base))
+                problems[override.key_or_group] = refused(override, error, base)
                 cfg = copy_config(base)  # what is refused may have left something behind
                 ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
         return cfg, problems
@@ -236,11 +268,15 @@ def _may_choose(override: Override) -> bool:
     return may or key.startswith("hydra.")
 
 
-def _is_lost(problem: Problem, base: _Base) -> bool:
-    """Whether a problem may be there only because an option was refused."""
+def _key_of(text: str) -> str:
+    return text.partition("=")[0].strip(" +~")
+
+
+def _is_lost(problem: Problem, base: _Base, wrong: Collection[str]) -> bool:
+    """True if a problem may be there only because an option was refused, or the value of one of the keys `wrong`."""
     has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
-    in_lost_group = any(key.startswith(f"{group}.") for key in problem.keys for group in base.lost)
-    return in_lost_group or (has_lost_recipe and problem.rule == NO_SUCH_KEY)
+    is_below = any(key == one or key.startswith(f"{one}.") for key in problem.keys for one in (*base.lost, *wrong))
+    return is_below or (has_lost_recipe and problem.rule == NO_SUCH_KEY)
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException, UnsupportedValueType, ValidationError
 from yaml import YAMLError
 
 from xlstm_hydra.configs import Problem, RunConfig
@@ -19,56 +18,19 @@ from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._problems import either, nearest, show
 
 from ._engines import ENGINES, not_installed
+from ._unreadable import INTERPOLATION_FORM, unreadable
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
 
 NO_SUCH_KEY = "no such key"
 
-_CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
-"""What Hydra says of a function that it does not take."""
-
-_FUNCTIONS = {
-    "choice": "values: choice(1,2,3)",
-    "range": "numbers: range(stop), range(start,stop) or range(start,stop,step)",
-    "interval": "two numbers: interval(0,1)",
-    "tag": "names and then choice(...), range(...) or interval(...): tag(log,interval(1e-3,1e-2))",
-    "sort": "values of one kind: sort(3,1,2), or choice(...) or range(...)",
-    "shuffle": "values: shuffle(1,2,3), or choice(...) or range(...)",
-    "glob": "a pattern or a list of them: glob(a*), glob([a*,b*],exclude=ab*)",
-    "int": "what is an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
-    "float": "what is a number: float(3), or choice(...), range(...) or interval(...) of numbers",
-    "str": "values: str(3), or choice(...) or range(...)",
-    "bool": "true and false, numbers, or choice(...) of them",
-}
-"""What each function of Hydra's grammar takes."""
-
 
 def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
+    if isinstance(error, OverrideParseException):  # of one that no one typed, such as in hydra.sweeper.params
+        return unreadable(error.override, error)
     return _missing_engine(error) or Problem({}, " ".join(str(error).strip().partition("\n\n")[0].split()))
-
-
-def unreadable(text: str, error: Exception) -> Problem:
-    """An argument that is no override."""
-    if "=" not in text:
-        return Problem.about(text, "not of the form key=value, nor a flag")
-    if problem := _bad_call(text, error):
-        return problem
-    fix = """Quote a value with special characters twice, such as 'data.path="a=b"'."""
-    return Problem.about(text, f"cannot be read as key=value: {_first_line(error)}", fix)
-
-
-def _bad_call(text: str, error: Exception) -> Problem | None:
-    """What is wrong with a function of Hydra's grammar, if that is what Hydra refused."""
-    if (match := _CALL.search(str(error))) is None:
-        return None
-    call, name = match[1], match[2]
-    if name in _FUNCTIONS:
-        return Problem.about(text, f"{call} makes no sense", f"{name} takes {_FUNCTIONS[name]}.")
-    hint = nearest(name, _FUNCTIONS)
-    fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
-    return Problem.about(text, f"there is no function {name}", fix)
 
 
 def several_values(override: Override) -> Problem:
@@ -118,6 +80,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if is_choice and not isinstance(override.value(), str | list):
         return Problem({key: override.value()}, "must be the name of an option")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, GrammarParseError):
+        return Problem.about(text, "the value is not a valid interpolation", INTERPOLATION_FORM)
     if isinstance(cause, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
         return Problem.about(key, f"expected {expected}, got {show(override.value())}")
     unknown = None if is_choice else _unknown_key(key, cfg)
