@@ -24,6 +24,7 @@ import xlstm_hydra
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.hydra import (
     REFUSED,
+    UNREADABLE,
     VERSION_BASE,
     check_basic_sweep,
     check_engines,
@@ -31,6 +32,7 @@ from xlstm_hydra.hydra import (
     expand_from,
     expand_home,
     explain,
+    file_problems,
     overrides_of_other,
     own_options,
     quote_texts,
@@ -61,6 +63,8 @@ def main() -> None:
             check_basic_sweep(args.overrides)
         with own_options(), watched() if is_sweep else nullcontext():
             hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)()
+        if args.cfg in ("job", "all"):
+            _check_files(args)
     except Preempted as error:
         if error.text:
             print(f"xlstm-hydra: {error}", file=sys.stderr)
@@ -70,12 +74,13 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         started = any(note.startswith(RUN_NOTE) for note in getattr(error, "__notes__", ()))
-        if wants_traceback or started or not isinstance(error, REFUSED):
+        explained = None if wants_traceback or started else _explained(error)
+        if explained is None:
             traceback.print_exc()
             sys.exit(1)
-        if isinstance(error, ConfigError):
-            refuse(error)
-        refuse_for_all(_explained(error), _typed_distributed())
+        if explained is error:
+            refuse(explained)
+        refuse_for_all(explained, _typed_distributed())
 
 
 def _see_current_folder() -> None:
@@ -103,17 +108,31 @@ def _typed_distributed() -> DistributedConfig | None:
         return None
     try:
         return distributed_of(_loader(args).load_configuration(CONFIG_NAME, typed, RunMode.RUN))
-    except REFUSED:
+    except UNREADABLE:
         return None
 
 
-def _explained(error: Exception) -> ConfigError:
-    """What Hydra refused, each mistake on its own."""
+def _explained(error: Exception) -> ConfigError | None:
+    """What Hydra refused, each mistake on its own; None for what is not the mistake of a user."""
+    if isinstance(error, ConfigError) or not isinstance(error, UNREADABLE):
+        return error if isinstance(error, ConfigError) else None
     if isinstance(error, SearchPathException):
         return ConfigError([Problem({}, str(error))])
     args = get_args_parser().parse_intermixed_args()
     name = args.config_name or CONFIG_NAME
+    if not isinstance(error, REFUSED) and not file_problems(_loader(args), name, args.overrides):
+        return None
     return ConfigError(explain(error, _loader(args), name, args.overrides, sweep=_is_sweep(args)))
+
+
+def _check_files(args: Any) -> None:
+    """Report what is wrong in the user's own files, which Hydra composes and shows without reading what it means.
+
+    Raises:
+        ConfigError: with every problem of a run that is in one of them.
+    """
+    if problems := file_problems(_loader(args), args.config_name or CONFIG_NAME, args.overrides):
+        raise ConfigError(problems)
 
 
 def _loader(args: Any) -> ConfigLoaderImpl:
@@ -150,7 +169,7 @@ def _quiet_overrides() -> list[str]:
         return []
     try:
         cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
-    except REFUSED:
+    except UNREADABLE:
         return []  # Hydra meets the same error again, and it is told then
     config = distributed_of(cfg)
     place = config.place(os.environ) if config else None

@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, RunConfig
-from xlstm_hydra.hydra import REFUSED, load, resolve_classes
+from xlstm_hydra.hydra import REFUSED, load, located, resolve_classes
 from xlstm_hydra.preemption import refuse_to_begin, watched
 
 RUN_NOTE = "The run's folder is "
@@ -58,7 +59,13 @@ def run_task(cfg: DictConfig) -> float | None:
             if cfg.task.name == "plan":
                 return _keep_refusal(error)
             raise  # Hydra goes on with the other jobs, and tells it at the end
-        refuse_for_all(error, config)
+        refuse_for_all(_located(error), config)
+
+
+def _located(error: ConfigError) -> ConfigError:
+    """The same, with the file and the line of what is wrong in a file of the user's."""
+    cfg, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
+    return located(error, loader, cfg.job.config_name, [*cfg.overrides.hydra, *cfg.overrides.task])
 
 
 def _keep_refusal(error: ConfigError) -> float:

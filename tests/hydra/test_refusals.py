@@ -162,10 +162,8 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "value"), TEXTS, ids=[text for text, _ in TEXTS])
 def test_paths_and_other_text_need_no_quotes_for_hydra(text, value):
     [argument] = quote_texts(expand_home([text]))
-    assert (
-        OmegaConf.create({"a": OverridesParser.create().parse_override(argument).value()})._get_node("a")._value()
-        == value
-    )
+    cfg = OmegaConf.create({"a": OverridesParser.create().parse_override(argument).value()})
+    assert OmegaConf.to_container(cfg) == {"a": value}
 
 
 def test_each_of_several_paths_in_a_sweep_is_text():

@@ -21,13 +21,16 @@ from ._load import write_layout as write_layout
 from ._other_process import overrides_of_other as overrides_of_other
 from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
+from ._own_files import UNREADABLE as UNREADABLE
 from ._points import Point as Point
 from ._points import by_job as by_job
 from ._points import check_points as check_points
 from ._points import explain as explain
+from ._points import file_problems as file_problems
 from ._points import invalid_points as invalid_points
 from ._points import is_run as is_run
 from ._points import jobs_with as jobs_with
+from ._points import located as located
 from ._quote import as_override as as_override
 from ._refusals import REFUSED as REFUSED
 from ._refusals import interval_types as interval_types

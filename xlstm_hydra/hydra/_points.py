@@ -22,6 +22,7 @@ from ._compose import SweepLoader, parse
 from ._copy import copy_config
 from ._count import MAX_JOBS, typed_limit
 from ._load import read
+from ._own_files import UNREADABLE, Composed, FileProblem, compose_files, own_sources
 from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, whole
 from ._split import first_point, split
 from ._unreadable import num_pieces, split_at_blanks, unreadable
@@ -63,7 +64,13 @@ def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Seque
         master: the config of the sweep.
         points: the overrides of each job.
     """
-    composer = _Composer(parse, lambda choices: loader.base(master, choices))
+    name, *always = loader.identity(master)
+
+    def compose_leniently(choices: Sequence[str]) -> Composed:
+        return compose_files(loader, name, [*always, *choices])
+
+    has_files = bool(own_sources(loader)) or _has_search_path(always)
+    composer = _Composer(parse, lambda choices: loader.base(master, choices), compose_leniently, has_files)
     return [composer.check(list(point), _sweep_rules) for point in points]
 
 
@@ -97,17 +104,7 @@ def explain(
         sweep: whether an override may have several values.
     """
 
-    def compose(choices: Sequence[str]) -> DictConfig:
-        return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
-
-    parser = OverridesParser.create(config_loader)
-
-    def parse(text: str) -> Override:
-        override = parser.parse_override(text)
-        override.config_loader = config_loader  # which glob(...) asks for options
-        return override
-
-    composer = _Composer(parse, compose)
+    composer = _composer(config_loader, config_name)
     try:
         if not sweep:
             problems = composer.check(overrides).problems
@@ -122,6 +119,61 @@ def explain(
     except REFUSED as other:  # the primary config itself, or another sweeper's syntax
         problems = [whole(other)]
     return problems or [whole(error)]
+
+
+def _composer(config_loader: Any, config_name: str | None) -> _Composer:
+    """What composes and checks with one of Hydra's loaders."""
+
+    def compose(choices: Sequence[str]) -> DictConfig:
+        return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
+
+    def compose_leniently(choices: Sequence[str]) -> Composed:
+        return compose_files(config_loader, config_name, choices)
+
+    parser = OverridesParser.create(config_loader)
+
+    def parse(text: str) -> Override:
+        override = parser.parse_override(text)
+        override.config_loader = config_loader  # which glob(...) asks for options
+        return override
+
+    return _Composer(parse, compose, compose_leniently, bool(own_sources(config_loader)))
+
+
+def file_problems(config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> list[Problem]:
+    """The problems of a run that are in files of the user's.
+
+    Args:
+        config_loader: Hydra's.
+        config_name: name of the primary config.
+        overrides: the command line's, of which those with several values are left out.
+    """
+    composer = _composer(config_loader, config_name)
+    if not composer.has_files and not _has_search_path(overrides):
+        return []
+    single = [one for one in composer.readable(overrides)[0] if not one.is_sweep_override()]
+    problems = composer.check([str(one.input_line) for one in single]).problems
+    return [problem for problem in problems if isinstance(problem, FileProblem)]
+
+
+def located(error: ConfigError, config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> ConfigError:
+    """An error of a run, in which problems that are in files of the user's have the file and the line.
+
+    Args:
+        error: what the run was refused with.
+        config_loader: Hydra's.
+        config_name: name of the primary config.
+        overrides: of the run.
+    """
+    composer = _composer(config_loader, config_name)
+    if not composer.has_files and not _has_search_path(overrides):
+        return error
+    point = composer.check(overrides)
+    return ConfigError(point.problems) if point.problems else error
+
+
+def _has_search_path(overrides: Sequence[str]) -> bool:
+    return any(_key_of(text) == "hydra.searchpath" for text in overrides)
 
 
 def _points_of(overrides: Sequence[Override]) -> tuple[list[list[str]], list[Problem]]:
@@ -145,35 +197,63 @@ class _Base(NamedTuple):
     job: DictConfig
     """Hydra's own part."""
     problems: list[Problem]
-    lost: list[str]
+    lost: Collection[str] = ()
     """Groups whose option was refused. What stands in the config instead is not what the user is talking about."""
+    composed: Composed | None = None
+    """Where its values are in files of the user's, if that was looked up."""
 
 
 class _Composer:
     """Composes what can be composed. What points share is composed once: groups take 50 ms, a value 0.1 ms."""
 
-    def __init__(self, parse: Callable[[str], Override], compose: Callable[[Sequence[str]], DictConfig]) -> None:
-        self.parse, self.compose = parse, compose
+    def __init__(
+        self,
+        parse: Callable[[str], Override],
+        compose: Callable[[Sequence[str]], DictConfig],
+        compose_leniently: Callable[[Sequence[str]], Composed],
+        has_files: bool,
+    ) -> None:
+        self.parse, self.compose, self.compose_leniently, self.has_files = parse, compose, compose_leniently, has_files
         self.bases: dict[tuple[str, ...], _Base] = {}
         self.unread: set[str] = set()
         """Keys of overrides that could not be read."""
 
     def check(self, overrides: Sequence[str], more: Callable[[RunConfig], Iterable[Problem]] = lambda _: ()) -> Point:
         """One point; where nothing is wrong with it, what `more` finds counts as refused."""
-        readable, refused = self.readable(overrides)
+        readable, unreadable = self.readable(overrides)
         several = [override for override in readable if override.is_sweep_override()]
-        refused += map(several_values, several)
+        unreadable += map(several_values, several)
         single = [override for override in readable if override not in several]
-        base = self.base([override for override in single if _may_choose(override)])
-        cfg, found = self.apply([override for override in single if not _may_choose(override)], base.cfg)
-        with _as_job(base.job):
-            run, broken = read(cfg)
+        choices = [override for override in single if _may_choose(override)]
+        values = [override for override in single if not _may_choose(override)]
         wrong = self.unread | {override.key_or_group for override in several}
-        refused += [*base.problems, *(one for one in found.values() if not _is_lost(one, base, wrong))]
-        broken = [problem for problem in broken if not _is_lost(problem, base, wrong | found.keys())]
+        run, task, refused, broken = self.checked(self.base(choices), values, wrong)
+        if (refused or broken) and self.may_have_files(choices):
+            run, task, refused, broken = self.checked(self.base(choices, leniently=True), values, wrong)
+        refused = [*unreadable, *refused]
         if not refused and not broken:
             refused += more(run)
-        return Point(list(overrides), refused, broken, OmegaConf.select(cfg, "task.name"), run)
+        return Point(list(overrides), refused, broken, task, run)
+
+    def checked(
+        self, base: _Base, values: list[Override], wrong: Collection[str]
+    ) -> tuple[RunConfig, str | None, list[Problem], list[Problem]]:
+        """A base with other values: the run and its task, what is refused, and which rules are broken. What may follow
+        from wrong values of the keys `wrong` is left out."""
+        cfg, found = self.apply(values, base.cfg)
+        with _as_job(base.job):
+            run, broken = read(cfg)
+        refused = [*base.problems, *(one for one in found.values() if not _is_lost(one, base, wrong))]
+        wrong = {*wrong, *found, *(base.composed.wrong if base.composed else ())}
+        broken = [problem for problem in broken if not _is_lost(problem, base, wrong)]
+        if base.composed is not None:
+            typed = {override.key_or_group for override in values}
+            broken = [base.composed.locate(problem, typed) for problem in broken]
+        return run, OmegaConf.select(cfg, "task.name"), refused, broken
+
+    def may_have_files(self, choices: list[Override]) -> bool:
+        """True if files of the user's may be part of the config."""
+        return self.has_files or any(override.key_or_group == "hydra.searchpath" for override in choices)
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         """The overrides that can be read, and a problem for each other one."""
@@ -212,32 +292,34 @@ class _Composer:
             return False
         return True
 
-    def base(self, choices: list[Override]) -> _Base:
-        """What options alone give."""
+    def base(self, choices: list[Override], leniently: bool = False) -> _Base:
+        """What options alone give; `leniently`: also where files of the user's are wrong, and with their lines."""
         key = tuple(str(override.input_line) for override in choices)
-        if key not in self.bases:
+        if key not in self.bases or (leniently and self.bases[key].composed is None):
             try:
-                cfg, problems, lost = self.compose(key), [], []
-            except REFUSED:
-                cfg, problems, lost = self.one_by_one(choices)
-            cfg, job = copy_config(cfg), OmegaConf.masked_copy(cfg, "hydra")
-            with open_dict(cfg), open_dict(job):
-                del cfg["hydra"]
-                job.hydra.job.num, job.hydra.job.id, job.hydra.runtime.output_dir = 0, "0", os.getcwd()
-            self.bases[key] = _Base(cfg, job, problems, lost)
+                found = None if leniently else _Base(*_split_off_job(self.compose(key)), problems=[])
+            except UNREADABLE:
+                found = None
+            self.bases[key] = found or self.one_by_one(choices)
         return self.bases[key]
 
-    def one_by_one(self, choices: list[Override]) -> tuple[DictConfig, list[Problem], list[str]]:
-        """The config that those options give which are not refused, a problem for each that is, and its group."""
-        cfg, problems, accepted, lost = self.compose(()), [], [], []
-        for override in choices:
-            try:
-                cfg = self.compose([*accepted, str(override.input_line)])
-                accepted.append(str(override.input_line))
-            except REFUSED as error:
-                problems.append(refused(override, error, cfg))
-                lost += {override.key_or_group} & set(cfg.hydra.runtime.choices)
-        return cfg, problems, lost
+    def one_by_one(self, choices: list[Override]) -> _Base:
+        """What those options give which are not refused."""
+        texts = [str(override.input_line) for override in choices]
+        try:
+            composed, problems, lost = self.compose_leniently(texts), [], set()
+        except REFUSED:
+            composed, problems, lost = self.compose_leniently(()), [], set()
+            accepted: list[str] = []
+            for override, text in zip(choices, texts, strict=True):
+                try:
+                    composed = self.compose_leniently([*accepted, text])
+                    accepted.append(text)
+                except REFUSED as error:
+                    problems.append(refused(override, error, composed.cfg))
+                    lost |= {override.key_or_group} & set(composed.cfg.hydra.runtime.choices)
+        parts = _split_off_job(composed.cfg)
+        return _Base(*parts, [*composed.problems, *problems], lost | composed.lost, composed)
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, dict[str, Problem]]:
         """The base with other values, and a problem for the key of each that is refused."""
@@ -251,6 +333,16 @@ class _Composer:
                 cfg = copy_config(base)  # what is refused may have left something behind
                 ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
         return cfg, problems
+
+
+def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:
+    """A config without Hydra's own part, and that part as of its first job."""
+    cfg = copy_config(composed)
+    job = OmegaConf.masked_copy(cfg, "hydra")
+    with open_dict(cfg), open_dict(job):
+        del cfg["hydra"]
+        job.hydra.job.num, job.hydra.job.id, job.hydra.runtime.output_dir = 0, "0", os.getcwd()
+    return cfg, job
 
 
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:

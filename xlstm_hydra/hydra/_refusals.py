@@ -82,10 +82,29 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, GrammarParseError):
         return Problem.about(text, "the value is not a valid interpolation", INTERPOLATION_FORM)
-    if isinstance(cause, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
-        return Problem.about(key, f"expected {expected}, got {show(override.value())}")
-    unknown = None if is_choice else _unknown_key(key, cfg)
-    return unknown or Problem.about(text, _first_line(error))
+    problem = _wrong_type(key, override.value(), cause, cfg) or (None if is_choice else _unknown_key(key, cfg))
+    return problem or Problem.about(text, first_line(error))
+
+
+def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem:
+    """The problem with a value of a file that does not fit the config which it is merged into.
+
+    Args:
+        key: its key.
+        value: what the file has there.
+        error: what OmegaConf raised.
+        cfg: the config without it.
+    """
+    problem = _wrong_type(key, value, error, cfg) or _unknown_key(key, cfg)
+    return problem or Problem({key: value}, first_line(error))
+
+
+def _wrong_type(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem | None:
+    if isinstance(error, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
+        return Problem.about(key, f"expected {expected}, got {show(value)}")
+    if _exists(key, cfg) and isinstance(OmegaConf.select(cfg, key), DictConfig):
+        return Problem.about(key, f"expected keys and values, got {show(value)}")
+    return None
 
 
 def _missing_engine(error: Exception) -> Problem | None:
@@ -94,7 +113,8 @@ def _missing_engine(error: Exception) -> Problem | None:
     return not_installed(group, name)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of a message, without its full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 
