@@ -33,6 +33,7 @@ from xlstm_hydra.hydra import (
     expand_home,
     explain,
     file_problems,
+    overrides_first,
     overrides_of_other,
     own_options,
     quote_texts,
@@ -55,7 +56,7 @@ def main() -> None:
         sys.argv[1:] = expand_home(sys.argv[1:])
         check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
-        sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
+        sys.argv[1:] = overrides_first(quote_texts(expand_from(sys.argv[1:], _primary_search_path)))
         check_idle_engines(sys.argv[1:])
         _add_overrides(_quiet_overrides())
         args = get_args_parser().parse_intermixed_args()

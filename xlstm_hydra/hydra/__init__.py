@@ -3,6 +3,7 @@
 from xlstm_hydra._conf_dir import conf_dir as conf_dir
 
 from ._arguments import expand_from as expand_from
+from ._arguments import overrides_first as overrides_first
 from ._compose import SweepLoader as SweepLoader
 from ._count import check_basic_sweep as check_basic_sweep
 from ._device import known_devices as known_devices
@@ -13,6 +14,7 @@ from ._engines import check_idle_engines as check_idle_engines
 from ._engines import launcher_rules as launcher_rules
 from ._engines import require_engine as require_engine
 from ._from_checkpoint import without_idle as without_idle
+from ._lenient import UNREADABLE as UNREADABLE
 from ._load import load as load
 from ._load import make_model_config as make_model_config
 from ._load import resolve_classes as resolve_classes
@@ -21,7 +23,6 @@ from ._load import write_layout as write_layout
 from ._other_process import overrides_of_other as overrides_of_other
 from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
-from ._own_files import UNREADABLE as UNREADABLE
 from ._points import Point as Point
 from ._points import by_job as by_job
 from ._points import check_points as check_points

@@ -152,3 +152,16 @@ def _in_place(text: str) -> str:
     """A choice of `from`, such as of another step, moved to its place."""
     key, equals, value = text.partition("=")
     return f"{_PLACE}={value}" if equals and key in ("from", "+from") else text
+
+
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all overrides before the flags: Hydra takes no second group of overrides behind a flag."""
+    overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
+    rest, flags = iter(overrides), []
+    expected = next(rest, None)
+    for text in arguments:
+        if text == expected:
+            expected = next(rest, None)
+        else:
+            flags.append(text)
+    return [*overrides, *flags]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from xlstm_hydra.configs import Problem
 
-from ._yaml_file import BOM
+from ._yaml_file import BOM, Fault
 
 RECIPE = "# @package _global_"
 _HEADER = re.compile(r"\s*#\s*@package\s+(\S+)\s*")
+_HEADER_LINE = re.compile(r"\s*#\s*@")
 _SIMILAR = re.compile(r"\s*#.*(@|_global_|\bpac?k?age?\b)", re.IGNORECASE)
 
 
@@ -23,12 +25,24 @@ def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
     """
     lines = data.removeprefix(BOM).decode("utf-8", "replace").splitlines()
     headers = {number: match[1] for number, line in enumerate(lines, 1) if (match := _HEADER.fullmatch(line))}
-    named = {number: name for number, name in headers.items() if name == package}
-    if named:
+    if package in headers.values():
         text = f"its header places its values at {package}, which is not part of a run"
         return Problem({}, text, f"Write `{RECIPE}`, or the name of a group.")
-    rule = "the file is empty" if is_empty else f"its values are placed at {package}, which is not part of a run"
-    return Problem({}, f"{rule}{_reason(data, lines, headers)}", f"The first line must be `{RECIPE}`.")
+    fix = f"The first line must be `{RECIPE}`."
+    if is_empty and not headers:
+        return Problem({}, "the file has no values", fix)
+    rule = f"its values are placed at {package}, which is not part of a run"
+    return Problem({}, f"{rule}{_reason(data, lines, headers)}", fix)
+
+
+def header_faults(data: bytes) -> Iterator[Fault]:
+    """Lines that Hydra takes for a header and cannot read."""
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if not _HEADER_LINE.match(line):
+            if line.strip():
+                return
+        elif len(line.strip().lstrip("#").split()) != 2:
+            yield Fault(f"cannot read the header {line.strip()!r}", f"Write `{RECIPE}`.", number)
 
 
 def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:

@@ -21,8 +21,9 @@ from xlstm_hydra.configs import ConfigError, Problem, RunConfig, TrainerConfig
 from ._compose import SweepLoader, parse
 from ._copy import copy_config
 from ._count import MAX_JOBS, typed_limit
+from ._lenient import UNREADABLE, compose_files
 from ._load import read
-from ._own_files import UNREADABLE, Composed, FileProblem, compose_files, own_sources
+from ._own_files import Composed, FileProblem, own_sources
 from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, whole
 from ._split import first_point, split
 from ._unreadable import num_pieces, split_at_blanks, unreadable
@@ -366,6 +367,8 @@ def _key_of(text: str) -> str:
 
 def _is_lost(problem: Problem, base: _Base, wrong: Collection[str]) -> bool:
     """True if a problem may be there only because an option was refused, or the value of one of the keys `wrong`."""
+    if "" in base.lost:  # the primary config: nothing is what it should be
+        return True
     has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
     is_below = any(key == one or key.startswith(f"{one}.") for key in problem.keys for one in (*base.lost, *wrong))
     return is_below or (has_lost_recipe and problem.rule == NO_SUCH_KEY)

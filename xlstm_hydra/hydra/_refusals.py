@@ -100,10 +100,10 @@ def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig) -> Prob
 
 
 def _wrong_type(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem | None:
+    if _exists(key, cfg) and isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig):
+        return Problem.about(key, f"expected keys and values, got {show(value)}")
     if isinstance(error, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
         return Problem.about(key, f"expected {expected}, got {show(value)}")
-    if _exists(key, cfg) and isinstance(OmegaConf.select(cfg, key), DictConfig):
-        return Problem.about(key, f"expected keys and values, got {show(value)}")
     return None
 
 

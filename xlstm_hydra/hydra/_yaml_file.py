@@ -26,7 +26,7 @@ _WORDS = (
     (r"expected <block end>.*", "the indentation does not match the lines above"),
     (r"expected '?,'? or '?(.)'?, but got.*", r"expected a comma or \1"),
     (r"found unexpected end of stream", "a quote is not closed"),
-    (r"expected a single document in the stream", "the file has two documents: remove the line ---"),
+    (r"but found another document", "the file has two documents: remove the line ---"),
 )
 """What YAML reports, and plainer words for it."""
 
