@@ -5,6 +5,7 @@ from xlstm_hydra._conf_dir import conf_dir as conf_dir
 from ._arguments import expand_from as expand_from
 from ._arguments import overrides_first as overrides_first
 from ._compose import SweepLoader as SweepLoader
+from ._composer import Point as Point
 from ._count import check_basic_sweep as check_basic_sweep
 from ._device import known_devices as known_devices
 from ._device import load_device as load_device
@@ -13,6 +14,9 @@ from ._engines import check_engines as check_engines
 from ._engines import check_idle_engines as check_idle_engines
 from ._engines import launcher_rules as launcher_rules
 from ._engines import require_engine as require_engine
+from ._explain import explain as explain
+from ._explain import file_problems as file_problems
+from ._explain import located as located
 from ._from_checkpoint import without_idle as without_idle
 from ._lenient import UNREADABLE as UNREADABLE
 from ._load import load as load
@@ -23,15 +27,11 @@ from ._load import write_layout as write_layout
 from ._other_process import overrides_of_other as overrides_of_other
 from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
-from ._points import Point as Point
 from ._points import by_job as by_job
 from ._points import check_points as check_points
-from ._points import explain as explain
-from ._points import file_problems as file_problems
 from ._points import invalid_points as invalid_points
 from ._points import is_run as is_run
 from ._points import jobs_with as jobs_with
-from ._points import located as located
 from ._quote import as_override as as_override
 from ._refusals import REFUSED as REFUSED
 from ._refusals import interval_types as interval_types

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -129,6 +129,11 @@ class Composed:
 def own_sources(loader: ConfigLoader) -> list[ConfigSource]:
     """The folders and packages in the search path that are neither ours nor Hydra's."""
     return [source for source in loader.get_sources() if is_own(source)]
+
+
+def has_search_path(overrides: Iterable[str]) -> bool:
+    """True if overrides add to the search path."""
+    return any(text.lstrip("+").startswith("hydra.searchpath=") for text in overrides)
 
 
 def is_own(source: ConfigSource) -> bool:
