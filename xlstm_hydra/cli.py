@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra._internal.callbacks import Callbacks
@@ -33,11 +33,16 @@ from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.errors import has_started
 from xlstm_hydra.hydra import (
     REFUSED,
+    UNREADABLE,
     VERSION_BASE,
+    check_basic_sweep,
     check_engines,
     check_idle_engines,
     expand_from,
+    expand_home,
     explain,
+    file_problems,
+    overrides_first,
     overrides_of_other,
     own_options,
     quote_texts,
@@ -58,10 +63,11 @@ def main() -> None:
         return
     with command("xlstm-hydra"), _refusals_explained():
         find_own_modules()
+        sys.argv[1:] = expand_home(sys.argv[1:])
         resumed = _resumed_place(sys.argv[1:])
         check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
-        sys.argv[1:] = quote_texts(expand_from(sys.argv[1:], _primary_search_path))
+        sys.argv[1:] = overrides_first(quote_texts(expand_from(sys.argv[1:], _primary_search_path)))
         check_idle_engines(sys.argv[1:])
         args = get_args_parser().parse_intermixed_args()
         app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)
@@ -69,6 +75,8 @@ def main() -> None:
             if _shows(args):
                 with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises what it would print
                     app()
+                if args.cfg in ("job", "all"):
+                    _check_files(args)
             else:
                 _run(args, resumed)
 
@@ -78,6 +86,7 @@ def _run(args: Any, resumed: str | None) -> None:
     own = Hydra.create_main_hydra2("xlstm-hydra", _search_path(args))
     try:
         if _is_sweep(args):
+            check_basic_sweep(args.overrides)
             with watched():
                 own.multirun(args.config_name or CONFIG_NAME, run_task, _in_mode(args.overrides, RunMode.MULTIRUN))
             return
@@ -120,27 +129,22 @@ def _refusals_explained() -> Iterator[None]:
     """Make one message of what Hydra rejects while it composes."""
     try:
         yield
-    except REFUSED as error:
-        if isinstance(error, ConfigError) or not _is_refusal(error):
+    except UNREADABLE as error:
+        if (found := _explained(error)) is None:
             raise
-        _refuse(error)
+        found.__cause__ = error
+        refuse_for_all(found, _typed_distributed())
 
 
 def _is_refusal(error: Exception) -> bool:
     """True for an error about what the user has typed: a `ValueError` that another package raises is a bug."""
-    if has_started(error):
+    if not isinstance(error, REFUSED):
         return False
     if not isinstance(error, ValueError | AssertionError) or isinstance(error, OmegaConfBaseException):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
     return next((name for name in reversed(names) if name not in sys.stdlib_module_names), "") in _COMPOSERS
-
-
-def _refuse(error: Exception) -> NoReturn:
-    found = _explained(error)
-    found.__cause__ = error
-    refuse_for_all(found, _typed_distributed())
 
 
 def _resumed_place(arguments: list[str]) -> str | None:
@@ -170,17 +174,31 @@ def _typed_distributed() -> DistributedConfig | None:
         return None
     try:
         return distributed_of(_loader(args).load_configuration(CONFIG_NAME, typed, RunMode.RUN))
-    except REFUSED:
+    except UNREADABLE:
         return None
 
 
-def _explained(error: Exception) -> ConfigError:
-    """What Hydra refused, each mistake on its own."""
+def _explained(error: Exception) -> ConfigError | None:
+    """Return what Hydra rejected, each mistake on its own; None for an error that needs no explanation or is a bug."""
+    if isinstance(error, ConfigError) or has_started(error):
+        return None
     if isinstance(error, SearchPathException):
         return ConfigError([Problem({}, str(error))])
     args = get_args_parser().parse_intermixed_args()
     name = args.config_name or CONFIG_NAME
+    if not _is_refusal(error) and not file_problems(_loader(args), name, args.overrides):
+        return None
     return ConfigError(explain(error, _loader(args), name, args.overrides, sweep=_is_sweep(args)))
+
+
+def _check_files(args: Any) -> None:
+    """Report what is wrong in the user's own files, which Hydra composes and shows without reading what it means.
+
+    Raises:
+        ConfigError: with every problem of a run that is in one of them.
+    """
+    if problems := file_problems(_loader(args), args.config_name or CONFIG_NAME, args.overrides):
+        raise ConfigError(problems)
 
 
 def _loader(args: Any) -> ConfigLoaderImpl:

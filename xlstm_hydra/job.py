@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, env_override, run_job
 from hydra.types import HydraContext
@@ -22,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.errors import note_folder
-from xlstm_hydra.hydra import REFUSED, load, resolve_classes
+from xlstm_hydra.hydra import REFUSED, load, located, resolve_classes
 from xlstm_hydra.preemption import refuse_to_begin, watched
 
 if TYPE_CHECKING:
@@ -121,6 +122,12 @@ def run_task(cfg: DictConfig) -> float | None:
         raise  # the sweep continues with the other jobs, and reports it at the end
 
 
+def _located(error: ConfigError) -> ConfigError:
+    """The same, with the file and the line of what is wrong in a file of the user's."""
+    cfg, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
+    return located(error, loader, cfg.job.config_name, [*cfg.overrides.hydra, *cfg.overrides.task])
+
+
 def _keep_refusal(error: ConfigError) -> float:
     """Leave for the table of a sweep of plans why this one is not there. Returns what one that does not fit does."""
     from xlstm_hydra.compare_plans import keep_refusal
@@ -181,7 +188,7 @@ def _load_for_all(cfg: DictConfig) -> RunConfig:
         with env_override(variables):
             return load(cfg)
     except ConfigError as error:
-        refuse_for_all(error, distributed_of(cfg))
+        refuse_for_all(_located(error), distributed_of(cfg))
 
 
 def _folder_named(path: Path, resumed: str | None) -> RunFolder:

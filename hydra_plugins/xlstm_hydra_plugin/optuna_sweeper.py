@@ -84,7 +84,7 @@ class OptunaSweeper(Sweeper):
             ConfigError: there is not, or something is.
         """
         from xlstm_hydra.configs import ConfigError, Problem
-        from xlstm_hydra.hydra import SweepLoader, check_points, split
+        from xlstm_hydra.hydra import SweepLoader, check_points, first_point
 
         if (trials := self.settings.get("n_trials") or 0) < 1:
             raise ConfigError([Problem({"hydra.sweeper.n_trials": trials}, "must be 1 or more")])
@@ -95,7 +95,7 @@ class OptunaSweeper(Sweeper):
         if not searched and not self.settings.get("custom_search_space"):
             fix = "For example 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
             raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
-        [point] = check_points(SweepLoader(self.loader), self.study_config, split(overrides, 1)[:1])
+        [point] = check_points(SweepLoader(self.loader), self.study_config, [first_point(overrides)])
         broken = [problem for problem in point.broken if not searched & {*problem.keys}]
         if problems := [*point.refused, *broken]:
             raise ConfigError(problems)

@@ -1,7 +1,16 @@
 """What a researcher reads after a wrong command line: one line per mistake, with the key and the way out."""
 
+import os
+
 import pytest
 from command import run_command
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from xlstm_hydra.hydra import expand_home, quote_texts
+from xlstm_hydra.hydra._unreadable import unreadable
 
 LINES = [
     # unknown options, keys and groups
@@ -48,7 +57,36 @@ LINES = [
     ("-m hydra.sweeper.max_batch_size=x", "hydra.sweeper.max_batch_size: expected int or null, got 'x'"),
     # syntax
     ("optimizer.lr", "optimizer.lr: not of the form key=value, nor a flag"),
-    ("optimizer.lr=[1,2", "optimizer.lr=[1,2: cannot be read as key=value: "),
+    ("optimizer.lr=[1,2", "optimizer.lr=[1,2: the [ is not closed. Add ], and quote a value that contains blanks."),
+    ("parallel={fsdp_axis_size:2", "parallel={fsdp_axis_size:2: the { is not closed."),
+    ("trainer.seed=int(3", "trainer.seed=int(3: the ( is not closed."),
+    ("optimizer.lr='1", "optimizer.lr='1: the quote ' is not closed."),
+    ("parallel.remat=A]", "parallel.remat=A]: the ] closes nothing."),
+    ("-m optimizer.lr=1e-3, 3e-4", "optimizer.lr=1e-3, 3e-4: the shell splits an argument at blanks, so that 3e-4 "
+                                   "stands alone. Write optimizer.lr=1e-3,3e-4, without blanks, or quote the "),
+    ("optimizer.lr=1e-3 ,3e-4", "Write optimizer.lr=1e-3,3e-4, without blanks"),
+    ("parallel.remat=[A, B]", "Write parallel.remat=[A,B], without blanks"),
+    ("parallel={fsdp_axis_size: 2", "parallel={fsdp_axis_size:2: the { is not closed."),
+    ("trainer.max_steps = 3", "trainer.max_steps = 3: the shell splits an argument at blanks, so that 3 stands alone. "
+                              "Write trainer.max_steps=3, without blanks"),
+    ("-m optimizer.lr=1e-3, parallel=dp", "optimizer.lr=1e-3,: the value ends with a comma."),
+    ("parallel.remat=[A,,B]", "parallel.remat=[A,,B]: there is no value beside a comma."),
+    ("trainer.max_steps==3", "trainer.max_steps==3: there are two = after the key. Write trainer.max_steps=3."),
+    ("trainer.max_steps:3", "trainer.max_steps:3: not of the form key=value, nor a flag. Write trainer.max_steps=3."),
+    ("=3", "=3: there is no key before the =. Write key=value, for example trainer.max_steps=3."),
+    ("trainer..max_steps=3", "'trainer..max_steps' is not a key. A key is names joined by dots"),
+    ("parallel.remat[0]=A", "single elements of a list cannot be set. Write the whole list: parallel.remat=[...]."),
+    ("optimizer.lr=1=2", """the value contains =, which must be quoted. Write 'optimizer.lr="1=2"'."""),
+    ("trainer.seed=ü", """the value contains 'ü', which must be quoted. Write 'trainer.seed="ü"'."""),
+    ("optimizer.lr=(1,2)", "a value cannot start with (. A list is written optimizer.lr=[...]"),
+    ("parallel={a=1}", "in braces, a colon separates a key and its value. Write parallel={a:1}."),
+    ("trainer.seed=${data.seed", "trainer.seed=${data.seed: ${ is not closed. Write ${key}, or ${resolver:argument}."),
+    ("trainer.seed=$data.seed}", "trainer.seed=$data.seed}: the } closes nothing."),
+    ("trainer.seed=${${a}}", "trainer.seed=${${a}}: an interpolation inside another must be quoted."),
+    ("trainer.seed=${a:[}", "trainer.seed=${a:[}: the value is not a valid interpolation. Write ${key}, or ${resolver"),
+    ("--trainer.max_steps=3", "--trainer.max_steps=3: no such flag. Write trainer.max_steps=3, without dashes."),
+    ("--trainer.max_steps 3", "--trainer.max_steps: no such flag. Write trainer.max_steps=..., without dashes."),
+    ("--mulirun parallel=dp,tp", "--mulirun: no such flag. Did you mean '--multirun'?"),
     ("parallel=dp,fsdp", "parallel=dp,fsdp: several values for one run. Add -m to run one job for each."),
     ("parallel.remat=A,B", "parallel.remat=A,B: several values for one run. Add -m to run one job for each, or write "
                            "parallel.remat=[A,B] for a list."),
@@ -68,6 +106,20 @@ LINES = [
     ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes names and then choice(...), range(...) or interval(...): "),
     ("-m trainer.seed=rnge(1,2)", "trainer.seed=rnge(1,2): there is no function rnge. Did you mean 'range'? Text "),
     ("trainer.seed=int(a)", "trainer.seed=int(a): int(a) makes no sense. int takes what is an integer: int(3.0), "),
+    # sweeps that are too large
+    ("-m trainer.seed=range(0,2000000000)", "hydra.sweeper.max_jobs=10000: the sweep has 2,000,000,000 jobs, one for "
+                                            "each value of trainer.seed. Sweep fewer values, or set hydra.sweeper.m"),
+    ("-m trainer.seed=range(0,1000) data.seed=range(0,1000) optimizer.lr=range(1,1001)",
+     "the sweep has 1,000,000,000 jobs = 1,000 (trainer.seed) * 1,000 (data.seed) * 1,000 (optimizer.lr)."),
+    ("-m trainer.seed=range(0,1e18)", "the sweep has 1.00e18 jobs"),
+    ("-m trainer.seed=range(0,-2000000000,-1)", "the sweep has 2,000,000,000 jobs"),
+    ("-m trainer.seed=shuffle(range(0,2000000000))", "the sweep has 2,000,000,000 jobs"),
+    ("-m trainer.seed=tag(a,sort(range(0,2000000000),reverse=true))", "the sweep has 2,000,000,000 jobs"),
+    ("-m hydra.sweeper.num_samples=2000000000 optimizer.lr=interval(0,1)", "one for each value of hydra.sweeper.num_"),
+    ("-m hydra/sweeper=basic trainer.seed=range(0,2000000000)", "or use hydra/sweeper=xlstm, whose limit is hydra.swe"),
+    ("-m hydra.sweeper.max_jobs=2 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=2: the sweep has 3 jobs"),
+    ("-m hydra.sweeper.max_jobs=0 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=0: must be 1 or more"),
+    ("-m trainer.seed=range(0,inf)", "the start, the stop and the step of a range must be finite"),
     # where configs come from
     ("--config-name=nope", "Cannot find primary config 'nope'."),
     ("--config-dir=/nope", "Additional config directory '/nope' not found"),
@@ -81,6 +133,9 @@ LINES = [
 ]  # fmt: skip
 
 
+PARSER_WORDS = ("mismatched input", "no viable alternative", "token recognition", "extraneous input", "LexerNoViable")
+
+
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -92,6 +147,61 @@ def test_a_wrong_command_line_gives_one_line_and_status_2(line, words):
     assert done.status == 2
     assert done.err.startswith("xlstm-hydra: ") and done.err.count("\n") == 1
     assert words in done.err
+    assert not any(word in done.err for word in PARSER_WORDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text("ab1.,=[]{}()'\"$:~ \\-#é", max_size=8), st.sampled_from(["optimizer.lr=", "trainer.seed=", "model", ""])
+)
+def test_an_argument_that_cannot_be_read_is_not_explained_in_the_words_of_a_parser(value, start):
+    parser = OverridesParser.create()
+    try:
+        parser.parse_override(start + value)
+    except Exception as error:
+        text = str(unreadable(start + value, error))
+        assert not any(word in text for word in PARSER_WORDS)
+
+
+TEXTS = [
+    ("data.path=/tmp/a=b", "/tmp/a=b"),
+    ("data.path=~/a", f"{os.path.expanduser('~')}/a"),
+    ("data.path=/tmp/a (1)/é#", "/tmp/a (1)/é#"),
+    ("data.path=/tmp/a,b=c", "/tmp/a,b=c"),
+    ("data.path='a=b'", "a=b"),
+    ("hydra.run.dir=~/runs/${now:%Y}", f"{os.path.expanduser('~')}/runs/${{now:%Y}}"),
+    ("task.prompt=~/a", "~/a"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), TEXTS, ids=[text for text, _ in TEXTS])
+def test_paths_and_other_text_need_no_quotes_for_hydra(text, value):
+    [argument] = quote_texts(expand_home([text]))
+    cfg = OmegaConf.create({"a": OverridesParser.create().parse_override(argument).value()})
+    assert OmegaConf.to_container(cfg) == {"a": value}
+
+
+def test_each_of_several_paths_in_a_sweep_is_text():
+    [_, argument] = quote_texts(["-m", "data.path=a=b,c#d,/e"])
+    assert list(OverridesParser.create().parse_override(argument).sweep_string_iterator()) == ["'a=b'", "'c#d'", "/e"]
+
+
+def test_a_home_folder_is_also_expanded_in_flags_and_lists():
+    home = os.path.expanduser("~")
+    assert expand_home(["--config-dir=~/conf", "resume=~/run@3", "hydra.searchpath=[~/a, ~/b]", "~model"]) == [
+        f"--config-dir={home}/conf", f"resume={home}/run@3", f"hydra.searchpath=[{home}/a, {home}/b]", "~model",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["'a", "[a", "${a", "=a", "[1]", "a,b"], ids=str)
+def test_a_required_value_that_was_typed_with_a_mistake_is_not_also_called_missing(value):
+    done = run_command("data=text", f"data.path={value}", "optimizer.lr=-1")
+    assert "2 problems:" in done.err and "optimizer.lr=-1.0" in done.err and "missing" not in done.err
+
+
+def test_fields_of_a_group_whose_choice_cannot_be_read_are_not_called_unknown():
+    done = run_command("optimizer=[sgd", "optimizer.momentum=0.9")
+    assert done.err.count("optimizer") == 1 and "momentum" not in done.err
 
 
 def test_all_mistakes_are_told_at_once_whatever_their_kind():
@@ -106,6 +216,11 @@ def test_all_mistakes_are_told_at_once_whatever_their_kind():
         "a=1,2: several values",
     ):
         assert words in done.err
+
+
+def test_a_sweep_that_is_too_large_does_not_hide_other_mistakes():
+    done = run_command("-m", "trainer.seed=range(0,2000000000)", "optimizer.lr=-1", "trainer.max_steps=x")
+    assert "3 problems:" in done.err and "got 'x'" in done.err and "optimizer.lr=-1.0: must be 0 or more" in done.err
 
 
 def test_a_key_that_is_new_to_a_model_of_the_users_is_added_with_a_plus():

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.hydra import split
+from xlstm_hydra.hydra import first_point, split
+from xlstm_hydra.hydra._count import num_values
 
 
 def points(line, **more):
@@ -27,6 +28,31 @@ COUNTABLE = (
 def test_what_can_be_counted_gives_the_points_of_hydras_own_sweeper(texts):
     overrides = OverridesParser.create().parse_overrides(texts)
     assert split(overrides) == BasicSweeper.split_arguments(overrides, None)[0]
+
+
+@given(st.lists(st.sampled_from(COUNTABLE), max_size=5))
+def test_jobs_are_counted_as_they_are_made(texts):
+    overrides = OverridesParser.create().parse_overrides(texts)
+    made = len(split(overrides))
+    assert split(overrides, max_jobs=made) == split(overrides)
+    with pytest.raises(ConfigError, match=f"the sweep has {made} job"):
+        split(overrides, max_jobs=made - 1)
+
+
+NUMBERS = st.integers(-50, 50) | st.decimals(-50, 50, places=2)
+
+
+@given(NUMBERS, NUMBERS, NUMBERS.filter(lambda step: abs(step) > 0.1))
+def test_a_range_is_counted_as_it_is_made(start, stop, step):
+    [override] = OverridesParser.create().parse_overrides([f"a=range({start},{stop},{step})"])
+    assert num_values(override) == len(list(override.sweep_iterator()))
+
+
+def test_the_first_point_is_that_of_the_sweep_whatever_its_size():
+    overrides = OverridesParser.create().parse_overrides(
+        ["a=range(3,2000000000)", "b=x,y", "c=shuffle(range(9))", "d=1"]
+    )
+    assert first_point(overrides) == ["a=3", "b=x", "c=0", "d=1"]
 
 
 def test_intervals_are_drawn_together_and_each_draw_meets_all_other_values():

@@ -1,4 +1,4 @@
-"""What is typed in other words than Hydra's: `--from RUN[@STEP]`, `resume=RUN[@STEP]`, and text."""
+"""What is typed in other words than Hydra's: `--from RUN[@STEP]` and `resume=RUN[@STEP]`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs._problems import _near as near_name
+from xlstm_hydra.configs._problems import nearest
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
 
 from ._quote import as_override
@@ -21,8 +23,6 @@ from ._refusals import REFUSED
 FLAG = "--from"
 RESUME = "resume"
 SEARCH_PATH = "hydra.searchpath"
-TEXTS = ("task.prompt",)
-"""Keys whose values are text, which people write without a thought of Hydra's grammar."""
 SIMULATED = "trainer.simulated_devices"
 _SCHEME = "ckpt://"
 _TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*")
@@ -48,6 +48,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         os.environ["COMP_LINE"] = _TYPED_FLAG.sub("", os.environ.get("COMP_LINE", ""))  # Hydra knows no such flag
         return list(arguments)
     key, place, rest = _take_place(list(arguments))
+    _check_flags(rest)
     if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
         return rest
     from ._from_checkpoint import NAME, SavedOptions  # 20 ms, not for other commands
@@ -98,6 +99,26 @@ def _take_place(arguments: list[str]) -> tuple[str, str | None, list[str]]:
     return key, place, rest
 
 
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse flags that there are not.
+
+    Raises:
+        ConfigError: with each, and with the override that it may stand for.
+    """
+    parser = get_args_parser()
+    _, unknown = parser.parse_known_intermixed_args(arguments)
+    known = [FLAG, *(text for action in parser._actions for text in action.option_strings if text.startswith("--"))]
+    problems = []
+    for text in unknown:
+        key, equals, value = text.lstrip("-").partition("=")
+        flag = text.partition("=")[0]
+        is_key = bool(equals) or "." in key or near_name(flag, known) is None
+        fix = f"Write {key}={value if equals else '...'}, without dashes." if is_key else nearest(flag, known)
+        problems.append(Problem.about(text, "no such flag", fix))
+    if problems:
+        raise ConfigError(problems)
+
+
 def _continued(checkpoint: Path, others: list[str]) -> list[str]:
     """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays."""
     typed = {text.lstrip("+").partition("=")[0] for text in others}
@@ -138,16 +159,14 @@ def _in_place(text: str) -> str:
     return f"{_PLACE}={value}" if equals and key in ("from", "+from") else text
 
 
-def quote_texts(arguments: Sequence[str]) -> list[str]:
-    """The arguments of the command, in which what stands behind `task.prompt=` is text as it is, whatever it would mean
-    to Hydra. Where it is quoted for Hydra, and in a sweep, it is left alone."""
-    args = get_args_parser().parse_intermixed_args(list(arguments))
-    if args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides):
-        return list(arguments)
-    return [_quoted_text(text) if text in args.overrides else text for text in arguments]
-
-
-def _quoted_text(text: str) -> str:
-    key, _, value = text.partition("=")
-    quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
-    return text if key not in TEXTS or quoted else as_override(key, value)
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all overrides before the flags: Hydra takes no second group of overrides behind a flag."""
+    overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
+    rest, flags = iter(overrides), []
+    expected = next(rest, None)
+    for text in arguments:
+        if text == expected:
+            expected = next(rest, None)
+        else:
+            flags.append(text)
+    return [*overrides, *flags]

@@ -55,9 +55,14 @@ class SweepLoader(ConfigLoaderImpl):
         except Exception:  # what is wrong is said as Hydra says it
             return super().load_sweep_config(master_config, list(sweep_overrides))
 
+    @staticmethod
+    def identity(master: DictConfig) -> tuple[str, ...]:
+        """What all compositions of a sweep have in common: the primary config and Hydra's own overrides."""
+        return (master.hydra.job.config_name, *master.hydra.overrides.hydra)
+
     def base(self, master_config: DictConfig, choices: Sequence[str]) -> DictConfig:
         """What Hydra composes for a job with these overrides; not to be changed."""
-        key = (*_identity(master_config), *choices)
+        key = (*self.identity(master_config), *choices)
         if key not in self._bases:
             self._bases[key] = super().load_sweep_config(master_config, list(choices))
         return self._bases[key]
@@ -74,7 +79,7 @@ class SweepLoader(ConfigLoaderImpl):
 
     def _group_test(self, master: DictConfig) -> Callable[[str], bool]:
         """What tells whether there is a group of some name, with the search path of a sweep."""
-        name, *always = key = _identity(master)
+        name, *always = key = self.identity(master)
         if key not in self._groups:
             _, repo = self._parse_overrides_and_create_caching_repo(name, always)
             self._groups[key] = lru_cache(maxsize=None)(repo.group_exists)
@@ -85,11 +90,6 @@ class SweepLoader(ConfigLoaderImpl):
 def parse(text: str) -> Override:
     """An override of a job; not to be changed."""
     return OverridesParser.create().parse_override(text)
-
-
-def _identity(master: DictConfig) -> tuple[str, ...]:
-    """What all compositions of a sweep have in common: the primary config and Hydra's own overrides."""
-    return (master.hydra.job.config_name, *master.hydra.overrides.hydra)
 
 
 def _needs_hydra(override: Override) -> bool:

@@ -1,51 +1,21 @@
-"""Points, which are lists of overrides, checked before anything runs: every override that Hydra refuses, and every rule
-that the rest breaks. Hydra alone stops at the first mistake of the first point."""
+"""Points, which are lists of overrides, checked before anything runs."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import ConfigError, Problem, RunConfig, TrainerConfig
-from xlstm_hydra.configs._problems import independent
+from xlstm_hydra.configs import Problem, RunConfig, TrainerConfig
 
 from ._compose import SweepLoader, parse
-from ._copy import copy_config
-from ._load import read
-from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unreadable, whole
-from ._split import split
+from ._composer import Composer, Point
+from ._lenient import compose_files
+from ._own_files import Composed, has_search_path, own_sources
 
 PLAN = "plan"
 """The task whose jobs may break rules, if not all of them do."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of a sweep that has been composed and checked."""
-
-    overrides: list[str]
-    refused: list[Problem]
-    """What cannot be composed."""
-    broken: list[Problem]
-    """Rules that the rest breaks."""
-    task: str | None
-    run: RunConfig
-    """What it is about, as far as it can be read."""
-
-    @property
-    def problems(self) -> list[Problem]:
-        """All that is wrong with it."""
-        return [*self.refused, *self.broken]
 
 
 def is_run(cfg: DictConfig) -> bool:
@@ -62,7 +32,13 @@ def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Seque
         master: the config of the sweep.
         points: the overrides of each job.
     """
-    composer = _Composer(parse, lambda choices: loader.base(master, choices))
+    name, *always = loader.identity(master)
+
+    def compose_leniently(choices: Sequence[str]) -> Composed:
+        return compose_files(loader, name, [*always, *choices])
+
+    has_files = bool(own_sources(loader)) or has_search_path(always)
+    composer = Composer(parse, lambda choices: loader.base(master, choices), compose_leniently, has_files)
     return [composer.check(list(point), _sweep_rules) for point in points]
 
 
@@ -83,161 +59,12 @@ def _is_row(point: Point) -> bool:
     return point.task == PLAN and not point.refused and not is_named
 
 
-def explain(
-    error: Exception, config_loader: Any, config_name: str | None, overrides: Sequence[str], *, sweep: bool
-) -> list[Problem]:
-    """Every problem of a command line that Hydra refused.
-
-    Args:
-        error: what Hydra raised.
-        config_loader: Hydra's.
-        config_name: name of the primary config.
-        overrides: the command line's.
-        sweep: whether an override may have several values.
-    """
-
-    def compose(choices: Sequence[str]) -> DictConfig:
-        return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
-
-    parser = OverridesParser.create(config_loader)
-
-    def parse(text: str) -> Override:
-        override = parser.parse_override(text)
-        override.config_loader = config_loader  # which glob(...) asks for options
-        return override
-
-    composer = _Composer(parse, compose)
-    try:
-        if not sweep:
-            problems = composer.check(overrides).problems
-        else:
-            readable, problems = composer.readable(overrides)
-            has_interval = any(override.is_interval_sweep() for override in readable)
-            points = split(readable, 1 if has_interval else None)
-            found = [composer.check(point).problems for point in points]
-            problems += by_job(points, {number: each for number, each in enumerate(found) if each})
-    except ConfigError as other:
-        problems = other.problems
-    except REFUSED as other:  # the primary config itself, or another sweeper's syntax
-        problems = [whole(other)]
-    return problems or [whole(error)]
-
-
-class _Base(NamedTuple):
-    """What the options of a point give, before single values are changed."""
-
-    cfg: DictConfig
-    job: DictConfig
-    """Hydra's own part."""
-    problems: list[Problem]
-    lost: list[str]
-    """Groups whose option was refused. What stands in the config instead is not what the user is talking about."""
-
-
-class _Composer:
-    """Composes what can be composed. What points share is composed once: groups take 50 ms, a value 0.1 ms."""
-
-    def __init__(self, parse: Callable[[str], Override], compose: Callable[[Sequence[str]], DictConfig]) -> None:
-        self.parse, self.compose = parse, compose
-        self.bases: dict[tuple[str, ...], _Base] = {}
-
-    def check(self, overrides: Sequence[str], more: Callable[[RunConfig], Iterable[Problem]] = lambda _: ()) -> Point:
-        """One point; where nothing is wrong with it, what `more` finds counts as refused."""
-        readable, refused = self.readable(overrides)
-        refused += [several_values(override) for override in readable if override.is_sweep_override()]
-        single = [override for override in readable if not override.is_sweep_override()]
-        base = self.base([override for override in single if _may_choose(override)])
-        cfg, found = self.apply([override for override in single if not _may_choose(override)], base.cfg)
-        with _as_job(base.job):
-            run, broken = read(cfg)
-        refused += [*base.problems, *(problem for problem in found if not _is_lost(problem, base))]
-        broken = [problem for problem in independent(broken, refused) if not _is_lost(problem, base)]
-        if not refused and not broken:
-            refused += more(run)
-        return Point(list(overrides), refused, broken, OmegaConf.select(cfg, "task.name"), run)
-
-    def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
-        """The overrides that can be read, and a problem for each other one."""
-        readable, problems = [], []
-        for text in overrides:
-            try:
-                readable.append(self.parse(text))
-            except REFUSED as error:
-                problems.append(unreadable(text, error))
-        return readable, problems
-
-    def base(self, choices: list[Override]) -> _Base:
-        """What options alone give."""
-        key = tuple(str(override.input_line) for override in choices)
-        if key not in self.bases:
-            try:
-                cfg, problems, lost = self.compose(key), [], []
-            except REFUSED:
-                cfg, problems, lost = self.one_by_one(choices)
-            cfg, job = copy_config(cfg), OmegaConf.masked_copy(cfg, "hydra")
-            with open_dict(cfg), open_dict(job):
-                del cfg["hydra"]
-                job.hydra.job.num, job.hydra.job.id, job.hydra.runtime.output_dir = 0, "0", os.getcwd()
-            self.bases[key] = _Base(cfg, job, problems, lost)
-        return self.bases[key]
-
-    def one_by_one(self, choices: list[Override]) -> tuple[DictConfig, list[Problem], list[str]]:
-        """The config that those options give which are not refused, a problem for each that is, and its group."""
-        cfg, problems, accepted, lost = self.compose(()), [], [], []
-        for override in choices:
-            try:
-                cfg = self.compose([*accepted, str(override.input_line)])
-                accepted.append(str(override.input_line))
-            except REFUSED as error:
-                problems.append(refused(override, error, cfg))
-                lost += {override.key_or_group} & set(cfg.hydra.runtime.choices)
-        return cfg, problems, lost
-
-    def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, list[Problem]]:
-        """The base with other values, and a problem for each that is refused."""
-        cfg, problems, accepted = copy_config(base), [], []
-        for override in values:
-            try:
-                ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
-                accepted.append(override)
-            except REFUSED as error:
-                problems.append(refused(override, error, base))
-                cfg = copy_config(base)  # what is refused may have left something behind
-                ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
-        return cfg, problems
-
-
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
     """Jobs of a sweep run one after the other in the process that sweeps, or are submitted by it."""
     if place := run.distributed.place(os.environ):
         rule = f"a sweep is started by one process, and this is process {place.process_id} of {place.num_processes}"
         fix = "Leave out -m, or sweep from one process that submits its jobs, such as hydra/launcher=slurm."
         yield Problem({"distributed.name": run.distributed.name}, rule, fix)
-
-
-def _may_choose(override: Override) -> bool:
-    """Whether an override may choose the option of a group, or is for Hydra itself. A dictionary is values."""
-    key = override.key_or_group
-    may = not isinstance(override.value(), dict) and (override.package is not None or "." not in key)
-    return may or key.startswith("hydra.")
-
-
-def _is_lost(problem: Problem, base: _Base) -> bool:
-    """Whether a problem may be there only because an option was refused."""
-    has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
-    in_lost_group = any(key.startswith(f"{group}.") for key in problem.keys for group in base.lost)
-    return in_lost_group or (has_lost_recipe and problem.rule == NO_SUCH_KEY)
-
-
-@contextmanager
-def _as_job(job: DictConfig) -> Iterator[None]:
-    """What `${hydra:...}` in a config asks for, as if its job had started."""
-    config = cast(Any, HydraConfig.instance())
-    before, config.cfg = config.cfg, job
-    try:
-        yield
-    finally:
-        config.cfg = before
 
 
 def by_job(points: Sequence[Sequence[str]], found: Mapping[int, Sequence[Problem]]) -> list[Problem]:

@@ -15,7 +15,7 @@ _QUOTE = re.compile(r"(\\*)('|\Z)")
 
 def as_override(key: str, value: Any) -> str:
     """`key=value` in Hydra's grammar, which gives the config that plain value."""
-    return f"{key}={_as_value(literal(value))}"
+    return f"{key}={as_value(literal(value))}"
 
 
 def literal(value: Any) -> Any:
@@ -27,15 +27,16 @@ def literal(value: Any) -> Any:
     return [literal(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _as_value(value: Any) -> str:
+def as_value(value: Any) -> str:
+    """A plain value in Hydra's grammar; `${...}` in a string stays an interpolation."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         return value if _BARE.fullmatch(value) and not _RESERVED.fullmatch(value) else _quoted(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_as_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{as_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_as_value, value)) + "]"
+        return "[" + ",".join(map(as_value, value)) + "]"
     return _number(value) if isinstance(value, float) and math.isfinite(value) else str(value)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, UnsupportedValueType, ValidationError
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException, UnsupportedValueType, ValidationError
 from yaml import YAMLError
 
 from xlstm_hydra.configs import Problem, RunConfig
@@ -23,6 +22,7 @@ from xlstm_hydra.configs._synonyms import same_meaning
 
 from ._engines import ENGINES, not_installed
 from ._options import options_with
+from ._unreadable import INTERPOLATION_FORM, unreadable
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
@@ -35,50 +35,12 @@ _MODEL_KEYS = ("model_class", "config_class", "parallel")
 _TYPO = 0.85
 """Similarity from which a name is taken for another one that was mistyped, whatever else has the name."""
 
-_CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
-"""What Hydra says of a function that it does not take."""
-
-_FUNCTIONS = {
-    "choice": "values: choice(1,2,3)",
-    "range": "numbers: range(stop), range(start,stop) or range(start,stop,step)",
-    "interval": "two numbers: interval(0,1)",
-    "tag": "names and then choice(...), range(...) or interval(...): tag(log,interval(1e-3,1e-2))",
-    "sort": "values of one kind: sort(3,1,2), or choice(...) or range(...)",
-    "shuffle": "values: shuffle(1,2,3), or choice(...) or range(...)",
-    "glob": "a pattern or a list of them: glob(a*), glob([a*,b*],exclude=ab*)",
-    "int": "what is an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
-    "float": "what is a number: float(3), or choice(...), range(...) or interval(...) of numbers",
-    "str": "values: str(3), or choice(...) or range(...)",
-    "bool": "true and false, numbers, or choice(...) of them",
-}
-"""What each function of Hydra's grammar takes."""
-
 
 def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
+    if isinstance(error, OverrideParseException):  # of one that no one typed, such as in hydra.sweeper.params
+        return unreadable(error.override, error)
     return _missing_engine(error) or Problem({}, " ".join(str(error).strip().partition("\n\n")[0].split()))
-
-
-def unreadable(text: str, error: Exception) -> Problem:
-    """An argument that is no override."""
-    if "=" not in text:
-        return Problem.about(text, "not of the form key=value, nor a flag")
-    if problem := _bad_call(text, error):
-        return problem
-    fix = """Quote a value with special characters twice, such as 'data.path="a=b"'."""
-    return Problem.about(text, f"cannot be read as key=value: {_first_line(error)}", fix)
-
-
-def _bad_call(text: str, error: Exception) -> Problem | None:
-    """What is wrong with a function of Hydra's grammar, if that is what Hydra refused."""
-    if (match := _CALL.search(str(error))) is None:
-        return None
-    call, name = match[1], match[2]
-    if name in _FUNCTIONS:
-        return Problem.about(text, f"{call} makes no sense", f"{name} takes {_FUNCTIONS[name]}.")
-    hint = nearest(name, _FUNCTIONS)
-    fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
-    return Problem.about(text, f"there is no function {name}", fix)
 
 
 def several_values(override: Override) -> Problem:
@@ -128,10 +90,34 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if is_choice and not isinstance(override.value(), str | list):
         return Problem({key: override.value()}, "must be the name of an option")
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    if isinstance(cause, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
-        return Unread.about(key, f"expected {expected}, got {show(override.value())}")
-    unknown = None if is_choice else _unknown_key(key, cfg, override.config_loader)
-    return unknown or Problem.about(text, _first_line(error))
+    if isinstance(cause, GrammarParseError):
+        return Problem.about(text, "the value is not a valid interpolation", INTERPOLATION_FORM)
+    problem = _wrong_type(key, override.value(), cause, cfg)
+    if problem is None and not is_choice:
+        problem = _unknown_key(key, cfg, override.config_loader)
+    return problem or Problem.about(text, first_line(error))
+
+
+def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_loader: ConfigLoader) -> Problem:
+    """The problem with a value of a file that does not fit the config which it is merged into.
+
+    Args:
+        key: its key.
+        value: what the file has there.
+        error: what OmegaConf raised.
+        cfg: the config without it.
+        config_loader: Hydra's.
+    """
+    problem = _wrong_type(key, value, error, cfg) or _unknown_key(key, cfg, config_loader)
+    return problem or Problem({key: value}, first_line(error))
+
+
+def _wrong_type(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem | None:
+    if _exists(key, cfg) and isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig):
+        return Unread.about(key, f"expected keys and values, got {show(value)}")
+    if isinstance(error, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
+        return Unread.about(key, f"expected {expected}, got {show(value)}")
+    return None
 
 
 def _missing_engine(error: Exception) -> Problem | None:
@@ -140,7 +126,8 @@ def _missing_engine(error: Exception) -> Problem | None:
     return not_installed(group, name)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of a message, without its full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 

@@ -12,12 +12,16 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 
 from xlstm_hydra.configs import ConfigError, Problem
 
+from ._count import check_size, is_countable, num_values
+
 NUM_SAMPLES = "hydra.sweeper.num_samples"
 DIGITS = 6
 """Of a number that was drawn."""
 
 
-def split(overrides: Sequence[Override], num_samples: int | None = None, seed: int = 0) -> list[list[str]]:
+def split(
+    overrides: Sequence[Override], num_samples: int | None = None, seed: int = 0, max_jobs: int | None = None
+) -> list[list[str]]:
     """The overrides of each job: all combinations of the values, in the order of Hydra's own sweeper. Where there are
     intervals, those combinations for each of `num_samples` random values of them.
 
@@ -26,12 +30,13 @@ def split(overrides: Sequence[Override], num_samples: int | None = None, seed: i
 
     Raises:
         ConfigError: an interval without a number of samples, or one that is empty; a number of samples and no interval;
-            a key without values.
+            a key without values; more than `max_jobs` jobs, which are counted before any is made.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
     if problems := [*_interval_rules(list(intervals.values()), num_samples), *_value_rules(last.values())]:
         raise ConfigError(problems)
+    check_size(last.values(), num_samples if intervals else None, max_jobs)
     with _seeded(seed):
         values = {key: list(_texts(key, override)) for key, override in last.items() if key not in intervals}
     if empty := [key for key, texts in values.items() if not texts]:
@@ -42,6 +47,29 @@ def split(overrides: Sequence[Override], num_samples: int | None = None, seed: i
         choices = [drawn.get(key) or values[key] for key in last]
         points += [list(point) for point in itertools.product(*choices)]
     return points
+
+
+def first_point(overrides: Sequence[Override]) -> list[str]:
+    """The overrides of one job: the first value of each key, however many there are.
+
+    Raises:
+        ConfigError: a key without values.
+    """
+    last = {override.get_key_element(): override for override in overrides}
+    if problems := list(_value_rules(last.values())):
+        raise ConfigError(problems)
+    if empty := [override for override in last.values() if num_values(override) == 0]:
+        raise ConfigError(map(_no_values, empty))
+    return [_first_text(key, override) for key, override in last.items()]
+
+
+def _first_text(key: str, override: Override) -> str:
+    found = override.value()
+    if isinstance(found, IntervalSweep):
+        return f"{key}={_draw(found, key)}"
+    if isinstance(found, RangeSweep):
+        return f"{key}={found.start}"  # also of one that is shuffled, which Hydra would list whole
+    return next(_texts(key, override))
 
 
 def _texts(key: str, override: Override) -> Iterator[str]:
@@ -59,6 +87,8 @@ def _value_rules(overrides: Iterable[Override]) -> Iterator[Problem]:
         found, text = override.value(), str(override.input_line)
         if isinstance(found, RangeSweep) and found.step == 0:
             yield Problem.about(text, "the step of a range must not be 0")
+        elif isinstance(found, RangeSweep) and not is_countable(found):
+            yield Problem.about(text, "the start, the stop and the step of a range must be finite")
         if isinstance(found, ChoiceSweep) and any(isinstance(item, Sweep) for item in found.list):
             yield Problem.about(text, "several values cannot be one of several values", "Write out each: 1,2,3.")
 

@@ -27,6 +27,10 @@ class SweeperConfig:
     max_batch_size: int | None = None
     """The most jobs that a launcher gets at once; the next ones follow when those have ended. null: all."""
 
+    max_jobs: int | None = 10_000
+    """The most jobs that a sweep may have. They are counted before any is made; a sweep with more is refused.
+    null: no limit."""
+
     params: dict[str, str] | None = field(default_factory=dict)
     """Overrides that come before those of the command line, which replace them."""
 
@@ -59,7 +63,7 @@ class SweeperConfig:
 
     def rules(self) -> Iterator[Problem]:
         """Every broken rule."""
-        for key in ("max_batch_size", "num_samples"):
+        for key in ("max_batch_size", "max_jobs", "num_samples"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more", f"Or leave {key} at null.")

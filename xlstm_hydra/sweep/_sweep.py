@@ -75,7 +75,7 @@ def run_sweep(
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
     if problems := list(interval_types(overrides, config)):
         raise ConfigError(problems)
-    points = split(overrides, settings.num_samples, settings.seed)
+    points = split(overrides, settings.num_samples, settings.seed, settings.max_jobs)
     if not is_run(config):
         return _run_others(config, loader, launcher, points, settings.max_batch_size)
     _refuse_one_folder(config, points)

@@ -1,0 +1,116 @@
+"""What is wrong with a command line that was refused: every mistake on its own, in the files of the user's too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from xlstm_hydra.configs import ConfigError, Problem
+
+from ._composer import Composer
+from ._count import MAX_JOBS, typed_limit
+from ._lenient import compose_files
+from ._own_files import Composed, FileProblem, has_search_path, own_sources
+from ._points import by_job
+from ._refusals import REFUSED, whole
+from ._split import first_point, split
+
+
+def explain(
+    error: Exception, config_loader: Any, config_name: str | None, overrides: Sequence[str], *, sweep: bool
+) -> list[Problem]:
+    """Every problem of a command line that Hydra refused.
+
+    Args:
+        error: what Hydra raised.
+        config_loader: Hydra's.
+        config_name: name of the primary config.
+        overrides: the command line's.
+        sweep: whether an override may have several values.
+    """
+
+    composer = _composer(config_loader, config_name)
+    try:
+        if not sweep:
+            problems = composer.check(overrides).problems
+        else:
+            readable, problems = composer.readable(overrides)
+            points, too_many = _points_of(readable)
+            problems += too_many
+            found = [composer.check(point).problems for point in points]
+            problems += by_job(points, {number: each for number, each in enumerate(found) if each})
+    except ConfigError as other:
+        problems = other.problems
+    except REFUSED as other:  # the primary config itself, or another sweeper's syntax
+        problems = [whole(other)]
+    return problems or [whole(error)]
+
+
+def _composer(config_loader: Any, config_name: str | None) -> Composer:
+    """What composes and checks with one of Hydra's loaders."""
+
+    def compose(choices: Sequence[str]) -> DictConfig:
+        return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
+
+    def compose_leniently(choices: Sequence[str]) -> Composed:
+        return compose_files(config_loader, config_name, choices)
+
+    parser = OverridesParser.create(config_loader)
+
+    def parse(text: str) -> Override:
+        override = parser.parse_override(text)
+        override.config_loader = config_loader  # which glob(...) asks for options
+        return override
+
+    return Composer(parse, compose, compose_leniently, bool(own_sources(config_loader)))
+
+
+def file_problems(config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> list[Problem]:
+    """The problems of a run that are in files of the user's.
+
+    Args:
+        config_loader: Hydra's.
+        config_name: name of the primary config.
+        overrides: the command line's, of which those with several values are left out.
+    """
+    composer = _composer(config_loader, config_name)
+    if not composer.has_files and not has_search_path(overrides):
+        return []
+    single = [one for one in composer.readable(overrides)[0] if not one.is_sweep_override()]
+    problems = composer.check([str(one.input_line) for one in single]).problems
+    return [problem for problem in problems if isinstance(problem, FileProblem)]
+
+
+def located(error: ConfigError, config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> ConfigError:
+    """An error of a run, in which problems that are in files of the user's have the file and the line.
+
+    Args:
+        error: what the run was refused with.
+        config_loader: Hydra's.
+        config_name: name of the primary config.
+        overrides: of the run.
+    """
+    composer = _composer(config_loader, config_name)
+    if not composer.has_files and not has_search_path(overrides):
+        return error
+    point = composer.check(overrides)
+    return ConfigError(point.problems) if point.problems else error
+
+
+def _points_of(overrides: Sequence[Override]) -> tuple[list[list[str]], list[Problem]]:
+    """The points of a sweep; one where there are too many, which is a problem unless they are a search space."""
+    is_study = any(override.key_or_group == "hydra/sweeper" and override.value() == "optuna" for override in overrides)
+    if is_study:
+        return [first_point(overrides)], []
+    num_samples = 1 if any(override.is_interval_sweep() for override in overrides) else None
+    try:
+        return split(overrides, num_samples, max_jobs=typed_limit(overrides)), []
+    except ConfigError as error:
+        if error.problems[0].keys != (MAX_JOBS,):
+            raise
+        return [first_point(overrides)], error.problems

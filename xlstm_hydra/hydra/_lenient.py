@@ -1,0 +1,322 @@
+"""Composing in spite of what is wrong with files of the user's: each mistake becomes a problem with its file and line.
+
+Hydra stops at the first mistake, and often reports neither file nor key. This is used once something is wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._problems import nearest
+
+from ._defaults_list import circle, key_of, paths_of
+from ._header import header_faults, header_problem
+from ._merge import leaves, nested, refusal
+from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
+from ._refusals import REFUSED, first_line, no_such_option, wrong_value
+from ._yaml_file import Fault, entry_line, line_of, read_yaml
+
+UNREADABLE = (*REFUSED, OSError, RecursionError)
+"""What composing raises because of a file: also one that cannot be opened, or that leads back to itself."""
+
+_ENTRY = re.compile(r"(Could not override|Override) '(/?[^' ]+)(?: : |'\. )")
+"""What Hydra says of an entry of a defaults list, and its group."""
+
+_IN_FILE = re.compile(r"^In '?([^':\n]+)'?: (.*)", re.DOTALL)
+
+
+def compose_files(loader: ConfigLoader, config_name: str | None, overrides: Sequence[str]) -> Composed:
+    """Compose a config, whatever is wrong with the files of the user's.
+
+    Raises:
+        Exception: what Hydra raises for mistakes that are in none of those files.
+    """
+    lenient = _LenientLoader(loader)
+    cfg = lenient.compose(config_name, list(overrides))
+    return Composed(cfg, list(lenient.problems.values()), lenient.lost, lenient.wrong, lenient.placed)
+
+
+class _Again(Exception):
+    """A mistake was found and noted in what has been merged already: compose again without it."""
+
+
+class _LenientLoader(ConfigLoaderImpl):
+    """Hydra's loader, which notes what is wrong with a file of the user's and goes on without it."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        vars(self).update(vars(loader))
+        self.problems: dict[str, Problem] = {}
+        self.lost: set[str] = set()
+        self.wrong: set[str] = set()
+        self.files: dict[str, OwnFile] = {}
+        self.empty: set[str] = set()
+        """Options that are taken as empty."""
+        self.removed: set[tuple[str, int]] = set()
+        """Entries of defaults lists that are left out: the option and the number in its list."""
+        self.unordered: set[str] = set()
+        """Options whose defaults list is put into order."""
+        self.dropped: set[tuple[str, tuple[str, ...]]] = set()
+        """Values that are left out: the option and the path in its file."""
+
+    def note(self, problem: Problem, file: OwnFile, line: int | None = None, place: str = "") -> None:
+        """Keep a problem with a file."""
+        found = in_file(problem, f"{file.name}{place}" if place else file.at(line))
+        self.problems[str(found)] = found
+
+    def compose(self, config_name: str | None, overrides: list[str]) -> DictConfig:
+        """The config without what is wrong in files of the user's, which is noted."""
+        while True:
+            self.placed: list[Placed] = []
+            self.merged = OmegaConf.create()
+            before = len(self.problems)
+            try:
+                return self.load_configuration(config_name, overrides, RunMode.RUN)
+            except _Again:
+                continue
+            except UNREADABLE as error:
+                typed = {tuple(text.partition("=")[::2]) for text in overrides}
+                self.blame(error, typed)
+                if len(self.problems) == before:
+                    raise
+
+    def _parse_overrides_and_create_caching_repo(
+        self, config_name: str | None, overrides: list[str]
+    ) -> tuple[list[Override], CachingConfigRepository]:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        self.repo = _LenientRepository(self)
+        self._process_config_searchpath(config_name, parsed, self.repo)
+        return parsed, self.repo
+
+    # ---- one file
+
+    def read(self, option: str, source: ConfigSource) -> bool:
+        """Read the text of a file of the user's. False: it is to be taken as empty."""
+        if option in self.files:
+            return option not in self.empty
+        file = OwnFile(option, name_of(option, source))
+        self.files[option] = file
+        try:
+            file.data = path_of(option, source).read_bytes()
+            file.root, faults = read_yaml(file.data)
+            faults += header_faults(file.data)
+        except OSError as error:
+            faults = [Fault(f"cannot be read: {error.strerror}")]
+        for fault in faults:
+            self.note(Problem({}, fault.rule, fault.fix), file, place=fault.place)
+        if faults:
+            self.lose(file)
+        return not faults
+
+    def lose(self, file: OwnFile) -> None:
+        """Go on as if a file were empty."""
+        self.empty.add(file.option)
+        self.lost.add(file.group)
+
+    # ---- the defaults lists
+
+    def blame(self, error: BaseException, typed: Collection[tuple[str, ...]]) -> None:
+        """Note a problem with the file that made Hydra raise this, if one did."""
+        if isinstance(error, RecursionError):
+            self.blame_circle()
+        elif missing := getattr(error, "missing_cfg_file", None):
+            if tuple(missing.rpartition("/")[::2]) not in typed:
+                self.blame_entry(missing, getattr(error, "options", None) or ())
+        elif found := _IN_FILE.match(str(error)):
+            self.blame_defaults(found[1], found[2])
+        else:
+            text = first_line(error)
+            named = [option for option in self.files if re.search(rf"(^|\W){re.escape(option)}(\W|$)", text)]
+            for option in named or list(self.with_key(text))[:1]:
+                self.blame_defaults(option, text)
+
+    def entries(self) -> Iterator[tuple[OwnFile, int, Any]]:
+        """Each entry of the defaults lists of the user's files."""
+        for option, file in self.files.items():
+            if file.result is not None and option not in self.empty:
+                for default in file.result.defaults_list or ():
+                    found: Any = copy.deepcopy(default)
+                    if not found.is_self():
+                        found.update_parent(file.group, "")
+                    yield file, found.number, found
+
+    def with_key(self, text: str) -> Iterator[str]:
+        """The options whose defaults list has a group that a text names."""
+        for file, _, default in self.entries():
+            names = [default.get_group_path(), str(default.value)] if isinstance(default, GroupDefault) else []
+            if any(re.search(rf"(^|\W){re.escape(name)}(\W|$)", text) for name in names):
+                yield file.option
+
+    def blame_entry(self, missing: str, options: Sequence[str]) -> None:
+        """Note that a defaults list names what there is not."""
+        group, _, name = missing.rpartition("/")
+        for file, number, default in self.entries():
+            if missing in paths_of(default):
+                known = options or self.repo.get_group_options(group)
+                known = [option for option in known if not option.startswith("_")]
+                problem = no_such_option(group or "defaults", name, known)
+                self.note(problem, file, entry_line(file.root, number))
+                self.empty.add(missing)
+                self.lost.add(group)
+
+    def blame_defaults(self, option: str, text: str) -> None:
+        """Note what Hydra does not accept in the defaults list of a file."""
+        if (file := self.files.get(option)) is None:
+            return
+        text = " ".join(text.partition("\n\n")[0].partition("\nAvailable")[0].split())
+        key = match[2] if (match := _ENTRY.match(text)) else ""
+        number = next((number for one, number, found in self.entries() if one is file and key_of(found) == key), None)
+        line = None if number is None else entry_line(file.root, number)
+        if match and number is not None and "@" not in key:
+            known = sorted({*self.repo.get_group_options("", ObjectType.GROUP)} - {"hydra"})
+            fixes = {"Could not override": nearest(key, known), "Override": "Move it to the end."}
+            rules = {
+                "Could not override": "there is no such group to override",
+                "Override": "must come after the others",
+            }
+            self.note(Problem.about(f"override /{key}", rules[match[1]], fixes[match[1]]), file, line)
+            if match[1] == "Override":
+                self.unordered.add(option)
+            else:
+                self.removed.add((option, number))
+            return
+        if match and file.result is not None and file.result.header["package"] is None:
+            self.note(header_problem(file.data, file.group.replace("/", "."), False), file)
+        else:
+            self.note(Problem.about("defaults", text.rstrip(".:")), file, line)
+        self.lose(file)
+
+    def blame_circle(self) -> None:
+        """Note files whose defaults lists lead back to themselves."""
+        below: dict[str, set[str]] = {}
+        for file, _, default in self.entries():
+            below.setdefault(file.option, set()).update(paths_of(default))
+        for option in below:
+            if (way := circle(option, below)) is not None:
+                file = self.files[option]
+                self.note(Problem.about("defaults", f"the file includes itself: {' -> '.join(way)}"), file)
+                self.lose(file)
+                return
+
+    # ---- merging
+
+    def _load_single_config(self, default: ResultDefault, repo: Any) -> ConfigResult:
+        option = str(default.config_path)
+        file = self.files.get(option)
+        loaded = super()._load_single_config(default, repo)
+        config: Any = loaded.config
+        if file is not None and option not in self.empty:
+            package = tuple(part for part in str(default.package or "").split(".") if part)
+            self.placed.append(Placed(file, package))
+            config = self.without_wrong(config, file, len(package))
+        elif refusal(self.merged, config) is not None:
+            self.blame_before(config)
+        self.merged.merge_with(copy.deepcopy(config))
+        return replace(loaded, config=config)
+
+    def without_wrong(self, config: Any, file: OwnFile, depth: int) -> Any:
+        """The config of a file without the values that do not fit what has been merged before."""
+        known = [path for path, _ in leaves(config) if (file.option, path) in self.dropped]
+        if not known and refusal(self.merged, config) is None:
+            return config
+        fitting = OmegaConf.create()
+        for path, value in leaves(config):
+            leaf = nested(path, value)
+            if path in known:
+                continue
+            error = refusal(self.merged, leaf)
+            if error is None:
+                fitting.merge_with(leaf)
+            else:
+                self.drop(file, path, path[depth:], wrong_value(".".join(path), value, error, self.merged, self))
+        return fitting
+
+    def drop(self, file: OwnFile, path: tuple[str, ...], own: tuple[str, ...], problem: Problem) -> None:
+        """Leave out a value of a file."""
+        self.dropped.add((file.option, path))
+        self.wrong.add(".".join(path))
+        self.note(problem, file, line_of(file.root, own))
+
+    def blame_before(self, config: Any) -> None:
+        """Find the values of the user's that do not fit a config of ours which is merged after them.
+
+        Raises:
+            _Again: there are some.
+        """
+        found = False
+        for file, package in self.placed:
+            loaded = file.result.config if file.result else OmegaConf.create()
+            for own, value in leaves(loaded):
+                path = (*package, *own)
+                if (file.option, path) in self.dropped:
+                    continue
+                if (error := refusal(config, nested(path, value))) is not None:
+                    self.drop(file, path, own, wrong_value(".".join(path), value, error, config, self))
+                    found = True
+        if found:
+            raise _Again
+
+
+class _LenientRepository(CachingConfigRepository):
+    """Hydra's, in which files of the user's that cannot be read are empty."""
+
+    def __init__(self, loader: _LenientLoader) -> None:
+        super().__init__(loader.repository)
+        self.loader = loader
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """See Hydra's."""
+        key = f"config_path={config_path}"
+        if key in self.cache:
+            return self.cache[key]
+        source: Any = self.delegate._find_object_source(config_path, ObjectType.CONFIG)  # pyright: ignore
+        if config_path in self.loader.empty and source is None:
+            self.cache[key] = _empty("", "")
+        elif source is None or not is_own(source):
+            return super().load_config(config_path)
+        else:
+            self.cache[key] = self._own(config_path, source)
+        return self.cache[key]
+
+    def _own(self, option: str, source: ConfigSource) -> ConfigResult | None:
+        if not self.loader.read(option, source):
+            return _empty(source.full_path(), source.provider)
+        file = self.loader.files[option]
+        try:
+            file.result = self.numbered(super().load_config(option), option)
+        except (*REFUSED, OSError) as error:
+            self.loader.note(Problem({}, first_line(error)), file)
+            self.loader.lose(file)
+            return _empty(source.full_path(), source.provider)
+        return file.result
+
+    def numbered(self, result: ConfigResult | None, option: str) -> ConfigResult | None:
+        """The entries of a defaults list with their numbers in the file, and without those that are left out."""
+        defaults: list[Any] = (result.defaults_list if result else None) or []
+        for number, default in enumerate(defaults):
+            default.number = number
+        defaults[:] = [one for one in defaults if (option, one.number) not in self.loader.removed]
+        if option in self.loader.unordered:
+            defaults.sort(key=lambda default: default.is_override())
+        return result
+
+
+def _empty(path: str, provider: str) -> ConfigResult:
+    result = ConfigResult(provider, path, OmegaConf.create(), {"package": "_global_"})
+    result.defaults_list = []
+    return result

@@ -1,0 +1,155 @@
+"""The YAML files that a user adds to ours, and the place in them that a problem is about."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from hydra.core.config_loader import ConfigLoader
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig
+
+from xlstm_hydra.configs import Problem
+
+from ._header import header_problem
+from ._yaml_file import line_of
+
+NO_SUCH_GROUP, MISSING = "no such group", "missing"
+"""Rules of `load`."""
+
+
+@dataclass(frozen=True)
+class FileProblem(Problem):
+    """A problem with what stands in a file."""
+
+    where: str = field(default="", kw_only=True)
+    """The file, and the line if it is known."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {super().__str__()}"
+
+    def told(self, text: str) -> str:
+        """Without keys, braces are text of the file."""
+        return super().told(text) if self.given else text
+
+
+def in_file(problem: Problem, where: str) -> FileProblem:
+    """The same problem with its place."""
+    values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "idle", "prefix")}
+    return FileProblem(**values, where=where)
+
+
+@dataclass
+class OwnFile:
+    """A file of the user's."""
+
+    option: str
+    """Its name in Hydra's tree, such as `experiment/mine`."""
+    name: str
+    """Its path as the user knows it."""
+    data: bytes = b""
+    root: yaml.Node | None = None
+    result: ConfigResult | None = None
+
+    def at(self, line: int | None) -> str:
+        """The file and a line of it."""
+        return self.name if line is None else f"{self.name}, line {line}"
+
+    @property
+    def group(self) -> str:
+        """The group whose option it is."""
+        return self.option.rpartition("/")[0]
+
+
+class Placed(NamedTuple):
+    """A file of the user's at its place in the config."""
+
+    file: OwnFile
+    package: tuple[str, ...]
+
+    def line(self, key: str) -> int | None:
+        """The line in which the file sets a key; None if it does not."""
+        parts = tuple(key.split("."))
+        depth = min(len(self.package), len(parts))
+        return line_of(self.file.root, parts[depth:]) if parts[:depth] == self.package[:depth] else None
+
+
+@dataclass
+class Composed:
+    """What could be composed."""
+
+    cfg: DictConfig
+    problems: list[Problem]
+    lost: set[str]
+    """Groups whose option could not be read."""
+    wrong: set[str]
+    """Keys whose value was dropped because it is wrong."""
+    placed: list[Placed]
+    """The files of the user's, in the order in which they were merged."""
+
+    def locate(self, problem: Problem, typed: Collection[str]) -> Problem:
+        """A problem with the file and line of the values that it is about, where they are in a file.
+
+        Args:
+            problem: about the composed config.
+            typed: keys that the command line sets.
+        """
+        if isinstance(problem, FileProblem):
+            return problem
+        for key in (key for key in problem.keys if key not in typed):
+            for placed in reversed(self.placed):
+                if (line := placed.line(key)) is None:
+                    continue
+                if problem.rule == NO_SUCH_GROUP and placed.package:
+                    return self.misplaced(placed)
+                if problem.rule == NO_SUCH_GROUP and "." in key:
+                    group, _, rest = key.partition(".")
+                    problem = Problem.about(key, "a key in a file has no dots", f"Write {group}: {{{rest}: ...}}.")
+                return in_file(problem, placed.file.at(line))
+        if problem.rule == MISSING:
+            for placed in reversed(self.placed):
+                if placed.package and any(key.startswith(f"{'.'.join(placed.package)}.") for key in problem.keys):
+                    return in_file(problem, placed.file.name)
+        return problem
+
+    def misplaced(self, placed: Placed) -> Problem:
+        """The problem with a file whose values are where nothing reads them."""
+        problem = header_problem(placed.file.data, ".".join(placed.package), placed.file.root is None)
+        return in_file(problem, placed.file.name)
+
+    def files_at(self, package: str) -> Iterator[Placed]:
+        """The files whose values are at a place."""
+        return (placed for placed in self.placed if placed.package[:1] == (package,))
+
+
+def own_sources(loader: ConfigLoader) -> list[ConfigSource]:
+    """The folders and packages in the search path that are neither ours nor Hydra's."""
+    return [source for source in loader.get_sources() if is_own(source)]
+
+
+def has_search_path(overrides: Iterable[str]) -> bool:
+    """True if overrides add to the search path."""
+    return any(text.lstrip("+").startswith("hydra.searchpath=") for text in overrides)
+
+
+def is_own(source: ConfigSource) -> bool:
+    """True for what is neither ours nor Hydra's."""
+    return source.scheme() in ("file", "pkg") and source.provider != "hydra"
+
+
+def path_of(option: str, source: ConfigSource) -> Any:
+    """The file of an option."""
+    name = ConfigSource._normalize_file_name(option)
+    return Path(source.path, name) if source.scheme() == "file" else files(source.path) / name
+
+
+def name_of(option: str, source: ConfigSource) -> str:
+    """The name of the file of an option for users: as seen from here, if it is below."""
+    if source.scheme() != "file":
+        return f"{source.full_path()}/{ConfigSource._normalize_file_name(option)}"
+    path, here = path_of(option, source), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,175 @@
+"""Arguments that Hydra's grammar cannot read: which part of them is wrong, and how to write it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+
+from omegaconf.errors import GrammarParseError
+
+from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._problems import nearest
+
+from ._quote import as_override
+
+_CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
+"""What Hydra says of a function that it does not take."""
+
+_FUNCTIONS = {
+    "choice": "values: choice(1,2,3)",
+    "range": "numbers: range(stop), range(start,stop) or range(start,stop,step)",
+    "interval": "two numbers: interval(0,1)",
+    "tag": "names and then choice(...), range(...) or interval(...): tag(log,interval(1e-3,1e-2))",
+    "sort": "values of one kind: sort(3,1,2), or choice(...) or range(...)",
+    "shuffle": "values: shuffle(1,2,3), or choice(...) or range(...)",
+    "glob": "a pattern or a list of them: glob(a*), glob([a*,b*],exclude=ab*)",
+    "int": "what is an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
+    "float": "what is a number: float(3), or choice(...), range(...) or interval(...) of numbers",
+    "str": "values: str(3), or choice(...) or range(...)",
+    "bool": "true and false, numbers, or choice(...) of them",
+}
+"""What each function of Hydra's grammar takes."""
+
+INTERPOLATION_FORM = "Write ${key}, or ${resolver:argument}."
+
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
+_KEY = re.compile(r"[\w$][\w$-]*([./@:][\w$-]+)*", re.ASCII)
+_OUTSIDE = re.compile(r"[^A-Za-z0-9_/\-+.$%*@?| \t:,()\[\]{}'\"\\=]")
+"""A character that Hydra's grammar takes in quotes only."""
+
+
+def unreadable(text: str, error: Exception) -> Problem:
+    """The problem with an argument that Hydra cannot read.
+
+    Args:
+        text: the argument.
+        error: what Hydra raised. Its text is about tokens of a parser, which say nothing to a user.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        name, colon, rest = text.partition(":")
+        fix = f"Write {name.strip()}={rest.strip()}." if colon and _KEY.fullmatch(name.strip()) else ""
+        return Problem.about(text, "not of the form key=value, nor a flag", fix)
+    if problem := _bad_key(text, key, value) or _bad_call(text, error):
+        return problem
+    rule, fix = _structure(value) or _element(key, value)
+    return Problem.about(text, rule, fix)
+
+
+def _bad_key(text: str, key: str, value: str) -> Problem | None:
+    name = key.lstrip("+~")
+    if not name.strip():
+        return Problem.about(text, "there is no key before the =", "Write key=value, for example trainer.max_steps=3.")
+    if _KEY.fullmatch(name):
+        return None
+    if _KEY.fullmatch(name.strip()):
+        return Problem.about(text, "there is a blank before the =", f"Write {key.strip()}={value.strip()}.")
+    if "[" in name:
+        base = key.partition("[")[0]
+        return Problem.about(text, "single elements of a list cannot be set", f"Write the whole list: {base}=[...].")
+    return Problem.about(text, f"{name!r} is not a key", "A key is names joined by dots, such as trainer.max_steps.")
+
+
+def _bad_call(text: str, error: Exception) -> Problem | None:
+    """What is wrong with a function of Hydra's grammar, if that is what Hydra refused."""
+    if (match := _CALL.search(str(error))) is None:
+        return None
+    call, name = match[1], match[2]
+    if name in _FUNCTIONS:
+        return Problem.about(text, f"{call} makes no sense", f"{name} takes {_FUNCTIONS[name]}.")
+    hint = nearest(name, _FUNCTIONS)
+    fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
+    return Problem.about(text, f"there is no function {name}", fix)
+
+
+def _structure(value: str) -> tuple[str, str] | None:
+    """The first quote, bracket or interpolation that is not closed, or closes nothing."""
+    opened: list[str] = []
+    position = 0
+    while position < len(value):
+        char = value[position]
+        if char == "\\":
+            position += 1
+        elif char in "'\"":
+            if (end := _end_of_quote(value, position)) is None:
+                return f"the quote {char} is not closed", f"Add {char} at the end, or quote the whole argument."
+            position = end
+        elif value.startswith("${", position):
+            if "}" not in value[position:]:
+                return "${ is not closed", INTERPOLATION_FORM
+            end = value.index("}", position)
+            if "${" in value[position + 2 : end]:
+                return "an interpolation inside another must be quoted", """For example 'key="${a:${b}}"'."""
+            position = end
+        elif char in _CLOSING:
+            opened.append(char)
+        elif char in _CLOSING.values() and (not opened or _CLOSING[opened.pop()] != char):
+            return f"the {char} closes nothing", "Remove it, or add what it should close."
+        position += 1
+    if not opened:
+        return None
+    return f"the {opened[-1]} is not closed", f"Add {_CLOSING[opened[-1]]}, and quote a value that contains blanks."
+
+
+def _end_of_quote(value: str, start: int) -> int | None:
+    match = re.compile(r"(?:\\.|[^\\])*?" + value[start]).match(value, start + 1)
+    return match.end() - 1 if match else None
+
+
+def _element(key: str, value: str) -> tuple[str, str]:
+    """What is wrong with a value whose brackets and quotes are closed."""
+    quoted = f"Write {quoted_argument(key, value)}"
+    if value.startswith("="):
+        return "there are two = after the key", f"Write {key}={value.lstrip('= ')}."
+    if value.rstrip().endswith(","):
+        return "the value ends with a comma", f"Write {key}={value.rstrip(', ')}, or the next value after the comma."
+    if re.search(r"(^|[\[,(])\s*,|,\s*[\])}]", value):
+        return "there is no value beside a comma", "Remove the comma, or write '' for an empty text."
+    if value.startswith("{") and "=" in value:
+        return "in braces, a colon separates a key and its value", f"Write {key}={value.replace('=', ':')}."
+    if value.startswith("("):
+        return (
+            "a value cannot start with (",
+            f"A list is written {key}=[...]; as text, {quoted[:1].lower()}{quoted[1:]}.",
+        )
+    if match := _OUTSIDE.search(value):
+        return f"the value contains {match[0]!r}, which must be quoted", f"{quoted}."
+    if "=" in value:
+        return "the value contains =, which must be quoted", f"{quoted}."
+    return "cannot be read as key=value", f"If the value is text: {quoted[:1].lower()}{quoted[1:]}."
+
+
+def quoted_argument(key: str, value: str) -> str:
+    """An argument as it is typed in a shell, whose value is text as it is."""
+    if not re.search(r"[\"'\\$`!]", value):
+        return f"""'{key}="{value}"'"""
+    return shlex.quote(as_override(key, value))
+
+
+def num_pieces(texts: Sequence[str]) -> int:
+    """The number of arguments, from the first on, that are one override which the shell has split at blanks; 1 if the
+    first stands alone."""
+    whole, number = texts[0], 1
+    while number < len(texts) and _goes_on(whole, texts[number]):
+        whole, number = f"{whole} {texts[number]}", number + 1
+    return number
+
+
+def _goes_on(left: str, right: str) -> bool:
+    """True if an argument ends in the middle of an override, and the next one can be its rest."""
+    if "=" in right.lstrip("="):
+        return False
+    is_open = "=" in left and (_structure(left.partition("=")[2]) or ("",))[0].endswith("is not closed")
+    return is_open or left.endswith((",", "=")) or right.startswith((",", "="))
+
+
+def split_at_blanks(texts: Sequence[str], is_readable: Callable[[str], bool]) -> Problem:
+    """The problem with arguments that are one override with blanks in it."""
+    text, dense = " ".join(texts), "".join(texts)
+    rule = f"the shell splits an argument at blanks, so that {texts[-1]} stands alone"
+    if is_readable(dense):
+        return Problem.about(text, rule, f"Write {dense}, without blanks, or quote the argument.")
+    if is_readable(text):
+        return Problem.about(text, rule, f"Quote the argument: {shlex.quote(text)}.")
+    return unreadable(dense, GrammarParseError())

@@ -1,0 +1,182 @@
+"""A YAML file of the user's: all that is wrong with its text, each with line and column, and where its keys are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf, grammar_parser
+from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import GrammarParseError
+
+BOM = b"\xef\xbb\xbf"
+
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value", yaml.MappingNode: "keys and values"}
+_WORDS = (
+    (r"found character '\\t'", "a tab cannot stand here: YAML is indented with blanks"),
+    (r"found character (\S+) that cannot start any token", r"a value cannot start with \1: quote it"),
+    (
+        r"mapping values are not allowed here",
+        "a key cannot stand here: check the indentation, and quote text with ': '",
+    ),
+    (r"could not find expected ':'", "expected `key: value`"),
+    (r"expected <block end>.*", "the indentation does not match the lines above"),
+    (r"expected '?,'? or '?(.)'?, but got.*", r"expected a comma or \1"),
+    (r"found unexpected end of stream", "a quote is not closed"),
+    (r"but found another document", "the file has two documents: remove the line ---"),
+)
+"""What YAML reports, and plainer words for it."""
+
+
+class Fault(NamedTuple):
+    """What is wrong at a place in a file."""
+
+    rule: str
+    fix: str = ""
+    line: int | None = None
+    """Counted from 1. None: it is about the whole file."""
+    column: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The place, as it follows the name of the file."""
+        parts = {"line": self.line, "column": self.column}
+        return "".join(f", {name} {number}" for name, number in parts.items() if number is not None)
+
+
+def read_yaml(data: bytes) -> tuple[yaml.Node | None, list[Fault]]:
+    """The nodes of a file, and all that is wrong with it. None: there are none, or they cannot be read."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        rule = f"the file is not UTF-8 text: it contains the byte 0x{data[error.start]:02x}"
+        return None, [Fault(rule, "Save it as UTF-8.", data[: error.start].count(b"\n") + 1)]
+    loader = get_yaml_loader()
+    try:
+        root = loader(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        return None, [_syntax(error)]
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        position = getattr(error, "position", 0)
+        rule = f"the file contains a character that text does not have: {text[position : position + 1]!r}"
+        return None, [Fault(rule, "", text[:position].count("\n") + 1)]
+    faults = [] if root is None else [*_root_faults(root), *_faults(root, loader.yaml_constructors, set(), ())]
+    return root, faults or _unloadable(text)
+
+
+def _syntax(error: yaml.MarkedYAMLError) -> Fault:
+    words = error.problem or error.context or "cannot be read"
+    for pattern, plain in _WORDS:
+        if match := re.match(pattern, words):
+            words = match.expand(plain)
+            break
+    mark, start = error.problem_mark or error.context_mark, error.context_mark
+    if start is not None and mark is not None and start.line != mark.line:
+        words += f"; this part starts in line {start.line + 1}"
+    return Fault(words, "", *(() if mark is None else (mark.line + 1, mark.column + 1)))
+
+
+def _at(node: yaml.Node, rule: str, fix: str = "") -> Fault:
+    return Fault(rule, fix, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _root_faults(root: yaml.Node) -> Iterator[Fault]:
+    if not isinstance(root, yaml.MappingNode):
+        yield _at(root, f"a config consists of keys and values, got {_KINDS[type(root)]}", "Write `key: value` lines.")
+        return
+    node = next((value for key, value in root.value if key.value == "defaults"), None)
+    if node is None or not isinstance(node, yaml.SequenceNode):
+        if node is not None:
+            yield _at(node, f"defaults must be a list, got {_KINDS[type(node)]}", "Write `- group: option` lines.")
+        return
+    yield from (_at(item, *_ENTRY) for item in node.value if not _is_entry(item))
+
+
+_ENTRY = ("an entry of defaults must be a name or one `group: option`", "For example `- override /model: tiny`.")
+
+
+def _is_entry(item: yaml.Node) -> bool:
+    if not isinstance(item, yaml.MappingNode):
+        return _is_text(item)
+    if len(item.value) != 1 or not _is_text(item.value[0][0]):
+        return False
+    options = item.value[0][1]
+    many = options.value if isinstance(options, yaml.SequenceNode) else [options]
+    return all(_is_text(one) or (one is options and one.tag == f"{_TAG}null") for one in many)
+
+
+def _is_text(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str"
+
+
+def _faults(node: yaml.Node, tags: Any, seen: set[int], above: tuple[int, ...]) -> Iterator[Fault]:
+    """All that is wrong in a node, and in those inside it, each once."""
+    if id(node) in above:
+        yield _at(node, "an alias cannot stand inside what it stands for")
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if node.tag not in tags and node.tag not in (f"{_TAG}merge", f"{_TAG}value"):
+        yield _at(node, f"the tag {node.tag.replace(_TAG, '!!')} is not supported", "Write plain values.")
+    if isinstance(node, yaml.MappingNode):
+        yield from _key_faults(node)
+    if isinstance(node, yaml.ScalarNode) and _is_text(node) and "${" in node.value:
+        try:
+            grammar_parser.parse(node.value)
+        except GrammarParseError:
+            yield _at(node, f"{node.value!r} is not a valid interpolation", "Write ${key}, or ${resolver:argument}.")
+    for child in _children(node):
+        yield from _faults(child, tags, seen, (*above, id(node)))
+
+
+def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            yield _at(key, f"a key must be text, got {_KINDS[type(key)]}")
+        elif key.value in lines:
+            yield _at(key, f"the key {key.value} is in line {lines[key.value]} already", "Remove one of them.")
+        else:
+            lines[key.value] = key.start_mark.line + 1
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [value for _, value in node.value]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _unloadable(text: str) -> list[Fault]:
+    """What only shows when the nodes become values."""
+    try:
+        OmegaConf.create(yaml.load(text, Loader=get_yaml_loader()))
+    except yaml.MarkedYAMLError as error:
+        return [_syntax(error)]
+    except Exception as error:  # of any constructor of YAML's or node of OmegaConf's
+        return [Fault(str(error).strip().partition("\n")[0])]
+    return []
+
+
+def line_of(root: yaml.Node | None, path: Sequence[str]) -> int | None:
+    """The line of a key, counted from 1; None where the file does not have it. A key of the file may hold dots."""
+    if not path:
+        return 1 if root is None else root.start_mark.line + 1
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        names = str(key.value).split(".")
+        if names == list(path[: len(names)]):
+            rest = path[len(names) :]
+            found = line_of(value, rest) if rest else key.start_mark.line + 1
+            if found is not None:
+                return found
+    return None
+
+
+def entry_line(root: yaml.Node | None, number: int) -> int | None:
+    """The line of an entry of the defaults list."""
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
+        if key.value == "defaults" and isinstance(value, yaml.SequenceNode) and number < len(value.value):
+            return value.value[number].start_mark.line + 1
+    return None
