@@ -192,3 +192,30 @@ def test_a_group_that_is_removed_has_its_defaults(group, trained):
     assert (done.status, len(trained)) == (0, 1), done.err
     assert "distributed" in OmegaConf.load("run/config.yaml")
     assert run_command("-m", f"~{group}", "hydra.sweep.dir=sweep").status == 0
+
+
+@pytest.mark.parametrize("typed", ["hydra/job_logging=none", "hydra/job_logging=default"])
+def test_a_run_may_have_another_log_or_none(typed, trained):
+    assert run_command("hydra.run.dir=run", typed, quiet=False).status == 0
+    assert len(trained) == 1
+
+
+def test_callbacks_of_the_user_are_called_around_a_run(tmp_path, monkeypatch, trained):
+    (tmp_path / "mine.py").write_text(
+        "from hydra.experimental.callback import Callback\n"
+        "class Mine(Callback):\n"
+        "    def on_run_start(self, config, **_): print('start', config.hydra.runtime.output_dir)\n"
+        "    def on_job_start(self, config, **_): print('job')\n"
+        "    def on_run_end(self, config, job_return, **_): print('end', job_return.status.name)\n"
+    )
+    done = run_command("hydra.run.dir=run", "+hydra.callbacks.mine._target_=mine.Mine")
+    assert done.out == f"start {tmp_path / 'run'}\njob\nend COMPLETED\n"
+
+
+@pytest.mark.parametrize("mode", [["hydra.run.dir=run"], ["-m", "trainer.seed=1,2"]], ids=["a run", "a sweep"])
+@pytest.mark.parametrize("group", ["job_logging", "hydra_logging"])
+def test_a_group_of_hydras_that_is_removed_is_one_message(mode, group, trained):
+    done = run_command(*mode, f"~hydra/{group}")
+    assert (done.status, trained, content()) == (2, [], {})
+    words = "is required by Hydra. To choose another option of it, write"
+    assert done.err == f"xlstm-hydra: ~hydra/{group}: {words} hydra/{group}=OPTION.\n"

@@ -87,9 +87,10 @@ def test_a_run_continues_when_its_terminal_is_gone(tmp_path):
     assert "line 4999" in (tmp_path / "run" / "xlstm-hydra.log").read_text().splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "command", [[*COMMAND, "--cfg", "job"], [*COMMAND], [*METADATA, "show", "run"]], ids=["show", "train", "metadata"]
-)
+ANY = {"show": [*COMMAND, "--cfg", "job"], "train": COMMAND, "metadata": [*METADATA, "show", "run"]}
+
+
+@pytest.mark.parametrize("command", ANY.values(), ids=ANY)
 def test_a_removed_current_folder_is_one_message(command, tmp_path):
     (tmp_path / "gone").mkdir()
     done = in_shell('cd gone && rmdir ../gone && "$@"', tmp_path, *command)

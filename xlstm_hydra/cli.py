@@ -78,7 +78,19 @@ def main() -> None:
                 if args.cfg in ("job", "all"):
                     _check_files(args)
             else:
+                _refuse_removed(args.overrides)
                 _run(args, resumed)
+
+
+def _refuse_removed(overrides: list[str]) -> None:
+    """Reject an override that removes a group without which Hydra fails."""
+    problems = [
+        Problem.about(text, "is required by Hydra", f"To choose another option of it, write {text[1:]}=OPTION.")
+        for text in overrides
+        if text.startswith("~hydra/")
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _run(args: Any, resumed: str | None) -> None:
@@ -94,9 +106,7 @@ def _run(args: Any, resumed: str | None) -> None:
         if (number := _process_number(cfg)) > 0:  # it leaves no folder and no log
             quiet = overrides_of_other(number, cfg.hydra.runtime.choices.get("hydra/job_logging"))
             cfg = _compose(own, args, [*args.overrides, "hydra.run.dir=.", *quiet])
-        callbacks = Callbacks(cfg)
-        callbacks.on_run_start(config=cfg, config_name=args.config_name or CONFIG_NAME)
-        run_alone(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks), resumed)
+        run_alone(cfg, HydraContext(config_loader=own.config_loader, callbacks=Callbacks(cfg)), resumed)
     finally:
         GlobalHydra.instance().clear()
 

@@ -15,9 +15,7 @@ With HYDRA_FULL_ERROR=1 the traceback is printed in every case.
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import os
-import platform
 import sys
 import traceback
 from pathlib import Path
@@ -99,11 +97,20 @@ def text_of(error: BaseException, head: str) -> str:
     if message is None:
         return f"{trace}{bug_report(error)}"
     text = "\n".join([f"{head}: {message}", *_folder_notes(error)])
-    return f"{trace}{text}" if wants_traceback() else text
+    return f"{trace}{text}" if wants_traceback() or _is_found_by_jax(error) else text
+
+
+def _is_found_by_jax(error: BaseException) -> bool:
+    """True for a number that is not finite and that JAX was asked to find (trainer.debug_nans): its place is wanted."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "") for frame in frames[-1:]]
+    return isinstance(error, FloatingPointError) and any(name.startswith("jax.") for name in names)
 
 
 def bug_report(error: BaseException) -> str:
     """Return where to report a traceback, with the versions that a report needs."""
+    import platform  # for this alone
+
     if file := _own_file(error):
         return f"The error was raised by {file}, which is not part of xlstm-hydra."
     where = "".join(f"\n{url}" for url in _issue_pages())
@@ -157,17 +164,21 @@ def _own_file(error: BaseException) -> str | None:
 
 
 def _version(name: str) -> str:
+    from importlib import metadata  # 10 ms, for this alone
+
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return "not installed"
 
 
 def _issue_pages() -> list[str]:
     """Return the address of the issue tracker, if the package's metadata has one."""
+    from importlib import metadata
+
     try:
-        urls = importlib.metadata.metadata("xlstm-hydra").get_all("Project-URL") or []
-    except importlib.metadata.PackageNotFoundError:
+        urls = metadata.metadata("xlstm-hydra").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
         return []
     pages = [url.partition(",") for url in urls]
     return [

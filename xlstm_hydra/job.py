@@ -67,7 +67,10 @@ def run_alone(cfg: DictConfig, context: HydraContext, resumed: str | None = None
 def _run_alone(cfg: DictConfig, context: HydraContext, run: RunConfig, folder: RunFolder) -> float | None:
     with _watched(run), _all_processes(run), _held(run, folder, [*_hydra_files(cfg, folder.path)]) as is_to_be_done:
         task = partial(_do, run=run, folder=folder, is_to_be_done=is_to_be_done)
+        what = {"config": cfg, "config_name": cfg.hydra.job.config_name}
+        context.callbacks.on_run_start(**what)
         done = _by_hydra(lambda: run_job(task, cfg, "hydra.run.dir", None, context), folder)
+        context.callbacks.on_run_end(**what, job_return=done)
         if done.status == JobStatus.FAILED:
             with _folder_noted(_writes(run)):
                 raise done._return_value
@@ -208,10 +211,9 @@ def _hydra_files(cfg: DictConfig, folder: Path) -> Iterator[Path]:
     yield folder / CONFIG_FILE
     if (record := cfg.hydra.output_subdir) is not None:
         yield from (folder / record / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))
-    handlers: Any = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.job_logging") or {}, resolve=True)
-    for handler in (handlers.get("handlers") or {}).values():
+    for handler in (OmegaConf.select(cfg, "hydra.job_logging.handlers") or {}).values():
         if "filename" in handler:
-            yield Path(handler["filename"]).absolute()
+            yield Path(handler.filename).absolute()
 
 
 def _held(run: RunConfig, folder: RunFolder, files: list[Path]) -> AbstractContextManager[bool]:

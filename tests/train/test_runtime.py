@@ -3,9 +3,12 @@ first."""
 
 import jax
 import pytest
+from tiny import tiny_run
 
 from xlstm_hydra._jax_internals import backends_are_initialized
+from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.train import _runtime
+from xlstm_hydra.train._devices import start_devices
 
 
 @pytest.mark.parametrize("name", ["process_id", "num_processes", "client"])
@@ -32,3 +35,24 @@ def test_jax_can_leave_sigterm_alone_and_tells_whether_devices_have_started():
 
 def test_one_process_is_process_0_of_1():
     assert (_runtime.process_id(), _runtime.num_processes()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (AssertionError(), "JAX cannot start: there is no such device, or its plugin is not installed"),
+        (
+            RuntimeError("Unable to initialize backend 'tpu': in use.\nmore"),
+            "start: Unable to initialize backend 'tpu'",
+        ),
+    ],
+    ids=["nothing provides them", "they are in use"],
+)
+def test_devices_that_cannot_be_started_are_a_problem_with_a_way_out(error, words, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "device_count", fail)
+    with pytest.raises(ConfigError, match=words) as caught:
+        start_devices(tiny_run())
+    assert "JAX_PLATFORMS selects the devices that JAX uses" in str(caught.value)

@@ -30,8 +30,23 @@ def start_devices(run: RunConfig) -> None:
         wanted |= {"jax_cuda_visible_devices": ids, "jax_rocm_visible_devices": ids}
     _change(wanted)
     jax.config.update("jax_debug_nans", run.trainer.debug_nans)
-    if problems := [*run.device_rules(jax.device_count()), *run.platform_rules(jax.default_backend())]:
+    if problems := [*run.device_rules(_device_count()), *run.platform_rules(jax.default_backend())]:
         raise ConfigError(problems)
+
+
+def _device_count() -> int:
+    """The number of devices. JAX starts them here.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        return jax.device_count()
+    except (RuntimeError, AssertionError) as error:  # the second if nothing provides what JAX_PLATFORMS names
+        reason = str(error).partition("\n")[0].rstrip(".") or "there is no such device, or its plugin is not installed"
+        platforms = jax.config.values["jax_platforms"]
+        fix = "JAX_PLATFORMS selects the devices that JAX uses, for example JAX_PLATFORMS=cpu."
+        raise ConfigError([Problem({"JAX_PLATFORMS": platforms}, f"JAX cannot start: {reason}", fix)]) from error
 
 
 def simulate_devices(number: int) -> None:
