@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
-from ._synonyms import meant
+from ._synonyms import meant, same_meaning
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
 _HIDDEN = ...
@@ -77,6 +77,27 @@ class Problem:
 
 class UnknownField(Problem):
     """A field that a class does not have, which a lenient reading lets pass."""
+
+
+def placed(problems: Iterable[Problem], keys: Iterable[str]) -> list[Problem]:
+    """The problems, where an unknown field that has no counterpart beside it is given the key elsewhere that has its
+    name or meaning.
+
+    Args:
+        problems: with keys as `keys` has them.
+        keys: of all fields.
+    """
+    keys = list(keys)
+    return [
+        _placed(problem, keys) if isinstance(problem, UnknownField) and problem.fix else problem for problem in problems
+    ]
+
+
+def _placed(problem: UnknownField, keys: list[str]) -> Problem:
+    parent, _, name = problem.keys[0].rpartition(".")
+    places = same_meaning(name, keys)
+    is_here = any(place.rpartition(".")[0] == parent for place in places)
+    return replace(problem, fix=f"Did you mean {either(places)}?") if places and not is_here else problem
 
 
 @dataclass(frozen=True)
