@@ -38,6 +38,9 @@ class Problem:
     idle: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """The keys whose value has no effect as things are, each with a value that says so and keeps the rule."""
 
+    also: tuple[str, ...] = field(default=(), kw_only=True)
+    """Further keys on which the rule depends, which are not printed."""
+
     prefix: str = field(default="", kw_only=True)
 
     @classmethod
@@ -53,6 +56,11 @@ class Problem:
     def keys(self) -> tuple[str, ...]:
         """The keys that take part, as the user types them."""
         return tuple(map(self._whole, self.given))
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """The keys on which the rule depends, printed or not."""
+        return (*self.keys, *map(self._whole, self.also))
 
     @property
     def idle_keys(self) -> dict[str, Any]:
@@ -125,7 +133,7 @@ def independent(found: Iterable[Problem], known: Iterable[Problem]) -> list[Prob
     texts = {str(problem) for problem in known}
     new: list[Problem] = []
     for problem in found:
-        if str(problem) not in texts and not any(one.hides(key) for one in unread for key in problem.keys):
+        if str(problem) not in texts and not any(one.hides(key) for one in unread for key in problem.all_keys):
             texts.add(str(problem))
             new.append(problem)
     return new
