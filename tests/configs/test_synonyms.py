@@ -5,7 +5,16 @@ import dataclasses
 import pytest
 
 from xlstm_hydra import configs
-from xlstm_hydra.configs import AdamWConfig, ConfigDict, ConfigError, LlamaConfig, TrainerConfig, mLSTMv1Config
+from xlstm_hydra.configs import (
+    AdamWConfig,
+    ConfigDict,
+    ConfigError,
+    LlamaConfig,
+    ModelConfig,
+    RunConfig,
+    TrainerConfig,
+    mLSTMv1Config,
+)
 from xlstm_hydra.configs._synonyms import SYNONYMS, meant, same_meaning
 
 CLASSES = [cls for cls in vars(configs).values() if isinstance(cls, type) and issubclass(cls, ConfigDict)]
@@ -44,6 +53,20 @@ def test_an_unknown_field_of_another_programs_name_suggests_ours(cls, name, fiel
     with pytest.raises(ConfigError) as caught:
         ConfigDict.from_dict(cls, {name: 1}, ignore_extensive_attributes=False)
     assert any(f"Did you mean {field!r}?" in str(problem) for problem in caught.value.problems)
+
+
+def test_an_unknown_field_that_another_part_of_the_config_has_is_found_there():
+    run = RunConfig(model=ModelConfig("a.B", model_config=mLSTMv1Config(embedding_dim=64, num_blocks=1, num_heads=1)))
+    data = run.to_dict() | {"learning_rate": 1}
+    data["trainer"] |= {"lr": 1, "num_layers": 2, "steps": 3}
+    with pytest.raises(ConfigError) as caught:
+        ConfigDict.from_dict(RunConfig, data, ignore_extensive_attributes=False)
+    assert sorted(map(str, caught.value.problems)) == [
+        "learning_rate: no such field in RunConfig. Did you mean optimizer.lr?",
+        "trainer.lr: no such field in TrainerConfig. Did you mean optimizer.lr?",
+        "trainer.num_layers: no such field in TrainerConfig. Did you mean model.model_config.num_blocks?",
+        "trainer.steps: no such field in TrainerConfig. Did you mean 'max_steps'?",
+    ]
 
 
 def test_every_field_of_the_table_exists_somewhere():

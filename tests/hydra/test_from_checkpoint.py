@@ -105,6 +105,11 @@ def test_options_are_typed(compose, saved):
         compose(source(saved), "optimizer=ckpt", "optimizer.lr=abc")
 
 
+def test_an_integral_float_is_an_integer_there_too(compose, saved):
+    cfg = compose(source(saved), "+from=ckpt", "trainer.max_steps=1e3", "model.vocab_size=512.0")
+    assert (repr(cfg.trainer.max_steps), repr(cfg.model.vocab_size)) == ("1000", "512")
+
+
 def test_texts_of_a_checkpoint_are_taken_as_they_are(compose, tmp_path):
     text = r"${oc.env:HOME}/\${a}/\\"
     content = write_metadata(load(compose("data=text", "data.path=x")))

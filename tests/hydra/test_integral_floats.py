@@ -91,7 +91,7 @@ def test_what_is_no_integer_is_refused_as_before(value):
 def test_a_node_that_was_copied_or_pickled_takes_one_too():
     node = structured(TrainerConfig)
     for other in (node, copy.deepcopy(node), pickle.loads(pickle.dumps(node)), OmegaConf.merge(node, {"seed": 3.0})):
-        other.max_steps = 1e3
+        OmegaConf.update(other, "max_steps", 1e3)
         assert type(other.max_steps) is int and type(other.seed) is int
         with pytest.raises(ValidationError):
-            other.max_steps = 1.5
+            OmegaConf.update(other, "max_steps", 1.5)

@@ -264,9 +264,20 @@ def test_the_options_of_the_users_that_have_a_key_are_listed_even_if_another_can
     assert "optimizer=adamw, optimizer=lion or optimizer=mine has it." in done.err
 
 
-def test_a_rule_is_silent_about_a_value_that_could_not_be_read():
-    done = run_command("trainer.batch_size=x", "parallel.data_axis_size=3", "trainer.simulated_devices=3")
-    assert done.err == "xlstm-hydra: trainer.batch_size: expected int, got 'x'\n"
+@pytest.mark.parametrize(
+    ("key", "others"),
+    [
+        ("trainer.batch_size", ["parallel.data_axis_size=3", "trainer.simulated_devices=3"]),
+        ("parallel.model_axis_size", ["trainer.batch_size=12", "trainer.simulated_devices=8"]),
+        ("parallel.model_axis_size", ["parallel.data_axis_size=4", "trainer.simulated_devices=8"]),
+        ("model.embedding_dim", ["model=mlstm_165m", "model.qkv_proj_blocksize=5"]),
+        ("trainer.max_steps", ["scheduler.warmup_steps=500"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_rule_is_silent_where_it_follows_from_a_value_that_cannot_be_read(key, others):
+    done = run_command(f"{key}=x", *others)
+    assert done.err == f"xlstm-hydra: {key}: expected int, got 'x'\n"
 
 
 def test_options_in_a_folder_of_the_users_are_known_to_the_messages(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import typing
@@ -35,7 +36,8 @@ def types_first(post_init: Callable[..., None]) -> Callable[..., None]:
 def _rules_of_others(config: Any, wrong: list[Problem]) -> list[Problem]:
     """The rules that are broken whatever the values of wrong types should be."""
     keys = {re.split(r"[.\[]", key)[0] for problem in wrong for key in problem.keys}
-    rest = partial(type(config), {name: value for name, value in vars(config).items() if name not in keys})
+    values = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(config)}
+    rest = partial(type(config), {name: value for name, value in values.items() if name not in keys})
     return other_problems(rest, wrong) if not convert_fields(rest) else []
 
 
@@ -44,7 +46,7 @@ def convert_fields(config: Any) -> list[Problem]:
     Return a problem for every value of another type."""
     try:
         checks = _checks(type(config))
-    except NameError:  # an annotation that names what is imported for type checkers only
+    except (NameError, AttributeError, TypeError):  # of an annotation that is meant for type checkers only
         return []
     problems: list[Problem] = []
     for name, hint, plain, items in checks:

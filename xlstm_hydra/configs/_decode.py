@@ -38,8 +38,8 @@ from ._hints import (
     type_name,
     variant,
 )
-from ._partial import other_problems, partial
-from ._problems import ConfigError, Problem, UnknownField, Unread, either, nearest, show
+from ._partial import keys_of, other_problems, partial
+from ._problems import ConfigError, Problem, UnknownField, Unread, either, nearest, placed, show
 from ._reprs import Instance, ReprError, parse_repr
 from ._scalars import MISSING, Flags, read_class, read_scalar, unwrap
 
@@ -57,7 +57,7 @@ def decode(hint: Any, data: Any, flags: Flags = Flags()) -> Any:
     """
     value, problems = collect(hint, data, flags)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(placed(problems, keys_of(value)))
     return value
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ._hints import hints, kind, required
+from ._hints import hints, is_config, kind, required
 from ._problems import ConfigError, Problem, independent
 
 _STAND_INS = {bool: False, int: 1, float: 1.0, str: "x", list: []}
@@ -31,6 +31,13 @@ def partial(cls: Any, values: Mapping[str, Any]) -> Any:
     types = {name: kind(hints(cls)[name]) for name in required(cls)}
     missing = {name: type_ for name, type_ in types.items() if name not in values and type_ in _STAND_INS}
     return unchecked(cls, {name: type_(_STAND_INS[type_]) for name, type_ in missing.items()} | dict(values))
+
+
+def keys_of(config: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of the fields of a dataclass and of those that it holds."""
+    for name in hints(type(config)) if is_config(config) else ():
+        yield f"{prefix}{name}"
+        yield from keys_of(getattr(config, name, None), f"{prefix}{name}.")
 
 
 def other_problems(config: Any, known: Sequence[Problem]) -> list[Problem]:

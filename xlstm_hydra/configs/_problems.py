@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
-from ._synonyms import meant
+from ._synonyms import meant, same_meaning
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
 _HIDDEN = ...
@@ -38,6 +38,9 @@ class Problem:
     idle: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """The keys whose value has no effect as things are, each with a value that says so and keeps the rule."""
 
+    also: tuple[str, ...] = field(default=(), kw_only=True)
+    """Further keys on which the rule depends, which are not printed."""
+
     prefix: str = field(default="", kw_only=True)
 
     @classmethod
@@ -53,6 +56,11 @@ class Problem:
     def keys(self) -> tuple[str, ...]:
         """The keys that take part, as the user types them."""
         return tuple(map(self._whole, self.given))
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """The keys on which the rule depends, printed or not."""
+        return (*self.keys, *map(self._whole, self.also))
 
     @property
     def idle_keys(self) -> dict[str, Any]:
@@ -77,6 +85,27 @@ class Problem:
 
 class UnknownField(Problem):
     """A field that a class does not have, which a lenient reading lets pass."""
+
+
+def placed(problems: Iterable[Problem], keys: Iterable[str]) -> list[Problem]:
+    """The problems, where an unknown field that has no counterpart beside it is given the key elsewhere that has its
+    name or meaning.
+
+    Args:
+        problems: with keys as `keys` has them.
+        keys: of all fields.
+    """
+    keys = list(keys)
+    return [
+        _placed(problem, keys) if isinstance(problem, UnknownField) and problem.fix else problem for problem in problems
+    ]
+
+
+def _placed(problem: UnknownField, keys: list[str]) -> Problem:
+    parent, _, name = problem.keys[0].rpartition(".")
+    places = same_meaning(name, keys)
+    is_here = any(place.rpartition(".")[0] == parent for place in places)
+    return replace(problem, fix=f"Did you mean {either(places)}?") if places and not is_here else problem
 
 
 @dataclass(frozen=True)
@@ -104,7 +133,7 @@ def independent(found: Iterable[Problem], known: Iterable[Problem]) -> list[Prob
     texts = {str(problem) for problem in known}
     new: list[Problem] = []
     for problem in found:
-        if str(problem) not in texts and not any(one.hides(key) for one in unread for key in problem.keys):
+        if str(problem) not in texts and not any(one.hides(key) for one in unread for key in problem.all_keys):
             texts.add(str(problem))
             new.append(problem)
     return new

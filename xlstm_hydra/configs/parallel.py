@@ -165,4 +165,4 @@ class ParallelConfig(ConfigDict):
             fix = f"Set {{data_axis_size}}=-1 to infer {num_devices // others}. {fix}"
         elif inferred is None and num_devices % others == 0:
             fix = f"Set {{data_axis_size}}={num_devices // others} (or -1). {fix}"
-        return Problem(given, rule, f"{fix}.")
+        return Problem(given, rule, f"{fix}.", also=() if inferred else tuple(sizes))

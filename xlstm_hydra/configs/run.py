@@ -87,7 +87,7 @@ class RunConfig(ConfigDict):
         yield self._model_rules()
         yield self._task_rules()
         yield self._layout_rules()
-        yield self._schedule_rules()
+        yield self.scheduler.length_rules(self.trainer.max_steps)
         yield self._checkpoint_rules()
         yield self._distributed_rules()
         if (platform := self._known_platform()) is not None:
@@ -147,7 +147,11 @@ class RunConfig(ConfigDict):
                 yield replace(problem, fix=f"{problem.fix}{self._number_hint(num_devices)}").at("parallel")
             yield from self._known_size_rules()
             return
-        yield from self._size_rules(*(size if size > 0 else None for size in sizes.values()))
+        own, known = self.parallel.sizes(), [size if size > 0 else None for size in sizes.values()]
+        inferred = {f"parallel.{key}" for key, size in own.items() if size == -1}
+        for problem in self._size_rules(*known):
+            follows = tuple(f"parallel.{key}" for key in own) if inferred & {*problem.keys} else ()
+            yield replace(problem, also=follows)
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """Every broken rule that needs the kind of the devices: cpu, gpu or tpu."""
@@ -307,18 +311,6 @@ class RunConfig(ConfigDict):
         if ids is not None and self.trainer.simulated_devices is not None:
             given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
             yield Problem(given, "simulated devices are no GPUs to choose from", "Set one of them to null.")
-
-    def _schedule_rules(self) -> Iterator[Problem]:
-        warmup, cooldown, total = self.scheduler.warmup_steps, self.scheduler.cooldown_steps, self.schedule_steps
-        if min(warmup, cooldown) >= 0 and 0 < total < warmup + cooldown:
-            whole = "trainer.max_steps" if self.scheduler.decay_steps is None else "scheduler.decay_steps"
-            given = {"scheduler.warmup_steps": warmup, "scheduler.cooldown_steps": cooldown, whole: total}
-            yield Problem(
-                {key: value for key, value in given.items() if value},
-                "warm-up and cool-down do not fit in the schedule",
-                f"Set scheduler.warmup_steps to at most {max(total - cooldown, 0)}, "
-                f"or {whole} to {warmup + cooldown} or more.",
-            )
 
     def _checkpoint_rules(self) -> Iterator[Problem]:
         trainer, checkpoint = self.trainer, self.checkpoint

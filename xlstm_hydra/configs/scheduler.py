@@ -38,6 +38,22 @@ class SchedulerConfig(ConfigDict):
             given = {"cooldown_lr_factor": self.cooldown_lr_factor, "cooldown_steps": 0}
             yield Problem(given, "without a cool-down its end has no effect", "Set {cooldown_steps} above 0.")
 
+    def length_rules(self, max_steps: int) -> Iterator[Problem]:
+        """The rule that the parts fit in the schedule, where `trainer.max_steps` is this. Keys are whole."""
+        warmup, cooldown = self.warmup_steps, self.cooldown_steps
+        total, whole = self.decay_steps, "scheduler.decay_steps"
+        if total is None:
+            total, whole = max_steps, "trainer.max_steps"
+        if min(warmup, cooldown) < 0 or not 0 < total < warmup + cooldown:
+            return
+        given = {"scheduler.warmup_steps": warmup, "scheduler.cooldown_steps": cooldown, whole: total}
+        yield Problem(
+            {key: value for key, value in given.items() if value},
+            "warm-up and cool-down do not fit in the schedule",
+            f"Set scheduler.warmup_steps to at most {max(total - cooldown, 0)}, "
+            f"or {whole} to {warmup + cooldown} or more.",
+        )
+
 
 @dataclass(kw_only=True)
 class ConstantConfig(SchedulerConfig):

@@ -21,6 +21,7 @@ from xlstm_hydra.metadata._places import refused, sibling_checkpoints
 
 from ._quote import literal
 from ._register import SCHEMAS, ModelNode
+from ._schema import structured
 
 ALL = "from"
 """The group whose options choose that of every other group."""
@@ -185,7 +186,7 @@ def _has_target(value: Any) -> bool:
 
 def _on_schema(config_class: type, values: dict[str, Any]) -> DictConfig:
     schema = next((node for node in SCHEMAS.values() if config_class in (node, *node.__bases__)), None)
-    return OmegaConf.create(values) if schema is None else cast(DictConfig, OmegaConf.merge(schema, values))
+    return OmegaConf.create(values) if schema is None else cast(DictConfig, OmegaConf.merge(structured(schema), values))
 
 
 def recorded_origin(file: Path) -> str | None:

@@ -7,7 +7,6 @@ import importlib
 import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import UnknownField, Unread, either, independent, nearest
-from xlstm_hydra.configs._synonyms import same_meaning
+from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed
 
 from ._device import planned_device
 from ._register import register_resolvers
@@ -68,7 +66,7 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
     register_resolvers()
     problems: list[Problem] = []
     run = _read_groups(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
-    problems = [_with_place(problem, run) if isinstance(problem, UnknownField) else problem for problem in problems]
+    problems = placed(problems, _fields(run))
     return run, problems + _cross_rules(run, problems)
 
 
@@ -88,14 +86,6 @@ def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str
             groups[name] = _collect(hints_of_run[name], plain[name], name, problems)
     groups["device"] = planned_device(groups.get("task"), groups.get("device"), problems)
     return unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
-
-
-def _with_place(problem: UnknownField, run: RunConfig) -> Problem:
-    """An unknown key, with the group that has it where this one has nothing of that meaning."""
-    parent, _, name = problem.keys[0].rpartition(".")
-    places = same_meaning(name, _fields(run))
-    is_here = any(place.rpartition(".")[0] == parent for place in places)
-    return replace(problem, fix=f"Did you mean {either(places)}?") if places and not is_here else problem
 
 
 def _fields(run: RunConfig) -> Iterator[str]:
