@@ -31,6 +31,7 @@ from xlstm_hydra.configs._problems import nearest
 
 from ._device import planned_device
 from ._register import register_resolvers
+from ._unreadable import unresolved
 
 _STRICT = Flags(ignore_unknown=False)
 _BLOCKS = ("mLSTMBlock",)
@@ -138,7 +139,7 @@ def _to_plain(
         except (MissingMandatoryValue, InterpolationToMissingValueError):
             problems.append(Problem.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
-            problems.append(Problem.about(where, str(error).partition("\n")[0]))
+            problems.append(Problem.about(where, unresolved(error)))
     return plain
 
 
