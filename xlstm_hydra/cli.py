@@ -3,6 +3,7 @@
 Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 3 what is planned does not fit
 the devices, 75 asked by a signal to stop, and saved, so that the same command or `resume=RUN` goes on, 130 interrupted.
 Of several processes all have the same one. What does not train ends with 143 where one gets SIGTERM.
+`--cfg` prints the config, and ends with 2 if something in the user's own YAML files is wrong, which is reported too.
 """
 
 from __future__ import annotations

@@ -84,6 +84,8 @@ LINES = [
     ("trainer.seed=$data.seed}", "trainer.seed=$data.seed}: the } closes nothing."),
     ("trainer.seed=${${a}}", "trainer.seed=${${a}}: an interpolation inside another must be quoted."),
     ("trainer.seed=${a:[}", "trainer.seed=${a:[}: the value is not a valid interpolation. Write ${key}, or ${resolver"),
+    ('trainer.seed=${oc.decode:"[1"}', "trainer.seed: the interpolation gives text that cannot be read as a value"),
+    ("hydra.searchpath=[nope]", "hydra.searchpath='nope': there is no such folder. Seen from /"),
     ("--trainer.max_steps=3", "--trainer.max_steps=3: no such flag. Write trainer.max_steps=3, without dashes."),
     ("--trainer.max_steps 3", "--trainer.max_steps: no such flag. Write trainer.max_steps=..., without dashes."),
     ("--mulirun parallel=dp,tp", "--mulirun: no such flag. Did you mean '--multirun'?"),

@@ -59,6 +59,10 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     for source in sources or []:
         if source.startswith(_SCHEME):
             SavedOptions(source.removeprefix(_SCHEME), SEARCH_PATH)
+        elif (source.startswith("file://") or "://" not in source) and not Path(
+            source.removeprefix("file://")
+        ).is_dir():
+            raise ConfigError([Problem({SEARCH_PATH: source}, "there is no such folder", f"Seen from {os.getcwd()}.")])
     if place is None:
         return rest
     saved = SavedOptions(place, key)

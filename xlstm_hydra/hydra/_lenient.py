@@ -26,6 +26,7 @@ from xlstm_hydra.configs import Problem
 from xlstm_hydra.configs._problems import nearest
 
 from ._defaults_list import circle, key_of, paths_of
+from ._engines import not_installed
 from ._header import header_faults, header_problem
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
@@ -169,7 +170,7 @@ class _LenientLoader(ConfigLoaderImpl):
             if missing in paths_of(default):
                 known = options or self.repo.get_group_options(group)
                 known = [option for option in known if not option.startswith("_")]
-                problem = no_such_option(group or "defaults", name, known)
+                problem = not_installed(group, name) or no_such_option(group or "defaults", name, known)
                 self.note(problem, file, entry_line(file.root, number))
                 self.empty.add(missing)
                 self.lost.add(group)

@@ -32,6 +32,7 @@ from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nea
 
 from ._device import planned_device
 from ._register import register_resolvers
+from ._unreadable import unresolved
 
 _STRICT = Flags(ignore_unknown=False)
 _BLOCKS = ("mLSTMBlock",)
@@ -146,7 +147,7 @@ def _to_plain(
         except (MissingMandatoryValue, InterpolationToMissingValueError):
             problems.append(Unread.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
-            problems.append(Unread.about(where, str(error).partition("\n")[0]))
+            problems.append(Unread.about(where, unresolved(error)))
     return plain
 
 

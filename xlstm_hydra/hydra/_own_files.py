@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -120,10 +120,6 @@ class Composed:
         """The problem with a file whose values are where nothing reads them."""
         problem = header_problem(placed.file.data, ".".join(placed.package), placed.file.root is None)
         return in_file(problem, placed.file.name)
-
-    def files_at(self, package: str) -> Iterator[Placed]:
-        """The files whose values are at a place."""
-        return (placed for placed in self.placed if placed.package[:1] == (package,))
 
 
 def own_sources(loader: ConfigLoader) -> list[ConfigSource]:
