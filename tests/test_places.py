@@ -230,10 +230,11 @@ def test_the_latest_checkpoint_is_a_complete_one_and_others_are_warned_of(tmp_pa
     assert f"left out: {tmp_path}/checkpoints/12; that of step 10 is used" in caplog.text
 
 
-def test_a_file_that_stands_where_a_checkpoint_would_be_saved_is_refused(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "6").touch()
-    with pytest.raises(ConfigError, match="checkpoints/6 is a file, and stands where a checkpoint would be saved"):
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/6"])
+def test_a_file_that_stands_where_a_checkpoint_would_be_saved_is_refused(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=f"{name} is a file, and stands where a checkpoint would be saved"):
         refuse_to_overwrite(tmp_path, 0)
 
 

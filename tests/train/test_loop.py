@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from saved import composed
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import (
@@ -164,3 +165,11 @@ def test_a_run_with_the_config_of_a_checkpoint_logs_that_its_weights_are_random(
     announce_start(tiny_run(), tmp_path, Start(**{"checkpoint": None} | paths), None)
     expected = f"the weights are random: checkpoint.init_from={shown} starts from its weights, resume={shown} continues"
     assert (expected in caplog.text) == (shown is not None) == ("random" in caplog.text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_recipe_for_copying_learns_to_copy(seed, tmp_path):
+    run = composed("experiment=copying", f"trainer.seed={seed}", f"data.seed={seed}", "checkpoint=none", "logger=quiet")
+    loss = train(run, tmp_path)
+    assert loss is not None and loss < 0.6 * math.log(32)

@@ -160,7 +160,7 @@ def test_where_a_run_begins(place, restarts, expected, two_folders, monkeypatch)
 
 def test_a_folder_in_which_all_is_damaged_is_not_begun_anew(two_folders):
     with pytest.raises(ConfigError, match="none of the checkpoints in .*own/checkpoints can be read"):
-        find_start(RUN, two_folders / "own", unreadable=[3, 9])
+        find_start(RUN, two_folders / "own", [two_folders / "own" / "checkpoints" / name for name in ("3", "9")])
 
 
 def test_what_is_not_in_the_main_thread_is_told_that_it_hears_no_signal(caplog):

@@ -18,6 +18,8 @@ _CODE = re.compile(r"\[os_error_code='(\d+)'")
 """How TensorStore gives the number of the system's error, in the text of a `ValueError`."""
 _STATUSES = {"NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES, "UNAVAILABLE": errno.EIO}
 """What such a text begins with, where it has no number."""
+_GONE = ("Checkpoint directory does not exist", "No ArrayMetadata found")
+"""How Orbax begins the text of a `ValueError` where a folder that it has made is not there any more."""
 
 
 class SaveError(OSError):
@@ -34,7 +36,8 @@ class SaveError(OSError):
 def reason(error: OSError) -> str:
     """The reason in the system's words, and the file, where it is known."""
     text = error.strerror or str(error)
-    return text if error.filename is None else f"{text}: {os.fsdecode(error.filename)}"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return text if name is None else f"{text}: {name}"
 
 
 def system_error(error: BaseException | None) -> OSError | None:
@@ -44,6 +47,8 @@ def system_error(error: BaseException | None) -> OSError | None:
             return error
         text = str(error)
         code = int(found[1]) if (found := _CODE.search(text)) else _STATUSES.get(text.partition(":")[0])
+        if code is None and isinstance(error, ValueError) and text.startswith(_GONE):
+            code = errno.ENOENT
         if code is not None:
             return OSError(code, os.strerror(code))
         error = error.__cause__
@@ -60,10 +65,10 @@ def saving(step: int | None, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         cause = system_error(error)
-        if (cause is None or cause.errno == errno.ENOENT) and step is not None and not any(folder.glob(f"{step}*")):
-            cause = FileNotFoundError(errno.ENOENT, "the folder has been removed")
         if cause is None:
             raise
+        if cause.errno == errno.ENOENT and step is not None and not any(folder.glob(f"{step}*")):
+            cause = FileNotFoundError(errno.ENOENT, "the folder has been removed")
         end_abandoned_requests()
         raise SaveError(step, folder, cause) from error
 

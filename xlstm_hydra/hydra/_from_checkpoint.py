@@ -123,6 +123,19 @@ def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDi
     return groups, notes
 
 
+def recorded_origin(file: Path) -> str | None:
+    """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
+    it lies in a run; None if there is none."""
+    try:
+        place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        return None
+    if place is None:
+        return None
+    run, step = run_of(Path(place)), known_step(Path(place))
+    return place if run is None or step is None else f"{run}@{step}"
+
+
 def _idle_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:
     """What has no effect, by its whole key: the value that says so, and the rule that asks for it."""
     run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
@@ -187,16 +200,3 @@ def _has_target(value: Any) -> bool:
 def _on_schema(config_class: type, values: dict[str, Any]) -> DictConfig:
     schema = next((node for node in SCHEMAS.values() if config_class in (node, *node.__bases__)), None)
     return OmegaConf.create(values) if schema is None else cast(DictConfig, OmegaConf.merge(structured(schema), values))
-
-
-def recorded_origin(file: Path) -> str | None:
-    """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
-    it lies in a run; None if there is none."""
-    try:
-        place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
-        return None
-    if place is None:
-        return None
-    run, step = run_of(Path(place)), known_step(Path(place))
-    return place if run is None or step is None else f"{run}@{step}"

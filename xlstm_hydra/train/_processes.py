@@ -26,7 +26,6 @@ from xlstm_hydra.errors import message_of, reason, text_of
 from xlstm_hydra.preemption import SIGNALS, STATUS, Preempted, hand_over
 
 from . import _runtime
-from ._faults import RunEnded
 from ._log import log
 
 FAILURE, FOLDER, END = "xlstm_hydra/failure", "xlstm_hydra/folder", "xlstm_hydra/end"
@@ -243,7 +242,7 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     head = f"xlstm-hydra: process {number}"
     if isinstance(error, Preempted):
         hand_over()
-    if isinstance(error, ConfigError | RunEnded | FloatingPointError | KeyboardInterrupt | Terminated | SystemExit):
+    if isinstance(error, ConfigError | KeyboardInterrupt | Terminated | SystemExit):
         print(f"{head}: {failure.text}", file=sys.stderr)
     else:
         is_bug = message_of(error) is None
@@ -267,8 +266,6 @@ def _end_undisturbed() -> None:
 def _failure_of(error: BaseException, number: int) -> Failure:
     if isinstance(error, ConfigError):
         return Failure(number, 2, str(error))
-    if isinstance(error, RunEnded | FloatingPointError):
-        return Failure(number, 1, str(error))
     hint = "resume=RUN goes on from the last checkpoint of a run"
     if isinstance(error, KeyboardInterrupt):
         return Failure(number, 130, f"interrupted; {error or hint}")
