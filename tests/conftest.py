@@ -32,6 +32,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+def pytest_configure(config):
+    """A checkout that cannot be written has no cache of pytest."""
+    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestCacheWarning")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _eight_devices():
     """Whatever the runs in another file have left."""
