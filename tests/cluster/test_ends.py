@@ -111,7 +111,11 @@ LOGS = {
         "slurmstepd: error: execve(): /venv/bin/python: No such file or directory",
         "/venv/bin/python does not exist on its node. The Python environment must be on a file system that all nodes",
     ),
-    "no package": ("ModuleNotFoundError: No module named 'submitit'", "No module named 'submitit' (in the Python"),
+    "no package": (
+        "/bin/python: Error while finding module 'submitit.core' (ModuleNotFoundError: No module named 'submitit')",
+        "No module named 'submitit' (in the Python environment of its node).",
+    ),
+    "no command": ("/var/spool/job1/slurm_script: line 12: module: command not found", "see hydra.launcher.setup)."),
     "no pickle": ("Waited for 60 seconds but could not find submitted jobs in path: /x", "does not see the folder"),
     "no progress": ("xlstm-hydra: not requeued: no new checkpoint since", "Set hydra.launcher.timeout_min higher"),
     "no space": ("OSError: [Errno 28] No space left on device", "A disk is full."),

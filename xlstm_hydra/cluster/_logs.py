@@ -19,10 +19,11 @@ _CLUES = {
     r"execve\(\): (\S+): No such file": r"\1 does not exist on its node. The Python environment must be on a file "
     "system that all nodes share.",
     r"execve\(\): (\S+): Permission denied": r"\1 cannot be executed on its node",
-    r"oom[-_ ]?kill": "It used more memory than it had asked for. Set hydra.launcher.mem_gb higher.",
+    r"(?i)oom[-_ ]?kill": "It used more memory than it had asked for. Set hydra.launcher.mem_gb higher.",
     r"(xlstm-hydra: not requeued: .*)": r"\1. Set hydra.launcher.timeout_min higher, or checkpoint.save_every_n_steps "
     "lower.",
-    r"(?:ModuleNotFoundError|ImportError): (.*)": r"\1 (in the Python environment of its node)",
+    r"(No module named [^\s)]+)": r"\1 (in the Python environment of its node)",
+    r"(\S+): command not found": r"\1: command not found (in the batch script: see hydra.launcher.setup)",
     r"No space left on device": "A disk is full",
     r"Disk quota exceeded": "A disk quota is used up",
 }
