@@ -109,18 +109,18 @@ def _is_found_by_jax(error: BaseException) -> bool:
 
 def bug_report(error: BaseException) -> str:
     """Return where to report a traceback, with the versions that a report needs."""
-    import platform  # for this alone
-
     if file := _own_file(error):
         return f"The error was raised by {file}, which is not part of xlstm-hydra."
     where = "".join(f"\n{url}" for url in _issue_pages())
+    import platform  # for this alone
+
     packages = versions("xlstm-hydra", "hydra-core", "omegaconf", "jax", "flax", "orbax-checkpoint")
     return f"{REPORT}\n{packages}, {platform.platform()}{where}"
 
 
 def versions(*names: str) -> str:
     """Return the versions of packages and of Python."""
-    return ", ".join([*(f"{name} {_version(name)}" for name in names), f"Python {platform.python_version()}"])
+    return ", ".join([*(f"{name} {_version(name)}" for name in names), f"Python {sys.version.partition(' ')[0]}"])
 
 
 def _folder_notes(error: BaseException) -> list[str]:
