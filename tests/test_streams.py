@@ -8,7 +8,6 @@ import sys
 import pytest
 
 COMMAND = [sys.executable, "-m", "xlstm_hydra"]
-METADATA = [sys.executable, "-c", "from xlstm_hydra.metadata_cli import main; main()"]
 RUN = """
 import logging
 from xlstm_hydra import cli, job
@@ -87,12 +86,18 @@ def test_a_run_continues_when_its_terminal_is_gone(tmp_path):
     assert "line 4999" in (tmp_path / "run" / "xlstm-hydra.log").read_text().splitlines()[-1]
 
 
-ANY = {"show": [*COMMAND, "--cfg", "job"], "train": COMMAND, "metadata": [*METADATA, "show", "run"]}
+ANY = {
+    "show": ["xlstm_hydra.cli", "--cfg", "job"],
+    "train": ["xlstm_hydra.cli"],
+    "metadata": ["xlstm_hydra.metadata_cli", "show", "run"],
+}
 
 
 @pytest.mark.parametrize("command", ANY.values(), ids=ANY)
 def test_a_removed_current_folder_is_one_message(command, tmp_path):
     (tmp_path / "gone").mkdir()
+    (tmp_path / "command.py").write_text(f"from {command[0]} import main; main()")  # as an installed command does
+    command = [sys.executable, str(tmp_path / "command.py"), *command[1:]]
     done = in_shell('cd gone && rmdir ../gone && "$@"', tmp_path, *command)
     assert done.returncode == 2
     assert ": the current folder cannot be used: No such file or directory. It may have been removed" in done.stderr

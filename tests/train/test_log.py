@@ -1,5 +1,6 @@
 """The metrics of a run reach its log file, whatever the terminal shows."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -22,7 +23,11 @@ class Terminal:
     def read(self):
         self.stream.flush()
         os.set_blocking(self.master, False)
-        return os.read(self.master, 1 << 20).decode()
+        parts = []
+        with contextlib.suppress(BlockingIOError):  # when all is read
+            while True:
+                parts.append(os.read(self.master, 1 << 16))
+        return b"".join(parts).decode()
 
 
 @pytest.fixture
