@@ -70,6 +70,11 @@ def test_a_checkout_that_is_installed_in_place_is_found(tmp_path):
     finds_our_groups(sys.executable, tmp_path / "empty")
 
 
+def test_a_wheel_says_that_its_types_are_to_be_read(built):
+    [wheel] = built.glob("*.whl")
+    assert "xlstm_hydra/py.typed" in zipfile.ZipFile(wheel).namelist()
+
+
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"], ids=["wheel", "sdist"])
 def test_what_is_built_is_found_after_it_is_installed(built, tmp_path, pattern):
     [artifact] = built.glob(pattern)
