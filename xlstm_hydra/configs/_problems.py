@@ -198,10 +198,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _near(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     import difflib  # only a wrong name needs it
 
-    known = list(known)
-    if synonym := meant(str(name), known):
-        return synonym
     lowered = {option.lower(): option for option in known}
+    if same := lowered.get(str(name).lower()) or meant(str(name), lowered.values()):
+        return same
     begun = [option for option in lowered if str(name) and option.startswith(str(name).lower())]
     if len(begun) == 1:
         return lowered[begun[0]]

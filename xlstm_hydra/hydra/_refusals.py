@@ -17,7 +17,6 @@ from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
 from xlstm_hydra.configs._problems import Unread, either, nearest, show
 from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._synonyms import meant as meant_name
 from xlstm_hydra.configs._synonyms import same_meaning
 
 from ._engines import ENGINES, not_installed
@@ -183,7 +182,7 @@ def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, lo
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
         return f"No option of that group is chosen: write {parts[0]}=... beside {'.'.join(parts)}=..."
     siblings, has_schema = _typed_names(parts[:depth], node), dataclasses.is_dataclass(OmegaConf.get_type(node))
-    meant = meant_name(parts[depth], siblings) or near_name(parts[depth], siblings, cutoff=_TYPO)
+    meant = near_name(parts[depth], siblings, cutoff=_TYPO)
     if meant is None and parts[0] != "hydra":
         if depth == 1 and has_schema and (options := options_with(parts[0], parts[1], loader)):
             return f"{either(options)} has it."
