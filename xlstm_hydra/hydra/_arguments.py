@@ -116,7 +116,7 @@ def _check_flags(arguments: list[str]) -> None:
     for text in unknown:
         key, equals, value = text.lstrip("-").partition("=")
         flag = text.partition("=")[0]
-        is_key = bool(equals) or "." in key or near_name(flag, known) is None
+        is_key = (bool(equals) and near_name(flag, known) is None) or "." in key
         fix = f"Write {key}={value if equals else '...'}, without dashes." if is_key else nearest(flag, known)
         problems.append(Problem.about(text, "no such flag", fix))
     if problems:
