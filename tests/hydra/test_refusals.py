@@ -73,7 +73,7 @@ LINES = [
     ("hydra.searchpath=[nope]", "hydra.searchpath='nope': there is no such folder. Seen from /"),
     ("--trainer.max_steps=3", "--trainer.max_steps=3: no such flag. Write trainer.max_steps=3, without dashes."),
     ("--trainer.max_steps 3", "--trainer.max_steps: no such flag. Write trainer.max_steps=..., without dashes."),
-    ("--mulirun parallel=dp,tp", "--mulirun: no such flag. Did you mean '--multirun'?"),
+    ("--mulirun parallel=dp,tp", "--mulirun: no such flag. Did you mean --multirun?"),
     ("parallel=dp,fsdp", "parallel=dp,fsdp: several values for one run. Add -m to run one job for each."),
     ("parallel.remat=A,B", "parallel.remat=A,B: several values for one run. Add -m to run one job for each, or write "
                            "parallel.remat=[A,B] for a list."),
