@@ -128,7 +128,8 @@ def run_task(cfg: DictConfig) -> float | None:
 def _located(error: ConfigError) -> ConfigError:
     """The same, with the file and the line of what is wrong in a file of the user's."""
     cfg, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
-    return located(error, loader, cfg.job.config_name, [*cfg.overrides.hydra, *cfg.overrides.task])
+    typed: Any = OmegaConf.to_container(cfg.overrides, resolve=False)
+    return located(error, loader, cfg.job.config_name, [*typed["hydra"], *typed["task"]])
 
 
 def _keep_refusal(error: ConfigError) -> float:

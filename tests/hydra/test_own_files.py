@@ -267,6 +267,12 @@ def test_cfg_prints_the_config_and_reports_what_is_wrong_in_files_of_the_users_o
     assert done.err == "xlstm-hydra: conf/experiment/mine.yaml, line 2: optimizer.lr=-1.0: must be 0 or more\n"
 
 
+def test_a_rule_that_a_files_value_breaks_is_located_also_beside_values_that_do_not_resolve(folder):
+    write(folder / "experiment" / "mine.yaml", HEADER + "optimizer: {lr: -1}\n")
+    done = run_command("--config-dir=conf", "experiment=mine", "trainer.seed=${nope.x}")
+    assert done.err.startswith("xlstm-hydra: 2 problems:") and "mine.yaml, line 2: optimizer.lr=-1.0" in done.err
+
+
 def test_a_file_outside_of_the_current_folder_has_its_whole_path(folder, monkeypatch):
     with_mistake(folder, "unknown key")
     (folder / "elsewhere").mkdir()

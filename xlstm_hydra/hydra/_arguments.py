@@ -14,7 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._problems import nearest
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
 
 from ._quote import as_override
@@ -112,12 +111,16 @@ def _check_flags(arguments: list[str]) -> None:
     parser = get_args_parser()
     _, unknown = parser.parse_known_intermixed_args(arguments)
     known = [FLAG, *(text for action in parser._actions for text in action.option_strings if text.startswith("--"))]
+    names = {text.lstrip("-"): text for text in known}
     problems = []
     for text in unknown:
         key, equals, value = text.lstrip("-").partition("=")
-        flag = text.partition("=")[0]
-        is_key = bool(equals) or "." in key or near_name(flag, known) is None
-        fix = f"Write {key}={value if equals else '...'}, without dashes." if is_key else nearest(flag, known)
+        if near := near_name(key, names):
+            fix = f"Did you mean {names[near]}?"
+        elif equals or "." in key:
+            fix = f"Write {key}={value if equals else '...'}, without dashes."
+        else:
+            fix = f"Known: {', '.join(known)}."
         problems.append(Problem.about(text, "no such flag", fix))
     if problems:
         raise ConfigError(problems)

@@ -58,7 +58,8 @@ class SweepLoader(ConfigLoaderImpl):
     @staticmethod
     def identity(master: DictConfig) -> tuple[str, ...]:
         """What all compositions of a sweep have in common: the primary config and Hydra's own overrides."""
-        return (master.hydra.job.config_name, *master.hydra.overrides.hydra)
+        typed: Any = OmegaConf.to_container(master.hydra.overrides, resolve=False)
+        return (master.hydra.job.config_name, *typed["hydra"])
 
     def base(self, master_config: DictConfig, choices: Sequence[str]) -> DictConfig:
         """What Hydra composes for a job with these overrides; not to be changed."""

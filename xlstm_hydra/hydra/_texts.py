@@ -50,11 +50,11 @@ def quote_texts(arguments: Sequence[str]) -> list[str]:
 
 def _quoted(text: str, is_sweep: bool) -> str:
     key, equals, value = text.partition("=")
-    if not equals or _PLAIN.fullmatch(value):
-        return text
-    if key in TEXTS:
+    if equals and key in TEXTS:
         is_quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
         return text if is_sweep or is_quoted else as_override(key, value)
+    if not equals or _PLAIN.fullmatch(value):
+        return text
     if _MEANT.match(value) or _is_readable(text) or key not in _text_keys():
         return text
     if not is_sweep or "," not in value:
