@@ -65,7 +65,5 @@ def _warn_of_idle_tokens(run: RunConfig) -> None:
     config = run.model.model_config
     vocab = None if config is None else config.get("vocab_size")
     if isinstance(run.data, ByteDataConfig) and isinstance(vocab, int) and vocab > BYTES:
-        text = "data.name=%s gives %d token ids, model.vocab_size=%d: the rows of the embedding and of the head for"
-        log.warning(
-            f"{text} the others are never trained. Set model.vocab_size=%d?", run.data.name, BYTES, vocab, BYTES
-        )
+        text = "data.name=%s gives %d token ids: the other rows of the embedding and of the head are never trained"
+        log.warning(f"{text} (model.vocab_size=%d). Set model.vocab_size=%d?", run.data.name, BYTES, vocab, BYTES)
