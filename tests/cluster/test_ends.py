@@ -1,4 +1,4 @@
-"""How jobs on SLURM end: in words, with the cause, and with logs that exist."""
+"""The ends of jobs on SLURM: in words, with the cause, and with logs that exist."""
 
 import pickle
 import subprocess
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from command import run_command
 
-from xlstm_hydra.cluster import _logs, _return, _slurm, _states
+from xlstm_hydra.cluster import _local, _logs, _return, _slurm, _states
 from xlstm_hydra.cluster._requeue import NO_PROGRESS, teardown
 from xlstm_hydra.cluster._states import End
 from xlstm_hydra.configs import SlurmLauncherConfig
@@ -331,3 +331,13 @@ def test_jobs_of_a_queue_that_does_not_answer_are_not_taken_as_lost(slurm, tmp_p
     assert finish(tmp_path / "sweep", KeyboardInterrupt()) == 130
     assert read_record(tmp_path / "sweep")[0].status == "running"
     assert "scancel 7_0" in capsys.readouterr().out
+
+
+def test_a_process_on_this_machine_that_was_killed_is_lost_with_its_log(paths, tmp_path):
+    paths.stderr.write_text("Killed\n")
+    handle = SimpleNamespace(task=lambda number: SimpleNamespace(paths=paths))
+    changes = {}
+    work = SimpleNamespace(amend=changes.update)
+    done = _local._lost(3, handle, work, {3: ["trainer.seed=1"]})
+    assert changes == {3: {"status": "running", "reason": str(done._return_value)}}
+    assert str(done._return_value).endswith(f"as when it is killed. Last line: Killed. Log: {paths.stderr}")

@@ -27,7 +27,7 @@ _CLUES = {
     r"No space left on device": "A disk is full",
     r"Disk quota exceeded": "A disk quota is used up",
 }
-"""What the text of a log says of the cause."""
+"""Causes, by what stands in a log."""
 
 _AFTER = re.compile("srun: (?!error)|srun: error: .*(Exited with|task.* launch)")
 """Lines of `srun` about the end of a job, below its cause."""
@@ -37,7 +37,7 @@ _WITHOUT_LOGS = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTED",
 
 
 def describe(job: str, end: End, paths: Any) -> str:
-    """How a job ended, why, and which of its logs exist.
+    """The end of a job in sentences: SLURM's state, the cause, and a log that exists.
 
     Args:
         job: its number in SLURM.
