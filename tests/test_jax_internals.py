@@ -47,7 +47,7 @@ def test_a_module_reads_no_internals_of_jax(file):
     assert list(accesses(file.read_text(encoding="utf-8"))) == []
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", sorted(READERS))
 def test_the_modules_that_read_them_exist_and_do(name):
     (file,) = (file for file in FILES if module_of(file) == name)
     assert list(accesses(file.read_text(encoding="utf-8")))
