@@ -81,7 +81,7 @@ IDLE = ["hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra/sweeper=
 @pytest.mark.parametrize("text", IDLE)
 def test_what_runs_a_sweep_is_refused_where_there_is_none(text):
     done = run_command(text)
-    assert (done.status, done.err) == (2, f"xlstm-hydra: {text}: says how a sweep is run, and this is none. Add -m.\n")
+    assert (done.status, done.err) == (2, f"xlstm-hydra: {text}: only applies to sweeps. Add -m.\n")
 
 
 def test_a_file_that_chooses_a_launcher_serves_single_runs_too(tmp_path, monkeypatch):

@@ -135,9 +135,7 @@ def check_idle_engines(arguments: Sequence[str]) -> None:
     if any(text.lstrip("+").startswith(("hydra.mode=", "hydra.searchpath=")) for text in args.overrides):
         return
     if idle := [text for text in args.overrides if text.lstrip("+~").startswith(_GROUPS)]:
-        raise ConfigError(
-            [Problem.about(text, "says how a sweep is run, and this is none", "Add -m.") for text in idle]
-        )
+        raise ConfigError([Problem.about(text, "only applies to sweeps", "Add -m.") for text in idle])
 
 
 def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:

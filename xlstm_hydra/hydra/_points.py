@@ -71,7 +71,7 @@ def by_job(points: Sequence[Sequence[str]], found: Mapping[int, Sequence[Problem
     """Every problem once, with the jobs that have it and the overrides that make them differ from the others."""
     shared = set.intersection(*map(set, points)) if points else set()
     return [
-        Problem({}, text if len(numbers) == len(points) else f"{label(points, numbers, shared)}: {text}")
+        Problem.about("", text if len(numbers) == len(points) else f"{label(points, numbers, shared)}: {text}")
         for text, numbers in jobs_with(found).items()
     ]
 

@@ -18,7 +18,7 @@ def refuse(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> C
         return ConfigError(problems)
     skip = "; hydra.sweeper.on_invalid=skip leaves them out" if len(found) < len(points) else ""
     fix = f"no job was started{skip}"
-    return ConfigError([Problem({}, told(points, found, fix))])
+    return ConfigError([Problem.about("", told(points, found, fix))])
 
 
 def told(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:
