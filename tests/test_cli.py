@@ -120,6 +120,15 @@ def test_a_condition_of_the_machine_gives_status_1_and_one_message(failing, erro
     assert "Traceback" not in done.err
 
 
+def test_a_nan_that_jax_was_asked_to_find_is_shown_with_its_place(train):
+    found = {"__name__": "jax._src.pjit"}
+    exec("def find(run, folder, overrides): raise FloatingPointError('invalid value (nan) in jit(log)')", found)
+    train(found["find"])
+    done = run_command("debug=nans", "hydra.run.dir=run")
+    assert done.status == 1 and done.err.startswith("Traceback") and "This is a bug" not in done.err
+    assert "\nxlstm-hydra: invalid value (nan) in jit(log)\n" in done.err
+
+
 def test_a_condition_is_shown_with_its_traceback_on_request(failing, monkeypatch):
     failing(OSError(28, "No space left on device"))
     monkeypatch.setattr(errors, "wants_traceback", lambda: True)
