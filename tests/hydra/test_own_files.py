@@ -25,7 +25,7 @@ MISTAKES = {
     # the text of a file
     "tab": ("trainer:\n\tseed: 3", "line 3, column 1: a tab cannot stand here: YAML is indented with blanks"),
     "duplicate key": ("trainer:\n  seed: 3\n  seed: 4", "line 4, column 3: the key seed is in line 3 already."),
-    "unclosed interpolation": ("trainer:\n  seed: ${x", "line 3, column 9: '${x' is not a valid interpolation. Write ${key}, "),
+    "unclosed interpolation": ("trainer:\n  seed: ${x", "column 9: '${x' is not a valid interpolation. Write ${key}, "),
     "unclosed brace": ("trainer: {seed: 3\nmodel: {}", "expected a comma or }; this part starts in line 2"),
     "unclosed quote": ("a: 'x\nb: 3", "a quote is not closed; this part starts in line 2"),
     "indentation": ("trainer:\n  seed: 3\n   max_steps: 3", "line 4, column 13: a key cannot stand here: check the in"),
