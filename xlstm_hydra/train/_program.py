@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from xlstm_hydra._jax_internals import options_for_equal_bits
 from xlstm_hydra.checkpoint import TrainState
 from xlstm_hydra.configs import ModelConfig, RunConfig
 from xlstm_hydra.models import Batch, Objective, build_model, build_objective, init_model
@@ -155,7 +156,10 @@ class Program:
     @property
     def init_step(self) -> Any:
         """`seed, parameters or None -> state`, compiled; the parameters are given up."""
-        return self._jit(self._init, out_shardings=self.state_shardings, donate_argnums=1)
+        options = options_for_equal_bits(self.mesh.devices.flat[0].platform)
+        return self._jit(
+            self._init, out_shardings=self.state_shardings, donate_argnums=1, compiler_options=options or None
+        )
 
     def _jit(self, function: Any, **options: Any) -> Any:
         """Compile a function, unless a program that has it in common has done so."""
