@@ -55,7 +55,7 @@ def finished(tmp_path_factory):
     groups = {"data": StdlibDataConfig(), "logger": logger, "optimizer": OPTIMIZER}
     with pytest.MonkeyPatch.context() as patch:
         lines = []
-        patch.setattr(logging.getLogger("xlstm_hydra"), "info", lambda text, *args: lines.append(text % args))
+        patch.setattr(logging.getLogger("xlstm_hydra"), "info", lambda text, *args, **_: lines.append(text % args))
         loss = train(tiny_run(parallel=LAYOUTS["dp8"], model=model, trainer=trainer, **groups), folder)
     return folder, loss, lines
 

@@ -223,11 +223,11 @@ def test_a_signal_is_heard_while_the_main_thread_hears_nothing(phase, signals, s
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == b"ready\n"
     noted = b""
-    for name in signals:
-        process.send_signal(getattr(signal, name))
-        if name != signals[-1]:
-            noted = process.stderr.readline()  # that the first one has been noted
+    for earlier, name in enumerate(signals):
+        if earlier:
+            noted = noted or process.stderr.readline()  # that the first one has been noted
             time.sleep(0.15)
+        process.send_signal(getattr(signal, name))
     _, error = process.communicate(timeout=300)
     assert process.returncode == status
     assert words in (noted + error).decode()
