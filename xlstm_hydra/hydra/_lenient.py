@@ -36,7 +36,7 @@ from ._yaml_file import Fault, entry_line, line_of, read_yaml
 UNREADABLE = (*REFUSED, OSError, RecursionError)
 """What composing raises because of a file: also one that cannot be opened, or that leads back to itself."""
 
-_ENTRY = re.compile(r"(Could not override|Override) '(/?[^' ]+)(?: : |'\. )")
+_ENTRY = re.compile(r"(Could not override|Invalid Defaults List override|Override) '/?([^' :]+)(?: : |: |'\. )")
 """What Hydra says of an entry of a defaults list, and its group."""
 
 _IN_FILE = re.compile(r"^In '?([^':\n]+)'?: (.*)", re.DOTALL)
@@ -97,9 +97,9 @@ class _LenientLoader(ConfigLoaderImpl):
                     raise
 
     def _parse_overrides_and_create_caching_repo(
-        self, config_name: str | None, overrides: list[str]
+        self, config_name: str | None, overrides: list[str], parsed_overrides: list[Override] | None = None
     ) -> tuple[list[Override], CachingConfigRepository]:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = parsed_overrides or OverridesParser.create().parse_overrides(overrides)
         self.repo = _LenientRepository(self)
         self._process_config_searchpath(config_name, parsed, self.repo)
         return parsed, self.repo
@@ -184,17 +184,14 @@ class _LenientLoader(ConfigLoaderImpl):
         number = next((number for one, number, found in self.entries() if one is file and key_of(found) == key), None)
         line = None if number is None else entry_line(file.root, number)
         if match and number is not None and "@" not in key:
-            known = sorted({*self.repo.get_group_options("", ObjectType.GROUP)} - {"hydra"})
-            fixes = {"Could not override": nearest(key, known), "Override": "Move it to the end."}
-            rules = {
-                "Could not override": "there is no such group to override",
-                "Override": "must come after the others",
-            }
-            self.note(Problem.about(f"override /{key}", rules[match[1]], fixes[match[1]]), file, line)
             if match[1] == "Override":
+                problem = Problem.about(f"override /{key}", "must come after the others", "Move it to the end.")
                 self.unordered.add(option)
             else:
+                known = sorted({*self.repo.get_group_options("", ObjectType.GROUP)} - {"hydra"})
+                problem = Problem.about(f"override /{key}", "there is no such group to override", nearest(key, known))
                 self.removed.add((option, number))
+            self.note(problem, file, line)
             return
         if match and file.result is not None and file.result.header["package"] is None:
             self.note(header_problem(file.data, file.group.replace("/", "."), False), file)

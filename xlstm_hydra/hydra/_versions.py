@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,3 +19,8 @@ REPLACE: dict[str, Any] = {} if IS_1_3 else {"replace": True}
 
 register_resolver: Callable[..., None] = getattr(OmegaConf, "register_new_resolver" if IS_1_3 else "register_resolver")
 """The function that makes a name known to OmegaConf's interpolations."""
+
+
+def yaml_loader() -> Any:
+    """Return the class with which OmegaConf loads YAML; each call makes one."""
+    return importlib.import_module("omegaconf._utils" if IS_1_3 else "omegaconf._yaml").get_yaml_loader()

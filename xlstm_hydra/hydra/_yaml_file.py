@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf, grammar_parser
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import GrammarParseError
+
+from ._versions import yaml_loader
 
 BOM = b"\xef\xbb\xbf"
 
@@ -54,17 +55,26 @@ def read_yaml(data: bytes) -> tuple[yaml.Node | None, list[Fault]]:
     except UnicodeDecodeError as error:
         rule = f"the file is not UTF-8 text: it contains the byte 0x{data[error.start]:02x}"
         return None, [Fault(rule, "Save it as UTF-8.", data[: error.start].count(b"\n") + 1)]
-    loader = get_yaml_loader()
+    loader = yaml_loader()
     try:
         root = loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
-        return None, [_syntax(error)]
+        return None, [_syntax(_in_python(text) or error)]
     except yaml.YAMLError as error:  # a character that YAML does not allow
         position = getattr(error, "position", 0)
         rule = f"the file contains a character that text does not have: {text[position : position + 1]!r}"
         return None, [Fault(rule, "", text[:position].count("\n") + 1)]
     faults = [] if root is None else [*_root_faults(root), *_faults(root, loader.yaml_constructors, set(), ())]
     return root, faults or _unloadable(text)
+
+
+def _in_python(text: str) -> yaml.MarkedYAMLError | None:
+    """Return what PyYAML's own parser reports: OmegaConf 2.4 loads with libyaml, whose errors say less."""
+    try:
+        yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        return error
+    return None
 
 
 def _syntax(error: yaml.MarkedYAMLError) -> Fault:
@@ -152,7 +162,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 def _unloadable(text: str) -> list[Fault]:
     """What only shows when the nodes become values."""
     try:
-        OmegaConf.create(yaml.load(text, Loader=get_yaml_loader()))
+        OmegaConf.create(yaml.load(text, Loader=yaml_loader()))
     except yaml.MarkedYAMLError as error:
         return [_syntax(error)]
     except Exception as error:  # of any constructor of YAML's or node of OmegaConf's
