@@ -1,6 +1,7 @@
 """Where checkpoints are, and which ones are finished."""
 
 import asyncio
+import errno
 import json
 import logging
 import re
@@ -126,6 +127,19 @@ def test_what_is_raised_for_damaged_files_is_told_as_one_error():
     with pytest.raises(ConfigError) as told, told_if_damaged("parameters"):
         raise Exception("while reading an array: <bound method ...>\n") from TENSORSTORE  # as Orbax does
     assert str(told.value) == CUT_OFF
+
+
+DISTURBED = {
+    "by a network": OSError(errno.EIO, "Input/output error"),
+    "by a network, for TensorStore": ValueError("UNKNOWN: Error reading [os_error_code='5']"),
+}
+
+
+@pytest.mark.parametrize("error", DISTURBED.values(), ids=DISTURBED)
+def test_a_checkpoint_that_the_machine_cannot_read_does_not_count_as_damaged(error, tmp_path):
+    with pytest.raises(OSError, match="its parameters cannot be read: Input/output error"):
+        with told_if_damaged("parameters", tmp_path):
+            raise Exception("while reading an array") from error
 
 
 @pytest.mark.parametrize("error", [ConfigError([]), TypeError("a mistake of ours"), MemoryError()], ids=repr)

@@ -1,6 +1,7 @@
 """A command that is rejected leaves every folder as it was, and a folder that cannot be used is one message."""
 
 import errno
+import fcntl
 import logging
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import xlstm_hydra.train
 from xlstm_hydra import run_folder
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
+from xlstm_hydra.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +221,50 @@ def test_a_group_of_hydras_that_is_removed_is_one_message(mode, group, trained):
     assert (done.status, trained, content()) == (2, [], {})
     words = "is required by Hydra. To choose another option of it, write"
     assert done.err == f"xlstm-hydra: ~hydra/{group}: {words} hydra/{group}=OPTION.\n"
+
+
+def test_a_rejected_run_is_restored_before_another_one_may_start(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    seen = []
+
+    def look() -> None:
+        with pytest.raises(ConfigError, match="another run is writing"):
+            with hold_folder(folder.path):
+                pass
+        seen.append(sorted(path.name for path in folder.path.iterdir()))
+
+    class Restored(type(tmp_path)):
+        def unlink(self, missing_ok: bool = False) -> None:
+            look()
+            super().unlink(missing_ok)
+
+    with pytest.raises(ConfigError, match="no"):
+        with folder.held([Restored(folder.path / "config.yaml")], lambda: True):
+            raise ConfigError([Problem({}, "no")])
+    assert seen == [[".lock", "config.yaml"]] and not folder.path.exists()
+
+
+def test_a_lock_file_that_a_rejected_run_removes_does_not_let_two_runs_in(tmp_path, monkeypatch):
+    lock, flock = tmp_path / ".lock", fcntl.flock
+
+    def removed_meanwhile(file, operation):
+        flock(file, operation)
+        monkeypatch.undo()
+        lock.unlink()  # by the run that held it before
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with hold_folder(tmp_path), pytest.raises(ConfigError, match="another run is writing"):
+        with hold_folder(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("size", [10, 3 * 2**20], ids=["small", "large"])
+def test_a_log_has_its_content_back(tmp_path, size):
+    log = tmp_path / "xlstm-hydra.log"
+    log.write_bytes(b"x" * size)
+    with pytest.raises(ConfigError):
+        with RunFolder(tmp_path).held([log], lambda: True):
+            with log.open("ab") as file:
+                file.write(b"more")
+            raise ConfigError([Problem({}, "no")])
+    assert log.read_bytes() == b"x" * size

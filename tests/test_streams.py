@@ -1,11 +1,14 @@
 """A closed terminal, pipe or folder never ends a command in a traceback, and never ends a run."""
 
+import errno
 import os
 import pty
 import subprocess
 import sys
 
 import pytest
+
+from xlstm_hydra import streams
 
 COMMAND = [sys.executable, "-m", "xlstm_hydra"]
 RUN = """
@@ -56,6 +59,14 @@ def test_an_output_on_a_full_disk_is_one_message(tmp_path):
     done = in_shell('"$@" --cfg job >/dev/full', tmp_path, *COMMAND)
     assert done.returncode == 1
     assert done.stderr == "xlstm-hydra: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this machine")
+def test_an_output_on_a_full_disk_is_not_given_up():
+    with open("/dev/full", "w") as full, streams._Stream(os.dup(full.fileno()), "w") as stream:
+        assert stream.write(b"lost") == 4
+        assert stream.failed is not None and stream.failed.errno == errno.ENOSPC
+        assert os.path.samestat(os.fstat(stream.fileno()), os.stat("/dev/full"))
 
 
 TALKING = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import hold_folder
+from xlstm_hydra.metadata import LOCK_FILE, hold_folder
+
+log = logging.getLogger(__name__)
+
+_LARGE = 2**20
+"""Bytes from which a file is not kept in memory."""
 
 OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
 """The way out if a folder cannot be used."""
@@ -42,11 +48,15 @@ class RunFolder:
         Raises:
             ConfigError: the folder cannot be made or written, another run is writing there, or `check` raises.
         """
-        with ExitStack() as undo, ExitStack() as lock:
+        # Files are restored before the lock is released, so that no other run has started meanwhile.
+        with ExitStack() as made, ExitStack() as lock, ExitStack() as undo:
             with self.writing():
-                self.make(self.path, undo)
-                self._keep(self.path / ".lock", undo)
+                self.make(self.path, made)
+                file = self.path / LOCK_FILE
+                is_new = not file.exists()
                 lock.enter_context(hold_folder(self.path))
+                if is_new:
+                    undo.callback(file.unlink, missing_ok=True)
             checked = check()
             with self.writing():
                 for file in files:
@@ -58,8 +68,10 @@ class RunFolder:
                 raise
             except BaseException:
                 undo.pop_all()
+                made.pop_all()
                 raise
             undo.pop_all()
+            made.pop_all()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -89,17 +101,28 @@ class RunFolder:
             undo.callback(_remove_if_empty, path)
 
     def _keep(self, file: Path, undo: ExitStack) -> None:
-        """Make sure that a file can be written. Undone, it has its content back, or is removed if it was not there."""
-        before = file.read_bytes() if file.exists() else None
+        """Make sure that a file can be written. Undone, it has its content back, or is removed if it was not there. A
+        large file is a log, to which a run only appends."""
+        if not file.exists():
+            undo.callback(_restore, file, None)
+        elif (size := file.stat().st_size) > _LARGE:
+            undo.callback(_restore, file, size)
+        else:
+            undo.callback(_restore, file, file.read_bytes())
         file.open("ab").close()
-        undo.callback(_restore, file, before)
 
 
-def _restore(file: Path, before: bytes | None) -> None:
-    if before is None:
-        file.unlink(missing_ok=True)
-    elif file.read_bytes() != before:
-        file.write_bytes(before)
+def _restore(file: Path, before: bytes | int | None) -> None:
+    """Give a file its content back: these bytes, or its first so many. None: it was not there."""
+    try:
+        if before is None:
+            file.unlink(missing_ok=True)
+        elif isinstance(before, int):
+            os.truncate(file, before)
+        elif file.read_bytes() != before:
+            file.write_bytes(before)
+    except OSError as error:
+        log.warning("%s is not what it was before the run was rejected: %s", file, error.strerror)
 
 
 def _remove_if_empty(folder: Path) -> None:

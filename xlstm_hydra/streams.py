@@ -13,18 +13,18 @@ _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 
 
 class _Stream(io.FileIO):
-    """A file descriptor. If it cannot be written, what follows is discarded, and the reason is kept."""
+    """A file descriptor. What cannot be written is discarded, and the first reason is kept. If nobody reads it any
+    more, all that follows is discarded too."""
 
     failed: OSError | None = None
 
     def write(self, data: Any) -> int | None:
         try:
             return super().write(data)
-        except BlockingIOError:
-            raise
         except OSError as error:
             self.failed = self.failed or error
-            _discard(self.fileno())
+            if error.errno in _GONE:
+                _discard(self.fileno())
             return memoryview(data).nbytes
 
 

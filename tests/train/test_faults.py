@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_run
 
 from xlstm_hydra.checkpoint import Checkpoints
-from xlstm_hydra.checkpoint._faults import SaveError, saving
+from xlstm_hydra.checkpoint._faults import Listener, SaveError, saving
 from xlstm_hydra.configs import AUTO, CheckpointConfig, LoggerConfig
 from xlstm_hydra.metadata import saved_steps
 from xlstm_hydra.train import train
@@ -136,6 +136,33 @@ def test_errors_of_the_system_are_recognized_however_deep(error, words, tmp_path
     (tmp_path / "4.tmp").mkdir()
     with pytest.raises(SaveError, match=f"^saving step 4 in {tmp_path} failed: {words}"), saving(4, tmp_path):
         raise Exception("while saving") from error
+
+
+def test_the_end_of_another_process_is_not_taken_for_a_fault_of_this_machine(tmp_path):
+    with pytest.raises(RuntimeError, match="UNAVAILABLE"), saving(4, tmp_path):
+        raise RuntimeError("UNAVAILABLE: the coordinator has ended")
+
+
+def test_what_orbax_can_do_without_does_not_end_a_run(caplog):
+    listener, absl = Listener(), logging.getLogger("absl")
+    try:
+        with caplog.at_level(logging.WARNING):
+            for log in (absl.warning, absl.error):
+                try:
+                    raise ValueError(f"from {log.__name__}")
+                except ValueError:
+                    log("Orbax falls back", exc_info=True)
+        with pytest.raises(ValueError, match="from error"):
+            listener.raise_heard()
+        listener.report()
+        listener.raise_heard()  # it is forgotten
+    finally:
+        listener.stop()
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [
+        "Orbax falls back",
+        "Orbax reported an error, but has saved the step: ValueError: from error",
+    ]
 
 
 def test_a_bug_while_saving_stays_a_bug(tmp_path):

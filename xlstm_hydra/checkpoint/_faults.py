@@ -13,6 +13,8 @@ from pathlib import Path
 
 from xlstm_hydra.metadata._abandoned import end_abandoned_requests, ignore_abandoned_requests
 
+log = logging.getLogger("xlstm_hydra")
+
 _ABSL = logging.getLogger("absl")
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
 """How TensorStore gives the number of the system's error, in the text of a `ValueError`."""
@@ -46,9 +48,9 @@ def system_error(error: BaseException | None) -> OSError | None:
         if isinstance(error, OSError):
             return error
         text = str(error)
-        code = int(found[1]) if (found := _CODE.search(text)) else _STATUSES.get(text.partition(":")[0])
-        if code is None and isinstance(error, ValueError) and text.startswith(_GONE):
-            code = errno.ENOENT
+        code = int(found[1]) if (found := _CODE.search(text)) else None
+        if code is None and isinstance(error, ValueError):  # an error of another process may begin alike
+            code = errno.ENOENT if text.startswith(_GONE) else _STATUSES.get(text.partition(":")[0])
         if code is not None:
             return OSError(code, os.strerror(code))
         error = error.__cause__
@@ -87,15 +89,23 @@ class Listener(logging.Filter):
     def stop(self) -> None:
         """Let everything be printed again, where no thread is left that may log an error."""
         _ABSL.removeFilter(self)
+        self.report()
 
     def raise_heard(self) -> None:
         """Raise what was heard, if anything was: an error of the system rather than what follows from it."""
         if self._heard:
             raise next((error for error in self._heard if system_error(error)), self._heard[0])
 
+    def report(self) -> None:
+        """Log what was heard of a step that is saved all the same, and forget it."""
+        heard, self._heard = self._heard, []
+        for text in dict.fromkeys(f"{type(error).__name__}: {error}".partition("\n")[0] for error in heard):
+            log.warning("Orbax reported an error, but has saved the step: %s", text)
+
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep an error, and print anything else."""
+        """Keep an error, and print anything else: a warning is about something that Orbax can do without."""
         error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            self._heard.append(error)
-        return error is None
+        if error is None or record.levelno < logging.ERROR:
+            return True
+        self._heard.append(error)
+        return False

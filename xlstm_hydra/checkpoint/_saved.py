@@ -194,6 +194,7 @@ class Checkpoints:
             time.sleep(_POLL_SECONDS)
         with saving(self._in_background, self._folder):
             self._manager.wait_until_finished()
+        self._listener.report()
         self._in_background = None
 
     def _delete_stopgaps(self) -> None:

@@ -16,6 +16,7 @@ from ._format import VERSION as VERSION
 from ._format import read_metadata as read_metadata
 from ._format import read_run as read_run
 from ._format import write_metadata as write_metadata
+from ._places import LOCK_FILE as LOCK_FILE
 from ._places import hold_folder as hold_folder
 from ._places import known_step as known_step
 from ._places import read_metadata_text as read_metadata_text

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,9 @@ from pathlib import Path
 from xlstm_hydra.configs import ConfigError, Problem
 
 from ._abandoned import end_abandoned_requests, ignore_abandoned_requests
+
+_CODE = re.compile(r"\[os_error_code='(\d+)'")
+"""How TensorStore gives the number of the system's error."""
 
 
 class DamagedCheckpoint(ConfigError):
@@ -34,6 +40,10 @@ def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
     Args:
         what: is read.
         folder: where it lies, to find the damaged file.
+
+    Raises:
+        DamagedCheckpoint: files are missing or cut off.
+        OSError: the machine cannot read them.
     """
     ignore_abandoned_requests()
     try:
@@ -46,12 +56,26 @@ def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
             raise
         end_abandoned_requests()
         broken = None if folder is None else next(_broken_files(folder), None)
+        if broken is None and (number := _of_machine(error)) is not None:
+            raise OSError(number, f"its {what} cannot be read: {os.strerror(number)}", folder) from error
         reason = broken or str(error.__cause__ or error).partition("\n")[0].partition(" [tensorstore_spec")[0]
         text, fix = (
             f"its {what} cannot be read: {reason.removesuffix('.')}",
             "The checkpoint may be cut off; choose another step.",
         )
         raise DamagedCheckpoint([Problem.about("", text, fix)]) from error
+
+
+def _of_machine(error: BaseException | None) -> int | None:
+    """Return the number of the system's error, such as a network that is down, after which the checkpoint may be whole;
+    None for another error, and for a file that is not there."""
+    while error is not None:
+        found = _CODE.search(str(error))
+        number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
+        if number is not None:
+            return None if number == errno.ENOENT else number
+        error = error.__cause__
+    return None
 
 
 def _broken_files(folder: Path) -> Iterator[str]:

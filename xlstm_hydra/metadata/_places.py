@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either
@@ -21,6 +21,9 @@ FOLDER = "checkpoints"
 
 PREFIX = "checkpoint_"
 """What the name of a checkpoint of xlstm-jax begins with, before its step."""
+
+LOCK_FILE = ".lock"
+"""Name of the file that a run locks in its folder while it writes there."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 """What Orbax adds to the name of a folder until all is in it."""
@@ -164,16 +167,27 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another run is writing there.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = "another run is writing in this folder"
-            fix = "Wait until it has ended, or choose another folder."
-            raise ConfigError([Problem({"hydra.run.dir": str(folder)}, text, fix)]) from None
-        except OSError as error:  # a file system without locks, such as that of some clusters
-            log.warning("%s: no lock, so a second run there would not be noticed (%s)", folder, error.strerror)
-        yield
+    while True:
+        with (folder / LOCK_FILE).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = "another run is writing in this folder"
+                fix = "Wait until it has ended, or choose another folder."
+                raise ConfigError([Problem({"hydra.run.dir": str(folder)}, text, fix)]) from None
+            except OSError as error:  # a file system without locks, such as that of some clusters
+                log.warning("%s: no lock, so a second run there would not be noticed (%s)", folder, error.strerror)
+            if _is_in(folder, file):
+                yield
+                return
+
+
+def _is_in(folder: Path, file: IO[str]) -> bool:
+    """True if a lock file is still the one in the folder. A run that is rejected removes the one that it has made."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
+    except FileNotFoundError:
+        return False
 
 
 def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
