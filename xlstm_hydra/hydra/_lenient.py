@@ -96,10 +96,20 @@ class _LenientLoader(ConfigLoaderImpl):
                 if len(self.problems) == before:
                     raise
 
+    def parse_overrides(self, config_name: str | None, overrides: list[str]) -> list[Override]:
+        """Parse overrides as Hydra 1.4 does, with the aliases of a primary config that can be read."""
+        parse: Any = getattr(super(), "parse_overrides", None)
+        try:
+            if parse is not None:
+                return parse(config_name, overrides)
+        except UNREADABLE:
+            pass  # the file is read again, and its mistakes are noted
+        return OverridesParser.create().parse_overrides(overrides)
+
     def _parse_overrides_and_create_caching_repo(
         self, config_name: str | None, overrides: list[str], parsed_overrides: list[Override] | None = None
     ) -> tuple[list[Override], CachingConfigRepository]:
-        parsed = parsed_overrides or OverridesParser.create().parse_overrides(overrides)
+        parsed = parsed_overrides or self.parse_overrides(config_name, overrides)
         self.repo = _LenientRepository(self)
         self._process_config_searchpath(config_name, parsed, self.repo)
         return parsed, self.repo
