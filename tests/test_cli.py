@@ -287,7 +287,7 @@ def test_the_command_trains_and_then_refuses_what_only_the_machine_can_know(tmp_
     assert done.returncode == 0 and "step 3/3" in done.stdout
     for overrides, words in {
         ("parallel.data_axis_size=1000", "trainer.batch_size=1000"): "must equal the number of devices",
-        ("data=text", "data.path=nope"): "data.path='nope': there are no files there",
+        ("data=text", "data.path=nope"): "data.path='nope': no files found",
         ("checkpoint.restore=nope",): "checkpoint.restore='nope': no checkpoints in",
     }.items():
         done = run(*overrides)

@@ -100,7 +100,7 @@ def test_the_order_of_documents_does_not_depend_on_where_they_lie(books, tmp_pat
 
 
 def test_a_path_without_files_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.path='.*nothing': there are no files there"):
+    with pytest.raises(ConfigError, match=r"data\.path='.*nothing': no files found"):
         open_corpus(text(tmp_path / "nothing"), 16, 256)
 
 
@@ -214,7 +214,7 @@ def make_dangling(path):
 
 
 BROKEN = {
-    "dangling link": (make_dangling, "books/odd is a link to gone, which is not there"),
+    "dangling link": (make_dangling, "books/odd is a link to gone, which does not exist"),
     "loop of links": (make_loop, "books/odd cannot be read: Too many levels of symbolic links"),
 }
 
@@ -249,7 +249,7 @@ def test_what_is_not_a_file_is_left_out_of_a_folder_with_a_warning(books, caplog
     os.mkfifo(books / "fifo")
     train, validation = open_corpus(text(books), 16, 256)
     assert len(stream(train)) + len(stream(validation)) == 168
-    assert f"left out of the corpus, not regular files: 1, such as {books}/fifo is a FIFO" in caplog.text
+    assert f"skipped 1 paths that are not regular files, for example {books}/fifo is a FIFO" in caplog.text
 
 
 ODD = {
@@ -257,7 +257,7 @@ ODD = {
     "device": ("/dev/zero", "is a device. Give a file"),
     "below a file": ("c.md/a", "c.md/a cannot be read: Not a directory"),
     "too long": ("x" * 300, "cannot be read: File name too long"),
-    "no such user": ("~nobody-here/books", "there are no files there"),
+    "no such user": ("~nobody-here/books", "no files found"),
 }
 
 

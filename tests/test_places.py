@@ -152,8 +152,8 @@ def test_other_errors_stay_as_they_are(error):
 REFUSED = {
     "no step": ("{}@abc", "expected a step number after '@', got 'abc'. Saved are steps 2 or 10."),
     "an empty step": ("{}@", "expected a step number after '@', got ''"),
-    "no run": ("{}/nope@2", "/nope/checkpoints, because there is no folder"),
-    "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints, because there is no folder"),
+    "no run": ("{}/nope@2", "/nope/checkpoints: the folder "),
+    "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints: the folder "),
 }
 
 
@@ -208,12 +208,12 @@ def test_whatever_is_a_checkpoint_by_its_contents_is_found(copied, place, step):
 
 
 NOT_ONE = {
-    "a sweep": ("sweep", "is a sweep, not a run; runs with checkpoints in it are sweep/0, sweep/1, sweep/2, sweep/10."),
-    "a folder of runs": ("runs", "is a folder of runs, not a run; runs with checkpoints in it are runs/0, runs/1"),
-    "a misspelt run": ("rnu", "because there is no folder {}/rnu. Did you mean run"),
+    "a sweep": ("sweep", "is a sweep, not a run; it contains the runs sweep/0, sweep/1, sweep/2, sweep/10."),
+    "a folder of runs": ("runs", "is a folder of runs, not a run; it contains the runs runs/0, runs/1"),
+    "a misspelt run": ("rnu", "the folder {}/rnu does not exist. Did you mean run"),
     "a file of a run": ("run/config.yaml", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
     "another step of a copy": ("best@3", "best is the checkpoint of step 2. Leave out '@3'."),
-    "a save that did not end": ("run/checkpoints/12", "12 is not a complete checkpoint: its save did not end"),
+    "a save that did not end": ("run/checkpoints/12", "12 is not a complete checkpoint: it was not saved completely"),
     "a stray file": ("run/checkpoints/14", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
 }
 
@@ -241,14 +241,14 @@ def test_the_latest_checkpoint_is_a_complete_one_and_others_are_warned_of(tmp_pa
         save_text(tmp_path, "{}", step)
     make(tmp_path / "checkpoints" / "12")
     assert find_checkpoint(str(tmp_path)).name == "10"
-    assert f"left out: {tmp_path}/checkpoints/12; that of step 10 is used" in caplog.text
+    assert f"skipped incomplete checkpoints: {tmp_path}/checkpoints/12; using step 10" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/6"])
 def test_a_file_that_stands_where_a_checkpoint_would_be_saved_is_refused(name, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match=f"{name} is a file, and stands where a checkpoint would be saved"):
+    with pytest.raises(ConfigError, match=f"{name} is a file, but a checkpoint would be saved there"):
         refuse_to_overwrite(tmp_path, 0)
 
 

@@ -1,4 +1,4 @@
-"""What every console command begins and ends with."""
+"""Start and end of every console command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command does with one composed config: check it, then do its task in the folder that Hydra names."""
+"""Check one composed config, then run its task in the folder that Hydra names."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _changes(found: Plan) -> tuple[Change, ...]:
     try:
         return () if found.fits else changes_that_fit(found)
     except PlanError as error:
-        log.warning("no changes that would make the run fit can be suggested: %s", error.reason)
+        log.warning("cannot suggest changes that would make the run fit: %s", error.reason)
         return ()
 
 

@@ -1,10 +1,9 @@
 """Signals that ask for an end: noted at once, whatever the main thread is in, and obeyed when all is saved.
 
 SIGTERM, SIGUSR1 and SIGUSR2 ask for it: clusters send one of them some time before they kill. So does SIGHUP, which a
-terminal sends when it is closed. Python runs its handlers
-between two of its own operations, so not while the main thread compiles or waits for other processes; but the handler
-below them writes the signal's number into a pipe at once (`signal.set_wakeup_fd`), which a thread reads here. What
-follows:
+terminal sends when it is closed. Python runs its handlers between two of its own operations, so not while the main
+thread compiles or waits for other processes; but the handler below them writes the signal's number into a pipe at once
+(`signal.set_wakeup_fd`), which a thread reads here. What follows:
 
 - Before there is anything to save, the first signal raises `Preempted` in the main thread. Where it does not get there
   within `PATIENCE_SECONDS`, the process ends from the thread.
@@ -131,7 +130,8 @@ class Watch:
         if not self._first_at:
             self._first_at, self.request = now, self.request or number
             if self._is_deferred:
-                log.warning("%s: the run saves and ends after this step; a second one ends it now", name_of(number))
+                text = "%s: the run saves and stops after this step; a second signal stops it immediately"
+                log.warning(text, name_of(number))
             threading.Thread(target=self._end_if_stuck, daemon=True).start()
         elif number != signal.SIGHUP and now - self._first_at > SAME_SECONDS:  # shell and terminal each send a SIGHUP
             self._end(128 + number, f"ended at once by a second signal, {name_of(number)}")

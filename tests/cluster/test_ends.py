@@ -47,7 +47,7 @@ ENDS = {
         f"FAILED|{NO_PROGRESS}:0|None",
         "FAILED (it reached its time limit twice without a new checkpoint)",
     ),
-    "no command": ("FAILED|127:0|NonZeroExitCode", "FAILED (a command of its script was not found)"),
+    "no command": ("FAILED|127:0|NonZeroExitCode", "FAILED (a command in its batch script was not found)"),
     "no result": ("COMPLETED|0:0|None", "COMPLETED (it left no result)"),
 }
 
@@ -116,7 +116,7 @@ LOGS = {
         "No module named 'submitit' (in the Python environment of its node).",
     ),
     "no command": ("/var/spool/job1/slurm_script: line 12: module: command not found", "see hydra.launcher.setup)."),
-    "no pickle": ("Waited for 60 seconds but could not find submitted jobs in path: /x", "does not see the folder"),
+    "no pickle": ("Waited for 60 seconds but could not find submitted jobs in path: /x", "cannot access the folder"),
     "no progress": ("xlstm-hydra: not requeued: no new checkpoint since", "Set hydra.launcher.timeout_min higher"),
     "no space": ("OSError: [Errno 28] No space left on device", "A disk is full."),
     "unknown": ("a\nsrun: error: node1: task 0: Segmentation fault\nsrun: Force Terminated StepId=7\n", "0: Segmen"),
@@ -132,11 +132,11 @@ def test_the_cause_in_a_log_is_told_with_the_log(text, words, paths):
 
 
 SILENT = {
-    "never started": (End("CANCELLED", nodes=""), "It had not started."),
+    "never started": (End("CANCELLED", nodes=""), "It never started."),
     "node failed": (End("NODE_FAIL", nodes="node1"), "It printed nothing."),
     "forgotten": (End("UNKNOWN"), "There is no log in "),
     "not started by its node": (End("FAILED", signal=53, nodes="node1"), "Node node1 left no log in "),
-    "no result": (End("COMPLETED", nodes="node[1-2]"), "or does not see it. Set hydra.sweep.dir to a folder on a"),
+    "no result": (End("COMPLETED", nodes="node[1-2]"), "access or write to that folder. Set hydra.sweep.dir to a "),
 }  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def test_a_job_that_was_killed_beside_one_that_was_cancelled_decides_the_exit_st
     assert done.status == 1 and "2 jobs: 1 interrupted, 1 lost" in done.out
     assert "lost: SLURM job 7_0 ended as OUT_OF_MEMORY (it used more memory than it had asked for" in done.err
     assert (
-        "interrupted: SLURM job 7_1 ended as CANCELLED (it was cancelled, reason Priority). It had not sta" in done.err
+        "interrupted: SLURM job 7_1 ended as CANCELLED (it was cancelled, reason Priority). It never start" in done.err
     )
 
 
@@ -269,7 +269,7 @@ def test_a_folder_that_the_nodes_do_not_see_is_named_with_the_way_out(cluster, t
     done = cluster(UNSEEN, UNSEEN)
     folder = tmp_path / "sweep" / ".submitit" / "7_0"
     assert done.status == 1
-    assert f"Node node2 left no log in {folder}: it cannot write to that folder, or does not see it." in done.err
+    assert f"Node node2 left no log in {folder}: it cannot access or write to that folder." in done.err
     assert (
         "Set hydra.sweep.dir to a folder on a file system that all nodes share." in done.err and ".err" not in done.err
     )
@@ -282,10 +282,10 @@ def test_a_job_that_makes_no_progress_has_failed_whatever_it_has_recorded_itself
 
 
 WAITING = {
-    "held": ("JobHeldAdmin", "SLURM holds job 7_0 (JobHeldAdmin): scontrol release 7_0"),
-    "held by its node": ("launch failed requeued held", "SLURM holds job 7_0 (launch failed requeued held)"),
-    "too long": ("PartitionTimeLimit", "SLURM job 7_0 cannot start as it is (PartitionTimeLimit): see scontrol show"),
-    "no such account": ("InvalidAccount", "SLURM job 7_0 cannot start as it is (InvalidAccount)"),
+    "held": ("JobHeldAdmin", "SLURM job 7_0 is held (JobHeldAdmin). scontrol release 7_0"),
+    "held by its node": ("launch failed requeued held", "SLURM job 7_0 is held (launch failed requeued held)"),
+    "too long": ("PartitionTimeLimit", "cannot start with its current settings (PartitionTimeLimit). scontrol show "),
+    "no such account": ("InvalidAccount", "SLURM job 7_0 cannot start with its current settings (InvalidAccount)"),
     "later": ("Priority", ""),
     "when there is room": ("QOSMaxJobsPerUserLimit", ""),
 }  # fmt: skip
@@ -340,4 +340,4 @@ def test_a_process_on_this_machine_that_was_killed_is_lost_with_its_log(paths, t
     work = SimpleNamespace(amend=changes.update)
     done = _local._lost(3, handle, work, {3: ["trainer.seed=1"]})
     assert changes == {3: {"status": "running", "reason": str(done._return_value)}}
-    assert str(done._return_value).endswith(f"as when it is killed. Last line: Killed. Log: {paths.stderr}")
+    assert str(done._return_value).endswith(f"(was it killed?). Last line: Killed. Log: {paths.stderr}")

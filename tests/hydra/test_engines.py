@@ -255,7 +255,7 @@ def test_jobs_on_this_machine_have_their_own_ends_and_do_not_end_each_other(tmp_
     assert sweep.returncode == 1, said
     outcomes = [json.loads(line) for line in (tmp_path / "sweep" / "sweep.jsonl").read_text().splitlines()]
     assert [outcome["status"] for outcome in outcomes] == ["completed", "lost"]
-    assert "ended without a result" in outcomes[1]["reason"]
+    assert "exited without a result" in outcomes[1]["reason"]
 
 
 def _children(process):

@@ -244,6 +244,6 @@ def test_a_job_that_reaches_its_time_limit_goes_on_to_the_same_losses(commands, 
     for number in range(2):  # of an array, each element goes back on its own
         [log] = (folder / "sweep" / ".submitit").glob(f"*_{number}/*_log.out")
         said = log.read_text()
-        assert "SIGTERM: the run saves and ends" in said and said.count("step 300/300  loss") == 1
+        assert "SIGTERM: the run saves and stops" in said and said.count("step 300/300  loss") == 1
     assert losses(folder / "sweep" / "0") == expected
     assert [outcome["status"] for outcome in record(folder)] == ["completed"] * 2

@@ -131,7 +131,7 @@ def planned():
 @pytest.mark.parametrize(
     ("earlier", "peak", "words"),
     [
-        (None, None, "memory is not told by devices of the kind cpu"),
+        (None, None, "peak memory: not reported on CPU"),
         (0, 3 * GIB, r"3.00 GiB on a device \(predicted: "),
         (3 * GIB, 3 * GIB, "an earlier run of this process needed more memory"),
     ],

@@ -64,7 +64,7 @@ def test_a_save_that_fails_ends_the_run_with_one_message_and_what_is_saved_stays
     with pytest.raises(RunEnded) as ended:
         train(run_of(**checkpoint), tmp_path)
     file_limit(resource.RLIM_INFINITY)
-    saved = f"that of step {whole[-1]}." if whole else "No checkpoint is complete."
+    saved = f"complete checkpoint is step {whole[-1]}." if whole else "No checkpoint is complete."
     way_out = f"then continue with xlstm-hydra resume={tmp_path}" if whole else "then start the run again."
     assert str(ended.value).startswith(f"saving step {step} in {tmp_path}/checkpoints failed: File too large")
     assert saved in str(ended.value) and str(ended.value).endswith(f"Allow larger files (ulimit -f), {way_out}")

@@ -92,7 +92,9 @@ def test_the_plan_is_told_before_the_first_step_and_compared_after_the_last(fini
     first_step = next(number for number, line in enumerate(lines) if line.startswith("step 1/7"))
     assert any("fits" in line for line in lines[:first_step])
     [measured] = [line for line in lines[first_step:] if line.startswith("measured: ")]
-    assert re.match(r"measured: [\d.,]+ ms per step \(predicted: [\d.,]+ ms or more\), memory is not told by", measured)
+    assert re.match(
+        r"measured: [\d.,]+ ms per step \(predicted: [\d.,]+ ms or more\), peak memory: not reported on", measured
+    )
 
 
 def test_the_logged_loss_is_the_mean_over_its_steps(tmp_path):
@@ -137,7 +139,9 @@ def test_a_vocabulary_that_the_bytes_do_not_fill_is_warned_of_once(tmp_path, cap
         data=StdlibDataConfig(), model={"vocab_size": 300}, trainer={"max_steps": 1}, parallel=LAYOUTS["dp8"]
     )
     train(run, tmp_path)
-    words = "data.name=stdlib gives 256 token ids: the other rows of the embedding and of the head are never trained"
+    words = (
+        "data.name=stdlib has only 256 token ids: the other rows of the embedding and of the LM head are never trained"
+    )
     assert caplog.text.count(words) == 1 and "Set model.vocab_size=256?" in caplog.text
 
 

@@ -195,7 +195,7 @@ def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
     settings = [text for text in ENDLESS if not text.startswith("data")]
     statuses, texts = Pair(tmp_path, *settings, "data=text", each=each).end()
     assert statuses == [2, 2]
-    refusal = "data.path='nowhere': there are no files there"
+    refusal = "data.path='nowhere': no files found"
     assert f"xlstm-hydra: process 1: {refusal}" in texts[1]
     assert f"process 0 ends, because of process 1: {refusal}" in texts[0]
 
@@ -277,7 +277,7 @@ def test_sigterm_to_one_process_of_a_program_that_trains_twice_ends_both(tmp_pat
     seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGTERM)
     assert seconds < SECONDS_TO_END
     assert statuses == [75, 75], texts
-    assert "process 1: SIGTERM: the run saves and ends" in texts[1] or "SIGTERM: the run saves and ends" in texts[1]
+    assert "process 1: SIGTERM: the run saves and stops" in texts[1] or "SIGTERM: the run saves and stops" in texts[1]
 
 
 def test_a_process_that_waits_in_vain_says_what_for(tmp_path):

@@ -139,7 +139,7 @@ def _has_gpus() -> bool:
 
 def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[str]]) -> JobReturn:
     paths = handle.task(0).paths
-    text = f"the process of the job ended without a result, as when it is killed. {describe_logs(paths)}"
+    text = f"the process of the job exited without a result (was it killed?). {describe_logs(paths)}"
     log.error("#%d: %s", number, text)
     work.amend({job_number(points[number], number): {"status": RUNNING, "reason": text}})
     return failed(points[number], RuntimeError(text))

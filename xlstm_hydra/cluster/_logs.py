@@ -15,7 +15,7 @@ TAIL_BYTES = 20_000
 SHARE = "Set hydra.sweep.dir to a folder on a file system that all nodes share."
 
 _CLUES = {
-    r"could not find submitted jobs in path": f"Its node does not see the folder of the sweep. {SHARE}",
+    r"could not find submitted jobs in path": f"The node cannot access the folder of the sweep. {SHARE}",
     r"execve\(\): (\S+): No such file": r"\1 does not exist on its node. The Python environment must be on a file "
     "system that all nodes share.",
     r"execve\(\): (\S+): Permission denied": r"\1 cannot be executed on its node",
@@ -58,11 +58,11 @@ def describe_logs(paths: Any, end: End | None = None) -> str:
     if logs:
         return " ".join([*(f"{clue.rstrip('.')}." for clue in _clues(logs)), f"Log: {logs[0]}"])
     if end is None or Path(paths.stdout).exists() or end.state in _WITHOUT_LOGS:
-        return "It had not started." if end is not None and end.nodes == "" else "It printed nothing."
+        return "It never started." if end is not None and end.nodes == "" else "It printed nothing."
     if end.state == "UNKNOWN":
         return f"There is no log in {paths.folder}."
     node = f"Node {end.nodes}" if end.nodes else "Its node"
-    return f"{node} left no log in {paths.folder}: it cannot write to that folder, or does not see it. {SHARE}"
+    return f"{node} left no log in {paths.folder}: it cannot access or write to that folder. {SHARE}"
 
 
 def _clues(logs: list[Path]) -> Iterator[str]:

@@ -160,7 +160,7 @@ def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
     said = [line.partition("error: ")[2] for line in str(error).splitlines() if "sbatch: error: " in line]
     text = ": ".join(dict.fromkeys(said)) or " ".join(str(error).split())
     if any(word in text for word in _UNREACHABLE):
-        fix = "No job was started as far as is known: see squeue --me, and start the sweep again."
+        fix = "Check with squeue --me that no job was submitted, then start the sweep again."
         return ConfigError([Problem.about("hydra/launcher", f"SLURM's controller does not answer: {text}", fix)])
     asked = {key: config.get(key) for key in _ASKED if config.get(key) != getattr(SlurmLauncherConfig, key)}
     given = {f"hydra.launcher.{key}": value for key, value in asked.items()} or {"hydra/launcher": config.name}
@@ -177,7 +177,7 @@ def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
         seen = states(job.id for job in open_jobs)
         if seen is None and "squeue" not in warned:
             warned.add("squeue")
-            log.warning("SLURM's queue does not answer; waiting for it, and for the results of the jobs")
+            log.warning("squeue does not respond; waiting for it and for the results of the jobs")
         for job in open_jobs:
             result = result_of(job.handle, job.overrides)
             state, reason = ("RUNNING", "") if seen is None else seen.get(job.id, ("COMPLETED", ""))
@@ -198,8 +198,11 @@ def _warn_once(job: Job, state: str, reason: str, warned: set[str]) -> None:
         return
     if is_held(state, reason):
         warned.add(job.id)
-        log.warning("#%d: SLURM holds job %s (%s): scontrol release %s", job.number, job.id, reason, job.id)
+        text = "#%d: SLURM job %s is held (%s). scontrol release %s releases it"
+        log.warning(text, job.number, job.id, reason, job.id)
     elif is_blocked(state, reason):
         warned.add(job.id)
-        text = "#%d: SLURM job %s cannot start as it is (%s): see scontrol show job %s; scancel %s ends it"
-        log.warning(text, job.number, job.id, reason, job.id, job.id)
+        text = "#%d: SLURM job %s cannot start with its current settings (%s)."
+        log.warning(
+            f"{text} scontrol show job %s shows them; scancel %s cancels it", job.number, job.id, reason, job.id, job.id
+        )

@@ -44,7 +44,7 @@ _STATUSES = {
     STATUS: "a signal stopped it, and it was not requeued",
     NO_PROGRESS: "it reached its time limit twice without a new checkpoint",
     126: "its program cannot be executed",
-    127: "a command of its script was not found",
+    127: "a command in its batch script was not found",
 }
 _NOT_SPLIT = 4294967294
 """Stands for all elements of an array that was cancelled before any of them had a record of its own."""

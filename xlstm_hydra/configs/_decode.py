@@ -109,7 +109,7 @@ def _read_any(data: Any, flags: Flags) -> Result:
     if type(data) in (list, dict):
         return read(type(data), data, flags)
     if isinstance(data, Instance):
-        return MISSING, [Unread.about("", f"a {data.name}, but no class is expected here")]
+        return MISSING, [Unread.about("", f"expected a plain value, got a {data.name}")]
     return data, []
 
 

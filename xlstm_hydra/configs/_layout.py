@@ -64,11 +64,11 @@ def pipeline_rules(trainer: TrainerConfig, stages: int) -> Iterator[Problem]:
     settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": trainer.pipeline_remat}
     idle = {key: value for key, value in settings.items() if value}
     if stages == 1 and idle:
-        fix = "Set parallel.pipeline_axis_size to 2 or more, or leave this away."
+        fix = "Set parallel.pipeline_axis_size to 2 or more, or remove this setting."
         default = TrainerConfig()
         neutral = {key: default.get(key.rpartition(".")[2]) for key in idle}
         yield Problem(idle | where, "there is no pipeline", fix, idle=neutral)
     if microbatches is not None and 0 < microbatches < stages:
         given = {"trainer.pipeline_microbatches": microbatches, **where}
-        fix = f"Set trainer.pipeline_microbatches to {stages} or more, or leave it away."
+        fix = f"Set trainer.pipeline_microbatches to {stages} or more, or remove it."
         yield Problem(given, "with fewer microbatches than stages some stages are idle all the time", fix)

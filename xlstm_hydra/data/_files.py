@@ -48,7 +48,7 @@ def find_documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]
         found = [file for file in root.rglob("*.py") if not _SKIPPED & set(file.relative_to(root).parts)]
     sizes = dict(_sizes(with_key, found))
     if not sizes:
-        raise ConfigError([Problem(with_key, f"there are no files there (seen from {show_path(Path.cwd())})", _FIX)])
+        raise ConfigError([Problem(with_key, f"no files found (current folder: {show_path(Path.cwd())})", _FIX)])
     files = sorted(sizes, key=lambda file: hashlib.sha256(_bytes(file.relative_to(root).as_posix())).digest())
     return root, files, [sizes[file] for file in files]
 
@@ -131,11 +131,11 @@ def _sizes(given: dict[str, str], files: Iterable[Path]) -> Iterator[tuple[Path,
         fix = "Make them readable, remove them, or give a glob that does not match them."
         raise ConfigError([Problem(given, f"{unreadable[0]}{more}", fix)])
     if others:
-        log.warning("left out of the corpus, not regular files: %d, such as %s", len(others), others[0])
+        log.warning("skipped %d paths that are not regular files, for example %s", len(others), others[0])
 
 
 def _unreadable(error: OSError, file: Path | str) -> str:
     place = Path(os.fsdecode(error.filename or file))
     if isinstance(error, FileNotFoundError) and place.is_symlink():
-        return f"{show_path(place)} is a link to {show_path(os.readlink(place))}, which is not there"
+        return f"{show_path(place)} is a link to {show_path(os.readlink(place))}, which does not exist"
     return f"{show_path(place)} cannot be read: {error.strerror}"

@@ -1,4 +1,4 @@
-"""What is typed in other words than Hydra's: `--from RUN[@STEP]` and `resume=RUN[@STEP]`."""
+"""Arguments that Hydra does not have: --from RUN[@STEP] and resume=RUN[@STEP]."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         elif (source.startswith("file://") or "://" not in source) and not Path(
             source.removeprefix("file://")
         ).is_dir():
-            raise ConfigError([Problem({SEARCH_PATH: source}, "there is no such folder", f"Seen from {os.getcwd()}.")])
+            where = f"The current folder is {os.getcwd()}."
+            raise ConfigError([Problem({SEARCH_PATH: source}, "the folder does not exist", where)])
     if place is None:
         return rest
     saved = SavedOptions(place, key)

@@ -1,4 +1,4 @@
-"""What is wrong with a command line that was refused: every mistake on its own, in the files of the user's too."""
+"""Every mistake in a rejected command line, including those in the user's files."""
 
 from __future__ import annotations
 

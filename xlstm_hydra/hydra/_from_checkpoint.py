@@ -51,7 +51,7 @@ class SavedOptions:
             raise refused(place, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
         self.checkpoint = find_checkpoint(place, key)
         if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
-            text = "its path is not valid UTF-8, so the record of a run could not name it"
+            text = "its path is not valid UTF-8, and the config of a run is saved as UTF-8 text"
             raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
         self._checkpoints = {NAME: self.checkpoint} | {
             f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()

@@ -51,7 +51,7 @@ def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:
         return ", because a byte order mark (BOM) before the header hides it; save the file as UTF-8 without BOM"
     if headers:
         number = min(headers)
-        return f", because its header is in line {number}, after other text"
+        return f", because its header is on line {number}, not on the first line"
     for number, line in enumerate(lines, 1):
         if _SIMILAR.match(line):
             return f", because line {number} is not a header: {line.strip()!r}"

@@ -260,7 +260,9 @@ def _locate(path: Any, key: str) -> Any:
         found = getattr(importlib.import_module(module_name), name) if module_name else None
     except ImportError as error:
         missing = f"cannot import it: {error}"
-        raise ConfigError([Unread({key: path}, missing, "It must be installed, or lie in this folder.")]) from None
+        raise ConfigError(
+            [Unread({key: path}, missing, "It must be installed, or be in the current folder.")]
+        ) from None
     except AttributeError:
         module = importlib.import_module(module_name)
         known = [item for item, value in vars(module).items() if isinstance(value, type)]

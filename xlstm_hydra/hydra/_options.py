@@ -26,7 +26,7 @@ _SCHEMAS = ("schema", "structured://")
 
 
 def sources() -> Sources:
-    """Where Hydra looks for options, in order: as its job found them (`hydra.searchpath` too), unless that is over and
+    """Config sources of Hydra, in order: as its job found them (`hydra.searchpath` too), unless that is over and
     Hydra was initialized anew; where it is not up, ours alone."""
     ours = (("hydra", "pkg://hydra.conf"), ("xlstm-hydra", f"xlstm://{conf_dir()}"))
     up, of_job = (), ()

@@ -24,8 +24,8 @@ _FUNCTIONS = {
     "sort": "values of one kind: sort(3,1,2), or choice(...) or range(...)",
     "shuffle": "values: shuffle(1,2,3), or choice(...) or range(...)",
     "glob": "a pattern or a list of them: glob(a*), glob([a*,b*],exclude=ab*)",
-    "int": "what is an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
-    "float": "what is a number: float(3), or choice(...), range(...) or interval(...) of numbers",
+    "int": "an integer: int(3.0), or choice(...), range(...) or interval(...) of numbers",
+    "float": "a number: float(3), or choice(...), range(...) or interval(...) of numbers",
     "str": "values: str(3), or choice(...) or range(...)",
     "bool": "true and false, numbers, or choice(...) of them",
 }
@@ -50,7 +50,7 @@ def unreadable(text: str, error: Exception) -> Problem:
     if not equals:
         name, colon, rest = text.partition(":")
         fix = f"Write {name.strip()}={rest.strip()}." if colon and _KEY.fullmatch(name.strip()) else ""
-        return Problem.about(text, "not of the form key=value, nor a flag", fix)
+        return Problem.about(text, "expected key=value or a flag", fix)
     if problem := _bad_key(text, key, value) or _bad_call(text, error):
         return problem
     rule, fix = _structure(value) or _element(key, value)
@@ -64,7 +64,7 @@ def _bad_key(text: str, key: str, value: str) -> Problem | None:
     if _KEY.fullmatch(name):
         return None
     if _KEY.fullmatch(name.strip()):
-        return Problem.about(text, "there is a blank before the =", f"Write {key.strip()}={value.strip()}.")
+        return Problem.about(text, "there is a space before the =", f"Write {key.strip()}={value.strip()}.")
     if "[" in name:
         base = key.partition("[")[0]
         return Problem.about(text, "single elements of a list cannot be set", f"Write the whole list: {base}=[...].")
@@ -77,7 +77,7 @@ def _bad_call(text: str, error: Exception) -> Problem | None:
         return None
     call, name = match[1], match[2]
     if name in _FUNCTIONS:
-        return Problem.about(text, f"{call} makes no sense", f"{name} takes {_FUNCTIONS[name]}.")
+        return Problem.about(text, f"{call} has invalid arguments", f"{name} takes {_FUNCTIONS[name]}.")
     hint = nearest(name, _FUNCTIONS)
     fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
     return Problem.about(text, f"there is no function {name}", fix)
@@ -105,11 +105,11 @@ def _structure(value: str) -> tuple[str, str] | None:
         elif char in _CLOSING:
             opened.append(char)
         elif char in _CLOSING.values() and (not opened or _CLOSING[opened.pop()] != char):
-            return f"the {char} closes nothing", "Remove it, or add what it should close."
+            return f"unmatched {char}", "Remove it, or add the opening bracket."
         position += 1
     if not opened:
         return None
-    return f"the {opened[-1]} is not closed", f"Add {_CLOSING[opened[-1]]}, and quote a value that contains blanks."
+    return f"the {opened[-1]} is not closed", f"Add {_CLOSING[opened[-1]]}, and quote a value that contains spaces."
 
 
 def _end_of_quote(value: str, start: int) -> int | None:
@@ -125,7 +125,7 @@ def _element(key: str, value: str) -> tuple[str, str]:
     if value.rstrip().endswith(","):
         return "the value ends with a comma", f"Write {key}={value.rstrip(', ')}, or the next value after the comma."
     if re.search(r"(^|[\[,(])\s*,|,\s*[\])}]", value):
-        return "there is no value beside a comma", "Remove the comma, or write '' for an empty text."
+        return "a value is missing next to a comma", "Remove the comma, or write '' for an empty text."
     if value.startswith("{") and "=" in value:
         return "in braces, a colon separates a key and its value", f"Write {key}={value.replace('=', ':')}."
     if value.startswith("("):
@@ -173,9 +173,9 @@ def _goes_on(left: str, right: str) -> bool:
 def split_at_blanks(texts: Sequence[str], is_readable: Callable[[str], bool]) -> Problem:
     """The problem with arguments that are one override with blanks in it."""
     text, dense = " ".join(texts), "".join(texts)
-    rule = f"the shell splits an argument at blanks, so that {texts[-1]} stands alone"
+    rule = f"the shell splits arguments at spaces, so {texts[-1]} is a separate argument"
     if is_readable(dense):
-        return Problem.about(text, rule, f"Write {dense}, without blanks, or quote the argument.")
+        return Problem.about(text, rule, f"Write {dense} without spaces, or quote the argument.")
     if is_readable(text):
         return Problem.about(text, rule, f"Quote the argument: {shlex.quote(text)}.")
     return unreadable(dense, GrammarParseError())

@@ -17,11 +17,11 @@ BOM = b"\xef\xbb\xbf"
 _TAG = "tag:yaml.org,2002:"
 _KINDS = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value", yaml.MappingNode: "keys and values"}
 _WORDS = (
-    (r"found character '\\t'", "a tab cannot stand here: YAML is indented with blanks"),
+    (r"found character '\\t'", "tabs are not allowed here: indent YAML with spaces"),
     (r"found character (\S+) that cannot start any token", r"a value cannot start with \1: quote it"),
     (
         r"mapping values are not allowed here",
-        "a key cannot stand here: check the indentation, and quote text with ': '",
+        "a key is not allowed here: check the indentation, and quote text that contains ': '",
     ),
     (r"could not find expected ':'", "expected `key: value`"),
     (r"expected <block end>.*", "the indentation does not match the lines above"),
@@ -62,7 +62,7 @@ def read_yaml(data: bytes) -> tuple[yaml.Node | None, list[Fault]]:
         return None, [_syntax(_in_python(text) or error)]
     except yaml.YAMLError as error:  # a character that YAML does not allow
         position = getattr(error, "position", 0)
-        rule = f"the file contains a character that text does not have: {text[position : position + 1]!r}"
+        rule = f"the file contains a character that YAML does not allow: {text[position : position + 1]!r}"
         return None, [Fault(rule, "", text[:position].count("\n") + 1)]
     faults = [] if root is None else [*_root_faults(root), *_faults(root, loader.yaml_constructors, set(), ())]
     return root, faults or _unloadable(text)
@@ -85,7 +85,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> Fault:
             break
     mark, start = error.problem_mark or error.context_mark, error.context_mark
     if start is not None and mark is not None and start.line != mark.line:
-        words += f"; this part starts in line {start.line + 1}"
+        words += f"; this part starts on line {start.line + 1}"
     return Fault(words, "", *(() if mark is None else (mark.line + 1, mark.column + 1)))
 
 
@@ -125,7 +125,7 @@ def _is_text(node: yaml.Node) -> bool:
 def _faults(node: yaml.Node, tags: Any, seen: set[int], above: tuple[int, ...]) -> Iterator[Fault]:
     """All that is wrong in a node, and in those inside it, each once."""
     if id(node) in above:
-        yield _at(node, "an alias cannot stand inside what it stands for")
+        yield _at(node, "an alias cannot refer to a node that contains it")
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -148,7 +148,7 @@ def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
         if not isinstance(key, yaml.ScalarNode):
             yield _at(key, f"a key must be text, got {_KINDS[type(key)]}")
         elif key.value in lines:
-            yield _at(key, f"the key {key.value} is in line {lines[key.value]} already", "Remove one of them.")
+            yield _at(key, f"duplicate key {key.value}, first set on line {lines[key.value]}", "Remove one of them.")
         else:
             lines[key.value] = key.start_mark.line + 1
 

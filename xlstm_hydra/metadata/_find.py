@@ -59,7 +59,8 @@ def reached(place: str, key: str) -> Iterator[None]:
         if isinstance(error, ConfigError):
             raise
         fix = "gs:// and s3:// need pip install 'xlstm-hydra[remote]'." if "://" in place else ""
-        text = f"unknown storage {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
+        text = getattr(error, "strerror", None) or error
+        text = f"unsupported storage {error}" if isinstance(error, KeyError) else text
         raise refused(place, f"cannot be read: {text}", fix, key) from None
 
 
@@ -69,7 +70,7 @@ def _find(place: str, key: str) -> Path:
         return _real(_latest(path, saved))
     if (found := _checkpoint_around(path)) is not None:
         if not is_finished(found):
-            raise refused(place, f"{found.name} is not a complete checkpoint: its save did not end", _FIX, key)
+            raise refused(place, f"{found.name} is not a complete checkpoint: it was not saved completely", _FIX, key)
         return _real(found)
     name, _, wanted = place.rpartition("@")
     if name and not path.exists():
@@ -90,7 +91,7 @@ def _latest(place: Path, saved: dict[int, Path]) -> Path:
     if newest is None:
         return saved[max(saved)]
     if left_out := [str(item) for item in _items(steps_folder(place)) if (step_in_name(item) or 0) > newest]:
-        text = "not a complete checkpoint, and left out: %s; that of step %d is used"
+        text = "skipped incomplete checkpoints: %s; using step %d"
         log.warning(text, ", ".join(left_out), newest)
     return saved[newest]
 
@@ -124,12 +125,12 @@ def _explained(path: Path) -> tuple[str, str]:
     if runs:
         shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
         what = "sweep" if (path / "sweep.jsonl").exists() or (path / "multirun.yaml").exists() else "folder of runs"
-        return f"is a {what}, not a run; runs with checkpoints in it are {shown}", "Give one of them."
+        return f"is a {what}, not a run; it contains the runs {shown}", "Give one of them."
     text = f"no checkpoints in {path.absolute() / FOLDER}"
     if started := sorted(
         item.name for item in _items(steps_folder(path)) if not is_finished(item) and is_checkpoint(item)
     ):
-        return f"{text}, only saves that did not end: {', '.join(started[:_SHOWN])}", _FIX
+        return f"{text}, only incomplete ones: {', '.join(started[:_SHOWN])}", _FIX
     return text, _FIX
 
 
@@ -142,7 +143,7 @@ def _no_folder(path: Path) -> tuple[str, str]:
         return "is a file, not a run or a checkpoint", fix
     near = difflib.get_close_matches(path.name, [item.name for item in _items(path.parent)], 3)
     fix = f"Did you mean {either(str(path.parent / name) for name in near)}?" if near else _FIX
-    return f"no checkpoints in {path.absolute() / FOLDER}, because there is no folder {path.absolute()}", fix
+    return f"no checkpoints in {path.absolute() / FOLDER}: the folder {path.absolute()} does not exist", fix
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:

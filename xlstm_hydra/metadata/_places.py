@@ -153,7 +153,7 @@ def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
     folder = run_folder / FOLDER
     items = sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
     if files := [item for item in items if not item.is_dir() and (item == folder or step_in_name(item) is not None)]:
-        text = f"{files[0]} is a file, and stands where a checkpoint would be saved"
+        text = f"{files[0]} is a file, but a checkpoint would be saved there"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove it.")])
     if later := [step for step in saved_steps(run_folder) if step > first_step]:
         text = f"has checkpoints of later steps already ({either(later)}), which would be lost"

@@ -1,4 +1,4 @@
-"""What planning raises if no plan can be made."""
+"""The error raised if no plan can be made."""
 
 from __future__ import annotations
 

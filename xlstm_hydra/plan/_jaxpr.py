@@ -79,7 +79,7 @@ class Call:
 
     program: Program
     recomputes: bool = False
-    """Whether it computes again what was computed before, for `jax.checkpoint`."""
+    """True if it recomputes values for jax.checkpoint."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,4 +1,4 @@
-"""How many operations the equations of a traced program take."""
+"""Operation counts of the equations of a traced program."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def busiest_by_phase(run: RunConfig, graph: Graph) -> dict[str, Moment]:
 
 
 def _is_stack(one: Equation | Operation, length: int | None) -> bool:
-    """Whether this is a loop over the blocks."""
+    """True for a loop over the blocks."""
     return isinstance(one.form, Scan) and one.form.length == length
 
 

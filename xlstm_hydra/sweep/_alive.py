@@ -17,7 +17,7 @@ SQUEUE_SECONDS = 20
 ENDING = "CG"
 """State of a job that SLURM is clearing away."""
 
-LOST_REASON = "it ended without a result, as by SIGKILL, by the machine running out of memory, or with its node"
+LOST_REASON = "it ended without a result (killed, out of memory, or its node failed?)"
 
 
 def job_folder(sweep: Path, outcome: Outcome) -> Path:
@@ -87,11 +87,11 @@ def _queued(submitted: set[str]) -> set[str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
     except OSError as error:
-        log.warning("squeue cannot be run here (%s), so jobs on a cluster are taken as ended", error.strerror)
+        log.warning("squeue cannot be run here (%s), so jobs on a cluster are assumed to have ended", error.strerror)
         return set()
     except subprocess.SubprocessError as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
-        log.warning("SLURM's queue does not answer, so jobs that were submitted are taken as running: %s", reason)
+        log.warning("squeue does not respond, so submitted jobs are assumed to be running: %s", reason)
         return submitted
     rows = [line.split() for line in done.stdout.splitlines()]
     return {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}

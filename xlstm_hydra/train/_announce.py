@@ -1,4 +1,4 @@
-"""What is logged about a run before its first step."""
+"""Log messages before the first step of a run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ._resume import Resumed
 def announce_start(run: RunConfig, folder: Path, start: Start, resumed: Resumed | None) -> None:
     """Log where the run continues, or that it starts from random weights where a user may expect others."""
     if start.is_own and run.checkpoint.restore != AUTO:
-        log.info("SLURM has started this job again, so that it goes on in its own folder")
+        log.info("SLURM restarted this job: the run continues in its own folder")
     if resumed is not None:
         resumed.tell()
     elif start.is_own:
-        log.info("checkpoint.restore=auto: the run's folder has no checkpoint, so it begins anew")
+        log.info("checkpoint.restore=auto: the run folder has no checkpoint, so the run starts from step 0")
     if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder / "config.yaml")):
         text = "the config is from %s, but the weights are random: checkpoint.init_from=%s starts from its weights"
         log.info(f"{text}, resume=%s continues that run", origin, origin, origin)
@@ -65,5 +65,7 @@ def _warn_of_idle_tokens(run: RunConfig) -> None:
     config = run.model.model_config
     vocab = None if config is None else config.get("vocab_size")
     if isinstance(run.data, ByteDataConfig) and isinstance(vocab, int) and vocab > BYTES:
-        text = "data.name=%s gives %d token ids: the other rows of the embedding and of the head are never trained"
-        log.warning(f"{text} (model.vocab_size=%d). Set model.vocab_size=%d?", run.data.name, BYTES, vocab, BYTES)
+        text = "data.name=%s has only %d token ids: the other rows of the embedding and of the LM head are never"
+        log.warning(
+            f"{text} trained (model.vocab_size=%d). Set model.vocab_size=%d?", run.data.name, BYTES, vocab, BYTES
+        )

@@ -1,4 +1,4 @@
-"""What a run reports when the machine ends it: the cause, what is saved, and how the run continues."""
+"""Errors of the machine that end a run: the cause, what is saved, and how to continue."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _failure(error: OSError, folder: Path) -> str:
 def _what_is_saved(folder: Path) -> str:
     steps = _steps(folder)
     if steps:
-        return f"The last complete checkpoint is that of step {steps[-1]}."
+        return f"The last complete checkpoint is step {steps[-1]}."
     return "No checkpoint is complete."
 
 
 def _way_out(error: OSError, folder: Path) -> str:
-    way = _WAYS_OUT.get(error.errno or 0, "Remove the cause")
+    way = _WAYS_OUT.get(error.errno or 0, "Fix the cause")
     if _steps(folder):
         return f"{way}, then continue with xlstm-hydra resume={folder}"
     return f"{way}, then start the run again."

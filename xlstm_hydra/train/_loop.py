@@ -126,7 +126,7 @@ def _train_from(
             with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
                 loop.run(state, metric_log)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"resume={folder} goes on from its last checkpoint, if it has one") from None
+            raise KeyboardInterrupt(f"resume={folder} continues from its last checkpoint, if there is one") from None
     if loop.stopped_after is not None:
         raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
     plan.compare(folder, loop.stopwatch, programs)

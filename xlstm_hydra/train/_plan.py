@@ -97,7 +97,7 @@ class RunPlan:
             predicted = "" if self.plan is None else f" (predicted: {in_bytes(self.plan.memory.total)})"
             parts.append(f"{in_bytes(measured.peak_bytes)} on a device{predicted}")
         elif self.earlier_peak is None:
-            parts.append(f"memory is not told by devices of the kind {jax.default_backend()}")
+            parts.append(f"peak memory: not reported on {jax.default_backend().upper()}")
         else:
             parts.append("an earlier run of this process needed more memory")
         return ", ".join(parts)
