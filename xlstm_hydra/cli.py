@@ -59,10 +59,10 @@ _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 
 def main() -> None:
     """Entry point of the console command."""
-    if "--version" in sys.argv[1:]:
-        print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
-        return
     with command("xlstm-hydra"), _refusals_explained():
+        if "--version" in sys.argv[1:]:
+            print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
+            return
         find_own_modules()
         sys.argv[1:] = expand_home(sys.argv[1:])
         resumed = _resumed_place(sys.argv[1:])

@@ -249,3 +249,17 @@ def test_a_value_that_fits_a_rare_annotation_stays_the_very_object(annotation, v
 def test_an_annotation_that_exists_for_type_checkers_only_is_not_checked():
     config = make_dataclass("Holder", [("v", "Nowhere")], bases=(ConfigDict,))  # pyright: ignore[reportArgumentType]
     assert config(3).v == 3
+
+
+@dataclass(kw_only=True)
+class PartlyUnknown(ConfigDict):
+    """A config with an annotation that only a type checker can evaluate."""
+
+    unknown: "NotThere" = 1  # noqa: F821
+    known: int = 1
+
+
+def test_an_annotation_that_cannot_be_evaluated_leaves_the_other_fields_checked():
+    assert PartlyUnknown(unknown="x", known=2.0).known == 2
+    with pytest.raises(ConfigError, match="^known: expected int, got 'x'$"):
+        PartlyUnknown(known="x")

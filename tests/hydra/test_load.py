@@ -215,3 +215,24 @@ def test_a_reference_to_another_key_is_resolved_before_rules_are_checked(compose
 def test_a_model_class_that_cannot_be_used_is_refused_before_anything_is_built(compose, path, words):
     [problem] = problems(compose("model=custom", f"model.model_class={path}"))
     assert problem.startswith(f"model.model_class='{path}': ") and words in problem
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "expected a composed config or a mapping of groups, got null"),
+        ("x", "got 'x'"),
+        ({3: 4}, "a key must be text, got 3"),
+        ({"trainer": {None: 4}}, "trainer: a key must be text, got null"),
+    ],
+    ids=["nothing", "text", "a number as a group", "no name of a field"],
+)
+def test_what_is_no_config_is_one_message(data, words):
+    with pytest.raises(ConfigError, match=words):
+        load(data)
+
+
+def test_a_config_class_that_is_none_is_the_only_problem(compose):
+    with pytest.raises(ConfigError) as raised:
+        load(compose("model.config_class=os.path"))
+    assert [problem.keys for problem in raised.value.problems] == [("model.config_class",)]

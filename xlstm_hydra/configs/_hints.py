@@ -73,6 +73,24 @@ def hints(cls: type) -> dict[str, Any]:
     }
 
 
+def known_hints(cls: type) -> dict[str, Any]:
+    """`hints` without the fields whose annotation cannot be evaluated, since it is meant for type checkers only."""
+    try:
+        return hints(cls)
+    except (NameError, AttributeError, TypeError):
+        found = {}
+    for field in dataclasses.fields(cls):
+        owner = next((base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", ())), cls)
+        alone = type(cls.__name__, (), {"__annotations__": {field.name: field.type}, "__module__": owner.__module__})
+        try:
+            hint = typing.get_type_hints(alone)[field.name]
+        except (NameError, AttributeError, TypeError):
+            continue
+        if field.init:
+            found[field.name] = typing.Optional[hint] if field.default is None else hint  # noqa: UP045
+    return found
+
+
 def required(cls: Any) -> Iterator[str]:
     """Names of the fields that `cls(...)` cannot do without."""
     for field in dataclasses.fields(cls):

@@ -240,7 +240,7 @@ def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterat
         value = getattr(config, key)
         if value is not None and not (low < value < math.inf if above else low <= value < math.inf):
             bound = f"greater than {low}" if above else f"{low} or more"
-            yield Problem({key: value}, f"must be {bound}{' and finite' if value == math.inf else ''}")
+            yield Problem({key: value}, f"must be {bound}{'' if math.isfinite(value) else ' and finite'}")
 
 
 def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:

@@ -28,7 +28,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed
+from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed, show
 
 from ._device import planned_device
 from ._register import register_resolvers
@@ -66,9 +66,30 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
     """The run as far as it can be read, and every broken rule."""
     register_resolvers()
     problems: list[Problem] = []
-    run = _read_groups(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(dict(cfg)), problems)
+    run = _read_groups(cfg if isinstance(cfg, DictConfig) else _config_of(cfg), problems)
     problems = placed(problems, _fields(run))
     return run, problems + _cross_rules(run, problems)
+
+
+def _config_of(data: Any) -> DictConfig:
+    """Plain data as a config.
+
+    Raises:
+        ConfigError: it is not a mapping with text as keys.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError([Problem({}, f"expected a composed config or a mapping of groups, got {show(data)}")])
+    if problems := list(_wrong_keys(data, "")):
+        raise ConfigError(problems)
+    return OmegaConf.create(dict(data))
+
+
+def _wrong_keys(data: Mapping[Any, Any], path: str) -> Iterator[Problem]:
+    for key, value in data.items():
+        if not isinstance(key, str):
+            yield Problem.about(path, f"a key must be text, got {show(key)}")
+        elif isinstance(value, Mapping):
+            yield from _wrong_keys(value, f"{path}.{key}" if path else key)
 
 
 def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str] = ("hydra",)) -> RunConfig:
@@ -209,8 +230,8 @@ def _config_class(node: Mapping[str, Any], problems: list[Problem]) -> Any:
         if path is not None:
             return _locate(path, "model.config_class")
         return _annotated_config(node["model_class"])
-    except ConfigError as error:
-        problems.extend(error.problems)
+    except ConfigError as error:  # no field of the model can be checked
+        problems.extend(Unread(one.given, one.rule, one.fix, whole=True) for one in error.problems)
         return None
 
 

@@ -141,6 +141,8 @@ def _no_folder(path: Path) -> tuple[str, str]:
         around = path.parent.parent if path.parent.name == FOLDER else path.parent
         fix = f"Give the run that it is in: {around}." if _has_checkpoints(around) else _FIX
         return "is a file, not a run or a checkpoint", fix
+    if path.is_symlink():
+        return f"is a broken link: {os.readlink(path)} does not exist", _FIX
     near = difflib.get_close_matches(path.name, [item.name for item in _items(path.parent)], 3)
     fix = f"Did you mean {either(str(path.parent / name) for name in near)}?" if near else _FIX
     return f"no checkpoints in {path.absolute() / FOLDER}: the folder {path.absolute()} does not exist", fix
