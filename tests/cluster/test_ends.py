@@ -360,6 +360,20 @@ def test_jobs_of_a_queue_that_does_not_answer_are_not_taken_as_lost(slurm, tmp_p
     assert "scancel 7_0" in capsys.readouterr().out
 
 
+def test_jobs_on_a_cluster_are_not_lost_nor_started_again_by_a_machine_without_squeue(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder, points = tmp_path / "sweep", [[f"trainer.seed={job}"] for job in range(3)]
+    begin(folder, points)
+    statuses = ("running", "waiting", "failed")
+    for job, status in enumerate(statuses):
+        update_record(folder, [Outcome(job=job, overrides=points[job], status=status, cluster_job=f"7_{job}")])
+    assert finish(folder, KeyboardInterrupt()) == 130
+    assert begin(folder, points, resume=True) == [2]
+    finish(folder)
+    assert read_record(folder)[0].status == "running"
+    assert "taken as running. Run this on a machine with squeue to see which have ended." in caplog.text
+
+
 def test_a_process_on_this_machine_that_was_killed_is_lost_with_its_log(paths, tmp_path):
     paths.stderr.write_text("Killed\n")
     handle = SimpleNamespace(task=lambda number: SimpleNamespace(paths=paths))
