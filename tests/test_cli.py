@@ -88,6 +88,16 @@ def test_a_bug_of_ours_says_where_to_report_it_and_which_versions_it_is_of(train
     assert f"jax {version('jax')}" in done.err and "Python 3." in done.err
 
 
+def test_a_program_beside_the_environment_whose_name_starts_alike_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    file = tmp_path / "env_project" / "model.py"
+    file.parent.mkdir()
+    file.write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile(file.read_text(), file, "exec"))
+    assert errors.bug_report(caught.value) == f"The error was raised by {file}, which is not part of xlstm-hydra."
+
+
 class JaxRuntimeError(RuntimeError):
     """Has the name of JAX's own, which is known by it."""
 

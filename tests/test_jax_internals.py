@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from test_imports import FILES, module_of
 
+from xlstm_hydra._jax_internals import is_whole_program
+
 READERS = {"plan._jaxpr", "parallel._collectives", "_jax_internals"}
 MODULES = ("jax._src", "jax.core", "jax.extend", "jax.interpreters", "jaxlib")
 ATTRIBUTES = frozenset(
@@ -78,3 +80,9 @@ def test_the_test_above_sees_an_access(source):
 
 def test_the_test_above_leaves_parameters_of_a_model_alone():
     assert list(accesses("state.params.items(), jax.tree.leaves(state.params), 'jax._src.numpy.scalar_types'")) == []
+
+
+def test_a_jax_that_names_a_function_differently_does_not_make_a_program_look_cut_off(monkeypatch):
+    monkeypatch.delattr("jax._src.compilation_cache.decompress_executable")
+    with pytest.raises(AttributeError, match="decompress_executable"):
+        is_whole_program(b"whole")

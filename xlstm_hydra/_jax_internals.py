@@ -64,8 +64,9 @@ def is_whole_program(value: bytes) -> bool:
     """True if this is a compiled program as JAX's cache keeps it."""
     from jax._src import compilation_cache
 
+    decompress = compilation_cache.decompress_executable
     try:
-        return len(compilation_cache.decompress_executable(value)) > 4
+        return len(decompress(value)) > 4
     except Exception:  # its own kind for each way of compression
         return False
 

@@ -153,12 +153,13 @@ def _own_file(error: BaseException) -> str | None:
     path of modules that is neither ours nor installed."""
     trace = error.__traceback__
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
-    package, standard = str(Path(__file__).parent), str(Path(os.__file__).parent)
+    package, standard = Path(__file__).parent, Path(os.__file__).parent
     for file in reversed(files):
-        if file.startswith(f"{package}{os.sep}"):
+        path = Path(file)
+        if path.is_relative_to(package):
             return None
-        installed = {"site-packages", "dist-packages", "hydra_plugins"} & {*Path(file).parts}
-        if os.path.isfile(file) and not installed and not file.startswith((standard, sys.prefix)):
+        named = {"site-packages", "dist-packages", "hydra_plugins"} & {*path.parts}
+        if path.is_file() and not named and not (path.is_relative_to(standard) or path.is_relative_to(sys.prefix)):
             return file
     return None
 

@@ -109,14 +109,14 @@ _NOTHING_FOUND = ("No trials are completed", "Record does not exist")
 def _told(folder: Path) -> Iterator[None]:
     """Tell at the end how the trials went. The command ends with an error where none is completed."""
     from xlstm_hydra.configs import ConfigError, Problem
-    from xlstm_hydra.sweep import RECORD_FILE, finish, read_record
+    from xlstm_hydra.sweep import RECORD_FILE, StorageError, finish, read_record
 
     error: BaseException | None = None
     try:
         yield
     except BaseException as stop:
         if not (folder / RECORD_FILE).exists():
-            if isinstance(stop, OSError):  # of the database: no trial was started
+            if isinstance(stop, StorageError):  # no trial was started
                 raise ConfigError([Problem.about("hydra.sweeper.storage", str(stop))]) from None
             raise
         error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop

@@ -9,7 +9,7 @@ import pytest
 from command import run_command
 
 from xlstm_hydra.cluster import _local, _logs, _return, _slurm, _states
-from xlstm_hydra.cluster._requeue import NO_PROGRESS, teardown
+from xlstm_hydra.cluster._requeue import NO_PROGRESS, note_run_folder, teardown
 from xlstm_hydra.cluster._states import End
 from xlstm_hydra.configs import SlurmLauncherConfig
 from xlstm_hydra.sweep import Outcome, begin, finish, read_record, update_record
@@ -173,6 +173,16 @@ def test_a_result_that_is_cut_off_fails_its_job_alone(handle, tmp_path):
     assert "the result of the job cannot be read: " in str(_return.result_of(handle, [])._return_value)
 
 
+UNKNOWN = {"module": b"cno_such_module\nThing\n.", "attribute": b"cos\nno_such_thing\n.", "end": b""}
+"""Results that need what this environment does not have."""
+
+
+@pytest.mark.parametrize("result", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_result_of_another_environment_fails_its_job_alone(result, handle, tmp_path):
+    (tmp_path / "result.pkl").write_bytes(result)
+    assert "the result of the job cannot be read: " in str(_return.result_of(handle, [])._return_value)
+
+
 # ---- requeueing
 
 
@@ -228,6 +238,23 @@ def test_a_job_is_not_requeued_since(script, status, restarts):
 def test_a_job_that_was_cancelled_is_not_requeued(script, slurm):
     slurm(squeue=(0, "COMPLETING"))
     assert script(75) == (75, False, "")
+
+
+def test_a_run_folder_that_is_not_known_has_no_checkpoints(script, slurm, tmp_path):
+    slurm(ls=(0, "12"))  # as of /checkpoints
+    (tmp_path / "a b" / "7_1" / "7_1_run").unlink()
+    assert script(75) == (75, True, "")
+    assert (tmp_path / "a b" / "7_1" / "7_1_requeued_at").read_text() == "0\n"
+
+
+def test_a_run_folder_that_cannot_be_noted_is_one_warning(tmp_path, monkeypatch, caplog):
+    submitit = pytest.importorskip("submitit")
+    paths = SimpleNamespace(folder=tmp_path / "nowhere")
+    monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(job_id="7_1", paths=paths))
+    note_run_folder(tmp_path / "run")
+    [line] = caplog.messages
+    assert line.startswith(f"{tmp_path}/nowhere/7_1_run: cannot be written, so ")
+    assert line.endswith(": No such file or directory")
 
 
 # ---- from submitting to the table
@@ -331,6 +358,20 @@ def test_jobs_of_a_queue_that_does_not_answer_are_not_taken_as_lost(slurm, tmp_p
     assert finish(tmp_path / "sweep", KeyboardInterrupt()) == 130
     assert read_record(tmp_path / "sweep")[0].status == "running"
     assert "scancel 7_0" in capsys.readouterr().out
+
+
+def test_jobs_on_a_cluster_are_not_lost_nor_started_again_by_a_machine_without_squeue(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    folder, points = tmp_path / "sweep", [[f"trainer.seed={job}"] for job in range(3)]
+    begin(folder, points)
+    statuses = ("running", "waiting", "failed")
+    for job, status in enumerate(statuses):
+        update_record(folder, [Outcome(job=job, overrides=points[job], status=status, cluster_job=f"7_{job}")])
+    assert finish(folder, KeyboardInterrupt()) == 130
+    assert begin(folder, points, resume=True) == [2]
+    finish(folder)
+    assert read_record(folder)[0].status == "running"
+    assert "assumed to be running. Run this on a machine with squeue to see which have ended." in caplog.text
 
 
 def test_a_process_on_this_machine_that_was_killed_is_lost_with_its_log(paths, tmp_path):

@@ -4,12 +4,14 @@ import os
 
 import pytest
 from command import run_command
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from xlstm_hydra.hydra import expand_home, quote_texts
+from xlstm_hydra.hydra._explain import _composer
 from xlstm_hydra.hydra._unreadable import unreadable
 
 LINES = [
@@ -199,6 +201,19 @@ def test_a_home_folder_is_also_expanded_in_flags_and_lists():
 def test_a_required_value_that_was_typed_with_a_mistake_is_not_also_called_missing(value):
     done = run_command("data=text", f"data.path={value}", "optimizer.lr=-1")
     assert "2 problems:" in done.err and "optimizer.lr=-1.0" in done.err and "missing" not in done.err
+
+
+def test_a_required_value_of_a_sweep_that_was_typed_with_a_mistake_is_not_also_called_missing():
+    done = run_command("-m", "data=text", "data.path=[a", "optimizer.lr=-1,-2")
+    assert "3 problems:" in done.err and "optimizer.lr=-1.0" in done.err and "missing" not in done.err
+
+
+def test_a_value_that_cannot_be_read_in_one_point_hides_no_mistake_of_another(compose):
+    composer = _composer(GlobalHydra.instance().config_loader(), "config")
+    [unread] = composer.check(["optimizer.lr==3"]).problems
+    assert "there are two = after the key" in str(unread)
+    [problem] = composer.check(["optimizer.lr=-1"]).problems
+    assert "optimizer.lr=-1.0: must be 0 or more" in str(problem)
 
 
 def test_fields_of_a_group_whose_choice_cannot_be_read_are_not_called_unknown():

@@ -1,5 +1,6 @@
 """The database of an Optuna study: any folder will do, and what is wrong with it is one message."""
 
+import errno
 import sqlite3
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import pytest
 from command import run_command
 
 import xlstm_hydra.train
-from xlstm_hydra.sweep import _report, storage_url
+from hydra_plugins.xlstm_hydra_plugin import optuna_sweeper
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.sweep import StorageError, _report, open_storage, storage_errors, storage_url
 
 pytest.importorskip("optuna")
+SQLAlchemyError = pytest.importorskip("sqlalchemy.exc").SQLAlchemyError
 STUDY = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr=interval(0.1,1)"]
 
 
@@ -102,3 +106,30 @@ def test_a_database_that_fails_in_the_middle_ends_the_sweep_without_a_traceback(
     assert done.status == 1 and "1 job: 1 completed" in done.out
     assert "the sweep has ended early: the database of the study" in done.err and "database is locked\n" in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_launcher_that_cannot_start_a_job_is_not_blamed_on_the_database(monkeypatch):
+    def launch(self, job_overrides, initial_job_idx):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(optuna_sweeper._Numbered, "launch", launch)
+    done = run_command(*STUDY, "hydra.sweep.dir=sweep")
+    assert (done.status, done.err) == (1, "xlstm-hydra: Resource temporarily unavailable\n")
+
+
+WITH_PASSWORD = {
+    "on a server": ("nosql://me:secret@host/x", "nosql://me:***@host/x"),
+    "without a name": ("nosql://:sec:ret@host/x", "nosql://:***@host/x"),
+    "no URL": ("me:sec@ret@host/x", "me:***@host/x"),
+    "a wrong port": ("nosql://me:secret@host:port/x", "nosql://me:***@host:port/x"),
+}
+
+
+@pytest.mark.parametrize(("storage", "shown"), WITH_PASSWORD.values(), ids=WITH_PASSWORD)
+def test_the_password_of_a_database_is_not_shown(storage, shown):
+    with pytest.raises(ConfigError) as refused:
+        open_storage(storage, "sweep")
+    with pytest.raises(StorageError) as failed, storage_errors(storage):
+        raise SQLAlchemyError("gone")
+    for error in (refused, failed):
+        assert shown in str(error.value) and storage not in str(error.value) and "ret@" not in str(error.value)

@@ -3,6 +3,7 @@ be stopped there again without a new step."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from xlstm_hydra.configs import SlurmLauncherConfig
 from xlstm_hydra.preemption import STATUS
+
+log = logging.getLogger(__name__)
 
 NO_PROGRESS = 76
 """Exit status of a job that was stopped at its time limit twice, with no new checkpoint in between."""
@@ -19,11 +22,18 @@ _TAGS = {"%j": '"$job"', "%A": '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"', "%a": '
 
 
 def note_run_folder(run: Path) -> None:
-    """Write down the folder of a job's run for its batch script, which looks there for new checkpoints."""
+    """Write down the folder of a job's run for its batch script, which looks there for new checkpoints. If the file
+    cannot be written, log a warning."""
     import submitit
 
     environment = submitit.JobEnvironment()
-    (environment.paths.folder / f"{environment.job_id}_run").write_text(f"{run.absolute()}\n", encoding="utf-8")
+    file = environment.paths.folder / f"{environment.job_id}_run"
+    try:
+        file.write_text(f"{run.absolute()}\n", encoding="utf-8")
+    except OSError as error:
+        log.warning(
+            "%s: cannot be written, so the batch script does not find new checkpoints: %s", file, error.strerror
+        )
 
 
 def teardown(config: SlurmLauncherConfig) -> list[str]:
@@ -38,7 +48,7 @@ def teardown(config: SlurmLauncherConfig) -> list[str]:
         f"files={_in_shell(config.submitit_folder)}",
         f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {config.max_num_timeout} ] && {was_stopped} && {is_alive}; then',
         '  run="$(cat "$files/${job}_run" 2>/dev/null)"',
-        '  step="$(ls "$run/checkpoints" 2>/dev/null | grep -x "[0-9]*" | sort -n | tail -n 1)"',
+        '  step="$([ -n "$run" ] && ls "$run/checkpoints" 2>/dev/null | grep -x "[0-9]*" | sort -n | tail -n 1)"',
         '  before="$(cat "$files/${job}_requeued_at" 2>/dev/null)"',
         f'  if [ "$SECONDS" -ge {config.signal_at_s} ] && [ "${{step:-0}}" = "$before" ]; then',
         '    echo "xlstm-hydra: not requeued: no new checkpoint since the last requeue, at step $before" >&2',

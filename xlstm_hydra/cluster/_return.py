@@ -23,7 +23,7 @@ def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
         return None
     try:
         outcome, result = pickle_load(path)
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
         return failed(overrides, RuntimeError(f"the result of the job cannot be read: {path}: {error}"))
     return result if outcome == "success" else failed(overrides, RuntimeError(_last_line_first(result)))
 

@@ -120,15 +120,12 @@ def end_of(job: str) -> End:
 
 
 def _end_in_queue(job: str) -> End | None:
-    own = _records(job)
-    rest = (
-        [line for line in _records(job.partition("_")[0]) if f" ArrayTaskId={_NOT_SPLIT} " in line] if not own else []
-    )
-    for line in [*own, *rest]:
-        found = dict(re.findall(r"(?:^|\s)(JobState|ExitCode|Reason|NodeList)=(\S*)", line))
-        state, exit_code, reason = (found.get(key, "") for key in ("JobState", "ExitCode", "Reason"))
-        return _end(state, exit_code, reason, found.get("NodeList"))
-    return None
+    lines = _records(job) or [line for line in _records(job.partition("_")[0]) if f" ArrayTaskId={_NOT_SPLIT} " in line]
+    if not lines:
+        return None
+    found = dict(re.findall(r"(?:^|\s)(JobState|ExitCode|Reason|NodeList)=(\S*)", lines[0]))
+    state, exit_code, reason = (found.get(key, "") for key in ("JobState", "ExitCode", "Reason"))
+    return _end(state, exit_code, reason, found.get("NodeList"))
 
 
 def _records(job: str) -> list[str]:

@@ -69,18 +69,22 @@ class Composer:
     ) -> None:
         self.parse, self.compose, self.compose_leniently, self.has_files = parse, compose, compose_leniently, has_files
         self.bases: dict[tuple[str, ...], _Base] = {}
-        self.unread: set[str] = set()
-        """Keys of overrides that could not be read."""
 
-    def check(self, overrides: Sequence[str], more: Callable[[RunConfig], Iterable[Problem]] = lambda _: ()) -> Point:
-        """One point; where nothing is wrong with it, what `more` finds counts as refused."""
-        readable, unreadable = self.readable(overrides)
+    def check(
+        self,
+        overrides: Sequence[str],
+        more: Callable[[RunConfig], Iterable[Problem]] = lambda _: (),
+        unread: Collection[str] = (),
+    ) -> Point:
+        """One point; where nothing is wrong with it, what `more` finds counts as refused. `unread` are keys of other
+        overrides on its command line, which could not be read."""
+        readable, unreadable, own = self.readable(overrides)
         several = [override for override in readable if override.is_sweep_override()]
         unreadable += map(several_values, several)
         single = [override for override in readable if override not in several]
         choices = [override for override in single if _may_choose(override)]
         values = [override for override in single if not _may_choose(override)]
-        wrong = self.unread | {override.key_or_group for override in several}
+        wrong = {*unread, *own} | {override.key_or_group for override in several}
         run, task, refused, broken = self.checked(self.base(choices), values, wrong)
         if (refused or broken) and self.may_have_files(choices):
             run, task, refused, broken = self.checked(self.base(choices, leniently=True), values, wrong)
@@ -109,9 +113,9 @@ class Composer:
         """True if files of the user's may be part of the config."""
         return self.has_files or any(override.key_or_group == "hydra.searchpath" for override in choices)
 
-    def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
-        """The overrides that can be read, and a problem for each other one."""
-        readable, problems, rest = [], [], list(overrides)
+    def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem], set[str]]:
+        """The overrides that can be read; a problem for each other one, and their keys."""
+        readable, problems, unread, rest = [], [], set(), list(overrides)
         while rest:
             number = num_pieces(rest)
             texts, rest = rest[:number], rest[number:]
@@ -121,8 +125,8 @@ class Composer:
                 readable.append(self.read(texts[0]))
             except ConfigError as error:
                 problems += error.problems
-                self.unread.add(_key_of(texts[0]))
-        return readable, problems
+                unread.add(_key_of(texts[0]))
+        return readable, problems, unread
 
     def read(self, text: str) -> Override:
         """An argument as an override.

@@ -39,10 +39,10 @@ def explain(
         if not sweep:
             problems = composer.check(overrides).problems
         else:
-            readable, problems = composer.readable(overrides)
+            readable, problems, unread = composer.readable(overrides)
             points, too_many = _points_of(readable)
             problems += too_many
-            found = [composer.check(point).problems for point in points]
+            found = [composer.check(point, unread=unread).problems for point in points]
             problems += by_job(points, {number: each for number, each in enumerate(found) if each})
     except ConfigError as other:
         problems = other.problems
@@ -81,8 +81,9 @@ def file_problems(config_loader: Any, config_name: str | None, overrides: Sequen
     composer = _composer(config_loader, config_name)
     if not composer.has_files and not has_search_path(overrides):
         return []
-    single = [one for one in composer.readable(overrides)[0] if not one.is_sweep_override()]
-    problems = composer.check([str(one.input_line) for one in single]).problems
+    readable, _, unread = composer.readable(overrides)
+    single = [str(one.input_line) for one in readable if not one.is_sweep_override()]
+    problems = composer.check(single, unread=unread).problems
     return [problem for problem in problems if isinstance(problem, FileProblem)]
 
 

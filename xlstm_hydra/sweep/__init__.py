@@ -21,6 +21,7 @@ from ._plan_points import is_planned as is_planned
 from ._plan_points import plan_points as plan_points
 from ._points import job_number as job_number
 from ._resume import expand_resume_sweep as expand_resume_sweep
+from ._study import StorageError as StorageError
 from ._study import open_storage as open_storage
 from ._study import storage_errors as storage_errors
 from ._study import storage_url as storage_url

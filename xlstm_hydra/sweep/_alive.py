@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +28,9 @@ def job_folder(sweep: Path, outcome: Outcome) -> Path:
 def alive(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
     """The jobs that still run, or wait in the queue of a cluster."""
     outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
-    submitted = {one.cluster_job for one in outcomes if one.cluster_job}
+    submitted = {one.job: one for one in outcomes if one.cluster_job}
     queued = _queued(submitted) if submitted else set()
-    return [one for one in outcomes if one.cluster_job in queued or _is_held(job_folder(sweep, one))]
+    return [one for one in outcomes if one.job in queued or _is_held(job_folder(sweep, one))]
 
 
 def mended(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
@@ -80,18 +80,22 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _queued(submitted: set[str]) -> set[str]:
-    """The numbers of the user's jobs that SLURM runs or will run. Where SLURM does not answer, all of those that were
-    submitted may run."""
+def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
+    """The numbers of those jobs that SLURM runs or will run. Where SLURM does not answer, all of them may run; where
+    squeue cannot be run, those whose end is not recorded."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
     except OSError as error:
-        log.warning("squeue cannot be run here (%s), so jobs on a cluster are assumed to have ended", error.strerror)
-        return set()
+        unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
+        if unended:
+            text = "squeue cannot be run here (%s), so jobs whose end is not recorded are assumed to be running"
+            log.warning(f"{text}. Run this on a machine with squeue to see which have ended.", error.strerror)
+        return unended
     except subprocess.SubprocessError as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         log.warning("squeue does not respond, so submitted jobs are assumed to be running: %s", reason)
-        return submitted
+        return {*submitted}
     rows = [line.split() for line in done.stdout.splitlines()]
-    return {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
+    queue = {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
+    return {job for job, one in submitted.items() if one.cluster_job in queue}

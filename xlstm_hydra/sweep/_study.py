@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +24,10 @@ _FIXES = {
     "full": "Free some disk space.",
 }
 _HERE = "Choose another storage, such as the default, a file in the folder of the sweep."
+
+
+class StorageError(OSError):
+    """The database of a study cannot be read or written."""
 
 
 def storage_url(storage: str, sweep: str) -> str:
@@ -63,20 +68,19 @@ def open_storage(storage: str, sweep: str) -> None:
                 connection.rollback()
         study.remove_session()
     except failures as error:
-        text = _reason(error)
+        shown = _without_password(storage)
+        text = _reason(error).replace(storage, shown)
         fix = next((fix for words, fix in _FIXES.items() if words in text), _HERE)
-        problem = Problem(
-            {"hydra.sweeper.storage": storage}, f"the database of the study cannot be opened: {text}", fix
-        )
+        problem = Problem({"hydra.sweeper.storage": shown}, f"the database of the study cannot be opened: {text}", fix)
         raise ConfigError([problem]) from None
 
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Turn errors of a study's database into an OSError with one line.
+    """Turn errors of a study's database into a StorageError with one line.
 
     Raises:
-        OSError: the database cannot be read or written.
+        StorageError: the database cannot be read or written.
     """
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
@@ -86,9 +90,21 @@ def storage_errors(storage: str) -> Iterator[None]:
     except Exception as error:
         for cause in _chain(error):  # Hydra's sweeper fails while it handles the first error
             if isinstance(cause, (SQLAlchemyError, StorageInternalError)):
-                text = f"the database of the study, {storage}, cannot be used: {_reason(cause)}"
-                raise OSError(text) from error
+                shown = _without_password(storage)
+                raise StorageError(f"the database of the study, {shown}, cannot be used: {_reason(cause)}") from error
         raise
+
+
+def _without_password(storage: str) -> str:
+    """Return the URL of a database as it was typed, with `***` for its password."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url: Any = make_url(storage)
+    except (ArgumentError, ValueError):
+        return re.sub(r":(?!//).*@", ":***@", storage)
+    return storage if url.password is None else url.render_as_string(hide_password=True)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
