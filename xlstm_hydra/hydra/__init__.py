@@ -44,4 +44,5 @@ from ._sweeper import OnInvalid as OnInvalid
 from ._sweeper import SweeperConfig as SweeperConfig
 from ._texts import expand_home as expand_home
 from ._texts import quote_texts as quote_texts
+from ._unreadable import unreadable as unreadable
 from ._versions import VERSION_BASE as VERSION_BASE

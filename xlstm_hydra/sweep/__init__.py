@@ -24,6 +24,7 @@ from ._resume import expand_resume_sweep as expand_resume_sweep
 from ._study import open_storage as open_storage
 from ._study import storage_errors as storage_errors
 from ._study import storage_url as storage_url
+from ._study_config import StudyConfig as StudyConfig
 from ._sweep import run_sweep as run_sweep
 from ._this_job import going_on as going_on
 from ._this_job import recorded as recorded
