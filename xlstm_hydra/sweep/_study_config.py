@@ -79,9 +79,9 @@ class StudyConfig(ConfigDict):
         from optuna.samplers import BaseSampler
         from optuna.storages import BaseStorage
 
-        if not (self.storage is None or isinstance(self.storage, str | BaseStorage)):
+        if not (_is_made_later(self.storage) or isinstance(self.storage, str | BaseStorage)):
             yield Problem.about("storage", f"expected the URL of a database or null, got {show(self.storage)}")
-        if not (self.sampler is None or callable(self.sampler) or isinstance(self.sampler, BaseSampler)):
+        if not (_is_made_later(self.sampler) or callable(self.sampler) or isinstance(self.sampler, BaseSampler)):
             fix = "Choose one with hydra/sweeper/sampler=NAME."
             yield Problem.about("sampler", f"expected an Optuna sampler, got {show(self.sampler)}", fix)
 
@@ -115,6 +115,11 @@ class StudyConfig(ConfigDict):
         if problems:
             raise ConfigError(problems)
         return found
+
+
+def _is_made_later(value: Any) -> bool:
+    """True for null, and for a config from which Hydra 1.4 makes an object when the study begins."""
+    return value is None or (isinstance(value, dict) and "_target_" in value)
 
 
 def _plain(value: Any) -> Any:
