@@ -36,6 +36,7 @@ from ._points import jobs_with as jobs_with
 from ._quote import as_override as as_override
 from ._refusals import REFUSED as REFUSED
 from ._refusals import interval_types as interval_types
+from ._refusals import unset_variable as unset_variable
 from ._register import own_options as own_options
 from ._register import register as register
 from ._split import first_point as first_point
