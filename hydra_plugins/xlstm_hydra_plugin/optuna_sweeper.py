@@ -88,6 +88,7 @@ class OptunaSweeper(Sweeper):
         """
         from xlstm_hydra.configs import ConfigError, Problem
         from xlstm_hydra.hydra import SweepLoader, check_points, first_point
+        from xlstm_hydra.sweep import check_job_folder, refuse_run_folder
 
         overrides = self.study.overrides(arguments)
         fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
@@ -95,10 +96,13 @@ class OptunaSweeper(Sweeper):
         if not searched and not self.study.custom_search_space:
             fix = "For example 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
             raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
-        [point] = check_points(SweepLoader(self.loader), self.study_config, [first_point(overrides)])
+        loader = SweepLoader(self.loader)
+        [point] = check_points(loader, self.study_config, [first_point(overrides)])
         broken = [problem for problem in point.broken if not searched & {*problem.keys}]
         if problems := [*point.refused, *broken]:
             raise ConfigError(problems)
+        refuse_run_folder(Path(self.study_config.hydra.sweep.dir))
+        check_job_folder(self.study_config, loader, point.overrides, 0)
 
 
 _NOTHING_FOUND = ("No trials are completed", "Record does not exist")

@@ -4,10 +4,12 @@ from ._driver import DOES_NOT_FIT as DOES_NOT_FIT
 from ._driver import begin as begin
 from ._driver import finish as finish
 from ._driver import make_sweep_folder as make_sweep_folder
+from ._driver import refuse_run_folder as refuse_run_folder
 from ._job import ERROR_FILE as ERROR_FILE
 from ._job import JobRecord as JobRecord
 from ._job import Unrecorded as Unrecorded
 from ._job import job_recorded as job_recorded
+from ._job_folder import check_job_folder as check_job_folder
 from ._outcome import FAILED as FAILED
 from ._outcome import INTERRUPTED as INTERRUPTED
 from ._outcome import RECORD_FILE as RECORD_FILE
