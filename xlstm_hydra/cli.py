@@ -47,6 +47,7 @@ from xlstm_hydra.hydra import (
     overrides_of_other,
     own_options,
     quote_texts,
+    unset_variable,
 )
 from xlstm_hydra.job import distributed_of, refuse_for_all, run_alone, run_task
 from xlstm_hydra.preemption import watched
@@ -59,7 +60,7 @@ _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 
 def main() -> None:
     """Entry point of the console command."""
-    with command("xlstm-hydra"), _refusals_explained():
+    with command("xlstm-hydra"), _unset_variable_explained(), _refusals_explained():
         if "--version" in sys.argv[1:]:
             print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
             return
@@ -145,6 +146,17 @@ def _refusals_explained() -> Iterator[None]:
             raise
         found.__cause__ = error
         refuse_for_all(found, _typed_distributed())
+
+
+@contextmanager
+def _unset_variable_explained() -> Iterator[None]:
+    """Make one message of an environment variable that is to be copied and is not set, which Hydra does not catch."""
+    try:
+        yield
+    except KeyError as error:
+        if (problem := unset_variable(error)) is None:
+            raise
+        raise ConfigError([problem]) from error
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -28,14 +28,17 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Make Hydra's own."""
         from xlstm_hydra.hydra import require_engine
+        from xlstm_hydra.sweep import StudyConfig
 
         require_engine("hydra/sweeper", "optuna")
+        self.study = StudyConfig.of(self.settings)
         _check_objective(config)
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper as HydraOptunaSweeper
 
         self.study_config, self.loader = config, hydra_context.config_loader
         known = inspect.signature(HydraOptunaSweeper).parameters  # of one version of the plugin or another
         settings: dict[str, Any] = {name: self.settings.get(name) for name in known}
+        settings |= {name: getattr(self.study, name) for name in ("n_trials", "n_jobs", "max_failure_rate")}
         self.storage = settings.get("storage")
         if isinstance(self.storage, str):
             from xlstm_hydra.sweep import storage_url
@@ -85,20 +88,21 @@ class OptunaSweeper(Sweeper):
         """
         from xlstm_hydra.configs import ConfigError, Problem
         from xlstm_hydra.hydra import SweepLoader, check_points, first_point
+        from xlstm_hydra.sweep import check_job_folder, refuse_run_folder
 
-        if (trials := self.settings.get("n_trials") or 0) < 1:
-            raise ConfigError([Problem({"hydra.sweeper.n_trials": trials}, "must be 1 or more")])
-        texts = [f"{key}={value}" for key, value in (self.settings.get("params") or {}).items()]
-        overrides = OverridesParser.create().parse_overrides([*texts, *arguments])
+        overrides = self.study.overrides(arguments)
         fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
         searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
-        if not searched and not self.settings.get("custom_search_space"):
+        if not searched and not self.study.custom_search_space:
             fix = "For example 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
             raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
-        [point] = check_points(SweepLoader(self.loader), self.study_config, [first_point(overrides)])
+        loader = SweepLoader(self.loader)
+        [point] = check_points(loader, self.study_config, [first_point(overrides)])
         broken = [problem for problem in point.broken if not searched & {*problem.keys}]
         if problems := [*point.refused, *broken]:
             raise ConfigError(problems)
+        refuse_run_folder(Path(self.study_config.hydra.sweep.dir))
+        check_job_folder(self.study_config, loader, point.overrides, 0)
 
 
 _NOTHING_FOUND = ("No trials are completed", "Record does not exist")

@@ -111,6 +111,9 @@ DOOMED_STUDIES = {
     "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: there is nothing to search"),
     "no trial": ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
     "no such key": (["optimizer.lrr=interval(0,1)"], "optimizer.lrr: no such key. Did you mean optimizer.lr?"),
+    "an empty interval": (["optimizer.lr=interval(1e-2,1e-4)"], "interval(1e-2,1e-4): must end after it starts"),
+    "the logarithm of 0": (["optimizer.lr=tag(log,interval(0,1))"], "on a logarithmic scale must start above 0"),
+    "unreadable params": (["hydra.sweeper.params={optimizer.lr: 'interval(1'}"], "=interval(1: the ( is not closed"),
     "a rule that all trials break": ([LR, "model.num_heads=3"], "model.num_heads must divide the width"),
 }
 
@@ -122,6 +125,35 @@ def test_a_study_that_nothing_can_come_of_is_refused_before_it_begins(overrides,
     done = run_command("-m", "hydra/sweeper=optuna", *overrides)
     assert done.status == 2 and words in done.err
     assert not list(tmp_path.rglob("study.db"))
+
+
+BAD_SETTINGS = {
+    "n_trials=x": ": expected int, got 'x'",
+    "n_jobs=0": "=0: must be 1 or more",
+    "max_failure_rate=2": "=2.0: must be at most 1",
+    "direction=[minimize,maximize]": "=['minimize', 'maximize']: must be minimize or maximize",
+    "storage=3": ": expected the URL of a database or null, got 3",
+    "sampler=3": ": expected an Optuna sampler, got 3",
+    "custom_search_space=nope.f": "='nope.f': cannot be imported: No module named 'nope'",
+}
+
+
+def test_all_wrong_settings_of_a_study_are_listed_before_anything_is_made(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "hydra/sweeper=optuna", LR, *(f"hydra.sweeper.{setting}" for setting in BAD_SETTINGS))
+    assert done.status == 2 and f"{len(BAD_SETTINGS)} problems:" in done.err
+    for setting, words in BAD_SETTINGS.items():
+        assert f"hydra.sweeper.{setting.partition('=')[0]}{words}" in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("setting", ["n_trials=2.5", "direction=up", "n_jobs=x", "max_failure_rate=x"])
+def test_a_wrong_setting_of_a_study_is_one_message(setting, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    done = run_command("-m", "hydra/sweeper=optuna", LR, f"hydra.sweeper.{setting}")
+    assert (done.status, done.err.count("\n")) == (2, 1) and f"hydra.sweeper.{setting.partition('=')[0]}" in done.err
 
 
 def test_a_study_goes_on_in_its_folder_and_failed_trials_do_not_end_it(tmp_path, monkeypatch):

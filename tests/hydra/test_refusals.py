@@ -48,6 +48,10 @@ LINES = [
     ("optimizer.lr.x=3", "optimizer.lr.x: optimizer.lr is a single value, without fields"),
     ("model.parallel.remat=[]", "model.parallel: shows another part of the config, which is changed under its own name."
                                 " Did you mean parallel.remat?"),
+    # environment variables
+    ("hydra.job.env_copy=[NOPE]", "hydra.job.env_copy: the environment variable NOPE is not set. Set it, or remove it"),
+    ("-m hydra.job.env_copy=[NOPE]", "hydra.job.env_copy: the environment variable NOPE is not set."),
+    ("hydra.job.env_copy=[NOPE] lr=3", "hydra.job.env_copy: the environment variable NOPE is not set."),
     # wrong types
     ("model.embedding_dim=abc", "model.embedding_dim: expected int, got 'abc'"),
     ("trainer.max_steps=1.5", "trainer.max_steps: expected int, got 1.5"),

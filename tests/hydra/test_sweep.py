@@ -1,6 +1,7 @@
 """What becomes of a sweep's points: planned before a job starts, skipped if so wanted, launched under their numbers."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from command import run_command
@@ -72,6 +73,43 @@ def test_a_folder_that_has_a_sweep_is_refused_before_anything_is_planned(jobs, m
     done = run_command("-m", "trainer.seed=2", SIMULATED, FOLDER)
     assert (done.status, len(jobs)) == (2, 1)
     assert "a sweep is recorded there already, with 1 jobs, 1 of them completed" in done.err
+
+
+BAD_SUBDIRS = {
+    "${nope}": "hydra.sweep.subdir=${nope}: Interpolation key 'nope' not found. Leave it out",
+    "/proc/${hydra.job.num}": "hydra.sweep.subdir='/proc/${hydra.job.num}': cannot be written: No such file",
+    "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Leave it out",
+}
+
+
+@pytest.mark.parametrize("sweeper", ["xlstm", "optuna"])
+@pytest.mark.parametrize(("subdir", "words"), BAD_SUBDIRS.items(), ids=["no value", "system folder", "long"])
+def test_a_name_that_no_folder_of_a_job_can_have_is_refused_before_a_job_starts(sweeper, subdir, words, jobs, tmp_path):
+    if sweeper == "optuna":
+        pytest.importorskip("optuna")
+    values = "trainer.seed=1,2" if sweeper == "xlstm" else "optimizer.lr=interval(0.1,1)"
+    done = run_command("-m", f"hydra/sweeper={sweeper}", f"hydra.sweep.subdir={subdir}", values, SIMULATED)
+    assert (done.status, done.err.count("\n"), jobs) == (2, 1, []), done.err
+    assert words in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_of_the_users_are_taken_for_folders_of_jobs(jobs):
+    assert run_command("-m", "hydra.sweep.subdir=x${hydra:job.num}", "trainer.seed=1,2", SIMULATED).status == 0
+    assert folders(jobs) == ["x0", "x1"]
+
+
+@pytest.mark.parametrize("sweeper", ["xlstm", "optuna"])
+def test_a_sweep_in_the_folder_of_a_run_is_refused(sweeper, jobs):
+    if sweeper == "optuna":
+        pytest.importorskip("optuna")
+    assert run_command("hydra.run.dir=run", SIMULATED).status == 0
+    before = sorted(Path("run").rglob("*"))
+    values = "trainer.seed=1,2" if sweeper == "xlstm" else "optimizer.lr=interval(0.1,1)"
+    done = run_command("-m", f"hydra/sweeper={sweeper}", "hydra.sweep.dir=run", values, SIMULATED)
+    assert (done.status, done.err.count("\n"), len(jobs)) == (2, 1, 1), done.err
+    assert "is the folder of a run. A sweep needs its own folder: choose another with hydra.sweep.dir=DIR." in done.err
+    assert sorted(Path("run").rglob("*")) == before
 
 
 def test_integers_are_drawn_of_integers(jobs):

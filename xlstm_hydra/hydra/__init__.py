@@ -36,6 +36,7 @@ from ._points import jobs_with as jobs_with
 from ._quote import as_override as as_override
 from ._refusals import REFUSED as REFUSED
 from ._refusals import interval_types as interval_types
+from ._refusals import unset_variable as unset_variable
 from ._register import own_options as own_options
 from ._register import register as register
 from ._split import first_point as first_point
@@ -44,4 +45,5 @@ from ._sweeper import OnInvalid as OnInvalid
 from ._sweeper import SweeperConfig as SweeperConfig
 from ._texts import expand_home as expand_home
 from ._texts import quote_texts as quote_texts
+from ._unreadable import unreadable as unreadable
 from ._versions import VERSION_BASE as VERSION_BASE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -40,6 +41,16 @@ def whole(error: Exception) -> Problem:
     if isinstance(error, OverrideParseException):  # of one that no one typed, such as in hydra.sweeper.params
         return unreadable(error.override, error)
     return _missing_engine(error) or Problem({}, " ".join(str(error).strip().partition("\n\n")[0].split()))
+
+
+def unset_variable(error: KeyError) -> Problem | None:
+    """The problem with a name in `hydra.job.env_copy` if that is why composing has failed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-2:]
+    names = [str(frame.f_globals.get("__name__")) for frame in frames]
+    if names != ["hydra._internal.config_loader_impl", "os"]:
+        return None
+    fix = "Set it, or remove it from the list."
+    return Problem.about("hydra.job.env_copy", f"the environment variable {error.args[0]} is not set", fix)
 
 
 def several_values(override: Override) -> Problem:

@@ -53,10 +53,12 @@ def first_point(overrides: Sequence[Override]) -> list[str]:
     """The overrides of one job: the first value of each key, however many there are.
 
     Raises:
-        ConfigError: a key without values.
+        ConfigError: a key without values, or an interval that is empty.
     """
     last = {override.get_key_element(): override for override in overrides}
-    if problems := list(_value_rules(last.values())):
+    intervals = {str(one.input_line): _interval(one) for one in last.values() if one.is_interval_sweep()}
+    problems = [problem for text, interval in intervals.items() for problem in _bound_rules(text, interval)]
+    if problems := [*problems, *_value_rules(last.values())]:
         raise ConfigError(problems)
     if empty := [override for override in last.values() if num_values(override) == 0]:
         raise ConfigError(map(_no_values, empty))
@@ -134,12 +136,19 @@ def _interval_rules(overrides: Sequence[Override], num_samples: int | None) -> I
         if num_samples is None:
             fix = f"Write {NUM_SAMPLES}=20 to draw some at random, or search with hydra/sweeper=optuna."
             yield Problem.about(text, "an interval has no end of values", fix)
-        elif not _start(interval) < _end(interval):
-            yield Problem.about(text, "must end after it starts")
-        elif "log" in interval.tags and _start(interval) <= 0:
-            yield Problem.about(text, "what is drawn on a logarithmic scale must start above 0")
-        elif unknown := interval.tags - {"log"}:
-            yield Problem.about(text, f"no such tag: {', '.join(sorted(unknown))}", "Known: log.")
+        else:
+            yield from _bound_rules(text, interval)
+
+
+def _bound_rules(text: str, interval: IntervalSweep) -> Iterator[Problem]:
+    if not _start(interval) < _end(interval):
+        yield Problem.about(text, "must end after it starts")
+    elif not math.isfinite(_start(interval)) or not math.isfinite(_end(interval)):
+        yield Problem.about(text, "must start and end at finite numbers")
+    elif "log" in interval.tags and _start(interval) <= 0:
+        yield Problem.about(text, "what is drawn on a logarithmic scale must start above 0")
+    elif unknown := interval.tags - {"log"}:
+        yield Problem.about(text, f"no such tag: {', '.join(sorted(unknown))}", "Known: log.")
 
 
 def _start(interval: IntervalSweep) -> float:

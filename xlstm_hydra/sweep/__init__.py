@@ -4,10 +4,12 @@ from ._driver import DOES_NOT_FIT as DOES_NOT_FIT
 from ._driver import begin as begin
 from ._driver import finish as finish
 from ._driver import make_sweep_folder as make_sweep_folder
+from ._driver import refuse_run_folder as refuse_run_folder
 from ._job import ERROR_FILE as ERROR_FILE
 from ._job import JobRecord as JobRecord
 from ._job import Unrecorded as Unrecorded
 from ._job import job_recorded as job_recorded
+from ._job_folder import check_job_folder as check_job_folder
 from ._outcome import FAILED as FAILED
 from ._outcome import INTERRUPTED as INTERRUPTED
 from ._outcome import RECORD_FILE as RECORD_FILE
@@ -25,6 +27,7 @@ from ._study import StorageError as StorageError
 from ._study import open_storage as open_storage
 from ._study import storage_errors as storage_errors
 from ._study import storage_url as storage_url
+from ._study_config import StudyConfig as StudyConfig
 from ._sweep import run_sweep as run_sweep
 from ._this_job import going_on as going_on
 from ._this_job import recorded as recorded

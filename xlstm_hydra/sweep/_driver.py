@@ -16,6 +16,8 @@ from typing import IO, Any
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import reason, text_of
+from xlstm_hydra.metadata import LOCK_FILE as RUN_LOCK
+from xlstm_hydra.metadata import saved_steps
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.run_folder import RunFolder
 
@@ -65,9 +67,11 @@ def check_folder(folder: Path, resume: bool = False) -> None:
     """Make sure that a sweep can begin in a folder, before that takes time. Nothing is left there.
 
     Raises:
-        ConfigError: another sweep is recorded there, and not to be gone on with, or another process is at work there.
+        ConfigError: another sweep is recorded there, and not to be gone on with, or another process is at work there,
+            or it is the folder of a run.
     """
     folder = folder.absolute()
+    refuse_run_folder(folder)
     if not (folder / RECORD_FILE).exists():
         return
     with _sweep_folder(folder).writing():
@@ -77,6 +81,18 @@ def check_folder(folder: Path, resume: bool = False) -> None:
             raise ConfigError([_recorded_already(folder, mended(folder, read_record(folder)))])
     finally:
         _leave(folder)
+
+
+def refuse_run_folder(folder: Path) -> None:
+    """Make sure that a sweep does not begin in the folder of a run.
+
+    Raises:
+        ConfigError: it would.
+    """
+    has_config = (folder / "config.yaml").exists() and (folder / RUN_LOCK).exists()
+    if has_config or saved_steps(folder):
+        text, fix = "is the folder of a run", "A sweep needs its own folder: choose another with hydra.sweep.dir=DIR."
+        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
 
 def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:

@@ -34,6 +34,7 @@ from xlstm_hydra.preemption import waiting_while
 
 from ._driver import begin, check_folder, finish, note_unrecorded, withdraw
 from ._invalid import refuse, told
+from ._job_folder import check_job_folder
 from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
 from ._points import SUBDIR
@@ -84,6 +85,8 @@ def run_sweep(
     if not needs_number:
         checked = _once(checked)
     invalid = _invalid(config, checked, settings.on_invalid)
+    first = next(job for job in range(len(checked)) if job not in invalid)
+    check_job_folder(config, loader, checked[first].overrides, first)
     sweep = _Sweep(config, launcher, settings, needs_number or _is_one_by_one(config))
     returns, status = sweep.run([point.overrides for point in checked], invalid)
     if status:
