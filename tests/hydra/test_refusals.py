@@ -46,7 +46,11 @@ LINES = [
     ("optimizer.lr.x=3", "optimizer.lr.x: optimizer.lr is a single value, without fields"),
     ("model.parallel.remat=[]", "model.parallel: shows another part of the config, which is changed under its own name."
                                 " Did you mean parallel.remat?"),
+    ("trainer={sed:3}", "trainer.sed: no such key. Did you mean trainer.seed?"),
+    ("++model=nope", "model='nope': no such option. Known: custom, "),
+    ("++model=tiny", "++model=tiny: an option is chosen without the ++. Write model=tiny."),
     # wrong types
+    ("trainer={seed:x}", "trainer.seed: expected int, got 'x'"),
     ("model.embedding_dim=abc", "model.embedding_dim: expected int, got 'abc'"),
     ("trainer.max_steps=1.5", "trainer.max_steps: expected int, got 1.5"),
     ("trainer.max_steps=null", "trainer.max_steps: expected int, got null"),

@@ -88,6 +88,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return Problem.about(text, f"{key} is there already", f"Write {text[1:]}, without the +.")
     if is_choice and not isinstance(override.value(), str | list):
         return Problem({key: override.value()}, "must be the name of an option")
+    if is_choice and override.is_force_add() and isinstance(override.value(), str):
+        return _forced_option(override)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, GrammarParseError):
         return Problem.about(text, "the value is not a valid interpolation", INTERPOLATION_FORM)
@@ -95,6 +97,15 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if problem is None and not is_choice:
         problem = _unknown_key(key, cfg, override.config_loader)
     return problem or Problem.about(text, first_line(error))
+
+
+def _forced_option(override: Override) -> Problem:
+    """An option that is typed with `++`, which sets a value."""
+    key, name, loader = override.key_or_group, override.value(), override.config_loader
+    options = loader.get_group_options(key) if loader else ()
+    if name in options:
+        return Problem.about(str(override.input_line), "an option is chosen without the ++", f"Write {key}={name}.")
+    return no_such_option(key, name, options)
 
 
 def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_loader: ConfigLoader) -> Problem:
@@ -126,8 +137,8 @@ def _missing_engine(error: Exception) -> Problem | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, without its full stop."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    """The first line of a message, without its full stop; of an error without one, its kind."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
