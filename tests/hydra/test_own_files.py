@@ -22,7 +22,11 @@ MISTAKES = {
     "missing interpolation": ("trainer:\n  seed: ${nope.x}", "line 3: trainer.seed: Interpolation key 'nope.x' not fo"),
     "missing resolver": ("trainer:\n  seed: ${nope:x}", "line 3: trainer.seed: Unsupported interpolation type nope"),
     "key of Hydra's": ("hydra:\n  run:\n    dirr: x", "line 4: hydra.run.dirr: no such key. Did you mean hydra.run.di"),
+    "nothing for keys": ("trainer:", "line 2: trainer: expected keys and values, got null"),
     # the text of a file
+    "null for a key": ("trainer:\n  ~: 3", "line 3, column 3: YAML reads the key ~ as null. For text, quote it"),
+    "word for a key": ("trainer:\n  on: 3", "line 3, column 3: YAML reads the key on as true. For text, quote"),
+    "no key": ("trainer: {? : 3}", "line 2, column 12: there is no key before the :"),
     "tab": ("trainer:\n\tseed: 3", "line 3, column 1: tabs are not allowed here: indent YAML with spaces"),
     "duplicate key": ("trainer:\n  seed: 3\n  seed: 4", "line 4, column 3: duplicate key seed, first set on line 3."),
     "unclosed interpolation": ("trainer:\n  seed: ${x", "column 9: '${x' is not a valid interpolation. Write ${key}, "),
@@ -47,6 +51,7 @@ MISTAKES = {
     "no list": ("defaults: tiny", "line 2, column 11: defaults must be a list, got a single value."),
     "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got keys and values."),
     "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or o"),
+    "two options": ("defaults: [override /optimizer: [sgd, adamw]]", "line 2: optimizer: expected one option, got ['s"),
     "chosen twice": ("defaults: [/optimizer: sgd]", "defaults: Multiple values for optimizer."),
     "circle": ("defaults: [mine]", "defaults: the file includes itself: experiment/mine -> experiment/mine"),
 }  # fmt: skip
@@ -131,6 +136,13 @@ def test_a_wrong_value_of_a_file_is_not_also_called_missing(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "defaults: [override /data: text]\ndata: {path: [1]}\n")
     done = run_command("--config-dir=conf", "experiment=mine")
     assert done.err == "xlstm-hydra: conf/experiment/mine.yaml, line 3: data.path: expected str, got [1]\n"
+
+
+def test_a_group_without_values_does_not_hide_what_is_typed(folder):
+    write(folder / "experiment" / "mine.yaml", HEADER + "trainer:\n")
+    done = run_command("--config-dir=conf", "experiment=mine", "trainer.max_steps=-1", "trainer.sed=1")
+    assert "3 problems:" in done.err and "line 2: trainer: expected keys and values, got null" in done.err
+    assert "trainer.max_steps=-1: must be" in done.err and "trainer.sed: no such key" in done.err
 
 
 def test_what_the_command_line_sets_is_not_said_to_be_in_a_file(folder):

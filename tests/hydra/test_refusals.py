@@ -52,7 +52,11 @@ LINES = [
     ("hydra.job.env_copy=[NOPE]", "hydra.job.env_copy: the environment variable NOPE is not set. Set it, or remove it"),
     ("-m hydra.job.env_copy=[NOPE]", "hydra.job.env_copy: the environment variable NOPE is not set."),
     ("hydra.job.env_copy=[NOPE] lr=3", "hydra.job.env_copy: the environment variable NOPE is not set."),
+    ("trainer={sed:3}", "trainer.sed: no such key. Did you mean trainer.seed?"),
+    ("++model=nope", "model='nope': no such option. Known: custom, "),
+    ("++model=tiny", "++model=tiny: an option is chosen without the ++. Write model=tiny."),
     # wrong types
+    ("trainer={seed:x}", "trainer.seed: expected int, got 'x'"),
     ("model.embedding_dim=abc", "model.embedding_dim: expected int, got 'abc'"),
     ("trainer.max_steps=1.5", "trainer.max_steps: expected int, got 1.5"),
     ("trainer.max_steps=null", "trainer.max_steps: expected int, got null"),

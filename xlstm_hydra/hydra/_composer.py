@@ -20,8 +20,9 @@ from xlstm_hydra.configs._problems import independent
 from ._copy import copy_config
 from ._lenient import UNREADABLE
 from ._load import read
+from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values
+from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, wrong_value
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 
@@ -187,7 +188,7 @@ class Composer:
                 ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
                 accepted.append(override)
             except REFUSED as error:
-                problems[override.key_or_group] = refused(override, error, base)
+                problems |= _parts(override, base) or {override.key_or_group: refused(override, error, base)}
                 cfg = copy_config(base)  # what is refused may have left something behind
                 ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
         return cfg, problems
@@ -208,6 +209,20 @@ def _may_choose(override: Override) -> bool:
     key = override.key_or_group
     may = not isinstance(override.value(), dict) and (override.package is not None or "." not in key)
     return may or key.startswith("hydra.")
+
+
+def _parts(override: Override, cfg: DictConfig) -> dict[str, Problem]:
+    """The problems with single values of a dictionary, by their keys."""
+    value: Any = override.value()
+    if not isinstance(value, dict) or override.is_add() or override.is_delete():
+        return {}
+    problems = {}
+    for own, leaf in leaves(value):
+        path = (*override.key_or_group.split("."), *own)
+        if (error := refusal(cfg, nested(path, leaf))) is not None:
+            key = ".".join(path)
+            problems[key] = wrong_value(key, leaf, error, cfg, cast(Any, override.config_loader))
+    return problems
 
 
 def _key_of(text: str) -> str:

@@ -22,13 +22,13 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import Problem
-from xlstm_hydra.configs._problems import nearest
+from xlstm_hydra.configs import Problem, RunConfig
+from xlstm_hydra.configs._problems import nearest, show
 
 from ._defaults_list import circle, key_of, paths_of
 from ._engines import not_installed
 from ._header import header_faults, header_problem
-from ._merge import leaves, nested, refusal
+from ._merge import empties, leaves, nested, refusal
 from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
 from ._refusals import REFUSED, first_line, no_such_option, wrong_value
 from ._yaml_file import Fault, entry_line, line_of, read_yaml
@@ -150,7 +150,7 @@ class _LenientLoader(ConfigLoaderImpl):
                 self.blame_entry(missing, getattr(error, "options", None) or ())
         elif found := _IN_FILE.match(str(error)):
             self.blame_defaults(found[1], found[2])
-        else:
+        elif not self.blame_lists():
             text = first_line(error)
             named = [option for option in self.files if re.search(rf"(^|\W){re.escape(option)}(\W|$)", text)]
             for option in named or list(self.with_key(text))[:1]:
@@ -209,6 +209,17 @@ class _LenientLoader(ConfigLoaderImpl):
             self.note(Problem.about("defaults", text.rstrip(".:")), file, line)
         self.lose(file)
 
+    def blame_lists(self) -> bool:
+        """Note entries that choose several options of a group that has one. False: there are none."""
+        before = len(self.removed)
+        for file, number, default in self.entries():
+            group = default.get_group_path() if isinstance(default, GroupDefault) else ""
+            if isinstance(default.value, list) and group in (*RunConfig.__dataclass_fields__, "parallel"):
+                problem = Problem.about(group, f"expected one option, got {show(default.value)}")
+                self.note(problem, file, entry_line(file.root, number))
+                self.removed.add((file.option, number))
+        return len(self.removed) > before
+
     def blame_circle(self) -> None:
         """Note files whose defaults lists lead back to themselves."""
         below: dict[str, set[str]] = {}
@@ -251,13 +262,14 @@ class _LenientLoader(ConfigLoaderImpl):
             if error is None:
                 fitting.merge_with(leaf)
             else:
+                if not empties(self.merged, path, value):  # what the group had stays
+                    self.wrong.add(".".join(path))
                 self.drop(file, path, path[depth:], wrong_value(".".join(path), value, error, self.merged, self))
         return fitting
 
     def drop(self, file: OwnFile, path: tuple[str, ...], own: tuple[str, ...], problem: Problem) -> None:
         """Leave out a value of a file."""
         self.dropped.add((file.option, path))
-        self.wrong.add(".".join(path))
         self.note(problem, file, line_of(file.root, own))
 
     def blame_before(self, config: Any) -> None:
@@ -274,6 +286,7 @@ class _LenientLoader(ConfigLoaderImpl):
                 if (file.option, path) in self.dropped:
                     continue
                 if (error := refusal(config, nested(path, value))) is not None:
+                    self.wrong.add(".".join(path))
                     self.drop(file, path, own, wrong_value(".".join(path), value, error, config, self))
                     found = True
         if found:

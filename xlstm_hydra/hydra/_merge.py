@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import typing
 from collections.abc import Iterator
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from xlstm_hydra.configs import RunConfig
 
 from ._refusals import REFUSED
 
@@ -32,8 +35,19 @@ def nested(path: tuple[str, ...], value: Any) -> DictConfig:
 
 def refusal(cfg: Any, other: Any) -> Exception | None:
     """What OmegaConf raises when a config is merged into another."""
+    for path, value in leaves(other):
+        if empties(cfg, path, value):
+            return ValidationError(f"{path[0]} cannot be null")
     try:
         copy.deepcopy(cfg).merge_with(copy.deepcopy(other))
     except (OmegaConfBaseException, *REFUSED) as error:
         return error
     return None
+
+
+def empties(cfg: Any, path: tuple[str, ...], value: Any) -> bool:
+    """True for a null in the place of a whole group, which OmegaConf accepts and a run does not."""
+    if value is not None or len(path) != 1 or path[0] not in (*RunConfig.__dataclass_fields__, "hydra"):
+        return False
+    is_optional = type(None) in typing.get_args(typing.get_type_hints(RunConfig).get(path[0]))
+    return not is_optional and isinstance(cfg.get(path[0]), DictConfig)

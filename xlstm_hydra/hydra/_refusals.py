@@ -22,7 +22,7 @@ from xlstm_hydra.configs._synonyms import same_meaning
 
 from ._engines import ENGINES, not_installed
 from ._options import options_with
-from ._unreadable import INTERPOLATION_FORM, unreadable
+from ._unreadable import INTERPOLATION_FORM, of_list_element, unreadable
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
@@ -87,6 +87,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         cfg: the config without it.
     """
     key, text = override.key_or_group, str(override.input_line)
+    if "[" in key:
+        return of_list_element(text)
     if problem := _missing_engine(error):
         return problem
     if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
@@ -99,6 +101,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return Problem.about(text, f"{key} is there already", f"Write {text[1:]}, without the +.")
     if is_choice and not isinstance(override.value(), str | list):
         return Problem({key: override.value()}, "must be the name of an option")
+    if is_choice and override.is_force_add() and isinstance(override.value(), str):
+        return _forced_option(override)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, GrammarParseError):
         return Problem.about(text, "the value is not a valid interpolation", INTERPOLATION_FORM)
@@ -106,6 +110,15 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if problem is None and not is_choice:
         problem = _unknown_key(key, cfg, override.config_loader)
     return problem or Problem.about(text, first_line(error))
+
+
+def _forced_option(override: Override) -> Problem:
+    """An option that is typed with `++`, which sets a value."""
+    key, name, loader = override.key_or_group, override.value(), override.config_loader
+    options = loader.get_group_options(key) if loader else ()
+    if name in options:
+        return Problem.about(str(override.input_line), "an option is chosen without the ++", f"Write {key}={name}.")
+    return no_such_option(key, name, options)
 
 
 def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_loader: ConfigLoader) -> Problem:
@@ -137,8 +150,8 @@ def _missing_engine(error: Exception) -> Problem | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, without its full stop."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    """The first line of a message, without its full stop; of an error without one, its kind."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:

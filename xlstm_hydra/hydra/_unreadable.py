@@ -66,9 +66,14 @@ def _bad_key(text: str, key: str, value: str) -> Problem | None:
     if _KEY.fullmatch(name.strip()):
         return Problem.about(text, "there is a space before the =", f"Write {key.strip()}={value.strip()}.")
     if "[" in name:
-        base = key.partition("[")[0]
-        return Problem.about(text, "single elements of a list cannot be set", f"Write the whole list: {base}=[...].")
+        return of_list_element(text)
     return Problem.about(text, f"{name!r} is not a key", "A key is names joined by dots, such as trainer.max_steps.")
+
+
+def of_list_element(text: str) -> Problem:
+    """The problem of an override of one element of a list, which Hydra 1.4 reads and 1.3 does not."""
+    base = text.partition("=")[0].partition("[")[0]
+    return Problem.about(text, "single elements of a list cannot be set", f"Write the whole list: {base}=[...].")
 
 
 def _bad_call(text: str, error: Exception) -> Problem | None:

@@ -147,10 +147,23 @@ def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
             yield _at(key, f"a key must be text, got {_KINDS[type(key)]}")
+        elif (kind := key.tag.removeprefix(_TAG)) in _NO_KEYS:
+            yield _not_text(key, kind)
         elif key.value in lines:
             yield _at(key, f"duplicate key {key.value}, first set on line {lines[key.value]}", "Remove one of them.")
         else:
             lines[key.value] = key.start_mark.line + 1
+
+
+_NO_KEYS = ("null", "bool", "timestamp", "binary")
+"""What YAML makes of some keys without quotes, and no key of a config is."""
+
+
+def _not_text(key: yaml.ScalarNode, kind: str) -> Fault:
+    if not key.value:
+        return _at(key, "there is no key before the :")
+    value = str(key.value.lower() in ("true", "yes", "on")).lower() if kind == "bool" else kind
+    return _at(key, f"YAML reads the key {key.value} as {value}", f'For text, quote it: "{key.value}".')
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
