@@ -19,7 +19,7 @@ BROKEN = {
     "logger.log_every_n_steps=0": "logger.log_every_n_steps=0: must be 1 or more",
     "parallel.remat=[mLSTMBlok]": "Did you mean 'mLSTMBlock'?",
     "parallel.fsdp_axis_size=0": "parallel.fsdp_axis_size=0: an axis size is positive",
-    "trainer.eval_batches=${nope}": "trainer.eval_batches: Interpolation key 'nope' not found",
+    "trainer.eval_batches=${nope}": "trainer.eval_batches='${nope}': refers to a key that does not exist: nope",
     "model.vocab_size=???": "model.vocab_size: missing. Write model.vocab_size=...",
 }
 
@@ -62,7 +62,7 @@ UNREADABLE = {
     "parallel.remat": ("mLSTMBlock", "expected list[str], got 'mLSTMBlock'"),
     "parallel.model_axis_size": (True, "expected int, got true"),
     "task.name": ("trian", "task.name='trian': not a known value"),
-    "scheduler.warmup_steps": ("${nope}", "Interpolation key 'nope' not found"),
+    "scheduler.warmup_steps": ("${nope}", "refers to a key that does not exist: nope"),
     "data.surname": ("x", "no such field in StdlibDataConfig"),
     "trainers": ({}, "no such group"),
     "model.model_class": ("???", "missing"),

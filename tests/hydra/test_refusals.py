@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from xlstm_hydra.hydra import expand_home, quote_texts
 from xlstm_hydra.hydra._explain import _composer
+from xlstm_hydra.hydra._refusals import first_line, whole
 from xlstm_hydra.hydra._unreadable import unreadable
 
 LINES = [
@@ -94,7 +95,7 @@ LINES = [
     ("trainer.seed=$data.seed}", "trainer.seed=$data.seed}: unmatched }."),
     ("trainer.seed=${${a}}", "trainer.seed=${${a}}: an interpolation inside another must be quoted."),
     ("trainer.seed=${a:[}", "trainer.seed=${a:[}: the value is not a valid interpolation. Write ${key}, or ${resolver"),
-    ('trainer.seed=${oc.decode:"[1"}', "trainer.seed: the interpolation gives text that cannot be read as a value"),
+    ('trainer.seed=${oc.decode:"[1"}', ": the interpolation gives text that cannot be read as a value"),
     ("hydra.searchpath=[nope]", "hydra.searchpath='nope': the folder does not exist. The current folder is /"),
     ("--trainer.max_steps=3", "--trainer.max_steps=3: no such flag. Write trainer.max_steps=3, without dashes."),
     ("--trainer.max_steps 3", "--trainer.max_steps: no such flag. Write trainer.max_steps=..., without dashes."),
@@ -118,6 +119,20 @@ LINES = [
     ("-m optimizer.lr=tag(log,1e-3,1e-2)", "tag takes names and then choice(...), range(...) or interval(...): "),
     ("-m trainer.seed=rnge(1,2)", "trainer.seed=rnge(1,2): there is no function rnge. Did you mean 'range'? Text "),
     ("trainer.seed=int(a)", "trainer.seed=int(a): int(a) has invalid arguments. int takes an integer: int(3.0), "),
+    # interpolations
+    ("trainer.seed=${trainer.sed}", "trainer.seed='${trainer.sed}': refers to a key that does not exist: trainer.sed. "
+                                    "Did you mean trainer.seed?"),
+    ("trainer.seed=${trainer.seed}", "trainer.seed='${trainer.seed}': refers to itself"),
+    ("trainer.seed=${noww:3}", "trainer.seed='${noww:3}': there is no resolver noww. Did you mean 'now'?"),
+    ("trainer.seed=${oc.env:NOPE}", "trainer.seed='${oc.env:NOPE}': the environment variable NOPE is not set"),
+    ("trainer.seed=${now:}", "trainer.seed='${now:}': the resolver does not take these arguments"),
+    ("optimizer.lr=${model.dtype}", "optimizer.lr='${model.dtype}': expected float, got 'float32'"),
+    ("hydra.run.dir=${nope}", "hydra.run.dir='${nope}': refers to a key that does not exist: nope"),
+    ("hydra.run.dir=${hydra.run.dirr}", "refers to a key that does not exist: hydra.run.dirr. Did you mean hydra.run."),
+    ("hydra.run.dir=${now:}", "hydra.run.dir='${now:}': the resolver does not take these arguments"),
+    ("-m hydra.sweep.dir=${nope:3} trainer.seed=1,2", "hydra.sweep.dir='${nope:3}': there is no resolver nope. Known"),
+    ("hydra.verbose=3", "hydra.verbose: expected true, false, the name of a logger or a list of names, got 3"),
+    ("-m hydra.verbose=3", "hydra.verbose: expected true, false, the name of a logger or a list of names, got 3"),
     # sweeps that are too large
     ("-m trainer.seed=range(0,2000000000)", "hydra.sweeper.max_jobs=10000: the sweep has 2,000,000,000 jobs, one for "
                                             "each value of trainer.seed. Sweep fewer values, or set hydra.sweeper.m"),
@@ -139,7 +154,7 @@ LINES = [
     # what composes and breaks a rule
     ("~model", "model: missing. Choose one, for example model=tiny."),
     ("data=text", "data.path: missing. Write data.path=..."),
-    ("optimizer.lr=${nope.x}", "optimizer.lr: Interpolation key 'nope.x' not found"),
+    ("optimizer.lr=${nope.x}", "optimizer.lr='${nope.x}': refers to a key that does not exist: nope.x"),
     ("model.num_heads=3", "model.num_heads must divide the width 64 that model.qk_dim_factor gives and the width 128 "
                           "that model.v_dim_factor gives. Set model.num_heads to 1, 2, 4, 8, 16, 32 or 64."),
 ]  # fmt: skip
@@ -227,6 +242,21 @@ def test_a_value_that_cannot_be_read_in_one_point_hides_no_mistake_of_another(co
 def test_fields_of_a_group_whose_choice_cannot_be_read_are_not_called_unknown():
     done = run_command("optimizer=[sgd", "optimizer.momentum=0.9")
     assert done.err.count("optimizer") == 1 and "momentum" not in done.err
+
+
+def test_a_folder_that_cannot_be_resolved_does_not_hide_other_mistakes():
+    done = run_command("hydra.run.dir=${nope}/${trainer.seed}", "trainer.max_steps=-1")
+    assert "2 problems:" in done.err and "does not exist: nope" in done.err and "trainer.max_steps=-1" in done.err
+
+
+def test_a_value_of_hydras_that_refers_to_the_run_is_accepted():
+    done = run_command("hydra.run.dir=a/${trainer.seed}/${hydra:job.name}/${now:%Y}", "trainer.max_steps=-1")
+    assert done.err == "xlstm-hydra: trainer.max_steps=-1: must be 1 or more\n"
+
+
+@pytest.mark.parametrize("error", [AssertionError(), ValueError(" ")], ids=repr)
+def test_no_error_gives_an_empty_message(error):
+    assert str(whole(error)) == first_line(error) == type(error).__name__
 
 
 def test_all_mistakes_are_told_at_once_whatever_their_kind():

@@ -12,17 +12,18 @@ from typing import Any, NamedTuple, cast
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, ValueNode, open_dict
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
-from xlstm_hydra.configs._problems import independent
+from xlstm_hydra.configs._problems import independent, show
 
 from ._copy import copy_config
 from ._lenient import UNREADABLE
 from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, wrong_value
+from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unresolved, wrong_value
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 
@@ -102,6 +103,7 @@ class Composer:
         cfg, found = self.apply(values, base.cfg)
         with _as_job(base.job):
             run, broken = read(cfg)
+            broken = [*self.job_problems(base, cfg), *broken]
         refused = [*base.problems, *(one for one in found.values() if not _is_lost(one, base, wrong))]
         wrong = {*wrong, *found, *(base.composed.wrong if base.composed else ())}
         broken = [problem for problem in independent(broken, refused) if not _is_lost(problem, base, wrong)]
@@ -109,6 +111,33 @@ class Composer:
             typed = {override.key_or_group for override in values}
             broken = [base.composed.locate(problem, typed) for problem in broken]
         return run, OmegaConf.select(cfg, "task.name"), refused, broken
+
+    def job_problems(self, base: _Base, cfg: DictConfig) -> Iterator[Problem]:
+        """What is wrong with values of Hydra's own part that are typed, of which Hydra stops at the first."""
+        node: Any = base.job.hydra._get_node("verbose")
+        verbose = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
+        if not isinstance(verbose, bool | str | list):
+            rule = f"expected true, false, the name of a logger or a list of names, got {show(verbose)}"
+            yield Problem.about("hydra.verbose", rule)
+        found = {key: raw for key in self.keys_of_hydra(base) if "${" in str(raw := _raw(key, base.job))}
+        if not found:
+            return
+        whole = copy_config(cfg)
+        with open_dict(whole):
+            whole["hydra"] = base.job.hydra
+        for key, raw in found.items():
+            try:
+                OmegaConf.select(whole, key)
+            except (MissingMandatoryValue, InterpolationToMissingValueError):
+                continue  # it has a value once the job has started
+            except OmegaConfBaseException as error:
+                yield unresolved(key, raw, error, whole)
+
+    def keys_of_hydra(self, base: _Base) -> Iterator[str]:
+        """The keys of Hydra's own part that are typed."""
+        typed: Any = OmegaConf.to_container(base.job.hydra.overrides, resolve=False)
+        for text in typed["hydra"]:
+            yield self.parse(text).key_or_group
 
     def may_have_files(self, choices: list[Override]) -> bool:
         """True if files of the user's may be part of the config."""
@@ -202,6 +231,14 @@ def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:
         del cfg["hydra"]
         job.hydra.job.num, job.hydra.job.id, job.hydra.runtime.output_dir = 0, "0", os.getcwd()
     return cfg, job
+
+
+def _raw(key: str, cfg: DictConfig) -> Any:
+    """A value as it stands there; None if it is keys and values."""
+    path, _, name = key.rpartition(".")
+    parent = OmegaConf.select(cfg, path, throw_on_resolution_failure=False)
+    node: Any = parent._get_node(name) if isinstance(parent, DictConfig) else None
+    return node._value() if isinstance(node, ValueNode) else None
 
 
 def _may_choose(override: Override) -> bool:

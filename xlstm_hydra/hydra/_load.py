@@ -8,7 +8,7 @@ import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.base import Node
@@ -31,8 +31,8 @@ from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed, show
 
 from ._device import planned_device
+from ._refusals import unresolved
 from ._register import register_resolvers
-from ._unreadable import unresolved
 
 _STRICT = Flags(ignore_unknown=False)
 _BLOCKS = ("mLSTMBlock",)
@@ -168,7 +168,8 @@ def _to_plain(
         except (MissingMandatoryValue, InterpolationToMissingValueError):
             problems.append(Unread.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
-            problems.append(Unread.about(where, unresolved(error)))
+            raw: Any = OmegaConf.to_container(node, resolve=False)
+            problems.append(unresolved(where, raw[key], error, cast(DictConfig, node._get_root())))
     return plain
 
 

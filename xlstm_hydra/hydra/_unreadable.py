@@ -145,12 +145,6 @@ def _element(key: str, value: str) -> tuple[str, str]:
     return "cannot be read as key=value", f"If the value is text: {quoted[:1].lower()}{quoted[1:]}."
 
 
-def unresolved(error: Exception) -> str:
-    """Why an interpolation has no value, in the words of OmegaConf unless they are those of its parser."""
-    words = str(error).partition("\n")[0]
-    return "the interpolation gives text that cannot be read as a value" if "GrammarParseError" in words else words
-
-
 def quoted_argument(key: str, value: str) -> str:
     """An argument as it is typed in a shell, whose value is text as it is."""
     if not re.search(r"[\"'\\$`!]", value):

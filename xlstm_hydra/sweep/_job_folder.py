@@ -15,6 +15,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import SweepLoader
 from xlstm_hydra.run_folder import RunFolder
 
+from ._driver import make_sweep_folder
 from ._points import SUBDIR
 
 _FIX = "Leave it out, or choose a name that contains the number of the job, hydra.job.num."
@@ -50,5 +51,8 @@ def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequenc
     finally:
         HydraConfig.instance().cfg = before
     folder = RunFolder(path, given, _FIX)
-    with ExitStack() as undo, folder.writing():
-        folder.make(path, undo)
+    with ExitStack() as undo:
+        with make_sweep_folder(Path(cfg.hydra.sweep.dir).absolute()) as made:  # with a message of its own
+            undo.push(made.pop_all())
+        with folder.writing():
+            folder.make(path, undo)
