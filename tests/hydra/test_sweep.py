@@ -76,7 +76,7 @@ def test_a_folder_that_has_a_sweep_is_refused_before_anything_is_planned(jobs, m
 
 
 BAD_SUBDIRS = {
-    "${nope}": "hydra.sweep.subdir=${nope}: Interpolation key 'nope' not found. Leave it out",
+    "${nope}": "hydra.sweep.subdir='${nope}': refers to a key that does not exist: nope",
     "/proc/${hydra.job.num}": "hydra.sweep.subdir='/proc/${hydra.job.num}': cannot be written: No such file",
     "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Leave it out",
 }
