@@ -4,9 +4,10 @@ breaks. Hydra alone stops at the first mistake."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -57,6 +58,8 @@ class _Base(NamedTuple):
     """Groups whose option was refused. What stands in the config instead is not what the user is talking about."""
     composed: Composed | None = None
     """Where its values are in files of the user's, if that was looked up."""
+    references: Mapping[str, str] = MappingProxyType({})
+    """Values with interpolations that are typed for Hydra's own part, by their keys."""
 
 
 class Composer:
@@ -119,13 +122,12 @@ class Composer:
         if not isinstance(verbose, bool | str | list):
             rule = f"expected true, false, the name of a logger or a list of names, got {show(verbose)}"
             yield Problem.about("hydra.verbose", rule)
-        found = {key: raw for key in self.keys_of_hydra(base) if "${" in str(raw := _raw(key, base.job))}
-        if not found:
+        if not base.references:
             return
         whole = copy_config(cfg)
         with open_dict(whole):
             whole["hydra"] = base.job.hydra
-        for key, raw in found.items():
+        for key, raw in base.references.items():
             try:
                 OmegaConf.select(whole, key)
             except (MissingMandatoryValue, InterpolationToMissingValueError):
@@ -133,11 +135,11 @@ class Composer:
             except OmegaConfBaseException as error:
                 yield unresolved(key, raw, error, whole)
 
-    def keys_of_hydra(self, base: _Base) -> Iterator[str]:
-        """The keys of Hydra's own part that are typed."""
-        typed: Any = OmegaConf.to_container(base.job.hydra.overrides, resolve=False)
-        for text in typed["hydra"]:
-            yield self.parse(text).key_or_group
+    def references(self, job: DictConfig) -> dict[str, str]:
+        """Values with interpolations that are typed for Hydra's own part. Points with the same options share them."""
+        typed: Any = OmegaConf.to_container(job.hydra.overrides, resolve=False)
+        keys = [self.parse(text).key_or_group for text in typed["hydra"]]
+        return {key: raw for key in keys if "${" in str(raw := _raw(key, job))}
 
     def may_have_files(self, choices: list[Override]) -> bool:
         """True if files of the user's may be part of the config."""
@@ -188,7 +190,8 @@ class Composer:
                 found = None if leniently else _Base(*_split_off_job(self.compose(key)), problems=[])
             except UNREADABLE:
                 found = None
-            self.bases[key] = found or self.one_by_one(choices)
+            found = found or self.one_by_one(choices)
+            self.bases[key] = found._replace(references=self.references(found.job))
         return self.bases[key]
 
     def one_by_one(self, choices: list[Override]) -> _Base:

@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf, grammar_parser
 from omegaconf.errors import GrammarParseError
 
+from ._unreadable import INTERPOLATION_FORM
 from ._versions import yaml_loader
 
 BOM = b"\xef\xbb\xbf"
@@ -137,7 +138,7 @@ def _faults(node: yaml.Node, tags: Any, seen: set[int], above: tuple[int, ...]) 
         try:
             grammar_parser.parse(node.value)
         except GrammarParseError:
-            yield _at(node, f"{node.value!r} is not a valid interpolation", "Write ${key}, or ${resolver:argument}.")
+            yield _at(node, f"{node.value!r} is not a valid interpolation", INTERPOLATION_FORM)
     for child in _children(node):
         yield from _faults(child, tags, seen, (*above, id(node)))
 
