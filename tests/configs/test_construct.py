@@ -255,7 +255,7 @@ def test_an_annotation_that_exists_for_type_checkers_only_is_not_checked():
 class PartlyUnknown(ConfigDict):
     """A config with an annotation that only a type checker can evaluate."""
 
-    unknown: "NotThere" = 1  # noqa: F821
+    unknown: "NotThere" = 1  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
     known: int = 1
 
 
@@ -263,3 +263,13 @@ def test_an_annotation_that_cannot_be_evaluated_leaves_the_other_fields_checked(
     assert PartlyUnknown(unknown="x", known=2.0).known == 2
     with pytest.raises(ConfigError, match="^known: expected int, got 'x'$"):
         PartlyUnknown(known="x")
+
+
+def test_a_class_with_an_annotation_that_cannot_be_evaluated_is_read_and_does_not_disturb_other_classes():
+    assert ConfigDict.from_dict(PartlyUnknown, {"unknown": "x", "known": 2.0}).known == 2  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ConfigError, match="colour: no such field"):
+        ConfigDict.from_dict(PartlyUnknown, {"colour": "red"}, ignore_extensive_attributes=False)
+    with pytest.raises(ConfigError, match="model_config.colour: no such field"):
+        own = {"_type_": "xlstm_hydra.configs.xLSTMConfig", "colour": "red"}
+        data = {"model_class": "own.Model", "parallel": {}, "model_config": own}
+        ConfigDict.from_dict(ModelConfig, data, ignore_extensive_attributes=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ._decode import collect
-from ._hints import is_loose, item_hint, kind, known_hints, members, strip
+from ._hints import hints, is_loose, item_hint, kind, members, strip
 from ._partial import other_problems, partial
 from ._problems import ConfigError, Problem
 from ._scalars import Flags
@@ -70,7 +70,7 @@ class _Check(NamedTuple):
 @functools.cache
 def _checks(cls: type) -> list[_Check]:
     """The fields of a class that do not allow everything."""
-    named = {name: (hint, _parts(hint)) for name, hint in known_hints(cls).items()}
+    named = {name: (hint, _parts(hint)) for name, hint in hints(cls).items()}
     return [
         _Check(name, hint, _plain(parts), _plain(item_hint(part, 0) for part in parts if kind(part) is list))
         for name, (hint, parts) in named.items()

@@ -62,33 +62,39 @@ def subclasses(cls: type) -> list[type]:
     return list(dict.fromkeys([*direct, *(below for sub in direct for below in subclasses(sub))]))
 
 
-@functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """The resolved annotations of the fields that `cls(...)` accepts. A default of None allows None."""
-    resolved = typing.get_type_hints(cls)
+    """The resolved annotations of the fields that `cls(...)` accepts. A default of None allows None.
+
+    An annotation that cannot be evaluated, since it is meant for type checkers only, counts as `Any`.
+    """
+    try:
+        return _evaluated(cls)
+    except (NameError, AttributeError, TypeError):  # not cached: the name may be defined later
+        annotations = {name: _evaluated_alone(cls, name) for name in cls.__dataclass_fields__}
+        return _initialized(cls, annotations)
+
+
+@functools.cache
+def _evaluated(cls: type) -> dict[str, Any]:
+    return _initialized(cls, typing.get_type_hints(cls))
+
+
+def _initialized(cls: Any, annotations: dict[str, Any]) -> dict[str, Any]:
     return {
-        field.name: typing.Optional[resolved[field.name]] if field.default is None else resolved[field.name]  # noqa: UP045
+        field.name: typing.Optional[annotations[field.name]] if field.default is None else annotations[field.name]  # noqa: UP045
         for field in dataclasses.fields(cls)
         if field.init
     }
 
 
-def known_hints(cls: type) -> dict[str, Any]:
-    """`hints` without the fields whose annotation cannot be evaluated, since it is meant for type checkers only."""
+def _evaluated_alone(cls: Any, name: str) -> Any:
+    owner = next((base for base in cls.__mro__ if name in vars(base).get("__annotations__", ())), cls)
+    annotation = cls.__dataclass_fields__[name].type
+    alone = type(cls.__name__, (), {"__annotations__": {name: annotation}, "__module__": owner.__module__})
     try:
-        return hints(cls)
+        return typing.get_type_hints(alone)[name]
     except (NameError, AttributeError, TypeError):
-        found = {}
-    for field in dataclasses.fields(cls):
-        owner = next((base for base in cls.__mro__ if field.name in vars(base).get("__annotations__", ())), cls)
-        alone = type(cls.__name__, (), {"__annotations__": {field.name: field.type}, "__module__": owner.__module__})
-        try:
-            hint = typing.get_type_hints(alone)[field.name]
-        except (NameError, AttributeError, TypeError):
-            continue
-        if field.init:
-            found[field.name] = typing.Optional[hint] if field.default is None else hint  # noqa: UP045
-    return found
+        return Any
 
 
 def required(cls: Any) -> Iterator[str]:
