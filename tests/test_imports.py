@@ -14,7 +14,8 @@ import xlstm_hydra
 ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
-    {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set(), "preemption": set(), "streams": set()},
+    {"": set(), "_conf_dir": set(), "_printable": set(), "_colours": set(), "preemption": set(), "streams": set()},
+    {"_table": {"rich"}},
     {"configs": set()},
     {"errors": set()},
     {"door": set()},

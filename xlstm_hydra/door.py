@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra._printable import printable
 from xlstm_hydra.errors import status_of, text_of
 from xlstm_hydra.preemption import Preempted
 from xlstm_hydra.streams import keep_streams, unwritten
@@ -63,4 +64,4 @@ def _refuse_unwritten(name: str) -> None:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text, keep="\n\t"), file=sys.stderr)

@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 
 from xlstm_hydra.configs import ConfigError
+from xlstm_hydra._printable import printable
 
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
 """Printed under the traceback of a bug."""
@@ -138,7 +139,7 @@ def _of_system(error: OSError) -> str | None:
     if error.errno in _OURS:
         return None
     if error.errno is None or type(error).__str__ is not OSError.__str__:
-        return str(error) or None
+        return printable(str(error)) or None
     names = " -> ".join(repr(os.fspath(name)) for name in (error.filename, error.filename2) if _is_name(name))
     head = f"{names}: {error.strerror}" if names else f"{error.strerror}"
     return f"{head}. {_FIXES[error.errno]}" if error.errno in _FIXES else head

@@ -12,6 +12,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
@@ -67,7 +68,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         return rest
     saved = SavedOptions(place, key)
     for note in saved.notes:
-        print(f"xlstm-hydra: {key} {place}: {note}", file=sys.stderr)
+        print(printable(f"xlstm-hydra: {key} {place}: {note}"), file=sys.stderr)
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
     before, others = rest[:first], [text for text in rest[first:] if text not in typed]
     searched = sources if sources is not None else primary_search_path(args)

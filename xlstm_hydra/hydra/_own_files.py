@@ -14,6 +14,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 from xlstm_hydra.configs import Problem
+from xlstm_hydra._printable import printable
 
 from ._header import header_problem
 from ._yaml_file import line_of
@@ -30,7 +31,7 @@ class FileProblem(Problem):
     """The file, and the line if it is known."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {super().__str__()}"
+        return f"{printable(self.where)}: {super().__str__()}"
 
     def told(self, text: str) -> str:
         """Without keys, braces are text of the file."""
