@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra._printable import printable
+from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import status_of, text_of
 from xlstm_hydra.preemption import Preempted
 from xlstm_hydra.streams import keep_streams, unwritten

@@ -20,8 +20,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from xlstm_hydra.configs import ConfigError
 from xlstm_hydra._printable import printable
+from xlstm_hydra.configs import ConfigError
 
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
 """Printed under the traceback of a bug."""

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from xlstm_hydra._printable import printable
+
 from ._synonyms import meant, same_meaning
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")

@@ -13,8 +13,8 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
-from xlstm_hydra.configs import Problem
 from xlstm_hydra._printable import printable
+from xlstm_hydra.configs import Problem
 
 from ._header import header_problem
 from ._yaml_file import line_of
