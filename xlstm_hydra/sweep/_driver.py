@@ -41,6 +41,7 @@ from ._outcome import (
     now,
     read_record,
     remove_leftovers,
+    repair_record,
     replace_file,
     update_record,
 )
@@ -149,9 +150,11 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     if not (folder / RECORD_FILE).exists():
         update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
         return list(range(len(points)))
+    damaged = repair_record(folder) if resume else 0
     record = mended(folder, read_record(folder))
     if not resume:
         raise ConfigError([_recorded_already(folder, record)])
+    record = _with_lost(record, points, damaged)
     _refuse_other_points(folder, record, points)
     running = {outcome.job for outcome in alive(folder, record)}
     todo = [one.job for one in record if one.status != COMPLETED and one.job not in running]
@@ -160,9 +163,18 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     done = sum(one.status == COMPLETED for one in record)
     log.info("going on with the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
     # What is typed anew says how jobs run, and does not make another point of one.
-    fresh = {job: replace(record[job], status=WAITING, reason=None, cluster_job=None) for job in todo}
-    update_record(folder, [fresh.get(one.job, one) for one in record])
+    fresh = [replace(one, status=WAITING, reason=None, cluster_job=None) if one.job in todo else one for one in record]
+    update_record(folder, fresh)
     return todo
+
+
+def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: int) -> list[Outcome]:
+    """The record with the jobs whose lines were damaged, and of which nothing is known but their points: they run."""
+    known = {one.job for one in record}
+    lost = [job for job in range(len(points)) if job not in known]
+    if len(lost) > damaged:
+        return record
+    return sorted([*record, *(Outcome(job=job, overrides=[*points[job]]) for job in lost)], key=lambda one: one.job)
 
 
 def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
@@ -175,14 +187,16 @@ def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
 def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequence[Sequence[str]]) -> None:
     """The numbers of jobs mean the same points as before. What all jobs have may be another."""
     before, after = differing([one.overrides for one in record]), differing(points)
-    if before == after:
+    numbers = [one.job for one in record]
+    if before == after and numbers == list(range(len(points))):
         return
     changed = [job for job, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]]
     if changed:
         job = changed[0]
         text = f"its job {job} is {' '.join(before[job])!r}, and would be {' '.join(after[job])!r}"
     else:
-        text = f"it has {len(before)} jobs, and would have {len(after)}"
+        count = f"{len(before)} jobs, of which the last is job {max(numbers)}" if numbers else "no jobs"
+        text = f"it has {count}, and would have {len(after)}"
     fix = "A sweep goes on with the points that it began with; for others, choose another folder."
     raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
@@ -260,6 +274,7 @@ def finish(folder: Path, error: BaseException | None = None) -> int:
     folder = folder.absolute()
     try:
         remove_leftovers(folder)
+        repair_record(folder)
         record = mended(folder, read_record(folder))
         update_record(folder, record)
         still = [one for one in alive(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
@@ -306,6 +321,8 @@ def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) 
         return 130
     if isinstance(error, SystemExit) and error.code == STATUS:
         return STATUS
+    if not record:  # none of its lines could be read
+        return 1
     counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
     is_crash = isinstance(error, Exception) and not isinstance(error, ConfigError)
     if is_crash or counts[FAILED] or counts[LOST]:
