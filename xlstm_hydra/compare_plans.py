@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra._colours import COLOURS
+from xlstm_hydra._printable import printable
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.metadata._text import parse
 from xlstm_hydra.plan import MEMORY_KINDS
 from xlstm_hydra.plan._json import FORMAT, PLAN_FILE, VERSION
 from xlstm_hydra.plan._text import gib, in_ms
@@ -96,17 +98,20 @@ def _rows(jobs: Sequence[Job]) -> Iterator[Row]:
     shared = set.intersection(*(set(job.overrides) for job in jobs))
     for job in jobs:
         own = " ".join(text for text in job.overrides if text not in shared)
+        file = job.folder / PLAN_FILE
         try:
-            yield _row(job.number, own, json.loads((job.folder / PLAN_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, LookupError, TypeError):
-            yield Row(job.number, own, FAILED, job.error or f"no plan in {job.folder / PLAN_FILE}")
+            yield _row(job.number, own, parse(file.read_bytes(), "a plan", fix=""))
+        except OSError:
+            yield Row(job.number, own, FAILED, job.error or f"no plan in {file}")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            yield Row(job.number, own, FAILED, f"{file} cannot be read: {error}")
 
 
 def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
     if "problems" in content:
         return Row(job, overrides, INVALID, "; ".join(content["problems"]))
     memory, time = content["memory"], content["time"]
-    return Row(
+    row = Row(
         job,
         overrides,
         FITS if content["fits"] else TOO_LARGE,
@@ -120,6 +125,13 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
         tokens_per_second=None if time is None else time["tokens_per_second"],
         bound_by=None if time is None else time["bound_by"],
     )
+    numbers = [*(row.memory or {}).values(), row.total, row.headroom, row.device_memory, row.num_devices]
+    numbers += [] if time is None else [row.step_seconds, row.tokens_per_second]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise TypeError("expected numbers for memory, devices and time")
+    if not all(isinstance(text, str) for text in (row.device, "" if time is None else row.bound_by)):
+        raise TypeError("expected text for device.name and time.bound_by")
+    return row
 
 
 # ---- text
@@ -131,7 +143,7 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
     yield from table(
         [HEAD, *map(_cells, rows)], left=[HEAD.index(name) for name in ("overrides", "bound by", "verdict")]
     )
-    yield from (f"job {row.job} {_ENDS[row.verdict]}: {row.reason}" for row in rows if row.reason)
+    yield from (printable(f"job {row.job} {_ENDS[row.verdict]}: {row.reason}") for row in rows if row.reason)
 
 
 _ENDS = {INVALID: "is invalid", FAILED: "failed"}
@@ -149,7 +161,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _devices(rows: Sequence[Row]) -> str:
     kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
-    return f", {' or '.join(f'{name} with {gib(size)}' for name, size in kinds)}" if kinds else ""
+    return printable(f", {' or '.join(f'{name} with {gib(size)}' for name, size in kinds)}") if kinds else ""
 
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:

@@ -20,7 +20,6 @@ import sys
 import traceback
 from pathlib import Path
 
-from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError
 
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
@@ -139,7 +138,7 @@ def _of_system(error: OSError) -> str | None:
     if error.errno in _OURS:
         return None
     if error.errno is None or type(error).__str__ is not OSError.__str__:
-        return printable(str(error)) or None
+        return str(error) or None
     names = " -> ".join(repr(os.fspath(name)) for name in (error.filename, error.filename2) if _is_name(name))
     head = f"{names}: {error.strerror}" if names else f"{error.strerror}"
     return f"{head}. {_FIXES[error.errno]}" if error.errno in _FIXES else head

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from xlstm_hydra._printable import printable, shell_line
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import reason, text_of
 from xlstm_hydra.metadata import LOCK_FILE as RUN_LOCK
@@ -205,7 +205,7 @@ def resume_line(folder: Path) -> str:
     """What is typed to go on with a sweep."""
     near = os.path.relpath(folder)
     place = str(folder) if near.startswith("..") else near
-    return f"xlstm-hydra {shlex.quote(f'resume_sweep={place}')}"
+    return shell_line(["xlstm-hydra", f"resume_sweep={place}"])
 
 
 # ---- the process that sweeps
@@ -294,7 +294,8 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
     if others:
         tell_results(folder, others, draw=error is None)
     if isinstance(error, Exception):
-        print(text_of(error, "xlstm-hydra: the sweep has ended early"), file=sys.stderr)
+        text = text_of(error, "xlstm-hydra: the sweep has ended early")
+        print(printable(text, keep="\n\t"), file=sys.stderr)
     elif error is not None:
         print("xlstm-hydra: the sweep was interrupted", file=sys.stderr)
     _tell_running(still)
