@@ -22,6 +22,7 @@ from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record, record_of
 from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.metadata._find import reached
+from xlstm_hydra.metadata._named import run_folders
 from xlstm_hydra.metadata._places import to_path
 
 _PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
@@ -31,8 +32,8 @@ _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bo
 def main() -> None:
     """Entry point of the console command."""
     with command("xlstm-metadata"):
-        find_own_modules()
         arguments = _parser().parse_args()
+        find_own_modules(run_folders([getattr(arguments, name, "") for name in ("RUN", "A", "B")]))
         sys.exit(arguments.run(arguments))
 
 

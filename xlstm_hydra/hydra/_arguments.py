@@ -22,6 +22,7 @@ from ._refusals import REFUSED
 
 FLAG = "--from"
 RESUME = "resume"
+TRUST = "--trust"
 SEARCH_PATH = "hydra.searchpath"
 SIMULATED = "trainer.simulated_devices"
 _SCHEME = "ckpt://"
@@ -117,6 +118,9 @@ def _check_flags(arguments: list[str]) -> None:
     problems = []
     for text in unknown:
         key, equals, value = text.lstrip("-").partition("=")
+        if text == TRUST:
+            problems.append(Problem.about(text, "only applies to resume_sweep=DIR", "Remove it."))
+            continue
         if near := near_name(key, names):
             fix = f"Did you mean {names[near]}?"
         elif equals or "." in key:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sys
 from collections import Counter
@@ -22,6 +21,7 @@ from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.run_folder import RunFolder
 
 from ._alive import alive, job_folder, mended
+from ._command import COMMAND_FILE, keep_command
 from ._job import keep_traceback
 from ._outcome import (
     COMPLETED,
@@ -42,13 +42,9 @@ from ._outcome import (
     read_record,
     remove_leftovers,
     repair_record,
-    replace_file,
     update_record,
 )
 from ._points import differing
-
-COMMAND_FILE = "command.json"
-"""How the sweep was started, each time, in its folder."""
 
 DRIVER_LOCK = ".sweeping.lock"
 """Held by the process that sweeps."""
@@ -115,7 +111,7 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
         _drive(folder)
         undo.callback(_leave, folder)
         todo = _open(folder, [list(point) for point in points], resume)
-        _keep_command(folder)
+        keep_command(folder)
         _undo[folder] = undo.pop_all()
     return todo
 
@@ -228,14 +224,6 @@ def _drive(folder: Path) -> None:
 def _leave(folder: Path) -> None:
     if folder in _locks:
         _locks.pop(folder).close()
-
-
-def _keep_command(folder: Path) -> None:
-    """Add how this process was started to the list of such."""
-    file = folder / COMMAND_FILE
-    commands = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    commands.append({"arguments": sys.argv[1:], "cwd": os.getcwd()})
-    replace_file(file, json.dumps(commands, indent=1) + "\n")
 
 
 # ---- the end

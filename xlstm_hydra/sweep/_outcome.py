@@ -183,7 +183,7 @@ def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
     outcomes, faults = dict[int, Outcome](), list[Fault]()
     lines, _, rest = data.rpartition(b"\n")
     whole = lines.split(b"\n") if lines else []
-    for number, line in enumerate([*whole, *([rest] if rest else [])], 1):
+    for number, line in enumerate(whole + [rest] * bool(rest), 1):
         try:
             outcome = _parsed(line)
         except Damaged as error:

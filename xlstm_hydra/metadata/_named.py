@@ -1,0 +1,41 @@
+"""The saved runs and sweeps that a command line names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ._places import is_checkpoint, saved_steps
+
+_KEYS = ("--from", "resume", "resume_sweep")
+_SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
+
+
+def named_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders that a command line names with `--from`, `resume=`, `resume_sweep=` or `ckpt://`."""
+    texts = [*arguments, ""]
+    places = [after for text, after in zip(texts, texts[1:], strict=False) if text == "--from"]
+    places += [text.partition("=")[2] for text in texts if text.partition("=")[0] in _KEYS]
+    places += [match[1] for text in texts for match in _SOURCE.finditer(text)]
+    return run_folders(places)
+
+
+def run_folders(places: Sequence[str]) -> list[Path]:
+    """Return the folders of the runs or sweeps that lie at places such as RUN, RUN@STEP or the path of a checkpoint."""
+    return [root for place in places for root in _roots(place.strip("'\""))]
+
+
+def _roots(place: str) -> Iterator[Path]:
+    if not place or "\0" in place or "://" in place:
+        return
+    for name in {place, place.rpartition("@")[0] or place}:
+        for path in {Path(name).absolute(), Path(name).resolve()}:
+            yield path
+            yield from (above.parent.parent for above in (path, *path.parents) if _is_step(above))
+            if path.name == "checkpoints" and saved_steps(path.parent):
+                yield path.parent
+
+
+def _is_step(folder: Path) -> bool:
+    return folder.parent.name == "checkpoints" and is_checkpoint(folder)
