@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ._places import is_checkpoint, saved_steps
+from ._places import FOLDER, is_checkpoint, saved_steps
 
 _KEYS = ("--from", "resume", "resume_sweep")
 _SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
@@ -21,21 +23,25 @@ def named_folders(arguments: Sequence[str]) -> list[Path]:
     return run_folders(places)
 
 
-def run_folders(places: Sequence[str]) -> list[Path]:
+def run_folders(places: Iterable[str]) -> list[Path]:
     """Return the folders of the runs or sweeps that lie at places such as RUN, RUN@STEP or the path of a checkpoint."""
-    return [root for place in places for root in _roots(place.strip("'\""))]
+    found: list[Path] = []
+    for place in places:
+        with suppress(OSError, ValueError):  # such as a path that is too long, of which a message follows
+            found += _roots(place.strip("'\""))
+    return found
 
 
 def _roots(place: str) -> Iterator[Path]:
-    if not place or "\0" in place or "://" in place:
+    if not place or "://" in place:
         return
     for name in {place, place.rpartition("@")[0] or place}:
-        for path in {Path(name).absolute(), Path(name).resolve()}:
+        for path in {Path(os.path.abspath(name)), Path(os.path.realpath(name))}:
             yield path
             yield from (above.parent.parent for above in (path, *path.parents) if _is_step(above))
-            if path.name == "checkpoints" and saved_steps(path.parent):
+            if path.name == FOLDER and saved_steps(path.parent):
                 yield path.parent
 
 
 def _is_step(folder: Path) -> bool:
-    return folder.parent.name == "checkpoints" and is_checkpoint(folder)
+    return folder.parent.name == FOLDER and is_checkpoint(folder)
