@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Iterable
+from typing import Any
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -21,6 +23,25 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, with escapes in place of characters that are not printable."""
+    return printable(text, keep="\n\t")
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes log messages with escapes in place of characters that are not printable. Further lines of a message are
+    indented, so that text from a file cannot pass for another message."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (a name of the standard library)
+        """Return the text of a record."""
+        first, *others = printable_lines(super().formatMessage(record)).split("\n")
+        return "\n".join([first, *(line if line[:1] in ("", " ", "\t") else f"  {line}" for line in others)])
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the text of a traceback."""
+        return printable_lines(super().formatException(ei))
+
+
 def shell_line(words: Iterable[str]) -> str:
     """Return a command line that a shell reads as these words. Those with characters that are not printable are quoted
     as `$'...'`, which bash, zsh and ksh read."""
@@ -29,4 +50,9 @@ def shell_line(words: Iterable[str]) -> str:
 
 def _escaped(word: str) -> str:
     text = word.replace("\\", "\\\\").replace("'", "\\'")
-    return f"$'{printable(text)}'"
+    return "$'" + "".join(char if char.isprintable() else _code(ord(char)) for char in text) + "'"
+
+
+def _code(number: int) -> str:
+    """A character as bash writes it, where `\\x` is a byte."""
+    return f"\\x{number:02x}" if number < 0x80 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

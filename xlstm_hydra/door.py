@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from xlstm_hydra._printable import printable
+from xlstm_hydra._printable import printable_lines
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import status_of, text_of
 from xlstm_hydra.preemption import Preempted
@@ -96,4 +96,4 @@ def _refuse_unwritten(name: str) -> None:
 
 
 def _print(text: str) -> None:
-    print(printable(text, keep="\n\t"), file=sys.stderr)
+    print(printable_lines(text), file=sys.stderr)

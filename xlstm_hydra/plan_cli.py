@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
@@ -72,7 +73,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         _write(folder / SEARCH_FILE, layouts.to_dict())
     if layouts is not None and task.search:
         parts.append(["", search_report(layouts)])
-    print("\n".join(line for part in parts for line in part), flush=True)
+    print(printable_lines("\n".join(line for part in parts for line in part)), flush=True)
     _write(folder / PLAN_FILE, content)
     if task.compile:
         _write(folder / PLAN_FILE, content | {"compiled": _compiled(found)})

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from xlstm_hydra._printable import printable, shell_line
+from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import reason, text_of
 from xlstm_hydra.metadata import LOCK_FILE as RUN_LOCK
@@ -282,8 +282,7 @@ def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], err
     if others:
         tell_results(folder, others, draw=error is None)
     if isinstance(error, Exception):
-        text = text_of(error, "xlstm-hydra: the sweep has ended early")
-        print(printable(text, keep="\n\t"), file=sys.stderr)
+        print(text_of(error, "xlstm-hydra: the sweep has ended early"), file=sys.stderr)
     elif error is not None:
         print("xlstm-hydra: the sweep was interrupted", file=sys.stderr)
     _tell_running(still)
