@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
@@ -28,6 +28,9 @@ _NAME = re.compile(r"(?!\.)[\w.-]*", re.ASCII)
 _FIELD = re.compile(r"[A-Za-z]\w*", re.ASCII)
 _PLAIN_NODE = re.compile(r"\$\{(hydra[.:]job\.(?:num|id|name)|(?!hydra\b)[A-Za-z]\w*(?:\.[A-Za-z]\w*)*)\}", re.ASCII)
 """An interpolation that gives the number or name of a job, or the value of a field."""
+
+_VALUES = (str, bool, int, float, type(None), dict, Glob, RangeSweep, IntervalSweep)
+"""Parsed values without others in them."""
 
 _NAMED = {
     "model_class": "names a class that is imported",
@@ -82,6 +85,8 @@ def _why(text: str, arguments: Sequence[str]) -> str | None:
         return "not an override"
     if "${" in _PLAIN_NODE.sub("", text.replace("\\", "")):
         return "an interpolation is resolved"
+    if not all(isinstance(value, _VALUES) for _, value in _leaves("", override._value)):
+        return "not a plain value"
     if override.package is not None or "@" in key_of(text):
         return None if key_of(text) == "from@_global_" and _is_option(override) else "it places an option elsewhere"
     if key_of(text) == SUBDIR:
