@@ -16,7 +16,7 @@ PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
     {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set(), "preemption": set(), "streams": set()},
     {"configs": set()},
-    {"errors": set()},
+    {"errors": set(), "links": set()},
     {"door": set()},
     {"metadata": {"etils"}},
     {"run_folder": set()},

@@ -16,12 +16,14 @@ from typing import IO, Any
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import reason, text_of
+from xlstm_hydra.links import open_lock, replace_file
 from xlstm_hydra.metadata import LOCK_FILE as RUN_LOCK
 from xlstm_hydra.metadata import saved_steps
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.run_folder import RunFolder
 
 from ._alive import alive, job_folder, mended
+from ._inside import refuse_folders_outside, refuse_sweep_links
 from ._job import keep_traceback
 from ._outcome import (
     COMPLETED,
@@ -41,7 +43,6 @@ from ._outcome import (
     now,
     read_record,
     remove_leftovers,
-    replace_file,
     update_record,
 )
 from ._points import differing
@@ -111,6 +112,7 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
     """
     folder = folder.absolute()
     with make_sweep_folder(folder) as undo:
+        refuse_sweep_links(folder)
         _drive(folder)
         undo.callback(_leave, folder)
         todo = _open(folder, [list(point) for point in points], resume)
@@ -149,7 +151,9 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     if not (folder / RECORD_FILE).exists():
         update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
         return list(range(len(points)))
-    record = mended(folder, read_record(folder))
+    record = read_record(folder)
+    refuse_folders_outside(folder, record)
+    record = mended(folder, record)
     if not resume:
         raise ConfigError([_recorded_already(folder, record)])
     _refuse_other_points(folder, record, points)
@@ -199,7 +203,7 @@ def resume_line(folder: Path) -> str:
 
 def _drive(folder: Path) -> None:
     """Let no other process sweep in the folder."""
-    lock = (folder / DRIVER_LOCK).open("a")
+    lock = open_lock(folder / DRIVER_LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

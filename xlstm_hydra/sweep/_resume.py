@@ -14,6 +14,7 @@ from xlstm_hydra.metadata import BOOKKEEPING, LAYOUT, kind_of
 
 from ._alive import mended
 from ._driver import COMMAND_FILE, finish
+from ._inside import refuse_folders_outside, refuse_sweep_links
 from ._outcome import COMPLETED, RECORD_FILE, read_record
 from ._points import key_of, swept
 
@@ -49,7 +50,10 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     if not (folder / RECORD_FILE).exists():
         text = f"is not the folder of a sweep: there is no {RECORD_FILE} in it"
         raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Give the folder that its -m has told.")])
-    record = mended(folder, read_record(folder))
+    refuse_sweep_links(folder, RESUME_SWEEP)
+    record = read_record(folder)
+    refuse_folders_outside(folder, record, RESUME_SWEEP)
+    record = mended(folder, record)
     typed = [text for text in arguments if text not in named and text not in ("-m", "--multirun")]
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
     if record and all(one.status == COMPLETED for one in record):

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xlstm_hydra.configs import LoggerConfig
+from xlstm_hydra.links import open_new
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -143,7 +144,7 @@ class _CsvFile:
             whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")  # behind it is what a kill has cut off
             kept = [row for row in csv.DictReader((whole + end).splitlines()) if int(row["step"]) <= first_step]
         fresh = path.with_suffix(".new")
-        self._file = fresh.open("w", newline="", encoding="utf-8")
+        self._file = open_new(fresh, newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS)
         self._writer.writeheader()
         self._writer.writerows(kept)
