@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xlstm_hydra.configs import ConfigDict, ConfigError, DistributedConfig, ModelConfig, Problem, RunConfig
+from xlstm_hydra.configs import AUTO, ConfigDict, ConfigError, DistributedConfig, ModelConfig, Problem, RunConfig
 from xlstm_hydra.configs._parse import dotted, unchecked
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.metadata import Record, find_checkpoint, known_step, record_of, run_of
@@ -28,6 +28,8 @@ ALL = "from"
 
 NAME = "ckpt"
 """The option of the checkpoint that the place names; that of another step is `ckpt@STEP`."""
+
+_CACHE = "trainer.compilation_cache_dir"
 
 _LEFT_OUT = ("task", "device")
 """Groups that a run from a checkpoint has of its own: what it does, and on what, is not what the saved run did."""
@@ -114,8 +116,15 @@ def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
 
 def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
     """The same groups with every value that has no effect at one that says so, as the rules between groups ask for, and
-    a note about each. Records of other programs have such values."""
+    a note about each. Records of other programs have such values.
+
+    A folder of compiled programs that was recorded is left out too: they would run here, and whoever wrote the record
+    may have made them."""
     groups, notes = dict(recorded), []
+    if (folder := _recorded_cache(groups)) is not None:
+        _set(groups, _CACHE, AUTO)
+        rule = "compiled programs are not loaded from a folder that was recorded"
+        notes.append(f"{_CACHE}={show(folder)} is left at {AUTO}: {rule}")
     while idle := _idle_values(groups):
         for key, (value, rule) in idle.items():
             notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
@@ -134,6 +143,11 @@ def recorded_origin(file: Path) -> str | None:
         return None
     run, step = run_of(Path(place)), known_step(Path(place))
     return place if run is None or step is None else f"{run}@{step}"
+
+
+def _recorded_cache(groups: Mapping[str, ConfigDict]) -> str | None:
+    folder = _get(groups, _CACHE) if "trainer" in groups else None
+    return None if folder == AUTO else folder
 
 
 def _idle_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:

@@ -87,7 +87,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
         log.info("%s has done its %d steps already", folder, run.trainer.max_steps)
         return read_logged(start.checkpoint).validation_loss
     start_devices(run)
-    with compilation_cache(run.trainer, folder) as programs:
+    with compilation_cache(run.trainer) as programs:
         while True:
             try:
                 return _train_from(start, run, folder, overrides, watch, programs)
