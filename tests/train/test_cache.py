@@ -223,7 +223,7 @@ def test_what_no_run_has_loaded_for_a_month_is_removed_from_the_cache_folder_of_
 def test_a_program_that_was_loaded_counts_as_used(own):
     compiled("auto")
     [file] = own.iterdir()
-    os.utime(file, (time.time() - 20 * 86400,) * 2)
+    os.utime(file, (time.time() - 20 * 86400, time.time() - 20 * 86400))
     compiled("auto")
     assert time.time() - file.stat().st_mtime < 86400
 

@@ -205,9 +205,8 @@ class _Store:
         Raises:
             OSError: it cannot be read, or someone else could have written it.
         """
-        with open(
-            file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-        ) as stream:
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(file, "rb", opener=lambda path, given: os.open(path, given | flags)) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EPERM, f"{file.name} is not a regular file")
@@ -220,9 +219,9 @@ class _Store:
 
     def _tidy(self) -> None:
         """Remove what kills have left behind, and, in the folder that no user has named, what is not used any more."""
-        old = {f".*{_UNFINISHED}": _HOUR} | (
-            {"*-cache": _UNUSED_DAYS * 24 * _HOUR} if self._path == own_folder() else {}
-        )
+        old = {f".*{_UNFINISHED}": _HOUR}
+        if self._path == own_folder():
+            old["*-cache"] = _UNUSED_DAYS * 24 * _HOUR
         for pattern, seconds in old.items():
             for file in self._path.glob(pattern):
                 with suppress(OSError):
