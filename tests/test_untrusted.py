@@ -3,6 +3,7 @@ else has made is never run, imported, resolved, or used as a path that leads out
 
 import copy
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from command import run_command
-from omegaconf import OmegaConf
 from saved import composed, save, save_text
 
 import xlstm_hydra.train
@@ -41,6 +41,18 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(xlstm_hydra.train, "read_resumed", lambda *_: None)
     monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"{command} was run"))
     return found
+
+
+@pytest.fixture(autouse=True)
+def logging_of_the_tests(monkeypatch):
+    """The logging of the test process, as it was again afterwards."""
+    monkeypatch.setattr(logging, "_handlerList", [])  # Hydra closes these, and so absl the standard error of pytest
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    yield
+    for handler in {*root.handlers} - {*handlers}:
+        handler.close()
+    root.handlers[:], root.level = handlers, level
 
 
 def content(folder):
@@ -171,9 +183,7 @@ def test_the_origin_in_a_config_file_is_not_resolved(tmp_path):
 def test_a_folder_with_an_interpolation_as_its_name_is_a_folder(record, trained):
     save_text(Path("${oc.env:SECRET}").absolute(), json.dumps(record))
     done = run_command("--from", "${oc.env:SECRET}", "hydra.run.dir=new")
-    assert done.status == 0 and SECRET not in str(
-        OmegaConf.to_container(OmegaConf.load("new/config.yaml"), resolve=False)
-    )
+    assert done.status == 0 and SECRET not in Path("new/config.yaml").read_text()
 
 
 # ---- paths that a record names
@@ -232,8 +242,11 @@ def link(path, target):
     path.symlink_to(target)
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("name", [*FILES, *FOLDERS, *BELOW])
+CASES = [(name, TARGETS["a file" if name in FILES else "a folder"]) for name in [*FILES, *FOLDERS, *BELOW]]
+CASES += [(name, target) for name in ("config.yaml", "checkpoints/deleted") for target in TARGETS.values()]
+
+
+@pytest.mark.parametrize(("name", "target"), dict.fromkeys(CASES))
 def test_a_run_does_not_start_where_a_link_leads_out_of_its_folder(name, target, elsewhere, trained, tmp_path):
     save(tmp_path / "run", composed(), step=20)
     link(tmp_path / "run" / name, tmp_path / target)
@@ -252,9 +265,7 @@ def test_a_run_is_not_resumed_where_a_link_leads_out_of_its_folder(name, elsewhe
     before = content(".")
     done = run_command("resume=run", "trainer.max_steps=99", quiet=False)
     assert (done.status, trained, content(".")) == (2, [], before)
-    assert done.err.startswith("xlstm-hydra: resume='run': ") or done.err.startswith("xlstm-hydra: resume=run: "), (
-        done.err
-    )
+    assert done.err.startswith("xlstm-hydra: resume='run': "), done.err
     assert f"run/{name} is a link to ../" in done.err and done.err.count("\n") == 1
 
 
@@ -333,9 +344,10 @@ def swept(tmp_path):
 IN_A_SWEEP = ["0", "1/.hydra", "1/config.yaml", "1/checkpoints", "sweep.csv", ".sweep.lock", "multirun.yaml", "other"]
 
 
-@pytest.mark.parametrize(
-    "again", [["resume_sweep=sweep"], ["-m", "trainer.seed=1,2", "hydra.sweep.dir=sweep"]], ids=str
-)
+AGAIN = {"resume_sweep": ["resume_sweep=sweep"], "-m": ["-m", "trainer.seed=1,2", "hydra.sweep.dir=sweep"]}
+
+
+@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
 @pytest.mark.parametrize("name", IN_A_SWEEP)
 def test_a_sweep_does_not_go_on_where_a_link_leads_out_of_its_folder(name, again, swept, elsewhere, trained):
     trained.clear()
