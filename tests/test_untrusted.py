@@ -2,6 +2,7 @@
 else has made is never run, imported, resolved, or used as a path that leads out of that folder."""
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -26,7 +27,8 @@ from xlstm_hydra.metadata import (
     read_record,
     write_metadata,
 )
-from xlstm_hydra.run_folder import WRITTEN
+from xlstm_hydra.run_folder import WRITTEN, RunFolder
+from xlstm_hydra.sweep._outcome import FAILED, Outcome, update_record
 
 SECRET = "value-of-a-variable-of-this-machine"
 
@@ -53,6 +55,12 @@ def logging_of_the_tests(monkeypatch):
     for handler in {*root.handlers} - {*handlers}:
         handler.close()
     root.handlers[:], root.level = handlers, level
+
+
+@functools.cache
+def composed_once():
+    """The default run."""
+    return composed()
 
 
 def content(folder):
@@ -169,7 +177,8 @@ def test_a_command_line_that_is_printed_gives_the_same_config_and_runs_nothing_i
     with pytest.raises(SystemExit):
         metadata_cli.main()
     line = capsys.readouterr().out.strip()
-    done = subprocess.run(["sh", "-c", f"xlstm-hydra() {{ printf '%s\\0' \"$@\"; }}\n{line}"], capture_output=True)
+    typed = f"set -- {line.removeprefix('xlstm-hydra ')}\nprintf '%s\\0' \"$@\""
+    done = subprocess.run(["sh", "-c", typed], capture_output=True)
     recorded = read_record(read_metadata_text(hostile / "checkpoints" / "20")).groups["data"]
     run = composed(*done.stdout.decode().split("\0")[:-1])
     assert done.returncode == 0 and run.data == recorded and not Path("x").exists()
@@ -178,12 +187,6 @@ def test_a_command_line_that_is_printed_gives_the_same_config_and_runs_nothing_i
 def test_the_origin_in_a_config_file_is_not_resolved(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {_checkpoint_: '${oc.env:SECRET}'}\n")
     assert recorded_origin(tmp_path / "config.yaml") == "${oc.env:SECRET}"
-
-
-def test_a_folder_with_an_interpolation_as_its_name_is_a_folder(record, trained):
-    save_text(Path("${oc.env:SECRET}").absolute(), json.dumps(record))
-    done = run_command("--from", "${oc.env:SECRET}", "hydra.run.dir=new")
-    assert done.status == 0 and SECRET not in Path("new/config.yaml").read_text()
 
 
 # ---- paths that a record names
@@ -221,7 +224,7 @@ def test_a_recorded_null_still_keeps_no_compiled_programs(trained):
 def elsewhere(tmp_path):
     """Files and folders of the user's that no run folder may change, each under the name of what a link replaces."""
     folder = tmp_path / "elsewhere"
-    save(folder / "run", composed())
+    save(folder / "run", composed_once())
     shutil.copytree(folder / "run" / "checkpoints" / "20", folder / "params")
     (folder / "file").write_text("mine")
     return folder
@@ -247,19 +250,32 @@ CASES += [(name, target) for name in ("config.yaml", "checkpoints/deleted") for 
 
 
 @pytest.mark.parametrize(("name", "target"), dict.fromkeys(CASES))
-def test_a_run_does_not_start_where_a_link_leads_out_of_its_folder(name, target, elsewhere, trained, tmp_path):
-    save(tmp_path / "run", composed(), step=20)
+def test_a_run_folder_is_not_held_if_a_link_leads_out_of_it(name, target, elsewhere, tmp_path):
+    save(tmp_path / "run", composed_once(), step=20)
     link(tmp_path / "run" / name, tmp_path / target)
+    before = content(".")
+    words = (
+        f"^hydra.run.dir='.*run/{name} is a link to '?{tmp_path / target}'?, which leads out of the folder.* Choose "
+    )
+    with pytest.raises(ConfigError, match=words), RunFolder(tmp_path / "run").held([], lambda: True):
+        pytest.fail("it was held")
+    assert content(".") == before
+
+
+@pytest.mark.parametrize("name", [".lock", "config.yaml", "xlstm-hydra.log", ".hydra/config.yaml", "checkpoints"])
+def test_a_run_does_not_start_where_a_link_leads_out_of_its_folder(name, elsewhere, trained, tmp_path):
+    save(tmp_path / "run", composed_once(), step=20)
+    link(tmp_path / "run" / name, elsewhere / "file")
     before = content(".")
     done = run_command("hydra.run.dir=run", "checkpoint.restore=auto", quiet=False)
     assert (done.status, trained, content(".")) == (2, [], before)
-    assert f"run/{name} is a link to {tmp_path / target}, which leads out of the folder" in done.err
+    assert f"run/{name} is a link to {elsewhere / 'file'}, which leads out of the folder" in done.err
     assert done.err.count("\n") == 1 and "Choose another folder with hydra.run.dir=DIR." in done.err
 
 
 @pytest.mark.parametrize("name", [".lock", "xlstm-hydra.log", "checkpoints/deleted", "checkpoints", "checkpoints/20"])
 def test_a_run_is_not_resumed_where_a_link_leads_out_of_its_folder(name, elsewhere, trained, tmp_path):
-    save(tmp_path / "run", composed(), step=20)
+    save(tmp_path / "run", composed_once(), step=20)
     target = elsewhere / ("run/checkpoints/20" if name == "checkpoints/20" else "run/checkpoints")
     link(tmp_path / "run" / name, os.path.relpath(target, (tmp_path / "run" / name).parent))
     before = content(".")
@@ -272,14 +288,14 @@ def test_a_run_is_not_resumed_where_a_link_leads_out_of_its_folder(name, elsewhe
 @pytest.mark.parametrize("make", [os.mkfifo], ids=["a pipe"])
 @pytest.mark.parametrize("name", [".lock", "config.yaml", "metrics.csv", "checkpoints/20/data"])
 def test_a_run_does_not_wait_for_what_is_no_file(name, make, trained, tmp_path):
-    save(tmp_path / "run", composed(), step=20)
+    save(tmp_path / "run", composed_once(), step=20)
     make(tmp_path / "run" / name)
     done = run_command("hydra.run.dir=run", quiet=False)
     assert (done.status, trained) == (2, []) and f"run/{name} is a pipe, a socket or a device" in done.err
 
 
 def test_links_that_stay_in_the_folder_and_a_folder_that_is_a_link_are_fine(trained, tmp_path):
-    save(tmp_path / "disk" / "run", composed(), step=20)
+    save(tmp_path / "disk" / "run", composed_once(), step=20)
     (tmp_path / "outputs").symlink_to("disk")
     for name, target in {"checkpoints/latest": "20", "log": "xlstm-hydra.log", "checkpoints/absolute": "20"}.items():
         place = target if name != "checkpoints/absolute" else tmp_path / "disk" / "run" / "checkpoints" / target
@@ -311,7 +327,7 @@ def test_a_link_that_appears_later_is_replaced_and_not_followed(elsewhere, monke
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/20", *BELOW[5:7]])
 @pytest.mark.parametrize("place", ["run", "run@20", "run/checkpoints", "run/checkpoints/20"])
 def test_a_checkpoint_is_not_read_through_a_link_that_leads_out_of_its_run(name, place, elsewhere, tmp_path):
-    save(tmp_path / "run", composed(), step=20)
+    save(tmp_path / "run", composed_once(), step=20)
     target = {"checkpoints": "run/checkpoints", "checkpoints/20": "run/checkpoints/20"}.get(name, "params")
     target = "run/checkpoints/20/metadata/metadata" if name.endswith("metadata") else target
     link(tmp_path / "run" / name, elsewhere / target)
@@ -321,7 +337,7 @@ def test_a_checkpoint_is_not_read_through_a_link_that_leads_out_of_its_run(name,
 
 
 def test_the_other_steps_of_a_run_are_not_read_through_links_either(elsewhere, tmp_path):
-    save(tmp_path / "run", composed(), step=20)
+    save(tmp_path / "run", composed_once(), step=20)
     (tmp_path / "run" / "checkpoints" / "10").symlink_to(elsewhere / "run" / "checkpoints" / "20")
     done = run_command("--from", "run", "from=ckpt@10", "hydra.run.dir=new")
     assert done.status == 2 and "checkpoints/10 is a link to" in done.err, done.err
@@ -332,35 +348,34 @@ def test_the_other_steps_of_a_run_are_not_read_through_links_either(elsewhere, t
 
 @pytest.fixture
 def swept(tmp_path):
-    """The folder of a sweep of two jobs."""
-    assert run_command("-m", "trainer.seed=1,2", "hydra.sweep.dir=sweep").status == 0
-    record = (tmp_path / "sweep" / "sweep.jsonl").read_text().replace('"status": "completed"', '"status": "failed"')
-    (tmp_path / "sweep" / "sweep.jsonl").write_text(record)
-    (tmp_path / "sweep" / "1" / "outcome.json").unlink()
-    (tmp_path / "sweep" / "0" / "outcome.json").unlink()
+    """The folder of a sweep of two jobs that failed."""
+    for job in (0, 1):
+        (tmp_path / "sweep" / str(job)).mkdir(parents=True)
+    jobs = [Outcome(job=job, overrides=[f"trainer.seed={job}"], status=FAILED, folder=str(job)) for job in (0, 1)]
+    update_record(tmp_path / "sweep", jobs)
+    command = [{"arguments": ["-m", "trainer.seed=0,1"], "cwd": str(tmp_path)}]
+    (tmp_path / "sweep" / "command.json").write_text(json.dumps(command))
     return tmp_path / "sweep"
 
 
-IN_A_SWEEP = ["0", "1/.hydra", "1/config.yaml", "1/checkpoints", "sweep.csv", ".sweep.lock", "multirun.yaml", "other"]
+IN_A_SWEEP = ["0", "1/.hydra", "1/config.yaml", "1/checkpoints", "sweep.csv", "multirun.yaml", "other"]
 
 
-AGAIN = {"resume_sweep": ["resume_sweep=sweep"], "-m": ["-m", "trainer.seed=1,2", "hydra.sweep.dir=sweep"]}
+AGAIN = {"resume_sweep": ["resume_sweep=sweep"]}
+AGAIN |= {"-m": ["-m", "trainer.seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweeper.resume=true"]}
 
 
-@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
-@pytest.mark.parametrize("name", IN_A_SWEEP)
+@pytest.mark.parametrize(("name", "again"), [*((name, "resume_sweep") for name in IN_A_SWEEP), ("1/.hydra", "-m")])
 def test_a_sweep_does_not_go_on_where_a_link_leads_out_of_its_folder(name, again, swept, elsewhere, trained):
-    trained.clear()
     link(swept / name, elsewhere / "run")
     before = content(".")
-    done = run_command(*again, quiet=False)
+    done = run_command(*AGAIN[again], quiet=False)
     assert (done.status, trained, content(".")) == (2, [], before)
     assert f"sweep/{name} is a link to {elsewhere / 'run'}, which leads out of the folder" in done.err
 
 
 @pytest.mark.parametrize("folder", ["../../x", "/etc", ".."])
 def test_a_sweep_does_not_go_on_if_the_recorded_folder_of_a_job_is_elsewhere(folder, swept, trained):
-    trained.clear()
     lines = [json.loads(line) for line in (swept / "sweep.jsonl").read_text().splitlines()]
     lines[1]["folder"] = folder
     (swept / "sweep.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -76,6 +76,7 @@ def check_folder(folder: Path, resume: bool = False) -> None:
     if not (folder / RECORD_FILE).exists():
         return
     with _sweep_folder(folder).writing():
+        refuse_sweep_links(folder)
         _drive(folder)
     try:
         if not resume:
