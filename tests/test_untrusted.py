@@ -17,7 +17,7 @@ from saved import composed, save, save_text
 
 import xlstm_hydra.train
 from xlstm_hydra import metadata_cli
-from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.hydra._from_checkpoint import recorded_origin
 from xlstm_hydra.metadata import (
     MetadataError,
@@ -341,6 +341,52 @@ def test_the_other_steps_of_a_run_are_not_read_through_links_either(elsewhere, t
     (tmp_path / "run" / "checkpoints" / "10").symlink_to(elsewhere / "run" / "checkpoints" / "20")
     done = run_command("--from", "run", "from=ckpt@10", "hydra.run.dir=new")
     assert done.status == 2 and "checkpoints/10 is a link to" in done.err, done.err
+
+
+# ---- the same from Python (these load JAX)
+
+
+@pytest.mark.parametrize("name", [".lock", "metadata.json", "tensorboard", "checkpoints", "checkpoints/deleted"])
+def test_training_from_python_does_not_write_through_links_either(name, elsewhere, tmp_path):
+    from xlstm_hydra.train._loop import train
+
+    link(tmp_path / "run" / name, elsewhere / "run" / "checkpoints")
+    before = content(".")
+    with pytest.raises(
+        ConfigError, match=f"run/{name} is a link to {elsewhere}/run/checkpoints, which leads out of the"
+    ):
+        train(composed_once(), tmp_path / "run")
+    assert content(".") == before
+
+
+def test_no_checkpoint_is_deleted_through_a_link(elsewhere, tmp_path):
+    from xlstm_hydra.checkpoint import Checkpoints
+
+    save(tmp_path / "run", composed_once(), step=20)
+    link(tmp_path / "run" / "checkpoints" / "deleted", elsewhere / "run" / "checkpoints")
+    before = content(".")
+    with pytest.raises(ConfigError, match="deleted is a link to .*, which leads out of the folder"):
+        Checkpoints(tmp_path / "run", CheckpointConfig())
+    assert content(".") == before
+    link(tmp_path / "run" / "checkpoints" / "deleted", "../kept")
+    save(tmp_path / "run" / "kept", composed_once(), step=1)
+    Checkpoints(tmp_path / "run", CheckpointConfig()).close()
+    assert (tmp_path / "run" / "kept" / "checkpoints" / "1").is_dir()
+
+
+def test_a_model_of_hugging_face_may_have_links_into_its_own_cache_alone(elsewhere, tmp_path):
+    from xlstm_hydra.checkpoint import find_weights
+
+    folder = tmp_path / "models--a" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "models--a" / "blobs").mkdir()
+    (tmp_path / "models--a" / "blobs" / "file").write_text("{}")
+    link(folder / "model.safetensors", "../../blobs/file")
+    assert find_weights(str(folder), "checkpoint") == folder
+    link(folder / "model.safetensors", elsewhere / "file")
+    with pytest.raises(ConfigError, match=f"model.safetensors is a link to {elsewhere}/file, which leads out of the"):
+        find_weights(str(folder), "checkpoint")
 
 
 # ---- links in the folder of a sweep
