@@ -114,30 +114,46 @@ def record():
     return json.loads(json.dumps(write_metadata(run, **made, corpus="abc", history=[])))
 
 
-@pytest.fixture(params=HOSTILE.values(), ids=HOSTILE)
-def hostile(request, record):
+def save_hostile(record, value):
     """A run folder whose record has the same value in every string that may hold it. In the others, it is refused."""
     allowed = []
     for path in leaves(record):
         try:
-            read_record(json.dumps(with_value(record, path, request.param)))
+            read_record(json.dumps(with_value(record, path, value)))
             allowed.append(path)
         except MetadataError as error:
             assert SECRET not in str(error)
     texts = [path for path in allowed if path[0] == "config"]
-    assert len(texts) >= 4 if isinstance(request.param, str) else not texts
+    assert len(texts) >= 4 if isinstance(value, str) else not texts
     for path in allowed:
-        record = with_value(record, path, request.param)
+        record = with_value(record, path, value)
     return save_text(Path("run").absolute(), json.dumps(record))
+
+
+@pytest.fixture(params=HOSTILE.values(), ids=HOSTILE)
+def hostile(request, record):
+    """See `save_hostile`."""
+    return save_hostile(record, request.param)
 
 
 ENTRIES = {
     "--from": ["--from", "run", "hydra.run.dir=new"],
-    "ckpt": ["hydra.searchpath=[ckpt://run]", "+from=ckpt", "hydra.run.dir=new"],
     "resume": ["resume=run", "trainer.max_steps=99"],
+}
+OTHER_ENTRIES = {
+    "ckpt": ["hydra.searchpath=[ckpt://run]", "+from=ckpt", "hydra.run.dir=new"],
     "resume elsewhere": ["resume=run", "trainer.max_steps=99", "hydra.run.dir=new"],
     "a sweep": ["-m", "--from", "run", "optimizer.lr=1e-3", "hydra.sweep.dir=new", "hydra/launcher=basic"],
+    "shown": ["--from", "run", "--cfg", "job", "--resolve"],
 }
+
+
+@pytest.mark.parametrize("entry", OTHER_ENTRIES.values(), ids=OTHER_ENTRIES)
+def test_an_interpolation_in_a_record_is_not_resolved_by_the_other_ways_to_use_it(entry, record, tmp_path):
+    save_hostile(record, HOSTILE["an interpolation"])
+    done = run_command(*entry)
+    assert done.status == 0 and SECRET not in done.out + done.err, done.err
+    assert not any(SECRET.encode() in text for text in content(tmp_path).values() if isinstance(text, bytes))
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
@@ -240,7 +256,7 @@ TARGETS = {"a file": "elsewhere/file", "a folder": "elsewhere/run/checkpoints", 
 
 def link(path, target):
     """Put a link in the place of whatever is there."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
 
