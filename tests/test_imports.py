@@ -17,7 +17,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"": set(), "_conf_dir": set(), "_printable": set(), "_colours": set(), "preemption": set(), "streams": set()},
     {"_table": {"rich"}},
     {"configs": set()},
-    {"errors": set(), "metrics_file": set()},
+    {"errors": set(), "links": set(), "metrics_file": set()},
     {"door": set()},
     {"metadata": {"etils"}},
     {"run_folder": set()},

@@ -13,6 +13,7 @@ from xlstm_hydra._colours import COLOURS
 from xlstm_hydra._printable import printable
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.links import open_new, replace_file
 from xlstm_hydra.metadata._text import parse
 from xlstm_hydra.plan import MEMORY_KINDS
 from xlstm_hydra.plan._json import FORMAT, PLAN_FILE, VERSION
@@ -71,7 +72,7 @@ class Row:
 def keep_refusal(error: ConfigError, folder: Path) -> None:
     """Leave in a job's folder why its config has no plan."""
     content = {"format": FORMAT, "version": VERSION, "problems": [str(problem) for problem in error.problems]}
-    (folder / PLAN_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    replace_file(folder / PLAN_FILE, json.dumps(content, indent=2))
 
 
 def compare_plans(jobs: Sequence[Job], folder: Path) -> bool:
@@ -88,7 +89,7 @@ def compare_plans(jobs: Sequence[Job], folder: Path) -> bool:
     rows = list(_rows(jobs))
     print("", *_lines(rows), sep="\n")
     _write_csv(rows, folder / "plans.csv")
-    (folder / "plans.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "plans.json", json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     written = ["plans.csv", "plans.json", *_draw(rows, folder)]
     print(f"written: {', '.join(written)} in {folder}")
     return any(row.verdict == FITS for row in rows)
@@ -168,7 +169,7 @@ def _write_csv(rows: Sequence[Row], file: Path) -> None:
     sizes = [f"{kind}_bytes" for kind in (*MEMORY_KINDS, "total", "headroom", "device_memory")]
     names = ["job", "overrides", "verdict", "reason", "num_devices", "device", *sizes]
     names += ["step_seconds", "tokens_per_second", "bound_by"]
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with open_new(file, newline="") as stream:
         writer = csv.DictWriter(stream, names)
         writer.writeheader()
         for row in rows:
@@ -207,5 +208,6 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
     figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     names = ["plans.png", "plans.svg"]
     for name in names:
+        (folder / name).unlink(missing_ok=True)  # a link is not followed
         figure.savefig(folder / name, dpi=150)
     return names

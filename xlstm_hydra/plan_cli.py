@@ -17,6 +17,7 @@ from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
+from xlstm_hydra.links import replace_file
 from xlstm_hydra.parallel import no_accelerator
 from xlstm_hydra.plan import (
     FEW,
@@ -137,4 +138,4 @@ def _note(found: Plan) -> list[str]:
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    replace_file(file, json.dumps(content, indent=1, allow_nan=False) + "\n")

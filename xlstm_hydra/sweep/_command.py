@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra._printable import shell_line
+from xlstm_hydra.links import replace_file
 
-from ._outcome import log, replace_file
+from ._outcome import log
 from ._typed import Damaged, read_object
 
 COMMAND_FILE = "command.json"

@@ -15,6 +15,7 @@ from typing import IO, Any
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import reason, text_of
+from xlstm_hydra.links import open_lock
 from xlstm_hydra.metadata import LOCK_FILE as RUN_LOCK
 from xlstm_hydra.metadata import saved_steps
 from xlstm_hydra.preemption import STATUS
@@ -22,6 +23,7 @@ from xlstm_hydra.run_folder import RunFolder
 
 from ._alive import alive, job_folder, mended
 from ._command import COMMAND_FILE, keep_command
+from ._inside import refuse_folders_outside, refuse_sweep_links
 from ._job import keep_traceback
 from ._outcome import (
     COMPLETED,
@@ -72,6 +74,7 @@ def check_folder(folder: Path, resume: bool = False) -> None:
     if not (folder / RECORD_FILE).exists():
         return
     with _sweep_folder(folder).writing():
+        refuse_sweep_links(folder)
         _drive(folder)
     try:
         if not resume:
@@ -108,6 +111,7 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
     """
     folder = folder.absolute()
     with make_sweep_folder(folder) as undo:
+        refuse_sweep_links(folder)
         _drive(folder)
         undo.callback(_leave, folder)
         todo = _open(folder, [list(point) for point in points], resume)
@@ -147,7 +151,9 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
         update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
         return list(range(len(points)))
     damaged = repair_record(folder) if resume else 0
-    record = mended(folder, read_record(folder))
+    record = read_record(folder)
+    refuse_folders_outside(folder, record)
+    record = mended(folder, record)
     if not resume:
         raise ConfigError([_recorded_already(folder, record)])
     record = _with_lost(record, points, damaged)
@@ -209,7 +215,7 @@ def resume_line(folder: Path) -> str:
 
 def _drive(folder: Path) -> None:
     """Let no other process sweep in the folder."""
-    lock = (folder / DRIVER_LOCK).open("a")
+    lock = open_lock(folder / DRIVER_LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -12,11 +12,8 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import random
 import re
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +25,7 @@ from typing import Any, NamedTuple
 from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either, show
+from xlstm_hydra.links import open_lock, replace_file
 
 from ._typed import Damaged, check_fields, read_object
 
@@ -234,13 +232,6 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
     replace_file(folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
 
 
-def replace_file(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it, and whenever the writer dies, finds it whole: the old one or the new."""
-    fresh = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
-
-
 def remove_leftovers(folder: Path) -> None:
     """Delete what writers that died have left half written."""
     with _locked(folder):
@@ -305,7 +296,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let no other process change the record. Where the file system has no locks, or one is never let go, it is done
     without: what is lost then is found again in the folders of the jobs."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    with (folder / LOCK_FILE).open("a") as file:
+    with open_lock(folder / LOCK_FILE) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -68,6 +68,7 @@ def draw(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
     for key, lines in panels.items():
         _draw_panel(next(axes), key, next(one.metric for one in ranked if one.metric) or "", lines)
     for name in FILES:
+        (folder / name).unlink(missing_ok=True)  # a link is not followed
         figure.savefig(folder / name, dpi=150)
     return list(FILES)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from xlstm_hydra._printable import printable
 from xlstm_hydra._table import table
+from xlstm_hydra.links import open_new
 from xlstm_hydra.metrics_file import METRICS_FILE, read_metrics_file
 
 from ._alive import job_folder
@@ -131,7 +132,7 @@ def write_csv(record: Sequence[Outcome], file: Path) -> None:
     keys = list(dict.fromkeys(key for point in values for key in point))
     names = ["status", "metric", "best", "best_step", "steps", "tokens_per_second", "started", "ended", "checkpoint"]
     names += ["folder", "reason"]
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with open_new(file, newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["job", *keys, *names])
         for one, point in zip(record, values, strict=True):

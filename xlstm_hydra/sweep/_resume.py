@@ -17,6 +17,7 @@ from ._alive import mended
 from ._code import loads_code
 from ._command import COMMAND_FILE, Command, read_commands
 from ._driver import finish
+from ._inside import refuse_folders_outside, refuse_sweep_links
 from ._outcome import COMPLETED, RECORD_FILE, scan_record
 from ._points import key_of, swept
 from ._typed import Damaged
@@ -58,7 +59,9 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     if not (folder / RECORD_FILE).exists():
         text = f"is not the folder of a sweep: there is no {RECORD_FILE} in it"
         raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Give the folder that its -m has told.")])
+    refuse_sweep_links(folder, RESUME_SWEEP)
     known, faults = scan_record(folder)
+    refuse_folders_outside(folder, known, RESUME_SWEEP)
     record = mended(folder, known)
     typed = [text for text in arguments if text not in (*named, TRUST, "-m", "--multirun")]
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xlstm_hydra.configs import LoggerConfig
+from xlstm_hydra.links import open_new
 from xlstm_hydra.metrics_file import METRICS_FILE, MetricsFile, read_metrics_file
 
 log = logging.getLogger("xlstm_hydra")
@@ -144,7 +145,7 @@ class _CsvFile:
         kept = [row for row in found.rows if int(row["step"]) <= first_step]
         columns = [*COLUMNS, *(name for name in found.columns if name not in COLUMNS)]
         fresh = path.with_suffix(".new")
-        self._file = fresh.open("w", newline="", encoding="utf-8")
+        self._file = open_new(fresh, newline="")
         self._writer = csv.DictWriter(self._file, columns)
         self._writer.writeheader()
         self._writer.writerows(kept)
