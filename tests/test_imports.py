@@ -14,9 +14,10 @@ import xlstm_hydra
 ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
-    {"": set(), "_conf_dir": set(), "_table": {"rich"}, "_colours": set(), "preemption": set(), "streams": set()},
+    {"": set(), "_conf_dir": set(), "_printable": set(), "_colours": set(), "preemption": set(), "streams": set()},
+    {"_table": {"rich"}},
     {"configs": set()},
-    {"errors": set()},
+    {"errors": set(), "links": set(), "metrics_file": set()},
     {"door": set()},
     {"metadata": {"etils"}},
     {"run_folder": set()},

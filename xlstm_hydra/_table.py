@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from xlstm_hydra._printable import printable
+
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]:
     """Lines with columns, those in `left` flush left, the others flush right."""
@@ -16,7 +18,7 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]
     for column in range(len(rows[0])):
         grid.add_column(justify="left" if column in left else "right", no_wrap=True)
     for row in rows:
-        grid.add_row(*map(Text, row))
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     console = Console(file=StringIO(), width=_NO_LIMIT, color_system=None)
     with console.capture() as captured:
         console.print(grid)

@@ -50,6 +50,7 @@ from xlstm_hydra.hydra import (
     unset_variable,
 )
 from xlstm_hydra.job import distributed_of, refuse_for_all, run_alone, run_task
+from xlstm_hydra.metadata._named import named_folders
 from xlstm_hydra.preemption import watched
 
 CONFIG_NAME = "config"
@@ -64,8 +65,8 @@ def main() -> None:
         if "--version" in sys.argv[1:]:
             print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
             return
-        find_own_modules()
         sys.argv[1:] = expand_home(sys.argv[1:])
+        find_own_modules(named_folders(sys.argv[1:]))
         resumed = _resumed_place(sys.argv[1:])
         check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
@@ -184,9 +185,7 @@ def _resumed_sweep(arguments: list[str]) -> list[str]:
         return arguments
     from xlstm_hydra.sweep import expand_resume_sweep
 
-    expanded = expand_resume_sweep(arguments)
-    find_own_modules()
-    return expanded
+    return expand_resume_sweep(arguments)
 
 
 def _typed_distributed() -> DistributedConfig | None:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra._colours import COLOURS
+from xlstm_hydra._printable import printable
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.links import open_new, replace_file
+from xlstm_hydra.metadata._text import parse
 from xlstm_hydra.plan import MEMORY_KINDS
 from xlstm_hydra.plan._json import FORMAT, PLAN_FILE, VERSION
 from xlstm_hydra.plan._text import gib, in_ms
@@ -69,7 +72,7 @@ class Row:
 def keep_refusal(error: ConfigError, folder: Path) -> None:
     """Leave in a job's folder why its config has no plan."""
     content = {"format": FORMAT, "version": VERSION, "problems": [str(problem) for problem in error.problems]}
-    (folder / PLAN_FILE).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    replace_file(folder / PLAN_FILE, json.dumps(content, indent=2))
 
 
 def compare_plans(jobs: Sequence[Job], folder: Path) -> bool:
@@ -86,7 +89,7 @@ def compare_plans(jobs: Sequence[Job], folder: Path) -> bool:
     rows = list(_rows(jobs))
     print("", *_lines(rows), sep="\n")
     _write_csv(rows, folder / "plans.csv")
-    (folder / "plans.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "plans.json", json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     written = ["plans.csv", "plans.json", *_draw(rows, folder)]
     print(f"written: {', '.join(written)} in {folder}")
     return any(row.verdict == FITS for row in rows)
@@ -96,17 +99,20 @@ def _rows(jobs: Sequence[Job]) -> Iterator[Row]:
     shared = set.intersection(*(set(job.overrides) for job in jobs))
     for job in jobs:
         own = " ".join(text for text in job.overrides if text not in shared)
+        file = job.folder / PLAN_FILE
         try:
-            yield _row(job.number, own, json.loads((job.folder / PLAN_FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, LookupError, TypeError):
-            yield Row(job.number, own, FAILED, job.error or f"no plan in {job.folder / PLAN_FILE}")
+            yield _row(job.number, own, parse(file.read_bytes(), "a plan", fix=""))
+        except OSError:
+            yield Row(job.number, own, FAILED, job.error or f"no plan in {file}")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            yield Row(job.number, own, FAILED, f"{file} cannot be read: {error}")
 
 
 def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
     if "problems" in content:
         return Row(job, overrides, INVALID, "; ".join(content["problems"]))
     memory, time = content["memory"], content["time"]
-    return Row(
+    row = Row(
         job,
         overrides,
         FITS if content["fits"] else TOO_LARGE,
@@ -120,6 +126,13 @@ def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
         tokens_per_second=None if time is None else time["tokens_per_second"],
         bound_by=None if time is None else time["bound_by"],
     )
+    numbers = [*(row.memory or {}).values(), row.total, row.headroom, row.device_memory, row.num_devices]
+    numbers += [] if time is None else [row.step_seconds, row.tokens_per_second]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise TypeError("expected numbers for memory, devices and time")
+    if not all(isinstance(text, str) for text in (row.device, "" if time is None else row.bound_by)):
+        raise TypeError("expected text for device.name and time.bound_by")
+    return row
 
 
 # ---- text
@@ -131,7 +144,7 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
     yield from table(
         [HEAD, *map(_cells, rows)], left=[HEAD.index(name) for name in ("overrides", "bound by", "verdict")]
     )
-    yield from (f"job {row.job} {_ENDS[row.verdict]}: {row.reason}" for row in rows if row.reason)
+    yield from (printable(f"job {row.job} {_ENDS[row.verdict]}: {row.reason}") for row in rows if row.reason)
 
 
 _ENDS = {INVALID: "is invalid", FAILED: "failed"}
@@ -149,14 +162,14 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _devices(rows: Sequence[Row]) -> str:
     kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
-    return f", {' or '.join(f'{name} with {gib(size)}' for name, size in kinds)}" if kinds else ""
+    return printable(f", {' or '.join(f'{name} with {gib(size)}' for name, size in kinds)}") if kinds else ""
 
 
 def _write_csv(rows: Sequence[Row], file: Path) -> None:
     sizes = [f"{kind}_bytes" for kind in (*MEMORY_KINDS, "total", "headroom", "device_memory")]
     names = ["job", "overrides", "verdict", "reason", "num_devices", "device", *sizes]
     names += ["step_seconds", "tokens_per_second", "bound_by"]
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with open_new(file, newline="") as stream:
         writer = csv.DictWriter(stream, names)
         writer.writeheader()
         for row in rows:
@@ -195,5 +208,6 @@ def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
     figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     names = ["plans.png", "plans.svg"]
     for name in names:
+        (folder / name).unlink(missing_ok=True)  # a link is not followed
         figure.savefig(folder / name, dpi=150)
     return names

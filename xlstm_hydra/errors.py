@@ -20,6 +20,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from xlstm_hydra._printable import printable, printable_lines
 from xlstm_hydra.configs import ConfigError
 
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
@@ -95,9 +96,9 @@ def text_of(error: BaseException, head: str) -> str:
     report it."""
     message, trace = message_of(error), "".join(traceback.format_exception(error))
     if message is None:
-        return f"{trace}{bug_report(error)}"
+        return printable_lines(f"{trace}{bug_report(error)}")
     text = "\n".join([f"{head}: {message}", *_folder_notes(error)])
-    return f"{trace}{text}" if wants_traceback() or _is_found_by_jax(error) else text
+    return printable_lines(f"{trace}{text}" if wants_traceback() or _is_found_by_jax(error) else text)
 
 
 def _is_found_by_jax(error: BaseException) -> bool:
@@ -131,7 +132,8 @@ def reason(error: BaseException) -> str:
     """Return an error in one line."""
     message = message_of(error)
     text = traceback.format_exception_only(error)[0] if message is None else message
-    return " ".join(text.split()) if isinstance(error, ConfigError) else text.strip().partition("\n")[0]
+    text = " ".join(text.split()) if isinstance(error, ConfigError) else text.strip().partition("\n")[0]
+    return printable(text)
 
 
 def _of_system(error: OSError) -> str | None:

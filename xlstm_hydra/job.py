@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.errors import note_folder
 from xlstm_hydra.hydra import REFUSED, load, located, resolve_classes
+from xlstm_hydra.links import replace_file
 from xlstm_hydra.preemption import refuse_to_begin, watched
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _do(cfg: DictConfig, run: RunConfig, folder: RunFolder, is_to_be_done: bool)
         record = copy.deepcopy(cfg)
         OmegaConf.update(record, "distributed", run.distributed.lasting().to_dict(), force_add=True)
         with folder.writing():
-            (folder.path / CONFIG_FILE).write_text(OmegaConf.to_yaml(record, resolve=True), encoding="utf-8")
+            replace_file(folder.path / CONFIG_FILE, OmegaConf.to_yaml(record, resolve=True))
     return _task(run.task.name)(run, folder.path, list(HydraConfig.get().overrides.task))
 
 

@@ -10,18 +10,19 @@ import dataclasses
 import json
 import math
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from xlstm_hydra._printable import printable, shell_line
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import show as shown
 from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record, record_of
 from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.metadata._find import reached
+from xlstm_hydra.metadata._named import run_folders
 from xlstm_hydra.metadata._places import to_path
 
 _PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
@@ -31,8 +32,8 @@ _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bo
 def main() -> None:
     """Entry point of the console command."""
     with command("xlstm-metadata"):
-        find_own_modules()
         arguments = _parser().parse_args()
+        find_own_modules(run_folders([getattr(arguments, name, "") for name in ("RUN", "A", "B")]))
         sys.exit(arguments.run(arguments))
 
 
@@ -113,12 +114,12 @@ def _overrides(arguments: argparse.Namespace) -> int:
     groups = {field.name for field in dataclasses.fields(RunConfig) if field.default is not None}
     if missing := sorted(groups - record.groups.keys()):
         notes = [*notes, f"not recorded: {', '.join(missing)}"]
-    command = shlex.join(["xlstm-hydra", *overrides])
+    command = shell_line(["xlstm-hydra", *overrides])
     if arguments.json:
         _print_json({"command": command, "overrides": overrides, "notes": notes})
         return 0
     for note in notes:
-        print(f"# {note}", file=sys.stderr)
+        print(f"# {printable(note)}", file=sys.stderr)
     print(command)
     return 0
 
@@ -212,7 +213,15 @@ def _print_json(content: Any) -> None:
 def _print_yaml(content: Any) -> None:
     import yaml  # what OmegaConf reads and writes with
 
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+    class Dumper(yaml.SafeDumper):
+        """Quotes text with characters that are not printable, in which an escape stands for each of them."""
+
+        def represent_str(self, data: str) -> yaml.ScalarNode:
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+    Dumper.add_representer(str, Dumper.represent_str)
+    text = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = printable(text, keep="\n")
     if not _colored():
         print(text, end="")
         return
@@ -226,14 +235,14 @@ def _print_lines(lines: Any) -> None:
     """Lines, each with a style of rich's for people at a terminal."""
     if not _colored():
         for text, _ in lines:
-            print(text)
+            print(printable(text))
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
     for text, style in lines:
-        console.print(Text(text, style=style), soft_wrap=True)
+        console.print(Text(printable(text), style=style), soft_wrap=True)
 
 
 def _colored() -> bool:

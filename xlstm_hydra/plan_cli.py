@@ -13,9 +13,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig
 from xlstm_hydra.hydra import load_device, resolve_classes
+from xlstm_hydra.links import replace_file
 from xlstm_hydra.parallel import no_accelerator
 from xlstm_hydra.plan import (
     FEW,
@@ -72,7 +74,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         _write(folder / SEARCH_FILE, layouts.to_dict())
     if layouts is not None and task.search:
         parts.append(["", search_report(layouts)])
-    print("\n".join(line for part in parts for line in part), flush=True)
+    print(printable_lines("\n".join(line for part in parts for line in part)), flush=True)
     _write(folder / PLAN_FILE, content)
     if task.compile:
         _write(folder / PLAN_FILE, content | {"compiled": _compiled(found)})
@@ -136,4 +138,4 @@ def _note(found: Plan) -> list[str]:
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    replace_file(file, json.dumps(content, indent=1, allow_nan=False) + "\n")

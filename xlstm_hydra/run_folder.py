@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.links import refuse_links_out
 from xlstm_hydra.metadata import LOCK_FILE, hold_folder
+from xlstm_hydra.metadata._places import FOLDER
+from xlstm_hydra.metadata._start import ASIDE
 
 log = logging.getLogger(__name__)
 
 _LARGE = 2**20
 """Bytes from which a file is not kept in memory."""
+
+WRITTEN = (
+    *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "search.json"),
+    *("metrics.csv", "evaluation.json", "generated.json", "outcome.json", "error.txt", "xlstm-hydra.log"),
+    *(FOLDER, ASIDE, "tensorboard", ".hydra"),
+)
+"""Files and folders that runs write into their folder."""
 
 OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
 """The way out if a folder cannot be used."""
@@ -46,12 +56,15 @@ class RunFolder:
             check: called when the folder is held, before anything is written in it. The result is what this gives.
 
         Raises:
-            ConfigError: the folder cannot be made or written, another run is writing there, or `check` raises.
+            ConfigError: the folder cannot be made or written, something in it is a link that leads out of it, another
+                run is writing there, or `check` raises.
         """
+        files = list(files)
         # Files are restored before the lock is released, so that no other run has started meanwhile.
         with ExitStack() as made, ExitStack() as lock, ExitStack() as undo:
             with self.writing():
                 self.make(self.path, made)
+                self.refuse_links_out(files)
                 file = self.path / LOCK_FILE
                 is_new = not file.exists()
                 lock.enter_context(hold_folder(self.path))
@@ -72,6 +85,19 @@ class RunFolder:
                 raise
             undo.pop_all()
             made.pop_all()
+
+    def refuse_links_out(self, files: Iterable[Path] = ()) -> None:
+        """Make sure that a run, which writes into the folder and deletes checkpoints, changes nothing elsewhere.
+
+        Args:
+            files: those that are written beside `WRITTEN`. Others than those in the folder were named by the user.
+
+        Raises:
+            ConfigError: something in the folder is a link that leads out of it.
+        """
+        own = [self.path / name for name in WRITTEN]
+        with self.writing():
+            refuse_links_out(self.path, [*own, *files], self._given, f"Remove it, or use another folder. {self._fix}")
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -1,7 +1,9 @@
 """What a sweep records of its jobs, what it tells at its end, and with which status it ends."""
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -14,7 +16,17 @@ import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
 from xlstm_hydra.preemption import Preempted
-from xlstm_hydra.sweep import Outcome, _report, amend_record, begin, finish, job_recorded, read_record, update_record
+from xlstm_hydra.sweep import (
+    Outcome,
+    _driver,
+    _report,
+    amend_record,
+    begin,
+    finish,
+    job_recorded,
+    read_record,
+    update_record,
+)
 from xlstm_hydra.sweep._driver import note_unrecorded
 from xlstm_hydra.sweep._outcome import STATUSES
 
@@ -289,3 +301,30 @@ def test_a_job_that_has_saved_is_not_lost_whatever_its_launcher_has_seen(tmp_pat
     amend_record(tmp_path, {0: {"status": "running", "reason": "SLURM job 1_0 ended as FAILED"}})
     assert finish(tmp_path) == 75
     assert [outcome.status for outcome in read_record(tmp_path)] == ["preempted"]
+
+
+def test_a_damaged_row_of_metrics_is_named_and_the_others_are_used(endings):
+    def damage(folder):
+        with (Path(folder) / "metrics.csv").open("a") as file:
+            file.write("30,\x1b[2J\n")
+
+    endings[1] = damage
+    done = sweep(seeds="0,1")
+    assert record()[1].best == 3.5 and record()[1].steps == 20
+    assert f"{Path('sweep/1/metrics.csv').absolute()}, line 7: expected 4 values, got 2; it is left out" in done.err
+    assert "\x1b" not in done.err + done.out
+
+
+def test_what_a_foreign_record_holds_cannot_change_the_terminal(endings):
+    endings[1] = ValueError("\x1b[2J\u202e evil")
+    sweep(seeds="0,1")
+    lines = [json.loads(line) for line in Path("sweep/sweep.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"overrides": [*line["overrides"], f"data.path={line['job']}\x1b[31m\n日本"], "metric": "\u202eloss"}
+    Path("sweep/sweep.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    Path("sweep/1/error.txt").write_text("\x1b]0;title\x07\n")
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        _driver.finish(Path("sweep"))
+    text = out.getvalue() + err.getvalue()
+    assert "data.path=0\\x1b[31m\\n日本" in text and "\\u202e evil" in text
+    assert not {"\x1b", "\u202e", "\x07"} & {*text}

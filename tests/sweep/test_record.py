@@ -125,3 +125,82 @@ def test_a_record_that_cannot_be_read_is_told(tmp_path, text):
     (tmp_path / "sweep.jsonl").write_text(text)
     with pytest.raises(ConfigError, match="its sweep.jsonl cannot be read"):
         read_record(tmp_path)
+
+
+def lines_of(*changed, jobs=5):
+    """A record of completed jobs, with these lines in place of theirs."""
+    lines = [json.dumps({"job": job, "overrides": [f"a={job}"], "status": "completed"}) for job in range(jobs)]
+    return [dict(changed).get(job, line) for job, line in enumerate(lines)]
+
+
+DEEP = '{"job": 2, "overrides": ' + "[" * 5000 + "]" * 5000 + "}"
+DAMAGED = {
+    "overrides null": ('{"job": 2, "overrides": null}', "overrides: expected a list of strings, got null"),
+    "overrides of numbers": ('{"job": 2, "overrides": [1]}', "overrides: expected a list of strings, got [1]"),
+    "a job as text": ('{"job": "2"}', "job: expected the number of a job, got '2'"),
+    "a negative job": ('{"job": -2}', "job: expected the number of a job, got -2"),
+    "true as a job": ('{"job": true}', "job: expected the number of a job, got true"),
+    "no job": ('{"status": "failed"}', "job: missing"),
+    "a list": ("[2]", "expected a JSON object, got a list"),
+    "deep nesting": (DEEP, "nested too deeply to be an outcome"),
+    "NaN": ('{"job": 2, "best": NaN}', "best: NaN is not JSON"),
+    "a huge number": ('{"job": 2, "best": 1e999}', "best: 1e999 is too large for a number"),
+    "many digits": ('{"job": 2, "steps": ' + "9" * 5000 + "}", "steps: a whole number of 5000 digits"),
+    "duplicate keys": ('{"job": 2, "job": 3}', "job: stands there twice"),
+    "an unknown field": ('{"job": 2, "colour": "red"}', "colour: no such field"),
+    "an unknown status": ('{"job": 2, "status": "done"}', "status: expected waiting, running, completed"),
+    "no time": ('{"job": 2, "started": "noon"}', "started: expected a time or null, got 'noon'"),
+    "a time without zone": ('{"job": 2, "ended": "2026-01-01T00:00:00"}', "ended: expected a time or null"),
+    "a shell command": ('{"job": 2, "cluster_job": "1; rm -rf ."}', "cluster_job: expected the number of a SLURM job"),
+    "metrics of text": ('{"job": 2, "metrics": {"loss": "x"}}', "metrics: expected names with numbers"),
+    "a NUL byte": ('{"job": 2, "reason": "\0"}', "not JSON: Invalid control character"),
+    "bytes that are not UTF-8": (b'{"job": 2, "reason": "\xff"}', "not UTF-8: invalid start byte"),
+    "half of a line": ('{"job": 2, "overr', "not JSON: Unterminated string"),
+    "an empty line": ("", "not JSON: Expecting value at column 1"),
+    "escape sequences": ('{"job": 2, "\\u001b[2Jx\\n": 1}', "\\x1b[2Jx\\n: no such field"),
+    "the same job": ('{"job": 1}', "job 1 has a line above already"),
+}
+
+
+def write_lines(folder, lines, end=b"\n"):
+    """A record with those lines."""
+    data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    (folder / "sweep.jsonl").write_bytes(data + end)
+
+
+@pytest.mark.parametrize(("line", "words"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_line_is_named_and_the_others_are_used(tmp_path, caplog, line, words):
+    caplog.set_level("INFO", "xlstm_hydra")
+    write_lines(tmp_path, lines_of((2, line)))
+    assert [one.job for one in read_record(tmp_path)] == [0, 1, 3, 4]
+    assert outcomes.repair_record(tmp_path) == 1
+    assert "sweep.jsonl, line 3: " in caplog.text and words in caplog.text and "\x1b" not in caplog.text
+    assert [one.job for one in read_record(tmp_path)] == [0, 1, 3, 4]
+    kept = (tmp_path / "sweep.jsonl.damaged").read_bytes().split(b"\n")
+    assert kept[2] == (line if isinstance(line, bytes) else line.encode()) and outcomes.repair_record(tmp_path) == 0
+
+
+def test_a_damaged_line_stays_in_its_place_until_it_is_reported(tmp_path, caplog):
+    write_lines(tmp_path, lines_of((2, b"\xff"), (3, "{")))
+    update_record(tmp_path, [Outcome(job=4, status="failed"), Outcome(job=7)])
+    assert [(one.job, one.status) for one in read_record(tmp_path)][2:] == [(4, "failed"), (7, "waiting")]
+    assert outcomes.repair_record(tmp_path) == 2
+    assert "line 3: not JSON" in caplog.text and "line 4: not JSON" in caplog.text
+
+
+def test_a_last_line_that_is_cut_off_is_one_note(tmp_path, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
+    write_lines(tmp_path, [*lines_of(), '{"job": 5, "over'], end=b"")
+    assert outcomes.repair_record(tmp_path) == 1 and [one.job for one in read_record(tmp_path)] == list(range(5))
+    (note,) = caplog.records
+    assert note.levelname == "INFO" and "line 6: it is cut off, as by a kill" in note.getMessage()
+    assert not (tmp_path / "sweep.jsonl.damaged").exists()
+
+
+@pytest.mark.parametrize(("line", "_"), DAMAGED.values(), ids=DAMAGED)
+def test_an_update_of_the_job_of_a_damaged_line_replaces_it(tmp_path, line, _):
+    write_lines(tmp_path, lines_of((2, line)))
+    amend_record(tmp_path, {2: {"status": "lost"}})
+    found = {one.job: one for one in read_record(tmp_path)}
+    assert found[2].status == "lost" and found[3].overrides == ["a=3"]
+    assert outcomes.find_outcome(tmp_path, 2) == found[2]

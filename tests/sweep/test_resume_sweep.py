@@ -1,11 +1,15 @@
 """`resume_sweep=DIR` runs what is missing or failed, with the command line of the sweep, in the same folders."""
 
 import json
+import os
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from command import run_command
 from hydra.core.hydra_config import HydraConfig
+from saved import composed, save
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
@@ -191,3 +195,214 @@ def test_a_sweep_that_slurm_has_started_again_goes_on_by_itself(sweep, monkeypat
     done = sweep.start()
     assert done.status == 0, done.err
     assert [run.trainer.seed for run, _ in sweep.runs] == [1, 2] and sweep.is_resumed[-2:] == [True, True]
+
+
+def record_by_hand(arguments, cwd):
+    """A sweep of three jobs of which none has run, without running it. Returns its files with their times."""
+    Path("sweep").mkdir()
+    points = [{"job": seed, "overrides": [f"trainer.seed={seed}", UNPLANNED]} for seed in range(3)]
+    Path("sweep/sweep.jsonl").write_text("".join(f"{json.dumps(point)}\n" for point in points))
+    Path("sweep/command.json").write_text(json.dumps([{"arguments": arguments, "cwd": str(cwd)}]))
+    return files()
+
+
+def files():
+    """All files below the current folder, with their times."""
+    return {file: file.stat().st_mtime_ns for file in Path().rglob("*")}
+
+
+def change_command(**changes):
+    """Change the recorded command of the sweep as someone else could."""
+    file = Path("sweep/command.json")
+    commands = json.loads(file.read_text())
+    commands[-1] |= changes
+    file.write_text(json.dumps(commands))
+
+
+BASE = ["-m", "trainer.seed=0,1,2", UNPLANNED]
+CODE = {
+    "a callback": ["+hydra.callbacks.x._target_=os.system"],
+    "a callback as a dictionary": ["+hydra.callbacks={x: {_target_: os.system}}"],
+    "an option at another place": ["+model@hydra.callbacks.x=tiny"],
+    "a target": ["+optimizer._target_=os.system"],
+    "a target in a dictionary": ["optimizer={_target_: os.system}"],
+    "a target among values": ["optimizer=choice({_target_: os.system},adamw)"],
+    "a target in a list": ["+data.extra=[{_target_: os.system}]"],
+    "a target that is appended": ["data.extra=extend_list({_target_: os.system})"],
+    "all of Hydra": ["hydra={callbacks: {x: {_target_: os.system}}}"],
+    "a class": ["model.model_class=evil.Model"],
+    "a class in a dictionary": ["model={model_class: evil.Model}"],
+    "a folder of options": ["--config-dir=/tmp"],
+    "a folder of options in two words": ["--config-dir", "/tmp"],
+    "a short flag": ["-cd=/tmp"],
+    "another primary config": ["--config-path=/tmp", "--config-name=x"],
+    "a search path": ["hydra.searchpath=[file:///tmp]"],
+    "a search path beside a checkpoint": ["hydra.searchpath=['ckpt:///tmp/run',pkg://evil]"],
+    "an option that is a path": ["model=../../../../tmp/evil"],
+    "options that are paths": ["experiment=[../evil]"],
+    "an absolute option": ["model=/tmp/evil"],
+    "a device that is a path": ["task.device=../../evil"],
+    "an environment": ["+hydra.job.env_set.LD_PRELOAD=/tmp/evil.so"],
+    "a copied environment": ["hydra.job.env_copy=[HOME]"],
+    "a variable": ["data.path=${oc.env:HOME}"],
+    "a variable in quotes": ["data.path='${oc.env:HOME}'"],
+    "a variable behind backslashes": [r"data.path=$\{oc.env:HOME\}"],
+    "a variable in another": ["data.path=${data.${oc.env:HOME}}"],
+    "a resolver": ["data.path=${x:1}"],
+    "a value of Hydra": ["data.path=${hydra.runtime.cwd}"],
+    "another launcher": ["hydra/launcher=evil"],
+    "lines of the shell": ["hydra/launcher=local", "hydra.launcher.setup=['touch x']"],
+    "options of srun": ["hydra/launcher=slurm", "hydra.launcher.srun_args=[--prolog=x]"],
+    "options of sbatch": ["hydra/launcher=slurm", "+hydra.launcher.additional_parameters={export: x}"],
+    "options of sbatch in a name": ["hydra/launcher=slurm", "hydra.launcher.partition='a --export=LD_PRELOAD=x'"],
+    "a line in a name": ["hydra/launcher=slurm", "hydra.launcher.partition='a\ntouch x'"],
+    "a folder of pickles": ["hydra/launcher=local", "hydra.launcher.submitit_folder=/tmp/evil"],
+    "a handler of logs": ["+hydra.job_logging.handlers.x={class: evil.Handler}"],
+    "a run elsewhere": ["hydra.run.dir=/tmp/x"],
+    "the name of a log elsewhere": ["hydra.job.name=../../x"],
+    "Hydra's record elsewhere": ["hydra.output_subdir=/tmp/x"],
+    "jobs elsewhere": ["hydra.sweep.subdir=../../x${hydra.job.num}"],
+    "jobs in the root": ["hydra.sweep.subdir=/tmp/x${hydra.job.num}"],
+    "jobs elsewhere by a value": ["hydra.sweep.subdir=${data.path}${hydra.job.num}", "data.path=../../x"],
+    "overrides in a setting": ["hydra.sweeper.params={'model': '../evil'}"],
+    "a cache": ["trainer.compilation_cache_dir=/tmp/evil"],
+    "another machine": ["distributed.coordinator_address=evil:1"],
+    "another key": ["+evil=1"],
+    "no override": ["evil"],
+    "escape sequences": ["data.path=\x1b[2J"],
+}
+
+
+@pytest.mark.parametrize("arguments", CODE.values(), ids=CODE)
+def test_a_recorded_command_that_can_load_code_needs_trust(sweep, tmp_path, arguments):
+    before = record_by_hand([*BASE, *arguments], tmp_path)
+    done = sweep.resume()
+    assert (done.status, sweep.runs, done.err.count("\n")) == (2, [], 1), done.err
+    assert "can load code or reach other folders" in done.err and "add --trust" in done.err
+    assert done.out == "" and "\x1b" not in done.err and files() == before
+
+
+def test_a_sweep_that_was_recorded_by_hand_runs(sweep, tmp_path):
+    record_by_hand(BASE, tmp_path)
+    done = sweep.resume()
+    assert done.status == 0 and [run.trainer.seed for run, _ in sweep.runs] == [0, 1, 2], done.err
+
+
+HARMLESS = {
+    "choices": ["optimizer=lion", "parallel=fsdp", "scheduler=constant"],
+    "recipes": ["experiment=[copying]", "debug=fast"],
+    "a group left out": ["~debug"],
+    "values": ["optimizer.lr=1e-3", "parallel.remat=[mLSTMBlock]", "trainer.max_steps=70"],
+    "shell metacharacters": ["data=text", "data.path='$(touch x); `touch x` | & > < * ? ~'"],
+    "the value of another field": ["optimizer.weight_decay=${optimizer.lr}"],
+    "names of jobs": ["hydra.sweep.subdir=s${trainer.seed}_${hydra.job.num}"],
+    "settings of the sweep": ["hydra.sweeper.on_invalid=skip", "hydra.sweeper.max_batch_size=2"],
+    "logging": ["hydra/job_logging=none", "hydra.verbose=false"],
+}
+
+
+@pytest.mark.parametrize("arguments", HARMLESS.values(), ids=HARMLESS)
+def test_a_sweep_that_loads_nothing_goes_on_without_trust(sweep, arguments):
+    sweep.endings[1] = ValueError()
+    started = sweep.start(*arguments, seeds="0,1")
+    assert started.status == 1, started.err
+    done = sweep.resume()
+    assert (done.status, [run.trainer.seed for run, _ in sweep.runs]) == (0, [1]), done.err
+
+
+def test_a_sweep_from_a_checkpoint_goes_on_without_trust(sweep, tmp_path):
+    save(tmp_path / "run", composed("model.embedding_dim=64", "data=synthetic"))
+    sweep.endings[1] = ValueError()
+    assert sweep.start("--from", "run").status == 1
+    assert sweep.resume().status == 0
+    assert [run.model.model_config.embedding_dim for run, _ in sweep.runs] == [64]
+
+
+def test_a_trusted_command_is_printed_and_run(sweep):
+    sweep.endings[1] = ValueError()
+    Path("conf/experiment").mkdir(parents=True)
+    Path("conf/experiment/mine.yaml").write_text("# @package _global_\noptimizer: {lr: 0.5}\n")
+    sweep.start("--config-dir=conf", "experiment=mine")
+    refused = sweep.resume()
+    assert refused.status == 2 and "--config-dir=conf (a flag of Hydra)" in refused.err
+    done = sweep.resume("--trust")
+    assert (done.status, [run.optimizer.lr for run, _ in sweep.runs]) == (0, [0.5]), done.err
+    assert "the recorded command of the sweep is: xlstm-hydra " in done.err and "--config-dir=conf" in done.err
+    assert "--trust" not in Path("sweep/command.json").read_text()
+
+
+def test_trust_is_for_sweeps_that_go_on_only(sweep):
+    done = run_command("--trust")
+    assert done.status == 2 and "--trust: only applies to resume_sweep=DIR" in done.err
+
+
+def test_a_command_that_was_typed_elsewhere_needs_trust(sweep, tmp_path):
+    sweep.endings[1] = ValueError()
+    sweep.start()
+    (tmp_path / "elsewhere").mkdir()
+    change_command(cwd=str(tmp_path / "elsewhere"))
+    done = sweep.resume()
+    assert (done.status, sweep.runs) == (2, []) and "neither the current folder nor above the sweep's" in done.err
+    assert sweep.resume("--trust", place=tmp_path / "sweep").status == 0 and Path.cwd() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize("is_trusted", [False, True], ids=["not trusted", "trusted"])
+def test_modules_beside_a_sweep_are_imported_if_it_is_trusted(sweep, tmp_path, monkeypatch, is_trusted):
+    sweep.endings[1] = ValueError()
+    sweep.start()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    seen = []
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda *_: seen.append(sys.path) or 1.0)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with mock.patch.dict(os.environ):
+        done = run_command("resume_sweep=../sweep", *["--trust"] * is_trusted)
+    ((*path,),) = seen
+    assert done.status == 0 and ("are not imported" in done.err) is not is_trusted
+    assert (str(tmp_path) in path) is is_trusted and "" not in path and str(tmp_path / "elsewhere") in path
+
+
+COMMANDS = {
+    "no JSON": ("[{", "not JSON"),
+    "no list": ('{"arguments": []}', "expected a list of commands"),
+    "none": ("[]", "expected a list of commands"),
+    "a text": ('["x"]', "[0]: expected an object with arguments and cwd"),
+    "another field": ('[{"arguments": [], "cwd": "/", "env": {}}]', "[0]: expected an object with arguments and cwd"),
+    "numbers": ('[{"arguments": [1], "cwd": "/"}]', "[0].arguments: expected a list of strings"),
+    "null": ('[{"arguments": null, "cwd": "/"}]', "[0].arguments: expected a list of strings"),
+    "a relative folder": ('[{"arguments": [], "cwd": "../x"}]', "[0].cwd: expected the absolute path of a folder"),
+    "a NUL": ('[{"arguments": [], "cwd": "/\\u0000"}]', "[0].cwd: expected the absolute path of a folder"),
+    "deep nesting": ("[" * 9000 + "]" * 9000, "nested too deeply to be a list of commands"),
+    "twice": ('[{"arguments": [], "cwd": "/", "cwd": "/"}]', "stands there twice"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), COMMANDS.values(), ids=COMMANDS)
+def test_a_record_of_commands_that_no_sweep_has_written_is_refused(sweep, tmp_path, text, words):
+    record_by_hand(BASE, tmp_path)
+    Path("sweep/command.json").write_text(text)
+    done = sweep.resume()
+    assert (done.status, sweep.runs) == (2, []) and words in done.err and "Traceback" not in done.err
+
+
+def test_a_job_whose_line_is_damaged_runs_again_unless_its_folder_has_its_outcome(sweep):
+    sweep.start()
+    file = Path("sweep/sweep.jsonl")
+    lines = file.read_text().split("\n")
+    lines[0], lines[2] = '{"job": 0, "overrides": null}', lines[2][:40]
+    file.write_text("\n".join(lines))
+    Path("sweep/2/outcome.json").unlink()
+    done = sweep.resume()
+    assert done.status == 0, done.err
+    assert [run.trainer.seed for run, _ in sweep.runs] == [2] and sweep.statuses() == ["completed"] * 3
+
+
+def test_a_record_without_a_readable_line_is_made_again(sweep):
+    sweep.start()
+    Path("sweep/sweep.jsonl").write_bytes(b"\xff\n\0\n{\n")
+    for job in (0, 1):
+        Path(f"sweep/{job}/outcome.json").unlink()
+    done = sweep.resume()
+    assert done.status == 0, done.err
+    assert [run.trainer.seed for run, _ in sweep.runs] == [0, 1] and sweep.statuses() == ["completed"] * 3

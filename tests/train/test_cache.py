@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import os
+import stat
+import time
 from pathlib import Path
 
 import jax
@@ -12,8 +14,8 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
-from xlstm_hydra.train import build_program, train
-from xlstm_hydra.train._cache import Programs, compilation_cache
+from xlstm_hydra.train import _cache, build_program, train
+from xlstm_hydra.train._cache import Programs, compilation_cache, own_folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,10 +94,10 @@ def test_what_computes_something_else_shares_no_compiled_step(changes):
 NUMBER = np.arange(3, dtype=np.float32)
 
 
-def compiled(place, folder=Path("/nowhere/run"), **changes):
+def compiled(place, **changes):
     """Compile a small program as a run would, and look what became of it."""
     config = TrainerConfig(compilation_cache_dir=place if place is None else str(place), **changes)
-    with compilation_cache(config, folder) as programs:
+    with compilation_cache(config) as programs:
         assert jax.jit(lambda x: 3 * x + 1)(NUMBER).tolist() == [1, 4, 7]
     return programs
 
@@ -170,40 +172,122 @@ def test_what_a_kill_has_left_behind_is_removed_and_what_is_being_written_is_not
 
 
 @pytest.fixture
-def nowhere(monkeypatch):
-    """JAX has no folder of its own."""
+def own(tmp_path, monkeypatch):
+    """The folder of compiled programs of this user; JAX has not been given one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
-    yield
+    yield tmp_path / "cache" / "xlstm_hydra" / "compiled"
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_programs_are_kept_beside_the_run_folder_for_all_jobs_of_a_sweep(nowhere, tmp_path):
-    assert compiled("auto", tmp_path / "0").compiled == 1
-    assert compiled("auto", tmp_path / "1").from_cache == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["compilation_cache"]
+def test_programs_are_kept_in_the_cache_folder_of_the_user_for_all_runs(own):
+    assert compiled("auto").compiled == 1
+    assert compiled("auto").from_cache == 1
+    assert len(files(own)) == 1
 
 
-def test_a_run_in_the_current_folder_keeps_them_there(nowhere, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    compiled("auto", Path("."))
-    assert files(tmp_path / "compilation_cache")
+@pytest.mark.parametrize("variable", [None, "", "relative"], ids=["unset", "empty", "relative"])
+def test_the_cache_folder_of_the_user_is_in_the_home_folder_unless_told_otherwise(variable, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", variable)
+    assert own_folder() == Path("/home/me/.cache/xlstm_hydra/compiled")
 
 
-def test_a_folder_that_jax_has_been_given_is_used(nowhere, tmp_path):
+def test_nothing_is_kept_for_a_user_without_a_home_folder(own, monkeypatch, caplog):
+    monkeypatch.setattr(_cache, "own_folder", lambda: None)
+    assert compiled("auto").compiled == 1
+    assert caplog.messages == ["compiled programs are not kept: this user has no home folder"]
+
+
+def test_a_folder_that_jax_has_been_given_is_used(own, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    assert compiled("auto", tmp_path / "run").compiled == 1
+    assert compiled("auto").compiled == 1
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
-def test_null_keeps_nothing(tmp_path):
-    assert compiled(None, tmp_path / "run").compiled == 1
+def test_null_keeps_nothing(own, tmp_path):
+    assert compiled(None).compiled == 1
     assert not files(tmp_path)
 
 
-def test_a_folder_in_which_others_may_put_programs_is_not_used(nowhere, tmp_path, caplog):
-    folder = tmp_path / "compilation_cache"
-    folder.mkdir()
-    folder.chmod(0o777)
-    assert compiled("auto", tmp_path / "run").compiled == 1
-    assert not files(folder) and f"{folder} is not used: others may write programs there" in caplog.text
+def test_what_no_run_has_loaded_for_a_month_is_removed_from_the_cache_folder_of_the_user_alone(own, tmp_path):
+    for folder, place in {own: "auto", tmp_path / "named": tmp_path / "named"}.items():
+        compiled(place)
+        os.utime(next(folder.iterdir()), (0, 0))
+        assert compiled(place).compiled == (folder == own)
+
+
+def test_a_program_that_was_loaded_counts_as_used(own):
+    compiled("auto")
+    [file] = own.iterdir()
+    os.utime(file, (time.time() - 20 * 86400, time.time() - 20 * 86400))
+    compiled("auto")
+    assert time.time() - file.stat().st_mtime < 86400
+
+
+# ---- who may write there
+
+
+def test_folders_and_files_are_made_for_this_user_alone(own):
+    before = os.umask(0)
+    try:
+        compiled("auto")
+    finally:
+        os.umask(before)
+    assert [own.stat().st_mode & 0o777, *(file.stat().st_mode & 0o777 for file in own.iterdir())] == [0o700, 0o600]
+
+
+WRITERS = {"everyone": (0o777, "everyone"), "its group": (0o770, "its group")}
+
+
+@pytest.mark.parametrize(("mode", "who"), WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize("how", ["auto", "typed", "given to JAX"])
+def test_a_folder_in_which_others_may_put_programs_is_not_used(how, mode, who, own, caplog):
+    own.mkdir(parents=True)
+    own.chmod(mode)
+    if how == "given to JAX":
+        jax.config.update("jax_compilation_cache_dir", str(own))
+    assert compiled(own if how == "typed" else "auto").compiled == 1
+    assert not files(own) and f"{own} is not used: {who} may write compiled programs there" in caplog.text
+
+
+def someone_else(path, monkeypatch):
+    """Let a path belong to another user, also for those who cannot give it away."""
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    if path.stat().st_uid == 0:
+        os.chown(path, 12345, -1)
+
+
+def test_a_folder_of_another_user_is_not_used(own, monkeypatch, caplog):
+    own.mkdir(parents=True)
+    someone_else(own, monkeypatch)
+    assert compiled("auto").compiled == 1
+    assert not files(own) and f"{own} is not used: its owner, the user " in caplog.text
+
+
+FOREIGN = {
+    "that everyone may write": lambda file, _: file.chmod(0o666),
+    "that its group may write": lambda file, _: file.chmod(0o660),
+    "that is a link": lambda file, _: file.rename(file.with_name("other")) and file.symlink_to("other"),
+    "that is a pipe": lambda file, _: (file.unlink(), os.mkfifo(file)),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_a_program_is_not_loaded_from_a_file(change, own, monkeypatch, caplog):
+    compiled("auto")
+    [file] = own.iterdir()
+    change(file, monkeypatch)
+    assert compiled("auto").compiled == 1
+    assert f"the folder of compiled programs cannot be read: {own}: " in caplog.text
+
+
+def test_a_program_of_another_user_is_not_loaded(own, monkeypatch, caplog):
+    compiled("auto")
+    [file] = own.iterdir()
+    monkeypatch.setattr(_cache, "_other_writer", lambda status: "someone" if stat.S_ISREG(status.st_mode) else None)
+    assert compiled("auto").compiled == 1
+    assert f"someone may write {file.name}, and it would run here" in caplog.text

@@ -8,11 +8,12 @@ import shutil
 import pytest
 from tiny import tiny_run
 
+from xlstm_hydra import links
 from xlstm_hydra.checkpoint import Checkpoints
 from xlstm_hydra.checkpoint._faults import Listener, SaveError, saving
 from xlstm_hydra.configs import AUTO, CheckpointConfig, LoggerConfig
 from xlstm_hydra.metadata import saved_steps
-from xlstm_hydra.train import train
+from xlstm_hydra.train import _log, train
 from xlstm_hydra.train._faults import RunEnded, faults_reported
 
 
@@ -92,12 +93,18 @@ def test_checkpoints_that_are_removed_meanwhile_end_the_run_with_one_message(bef
     assert capfd.readouterr().err == ""
 
 
+def full_disk_for(name, open_new):
+    """A function that opens new files, of which one does not fit on the disk."""
+    return lambda file, **how: open("/dev/full", "w", **how) if name in file.name else open_new(file, **how)
+
+
 FULL = {"metrics.new": {}, "metadata.json": {}, "plan.json": {}, "parameters.txt": {}}
 
 
 @pytest.mark.parametrize(("name", "logger"), FULL.items(), ids=FULL)
-def test_a_file_that_does_not_fit_on_the_disk_ends_the_run_with_one_message(name, logger, tmp_path):
-    (tmp_path / name).symlink_to("/dev/full")
+def test_a_file_that_does_not_fit_on_the_disk_ends_the_run_with_one_message(name, logger, tmp_path, monkeypatch):
+    for module in (links, _log):
+        monkeypatch.setattr(module, "open_new", full_disk_for(name, links.open_new))
     with pytest.raises(RunEnded, match=f"^writing in {tmp_path} failed: No space left on device.* Free some space"):
         train(run_of(logger), tmp_path)
 

@@ -188,3 +188,37 @@ def test_a_row_that_was_cut_off_is_left_out(tmp_path):
     _CsvFile(path, first_step=2).close()
     with path.open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+DAMAGED = {
+    "another step": (b"1x,4.0,1", "line 3: step: expected a whole number, got '1x'"),
+    "no step": (b",4.0,1", "line 3: step: expected a whole number, got null"),
+    "a negative step": (b"-1,4.0,1", "line 3: step: expected a whole number"),
+    "no number": (b"2,4.z,1", "line 3: loss: expected a number, got '4.z'"),
+    "a missing value": (b"2,4.0", "line 3: expected 3 values, got 2"),
+    "a NUL byte": (b"2,4\x000,1", "line 3: loss: expected a number, got '4\\x000'"),
+    "no UTF-8": (b"2,\xff,1", "line 3: not UTF-8: invalid start byte at byte 2"),
+    "an empty line": (b"", "line 3: expected 3 values, got 1"),
+    "a quote": (b'"2,4.0,1', "line 3: step: expected a whole number"),
+    "many digits": (b"9" * 5000 + b",4.0,1", "line 3: step: expected a whole number"),
+}
+
+
+@pytest.mark.parametrize(("line", "words"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog, line, words):
+    path = tmp_path / "metrics.csv"
+    before = b"step,loss,own\r\n1,5.0,\r\n" + line + b"\r\n3,nan,2\r\n4,1.0,2\r\n"
+    path.write_bytes(before)
+    _CsvFile(path, first_step=3).close()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["own"]) for row in rows] == [("1", "5.0", ""), ("3", "nan", "2")]
+    assert words in caplog.text and (tmp_path / "metrics.csv.damaged").read_bytes() == before
+
+
+def test_a_damaged_head_is_named_and_the_file_is_kept(tmp_path, caplog):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"st\x85ep,loss\r\n1,5.0\r\n")
+    _CsvFile(path, first_step=3).close()
+    assert path.read_text().startswith("step,loss,") and "line 1: not UTF-8" in caplog.text
+    assert (tmp_path / "metrics.csv.damaged").exists()

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig
 from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.links import refuse_links_out
 from xlstm_hydra.metadata import find_checkpoint, record_of
 from xlstm_hydra.models import build_model, param_shardings
 from xlstm_hydra.parallel import build_mesh
@@ -72,7 +73,12 @@ def find_weights(place: str, key: str) -> Path:
         ConfigError: there is none.
     """
     folder = Path(place).expanduser()
-    return folder.absolute() if is_hugging_face(folder) else find_checkpoint(place, key)
+    if not is_hugging_face(folder):
+        return find_checkpoint(place, key)
+    folder = folder.absolute()
+    is_cached = folder.parent.name == "snapshots"  # its files are links into the folder `blobs` beside that one
+    refuse_links_out(folder.parents[1] if is_cached else folder, [folder], {key: place}, "Copy what it leads to.")
+    return folder
 
 
 def recorded_model(folder: Path, key: str) -> ModelConfig:

@@ -23,6 +23,7 @@ from etils import epath
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
+from xlstm_hydra.links import refuse_links_out
 from xlstm_hydra.metadata._damage import told_if_damaged, told_under
 from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused
 
@@ -83,6 +84,7 @@ class Checkpoints:
         )
         self._best = best
         self._folder = run_folder.resolve() / FOLDER
+        refuse_links_out(run_folder, [run_folder / FOLDER], {"hydra.run.dir": str(run_folder)}, "Remove it.")
         self._listener, self._has_failed = Listener(), False
         self._in_background: int | None = None
         with saving(None, self._folder):
@@ -206,8 +208,9 @@ class Checkpoints:
             self._stopgaps = []
 
     def _empty_trash(self) -> None:
-        if jax.process_index() == 0:
-            for unwanted in (self._folder / _TRASH).glob("*"):
+        trash = self._folder / _TRASH
+        if jax.process_index() == 0 and not trash.is_symlink():
+            for unwanted in trash.glob("*"):
                 shutil.rmtree(unwanted, ignore_errors=True)
 
 

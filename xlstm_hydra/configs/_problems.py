@@ -11,6 +11,8 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
+from xlstm_hydra._printable import printable
+
 from ._synonyms import meant, same_meaning
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
@@ -43,6 +45,9 @@ class Problem:
 
     prefix: str = field(default="", kw_only=True)
 
+    has_lines: bool = field(default=False, kw_only=True)
+    """True if the rule is a text of several lines. Otherwise a line break comes from a file, and is escaped."""
+
     @classmethod
     def about(cls, key: str, text: str, fix: str = "") -> Problem:
         """A problem that tells the value in its own words, such as `expected int, got 'abc'`; braces stay braces."""
@@ -71,7 +76,7 @@ class Problem:
         values = zip(self.keys, self.given.values(), strict=True)
         head = ", ".join(key if value is _HIDDEN else f"{key}={show(value)}" for key, value in values)
         text = self.told(f"{self.rule}. {self.fix}" if self.fix else self.rule)
-        return f"{head}: {text}" if head else text
+        return printable(f"{head}: {text}" if head else text, keep="\n" if self.has_lines else "")
 
     def told(self, text: str) -> str:
         """The rule or the fix with its keys as the user types them; braces in `about` are no keys."""
@@ -183,7 +188,7 @@ class _Short(reprlib.Repr):
 
 def show(value: Any) -> str:
     """A value as the user would type it, short enough for one line."""
-    text = _Short().repr(value)
+    text = printable(_Short().repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from ._base import ConfigDict
 from ._problems import Problem, at_least, below, divisors, either, one_of
 
-CACHE_FOLDER = "compilation_cache"
-"""Name of the folder of compiled programs beside the run folder."""
-
 REMAT_POLICIES = ("nothing", "dots", "dots_with_no_batch_dims")
 """What a recomputed module may keep for the backward pass, by the names of `jax.checkpoint_policies`."""
 
@@ -57,8 +54,9 @@ class TrainerConfig(ConfigDict):
 
     compilation_cache_dir: str | None = "auto"
     """Folder that what training compiles is kept in, for later runs that need the same programs; all processes must see
-    it, and whoever may write in it can run code here. auto: the one that JAX has been given, as by
-    `JAX_COMPILATION_CACHE_DIR`, else `compilation_cache` beside the run folder, which the jobs of a sweep share. null:
+    it. Whoever may write in it can run code here, so a folder that others than this user may write is not used, and a
+    folder that a checkpoint recorded is replaced by auto. auto: the one that JAX has been given, as by
+    `JAX_COMPILATION_CACHE_DIR`, else `~/.cache/xlstm_hydra/compiled` (in `XDG_CACHE_HOME` if that is set). null:
     nothing is kept."""
 
     ignore_plan: bool = False

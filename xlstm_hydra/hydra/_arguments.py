@@ -12,6 +12,7 @@ from typing import Any
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
@@ -21,6 +22,7 @@ from ._refusals import REFUSED
 
 FLAG = "--from"
 RESUME = "resume"
+TRUST = "--trust"
 SEARCH_PATH = "hydra.searchpath"
 SIMULATED = "trainer.simulated_devices"
 _SCHEME = "ckpt://"
@@ -67,7 +69,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         return rest
     saved = SavedOptions(place, key)
     for note in saved.notes:
-        print(f"xlstm-hydra: {key} {place}: {note}", file=sys.stderr)
+        print(printable(f"xlstm-hydra: {key} {place}: {note}"), file=sys.stderr)
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
     before, others = rest[:first], [text for text in rest[first:] if text not in typed]
     searched = sources if sources is not None else primary_search_path(args)
@@ -116,6 +118,9 @@ def _check_flags(arguments: list[str]) -> None:
     problems = []
     for text in unknown:
         key, equals, value = text.lstrip("-").partition("=")
+        if text == TRUST:
+            problems.append(Problem.about(text, "only applies to resume_sweep=DIR", "Remove it."))
+            continue
         if near := near_name(key, names):
             fix = f"Did you mean {names[near]}?"
         elif equals or "." in key:

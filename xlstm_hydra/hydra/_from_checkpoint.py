@@ -12,7 +12,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xlstm_hydra.configs import ConfigDict, ConfigError, DistributedConfig, ModelConfig, Problem, RunConfig
+from xlstm_hydra.configs import (
+    AUTO,
+    CheckpointConfig,
+    ConfigDict,
+    ConfigError,
+    DistributedConfig,
+    ModelConfig,
+    Problem,
+    RunConfig,
+)
 from xlstm_hydra.configs._parse import dotted, unchecked
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.metadata import Record, find_checkpoint, known_step, record_of, run_of
@@ -28,6 +37,8 @@ ALL = "from"
 
 NAME = "ckpt"
 """The option of the checkpoint that the place names; that of another step is `ckpt@STEP`."""
+
+_CACHE = "trainer.compilation_cache_dir"
 
 _LEFT_OUT = ("task", "device")
 """Groups that a run from a checkpoint has of its own: what it does, and on what, is not what the saved run did."""
@@ -103,19 +114,31 @@ class SavedOptions:
 
 def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
     """What a new run starts from: the recorded groups without what belonged to the saved run alone, and what was left
-    out of them because it has no effect."""
+    out of them because it has no effect or names weights elsewhere."""
     groups = {name: config for name, config in record.groups.items() if name not in _LEFT_OUT}
     if isinstance(place := groups.get("distributed"), DistributedConfig):
         groups["distributed"] = DistributedConfig(name="auto", device_order=place.device_order)
-    if "checkpoint" in groups:
-        groups["checkpoint"] = dataclasses.replace(groups["checkpoint"], restore=None)
-    return without_idle(groups)
+    notes: list[str] = []
+    if isinstance(saved := groups.get("checkpoint"), CheckpointConfig):
+        groups["checkpoint"] = dataclasses.replace(saved, restore=None, init_from=None)
+        if saved.init_from is not None:
+            text = "is left out: weights are not read from a place that was recorded. To start from them, type it"
+            notes.append(f"checkpoint.init_from={show(saved.init_from)} {text}")
+    groups, others = without_idle(groups)
+    return groups, [*notes, *others]
 
 
 def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
     """The same groups with every value that has no effect at one that says so, as the rules between groups ask for, and
-    a note about each. Records of other programs have such values."""
+    a note about each. Records of other programs have such values.
+
+    A folder of compiled programs that was recorded is left out too: they would run here, and whoever wrote the record
+    may have made them."""
     groups, notes = dict(recorded), []
+    if (folder := _recorded_cache(groups)) is not None:
+        _set(groups, _CACHE, AUTO)
+        rule = "compiled programs are not loaded from a folder that was recorded"
+        notes.append(f"{_CACHE}={show(folder)} is left at {AUTO}: {rule}")
     while idle := _idle_values(groups):
         for key, (value, rule) in idle.items():
             notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
@@ -127,13 +150,19 @@ def recorded_origin(file: Path) -> str | None:
     """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
     it lies in a run; None if there is none."""
     try:
-        place = OmegaConf.select(OmegaConf.load(file), "model._checkpoint_")
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        plain: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        place = plain["model"]["_checkpoint_"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, OmegaConfBaseException):
         return None
-    if place is None:
+    if not isinstance(place, str):
         return None
     run, step = run_of(Path(place)), known_step(Path(place))
     return place if run is None or step is None else f"{run}@{step}"
+
+
+def _recorded_cache(groups: Mapping[str, ConfigDict]) -> str | None:
+    folder = _get(groups, _CACHE) if "trainer" in groups else None
+    return None if folder == AUTO else folder
 
 
 def _idle_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:

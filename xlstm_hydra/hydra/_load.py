@@ -29,6 +29,7 @@ from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed, show
+from xlstm_hydra.links import replace_file
 
 from ._device import planned_device
 from ._refusals import unresolved
@@ -322,7 +323,7 @@ def write_layout(file: Path, run: RunConfig) -> None:
     cfg: Any = OmegaConf.load(file)
     cfg.parallel = cfg.model.parallel = run.parallel.to_dict()
     cfg.trainer = run.trainer.to_dict()
-    file.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
+    replace_file(file, OmegaConf.to_yaml(cfg))
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import Problem
 
 from ._header import header_problem
@@ -30,7 +31,7 @@ class FileProblem(Problem):
     """The file, and the line if it is known."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {super().__str__()}"
+        return f"{printable(self.where)}: {super().__str__()}"
 
     def told(self, text: str) -> str:
         """Without keys, braces are text of the file."""

@@ -10,6 +10,7 @@ from typing import Any
 from xlstm_hydra.checkpoint import load_params, to_json
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.links import replace_file
 from xlstm_hydra.metadata import find_checkpoint, known_step, run_of
 from xlstm_hydra.train._agree import agree_on_run
 from xlstm_hydra.train._devices import start_devices
@@ -52,4 +53,4 @@ def write_result(file: Path, checkpoint: Path, result: Mapping[str, Any]) -> Non
     if is_first():
         file.parent.mkdir(parents=True, exist_ok=True)
         origin = {"checkpoint": str(checkpoint), "step": known_step(checkpoint)}
-        file.write_text(to_json(origin | dict(result)), encoding="utf-8")
+        replace_file(file, to_json(origin | dict(result)))

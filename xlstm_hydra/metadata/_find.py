@@ -11,6 +11,7 @@ from pathlib import Path
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.configs._problems import either
+from xlstm_hydra.links import refuse_links_out
 
 from ._places import (
     FOLDER,
@@ -22,6 +23,7 @@ from ._places import (
     known_step,
     log,
     refused,
+    run_of,
     step_in_name,
     steps_folder,
     to_path,
@@ -67,14 +69,14 @@ def reached(place: str, key: str) -> Iterator[None]:
 def _find(place: str, key: str) -> Path:
     path = to_path(place)
     if saved := checkpoints_at(path):
-        return _real(_latest(path, saved))
+        return _inside(_latest(path, saved), path, place, key)
     if (found := _checkpoint_around(path)) is not None:
         if not is_finished(found):
             raise refused(place, f"{found.name} is not a complete checkpoint: it was not saved completely", _FIX, key)
-        return _real(found)
+        return _inside(found, run_of(found) or found, place, key)
     name, _, wanted = place.rpartition("@")
     if name and not path.exists():
-        return _real(_named(to_path(name), wanted.rstrip("/"), place, key))
+        return _inside(_named(to_path(name), wanted.rstrip("/"), place, key), to_path(name), place, key)
     raise refused(place, *_explained(path), key)
 
 
@@ -173,8 +175,20 @@ def _items(folder: Path) -> list[Path]:
         return []
 
 
-def _real(checkpoint: Path) -> Path:
-    """The same checkpoint under a path that stays: links such as `latest` may lead elsewhere tomorrow."""
+def _inside(checkpoint: Path, root: Path, place: str, key: str) -> Path:
+    """A checkpoint under a path that stays: links such as `latest` may lead elsewhere tomorrow.
+
+    Args:
+        checkpoint: its folder.
+        root: the folder that the user named, in which the checkpoint was found.
+        place: what was typed, for messages.
+        key: where.
+
+    Raises:
+        ConfigError: a link leads from there to elsewhere, so that the named folder does not decide what is read.
+    """
     if not isinstance(checkpoint, Path):
         return checkpoint
+    root = root.parent if root.name == FOLDER and root != checkpoint else root
+    refuse_links_out(root, [checkpoint], {key: place}, "Copy what it leads to, or name that folder itself.")
     return checkpoint.resolve() if checkpoint.is_symlink() else Path(os.path.abspath(checkpoint))

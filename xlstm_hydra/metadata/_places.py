@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either
+from xlstm_hydra.links import open_lock, refuse_links_out
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -136,8 +137,11 @@ def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
     """The metadata text of a checkpoint.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has none, or only a link to another folder.
     """
+    if isinstance(checkpoint, Path):
+        root = run_of(checkpoint) or checkpoint
+        refuse_links_out(root, [checkpoint / "metadata" / "metadata"], {key: str(checkpoint)}, "Choose another step.")
     try:
         return (checkpoint / "metadata" / "metadata").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -168,7 +172,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         ConfigError: another run is writing there.
     """
     while True:
-        with (folder / LOCK_FILE).open("w") as file:
+        with open_lock(folder / LOCK_FILE) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

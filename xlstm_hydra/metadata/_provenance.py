@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ PACKAGES = (
     "grain",
     "numpy",
 )
+
+_HARMLESS = r"^(core\.(repositoryformatversion|filemode|symlinks|ignorecase|autocrlf|eol)|extensions\.objectformat)$"
+"""Settings of a repository that say how files are compared, and name no program and no path."""
+
+_STATUS = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
 
 
 def provenance(overrides: list[str] | None = None) -> dict[str, Any]:
@@ -44,16 +51,36 @@ def _version(name: str) -> str | None:
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether there are changes; None outside a git checkout."""
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
+    """Commit and whether there are changes (None: not known); None outside a git checkout.
+
+    The folder may be one that someone else has made, and git runs programs that the configuration of a repository
+    names, such as `core.fsmonitor`, filters and hooks. Commands that run none find the repository; its index is then
+    compared with the files in the name of another repository, which is empty and has only harmless settings.
+    """
+    found = _git(folder, "rev-parse", "HEAD", "--show-toplevel", "--git-path", "index", "--git-path", "objects")
+    if found is None or len(lines := found.split("\n")) != 4:
         return None
-    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    commit, top, index, objects = lines
+    settings = _git(folder, "config", "--null", "--get-regexp", _HARMLESS) or ""
+    with tempfile.TemporaryDirectory() as empty:
+        for name in ("objects", "refs"):
+            Path(empty, name).mkdir()
+        Path(empty, "HEAD").write_text(f"{commit}\n")
+        for setting in filter(None, settings.split("\0")):
+            key, _, value = setting.partition("\n")
+            _git(folder, "config", "--file", f"{empty}/config", key, value)
+        places = {"GIT_DIR": empty, "GIT_WORK_TREE": top}
+        places |= {"GIT_INDEX_FILE": str(folder / index), "GIT_OBJECT_DIRECTORY": str(folder / objects)}
+        changed = _git(Path(top), *_STATUS, **places)
+    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 
-def _git(folder: Path, *args: str) -> str | None:
+def _git(folder: Path, *args: str, **environment: str) -> str | None:
+    """The output of git; None if it fails."""
+    variables = os.environ | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"} | environment
+    command = ["git", "-C", str(folder), "--no-pager", "--no-optional-locks", *args]
     try:
-        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=variables)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -34,8 +34,13 @@ class _Fault(str):
     """Stands for a value that JSON has no place for, until its path is known."""
 
 
-def parse(text: str | bytes) -> dict[str, Any]:
-    """The JSON object that a metadata text is.
+def parse(text: str | bytes, what: str = "metadata", fix: str = "The file may be cut off.") -> dict[str, Any]:
+    """The JSON object that a text is.
+
+    Args:
+        text: the text.
+        what: it should be, for messages.
+        fix: the way out where it is not JSON.
 
     Raises:
         MetadataError: it is none, or something in it is no proper JSON.
@@ -43,22 +48,23 @@ def parse(text: str | bytes) -> dict[str, Any]:
     if not isinstance(text, str | bytes):
         raise error("", f"expected text, got a {type(text).__name__}", "Read the file first.")
     if len(text) > MAX_SIZE:
-        raise error("", f"{len(text):,} bytes are no metadata: at most {MAX_SIZE:,} are read")
+        raise error("", f"{len(text):,} bytes are no {what}: at most {MAX_SIZE:,} are read")
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         if text.startswith("\ufeff"):
             raise error("", "begins with a byte order mark", "Save it as UTF-8 without one.")
         faults: list[_Fault] = []
-        content = _decoder(faults).decode(text)
-        _refuse_bulk(content)
+        content = _decoder(faults, what).decode(text)
+        _refuse_bulk(content, what)
         problems = list(_located(content)) if faults or _MAYBE_SURROGATE.search(text) else []
     except json.JSONDecodeError as found:
         where = f"line {found.lineno}, column {found.colno}"
-        raise error("", f"not JSON: {found.msg.removesuffix(' at')} at {where}", "The file may be cut off.") from None
+        raise error("", f"not JSON: {found.msg.removesuffix(' at')} at {where}", fix) from None
     except UnicodeDecodeError as found:
-        raise error("", f"not UTF-8: {found.reason} at byte {found.start:,}", "The file may be damaged.") from None
+        fix = fix and "The file may be damaged."
+        raise error("", f"not UTF-8: {found.reason} at byte {found.start:,}", fix) from None
     except RecursionError:
-        raise error("", "nested too deeply to be metadata") from None
+        raise error("", f"nested too deeply to be {what}") from None
     if problems:
         raise MetadataError(problems)
     if not isinstance(content, dict):
@@ -78,7 +84,7 @@ def step(name: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _decoder(faults: list[_Fault]) -> json.JSONDecoder:
+def _decoder(faults: list[_Fault], what: str) -> json.JSONDecoder:
     def fault(text: str) -> _Fault:
         faults.append(_Fault(text))
         return faults[-1]
@@ -91,7 +97,7 @@ def _decoder(faults: list[_Fault]) -> json.JSONDecoder:
         return content
 
     def integer(text: str) -> Any:
-        return int(text) if len(text) < 20 else fault(f"a whole number of {len(text)} digits is no metadata")
+        return int(text) if len(text) < 20 else fault(f"a whole number of {len(text)} digits is no {what}")
 
     def number(text: str) -> Any:
         value = float(text)
@@ -117,14 +123,14 @@ def _located(value: Any) -> Iterator[Problem]:
             yield from (problem.at(f"[{index}]") for problem in _located(item))
 
 
-def _refuse_bulk(content: Any) -> None:
+def _refuse_bulk(content: Any, what: str) -> None:
     """Refuse what is deeper or larger than metadata, before anything looks closer."""
     level, count = [content], 0
     for _ in range(MAX_DEPTH):
         level = [item for value in level if isinstance(value, dict | list) for item in _items(value)]
         count += len(level)
         if count > MAX_VALUES:
-            raise error("", f"more than {MAX_VALUES:,} values are no metadata")
+            raise error("", f"more than {MAX_VALUES:,} values are no {what}")
         if not level:
             return
     raise RecursionError

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from xlstm_hydra._printable import printable
+
 from ._placement import Placement
 
 
@@ -11,7 +13,7 @@ def report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, st
     """Path, global shape, spec, bytes per device and reason of each parameter, as text."""
     return [
         (
-            placement.parameter.path,
+            printable(placement.parameter.path),
             "x".join(map(str, placement.parameter.shape)) or "scalar",
             "(" + ", ".join(str(axis or "-") for axis in placement.spec) + ")",
             f"{placement.bytes_per_device:,}",

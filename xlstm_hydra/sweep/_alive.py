@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -36,12 +37,18 @@ def alive(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 def mended(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
     """The outcomes with what the jobs have left in their own folders, where that is more; a job that is neither there
     nor has ended is lost."""
-    found = {one.job: one for file in sweep.glob("*/outcome.json") if (one := read_outcome(file.parent)) is not None}
-    taken = [_newer(one, found.get(one.job) or read_outcome(job_folder(sweep, one))) for one in outcomes]
+    found = {one.job: one for file in sweep.glob("*/outcome.json") if (one := _own(file.parent, sweep)) is not None}
+    taken = [_newer(one, found.get(one.job) or _own(job_folder(sweep, one), sweep)) for one in outcomes]
     taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
     running = {one.job for one in alive(sweep, [one for one in taken if one.status == RUNNING])}
     stopped = {one.job for one in taken if one.status == INTERRUPTED or one.status == RUNNING} - running
     return [_stopped(sweep, one) if one.job in stopped else one for one in taken]
+
+
+def _own(folder: Path, sweep: Path) -> Outcome | None:
+    """What a job has left in its folder, which is where it was found, whatever the job says."""
+    own = read_outcome(folder)
+    return None if own is None else replace(own, folder=os.path.relpath(folder, sweep))
 
 
 def _newer(known: Outcome, own: Outcome | None) -> Outcome:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import reason, text_of
+from xlstm_hydra.links import open_lock
 from xlstm_hydra.metadata import LOCK_FILE as RUN_LOCK
 from xlstm_hydra.metadata import saved_steps
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.run_folder import RunFolder
 
 from ._alive import alive, job_folder, mended
+from ._command import COMMAND_FILE, keep_command
+from ._inside import refuse_folders_outside, refuse_sweep_links
 from ._job import keep_traceback
 from ._outcome import (
     COMPLETED,
@@ -41,13 +43,10 @@ from ._outcome import (
     now,
     read_record,
     remove_leftovers,
-    replace_file,
+    repair_record,
     update_record,
 )
 from ._points import differing
-
-COMMAND_FILE = "command.json"
-"""How the sweep was started, each time, in its folder."""
 
 DRIVER_LOCK = ".sweeping.lock"
 """Held by the process that sweeps."""
@@ -75,6 +74,7 @@ def check_folder(folder: Path, resume: bool = False) -> None:
     if not (folder / RECORD_FILE).exists():
         return
     with _sweep_folder(folder).writing():
+        refuse_sweep_links(folder)
         _drive(folder)
     try:
         if not resume:
@@ -111,10 +111,11 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
     """
     folder = folder.absolute()
     with make_sweep_folder(folder) as undo:
+        refuse_sweep_links(folder)
         _drive(folder)
         undo.callback(_leave, folder)
         todo = _open(folder, [list(point) for point in points], resume)
-        _keep_command(folder)
+        keep_command(folder)
         _undo[folder] = undo.pop_all()
     return todo
 
@@ -149,9 +150,13 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     if not (folder / RECORD_FILE).exists():
         update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
         return list(range(len(points)))
-    record = mended(folder, read_record(folder))
+    damaged = repair_record(folder) if resume else 0
+    record = read_record(folder)
+    refuse_folders_outside(folder, record)
+    record = mended(folder, record)
     if not resume:
         raise ConfigError([_recorded_already(folder, record)])
+    record = _with_lost(record, points, damaged)
     _refuse_other_points(folder, record, points)
     running = {outcome.job for outcome in alive(folder, record)}
     todo = [one.job for one in record if one.status != COMPLETED and one.job not in running]
@@ -160,9 +165,18 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     done = sum(one.status == COMPLETED for one in record)
     log.info("going on with the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
     # What is typed anew says how jobs run, and does not make another point of one.
-    fresh = {job: replace(record[job], status=WAITING, reason=None, cluster_job=None) for job in todo}
-    update_record(folder, [fresh.get(one.job, one) for one in record])
+    fresh = [replace(one, status=WAITING, reason=None, cluster_job=None) if one.job in todo else one for one in record]
+    update_record(folder, fresh)
     return todo
+
+
+def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: int) -> list[Outcome]:
+    """The record with the jobs whose lines were damaged, and of which nothing is known but their points: they run."""
+    known = {one.job for one in record}
+    lost = [job for job in range(len(points)) if job not in known]
+    if len(lost) > damaged:
+        return record
+    return sorted([*record, *(Outcome(job=job, overrides=[*points[job]]) for job in lost)], key=lambda one: one.job)
 
 
 def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
@@ -175,14 +189,16 @@ def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
 def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequence[Sequence[str]]) -> None:
     """The numbers of jobs mean the same points as before. What all jobs have may be another."""
     before, after = differing([one.overrides for one in record]), differing(points)
-    if before == after:
+    numbers = [one.job for one in record]
+    if before == after and numbers == list(range(len(points))):
         return
     changed = [job for job, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]]
     if changed:
         job = changed[0]
         text = f"its job {job} is {' '.join(before[job])!r}, and would be {' '.join(after[job])!r}"
     else:
-        text = f"it has {len(before)} jobs, and would have {len(after)}"
+        count = f"{len(before)} jobs, of which the last is job {max(numbers)}" if numbers else "no jobs"
+        text = f"it has {count}, and would have {len(after)}"
     fix = "A sweep goes on with the points that it began with; for others, choose another folder."
     raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
@@ -191,7 +207,7 @@ def resume_line(folder: Path) -> str:
     """What is typed to go on with a sweep."""
     near = os.path.relpath(folder)
     place = str(folder) if near.startswith("..") else near
-    return f"xlstm-hydra {shlex.quote(f'resume_sweep={place}')}"
+    return shell_line(["xlstm-hydra", f"resume_sweep={place}"])
 
 
 # ---- the process that sweeps
@@ -199,7 +215,7 @@ def resume_line(folder: Path) -> str:
 
 def _drive(folder: Path) -> None:
     """Let no other process sweep in the folder."""
-    lock = (folder / DRIVER_LOCK).open("a")
+    lock = open_lock(folder / DRIVER_LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -214,14 +230,6 @@ def _drive(folder: Path) -> None:
 def _leave(folder: Path) -> None:
     if folder in _locks:
         _locks.pop(folder).close()
-
-
-def _keep_command(folder: Path) -> None:
-    """Add how this process was started to the list of such."""
-    file = folder / COMMAND_FILE
-    commands = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    commands.append({"arguments": sys.argv[1:], "cwd": os.getcwd()})
-    replace_file(file, json.dumps(commands, indent=1) + "\n")
 
 
 # ---- the end
@@ -260,6 +268,7 @@ def finish(folder: Path, error: BaseException | None = None) -> int:
     folder = folder.absolute()
     try:
         remove_leftovers(folder)
+        repair_record(folder)
         record = mended(folder, read_record(folder))
         update_record(folder, record)
         still = [one for one in alive(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
@@ -306,6 +315,8 @@ def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) 
         return 130
     if isinstance(error, SystemExit) and error.code == STATUS:
         return STATUS
+    if not record:  # none of its lines could be read
+        return 1
     counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
     is_crash = isinstance(error, Exception) and not isinstance(error, ConfigError)
     if is_crash or counts[FAILED] or counts[LOST]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import Point, by_job, jobs_with
@@ -18,7 +19,7 @@ def refuse(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> C
         return ConfigError(problems)
     skip = "; hydra.sweeper.on_invalid=skip leaves them out" if len(found) < len(points) else ""
     fix = f"no job was started{skip}"
-    return ConfigError([Problem.about("", told(points, found, fix))])
+    return ConfigError([replace(Problem.about("", told(points, found, fix)), has_lines=True)])
 
 
 def told(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:

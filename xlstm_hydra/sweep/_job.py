@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import statistics
@@ -17,6 +16,7 @@ from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.errors import bug_report, message_of, wants_traceback
 from xlstm_hydra.errors import reason as reason_of
 from xlstm_hydra.metadata import saved_checkpoints
+from xlstm_hydra.metrics_file import METRICS_FILE, read_metrics_file
 from xlstm_hydra.preemption import STATUS
 
 from . import _outcome
@@ -151,7 +151,7 @@ def _cluster_job() -> str | None:
 
 def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) -> Outcome:
     """An outcome with what stands in the metrics and checkpoints of the job's folder, and what its task returned."""
-    rows, saved = read_metrics(folder / "metrics.csv"), saved_checkpoints(folder)
+    rows, saved = read_metrics(folder / METRICS_FILE), saved_checkpoints(folder)
     newest = saved[max(saved)] if saved else None
     value = _finite(result)
     name = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
@@ -175,15 +175,12 @@ def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) ->
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.csv`, each with the columns that it has. The last line may be cut off by a kill."""
+    """The rows of `metrics.csv`, each with the columns that it has. Lines that are damaged or cut off are left out."""
     try:
-        whole, end, _ = file.read_text(encoding="utf-8").rpartition("\n")
+        rows = read_metrics_file(file).rows
     except OSError:
         return []
-    rows = csv.DictReader((whole + end).splitlines())
-    return [
-        {name: int(value) if name == "step" else _finite(value) for name, value in row.items() if value} for row in rows
-    ]
+    return [{name: int(value) if name == "step" else _finite(value) for name, value in row.items()} for row in rows]
 
 
 def _finite(value: Any) -> float | None:

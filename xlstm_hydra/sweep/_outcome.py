@@ -3,6 +3,8 @@
 A job leaves its outcome as `outcome.json` in its folder, and puts the same into `sweep.jsonl` in the folder of the
 sweep, which has one line for each job from the start on. Where two jobs that cannot lock the file write at once, or a
 job dies, the process that sweeps mends it at the end from the folders of the jobs.
+
+A line that is damaged is reported with its number, and the others are used.
 """
 
 from __future__ import annotations
@@ -10,19 +12,22 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
 import random
-import socket
-import threading
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs._problems import either, show
+from xlstm_hydra.links import open_lock, replace_file
+
+from ._typed import Damaged, check_fields, read_object
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -43,6 +48,13 @@ PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "inv
 
 STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
 """Lost is a job that ended without a word, as by SIGKILL; invalid is a point that was never launched."""
+
+
+_JOB = re.compile(r'\{"job": ([0-9]{1,9}),')
+"""How a line begins."""
+
+_FEW = 5
+"""Damaged lines that are reported one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,26 +118,90 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+class Fault(NamedTuple):
+    """A line of a record that cannot be used."""
+
+    line: int
+    text: str
+    is_cut: bool = False
+    """True for a last line without its end, as a kill may leave it."""
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {printable(self.text)}"
+
+
 def read_record(folder: Path) -> list[Outcome]:
-    """The outcomes in the folder of a sweep, by the number of the job.
+    """The outcomes in the folder of a sweep, by the number of the job. Lines that are damaged are left out.
 
     Raises:
-        ConfigError: it has no record, or one that cannot be read.
+        ConfigError: it has no record, or none of its lines can be read.
     """
     try:
-        return [_parsed(line) for line in (folder / RECORD_FILE).read_text(encoding="utf-8").splitlines()]
+        outcomes, faults = scan_record(folder)
     except FileNotFoundError:
         text, fix = f"there is no {RECORD_FILE} in it", "Give the folder of a sweep, which -m tells at its end."
-    except (OSError, ValueError, TypeError) as error:
-        text, fix = f"its {RECORD_FILE} cannot be read: {error}", ""
-    raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)]) from None
+    except OSError as error:
+        text, fix = f"its {RECORD_FILE} cannot be read: {error.strerror}", ""
+    else:
+        if outcomes or not faults:
+            return outcomes
+        text, fix = f"its {RECORD_FILE} cannot be read: {'; '.join(map(str, faults[:_FEW]))}", ""
+    raise ConfigError([Problem.about(f"hydra.sweep.dir={folder}", text, fix)])
+
+
+def scan_record(folder: Path) -> tuple[list[Outcome], list[Fault]]:
+    """The outcomes in the record of a sweep, by the number of the job, and the lines that are damaged."""
+    return _scanned((folder / RECORD_FILE).read_bytes())
+
+
+def repair_record(folder: Path) -> int:
+    """Report the damaged lines of a record and take them out of it. The file as it was is kept beside it, unless its
+    last line is cut off and nothing else is wrong. Returns the number of these lines."""
+    file = folder / RECORD_FILE
+    with _locked(folder):
+        data = file.read_bytes()
+        outcomes, faults = _scanned(data)
+        if not faults:
+            return 0
+        for fault in faults[:_FEW]:
+            log.log(logging.INFO if fault.is_cut else logging.WARNING, "%s, %s; it is left out", file, fault)
+        if len(faults) > _FEW:
+            log.warning("%s: %d more lines are damaged", file, len(faults) - _FEW)
+        if not all(fault.is_cut for fault in faults):
+            aside = file.with_name(f"{RECORD_FILE}.damaged")
+            aside.unlink(missing_ok=True)
+            with aside.open("xb") as stream:
+                stream.write(data)
+            log.warning("the record as it was is kept in %s", aside)
+        replace_file(file, "".join(f"{_line(outcome)}\n" for outcome in outcomes))
+    return len(faults)
+
+
+def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
+    outcomes, faults = dict[int, Outcome](), list[Fault]()
+    lines, _, rest = data.rpartition(b"\n")
+    whole = lines.split(b"\n") if lines else []
+    for number, line in enumerate(whole + [rest] * bool(rest), 1):
+        try:
+            outcome = _parsed(line)
+        except Damaged as error:
+            is_cut = number > len(whole)
+            faults.append(Fault(number, "it is cut off, as by a kill" if is_cut else str(error), is_cut))
+            continue
+        if outcome.job in outcomes:
+            faults.append(Fault(number, f"job {outcome.job} has a line above already"))
+        else:
+            outcomes[outcome.job] = outcome
+    return [outcomes[job] for job in sorted(outcomes)], faults
 
 
 def find_outcome(folder: Path, job: int) -> Outcome | None:
-    """That of one job, if there is one."""
-    file = folder / RECORD_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return next((_parsed(line) for line in lines if _job_of(line) == job), None)
+    """That of one job, if there is one that can be read."""
+    line = next((line for number, line in _rows(folder) if number == job), None)
+    try:
+        return None if line is None else _parsed(line)
+    except Damaged:
+        return None
 
 
 def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
@@ -137,7 +213,7 @@ def amend_record(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None
     """Change single fields of jobs, whatever the jobs themselves write meanwhile: `{3: {"cluster_job": "1234_3"}}`."""
 
     def amended(lines: Mapping[int, str]) -> dict[int, str]:
-        known = {job: _parsed(lines[job]) if job in lines else Outcome(job=job) for job in changes}
+        known = {job: _parsed_or_new(lines.get(job), job) for job in changes}
         return {job: _line(replace(known[job], **change)) for job, change in changes.items()}
 
     _rewrite(folder, amended)
@@ -146,21 +222,14 @@ def amend_record(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None
 def read_outcome(folder: Path) -> Outcome | None:
     """What a job has left in its own folder; None where that is nothing, or no more than a part."""
     try:
-        return _parsed((folder / OUTCOME_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return _parsed((folder / OUTCOME_FILE).read_bytes())
+    except (OSError, Damaged):
         return None
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Leave it there."""
     replace_file(folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it, and whenever the writer dies, finds it whole: the old one or the new."""
-    fresh = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(file)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -170,8 +239,19 @@ def remove_leftovers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _parsed(line: str) -> Outcome:
-    return Outcome(**json.loads(line))
+def _parsed(line: str | bytes) -> Outcome:
+    content = read_object(line, "an outcome")
+    check_fields(content, fields(Outcome))
+    if content.get("status", WAITING) not in STATUSES:
+        raise Damaged(f"status: expected {either(STATUSES)}, got {show(content['status'])}")
+    return Outcome(**content)
+
+
+def _parsed_or_new(line: str | None, job: int) -> Outcome:
+    try:
+        return Outcome(job=job) if line is None else _parsed(line)
+    except Damaged:
+        return Outcome(job=job)
 
 
 def _line(outcome: Outcome) -> str:
@@ -179,18 +259,36 @@ def _line(outcome: Outcome) -> str:
 
 
 def _rewrite(folder: Path, change: Callable[[Mapping[int, str]], Mapping[int, str]]) -> None:
-    """Change lines of the record. The others are not parsed: a thousand of them would take 10 ms."""
-    file = folder / RECORD_FILE
+    """Change lines of the record. The others are not parsed: a thousand of them would take 10 ms. Damaged lines stay
+    until the process that sweeps reports them."""
     with _locked(folder):
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        lines = {_job_of(line): line for line in text.splitlines()}
-        lines |= change(lines)
-        replace_file(file, "".join(f"{lines[job]}\n" for job in sorted(lines)))
+        rows = _rows(folder)
+        changed = dict(change({job: line for job, line in rows if job is not None}))
+        lines = [line if job is None else changed.pop(job, line) for job, line in rows]
+        lines += [changed[job] for job in sorted(changed)]
+        replace_file(folder / RECORD_FILE, "".join(f"{line}\n" for line in lines))
 
 
-def _job_of(line: str) -> int:
-    """The job that a line is about: its first field."""
-    return int(line.partition(":")[2].partition(",")[0])
+def _rows(folder: Path) -> list[tuple[int | None, str]]:
+    """The lines of a record, each with the job that it is about; None if it is damaged."""
+    file, seen = folder / RECORD_FILE, set[int]()
+    text = file.read_bytes().decode("utf-8", "backslashreplace") if file.exists() else ""
+    rows = list[tuple[int | None, str]]()
+    for line in text.removesuffix("\n").split("\n") if text else ():
+        job = _job_of(line)
+        rows.append((None if job in seen else job, line))
+        seen |= set() if job is None else {job}
+    return rows
+
+
+def _job_of(line: str) -> int | None:
+    """The job that a line is about, which is its first field; None if it is damaged."""
+    if found := _JOB.match(line):
+        return int(found[1])
+    try:
+        return _parsed(line).job
+    except Damaged:
+        return None
 
 
 @contextmanager
@@ -198,7 +296,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let no other process change the record. Where the file system has no locks, or one is never let go, it is done
     without: what is lost then is found again in the folders of the jobs."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    with (folder / LOCK_FILE).open("a") as file:
+    with open_lock(folder / LOCK_FILE) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra._colours import COLOURS
+from xlstm_hydra.metrics_file import METRICS_FILE
 
 from ._alive import job_folder
 from ._job import read_metrics
@@ -67,6 +68,7 @@ def draw(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
     for key, lines in panels.items():
         _draw_panel(next(axes), key, next(one.metric for one in ranked if one.metric) or "", lines)
     for name in FILES:
+        (folder / name).unlink(missing_ok=True)  # a link is not followed
         figure.savefig(folder / name, dpi=150)
     return list(FILES)
 
@@ -76,7 +78,7 @@ def draw(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
 
 def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> tuple[str, list[Curve]]:
     """The loss that is drawn, and its curve for each job: that of validation, where it was taken more than once."""
-    rows = [read_metrics(job_folder(folder, one) / "metrics.csv") for one in ranked]
+    rows = [read_metrics(job_folder(folder, one) / METRICS_FILE) for one in ranked]
     taken = [sum(row.get("validation_loss") is not None for row in of_job) for of_job in rows]
     name = "validation_loss" if taken and max(taken) > 1 else "loss"
     curves = []

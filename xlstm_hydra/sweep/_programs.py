@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from ._typed import Damaged, read_object
 
 
 def tell_programs(folders: Iterable[Path]) -> str | None:
@@ -28,7 +29,9 @@ def tell_programs(folders: Iterable[Path]) -> str | None:
 def _measured(file: Path) -> Mapping[str, Any] | None:
     """What a run has measured, in its `plan.json`; None where it has not ended, or was of a version before this."""
     try:
-        measured = json.loads(file.read_text(encoding="utf-8"))["measured"]
-        return measured if "programs" in measured else None
-    except (OSError, ValueError, KeyError, TypeError):
+        measured = read_object(file.read_bytes(), "a plan").get("measured")
+    except (OSError, Damaged):
         return None
+    names = ("programs", "programs_from_cache", "compile_seconds")
+    is_whole = isinstance(measured, dict) and all(type(measured.get(name)) in (int, float) for name in names)
+    return measured if is_whole else None

@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra._table import table
+from xlstm_hydra.links import open_new
+from xlstm_hydra.metrics_file import METRICS_FILE, read_metrics_file
 
 from ._alive import job_folder
 from ._job import ERROR_FILE
@@ -24,6 +27,9 @@ MOST_ROWS = 40
 
 MOST_TRACEBACKS = 5
 """Errors that are told whole."""
+
+MOST_LINES = 500
+"""Lines of a traceback that are printed."""
 
 FLUSH_LEFT = ("overrides", "status", "checkpoint")
 """Columns of the table with words in them."""
@@ -44,13 +50,13 @@ def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
     """Print the results of a sweep, and leave them in its folder as CSV and, where `draw`, as a picture."""
     own = dict(zip((one.job for one in record), differing([one.overrides for one in record]), strict=True))
     print("", *_table(record, own), sep="\n", flush=True)
-    for line in _unfinished(folder, record, own):
-        print(line, file=sys.stderr)
+    for line in (*_unfinished(folder, record, own), *_damaged_metrics(folder, record)):
+        print(printable(line), file=sys.stderr)
     if programs := tell_programs(job_folder(folder, one) for one in record):
         print(programs)
     write_csv(record, folder / "sweep.csv")
     written = ["sweep.jsonl", "sweep.csv", *(_picture(folder, record) if draw else [])]
-    print(f"written: {', '.join(written)} in {folder}")
+    print(f"written: {', '.join(written)} in {printable(str(folder))}")
 
 
 def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
@@ -60,7 +66,7 @@ def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
     try:
         return draw(folder, best_first(record))
     except Exception as error:
-        print(f"no picture: {type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"no picture: {type(error).__name__}: {error}"), file=sys.stderr)
         return []
 
 
@@ -126,7 +132,7 @@ def write_csv(record: Sequence[Outcome], file: Path) -> None:
     keys = list(dict.fromkeys(key for point in values for key in point))
     names = ["status", "metric", "best", "best_step", "steps", "tokens_per_second", "started", "ended", "checkpoint"]
     names += ["folder", "reason"]
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with open_new(file, newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["job", *keys, *names])
         for one, point in zip(record, values, strict=True):
@@ -151,9 +157,22 @@ def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str
         error = job_folder(folder, first) / ERROR_FILE
         if status == FAILED and error.exists() and told < MOST_TRACEBACKS:
             told += 1
-            yield from (f"  {line}" for line in error.read_text(encoding="utf-8").splitlines())
+            yield from (
+                f"  {line}" for line in error.read_text(encoding="utf-8", errors="replace").split("\n")[:MOST_LINES]
+            )
         elif status == FAILED and error.exists():
             yield f"  its traceback is in {error}"
+
+
+def _damaged_metrics(folder: Path, record: Sequence[Outcome]) -> Iterator[str]:
+    """The lines of the jobs' metrics that were left out."""
+    for one in record:
+        file = job_folder(folder, one) / METRICS_FILE
+        try:
+            reports = read_metrics_file(file).reports()
+        except OSError as error:
+            reports = [f"cannot be read: {error.strerror}"]
+        yield from (f"xlstm-hydra: {file}, {text}; it is left out" for text in reports)
 
 
 def _label(jobs: Sequence[Outcome], own: dict[int, list[str]]) -> str:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
+import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.door import change_folder
 from xlstm_hydra.hydra import as_override
 from xlstm_hydra.metadata import BOOKKEEPING, LAYOUT, kind_of
 
 from ._alive import mended
-from ._driver import COMMAND_FILE, finish
-from ._outcome import COMPLETED, RECORD_FILE, read_record
+from ._code import loads_code
+from ._command import COMMAND_FILE, Command, read_commands
+from ._driver import finish
+from ._inside import refuse_folders_outside, refuse_sweep_links
+from ._outcome import COMPLETED, RECORD_FILE, scan_record
 from ._points import key_of, swept
+from ._typed import Damaged
 
 RESUME_SWEEP = "resume_sweep"
 SWEEP_DIR, RESUME = "hydra.sweep.dir", "hydra.sweeper.resume"
 SWEEPER = "hydra/sweeper"
+TRUST = "--trust"
+"""Lets the recorded command load code, and imports modules from the folder in which it was typed."""
+SUBMITIT_FOLDER = "hydra.launcher.submitit_folder"
+SUBMITIT = ("local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm")
+"""Launchers whose jobs return pickled results."""
 OURS = (f"{SWEEPER}=xlstm", f"{SWEEPER}=basic")
 """Sweepers whose points are those of ours."""
 _OWN = (SWEEP_DIR, "hydra.sweep.subdir", RESUME)
@@ -49,18 +59,30 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     if not (folder / RECORD_FILE).exists():
         text = f"is not the folder of a sweep: there is no {RECORD_FILE} in it"
         raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Give the folder that its -m has told.")])
-    record = mended(folder, read_record(folder))
-    typed = [text for text in arguments if text not in named and text not in ("-m", "--multirun")]
+    refuse_sweep_links(folder, RESUME_SWEEP)
+    known, faults = scan_record(folder)
+    refuse_folders_outside(folder, known, RESUME_SWEEP)
+    record = mended(folder, known)
+    typed = [text for text in arguments if text not in (*named, TRUST, "-m", "--multirun")]
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
-    if record and all(one.status == COMPLETED for one in record):
+    is_whole = len(record) >= len(known) + len(faults)
+    if record and is_whole and all(one.status == COMPLETED for one in record):
         print(f"nothing is missing: all {len(record)} jobs are completed")
         finish(folder)
         sys.exit(0)
-    before = _without(_arguments(folder, place), typed)
+    command = _last_command(folder, place)
+    before = _without(command.arguments, typed)
     if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
         text, fix = f"its points are those of {other}", "Type its own command again, with the same hydra.sweep.dir."
         raise ConfigError([Problem({RESUME_SWEEP: place}, text, fix)])
-    return [*before, as_override(SWEEP_DIR, str(folder)), f"{RESUME}=true", *typed]
+    is_trusted = TRUST in arguments
+    if is_trusted:
+        print(f"xlstm-hydra: the recorded command of the sweep is: {command}", file=sys.stderr)
+    else:
+        _refuse_code(folder, place, command, before)
+    _go_to(command.cwd, is_trusted)
+    own = [as_override(SWEEP_DIR, str(folder)), f"{RESUME}=true"]
+    return [*before, *own, *([] if is_trusted else _new_submitit_folder(folder, [*before, *typed])), *typed]
 
 
 def _refuse_others(typed: Sequence[str], points: set[str]) -> None:
@@ -97,21 +119,62 @@ def _is_how(key: str) -> bool:
     return bool(dot) and not is_fixed and kind_of(key) in (LAYOUT, BOOKKEEPING)
 
 
-def _arguments(folder: Path, place: str) -> list[str]:
-    """How the sweep was started the last time. This process goes to the folder in which that was."""
+def _last_command(folder: Path, place: str) -> Command:
+    """How the sweep was started the last time.
+
+    Raises:
+        ConfigError: it is not recorded, or by something else than a sweep.
+    """
     try:
-        command = json.loads((folder / COMMAND_FILE).read_text(encoding="utf-8"))[-1]
-        arguments, cwd = list(command["arguments"]), Path(command["cwd"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        text = f"how the sweep was started cannot be read from its {COMMAND_FILE}: {error}"
+        return read_commands(folder)[-1]
+    except (OSError, Damaged) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        text = f"how the sweep was started cannot be read from its {COMMAND_FILE}: {reason}"
         fix = "A study of hydra/sweeper=optuna goes on by its own command, with the same hydra.sweep.dir."
-        raise ConfigError([Problem({RESUME_SWEEP: place}, text, fix)]) from None
-    if cwd != Path.cwd():
-        if cwd.is_dir():
-            os.chdir(cwd)
-        text = "which is where it was started" if cwd.is_dir() else f"since {cwd}, where it was started, is not there"
-        print(f"xlstm-hydra: the sweep goes on in {Path.cwd()}, {text}", file=sys.stderr)
-    return arguments
+        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={place}", text, fix)]) from None
+
+
+def _refuse_code(folder: Path, place: str, command: Command, arguments: Sequence[str]) -> None:
+    """Make sure that the recorded command loads no code: the folder may come from someone else.
+
+    Raises:
+        ConfigError: with all that can.
+    """
+    found = loads_code(arguments)
+    if not (_is_here(command.cwd) or not command.cwd.is_dir() or command.cwd in folder.parents):
+        found.append(f"it was typed in {command.cwd}, which is neither the current folder nor above the sweep's")
+    if found:
+        text = f"its recorded command can load code or reach other folders: {'; '.join(found)}"
+        fix = f"It is: {command}. If you trust it, add {TRUST}. Otherwise begin another sweep with -m."
+        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={place}", text, fix)])
+
+
+def _is_here(folder: Path) -> bool:
+    try:
+        return folder.samefile(Path.cwd())
+    except OSError:
+        return False
+
+
+def _go_to(cwd: Path, is_trusted: bool) -> None:
+    """Change to the folder in which the sweep was started. Its modules are imported if the user trusts the folder."""
+    if _is_here(cwd):
+        return
+    text = f"since {cwd}, where it was started, is not there"
+    if cwd.is_dir():
+        change_folder(cwd, import_modules=is_trusted)
+        text = "which is where it was started"
+        text += "" if is_trusted else f"; Python modules in that folder are not imported ({TRUST} imports them)"
+    print(printable(f"xlstm-hydra: the sweep goes on in {Path.cwd()}, {text}"), file=sys.stderr)
+
+
+def _new_submitit_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """Where jobs leave their results, for launchers that read them by unpickling: not where something may lie."""
+    launchers = [text.partition("=")[2] for text in arguments if key_of(text) == "hydra/launcher"]
+    is_typed = any(key_of(text) == SUBMITIT_FOLDER for text in arguments)
+    if is_typed or not launchers or launchers[-1] not in SUBMITIT:
+        return []
+    return [as_override(SUBMITIT_FOLDER, f"{folder}/.submitit/{secrets.token_hex(4)}/%j")]
 
 
 def _without(arguments: Sequence[str], typed: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import jax
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.hydra import write_layout
+from xlstm_hydra.links import replace_file
 from xlstm_hydra.plan import FEW, SEARCH_FILE, Search, search
 
 from ._here import device_here
@@ -28,7 +29,7 @@ class Choice:
     def keep(self, folder: Path) -> None:
         """Write what was chosen into the run's config, and what it was chosen from beside it."""
         if self.search is not None and is_first():
-            (folder / SEARCH_FILE).write_text(to_json(self.search.to_dict()), encoding="utf-8")
+            replace_file(folder / SEARCH_FILE, to_json(self.search.to_dict()))
             write_layout(folder / "config.yaml", self.run)
 
 

@@ -1,12 +1,19 @@
-"""Programs that were compiled before: kept on disk for the other jobs of a sweep, and counted.
+"""Programs that were compiled before: kept on disk for later runs, and counted.
 
 JAX keeps compiled programs under a key of all that they depend on. Where and which is set here for one run, and undone
 after it. What JAX writes in place, and never again where a kill has cut it off, is written and mended here instead.
+
+A program in the cache is run as it is, so that whoever can put one there can run code here. Only files that belong to
+this user, and that nobody else can write, are loaded. The folder is this user's own, or was named on the command line,
+in the user's own config or in the environment: it does not depend on where the run folder is, since a run folder and
+what is beside it may come from someone else.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,7 +26,6 @@ import jax
 
 from xlstm_hydra._jax_internals import is_whole_program, use_cache
 from xlstm_hydra.configs import TrainerConfig
-from xlstm_hydra.configs.trainer import CACHE_FOLDER
 
 from ._log import log
 
@@ -36,6 +42,12 @@ _SETTINGS: dict[str, Any] = {
 
 _UNFINISHED, _HOUR = ".new", 3600.0
 """How the name of a file ends that is being written, and when nobody writes it any more."""
+
+_OWN = Path("xlstm_hydra", "compiled")
+"""Folder of the compiled programs in the user's cache folder."""
+
+_UNUSED_DAYS = 30.0
+"""Days after which a program that no run has loaded is removed from the user's cache folder."""
 
 
 @dataclass
@@ -76,14 +88,9 @@ class Programs:
 
 
 @contextmanager
-def compilation_cache(config: TrainerConfig, folder: Path) -> Iterator[Programs]:
-    """Keep what is compiled inside, and count it.
-
-    Args:
-        config: says where.
-        folder: of the run.
-    """
-    programs, place = Programs(), _place(config, folder)
+def compilation_cache(config: TrainerConfig) -> Iterator[Programs]:
+    """Keep what is compiled inside in the folder that the config names, and count it."""
+    programs, place = Programs(), _place(config)
     wanted: dict[str, Any] = {"jax_compilation_cache_dir": place}
     wanted |= {name: value for name, value in _SETTINGS.items() if name.upper() not in os.environ}
     before = {name: jax.config.values[name] for name in wanted}
@@ -104,36 +111,59 @@ def _set(settings: dict[str, Any], place: str | None) -> None:
     use_cache(None if place is None or "://" in place else _Store(Path(place)))
 
 
-def _place(config: TrainerConfig, folder: Path) -> str | None:
+def _place(config: TrainerConfig) -> str | None:
     """The folder of the cache, or None. A folder of an object store is JAX's own matter."""
     if config.compilation_cache_dir is None:
         return None
+    known = jax.config.values["jax_compilation_cache_dir"]
+    if config.compilation_cache_dir == "auto" and known and "://" in known:
+        return known
     if config.compilation_cache_dir != "auto":
-        return str(Path(config.compilation_cache_dir).expanduser().absolute())
-    if known := jax.config.values["jax_compilation_cache_dir"]:
-        return str(known)
-    folder = folder.absolute()
-    place = (folder if folder == Path.cwd() else folder.parent) / CACHE_FOLDER
-    if _others_may_write(place):
-        log.warning("%s is not used: others may write programs there, which would be run here", place)
+        place = Path(config.compilation_cache_dir).expanduser().absolute()
+    else:
+        place = Path(known).absolute() if known else own_folder()
+    if place is None:
+        log.warning("compiled programs are not kept: this user has no home folder")
+    elif (owner := _other_writer(_status(place))) is not None:
+        log.warning(
+            "%s is not used: %s may write compiled programs there, which would run here. Choose another folder with "
+            "trainer.compilation_cache_dir, or take the permission away: chmod go-w",
+            *(place, owner),
+        )
         return None
-    return str(place)
+    return None if place is None else str(place)
 
 
-def _others_may_write(folder: Path) -> bool:
-    """Whether what is in a folder may be from someone else."""
+def own_folder() -> Path | None:
+    """Return the folder in which compiled programs of this user are kept, or None for a user without a home folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    home = Path(os.path.expanduser("~"))
+    folder = cache if cache.is_absolute() else home / ".cache"
+    return folder / _OWN if folder.is_absolute() else None
+
+
+def _status(place: Path) -> os.stat_result | None:
     try:
-        status = folder.stat()
+        return place.stat()
     except OSError:
-        return False  # it is not there, or cannot be read
-    return status.st_uid not in (os.getuid(), 0) or bool(status.st_mode & 0o002)
+        return None  # it is not there, or cannot be read
+
+
+def _other_writer(status: os.stat_result | None) -> str | None:
+    """Return who else than this user (and root) may write a file, in words; None if nobody may."""
+    if status is None:
+        return None
+    if status.st_uid not in (os.getuid(), 0):
+        return f"its owner, the user {status.st_uid},"
+    return next((who for who, bit in (("everyone", 0o002), ("its group", 0o020)) if status.st_mode & bit), None)
 
 
 class _Store:
     """Compiled programs as files, under the names that JAX gives them.
 
     A file is written whole or not at all. One that is not whole, since another program has written it, is told and
-    replaced. Where nothing can be read or written, that is told once, and the run goes on without.
+    replaced. One that someone else could have written is not loaded. Where nothing can be read or written, that is told
+    once, and the run goes on without.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -145,7 +175,7 @@ class _Store:
         """What is kept under a key."""
         file = self._file(key)
         try:
-            value = file.read_bytes()
+            value = self._read(file)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -160,7 +190,8 @@ class _Store:
         """Keep a program. JAX does so in process 0 alone."""
         fresh = self._path / f".{uuid.uuid4().hex}{_UNFINISHED}"
         try:
-            self._path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh.touch(mode=0o600, exist_ok=False)
             fresh.write_bytes(value)
             fresh.replace(self._file(key))
         except OSError as error:
@@ -168,12 +199,34 @@ class _Store:
             with suppress(OSError):
                 fresh.unlink()
 
+    def _read(self, file: Path) -> bytes:
+        """The content of a file that nobody but this user could have written.
+
+        Raises:
+            OSError: it cannot be read, or someone else could have written it.
+        """
+        flags = os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(file, "rb", opener=lambda path, given: os.open(path, given | flags)) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EPERM, f"{file.name} is not a regular file")
+            if (owner := _other_writer(status)) is not None:
+                raise OSError(errno.EPERM, f"{owner} may write {file.name}, and it would run here")
+            value = stream.read()
+        with suppress(OSError):
+            os.utime(file)  # it is in use, see `_tidy`
+        return value
+
     def _tidy(self) -> None:
-        """Remove what kills have left behind."""
-        for file in self._path.glob(f".*{_UNFINISHED}"):
-            with suppress(OSError):
-                if time.time() - file.stat().st_mtime > _HOUR:
-                    file.unlink()
+        """Remove what kills have left behind, and, in the folder that no user has named, what is not used any more."""
+        old = {f".*{_UNFINISHED}": _HOUR}
+        if self._path == own_folder():
+            old["*-cache"] = _UNUSED_DAYS * 24 * _HOUR
+        for pattern, seconds in old.items():
+            for file in self._path.glob(pattern):
+                with suppress(OSError):
+                    if time.time() - file.stat().st_mtime > seconds:
+                        file.unlink()
 
     def _file(self, key: str) -> Path:
         return self._path / f"{key}-cache"

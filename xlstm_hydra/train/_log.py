@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xlstm_hydra.configs import LoggerConfig
+from xlstm_hydra.links import open_new
+from xlstm_hydra.metrics_file import METRICS_FILE, MetricsFile, read_metrics_file
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -59,7 +61,7 @@ class MetricLog:
         self._bar: Progress | None = None
         self._terminals: list[logging.Handler] = []
         self._task: Any = None
-        self._csv = _CsvFile(folder / "metrics.csv", first_step) if config.csv else None
+        self._csv = _CsvFile(folder / METRICS_FILE, first_step) if config.csv else None
         self._tensorboard = _tensorboard_writer(folder / "tensorboard", first_step) if config.tensorboard else None
 
     def __enter__(self) -> MetricLog:
@@ -138,13 +140,13 @@ class _CsvFile:
     """Rows of an earlier run in the same folder stay up to the step that this one continues from."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        kept = []
-        if path.exists():
-            whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")  # behind it is what a kill has cut off
-            kept = [row for row in csv.DictReader((whole + end).splitlines()) if int(row["step"]) <= first_step]
+        found = read_metrics_file(path)
+        _report_damage(path, found)
+        kept = [row for row in found.rows if int(row["step"]) <= first_step]
+        columns = [*COLUMNS, *(name for name in found.columns if name not in COLUMNS)]
         fresh = path.with_suffix(".new")
-        self._file = fresh.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._file = open_new(fresh, newline="")
+        self._writer = csv.DictWriter(self._file, columns)
         self._writer.writeheader()
         self._writer.writerows(kept)
         self._file.flush()
@@ -156,6 +158,18 @@ class _CsvFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _report_damage(path: Path, found: MetricsFile) -> None:
+    """Name the lines of an earlier run that are left out. The file as it was is kept beside the new one."""
+    if found.cut:
+        log.info("%s, %s; it is left out", path, found.cut)
+    for text in found.reports():
+        log.warning("%s, %s; it is left out", path, text)
+    if found.faults:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        log.warning("the metrics as they were are kept in %s", aside)
 
 
 def _tensorboard_writer(folder: Path, first_step: int) -> Any:

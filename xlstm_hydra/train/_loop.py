@@ -25,6 +25,7 @@ from xlstm_hydra.checkpoint import (
 from xlstm_hydra.configs import LoggerConfig, RunConfig
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.links import replace_file
 from xlstm_hydra.metadata import (
     DamagedCheckpoint,
     Start,
@@ -35,6 +36,7 @@ from xlstm_hydra.metadata import (
 )
 from xlstm_hydra.parallel import report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
+from xlstm_hydra.run_folder import RunFolder
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._announce import announce, announce_start
@@ -68,6 +70,8 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
         if several():
             watch.before_leaving = tell_others
         folder = agree_on_folder(Path(folder))
+        if is_first():
+            RunFolder(folder).refuse_links_out()
         with faults_reported(folder):
             return _train(run, folder, overrides, watch)
 
@@ -83,7 +87,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
         log.info("%s has done its %d steps already", folder, run.trainer.max_steps)
         return read_logged(start.checkpoint).validation_loss
     start_devices(run)
-    with compilation_cache(run.trainer, folder) as programs:
+    with compilation_cache(run.trainer) as programs:
         while True:
             try:
                 return _train_from(start, run, folder, overrides, watch, programs)
@@ -309,6 +313,6 @@ def _record(
     metadata = write_metadata(program.run, **extra)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metadata.json").write_text(to_json(metadata), encoding="utf-8")
-        (folder / "parameters.txt").write_text(report(program.placements) + "\n", encoding="utf-8")
+        replace_file(folder / "metadata.json", to_json(metadata))
+        replace_file(folder / "parameters.txt", report(program.placements) + "\n")
     return metadata

@@ -10,6 +10,7 @@ import jax
 
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import ConfigError, DeviceConfig
+from xlstm_hydra.links import replace_file
 from xlstm_hydra.plan import (
     PLAN_FILE,
     Plan,
@@ -72,7 +73,7 @@ class RunPlan:
         if is_first():
             content = missing(self.missing_because) if self.plan is None else to_dict(self.plan)
             content |= {"measured": None if measured is None else asdict(measured)}
-            (folder / PLAN_FILE).write_text(to_json(content), encoding="utf-8")
+            replace_file(folder / PLAN_FILE, to_json(content))
 
     def compare(self, folder: Path, stopwatch: Stopwatch, programs: Programs) -> None:
         """Tell what was measured beside what was predicted, and keep it in the run folder."""

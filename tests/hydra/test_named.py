@@ -1,0 +1,80 @@
+"""Nothing is imported from a folder that is named as a saved run or sweep, also where it is the current folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from saved import composed, save
+
+from xlstm_hydra.metadata._named import named_folders, run_folders
+
+SCRIPTS = Path(sys.executable).parent
+COMMANDS = {
+    "--from": ["-c", "from xlstm_hydra.cli import main; main()", "--from", "{}", "--cfg", "job"],
+    "resume= as a module": ["-m", "xlstm_hydra", "resume={}", "--cfg", "job"],
+    "a config source": ["-m", "xlstm_hydra", "hydra.searchpath=[ckpt://{}]", "model=ckpt", "--cfg", "job"],
+    "resume_sweep=": ["-m", "xlstm_hydra", "resume_sweep={}"],
+    "xlstm-metadata overrides": ["-c", "from xlstm_hydra.metadata_cli import main; main()", "overrides", "{}"],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a plugin of Hydra in it that says so."""
+    folder = tmp_path_factory.mktemp("run")
+    save(folder, composed())
+    (folder / "hydra_plugins").mkdir()
+    (folder / "hydra_plugins" / "own.py").write_text("print('IMPORTED')\n")
+    return folder
+
+
+def printed(arguments, folder):
+    """What a command prints in a folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+def test_a_plugin_in_a_run_that_is_the_current_folder_is_not_imported(run, arguments):
+    text = printed([text.format(run) for text in arguments], run)
+    assert text and "IMPORTED" not in text
+
+
+def test_a_plugin_in_the_current_folder_is_imported_where_no_run_is_named(run):
+    assert "IMPORTED" in printed(["-m", "xlstm_hydra", "--cfg", "job"], run)
+
+
+PLACES = {
+    "a run": "run",
+    "a step": "run@20",
+    "quoted": "'run@20'",
+    "its checkpoints": "run/checkpoints",
+    "a checkpoint": "run/checkpoints/20",
+    "a file": "run/checkpoints/20/metadata/metadata",
+    "a link": "latest",
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_folder_of_a_run_is_known_by_every_place_that_names_it(tmp_path, monkeypatch, place):
+    save(tmp_path / "run", composed())
+    (tmp_path / "latest").symlink_to("run/checkpoints/20")
+    monkeypatch.chdir(tmp_path)
+    assert tmp_path / "run" in run_folders([place]) and tmp_path not in run_folders([place])
+
+
+def test_a_folder_of_runs_that_is_called_checkpoints_is_no_run(tmp_path, monkeypatch):
+    save(tmp_path / "checkpoints" / "mine", composed())
+    monkeypatch.chdir(tmp_path)
+    assert tmp_path not in run_folders(["checkpoints/mine", "checkpoints"])
+
+
+@pytest.mark.parametrize("place", ["", "x" * 5000, "\0", "gs://bucket/x"], ids=["nothing", "long", "NUL", "remote"])
+def test_a_place_that_cannot_be_a_folder_names_none(place):
+    assert not [folder for folder in named_folders(["--from", place]) if os.path.exists(folder)]

@@ -1,0 +1,154 @@
+"""What in the recorded command of a sweep can load code, or reach beyond what a sweep does.
+
+The folder of a sweep may come from someone else. Unless the user trusts it, its command may choose options of ours and
+set fields of a run to plain values. Everything else is listed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
+
+from ._points import SUBDIR, key_of
+
+MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+
+_GROUPS = ({field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}) - {"from"}
+_OPTION = re.compile(r"[A-Za-z0-9][\w-]*(@\d+)?", re.ASCII)
+_WORD = re.compile(r"[\w.,:&|*()\[\]/@%+-]*", re.ASCII)
+_NAME = re.compile(r"(?!\.)[\w.-]*", re.ASCII)
+_FIELD = re.compile(r"[A-Za-z]\w*", re.ASCII)
+_PLAIN_NODE = re.compile(r"\$\{(hydra[.:]job\.(?:num|id|name)|(?!hydra\b)[A-Za-z]\w*(?:\.[A-Za-z]\w*)*)\}", re.ASCII)
+"""An interpolation that gives the number or name of a job, or the value of a field."""
+
+_VALUES = (str, bool, int, float, type(None), dict, Glob, RangeSweep, IntervalSweep)
+"""Parsed values without others in them."""
+
+_NAMED = {
+    "model_class": "names a class that is imported",
+    "config_class": "names a class that is imported",
+    "compilation_cache_dir": "compiled programs are loaded from there",
+    "coordinator_address": "connects to another machine",
+}
+"""Fields of a run that take more than a plain value, by their names."""
+
+_LOGGING = {"default", "none", "disabled", "stdout", "colorlog", "xlstm"}
+_CHOICES: Mapping[str, set[str]] = {
+    "hydra/launcher": {
+        *("basic", "local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm", "joblib", "ray"),
+    },
+    "hydra/sweeper": {"xlstm", "basic"},
+    "hydra/job_logging": _LOGGING,
+    "hydra/hydra_logging": _LOGGING,
+}
+"""Options of Hydra's groups that come with it, with its launchers or with us."""
+
+_BY_FIELD = {field.name for kind in (SlurmLauncherConfig, LocalLauncherConfig) for field in fields(kind)}
+_LAUNCHER = (_BY_FIELD | {"n_jobs", "cpus_per_gpu", "mem_per_gpu", "mem_per_cpu"}) - {
+    *("setup", "srun_args", "additional_parameters", "submitit_folder"),
+}
+_SETTINGS: Mapping[str, re.Pattern[str]] = {
+    **{f"hydra.launcher.{name}": _WORD for name in _LAUNCHER},
+    **{
+        f"hydra.sweeper.{name}": _NAME
+        for name in ("max_batch_size", "max_jobs", "num_samples", "seed", "on_invalid", "resume")
+    },
+    **{name: _NAME for name in ("hydra.mode", "hydra.verbose", "hydra.job.name", "hydra.job.chdir")},
+}
+"""Settings of Hydra and its launchers that load nothing, with the texts that they may have."""
+
+
+def loads_code(arguments: Sequence[str]) -> list[str]:
+    """List the arguments of a recorded command that can load code or reach beyond a sweep, each with the reason."""
+    found = [f"{text} ({why})" for text in arguments if (why := _why(text, arguments)) is not None]
+    return found if {*MULTIRUN} & {*arguments} else [*found, "it starts no sweep (-m)"]
+
+
+def _why(text: str, arguments: Sequence[str]) -> str | None:
+    if text in MULTIRUN:
+        return None
+    if text.startswith("-"):
+        return "a flag of Hydra"
+    if not text.isprintable():
+        return "it has characters that are not printable"
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return "not an override"
+    if "${" in _PLAIN_NODE.sub("", text.replace("\\", "")):
+        return "an interpolation is resolved"
+    if not all(isinstance(value, _VALUES) for _, value in _leaves("", override._value)):
+        return "not a plain value"
+    if override.package is not None or "@" in key_of(text):
+        return None if key_of(text) == "from@_global_" and _is_option(override) else "it places an option elsewhere"
+    if key_of(text) == SUBDIR:
+        return _why_subdir(override, arguments)
+    key = override.key_or_group
+    return _why_hydra(key, override) if re.match(r"hydra\b", key) else _why_field(key, override)
+
+
+def _why_hydra(key: str, override: Override) -> str | None:
+    values = [value for _, value in _leaves(key, override._value)]
+    if key in _CHOICES:
+        return None if all(value in _CHOICES[key] for value in values) else "an option that does not come with us"
+    if key == "hydra.searchpath":
+        is_ours = all(str(value).startswith("ckpt://") for value in values)
+        return None if is_ours else "a folder with other options"
+    if key not in _SETTINGS:
+        return "a setting of Hydra that can load code or write elsewhere"
+    is_plain = all(not isinstance(value, str) or _SETTINGS[key].fullmatch(value) for value in values)
+    return None if is_plain else "not a plain value"
+
+
+def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:
+    """The folder of a job stays in that of the sweep, whatever the values are that its name refers to."""
+    for _, value in _leaves(SUBDIR, override._value):
+        keys = {match[1] for match in _PLAIN_NODE.finditer(str(value))}
+        is_far = any("/" in text for text in arguments if key_of(text) in keys)
+        if is_far or str(value).startswith(("/", "~")) or ".." in str(value).split("/"):
+            return "it leads out of the folder of the sweep"
+    return None
+
+
+def _why_field(key: str, override: Override) -> str | None:
+    group, dot, _ = key.partition(".")
+    if group not in _GROUPS:
+        return "not a field of a run"
+    if key == "task.device" or (not dot and not isinstance(override._value, dict)):
+        return None if _is_option(override) else "not the name of an option"
+    for path, _ in _leaves(key, override._value):
+        names = path.split(".")
+        if not all(map(_FIELD.fullmatch, names)):
+            return "not the name of a field"
+        if why := _NAMED.get(names[-1]):
+            return why
+    return None
+
+
+def _is_option(override: Override) -> bool:
+    return all(
+        value is None or (isinstance(value, str) and _OPTION.fullmatch(value)) or not isinstance(value, str | dict)
+        for _, value in _leaves("", override._value)
+    )
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The plain values in a parsed value, each with its whole key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(f"{path}.{name}", item)
+        if not value:
+            yield path, {}
+    elif isinstance(value, list | ChoiceSweep):
+        for item in value if isinstance(value, list) else value.list:
+            yield from _leaves(path, item)
+    else:
+        yield path, value.text if isinstance(value, QuotedString) else value
