@@ -147,10 +147,6 @@ LINES = [
     ("-m hydra.sweeper.max_jobs=2 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=2: the sweep has 3 jobs"),
     ("-m hydra.sweeper.max_jobs=0 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=0: must be 1 or more"),
     ("-m trainer.seed=range(0,inf)", "the start, the stop and the step of a range must be finite"),
-    # where configs come from
-    ("--config-name=nope", "Cannot find primary config 'nope'."),
-    ("--config-dir=/nope", "Additional config directory '/nope' not found"),
-    ("--config-path=/nope", "Primary config directory not found. Check that the config directory '/nope' exists"),
     # what composes and breaks a rule
     ("~model", "model: missing. Choose one, for example model=tiny."),
     ("data=text", "data.path: missing. Write data.path=..."),

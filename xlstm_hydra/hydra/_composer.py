@@ -25,6 +25,7 @@ from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
 from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unresolved, wrong_value
+from ._targets import callback_problems
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 
@@ -122,6 +123,7 @@ class Composer:
         if not isinstance(verbose, bool | str | list):
             rule = f"expected true, false, the name of a logger or a list of names, got {show(verbose)}"
             yield Problem.about("hydra.verbose", rule)
+        yield from callback_problems(base.job)
         if not base.references:
             return
         whole = copy_config(cfg)

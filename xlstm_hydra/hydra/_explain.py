@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem
 
@@ -17,7 +17,7 @@ from ._count import MAX_JOBS, typed_limit
 from ._lenient import compose_files
 from ._own_files import Composed, FileProblem, has_search_path, own_sources
 from ._points import by_job
-from ._refusals import REFUSED, whole
+from ._refusals import REFUSED, unknown_key, unset_variable, whole
 from ._split import first_point, split
 
 
@@ -48,6 +48,10 @@ def explain(
         problems = other.problems
     except REFUSED as other:  # the primary config itself, or another sweeper's syntax
         problems = [whole(other)]
+    except KeyError as other:
+        if (problem := unset_variable(other)) is None:
+            raise
+        problems = [problem]
     return problems or [whole(error)]
 
 
@@ -101,6 +105,24 @@ def located(error: ConfigError, config_loader: Any, config_name: str | None, ove
         return error
     point = composer.check(overrides)
     return ConfigError(point.problems) if point.problems else error
+
+
+def package_problem(package: str, cfg: DictConfig, kind: str) -> Problem | None:
+    """Return the problem with a part of a config that is to be printed and does not exist.
+
+    Args:
+        package: the part.
+        cfg: the composed config.
+        kind: what is printed: `job`, `hydra` or `all`.
+    """
+    whole = OmegaConf.masked_copy(
+        cfg, [str(key) for key in cfg if kind == "all" or (key == "hydra") == (kind == "hydra")]
+    )
+    if OmegaConf.select(whole, package) is not None:
+        return None
+    key = f"--package={package}"
+    problem = unknown_key(package, whole)
+    return Problem.about(key, problem.rule, problem.fix) if problem else Problem.about(key, "the value is null")
 
 
 def _points_of(overrides: Sequence[Override]) -> tuple[list[list[str]], list[Problem]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import (
@@ -31,6 +31,7 @@ from xlstm_hydra.configs._synonyms import same_meaning
 
 from ._engines import ENGINES, not_installed
 from ._options import options_with
+from ._targets import not_made
 from ._unreadable import INTERPOLATION_FORM, of_list_element, unreadable
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
@@ -49,6 +50,8 @@ def whole(error: Exception) -> Problem:
     """An error that belongs to no single override; without the listing that Hydra puts under it."""
     if isinstance(error, OverrideParseException):  # of one that no one typed, such as in hydra.sweeper.params
         return unreadable(error.override, error)
+    if isinstance(error, InstantiationException):
+        return not_made(error)
     if problem := _missing_engine(error):
         return problem
     if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
@@ -57,8 +60,10 @@ def whole(error: Exception) -> Problem:
     return Problem({}, " ".join(text.split()) or type(error).__name__)
 
 
-def unset_variable(error: KeyError) -> Problem | None:
+def unset_variable(error: Exception) -> Problem | None:
     """The problem with a name in `hydra.job.env_copy` if that is why composing has failed."""
+    if not isinstance(error, KeyError):
+        return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-2:]
     names = [str(frame.f_globals.get("__name__")) for frame in frames]
     if names != ["hydra._internal.config_loader_impl", "os"]:
@@ -107,7 +112,10 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return problem
     if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
         return no_such_option(key, override.value(), getattr(error, "options", None) or ())
-    exists, is_choice = _exists(key, cfg), key in (OmegaConf.select(cfg, "hydra.runtime.choices") or ())
+    choices = OmegaConf.select(cfg, "hydra.runtime.choices") or ()
+    exists, is_choice = _exists(key, cfg), key in choices
+    if "/" in key and not override.is_delete():
+        return _no_such_group(override, choices)
     if override.is_delete():
         rule = "a field cannot be removed" if exists else "there is nothing of that name to remove"
         return Problem.about(text, rule, "Set it to another value." if exists else "")
@@ -122,8 +130,23 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return Problem.about(text, "the value is not a valid interpolation", INTERPOLATION_FORM)
     problem = _wrong_type(key, override.value(), cause, cfg)
     if problem is None and not is_choice:
-        problem = _unknown_key(key, cfg, override.config_loader)
+        problem = unknown_key(key, cfg, override.config_loader)
     return problem or Problem.about(text, first_line(error))
+
+
+def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
+    """Return the problem with a group whose option the config does not choose."""
+    key, loader = override.key_or_group, override.config_loader
+    options = [] if loader is None else loader.get_group_options(key)
+    if options and not override.is_add():
+        text = str(override.input_line)
+        return Problem.about(text, "the config chooses no option of this group", f"Write +{text.lstrip('+')}.")
+    if key in choices:
+        return Problem.about(key, "the group has no options", "A folder with some is added with --config-dir=DIR.")
+    known = nearest(key, map(str, choices))
+    return Problem.about(
+        key, "no such group", known if known.startswith("Did") else "--info defaults lists all groups."
+    )
 
 
 def _forced_option(override: Override) -> Problem:
@@ -198,7 +221,7 @@ def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_
         cfg: the config without it.
         config_loader: Hydra's.
     """
-    problem = _wrong_type(key, value, error, cfg) or _unknown_key(key, cfg, config_loader)
+    problem = _wrong_type(key, value, error, cfg) or unknown_key(key, cfg, config_loader)
     return problem or Problem({key: value}, first_line(error))
 
 
@@ -249,7 +272,7 @@ def _expected(key: str, cfg: DictConfig) -> str | None:
     return type_name(hints(cls)[name]) if cls and dataclasses.is_dataclass(cls) and name in hints(cls) else None
 
 
-def _unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = None) -> Problem | None:
+def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = None) -> Problem | None:
     """The first part of a dotted key that leads nowhere."""
     parts = key.split(".")
     node: Any = cfg

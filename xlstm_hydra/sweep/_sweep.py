@@ -22,6 +22,7 @@ from xlstm_hydra.hydra import (
     Point,
     SweeperConfig,
     SweepLoader,
+    callback_problems,
     check_points,
     interval_types,
     invalid_points,
@@ -67,7 +68,7 @@ def run_sweep(
     Raises:
         ConfigError: no job can start: with what is wrong with each point.
     """
-    if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher)]:
+    if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher), *callback_problems(config)]:
         raise ConfigError(problems)
     settings = _resumed_if_restarted(config, settings)
     if is_run(config):
