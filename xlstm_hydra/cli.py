@@ -8,6 +8,7 @@ Of several processes all have the same one. What does not train ends with 143 wh
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.errors import has_started
 from xlstm_hydra.hydra import (
@@ -57,6 +58,9 @@ from xlstm_hydra.job import distributed_of, refuse_for_all, run_alone, run_task
 from xlstm_hydra.preemption import watched
 
 CONFIG_NAME = "config"
+
+REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
+"""Groups of which a run needs an option."""
 
 _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 """Packages whose `ValueError` is about what the user has typed."""
@@ -91,12 +95,18 @@ def main() -> None:
 
 
 def _refuse_removed(overrides: list[str]) -> None:
-    """Reject an override that removes a group without which Hydra fails."""
-    problems = [
-        Problem.about(text, "is required by Hydra", f"To choose another option of it, write {text[1:]}=OPTION.")
-        for text in overrides
-        if text.startswith("~hydra/")
-    ]
+    """Reject an override that removes a group without which Hydra fails, or a run has other values than those shown."""
+    problems = []
+    for text in overrides:
+        key = text.lstrip("~").partition("=")[0]
+        if not text.startswith("~") and text != f"{key}=null":
+            continue
+        if key.startswith("hydra/") and text.startswith("~"):
+            fix = f"To choose another option of it, write {key}=OPTION."
+            problems.append(Problem.about(text, "is required by Hydra", fix))
+        elif key in REQUIRED:
+            fix = f"To choose another option of it, write {key}=OPTION."
+            problems.append(Problem.about(text, "the group is required", fix))
     if problems:
         raise ConfigError(problems)
 

@@ -69,7 +69,7 @@ def test_a_list_of_integers_takes_them(compose):
         lambda value: TrainerConfig(max_steps=value),
         lambda value: ConfigDict.from_dict(TrainerConfig, {"max_steps": value}),
         lambda value: ConfigDict.from_dict(TrainerConfig, {"max_steps": str(value)}),
-        lambda value: load({"model": {"_target_": "x", "model_class": "a.B"}, "trainer": {"max_steps": value}}),
+        lambda value: load({"model": {"model_class": "a.B"}, "trainer": {"max_steps": value}}),
     ],
     ids=["Python", "from_dict", "text in from_dict", "load"],
 )

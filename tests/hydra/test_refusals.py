@@ -148,7 +148,7 @@ LINES = [
     ("-m hydra.sweeper.max_jobs=0 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=0: must be 1 or more"),
     ("-m trainer.seed=range(0,inf)", "the start, the stop and the step of a range must be finite"),
     # what composes and breaks a rule
-    ("~model", "model: missing. Choose one, for example model=tiny."),
+    ("~model", "~model: the group is required. To choose another option of it, write model=OPTION."),
     ("data=text", "data.path: missing. Write data.path=..."),
     ("optimizer.lr=${nope.x}", "optimizer.lr='${nope.x}': refers to a key that does not exist: nope.x"),
     ("model.num_heads=3", "model.num_heads must divide the width 64 that model.qk_dim_factor gives and the width 128 "

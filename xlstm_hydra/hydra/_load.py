@@ -38,6 +38,8 @@ _STRICT = Flags(ignore_unknown=False)
 _BLOCKS = ("mLSTMBlock",)
 _LAYOUT = "${oc.select:parallel,null}"
 """What the layout is in the model's node of our YAML files."""
+_TARGET = "xlstm_hydra.hydra.make_model_config"
+"""What makes the config of a model of its node, for `hydra.utils.instantiate`."""
 _NODE_KEYS = ("_target_", "model_class", "config_class", "parallel", "_checkpoint_")
 
 
@@ -195,6 +197,9 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
     elif "model_class" not in node:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
         problems.extend(independent([Unread.about("model.model_class", "missing", fix)], problems))
+    if (target := node.get("_target_", _TARGET)) != _TARGET:
+        fix = "Remove it. model.model_class names the class of the model."
+        problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))
     parallel = _read_parallel(plain, node, problems)
     is_known = "model_class" in node or node.get("config_class") is not None
     config_class = _config_class(node, problems) if is_known else None
