@@ -81,9 +81,11 @@ class Composer:
         overrides: Sequence[str],
         more: Callable[[RunConfig], Iterable[Problem]] = lambda _: (),
         unread: Collection[str] = (),
+        leniently: bool = False,
     ) -> Point:
         """One point; where nothing is wrong with it, what `more` finds counts as refused. `unread` are keys of other
-        overrides on its command line, which could not be read."""
+        overrides on its command line, which could not be read. `leniently`: look for mistakes in files of the user's
+        also where nothing else is wrong."""
         readable, unreadable, own = self.readable(overrides)
         several = [override for override in readable if override.is_sweep_override()]
         unreadable += map(several_values, several)
@@ -92,7 +94,7 @@ class Composer:
         values = [override for override in single if not _may_choose(override)]
         wrong = {*unread, *own} | {override.key_or_group for override in several}
         run, task, refused, broken = self.checked(self.base(choices), values, wrong)
-        if (refused or broken) and self.may_have_files(choices):
+        if (leniently or refused or broken) and self.may_have_files(choices):
             run, task, refused, broken = self.checked(self.base(choices, leniently=True), values, wrong)
         refused = [*unreadable, *refused]
         if not refused and not broken:
@@ -112,7 +114,7 @@ class Composer:
         wrong = {*wrong, *found, *(base.composed.wrong if base.composed else ())}
         broken = [problem for problem in independent(broken, refused) if not _is_lost(problem, base, wrong)]
         if base.composed is not None:
-            typed = {override.key_or_group for override in values}
+            typed = {*(override.key_or_group for override in values), *self.hydra_keys(base)}
             broken = [base.composed.locate(problem, typed) for problem in broken]
         return run, OmegaConf.select(cfg, "task.name"), refused, broken
 
@@ -137,11 +139,16 @@ class Composer:
             except OmegaConfBaseException as error:
                 yield unresolved(key, raw, error, whole)
 
-    def references(self, job: DictConfig) -> dict[str, str]:
-        """Values with interpolations that are typed for Hydra's own part. Points with the same options share them."""
-        typed: Any = OmegaConf.to_container(job.hydra.overrides, resolve=False)
-        keys = [self.parse(text).key_or_group for text in typed["hydra"]]
-        return {key: raw for key in keys if "${" in str(raw := _raw(key, job))}
+    def references(self, base: _Base) -> dict[str, str]:
+        """Values with interpolations in Hydra's own part that are typed or in files of the user's, if those were looked
+        up. Points with the same options share them."""
+        keys = [*self.hydra_keys(base), *(base.composed.hydra_keys() if base.composed else ())]
+        return {key: raw for key in keys if "${" in str(raw := _raw(key, base.job))}
+
+    def hydra_keys(self, base: _Base) -> list[str]:
+        """Return the keys of Hydra's own part that are typed."""
+        typed: Any = OmegaConf.to_container(base.job.hydra.overrides, resolve=False)
+        return [self.parse(text).key_or_group for text in typed["hydra"]]
 
     def may_have_files(self, choices: list[Override]) -> bool:
         """True if files of the user's may be part of the config."""
@@ -193,7 +200,7 @@ class Composer:
             except UNREADABLE:
                 found = None
             found = found or self.one_by_one(choices)
-            self.bases[key] = found._replace(references=self.references(found.job))
+            self.bases[key] = found._replace(references=self.references(found))
         return self.bases[key]
 
     def one_by_one(self, choices: list[Override]) -> _Base:
@@ -242,7 +249,7 @@ def _raw(key: str, cfg: DictConfig) -> Any:
     """A value as it stands there; None if it is keys and values."""
     path, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, path, throw_on_resolution_failure=False)
-    node: Any = parent._get_node(name) if isinstance(parent, DictConfig) else None
+    node: Any = parent._get_node(name) if isinstance(parent, DictConfig) and name in parent.keys() else None
     return node._value() if isinstance(node, ValueNode) else None
 
 

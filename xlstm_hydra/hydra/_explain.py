@@ -37,12 +37,14 @@ def explain(
     composer = _composer(config_loader, config_name)
     try:
         if not sweep:
-            problems = composer.check(overrides).problems
+            problems = composer.check(overrides).problems or composer.check(overrides, leniently=True).problems
         else:
             readable, problems, unread = composer.readable(overrides)
             points, too_many = _points_of(readable)
             problems += too_many
             found = [composer.check(point, unread=unread).problems for point in points]
+            if not any(found) and points:
+                problems += composer.check(points[0], unread=unread, leniently=True).problems
             problems += by_job(points, {number: each for number, each in enumerate(found) if each})
     except ConfigError as other:
         problems = other.problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from xlstm_hydra.configs import Problem
 
 from ._header import header_problem
+from ._merge import leaves
 from ._yaml_file import line_of
 
 NO_SUCH_GROUP, MISSING = "no such group", "missing"
@@ -90,6 +91,14 @@ class Composed:
     """Keys whose value was dropped because it is wrong."""
     placed: list[Placed]
     """The files of the user's, in the order in which they were merged."""
+
+    def hydra_keys(self) -> Iterator[str]:
+        """Yield the keys of Hydra's own part that the files set."""
+        for placed in self.placed:
+            config = None if placed.file.result is None else placed.file.result.config
+            for path, _ in leaves(config or {}):
+                if (key := ".".join((*placed.package, *path))).startswith("hydra."):
+                    yield key
 
     def locate(self, problem: Problem, typed: Collection[str]) -> Problem:
         """A problem with the file and line of the values that it is about, where they are in a file.

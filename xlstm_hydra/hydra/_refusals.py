@@ -248,7 +248,7 @@ def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
     """The name of an option that a group does not have."""
     options = sorted({*options, *ENGINES.get(str(key), ())})
     hint = nearest(str(name), options)
-    listing = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(options)}."
+    listing = hint if hint.startswith(("Known", "There")) else f"{hint} Known: {', '.join(options)}."
     return Problem({key: name}, "no such option", listing)
 
 
