@@ -32,6 +32,18 @@ LINES = [
     ("hydra/callbacks=nope", "hydra/callbacks: the group has no options. A folder with some is added with --config-"),
     ("hydra/outptu=default", "hydra/outptu: no such group. Did you mean 'hydra/output'?"),
     ("foo/bar=x", "foo/bar: no such group. --info defaults lists all groups."),
+    # values
+    ("hydra.output_subdir=/etc/passwd/x", "hydra.output_subdir='/etc/passwd/x': must be a path inside of the run's "),
+    ("-m hydra.output_subdir=../x", "hydra.output_subdir='../x': must be a path inside of the run's folder. Write a "),
+    ("+hydra.job.env_set.A=null", "hydra.job.env_set.A: expected str, got null. Write 'null' in quotes for the text"),
+    ("+hydra.job.env_set.A=[1]", "hydra.job.env_set.A: expected str, got [1]"),
+    ("-m hydra.sweeper.params={optimizer.lr:null}", "hydra.sweeper.params: expected str for optimizer.lr, got null."),
+    ("-m +hydra.sweeper.params.trainer.seed=3", "hydra.sweeper.params.trainer.seed: cannot be set on its own. Write "),
+    ("-m hydra.sweeper.params.trainer.seed=range(0,3)", "hydra.sweeper.params.trainer.seed: cannot be set on its own."),
+    ("-m hydra.verbose=true,false", "hydra.verbose=true,false: Hydra's own part is the same for all jobs of a sweep."),
+    # options of a saved run
+    ("from=ckpt@100", "from=ckpt@100: chooses an option of a saved run, and no run is named. Write --from RUN@100, "),
+    ("+from=ckpt", "+from=ckpt: chooses an option of a saved run, and no run is named. Write --from RUN, such as --"),
     # what Hydra makes objects of
     ("+hydra.callbacks.x.y=3", f"hydra.callbacks.x._target_: missing. {PATH}"),
     ("-m +hydra.callbacks.x.y=3 trainer.seed=1,2", f"hydra.callbacks.x._target_: missing. {PATH}"),

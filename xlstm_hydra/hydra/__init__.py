@@ -21,6 +21,9 @@ from ._explain import located as located
 from ._explain import package_problem as package_problem
 from ._from_checkpoint import recorded_origin as recorded_origin
 from ._from_checkpoint import without_idle as without_idle
+from ._hydra_part import callbacks_of as callbacks_of
+from ._hydra_part import hydra_rules as hydra_rules
+from ._hydra_part import unknown_engine as unknown_engine
 from ._lenient import UNREADABLE as UNREADABLE
 from ._load import load as load
 from ._load import make_model_config as make_model_config
@@ -47,9 +50,6 @@ from ._split import first_point as first_point
 from ._split import split as split
 from ._sweeper import OnInvalid as OnInvalid
 from ._sweeper import SweeperConfig as SweeperConfig
-from ._targets import callback_problems as callback_problems
-from ._targets import callbacks_of as callbacks_of
-from ._targets import unknown_engine as unknown_engine
 from ._texts import expand_home as expand_home
 from ._texts import quote_texts as quote_texts
 from ._unreadable import unreadable as unreadable

@@ -49,6 +49,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     key, place, rest = _take_place(list(arguments))
     _check_flags(rest)
     if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
+        _refuse_options_of_no_run(rest)
         return rest
     args = get_args_parser().parse_intermixed_args(rest)
     typed = [text for text in args.overrides if text.startswith(f"{SEARCH_PATH}=")]
@@ -75,6 +76,20 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         refuse_to_continue(saved.writer, place, key)
         continued = _continued(saved.checkpoint, others)
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
+
+
+def _refuse_options_of_no_run(arguments: list[str]) -> None:
+    """Reject the option of a saved run where none is named, nor a folder that may have an option `from`."""
+    if any(text.startswith(("--config-", "-cd", "-cp", "-cn")) for text in arguments):
+        return
+    chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", _PLACE)]
+    problems = []
+    for text in chosen:
+        step = "".join(text.partition("@")[1:])
+        fix = f"Write {FLAG} RUN{step if step[1:].isdigit() else ''}, such as {FLAG} outputs/my_run."
+        problems.append(Problem.about(text, "chooses an option of a saved run, and no run is named", fix))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _take_place(arguments: list[str]) -> tuple[str, str | None, list[str]]:

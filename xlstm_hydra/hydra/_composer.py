@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf, ValueNode, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -20,12 +20,13 @@ from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 from xlstm_hydra.configs._problems import independent, show
 
 from ._copy import copy_config
+from ._hydra_part import callback_problems
+from ._interpolations import unresolved
 from ._lenient import UNREADABLE
 from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unresolved, wrong_value
-from ._targets import callback_problems
+from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, wrong_value
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 
@@ -179,9 +180,12 @@ class Composer:
             override = self.parse(text)
             if not override.key_or_group:
                 raise ValueError("Hydra takes an empty key")
-            return override
         except REFUSED as error:
             raise ConfigError([unreadable(text, error)]) from None
+        if _holds_sweep(override.value()):
+            fix = "Write out the elements of the list."
+            raise ConfigError([Problem.about(text, "several values cannot be an element of a list", fix)])
+        return override
 
     def is_readable(self, text: str) -> bool:
         """True if an argument is an override."""
@@ -233,6 +237,12 @@ class Composer:
                 cfg = copy_config(base)  # what is refused may have left something behind
                 ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
         return cfg, problems
+
+
+def _holds_sweep(value: Any) -> bool:
+    """True for a list or dictionary with a range, a choice or an interval in it, which Hydra reads and cannot use."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(item, Sweep) or _holds_sweep(item) for item in items)
 
 
 def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:

@@ -62,7 +62,7 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
 
 def outside_group(entry: GroupDefault, groups: Iterable[str]) -> str:
     """Return how an entry is written that means a group outside of the folder of its file; nothing for others."""
-    if entry.group in groups and entry.group != entry.get_group_path():
+    if entry.group is not None and entry.group in groups and entry.group != entry.get_group_path():
         keyword = "override " if entry.is_override() else ""
         return f"Write `{keyword}/{entry.group}: {entry.value}`: without the slash, a group is below that of its file."
     return ""

@@ -14,10 +14,11 @@ from xlstm_hydra.configs import ConfigError, Problem
 
 from ._composer import Composer
 from ._count import MAX_JOBS, typed_limit
+from ._interpolations import whole
 from ._lenient import compose_files
 from ._own_files import Composed, FileProblem, has_search_path, own_sources
 from ._points import by_job
-from ._refusals import REFUSED, unknown_key, unset_variable, whole
+from ._refusals import REFUSED, several_for_hydra, unknown_key, unset_variable
 from ._split import first_point, split
 
 
@@ -40,6 +41,9 @@ def explain(
             problems = composer.check(overrides).problems or composer.check(overrides, leniently=True).problems
         else:
             readable, problems, unread = composer.readable(overrides)
+            own = [one for one in readable if one.is_sweep_override() and one.is_hydra_override()]
+            problems += map(several_for_hydra, own)
+            readable = [one for one in readable if one not in own]
             points, too_many = _points_of(readable)
             problems += too_many
             found = [composer.check(point, unread=unread).problems for point in points]

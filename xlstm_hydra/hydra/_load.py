@@ -31,7 +31,7 @@ from xlstm_hydra.configs._parse import Flags, collect, unchecked
 from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed, show
 
 from ._device import planned_device
-from ._refusals import unresolved
+from ._interpolations import unresolved
 from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)

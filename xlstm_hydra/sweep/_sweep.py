@@ -22,8 +22,8 @@ from xlstm_hydra.hydra import (
     Point,
     SweeperConfig,
     SweepLoader,
-    callback_problems,
     check_points,
+    hydra_rules,
     interval_types,
     invalid_points,
     is_run,
@@ -68,7 +68,7 @@ def run_sweep(
     Raises:
         ConfigError: no job can start: with what is wrong with each point.
     """
-    if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher), *callback_problems(config)]:
+    if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher), *hydra_rules(config)]:
         raise ConfigError(problems)
     settings = _resumed_if_restarted(config, settings)
     if is_run(config):

@@ -1,10 +1,12 @@
-"""The objects that Hydra makes from its own part of a config: callbacks, launcher and sweeper."""
+"""Hydra's own part of a config: its rules, and the objects that Hydra makes of it."""
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
@@ -25,11 +27,20 @@ def callbacks_of(cfg: DictConfig) -> Callbacks:
     """Return the callbacks of a composed config.
 
     Raises:
-        ConfigError: some of them name no class.
+        ConfigError: Hydra's own part breaks a rule.
     """
-    if problems := [*callback_problems(cfg)]:
+    if problems := [*hydra_rules(cfg)]:
         raise ConfigError(problems)
     return Callbacks(cfg)
+
+
+def hydra_rules(cfg: DictConfig) -> Iterator[Problem]:
+    """Yield every broken rule of Hydra's own part."""
+    yield from callback_problems(cfg)
+    record = cfg.hydra.output_subdir
+    if record is not None and (os.path.isabs(record) or ".." in Path(record).parts):
+        fix = "Write a name such as .hydra, or null for no record."
+        yield Problem({"hydra.output_subdir": record}, "must be a path inside of the run's folder", fix)
 
 
 def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
