@@ -98,15 +98,10 @@ def _refuse_removed(overrides: list[str]) -> None:
     """Reject an override that removes a group without which Hydra fails, or a run has other values than those shown."""
     problems = []
     for text in overrides:
-        key = text.lstrip("~").partition("=")[0]
-        if not text.startswith("~") and text != f"{key}=null":
-            continue
-        if key.startswith("hydra/") and text.startswith("~"):
-            fix = f"To choose another option of it, write {key}=OPTION."
-            problems.append(Problem.about(text, "is required by Hydra", fix))
-        elif key in REQUIRED:
-            fix = f"To choose another option of it, write {key}=OPTION."
-            problems.append(Problem.about(text, "the group is required", fix))
+        key = text.removeprefix("~").partition("=")[0]
+        if text.startswith("~") and (key in REQUIRED or key.startswith("hydra/")):
+            rule = "the group is required" if key in REQUIRED else "is required by Hydra"
+            problems.append(Problem.about(text, rule, f"To choose another option of it, write {key}=OPTION."))
     if problems:
         raise ConfigError(problems)
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import expand_home, quote_texts
 from xlstm_hydra.hydra._explain import _composer
 from xlstm_hydra.hydra._interpolations import whole
-from xlstm_hydra.hydra._refusals import first_line
 from xlstm_hydra.hydra._unreadable import unreadable
 
 LINES = [

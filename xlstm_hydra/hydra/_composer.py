@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, ValueNode, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
-from xlstm_hydra.configs._problems import independent, show
+from xlstm_hydra.configs._problems import UnknownKey, independent, show
 
 from ._copy import copy_config
 from ._hydra_part import callback_problems
@@ -26,7 +26,7 @@ from ._lenient import UNREADABLE
 from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, wrong_value
+from ._refusals import REFUSED, refused, several_values, wrong_value
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 
@@ -294,7 +294,7 @@ def _is_lost(problem: Problem, base: _Base, wrong: Collection[str]) -> bool:
         return True
     has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
     is_below = any(key == one or key.startswith(f"{one}.") for key in problem.keys for one in (*base.lost, *wrong))
-    return is_below or (has_lost_recipe and problem.rule == NO_SUCH_KEY)
+    return is_below or (has_lost_recipe and isinstance(problem, UnknownKey))
 
 
 @contextmanager

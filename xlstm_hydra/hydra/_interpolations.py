@@ -14,9 +14,10 @@ from xlstm_hydra.configs import Problem
 from xlstm_hydra.configs._problems import Unread, either, nearest
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._synonyms import same_meaning
+from xlstm_hydra.errors import first_line
 
 from ._hydra_part import not_made
-from ._refusals import expected_type, first_line, missing_engine, paths
+from ._refusals import expected_type, missing_engine, paths
 from ._unreadable import unreadable
 
 

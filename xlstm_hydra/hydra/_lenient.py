@@ -24,13 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._problems import show
+from xlstm_hydra.errors import first_line
 
 from ._defaults_list import circle, entry_fault, outside_group, paths_of
 from ._engines import not_installed
 from ._header import header_faults, header_problem
 from ._merge import empties, leaves, nested, refusal
 from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
-from ._refusals import REFUSED, first_line, no_such_option, wrong_value
+from ._refusals import REFUSED, no_such_option, wrong_value
 from ._yaml_file import Fault, entry_line, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)

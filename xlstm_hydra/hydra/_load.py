@@ -28,7 +28,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed, show
+from xlstm_hydra.configs._problems import Missing, UnknownGroup, Unread, independent, nearest, placed, show
 
 from ._device import planned_device
 from ._interpolations import unresolved
@@ -102,7 +102,7 @@ def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str
     names = [field.name for field in dataclasses.fields(RunConfig)]
     for key in plain:
         if key not in names and key != "parallel":
-            problems.append(UnknownField.about(key, "no such group", nearest(key, [*names, "parallel"])))
+            problems.append(UnknownGroup.about(key, "no such group", nearest(key, [*names, "parallel"])))
     for name in names:
         if name == "model":
             groups[name] = _read_model(plain, problems)
@@ -168,7 +168,7 @@ def _to_plain(
                 value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except (MissingMandatoryValue, InterpolationToMissingValueError):
-            problems.append(Unread.about(where, "missing", f"Write {where}=..."))
+            problems.append(Missing.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
             raw: Any = OmegaConf.to_container(node, resolve=False)
             problems.append(unresolved(where, raw[key], error, cast(DictConfig, node._get_root())))
@@ -192,11 +192,11 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
     """The model with its layout, as far as they can be read."""
     node = plain.get("model")
     if not isinstance(node, Mapping):
-        missing, node = Unread.about("model", "missing", "Choose one, for example model=tiny."), {}
+        missing, node = Missing.about("model", "missing", "Choose one, for example model=tiny."), {}
         problems.extend(independent([missing], problems))
     elif "model_class" not in node:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
-        problems.extend(independent([Unread.about("model.model_class", "missing", fix)], problems))
+        problems.extend(independent([Missing.about("model.model_class", "missing", fix)], problems))
     if (target := node.get("_target_", _TARGET)) != _TARGET:
         fix = "Remove it. model.model_class names the class of the model."
         problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))

@@ -14,13 +14,11 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._problems import Missing, UnknownGroup
 
 from ._header import header_problem
 from ._merge import leaves
 from ._yaml_file import line_of
-
-NO_SUCH_GROUP, MISSING = "no such group", "missing"
-"""Rules of `load`."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,13 @@ class Composed:
             for placed in reversed(self.placed):
                 if (line := placed.line(key)) is None:
                     continue
-                if problem.rule == NO_SUCH_GROUP and placed.package:
+                if isinstance(problem, UnknownGroup) and placed.package:
                     return self.misplaced(placed)
-                if problem.rule == NO_SUCH_GROUP and "." in key:
+                if isinstance(problem, UnknownGroup) and "." in key:
                     group, _, rest = key.partition(".")
                     problem = Problem.about(key, "a key in a file has no dots", f"Write {group}: {{{rest}: ...}}.")
                 return in_file(problem, placed.file.at(line))
-        if problem.rule == MISSING:
+        if isinstance(problem, Missing):
             for placed in reversed(self.placed):
                 if placed.package and any(key.startswith(f"{'.'.join(placed.package)}.") for key in problem.keys):
                     return in_file(problem, placed.file.name)

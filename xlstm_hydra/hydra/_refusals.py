@@ -21,9 +21,10 @@ from yaml import YAMLError
 
 from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
-from xlstm_hydra.configs._problems import Unread, either, nearest, show
+from xlstm_hydra.configs._problems import UnknownKey, Unread, either, nearest, show
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._synonyms import same_meaning
+from xlstm_hydra.errors import first_line
 
 from ._engines import ENGINES, not_installed
 from ._field_kinds import list_keys, text_keys
@@ -32,8 +33,6 @@ from ._unreadable import INTERPOLATION_FORM, of_list_element, quoted_argument
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
-
-NO_SUCH_KEY = "no such key"
 
 _PARAMS = "hydra.sweeper.params."
 
@@ -202,11 +201,6 @@ def missing_engine(error: Exception) -> Problem | None:
     return not_installed(group, name)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a message, without its full stop; of an error without one, its kind."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-
-
 def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
     """The name of an option that a group does not have."""
     options = sorted({*options, *ENGINES.get(str(key), ())})
@@ -251,9 +245,8 @@ def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = 
         if not isinstance(node, DictConfig):
             return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value, without fields")
         if part not in node:
-            return Problem.about(
-                ".".join(parts[: depth + 1]), NO_SUCH_KEY, _way_out(parts, depth, node, cfg, config_loader)
-            )
+            fix = _way_out(parts, depth, node, cfg, config_loader)
+            return UnknownKey.about(".".join(parts[: depth + 1]), "no such key", fix)
         if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
             text = "shows another part of the config, which is changed under its own name"
             return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))

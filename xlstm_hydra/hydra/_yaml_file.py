@@ -10,6 +10,8 @@ import yaml
 from omegaconf import OmegaConf, grammar_parser
 from omegaconf.errors import GrammarParseError
 
+from xlstm_hydra.errors import first_line
+
 from ._unreadable import INTERPOLATION_FORM
 from ._versions import yaml_loader
 
@@ -201,7 +203,7 @@ def _unloadable(text: str) -> list[Fault]:
     except yaml.MarkedYAMLError as error:
         return [_syntax(error)]
     except Exception as error:  # of any constructor of YAML's or node of OmegaConf's
-        return [Fault(str(error).strip().partition("\n")[0])]
+        return [Fault(first_line(error))]
     return []
 
 
