@@ -26,7 +26,8 @@ from ._lenient import UNREADABLE
 from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import REFUSED, refused, several_values, wrong_value
+from ._refusals import REFUSED, refused, wrong_value
+from ._several_values import several_values
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 

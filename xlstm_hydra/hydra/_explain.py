@@ -18,7 +18,8 @@ from ._interpolations import whole
 from ._lenient import compose_files
 from ._own_files import Composed, FileProblem, has_search_path, own_sources
 from ._points import by_job
-from ._refusals import REFUSED, several_for_hydra, unknown_key, unset_variable
+from ._refusals import REFUSED, unknown_key, unset_variable
+from ._several_values import several_for_hydra
 from ._split import first_point, split
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -27,14 +27,14 @@ from xlstm_hydra.configs._synonyms import same_meaning
 from xlstm_hydra.errors import first_line
 
 from ._engines import ENGINES, not_installed
-from ._field_kinds import list_keys, text_keys
 from ._options import options_near, options_with
-from ._unreadable import INTERPOLATION_FORM, of_list_element, quoted_argument
+from ._unreadable import INTERPOLATION_FORM, of_list_element
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
 
-_PARAMS = "hydra.sweeper.params."
+PARAMS = "hydra.sweeper.params."
+"""How keys begin whose values are overrides of a sweep."""
 
 _MODEL_KEYS = ("model_class", "config_class", "parallel")
 """Keys of a model's node that its option sets."""
@@ -55,28 +55,9 @@ def unset_variable(error: Exception) -> Problem | None:
     return Problem.about("hydra.job.env_copy", f"the environment variable {error.args[0]} is not set", fix)
 
 
-def several_values(override: Override) -> Problem:
-    """A sweep where one value is needed."""
-    key, _, values = str(override.input_line).partition("=")
-    name, is_choice = override.key_or_group, isinstance(override.value(), ChoiceSweep)
-    fix = "Add -m to run one job for each"
-    if is_choice and name in text_keys():
-        fix += f", or write {quoted_argument(key, values)} for one text"
-    elif is_choice and (name in list_keys() or override.is_add()):
-        fix += f", or write {key}=[{values}] for a list"
-    return Problem.about(str(override.input_line), "several values for one run", f"{fix}.")
-
-
-def several_for_hydra(override: Override) -> Problem:
-    """Return the problem with a sweep over a key of Hydra's own."""
-    text = str(override.input_line)
-    if override.key_or_group.startswith(_PARAMS):
-        return _of_params(override.key_or_group, text)
-    return Problem.about(text, "Hydra's own part is the same for all jobs of a sweep", "Give it one value.")
-
-
-def _of_params(key: str, text: str) -> Problem:
-    fix = f"Write {text.partition(_PARAMS)[2]}, which the sweep uses in the same way."
+def of_params(key: str, text: str) -> Problem:
+    """Return the problem with an override of a single key of `hydra.sweeper.params`."""
+    fix = f"Write {text.partition(PARAMS)[2]}, which the sweep uses in the same way."
     return Problem.about(key, "cannot be set on its own", fix)
 
 
@@ -109,8 +90,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     key, text = override.key_or_group, str(override.input_line)
     if "[" in key:
         return of_list_element(text)
-    if key.startswith(_PARAMS) and not _exists(key, cfg):
-        return _of_params(key, text)
+    if key.startswith(PARAMS) and not _exists(key, cfg):
+        return of_params(key, text)
     if problem := missing_engine(error):
         return problem
     if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
