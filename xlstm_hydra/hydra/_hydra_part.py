@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem
@@ -18,8 +17,10 @@ from xlstm_hydra.configs._problems import show
 
 _CALLBACKS = "hydra.callbacks"
 _KEY, _ADVICE = "\nfull_key: ", ", set env var HYDRA_FULL_ERROR=1"
+_INSTANTIATE = "hydra._internal.instantiate._instantiate2"
 _LOCATING = "Error locating target "
 _NO_ARGUMENT = re.compile(r"__init__\(\) got an unexpected keyword argument '(\w+)'")
+_NO_PLUGIN = re.compile(r"(?:Invalid plugin|Unknown plugin class :) '(.*?)'")
 _PATH = "A _target_ is the dotted path of a class that is installed or in the current folder."
 
 
@@ -57,7 +58,7 @@ def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
             yield Problem.about(f"{_CALLBACKS}.{name}._target_", "missing", _PATH)
 
 
-def not_made(error: InstantiationException) -> Problem:
+def not_made(error: Exception) -> Problem:
     """Return the problem with an object that Hydra could not make."""
     text, _, key = str(error).partition(_KEY)
     text = " ".join(text.partition(_ADVICE)[0].split()).rstrip(".")
@@ -71,11 +72,16 @@ def not_made(error: InstantiationException) -> Problem:
 
 
 def unknown_engine(error: Exception) -> Problem | None:
-    """Return the problem with a launcher or sweeper that is not a plugin; None for other errors."""
+    """Return the problem with a launcher or sweeper that is not a plugin, or that takes no such key; None for other
+    errors."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [str(frame.f_globals.get("__name__")) for frame in frames[-1:]]
+    if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in str(error):  # of Hydra 1.4
+        return not_made(error)
     if not isinstance(error, RuntimeError | ImportError) or names != ["hydra.core.plugins"]:
         return None
     group = "launcher" if any(frame.f_code.co_name == "instantiate_launcher" for frame in frames) else "sweeper"
-    text = " ".join(str(error).partition("\n\n")[0].split())
-    return Problem.about(f"hydra.{group}._target_", text, f"Choose an option with hydra/{group}=...")
+    key, fix = f"hydra.{group}._target_", f"Choose an option with hydra/{group}=..."
+    if match := _NO_PLUGIN.match(str(error)):
+        return Problem({key: match[1]}, f"is not a {group} that Hydra knows", fix)
+    return Problem.about(key, " ".join(str(error).partition("\n\n")[0].split()), fix)
