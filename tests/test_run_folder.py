@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from command import run_command
-from omegaconf import OmegaConf
 from saved import composed, save
 
 import xlstm_hydra.train
@@ -188,12 +187,13 @@ def test_a_launcher_that_takes_no_job_leaves_no_folder_of_the_sweep(monkeypatch)
     assert content() == {}
 
 
-@pytest.mark.parametrize("group", ["distributed", "task", "trainer", "logger", "checkpoint", "data", "optimizer"])
-def test_a_group_that_is_removed_has_its_defaults(group, trained):
-    done = run_command(f"~{group}", "hydra.run.dir=run")
-    assert (done.status, len(trained)) == (0, 1), done.err
-    assert "distributed" in OmegaConf.load("run/config.yaml")
-    assert run_command("-m", f"~{group}", "hydra.sweep.dir=sweep").status == 0
+@pytest.mark.parametrize("group", ["distributed", "task", "trainer", "data", "optimizer", "parallel", "model"])
+@pytest.mark.parametrize("mode", [["hydra.run.dir=run"], ["-m"]], ids=["a run", "a sweep"])
+def test_a_group_that_a_run_needs_is_not_removed(group, mode, trained):
+    done = run_command(*mode, f"~{group}")
+    assert (done.status, trained, content()) == (2, [], {})
+    words = f"the group is required. To choose another option of it, write {group}=OPTION.\n"
+    assert done.err == f"xlstm-hydra: ~{group}: {words}"
 
 
 @pytest.mark.parametrize("typed", ["hydra/job_logging=none", "hydra/job_logging=default"])

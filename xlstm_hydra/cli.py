@@ -8,6 +8,7 @@ Of several processes all have the same one. What does not train ends with 143 wh
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -16,11 +17,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import hydra
-from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import env_override
 from hydra.errors import SearchPathException
@@ -29,24 +28,30 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
 from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.errors import has_started
 from xlstm_hydra.hydra import (
     REFUSED,
     UNREADABLE,
     VERSION_BASE,
+    callbacks_of,
     check_basic_sweep,
     check_engines,
     check_idle_engines,
+    check_primary,
     expand_from,
     expand_home,
     explain,
     file_problems,
+    is_sweep,
     overrides_first,
     overrides_of_other,
     own_options,
+    package_problem,
     quote_texts,
+    search_path,
+    unknown_engine,
     unset_variable,
 )
 from xlstm_hydra.job import distributed_of, refuse_for_all, run_alone, run_task
@@ -55,17 +60,21 @@ from xlstm_hydra.preemption import watched
 
 CONFIG_NAME = "config"
 
+REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
+"""Groups of which a run needs an option."""
+
 _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 """Packages whose `ValueError` is about what the user has typed."""
 
 
 def main() -> None:
     """Entry point of the console command."""
-    with command("xlstm-hydra"), _unset_variable_explained(), _refusals_explained():
+    with command("xlstm-hydra"), _refusals_explained():
         if "--version" in sys.argv[1:]:
             print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
             return
         sys.argv[1:] = expand_home(sys.argv[1:])
+        check_primary(get_args_parser().parse_known_intermixed_args()[0], CONFIG_NAME)
         find_own_modules(named_folders(sys.argv[1:]))
         resumed = _resumed_place(sys.argv[1:])
         check_engines(sys.argv[1:])
@@ -76,6 +85,7 @@ def main() -> None:
         app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)
         with own_options():
             if _shows(args):
+                _check_package(args)
                 with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises what it would print
                     app()
                 if args.cfg in ("job", "all"):
@@ -86,21 +96,22 @@ def main() -> None:
 
 
 def _refuse_removed(overrides: list[str]) -> None:
-    """Reject an override that removes a group without which Hydra fails."""
-    problems = [
-        Problem.about(text, "is required by Hydra", f"To choose another option of it, write {text[1:]}=OPTION.")
-        for text in overrides
-        if text.startswith("~hydra/")
-    ]
+    """Reject an override that removes a group without which Hydra fails, or a run has other values than those shown."""
+    problems = []
+    for text in overrides:
+        key = text.removeprefix("~").partition("=")[0]
+        if text.startswith("~") and (key in REQUIRED or key.startswith("hydra/")):
+            rule = "the group is required" if key in REQUIRED else "is required by Hydra"
+            problems.append(Problem.about(text, rule, f"To choose another option of it, write {key}=OPTION."))
     if problems:
         raise ConfigError(problems)
 
 
 def _run(args: Any, resumed: str | None) -> None:
     """Compose once, and start a run or a sweep. Hydra's own `main` would compose a first time to see which it is."""
-    own = Hydra.create_main_hydra2("xlstm-hydra", _search_path(args))
+    own = Hydra.create_main_hydra2("xlstm-hydra", search_path(args))
     try:
-        if _is_sweep(args):
+        if is_sweep(args):
             check_basic_sweep(args.overrides)
             with watched():
                 own.multirun(args.config_name or CONFIG_NAME, run_task, _in_mode(args.overrides, RunMode.MULTIRUN))
@@ -109,7 +120,7 @@ def _run(args: Any, resumed: str | None) -> None:
         if (number := _process_number(cfg)) > 0:  # it leaves no folder and no log
             quiet = overrides_of_other(number, cfg.hydra.runtime.choices.get("hydra/job_logging"))
             cfg = _compose(own, args, [*args.overrides, "hydra.run.dir=.", *quiet])
-        run_alone(cfg, HydraContext(config_loader=own.config_loader, callbacks=Callbacks(cfg)), resumed)
+        run_alone(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks_of(cfg)), resumed)
     finally:
         GlobalHydra.instance().clear()
 
@@ -142,22 +153,11 @@ def _refusals_explained() -> Iterator[None]:
     """Make one message of what Hydra rejects while it composes."""
     try:
         yield
-    except UNREADABLE as error:
+    except Exception as error:
         if (found := _explained(error)) is None:
             raise
         found.__cause__ = error
         refuse_for_all(found, _typed_distributed())
-
-
-@contextmanager
-def _unset_variable_explained() -> Iterator[None]:
-    """Make one message of an environment variable that is to be copied and is not set, which Hydra does not catch."""
-    try:
-        yield
-    except KeyError as error:
-        if (problem := unset_variable(error)) is None:
-            raise
-        raise ConfigError([problem]) from error
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -192,7 +192,7 @@ def _typed_distributed() -> DistributedConfig | None:
     """What was typed of `distributed`, where the rest of the command line does not compose."""
     args = get_args_parser().parse_intermixed_args()
     typed = [text for text in args.overrides if text.startswith("distributed")]
-    if _is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):
+    if is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):
         return None
     try:
         return distributed_of(_loader(args).load_configuration(CONFIG_NAME, typed, RunMode.RUN))
@@ -206,11 +206,28 @@ def _explained(error: Exception) -> ConfigError | None:
         return None
     if isinstance(error, SearchPathException):
         return ConfigError([Problem({}, str(error))])
+    if problem := unset_variable(error) or unknown_engine(error):
+        return ConfigError([problem])
+    if not isinstance(error, UNREADABLE):
+        return None
     args = get_args_parser().parse_intermixed_args()
     name = args.config_name or CONFIG_NAME
     if not _is_refusal(error) and not file_problems(_loader(args), name, args.overrides):
         return None
-    return ConfigError(explain(error, _loader(args), name, args.overrides, sweep=_is_sweep(args)))
+    return ConfigError(explain(error, _loader(args), name, args.overrides, sweep=is_sweep(args)))
+
+
+def _check_package(args: Any) -> None:
+    """Make sure that the part of the config exists that is to be printed.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if args.cfg is None or args.package in (None, "_global_"):
+        return
+    cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
+    if problem := package_problem(args.package, cfg, args.cfg):
+        raise ConfigError([problem])
 
 
 def _check_files(args: Any) -> None:
@@ -225,24 +242,10 @@ def _check_files(args: Any) -> None:
 
 def _loader(args: Any) -> ConfigLoaderImpl:
     """What Hydra composes with, given these arguments."""
-    return ConfigLoaderImpl(_search_path(args))
-
-
-def _search_path(args: Any) -> ConfigSearchPath:
-    search_path = create_automatic_config_search_path(__file__, None, args.config_path)
-    if args.config_dir is not None:
-        folder = os.path.abspath(args.config_dir)
-        if not os.path.isdir(folder):
-            raise SearchPathException(f"Additional config directory '{folder}' not found")
-        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    return search_path
+    return ConfigLoaderImpl(search_path(args))
 
 
 def _primary_search_path(args: Any) -> list[str]:
     """The `hydra.searchpath` of the primary config."""
     primary = _loader(args).repository.load_config(args.config_name or CONFIG_NAME)
     return list(OmegaConf.select(primary.config, "hydra.searchpath") or ()) if primary else []
-
-
-def _is_sweep(args: Any) -> bool:
-    return args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)

@@ -71,6 +71,11 @@ def message_of(error: BaseException) -> str | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of a message, without its full stop; of an error without one, its kind."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
 def status_of(error: BaseException) -> int:
     """Return the exit status of an error: 2 if the config is wrong, 1 otherwise."""
     return 2 if isinstance(error, ConfigError) else 1

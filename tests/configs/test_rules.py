@@ -5,6 +5,7 @@ import pytest
 from xlstm_hydra.configs import (
     AdamWConfig,
     CheckpointConfig,
+    ConfigDict,
     ConfigError,
     ConstantConfig,
     CosineConfig,
@@ -451,7 +452,7 @@ BETWEEN = [
         {"config": SubModelConfig},
         "its config SubModelConfig needs a field vocab_size: the data takes its shape from it",
     ),
-    ({"config": LoggerConfig}, "needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not Logger"),
+    ({"config": ConfigDict}, "needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not Config"),
 ]
 
 
@@ -461,10 +462,19 @@ def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, wor
     assert any(words in text for text in problems), problems
 
 
-@pytest.mark.parametrize("model_class", [None, 3], ids=str)
+@pytest.mark.parametrize("model_class", [None, 3, "", "a b", "a..B", "a.B()"], ids=repr)
 def test_a_model_class_that_is_no_class_is_refused(model_class):
     text = "model_class: expected a class or its dotted path, got "
     assert any(problem.startswith(text) for problem in broken(ModelConfig, model_class=model_class))
+
+
+@pytest.mark.parametrize(
+    "other", [ParallelConfig(), AdamWConfig(), LoggerConfig()], ids=lambda other: type(other).__name__
+)
+def test_the_config_of_another_group_is_not_that_of_a_model(other):
+    text = f"model_config: must be the config of a model, not a {type(other).__name__}. A config of your own is a "
+    [problem] = broken(ModelConfig, model_class="a.B", model_config=other)
+    assert problem.startswith(text)
 
 
 def test_without_mlstm_blocks_the_rules_of_the_mlstm_do_not_apply():

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
-from xlstm_hydra.configs import ConfigDict, ConfigError, TrainerConfig
+from xlstm_hydra.configs import AdamWConfig, ConfigDict, ConfigError, TrainerConfig
 from xlstm_hydra.hydra import SweepLoader, load
 from xlstm_hydra.hydra._schema import structured
 
@@ -69,7 +69,7 @@ def test_a_list_of_integers_takes_them(compose):
         lambda value: TrainerConfig(max_steps=value),
         lambda value: ConfigDict.from_dict(TrainerConfig, {"max_steps": value}),
         lambda value: ConfigDict.from_dict(TrainerConfig, {"max_steps": str(value)}),
-        lambda value: load({"model": {"_target_": "x", "model_class": "a.B"}, "trainer": {"max_steps": value}}),
+        lambda value: load({"model": {"model_class": "a.B"}, "trainer": {"max_steps": value}}),
     ],
     ids=["Python", "from_dict", "text in from_dict", "load"],
 )
@@ -80,9 +80,28 @@ def test_every_other_reader_takes_one_too(read):
         assert "max_steps" not in str(error)
     with pytest.raises(ConfigError, match=r"max_steps: expected int, got '?1\.5"):
         read(1.5)
+    with pytest.raises(ConfigError, match=r"max_steps: expected int, got '?1e\+30"):
+        read(1e30)
 
 
-@pytest.mark.parametrize("value", ["1.5", "inf", "nan", "true", "null", "x", "'1.5'", "[1]", "1e400", "-1e400"])
+@pytest.mark.parametrize("value", ["'0.1'", "'1e-3'", "9007199254740993", "true", "x"])
+def test_what_is_no_float_is_refused_as_in_python(value):
+    done = run_command(f"optimizer.lr={value}")
+    assert done.status == 2 and done.err.startswith("xlstm-hydra: optimizer.lr: expected float, got ")
+    with pytest.raises(ConfigError, match="lr: expected float"):
+        AdamWConfig(lr=OmegaConf.create(f"a: {value}").a)
+
+
+def test_text_of_an_environment_variable_is_read_as_a_number(compose, monkeypatch):
+    monkeypatch.setenv("NUMBER", "5")
+    run = load(compose("trainer.seed=${oc.env:NUMBER}", "optimizer.lr=${oc.env:NUMBER}"))
+    assert (run.trainer.seed, run.optimizer.lr) == (5, 5.0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1.5", "inf", "nan", "true", "null", "x", "'1.5'", "[1]", "1e400", "-1e400", "1e30", "9007199254740992.0", "'5'"],
+)
 def test_what_is_no_integer_is_refused_as_before(value):
     done = run_command(f"trainer.max_steps={value}")
     assert done.status == 2 and "trainer.max_steps: expected int, got " in done.err and done.err.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -31,8 +32,8 @@ def problems(cfg):
 
 
 def change(cfg, override):
-    key, _, value = override.partition("=")
-    OmegaConf.update(cfg, key, value.strip("[]").split(",") if value.startswith("[") else value)
+    parsed = OverridesParser.create().parse_override(override)
+    OmegaConf.update(cfg, parsed.key_or_group, parsed.value())
 
 
 @pytest.fixture(scope="module")

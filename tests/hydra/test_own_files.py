@@ -52,7 +52,25 @@ MISTAKES = {
     "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got keys and values."),
     "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or o"),
     "two options": ("defaults: [override /optimizer: [sgd, adamw]]", "line 2: optimizer: expected one option, got ['s"),
-    "chosen twice": ("defaults: [/optimizer: sgd]", "defaults: Multiple values for optimizer."),
+    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: an option of the group is chosen already. "),
+    "optional and chosen twice": ("defaults:\n  - optional /model: x", "line 3: model: an option of the group is ch"),
+    "override without a slash": (
+        "defaults:\n  - override optimizer: sgd",
+        "line 3: override optimizer: there is no group experiment/optimizer to override. Write `override /optimizer: ",
+    ),
+    "group without a slash": (
+        "defaults:\n  - optimizer: sgd",
+        "line 3: experiment/optimizer='sgd': there is no such group. Write `/optimizer: sgd`: without the slash, a ",
+    ),
+    "override at a package": (
+        "defaults:\n  - override /model@foo: tiny",
+        "line 3: override /model@foo: the config has no model at foo. Write `override /model: tiny`.",
+    ),
+    "two _self_": ("defaults:\n  - _self_\n  - other\n  - _self_", "line 5, column 5: _self_ is there already, on l"),
+    "misspelt keyword": ("defaults:\n  - overide /model: llama_7b", "column 5: 'overide' before /model is neither "),
+    "interpolation in it": ("defaults:\n  - override /model: ${nope}", "line 3: defaults: ${nope} refers to no group "),
+    "interpolation of Hydra's": ("hydra:\n  run:\n    dir: a/${nope}", "line 4: hydra.run.dir='a/${nope}': refers to"),
+    "search path": ("hydra:\n  searchpath: [x]", "line 3: hydra.searchpath: can be set in a primary config only. Use"),
     "circle": ("defaults: [mine]", "defaults: the file includes itself: experiment/mine -> experiment/mine"),
 }  # fmt: skip
 
@@ -130,6 +148,19 @@ def test_all_mistakes_of_a_file_and_of_the_command_line_are_reported_at_once(fol
 def test_mistakes_in_the_text_of_a_file_do_not_hide_each_other(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "a: {b: 1, b: 2}\nc: ${x\nd: !e 3\ndefaults: f\n")
     assert "4 problems:" in run_command("--config-dir=conf", "experiment=mine").err
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["hydra.run.dir=b/${nope}"], ["-m", "trainer.seed=1,2"]], ids=["a run", "typed too", "a sweep"]
+)
+def test_an_interpolation_in_a_value_of_hydras_is_located_where_it_is(folder, flags):
+    write(folder / "experiment" / "mine.yaml", HEADER + "hydra:\n  run: {dir: 'a/${nope}'}\n  sweep: {dir: '${x:}'}\n")
+    done = run_command("--config-dir=conf", "experiment=mine", *flags)
+    assert done.status == 2
+    assert "conf/experiment/mine.yaml, line 4: hydra.sweep.dir='${x:}': there is no resolver x" in done.err
+    typed = "hydra.run.dir='b/${nope}': refers to a key that does not exist: nope"
+    given = "conf/experiment/mine.yaml, line 3: hydra.run.dir='a/${nope}': refers to a key that does not exist: nope"
+    assert (given in done.err, f" {typed}" in done.err) == (("hydra.run.dir=b/${nope}" not in flags), len(flags) == 1)
 
 
 def test_a_wrong_value_of_a_file_is_not_also_called_missing(folder):

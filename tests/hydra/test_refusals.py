@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import expand_home, quote_texts
 from xlstm_hydra.hydra._explain import _composer
-from xlstm_hydra.hydra._refusals import first_line, whole
+from xlstm_hydra.hydra._interpolations import whole
 from xlstm_hydra.hydra._unreadable import unreadable
 
 LINES = [
@@ -31,6 +32,7 @@ LINES = [
     ("zzz=3", "zzz: no such key. Known: task, model, parallel, data, optimizer, scheduler, trainer, checkpoint, "),
     ("optimizer=sgd optimizer.beta1=0.9", "optimizer.beta1: no such key. optimizer=adamw or optimizer=lion has it."),
     ("data.path=x", "data.path: no such key. data=text has it."),
+    ("data.pth=x", "data.pth: no such key. Did you mean data.path? data=text has it."),
     ("parallel.headroom=0.2", "parallel.headroom: no such key. parallel=auto has it."),
     ("model.head_dim=64", "model.head_dim: no such key. model=llama_165m, model=llama_1_3b or model=llama_7b has it."),
     ("optimizer.zzz=1", "optimizer.zzz: no such key. Known: name, lr, grad_clip_norm, "),
@@ -101,6 +103,8 @@ LINES = [
     ("--trainer.max_steps 3", "--trainer.max_steps: no such flag. Write trainer.max_steps=..., without dashes."),
     ("--mulirun parallel=dp,tp", "--mulirun: no such flag. Did you mean --multirun?"),
     ("parallel=dp,fsdp", "parallel=dp,fsdp: several values for one run. Add -m to run one job for each."),
+    ("trainer.seed=1,2", "Add -m to run one job for each.\n"),
+    ("data.path=a,b", """Add -m to run one job for each, or write 'data.path="a,b"' for one text.\n"""),
     ("parallel.remat=A,B", "parallel.remat=A,B: several values for one run. Add -m to run one job for each, or write "
                            "parallel.remat=[A,B] for a list."),
     ("parallel=null", "parallel=null: must be the name of an option"),
@@ -133,6 +137,8 @@ LINES = [
     ("-m hydra.sweep.dir=${nope:3} trainer.seed=1,2", "hydra.sweep.dir='${nope:3}': there is no resolver nope. Known"),
     ("hydra.verbose=3", "hydra.verbose: expected true, false, the name of a logger or a list of names, got 3"),
     ("-m hydra.verbose=3", "hydra.verbose: expected true, false, the name of a logger or a list of names, got 3"),
+    ("-m trainer.seed=[range(0,2e9)]", "trainer.seed=[range(0,2e9)]: several values cannot be an element of a list. "),
+    ("trainer.seed=[range(0,3)]", "trainer.seed=[range(0,3)]: several values cannot be an element of a list. Write"),
     # sweeps that are too large
     ("-m trainer.seed=range(0,2000000000)", "hydra.sweeper.max_jobs=10000: the sweep has 2,000,000,000 jobs, one for "
                                             "each value of trainer.seed. Sweep fewer values, or set hydra.sweeper.m"),
@@ -142,17 +148,13 @@ LINES = [
     ("-m trainer.seed=range(0,-2000000000,-1)", "the sweep has 2,000,000,000 jobs"),
     ("-m trainer.seed=shuffle(range(0,2000000000))", "the sweep has 2,000,000,000 jobs"),
     ("-m trainer.seed=tag(a,sort(range(0,2000000000),reverse=true))", "the sweep has 2,000,000,000 jobs"),
-    ("-m hydra.sweeper.num_samples=2000000000 optimizer.lr=interval(0,1)", "one for each value of hydra.sweeper.num_"),
+    ("-m hydra.sweeper.num_samples=2000000000 optimizer.lr=interval(0,1)", "jobs, as many as hydra.sweeper.num_sa"),
     ("-m hydra/sweeper=basic trainer.seed=range(0,2000000000)", "or use hydra/sweeper=xlstm, whose limit is hydra.swe"),
     ("-m hydra.sweeper.max_jobs=2 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=2: the sweep has 3 jobs"),
     ("-m hydra.sweeper.max_jobs=0 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=0: must be 1 or more"),
     ("-m trainer.seed=range(0,inf)", "the start, the stop and the step of a range must be finite"),
-    # where configs come from
-    ("--config-name=nope", "Cannot find primary config 'nope'."),
-    ("--config-dir=/nope", "Additional config directory '/nope' not found"),
-    ("--config-path=/nope", "Primary config directory not found. Check that the config directory '/nope' exists"),
     # what composes and breaks a rule
-    ("~model", "model: missing. Choose one, for example model=tiny."),
+    ("~model", "~model: the group is required. To choose another option of it, write model=OPTION."),
     ("data=text", "data.path: missing. Write data.path=..."),
     ("optimizer.lr=${nope.x}", "optimizer.lr='${nope.x}': refers to a key that does not exist: nope.x"),
     ("model.num_heads=3", "model.num_heads must divide the width 64 that model.qk_dim_factor gives and the width 128 "

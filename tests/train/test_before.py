@@ -1,6 +1,7 @@
 """What a run is told before it starts, and what stands beside that when it ends."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,8 +14,9 @@ from tiny import LAYOUTS, tiny_run
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import load_device
+from xlstm_hydra.inference import _start
 from xlstm_hydra.plan import _too_large
-from xlstm_hydra.train import _here, _plan, build_program, train
+from xlstm_hydra.train import _here, _loop, _plan, build_program, train
 from xlstm_hydra.train._cache import Programs
 from xlstm_hydra.train._here import device_here
 from xlstm_hydra.train._plan import RunPlan, plan_program
@@ -65,6 +67,23 @@ def test_a_refused_run_leaves_the_config_that_stands_in_its_folder(tmp_path, mon
     (tmp_path / "config.yaml").write_text("what was trained here")
     assert run_command(f"hydra.run.dir={tmp_path}").status == 2
     assert (tmp_path / "config.yaml").read_text() == "what was trained here"
+
+
+@pytest.mark.parametrize("task", ["task=train", "task=evaluate task.checkpoint=somewhere"], ids=["train", "evaluate"])
+@pytest.mark.parametrize(
+    "path, words", [("nope", "no files found"), ("empty", "no files found"), ("fifo", "is a FIFO")]
+)
+def test_missing_data_is_reported_before_a_device_starts_and_leaves_nothing(task, path, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    for module in (_loop, _start):
+        monkeypatch.setattr(module, "start_devices", None)
+    monkeypatch.setattr(_start, "find_checkpoint", lambda *_: tmp_path)
+    done = run_command("data=text", f"data.path={path}", "model=tiny", *task.split())
+    assert done.status == 2
+    assert done.err.startswith(f"xlstm-hydra: data.path='{path}': {words}")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "fifo"]
 
 
 # ---- the devices

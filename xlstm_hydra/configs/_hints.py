@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ._problems import Problem, Unread, nearest, show
+from ._problems import Missing, Problem, Unread, nearest, show
 
 TAG = "_type_"
 """The key that tells the type of a value where its annotation does not."""
@@ -122,7 +122,7 @@ def variant(declared: Any, data: Mapping[Any, Any]) -> tuple[Any, list[Problem]]
             return names[name], []
         if "name" in data:
             return None, [Unread({"name": name}, "not a known value", nearest(str(name), names), whole=True)]
-        return None, [replace(Unread.about("name", "missing", f"Known: {', '.join(names)}."), whole=True)]
+        return None, [replace(Missing.about("name", "missing", f"Known: {', '.join(names)}."), whole=True)]
     if data and family and not hints(declared):
         text = f"which {declared.__name__} this is, is not said"
         return None, [Unread.about("", text, f"Add {TAG} with the dotted path of its class.")]

@@ -92,6 +92,14 @@ class UnknownField(Problem):
     """A field that a class does not have, which a lenient reading lets pass."""
 
 
+class UnknownGroup(UnknownField):
+    """A group that a run does not have."""
+
+
+class UnknownKey(Problem):
+    """A key that a composed config does not have."""
+
+
 def placed(problems: Iterable[Problem], keys: Iterable[str]) -> list[Problem]:
     """The problems, where an unknown field that has no counterpart beside it is given the key elsewhere that has its
     name or meaning.
@@ -124,6 +132,10 @@ class Unread(Problem):
         """True if a rule about this key, as the user types it, follows from what could not be read."""
         own = [name.rpartition(".")[0] if self.whole else name for name in self.keys]
         return any(not name or _is_below(key, name) or _is_below(name, key) for name in own)
+
+
+class Missing(Unread):
+    """A value that is required and not given."""
 
 
 def _is_below(key: str, other: str) -> bool:

@@ -16,6 +16,9 @@ from ._reprs import class_in
 
 _DTYPE_MODULES = ("", "numpy", "np", "jax.numpy", "jnp", "ml_dtypes", "jax._src.numpy.scalar_types")
 
+_EXACT = 2**53
+"""Integral floats from here on stand for several integers."""
+
 _PLAIN = {type(None), bool, int, float, str, list, dict, tuple}
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
@@ -107,7 +110,7 @@ def _read_int(data: Any, flags: Flags) -> Any:
     if isinstance(data, str) and flags.converts:
         whole = _convert(int, data)
         data = _convert(float, data) if whole is MISSING else whole
-    is_integral = isinstance(data, int) or (isinstance(data, float) and data.is_integer())
+    is_integral = isinstance(data, int) or (isinstance(data, float) and data.is_integer() and abs(data) < _EXACT)
     return int(data) if is_integral else MISSING
 
 

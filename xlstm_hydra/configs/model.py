@@ -75,10 +75,13 @@ class ModelConfig(ConfigDict):
     """The config that `model_class` takes as `config`. null: the class takes none."""
 
     def rules(self) -> Iterator[Problem]:
-        """The model class is one, or the dotted path of one."""
-        if not isinstance(self.model_class, str | type):
+        """The model class is one, or the dotted path of one, and its config is not that of another group."""
+        if not isinstance(self.model_class, type) and not _is_path(self.model_class):
             text = f"expected a class or its dotted path, got {show(self.model_class)}"
             yield Problem.about("model_class", text, "For example my_package.MyModel.")
+        if _is_of_another_group(self.model_config):
+            text = f"must be the config of a model, not a {type(self.model_config).__name__}"
+            yield Problem.about("model_config", text, "A config of your own is a subclass of SubModelConfig.")
 
     def class_path(self) -> str:
         """The dotted path of the model class."""
@@ -101,3 +104,15 @@ class ModelConfig(ConfigDict):
         from xlstm_hydra.metadata import read_model  # the one door upwards, which the published interface asks for
 
         return read_model(metadata_content)
+
+
+def _is_path(text: Any) -> bool:
+    """True for names joined by dots, also those of a class that a function has defined."""
+    return isinstance(text, str) and all(part.isidentifier() or part == "<locals>" for part in text.split("."))
+
+
+def _is_of_another_group(config: Any) -> bool:
+    """True for the config of one of our groups that is not a model."""
+    package = __name__.rpartition(".")[0]
+    own = [base for base in type(config).__mro__ if base.__module__.startswith(f"{package}.")]
+    return not isinstance(config, SubModelConfig) and any(base is not ConfigDict for base in own)

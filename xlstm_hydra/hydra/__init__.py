@@ -3,6 +3,7 @@
 from xlstm_hydra._conf_dir import conf_dir as conf_dir
 
 from ._arguments import expand_from as expand_from
+from ._arguments import is_sweep as is_sweep
 from ._arguments import overrides_first as overrides_first
 from ._compose import SweepLoader as SweepLoader
 from ._composer import Point as Point
@@ -17,8 +18,12 @@ from ._engines import require_engine as require_engine
 from ._explain import explain as explain
 from ._explain import file_problems as file_problems
 from ._explain import located as located
+from ._explain import package_problem as package_problem
 from ._from_checkpoint import recorded_origin as recorded_origin
 from ._from_checkpoint import without_idle as without_idle
+from ._hydra_part import callbacks_of as callbacks_of
+from ._hydra_part import hydra_rules as hydra_rules
+from ._hydra_part import unknown_engine as unknown_engine
 from ._lenient import UNREADABLE as UNREADABLE
 from ._load import load as load
 from ._load import make_model_config as make_model_config
@@ -39,6 +44,8 @@ from ._refusals import interval_types as interval_types
 from ._refusals import unset_variable as unset_variable
 from ._register import own_options as own_options
 from ._register import register as register
+from ._search_path import check_primary as check_primary
+from ._search_path import search_path as search_path
 from ._split import first_point as first_point
 from ._split import split as split
 from ._sweeper import OnInvalid as OnInvalid

@@ -15,17 +15,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import _near as near_name
+from xlstm_hydra.configs._problems import show
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
 
 from ._quote import as_override
 from ._refusals import REFUSED
+from ._search_path import SEARCH_PATH, source_problems
 
 FLAG = "--from"
 RESUME = "resume"
 TRUST = "--trust"
-SEARCH_PATH = "hydra.searchpath"
 SIMULATED = "trainer.simulated_devices"
-_SCHEME = "ckpt://"
 _TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*")
 _PLACE = "from@_global_"
 """Where the primary config has its place for `from`: before the recipes, which may change what it gives."""
@@ -51,22 +51,20 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     key, place, rest = _take_place(list(arguments))
     _check_flags(rest)
     if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
+        _refuse_options_of_no_run(rest)
         return rest
-    from ._from_checkpoint import NAME, SavedOptions  # 20 ms, not for other commands
-
     args = get_args_parser().parse_intermixed_args(rest)
     typed = [text for text in args.overrides if text.startswith(f"{SEARCH_PATH}=")]
     sources = _sources(typed[0]) if typed else None
-    for source in sources or []:
-        if source.startswith(_SCHEME):
-            SavedOptions(source.removeprefix(_SCHEME), SEARCH_PATH)
-        elif (source.startswith("file://") or "://" not in source) and not Path(
-            source.removeprefix("file://")
-        ).is_dir():
-            where = f"The current folder is {os.getcwd()}."
-            raise ConfigError([Problem({SEARCH_PATH: source}, "the folder does not exist", where)])
+    if problems := [*source_problems(sources or [])]:
+        raise ConfigError(problems)
     if place is None:
         return rest
+    if key == RESUME and is_sweep(args):
+        fix = f"Remove -m, or write --from {place} for new runs with its config. resume_sweep=DIR continues a sweep."
+        raise ConfigError([Problem({RESUME: place}, "continues one run, and a sweep starts several", fix)])
+    from ._from_checkpoint import NAME, SavedOptions  # 20 ms, not for other commands
+
     saved = SavedOptions(place, key)
     for note in saved.notes:
         print(printable(f"xlstm-hydra: {key} {place}: {note}"), file=sys.stderr)
@@ -80,6 +78,20 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         refuse_to_continue(saved.writer, place, key)
         continued = _continued(saved.checkpoint, others)
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
+
+
+def _refuse_options_of_no_run(arguments: list[str]) -> None:
+    """Reject the option of a saved run where none is named, nor a folder that may have an option `from`."""
+    if any(text.startswith(("--config-", "-cd", "-cp", "-cn")) for text in arguments):
+        return
+    chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", _PLACE)]
+    problems = []
+    for text in chosen:
+        step = "".join(text.partition("@")[1:])
+        fix = f"Write {FLAG} RUN{step if step[1:].isdigit() else ''}, such as {FLAG} outputs/my_run."
+        problems.append(Problem.about(text, "chooses an option of a saved run, and no run is named", fix))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _take_place(arguments: list[str]) -> tuple[str, str | None, list[str]]:
@@ -157,19 +169,34 @@ def _planned(others: list[str]) -> list[str]:
     return [f"{SIMULATED}=null"] if is_left else []
 
 
-def _sources(override: str) -> list[str] | None:
-    """The list that was typed; None where it is no list, which Hydra tells."""
+def _sources(override: str) -> list[Any] | None:
+    """Return the list that was typed; None for null, and for what Hydra reports.
+
+    Raises:
+        ConfigError: it is another value.
+    """
     try:
-        value = OverridesParser.create().parse_override(override).value()
+        parsed = OverridesParser.create().parse_override(override)
+        value = parsed.value()
     except REFUSED:
         return None
-    return [str(item) for item in value] if isinstance(value, list) else None
+    if value is None or isinstance(value, list):
+        return value
+    if parsed.is_sweep_override():
+        raise ConfigError([Problem.about(override, "the jobs of a sweep have the same search path", "Write one list.")])
+    rule, fix = f"expected a list of folders, got {show(value)}", f"Write {SEARCH_PATH}=[{value}]."
+    raise ConfigError([Problem.about(SEARCH_PATH, rule, fix)])
 
 
 def _in_place(text: str) -> str:
     """A choice of `from`, such as of another step, moved to its place."""
     key, equals, value = text.partition("=")
     return f"{_PLACE}={value}" if equals and key in ("from", "+from") else text
+
+
+def is_sweep(args: Any) -> bool:
+    """True if the parsed arguments ask for a sweep."""
+    return args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
 
 
 def overrides_first(arguments: Sequence[str]) -> list[str]:

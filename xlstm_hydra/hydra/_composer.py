@@ -12,19 +12,22 @@ from typing import Any, NamedTuple, cast
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf, ValueNode, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigError, Problem, RunConfig
-from xlstm_hydra.configs._problems import independent, show
+from xlstm_hydra.configs._problems import UnknownKey, independent, show
 
 from ._copy import copy_config
+from ._hydra_part import callback_problems
+from ._interpolations import unresolved
 from ._lenient import UNREADABLE
 from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import NO_SUCH_KEY, REFUSED, refused, several_values, unresolved, wrong_value
+from ._refusals import REFUSED, refused, wrong_value
+from ._several_values import several_values
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 
@@ -80,9 +83,11 @@ class Composer:
         overrides: Sequence[str],
         more: Callable[[RunConfig], Iterable[Problem]] = lambda _: (),
         unread: Collection[str] = (),
+        leniently: bool = False,
     ) -> Point:
         """One point; where nothing is wrong with it, what `more` finds counts as refused. `unread` are keys of other
-        overrides on its command line, which could not be read."""
+        overrides on its command line, which could not be read. `leniently`: look for mistakes in files of the user's
+        also where nothing else is wrong."""
         readable, unreadable, own = self.readable(overrides)
         several = [override for override in readable if override.is_sweep_override()]
         unreadable += map(several_values, several)
@@ -91,7 +96,7 @@ class Composer:
         values = [override for override in single if not _may_choose(override)]
         wrong = {*unread, *own} | {override.key_or_group for override in several}
         run, task, refused, broken = self.checked(self.base(choices), values, wrong)
-        if (refused or broken) and self.may_have_files(choices):
+        if (leniently or refused or broken) and self.may_have_files(choices):
             run, task, refused, broken = self.checked(self.base(choices, leniently=True), values, wrong)
         refused = [*unreadable, *refused]
         if not refused and not broken:
@@ -111,7 +116,7 @@ class Composer:
         wrong = {*wrong, *found, *(base.composed.wrong if base.composed else ())}
         broken = [problem for problem in independent(broken, refused) if not _is_lost(problem, base, wrong)]
         if base.composed is not None:
-            typed = {override.key_or_group for override in values}
+            typed = {*(override.key_or_group for override in values), *self.hydra_keys(base)}
             broken = [base.composed.locate(problem, typed) for problem in broken]
         return run, OmegaConf.select(cfg, "task.name"), refused, broken
 
@@ -122,6 +127,7 @@ class Composer:
         if not isinstance(verbose, bool | str | list):
             rule = f"expected true, false, the name of a logger or a list of names, got {show(verbose)}"
             yield Problem.about("hydra.verbose", rule)
+        yield from callback_problems(base.job)
         if not base.references:
             return
         whole = copy_config(cfg)
@@ -135,11 +141,16 @@ class Composer:
             except OmegaConfBaseException as error:
                 yield unresolved(key, raw, error, whole)
 
-    def references(self, job: DictConfig) -> dict[str, str]:
-        """Values with interpolations that are typed for Hydra's own part. Points with the same options share them."""
-        typed: Any = OmegaConf.to_container(job.hydra.overrides, resolve=False)
-        keys = [self.parse(text).key_or_group for text in typed["hydra"]]
-        return {key: raw for key in keys if "${" in str(raw := _raw(key, job))}
+    def references(self, base: _Base) -> dict[str, str]:
+        """Values with interpolations in Hydra's own part that are typed or in files of the user's, if those were looked
+        up. Points with the same options share them."""
+        keys = [*self.hydra_keys(base), *(base.composed.hydra_keys() if base.composed else ())]
+        return {key: raw for key in keys if "${" in str(raw := _raw(key, base.job))}
+
+    def hydra_keys(self, base: _Base) -> list[str]:
+        """Return the keys of Hydra's own part that are typed."""
+        typed: Any = OmegaConf.to_container(base.job.hydra.overrides, resolve=False)
+        return [self.parse(text).key_or_group for text in typed["hydra"]]
 
     def may_have_files(self, choices: list[Override]) -> bool:
         """True if files of the user's may be part of the config."""
@@ -170,9 +181,12 @@ class Composer:
             override = self.parse(text)
             if not override.key_or_group:
                 raise ValueError("Hydra takes an empty key")
-            return override
         except REFUSED as error:
             raise ConfigError([unreadable(text, error)]) from None
+        if _holds_sweep(override.value()):
+            fix = "Write out the elements of the list."
+            raise ConfigError([Problem.about(text, "several values cannot be an element of a list", fix)])
+        return override
 
     def is_readable(self, text: str) -> bool:
         """True if an argument is an override."""
@@ -191,7 +205,7 @@ class Composer:
             except UNREADABLE:
                 found = None
             found = found or self.one_by_one(choices)
-            self.bases[key] = found._replace(references=self.references(found.job))
+            self.bases[key] = found._replace(references=self.references(found))
         return self.bases[key]
 
     def one_by_one(self, choices: list[Override]) -> _Base:
@@ -226,6 +240,12 @@ class Composer:
         return cfg, problems
 
 
+def _holds_sweep(value: Any) -> bool:
+    """True for a list or dictionary with a range, a choice or an interval in it, which Hydra reads and cannot use."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(item, Sweep) or _holds_sweep(item) for item in items)
+
+
 def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:
     """A config without Hydra's own part, and that part as of its first job."""
     cfg = copy_config(composed)
@@ -240,7 +260,7 @@ def _raw(key: str, cfg: DictConfig) -> Any:
     """A value as it stands there; None if it is keys and values."""
     path, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, path, throw_on_resolution_failure=False)
-    node: Any = parent._get_node(name) if isinstance(parent, DictConfig) else None
+    node: Any = parent._get_node(name) if isinstance(parent, DictConfig) and name in parent.keys() else None
     return node._value() if isinstance(node, ValueNode) else None
 
 
@@ -275,7 +295,7 @@ def _is_lost(problem: Problem, base: _Base, wrong: Collection[str]) -> bool:
         return True
     has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
     is_below = any(key == one or key.startswith(f"{one}.") for key in problem.keys for one in (*base.lost, *wrong))
-    return is_below or (has_lost_recipe and problem.rule == NO_SUCH_KEY)
+    return is_below or (has_lost_recipe and isinstance(problem, UnknownKey))
 
 
 @contextmanager

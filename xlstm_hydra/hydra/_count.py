@@ -15,7 +15,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from ._refusals import REFUSED
 from ._sweeper import SweeperConfig
 
-MAX_JOBS = "hydra.sweeper.max_jobs"
+MAX_JOBS, NUM_SAMPLES = "hydra.sweeper.max_jobs", "hydra.sweeper.num_samples"
 
 
 def num_values(override: Override) -> int:
@@ -60,12 +60,15 @@ def check_size(overrides: Iterable[Override], num_samples: int | None, max_jobs:
     counts = {override.get_key_element(): num_values(override) for override in overrides}
     factors = {key: count for key, count in counts.items() if count != 1}
     if num_samples is not None:
-        factors["hydra.sweeper.num_samples"] = num_samples
+        factors[NUM_SAMPLES] = num_samples
     number = math.prod(factors.values())
     if max_jobs is None or number <= max_jobs:
         return
     of_each = " * ".join(f"{_shown(count)} ({key})" for key, count in factors.items())
-    detail = f" = {of_each}" if len(factors) > 1 else f", one for each value of {', '.join(factors)}"
+    one_for = f", one for each value of {', '.join(factors)}"
+    if [*factors] == [NUM_SAMPLES]:
+        one_for = f", as many as {NUM_SAMPLES} draws"
+    detail = f" = {of_each}" if len(factors) > 1 else one_for
     total = f"{_shown(number)} jobs{detail if factors else ''}"
     fix = f"Sweep fewer values, or set {MAX_JOBS} to a larger number (null: no limit)."
     raise ConfigError([Problem({MAX_JOBS: max_jobs}, f"the sweep has {total}", fix)])

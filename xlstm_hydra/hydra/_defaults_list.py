@@ -1,10 +1,96 @@
-"""The options that the entries of a defaults list lead to."""
+"""The entries of defaults lists: the options that they lead to, and why Hydra rejects one."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from hydra.core.default_element import GroupDefault
+
+from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._problems import nearest
+
+_ENTRY = re.compile(r"(Could not override|Invalid Defaults List override|Override) '/?([^' :]+)(?: : |: |'\. )")
+_TWICE = re.compile(r"Multiple values for ([^ ]+)\. To override")
+_INTERPOLATION = re.compile(r"Error resolving interpolation '(.+?)', possible")
+_SEARCH_PATH = re.compile(r"Overriding hydra\.searchpath is only supported")
+"""What Hydra reports of an entry of a defaults list, with its group or value."""
+
+
+class EntryFault(NamedTuple):
+    """What is wrong with an entry of a defaults list."""
+
+    problem: Problem
+    number: int | None = None
+    """The number of the entry; None: not known."""
+    is_misplaced: bool = False
+    """True if the entry only stands at the wrong position."""
+
+
+def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]) -> EntryFault | None:
+    """Return why Hydra rejects an entry; None for other texts.
+
+    Args:
+        text: what Hydra reports.
+        entries: those of the file, with their numbers.
+        groups: the groups that exist.
+    """
+    if _SEARCH_PATH.match(text):
+        rule, fix = (
+            "can be set in a primary config only",
+            "Use --config-dir=DIR, or hydra.searchpath=[DIR] as argument.",
+        )
+        return EntryFault(Problem.about("hydra.searchpath", rule, fix))
+    chosen = [(number, entry) for number, entry in entries if isinstance(entry, GroupDefault)]
+    if match := _INTERPOLATION.match(text):
+        number = next((number for number, entry in chosen if match[1] in str(entry.value)), None)
+        return EntryFault(Problem.about("defaults", f"{match[1]} refers to no group of a defaults list"), number)
+    if match := _TWICE.match(text):
+        found = _entry_of(match[1], chosen, is_override=False)
+        return found and EntryFault(_chosen_twice(found[1]), found[0])
+    match = _ENTRY.match(text)
+    found = _entry_of(match[2], chosen, is_override=True) if match else None
+    if match is None or found is None:
+        return None
+    number, entry = found
+    if match[1] == "Override":
+        problem = Problem.about(f"override {entry.group}", "must come after the others", "Move it to the end.")
+        return EntryFault(problem, number, is_misplaced=True)
+    return EntryFault(_nothing_to_override(entry, groups), number)
+
+
+def outside_group(entry: GroupDefault, groups: Iterable[str]) -> str:
+    """Return how an entry is written that means a group outside of the folder of its file; nothing for others."""
+    if entry.group is not None and entry.group in groups and entry.group != entry.get_group_path():
+        keyword = "override " if entry.is_override() else ""
+        return f"Write `{keyword}/{entry.group}: {entry.value}`: without the slash, a group is below that of its file."
+    return ""
+
+
+def _entry_of(key: str, chosen: list[tuple[int, GroupDefault]], is_override: bool) -> tuple[int, GroupDefault] | None:
+    group = key.partition("@")[0]
+    own = [one for one in chosen if one[1].is_override() == is_override and one[1].get_group_path() == group]
+    return next((one for one in own if key_of(one[1]) == key), own[0] if own else None)
+
+
+def _chosen_twice(entry: GroupDefault) -> Problem:
+    group = entry.get_group_path()
+    return Problem.about(
+        f"/{group}", "an option of the group is chosen already", f"Write `override /{group}: {entry.value}`."
+    )
+
+
+def _nothing_to_override(entry: GroupDefault, groups: list[str]) -> Problem:
+    group = entry.get_group_path()
+    if fix := outside_group(entry, groups):
+        return Problem.about(f"override {entry.group}", f"there is no group {group} to override", fix)
+    if entry.package is not None and group in groups:
+        name = f"override /{group}@{entry.package}"
+        return Problem.about(
+            name, f"the config has no {group} at {entry.package}", f"Write `override /{group}: {entry.value}`."
+        )
+    return Problem.about(f"override /{group}", "there is no such group to override", nearest(group, groups))
 
 
 def paths_of(default: Any) -> list[str]:

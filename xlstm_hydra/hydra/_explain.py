@@ -8,16 +8,18 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import ConfigError, Problem
 
 from ._composer import Composer
 from ._count import MAX_JOBS, typed_limit
+from ._interpolations import whole
 from ._lenient import compose_files
 from ._own_files import Composed, FileProblem, has_search_path, own_sources
 from ._points import by_job
-from ._refusals import REFUSED, whole
+from ._refusals import REFUSED, unknown_key, unset_variable
+from ._several_values import several_for_hydra
 from ._split import first_point, split
 
 
@@ -37,17 +39,26 @@ def explain(
     composer = _composer(config_loader, config_name)
     try:
         if not sweep:
-            problems = composer.check(overrides).problems
+            problems = composer.check(overrides).problems or composer.check(overrides, leniently=True).problems
         else:
             readable, problems, unread = composer.readable(overrides)
+            own = [one for one in readable if one.is_sweep_override() and one.is_hydra_override()]
+            problems += map(several_for_hydra, own)
+            readable = [one for one in readable if one not in own]
             points, too_many = _points_of(readable)
             problems += too_many
             found = [composer.check(point, unread=unread).problems for point in points]
+            if not any(found) and points:
+                problems += composer.check(points[0], unread=unread, leniently=True).problems
             problems += by_job(points, {number: each for number, each in enumerate(found) if each})
     except ConfigError as other:
         problems = other.problems
     except REFUSED as other:  # the primary config itself, or another sweeper's syntax
         problems = [whole(other)]
+    except KeyError as other:
+        if (problem := unset_variable(other)) is None:
+            raise
+        problems = [problem]
     return problems or [whole(error)]
 
 
@@ -101,6 +112,24 @@ def located(error: ConfigError, config_loader: Any, config_name: str | None, ove
         return error
     point = composer.check(overrides)
     return ConfigError(point.problems) if point.problems else error
+
+
+def package_problem(package: str, cfg: DictConfig, kind: str) -> Problem | None:
+    """Return the problem with a part of a config that is to be printed and does not exist.
+
+    Args:
+        package: the part.
+        cfg: the composed config.
+        kind: what is printed: `job`, `hydra` or `all`.
+    """
+    whole = OmegaConf.masked_copy(
+        cfg, [str(key) for key in cfg if kind == "all" or (key == "hydra") == (kind == "hydra")]
+    )
+    if OmegaConf.select(whole, package) is not None:
+        return None
+    key = f"--package={package}"
+    problem = unknown_key(package, whole)
+    return Problem.about(key, problem.rule, problem.fix) if problem else Problem.about(key, "the value is null")
 
 
 def _points_of(overrides: Sequence[Override]) -> tuple[list[list[str]], list[Problem]]:

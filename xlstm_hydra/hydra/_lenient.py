@@ -23,21 +23,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import Problem, RunConfig
-from xlstm_hydra.configs._problems import nearest, show
+from xlstm_hydra.configs._problems import show
+from xlstm_hydra.errors import first_line
 
-from ._defaults_list import circle, key_of, paths_of
+from ._defaults_list import circle, entry_fault, outside_group, paths_of
 from ._engines import not_installed
 from ._header import header_faults, header_problem
 from ._merge import empties, leaves, nested, refusal
 from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
-from ._refusals import REFUSED, first_line, no_such_option, wrong_value
+from ._refusals import REFUSED, no_such_option, wrong_value
 from ._yaml_file import Fault, entry_line, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)
 """What composing raises because of a file: also one that cannot be opened, or that leads back to itself."""
-
-_ENTRY = re.compile(r"(Could not override|Invalid Defaults List override|Override) '/?([^' :]+)(?: : |: |'\. )")
-"""What Hydra says of an entry of a defaults list, and its group."""
 
 _IN_FILE = re.compile(r"^In '?([^':\n]+)'?: (.*)", re.DOTALL)
 
@@ -181,6 +179,8 @@ class _LenientLoader(ConfigLoaderImpl):
                 known = options or self.repo.get_group_options(group)
                 known = [option for option in known if not option.startswith("_")]
                 problem = not_installed(group, name) or no_such_option(group or "defaults", name, known)
+                if not known and (fix := outside_group(default, self.groups())):
+                    problem = Problem({group: name}, "there is no such group", fix)
                 self.note(problem, file, entry_line(file.root, number))
                 self.empty.add(missing)
                 self.lost.add(group)
@@ -190,31 +190,35 @@ class _LenientLoader(ConfigLoaderImpl):
         if (file := self.files.get(option)) is None:
             return
         text = " ".join(text.partition("\n\n")[0].partition("\nAvailable")[0].split())
-        key = match[2] if (match := _ENTRY.match(text)) else ""
-        number = next((number for one, number, found in self.entries() if one is file and key_of(found) == key), None)
-        line = None if number is None else entry_line(file.root, number)
-        if match and number is not None and "@" not in key:
-            if match[1] == "Override":
-                problem = Problem.about(f"override /{key}", "must come after the others", "Move it to the end.")
+        entries = [(number, default) for one, number, default in self.entries() if one is file]
+        fault = entry_fault(text, entries, self.groups())
+        has_header = file.result is None or file.result.header["package"] is not None
+        if fault is None or (fault.number is not None and not has_header and "@" in text):
+            problem = Problem.about("defaults", text.rstrip(".:"))
+            if "override" in text and not has_header:
+                problem = header_problem(file.data, file.group.replace("/", "."), False)
+            self.note(problem, file)
+            self.lose(file)
+        elif fault.number is None:
+            self.note(fault.problem, file, line_of(file.root, fault.problem.keys[0].split(".")))
+            self.lose(file)
+        else:
+            self.note(fault.problem, file, entry_line(file.root, fault.number))
+            if fault.is_misplaced:
                 self.unordered.add(option)
             else:
-                known = sorted({*self.repo.get_group_options("", ObjectType.GROUP)} - {"hydra"})
-                problem = Problem.about(f"override /{key}", "there is no such group to override", nearest(key, known))
-                self.removed.add((option, number))
-            self.note(problem, file, line)
-            return
-        if match and file.result is not None and file.result.header["package"] is None:
-            self.note(header_problem(file.data, file.group.replace("/", "."), False), file)
-        else:
-            self.note(Problem.about("defaults", text.rstrip(".:")), file, line)
-        self.lose(file)
+                self.removed.add((option, fault.number))
+
+    def groups(self) -> list[str]:
+        """Return the groups of a run."""
+        return sorted({*self.repo.get_group_options("", ObjectType.GROUP)} - {"hydra"})
 
     def blame_lists(self) -> bool:
         """Note entries that choose several options of a group that has one. False: there are none."""
         before = len(self.removed)
         for file, number, default in self.entries():
             group = default.get_group_path() if isinstance(default, GroupDefault) else ""
-            if isinstance(default.value, list) and group in (*RunConfig.__dataclass_fields__, "parallel"):
+            if group and isinstance(default.value, list) and group in (*RunConfig.__dataclass_fields__, "parallel"):
                 problem = Problem.about(group, f"expected one option, got {show(default.value)}")
                 self.note(problem, file, entry_line(file.root, number))
                 self.removed.add((file.option, number))

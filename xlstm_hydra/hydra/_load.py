@@ -28,17 +28,27 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import UnknownField, Unread, independent, nearest, placed, show
+from xlstm_hydra.configs._problems import (
+    Missing,
+    UnknownGroup,
+    Unread,
+    independent,
+    nearest,
+    placed,
+    show,
+)
 from xlstm_hydra.links import replace_file
 
 from ._device import planned_device
-from ._refusals import unresolved
+from ._interpolations import unresolved
 from ._register import register_resolvers
 
 _STRICT = Flags(ignore_unknown=False)
 _BLOCKS = ("mLSTMBlock",)
 _LAYOUT = "${oc.select:parallel,null}"
 """What the layout is in the model's node of our YAML files."""
+_TARGET = "xlstm_hydra.hydra.make_model_config"
+"""What makes the config of a model of its node, for `hydra.utils.instantiate`."""
 _NODE_KEYS = ("_target_", "model_class", "config_class", "parallel", "_checkpoint_")
 
 
@@ -101,7 +111,7 @@ def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str
     names = [field.name for field in dataclasses.fields(RunConfig)]
     for key in plain:
         if key not in names and key != "parallel":
-            problems.append(UnknownField.about(key, "no such group", nearest(key, [*names, "parallel"])))
+            problems.append(UnknownGroup.about(key, "no such group", nearest(key, [*names, "parallel"])))
     for name in names:
         if name == "model":
             groups[name] = _read_model(plain, problems)
@@ -167,7 +177,7 @@ def _to_plain(
                 value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except (MissingMandatoryValue, InterpolationToMissingValueError):
-            problems.append(Unread.about(where, "missing", f"Write {where}=..."))
+            problems.append(Missing.about(where, "missing", f"Write {where}=..."))
         except OmegaConfBaseException as error:
             raw: Any = OmegaConf.to_container(node, resolve=False)
             problems.append(unresolved(where, raw[key], error, cast(DictConfig, node._get_root())))
@@ -191,11 +201,14 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
     """The model with its layout, as far as they can be read."""
     node = plain.get("model")
     if not isinstance(node, Mapping):
-        missing, node = Unread.about("model", "missing", "Choose one, for example model=tiny."), {}
+        missing, node = Missing.about("model", "missing", "Choose one, for example model=tiny."), {}
         problems.extend(independent([missing], problems))
     elif "model_class" not in node:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
-        problems.extend(independent([Unread.about("model.model_class", "missing", fix)], problems))
+        problems.extend(independent([Missing.about("model.model_class", "missing", fix)], problems))
+    if (target := node.get("_target_", _TARGET)) != _TARGET:
+        fix = "Remove it. model.model_class names the class of the model."
+        problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))
     parallel = _read_parallel(plain, node, problems)
     is_known = "model_class" in node or node.get("config_class") is not None
     config_class = _config_class(node, problems) if is_known else None

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra.configs._problems import _near as near_name
 
 from ._quote import as_override
 
@@ -65,8 +66,28 @@ def options_with(group: str, key: str, config_loader: ConfigLoader | None = None
         key: that is looked for.
         config_loader: Hydra's, where it is not up yet.
     """
-    places = sources() if config_loader is None else (*_paths(config_loader), _SCHEMAS)
-    return [f"{group}={name}" for name, keys in _option_keys(places, group).items() if key in keys]
+    keys_of = _option_keys(_places(config_loader), group)
+    return [f"{group}={name}" for name, keys in keys_of.items() if key in keys]
+
+
+def options_near(
+    group: str, key: str, config_loader: ConfigLoader | None, cutoff: float
+) -> tuple[str, list[str]] | None:
+    """Return the key of a group's options that is most like another one, and the options that have it.
+
+    Args:
+        group: name of the group.
+        key: the other one.
+        config_loader: Hydra's, where it is not up yet.
+        cutoff: similarity from 0 to 1 that it has at least.
+    """
+    keys = {key for keys in _option_keys(_places(config_loader), group).values() for key in keys if key[0] != "_"}
+    near = near_name(key, sorted(keys), cutoff=cutoff)
+    return None if near is None else (near, options_with(group, near, config_loader))
+
+
+def _places(config_loader: ConfigLoader | None) -> Sources:
+    return sources() if config_loader is None else (*_paths(config_loader), _SCHEMAS)
 
 
 def _paths(config_loader: ConfigLoader) -> Sources:

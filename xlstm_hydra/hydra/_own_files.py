@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,12 +15,11 @@ from omegaconf import DictConfig
 
 from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._problems import Missing, UnknownGroup
 
 from ._header import header_problem
+from ._merge import leaves
 from ._yaml_file import line_of
-
-NO_SUCH_GROUP, MISSING = "no such group", "missing"
-"""Rules of `load`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,14 @@ class Composed:
     placed: list[Placed]
     """The files of the user's, in the order in which they were merged."""
 
+    def hydra_keys(self) -> Iterator[str]:
+        """Yield the keys of Hydra's own part that the files set."""
+        for placed in self.placed:
+            config = None if placed.file.result is None else placed.file.result.config
+            for path, _ in leaves(config or {}):
+                if (key := ".".join((*placed.package, *path))).startswith("hydra."):
+                    yield key
+
     def locate(self, problem: Problem, typed: Collection[str]) -> Problem:
         """A problem with the file and line of the values that it is about, where they are in a file.
 
@@ -105,13 +112,13 @@ class Composed:
             for placed in reversed(self.placed):
                 if (line := placed.line(key)) is None:
                     continue
-                if problem.rule == NO_SUCH_GROUP and placed.package:
+                if isinstance(problem, UnknownGroup) and placed.package:
                     return self.misplaced(placed)
-                if problem.rule == NO_SUCH_GROUP and "." in key:
+                if isinstance(problem, UnknownGroup) and "." in key:
                     group, _, rest = key.partition(".")
                     problem = Problem.about(key, "a key in a file has no dots", f"Write {group}: {{{rest}: ...}}.")
                 return in_file(problem, placed.file.at(line))
-        if problem.rule == MISSING:
+        if isinstance(problem, Missing):
             for placed in reversed(self.placed):
                 if placed.package and any(key.startswith(f"{'.'.join(placed.package)}.") for key in problem.keys):
                     return in_file(problem, placed.file.name)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import Problem, RunConfig, TrainerConfig
+from xlstm_hydra.configs._problems import Unread
 
 from ._compose import SweepLoader, parse
 from ._composer import Composer, Point
@@ -56,7 +57,8 @@ def invalid_points(points: Sequence[Point]) -> dict[int, list[Problem]]:
 
 def _is_row(point: Point) -> bool:
     is_named = any("task.device" in problem.keys for problem in point.broken)
-    return point.task == PLAN and not point.refused and not is_named
+    is_read = not any(isinstance(problem, Unread) for problem in point.broken)
+    return point.task == PLAN and not point.refused and not is_named and is_read
 
 
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import (
     GrammarParseError,
-    InterpolationResolutionError,
     OmegaConfBaseException,
-    UnsupportedInterpolationType,
     UnsupportedValueType,
     ValidationError,
 )
@@ -25,18 +21,20 @@ from yaml import YAMLError
 
 from xlstm_hydra.configs import Problem, RunConfig
 from xlstm_hydra.configs._hints import hints, type_name
-from xlstm_hydra.configs._problems import Unread, either, nearest, show
+from xlstm_hydra.configs._problems import UnknownKey, Unread, either, nearest, show
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._synonyms import same_meaning
+from xlstm_hydra.errors import first_line
 
 from ._engines import ENGINES, not_installed
-from ._options import options_with
-from ._unreadable import INTERPOLATION_FORM, of_list_element, unreadable
+from ._options import options_near, options_with
+from ._unreadable import INTERPOLATION_FORM, of_list_element
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
 """What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
 
-NO_SUCH_KEY = "no such key"
+PARAMS = "hydra.sweeper.params."
+"""How keys begin whose values are overrides of a sweep."""
 
 _MODEL_KEYS = ("model_class", "config_class", "parallel")
 """Keys of a model's node that its option sets."""
@@ -45,20 +43,10 @@ _TYPO = 0.85
 """Similarity from which a name is taken for another one that was mistyped, whatever else has the name."""
 
 
-def whole(error: Exception) -> Problem:
-    """An error that belongs to no single override; without the listing that Hydra puts under it."""
-    if isinstance(error, OverrideParseException):  # of one that no one typed, such as in hydra.sweeper.params
-        return unreadable(error.override, error)
-    if problem := _missing_engine(error):
-        return problem
-    if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
-        return Problem.about(str(error.full_key or "an interpolation"), *_why_unresolved("", error, OmegaConf.create()))
-    text = str(error).strip().partition("\n\n")[0].partition("\n    full_key: ")[0]
-    return Problem({}, " ".join(text.split()) or type(error).__name__)
-
-
-def unset_variable(error: KeyError) -> Problem | None:
+def unset_variable(error: Exception) -> Problem | None:
     """The problem with a name in `hydra.job.env_copy` if that is why composing has failed."""
+    if not isinstance(error, KeyError):
+        return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-2:]
     names = [str(frame.f_globals.get("__name__")) for frame in frames]
     if names != ["hydra._internal.config_loader_impl", "os"]:
@@ -67,11 +55,10 @@ def unset_variable(error: KeyError) -> Problem | None:
     return Problem.about("hydra.job.env_copy", f"the environment variable {error.args[0]} is not set", fix)
 
 
-def several_values(override: Override) -> Problem:
-    """A sweep where one value is needed."""
-    key, _, values = str(override.input_line).partition("=")
-    fix = "Add -m to run one job for each" + (f", or write {key}=[{values}] for a list." if "." in key else ".")
-    return Problem.about(str(override.input_line), "several values for one run", fix)
+def of_params(key: str, text: str) -> Problem:
+    """Return the problem with an override of a single key of `hydra.sweeper.params`."""
+    fix = f"Write {text.partition(PARAMS)[2]}, which the sweep uses in the same way."
+    return Problem.about(key, "cannot be set on its own", fix)
 
 
 def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[Problem]:
@@ -85,7 +72,7 @@ def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[P
         interval, key = override.value(), override.key_or_group
         if not isinstance(interval, IntervalSweep) or not isinstance(interval.start, float) or not _exists(key, cfg):
             continue
-        expected = _expected(key, cfg)
+        expected = expected_type(key, cfg)
         if expected in ("int", "int or null"):
             text = str(override.input_line)
             fix = f"Write {override.get_key_element()}=int({override.get_value_string()})."
@@ -103,11 +90,16 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     key, text = override.key_or_group, str(override.input_line)
     if "[" in key:
         return of_list_element(text)
-    if problem := _missing_engine(error):
+    if key.startswith(PARAMS) and not _exists(key, cfg):
+        return of_params(key, text)
+    if problem := missing_engine(error):
         return problem
     if getattr(error, "missing_cfg_file", None) == f"{key}/{override.value()}":
         return no_such_option(key, override.value(), getattr(error, "options", None) or ())
-    exists, is_choice = _exists(key, cfg), key in (OmegaConf.select(cfg, "hydra.runtime.choices") or ())
+    choices = OmegaConf.select(cfg, "hydra.runtime.choices") or ()
+    exists, is_choice = _exists(key, cfg), key in choices
+    if "/" in key and not override.is_delete():
+        return _no_such_group(override, choices)
     if override.is_delete():
         rule = "a field cannot be removed" if exists else "there is nothing of that name to remove"
         return Problem.about(text, rule, "Set it to another value." if exists else "")
@@ -122,8 +114,23 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
         return Problem.about(text, "the value is not a valid interpolation", INTERPOLATION_FORM)
     problem = _wrong_type(key, override.value(), cause, cfg)
     if problem is None and not is_choice:
-        problem = _unknown_key(key, cfg, override.config_loader)
+        problem = unknown_key(key, cfg, override.config_loader)
     return problem or Problem.about(text, first_line(error))
+
+
+def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
+    """Return the problem with a group whose option the config does not choose."""
+    key, loader = override.key_or_group, override.config_loader
+    options = [] if loader is None else loader.get_group_options(key)
+    if options and not override.is_add():
+        text = str(override.input_line)
+        return Problem.about(text, "the config chooses no option of this group", f"Write +{text.lstrip('+')}.")
+    if key in choices:
+        return Problem.about(key, "the group has no options", "A folder with some is added with --config-dir=DIR.")
+    known = nearest(key, map(str, choices))
+    return Problem.about(
+        key, "no such group", known if known.startswith("Did") else "--info defaults lists all groups."
+    )
 
 
 def _forced_option(override: Override) -> Problem:
@@ -133,59 +140,6 @@ def _forced_option(override: Override) -> Problem:
     if name in options:
         return Problem.about(str(override.input_line), "an option is chosen without the ++", f"Write {key}={name}.")
     return no_such_option(key, name, options)
-
-
-def unresolved(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem:
-    """The problem with an interpolation that has no value.
-
-    Args:
-        key: its key.
-        value: the interpolation, or what contains it.
-        error: what OmegaConf raised.
-        cfg: the whole config.
-    """
-    return Unread({key: value}, *_why_unresolved(key, error, cfg))
-
-
-def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, str]:
-    """Why an interpolation has no value, and what to write."""
-    text = first_line(error)
-    if "GrammarParseError" in text:
-        return "the interpolation gives text that cannot be read as a value", ""
-    if match := _NO_KEY.search(text):
-        name = match[2] or match[1]
-        return f"refers to a key that does not exist: {name}", _near_key(name, cfg)
-    if match := _NO_RESOLVER.search(text):
-        known = [name for name in BaseContainer._resolvers if not name.startswith("xlstm_")]
-        return f"there is no resolver {match[1]}", nearest(match[1], sorted(known))
-    if "Recursive interpolation" in text:
-        return "refers to itself", ""
-    if match := _NO_VARIABLE.search(text):
-        return f"the environment variable {match[1]} is not set", ""
-    if match := _WRONG_VALUE.search(text):
-        return f"expected {_expected(key, cfg) or 'another type'}, got {match[1]}", ""
-    if match := _FAILED.search(text):
-        is_call = match[1] == "TypeError" and "argument" in match[2]
-        return "the resolver does not take these arguments" if is_call else f"the resolver failed: {match[2]}", ""
-    return text, ""
-
-
-_NO_KEY = re.compile(r"Interpolation key '(.+?)' not found(?: \(resolved to '(.+)'\))?")
-_NO_RESOLVER = re.compile(r"Unsupported interpolation type '?([^' ]+)")
-_NO_VARIABLE = re.compile(r"Environment variable '(.+)' not found")
-_WRONG_VALUE = re.compile(r"While dereferencing interpolation .*?: Value ('.*?'|\S+) ")
-_FAILED = re.compile(r"(\w+) raised while resolving interpolation: (.*)")
-"""What OmegaConf reports of interpolations."""
-
-
-def _near_key(name: str, cfg: DictConfig) -> str:
-    tree: Any = OmegaConf.to_container(cfg, resolve=False)
-    is_own = name.startswith("hydra.")
-    names = list(_paths(tree.get("hydra", {}), "hydra.") if is_own else _paths(tree))
-    if near := near_name(name, names, cutoff=0.75):
-        return f"Did you mean {near}?"
-    same = same_meaning(name.rpartition(".")[2], names)
-    return f"Did you mean {either(same)}?" if same else ""
 
 
 def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_loader: ConfigLoader) -> Problem:
@@ -198,34 +152,41 @@ def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_
         cfg: the config without it.
         config_loader: Hydra's.
     """
-    problem = _wrong_type(key, value, error, cfg) or _unknown_key(key, cfg, config_loader)
+    problem = _wrong_type(key, value, error, cfg) or unknown_key(key, cfg, config_loader)
     return problem or Problem({key: value}, first_line(error))
 
 
 def _wrong_type(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem | None:
-    if _exists(key, cfg) and isinstance(OmegaConf.select(cfg, key, throw_on_missing=False), DictConfig):
+    node = OmegaConf.select(cfg, key, throw_on_missing=False) if _exists(key, cfg) else None
+    if isinstance(node, DictConfig) and isinstance(value, dict) and (expected := _expected_of_items(node)):
+        wrong = next((name for name, item in value.items() if item is None or isinstance(item, dict | list)), None)
+        if wrong is not None:
+            return Unread.about(
+                key, f"expected {expected} for {wrong}, got {show(value[wrong])}", _quoted(value[wrong])
+            )
+    if isinstance(node, DictConfig):
         return Unread.about(key, f"expected keys and values, got {show(value)}")
-    if isinstance(error, ValidationError | UnsupportedValueType) and (expected := _expected(key, cfg)):
-        return Unread.about(key, f"expected {expected}, got {show(value)}")
+    if isinstance(error, ValidationError | UnsupportedValueType) and (expected := expected_type(key, cfg)):
+        return Unread.about(key, f"expected {expected}, got {show(value)}", _quoted(value) if expected == "str" else "")
     return None
 
 
-def _missing_engine(error: Exception) -> Problem | None:
+def _quoted(value: Any) -> str:
+    """Return how null is written as text."""
+    return "Write 'null' in quotes for the text null." if value is None else ""
+
+
+def missing_engine(error: Exception) -> Problem | None:
     """What installs a launcher or sweeper that was chosen somewhere and that Hydra did not find."""
     group, _, name = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
     return not_installed(group, name)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message, without its full stop; of an error without one, its kind."""
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
     """The name of an option that a group does not have."""
     options = sorted({*options, *ENGINES.get(str(key), ())})
     hint = nearest(str(name), options)
-    listing = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(options)}."
+    listing = hint if hint.startswith(("Known", "There")) else f"{hint} Known: {', '.join(options)}."
     return Problem({key: name}, "no such option", listing)
 
 
@@ -242,14 +203,22 @@ def _parent(key: str, cfg: DictConfig) -> tuple[Any, str]:
     return (OmegaConf.select(cfg, path) if path else cfg), name
 
 
-def _expected(key: str, cfg: DictConfig) -> str | None:
+def expected_type(key: str, cfg: DictConfig) -> str | None:
     """The type of a field, in the words that `load` uses."""
     parent, name = _parent(key, cfg)
     cls = OmegaConf.get_type(parent) if isinstance(parent, DictConfig) else None
-    return type_name(hints(cls)[name]) if cls and dataclasses.is_dataclass(cls) and name in hints(cls) else None
+    if cls and dataclasses.is_dataclass(cls):
+        return type_name(hints(cls)[name]) if name in hints(cls) else None
+    return _expected_of_items(parent) if isinstance(parent, DictConfig) else None
 
 
-def _unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = None) -> Problem | None:
+def _expected_of_items(node: DictConfig) -> str | None:
+    """Return the type of the values of a mapping, if it has one."""
+    kind = node._metadata.element_type
+    return type_name(kind) if kind in (bool, int, float, str) else None
+
+
+def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = None) -> Problem | None:
     """The first part of a dotted key that leads nowhere."""
     parts = key.split(".")
     node: Any = cfg
@@ -257,9 +226,8 @@ def _unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None =
         if not isinstance(node, DictConfig):
             return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value, without fields")
         if part not in node:
-            return Problem.about(
-                ".".join(parts[: depth + 1]), NO_SUCH_KEY, _way_out(parts, depth, node, cfg, config_loader)
-            )
+            fix = _way_out(parts, depth, node, cfg, config_loader)
+            return UnknownKey.about(".".join(parts[: depth + 1]), "no such key", fix)
         if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
             text = "shows another part of the config, which is changed under its own name"
             return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))
@@ -277,6 +245,8 @@ def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, lo
     if meant is None and parts[0] != "hydra":
         if depth == 1 and has_schema and (options := options_with(parts[0], parts[1], loader)):
             return f"{either(options)} has it."
+        if has_schema and depth == 1 and (found := options_near(parts[0], parts[1], loader, cutoff=_TYPO)):
+            return f"Did you mean {parts[0]}.{found[0]}? {either(found[1])} has it."
         if elsewhere := _same_name(parts[-1], cfg):
             return elsewhere
     if meant := meant or near_name(parts[depth], siblings):
@@ -294,12 +264,12 @@ def _typed_names(path: list[str], node: DictConfig) -> list[str]:
 
 
 def _same_name(name: str, cfg: DictConfig) -> str:
-    same = same_meaning(name, _paths(OmegaConf.to_container(cfg, resolve=False)))
+    same = same_meaning(name, paths(OmegaConf.to_container(cfg, resolve=False)))
     return f"Did you mean {either(same)}?" if same else ""
 
 
-def _paths(tree: Any, prefix: str = "") -> Iterator[str]:
+def paths(tree: Any, prefix: str = "") -> Iterator[str]:
     """The dotted keys of all values that are not Hydra's own."""
     for name, item in tree.items():
         if not name.startswith("_") and (prefix or name != "hydra"):
-            yield from _paths(item, f"{prefix}{name}.") if isinstance(item, dict) else [f"{prefix}{name}"]
+            yield from paths(item, f"{prefix}{name}.") if isinstance(item, dict) else [f"{prefix}{name}"]

@@ -12,9 +12,8 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 
 from xlstm_hydra.configs import ConfigError, Problem
 
-from ._count import check_size, is_countable, num_values
+from ._count import NUM_SAMPLES, check_size, is_countable, num_values
 
-NUM_SAMPLES = "hydra.sweeper.num_samples"
 DIGITS = 6
 """Of a number that was drawn."""
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import typing
 from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from xlstm_hydra.configs import RunConfig
-from xlstm_hydra.configs._hints import hints
-
+from ._field_kinds import text_keys
 from ._quote import as_override, as_value
 from ._refusals import REFUSED
 
 TEXTS = ("task.prompt",)
 """Keys whose values are text whatever it would mean to Hydra."""
 
-_HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 _PLAIN = re.compile(r"[\w./@%+-]*", re.ASCII)
 """A value in which the grammar finds nothing special."""
 _MEANT = re.compile(r"[\"'=\[{(]|.*\$\{|\w+\(", re.DOTALL)
@@ -55,7 +51,7 @@ def _quoted(text: str, is_sweep: bool) -> str:
         return text if is_sweep or is_quoted else as_override(key, value)
     if not equals or _PLAIN.fullmatch(value):
         return text
-    if _MEANT.match(value) or _is_readable(text) or key not in _text_keys():
+    if _MEANT.match(value) or _is_readable(text) or key not in text_keys():
         return text
     if not is_sweep or "," not in value:
         return as_override(key, value)
@@ -68,15 +64,3 @@ def _is_readable(text: str) -> bool:
     except REFUSED:
         return False
     return True
-
-
-def _text_keys() -> set[str]:
-    """The keys of all fields that take any text."""
-    from ._register import SCHEMAS  # most commands need none of them
-
-    keys = {*_HYDRA_TEXTS}
-    for group, hint in typing.get_type_hints(RunConfig).items():
-        bases = typing.get_args(hint) or (hint,)
-        for schema in (schema for schema in SCHEMAS.values() if issubclass(schema, bases)):
-            keys |= {f"{group}.{name}" for name, kind in hints(schema).items() if kind in (str, str | None)}
-    return keys

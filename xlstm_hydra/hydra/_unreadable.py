@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from omegaconf.errors import GrammarParseError
 
@@ -53,8 +54,8 @@ def unreadable(text: str, error: Exception) -> Problem:
         return Problem.about(text, "expected key=value or a flag", fix)
     if problem := _bad_key(text, key, value) or _bad_call(text, error):
         return problem
-    rule, fix = _structure(value) or _element(key, value)
-    return Problem.about(text, rule, fix)
+    flaw = _structure(value)
+    return Problem.about(text, *(flaw[:2] if flaw else _element(key, value)))
 
 
 def _bad_key(text: str, key: str, value: str) -> Problem | None:
@@ -88,7 +89,16 @@ def _bad_call(text: str, error: Exception) -> Problem | None:
     return Problem.about(text, f"there is no function {name}", fix)
 
 
-def _structure(value: str) -> tuple[str, str] | None:
+class _Flaw(NamedTuple):
+    """What is wrong with the quotes and brackets of a value."""
+
+    rule: str
+    fix: str
+    is_open: bool = False
+    """True if something is not closed."""
+
+
+def _structure(value: str) -> _Flaw | None:
     """The first quote, bracket or interpolation that is not closed, or closes nothing."""
     opened: list[str] = []
     position = 0
@@ -98,23 +108,26 @@ def _structure(value: str) -> tuple[str, str] | None:
             position += 1
         elif char in "'\"":
             if (end := _end_of_quote(value, position)) is None:
-                return f"the quote {char} is not closed", f"Add {char} at the end, or quote the whole argument."
+                return _Flaw(
+                    f"the quote {char} is not closed", f"Add {char} at the end, or quote the whole argument.", True
+                )
             position = end
         elif value.startswith("${", position):
             if "}" not in value[position:]:
-                return "${ is not closed", INTERPOLATION_FORM
+                return _Flaw("${ is not closed", INTERPOLATION_FORM, is_open=True)
             end = value.index("}", position)
             if "${" in value[position + 2 : end]:
-                return "an interpolation inside another must be quoted", """For example 'key="${a:${b}}"'."""
+                return _Flaw("an interpolation inside another must be quoted", """For example 'key="${a:${b}}"'.""")
             position = end
         elif char in _CLOSING:
             opened.append(char)
         elif char in _CLOSING.values() and (not opened or _CLOSING[opened.pop()] != char):
-            return f"unmatched {char}", "Remove it, or add the opening bracket."
+            return _Flaw(f"unmatched {char}", "Remove it, or add the opening bracket.")
         position += 1
     if not opened:
         return None
-    return f"the {opened[-1]} is not closed", f"Add {_CLOSING[opened[-1]]}, and quote a value that contains spaces."
+    fix = f"Add {_CLOSING[opened[-1]]}, and quote a value that contains spaces."
+    return _Flaw(f"the {opened[-1]} is not closed", fix, is_open=True)
 
 
 def _end_of_quote(value: str, start: int) -> int | None:
@@ -165,7 +178,8 @@ def _goes_on(left: str, right: str) -> bool:
     """True if an argument ends in the middle of an override, and the next one can be its rest."""
     if "=" in right.lstrip("="):
         return False
-    is_open = "=" in left and (_structure(left.partition("=")[2]) or ("",))[0].endswith("is not closed")
+    flaw = _structure(left.partition("=")[2])
+    is_open = "=" in left and flaw is not None and flaw.is_open
     return is_open or left.endswith((",", "=")) or right.startswith((",", "="))
 
 

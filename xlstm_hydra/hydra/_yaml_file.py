@@ -10,6 +10,8 @@ import yaml
 from omegaconf import OmegaConf, grammar_parser
 from omegaconf.errors import GrammarParseError
 
+from xlstm_hydra.errors import first_line
+
 from ._unreadable import INTERPOLATION_FORM
 from ._versions import yaml_loader
 
@@ -104,6 +106,7 @@ def _root_faults(root: yaml.Node) -> Iterator[Fault]:
             yield _at(node, f"defaults must be a list, got {_KINDS[type(node)]}", "Write `- group: option` lines.")
         return
     yield from (_at(item, *_ENTRY) for item in node.value if not _is_entry(item))
+    yield from _word_faults([_name_of(item) for item in node.value if _is_entry(item)])
 
 
 _ENTRY = ("an entry of defaults must be a name or one `group: option`", "For example `- override /model: tiny`.")
@@ -117,6 +120,26 @@ def _is_entry(item: yaml.Node) -> bool:
     options = item.value[0][1]
     many = options.value if isinstance(options, yaml.SequenceNode) else [options]
     return all(_is_text(one) or (one is options and one.tag == f"{_TAG}null") for one in many)
+
+
+def _name_of(item: yaml.Node) -> yaml.ScalarNode:
+    return item.value[0][0] if isinstance(item, yaml.MappingNode) else item  # pyright: ignore[reportReturnType]
+
+
+def _word_faults(names: list[yaml.ScalarNode]) -> Iterator[Fault]:
+    """Words before the name of an entry that Hydra ignores, and a second `_self_`."""
+    own = [name for name in names if name.value == "_self_"]
+    yield from (
+        _at(name, f"_self_ is there already, on line {own[0].start_mark.line + 1}", "Remove one of them.")
+        for name in own[1:]
+    )
+    for name in names:
+        *words, last = name.value.split()
+        for word in words:
+            if word not in ("override", "optional"):
+                yield _at(
+                    name, f"{word!r} before {last} is neither override nor optional", f"Write `override {last}: ...`."
+                )
 
 
 def _is_text(node: yaml.Node) -> bool:
@@ -180,7 +203,7 @@ def _unloadable(text: str) -> list[Fault]:
     except yaml.MarkedYAMLError as error:
         return [_syntax(error)]
     except Exception as error:  # of any constructor of YAML's or node of OmegaConf's
-        return [Fault(str(error).strip().partition("\n")[0])]
+        return [Fault(first_line(error))]
     return []
 
 

@@ -19,7 +19,7 @@ from xlstm_hydra.train._agree import agree_on_corpus
 from xlstm_hydra.train._log import bits, log
 from xlstm_hydra.train._processes import agree_on_folder
 
-from ._start import read_params, start, write_result
+from ._start import find, read_params, start, write_result
 
 RESULT = "evaluation.json"
 """Name of the file in the run folder."""
@@ -40,12 +40,13 @@ def evaluate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | No
 def _evaluate(run: RunConfig, folder: Path, overrides: list[str] | None) -> float:
     task = run.task
     assert isinstance(task, EvaluateTaskConfig)
-    run, checkpoint = start(run)
-    folder = agree_on_folder(folder)
-    program = build_program(run)
+    checkpoint = find(run)
     config: Any = run.model.model_config
     corpus = _open(run.data, task.split, config.context_length, config.vocab_size)
     agree_on_corpus(run.data, corpus.fingerprint())
+    run = start(run)
+    folder = agree_on_folder(folder)
+    program = build_program(run)
     log.info("mesh: %s", describe_mesh(program.mesh))
     params = read_params(run, checkpoint, program.param_shardings)
     total, targets, batches = _sum_losses(program, params, corpus, task.num_batches)

@@ -22,7 +22,7 @@ from xlstm_hydra.train._processes import agree_on_folder, is_first
 
 from ._sample import sample_tokens
 from ._show import Decode, byte_decoder, id_decoder, show
-from ._start import KEY, read_params, start, write_result
+from ._start import KEY, find, read_params, start, write_result
 
 RESULT = "generated.json"
 """Name of the file in the run folder."""
@@ -45,7 +45,8 @@ def generate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | No
 def _generate(run: RunConfig, folder: Path, overrides: list[str] | None) -> None:
     task = run.task
     assert isinstance(task, GenerateTaskConfig)
-    run, checkpoint = start(run)
+    checkpoint = find(run)
+    run = start(run)
     _refuse_what_cannot_continue(run, task, checkpoint)
     folder = agree_on_folder(folder)
     mesh = build_mesh(run.parallel, order=run.distributed.device_order)

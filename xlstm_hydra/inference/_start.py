@@ -21,16 +21,25 @@ KEY = "task.checkpoint"
 """What names the checkpoint."""
 
 
-def start(run: RunConfig) -> tuple[RunConfig, Path]:
-    """Find the checkpoint and set up the devices. Returns the run with its model class, and the checkpoint's folder.
+def find(run: RunConfig) -> Path:
+    """Return the checkpoint of a task, the same in all processes. No device starts here.
 
     Raises:
-        ConfigError: there is no such checkpoint, or the run does not fit the devices.
+        ConfigError: there is no such checkpoint, or another process has another run or checkpoint.
     """
     checkpoint = find_checkpoint(run.task.get("checkpoint"), KEY)
     agree_on_run(run, checkpoint)
+    return checkpoint
+
+
+def start(run: RunConfig) -> RunConfig:
+    """Set up the devices. Returns the run with its model class.
+
+    Raises:
+        ConfigError: the run does not fit the devices.
+    """
     start_devices(run)
-    return dataclasses.replace(run, model=resolve_classes(run.model)), checkpoint
+    return dataclasses.replace(run, model=resolve_classes(run.model))
 
 
 def read_params(run: RunConfig, checkpoint: Path, shardings: Any) -> Any:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import SweepLoader
 from xlstm_hydra.run_folder import RunFolder
 
@@ -46,8 +47,7 @@ def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequenc
     try:
         path = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir)).absolute()
     except OmegaConfBaseException as error:
-        text = str(error).strip().partition("\n")[0].rstrip(".")
-        raise ConfigError([Problem.about(f"{SUBDIR}={raw['subdir']}", text, _FIX)]) from None
+        raise ConfigError([Problem.about(f"{SUBDIR}={raw['subdir']}", first_line(error), _FIX)]) from None
     finally:
         HydraConfig.instance().cfg = before
     folder = RunFolder(path, given, _FIX)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.errors import first_line
 
 SQLITE = "sqlite:///"
 _SPECIAL = frozenset("?%#{}")
@@ -118,4 +119,4 @@ def _reason(error: BaseException) -> str:
     """The words of the database, without those of the libraries around it."""
     while isinstance(cause := getattr(error, "orig", None) or error.__cause__, BaseException):
         error = cause
-    return " ".join(str(error).partition("\n")[0].split()) or type(error).__name__
+    return first_line(error)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from xlstm_hydra.configs import ConfigDict, ConfigError, Problem
 from xlstm_hydra.configs._problems import at_least, below, show
+from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import unreadable
 
 _DIRECTIONS = ("minimize", "maximize")
@@ -93,9 +94,7 @@ class StudyConfig(ConfigDict):
         try:
             found = _locate(self.custom_search_space)
         except (ImportError, ValueError) as error:
-            cause = error.__cause__ or error
-            reason = " ".join(str(cause).partition("\n")[0].split()).rstrip(".")
-            yield Problem(given, f"cannot be imported: {reason}", fix)
+            yield Problem(given, f"cannot be imported: {first_line(error.__cause__ or error)}", fix)
             return
         if not callable(found):
             yield Problem(given, "is not a function", fix)

@@ -23,6 +23,7 @@ from xlstm_hydra.hydra import (
     SweeperConfig,
     SweepLoader,
     check_points,
+    hydra_rules,
     interval_types,
     invalid_points,
     is_run,
@@ -67,7 +68,7 @@ def run_sweep(
     Raises:
         ConfigError: no job can start: with what is wrong with each point.
     """
-    if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher)]:
+    if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher), *hydra_rules(config)]:
         raise ConfigError(problems)
     settings = _resumed_if_restarted(config, settings)
     if is_run(config):

@@ -86,11 +86,13 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
         refuse_other_result(replace(run, model=resolve_classes(run.model)), start.checkpoint)
         log.info("%s has done its %d steps already", folder, run.trainer.max_steps)
         return read_logged(start.checkpoint).validation_loss
+    data = open_corpus(run.data, *_data_shape(run))  # before JAX starts: what is missing is reported in a second
+    agree_on_corpus(run.data, data[0].fingerprint())
     start_devices(run)
     with compilation_cache(run.trainer) as programs:
         while True:
             try:
-                return _train_from(start, run, folder, overrides, watch, programs)
+                return _train_from(start, run, data, folder, overrides, watch, programs)
             except DamagedCheckpoint as error:
                 if not start.is_own or several():
                     raise
@@ -99,8 +101,15 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
 
 
 def _train_from(
-    start: Start, run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch, programs: Programs
+    start: Start,
+    run: RunConfig,
+    data: tuple[Corpus, Corpus],
+    folder: Path,
+    overrides: list[str] | None,
+    watch: Watch,
+    programs: Programs,
 ) -> float | None:
+    corpus, held_out = data
     choice = choose_layout(replace(run, model=resolve_classes(run.model)))
     run = choice.run
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
@@ -108,8 +117,6 @@ def _train_from(
         announce_start(run, folder, start, resumed)
     program = build_program(run)
     plan = plan_program(program)
-    corpus, held_out = open_corpus(run.data, *_data_shape(run))
-    agree_on_corpus(run.data, corpus.fingerprint())
     if resumed is not None:
         refuse_other_corpus(run, resumed, corpus.fingerprint())
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
@@ -120,8 +127,8 @@ def _train_from(
     choice.keep(folder)
     plan.keep(folder)
     entropy = corpus.unigram_entropy()
-    data = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
-    announce(program, plan, data)
+    examples = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
+    announce(program, plan, examples)
     validation = _validation(program, held_out)
     with _open_checkpoints(run, folder) as checkpoints:
         loop = _Loop(program, batches, validation, checkpoints, metadata, corpus.unit, watch)

@@ -1,0 +1,88 @@
+"""Errors that belong to no single override: interpolations without a value, and objects that Hydra cannot make."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hydra.errors import InstantiationException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.basecontainer import BaseContainer
+from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
+
+from xlstm_hydra.configs import Problem
+from xlstm_hydra.configs._problems import Unread, either, nearest
+from xlstm_hydra.configs._problems import _near as near_name
+from xlstm_hydra.configs._synonyms import same_meaning
+from xlstm_hydra.errors import first_line
+
+from ._hydra_part import not_made
+from ._refusals import expected_type, missing_engine, paths
+from ._unreadable import unreadable
+
+
+def whole(error: Exception) -> Problem:
+    """An error that belongs to no single override; without the listing that Hydra puts under it."""
+    if isinstance(error, OverrideParseException):  # of one that no one typed, such as in hydra.sweeper.params
+        return unreadable(error.override, error)
+    if isinstance(error, InstantiationException):
+        return not_made(error)
+    if problem := missing_engine(error):
+        return problem
+    if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
+        return Problem.about(str(error.full_key or "an interpolation"), *_why_unresolved("", error, OmegaConf.create()))
+    text = str(error).strip().partition("\n\n")[0].partition("\n    full_key: ")[0]
+    return Problem({}, " ".join(text.split()) or type(error).__name__)
+
+
+def unresolved(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem:
+    """The problem with an interpolation that has no value.
+
+    Args:
+        key: its key.
+        value: the interpolation, or what contains it.
+        error: what OmegaConf raised.
+        cfg: the whole config.
+    """
+    return Unread({key: value}, *_why_unresolved(key, error, cfg))
+
+
+def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, str]:
+    """Why an interpolation has no value, and what to write."""
+    text = first_line(error)
+    if "GrammarParseError" in text:
+        return "the interpolation gives text that cannot be read as a value", ""
+    if match := _NO_KEY.search(text):
+        name = match[2] or match[1]
+        return f"refers to a key that does not exist: {name}", _near_key(name, cfg)
+    if match := _NO_RESOLVER.search(text):
+        known = [name for name in BaseContainer._resolvers if not name.startswith("xlstm_")]
+        return f"there is no resolver {match[1]}", nearest(match[1], sorted(known))
+    if "Recursive interpolation" in text:
+        return "refers to itself", ""
+    if match := _NO_VARIABLE.search(text):
+        return f"the environment variable {match[1]} is not set", ""
+    if match := _WRONG_VALUE.search(text):
+        return f"expected {expected_type(key, cfg) or 'another type'}, got {match[1]}", ""
+    if match := _FAILED.search(text):
+        is_call = match[1] == "TypeError" and "argument" in match[2]
+        return "the resolver does not take these arguments" if is_call else f"the resolver failed: {match[2]}", ""
+    return text, ""
+
+
+_NO_KEY = re.compile(r"Interpolation key '(.+?)' not found(?: \(resolved to '(.+)'\))?")
+_NO_RESOLVER = re.compile(r"Unsupported interpolation type '?([^' ]+)")
+_NO_VARIABLE = re.compile(r"Environment variable '(.+)' not found")
+_WRONG_VALUE = re.compile(r"While dereferencing interpolation .*?: Value ('.*?'|\S+) ")
+_FAILED = re.compile(r"(\w+) raised while resolving interpolation: (.*)")
+"""What OmegaConf reports of interpolations."""
+
+
+def _near_key(name: str, cfg: DictConfig) -> str:
+    tree: Any = OmegaConf.to_container(cfg, resolve=False)
+    is_own = name.startswith("hydra.")
+    names = list(paths(tree.get("hydra", {}), "hydra.") if is_own else paths(tree))
+    if near := near_name(name, names, cutoff=0.75):
+        return f"Did you mean {near}?"
+    same = same_meaning(name.rpartition(".")[2], names)
+    return f"Did you mean {either(same)}?" if same else ""

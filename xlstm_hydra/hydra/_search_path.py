@@ -1,0 +1,135 @@
+"""The places in which Hydra looks for configs: those that flags and `hydra.searchpath` name must exist."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.errors import SearchPathException
+from omegaconf import ListConfig, OmegaConf
+
+import xlstm_hydra
+from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.configs._problems import nearest, show
+
+from ._own_files import OwnFile, in_file, is_own, name_of, path_of
+from ._refusals import REFUSED
+from ._yaml_file import line_of, read_yaml
+
+SEARCH_PATH = "hydra.searchpath"
+_CHECKPOINT = "ckpt://"
+_INTERNAL = ("structured", "xlstm")
+"""Schemes that nobody types."""
+
+
+def search_path(args: Any) -> ConfigSearchPath:
+    """Return the search path that Hydra makes of its flags.
+
+    Args:
+        args: the parsed arguments of the command.
+
+    Raises:
+        ConfigError: a folder or package that they name does not exist.
+    """
+    found = create_automatic_config_search_path(xlstm_hydra.__file__, None, args.config_path)
+    main = next((one.path for one in found.get_path() if one.provider == "main"), None)
+    if main is not None and (problem := _missing("--config-path", args.config_path, main)):
+        raise ConfigError([problem])
+    if args.config_dir is not None:
+        folder = f"file://{os.path.abspath(args.config_dir)}"
+        if problem := _missing("--config-dir", args.config_dir, folder):
+            raise ConfigError([problem])
+        found.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+    return found
+
+
+def check_primary(args: Any, default: str) -> None:
+    """Make sure that there is a primary config, and that the sources exist which it adds to the search path.
+
+    Args:
+        args: the parsed arguments of the command.
+        default: name of the built-in primary config.
+
+    Raises:
+        ConfigError: a flag names what does not exist, there is no such config, or no such source.
+    """
+    if args.config_name is None and args.config_path is None and args.config_dir is None or args.shell_completion:
+        return  # it is ours
+    name = args.config_name or default
+    repository: Any = ConfigLoaderImpl(search_path(args)).repository
+    source = repository._find_object_source(name, ObjectType.CONFIG)
+    if source is None:
+        known = [option for option in repository.get_group_options("") if not option.startswith("_")]
+        fix = f"{nearest(name, known)} --config-dir=DIR adds a folder with others."
+        raise ConfigError([Problem({"--config-name": name}, "there is no such config", fix)])
+    if not is_own(source):
+        return
+    try:
+        loaded = source.load_config(name)
+        added = OmegaConf.select(loaded.config, SEARCH_PATH)
+    except (*REFUSED, OSError):
+        return  # Hydra reads it too, and its mistakes are reported then
+    if isinstance(added, ListConfig) and (problems := [*source_problems([*added])]):
+        root, _ = read_yaml(path_of(name, source).read_bytes())
+        file = OwnFile(name, name_of(name, source))
+        where = file.at(line_of(root, SEARCH_PATH.split(".")))
+        raise ConfigError(in_file(problem, where) for problem in problems)
+
+
+def source_problems(sources: Sequence[Any]) -> Iterator[Problem]:
+    """Yield a problem for each source in `hydra.searchpath` that does not exist.
+
+    Raises:
+        ConfigError: a checkpoint cannot be read.
+    """
+    for source in sources:
+        if not isinstance(source, str):
+            yield Problem.about(SEARCH_PATH, f"expected a list of folders, got the entry {show(source)}")
+        elif source.startswith(_CHECKPOINT):
+            from ._from_checkpoint import SavedOptions  # 20 ms, not for other commands
+
+            SavedOptions(source.removeprefix(_CHECKPOINT), SEARCH_PATH)
+        elif problem := _missing(SEARCH_PATH, source, source):
+            yield problem
+
+
+def _missing(key: str, typed: str, source: str) -> Problem | None:
+    """Return the problem with a folder or package that does not exist."""
+    scheme, separator, path = source.partition("://")
+    if not separator or scheme == "file":
+        path = path if separator else source
+        if os.path.isdir(path):
+            return None
+        rule = "is a file, not a folder" if os.path.isfile(path) else "the folder does not exist"
+        return Problem({key: typed}, rule, _way_out(key, typed, path))
+    Plugins.instance()  # which know the schemes
+    types = SourcesRegistry.instance().types
+    if scheme not in types:
+        known = ", ".join(f"{name}://" for name in sorted(types) if name not in _INTERNAL)
+        return Problem({key: typed}, f"there is no config source for {scheme}://", f"Known: a folder, {known}.")
+    try:
+        is_there = types[scheme](key, source).available()
+    except (SearchPathException, ImportError, ValueError):
+        is_there = False
+    fix = "A package must be importable, and contain an __init__.py." if scheme == "pkg" else ""
+    return None if is_there else Problem({key: typed}, f"there is no such {_KINDS.get(scheme, 'config source')}", fix)
+
+
+_KINDS = {"pkg": "package"}
+
+
+def _way_out(key: str, typed: str, path: str) -> str:
+    if key == "--config-path" and not os.path.isabs(typed):
+        return (
+            f"A relative path is looked up in {Path(path).parent}. Write an absolute path, or --config-dir={typed} for "
+            "a folder beside the built-in configs."
+        )
+    return f"The current folder is {os.getcwd()}."
