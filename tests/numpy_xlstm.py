@@ -91,7 +91,7 @@ def _layer(block, config, x, borders):
     conv = _conv(xm, block[f"{inner}.conv1d.conv.kernel"], block[f"{inner}.conv1d.conv.bias"])
     act = swish(conv)
 
-    def headwise(name, x, part=slice(None)):
+    def headwise(name, x, part: int | slice = slice(None)):
         bias = block.get(f"{inner}.{name}.bias")
         return _headwise(x, block[f"{inner}.{name}.kernel"][part]) + (0 if bias is None else bias[part])
 
