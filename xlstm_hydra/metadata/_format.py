@@ -34,20 +34,21 @@ _FEED_FORWARD = {
 
 
 def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
-    """In version 1, the cell always added 1e-6, and original mLSTM blocks had no feed-forward layer.
-
-    A family is recognised by its fields, as the config of a user's model may be a subclass of ours.
-    """
+    """In version 1, the cell always added 1e-6, and original mLSTM blocks had no feed-forward layer."""
     content = content | {"version": 2}
-    config, model = content.get("config"), None
-    if isinstance(config, dict) and isinstance(config.get("model"), dict):
-        model = config["model"].get("model_config")
-    if not isinstance(config, dict) or not isinstance(model, dict):
+    config = content.get("config")
+    if not isinstance(config, dict) or not isinstance(model := config.get("model"), dict):
         return content
-    new = _CELL if "reset_fgate_value" in model else {}
-    if "conv1d_kernel_size" in model and "slstm_at" not in model:
-        new = new | _FEED_FORWARD
-    return content | {"config": config | {"model": config["model"] | {"model_config": new | model}}}
+    return content | {"config": config | {"model": model | _new_fields_of(model.get("model_config"))}}
+
+
+def _new_fields_of(fields: Any) -> dict[str, Any]:
+    """The config of a model of version 1, with the fields that were added. A family is recognised by its fields, as the
+    config of a user's model may be a subclass of ours."""
+    if not isinstance(fields, dict) or "reset_fgate_value" not in fields:
+        return {}
+    is_original = "conv1d_kernel_size" in fields and "slstm_at" not in fields
+    return {"model_config": _CELL | (_FEED_FORWARD if is_original else {}) | fields}
 
 
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _v1_to_v2}
