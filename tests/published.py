@@ -25,7 +25,7 @@ _LAYER = {
     **{"context_length": 96, "dtype": "bfloat16", "parallel": PARALLEL, "debug_cell": False, "_num_blocks": 3},
     **{"_inner_embedding_dim": 128, "mlstm_cell": _CELL, "_block_idx": None},
 }
-_FEED_FORWARD = {
+FEED_FORWARD = {
     **{"proj_factor": 2.5, "round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": 64, "_proj_up_dim": 192},
     **{"ff_type": "ffn", "act_fn": "gelu", "dtype": "float32", "embedding_dim": 64, "bias": True, "dropout": 0.25},
     **{"init_distribution": "uniform", "output_init_fn": "wang2", "_num_blocks": 3, "parallel": PARALLEL},
@@ -81,7 +81,7 @@ def tree(kind="mlstm", changes=()):
     model = copy.deepcopy(_LLAMA if kind == "llama" else _MODEL)
     if kind == "mlstm_v1":
         model["mlstm_block"]["mlstm"]["layer_type"] = kind
-        model["mlstm_block"]["feedforward"] = copy.deepcopy(_FEED_FORWARD)
+        model["mlstm_block"]["feedforward"] = copy.deepcopy(FEED_FORWARD)
     content = {
         "model": {
             "model_class": _TRANSFORMER if kind == "llama" else _XLSTM,

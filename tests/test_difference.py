@@ -77,7 +77,7 @@ def test_of_a_model_of_the_users_own_any_field_may_change_the_parameters():
 
 SMALL = {"vocab_size": 32, "embedding_dim": 32, "num_blocks": 2, "context_length": 64}
 BASES = {
-    "mLSTM": configs.mLSTMConfig(**SMALL, num_heads=4, dropout=0.1),
+    "mLSTM": configs.mLSTMConfig(**SMALL, num_heads=4, dropout=0.1, ff_type="ffn_gated", ff_proj_factor=2.5),
     "mLSTMv1": configs.mLSTMv1Config(**SMALL, num_heads=4, dropout=0.1),
     "xLSTM": configs.xLSTMConfig(**SMALL, num_heads=4, slstm_at=[1], dropout=0.1),
     "Llama": configs.LlamaConfig(**SMALL, head_dim=8, dropout_rate=0.1),
@@ -90,7 +90,7 @@ OTHER = {  # another value, where it is neither the other boolean nor twice the 
     "fgate_bias_init_range": [1.0, 2.0], "slstm_fgate_bias_init_range": [1.0, 2.0], "slstm_forget_gate": "exp",
     "gate_input": "x_mlstm", "act_fn": "relu", "backend": "recurrent", "attention_backend": None, "num_heads": 2,
     "dropout": 0.2, "dropout_rate": 0.2, "round_proj_up_to_multiple_of": 48, "v_dim_factor": 2.0, "head_dim": 4,
-    "ffn_multiple_of": 48, "chunk_size": 16,
+    "ffn_multiple_of": 48, "chunk_size": 16, "ff_round_proj_up_to_multiple_of": 48,
 }  # fmt: skip
 TOGETHER = {
     "round_proj_up_dim_up": {"round_proj_up_to_multiple_of": 40},

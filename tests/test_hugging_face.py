@@ -21,11 +21,17 @@ CAPS = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0}
 MODELS = {
     "as published": {},
     "biased and not scanned": {"bias": True, "scan_blocks": False, "dropout": 0.1, "igate_bias_init_range": -10.0},
-    "other widths": {"proj_factor": 1.3, "round_proj_up_to_multiple_of": 1, "v_dim_factor": 2.0, "qk_dim_factor": 1.0},
+    "other widths": {
+        "proj_factor": 1.3,
+        "round_proj_up_to_multiple_of": 1,
+        "v_dim_factor": 2.0,
+        "qk_dim_factor": 1.0,
+        "cell_eps": 0.5,
+    },
 }
 SAID = (
     *("vocab_size", "embedding_dim", "num_blocks", "num_heads", "context_length", "bias", "qk_dim_factor"),
-    *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "chunk_size"),
+    *("v_dim_factor", "gate_soft_cap", "logits_soft_cap", "norm_eps", "cell_norm_eps", "cell_eps", "chunk_size"),
     *("dtype", "gate_dtype", "ff_dtype", "lm_head_dtype", "dropout", "scan_blocks", "fgate_bias_init_range"),
     *("igate_bias_init_range", "init_distribution", "output_init_fn"),
 )
@@ -94,6 +100,7 @@ def test_a_model_of_hugging_face_becomes_a_checkpoint_of_ours(exported, tmp_path
         {"add_post_blocks_norm": False},
         {"tie_weights": True},
         {"ff_type": "ffn"},
+        {"ff_type": None},
         {"act_fn": "gelu"},
         {"gate_soft_cap": None},
         {"logits_soft_cap": None},

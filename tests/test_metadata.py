@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import PARALLEL
 
-from xlstm_hydra.configs import DistributedConfig, ModelConfig, ParallelConfig, RunConfig, SubModelConfig
+from xlstm_hydra.configs import (
+    DistributedConfig,
+    LlamaConfig,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    SubModelConfig,
+    mLSTMConfig,
+    mLSTMv1Config,
+    xLSTMConfig,
+)
 from xlstm_hydra.hydra import load
 from xlstm_hydra.metadata import (
     VERSION,
@@ -25,7 +35,7 @@ from xlstm_hydra.metadata import (
     register_model_class,
     write_metadata,
 )
-from xlstm_hydra.metadata._format import _UPGRADES
+from xlstm_hydra.metadata._format import _FEED_FORWARD, _UPGRADES
 
 with initialize(version_base="1.3", config_path=None):
     RUN = load(compose("config", overrides=["parallel=fsdp_tp", "optimizer=lion", "scheduler=linear"]))
@@ -85,7 +95,7 @@ WRONG = {
     "cut off": (TEXT[:200], "not JSON: .* The file may be cut off"),
     "not an object": ("[1, 2]", "expected a JSON object, got a list"),
     "not ours": (changed("format", value="other"), "format: expected 'xlstm_hydra', got 'other'"),
-    "version 0": (changed("version", value=0), "version: expected 1 to 1, got 0. It is a whole number from 1 on"),
+    "version 0": (changed("version", value=0), "version: expected 1 to 2, got 0. It is a whole number from 1 on"),
     "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. A newer xlstm-hydra wrote it"),
     "version true": (changed("version", value=True), "version: expected 1"),
     "wrong type": (
@@ -158,7 +168,7 @@ WRONG = {
         r"config\.model\.model_class: 'xlstm_hydra\.models\.Llama' takes a LlamaConfig, .* is a mLSTMv1Config",
     ),
     "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),
-    "version of text": (changed("version", value="1"), "version: expected 1 to 1, got '1'"),
+    "version of text": (changed("version", value="1"), "version: expected 1 to 2, got '1'"),
     "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),
 }
 
@@ -222,10 +232,33 @@ def test_there_is_a_sample_of_every_version_and_an_upgrade_of_every_old_one():
 
 
 def test_an_old_version_is_upgraded_step_by_step(monkeypatch):
-    monkeypatch.setattr("xlstm_hydra.metadata._format.VERSION", 3)
-    monkeypatch.setitem(_UPGRADES, 1, lambda content: content | {"version": 2, "overrides": ["two"]})
-    monkeypatch.setitem(_UPGRADES, 2, lambda content: content | {"overrides": [*content["overrides"], "three"]})
-    assert read_metadata(TEXT)["overrides"] == ["two", "three"]
+    monkeypatch.setattr("xlstm_hydra.metadata._format.VERSION", VERSION + 2)
+    monkeypatch.setitem(_UPGRADES, VERSION, lambda content: content | {"overrides": ["next"]})
+    monkeypatch.setitem(
+        _UPGRADES, VERSION + 1, lambda content: content | {"overrides": [*content["overrides"], "last"]}
+    )
+    assert read_metadata(TEXT)["overrides"] == ["next", "last"]
+
+
+SINCE_VERSION_1 = {
+    "mLSTM": (mLSTMConfig, {"cell_eps", *_FEED_FORWARD}),
+    "mLSTMv1": (mLSTMv1Config, {"cell_eps"}),
+    "xLSTM": (xLSTMConfig, {"cell_eps"}),
+    "Llama": (LlamaConfig, set()),
+}
+"""The config of each family, and its fields that records of version 1 do not have."""
+
+
+@pytest.mark.parametrize("name", SINCE_VERSION_1)
+def test_every_family_is_read_from_a_record_of_version_1(name):
+    config_class, new = SINCE_VERSION_1[name]
+    heads = {"head_dim": 8} if name == "Llama" else {"num_heads": 4}
+    model = config_class(embedding_dim=32, num_blocks=2, **heads)
+    run = RunConfig(model=ModelConfig(f"xlstm_hydra.models.{name}", model_config=model))
+    content = json.loads(json.dumps(write_metadata(run)))
+    fields = content["config"]["model"]["model_config"]
+    content["config"]["model"]["model_config"] = {key: fields[key] for key in fields if key not in new}
+    assert read_record(json.dumps(content | {"version": 1})).model.model_config == model
 
 
 FOREIGN = {

@@ -1,7 +1,7 @@
 """Metadata in the formats of xlstm-jax with values of our own: strict, and told with the paths of the file."""
 
 import pytest
-from published import BLOCK, CELL, ERAS, LAYER, PARALLEL, nested, tree, with_none_strings
+from published import BLOCK, CELL, ERAS, FEED_FORWARD, LAYER, PARALLEL, nested, tree, with_none_strings
 
 from xlstm_hydra.configs import AdamWConfig, ConstantConfig, CosineConfig, LinearConfig
 from xlstm_hydra.hydra._from_checkpoint import starting_groups
@@ -45,6 +45,45 @@ def test_each_nested_field_becomes_its_flat_name():
     config = read("mlstm_v1").model.model_config
     assert (config.proj_factor, config.ff_type, config.act_fn, config.ff_dtype) == (2.5, "ffn", "gelu", "float32")
     assert (config.cell_norm_type_v1, config.norm_type) == ("layernorm", "rmsnorm")
+
+
+WITH_A_FEED_FORWARD = {
+    "ff_type": "ffn",
+    "ff_proj_factor": 2.5,
+    "ff_round_proj_up_dim_up": True,
+    "ff_round_proj_up_to_multiple_of": 64,
+    "act_fn": "gelu",
+    "ff_dtype": "float32",
+    "proj_factor": 2.0,
+    "round_proj_up_to_multiple_of": 32,
+}
+
+
+@pytest.mark.parametrize("write", ERAS.values(), ids=ERAS)
+def test_a_feed_forward_layer_beside_the_original_layer_has_a_width_of_its_own(write):
+    config = read("mlstm", {f"{BLOCK}.feedforward": FEED_FORWARD}, write=write).model.model_config
+    assert {name: getattr(config, name) for name in WITH_A_FEED_FORWARD} == WITH_A_FEED_FORWARD
+    assert config.ff_dim() == FEED_FORWARD["_proj_up_dim"]
+    assert read("mlstm").model.model_config.ff_type is None
+
+
+def test_a_block_of_v1_may_have_no_feed_forward_layer():
+    config = read("mlstm_v1", {f"{BLOCK}.feedforward": None}).model.model_config
+    assert config.ff_type is None and config.ff_dim() == 0
+
+
+EPSILONS = {
+    "final norm": ({f"{MODEL}.norm_eps": 1e-3}, "norm_eps", 1e-3),
+    "norms inside": ({f"{CELL}.norm_eps": 1e-3}, "cell_norm_eps", 1e-3),
+    "triton": ({f"{CELL}.backend.kwargs.eps": 1e-3}, "cell_eps", 1e-3),
+    "recurrent": ({f"{CELL}.backend": {"name": "recurrent", "kwargs": {"eps": 0}, "_registry": {}}}, "cell_eps", 0),
+    "not recorded": ({}, "cell_eps", 1e-6),
+}
+
+
+@pytest.mark.parametrize(("changes", "name", "value"), EPSILONS.values(), ids=EPSILONS)
+def test_every_epsilon_is_read(changes, name, value):
+    assert getattr(read(changes=changes, write=nested).model.model_config, name) == value
 
 
 THEN = {
@@ -99,8 +138,6 @@ def test_the_cell_of_the_original_block_may_have_a_norm_of_its_own():
 
 
 UNSAID = {
-    "feed-forward": ("mlstm", {f"{BLOCK}.feedforward": {}}, "feedforward: cannot be said here: our mLSTM has no feed"),
-    "no feed-forward": ("mlstm_v1", {f"{BLOCK}.feedforward": None}, "feedforward: cannot be said here: our mLSTMv1"),
     "sLSTM": ("mlstm", {f"{MODEL}.slstm_at": [1]}, r"slstm_at: cannot be said here: expected \[\], got \[1\]"),
     "layer type": ("mlstm", {f"{LAYER}.layer_type": "mlstm_v2"}, "layer_type: expected mlstm or mlstm_v1, got"),
     "attention": ("mlstm", {f"{CELL}.backend.name": "attention"}, "backend.name: .* softmax attention is another"),
@@ -110,7 +147,16 @@ UNSAID = {
         {f"{CELL}.backend.kwargs": {"norm_val": 2.0}},
         "kwargs.norm_val: cannot be said here: expected 1.0, got 2.0. The cell's normaliser",
     ),
-    "eps": ("mlstm", {f"{CELL}.backend.kwargs": {"eps": 1e-5}}, "kwargs.eps: cannot be said here: expected 1e-06"),
+    "negative eps": (
+        "mlstm",
+        {f"{CELL}.backend.kwargs": {"eps": -1e-5}},
+        r"backend\.kwargs\.eps=-1e-05: must be 0 or more",
+    ),
+    "feed-forward width": (
+        "mlstm",
+        {f"{BLOCK}.feedforward": FEED_FORWARD | {"proj_factor": -1.0, "_proj_up_dim": -64}},
+        r"feedforward\.proj_factor=-1\.0: must be greater than 0",
+    ),
     "limit by default": (
         "mlstm",
         {f"{CELL}.backend": {"name": "fwbw_stabilized", "kwargs": {}, "_registry": {}}},

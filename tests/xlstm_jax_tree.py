@@ -82,9 +82,10 @@ def norms(block, tree, tp, part, *names):
 def v0(block, config, tp, ring):
     tree, layer = {}, f"{RES}.xlstm"
     norms(block, tree, tp, RES, "xlstm_norm", "xlstm_post_norm")
+    feed_forward(block, config, tp, ring, tree)
     if ring:
-        ring_up(block, tree, tp)
-        ring_down(block, tree, tp)
+        put_up_ring(block, tree, tp, layer, "proj_up", "proj_up_z", "proj_up_mlstm")
+        put_down_ring(block, tree, tp, layer)
     else:
         dense(block, f"{layer}.proj_up_mlstm", tp, tree, f"{layer}.proj_up_mlstm")
         dense(block, f"{layer}.proj_up_z", tp, tree, f"{layer}.proj_up_z")
@@ -112,30 +113,54 @@ def v0(block, config, tp, ring):
     return tree
 
 
-def ring_up(block, tree, tp):
-    """proj_up.shard_j on device d multiplies the features of device d - j, and makes that device's [z | xm]."""
-    z, xm = (block[f"{RES}.xlstm.proj_up_{name}.kernel"] for name in ("z", "mlstm"))
+def feed_forward(block, config, tp, ring, tree):
+    """Only the gated layer keeps dense layers for the way up where there is a ring."""
+    if config.ff_type is None:
+        return
+    norms(block, tree, tp, FFN, "ffn_norm", "ffn_post_norm")
+    ffn = f"{FFN}.ffn"
+    if ring and config.ff_type == "ffn":
+        put_up_ring(block, tree, tp, ffn, "proj_up", "proj_up")
+    else:
+        for name in ("proj_up", "proj_up_gate"):
+            dense(block, f"{ffn}.{name}", tp, tree, f"{ffn}.{name}")
+    if ring:
+        put_down_ring(block, tree, tp, ffn)
+    else:
+        dense_down(block, f"{ffn}.proj_down", tp, tree, f"{ffn}.proj_down")
+
+
+def put_up_ring(block, tree, tp, module, theirs, *ours):
+    """`theirs`.shard_j on device d multiplies the features of device d - j, and makes that device's share of `ours`,
+    side by side."""
     for j in range(tp):
         devices = []
         for d in range(tp):
             rows = (d - j) % tp
-            pieces = [np.split(np.split(kernel, tp)[rows], tp, 1)[d] for kernel in (z, xm)]
-            devices.append(np.concatenate(pieces, 1))
-        put_ring(tree, f"{RES}.xlstm.proj_up", j, "kernel", devices)
-    if f"{RES}.xlstm.proj_up_z.bias" in block:
-        biases = [np.split(block[f"{RES}.xlstm.proj_up_{name}.bias"], tp) for name in ("z", "mlstm")]
-        put_ring(tree, f"{RES}.xlstm.proj_up", 0, "bias", [np.concatenate(pair) for pair in zip(*biases, strict=True)])
+            kernels = [block[f"{module}.{name}.kernel"] for name in ours]
+            devices.append(np.concatenate([np.split(np.split(kernel, tp)[rows], tp, 1)[d] for kernel in kernels], 1))
+        put_ring(tree, f"{module}.{theirs}", j, "kernel", devices)
+    if f"{module}.{ours[0]}.bias" in block:
+        biases = [np.split(block[f"{module}.{name}.bias"], tp) for name in ours]
+        put_ring(tree, f"{module}.{theirs}", 0, "bias", [np.concatenate(pair) for pair in zip(*biases, strict=True)])
 
 
-def ring_down(block, tree, tp):
-    """The result of proj_down.shard_j on device d ends on device d + tp - 1 - j."""
-    kernel = block[f"{RES}.xlstm.proj_down.kernel"]
+def put_down_ring(block, tree, tp, module):
+    """The first half of the features that proj_down.shard_j on device d makes ends on device d + tp - 1 - j; the second
+    half, which goes the other way round, on device d - (tp - 1 - j)."""
+
+    def halves(shares, d, j):
+        up, down = (shares[(d + way * (tp - 1 - j)) % tp] for way in (1, -1))
+        middle = up.shape[-1] // 2
+        return np.concatenate([up[..., :middle], down[..., middle:]], -1)
+
+    kernel = block[f"{module}.proj_down.kernel"]
     for j in range(tp):
-        devices = [np.split(np.split(kernel, tp)[d], tp, 1)[(d + tp - 1 - j) % tp] for d in range(tp)]
-        put_ring(tree, f"{RES}.xlstm.proj_down", j, "kernel", devices)
-    if f"{RES}.xlstm.proj_down.bias" in block:
-        shares = np.split(block[f"{RES}.xlstm.proj_down.bias"], tp)
-        put_ring(tree, f"{RES}.xlstm.proj_down", 0, "bias", [shares[(d + tp - 1) % tp] for d in range(tp)])
+        devices = [halves(np.split(np.split(kernel, tp)[d], tp, 1), d, j) for d in range(tp)]
+        put_ring(tree, f"{module}.proj_down", j, "kernel", devices)
+    if f"{module}.proj_down.bias" in block:
+        shares = np.split(block[f"{module}.proj_down.bias"], tp)
+        put_ring(tree, f"{module}.proj_down", 0, "bias", [halves(shares, d, 0) for d in range(tp)])
 
 
 def put_ring(tree, path, j, leaf, devices):
@@ -149,7 +174,7 @@ def v1(block, config, tp, ring):
     assert not ring
     tree, layer = {}, f"{RES}.xlstm"
     norms(block, tree, tp, RES, "xlstm_norm", "xlstm_post_norm")
-    norms(block, tree, tp, FFN, "ffn_norm", "ffn_post_norm")
+    feed_forward(block, config, tp, ring, tree)
     for name in ("dense_q", "dense_k", "dense_v", "dense_o", "igate", "fgate"):
         dense(block, f"{layer}.{name}", tp, tree, f"{layer}.{name}")
     for name in ("q_norm", "k_norm"):
@@ -157,9 +182,6 @@ def v1(block, config, tp, ring):
             tree[f"{layer}.{name}.scale"] = block[f"{layer}.{name}.scale"]
     norms(block, tree, tp, layer, "outnorm")
     dense_down(block, f"{layer}.proj_down", tp, tree, f"{layer}.proj_down")
-    for name in ("proj_up", "proj_up_gate"):
-        dense(block, f"{FFN}.ffn.{name}", tp, tree, f"{FFN}.ffn.{name}")
-    dense_down(block, f"{FFN}.ffn.proj_down", tp, tree, f"{FFN}.ffn.proj_down")
     return tree
 
 

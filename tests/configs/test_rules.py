@@ -145,6 +145,8 @@ RANGES = [
     (mlstm, {"num_heads": 0}, "must be 1 or more"),
     (mlstm, {"norm_eps": 0.0}, "must be greater than 0"),
     (mlstm, {"cell_norm_eps": 0.0}, "must be greater than 0"),
+    (mlstm, {"cell_eps": -1e-6}, "must be 0 or more"),
+    (mlstm, {"ff_type": "mlp"}, "Choose ffn_gated, ffn or null"),
     (mlstm, {"logits_soft_cap": 0.0}, "must be a finite number other than 0"),
     (mlstm, {"dropout": 1.0}, "must be less than 1"),
     (mlstm, {"dropout": -0.1}, "must be 0 or more"),
@@ -175,7 +177,7 @@ RANGES = [
     (mlstm, {"gate_input": "x"}, "Choose qkv, x_mlstm, x_mlstm_conv or x_mlstm_conv_act"),
     (mlstm_v1, {"proj_factor": float("inf")}, "must be greater than 0 and finite"),
     (mlstm_v1, {"round_proj_up_to_multiple_of": 0}, "must be 1 or more"),
-    (mlstm_v1, {"ff_type": "mlp"}, "Choose ffn_gated or ffn"),
+    (mlstm_v1, {"ff_type": "mlp"}, "Choose ffn_gated, ffn or null"),
     (mlstm_v1, {"act_fn": "silu"}, "Choose gelu, relu, relu^2, sigmoid, swish or selu"),
     (mlstm_v1, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
     (mlstm_v1, {"cell_norm_type_v1": "rms"}, "Choose layernorm or rmsnorm"),
@@ -255,6 +257,24 @@ RELATIONS = [
     (mlstm, {"v_dim_factor": 0.875, "qkv_proj_blocksize": 4}, "the width 224 must be a multiple of the 64 blocks"),
     (mlstm, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the up-projected width must be at least 1"),
     (mlstm_v1, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
+    *(
+        (make, {"ff_type": None, key: value}, f"{key}={shown}, ff_type=null: has no effect with this ff_type. Leave")
+        for make, key, value, shown in [
+            (mlstm_v1, "proj_factor", 2.0, 2.0),
+            (mlstm_v1, "act_fn", "relu", "'relu'"),
+            (mlstm, "ff_proj_factor", 2.0, 2.0),
+            (mlstm, "ff_round_proj_up_dim_up", False, "false"),
+            (mlstm, "ff_round_proj_up_to_multiple_of", 8, 8),
+            (mlstm, "ff_dtype", "float32", "'float32'"),
+        ]
+    ),
+    (
+        mlstm,
+        {"ff_type": "ffn", "ff_proj_factor": 0.1, "ff_round_proj_up_dim_up": False},
+        "the feed-forward width must be at least 1. Set ff_round_proj_up_dim_up=true.",
+    ),
+    (mlstm, {"ff_type": "ffn", "ff_proj_factor": 0.0}, "must be greater than 0"),
+    (mlstm, {"ff_type": "ffn", "ff_round_proj_up_to_multiple_of": 0}, "must be 1 or more"),
     (
         llama,
         {"head_dim": 48},
@@ -388,6 +408,15 @@ BETWEEN = [
     (
         {"parallel": {"model_axis_size": 4}, "config": mlstm_v1, "model": {"round_proj_up_to_multiple_of": 1}},
         "parallel.model_axis_size must divide the feed-forward width, 342",
+    ),
+    (
+        {"parallel": {"model_axis_size": 4}, "model": {"ff_type": "ffn", "ff_round_proj_up_to_multiple_of": 1}},
+        "model.ff_proj_factor=1.3333333333333333, parallel.model_axis_size=4: parallel.model_axis_size must divide the "
+        "feed-forward width, 171.",
+    ),
+    (
+        {"parallel": {"remat": ["FFNResBlock"]}, "config": mlstm_v1, "model": {"ff_type": None}},
+        "parallel.remat='FFNResBlock': no module class of this model. Did you mean",
     ),
     (
         {"parallel": {"model_axis_size": 8}, "config": llama},

@@ -23,13 +23,16 @@ from xlstm_hydra.models import (
 
 T = 24  # more than an example of training has
 OPTIONS = {
-    "v1": {"add_qk_norm": True, "gate_soft_cap": 5.0, "v_dim_factor": 2.0, "reset_at_document_boundaries": True},
+    "v1": {"add_qk_norm": True, "gate_soft_cap": 5.0, "v_dim_factor": 2.0, "reset_at_document_boundaries": True}
+    | {"ff_type": None},
     "v0": {
         "add_qk_norm": True,
         "gate_soft_cap": 5.0,
         "v_dim_factor": 0.5,
         "vmap_qk": True,
         "gate_input": "x_mlstm_conv",
+        "ff_type": "ffn",
+        "cell_eps": 0.5,
         "reset_at_document_boundaries": True,
     },
     "xlstm": {"gate_soft_cap": 5.0, "slstm_forget_gate": "exp", "reset_at_document_boundaries": True},

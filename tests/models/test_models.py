@@ -157,11 +157,15 @@ OPTIONS = {
     "cell": {
         "qk_dim_factor": 2.0, "v_dim_factor": 2.0, "gate_soft_cap": 0.1, "gate_dtype": "bfloat16",
         "igate_bias_init_range": [-3.0, 3.0], "fgate_bias_init_range": [0.0, 1.0], "add_qk_norm": True, "num_heads": 2,
-        "bias": True,
+        "bias": True, "cell_eps": 0.5,
     },
     "v1": {
         "proj_factor": 5.0, "round_proj_up_to_multiple_of": 16, "ff_type": "ffn", "act_fn": "relu^2",
         "ff_dtype": "bfloat16", "cell_norm_type_v1": "rmsnorm",
+    },
+    "v0 feed-forward": {
+        "ff_type": "ffn", "ff_proj_factor": 5.0, "ff_round_proj_up_dim_up": False, "act_fn": "relu^2",
+        "ff_round_proj_up_to_multiple_of": 16, "ff_dtype": "bfloat16",
     },
     "v0": {
         "proj_factor": 3.0, "round_proj_up_to_multiple_of": 16, "conv1d_kernel_size": 2, "qkv_proj_blocksize": 8,
@@ -178,7 +182,7 @@ OPTIONS["xlstm"] = OPTIONS["v0"] | {
 }  # fmt: skip
 PARTS = {
     "v1": ("shared", "cell", "v1"),
-    "v0": ("shared", "cell", "v0"),
+    "v0": ("shared", "cell", "v0", "v0 feed-forward"),
     "xlstm": ("shared", "cell", "xlstm"),
     "llama": ("shared", "llama"),
 }
@@ -191,7 +195,9 @@ CASES = [
 def test_an_option_changes_the_model(family, key, value):
     # 1.2 times 32 is between two multiples of 16 and of 64, so that rounding shows.
     extra = {"proj_factor": 1.2} if key == "round_proj_up_to_multiple_of" else {}
-    before, after = FAMILIES[family](**extra), FAMILIES[family](**extra, **{key: value})
+    if family == "v0" and key in OPTIONS["v0 feed-forward"]:
+        extra = {"ff_type": "ffn_gated", "ff_proj_factor": 2.2}
+    before, after = FAMILIES[family](**extra), FAMILIES[family](**extra | {key: value})
     assert fingerprint(before) != fingerprint(after)
 
 

@@ -26,6 +26,7 @@ CASES = {
     "v1, pipeline in parts": ("v1", PIPELINE, {"gradient_accumulate_steps": 2, "pipeline_remat": True}),
     "v1, blocks not scanned": ("v1", LAYOUTS["dp2_fsdp2_tp2"], {}),
     "v0, collective matmul": ("v0", LAYOUTS["tp4_dp2"] | {"tp_async_dense": True}, {}),
+    "v0, feed-forward, fsdp and tp": ("v0", LAYOUTS["tp2_fsdp4"], {}),
     "v0, bfloat16 exchanges": ("v0", LAYOUTS["fsdp8"] | BFLOAT16, {"gradient_accumulate_steps": 1}),
     "sLSTM, fsdp and tp, products kept": ("xlstm", LAYOUTS["tp2_fsdp4"], {"remat_policy": "dots"}),
     "sLSTM with dropout, pipeline": ("xlstm", {"pipeline_axis_size": 2, "model_axis_size": 4}, {}),
@@ -36,7 +37,8 @@ CASES = {
 
 def case(name):
     family, parallel, trainer = CASES[name]
-    model = {"scan_blocks": False} if "not scanned" in name else {"dropout": 0.1} if "dropout" in name else {}
+    changes = {"not scanned": {"scan_blocks": False}, "dropout": {"dropout": 0.1}, "feed-forward": {"ff_type": "ffn"}}
+    model = next((change for words, change in changes.items() if words in name), {})
     return tiny_run(family, parallel=parallel, model=model, trainer={"batch_size": 16, **trainer})
 
 

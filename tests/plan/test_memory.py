@@ -55,6 +55,7 @@ SLOW = {
     "mLSTM v1, large vocabulary": ("v1", "tp2_fsdp4", {"vocab_size": 16384}),
     "mLSTM, long": ("v0", "fsdp8", {"context_length": 1024}),
     "xLSTM, tp": ("xlstm", "dp2_fsdp2_tp2", {}),
+    "mLSTM, feed-forward": ("v0", "dp2_fsdp2_tp2", {"ff_type": "ffn_gated"}),
     "Llama, wide": ("llama", "dp8", {"embedding_dim": 256}),
     "Llama, collective matmul": ("llama", {**LAYOUTS["tp4_dp2"], "tp_async_dense": True}, {}),
 }

@@ -42,9 +42,12 @@ VARIANTS = {
     "norms and biases": {"bias": True, "add_post_norm": True, "add_qk_norm": True, "norm_type": "layernorm"},
     "blocks not scanned": {"scan_blocks": False},
     "wide values": {"v_dim_factor": 2.0},
+    "large epsilons": {"norm_eps": 0.5, "cell_norm_eps": 0.5, "cell_eps": 0.5},
     "no soft caps, no final norm": {"add_post_blocks_norm": False, "logits_soft_cap": 5.0},
 }
+V1_VARIANTS = {"no feed-forward": {"ff_type": None}}
 V0_VARIANTS = {
+    "gated feed-forward": {"ff_type": "ffn_gated", "bias": True},
     "gates by head": {"gate_linear_headwise": True},
     "gates from the up-projection": {"gate_input": "x_mlstm"},
     "queries and keys in one": {"vmap_qk": True, "bias": True},
@@ -56,7 +59,11 @@ LLAMA_VARIANTS = {
 }
 VARIANT_CASES = [
     pytest.param(family, model, id=f"{family}-{name}")
-    for family, variants in (("v1", VARIANTS), ("v0", VARIANTS | V0_VARIANTS), ("llama", LLAMA_VARIANTS))
+    for family, variants in (
+        ("v1", VARIANTS | V1_VARIANTS),
+        ("v0", VARIANTS | V0_VARIANTS),
+        ("llama", LLAMA_VARIANTS),
+    )
     for name, model in variants.items()
 ]
 
@@ -68,6 +75,13 @@ def test_every_option_gives_the_same_gradients_on_all_axes(family, model):
     params = moved(one)
     many = program(family, "dp2_fsdp2_tp2", model=model)
     assert_equal_results(results(many, params), results(one, params), family)
+
+
+def test_a_feed_forward_layer_after_the_original_layer_has_the_gradients_of_one_device():
+    model = {"ff_type": "ffn", "ff_proj_factor": 1.5, "ff_round_proj_up_to_multiple_of": 8, "cell_eps": 0.5}
+    layout = LAYOUTS["dp2_fsdp2_tp2"] | {"tp_async_dense": True}
+    params, expected = single("v0", **model)
+    assert_equal_results(results(program("v0", layout, model=model), params), expected)
 
 
 LLAMA_EXCHANGES = {

@@ -45,6 +45,7 @@ _SAME = {
     "logits_soft_cap": "output_logit_soft_cap",
     "norm_eps": "norm_eps",
     "cell_norm_eps": "norm_eps",
+    "cell_eps": "eps",
 }
 """Fields of ours, and what they are called there."""
 _DEFAULTS: dict[str, Any] = {
@@ -59,6 +60,7 @@ _DEFAULTS: dict[str, Any] = {
     "gate_soft_cap": 15.0,
     "output_logit_soft_cap": 30.0,
     "norm_eps": 1e-6,
+    "eps": 1e-6,
     "ffn_proj_factor": 2.667,
     "ffn_round_up_to_multiple_of": 64,
     "dtype": "float32",
@@ -75,7 +77,6 @@ _ONLY: dict[str, Any] = {
     "weight_mode": "single",
     "tie_word_embeddings": False,
     "add_out_norm": True,
-    "eps": 1e-6,
     "architectures": ["xLSTMForCausalLM"],
 }
 """Fields there that we have no other value for."""

@@ -37,10 +37,9 @@ class _Tree:
     leaves: Mapping[str, Shape]
     """Shape of every leaf by path."""
 
-    @property
-    def ring(self) -> bool:
-        """Whether its dense layers are collective matmuls."""
-        return any(".shard_" in path for path in self.leaves)
+    def ring(self, module: str) -> bool:
+        """True if this dense layer of every block is a collective matmul."""
+        return any(f".{module}.shard_" in path for path in self.leaves)
 
 
 _How = Callable[[Sequence[Parameter], str, _Tree], Iterator[Part]]
@@ -77,9 +76,6 @@ def xlstm_jax_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Par
         known = either(config.__name__ for config in _FAMILIES)
         raise ConfigError([Problem.about(model.class_path(), f"xlstm-jax only has models with a {known}")])
     tree = _Tree(config_of(model), leaves.get(_EMBEDDING, (1,))[0], leaves)
-    if tree.ring and tree.devices > 2:
-        text = f"was on, over {tree.devices} devices; which kernel is which, is known for xlstm-jax on 2 devices only"
-        raise ConfigError([Problem.about("tp_async_dense", text)])
     layers = config_of(model).num_blocks
     scanned = any(path.startswith(f"{family.scanned}.") for path in leaves)
     names = family.scanned if scanned else [f"{family.block}{index}" for index in range(layers)]
@@ -168,6 +164,8 @@ def _one_of_equals(shares: Sequence[np.ndarray]) -> np.ndarray:
 
 def _dense(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
     """A dense layer whose output is split."""
+    if tree.ring(theirs):
+        return (_ring([parameter], theirs, tree, _columns_up) for parameter in parameters)
     if tree.devices == 1:
         return _plain(parameters, f"{theirs}.Dense_0", tree)
     return _wrapped(parameters, f"{theirs}.module.sharded", tree)
@@ -176,7 +174,7 @@ def _dense(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterato
 def _down(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
     """A dense layer whose input is split. Each device had a bias as wide as the output, and all were added."""
     for parameter in parameters:
-        if tree.ring:
+        if tree.ring(theirs):
             yield _ring([parameter], theirs, tree, _columns_down)
         elif _leaf(parameter) == "bias" and tree.devices > 1:
             leaves = {f"{theirs}.module.sharded.bias": (tree.devices, *parameter.shape)}
@@ -187,7 +185,8 @@ def _down(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator
 
 def _up(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
     """The up-projections to the output gate and to the cell: two dense layers, or one ring that makes both."""
-    if not tree.ring:
+    ring = f"{theirs}.proj_up"
+    if not tree.ring(ring):
         for module, members in _by_module(parameters).items():
             yield from _dense(members, f"{theirs}.{module.rpartition('.')[2]}", tree)
         return
@@ -195,7 +194,7 @@ def _up(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[P
         both = {
             _module(parameter).rpartition("_")[2]: parameter for parameter in parameters if _leaf(parameter) == leaf
         }
-        yield _ring([both["z"], both["mlstm"]], f"{theirs}.proj_up", tree, _columns_up)
+        yield _ring([both["z"], both["mlstm"]], ring, tree, _columns_up)
 
 
 def _gate(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
@@ -259,15 +258,26 @@ def _ring(parameters: Sequence[Parameter], theirs: str, tree: _Tree, columns: _C
 
 
 def _columns_up(shards, devices, rows) -> list[np.ndarray]:
-    """At step j, device d multiplies the share of the input that came from device d - j."""
+    """At step j, device d multiplies the share of the input that came from device d - j, whichever way it travelled."""
     orders = [[((d - source) % devices, d) for source in range(devices)] for d in range(devices)]
     return [rows([shards[key] for key in order if key in shards]) for order in orders]
 
 
 def _columns_down(shards, devices, rows) -> list[np.ndarray]:
-    """What device d makes at step j ends, summed with that of others, on device d - 1 - j."""
-    orders = [[((d - 1 - end) % devices, d) for d in range(devices)] for end in range(devices)]
-    return [rows([shards[key] for key in order if key in shards]) for order in orders]
+    """The product of device d at step j travels devices - 1 - j places and ends, summed with those of others: its first
+    half of the columns upwards, from device d to d + 1, the second half downwards."""
+
+    def column(end: int, way: int) -> np.ndarray:
+        order = [((way * (d - end) - 1) % devices, d) for d in range(devices)]
+        return rows([_half(shards[key], way) for key in order if key in shards])
+
+    return [np.concatenate([column(end, 1), column(end, -1)], -1) for end in range(devices)]
+
+
+def _half(x: np.ndarray, way: int) -> np.ndarray:
+    """The columns of a shard that travel upwards (1) or downwards (-1); of an odd number, more travel downwards."""
+    middle = x.shape[-1] // 2
+    return x[..., :middle] if way == 1 else x[..., middle:]
 
 
 # Where the families have what.
@@ -291,6 +301,11 @@ def _norms(*modules: str) -> dict[str, tuple[_How, str]]:
     return {module: (_wrapped, f"{module}.sharded") for module in modules}
 
 
+_FEED_FORWARD: dict[str, tuple[_How, str]] = {
+    **_norms(f"{_FFN}.ffn_norm", f"{_FFN}.ffn_post_norm"),
+    **_same(_dense, f"{_FFN}.ffn.proj_up", f"{_FFN}.ffn.proj_up_gate"),
+    **_same(_down, f"{_FFN}.ffn.proj_down"),
+}
 _V0: dict[str, tuple[_How, str]] = {
     **_norms(f"{_RES}.xlstm_norm", f"{_RES}.xlstm_post_norm"),
     f"{_LAYER}.proj_up_mlstm": (_up, _LAYER),
@@ -301,14 +316,14 @@ _V0: dict[str, tuple[_How, str]] = {
     **_below(_gate, f"{_INNER}.mlstm_cell", "igate", "fgate"),
     **_below(_wrapped, f"{_INNER}.mlstm_cell", "q_norm", "k_norm", "outnorm"),
     **_same(_down, f"{_LAYER}.proj_down"),
+    **_FEED_FORWARD,
 }
 _V1: dict[str, tuple[_How, str]] = {
     **_norms(f"{_RES}.xlstm_norm", f"{_RES}.xlstm_post_norm", f"{_LAYER}.outnorm"),
     **_below(_dense, _LAYER, "dense_q", "dense_k", "dense_v", "dense_o", "igate", "fgate"),
     **_below(_plain, _LAYER, "q_norm", "k_norm"),
-    **_norms(f"{_FFN}.ffn_norm", f"{_FFN}.ffn_post_norm"),
-    **_same(_dense, f"{_FFN}.ffn.proj_up", f"{_FFN}.ffn.proj_up_gate"),
-    **_same(_down, f"{_LAYER}.proj_down", f"{_FFN}.ffn.proj_down"),
+    **_same(_down, f"{_LAYER}.proj_down"),
+    **_FEED_FORWARD,
 }
 _LLAMA: dict[str, tuple[_How, str]] = {
     "attn.attn_norm": (_plain, "attn.pre_norm"),

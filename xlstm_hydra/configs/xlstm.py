@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ._cell import is_range
+from ._feed_forward import layer_rules, rounded_dim, rounding_rules
 from ._problems import Problem, at_least, divisors, either, idle, one_of
 from .language_model import splits
-from .mlstm import ACTIVATIONS, is_range, mLSTMConfig, rounded_dim, rounding_rules
-from .parallel import DTYPES
+from .mlstm import OriginalLayerConfig
 
 _MLSTM_FIELDS = (
     *("proj_factor", "conv1d_kernel_size", "qkv_proj_blocksize", "vmap_qk", "gate_input", "gate_linear_headwise"),
     *("qk_dim_factor", "v_dim_factor", "igate_bias_init_range", "fgate_bias_init_range", "add_qk_norm"),
-    *("reset_fgate_value", "backend", "chunk_size"),
+    *("reset_fgate_value", "cell_eps", "backend", "chunk_size"),
 )
 _SLSTM_FIELDS = (
     *("slstm_conv1d_kernel_size", "slstm_forget_gate", "slstm_fgate_bias_init_range", "slstm_proj_factor"),
@@ -22,7 +23,7 @@ _SLSTM_FIELDS = (
 
 
 @dataclass(kw_only=True)
-class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
+class xLSTMConfig(OriginalLayerConfig):  # noqa: N801 (the field's name for it)
     """xLSTM[a:b]: original mLSTM blocks, and sLSTM blocks at the places that are listed.
 
     An sLSTM block (section 2.2) has a scalar memory per channel whose gates read the last output of their head; a
@@ -110,9 +111,7 @@ class xLSTMConfig(mLSTMConfig):  # noqa: N801 (the field's name for it)
         yield from at_least(self, 0, "slstm_conv1d_kernel_size")
         yield from at_least(self, 0, "slstm_proj_factor", above=True)
         yield from one_of(self, "slstm_forget_gate", ("sigmoid", "exp"))
-        yield from one_of(self, "ff_type", ("ffn_gated", "ffn"))
-        yield from one_of(self, "act_fn", ACTIVATIONS)
-        yield from one_of(self, "ff_dtype", DTYPES, optional=True)
+        yield from layer_rules(self)
         yield from is_range(self, "slstm_fgate_bias_init_range")
         if not self.slstm_at:
             for key in _SLSTM_FIELDS:

@@ -8,9 +8,10 @@ from typing import Any
 
 from xlstm_hydra import configs
 from xlstm_hydra.configs import ConfigDict, ModelConfig, RunConfig
+from xlstm_hydra.configs._cell import CellConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.configs.language_model import LanguageModelConfig
-from xlstm_hydra.configs.mlstm import _CellConfig
+from xlstm_hydra.configs.mlstm import OriginalLayerConfig
 from xlstm_hydra.configs.scheduler import _DecayConfig
 
 from ._record import Record
@@ -127,16 +128,20 @@ EFFECTS: dict[type, dict[str, str]] = {
         " norm_type norm_eps cell_norm_eps init_distribution init_distribution_embed init_distribution_out"
         " output_init_fn",
     },
-    _CellConfig: {
+    CellConfig: {
         PARAMETERS: "num_heads bias qk_dim_factor v_dim_factor add_qk_norm",
         NUMERICS: "dropout gate_soft_cap gate_dtype igate_bias_init_range fgate_bias_init_range"
-        " reset_at_document_boundaries reset_fgate_value",
+        " reset_at_document_boundaries reset_fgate_value cell_eps",
         LAYOUT: "backend chunk_size",
     },
-    configs.mLSTMConfig: {
+    OriginalLayerConfig: {
         PARAMETERS: "proj_factor round_proj_up_dim_up round_proj_up_to_multiple_of conv1d_kernel_size"
         " qkv_proj_blocksize vmap_qk gate_input gate_linear_headwise",
         NUMERICS: "cell_norm_type",
+    },
+    configs.mLSTMConfig: {
+        PARAMETERS: "ff_type ff_proj_factor ff_round_proj_up_dim_up ff_round_proj_up_to_multiple_of",
+        NUMERICS: "act_fn ff_dtype",
     },
     configs.mLSTMv1Config: {
         PARAMETERS: "proj_factor round_proj_up_dim_up round_proj_up_to_multiple_of ff_type",

@@ -14,7 +14,7 @@ from xlstm_hydra.configs._problems import Problem, UnknownField, nearest, show
 from ._registry import refused_config, refused_model_class, refused_tags
 from ._text import MetadataError, error, parse, step
 
-VERSION = 1
+VERSION = 2
 """Version of what `write_metadata` writes."""
 
 FORMAT = "xlstm_hydra"
@@ -22,7 +22,36 @@ FORMAT = "xlstm_hydra"
 
 _STRICT = Flags(ignore_unknown=False, as_written=True)
 
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+_CELL = {"cell_eps": 1e-6}
+_FEED_FORWARD = {
+    "ff_type": None,
+    "ff_proj_factor": 4 / 3,
+    "ff_round_proj_up_dim_up": True,
+    "ff_round_proj_up_to_multiple_of": 64,
+    "act_fn": "gelu",
+    "ff_dtype": None,
+}
+
+
+def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
+    """In version 1, the cell always added 1e-6, and original mLSTM blocks had no feed-forward layer."""
+    content = content | {"version": 2}
+    config = content.get("config")
+    if not isinstance(config, dict) or not isinstance(model := config.get("model"), dict):
+        return content
+    return content | {"config": config | {"model": model | _new_fields_of(model.get("model_config"))}}
+
+
+def _new_fields_of(fields: Any) -> dict[str, Any]:
+    """The config of a model of version 1, with the fields that were added. A family is recognised by its fields, as the
+    config of a user's model may be a subclass of ours."""
+    if not isinstance(fields, dict) or "reset_fgate_value" not in fields:
+        return {}
+    is_original = "conv1d_kernel_size" in fields and "slstm_at" not in fields
+    return {"model_config": _CELL | (_FEED_FORWARD if is_original else {}) | fields}
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _v1_to_v2}
 """For each old version, what turns its content into the next one's."""
 
 

@@ -190,13 +190,11 @@ def _read_xlstm(
 
 
 def _read_feed_forward(reading: Reading, data: Any, kind: str) -> None:
-    nothing = data is None or data == "None"
-    if kind == "mlstm_v1" and nothing:
-        reading.problem(table.FEED_FORWARD, "cannot be said here: our mLSTMv1 has a feed-forward layer in every block")
-    elif kind == "mlstm_v1":
-        reading.section(table.FEED_FORWARD, data, table.FEED_FORWARDS, ("parallel",))
-    elif not nothing:
-        reading.problem(table.FEED_FORWARD, "cannot be said here: our mLSTM has no feed-forward layer")
+    if data is None or data == "None":
+        reading.missing(f"{table.FEED_FORWARD}.ff_type", table.NO_FEED_FORWARD)
+        return
+    fields = table.FEED_FORWARDS if kind == "mlstm_v1" else table.FEED_FORWARDS_V0
+    reading.section(table.FEED_FORWARD, data, fields, ("parallel",))
 
 
 def _read_backend(reading: Reading, data: Any) -> None:

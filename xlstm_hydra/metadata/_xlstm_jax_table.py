@@ -208,6 +208,17 @@ FEED_FORWARDS: Table = {
     "_num_blocks": follows(_num_blocks, integer),
 }
 
+FEED_FORWARDS_V0: Table = {
+    **FEED_FORWARDS,
+    "proj_factor": to("ff_proj_factor", number),
+    "round_proj_up_dim_up": to("ff_round_proj_up_dim_up", flag),
+    "round_proj_up_to_multiple_of": to("ff_round_proj_up_to_multiple_of", integer),
+}
+"""The same fields beside layer type mlstm, whose own width has the plain names."""
+
+NO_FEED_FORWARD = to("ff_type", optional(text), before=None)
+"""The field of ours that expresses that there is no such section."""
+
 LLAMA: Table = {
     **{name: to(name, integer) for name in ("vocab_size", "embedding_dim", "num_blocks", "head_dim")},
     "ffn_multiple_of": to("ffn_multiple_of", integer),
@@ -220,7 +231,6 @@ LLAMA: Table = {
     "logits_soft_cap": to("logits_soft_cap", optional(number), before=None),
 }
 
-_EPS = "The cell adds 1e-6 here."
 _NORMALISER = "The cell's normaliser is at least exp(-m) here, and other limits are another function."
 _ROUNDING = "it is the type that a kernel computed in, which is the kernel's own here"
 
@@ -230,7 +240,7 @@ def _option(kind: Any, usual: Any, why: str = _SPEED) -> Any:
 
 
 _RECURRENT: Table = {
-    "eps": only(number, 1e-6, _EPS, before=1e-6),
+    "eps": to("cell_eps", number, before=1e-6),
     "state_dtype": _option(optional(dtype), None, _ROUNDING),
     "use_scan": _option(flag, False),
 }
@@ -261,7 +271,7 @@ BACKENDS: Mapping[str, tuple[str, str, Table]] = {
             "chunk_size": to("chunk_size", integer, before=None),
             "stabilize_correctly": only(flag, True, _NORMALISER, before=True),
             "norm_val": only(number, 1.0, _NORMALISER, before=1.0),
-            "eps": only(number, 1e-6, _EPS, before=1e-6),
+            "eps": to("cell_eps", number, before=1e-6),
             "autocast_dtype": _option(optional(dtype), None, _ROUNDING),
             "reduce_slicing": _option(flag, True),
             "backend_name": without(text, "", _SPEED, before=""),

@@ -46,13 +46,13 @@ def run_cell(
 ) -> jax.Array:
     """The mLSTM cell of a layer, (B, T, H, V): in the form that its config names, or after the tokens before."""
     config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
-    inputs, size = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH), config.chunk_size
+    inputs, options = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH), {"chunk_size": config.chunk_size, "eps": config.cell_eps}
     (B, _, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
     acc = jnp.promote_types(q_BTHK.dtype, jnp.float32)
     state = kept(module, context, "cell", lambda: mlstm_start(B, H, K, V, acc))
     if state is None:
-        return CELLS[config.backend](*inputs, chunk_size=size)
-    state.value, h_BTHV = mlstm_continue(state.value, *inputs, chunk_size=size)
+        return CELLS[config.backend](*inputs, **options)
+    state.value, h_BTHV = mlstm_continue(state.value, *inputs, **options)
     return h_BTHV
 
 
@@ -90,7 +90,7 @@ class xLSTMResBlock(Residual):  # noqa: N801
 
 
 class mLSTMBlock(nn.Module):  # noqa: N801
-    """One block of the stack: the residual mLSTM layer and, if the family has one, the residual feed-forward layer."""
+    """One block of the stack: the residual mLSTM layer and, if the model has one, the residual feed-forward layer."""
 
     config: Any
     layer: Any

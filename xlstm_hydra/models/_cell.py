@@ -6,7 +6,9 @@ With F_t the cumulative sum of the log forget gates and D_tj = F_t - F_j + i_j f
     w_tj = exp(D_tj - m_t) (q_t . k_j / sqrt(K))
     h_t = sum_j w_tj v_j / (max(|sum_j w_tj|, exp(-m_t)) + eps)
 
-where m_t = max_j D_tj keeps exp() finite. The factor exp(-m_t) cancels, so m_t carries no gradient.
+where m_t = max(F_t, max_j D_tj) keeps exp() finite. Without eps the factor exp(-m_t) cancels, so m_t carries no
+gradient. F_t is there because the recurrence, as published, starts with m_0 = 0; only through eps does the output
+depend on it.
 
 Axes: B batch, T time (L within a chunk, S when summed over), H heads, K key width, V value width. Gates are
 pre-activations. Sums and states are float32 (float64 for float64 inputs), whatever the type of q, k and v.
@@ -36,7 +38,7 @@ def mlstm_quadratic(
     i_BHT, f_BHT = (jnp.moveaxis(gate.astype(acc), 1, 2) for gate in (i_BTH, f_BTH))
     cumulative_BHT = jnp.cumsum(jax.nn.log_sigmoid(f_BHT), axis=-1)
     decay_BHTS = _masked_decay(cumulative_BHT, i_BHT)
-    m_BHT = jax.lax.stop_gradient(decay_BHTS.max(-1))
+    m_BHT = jax.lax.stop_gradient(jnp.maximum(decay_BHTS.max(-1), cumulative_BHT))
     score_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BTHK, preferred_element_type=acc) * scale
     weight_BHTS = score_BHTS * jnp.exp(decay_BHTS - m_BHT[..., None])
     numerator_BHTV = jnp.einsum("bhts,bshv->bhtv", weight_BHTS.astype(v_BTHV.dtype), v_BTHV, preferred_element_type=acc)
@@ -97,8 +99,8 @@ def mlstm_continue(
 
 
 def mlstm_start(B: int, H: int, K: int, V: int, dtype: Any) -> State:
-    """The state before the first token: zeros, and minus infinity for the stabiliser."""
-    return jnp.zeros((B, H, K, V), dtype), jnp.zeros((B, H, K), dtype), jnp.full((B, H), -jnp.inf, dtype)
+    """The state before the first token: zeros."""
+    return jnp.zeros((B, H, K, V), dtype), jnp.zeros((B, H, K), dtype), jnp.zeros((B, H), dtype)
 
 
 def _start_of(q_BTHK: jax.Array, *others: jax.Array) -> State:

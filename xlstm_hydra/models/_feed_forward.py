@@ -58,3 +58,8 @@ class FFNResBlock(Residual):
             config, config.ff_dim(), dtype, self.axes, config.act_fn, gated, bias=config.bias, name="ffn"
         )
         return self.residual(x_BTD, layer, context, "ffn")
+
+
+def feed_forward_of(config: Any) -> type[FFNResBlock] | None:
+    """Return the class of the residual feed-forward layer of an mLSTM block. None: the block has none."""
+    return None if config.ff_type is None else FFNResBlock

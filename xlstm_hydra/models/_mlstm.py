@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from xlstm_hydra.configs import mLSTMConfig
+from xlstm_hydra.configs.mlstm import OriginalLayerConfig
 from xlstm_hydra.parallel import Axes, Pieces, row_matmul
 
 from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
 from ._cache import kept
 from ._context import Context
+from ._feed_forward import feed_forward_of
 from ._layers import Dense, HeadNorm, Initializer, bias_range_init, init_with, named, output_init, small_init
 from ._lm import LanguageModel
 
@@ -120,7 +122,7 @@ class Gate(nn.Module):
 class mLSTMLayer(nn.Module):  # noqa: N801
     """Up-projection, convolution, head-wise queries, keys and values, cell, skip, gate, projection back."""
 
-    config: mLSTMConfig
+    config: OriginalLayerConfig
     axes: Axes = Axes()
 
     @nn.compact
@@ -197,5 +199,5 @@ class mLSTM(LanguageModel):  # noqa: N801
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """One mLSTM layer, no feed-forward layer."""
-        return mLSTMBlock(config, mLSTMLayer, feed_forward=None, axes=axes, name=name)
+        """One mLSTM layer and, if the config has one, a feed-forward layer."""
+        return mLSTMBlock(config, mLSTMLayer, feed_forward_of(config), axes=axes, name=name)

@@ -16,7 +16,7 @@ from xlstm_hydra.parallel import Axes, Pieces
 
 from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
 from ._context import Context
-from ._feed_forward import FFNResBlock
+from ._feed_forward import feed_forward_of
 from ._layers import Dense, HeadNorm, bias_range_init, output_init, small_init
 from ._lm import LanguageModel
 
@@ -74,5 +74,5 @@ class mLSTMv1(LanguageModel):  # noqa: N801
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """mLSTM layer, then feed-forward layer."""
-        return mLSTMBlock(config, mLSTMLayerV1, feed_forward=FFNResBlock, axes=axes, name=name)
+        """One mLSTM layer and, unless the config has none, a feed-forward layer."""
+        return mLSTMBlock(config, mLSTMLayerV1, feed_forward_of(config), axes=axes, name=name)
