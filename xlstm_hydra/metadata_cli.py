@@ -119,8 +119,22 @@ def _overrides(arguments: argparse.Namespace) -> int:
         return 0
     for note in notes:
         print(f"# {note}", file=sys.stderr)
-    print(command)
+    print(" ".join(map(_shell_word, ["xlstm-hydra", *overrides])))
     return 0
+
+
+def _shell_word(text: str) -> str:
+    """A word in the syntax of a shell. Control characters, which could hide a part of the line in a terminal, are
+    written as escapes, which bash and zsh read."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(map(_escaped, text)) + "'"
+
+
+def _escaped(letter: str) -> str:
+    if letter.isprintable():
+        return f"\\{letter}" if letter in "\\'" else letter
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
 
 
 def _diff(arguments: argparse.Namespace) -> int:
