@@ -50,9 +50,9 @@ def shell_line(words: Iterable[str]) -> str:
 
 def _escaped(word: str) -> str:
     text = word.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(char if char.isprintable() else _code(ord(char)) for char in text) + "'"
+    return "$'" + "".join(char if char.isprintable() else _bytes(char) for char in text) + "'"
 
 
-def _code(number: int) -> str:
-    """A character as bash writes it, where `\\x` is a byte."""
-    return f"\\x{number:02x}" if number < 0x80 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+def _bytes(char: str) -> str:
+    errors = "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"  # a byte of a file's name
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", errors))
