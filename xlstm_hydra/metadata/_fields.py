@@ -26,6 +26,9 @@ class Wrong(Exception):  # noqa: N818 (it never leaves this package)
 Kind = Callable[[Any], Any]
 """Reads a recorded value as what it stands for, or raises `Wrong`."""
 
+Derive = Callable[[Mapping[str, Any]], Any]
+"""The value of a field, from those of all others by path."""
+
 
 def integer(data: Any) -> int:
     """A whole number."""
@@ -153,8 +156,13 @@ class Field:
     same_as: str = ""
     """Path of the field that it copies."""
 
-    derived: Callable[[Mapping[str, Any]], Any] | None = None
+    derived: Derive | None = None
     """Its value, from all others by path."""
+
+    initial: Derive = lambda _: ()
+    """Of a copied or derived field: the values that it may have before that, from all others by path, beside null.
+    xlstm-jax records one of them where it copies or derives in another object only, such as the feed-forward layers of
+    blocks that are not scanned."""
 
     usual: Any = REQUIRED
     """Without counterpart: the value that needs no note."""
@@ -241,26 +249,29 @@ class Reading:
         """Compare what copies others or follows from them, and note what has no counterpart."""
         for path, entry in self.fields.items():
             value = self.values[path]
-            if entry.same_as and value is not None:
+            if value is not None and value not in (self._computed(entry.initial) or ()):
                 self._check_copy(path, entry.same_as)
-            if entry.derived is not None:
                 self._check_derived(path, entry.derived)
             if entry.usual is not REQUIRED and value != entry.usual:
                 self.notes.append(f"{path}={show(value)}: {entry.why}")
             if entry.only is not REQUIRED and value != entry.only:
                 self.problem(path, f"cannot be said here: expected {show(entry.only)}, got {show(value)}. {entry.why}")
 
+    def _computed(self, compute: Derive) -> Any:
+        """A value from the others; None if these are wrong themselves."""
+        try:
+            return compute(self.values)
+        except (KeyError, ArithmeticError, TypeError, ValueError):
+            return None
+
     def _check_copy(self, path: str, other: str) -> None:
         if other in self.values and self.values[path] != self.values[other]:
             given = {path: self.values[path], other: self.values[other]}
             self.problems.append(Problem(given, "differ, and one field here cannot say both"))
 
-    def _check_derived(self, path: str, derive: Callable[[Mapping[str, Any]], Any]) -> None:
-        try:
-            expected = derive(self.values)
-        except (KeyError, ArithmeticError, TypeError, ValueError):  # what it follows from is wrong itself
-            return
-        if self.values[path] != expected:
+    def _check_derived(self, path: str, derive: Derive | None) -> None:
+        expected = None if derive is None else self._computed(derive)
+        if expected is not None and self.values[path] != expected:
             text = f"is {show(self.values[path])}, but the other fields give {show(expected)}"
             self.problems.append(Problem.about(path, text))
 
@@ -283,14 +294,14 @@ def to(name: str, kind: Kind, before: Any = REQUIRED) -> Field:
     return Field(kind=kind, to=name, before=before)
 
 
-def same(other: str, kind: Kind, before: Any = REQUIRED) -> Field:
-    """A copy of the field at this path."""
-    return Field(kind=kind, same_as=other, before=before)
+def same(other: str, kind: Kind, before: Any = REQUIRED, *initial: Any) -> Field:
+    """A copy of the field at this path, with the values that it may have before it is copied."""
+    return Field(kind=kind, same_as=other, before=before, initial=lambda _: initial)
 
 
-def follows(derive: Callable[[Mapping[str, Any]], Any], kind: Kind, before: Any = REQUIRED) -> Field:
-    """A field that follows from others."""
-    return Field(kind=kind, derived=derive, before=before)
+def follows(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
+    """A field that follows from others, with the values beside null that it may have before it is derived."""
+    return Field(kind=optional(kind), derived=derive, initial=initial)
 
 
 def only(kind: Kind, value: Any, why: str, before: Any = REQUIRED) -> Field:
