@@ -163,10 +163,14 @@ def is_hugging_face(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
     """The config of a model there as ours, with its class as a dotted path.
 
     What it does not say, such as how the model was initialised, is at its default.
+
+    Args:
+        folder: with the model.
+        lenient: ignore unknown fields, with a warning.
 
     Raises:
         ConfigError: it is no xLSTM model, or one that ours cannot be.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xlstm_hydra.configs import Problem
-from xlstm_hydra.configs._problems import nearest, show
+from xlstm_hydra.configs._problems import UnknownField, nearest, show
 from xlstm_hydra.configs._reprs import Instance, ReprError, class_in, parse_repr
 
 from ._text import step
@@ -192,11 +192,15 @@ class Reading:
     fields: dict[str, Field] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    unset: list[str] = field(default_factory=list)
+    """Paths of fields that nobody knows and that are null."""
+
     notes: list[str] = field(default_factory=list)
 
     def part(self) -> Reading:
         """A reading of another part of the same text, with values of its own."""
-        return Reading(self.lenient, problems=self.problems, unknown=self.unknown, notes=self.notes)
+        shared = {"problems": self.problems, "unknown": self.unknown, "unset": self.unset, "notes": self.notes}
+        return Reading(self.lenient, **shared)
 
     def section(self, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
         """Read every field of a section; returns its data. `sections` are those inside it, read by others."""
@@ -211,7 +215,7 @@ class Reading:
             elif name not in sections:
                 # Many unknown names are another format, where guessing what was meant only takes long.
                 guess = nearest(name, [*table, *sections]) if len(self.problems) < 20 else ""
-                self.stray(join(path, step(name)), guess)
+                self.stray(join(path, step(name)), guess, is_null=value in (None, "None"))
         for name, entry in table.items():
             if name not in data:
                 self.missing(join(path, name), entry)
@@ -234,12 +238,12 @@ class Reading:
         if entry.to or entry.only is not REQUIRED:
             self.fields[path] = entry
 
-    def stray(self, path: str, fix: str) -> None:
-        """Meet a field that nobody knows."""
-        if self.lenient:
-            self.unknown.append(path)
+    def stray(self, path: str, fix: str, *, is_null: bool) -> None:
+        """Meet a field that nobody knows. One that is null has no effect: it is of a later version, and not used."""
+        if is_null or self.lenient:
+            (self.unset if is_null else self.unknown).append(path)
         else:
-            self.problem(path, "no such field", fix)
+            self.problems.append(UnknownField.of(path, ..., "no such field", fix))
 
     def problem(self, path: str, what: str, fix: str = "") -> None:
         """Meet something wrong."""

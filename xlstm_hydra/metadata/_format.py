@@ -14,7 +14,7 @@ from xlstm_hydra.configs._problems import Problem, UnknownField, nearest, show
 from ._registry import refused_config, refused_model_class, refused_tags
 from ._text import MetadataError, error, parse, step
 
-VERSION = 1
+VERSION = 2
 """Version of what `write_metadata` writes."""
 
 FORMAT = "xlstm_hydra"
@@ -22,7 +22,17 @@ FORMAT = "xlstm_hydra"
 
 _STRICT = Flags(ignore_unknown=False, as_written=True)
 
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
+    """In version 1, runs continued from records without unknown fields only."""
+    content = content | {"version": 2}
+    config = content.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("checkpoint"), dict):
+        return content
+    return content | {"config": config | {"checkpoint": {"lenient": False} | config["checkpoint"]}}
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _v1_to_v2}
 """For each old version, what turns its content into the next one's."""
 
 
@@ -105,8 +115,8 @@ def read_run(text: str | bytes, classes: Iterable[type] = ()) -> RunConfig:
 
 def decode_run(
     content: dict[str, Any], classes: Iterable[type] = (), lenient: bool = False
-) -> tuple[RunConfig, list[str]]:
-    """The run that metadata of ours records, with the paths of the unknown fields that a lenient reading let pass.
+) -> tuple[RunConfig, list[UnknownField]]:
+    """The run that metadata of ours records, with the unknown fields that are null or that a lenient reading let pass.
 
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
@@ -114,7 +124,7 @@ def decode_run(
     known = ("format", "version", "config", *EXTRAS)
     strangers = [name for name in content if name not in known]
     problems: list[Problem] = [
-        UnknownField.about(step(name), "no such field", nearest(name, known) if index < 20 else "")
+        UnknownField.of(step(name), content[name], "no such field", nearest(name, known) if index < 20 else "")
         for index, name in enumerate(strangers)
     ]
     problems += _beside({name: value for name, value in content.items() if name in EXTRAS})
@@ -126,7 +136,7 @@ def decode_run(
     refused = list(_refused_classes(config, by_name))
     run, wrong = (None, refused) if refused else collect(RunConfig, config, _STRICT)
     problems += [problem.at("config") for problem in wrong]
-    unknown = [problem for problem in problems if lenient and isinstance(problem, UnknownField)]
+    unknown = [problem for problem in problems if isinstance(problem, UnknownField) and (lenient or problem.is_null)]
     problems = [problem for problem in problems if problem not in unknown]
     if wrong and not problems:  # its own rules have not been looked at yet
         run, wrong = collect(RunConfig, config, Flags(as_written=True))
@@ -135,7 +145,7 @@ def decode_run(
         problems = [problem.at("config.model") for problem in refused_config(run.model)]
     if problems or run is None:
         raise MetadataError(problems)
-    return run, [key for problem in unknown for key in problem.keys]
+    return run, unknown
 
 
 def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Iterator[Problem]:
