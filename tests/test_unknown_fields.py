@@ -32,7 +32,7 @@ def places(tmp_path, monkeypatch, run):
     """Records of xlstm-jax with a newer field, one of them null, and one of ours with both."""
     monkeypatch.chdir(tmp_path)
     for name, value in (("null", None), ("newer", 2.0)):
-        save_text(tmp_path / name, nested(tree("mlstm_v1", {NEW: value, "trainer.mood": value})), "checkpoint_20")
+        save_text(tmp_path / name, nested(tree("mlstm_v1", {NEW: value, "trainer.mood": value})))
     content = changed(write_metadata(run), {"config.optimizer.shiny": 1, "config.trainer.dull": None})
     save_text(tmp_path / "ours", json.dumps(content))
     return tmp_path
@@ -72,7 +72,7 @@ COMMANDS = {
     "check": ["check", "newer"],
     "import": ["import", "newer", "out"],
     "export": ["export", "newer", "out", "--format", "hf"],
-    "of a file": ["show", "newer/checkpoints/checkpoint_20/metadata/metadata"],
+    "of a file": ["show", "newer/checkpoints/20/metadata/metadata"],
 }
 
 
