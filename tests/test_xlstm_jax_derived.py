@@ -54,12 +54,16 @@ def test_the_settings_of_a_backend_may_be_underived():
 
 
 NEITHER = {
-    "count": (f"{FEED_FORWARD}._num_blocks", 2, ": is 2, but the other fields give 3"),
-    "width": (f"{FEED_FORWARD}._proj_up_dim", 64, ": is 64, but the other fields give 192"),
-    "rounded the other way": (f"{FEED_FORWARD}._proj_up_dim", -64, ": is -64, but the other fields give 192"),
+    "count": (f"{FEED_FORWARD}._num_blocks", 2, f": is 2, but 3 follows from {MODEL}.num_blocks=3$"),
+    "width": (f"{FEED_FORWARD}._proj_up_dim", 64, f": is 64, but 192 follows from .*{FEED_FORWARD}.proj_factor=2.5"),
+    "rounded the other way": (
+        f"{FEED_FORWARD}._proj_up_dim",
+        -64,
+        f": is -64, but 192 follows from .*_dim=64",
+    ),
     "width of the model": (f"{FEED_FORWARD}.embedding_dim", 0, f"=0, {MODEL}.embedding_dim=64: differ"),
     "heads": (f"{CELL}.num_heads", 1, f"=1, {LAYER}.num_heads=4: differ"),
-    "map of the blocks": (f"{MODEL}._block_map", "0", ": is '0', but the other fields give '0,0,0'"),
+    "map of the blocks": (f"{MODEL}._block_map", "0", f": is '0', but '0,0,0' follows from {MODEL}.num_blocks=3"),
 }
 
 

@@ -275,8 +275,11 @@ class Reading:
 
     def _check_derived(self, path: str, derive: Derive | None) -> None:
         expected = None if derive is None else self._computed(derive)
-        if expected is not None and self.values[path] != expected:
-            text = f"is {show(self.values[path])}, but the other fields give {show(expected)}"
+        if derive is not None and expected is not None and self.values[path] != expected:
+            used = _Used(self.values)
+            derive(used)
+            sources = ", ".join(f"{name}={show(self.values[name])}" for name in used.names)
+            text = f"is {show(self.values[path])}, but {show(expected)} follows from {sources}"
             self.problems.append(Problem.about(path, text))
 
     def flat(self) -> dict[str, Any]:
@@ -286,6 +289,18 @@ class Reading:
     def paths(self) -> dict[str, str]:
         """Our names, and where each was recorded."""
         return {entry.to: path for path, entry in self.fields.items() if entry.to}
+
+
+class _Used(dict[str, Any]):
+    """Values that remember which of them were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.names: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        self.names[name] = None
+        return super().__getitem__(name)
 
 
 def join(path: str, name: str) -> str:

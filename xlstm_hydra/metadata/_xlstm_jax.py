@@ -36,7 +36,7 @@ SECTIONS = ("model", "optimizer", "trainer")
 
 def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
     """Whether a JSON object looks like what xlstm-jax recorded."""
-    return "format" not in content and "model" in content
+    return "format" not in content and any(section in content for section in SECTIONS)
 
 
 def read_xlstm_jax(content: Mapping[str, Any], lenient: bool) -> tuple[dict[str, ConfigDict], Reading]:
