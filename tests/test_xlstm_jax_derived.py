@@ -59,7 +59,7 @@ NEITHER = {
     "rounded the other way": (
         f"{FEED_FORWARD}._proj_up_dim",
         -64,
-        f": is -64, but 192 follows from .*_dim=64",
+        ": is -64, but 192 follows from .*_dim=64",
     ),
     "width of the model": (f"{FEED_FORWARD}.embedding_dim", 0, f"=0, {MODEL}.embedding_dim=64: differ"),
     "heads": (f"{CELL}.num_heads", 1, f"=1, {LAYER}.num_heads=4: differ"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,20 @@ def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
         problems = error.problems
     except (TypeError, ValueError) as error:
         problems = [Problem.about("", str(error))]
-    raise ConfigError(_problem(file, str(problem)) for problem in problems)
+    raise ConfigError(_problem(file, str(_as_in_file(problem))) for problem in problems)
+
+
+def _as_in_file(problem: Problem) -> Problem:
+    """A broken rule of our config, with the keys as they stand in the file."""
+    names = _SAME | {"proj_factor": "ffn_proj_factor", "round_proj_up_to_multiple_of": "ffn_round_up_to_multiple_of"}
+
+    def rename(text: str) -> str:
+        for ours, theirs in names.items():
+            text = text.replace(f"{{{ours}}}", f"{{/{theirs}}}")
+        return text
+
+    given = {f"/{names.get(key, key)}": value for key, value in zip(problem.keys, problem.given.values(), strict=True)}
+    return replace(problem, given=given, rule=rename(problem.rule), fix=rename(problem.fix), prefix="")
 
 
 def _unknown(keys: list[str]) -> Iterator[str]:
@@ -246,7 +259,7 @@ def _config(content: dict[str, Any], own: Any, tied: bool) -> mLSTMv1Config:
         raise ValueError(f"xlstm_hydra.{key}: no such field. {nearest(key, _OURS)}")
     own = {"context_length": 2048, "dtype": dtype, "gate_dtype": dtype, "lm_head_dtype": dtype} | own
     for key, value in (content | own).items():
-        if key in _SIZES and not (isinstance(value, int | float) and 0 < value < math.inf):
+        if key in _SIZES and not (type(value) in (int, float) and 0 < value < math.inf):
             raise ValueError(f"{key}: expected a number above 0, got {show(value)}")
     chunk_size = content["chunk_size"]
     if own.get("backend", "chunkwise") == "chunkwise":
