@@ -156,7 +156,7 @@ def test_a_full_traceback_is_shown_on_request(monkeypatch):
 
 def test_an_unknown_flag_gives_status_2():
     done = run_command("--nope")
-    assert done.status == 2 and "--nope: no such flag. Known: --from, --help, " in done.err
+    assert done.status == 2 and "--nope: no such flag. Known: --from, --lenient, --help, " in done.err
 
 
 def test_showing_the_config_runs_and_writes_nothing(tmp_path):

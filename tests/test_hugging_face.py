@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
 from xlstm_hydra.checkpoint import _safetensors, export_checkpoint, import_checkpoint, load_params
-from xlstm_hydra.checkpoint._hugging_face import write_config
+from xlstm_hydra.checkpoint._hugging_face import read_config, write_config
 from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves, write_safetensors
 from xlstm_hydra.configs import ConfigError
 
@@ -181,8 +182,13 @@ DAMAGED = {
     "two depths": (said(num_blocks=3), "num_hidden_layers=2, num_blocks=3: two names of one thing must agree"),
     "no number": (said(hidden_size="wide", embedding_dim=None), "hidden_size: expected a number above 0, got 'wide'"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
-    "cut off": (cut, "model.safetensors: cannot be read: .*incomplete"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: cannot be read"),
+    "cut off": (cut, "model.safetensors: cannot be read: .*incomplete.* The file may be cut off; download it again"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors. Download the wh"),
+    "our name": (said(use_bias="yes"), "config.json: use_bias: expected bool, got 'yes'"),
+    "our rule": (said(output_logit_soft_cap=0), "output_logit_soft_cap=0.0: must .* Set output_logit_soft_cap=null"),
+    "truth for a number": (said(ffn_proj_factor=True), "ffn_proj_factor: expected a number above 0, got true"),
+    "null": (said(num_heads=None), "num_heads: expected a value, got null. Without the field, it is 8"),
+    "tied to a word": (said(tie_word_embeddings="yes"), "tie_word_embeddings: expected true or false, got 'yes'"),
     "a bias": (with_array(NORM_BIAS, lambda arrays, name: arrays[name].fill(1)), f"{NORM_BIAS} are not all zero"),
     "missing": (with_array("lm_head.weight", dict.pop), r"lm_head.weight: expected \(32, 32\), found nothing"),
     "more blocks": (said(num_hidden_layers=1, num_blocks=1), "backbone.blocks.1.ffn.proj_down.bias: expected nothing"),
@@ -194,6 +200,52 @@ def test_a_damaged_model_is_one_clear_error(theirs, damage, words):
     damage(theirs)
     with pytest.raises(ConfigError, match=words):
         load_checkpoint(theirs)
+
+
+def test_another_type_of_model_is_one_problem_whatever_its_fields_are(theirs):
+    (theirs / "config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 1e4, "head_dim": 8}))
+    words = "config.json: model_type: expected 'xlstm', got 'llama'. Other models of Hugging Face are not supported.?$"
+    with pytest.raises(ConfigError, match=words):
+        load_checkpoint(theirs)
+
+
+def config_of(folder) -> Any:
+    return read_config(folder).model_config
+
+
+def test_a_soft_cap_that_is_null_is_none_and_one_that_is_missing_is_the_default(theirs):
+    said(gate_soft_cap=None, output_logit_soft_cap=None)(theirs)
+    config = config_of(theirs)
+    assert (config.gate_soft_cap, config.logits_soft_cap) == (None, None)
+    content = json.loads((theirs / "config.json").read_text())
+    kept = {key: value for key, value in content.items() if "soft_cap" not in key}
+    (theirs / "config.json").write_text(json.dumps(kept))
+    config = config_of(theirs)
+    assert (config.gate_soft_cap, config.logits_soft_cap) == (15.0, 30.0)
+
+
+def test_unknown_fields_are_read_if_null_or_leniently(theirs, caplog):
+    expected = read_config(theirs)
+    said(colour=None)(theirs)
+    assert read_config(theirs) == expected and "config.json: colour=null: this version does not know" in caplog.text
+    said(mood=1, num_head=2)(theirs)
+    with pytest.raises(ConfigError, match=r"--lenient \(in Python, lenient=True\) ignores unknown fields.$"):
+        read_config(theirs)
+    assert read_config(theirs, lenient=True) == expected and "ignored unknown fields: mood, num_head" in caplog.text
+
+
+def test_tied_word_embeddings_are_read_unless_the_file_has_a_head(theirs):
+    said(tie_word_embeddings=True)(theirs)
+    assert not config_of(theirs).tie_weights
+    with_array("lm_head.weight", dict.pop)(theirs)
+    model, params, _ = load_checkpoint(theirs)
+    assert config_of(theirs).tie_weights and "out_dense" not in params["lm_head"]
+    tied: Any = jax.jit(model.apply)({"params": params}, TOKENS)
+    head = params["token_embedding"]["embedding"]
+    with_array("lm_head.weight", lambda arrays, name: arrays.update({name: np.array(head)}))(theirs)
+    model, params, _ = load_checkpoint(theirs)
+    untied: Any = jax.jit(model.apply)({"params": params}, TOKENS)
+    np.testing.assert_allclose(untied, tied, atol=1e-5)
 
 
 def test_a_model_in_several_files_and_in_sixteen_bits_is_read(theirs):

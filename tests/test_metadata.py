@@ -333,6 +333,12 @@ def test_a_registered_class_may_stand_in_a_file_of_xlstm_jax(registry):
     register_model_class(OwnModel)
     config = read_record(json.dumps({"model": content})).model.model_config
     assert config == OwnConfig(vocab_size=10, context_length=5, layout=ParallelConfig(remat=["a"]))
+    content["model_config"] |= {"colour": "red", "mood": None}
+    with pytest.raises(MetadataError, match="^model.model_config.colour: no such field"):
+        read_record(json.dumps({"model": content}))
+    record = read_record(json.dumps({"model": content}), lenient=True)
+    assert record.model.model_config == config
+    assert (record.unknown, record.unset) == (("model.model_config.colour",), ("model.model_config.mood",))
 
 
 MODULE = """

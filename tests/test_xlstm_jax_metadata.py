@@ -122,8 +122,12 @@ DISAGREE = {
         {f"{MODEL}.parallel": {**PARALLEL, "data_axis_size": 3}},
         f"{MODEL}.parallel.data_axis_size=3, model.parallel.data_axis_size=2",
     ),
-    "derived width": ("mlstm", {f"{CELL}.embedding_dim": 127}, f"{CELL}.embedding_dim: is 127, but .* give 128"),
-    "derived count": ("mlstm", {f"{MODEL}._block_map": "0,0,1"}, "_block_map: is '0,0,1', but .* give '0,0,0'"),
+    "derived width": (
+        "mlstm",
+        {f"{CELL}.embedding_dim": 127},
+        ": is 127, but 128 follows from .*_dim=64",
+    ),
+    "derived count": ("mlstm", {f"{MODEL}._block_map": "0,0,1"}, "is '0,0,1', but '0,0,0' follows from .*num_blocks=3"),
 }
 
 
@@ -228,6 +232,7 @@ WRONG = {
     "unknown section": ({"optimiser": {}}, "optimiser: no such field. Did you mean 'optimizer'"),
     "no chunk": ({f"{CELL}.backend.kwargs.chunk_size": 0}, f"{CELL}.backend.kwargs.chunk_size=0: must be 1 or more"),
     "missing": ({f"{LAYER}.num_heads": ...}, f"{LAYER}.num_heads: missing"),
+    "no model": ({"model": ...}, "model: expected an object, got null"),
     "missing section": ({f"{CELL}.backend": ...}, f"{CELL}.backend: expected an object, got null"),
     "missing axis": ({"model.parallel": {"data_axis_size": 1}}, "model.parallel.fsdp_axis_size: missing"),
     "word for a number": ({f"{MODEL}.vocab_size": "300"}, f"{MODEL}.vocab_size: expected a whole number, got '300'"),

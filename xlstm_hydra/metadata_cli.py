@@ -19,11 +19,11 @@ from xlstm_hydra._printable import printable, shell_line
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import show as shown
 from xlstm_hydra.door import command, find_own_modules
-from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, read_record, record_of
-from xlstm_hydra.metadata._damage import told_under
+from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, record_of
 from xlstm_hydra.metadata._find import reached
 from xlstm_hydra.metadata._named import run_folders
 from xlstm_hydra.metadata._places import to_path
+from xlstm_hydra.metadata._record import read_record_at
 
 _PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
 _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}
@@ -49,10 +49,10 @@ def _parser() -> argparse.ArgumentParser:
         for place in places:
             command.add_argument(place, help=_PLACE)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
+        command.add_argument("--lenient", action="store_true", help="ignore fields that are unknown, and list them")
         return command
 
-    lenient = add("show", _show, "Show the config, and what it ran with, as YAML.", "RUN")
-    lenient.add_argument("--lenient", action="store_true", help="let fields pass that nobody knows, and list them")
+    add("show", _show, "Show the config, and what it ran with, as YAML.", "RUN")
     add("overrides", _overrides, "Print the shortest command line that composes to the same config.", "RUN")
     add("diff", _diff, "Tell what differs, and how much it matters.", "A", "B")
     add("check", _check, "Compare the metadata with the shapes of the parameters on disk.", "RUN")
@@ -67,22 +67,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(place: str, key: str, *, lenient: bool = False) -> Record:
-    """The record that a place has, or that a file is."""
+def _read(arguments: argparse.Namespace, key: str = "RUN") -> Record:
+    """The record that the place of an argument has, or that a file is."""
+    place, lenient = getattr(arguments, key), arguments.lenient
     with reached(place, key):
         file = to_path(place)
         if not file.is_file():
             return record_of(find_checkpoint(place, key), key, lenient=lenient)
         text = file.read_bytes()
-    with told_under(key, file):
-        return read_record(text, lenient=lenient)
+    return read_record_at(file, text, key, lenient=lenient)
 
 
 # ---- the commands
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    record = _read(arguments.RUN, "RUN", lenient=arguments.lenient)
+    record = _read(arguments)
     content = _summary(record)
     _print_json(content) if arguments.json else _print_yaml(content)
     return 0
@@ -109,7 +109,7 @@ def _overrides(arguments: argparse.Namespace) -> int:
     from xlstm_hydra.configs import RunConfig
     from xlstm_hydra.hydra import shortest_overrides, without_idle
 
-    record = _read(arguments.RUN, "RUN")
+    record = _read(arguments)
     overrides, notes = shortest_overrides(record), without_idle(record.groups)[1]
     groups = {field.name for field in dataclasses.fields(RunConfig) if field.default is not None}
     if missing := sorted(groups - record.groups.keys()):
@@ -125,7 +125,7 @@ def _overrides(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    before, after = _read(arguments.A, "A"), _read(arguments.B, "B")
+    before, after = _read(arguments, "A"), _read(arguments, "B")
     found, left_out = diff(before, after), not_compared(before, after)
     if arguments.json:
         plain = [
@@ -147,7 +147,7 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    record, checkpoint = _read(arguments.RUN, "RUN"), _checkpoint_of(arguments.RUN)
+    record, checkpoint = _read(arguments), _checkpoint_of(arguments.RUN)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
     from xlstm_hydra.checkpoint import check_params
     from xlstm_hydra.hydra import resolve_classes
@@ -172,16 +172,17 @@ def _import(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
     from xlstm_hydra.checkpoint import import_checkpoint
 
-    return _wrote(arguments, import_checkpoint(arguments.RUN, arguments.OUT, arguments.format))
+    return _wrote(
+        arguments, import_checkpoint(arguments.RUN, arguments.OUT, arguments.format, lenient=arguments.lenient)
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from xlstm_hydra.checkpoint import export_checkpoint
 
-    return _wrote(
-        arguments, export_checkpoint(arguments.RUN, arguments.OUT, one_document_per_row=arguments.one_document_per_row)
-    )
+    settings = {"one_document_per_row": arguments.one_document_per_row, "lenient": arguments.lenient}
+    return _wrote(arguments, export_checkpoint(arguments.RUN, arguments.OUT, **settings))
 
 
 def _wrote(arguments: argparse.Namespace, folder: Path) -> int:

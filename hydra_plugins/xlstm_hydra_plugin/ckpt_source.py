@@ -1,4 +1,7 @@
-"""Saved runs as config sources: `hydra.searchpath=[ckpt:///runs/a@2000]`, then `model=ckpt` or `+from=ckpt`."""
+"""Saved runs as config sources: `hydra.searchpath=[ckpt:///runs/a@2000]`, then `model=ckpt` or `+from=ckpt`.
+
+With `?lenient` behind the address, fields of its record that are unknown are ignored, with a warning.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class CheckpointConfigSource(ConfigSource):
             from xlstm_hydra.hydra._from_checkpoint import SavedOptions
 
             try:
-                self._found = SavedOptions(self.path, "hydra.searchpath")
+                self._found = SavedOptions.at(self.path, "hydra.searchpath")
             except ValueError as error:
                 raise _one_line(error) from None
         return self._found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import numpy as np
 from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, mLSTMv1Config
 from xlstm_hydra.configs._problems import nearest, show
 from xlstm_hydra.metadata import MetadataError
+from xlstm_hydra.metadata._hub import CONFIG
+from xlstm_hydra.metadata._ignored import log_ignored
 from xlstm_hydra.metadata._text import parse
 from xlstm_hydra.parallel import Parameter
 
 from ._parts import BLOCKS, NotOurs, Part, all_blocks, outer_and_block_parameters
+from ._safetensors import SafetensorsLeaves
 
-CONFIG = "config.json"
-"""Name of the file with the config."""
 MODEL_CLASS = "xlstm_hydra.models.mLSTMv1"
 _HAS: dict[str, Any] = {
     "norm_type": "rmsnorm",
@@ -80,6 +81,10 @@ _ONLY: dict[str, Any] = {
     "architectures": ["xLSTMForCausalLM"],
 }
 """Fields there that we have no other value for."""
+_NO_CAP = ("gate_soft_cap", "output_logit_soft_cap")
+"""Fields there of which null means something else than their default: no soft cap."""
+_TIED = "tie_word_embeddings"
+_HEAD = "lm_head.weight"
 _ALIASES = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "dtype": "torch_dtype"}
 _IGNORED = (
     # how it is computed there
@@ -160,14 +165,18 @@ def _inexpressible(config: mLSTMv1Config, one_document_per_row: bool) -> Iterato
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder holds a model of Hugging Face."""
-    return (folder / CONFIG).is_file()
+    """True if a folder holds a model of Hugging Face. The folder of a run may have a config of that name, too."""
+    return (folder / CONFIG).is_file() and not (folder / "checkpoints").is_dir()
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
     """The config of a model there as ours, with its class as a dotted path.
 
     What it does not say, such as how the model was initialised, is at its default.
+
+    Args:
+        folder: with the model.
+        lenient: ignore unknown fields, with a warning.
 
     Raises:
         ConfigError: it is no xLSTM model, or one that ours cannot be.
@@ -177,29 +186,61 @@ def read_config(folder: Path) -> ModelConfig:
         found = parse(file.read_bytes())
     except (OSError, MetadataError) as error:
         raise ConfigError([_problem(file, f"cannot be read: {error}")]) from None
-    problems = [_problem(file, f"{key}: no such field. {_hint(key)}") for key in found if key not in _KNOWN]
-    problems += [
-        _problem(file, f"{key}: expected {value!r}, got {found.get(key)!r}")
-        for key, value in _ONLY.items()
-        if found.get(key) != value and (key == "model_type" or found.get(key) is not None)
-    ]
-    said = {key: value for key, value in found.items() if value is not None}
-    problems += [
-        _problem(file, f"{key}={show(said[key])}, {alias}={show(said[alias])}: two names of one thing must agree")
-        for key, alias in _ALIASES.items()
-        if key in said and said.get(alias, said[key]) != said[key]
-    ]
-    if problems:
+    if (kind := found.get("model_type")) != _ONLY["model_type"]:
+        text = f"model_type: expected {_ONLY['model_type']!r}, got {kind!r}"
+        raise ConfigError([_problem(file, f"{text}. Other models of Hugging Face are not supported")])
+    strangers = [key for key in found if key not in _KNOWN]
+    unknown = [key for key in strangers if found[key] is not None]
+    if problems := [_problem(file, text) for text in (*_unknown([] if lenient else unknown), *_wrong(found))]:
         raise ConfigError(problems)
+    log_ignored(str(file), [key for key in strangers if key not in unknown], unknown)
+    said = {key: value for key, value in found.items() if value is not None or key in _NO_CAP}
     said = {key: said[alias] for key, alias in _ALIASES.items() if alias in said} | said
     content = {key: said.get(key, default) for key, default in _DEFAULTS.items()}
+    tied = bool(found.get(_TIED)) and _HEAD not in SafetensorsLeaves(folder).shapes
     try:
-        return ModelConfig(MODEL_CLASS, model_config=_config(content, said.get("xlstm_hydra", {})))
+        return ModelConfig(MODEL_CLASS, model_config=_config(content, said.get("xlstm_hydra", {}), tied))
     except ConfigError as error:
         problems = error.problems
     except (TypeError, ValueError) as error:
         problems = [Problem.about("", str(error))]
-    raise ConfigError(_problem(file, str(problem)) for problem in problems)
+    raise ConfigError(_problem(file, str(_as_in_file(problem))) for problem in problems)
+
+
+def _as_in_file(problem: Problem) -> Problem:
+    """A broken rule of our config, with the keys as they stand in the file."""
+    names = _SAME | {"proj_factor": "ffn_proj_factor", "round_proj_up_to_multiple_of": "ffn_round_up_to_multiple_of"}
+
+    def rename(text: str) -> str:
+        for ours, theirs in names.items():
+            text = text.replace(f"{{{ours}}}", f"{{/{theirs}}}")
+        return text
+
+    given = {f"/{names.get(key, key)}": value for key, value in zip(problem.keys, problem.given.values(), strict=True)}
+    return replace(problem, given=given, rule=rename(problem.rule), fix=rename(problem.fix), prefix="")
+
+
+def _unknown(keys: list[str]) -> Iterator[str]:
+    """What is wrong with unknown fields; the last one has what to type to ignore them."""
+    for key in keys:
+        way = " --lenient (in Python, lenient=True) ignores unknown fields." if key == keys[-1] else ""
+        yield f"{key}: no such field. {_hint(key)}{way}"
+
+
+def _wrong(found: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with known fields, before any is converted."""
+    said = {key: value for key, value in found.items() if value is not None}
+    for key, value in _ONLY.items():
+        if key != _TIED and said.get(key, value) != value:
+            yield f"{key}: expected {value!r}, got {said[key]!r}"
+    if not isinstance(said.get(_TIED, False), bool):
+        yield f"{_TIED}: expected true or false, got {show(said[_TIED])}"
+    for key, default in _DEFAULTS.items():
+        if key in found and key not in said and key not in (*_NO_CAP, *_ALIASES):
+            yield f"{key}: expected a value, got null. Without the field, it is {show(default)}"
+    for key, alias in _ALIASES.items():
+        if key in said and said.get(alias, said[key]) != said[key]:
+            yield f"{key}={show(said[key])}, {alias}={show(said[alias])}: two names of one thing must agree"
 
 
 def _hint(key: str) -> str:
@@ -211,7 +252,7 @@ def _problem(file: Path, text: str) -> Problem:
     return Problem.about("", f"{file}: {text}")
 
 
-def _config(content: dict[str, Any], own: Any) -> mLSTMv1Config:
+def _config(content: dict[str, Any], own: Any, tied: bool) -> mLSTMv1Config:
     dim, multiple, dtype = content["hidden_size"], content["ffn_round_up_to_multiple_of"], content["dtype"]
     if not isinstance(own, dict):
         raise ValueError(f"xlstm_hydra: expected an object, got {show(own)}")
@@ -219,7 +260,7 @@ def _config(content: dict[str, Any], own: Any) -> mLSTMv1Config:
         raise ValueError(f"xlstm_hydra.{key}: no such field. {nearest(key, _OURS)}")
     own = {"context_length": 2048, "dtype": dtype, "gate_dtype": dtype, "lm_head_dtype": dtype} | own
     for key, value in (content | own).items():
-        if key in _SIZES and not (isinstance(value, int | float) and 0 < value < math.inf):
+        if key in _SIZES and not (type(value) in (int, float) and 0 < value < math.inf):
             raise ValueError(f"{key}: expected a number above 0, got {show(value)}")
     chunk_size = content["chunk_size"]
     if own.get("backend", "chunkwise") == "chunkwise":
@@ -229,6 +270,7 @@ def _config(content: dict[str, Any], own: Any) -> mLSTMv1Config:
         "chunk_size": chunk_size,
         "proj_factor": width / dim,
         "round_proj_up_to_multiple_of": multiple,
+        "tie_weights": tied,
         **own,
     }
     config = mLSTMv1Config.from_dict(mLSTMv1Config, fields, ignore_extensive_attributes=False)

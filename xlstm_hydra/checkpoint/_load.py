@@ -36,18 +36,19 @@ class Loaded(NamedTuple):
     """The class, its config, and the layout that it was trained on, as recorded."""
 
 
-def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = None) -> Loaded:
+def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = None, *, lenient: bool = False) -> Loaded:
     """A model with its parameters, from a checkpoint of ours, of xlstm-jax, or of Hugging Face's xLSTM.
 
     Args:
         checkpoint: a run folder, at its latest step or with `@STEP` behind it, or a folder of Hugging Face.
         parallel: the layout over all devices. None: each has all parameters.
+        lenient: ignore fields of its record that are unknown, with a warning.
 
     Raises:
         ConfigError: there is no such checkpoint, it cannot be read, or the layout does not fit it or the devices.
     """
     folder = find_weights(str(checkpoint), _KEY)
-    config = resolve_classes(recorded_model(folder, _KEY))
+    config = resolve_classes(recorded_model(folder, _KEY, lenient=lenient))
     layout = parallel or ParallelConfig()
     shardings = param_shardings(replace(config, parallel=layout), build_mesh(layout))
     params = load_params(folder, config, shardings, _KEY)
@@ -81,12 +82,17 @@ def find_weights(place: str, key: str) -> Path:
     return folder
 
 
-def recorded_model(folder: Path, key: str) -> ModelConfig:
+def recorded_model(folder: Path, key: str, *, lenient: bool = False) -> ModelConfig:
     """The model that a checkpoint is of, with its class as a dotted path. Nothing that it names is imported.
+
+    Args:
+        folder: as `find_weights` gives it.
+        key: where the user named it, for messages.
+        lenient: ignore fields of its record that are unknown, with a warning.
 
     Raises:
         ConfigError: its record cannot be read.
     """
     if is_hugging_face(folder):
-        return read_config(folder)
-    return record_of(folder, key).model
+        return read_config(folder, lenient=lenient)
+    return record_of(folder, key, lenient=lenient).model

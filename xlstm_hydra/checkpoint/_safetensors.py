@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.metadata._hub import LFS_POINTER, is_lfs_pointer, missing_weights
 
 from ._parts import Shape
 
@@ -18,6 +19,7 @@ MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 """File names that Hugging Face gives to a model: one file, or the list of its many."""
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _BYTES_PER_FILE = 4 * 2**30
+_AGAIN = "The file may be cut off; download it again."
 
 
 class SafetensorsLeaves:
@@ -65,10 +67,27 @@ def write_safetensors(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) ->
 def _files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
+        if not (folder / MODEL).is_file():
+            text, fix = missing_weights(folder)
+            raise ConfigError([Problem.about("", f"{folder} {text}", fix)])
         return [folder / MODEL]
+    files = _listed(index)
+    if missing := [file.name for file in files if not file.is_file()]:
+        text = f"{index}: of the {len(files)} files that it lists, {len(missing)} are missing: {', '.join(missing[:8])}"
+        raise ConfigError([Problem.about("", text, "Download them again.")])
+    return files
+
+
+def _listed(index: Path) -> list[Path]:
+    """The files that an index lists."""
     try:
-        names: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return sorted({folder / Path(name).name for name in names})
+        text = index.read_text(encoding="utf-8")
+        if is_lfs_pointer(text):
+            raise _unreadable(index, LFS_POINTER)
+        names: Any = json.loads(text)["weight_map"].values()
+        return sorted({index.with_name(Path(name).name) for name in names})
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(index, error) from None
 
@@ -87,8 +106,15 @@ def _open(file: Path) -> Any:
     library = _library("safetensors")
     try:
         return library.safe_open(file, framework="flax")
-    except (OSError, library.SafetensorError) as error:
+    except library.SafetensorError as error:
+        raise _unreadable(file, LFS_POINTER if _is_lfs_pointer(file) else f"{error}. {_AGAIN}") from None
+    except OSError as error:
         raise _unreadable(file, error) from None
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return is_lfs_pointer(opened.read(100))
 
 
 def _library(name: str) -> Any:

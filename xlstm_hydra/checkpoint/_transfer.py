@@ -16,6 +16,7 @@ from flax import traverse_util
 from xlstm_hydra.configs import (
     ConfigDict,
     ConfigError,
+    ModelConfig,
     ParallelConfig,
     Problem,
     RunConfig,
@@ -26,7 +27,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.hydra._from_checkpoint import starting_groups
-from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, step_of, write_metadata
+from xlstm_hydra.metadata import Record, provenance, record_of, step_of, write_metadata
 from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.metadata._format import FORMAT
 from xlstm_hydra.metadata._places import FOLDER
@@ -38,7 +39,9 @@ from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 from ._safetensors import write_safetensors
 
 
-def import_checkpoint(source: str, out: str | Path, form: str | None = None, key: str = "RUN") -> Path:
+def import_checkpoint(
+    source: str, out: str | Path, form: str | None = None, key: str = "RUN", *, lenient: bool = False
+) -> Path:
     """Write what xlstm-jax or Hugging Face's xLSTM has trained as a checkpoint of ours, of the same step.
 
     It has parameters and config. A run that continues from it begins with a new optimizer state, at the start of its
@@ -49,6 +52,7 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
         out: the run folder to write it to, a new one.
         form: what it must be, xlstm_jax or hf. None: either.
         key: where the user named the source, for messages.
+        lenient: ignore fields of its record that are unknown, with a warning.
 
     Returns:
         The folder of the checkpoint.
@@ -57,8 +61,10 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
         ConfigError: it cannot be read, is not what its config says, or `out` is no new folder.
     """
     folder, out = find_weights(source, key), _new_folder(out)
+    record = None if is_hugging_face(folder) else record_of(folder, key, lenient=lenient)
+    model = read_config(folder, lenient=lenient) if record is None else record.model
     with told_under(key, folder):
-        run, step, origin = _foreign_run(folder, key)
+        run, step, origin = _hugging_face_run(folder, model) if record is None else _recorded_run(folder, record)
         if form not in (None, origin["writer"]):
             raise ConfigError([Problem({}, f"is of the format {origin['writer']}, not {form}")])
         model = resolve_classes(run.model)
@@ -73,19 +79,19 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
     return out / FOLDER / str(step)
 
 
-def _foreign_run(folder: Path, key: str) -> tuple[RunConfig, int, dict[str, Any]]:
-    """What others recorded, as a run of ours; its step; and what is told of where it comes from."""
-    origin: dict[str, Any] = {"checkpoint": str(folder)}
-    if is_hugging_face(folder):
-        run = _run({"model": read_config(folder)}, 0)
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return run, 0, origin | {"writer": "hf", "metadata": content}
-    record = read_record(read_metadata_text(folder, key))
+def _hugging_face_run(folder: Path, model: ModelConfig) -> tuple[RunConfig, int, dict[str, Any]]:
+    """A model of Hugging Face as a run of ours; its step; and what is recorded of where it comes from."""
+    content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return _run({"model": model}, 0), 0, {"checkpoint": str(folder), "writer": "hf", "metadata": content}
+
+
+def _recorded_run(folder: Path, record: Record) -> tuple[RunConfig, int, dict[str, Any]]:
+    """The same of a checkpoint that another program recorded."""
     if record.writer == FORMAT:
         raise ConfigError([Problem({}, "is a checkpoint of ours already")])
     groups, notes = starting_groups(record)
-    origin |= {"writer": record.writer, "metadata": record.content, "notes": [*record.notes, *notes]}
-    return _run(groups, step_of(folder)), step_of(folder), origin
+    origin = {"checkpoint": str(folder), "writer": record.writer, "metadata": record.content}
+    return _run(groups, step_of(folder)), step_of(folder), origin | {"notes": [*record.notes, *notes]}
 
 
 def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
@@ -100,7 +106,9 @@ def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
     return RunConfig(**known | {"model": model, "data": data, "trainer": trainer})
 
 
-def export_checkpoint(source: str, out: str | Path, key: str = "RUN", *, one_document_per_row: bool = False) -> Path:
+def export_checkpoint(
+    source: str, out: str | Path, key: str = "RUN", *, one_document_per_row: bool = False, lenient: bool = False
+) -> Path:
     """Write any checkpoint of the v1 family as a model that `transformers.xLSTMForCausalLM` loads.
 
     No more than 4 GiB of arrays are in memory at a time. There is no tokenizer in it.
@@ -111,6 +119,7 @@ def export_checkpoint(source: str, out: str | Path, key: str = "RUN", *, one_doc
         key: where the user named the source, for messages.
         one_document_per_row: export a model with `reset_at_document_boundaries` all the same. There, the next document
             of a row is read as if it belonged to the last.
+        lenient: ignore fields of its record that are unknown, with a warning.
 
     Returns:
         The folder.
@@ -119,7 +128,7 @@ def export_checkpoint(source: str, out: str | Path, key: str = "RUN", *, one_doc
         ConfigError: the checkpoint cannot be read, or with every field that cannot be said there.
     """
     folder, out = find_weights(source, key), _new_folder(out)
-    model = resolve_classes(recorded_model(folder, key))
+    model = resolve_classes(recorded_model(folder, key, lenient=lenient))
     content = write_config(model, one_document_per_row=one_document_per_row)
     outer, block = outer_and_block_parameters(model)
     stacked = {*(parameter.path for parameter in outer), *(f"{BLOCKS}.{parameter.path}" for parameter in block)}

@@ -151,7 +151,7 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
     if not flags.ignore_unknown:
         strangers = [name for name in data if name not in fields and name != TAG]
         # Many unknown names are another format, where guessing what was meant only takes long.
-        problems += [_unknown(declared, cls, name, guess=index < 20) for index, name in enumerate(strangers)]
+        problems += [_unknown(declared, cls, name, data[name], index < 20) for index, name in enumerate(strangers)]
     values = {name: value for name, (value, _) in found.items() if value is not MISSING}
     if not problems:
         return _construct(cls, values)
@@ -184,12 +184,12 @@ def _named(declared: Any, data: Instance) -> Any:
     return next(found, None)
 
 
-def _unknown(declared: Any, cls: Any, name: Any, guess: bool) -> Problem:
+def _unknown(declared: Any, cls: Any, name: Any, value: Any, guess: bool) -> Problem:
     """A field that a class does not have, with the one that was probably meant, or the names of the classes with it."""
     family = [sub.__dict__.get("name") for sub in subclasses(declared) if guess and name in hints(sub)]
     named = [f"name={other}" for other in family if isinstance(other, str)]
     fix = f"{either(named)} has it." if named else nearest(str(name), hints(cls)) if guess else ""
-    return UnknownField.about("", f"no such field in {cls.__name__}", fix).at(str(name))
+    return UnknownField.of("", value, f"no such field in {cls.__name__}", fix).at(str(name))
 
 
 def _construct(cls: Any, values: dict[str, Any]) -> Result:

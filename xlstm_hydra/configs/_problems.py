@@ -88,8 +88,17 @@ class Problem:
         return key[1:] if key.startswith("/") else _join(self.prefix, key)
 
 
+@dataclass(frozen=True)
 class UnknownField(Problem):
     """A field that a class does not have, which a lenient reading lets pass."""
+
+    is_null: bool = field(default=False, kw_only=True)
+    """True if its value is null."""
+
+    @classmethod
+    def of(cls, key: str, value: Any, text: str, fix: str = "") -> UnknownField:
+        """The problem of a field with this value."""
+        return cls({key: _HIDDEN}, text, fix, is_null=value is None)
 
 
 class UnknownGroup(UnknownField):

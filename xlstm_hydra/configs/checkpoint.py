@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ._base import ConfigDict
-from ._problems import Problem, at_least, one_of
+from ._problems import Problem, at_least, idle, one_of
 
 AUTO = "auto"
 """The value of `restore` that means the run's own folder."""
@@ -35,6 +35,10 @@ class CheckpointConfig(ConfigDict):
     """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.
     auto: at the newest checkpoint in the run's own folder, or anew where it has none. null: start anew."""
 
+    lenient: bool = False
+    """Ignore fields in the record of the checkpoint to continue from that this version does not know, such as those of
+    a later version, and log which they are. false: such a record is an error. `--lenient` sets it."""
+
     init_from: str | None = None
     """What a new run takes its first parameters from, and nothing else: a run folder of ours or of xlstm-jax, at its
     latest step, or at step N with `@N` behind it, or a folder with an xLSTM model of Hugging Face. The layout may
@@ -49,6 +53,8 @@ class CheckpointConfig(ConfigDict):
             place = getattr(self, key)
             if place is not None and not place.partition("@")[0].strip():
                 yield Problem({key: place}, "must name a run folder, such as outputs/my_run or outputs/my_run@200")
+        if self.restore is None:
+            yield from idle(self, "lenient", "restore", None)
         if self.restore not in (None, AUTO) and self.init_from is not None:
             given = {"init_from": self.init_from, "restore": self.restore}
             text = "a run that continues has its parameters already"

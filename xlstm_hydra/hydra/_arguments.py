@@ -1,4 +1,4 @@
-"""Arguments that Hydra does not have: --from RUN[@STEP] and resume=RUN[@STEP]."""
+"""Arguments that Hydra does not have: --from RUN[@STEP], resume=RUN[@STEP], and --lenient with either."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ from ._refusals import REFUSED
 from ._search_path import SEARCH_PATH, source_problems
 
 FLAG = "--from"
+LENIENT = "--lenient"
 RESUME = "resume"
 TRUST = "--trust"
 SIMULATED = "trainer.simulated_devices"
-_TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*")
+_TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*| {LENIENT}\b")
+_RESTORE = "checkpoint.restore"
+_LENIENT_FIELD = "checkpoint.lenient"
 _PLACE = "from@_global_"
 """Where the primary config has its place for `from`: before the recipes, which may change what it gives."""
 
@@ -36,6 +39,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
 
     The first is a new run with the config of the old one. The second goes on with the old run, in its folder unless
     `hydra.run.dir` names another. What is left out of the saved config, because it has no effect, is told on stderr.
+    With `--lenient`, fields of the saved record that are unknown are ignored.
 
     Args:
         arguments: what was typed.
@@ -48,7 +52,10 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if {"-sc", "--shell-completion"} & {*arguments}:
         os.environ["COMP_LINE"] = _TYPED_FLAG.sub("", os.environ.get("COMP_LINE", ""))  # Hydra knows no such flag
         return list(arguments)
-    key, place, rest = _take_place(list(arguments))
+    key, place, rest = _take_place([text for text in arguments if text != LENIENT])
+    lenient = LENIENT in arguments
+    if lenient and place is None:
+        rest = _restored_leniently(rest)
     _check_flags(rest)
     if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
         _refuse_options_of_no_run(rest)
@@ -65,7 +72,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         raise ConfigError([Problem({RESUME: place}, "continues one run, and a sweep starts several", fix)])
     from ._from_checkpoint import NAME, SavedOptions  # 20 ms, not for other commands
 
-    saved = SavedOptions(place, key)
+    saved = SavedOptions(place, key, lenient=lenient)
     for note in saved.notes:
         print(printable(f"xlstm-hydra: {key} {place}: {note}"), file=sys.stderr)
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
@@ -76,7 +83,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     continued = _planned(others)
     if key == RESUME:
         refuse_to_continue(saved.writer, place, key)
-        continued = _continued(saved.checkpoint, others)
+        continued = _continued(saved.checkpoint, others) + ([as_override(_LENIENT_FIELD, True)] if lenient else [])
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
@@ -117,6 +124,19 @@ def _take_place(arguments: list[str]) -> tuple[str, str | None, list[str]]:
     return key, place, rest
 
 
+def _restored_leniently(arguments: list[str]) -> list[str]:
+    """The arguments of a run that names its checkpoint by itself, with --lenient as the override that it stands for.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if any(text.lstrip("+").startswith(f"{_RESTORE}=") for text in arguments):
+        return [*arguments, as_override(_LENIENT_FIELD, True)]
+    text = "requires a saved run whose record is read"
+    fix = f"Name it with {FLAG} RUN, {RESUME}=RUN or {_RESTORE}=RUN; of a search path, write {_SCHEME}RUN?lenient."
+    raise ConfigError([Problem.about(LENIENT, text, fix)])
+
+
 def _check_flags(arguments: list[str]) -> None:
     """Refuse flags that there are not.
 
@@ -125,7 +145,11 @@ def _check_flags(arguments: list[str]) -> None:
     """
     parser = get_args_parser()
     _, unknown = parser.parse_known_intermixed_args(arguments)
-    known = [FLAG, *(text for action in parser._actions for text in action.option_strings if text.startswith("--"))]
+    known = [
+        FLAG,
+        LENIENT,
+        *(text for action in parser._actions for text in action.option_strings if text.startswith("--")),
+    ]
     names = {text.lstrip("-"): text for text in known}
     problems = []
     for text in unknown:
@@ -147,10 +171,10 @@ def _check_flags(arguments: list[str]) -> None:
 def _continued(checkpoint: Path, others: list[str]) -> list[str]:
     """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays."""
     typed = {text.lstrip("+").partition("=")[0] for text in others}
-    if "checkpoint.restore" in typed:
+    if _RESTORE in typed:
         fix = f"Leave one away: {RESUME} takes the config of the run too."
-        raise ConfigError([Problem.about(f"{RESUME} and checkpoint.restore", "cannot be given together", fix)])
-    settings: dict[str, Any] = {"checkpoint.restore": str(checkpoint), "checkpoint.init_from": None}
+        raise ConfigError([Problem.about(f"{RESUME} and {_RESTORE}", "cannot be given together", fix)])
+    settings: dict[str, Any] = {_RESTORE: str(checkpoint), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
         run = run_of(checkpoint)
         if run is None:

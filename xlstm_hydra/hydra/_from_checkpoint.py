@@ -39,6 +39,8 @@ NAME = "ckpt"
 """The option of the checkpoint that the place names; that of another step is `ckpt@STEP`."""
 
 _CACHE = "trainer.compilation_cache_dir"
+_LENIENT = "?lenient"
+"""What stands behind the address of a checkpoint whose record may have unknown fields."""
 
 _LEFT_OUT = ("task", "device")
 """Groups that a run from a checkpoint has of its own: what it does, and on what, is not what the saved run did."""
@@ -47,17 +49,18 @@ _LEFT_OUT = ("task", "device")
 class SavedOptions:
     """The options that the checkpoints of a run give, by paths such as `model/ckpt`."""
 
-    def __init__(self, place: str, key: str) -> None:
+    def __init__(self, place: str, key: str, *, lenient: bool = False) -> None:
         """Find the checkpoints, and read the metadata of the one that is named.
 
         Args:
             place: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
             key: where the user typed it, for messages.
+            lenient: ignore fields of the records that are unknown, with a warning.
 
         Raises:
             ConfigError: there is none, or it cannot be read.
         """
-        self._key = key
+        self._key, self._lenient = key, lenient
         if not place:
             raise refused(place, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
         self.checkpoint = find_checkpoint(place, key)
@@ -71,10 +74,16 @@ class SavedOptions:
         groups = [ALL, *self._options(NAME)]
         self.paths = tuple(f"{group}/{name}" for group in groups for name in self._checkpoints)
 
+    @classmethod
+    def at(cls, address: str, key: str) -> SavedOptions:
+        """Find the checkpoints of an address without its scheme: a place, and `?lenient` behind it if its record may
+        have unknown fields."""
+        return cls(address.removesuffix(_LENIENT), key, lenient=address.endswith(_LENIENT))
+
     @property
     def address(self) -> str:
         """The search path that leads to the same checkpoint from any folder, also when later ones have been saved."""
-        return f"{NAME}://{self.checkpoint}"
+        return f"{NAME}://{self.checkpoint}{_LENIENT if self._lenient else ''}"
 
     @property
     def notes(self) -> list[str]:
@@ -104,7 +113,7 @@ class SavedOptions:
         """What a checkpoint recorded, as the option of each group."""
         if name not in self._read:
             checkpoint = self._checkpoints[name]
-            record = record_of(checkpoint, self._key)
+            record = record_of(checkpoint, self._key, lenient=self._lenient)
             with told_under(self._key, checkpoint):
                 groups, notes = starting_groups(record)
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
@@ -120,7 +129,7 @@ def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
         groups["distributed"] = DistributedConfig(name="auto", device_order=place.device_order)
     notes: list[str] = []
     if isinstance(saved := groups.get("checkpoint"), CheckpointConfig):
-        groups["checkpoint"] = dataclasses.replace(saved, restore=None, init_from=None)
+        groups["checkpoint"] = dataclasses.replace(saved, restore=None, lenient=False, init_from=None)
         if saved.init_from is not None:
             text = "is left out: weights are not read from a place that was recorded. To start from them, type it"
             notes.append(f"checkpoint.init_from={show(saved.init_from)} {text}")

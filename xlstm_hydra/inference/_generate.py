@@ -76,7 +76,7 @@ def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, check
 
 
 def _is_of_bytes(model: ModelConfig, checkpoint: Path) -> bool:
-    record = record_of(checkpoint, KEY, classes=(model.model_class, type(model.model_config)))
+    record = record_of(checkpoint, KEY, lenient=True, classes=(model.model_class, type(model.model_config)))
     return isinstance(record.groups.get("data"), ByteDataConfig)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from xlstm_hydra.configs import ConfigError, Problem
 
 from ._abandoned import end_abandoned_requests, ignore_abandoned_requests
+from ._hub import LFS_POINTER, is_lfs_pointer
 
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
 """How TensorStore gives the number of the system's error."""
@@ -83,6 +84,8 @@ def _broken_files(folder: Path) -> Iterator[str]:
     for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "commit_success.txt"):
         if file.stat().st_size == 0:
             yield f"{file} is empty"
+        elif file.stat().st_size < 1000 and is_lfs_pointer(file.read_bytes()):
+            yield f"{file}: {LFS_POINTER}"
         elif file.name in ("_METADATA", "_sharding") or file.parent.name == "array_metadatas":
             try:
                 json.loads(file.read_bytes())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xlstm_hydra.configs import Problem
-from xlstm_hydra.configs._problems import nearest, show
+from xlstm_hydra.configs._problems import UnknownField, nearest, show
 from xlstm_hydra.configs._reprs import Instance, ReprError, class_in, parse_repr
 
 from ._text import step
@@ -25,6 +25,9 @@ class Wrong(Exception):  # noqa: N818 (it never leaves this package)
 
 Kind = Callable[[Any], Any]
 """Reads a recorded value as what it stands for, or raises `Wrong`."""
+
+Derive = Callable[[Mapping[str, Any]], Any]
+"""The value of a field, from those of all others by path."""
 
 
 def integer(data: Any) -> int:
@@ -153,8 +156,13 @@ class Field:
     same_as: str = ""
     """Path of the field that it copies."""
 
-    derived: Callable[[Mapping[str, Any]], Any] | None = None
+    derived: Derive | None = None
     """Its value, from all others by path."""
+
+    initial: Derive = lambda _: ()
+    """Of a copied or derived field: the values that it may have before that, from all others by path, beside null.
+    xlstm-jax records one of them where it copies or derives in another object only, such as the feed-forward layers of
+    blocks that are not scanned."""
 
     usual: Any = REQUIRED
     """Without counterpart: the value that needs no note."""
@@ -184,11 +192,15 @@ class Reading:
     fields: dict[str, Field] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    unset: list[str] = field(default_factory=list)
+    """Paths of fields that nobody knows and that are null."""
+
     notes: list[str] = field(default_factory=list)
 
     def part(self) -> Reading:
         """A reading of another part of the same text, with values of its own."""
-        return Reading(self.lenient, problems=self.problems, unknown=self.unknown, notes=self.notes)
+        shared = {"problems": self.problems, "unknown": self.unknown, "unset": self.unset, "notes": self.notes}
+        return Reading(self.lenient, **shared)
 
     def section(self, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
         """Read every field of a section; returns its data. `sections` are those inside it, read by others."""
@@ -203,7 +215,7 @@ class Reading:
             elif name not in sections:
                 # Many unknown names are another format, where guessing what was meant only takes long.
                 guess = nearest(name, [*table, *sections]) if len(self.problems) < 20 else ""
-                self.stray(join(path, step(name)), guess)
+                self.stray(join(path, step(name)), guess, is_null=value in (None, "None"))
         for name, entry in table.items():
             if name not in data:
                 self.missing(join(path, name), entry)
@@ -226,12 +238,12 @@ class Reading:
         if entry.to or entry.only is not REQUIRED:
             self.fields[path] = entry
 
-    def stray(self, path: str, fix: str) -> None:
-        """Meet a field that nobody knows."""
-        if self.lenient:
-            self.unknown.append(path)
+    def stray(self, path: str, fix: str, *, is_null: bool) -> None:
+        """Meet a field that nobody knows. One that is null has no effect: it is of a later version, and not used."""
+        if is_null or self.lenient:
+            (self.unset if is_null else self.unknown).append(path)
         else:
-            self.problem(path, "no such field", fix)
+            self.problems.append(UnknownField.of(path, ..., "no such field", fix))
 
     def problem(self, path: str, what: str, fix: str = "") -> None:
         """Meet something wrong."""
@@ -241,27 +253,33 @@ class Reading:
         """Compare what copies others or follows from them, and note what has no counterpart."""
         for path, entry in self.fields.items():
             value = self.values[path]
-            if entry.same_as and value is not None:
+            if value is not None and value not in (self._computed(entry.initial) or ()):
                 self._check_copy(path, entry.same_as)
-            if entry.derived is not None:
                 self._check_derived(path, entry.derived)
             if entry.usual is not REQUIRED and value != entry.usual:
                 self.notes.append(f"{path}={show(value)}: {entry.why}")
             if entry.only is not REQUIRED and value != entry.only:
                 self.problem(path, f"cannot be said here: expected {show(entry.only)}, got {show(value)}. {entry.why}")
 
+    def _computed(self, compute: Derive) -> Any:
+        """A value from the others; None if these are wrong themselves."""
+        try:
+            return compute(self.values)
+        except (KeyError, ArithmeticError, TypeError, ValueError):
+            return None
+
     def _check_copy(self, path: str, other: str) -> None:
         if other in self.values and self.values[path] != self.values[other]:
             given = {path: self.values[path], other: self.values[other]}
             self.problems.append(Problem(given, "differ, and one field here cannot say both"))
 
-    def _check_derived(self, path: str, derive: Callable[[Mapping[str, Any]], Any]) -> None:
-        try:
-            expected = derive(self.values)
-        except (KeyError, ArithmeticError, TypeError, ValueError):  # what it follows from is wrong itself
-            return
-        if self.values[path] != expected:
-            text = f"is {show(self.values[path])}, but the other fields give {show(expected)}"
+    def _check_derived(self, path: str, derive: Derive | None) -> None:
+        expected = None if derive is None else self._computed(derive)
+        if derive is not None and expected is not None and self.values[path] != expected:
+            used = _Used(self.values)
+            derive(used)
+            sources = ", ".join(f"{name}={show(self.values[name])}" for name in used.names)
+            text = f"is {show(self.values[path])}, but {show(expected)} follows from {sources}"
             self.problems.append(Problem.about(path, text))
 
     def flat(self) -> dict[str, Any]:
@@ -271,6 +289,18 @@ class Reading:
     def paths(self) -> dict[str, str]:
         """Our names, and where each was recorded."""
         return {entry.to: path for path, entry in self.fields.items() if entry.to}
+
+
+class _Used(dict[str, Any]):
+    """Values that remember which of them were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.names: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        self.names[name] = None
+        return super().__getitem__(name)
 
 
 def join(path: str, name: str) -> str:
@@ -283,14 +313,14 @@ def to(name: str, kind: Kind, before: Any = REQUIRED) -> Field:
     return Field(kind=kind, to=name, before=before)
 
 
-def same(other: str, kind: Kind, before: Any = REQUIRED) -> Field:
-    """A copy of the field at this path."""
-    return Field(kind=kind, same_as=other, before=before)
+def same(other: str, kind: Kind, before: Any = REQUIRED, *initial: Any) -> Field:
+    """A copy of the field at this path, with the values that it may have before it is copied."""
+    return Field(kind=kind, same_as=other, before=before, initial=lambda _: initial)
 
 
-def follows(derive: Callable[[Mapping[str, Any]], Any], kind: Kind, before: Any = REQUIRED) -> Field:
-    """A field that follows from others."""
-    return Field(kind=kind, derived=derive, before=before)
+def follows(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
+    """A field that follows from others, with the values beside null that it may have before it is derived."""
+    return Field(kind=optional(kind), derived=derive, initial=initial)
 
 
 def only(kind: Kind, value: Any, why: str, before: Any = REQUIRED) -> Field:

@@ -13,6 +13,7 @@ from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.configs._problems import either
 from xlstm_hydra.links import refuse_links_out
 
+from ._hub import hub_address, hub_id, model_in
 from ._places import (
     FOLDER,
     RESTORE,
@@ -55,6 +56,8 @@ def find_checkpoint(place: str, key: str = RESTORE) -> Path:
 @contextmanager
 def reached(place: str, key: str) -> Iterator[None]:
     """Make one message of whatever keeps a place from being read."""
+    if on_hub := hub_address(place):
+        raise refused(place, *on_hub, key)
     try:
         yield
     except (OSError, ImportError, ValueError, KeyError) as error:
@@ -128,6 +131,8 @@ def _explained(path: Path) -> tuple[str, str]:
         shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
         what = "sweep" if (path / "sweep.jsonl").exists() or (path / "multirun.yaml").exists() else "folder of runs"
         return f"is a {what}, not a run; it contains the runs {shown}", "Give one of them."
+    if model := model_in(path):
+        return model
     text = f"no checkpoints in {path.absolute() / FOLDER}"
     if started := sorted(
         item.name for item in _items(steps_folder(path)) if not is_finished(item) and is_checkpoint(item)
@@ -145,6 +150,8 @@ def _no_folder(path: Path) -> tuple[str, str]:
         return "is a file, not a run or a checkpoint", fix
     if path.is_symlink():
         return f"is a broken link: {os.readlink(path)} does not exist", _FIX
+    if on_hub := hub_id(path):
+        return on_hub
     near = difflib.get_close_matches(path.name, [item.name for item in _items(path.parent)], 3)
     fix = f"Did you mean {either(str(path.parent / name) for name in near)}?" if near else _FIX
     return f"no checkpoints in {path.absolute() / FOLDER}: the folder {path.absolute()} does not exist", fix

@@ -31,15 +31,21 @@ _FEED_FORWARD = {
     "act_fn": "gelu",
     "ff_dtype": None,
 }
+_CHECKPOINT = {"lenient": False, "verify": True}
 
 
 def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
-    """In version 1, the cell always added 1e-6, and original mLSTM blocks had no feed-forward layer."""
+    """In version 1, the cell always added 1e-6, original mLSTM blocks had no feed-forward layer, and checkpoints had no
+    manifest and were read strictly."""
     content = content | {"version": 2}
-    config = content.get("config")
-    if not isinstance(config, dict) or not isinstance(model := config.get("model"), dict):
+    if not isinstance(config := content.get("config"), dict):
         return content
-    return content | {"config": config | {"model": model | _new_fields_of(model.get("model_config"))}}
+    new: dict[str, Any] = {}
+    if isinstance(model := config.get("model"), dict):
+        new["model"] = model | _new_fields_of(model.get("model_config"))
+    if isinstance(checkpoint := config.get("checkpoint"), dict):
+        new["checkpoint"] = _CHECKPOINT | checkpoint
+    return content | {"config": config | new}
 
 
 def _new_fields_of(fields: Any) -> dict[str, Any]:
@@ -134,8 +140,8 @@ def read_run(text: str | bytes, classes: Iterable[type] = ()) -> RunConfig:
 
 def decode_run(
     content: dict[str, Any], classes: Iterable[type] = (), lenient: bool = False
-) -> tuple[RunConfig, list[str]]:
-    """The run that metadata of ours records, with the paths of the unknown fields that a lenient reading let pass.
+) -> tuple[RunConfig, list[UnknownField]]:
+    """The run that metadata of ours records, with the unknown fields that are null or that a lenient reading let pass.
 
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
@@ -143,7 +149,7 @@ def decode_run(
     known = ("format", "version", "config", *EXTRAS)
     strangers = [name for name in content if name not in known]
     problems: list[Problem] = [
-        UnknownField.about(step(name), "no such field", nearest(name, known) if index < 20 else "")
+        UnknownField.of(step(name), content[name], "no such field", nearest(name, known) if index < 20 else "")
         for index, name in enumerate(strangers)
     ]
     problems += _beside({name: value for name, value in content.items() if name in EXTRAS})
@@ -155,7 +161,7 @@ def decode_run(
     refused = list(_refused_classes(config, by_name))
     run, wrong = (None, refused) if refused else collect(RunConfig, config, _STRICT)
     problems += [problem.at("config") for problem in wrong]
-    unknown = [problem for problem in problems if lenient and isinstance(problem, UnknownField)]
+    unknown = [problem for problem in problems if isinstance(problem, UnknownField) and (lenient or problem.is_null)]
     problems = [problem for problem in problems if problem not in unknown]
     if wrong and not problems:  # its own rules have not been looked at yet
         run, wrong = collect(RunConfig, config, Flags(as_written=True))
@@ -164,7 +170,7 @@ def decode_run(
         problems = [problem.at("config.model") for problem in refused_config(run.model)]
     if problems or run is None:
         raise MetadataError(problems)
-    return run, [key for problem in unknown for key in problem.keys]
+    return run, unknown
 
 
 def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from xlstm_hydra.configs import ConfigDict, ModelConfig
 
 from ._damage import told_under
 from ._format import FORMAT, decode_run, upgrade
+from ._ignored import log_ignored, unknown_fields_explained, unset_note
 from ._places import read_metadata_text, refused
 from ._text import error, parse
 from ._xlstm_jax import WRITER, is_xlstm_jax, read_xlstm_jax
@@ -32,6 +33,9 @@ class Record:
 
     unknown: tuple[str, ...] = ()
     """Paths of fields that nobody knows, which only a lenient reading lets pass."""
+
+    unset: tuple[str, ...] = ()
+    """Paths of fields that nobody knows and that are null, so that they have no effect."""
 
     notes: tuple[str, ...] = ()
     """What was recorded, and why it stands in no group: it had no effect, or there is no counterpart."""
@@ -76,13 +80,22 @@ def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[t
                 groups=groups,
                 content=content,
                 unknown=tuple(reading.unknown),
-                notes=tuple(dict.fromkeys(reading.notes)),
+                unset=tuple(reading.unset),
+                notes=tuple(dict.fromkeys([*reading.notes, *map(unset_note, reading.unset)])),
             )
         content = upgrade(content)
         run, unknown = decode_run(content, classes, lenient)
     except RecursionError:
         raise error("", "nested too deeply to be metadata") from None
-    return Record(writer=FORMAT, groups=run.groups(), content=content, unknown=tuple(unknown))
+    unset = tuple(key for problem in unknown if problem.is_null for key in problem.keys)
+    return Record(
+        writer=FORMAT,
+        groups=run.groups(),
+        content=content,
+        unknown=tuple(key for problem in unknown if not problem.is_null for key in problem.keys),
+        unset=unset,
+        notes=tuple(map(unset_note, unset)),
+    )
 
 
 def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
@@ -98,8 +111,28 @@ def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Ite
         ConfigError: it has none, or one that cannot be read.
     """
     text = read_metadata_text(checkpoint, key)
-    with told_under(key, checkpoint):
-        return read_record(text, lenient=lenient, classes=classes)
+    return read_record_at(checkpoint, text, key, lenient=lenient, classes=classes)
+
+
+def read_record_at(
+    place: Path, text: str | bytes, key: str, *, lenient: bool = False, classes: Iterable[type] = ()
+) -> Record:
+    """Read the metadata text of a checkpoint or of a file, and log the fields in it that are ignored.
+
+    Args:
+        place: the checkpoint or the file, for messages.
+        text: see `read_record`.
+        key: where the user named it, for messages.
+        lenient: see `read_record`.
+        classes: see `read_record`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    with told_under(key, place), unknown_fields_explained(key):
+        record = read_record(text, lenient=lenient, classes=classes)
+    log_ignored(str(place), record.unset, record.unknown)
+    return record
 
 
 def read_model(text: str | bytes) -> ModelConfig:
@@ -108,4 +141,6 @@ def read_model(text: str | bytes) -> ModelConfig:
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
     """
-    return read_record(text).model
+    record = read_record(text)
+    log_ignored("metadata", record.unset, record.unknown)
+    return record.model

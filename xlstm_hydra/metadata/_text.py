@@ -10,6 +10,8 @@ from typing import Any
 
 from xlstm_hydra.configs import ConfigError, Problem
 
+from ._hub import LFS_POINTER, is_lfs_pointer
+
 MAX_SIZE = 16 * 2**20
 """Bytes (of a text: characters) that metadata may have; that of the largest models is below 100 kB."""
 
@@ -51,6 +53,8 @@ def parse(text: str | bytes, what: str = "metadata", fix: str = "The file may be
         raise error("", f"{len(text):,} bytes are no {what}: at most {MAX_SIZE:,} are read")
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if is_lfs_pointer(text):
+            raise error("", LFS_POINTER)
         if text.startswith("\ufeff"):
             raise error("", "begins with a byte order mark", "Save it as UTF-8 without one.")
         faults: list[_Fault] = []

@@ -16,7 +16,7 @@ from xlstm_hydra.configs import (
 )
 from xlstm_hydra.configs._hints import dotted
 from xlstm_hydra.configs._parse import Flags, collect
-from xlstm_hydra.configs._problems import divisors, either, nearest, show
+from xlstm_hydra.configs._problems import UnknownField, divisors, either, nearest, show
 from xlstm_hydra.configs._reprs import Instance
 
 from . import _xlstm_jax_table as table
@@ -36,7 +36,7 @@ SECTIONS = ("model", "optimizer", "trainer")
 
 def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
     """Whether a JSON object looks like what xlstm-jax recorded."""
-    return "format" not in content and "model" in content
+    return "format" not in content and any(section in content for section in SECTIONS)
 
 
 def read_xlstm_jax(content: Mapping[str, Any], lenient: bool) -> tuple[dict[str, ConfigDict], Reading]:
@@ -110,9 +110,14 @@ def _read_own(reading: Reading, cls: type, config: Any, parallel: ParallelConfig
     if config_class is None:
         reading.problem("model.model_class", f"{cls.__name__} does not say of which class its config is")
         return None
-    value, problems = collect(config_class, config, Flags(ignore_unknown=reading.lenient))
-    reading.problems += [problem.at(table.MODEL) for problem in problems]
-    if problems or parallel is None:
+    found = [problem.at(table.MODEL) for problem in collect(config_class, config, Flags(ignore_unknown=False))[1]]
+    for problem in found:
+        if isinstance(problem, UnknownField):
+            reading.stray(problem.keys[0], problem.fix, is_null=problem.is_null)
+        else:
+            reading.problems.append(problem)
+    value, problems = collect(config_class, config, Flags(ignore_unknown=True))
+    if problems or reading.problems or parallel is None:
         return None
     return ModelConfig(model_class=dotted(cls), parallel=parallel, model_config=value)
 

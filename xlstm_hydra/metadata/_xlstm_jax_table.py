@@ -6,10 +6,12 @@ Paths are those in the file. `before` is what a field was at the commits that di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ._fields import (
+    REQUIRED,
+    Derive,
     Field,
     Table,
     absent,
@@ -42,6 +44,9 @@ CLASSES = {
 }
 """The published model classes, and which of ours they are, by the type of their layer."""
 
+_UNSET = -1
+"""The value of sizes that are copied from elsewhere, before they are."""
+
 _IN_V1 = "mlstm_v1 has no use for it"
 _IN_V0 = "layer type mlstm has no use for it"
 _SLSTM = "xlstm-jax had no sLSTM blocks that could be trained in parallel."
@@ -55,19 +60,23 @@ def bias_range(data: Any) -> Any:
     return listed(number)(data) if isinstance(data, list | tuple) else optional(number)(data)
 
 
-def assigned(data: Any) -> int | None:
-    """A whole number, or -1 where it was never assigned."""
-    value = integer(data)
-    return None if value == -1 else value
-
-
-def _rounded(section: str) -> Callable[[Mapping[str, Any]], int]:
+def _rounded(section: str) -> Derive:
     def width(values: Mapping[str, Any]) -> int:
         multiple = values[f"{section}.round_proj_up_to_multiple_of"]
         units = values[f"{section}.proj_factor"] * values[f"{MODEL}.embedding_dim"] / multiple
         return (math.ceil if values[f"{section}.round_proj_up_dim_up"] else math.floor)(units) * multiple
 
     return width
+
+
+def _width(section: str) -> Field:
+    """A width inside a section, which xlstm-jax first computes while the width of the model is unset."""
+    width = _rounded(section)
+
+    def initial(values: Mapping[str, Any]) -> tuple[int, ...]:
+        return (_UNSET, 0, width({**values, f"{MODEL}.embedding_dim": _UNSET}))
+
+    return follows(width, integer, initial)
 
 
 def _num_blocks(values: Mapping[str, Any]) -> int:
@@ -78,8 +87,8 @@ def _block_map(values: Mapping[str, Any]) -> str:
     return ",".join(["0"] * min(_num_blocks(values), 10_000))
 
 
-def _copies(*names: str, kind: Any) -> Table:
-    return {name: same(f"{MODEL}.{name}", kind) for name in names}
+def _copies(*names: str, kind: Any, initial: tuple[Any, ...] = ()) -> Table:
+    return {name: same(f"{MODEL}.{name}", kind, REQUIRED, *initial) for name in names}
 
 
 PARALLEL: Table = {
@@ -116,14 +125,14 @@ LANGUAGE_MODEL: Table = {
 
 BLOCKS: Table = {
     "add_post_norm": to("add_post_norm", flag, before=False),
-    "_num_blocks": follows(_num_blocks, integer),
+    "_num_blocks": follows(_num_blocks, integer, lambda _: (1,)),
     "_block_idx": without(absent, None, ""),
 }
 
 _LAYERS: Table = {
     "num_heads": to("num_heads", integer),
     "layer_type": Field(kind=text, before="mlstm"),
-    **_copies("embedding_dim", "context_length", kind=integer),
+    **_copies("embedding_dim", "context_length", kind=integer, initial=(_UNSET,)),
     **_copies("bias", kind=flag),
     **_copies("dropout", kind=number),
     **_copies("dtype", kind=dtype),
@@ -133,16 +142,16 @@ _LAYERS: Table = {
     "init_distribution": to("init_distribution", text, before="normal"),
     "output_init_fn": to("output_init_fn", text, before="wang"),
     "debug_cell": without(flag, False, _DISPLAY),
-    "_proj_up_dim": follows(_rounded(LAYER), integer),
-    "_inner_embedding_dim": follows(_rounded(LAYER), integer),
-    "_num_blocks": follows(_num_blocks, integer),
+    "_proj_up_dim": _width(LAYER),
+    "_inner_embedding_dim": _width(LAYER),
+    "_num_blocks": follows(_num_blocks, integer, lambda _: (1,)),
     "_block_idx": without(absent, None, "", before=None),
 }
 
 _CELLS: Table = {
-    "embedding_dim": follows(_rounded(LAYER), integer),
-    "num_heads": same(f"{LAYER}.num_heads", integer),
-    **_copies("context_length", kind=integer),
+    "embedding_dim": _width(LAYER),
+    "num_heads": same(f"{LAYER}.num_heads", integer, REQUIRED, _UNSET),
+    **_copies("context_length", kind=integer, initial=(_UNSET,)),
     **_copies("dtype", kind=dtype),
     "gate_dtype": to("gate_dtype", dtype, before=None),
     "gate_soft_cap": to("gate_soft_cap", optional(number), before=None),
@@ -199,13 +208,13 @@ FEED_FORWARDS: Table = {
     "ff_type": to("ff_type", text),
     "act_fn": to("act_fn", text),
     "dtype": to("ff_dtype", dtype),
-    **_copies("embedding_dim", kind=integer),
+    **_copies("embedding_dim", kind=integer, initial=(_UNSET,)),
     **_copies("bias", kind=flag),
     **_copies("dropout", kind=number),
     "init_distribution": same(f"{LAYER}.init_distribution", text),
     "output_init_fn": same(f"{LAYER}.output_init_fn", text),
-    "_proj_up_dim": follows(_rounded(FEED_FORWARD), integer),
-    "_num_blocks": follows(_num_blocks, integer),
+    "_proj_up_dim": _width(FEED_FORWARD),
+    "_num_blocks": follows(_num_blocks, integer, lambda _: (1,)),
 }
 
 FEED_FORWARDS_V0: Table = {
@@ -251,7 +260,7 @@ BACKENDS: Mapping[str, tuple[str, str, Table]] = {
     "parallel_stabilized": (
         "quadratic",
         "mLSTMBackendParallelConfig",
-        {"context_length": same(f"{MODEL}.context_length", assigned, before=None)},
+        {"context_length": same(f"{MODEL}.context_length", integer, None, _UNSET)},
     ),
     "fwbw_stabilized": (
         "chunkwise",
@@ -280,7 +289,7 @@ BACKENDS: Mapping[str, tuple[str, str, Table]] = {
     "recurrent": (
         "recurrent",
         "mLSTMBackendRecurrentConfig",
-        {**_RECURRENT, "context_length": same(f"{MODEL}.context_length", assigned, before=None)},
+        {**_RECURRENT, "context_length": same(f"{MODEL}.context_length", integer, None, _UNSET)},
     ),
     "recurrent_triton": (
         "recurrent",

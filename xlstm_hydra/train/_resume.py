@@ -56,6 +56,8 @@ class Resumed:
         for change in self.changes:
             if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from":
                 log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
+        if self.record.unknown:
+            log.warning("ignored fields of the record that are unknown: %s", ", ".join(self.record.unknown))
         anew = "; the optimizer and the data, which was not recorded, begin anew" if self.imported else ""
         log.info("continuing from %s%s", self.checkpoint, anew)
 
@@ -73,7 +75,7 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
         ConfigError: the run has other parameters or other batches than the checkpoint, or has done all its steps.
     """
     place = run.checkpoint.restore
-    record = record_of(checkpoint, KEY, classes=(run.model.model_class, type(run.model.model_config)))
+    record = _record_of(run, checkpoint)
     refuse_to_continue(record.writer, str(place), KEY)
     resumed = Resumed(checkpoint, record, tuple(diff(record, run)))
     if problems := [*_refused(resumed), *_done(run, resumed)]:
@@ -87,7 +89,7 @@ def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
     Raises:
         ConfigError: it was trained with other values, or cannot be read.
     """
-    record = record_of(checkpoint, KEY, classes=(run.model.model_class, type(run.model.model_config)))
+    record = _record_of(run, checkpoint)
     fix = "Choose another folder (hydra.run.dir) for another run."
     problems = [
         Problem({key: change.after}, f"the run in this folder is complete, and was trained with {before}", fix)
@@ -111,6 +113,11 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
         )
         fix = "Continue with the same files, so that no example is seen twice or in validation."
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
+
+
+def _record_of(run: RunConfig, checkpoint: Path) -> Record:
+    classes = (run.model.model_class, type(run.model.model_config))
+    return record_of(checkpoint, KEY, lenient=run.checkpoint.lenient, classes=classes)
 
 
 def _refused(resumed: Resumed) -> Iterator[Problem]:
