@@ -18,7 +18,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"configs": set()},
     {"errors": set()},
     {"door": set()},
-    {"metadata": {"etils"}},
+    {"metadata": {"etils", "xxhash"}},
     {"run_folder": set()},
     {"hydra": {"hydra", "omegaconf", "yaml"}},
     {"_jax_internals": {"jax"}},

@@ -29,13 +29,16 @@ from xlstm_hydra.hydra._from_checkpoint import starting_groups
 from xlstm_hydra.metadata import provenance, read_metadata_text, read_record, step_of, write_metadata
 from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.metadata._format import FORMAT
+from xlstm_hydra.metadata._manifest import write_manifest
 from xlstm_hydra.metadata._places import FOLDER
+from xlstm_hydra.metadata._verify import MARK
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._load import find_weights, recorded_model
 from ._params import convert, open_leaves
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 from ._safetensors import write_safetensors
+from ._verified import verified
 
 
 def import_checkpoint(source: str, out: str | Path, form: str | None = None, key: str = "RUN") -> Path:
@@ -57,7 +60,7 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
         ConfigError: it cannot be read, is not what its config says, or `out` is no new folder.
     """
     folder, out = find_weights(source, key), _new_folder(out)
-    with told_under(key, folder):
+    with verified(folder, key, "params"), told_under(key, folder):
         run, step, origin = _foreign_run(folder, key)
         if form not in (None, origin["writer"]):
             raise ConfigError([Problem({}, f"is of the format {origin['writer']}, not {form}")])
@@ -69,7 +72,9 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
     tree = traverse_util.unflatten_dict(params, sep=".")
     items = {"params": ocp.args.StandardSave(tree), "metadata": ocp.args.JsonSave(metadata)}  # pyright: ignore[reportCallIssue]
     with _written_whole(out) as unfinished, ocp.CheckpointManager(unfinished / FOLDER) as manager:
-        manager.save(step, args=ocp.args.Composite(**items))
+        manager.save(step, args=ocp.args.Composite(**items), custom_metadata=MARK)
+        manager.wait_until_finished()
+        write_manifest(unfinished / FOLDER / str(step))
     return out / FOLDER / str(step)
 
 
@@ -126,7 +131,7 @@ def export_checkpoint(source: str, out: str | Path, key: str = "RUN", *, one_doc
     with told_under(key, folder):
         arrays = convert(open_leaves(folder), model, stacked)
     with _written_whole(out) as unfinished:
-        with told_under(key, folder):
+        with verified(folder, key, "params"), told_under(key, folder):
             write_safetensors(unfinished, written_arrays(model, arrays))
         (unfinished / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out

@@ -31,6 +31,11 @@ class CheckpointConfig(ConfigDict):
     async_save: bool = True
     """Write in the background while training goes on."""
 
+    verify: bool = True
+    """Compare every file that is read of a checkpoint with the digest in its manifest, and refuse damaged ones (`resume`
+    without a step and `restore=auto` go back to the last intact checkpoint). false: read files as they are. Checkpoints
+    without a manifest, such as those of xlstm-jax, are read as they are, too."""
+
     restore: str | None = None
     """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.
     auto: at the newest checkpoint in the run's own folder, or anew where it has none. null: start anew."""

@@ -1,4 +1,4 @@
-"""Checkpoints with files that are missing, empty or cut off."""
+"""Checkpoints with files that are missing, empty, cut off or altered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _CODE = re.compile(r"\[os_error_code='(\d+)'")
 
 
 class DamagedCheckpoint(ConfigError):
-    """Files of a checkpoint are missing or cut off."""
+    """Files of a checkpoint are missing, cut off or altered."""
+
+
+class DamageFound(DamagedCheckpoint):
+    """Files of a checkpoint differ from its manifest. Of several processes, all have found the same."""
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
         yield
     except ConfigError as error:
         where = f"{key}={checkpoint}"
-        kind = DamagedCheckpoint if isinstance(error, DamagedCheckpoint) else ConfigError
+        kind = type(error) if isinstance(error, DamagedCheckpoint) else ConfigError
         raise kind(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
 
 

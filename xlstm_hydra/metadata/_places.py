@@ -14,6 +14,9 @@ from typing import IO, Any, cast
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either
 
+from ._manifest import MANIFEST
+from ._verify import read_verified
+
 log = logging.getLogger("xlstm_hydra")
 
 FOLDER = "checkpoints"
@@ -47,7 +50,7 @@ def step_of(checkpoint: Path, key: str = RESTORE) -> int:
 def known_step(checkpoint: Path) -> int | None:
     """The step of a checkpoint: as it recorded it, or else from the name of its folder; None if neither has it."""
     try:
-        content: Any = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
+        content: Any = json.loads(read_verified(checkpoint, "data/metadata", RESTORE))
     except (OSError, ValueError, RecursionError):
         content = None
     recorded = content if isinstance(content, dict) else {}
@@ -68,10 +71,11 @@ def is_checkpoint(folder: Path) -> bool:
 
 def is_finished(checkpoint: Path) -> bool:
     """True if Orbax finished the save, which it marks with a file, and with a time in another one. On a disk it also
-    renames the folder at the end, so an old checkpoint without either mark is finished there."""
+    renames the folder at the end, so an old checkpoint without either mark is finished there. The manifest comes last,
+    so a checkpoint that has one is finished, and one of these marks may be damaged."""
     if _UNFINISHED in checkpoint.name:
         return False
-    if (checkpoint / "commit_success.txt").is_file():
+    if any((checkpoint / name).is_file() for name in ("commit_success.txt", MANIFEST)):
         return True
     try:
         state: Any = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
@@ -136,10 +140,10 @@ def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
     """The metadata text of a checkpoint.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has none, or it differs from the manifest.
     """
     try:
-        return (checkpoint / "metadata" / "metadata").read_text(encoding="utf-8")
+        return read_verified(checkpoint, "metadata/metadata", key).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise refused(str(checkpoint), f"its metadata cannot be read: {error}", "Choose another step.", key) from None
 
