@@ -36,9 +36,7 @@ class Loaded(NamedTuple):
     """The class, its config, and the layout that it was trained on, as recorded."""
 
 
-def load_checkpoint(
-    checkpoint: str | Path, parallel: ParallelConfig | None = None, *, verify: bool = True
-) -> Loaded:
+def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = None, *, verify: bool = True) -> Loaded:
     """A model with its parameters, from a checkpoint of ours, of xlstm-jax, or of Hugging Face's xLSTM.
 
     Args:
@@ -47,7 +45,8 @@ def load_checkpoint(
         verify: compare the files that are read with the manifest of the checkpoint, if it has one.
 
     Raises:
-        ConfigError: a file is damaged, there is no such checkpoint, it cannot be read, or the layout does not fit it or the devices.
+        ConfigError: there is no such checkpoint, it is damaged or cannot be read, or the layout does not fit it or the
+            devices.
     """
     with verification(verify):
         folder = find_weights(str(checkpoint), _KEY)

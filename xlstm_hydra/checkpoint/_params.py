@@ -43,7 +43,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
     shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
     where: Any = dict.fromkeys(shapes, one) if shardings is None else traverse_util.flatten_dict(shardings, sep=".")
-    with verified(checkpoint, key, "params"), told_under(key, checkpoint):
+    with verified(checkpoint, key, "params", "metadata"), told_under(key, checkpoint):
         leaves = open_leaves(checkpoint)
         if leaves.shapes == shapes:
             return _restore(checkpoint / "params", shapes, where)

@@ -247,7 +247,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     Raises:
         ConfigError: the checkpoint is damaged, or its parameters or optimizer state have other names or shapes.
     """
-    with verified(checkpoint, RESTORE, "params", "opt_state", "progress", "data"):
+    with verified(checkpoint, RESTORE):
         return _restore(checkpoint, target, data)
 
 

@@ -60,7 +60,7 @@ def import_checkpoint(source: str, out: str | Path, form: str | None = None, key
         ConfigError: it cannot be read, is not what its config says, or `out` is no new folder.
     """
     folder, out = find_weights(source, key), _new_folder(out)
-    with verified(folder, key, "params"), told_under(key, folder):
+    with verified(folder, key, "params", "metadata"), told_under(key, folder):
         run, step, origin = _foreign_run(folder, key)
         if form not in (None, origin["writer"]):
             raise ConfigError([Problem({}, f"is of the format {origin['writer']}, not {form}")])
@@ -128,10 +128,9 @@ def export_checkpoint(source: str, out: str | Path, key: str = "RUN", *, one_doc
     content = write_config(model, one_document_per_row=one_document_per_row)
     outer, block = outer_and_block_parameters(model)
     stacked = {*(parameter.path for parameter in outer), *(f"{BLOCKS}.{parameter.path}" for parameter in block)}
-    with told_under(key, folder):
-        arrays = convert(open_leaves(folder), model, stacked)
     with _written_whole(out) as unfinished:
-        with verified(folder, key, "params"), told_under(key, folder):
+        with verified(folder, key, "params", "metadata"), told_under(key, folder):
+            arrays = convert(open_leaves(folder), model, stacked)
             write_safetensors(unfinished, written_arrays(model, arrays))
         (unfinished / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out

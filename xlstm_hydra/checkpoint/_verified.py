@@ -11,7 +11,7 @@ from pathlib import Path
 
 from xlstm_hydra._jax_internals import distributed_state
 from xlstm_hydra.metadata._manifest import THREADS, Entry
-from xlstm_hydra.metadata._verify import damaged, find_damage, finder, manifest_of, note_missing, select
+from xlstm_hydra.metadata._verify import Finding, damaged, find_damage, finder, manifest_of, note_missing, select
 
 from ._hugging_face import is_hugging_face
 
@@ -32,7 +32,7 @@ def verified(checkpoint: Path, key: str, *items: str) -> Iterator[None]:
     Args:
         checkpoint: its folder.
         key: where the user named it, for messages.
-        items: the folders in it that are read.
+        items: the folders in it that are read; all, if none is given.
 
     Raises:
         DamageFound: a file differs from the manifest, whatever else was raised inside.
@@ -77,7 +77,7 @@ def _processes() -> int:
     return 1 if state.client is None else state.num_processes
 
 
-def _of_all(found: list[str]) -> list[str]:
+def _of_all(found: list[Finding]) -> list[Finding]:
     """What all processes have found, each in its share, in the same order everywhere."""
     if _processes() == 1:
         return found
@@ -85,4 +85,4 @@ def _of_all(found: list[str]) -> list[str]:
     state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(found))
     keys = [f"{key}/{number}" for number in range(_processes())]
     texts = [state.client.blocking_key_value_get(each, 1000 * _PATIENCE_SECONDS) for each in keys]
-    return [text for each in texts for text in json.loads(each)]
+    return [Finding(*each) for text in texts for each in json.loads(text)]

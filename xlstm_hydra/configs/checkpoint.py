@@ -32,9 +32,9 @@ class CheckpointConfig(ConfigDict):
     """Write in the background while training goes on."""
 
     verify: bool = True
-    """Compare every file that is read of a checkpoint with the digest in its manifest, and refuse damaged ones (`resume`
-    without a step and `restore=auto` go back to the last intact checkpoint). false: read files as they are. Checkpoints
-    without a manifest, such as those of xlstm-jax, are read as they are, too."""
+    """Compare the files that are read of a checkpoint with the digests in its manifest. If one is damaged, a run that
+    continues at the newest checkpoint goes back to the last intact one; a checkpoint that is named with its step is
+    refused. false: read files as they are. Those of a checkpoint without a manifest, as of xlstm-jax, always are."""
 
     restore: str | None = None
     """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
+from xlstm_hydra.metadata._find import checkpoints_of_run
 
 from ._quote import as_override
 from ._refusals import REFUSED
@@ -76,7 +77,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     continued = _planned(others)
     if key == RESUME:
         refuse_to_continue(saved.writer, place, key)
-        continued = _continued(saved.checkpoint, others)
+        continued = _continued(saved.checkpoint, others, names_run=bool(checkpoints_of_run(place, key)))
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
@@ -127,15 +128,19 @@ def _check_flags(arguments: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def _continued(checkpoint: Path, others: list[str]) -> list[str]:
-    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays."""
+def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
+    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays.
+
+    If no step was named, the run starts at its newest checkpoint, or at an earlier one if that turns out to be damaged.
+    """
     typed = {text.lstrip("+").partition("=")[0] for text in others}
     if "checkpoint.restore" in typed:
         fix = f"Leave one away: {RESUME} takes the config of the run too."
         raise ConfigError([Problem.about(f"{RESUME} and checkpoint.restore", "cannot be given together", fix)])
-    settings: dict[str, Any] = {"checkpoint.restore": str(checkpoint), "checkpoint.init_from": None}
+    run = run_of(checkpoint)
+    place = checkpoint if run is None or not names_run else run
+    settings: dict[str, Any] = {"checkpoint.restore": str(place), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
-        run = run_of(checkpoint)
         if run is None:
             text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
             fix = "Name a folder: hydra.run.dir=DIR."
@@ -178,3 +183,10 @@ def overrides_first(arguments: Sequence[str]) -> list[str]:
         else:
             flags.append(text)
     return [*overrides, *flags]
+
+
+def verifies(arguments: Iterable[str]) -> bool:
+    """False if arguments turn `checkpoint.verify` off. That holds for the config of `--from` and `resume` too, which is
+    read before anything is composed."""
+    typed = {key: value for key, _, value in (text.lstrip("+").partition("=") for text in arguments)}
+    return typed.get("checkpoint.verify", "").lower() not in ("false", "no", "off", "0", "n", "f")

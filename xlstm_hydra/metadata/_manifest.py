@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: size and digest of each of its files. Needs neither Orbax nor JAX.
 
-`manifest.json` is `{"version", "algorithm", "files": {path: {"size", "digest"}}, "digest"}`, where the last digest is that
-of the rest. It is written last. A manifest is read like any other file of a stranger: see `read_manifest`.
+`manifest.json` is `{"version", "algorithm", "files": {path: {"size", "digest"}}, "digest"}`, where the last digest is
+that of the rest. It is written last. A manifest is read like any other file of a stranger: see `read_manifest`.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ _HEXADECIMAL = {*"0123456789abcdef"}
 def _encode(entries: Mapping[str, Entry], version: Any = VERSION, algorithm: Any = ALGORITHM) -> bytes:
     files = {name: entry._asdict() for name, entry in entries.items()}
     content = {"version": version, "algorithm": algorithm, "files": files}
-    digest = xxhash.xxh3_128_hexdigest(json.dumps(content))
+    digest = xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
     return (json.dumps(content | {"digest": digest}, indent=1) + "\n").encode()
 
 

@@ -6,7 +6,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -148,8 +148,9 @@ def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
         raise refused(str(checkpoint), f"its metadata cannot be read: {error}", "Choose another step.", key) from None
 
 
-def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
-    """Make sure that a run which begins after `first_step` would not write over a later checkpoint.
+def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Path] = ()) -> None:
+    """Make sure that a run which begins after `first_step` would not write over a later checkpoint, besides damaged
+    ones.
 
     Raises:
         ConfigError: it would.
@@ -159,7 +160,8 @@ def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
     if files := [item for item in items if not item.is_dir() and (item == folder or step_in_name(item) is not None)]:
         text = f"{files[0]} is a file, but a checkpoint would be saved there"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove it.")])
-    if later := [step for step in saved_steps(run_folder) if step > first_step]:
+    set_aside = {step_in_name(checkpoint) for checkpoint in besides}
+    if later := [step for step in saved_steps(run_folder) if step > first_step and step not in set_aside]:
         text = f"has checkpoints of later steps already ({either(later)}), which would be lost"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
 

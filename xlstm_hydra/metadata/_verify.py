@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from xlstm_hydra.configs import Problem
 
@@ -23,7 +25,22 @@ MARK = {"manifest": MANIFEST}
 _UNVERIFIED = {"checkpoint": "verify=False", **dict.fromkeys(("RUN", "A", "B"), "--no-verify")}
 """How the verification is turned off, by the key that names the checkpoint."""
 
+_UNLISTED = f"is not listed in {MANIFEST}"
+
 _is_on: ContextVar[bool] = ContextVar("verification", default=True)
+
+
+class Finding(NamedTuple):
+    """A file of a checkpoint that is not as it should be."""
+
+    file: str
+    """Its path below the checkpoint."""
+
+    problem: str
+    """What is wrong, as the end of a sentence that begins with the path."""
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.problem}"
 
 
 @contextmanager
@@ -48,7 +65,7 @@ def manifest_of(checkpoint: Path, key: str) -> dict[str, Entry] | None:
     try:
         return read_manifest(checkpoint)
     except BadManifest as error:
-        raise damaged(checkpoint, [f"{MANIFEST} {error}"], key) from None
+        raise damaged(checkpoint, [Finding(MANIFEST, str(error))], key) from None
 
 
 def note_missing(checkpoint: Path) -> None:
@@ -56,8 +73,8 @@ def note_missing(checkpoint: Path) -> None:
     if not _is_on.get():
         return
     if is_marked(checkpoint):
-        text = "%s has no %s, although it was saved with one: the save was interrupted right before it was written, it"
-        log.warning(f"{text} is still being written, or it was removed. The files are not verified", checkpoint, MANIFEST)
+        text = "%s has no %s: the save was interrupted right before it, or it was removed. The files are not verified"
+        log.warning(text, checkpoint, MANIFEST)
     else:
         log.info("%s has no %s, so its files are not verified", checkpoint, MANIFEST)
 
@@ -84,27 +101,28 @@ def read_verified(checkpoint: Path, name: str, key: str) -> bytes:
     return content
 
 
-def is_intact(checkpoint: Path, *items: str) -> bool:
-    """True if the files of some items agree with the manifest, or if there is none.
+def damage_in(checkpoint: Path, *items: str) -> list[Finding]:
+    """Return what is wrong with the manifest of a checkpoint, or with the files of some items.
 
     Raises:
         OSError: the machine cannot read a file that is there.
     """
     try:
-        manifest = manifest_of(checkpoint, "")
-        return manifest is None or not any(find_damage(checkpoint, select(manifest, items)))
-    except DamageFound:
-        return False
+        manifest = read_manifest(checkpoint) if _is_on.get() else None
+    except BadManifest as error:
+        return [Finding(MANIFEST, str(error))]
+    return [] if manifest is None else [*find_damage(checkpoint, select(manifest, items))]
 
 
-def select(manifest: Mapping[str, Entry], items: Iterable[str]) -> dict[str, Entry]:
-    """Return the entries of the files that reading some items takes: theirs, and those that describe the checkpoint."""
-    wanted = {*items, ""}
+def select(manifest: Mapping[str, Entry], items: Sequence[str]) -> dict[str, Entry]:
+    """Return the entries of the files that reading some items takes: theirs, and those that describe the checkpoint.
+    All entries, if no item is given."""
+    wanted = {*items, ""} if items else {name.partition("/")[0] if "/" in name else "" for name in manifest}
     return {name: entry for name, entry in manifest.items() if name.rpartition("/")[0].partition("/")[0] in wanted}
 
 
-def find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[str]:
-    """Compare files with their entries, several at a time. Yields what is wrong, with the path of the file.
+def find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[Finding]:
+    """Compare files with their entries, several at a time. Yields what is wrong.
 
     Raises:
         OSError: the machine cannot read a file that is there.
@@ -113,64 +131,68 @@ def find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[str]
         yield from filter(None, pool.map(finder(checkpoint), entries.items()))
 
 
-def finder(checkpoint: Path) -> Callable[[tuple[str, Entry]], str | None]:
+def finder(checkpoint: Path) -> Callable[[tuple[str, Entry]], Finding | None]:
     """Return a function of a path and its entry that returns what is wrong with the file, or None."""
 
-    def find(item: tuple[str, Entry]) -> str | None:
+    def find(item: tuple[str, Entry]) -> Finding | None:
         name, expected = item
         try:
             return _difference(name, expected, read_entry(checkpoint, name))
         except BadManifest as error:
-            return f"{name} {error}"
+            return Finding(name, str(error))
         except (FileNotFoundError, NotADirectoryError):
-            return f"{name} is missing"
+            return Finding(name, "is missing")
 
     return find
 
 
-def _difference(name: str, expected: Entry | None, found: Entry) -> str | None:
+def _difference(name: str, expected: Entry | None, found: Entry) -> Finding | None:
     if expected is None:
-        return f"{name} is not listed in {MANIFEST}"
+        return Finding(name, _UNLISTED)
     if expected.size != found.size:
-        return f"{name} is damaged: it has {found.size:,} bytes, expected {expected.size:,}"
+        return Finding(name, f"is damaged: it has {found.size:,} bytes, expected {expected.size:,}")
     if expected != found:
-        return f"{name} is damaged: its digest is {found.digest}, expected {expected.digest}"
+        return Finding(name, f"is damaged: its digest is {found.digest}, expected {expected.digest}")
     return None
 
 
-def damaged(checkpoint: Path, found: list[str], key: str) -> DamageFound:
+def damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFound:
     """Return an error about a checkpoint that a key names, with the first damaged files."""
     more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
     way_out = f"Choose another step; {_UNVERIFIED.get(key, 'checkpoint.verify=false')} reads it as it is."
     return DamageFound([Problem.about(f"{key}={checkpoint}", f"{found[0]}{more}", way_out)])
 
 
+@dataclass
 class Verdict:
     """All that is known of the files of a checkpoint, for a report."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.damage: list[str] = []
-        """What is wrong, with the path of the file below the checkpoint."""
-        self.notes: list[str] = []
-        """What is unusual."""
-        try:
-            manifest = read_manifest(checkpoint)
-        except BadManifest as error:
-            self.damage.append(f"{MANIFEST} {error}")
-            return
-        if manifest is not None:
-            self.damage += find_damage(checkpoint, manifest)
-            self._add_unlisted(checkpoint, manifest)
-        elif is_marked(checkpoint):
-            self.damage.append(f"{MANIFEST} is missing: the save was interrupted, or the file was removed")
-        else:
-            self.notes.append(f"there is no {MANIFEST}, so the files cannot be verified")
+    num_files: int = 0
+    """Files that the manifest lists."""
 
-    def _add_unlisted(self, checkpoint: Path, manifest: Mapping[str, Entry]) -> None:
-        """Orbax may read a file inside of an item, and reads no other."""
-        items = {name.partition("/")[0] for name in manifest if "/" in name}
-        for name in list_files(checkpoint):
-            if name not in manifest:
-                is_hidden = name.rpartition("/")[2].startswith(".")
-                is_read = name.partition("/")[0] in items and not is_hidden
-                (self.damage if is_read else self.notes).append(f"{name} is not listed in {MANIFEST}")
+    damage: list[Finding] = field(default_factory=list)
+    """Files that are damaged or missing, or that Orbax may read although the manifest does not list them."""
+
+    notes: list[Finding] = field(default_factory=list)
+    """Files that are unusual, but harmless."""
+
+
+def judge(checkpoint: Path) -> Verdict:
+    """Verify all files of a checkpoint."""
+    try:
+        manifest = read_manifest(checkpoint)
+    except BadManifest as error:
+        return Verdict(damage=[Finding(MANIFEST, str(error))])
+    if manifest is None and is_marked(checkpoint):
+        text = "is missing: the save was interrupted right before it was written, or it was removed"
+        return Verdict(damage=[Finding(MANIFEST, text)])
+    if manifest is None:
+        text = "is missing, as in checkpoints of earlier versions and of xlstm-jax: the files cannot be verified"
+        return Verdict(notes=[Finding(MANIFEST, text)])
+    verdict = Verdict(len(manifest), [*find_damage(checkpoint, manifest)])
+    items = {name.partition("/")[0] for name in manifest if "/" in name}
+    for name in list_files(checkpoint):
+        if name not in manifest:
+            is_read = name.partition("/")[0] in items and not name.rpartition("/")[2].startswith(".")
+            (verdict.damage if is_read else verdict.notes).append(Finding(name, _UNLISTED))
+    return verdict
