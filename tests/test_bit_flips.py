@@ -13,12 +13,16 @@ from tiny import tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint, metadata_cli
-from xlstm_hydra.checkpoint import TrainState, _verified, export_checkpoint, import_checkpoint, read_logged, restore
+from xlstm_hydra.checkpoint import TrainState, _verified, export_checkpoint, read_logged, restore
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
+from xlstm_hydra.hydra import verifies
 from xlstm_hydra.metadata import DamagedCheckpoint, find_start, read_metadata_text, step_of
 from xlstm_hydra.metadata._manifest import MANIFEST, write_manifest
+from xlstm_hydra.metadata._verify import verification
 
-RUN = tiny_run(checkpoint=CheckpointConfig(restore="auto"))
+MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
+"""What Hugging Face can have."""
+RUN = tiny_run(model=MODEL, checkpoint=CheckpointConfig(restore="auto"))
 OPTIONAL = ("opt_state", "progress", "data")
 """Items that nobody reads who wants the parameters alone."""
 
@@ -134,13 +138,12 @@ def test_no_flipped_bit_in_what_a_checkpoint_says_of_itself_keeps_a_run_from_the
         assert start.skipped == start.damaged == (run / "checkpoints" / "4",)
 
 
-def test_no_flipped_bit_goes_unnoticed_by_import_and_export(run, tmp_path):
+def test_no_flipped_bit_goes_unnoticed_by_export(run, tmp_path):
     checkpoint = run / "checkpoints" / "4"
     for file in (checkpoint / "params" / "_METADATA", *(checkpoint / "params" / "d").iterdir()):
         content = flip(file)
-        for convert in (import_checkpoint, export_checkpoint):
-            with pytest.raises(DamagedCheckpoint, match=f"^RUN={checkpoint}: params/.*{file.name} is damaged"):
-                convert(str(run), tmp_path / "out")
+        with pytest.raises(DamagedCheckpoint, match=f"^RUN={checkpoint}: params/.*{file.name} is damaged"):
+            export_checkpoint(str(run), tmp_path / "out")
         file.write_bytes(content)
     assert not list(tmp_path.glob("out*"))
 
@@ -150,15 +153,16 @@ def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_
     for place, step in (("auto", 2), (str(run), 2), (f"{run}@4", 4)):
         start = find_start(tiny_run(checkpoint=CheckpointConfig(restore=place)), run)
         assert start.checkpoint is not None and step_of(start.checkpoint) == step
-        assert start.is_newest == (step == 2)
+        assert start.is_newest is (step == 2)
 
 
 def test_verification_can_be_turned_off(run, saved, check):
     flip(run / "checkpoints" / "4" / MANIFEST)
-    flip(run / "checkpoints" / "4" / "params" / "_sharding")
+    flip(run / "checkpoints" / "4" / "commit_success.txt")
     assert load_checkpoint(f"{run}@4", verify=False).config == RUN.model
-    unverified = tiny_run(checkpoint=CheckpointConfig(restore="auto", verify=False))
-    assert find_start(unverified, run).checkpoint == run / "checkpoints" / "4"
+    with verification(False):
+        assert find_start(RUN, run).checkpoint == run / "checkpoints" / "4"
+    assert verifies(["optimizer.lr=1", "checkpoint.verify=true"]) and not verifies(["++checkpoint.verify=False"])
     assert check(run)[0] == 1
 
 

@@ -85,7 +85,7 @@ WRONG = {
     "cut off": (TEXT[:200], "not JSON: .* The file may be cut off"),
     "not an object": ("[1, 2]", "expected a JSON object, got a list"),
     "not ours": (changed("format", value="other"), "format: expected 'xlstm_hydra', got 'other'"),
-    "version 0": (changed("version", value=0), "version: expected 1 to 1, got 0. It is a whole number from 1 on"),
+    "version 0": (changed("version", value=0), "version: expected 1 to 2, got 0. It is a whole number from 1 on"),
     "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. A newer xlstm-hydra wrote it"),
     "version true": (changed("version", value=True), "version: expected 1"),
     "wrong type": (
@@ -158,7 +158,7 @@ WRONG = {
         r"config\.model\.model_class: 'xlstm_hydra\.models\.Llama' takes a LlamaConfig, .* is a mLSTMv1Config",
     ),
     "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),
-    "version of text": (changed("version", value="1"), "version: expected 1 to 1, got '1'"),
+    "version of text": (changed("version", value="1"), "version: expected 1 to 2, got '1'"),
     "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),
 }
 
@@ -222,10 +222,12 @@ def test_there_is_a_sample_of_every_version_and_an_upgrade_of_every_old_one():
 
 
 def test_an_old_version_is_upgraded_step_by_step(monkeypatch):
-    monkeypatch.setattr("xlstm_hydra.metadata._format.VERSION", 3)
-    monkeypatch.setitem(_UPGRADES, 1, lambda content: content | {"version": 2, "overrides": ["two"]})
-    monkeypatch.setitem(_UPGRADES, 2, lambda content: content | {"overrides": [*content["overrides"], "three"]})
-    assert read_metadata(TEXT)["overrides"] == ["two", "three"]
+    monkeypatch.setattr("xlstm_hydra.metadata._format.VERSION", VERSION + 2)
+    monkeypatch.setitem(_UPGRADES, VERSION, lambda content: content | {"overrides": ["next"]})
+    monkeypatch.setitem(
+        _UPGRADES, VERSION + 1, lambda content: content | {"overrides": [*content["overrides"], "last"]}
+    )
+    assert read_metadata(TEXT)["overrides"] == ["next", "last"]
 
 
 FOREIGN = {

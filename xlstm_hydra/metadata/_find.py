@@ -53,7 +53,7 @@ def find_checkpoint(place: str, key: str = RESTORE) -> Path:
 def checkpoints_of_run(place: str, key: str = RESTORE) -> dict[int, Path]:
     """Return the finished checkpoints of the run that a place names without a step, by step; none for another place."""
     with reached(place, key):
-        return {step: _real(path) for step, path in checkpoints_at(to_path(place)).items()}
+        return checkpoints_at(to_path(place))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from xlstm_hydra.configs._problems import Problem, UnknownField, nearest, show
 from ._registry import refused_config, refused_model_class, refused_tags
 from ._text import MetadataError, error, parse, step
 
-VERSION = 1
+VERSION = 2
 """Version of what `write_metadata` writes."""
 
 FORMAT = "xlstm_hydra"
@@ -22,7 +22,17 @@ FORMAT = "xlstm_hydra"
 
 _STRICT = Flags(ignore_unknown=False, as_written=True)
 
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
+    """In version 1, there was no `checkpoint.verify`."""
+    content = content | {"version": 2}
+    config = content.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("checkpoint"), dict):
+        return content
+    return content | {"config": config | {"checkpoint": {"verify": True} | config["checkpoint"]}}
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _v1_to_v2}
 """For each old version, what turns its content into the next one's."""
 
 

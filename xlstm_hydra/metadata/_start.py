@@ -99,7 +99,8 @@ def _newest(
     run: RunConfig, saved: Mapping[int, Path], own: Mapping[int, Path], unreadable: Iterable[Path], fix: str
 ) -> Start:
     """Begin at the newest checkpoint of a run that can be read. Arrays are not looked at: see `unreadable`."""
-    whole = [step for step in saved if saved[step] not in {*unreadable} and can_be_read(saved[step])]
+    left_out = {_identity(path) for path in unreadable}
+    whole = [step for step in saved if _identity(saved[step]) not in left_out and can_be_read(saved[step])]
     if not whole:
         folder = next(iter(saved.values())).parent
         place = str(run.checkpoint.restore or AUTO)
@@ -107,7 +108,13 @@ def _newest(
     newest, is_ranked = max(whole), run.checkpoint.keep == "best"
     damaged = [step for step in sorted(own) if step > newest or is_ranked and damage_in(own[step], METRICS)]
     skipped = tuple(saved[step] for step in sorted({*damaged, *(step for step in saved if step > newest)}))
-    return Start(saved[newest], saved is own, True, skipped=skipped, damaged=tuple(own[step] for step in damaged))
+    checkpoint = saved[newest] if saved is own else find_checkpoint(str(saved[newest]))
+    set_aside = tuple(own[step] for step in damaged)
+    return Start(checkpoint, is_own=saved is own, is_newest=True, skipped=skipped, damaged=set_aside)
+
+
+def _identity(checkpoint: Path) -> str:
+    return str(checkpoint.resolve() if isinstance(checkpoint, Path) else checkpoint)
 
 
 def can_be_read(checkpoint: Path) -> bool:
