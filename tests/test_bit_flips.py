@@ -273,3 +273,15 @@ def test_a_manifest_is_there_as_a_whole_or_not_at_all(run, monkeypatch):
     assert not (checkpoint / MANIFEST).exists()
     write_manifest(checkpoint)
     assert read_metadata_text(checkpoint)
+
+
+@pytest.mark.parametrize(("file", "key"), [("array_metadatas/process_0", "write_shape"), ("_sharding", "DeviceS")])
+def test_without_a_manifest_altered_files_of_orbax_that_it_stumbles_over_are_damage_too(run, saved, file, key):
+    checkpoint = run / "checkpoints" / "4"
+    (checkpoint / MANIFEST).unlink()
+    altered = checkpoint / "params" / file
+    text = altered.read_text()
+    assert key in text
+    altered.write_text(text.replace(key, key.swapcase()))
+    with pytest.raises(DamagedCheckpoint, match="its (parameters|training state) cannot be read"):
+        resume(checkpoint, saved[1])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from ._abandoned import end_abandoned_requests, ignore_abandoned_requests
 
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
 """How TensorStore gives the number of the system's error."""
+
+_ORBAX = "/orbax/"
+"""Part of the names of Orbax's own files."""
 
 
 class DamagedCheckpoint(ConfigError):
@@ -55,8 +59,7 @@ def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        # Orbax wraps what TensorStore says of an array in an error that is no more than an `Exception`.
-        if type(error) is not Exception and not isinstance(error, OSError | KeyError | ValueError):
+        if not _is_of_reading(error):
             raise
         end_abandoned_requests()
         broken = None if folder is None else next(_broken_files(folder), None)
@@ -68,6 +71,16 @@ def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
             "The checkpoint may be cut off; choose another step.",
         )
         raise DamagedCheckpoint([Problem.about("", text, fix)]) from error
+
+
+def _is_of_reading(error: Exception) -> bool:
+    """True for an error about what a file holds: those of files and of their text, an `Exception` and no more, which
+    Orbax raises for what TensorStore says of an array, and what Orbax's code meets where altered JSON is other than it
+    expects. Such an error that another module raises is a bug."""
+    if type(error) is Exception or isinstance(error, OSError | KeyError | ValueError):
+        return True
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, AttributeError | TypeError | IndexError | NotImplementedError) and _ORBAX in raised_in
 
 
 def _of_machine(error: BaseException | None) -> int | None:
