@@ -136,9 +136,10 @@ def resume_in_another_folder(run, folder, other, caplog):
     file = folder / "checkpoints" / "13" / "progress" / "array_metadatas" / "process_0"
     content = file.read_bytes()
     file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    train(replace(run, checkpoint=replace(run.checkpoint, restore=str(folder))), other)
+    longer = replace(run, trainer=replace(run.trainer, max_steps=14))
+    train(replace(longer, checkpoint=replace(run.checkpoint, restore=str(folder))), other)
     assert "13: progress/array_metadatas/process_0 is damaged: its digest is" in caplog.text
-    assert saved_steps(other) == [13] and saved_steps(folder) == [3, 6, 9, 12, 13]
+    assert saved_steps(other) == [14] and saved_steps(folder) == [3, 6, 9, 12, 13]
 
 
 STARTS = {
