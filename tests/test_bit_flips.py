@@ -1,10 +1,14 @@
 """One flipped bit in any file of a checkpoint is noticed, whatever reads it, and the file is named."""
 
+import errno
 import json
 import os
 import random
 import shutil
 import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -13,12 +17,22 @@ from tiny import tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint, metadata_cli
-from xlstm_hydra.checkpoint import TrainState, _verified, export_checkpoint, read_logged, restore
+from xlstm_hydra.checkpoint import (
+    Checkpoints,
+    SaveError,
+    TrainState,
+    _seal,
+    _verified,
+    export_checkpoint,
+    read_logged,
+    restore,
+)
+from xlstm_hydra.checkpoint._verified import verified
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.hydra import verifies
-from xlstm_hydra.metadata import DamagedCheckpoint, find_start, read_metadata_text, step_of
-from xlstm_hydra.metadata._manifest import MANIFEST, write_manifest
-from xlstm_hydra.metadata._verify import verification
+from xlstm_hydra.metadata import DamagedCheckpoint, _verify, find_start, read_metadata_text, step_of
+from xlstm_hydra.metadata._manifest import MANIFEST, read_entry, read_manifest, write_manifest
+from xlstm_hydra.metadata._verify import judge, verification
 
 MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
 """What Hugging Face can have."""
@@ -275,13 +289,80 @@ def test_a_manifest_is_there_as_a_whole_or_not_at_all(run, monkeypatch):
     assert read_metadata_text(checkpoint)
 
 
-@pytest.mark.parametrize(("file", "key"), [("array_metadatas/process_0", "write_shape"), ("_sharding", "DeviceS")])
-def test_without_a_manifest_altered_files_of_orbax_that_it_stumbles_over_are_damage_too(run, saved, file, key):
+@pytest.mark.parametrize("file", ["array_metadatas/process_0", "_sharding"])
+def test_without_a_manifest_altered_files_of_orbax_that_it_stumbles_over_are_damage_too(run, saved, file):
     checkpoint = run / "checkpoints" / "4"
     (checkpoint / MANIFEST).unlink()
     altered = checkpoint / "params" / file
-    text = altered.read_text()
-    assert key in text
-    altered.write_text(text.replace(key, key.swapcase()))
+    altered.write_text(altered.read_text().replace("write_shape", "vrite_shape").replace("SingleD", "Singled"))
     with pytest.raises(DamagedCheckpoint, match="its (parameters|training state) cannot be read"):
         resume(checkpoint, saved[1])
+
+
+def save_in_background(folder, step):
+    """Save a step in the background. Returns what waits for it."""
+    checkpoints, nothing = Checkpoints(folder, CheckpointConfig()), jax.numpy.zeros(())
+    state = TrainState({"a": nothing}, {"count": nothing}, jax.numpy.asarray(step), nothing)
+    checkpoints.save(state, SimpleNamespace(position=0), {}, None)  # pyright: ignore[reportArgumentType]
+    return checkpoints
+
+
+def test_a_manifest_is_written_in_the_background_and_is_waited_for_at_the_end(tmp_path, monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr(_seal, "write_manifest", lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
+    checkpoints = save_in_background(tmp_path, 3)
+    checkpoints.check()
+    assert not (tmp_path / "checkpoints" / "3" / MANIFEST).exists()
+    threading.Timer(0.1, may_end.set).start()
+    checkpoints.close()
+    manifest = read_manifest(tmp_path / "checkpoints" / "3")
+    assert manifest is not None and {"_CHECKPOINT_METADATA", "params/_METADATA", "data/metadata"} <= manifest.keys()
+    assert not [*judge(tmp_path / "checkpoints" / "3").damage]
+
+
+def test_a_manifest_that_cannot_be_written_is_an_error_of_the_save(tmp_path, monkeypatch):
+    def fail(checkpoint):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_seal, "write_manifest", fail)
+    with pytest.raises(SaveError, match=f"saving step 3 in {tmp_path}/checkpoints failed: No space left on device"):
+        save_in_background(tmp_path, 3).close()
+
+
+class Store:
+    """The key-value store that processes share, here threads."""
+
+    def __init__(self):
+        self.texts, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, text):
+        with self.changed:
+            self.texts[key] = text
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.texts, milliseconds / 1000)
+            return self.texts[key]
+
+
+def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run, monkeypatch):
+    checkpoint, store, local = run / "checkpoints" / "4", Store(), threading.local()
+    damaged = [each for each in files_of(checkpoint) if each.parent.name == "array_metadatas"]
+    for file in damaged:
+        flip(file)
+    monkeypatch.setattr(_verified, "distributed_state", lambda: local.state)
+    monkeypatch.setattr(_verified, "_next", lambda: 0)
+    read = Counter()
+    monkeypatch.setattr(_verify, "read_entry", lambda place, name: read.update([name]) or read_entry(place, name))
+
+    def process(number):
+        local.state = SimpleNamespace(client=store, process_id=number, num_processes=3)
+        with pytest.raises(DamagedCheckpoint) as found, verified(checkpoint, "checkpoint"):
+            pytest.fail("nothing is read of it")
+        return str(found.value)
+
+    with ThreadPoolExecutor(3) as pool:
+        (text,) = {*pool.map(process, range(3))}
+    assert f"(and {len(damaged) - 1} more files)" in text
+    assert {*read.values()} == {1} and len(read) == len(read_manifest(checkpoint) or {})

@@ -19,7 +19,8 @@ _LARGE = 2**20
 """Size in bytes from which a file is verified while it is read; smaller ones are verified before."""
 _PATIENCE_SECONDS = 3600
 """Time that a process waits for the others, which verify other files of a slow disk."""
-_numbers = itertools.count()
+_next = itertools.count().__next__
+"""Gives the number of the next verification, which all processes do in the same order: a key is used once."""
 
 
 @contextmanager
@@ -81,7 +82,7 @@ def _of_all(found: list[Finding]) -> list[Finding]:
     """What all processes have found, each in its share, in the same order everywhere."""
     if _processes() == 1:
         return found
-    state, key = distributed_state(), f"xlstm_hydra/verified/{next(_numbers)}"
+    state, key = distributed_state(), f"xlstm_hydra/verified/{_next()}"
     state.client.key_value_set(f"{key}/{state.process_id}", json.dumps(found))
     keys = [f"{key}/{number}" for number in range(_processes())]
     texts = [state.client.blocking_key_value_get(each, 1000 * _PATIENCE_SECONDS) for each in keys]
