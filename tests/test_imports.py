@@ -19,7 +19,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"configs": set()},
     {"errors": set(), "links": set(), "metrics_file": set()},
     {"door": set()},
-    {"metadata": {"etils"}},
+    {"metadata": {"etils", "xxhash"}},
     {"run_folder": set()},
     {"hydra": {"hydra", "omegaconf", "yaml"}},
     {"_jax_internals": {"jax"}},

@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_one_line(told, saved, monkeypatch, arguments, wo
 
 
 def test_a_checkpoint_without_parameters_is_one_line(told, saved):
-    status, _, err = told("check", saved)
+    status, _, err = told("check", f"{saved}@4")
     place = saved / "checkpoints" / "4"
     assert status == 2 and err.count("\n") == 1 and "The checkpoint may be cut off; choose another step." in err
     assert err.startswith(f"xlstm-metadata: RUN={place}: its parameters cannot be read: ")

@@ -53,9 +53,11 @@ from xlstm_hydra.hydra import (
     search_path,
     unknown_engine,
     unset_variable,
+    verifies,
 )
 from xlstm_hydra.job import distributed_of, refuse_for_all, run_alone, run_task
 from xlstm_hydra.metadata._named import named_folders
+from xlstm_hydra.metadata._verify import verification
 from xlstm_hydra.preemption import watched
 
 CONFIG_NAME = "config"
@@ -69,7 +71,7 @@ _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 
 def main() -> None:
     """Entry point of the console command."""
-    with command("xlstm-hydra"), _refusals_explained():
+    with command("xlstm-hydra"), _refusals_explained(), verification(verifies(sys.argv[1:])):
         if "--version" in sys.argv[1:]:
             print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
             return

@@ -240,17 +240,20 @@ def _is_to_be_done(run: RunConfig, folder: Path) -> bool:
     """Whether the run has something left to do. What is in the folder, and the config that stands there, are not lost
     to a run that will be refused."""
     from xlstm_hydra.metadata import find_start, refuse_to_overwrite, step_of
+    from xlstm_hydra.metadata._verify import verification
 
-    start = find_start(run, folder)
-    if not start.is_own:
-        refuse_to_overwrite(folder, 0 if start.checkpoint is None else step_of(start.checkpoint))
-    if start.checkpoint is None:
-        return True
-    if start.is_done(run.trainer.max_steps):
-        return False
-    from xlstm_hydra.train import read_resumed
+    with verification(run.checkpoint.verify):
+        start = find_start(run, folder)
+        if not start.is_own:
+            first_step = 0 if start.checkpoint is None else step_of(start.checkpoint)
+            refuse_to_overwrite(folder, first_step, start.damaged)
+        if start.checkpoint is None:
+            return True
+        if start.is_done(run.trainer.max_steps):
+            return False
+        from xlstm_hydra.train import read_resumed
 
-    read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), start.checkpoint)
+        read_resumed(dataclasses.replace(run, model=resolve_classes(run.model)), start.checkpoint)
     return True
 
 

@@ -11,19 +11,23 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xlstm_hydra._printable import printable, shell_line
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import show as shown
 from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.metadata import ABSENT, KINDS, Record, diff, find_checkpoint, not_compared, record_of
-from xlstm_hydra.metadata._find import reached
+from xlstm_hydra.metadata._find import checkpoints_of_run, reached
 from xlstm_hydra.metadata._named import run_folders
 from xlstm_hydra.metadata._places import to_path
 from xlstm_hydra.metadata._record import read_record_at
+from xlstm_hydra.metadata._verify import Verdict, judge, verification
+
+if TYPE_CHECKING:
+    from xlstm_hydra.checkpoint import Misfit
 
 _PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
 _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}
@@ -34,7 +38,8 @@ def main() -> None:
     with command("xlstm-metadata"):
         arguments = _parser().parse_args()
         find_own_modules(run_folders([getattr(arguments, name, "") for name in ("RUN", "A", "B")]))
-        sys.exit(arguments.run(arguments))
+        with verification(getattr(arguments, "verify", True)):
+            sys.exit(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,12 +55,16 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(place, help=_PLACE)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
         command.add_argument("--lenient", action="store_true", help="ignore fields that are unknown, and list them")
+        if name != "check":
+            text = "read files as they are, without comparing them with the manifest of the checkpoint"
+            command.add_argument("--no-verify", dest="verify", action="store_false", help=text)
         return command
 
     add("show", _show, "Show the config, and what it ran with, as YAML.", "RUN")
     add("overrides", _overrides, "Print the shortest command line that composes to the same config.", "RUN")
     add("diff", _diff, "Tell what differs, and how much it matters.", "A", "B")
-    add("check", _check, "Compare the metadata with the shapes of the parameters on disk.", "RUN")
+    text = "Verify all files, of all checkpoints of a run unless a step is named, and the shapes of the parameters."
+    add("check", _check, text, "RUN")
     take = add("import", _import, "Make a checkpoint of ours from one of xlstm-jax or Hugging Face.", "RUN")
     take.add_argument("OUT", help="the run folder to write it to")
     take.add_argument("--format", choices=("xlstm_jax", "hf"), help="what it must be; its files tell which it is")
@@ -147,25 +156,85 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    record, checkpoint = _read(arguments), _checkpoint_of(arguments.RUN)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
-    from xlstm_hydra.checkpoint import check_params
-    from xlstm_hydra.hydra import resolve_classes
-
-    recorded = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
-    misfits = check_params(checkpoint, resolve_classes(record.model), recorded)
+    saved = checkpoints_of_run(arguments.RUN, "RUN")
+    places = saved.values() or [_checkpoint_of(arguments.RUN)]
+    found = [_checked(checkpoint, arguments.lenient) for checkpoint in places]
     if arguments.json:
-        _print_json({"checkpoint": str(checkpoint), "misfits": [each._asdict() for each in misfits]})
-    elif not misfits:
-        against = "the model" if recorded is None else "the model, and to the recorded list"
-        _print_lines([(f"{checkpoint}: every parameter on disk has the shape that belongs to {against}", "green")])
+        listed = [each.content() for each in found]
+        newest = {key: listed[-1][key] for key in ("checkpoint", "misfits")}
+        _print_json(newest | {"checkpoints": listed})
     else:
-        said = {"model": "by the model", "parameters": "by the recorded list"}
-        _print_lines(
-            (f"{each.leaf}: expected {_shape(each.expected)} {said[each.source]}, found {_shape(each.found)}", "")
-            for each in misfits
-        )
-    return 1 if misfits else 0
+        _print_lines(line for each in found for line in each.lines())
+    for each in found:
+        if each.error is not None:
+            print(f"xlstm-metadata: {each.error}", file=sys.stderr)
+    return max(each.status for each in found)
+
+
+@dataclasses.dataclass
+class _Checked:
+    """What is right and wrong with a checkpoint."""
+
+    checkpoint: Path
+    verdict: Verdict
+    misfits: list[Misfit] = dataclasses.field(default_factory=list)
+    """Parameters with another shape than expected."""
+    against: str = "the model"
+    """What the shapes were compared with."""
+    error: ConfigError | None = None
+    """Why the shapes were not compared."""
+
+    @property
+    def status(self) -> int:
+        """Exit status."""
+        return 2 if self.error else 1 if self.misfits or self.verdict.damage else 0
+
+    def content(self) -> dict[str, Any]:
+        """For programs."""
+        verdict = {key: [each._asdict() for each in getattr(self.verdict, key)] for key in ("damage", "notes")}
+        misfits = [each._asdict() for each in self.misfits]
+        error = {"error": str(self.error)} if self.error else {}
+        return {
+            "checkpoint": str(self.checkpoint),
+            "files": self.verdict.num_files,
+            "misfits": misfits,
+            **verdict,
+            **error,
+        }
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """For people, each with its style."""
+        verdict, place = self.verdict, self.checkpoint
+        yield from ((f"{place}: {each}", "bold red") for each in verdict.damage)
+        yield from ((f"{place}: {each}", "yellow") for each in verdict.notes)
+        if verdict.num_files and not verdict.damage:
+            yield f"{place}: all {verdict.num_files} files are intact", "green"
+        if verdict.damage or self.error:
+            return
+        if not self.misfits:
+            yield f"{place}: every parameter on disk has the shape that belongs to {self.against}", "green"
+        by = {"model": "by the model", "parameters": "by the recorded list"}
+        for each in self.misfits:
+            expected, found = _shape(each.expected), _shape(each.found)
+            yield f"{each.leaf}: expected {expected} {by[each.source]}, found {found}", ""
+
+
+def _checked(checkpoint: Path, lenient: bool) -> _Checked:
+    """Verify the files of a checkpoint and, if they are intact, the shapes of its parameters."""
+    verdict = judge(checkpoint)
+    if verdict.damage:
+        return _Checked(checkpoint, verdict)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
+    try:
+        record = record_of(checkpoint, "RUN", lenient=lenient)
+        from xlstm_hydra.checkpoint import check_params
+        from xlstm_hydra.hydra import resolve_classes
+
+        recorded = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
+        misfits = check_params(checkpoint, resolve_classes(record.model), recorded)
+    except ConfigError as error:
+        return _Checked(checkpoint, verdict, error=error)
+    return _Checked(checkpoint, verdict, misfits, "the model" + ", and to the recorded list" * (recorded is not None))
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ def test_a_run_goes_on_in_its_folder_with_its_config_and_new_overrides(started, 
     assert run_command("resume=run", "trainer.max_steps=90", "parallel=tp").status == 0
     ((run, folder),) = started
     assert folder == tmp_path / "run"
-    assert run.checkpoint.restore == str(tmp_path / "run" / "checkpoints" / "30")
+    assert run.checkpoint.restore == str(tmp_path / "run")  # at its last intact checkpoint
     assert (run.model.model_config.embedding_dim, run.optimizer.name, run.data.name) == (64, "lion", "synthetic")
     assert run.trainer.max_steps == 90 and run.parallel.model_axis_size == -1
     assert (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text() == "the first ones"
@@ -45,13 +45,21 @@ def test_an_earlier_step_goes_on_in_another_folder(started, tmp_path):
     assert (tmp_path / "again" / ".hydra" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("place", ["run/checkpoints", "run/checkpoints/latest", "run@latest", "latest_of_all"])
-def test_a_run_is_named_by_the_folder_of_its_checkpoints_or_by_links_too(started, tmp_path, place):
+@pytest.mark.parametrize(
+    ("place", "restored"),
+    [
+        ("run/checkpoints", "run"),
+        ("run/checkpoints/latest", "run/checkpoints/30"),
+        ("run@latest", "run/checkpoints/30"),
+        ("latest_of_all", "run/checkpoints/30"),
+    ],
+)
+def test_a_run_is_named_by_the_folder_of_its_checkpoints_or_by_links_too(started, tmp_path, place, restored):
     (tmp_path / "run" / "checkpoints" / "latest").symlink_to("30")
     (tmp_path / "latest_of_all").symlink_to("run/checkpoints/30")
     assert run_command(f"resume={place}").status == 0
     ((run, folder),) = started
-    assert folder == tmp_path / "run" and run.checkpoint.restore == str(tmp_path / "run" / "checkpoints" / "30")
+    assert folder == tmp_path / "run" and run.checkpoint.restore == str(tmp_path / restored)
 
 
 def test_a_copy_of_a_checkpoint_continues_in_the_folder_that_is_named(started, tmp_path):

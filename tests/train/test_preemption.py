@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -121,11 +122,24 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, tmp_pat
         os.truncate(file, 10)
     (saved / "9" / "metadata" / "metadata").write_text('{"format": ')
     train(run, tmp_path)
-    assert "12: its parameters cannot be read" in caplog.text
+    assert re.search(r"checkpoints/12: params/.* is damaged: it has 10 bytes, expected", caplog.text)
+    assert "checkpoints/9: metadata/metadata is damaged: it has 11 bytes, expected" in caplog.text
     assert all(f"{saved}/{step} is damaged; it is moved to" in caplog.text for step in (9, 12))
     assert validation_losses(rows(tmp_path)) == validation_losses(whole[0])
     assert saved_steps(tmp_path) == [3, 6, 9, 12, 13]
     assert {path.name for path in (tmp_path / "damaged_checkpoints").iterdir()} == {"9_1", "12_1"}
+    resume_in_another_folder(run, tmp_path, tmp_path / "other", caplog)
+
+
+def resume_in_another_folder(run, folder, other, caplog):
+    """A bit is flipped in what only Orbax reads of the newest checkpoint, and the run is named without a step."""
+    file = folder / "checkpoints" / "13" / "progress" / "array_metadatas" / "process_0"
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    longer = replace(run, trainer=replace(run.trainer, max_steps=14))
+    train(replace(longer, checkpoint=replace(run.checkpoint, restore=str(folder))), other)
+    assert "13: progress/array_metadatas/process_0 is damaged: its digest is" in caplog.text
+    assert saved_steps(other) == [14] and saved_steps(folder) == [3, 6, 9, 12, 13]
 
 
 STARTS = {

@@ -13,6 +13,7 @@ from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.links import refuse_links_out
 from xlstm_hydra.metadata import find_checkpoint, record_of
+from xlstm_hydra.metadata._verify import verification
 from xlstm_hydra.models import build_model, param_shardings
 from xlstm_hydra.parallel import build_mesh
 
@@ -36,22 +37,27 @@ class Loaded(NamedTuple):
     """The class, its config, and the layout that it was trained on, as recorded."""
 
 
-def load_checkpoint(checkpoint: str | Path, parallel: ParallelConfig | None = None, *, lenient: bool = False) -> Loaded:
+def load_checkpoint(
+    checkpoint: str | Path, parallel: ParallelConfig | None = None, *, lenient: bool = False, verify: bool = True
+) -> Loaded:
     """A model with its parameters, from a checkpoint of ours, of xlstm-jax, or of Hugging Face's xLSTM.
 
     Args:
         checkpoint: a run folder, at its latest step or with `@STEP` behind it, or a folder of Hugging Face.
         parallel: the layout over all devices. None: each has all parameters.
         lenient: ignore fields of its record that are unknown, with a warning.
+        verify: compare the files that are read with the manifest of the checkpoint, if it has one.
 
     Raises:
-        ConfigError: there is no such checkpoint, it cannot be read, or the layout does not fit it or the devices.
+        ConfigError: there is no such checkpoint, it is damaged or cannot be read, or the layout does not fit it or the
+            devices.
     """
-    folder = find_weights(str(checkpoint), _KEY)
-    config = resolve_classes(recorded_model(folder, _KEY, lenient=lenient))
-    layout = parallel or ParallelConfig()
-    shardings = param_shardings(replace(config, parallel=layout), build_mesh(layout))
-    params = load_params(folder, config, shardings, _KEY)
+    with verification(verify):
+        folder = find_weights(str(checkpoint), _KEY)
+        config = resolve_classes(recorded_model(folder, _KEY, lenient=lenient))
+        layout = parallel or ParallelConfig()
+        shardings = param_shardings(replace(config, parallel=layout), build_mesh(layout))
+        params = load_params(folder, config, shardings, _KEY)
     return Loaded(build_model(_computable(config)), params, config)
 
 

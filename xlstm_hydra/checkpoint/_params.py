@@ -21,6 +21,7 @@ from ._hugging_face import hugging_face_parts, is_hugging_face
 from ._orbax import OrbaxLeaves
 from ._parts import Leaves, Shape, assemble, own_parts, parameters_of, refuse_misfits
 from ._safetensors import SafetensorsLeaves
+from ._verified import verified
 from ._xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 
 
@@ -42,7 +43,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
     shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
     where: Any = dict.fromkeys(shapes, one) if shardings is None else traverse_util.flatten_dict(shardings, sep=".")
-    with told_under(key, checkpoint):
+    with verified(checkpoint, key, "params", "metadata"), told_under(key, checkpoint):
         leaves = open_leaves(checkpoint)
         if leaves.shapes == shapes:
             return _restore(checkpoint / "params", shapes, where)

@@ -1,8 +1,8 @@
 """Saving a run and getting it back, on any layout. The files are Orbax's.
 
 `<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position
-in it, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`). An unfinished save is never listed. Nothing there
-depends on the number of processes.
+in it, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`), and manifest.json with the digests of their files. An
+unfinished save is never listed. Nothing there depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from xlstm_hydra.data import Batches
 from xlstm_hydra.links import refuse_links_out
 from xlstm_hydra.metadata._damage import told_if_damaged, told_under
 from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused
+from xlstm_hydra.metadata._verify import MARK, read_verified
 
 from ._faults import Listener, SaveError, saving
 from ._parts import differing
+from ._seal import Sealing
+from ._verified import verified
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -82,11 +85,12 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             todelete_subdir=_TRASH,
         )
-        self._best = best
+        self._best, self._is_async = best, config.async_save
         self._folder = run_folder.resolve() / FOLDER
         refuse_links_out(run_folder, [run_folder / FOLDER], {"hydra.run.dir": str(run_folder)}, "Remove it.")
         self._listener, self._has_failed = Listener(), False
         self._in_background: int | None = None
+        self._sealing: Sealing | None = None
         with saving(None, self._folder):
             self._manager = ocp.CheckpointManager(self._folder, options=options)
             steps = self._manager.all_steps() if best else ()
@@ -138,6 +142,10 @@ class Checkpoints:
             self._empty_trash()
             self._save(step, metrics, state, data, metadata, Logged(tuple(losses), validation_loss))
         self._in_background = step
+        if jax.process_index() == 0:
+            self._sealing = Sealing(self._folder / str(step), self._manager.is_saving_in_progress)
+        if not self._is_async:
+            self._wait()
 
     def _save(
         self,
@@ -158,6 +166,7 @@ class Checkpoints:
                 metadata=ocp.args.JsonSave(dict(metadata)),
             ),
             metrics=metrics,
+            custom_metadata=MARK,
         )
 
     def check(self) -> None:
@@ -169,6 +178,8 @@ class Checkpoints:
         if self._in_background is not None:
             with saving(self._in_background, self._folder):
                 self._listener.raise_heard()
+                if self._sealing is not None:
+                    self._sealing.raise_failed()
 
     def close(self) -> None:
         """Wait until everything is on disk.
@@ -196,6 +207,9 @@ class Checkpoints:
             time.sleep(_POLL_SECONDS)
         with saving(self._in_background, self._folder):
             self._manager.wait_until_finished()
+            if (sealing := self._sealing) is not None:
+                self._sealing = None  # closing waits again after an error
+                sealing.wait()
         self._listener.report()
         self._in_background = None
 
@@ -236,6 +250,11 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     Raises:
         ConfigError: the checkpoint is damaged, or its parameters or optimizer state have other names or shapes.
     """
+    with verified(checkpoint, RESTORE):
+        return _restore(checkpoint, target, data)
+
+
+def _restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     wanted = {
         "params": target.params,
         "opt_state": _by_path(target.opt_state),
@@ -262,7 +281,7 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
 def read_logged(checkpoint: Path) -> Logged:
     """What the log goes on from, which earlier versions did not save."""
     with told_under(RESTORE, checkpoint), told_if_damaged("position in the data", checkpoint / "data"):
-        content = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
+        content = json.loads(read_verified(checkpoint, "data/metadata", RESTORE))
     return Logged(tuple(content.get("losses", ())), content.get("validation_loss"))
 
 

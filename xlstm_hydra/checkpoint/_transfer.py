@@ -30,13 +30,16 @@ from xlstm_hydra.hydra._from_checkpoint import starting_groups
 from xlstm_hydra.metadata import Record, provenance, record_of, step_of, write_metadata
 from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.metadata._format import FORMAT
+from xlstm_hydra.metadata._manifest import write_manifest
 from xlstm_hydra.metadata._places import FOLDER
+from xlstm_hydra.metadata._verify import MARK
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._load import find_weights, recorded_model
 from ._params import convert, open_leaves
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 from ._safetensors import write_safetensors
+from ._verified import verified
 
 
 def import_checkpoint(
@@ -61,9 +64,9 @@ def import_checkpoint(
         ConfigError: it cannot be read, is not what its config says, or `out` is no new folder.
     """
     folder, out = find_weights(source, key), _new_folder(out)
-    record = None if is_hugging_face(folder) else record_of(folder, key, lenient=lenient)
-    model = read_config(folder, lenient=lenient) if record is None else record.model
-    with told_under(key, folder):
+    with verified(folder, key, "params", "metadata"), told_under(key, folder):
+        record = None if is_hugging_face(folder) else record_of(folder, key, lenient=lenient)
+        model = read_config(folder, lenient=lenient) if record is None else record.model
         run, step, origin = _hugging_face_run(folder, model) if record is None else _recorded_run(folder, record)
         if form not in (None, origin["writer"]):
             raise ConfigError([Problem({}, f"is of the format {origin['writer']}, not {form}")])
@@ -75,7 +78,9 @@ def import_checkpoint(
     tree = traverse_util.unflatten_dict(params, sep=".")
     items = {"params": ocp.args.StandardSave(tree), "metadata": ocp.args.JsonSave(metadata)}  # pyright: ignore[reportCallIssue]
     with _written_whole(out) as unfinished, ocp.CheckpointManager(unfinished / FOLDER) as manager:
-        manager.save(step, args=ocp.args.Composite(**items))
+        manager.save(step, args=ocp.args.Composite(**items), custom_metadata=MARK)
+        manager.wait_until_finished()
+        write_manifest(unfinished / FOLDER / str(step))
     return out / FOLDER / str(step)
 
 
@@ -132,10 +137,9 @@ def export_checkpoint(
     content = write_config(model, one_document_per_row=one_document_per_row)
     outer, block = outer_and_block_parameters(model)
     stacked = {*(parameter.path for parameter in outer), *(f"{BLOCKS}.{parameter.path}" for parameter in block)}
-    with told_under(key, folder):
-        arrays = convert(open_leaves(folder), model, stacked)
     with _written_whole(out) as unfinished:
-        with told_under(key, folder):
+        with verified(folder, key, "params", "metadata"), told_under(key, folder):
+            arrays = convert(open_leaves(folder), model, stacked)
             write_safetensors(unfinished, written_arrays(model, arrays))
         (unfinished / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out

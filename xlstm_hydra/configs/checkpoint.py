@@ -31,6 +31,11 @@ class CheckpointConfig(ConfigDict):
     async_save: bool = True
     """Write in the background while training goes on."""
 
+    verify: bool = True
+    """Compare the files that are read of a checkpoint with the digests in its manifest. If one is damaged, a run that
+    continues at the newest checkpoint goes back to the last intact one; a checkpoint that is named with its step is
+    refused. false: read files as they are. Those of a checkpoint without a manifest, as of xlstm-jax, always are."""
+
     restore: str | None = None
     """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.
     auto: at the newest checkpoint in the run's own folder, or anew where it has none. null: start anew."""

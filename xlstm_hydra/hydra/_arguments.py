@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import _near as near_name
 from xlstm_hydra.configs._problems import show
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
+from xlstm_hydra.metadata._find import checkpoints_of_run
 
 from ._quote import as_override
 from ._refusals import REFUSED
@@ -83,7 +84,8 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     continued = _planned(others)
     if key == RESUME:
         refuse_to_continue(saved.writer, place, key)
-        continued = _continued(saved.checkpoint, others) + ([as_override(_LENIENT_FIELD, True)] if lenient else [])
+        continued = _continued(saved.checkpoint, others, names_run=bool(checkpoints_of_run(place, key)))
+        continued += [as_override(_LENIENT_FIELD, True)] if lenient else []
     return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
@@ -133,7 +135,7 @@ def _restored_leniently(arguments: list[str]) -> list[str]:
     if any(text.lstrip("+").startswith(f"{_RESTORE}=") for text in arguments):
         return [*arguments, as_override(_LENIENT_FIELD, True)]
     text = "requires a saved run whose record is read"
-    fix = f"Name it with {FLAG} RUN, {RESUME}=RUN or {_RESTORE}=RUN; of a search path, write {_SCHEME}RUN?lenient."
+    fix = f"Name it with {FLAG} RUN, {RESUME}=RUN or {_RESTORE}=RUN; of a search path, write ckpt://RUN?lenient."
     raise ConfigError([Problem.about(LENIENT, text, fix)])
 
 
@@ -168,15 +170,19 @@ def _check_flags(arguments: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def _continued(checkpoint: Path, others: list[str]) -> list[str]:
-    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays."""
+def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
+    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays.
+
+    If no step was named, the run starts at its newest checkpoint, or at an earlier one if that turns out to be damaged.
+    """
     typed = {text.lstrip("+").partition("=")[0] for text in others}
     if _RESTORE in typed:
         fix = f"Leave one away: {RESUME} takes the config of the run too."
         raise ConfigError([Problem.about(f"{RESUME} and {_RESTORE}", "cannot be given together", fix)])
-    settings: dict[str, Any] = {_RESTORE: str(checkpoint), "checkpoint.init_from": None}
+    run = run_of(checkpoint)
+    place = checkpoint if run is None or not names_run else run
+    settings: dict[str, Any] = {_RESTORE: str(place), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
-        run = run_of(checkpoint)
         if run is None:
             text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
             fix = "Name a folder: hydra.run.dir=DIR."
@@ -234,3 +240,10 @@ def overrides_first(arguments: Sequence[str]) -> list[str]:
         else:
             flags.append(text)
     return [*overrides, *flags]
+
+
+def verifies(arguments: Iterable[str]) -> bool:
+    """False if arguments turn `checkpoint.verify` off. That holds for the config of `--from` and `resume` too, which is
+    read before anything is composed."""
+    typed = {key: value for key, _, value in (text.lstrip("+").partition("=") for text in arguments)}
+    return typed.get("checkpoint.verify", "").lower() not in ("false", "no", "off", "0", "n", "f")

@@ -96,7 +96,7 @@ def source_problems(sources: Sequence[Any]) -> Iterator[Problem]:
         elif source.startswith(_CHECKPOINT):
             from ._from_checkpoint import SavedOptions  # 20 ms, not for other commands
 
-            SavedOptions(source.removeprefix(_CHECKPOINT), SEARCH_PATH)
+            SavedOptions.at(source.removeprefix(_CHECKPOINT), SEARCH_PATH)
         elif problem := _missing(SEARCH_PATH, source, source):
             yield problem
 

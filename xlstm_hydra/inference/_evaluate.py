@@ -13,6 +13,7 @@ import jax
 from xlstm_hydra.configs import DataConfig, EvaluateTaskConfig, RunConfig
 from xlstm_hydra.data import Corpus, open_corpus, open_whole_corpus, spread_batches
 from xlstm_hydra.metadata import provenance
+from xlstm_hydra.metadata._verify import verification
 from xlstm_hydra.parallel import describe_mesh
 from xlstm_hydra.train import Program, build_program, together
 from xlstm_hydra.train._agree import agree_on_corpus
@@ -33,7 +34,7 @@ def evaluate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | No
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint.
     """
-    with together(run.distributed):
+    with verification(run.checkpoint.verify), together(run.distributed):
         return _evaluate(run, Path(folder), overrides)
 
 

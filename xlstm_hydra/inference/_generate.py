@@ -14,6 +14,7 @@ from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, ModelConfig, Pr
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.data import SEPARATOR
 from xlstm_hydra.metadata import provenance, record_of
+from xlstm_hydra.metadata._verify import verification
 from xlstm_hydra.models import build_model, keeps_cache, param_shardings
 from xlstm_hydra.parallel import build_mesh, describe_mesh
 from xlstm_hydra.train import together
@@ -38,7 +39,7 @@ def generate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | No
         ConfigError: the run does not fit the devices or the checkpoint, or the model cannot continue tokens.
         KeyboardInterrupt: after what there is has been written.
     """
-    with together(run.distributed):
+    with verification(run.checkpoint.verify), together(run.distributed):
         _generate(run, Path(folder), overrides)
 
 

@@ -1,6 +1,7 @@
 """Config <-> the JSON beside a checkpoint. Reading never imports or runs anything that the text names."""
 
 from ._damage import DamagedCheckpoint as DamagedCheckpoint
+from ._damage import DamageFound as DamageFound
 from ._difference import ABSENT as ABSENT
 from ._difference import BOOKKEEPING as BOOKKEEPING
 from ._difference import KINDS as KINDS

@@ -1,4 +1,4 @@
-"""Checkpoints with files that are missing, empty or cut off."""
+"""Checkpoints with files that are missing, empty, cut off or altered."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,16 @@ from ._hub import LFS_POINTER, is_lfs_pointer
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
 """How TensorStore gives the number of the system's error."""
 
+_ORBAX = "/orbax/"
+"""Part of the names of Orbax's own files."""
+
 
 class DamagedCheckpoint(ConfigError):
-    """Files of a checkpoint are missing or cut off."""
+    """Files of a checkpoint are missing, cut off or altered."""
+
+
+class DamageFound(DamagedCheckpoint):
+    """Files of a checkpoint differ from its manifest. Of several processes, all have found the same."""
 
 
 @contextmanager
@@ -30,7 +38,7 @@ def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
         yield
     except ConfigError as error:
         where = f"{key}={checkpoint}"
-        kind = DamagedCheckpoint if isinstance(error, DamagedCheckpoint) else ConfigError
+        kind = type(error) if isinstance(error, DamagedCheckpoint) else ConfigError
         raise kind(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
 
 
@@ -52,8 +60,7 @@ def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        # Orbax wraps what TensorStore says of an array in an error that is no more than an `Exception`.
-        if type(error) is not Exception and not isinstance(error, OSError | KeyError | ValueError):
+        if not _is_of_reading(error):
             raise
         end_abandoned_requests()
         broken = None if folder is None else next(_broken_files(folder), None)
@@ -65,6 +72,16 @@ def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
             "The checkpoint may be cut off; choose another step.",
         )
         raise DamagedCheckpoint([Problem.about("", text, fix)]) from error
+
+
+def _is_of_reading(error: Exception) -> bool:
+    """True for an error about what a file holds: those of files and of their text, an `Exception` and no more, which
+    Orbax raises for what TensorStore says of an array, and what Orbax's code meets where altered JSON is other than it
+    expects. Such an error that another module raises is a bug."""
+    if type(error) is Exception or isinstance(error, OSError | KeyError | ValueError):
+        return True
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, AttributeError | TypeError | IndexError | NotImplementedError) and _ORBAX in raised_in
 
 
 def _of_machine(error: BaseException | None) -> int | None:

@@ -53,6 +53,12 @@ def find_checkpoint(place: str, key: str = RESTORE) -> Path:
         return _find(place, key)
 
 
+def checkpoints_of_run(place: str, key: str = RESTORE) -> dict[int, Path]:
+    """Return the finished checkpoints of the run that a place names without a step, by step; none for another place."""
+    with reached(place, key):
+        return checkpoints_at(to_path(place))
+
+
 @contextmanager
 def reached(place: str, key: str) -> Iterator[None]:
     """Make one message of whatever keeps a place from being read."""

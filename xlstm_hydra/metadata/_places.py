@@ -6,7 +6,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -14,6 +14,9 @@ from typing import IO, Any, cast
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import either
 from xlstm_hydra.links import open_lock, refuse_links_out
+
+from ._manifest import MANIFEST
+from ._verify import read_verified
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -48,7 +51,7 @@ def step_of(checkpoint: Path, key: str = RESTORE) -> int:
 def known_step(checkpoint: Path) -> int | None:
     """The step of a checkpoint: as it recorded it, or else from the name of its folder; None if neither has it."""
     try:
-        content: Any = json.loads((checkpoint / "data" / "metadata").read_text(encoding="utf-8"))
+        content: Any = json.loads(read_verified(checkpoint, "data/metadata", RESTORE))
     except (OSError, ValueError, RecursionError):
         content = None
     recorded = content if isinstance(content, dict) else {}
@@ -69,10 +72,11 @@ def is_checkpoint(folder: Path) -> bool:
 
 def is_finished(checkpoint: Path) -> bool:
     """True if Orbax finished the save, which it marks with a file, and with a time in another one. On a disk it also
-    renames the folder at the end, so an old checkpoint without either mark is finished there."""
+    renames the folder at the end, so an old checkpoint without either mark is finished there. The manifest comes last,
+    so a checkpoint that has one is finished, and one of these marks may be damaged."""
     if _UNFINISHED in checkpoint.name:
         return False
-    if (checkpoint / "commit_success.txt").is_file():
+    if any((checkpoint / name).is_file() for name in ("commit_success.txt", MANIFEST)):
         return True
     try:
         state: Any = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
@@ -137,19 +141,20 @@ def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
     """The metadata text of a checkpoint.
 
     Raises:
-        ConfigError: it has none, or only a link to another folder.
+        ConfigError: it has none, or only a link to another folder, or it differs from the manifest.
     """
     if isinstance(checkpoint, Path):
         root = run_of(checkpoint) or checkpoint
         refuse_links_out(root, [checkpoint / "metadata" / "metadata"], {key: str(checkpoint)}, "Choose another step.")
     try:
-        return (checkpoint / "metadata" / "metadata").read_text(encoding="utf-8")
+        return read_verified(checkpoint, "metadata/metadata", key).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise refused(str(checkpoint), f"its metadata cannot be read: {error}", "Choose another step.", key) from None
 
 
-def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
-    """Make sure that a run which begins after `first_step` would not write over a later checkpoint.
+def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Path] = ()) -> None:
+    """Make sure that a run which begins after `first_step` would not write over a later checkpoint, besides damaged
+    ones.
 
     Raises:
         ConfigError: it would.
@@ -159,7 +164,8 @@ def refuse_to_overwrite(run_folder: Path, first_step: int) -> None:
     if files := [item for item in items if not item.is_dir() and (item == folder or step_in_name(item) is not None)]:
         text = f"{files[0]} is a file, but a checkpoint would be saved there"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove it.")])
-    if later := [step for step in saved_steps(run_folder) if step > first_step]:
+    set_aside = {step_in_name(checkpoint) for checkpoint in besides}
+    if later := [step for step in saved_steps(run_folder) if step > first_step and step not in set_aside]:
         text = f"has checkpoints of later steps already ({either(later)}), which would be lost"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from xlstm_hydra.configs import AUTO, RunConfig
 
-from ._find import find_checkpoint
+from ._find import checkpoints_of_run, find_checkpoint
 from ._places import FOLDER, has_metadata, refused, saved_checkpoints, step_of
+from ._verify import damage_in
 
 RESTARTS = "SLURM_RESTART_COUNT"
 """Variable that says how often SLURM has started a job again."""
 
 ASIDE = "damaged_checkpoints"
 """Folder in a run folder for checkpoints that cannot be read."""
+METRICS = "metrics"
+"""Item of a checkpoint by which the best ones are kept."""
+
+RECORD = ("metadata", "data", METRICS)
+"""Items of a checkpoint without arrays, which are read before a device is started."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,14 @@ class Start:
     weights: Path | None = None
     """What it takes its parameters from, where it begins anew."""
 
+    is_newest: bool = False
+    """True if it is the newest checkpoint of a run that can be read, so that an earlier one may take its place."""
+
+    skipped: tuple[Path, ...] = ()
+    """Damaged checkpoints of that run: later ones, which cannot be read, and others whose rank is not known."""
+
     damaged: tuple[Path, ...] = ()
-    """Later checkpoints there, which cannot be read."""
+    """Those of them that are in the run's own folder."""
 
     def is_done(self, max_steps: int) -> bool:
         """Whether the run, which goes on by itself, has nothing left to do."""
@@ -61,21 +73,50 @@ def find_start(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) ->
     Args:
         run: the config.
         folder: its own folder.
-        unreadable: checkpoints in that folder that turned out to be damaged.
+        unreadable: checkpoints that turned out to be damaged.
 
     Raises:
-        ConfigError: there is no such checkpoint, or all in the run's own folder are damaged.
+        ConfigError: there is no such checkpoint, or all of the run are damaged.
     """
-    place = run.checkpoint.restore
+    place, own = run.checkpoint.restore, saved_checkpoints(folder.absolute())
     if place == AUTO or is_restarted():
-        own = saved_checkpoints(folder.absolute())
-        whole = [step for step in own if own[step] not in {*unreadable} and has_metadata(own[step])]
-        if whole:
-            newest = max(whole)
-            return Start(own[newest], True, damaged=tuple(own[step] for step in sorted(own) if step > newest))
         if own:
-            text = f"none of the checkpoints in {folder.absolute() / FOLDER} can be read"
-            raise refused(str(place or AUTO), text, "Choose another folder (hydra.run.dir) to begin anew.")
+            fix = "Choose another folder (hydra.run.dir) to begin anew."
+            return _newest(run, own, own, unreadable, fix)
         if place == AUTO:
             return Start(None, True)
-    return Start(None if place is None else find_checkpoint(place))
+    if place is None:
+        return Start(None)
+    if saved := checkpoints_of_run(place):
+        is_own = bool(own) and any(
+            isinstance(path, Path) and path.parent.samefile(folder / FOLDER) for path in saved.values()
+        )
+        return _newest(run, saved, own if is_own else {}, unreadable, "Choose another run.")
+    return Start(find_checkpoint(place))
+
+
+def _newest(
+    run: RunConfig, saved: Mapping[int, Path], own: Mapping[int, Path], unreadable: Iterable[Path], fix: str
+) -> Start:
+    """Begin at the newest checkpoint of a run that can be read. Arrays are not looked at: see `unreadable`."""
+    left_out = {_identity(path) for path in unreadable}
+    whole = [step for step in saved if _identity(saved[step]) not in left_out and can_be_read(saved[step])]
+    if not whole:
+        folder = next(iter(saved.values())).parent
+        place = str(run.checkpoint.restore or AUTO)
+        raise refused(place, f"none of the checkpoints in {folder} can be read", fix)
+    newest, is_ranked = max(whole), run.checkpoint.keep == "best"
+    damaged = [step for step in sorted(own) if step > newest or is_ranked and damage_in(own[step], METRICS)]
+    skipped = tuple(saved[step] for step in sorted({*damaged, *(step for step in saved if step > newest)}))
+    checkpoint = saved[newest] if saved is own else find_checkpoint(str(saved[newest]))
+    set_aside = tuple(own[step] for step in damaged)
+    return Start(checkpoint, is_own=saved is own, is_newest=True, skipped=skipped, damaged=set_aside)
+
+
+def _identity(checkpoint: Path) -> str:
+    return str(checkpoint.resolve() if isinstance(checkpoint, Path) else checkpoint)
+
+
+def can_be_read(checkpoint: Path) -> bool:
+    """True if what a checkpoint says of itself is there and intact: its metadata, and the position in the data."""
+    return has_metadata(checkpoint) and not damage_in(checkpoint, *RECORD)

@@ -28,12 +28,15 @@ from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.links import replace_file
 from xlstm_hydra.metadata import (
     DamagedCheckpoint,
+    DamageFound,
     Start,
     find_start,
     provenance,
     refuse_to_overwrite,
     write_metadata,
 )
+from xlstm_hydra.metadata._start import RECORD
+from xlstm_hydra.metadata._verify import damage_in, verification
 from xlstm_hydra.parallel import report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 from xlstm_hydra.run_folder import RunFolder
@@ -72,12 +75,12 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
         folder = agree_on_folder(Path(folder))
         if is_first():
             RunFolder(folder).refuse_links_out()
-        with faults_reported(folder):
+        with faults_reported(folder), verification(run.checkpoint.verify):
             return _train(run, folder, overrides, watch)
 
 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
-    """From where the run begins. Where a checkpoint in its own folder is damaged, that is the one before."""
+    """Train from where the run begins: at the last intact checkpoint, if a run and no step of it is named."""
     start = find_start(run, folder)
     if start.checkpoint is None and run.checkpoint.init_from is not None:
         start = replace(start, weights=find_weights(run.checkpoint.init_from, INIT_FROM))
@@ -94,10 +97,12 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
             try:
                 return _train_from(start, run, data, folder, overrides, watch, programs)
             except DamagedCheckpoint as error:
-                if not start.is_own or several():
+                if not start.is_newest or (several() and not isinstance(error, DamageFound)):
                     raise
-                log.warning("%s", error)
-                start = find_start(run, folder, [path for path in (start.checkpoint, *start.damaged) if path])
+                if is_first():
+                    log.warning("%s", error)
+                start = find_start(run, folder, [path for path in (start.checkpoint, *start.skipped) if path])
+                agree_on_run(run, start.checkpoint)
 
 
 def _train_from(
@@ -272,10 +277,13 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
 
 
 def _set_aside(start: Start) -> None:
-    """Move what is damaged out of the way, and say so."""
-    if not start.damaged:
+    """Report checkpoints that are damaged, and move them out of the way if they are the run's own."""
+    if not start.skipped:
         return
     if is_first():
+        for checkpoint in start.skipped:
+            for text in damage_in(checkpoint, *RECORD):
+                log.warning("%s: %s", checkpoint, text)
         for before, after in start.set_damaged_aside():
             log.warning("%s is damaged; it is moved to %s", before, after)
     of_first("xlstm_hydra/aside", "")

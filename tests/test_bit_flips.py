@@ -1,0 +1,368 @@
+"""One flipped bit in any file of a checkpoint is noticed, whatever reads it, and the file is named."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import sys
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import jax
+import pytest
+from tiny import tiny_run
+from untrained import random_params, save_untrained
+
+from xlstm_hydra import load_checkpoint, metadata_cli
+from xlstm_hydra.checkpoint import (
+    Checkpoints,
+    SaveError,
+    TrainState,
+    _seal,
+    _verified,
+    export_checkpoint,
+    read_logged,
+    restore,
+)
+from xlstm_hydra.checkpoint._verified import verified
+from xlstm_hydra.configs import CheckpointConfig, ConfigError
+from xlstm_hydra.hydra import verifies
+from xlstm_hydra.metadata import DamagedCheckpoint, _verify, find_start, read_metadata_text, step_of
+from xlstm_hydra.metadata._manifest import MANIFEST, read_entry, read_manifest, write_manifest
+from xlstm_hydra.metadata._verify import judge, verification
+
+MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
+"""What Hugging Face can have."""
+RUN = tiny_run(model=MODEL, checkpoint=CheckpointConfig(restore="auto"))
+OPTIONAL = ("opt_state", "progress", "data")
+"""Items that nobody reads who wants the parameters alone."""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with checkpoints of steps 2 and 4, and its parameters."""
+    folder = tmp_path_factory.mktemp("saved")
+    params = random_params(RUN.model)
+    for step in (2, 4):
+        save_untrained(RUN, folder, step, params)
+    return folder, params
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    """A copy that may be damaged."""
+    return shutil.copytree(saved[0], tmp_path / "run")
+
+
+def files_of(checkpoint):
+    """Its files that have a bit to flip."""
+    return sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+def flip(file, seed=0):
+    """Flip one bit somewhere in a file. Returns the content that it had."""
+    content, bits = file.read_bytes(), random.Random(f"{file.name} {seed}")
+    changed = bytearray(content)
+    changed[bits.randrange(len(changed))] ^= 1 << bits.randrange(8)
+    file.write_bytes(changed)
+    return content
+
+
+def each_flipped(checkpoint, *left_out, times=3):
+    """The name of every file, with a bit flipped while it is looked at."""
+    files = [file for file in files_of(checkpoint) if file.relative_to(checkpoint).parts[0] not in left_out]
+    assert len(files) > 5
+    for file in files:
+        for seed in range(times):
+            content = flip(file, seed)
+            yield file.relative_to(checkpoint).as_posix()
+            file.write_bytes(content)
+
+
+def resume(checkpoint, params):
+    """Read all that a run continues from."""
+    read_metadata_text(checkpoint)
+    target = TrainState(params, {"count": jax.numpy.zeros(())}, jax.numpy.asarray(0), jax.numpy.zeros(()))
+    positions = []
+    state = restore(checkpoint, target, SimpleNamespace(seek=positions.append))  # pyright: ignore[reportArgumentType]
+    return int(state.step), positions, read_logged(checkpoint)
+
+
+def test_no_flipped_bit_goes_unnoticed_by_a_run_that_continues(run, saved):
+    checkpoint = run / "checkpoints" / "4"
+    assert resume(checkpoint, saved[1])[:2] == (4, [0])
+    for name in each_flipped(checkpoint):
+        with pytest.raises(DamagedCheckpoint, match=f"^checkpoint.restore={checkpoint}: {name} is damaged"):
+            resume(checkpoint, saved[1])
+
+
+def test_no_flipped_bit_in_what_it_reads_goes_unnoticed_by_load_checkpoint(run, saved):
+    checkpoint = run / "checkpoints" / "4"
+    for name in each_flipped(checkpoint, *OPTIONAL, times=1):
+        with pytest.raises(DamagedCheckpoint, match=f"^checkpoint={checkpoint}: {name} is damaged"):
+            load_checkpoint(f"{run}@4")
+    for item in OPTIONAL:
+        shutil.rmtree(checkpoint / item)
+    jax.tree.map(lambda got, expected: (got == expected).all() or pytest.fail(), load_checkpoint(run)[1], saved[1])
+
+
+def test_no_flipped_bit_in_a_large_file_goes_unnoticed_while_it_is_read(run, monkeypatch):
+    monkeypatch.setattr(_verified, "_LARGE", 0)
+    for name in each_flipped(run / "checkpoints" / "4", *OPTIONAL, "metadata", "_CHECKPOINT_METADATA", times=1):
+        with pytest.raises(DamagedCheckpoint, match=f"{name} is damaged"):
+            load_checkpoint(f"{run}@4")
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """Runs `xlstm-metadata check --json`; gives its exit status and what it found."""
+
+    def run(place):
+        monkeypatch.setattr(sys, "argv", ["xlstm-metadata", "check", "--json", str(place)])
+        with pytest.raises(SystemExit) as stop:
+            metadata_cli.main()
+        return stop.value.code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_no_flipped_bit_goes_unnoticed_by_check_which_names_the_file(run, check):
+    assert check(run)[0] == 0
+    for name in each_flipped(run / "checkpoints" / "2"):
+        status, found = check(f"{run}@2")
+        assert status == 1 and [each["file"] for each in found["checkpoints"][0]["damage"]] == [name]
+
+
+def test_check_looks_at_every_checkpoint_of_a_run(run, check):
+    flip(run / "checkpoints" / "2" / "params" / "_METADATA")
+    status, found = check(run)
+    assert status == 1 and found["checkpoint"] == str(run / "checkpoints" / "4")
+    damage = [[each["file"] for each in one["damage"]] for one in found["checkpoints"]]
+    assert damage == [["params/_METADATA"], []]
+
+
+def test_no_flipped_bit_in_what_a_checkpoint_says_of_itself_keeps_a_run_from_the_one_before(run):
+    assert find_start(RUN, run).checkpoint == run / "checkpoints" / "4"
+    for _ in each_flipped(run / "checkpoints" / "4", "params", "opt_state", "progress"):
+        start = find_start(RUN, run)
+        assert start.checkpoint == run / "checkpoints" / "2"
+        assert start.skipped == start.damaged == (run / "checkpoints" / "4",)
+
+
+def test_no_flipped_bit_goes_unnoticed_by_export(run, tmp_path):
+    checkpoint = run / "checkpoints" / "4"
+    for file in (checkpoint / "params" / "_METADATA", *(checkpoint / "params" / "d").iterdir()):
+        content = flip(file)
+        with pytest.raises(DamagedCheckpoint, match=f"^RUN={checkpoint}: params/.*{file.name} is damaged"):
+            export_checkpoint(str(run), tmp_path / "out")
+        file.write_bytes(content)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_one(run):
+    flip(run / "checkpoints" / "4" / "data" / "metadata")
+    for place, step in (("auto", 2), (str(run), 2), (f"{run}@4", 4)):
+        start = find_start(tiny_run(checkpoint=CheckpointConfig(restore=place)), run)
+        assert start.checkpoint is not None and step_of(start.checkpoint) == step
+        assert start.is_newest is (step == 2)
+
+
+def test_verification_can_be_turned_off(run, saved, check):
+    flip(run / "checkpoints" / "4" / MANIFEST)
+    flip(run / "checkpoints" / "4" / "commit_success.txt")
+    assert load_checkpoint(f"{run}@4", verify=False).config == RUN.model
+    with verification(False):
+        assert find_start(RUN, run).checkpoint == run / "checkpoints" / "4"
+    assert verifies(["optimizer.lr=1", "checkpoint.verify=true"]) and not verifies(["++checkpoint.verify=False"])
+    assert check(run)[0] == 1
+
+
+def test_a_checkpoint_without_a_manifest_is_read_with_one_note(run, check, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
+    checkpoint = run / "checkpoints" / "4"
+    (checkpoint / MANIFEST).unlink()
+    load_checkpoint(f"{run}@4")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # it was saved with one
+    assert "4 has no manifest.json: the save was interrupted" in caplog.text
+    assert check(f"{run}@4")[1]["checkpoints"][0]["damage"][0]["file"] == MANIFEST
+    file = checkpoint / "_CHECKPOINT_METADATA"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"custom_metadata": {}}))
+    caplog.clear()
+    load_checkpoint(f"{run}@4")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{checkpoint} has no manifest.json, so its files are not verified"
+    ]
+    status, found = check(f"{run}@4")
+    assert status == 0 and found["checkpoints"][0]["notes"][0]["file"] == MANIFEST
+
+
+CHANGES = {
+    "a file is missing": (lambda folder: (folder / "params" / "_METADATA").unlink(), "params/_METADATA", "is missing"),
+    "an item is missing": (lambda folder: shutil.rmtree(folder / "data"), "data/metadata", "is missing"),
+    "a file is cut off": (lambda folder: (folder / "data" / "metadata").write_text("{"), "data/metadata", "1 bytes"),
+    "a file that Orbax may read": (lambda folder: (folder / "params" / "new").touch(), "params/new", "is not listed"),
+    "a pipe": (lambda folder: pipe(folder / "data" / "metadata"), "data/metadata", "is not a file"),
+    "a link out of it": (lambda folder: link(folder / "data" / "metadata"), "data/metadata", "leads out of the check"),
+}
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def link(file):
+    shutil.move(file, file.parents[2] / "elsewhere")
+    file.symlink_to(file.parents[2] / "elsewhere")
+
+
+@pytest.mark.parametrize(("change", "name", "words"), CHANGES.values(), ids=CHANGES)
+def test_check_names_other_changes_of_a_checkpoint(run, check, change, name, words):
+    change(run / "checkpoints" / "4")
+    status, found = check(f"{run}@4")
+    assert status == 1
+    (problem,) = [each["problem"] for each in found["checkpoints"][0]["damage"] if each["file"] == name]
+    assert words in problem
+
+
+def test_a_note_of_the_user_beside_the_items_is_no_damage(run, check):
+    (run / "checkpoints" / "4" / "notes.txt").touch()
+    status, found = check(f"{run}@4")
+    assert status == 0
+    assert found["checkpoints"][0]["notes"] == [{"file": "notes.txt", "problem": "is not listed in manifest.json"}]
+
+
+def rewritten(checkpoint, **changes):
+    """A manifest with other fields, and with the digest that belongs to them."""
+    import xxhash
+
+    content = json.loads((checkpoint / MANIFEST).read_text())
+    content = {key: value for key, value in content.items() if key != "digest"} | changes
+    content["digest"] = xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
+    (checkpoint / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
+
+
+ENTRY = {"size": 1, "digest": "0" * 32}
+HOSTILE = {
+    "a path above": {"files": {"../../../../etc/passwd": ENTRY}},
+    "an absolute path": {"files": {"/etc/passwd": ENTRY}},
+    "an empty path": {"files": {"": ENTRY}},
+    "a path with an escape sequence": {"files": {"\x1b[31mred": ENTRY}},
+    "a negative size": {"files": {"data/metadata": ENTRY | {"size": -1}}},
+    "a size that is true": {"files": {"data/metadata": ENTRY | {"size": True}}},
+    "a digest of another length": {"files": {"data/metadata": ENTRY | {"digest": "00"}}},
+    "another field": {"files": {"data/metadata": ENTRY | {"path": "x"}}},
+    "no files": {"files": None},
+    "a newer version": {"version": 2},
+    "another algorithm": {"algorithm": "md5"},
+}
+
+
+@pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
+def test_a_manifest_that_names_what_it_may_not_is_refused(run, changes):
+    checkpoint = run / "checkpoints" / "4"
+    rewritten(checkpoint, **changes)
+    with pytest.raises(ConfigError, match=f"{MANIFEST} is (damaged|not supported)") as refused:
+        read_metadata_text(checkpoint)
+    assert "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"version": 1}', "\xff"], ids=lambda text: text[:10])
+def test_a_manifest_that_is_none_is_refused(run, text):
+    (run / "checkpoints" / "4" / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(DamagedCheckpoint, match=f"{MANIFEST} is damaged: it is not a manifest"):
+        read_metadata_text(run / "checkpoints" / "4")
+
+
+def test_a_manifest_is_there_as_a_whole_or_not_at_all(run, monkeypatch):
+    checkpoint = run / "checkpoints" / "4"
+    (checkpoint / MANIFEST).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda number: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_manifest(checkpoint)
+    assert not (checkpoint / MANIFEST).exists()
+    write_manifest(checkpoint)
+    assert read_metadata_text(checkpoint)
+
+
+@pytest.mark.parametrize("file", ["array_metadatas/process_0", "_sharding"])
+def test_without_a_manifest_altered_files_of_orbax_that_it_stumbles_over_are_damage_too(run, saved, file):
+    checkpoint = run / "checkpoints" / "4"
+    (checkpoint / MANIFEST).unlink()
+    altered = checkpoint / "params" / file
+    altered.write_text(altered.read_text().replace("write_shape", "vrite_shape").replace("SingleD", "Singled"))
+    with pytest.raises(DamagedCheckpoint, match="its (parameters|training state) cannot be read"):
+        resume(checkpoint, saved[1])
+
+
+def save_in_background(folder, step):
+    """Save a step in the background. Returns what waits for it."""
+    checkpoints, nothing = Checkpoints(folder, CheckpointConfig()), jax.numpy.zeros(())
+    state = TrainState({"a": nothing}, {"count": nothing}, jax.numpy.asarray(step), nothing)
+    checkpoints.save(state, SimpleNamespace(position=0), {}, None)  # pyright: ignore[reportArgumentType]
+    return checkpoints
+
+
+def test_a_manifest_is_written_in_the_background_and_is_waited_for_at_the_end(tmp_path, monkeypatch):
+    may_end = threading.Event()
+    monkeypatch.setattr(_seal, "write_manifest", lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
+    checkpoints = save_in_background(tmp_path, 3)
+    checkpoints.check()
+    assert not (tmp_path / "checkpoints" / "3" / MANIFEST).exists()
+    threading.Timer(0.1, may_end.set).start()
+    checkpoints.close()
+    manifest = read_manifest(tmp_path / "checkpoints" / "3")
+    assert manifest is not None and {"_CHECKPOINT_METADATA", "params/_METADATA", "data/metadata"} <= manifest.keys()
+    assert not [*judge(tmp_path / "checkpoints" / "3").damage]
+
+
+def test_a_manifest_that_cannot_be_written_is_an_error_of_the_save(tmp_path, monkeypatch):
+    def fail(checkpoint):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_seal, "write_manifest", fail)
+    with pytest.raises(SaveError, match=f"saving step 3 in {tmp_path}/checkpoints failed: No space left on device"):
+        save_in_background(tmp_path, 3).close()
+
+
+class Store:
+    """The key-value store that processes share, here threads."""
+
+    def __init__(self):
+        self.texts, self.changed = {}, threading.Condition()
+
+    def key_value_set(self, key, text):
+        with self.changed:
+            self.texts[key] = text
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.texts, milliseconds / 1000)
+            return self.texts[key]
+
+
+def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run, monkeypatch):
+    checkpoint, store, local = run / "checkpoints" / "4", Store(), threading.local()
+    damaged = [each for each in files_of(checkpoint) if each.parent.name == "array_metadatas"]
+    for file in damaged:
+        flip(file)
+    monkeypatch.setattr(_verified, "distributed_state", lambda: local.state)
+    monkeypatch.setattr(_verified, "_next", lambda: 0)
+    read = Counter()
+    monkeypatch.setattr(_verify, "read_entry", lambda place, name: read.update([name]) or read_entry(place, name))
+
+    def process(number):
+        local.state = SimpleNamespace(client=store, process_id=number, num_processes=3)
+        with pytest.raises(DamagedCheckpoint) as found, verified(checkpoint, "checkpoint"):
+            pytest.fail("nothing is read of it")
+        return str(found.value)
+
+    with ThreadPoolExecutor(3) as pool:
+        (text,) = {*pool.map(process, range(3))}
+    assert f"(and {len(damaged) - 1} more files)" in text
+    assert {*read.values()} == {1} and len(read) == len(read_manifest(checkpoint) or {})

@@ -1,0 +1,45 @@
+"""The manifest of a step, written in the background once Orbax has finished the save."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from xlstm_hydra.metadata._manifest import write_manifest
+from xlstm_hydra.metadata._places import is_finished
+
+_POLL_SECONDS = 0.02
+
+
+class Sealing:
+    """A thread that waits for the end of a save and then lists the files of the step in its manifest.
+
+    A process that is killed in between leaves a checkpoint that is finished, and marked as one that gets a manifest.
+    """
+
+    def __init__(self, checkpoint: Path, is_saving: Callable[[], bool]) -> None:
+        self._checkpoint, self._is_saving = checkpoint, is_saving
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="manifest", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while self._is_saving():
+                time.sleep(_POLL_SECONDS)
+            if self._checkpoint.is_dir() and is_finished(self._checkpoint):  # neither failed nor deleted as a bad one
+                write_manifest(self._checkpoint)
+        except Exception as error:
+            self._error = error
+
+    def raise_failed(self) -> None:
+        """Raise what has kept the manifest from being written, if anything has."""
+        if self._error is not None:
+            raise self._error
+
+    def wait(self) -> None:
+        """Wait until the manifest is written, and raise what has kept it from being written."""
+        self._thread.join()
+        self.raise_failed()
