@@ -51,7 +51,7 @@ LINES = [
     ("+hydra.callbacks.x._target_=nope.X", f"hydra.callbacks.x._target_: cannot import 'nope.X'. {PATH}"),
     ("-m +hydra.callbacks.x._target_=nope.X", f"hydra.callbacks.x._target_: cannot import 'nope.X'. {PATH}"),
     ("-m +hydra.launcher.nope=3", "hydra.launcher.nope: no such key"),
-    ("-m hydra.launcher._target_=nope.X", "hydra.launcher._target_='nope.X': is not a launcher that Hydra knows. Choose"),
+    ("-m hydra.launcher._target_=nope.X", "hydra.launcher._target_='nope.X': is not a launcher that Hydra knows. "),
     ("-m hydra.sweeper._target_=nope.X", "hydra.sweeper._target_='nope.X': is not a sweeper that Hydra knows. Choose"),
 ]  # fmt: skip
 
