@@ -92,6 +92,11 @@ def test_what_is_no_float_is_refused_as_in_python(value):
         AdamWConfig(lr=OmegaConf.create(f"a: {value}").a)
 
 
+@pytest.mark.parametrize("word", ["inf", "-inf", "nan"])
+def test_the_floats_that_json_holds_as_text_are_read(compose, word):
+    assert repr(compose(f"optimizer.lr='{word}'").optimizer.lr) == word
+
+
 def test_text_of_an_environment_variable_is_read_as_a_number(compose, monkeypatch):
     monkeypatch.setenv("NUMBER", "5")
     run = load(compose("trainer.seed=${oc.env:NUMBER}", "optimizer.lr=${oc.env:NUMBER}"))

@@ -60,7 +60,7 @@ def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
 
 def not_made(error: Exception) -> Problem:
     """Return the problem with an object that Hydra could not make."""
-    text, _, key = str(error).partition(_KEY)
+    text, _, key = _with_notes(error).partition(_KEY)
     text = " ".join(text.partition(_ADVICE)[0].split()).rstrip(".")
     if not key:
         return Problem({}, text)
@@ -76,7 +76,7 @@ def unknown_engine(error: Exception) -> Problem | None:
     errors."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [str(frame.f_globals.get("__name__")) for frame in frames[-1:]]
-    if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in str(error):  # of Hydra 1.4
+    if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in _with_notes(error):  # of Hydra 1.4
         return not_made(error)
     if not isinstance(error, RuntimeError | ImportError) or names != ["hydra.core.plugins"]:
         return None
@@ -85,3 +85,8 @@ def unknown_engine(error: Exception) -> Problem | None:
     if match := _NO_PLUGIN.match(str(error)):
         return Problem({key: match[1]}, f"is not a {group} that Hydra knows", fix)
     return Problem.about(key, " ".join(str(error).partition("\n\n")[0].split()), fix)
+
+
+def _with_notes(error: Exception) -> str:
+    """Return the text of an error, to which Hydra 1.4 adds the key as a note."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])

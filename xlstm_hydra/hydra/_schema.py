@@ -13,6 +13,8 @@ from omegaconf.errors import ValidationError
 from xlstm_hydra.configs._scalars import MISSING, Flags, read_scalar
 
 _LOSSLESS = Flags(lossless=True)
+_WORDS = ("nan", "inf", "-inf")
+"""The floats that JSON holds as text, and so do saved configs."""
 
 
 class IntegralNode(IntegerNode):
@@ -33,7 +35,7 @@ class RealNode(FloatNode):
     """A float of a config. OmegaConf's own accepts text."""
 
     def _validate_and_convert_impl(self, value: Any) -> float:
-        if _is_resolved(self, value):
+        if _is_resolved(self, value) or (isinstance(value, str) and value in _WORDS):
             return super()._validate_and_convert_impl(value)
         return _read(float, value, "Float")
 
