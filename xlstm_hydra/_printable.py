@@ -43,16 +43,16 @@ class PrintableFormatter(logging.Formatter):
 
 
 def shell_line(words: Iterable[str]) -> str:
-    """Return a command line that a shell reads as these words. Those with characters that are not printable are quoted
-    as `$'...'`, which bash, zsh and ksh read."""
-    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
+    """Return a command line that a shell reads as these words. Those with characters that are not printable are the
+    output of `printf`, which gives them back in any shell."""
+    return " ".join(shlex.quote(word) if word.isprintable() else f"\"$(printf '{_escaped(word)}')\"" for word in words)
 
 
 def _escaped(word: str) -> str:
-    text = word.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(char if char.isprintable() else _code(ord(char)) for char in text) + "'"
+    """A word as the format of `printf`."""
+    special = {"\\": r"\\", "'": r"\047", "%": "%%"}
+    return "".join(special.get(char, char) if char.isprintable() else _octal(char) for char in word)
 
 
-def _code(number: int) -> str:
-    """A character as bash writes it, where `\\x` is a byte."""
-    return f"\\x{number:02x}" if number < 0x80 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+def _octal(char: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", "surrogatepass"))
