@@ -83,6 +83,7 @@ HOSTILE = {
     "shell metacharacters": "$(touch x)`touch x`;touch x&|'\"\\ *~ #{}",
     "an override": "x +hydra.callbacks.a._target_=os.system",
     "a line break": "x\nhydra.run.dir=y",
+    "an escape sequence": "x\x1b]0;y\x07\u202e\u00e9'z",
     "a call": {"_target_": "os.system", "_args_": ["touch x"]},
     "a partial call": {"_target_": "os.system", "_partial_": True},
 }
@@ -130,7 +131,7 @@ def save_hostile(record, value):
     return save_text(Path("run").absolute(), json.dumps(record))
 
 
-@pytest.fixture(params=HOSTILE.values(), ids=HOSTILE)
+@pytest.fixture(params=HOSTILE.values(), ids=[*HOSTILE])
 def hostile(request, record):
     """See `save_hostile`."""
     return save_hostile(record, request.param)
@@ -152,7 +153,7 @@ OTHER_ENTRIES = {
 def test_an_interpolation_in_a_record_is_not_resolved_by_the_other_ways_to_use_it(entry, record, tmp_path):
     save_hostile(record, HOSTILE["an interpolation"])
     done = run_command(*entry)
-    assert done.status == 0 and SECRET not in done.out + done.err, done.err
+    assert SECRET not in done.out + done.err and (done.status == 0 or "matches no parameter" in done.err), done.err
     assert not any(SECRET.encode() in text for text in content(tmp_path).values() if isinstance(text, bytes))
 
 
@@ -193,8 +194,12 @@ def test_a_command_line_that_is_printed_gives_the_same_config_and_runs_nothing_i
     with pytest.raises(SystemExit):
         metadata_cli.main()
     line = capsys.readouterr().out.strip()
+    assert line.isprintable()
     typed = f"set -- {line.removeprefix('xlstm-hydra ')}\nprintf '%s\\0' \"$@\""
-    done = subprocess.run(["sh", "-c", typed], capture_output=True)
+    shell = shutil.which("bash")
+    if shell is None:
+        pytest.skip("there is no bash")
+    done = subprocess.run([shell, "-c", typed], capture_output=True)
     recorded = read_record(read_metadata_text(hostile / "checkpoints" / "20")).groups["data"]
     run = composed(*done.stdout.decode().split("\0")[:-1])
     assert done.returncode == 0 and run.data == recorded and not Path("x").exists()
@@ -299,6 +304,8 @@ def test_a_run_is_not_resumed_where_a_link_leads_out_of_its_folder(name, elsewhe
     assert (done.status, trained, content(".")) == (2, [], before)
     assert done.err.startswith("xlstm-hydra: resume='run': "), done.err
     assert f"run/{name} is a link to ../" in done.err and done.err.count("\n") == 1
+    is_read = name in ("checkpoints", "checkpoints/20")
+    assert ("resume=run hydra.run.dir=DIR continues the run" in done.err) == (not is_read)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo], ids=["a pipe"])
@@ -350,6 +357,12 @@ def test_a_checkpoint_is_not_read_through_a_link_that_leads_out_of_its_run(name,
     with pytest.raises(ConfigError, match=rf"{name} is a link to {elsewhere}.*which leads out of the folder") as error:
         find_checkpoint(place, "RUN")
     assert "Copy what it leads to, or name that folder itself." in str(error.value)
+
+
+def test_a_link_beside_the_checkpoint_that_is_read_does_not_matter(elsewhere, tmp_path):
+    save(tmp_path / "run", composed_once(), step=20)
+    link(tmp_path / "run" / "checkpoints" / "deleted", elsewhere / "run")
+    assert find_checkpoint("run", "RUN") == tmp_path / "run" / "checkpoints" / "20"
 
 
 def test_the_other_steps_of_a_run_are_not_read_through_links_either(elsewhere, tmp_path):
