@@ -304,6 +304,8 @@ def test_a_run_is_not_resumed_where_a_link_leads_out_of_its_folder(name, elsewhe
     assert (done.status, trained, content(".")) == (2, [], before)
     assert done.err.startswith("xlstm-hydra: resume='run': "), done.err
     assert f"run/{name} is a link to ../" in done.err and done.err.count("\n") == 1
+    is_read = name in ("checkpoints", "checkpoints/20")
+    assert ("resume=run hydra.run.dir=DIR continues the run" in done.err) == (not is_read)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo], ids=["a pipe"])
@@ -355,6 +357,12 @@ def test_a_checkpoint_is_not_read_through_a_link_that_leads_out_of_its_run(name,
     with pytest.raises(ConfigError, match=rf"{name} is a link to {elsewhere}.*which leads out of the folder") as error:
         find_checkpoint(place, "RUN")
     assert "Copy what it leads to, or name that folder itself." in str(error.value)
+
+
+def test_a_link_beside_the_checkpoint_that_is_read_does_not_matter(elsewhere, tmp_path):
+    save(tmp_path / "run", composed_once(), step=20)
+    link(tmp_path / "run" / "checkpoints" / "deleted", elsewhere / "run")
+    assert find_checkpoint("run", "RUN") == tmp_path / "run" / "checkpoints" / "20"
 
 
 def test_the_other_steps_of_a_run_are_not_read_through_links_either(elsewhere, tmp_path):

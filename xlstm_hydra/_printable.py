@@ -43,16 +43,17 @@ class PrintableFormatter(logging.Formatter):
 
 
 def shell_line(words: Iterable[str]) -> str:
-    """Return a command line that a shell reads as these words. Those with characters that are not printable are quoted
-    as `$'...'`, which bash, zsh and ksh read."""
-    return " ".join(shlex.quote(word) if word.isprintable() else _escaped(word) for word in words)
+    """Return a command line that a shell reads as these words. Those with characters that are not printable are the
+    output of `printf`, which gives them back in any shell."""
+    return " ".join(shlex.quote(word) if word.isprintable() else f"\"$(printf '{_escaped(word)}')\"" for word in words)
 
 
 def _escaped(word: str) -> str:
-    text = word.replace("\\", "\\\\").replace("'", "\\'")
-    return "$'" + "".join(char if char.isprintable() else _bytes(char) for char in text) + "'"
+    """A word as the format of `printf`."""
+    special = {"\\": r"\\", "'": r"\047", "%": "%%"}
+    return "".join(special.get(char, char) if char.isprintable() else _octal(char) for char in word)
 
 
-def _bytes(char: str) -> str:
-    errors = "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"  # a byte of a file's name
-    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", errors))
+def _octal(char: str) -> str:
+    handler = "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+    return "".join(f"\\{byte:03o}" for byte in char.encode("utf-8", handler))

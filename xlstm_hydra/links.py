@@ -39,19 +39,20 @@ def refuse_links_out(root: Path, paths: Iterable[Path], given: Mapping[str, Any]
 def _strays(root: Path, paths: Iterable[Path]) -> Iterator[str]:
     """What may not be there, in words. Targets of links that stay in the folder are looked at too."""
     inside, seen = os.path.realpath(root), set[str]()
-    todo = deque(str(part) for path in paths for part in _parts(root, path))
+    todo = deque((str(part), part == path) for path in paths for part in _parts(root, path))
     while todo:
-        path = todo.popleft()
+        path, is_whole = todo.popleft()
         if path in seen or (mode := _mode(path)) is None:
             continue
-        seen.add(path)
+        if is_whole:
+            seen.add(path)
         if stat.S_ISLNK(mode):
             target = os.path.realpath(path)
             if not _is_in(target, inside):
                 yield f"{_shown(path)} is a link to {_shown(os.readlink(path))}, {_RULE}"
-            todo.append(target)
+            todo.append((target, is_whole))
         elif stat.S_ISDIR(mode):
-            todo += sorted(item.path for item in os.scandir(path))
+            todo += [(item, True) for item in sorted(each.path for each in os.scandir(path))] if is_whole else []
         elif not stat.S_ISREG(mode):
             yield f"{_shown(path)} is a pipe, a socket or a device; expected a file or a folder"
 

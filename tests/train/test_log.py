@@ -43,8 +43,10 @@ def log_file(tmp_path, terminal, monkeypatch):
     """The log file of a run that also logs to the terminal."""
     handlers = [logging.StreamHandler(terminal.stream), logging.FileHandler(tmp_path / "run.log")]
     monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
-    monkeypatch.setattr(log, "level", logging.INFO)
+    before = log.level
+    log.setLevel(logging.INFO)  # which also forgets what was logged at other levels
     yield tmp_path / "run.log"
+    log.setLevel(before)
     handlers[1].close()
 
 

@@ -111,7 +111,6 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
     """
     folder = folder.absolute()
     with make_sweep_folder(folder) as undo:
-        refuse_sweep_links(folder)
         _drive(folder)
         undo.callback(_leave, folder)
         todo = _open(folder, [list(point) for point in points], resume)
@@ -125,11 +124,12 @@ def make_sweep_folder(folder: Path) -> Iterator[ExitStack]:
     """Make the folder of a sweep. What is done inside can add to what is undone if it fails, or keep that for later.
 
     Raises:
-        ConfigError: the folder cannot be made or written.
+        ConfigError: the folder cannot be made or written, or a link leads out of it.
     """
     place = _sweep_folder(folder)
     with ExitStack() as undo, place.writing():
         place.make(folder, undo)
+        refuse_sweep_links(folder)
         yield undo
         undo.pop_all()
 

@@ -12,7 +12,7 @@ from xlstm_hydra.links import refuse_links_out
 from ._outcome import LOCK_FILE, RECORD_FILE, Outcome
 
 _FIX = "Begin another sweep in another folder (hydra.sweep.dir=DIR)."
-_WRITTEN = (RECORD_FILE, LOCK_FILE, ".sweeping.lock", "command.json", "multirun.yaml")
+_WRITTEN = (RECORD_FILE, LOCK_FILE, ".sweeping.lock", "command.json", "multirun.yaml", "study.db")
 
 
 def refuse_sweep_links(folder: Path, key: str = "hydra.sweep.dir") -> None:
