@@ -136,9 +136,11 @@ def test_no_flipped_bit_goes_unnoticed_by_check_which_names_the_file(run, check)
         assert status == 1 and [each["file"] for each in found["checkpoints"][0]["damage"]] == [name]
 
 
-def test_check_looks_at_every_checkpoint_of_a_run(run, check):
+def test_check_looks_at_every_checkpoint_of_a_run(run, check, monkeypatch):
     flip(run / "checkpoints" / "2" / "params" / "_METADATA")
-    status, found = check(run)
+    monkeypatch.chdir(run.parent)
+    status, found = check("run")
+    assert "error" not in found["checkpoints"][1]
     assert status == 1 and found["checkpoint"] == str(run / "checkpoints" / "4")
     damage = [[each["file"] for each in one["damage"]] for one in found["checkpoints"]]
     assert damage == [["params/_METADATA"], []]

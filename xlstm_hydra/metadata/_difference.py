@@ -192,7 +192,7 @@ EFFECTS: dict[type, dict[str, str]] = {
     },
     configs.CheckpointConfig: {
         NUMERICS: "init_from",
-        BOOKKEEPING: "save_every_n_steps save_last max_to_keep keep async_save restore lenient",
+        BOOKKEEPING: "save_every_n_steps save_last max_to_keep keep async_save verify restore lenient",
     },
     configs.LoggerConfig: {BOOKKEEPING: "log_every_n_steps progress csv tensorboard"},
     configs.DistributedConfig: {

@@ -56,7 +56,8 @@ def find_checkpoint(place: str, key: str = RESTORE) -> Path:
 def checkpoints_of_run(place: str, key: str = RESTORE) -> dict[int, Path]:
     """Return the finished checkpoints of the run that a place names without a step, by step; none for another place."""
     with reached(place, key):
-        return checkpoints_at(to_path(place))
+        path = to_path(place)
+        return checkpoints_at(Path(os.path.abspath(path)) if isinstance(path, Path) else path)
 
 
 @contextmanager
