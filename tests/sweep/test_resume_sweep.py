@@ -14,7 +14,7 @@ from saved import composed, save
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
-from xlstm_hydra.sweep import _driver, _report, read_record
+from xlstm_hydra.sweep import _driver, _report, expand_resume_sweep, read_record
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""
@@ -286,6 +286,13 @@ def test_a_sweep_that_was_recorded_by_hand_runs(sweep, tmp_path):
     record_by_hand(BASE, tmp_path)
     done = sweep.resume()
     assert done.status == 0 and [run.trainer.seed for run, _ in sweep.runs] == [0, 1, 2], done.err
+
+
+def test_jobs_leave_their_pickles_in_a_new_folder_each_time(tmp_path):
+    own = "hydra.launcher.submitit_folder={}/sweep/.submitit/{}/%j"
+    record_by_hand([*BASE, "hydra/launcher=local", own.format(tmp_path, "0123abcd")], tmp_path)
+    found = [text for text in expand_resume_sweep(["resume_sweep=sweep"]) if "submitit_folder" in text]
+    assert len(found) == 1 and f"{tmp_path}/sweep/.submitit/" in found[0] and "0123abcd" not in found[0]
 
 
 HARMLESS = {

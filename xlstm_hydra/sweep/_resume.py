@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ SWEEPER = "hydra/sweeper"
 TRUST = "--trust"
 """Lets the recorded command load code, and imports modules from the folder in which it was typed."""
 SUBMITIT_FOLDER = "hydra.launcher.submitit_folder"
+_NEW_FOLDER = re.compile(r"hydra\.launcher\.submitit_folder='?[^']*/\.submitit/[0-9a-f]{8}/%j'?")
+"""How a sweep that was continued before has recorded that folder; the next one gets another."""
 SUBMITIT = ("local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm")
 """Launchers whose jobs return pickled results."""
 OURS = (f"{SWEEPER}=xlstm", f"{SWEEPER}=basic")
@@ -181,7 +184,8 @@ def _without(arguments: Sequence[str], typed: Sequence[str]) -> list[str]:
     """The recorded arguments that are not typed anew. Another launcher has other options."""
     keys = {key_of(text) for text in typed if "=" in text and not text.startswith("-")} | {SWEEP_DIR, RESUME}
     groups = tuple(f"{key.replace('/', '.')}." for key in keys if key.startswith("hydra/"))
-    return [text for text in arguments if key_of(text) not in keys and not (groups and text.startswith(groups))]
+    others = [text for text in arguments if key_of(text) not in keys and not (groups and text.startswith(groups))]
+    return [text for text in others if not _NEW_FOLDER.fullmatch(text)]
 
 
 def _refused(text: str, fix: str) -> ConfigError:
