@@ -244,6 +244,14 @@ def test_the_latest_checkpoint_is_a_complete_one_and_others_are_warned_of(tmp_pa
     assert f"skipped incomplete checkpoints: {tmp_path}/checkpoints/12; using step 10" in caplog.text
 
 
+def test_an_empty_folder_is_not_listed_among_the_saved_steps(tmp_path):
+    for step in (2, 10):
+        save_text(tmp_path, "{}", step)
+    (tmp_path / "checkpoints" / "6").mkdir()
+    with pytest.raises(ConfigError, match=r"no checkpoint of step 6\. Saved are steps 2 or 10\.$"):
+        find_checkpoint(f"{tmp_path}@6")
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/6"])
 def test_a_file_that_stands_where_a_checkpoint_would_be_saved_is_refused(name, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -119,7 +119,7 @@ def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
 def checkpoints_at(place: Path) -> dict[int, Path]:
     """The same of a run, or of the folder of its checkpoints, which may have been copied or renamed."""
     found = _finished(steps_folder(place))  # numbers name other things too, such as the jobs of a sweep
-    return {step: folder for step, folder in found.items() if place != steps_folder(place) or is_checkpoint(folder)}
+    return {step: folder for step, folder in found.items() if is_checkpoint(folder)}
 
 
 def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
