@@ -28,15 +28,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.configs._batch import fitting_batch
 from xlstm_hydra.configs._hints import hints
 from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import (
-    Missing,
-    UnknownGroup,
-    Unread,
-    independent,
-    nearest,
-    placed,
-    show,
-)
+from xlstm_hydra.configs._problems import Missing, UnknownGroup, Unread, independent, nearest, placed, show
 from xlstm_hydra.links import replace_file
 
 from ._device import planned_device
