@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -170,6 +171,25 @@ def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_
         start = find_start(tiny_run(checkpoint=CheckpointConfig(restore=place)), run)
         assert start.checkpoint is not None and step_of(start.checkpoint) == step
         assert start.is_newest is (step == 2)
+
+
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+def test_a_run_that_is_complete_goes_back_to_the_last_intact_checkpoint_too(run, item):
+    complete = replace(RUN, trainer=replace(RUN.trainer, max_steps=4))
+    assert find_start(complete, run).is_done(4)
+    flip(next(file for file in files_of(run / "checkpoints" / "4" / item) if file.parent.name == "d"))
+    start = find_start(complete, run)
+    assert start.checkpoint == run / "checkpoints" / "2" and not start.is_done(4)
+    assert start.damaged == (run / "checkpoints" / "4",)
+    with verification(False):
+        assert find_start(complete, run).is_done(4)
+
+
+def test_a_run_without_an_intact_checkpoint_is_refused_with_the_command_that_names_the_files(run):
+    for step in (2, 4):
+        flip(run / "checkpoints" / str(step) / "metadata" / "metadata")
+    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` names the damaged files"):
+        find_start(RUN, run)
 
 
 def test_verification_can_be_turned_off(run, saved, check):
