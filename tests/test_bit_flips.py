@@ -221,6 +221,26 @@ def test_a_checkpoint_without_a_manifest_is_read_with_one_note(run, check, caplo
     assert status == 0 and found["checkpoints"][0]["notes"][0]["file"] == MANIFEST
 
 
+@pytest.mark.parametrize("num_deleted", [1, 2])
+def test_check_leaves_out_what_a_run_in_progress_deletes_meanwhile(run, check, monkeypatch, capsys, num_deleted):
+    steps = [run / "checkpoints" / "2", run / "checkpoints" / "4"]
+
+    def judge_late(checkpoint):
+        for step in steps[:num_deleted]:
+            shutil.rmtree(step, ignore_errors=True)
+        return judge(checkpoint)
+
+    monkeypatch.setattr(metadata_cli, "judge", judge_late)
+    if num_deleted == 2:
+        monkeypatch.setattr(sys, "argv", ["xlstm-metadata", "check", str(run)])
+        with pytest.raises(SystemExit) as stop:
+            metadata_cli.main()
+        assert stop.value.code == 2 and "its checkpoints were deleted while they were read" in capsys.readouterr().err
+        return
+    status, found = check(run)
+    assert status == 0 and [each["checkpoint"] for each in found["checkpoints"]] == [str(steps[1])]
+
+
 CHANGES = {
     "a file is missing": (lambda folder: (folder / "params" / "_METADATA").unlink(), "params/_METADATA", "is missing"),
     "an item is missing": (lambda folder: shutil.rmtree(folder / "data"), "data/metadata", "is missing"),
