@@ -246,14 +246,8 @@ CHANGES = {
     "an item is missing": (lambda folder: shutil.rmtree(folder / "data"), "data/metadata", "is missing"),
     "a file is cut off": (lambda folder: (folder / "data" / "metadata").write_text("{"), "data/metadata", "1 bytes"),
     "a file that Orbax may read": (lambda folder: (folder / "params" / "new").touch(), "params/new", "is not listed"),
-    "a pipe": (lambda folder: pipe(folder / "data" / "metadata"), "data/metadata", "is not a file"),
     "a link out of it": (lambda folder: link(folder / "data" / "metadata"), "data/metadata", "leads out of the check"),
 }
-
-
-def pipe(file):
-    file.unlink()
-    os.mkfifo(file)
 
 
 def link(file):
@@ -268,6 +262,13 @@ def test_check_names_other_changes_of_a_checkpoint(run, check, change, name, wor
     assert status == 1
     (problem,) = [each["problem"] for each in found["checkpoints"][0]["damage"] if each["file"] == name]
     assert words in problem
+
+
+def test_a_pipe_in_the_place_of_a_file_is_damage(run):
+    file = run / "checkpoints" / "4" / "data" / "metadata"
+    file.unlink()
+    os.mkfifo(file)
+    assert judge(run / "checkpoints" / "4").damage == [("data/metadata", "is not a file")]
 
 
 def test_a_note_of_the_user_beside_the_items_is_no_damage(run, check):
