@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -172,6 +173,25 @@ def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_
         assert start.is_newest is (step == 2)
 
 
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+def test_a_run_that_is_complete_goes_back_to_the_last_intact_checkpoint_too(run, item):
+    complete = replace(RUN, trainer=replace(RUN.trainer, max_steps=4))
+    assert find_start(complete, run).is_done(4)
+    flip(next(file for file in files_of(run / "checkpoints" / "4" / item) if file.parent.name == "d"))
+    start = find_start(complete, run)
+    assert start.checkpoint == run / "checkpoints" / "2" and not start.is_done(4)
+    assert start.damaged == (run / "checkpoints" / "4",)
+    with verification(False):
+        assert find_start(complete, run).is_done(4)
+
+
+def test_a_run_without_an_intact_checkpoint_is_refused_with_the_command_that_names_the_files(run):
+    for step in (2, 4):
+        flip(run / "checkpoints" / str(step) / "metadata" / "metadata")
+    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` names the damaged files"):
+        find_start(RUN, run)
+
+
 def test_verification_can_be_turned_off(run, saved, check):
     flip(run / "checkpoints" / "4" / MANIFEST)
     flip(run / "checkpoints" / "4" / "commit_success.txt")
@@ -201,19 +221,33 @@ def test_a_checkpoint_without_a_manifest_is_read_with_one_note(run, check, caplo
     assert status == 0 and found["checkpoints"][0]["notes"][0]["file"] == MANIFEST
 
 
+@pytest.mark.parametrize("num_deleted", [1, 2])
+def test_check_leaves_out_what_a_run_in_progress_deletes_meanwhile(run, check, monkeypatch, capsys, num_deleted):
+    steps = [run / "checkpoints" / "2", run / "checkpoints" / "4"]
+
+    def judge_late(checkpoint):
+        for step in steps[:num_deleted]:
+            shutil.rmtree(step, ignore_errors=True)
+        return judge(checkpoint)
+
+    monkeypatch.setattr(metadata_cli, "judge", judge_late)
+    if num_deleted == 2:
+        monkeypatch.setattr(sys, "argv", ["xlstm-metadata", "check", str(run)])
+        with pytest.raises(SystemExit) as stop:
+            metadata_cli.main()
+        assert stop.value.code == 2 and "its checkpoints were deleted while they were read" in capsys.readouterr().err
+        return
+    status, found = check(run)
+    assert status == 0 and [each["checkpoint"] for each in found["checkpoints"]] == [str(steps[1])]
+
+
 CHANGES = {
     "a file is missing": (lambda folder: (folder / "params" / "_METADATA").unlink(), "params/_METADATA", "is missing"),
     "an item is missing": (lambda folder: shutil.rmtree(folder / "data"), "data/metadata", "is missing"),
     "a file is cut off": (lambda folder: (folder / "data" / "metadata").write_text("{"), "data/metadata", "1 bytes"),
     "a file that Orbax may read": (lambda folder: (folder / "params" / "new").touch(), "params/new", "is not listed"),
-    "a pipe": (lambda folder: pipe(folder / "data" / "metadata"), "data/metadata", "is not a file"),
     "a link out of it": (lambda folder: link(folder / "data" / "metadata"), "data/metadata", "leads out of the check"),
 }
-
-
-def pipe(file):
-    file.unlink()
-    os.mkfifo(file)
 
 
 def link(file):
@@ -228,6 +262,13 @@ def test_check_names_other_changes_of_a_checkpoint(run, check, change, name, wor
     assert status == 1
     (problem,) = [each["problem"] for each in found["checkpoints"][0]["damage"] if each["file"] == name]
     assert words in problem
+
+
+def test_a_pipe_in_the_place_of_a_file_is_damage(run):
+    file = run / "checkpoints" / "4" / "data" / "metadata"
+    file.unlink()
+    os.mkfifo(file)
+    assert judge(run / "checkpoints" / "4").damage == [("data/metadata", "is not a file")]
 
 
 def test_a_note_of_the_user_beside_the_items_is_no_damage(run, check):

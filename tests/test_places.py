@@ -241,7 +241,7 @@ def test_the_latest_checkpoint_is_a_complete_one_and_others_are_warned_of(tmp_pa
         save_text(tmp_path, "{}", step)
     make(tmp_path / "checkpoints" / "12")
     assert find_checkpoint(str(tmp_path)).name == "10"
-    assert f"skipped incomplete checkpoints: {tmp_path}/checkpoints/12; using step 10" in caplog.text
+    assert f"skipped incomplete or damaged checkpoints: {tmp_path}/checkpoints/12; using step 10" in caplog.text
 
 
 def test_an_empty_folder_is_not_listed_among_the_saved_steps(tmp_path):

@@ -158,7 +158,10 @@ def _diff(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     saved = checkpoints_of_run(arguments.RUN, "RUN")
     places = saved.values() or [_checkpoint_of(arguments.RUN)]
-    found = [_checked(checkpoint, arguments.lenient) for checkpoint in places]
+    found = [each for place in places if (each := _checked_if_kept(place, arguments.lenient))]
+    if not found:
+        text = "its checkpoints were deleted while they were read"
+        raise ConfigError([Problem({"RUN": arguments.RUN}, text, "Try again if the run is still in progress.")])
     if arguments.json:
         listed = [each.content() for each in found]
         newest = {key: listed[-1][key] for key in ("checkpoint", "misfits")}
@@ -217,6 +220,17 @@ class _Checked:
         for each in self.misfits:
             expected, found = _shape(each.expected), _shape(each.found)
             yield f"{each.leaf}: expected {expected} {by[each.source]}, found {found}", ""
+
+
+def _checked_if_kept(checkpoint: Path, lenient: bool) -> _Checked | None:
+    """The same as `_checked`; None if a run in progress has deleted the checkpoint meanwhile."""
+    try:
+        found = _checked(checkpoint, lenient)
+    except FileNotFoundError:
+        if checkpoint.exists():
+            raise
+        return None
+    return found if checkpoint.exists() else None
 
 
 def _checked(checkpoint: Path, lenient: bool) -> _Checked:

@@ -103,7 +103,7 @@ def _latest(place: Path, saved: dict[int, Path]) -> Path:
     if newest is None:
         return saved[max(saved)]
     if left_out := [str(item) for item in _items(steps_folder(place)) if (step_in_name(item) or 0) > newest]:
-        text = "skipped incomplete checkpoints: %s; using step %d"
+        text = "skipped incomplete or damaged checkpoints: %s; using step %d"
         log.warning(text, ", ".join(left_out), newest)
     return saved[newest]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from xlstm_hydra.configs import AUTO, RunConfig
 
 from ._find import checkpoints_of_run, find_checkpoint
-from ._places import FOLDER, has_metadata, refused, saved_checkpoints, step_of
-from ._verify import damage_in
+from ._places import FOLDER, has_metadata, refused, saved_checkpoints, step_in_name, step_of
+from ._verify import Finding, damage_in
 
 RESTARTS = "SLURM_RESTART_COUNT"
 """Variable that says how often SLURM has started a job again."""
@@ -98,12 +98,15 @@ def find_start(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) ->
 def _newest(
     run: RunConfig, saved: Mapping[int, Path], own: Mapping[int, Path], unreadable: Iterable[Path], fix: str
 ) -> Start:
-    """Begin at the newest checkpoint of a run that can be read. Arrays are not looked at: see `unreadable`."""
+    """Begin at the newest checkpoint of a run that can be read. Arrays are verified later, when they are read, and then
+    listed in `unreadable`."""
     left_out = {_identity(path) for path in unreadable}
-    whole = [step for step in saved if _identity(saved[step]) not in left_out and can_be_read(saved[step])]
+    others = {step: path for step, path in saved.items() if _identity(path) not in left_out}
+    whole = [step for step, path in others.items() if can_be_read(path, run.trainer.max_steps)]
     if not whole:
         folder = next(iter(saved.values())).parent
         place = str(run.checkpoint.restore or AUTO)
+        fix = f"{fix} `xlstm-metadata check {folder.parent}` names the damaged files."
         raise refused(place, f"none of the checkpoints in {folder} can be read", fix)
     newest, is_ranked = max(whole), run.checkpoint.keep == "best"
     damaged = [step for step in sorted(own) if step > newest or is_ranked and damage_in(own[step], METRICS)]
@@ -117,6 +120,13 @@ def _identity(checkpoint: Path) -> str:
     return str(checkpoint.resolve() if isinstance(checkpoint, Path) else checkpoint)
 
 
-def can_be_read(checkpoint: Path) -> bool:
-    """True if what a checkpoint says of itself is there and intact: its metadata, and the position in the data."""
-    return has_metadata(checkpoint) and not damage_in(checkpoint, *RECORD)
+def can_be_read(checkpoint: Path, max_steps: int) -> bool:
+    """True if what is verified of a checkpoint before a device is started is there and intact."""
+    return has_metadata(checkpoint) and not damage_before_start(checkpoint, max_steps)
+
+
+def damage_before_start(checkpoint: Path, max_steps: int) -> list[Finding]:
+    """Return what is wrong with what a checkpoint records of itself, or with any file of it if it has done `max_steps`,
+    because a run that is complete reads no arrays later."""
+    step = step_in_name(checkpoint)
+    return damage_in(checkpoint, *(() if step is not None and step >= max_steps else RECORD))

@@ -184,7 +184,7 @@ def judge(checkpoint: Path) -> Verdict:
     except BadManifest as error:
         return Verdict(damage=[Finding(MANIFEST, str(error))])
     if manifest is None and is_marked(checkpoint):
-        text = "is missing: the save was interrupted right before it was written, or it was removed"
+        text = "is missing: a run is about to write it, the save was interrupted right before, or it was removed"
         return Verdict(damage=[Finding(MANIFEST, text)])
     if manifest is None:
         text = "is missing, as in checkpoints of earlier versions and of xlstm-jax: the files cannot be verified"

@@ -35,8 +35,8 @@ from xlstm_hydra.metadata import (
     refuse_to_overwrite,
     write_metadata,
 )
-from xlstm_hydra.metadata._start import RECORD
-from xlstm_hydra.metadata._verify import damage_in, verification
+from xlstm_hydra.metadata._start import damage_before_start
+from xlstm_hydra.metadata._verify import verification
 from xlstm_hydra.parallel import report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 from xlstm_hydra.run_folder import RunFolder
@@ -126,7 +126,7 @@ def _train_from(
         refuse_other_corpus(run, resumed, corpus.fingerprint())
     batches = train_batches(corpus, run.data, run.trainer.batch_size, program.batch_rows)
     state, logged = _first_state(program, batches, resumed, start.weights)
-    _set_aside(start)
+    _set_aside(start, run.trainer.max_steps)
     refuse_to_overwrite(folder, int(state.step))
     metadata = _record(program, folder, corpus, overrides, resumed)
     choice.keep(folder)
@@ -276,13 +276,13 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [program.put(batch) for batch in batches]
 
 
-def _set_aside(start: Start) -> None:
+def _set_aside(start: Start, max_steps: int) -> None:
     """Report checkpoints that are damaged, and move them out of the way if they are the run's own."""
     if not start.skipped:
         return
     if is_first():
         for checkpoint in start.skipped:
-            for text in damage_in(checkpoint, *RECORD):
+            for text in damage_before_start(checkpoint, max_steps):
                 log.warning("%s: %s", checkpoint, text)
         for before, after in start.set_damaged_aside():
             log.warning("%s is damaged; it is moved to %s", before, after)
