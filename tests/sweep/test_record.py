@@ -153,6 +153,8 @@ DAMAGED = {
     "a time without zone": ('{"job": 2, "ended": "2026-01-01T00:00:00"}', "ended: expected a time or null"),
     "a shell command": ('{"job": 2, "cluster_job": "1; rm -rf ."}', "cluster_job: expected the number of a SLURM job"),
     "metrics of text": ('{"job": 2, "metrics": {"loss": "x"}}', "metrics: expected names with numbers"),
+    "a folder with a NUL character": (r'{"job": 2, "folder": "a\u0000b"}', "folder: expected a path or null"),
+    "a checkpoint with a NUL character": (r'{"job": 2, "checkpoint": "\u0000"}', "checkpoint: expected a path or null"),
     "a NUL byte": ('{"job": 2, "reason": "\0"}', "not JSON: Invalid control character"),
     "bytes that are not UTF-8": (b'{"job": 2, "reason": "\xff"}', "not UTF-8: invalid start byte"),
     "half of a line": ('{"job": 2, "overr', "not JSON: Unterminated string"),

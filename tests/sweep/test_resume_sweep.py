@@ -413,3 +413,14 @@ def test_a_record_without_a_readable_line_is_made_again(sweep):
     done = sweep.resume()
     assert done.status == 0, done.err
     assert [run.trainer.seed for run, _ in sweep.runs] == [0, 1] and sweep.statuses() == ["completed"] * 3
+
+
+@pytest.mark.parametrize(("text", "status"), [(b"\0" * 100, 0), (b"", 2)], ids=["NUL bytes", "an empty file"])
+def test_a_sweep_is_not_complete_if_no_line_of_its_record_can_be_read(sweep, text, status):
+    sweep.start()
+    Path("sweep/sweep.jsonl").write_bytes(text)
+    Path("sweep/2/outcome.json").unlink()
+    done = sweep.resume()
+    assert done.status == status, done.err
+    assert "nothing is missing" not in done.out
+    assert [run.trainer.seed for run, _ in sweep.runs] == ([2] if status == 0 else [])

@@ -68,8 +68,8 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     record = mended(folder, known)
     typed = [text for text in arguments if text not in (*named, TRUST, "-m", "--multirun")]
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
-    is_whole = len(record) >= len(known) + len(faults)
-    if record and is_whole and all(one.status == COMPLETED for one in record):
+    is_whole = bool(known) and len(record) >= len(known) + len(faults)  # else it is not known how many jobs there were
+    if is_whole and all(one.status == COMPLETED for one in record):
         print(f"nothing is missing: all {len(record)} jobs are completed")
         finish(folder)
         sys.exit(0)

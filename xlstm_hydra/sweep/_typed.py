@@ -105,6 +105,8 @@ _KINDS: dict[str, Kind] = {
 
 _SPECIAL: dict[str, Kind] = {
     "job": (lambda value: _is_integer(value) and 0 <= value < MOST_JOBS, "the number of a job"),
+    "folder": (lambda value: _is_text(value) and "\0" not in value, "a path"),
+    "checkpoint": (lambda value: _is_text(value) and "\0" not in value, "a path"),
     "started": (_is_time, "a time"),
     "ended": (_is_time, "a time"),
     "cluster_job": (lambda value: _is_text(value) and bool(_CLUSTER_JOB.fullmatch(value)), "the number of a SLURM job"),
