@@ -23,6 +23,7 @@ MISTAKES = {
     "missing resolver": ("trainer:\n  seed: ${nope:x}", "line 3: trainer.seed='${nope:x}': there is no resolver nope"),
     "key of Hydra's": ("hydra:\n  run:\n    dirr: x", "line 4: hydra.run.dirr: no such key. Did you mean hydra.run.di"),
     "nothing for keys": ("trainer:", "line 2: trainer: expected keys and values, got null"),
+    "another target": ("model:\n  _target_: os.x", "line 3: model._target_='os.x': must be xlstm_hydra.hydra.make_"),
     # the text of a file
     "null for a key": ("trainer:\n  ~: 3", "line 3, column 3: YAML reads the key ~ as null. For text, quote it"),
     "word for a key": ("trainer:\n  on: 3", "line 3, column 3: YAML reads the key on as true. For text, quote"),

@@ -5,6 +5,7 @@ from xlstm_hydra._conf_dir import conf_dir as conf_dir
 from ._arguments import expand_from as expand_from
 from ._arguments import is_sweep as is_sweep
 from ._arguments import overrides_first as overrides_first
+from ._arguments import parse_known_flags as parse_known_flags
 from ._arguments import verifies as verifies
 from ._compose import SweepLoader as SweepLoader
 from ._composer import Point as Point

@@ -26,7 +26,7 @@ from ._lenient import UNREADABLE
 from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import REFUSED, refused, wrong_value
+from ._refusals import REFUSED, not_options, refused, wrong_value
 from ._several_values import several_values
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
@@ -186,6 +186,8 @@ class Composer:
         if _holds_sweep(override.value()):
             fix = "Write out the elements of the list."
             raise ConfigError([Problem.about(text, "several values cannot be an element of a list", fix)])
+        if problem := not_options(override):
+            raise ConfigError([problem])
         return override
 
     def is_readable(self, text: str) -> bool:
