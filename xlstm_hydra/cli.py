@@ -8,7 +8,6 @@ Of several processes all have the same one. What does not train ends with 143 wh
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import traceback
@@ -28,11 +27,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.errors import has_started
 from xlstm_hydra.hydra import (
     REFUSED,
+    REQUIRED,
     UNREADABLE,
     VERSION_BASE,
     callbacks_of,
@@ -62,9 +62,6 @@ from xlstm_hydra.metadata._verify import verification
 from xlstm_hydra.preemption import watched
 
 CONFIG_NAME = "config"
-
-REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
-"""Groups of which a run needs an option."""
 
 _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 """Packages whose `ValueError` is about what the user has typed."""

@@ -119,6 +119,14 @@ def test_the_table_of_a_sweep_has_the_same_message(folder, name):
     assert "conf/experiment/mine.yaml" in row and words in row
 
 
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["a run", "a sweep"])
+def test_a_required_group_that_a_recipe_sets_to_null_is_rejected(folder, sweep):
+    write(folder / "experiment" / "mine.yaml", HEADER + "defaults: [override /trainer: null]\n")
+    done = run_command(*sweep, "--config-dir=conf", "experiment=mine", "task=plan")
+    assert done.status == 2 and not list(folder.parent.glob("*run*/*/*"))
+    assert "trainer=null: a defaults list sets the group to null, and it is required. Choose one" in done.err
+
+
 @pytest.mark.parametrize("arguments", [["hydra.searchpath=[conf]"], ["hydra/sweeper=basic", "--config-dir=conf", "-m"]])
 def test_other_ways_to_a_file_have_the_same_message(folder, arguments):
     words = with_mistake(folder, "unknown key")

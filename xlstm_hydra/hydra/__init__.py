@@ -23,6 +23,7 @@ from ._explain import located as located
 from ._explain import package_problem as package_problem
 from ._from_checkpoint import recorded_origin as recorded_origin
 from ._from_checkpoint import without_idle as without_idle
+from ._hydra_part import REQUIRED as REQUIRED
 from ._hydra_part import callbacks_of as callbacks_of
 from ._hydra_part import hydra_rules as hydra_rules
 from ._hydra_part import unknown_engine as unknown_engine

@@ -20,7 +20,7 @@ from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 from xlstm_hydra.configs._problems import UnknownKey, independent, show
 
 from ._copy import copy_config
-from ._hydra_part import callback_problems
+from ._hydra_part import callback_problems, unchosen_groups
 from ._interpolations import unresolved
 from ._lenient import UNREADABLE
 from ._load import read
@@ -128,6 +128,7 @@ class Composer:
             rule = f"expected true, false, the name of a logger or a list of names, got {show(verbose)}"
             yield Problem.about("hydra.verbose", rule)
         yield from callback_problems(base.job)
+        yield from unchosen_groups(base.job.hydra.runtime.choices, cfg)
         if not base.references:
             return
         whole = copy_config(cfg)
