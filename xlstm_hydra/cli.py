@@ -8,7 +8,6 @@ Of several processes all have the same one. What does not train ends with 143 wh
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 import traceback
@@ -28,11 +27,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem, RunConfig
+from xlstm_hydra.configs import ConfigError, DistributedConfig, Problem
 from xlstm_hydra.door import command, find_own_modules
 from xlstm_hydra.errors import has_started
 from xlstm_hydra.hydra import (
     REFUSED,
+    REQUIRED,
     UNREADABLE,
     VERSION_BASE,
     callbacks_of,
@@ -49,6 +49,7 @@ from xlstm_hydra.hydra import (
     overrides_of_other,
     own_options,
     package_problem,
+    parse_known_flags,
     quote_texts,
     search_path,
     unknown_engine,
@@ -62,9 +63,6 @@ from xlstm_hydra.preemption import watched
 
 CONFIG_NAME = "config"
 
-REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
-"""Groups of which a run needs an option."""
-
 _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 """Packages whose `ValueError` is about what the user has typed."""
 
@@ -76,7 +74,7 @@ def main() -> None:
             print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
             return
         sys.argv[1:] = expand_home(sys.argv[1:])
-        check_primary(get_args_parser().parse_known_intermixed_args()[0], CONFIG_NAME)
+        check_primary(parse_known_flags(), CONFIG_NAME)
         find_own_modules(named_folders(sys.argv[1:]))
         resumed = _resumed_place(sys.argv[1:])
         check_engines(sys.argv[1:])
@@ -164,6 +162,8 @@ def _refusals_explained() -> Iterator[None]:
 
 def _is_refusal(error: Exception) -> bool:
     """True for an error about what the user has typed: a `ValueError` that another package raises is a bug."""
+    if isinstance(error, TypeError):
+        return _is_from_defaults_list(error)
     if not isinstance(error, REFUSED):
         return False
     if not isinstance(error, ValueError | AssertionError) or isinstance(error, OmegaConfBaseException):
@@ -171,6 +171,12 @@ def _is_refusal(error: Exception) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
     return next((name for name in reversed(names) if name not in sys.stdlib_module_names), "") in _COMPOSERS
+
+
+def _is_from_defaults_list(error: Exception) -> bool:
+    """True if Hydra fails at an option that is not a name, such as `model=[1]`."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, TypeError) and frames[-1].f_globals.get("__name__") == "hydra._internal.defaults_list"
 
 
 def _resumed_place(arguments: list[str]) -> str | None:
@@ -210,7 +216,7 @@ def _explained(error: Exception) -> ConfigError | None:
         return ConfigError([Problem({}, str(error))])
     if problem := unset_variable(error) or unknown_engine(error):
         return ConfigError([problem])
-    if not isinstance(error, UNREADABLE):
+    if not isinstance(error, UNREADABLE) and not _is_from_defaults_list(error):
         return None
     args = get_args_parser().parse_intermixed_args()
     name = args.config_name or CONFIG_NAME

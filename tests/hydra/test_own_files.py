@@ -23,6 +23,7 @@ MISTAKES = {
     "missing resolver": ("trainer:\n  seed: ${nope:x}", "line 3: trainer.seed='${nope:x}': there is no resolver nope"),
     "key of Hydra's": ("hydra:\n  run:\n    dirr: x", "line 4: hydra.run.dirr: no such key. Did you mean hydra.run.di"),
     "nothing for keys": ("trainer:", "line 2: trainer: expected keys and values, got null"),
+    "another target": ("model:\n  _target_: os.x", "line 3: model._target_='os.x': must be xlstm_hydra.hydra.make_"),
     # the text of a file
     "null for a key": ("trainer:\n  ~: 3", "line 3, column 3: YAML reads the key ~ as null. For text, quote it"),
     "word for a key": ("trainer:\n  on: 3", "line 3, column 3: YAML reads the key on as true. For text, quote"),
@@ -116,6 +117,14 @@ def test_the_table_of_a_sweep_has_the_same_message(folder, name):
     assert done.status == 2
     [row] = [line for line in done.err.splitlines() if "experiment=mine" in line]
     assert "conf/experiment/mine.yaml" in row and words in row
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]], ids=["a run", "a sweep"])
+def test_a_required_group_that_a_recipe_sets_to_null_is_rejected(folder, sweep):
+    write(folder / "experiment" / "mine.yaml", HEADER + "defaults: [override /trainer: null]\n")
+    done = run_command(*sweep, "--config-dir=conf", "experiment=mine", "task=plan")
+    assert done.status == 2 and not list(folder.parent.glob("*run*/*/*"))
+    assert "trainer=null: a defaults list sets the group to null, and it is required. Choose one" in done.err
 
 
 @pytest.mark.parametrize("arguments", [["hydra.searchpath=[conf]"], ["hydra/sweeper=basic", "--config-dir=conf", "-m"]])

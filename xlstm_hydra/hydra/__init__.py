@@ -5,6 +5,7 @@ from xlstm_hydra._conf_dir import conf_dir as conf_dir
 from ._arguments import expand_from as expand_from
 from ._arguments import is_sweep as is_sweep
 from ._arguments import overrides_first as overrides_first
+from ._arguments import parse_known_flags as parse_known_flags
 from ._arguments import verifies as verifies
 from ._compose import SweepLoader as SweepLoader
 from ._composer import Point as Point
@@ -22,6 +23,7 @@ from ._explain import located as located
 from ._explain import package_problem as package_problem
 from ._from_checkpoint import recorded_origin as recorded_origin
 from ._from_checkpoint import without_idle as without_idle
+from ._hydra_part import REQUIRED as REQUIRED
 from ._hydra_part import callbacks_of as callbacks_of
 from ._hydra_part import hydra_rules as hydra_rules
 from ._hydra_part import unknown_engine as unknown_engine

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._problems import show
+from xlstm_hydra.configs._problems import either, show
 from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
 from xlstm_hydra.metadata._find import checkpoints_of_run
 
@@ -33,6 +33,37 @@ _RESTORE = "checkpoint.restore"
 _LENIENT_FIELD = "checkpoint.lenient"
 _PLACE = "from@_global_"
 """Where the primary config has its place for `from`: before the recipes, which may change what it gives."""
+
+
+def parse_known_flags() -> Any:
+    """Parse the flags of the command line; those that Hydra does not know are left out.
+
+    Raises:
+        ConfigError: the value of a flag is missing or wrong.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse_flag
+    return parser.parse_known_intermixed_args()[0]
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    """Raise what argparse reports, which would print the usage of all flags with it."""
+    match = _FLAG_FAULT.fullmatch(message)
+    flag, rule = (match[1] or "", match[2]) if match else ("", message)
+    if wrong := _WRONG_CHOICE.fullmatch(rule):
+        known = [name.strip("'") for name in wrong[2].split(", ")]
+        raise ConfigError([Problem({flag: wrong[1]}, f"must be {either(known)}")])
+    if extra := _NO_VALUE.fullmatch(rule):
+        raise ConfigError([Problem({flag: extra[1]}, "the flag takes no value", f"Write {flag}.")])
+    if rule == "expected one argument":
+        raise ConfigError([Problem.about(flag, "needs a value", f"Write {flag}=...")])
+    raise ConfigError([Problem.about(flag, rule) if flag else Problem({}, rule)])
+
+
+_FLAG_FAULT = re.compile(r"(?:argument ([^/: ]+)\S*: )?(.*)")
+_WRONG_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
+_NO_VALUE = re.compile(r"ignored explicit argument '(.*)'")
+"""What argparse reports of flags."""
 
 
 def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:

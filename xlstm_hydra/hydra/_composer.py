@@ -20,13 +20,13 @@ from xlstm_hydra.configs import ConfigError, Problem, RunConfig
 from xlstm_hydra.configs._problems import UnknownKey, independent, show
 
 from ._copy import copy_config
-from ._hydra_part import callback_problems
+from ._hydra_part import callback_problems, unchosen_groups
 from ._interpolations import unresolved
 from ._lenient import UNREADABLE
 from ._load import read
 from ._merge import leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import REFUSED, refused, wrong_value
+from ._refusals import REFUSED, not_options, refused, wrong_value
 from ._several_values import several_values
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
@@ -128,6 +128,7 @@ class Composer:
             rule = f"expected true, false, the name of a logger or a list of names, got {show(verbose)}"
             yield Problem.about("hydra.verbose", rule)
         yield from callback_problems(base.job)
+        yield from unchosen_groups(base.job.hydra.runtime.choices, cfg)
         if not base.references:
             return
         whole = copy_config(cfg)
@@ -186,6 +187,8 @@ class Composer:
         if _holds_sweep(override.value()):
             fix = "Write out the elements of the list."
             raise ConfigError([Problem.about(text, "several values cannot be an element of a list", fix)])
+        if problem := not_options(override):
+            raise ConfigError([problem])
         return override
 
     def is_readable(self, text: str) -> bool:

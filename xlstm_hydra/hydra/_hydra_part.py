@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import traceback
@@ -12,8 +13,11 @@ from typing import Any
 from hydra._internal.callbacks import Callbacks
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.configs._problems import show
+from xlstm_hydra.configs import ConfigError, Problem, RunConfig
+from xlstm_hydra.configs._problems import Unread, show
+
+REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
+"""Groups of which a run needs an option."""
 
 _CALLBACKS = "hydra.callbacks"
 _KEY, _ADVICE = "\nfull_key: ", ", set env var HYDRA_FULL_ERROR=1"
@@ -38,10 +42,24 @@ def callbacks_of(cfg: DictConfig) -> Callbacks:
 def hydra_rules(cfg: DictConfig) -> Iterator[Problem]:
     """Yield every broken rule of Hydra's own part."""
     yield from callback_problems(cfg)
+    yield from unchosen_groups(cfg.hydra.runtime.choices, cfg)
     record = cfg.hydra.output_subdir
     if record is not None and (os.path.isabs(record) or ".." in Path(record).parts):
         fix = "Write a name such as .hydra, or null for no record."
         yield Problem({"hydra.output_subdir": record}, "must be a path inside of the run's folder", fix)
+
+
+def unchosen_groups(choices: Any, cfg: DictConfig) -> Iterator[Problem]:
+    """Yield a problem for each group that a defaults list sets to null: the run would have the values of the class.
+
+    Args:
+        choices: the option of each group, as Hydra records them.
+        cfg: the composed config.
+    """
+    for group in REQUIRED:
+        if group in choices and choices[group] is None and group not in cfg:
+            fix = f"Choose one: `override /{group}: OPTION` in the file, or {group}=OPTION as argument."
+            yield Unread({group: None}, "a defaults list sets the group to null, and it is required", fix)
 
 
 def callback_problems(cfg: DictConfig) -> Iterator[Problem]:

@@ -60,6 +60,8 @@ def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, s
         return f"there is no resolver {match[1]}", nearest(match[1], sorted(known))
     if "Recursive interpolation" in text:
         return "refers to itself", ""
+    if "Interpolation to parent node" in text:
+        return "refers to a group that it is part of", "Name a single key of the group."
     if match := _NO_VARIABLE.search(text):
         return f"the environment variable {match[1]} is not set", ""
     if match := _WRONG_VALUE.search(text):

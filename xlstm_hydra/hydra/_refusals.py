@@ -106,7 +106,7 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if override.is_add() and (is_choice or exists):
         return Problem.about(text, f"{key} is there already", f"Write {text[1:]}, without the +.")
     if is_choice and not isinstance(override.value(), str | list):
-        return Problem({key: override.value()}, "must be the name of an option")
+        return _no_option_name(override)
     if is_choice and override.is_force_add() and isinstance(override.value(), str):
         return _forced_option(override)
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
@@ -116,6 +116,26 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if problem is None and not is_choice:
         problem = unknown_key(key, cfg, override.config_loader)
     return problem or Problem.about(text, first_line(error))
+
+
+def not_options(override: Override) -> Problem | None:
+    """Return the problem with a list for a group if it holds what cannot be names of options: Hydra fails at it."""
+    value: Any = override.value()
+    is_wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
+    return _no_option_name(override) if is_wrong and _options_of(override) else None
+
+
+def _no_option_name(override: Override) -> Problem:
+    options = _options_of(override)
+    fix = f"Known: {', '.join(options)}." if options else ""
+    return Problem({override.key_or_group: override.value()}, "must be the name of an option", fix)
+
+
+def _options_of(override: Override) -> list[str]:
+    loader = override.config_loader
+    return (
+        [] if loader is None else [name for name in loader.get_group_options(override.key_or_group) if name[0] != "_"]
+    )
 
 
 def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
