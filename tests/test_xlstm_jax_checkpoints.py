@@ -83,13 +83,13 @@ def saved(request, tmp_path_factory):
     return folder, expected
 
 
-def logits_on(layout, loaded):
+def logits_on(layout, loaded, batch):
     """The logits that our layouts compute, (B, S, V)."""
     model = replace(loaded.config, parallel=layout)
     run = RunConfig(model=model, data=SyntheticDataConfig(motif_length=4), trainer=TrainerConfig(batch_size=8))
     on = build_objective(run, build_mesh(layout))
     specs = (on.param_specs, on.batch_spec), PartitionSpec(*on.batch_spec, None, layout.model_axis_name)
-    return quick(on._shard_map(lambda params, batch: on._forward(params, batch, None), *specs))(loaded.params, BATCH)
+    return quick(on._shard_map(lambda params, batch: on._forward(params, batch, None), *specs))(loaded.params, batch)
 
 
 def alone(loaded):
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_every_kind_gives_its_own_logits(saved, here):
     folder, expected = saved
     layout = HERE[here] and ParallelConfig(**HERE[here])
     loaded = load_checkpoint(folder, layout)
-    got = logits_on(layout, loaded) if layout else alone(loaded)
+    got = logits_on(layout, loaded, BATCH) if layout else alone(loaded)
     assert np.ptp(expected) > 1
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
@@ -116,3 +116,17 @@ def test_the_model_in_numpy_gives_the_logits_of_xlstm_jax(case):
     tree = np.load(CHECKPOINTS / case / "params.npz")
     got = numpy_xlstm.logits(tree, config, found["inputs"], found["document_borders"])
     np.testing.assert_allclose(got, found["logits"], atol=1e-5)
+
+
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the reference checkpoints are not on this machine")
+@pytest.mark.parametrize("here", ["fsdp 8", "tp 2"])
+@pytest.mark.parametrize("case", ["a_mlstm_v0", "b_mlstm_v1", "c_llama", "d_8dev_mlstm_v0_fsdp2_tp2"])
+def test_the_checkpoints_of_xlstm_jax_give_their_own_logits_on_our_layouts(case, here):
+    layout, found = ParallelConfig(**HERE[here]), np.load(CHECKPOINTS / case / "reference.npz")
+    if case == "c_llama" and layout.fsdp_modules:
+        layout = replace(layout, fsdp_modules=["TransformerBlock"], remat=["TransformerBlock"])
+    loaded = load_checkpoint(CHECKPOINTS / case / "run", layout)
+    got = logits_on(layout, loaded, {name: found[name] for name in BATCH})
+    # Llama's rotary positions: in the reference every token of the padding is at 0, here they go on.
+    counted = slice(None) if case != "c_llama" else found["inputs_segmentation"] != 0
+    np.testing.assert_allclose(np.asarray(got)[counted], found["logits"][counted], atol=1e-5)
