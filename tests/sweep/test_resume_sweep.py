@@ -234,6 +234,7 @@ CODE = {
     "a class in a dictionary": ["model={model_class: evil.Model}"],
     "a folder of options": ["--config-dir=/tmp"],
     "a folder of options in two words": ["--config-dir", "/tmp"],
+    "a single run": ["hydra.mode=RUN"],
     "a short flag": ["-cd=/tmp"],
     "another primary config": ["--config-path=/tmp", "--config-name=x"],
     "a search path": ["hydra.searchpath=[file:///tmp]"],
@@ -280,6 +281,11 @@ def test_a_recorded_command_that_can_load_code_needs_trust(sweep, tmp_path, argu
     assert (done.status, sweep.runs, done.err.count("\n")) == (2, [], 1), done.err
     assert "can load code or reach other folders" in done.err and "add --trust" in done.err
     assert done.out == "" and "\x1b" not in done.err and files() == before
+
+
+def test_a_flag_and_its_folder_are_listed_as_one(sweep, tmp_path):
+    record_by_hand([*BASE, "--config-dir", "mine"], tmp_path)
+    assert "other folders: --config-dir mine (a folder with other options). It is:" in sweep.resume().err
 
 
 def test_a_sweep_that_was_recorded_by_hand_runs(sweep, tmp_path):
@@ -331,7 +337,7 @@ def test_a_trusted_command_is_printed_and_run(sweep):
     Path("conf/experiment/mine.yaml").write_text("# @package _global_\noptimizer: {lr: 0.5}\n")
     sweep.start("--config-dir=conf", "experiment=mine")
     refused = sweep.resume()
-    assert refused.status == 2 and "--config-dir=conf (a flag of Hydra)" in refused.err
+    assert refused.status == 2 and "--config-dir=conf (a folder with other options)" in refused.err
     done = sweep.resume("--trust")
     assert (done.status, [run.optimizer.lr for run, _ in sweep.runs]) == (0, [0.5]), done.err
     assert "the recorded command of the sweep is: xlstm-hydra " in done.err and "--config-dir=conf" in done.err

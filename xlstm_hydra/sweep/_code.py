@@ -21,6 +21,9 @@ from ._points import SUBDIR, key_of
 
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 
+_FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
+"""Flags whose value is a folder with other options. It may be the next argument."""
+
 _GROUPS = ({field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}) - {"from"}
 _OPTION = re.compile(r"[A-Za-z0-9][\w-]*(@\d+)?", re.ASCII)
 _WORD = re.compile(r"[\w.,:&|*()\[\]/@%+-]*", re.ASCII)
@@ -61,20 +64,30 @@ _SETTINGS: Mapping[str, re.Pattern[str]] = {
         f"hydra.sweeper.{name}": _NAME
         for name in ("max_batch_size", "max_jobs", "num_samples", "seed", "on_invalid", "resume")
     },
-    **{name: _NAME for name in ("hydra.mode", "hydra.verbose", "hydra.job.name", "hydra.job.chdir")},
+    **{name: _NAME for name in ("hydra.verbose", "hydra.job.name", "hydra.job.chdir")},
+    "hydra.mode": re.compile("MULTIRUN"),
 }
 """Settings of Hydra and its launchers that load nothing, with the texts that they may have."""
 
 
 def loads_code(arguments: Sequence[str]) -> list[str]:
     """List the arguments of a recorded command that can load code or reach beyond a sweep, each with the reason."""
-    found = [f"{text} ({why})" for text in arguments if (why := _why(text, arguments)) is not None]
+    found = [f"{text} ({why})" for text in _joined(arguments) if (why := _why(text, arguments)) is not None]
     return found if {*MULTIRUN} & {*arguments} else [*found, "it starts no sweep (-m)"]
+
+
+def _joined(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, those of a flag for a folder and its value as one."""
+    texts = iter(arguments)
+    for text in texts:
+        yield f"{text} {next(texts, '')}".rstrip() if text in _FOLDERS else text
 
 
 def _why(text: str, arguments: Sequence[str]) -> str | None:
     if text in MULTIRUN:
         return None
+    if text.startswith(_FOLDERS):
+        return "a folder with other options"
     if text.startswith("-"):
         return "a flag of Hydra"
     if not text.isprintable():
