@@ -104,6 +104,7 @@ LINES = [
     ("--mulirun parallel=dp,tp", "--mulirun: no such flag. Did you mean --multirun?"),
     ("--cfg nope", "--cfg='nope': must be job, hydra or all"),
     ("--config-dir --resolve", "--config-dir: needs a value. Write --config-dir=..."),
+    ("--config-dir=", "--config-dir: needs a value. Write --config-dir=..."),
     ("--info optimizer.lr", "--info='optimizer.lr': must be all, "),
     ("--run=3", "--run='3': the flag takes no value. Write --run."),
     ("--c job", "ambiguous option: --c could match --cfg, --config-path, --config-name, --config-dir"),

@@ -43,7 +43,11 @@ def parse_known_flags() -> Any:
     """
     parser = get_args_parser()
     parser.error = _refuse_flag
-    return parser.parse_known_intermixed_args()[0]
+    args = parser.parse_known_intermixed_args()[0]
+    for name in ("config_dir", "config_name", "config_path"):
+        if getattr(args, name) == "":
+            _refuse_flag(f"argument --{name.replace('_', '-')}: expected one argument")
+    return args
 
 
 def _refuse_flag(message: str) -> NoReturn:
