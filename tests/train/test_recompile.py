@@ -46,7 +46,7 @@ SAME = {
     LoggerConfig: {"log_every_n_steps": 3, "progress": False, "csv": False, "tensorboard": True},
     CheckpointConfig: {
         **{"save_every_n_steps": 3, "save_last": True, "max_to_keep": 2, "keep": "best", "async_save": False},
-        **{"restore": None, "init_from": None},
+        **{"restore": None, "init_from": None, "lenient": False, "verify": False},
     },
 }
 """Another value of every field that needs no other program."""

@@ -132,8 +132,8 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
-    return jax.process_index() == 0
+    """True if this process is the one that writes and logs. Starts no device."""
+    return _runtime.process_id() == 0
 
 
 def of_first(key: str, text: str) -> str:
