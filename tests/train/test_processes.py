@@ -238,6 +238,8 @@ def signal_once_training(folder, both, number):
     try:
         metrics, patience = folder / "run" / "metrics.csv", time.monotonic() + PATIENCE
         while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2) and time.monotonic() < patience:
+            if any(process.poll() is not None for process in both.started):
+                break  # it has failed, and its text is in the result
             time.sleep(0.2)
         both.started[1].send_signal(number)
         sent = time.monotonic()
