@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -99,6 +101,28 @@ def devices(monkeypatch, kind="NVIDIA H100 80GB HBM3", limits=(70, 60), platform
     monkeypatch.setattr(jax, "devices", lambda: found)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "local_devices", lambda: found)
+
+
+MISSING_DATA = """
+import sys
+from hydra import compose, initialize
+from xlstm_hydra._jax_internals import backends_are_initialized
+from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.hydra import VERSION_BASE, load
+from xlstm_hydra.train import train
+
+with initialize(config_path=None, **VERSION_BASE):
+    run = load(compose("config", overrides=["data=text", "data.path=nope", "trainer.simulated_devices=2"]))
+try:
+    train(run, "run")
+except ConfigError as error:
+    sys.exit(f"{error} Devices: {backends_are_initialized()}")
+"""
+
+
+def test_no_device_is_started_by_a_run_whose_data_is_missing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", MISSING_DATA], cwd=tmp_path, capture_output=True, text=True)
+    assert "data.path='nope': no files found" in done.stderr and done.stderr.endswith("Devices: False\n"), done.stderr
 
 
 def test_a_device_has_the_speed_of_its_kind_and_the_memory_of_the_least_one(monkeypatch):
