@@ -11,7 +11,8 @@ from hydra.core.default_element import GroupDefault
 from xlstm_hydra.configs import Problem
 from xlstm_hydra.configs._problems import nearest
 
-_ENTRY = re.compile(r"(Could not override|Invalid Defaults List override|Override) '/?([^' :]+)(?: : |: |'\. )")
+_ENTRY = re.compile(r"(Could not override|Override) '/?([^' :]+)(?: : |: |'\. )")
+_NONE_EARLIER = re.compile(r"(Invalid Defaults List override) '.*'\.\s+No earlier Group Default for '([^']+)'")
 _TWICE = re.compile(r"Multiple values for ([^ ]+)\. To override")
 _INTERPOLATION = re.compile(r"Error resolving interpolation '(.+?)', possible")
 _SEARCH_PATH = re.compile(r"Overriding hydra\.searchpath is only supported")
@@ -49,7 +50,7 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
     if match := _TWICE.match(text):
         found = _entry_of(match[1], chosen, is_override=False)
         return found and EntryFault(_chosen_twice(found[1]), found[0])
-    match = _ENTRY.match(text)
+    match = _ENTRY.match(text) or _NONE_EARLIER.match(text)
     found = _entry_of(match[2], chosen, is_override=True) if match else None
     if match is None or found is None:
         return None
