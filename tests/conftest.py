@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for everyone. JAX is imported by the tests that need it, not here."""
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -43,3 +44,15 @@ def _eight_devices():
     """Whatever the runs in another file have left."""
     if (devices := sys.modules.get("xlstm_hydra.train._devices")) is not None:
         devices.simulate_devices(8)
+
+
+@pytest.fixture
+def logging_of_the_tests(monkeypatch):
+    """The logging of the test process, as it was again afterwards."""
+    monkeypatch.setattr(logging, "_handlerList", [])  # Hydra closes these, and so absl the standard error of pytest
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    yield
+    for handler in {*root.handlers} - {*handlers}:
+        handler.close()
+    root.handlers[:], root.level = handlers, level

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import logging
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,8 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.metadata import hold_folder
 from xlstm_hydra.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
+
 
 @pytest.fixture(autouse=True)
 def trained(tmp_path, monkeypatch):
@@ -23,18 +24,6 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: found.append(run))
     return found
-
-
-@pytest.fixture(autouse=True)
-def logging_of_the_tests(monkeypatch):
-    """The logging of the test process, as it was again afterwards."""
-    monkeypatch.setattr(logging, "_handlerList", [])  # Hydra closes these, and so absl the standard error of pytest
-    root = logging.getLogger()
-    handlers, level = [*root.handlers], root.level
-    yield
-    for handler in {*root.handlers} - {*handlers}:
-        handler.close()
-    root.handlers[:], root.level = handlers, level
 
 
 def content(folder="."):

@@ -4,7 +4,6 @@ else has made is never run, imported, resolved, or used as a path that leads out
 import copy
 import functools
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -30,6 +29,8 @@ from xlstm_hydra.metadata import (
 from xlstm_hydra.run_folder import WRITTEN, RunFolder
 from xlstm_hydra.sweep._outcome import FAILED, Outcome, update_record
 
+pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
+
 SECRET = "value-of-a-variable-of-this-machine"
 
 
@@ -43,18 +44,6 @@ def trained(tmp_path, monkeypatch):
     monkeypatch.setattr(xlstm_hydra.train, "read_resumed", lambda *_: None)
     monkeypatch.setattr(os, "system", lambda command: pytest.fail(f"{command} was run"))
     return found
-
-
-@pytest.fixture(autouse=True)
-def logging_of_the_tests(monkeypatch):
-    """The logging of the test process, as it was again afterwards."""
-    monkeypatch.setattr(logging, "_handlerList", [])  # Hydra closes these, and so absl the standard error of pytest
-    root = logging.getLogger()
-    handlers, level = [*root.handlers], root.level
-    yield
-    for handler in {*root.handlers} - {*handlers}:
-        handler.close()
-    root.handlers[:], root.level = handlers, level
 
 
 @functools.cache

@@ -162,8 +162,8 @@ def _refusals_explained() -> Iterator[None]:
 
 def _is_refusal(error: Exception) -> bool:
     """True for an error about what the user has typed: a `ValueError` that another package raises is a bug."""
-    if isinstance(error, TypeError):
-        return _is_from_defaults_list(error)
+    if _is_from_defaults_list(error):
+        return True
     if not isinstance(error, REFUSED):
         return False
     if not isinstance(error, ValueError | AssertionError) or isinstance(error, OmegaConfBaseException):

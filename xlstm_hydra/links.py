@@ -49,22 +49,18 @@ def _strays(root: Path, paths: Iterable[Path]) -> Iterator[str]:
         if stat.S_ISLNK(mode):
             target = os.path.realpath(path)
             if not _is_in(target, inside):
-                yield f"{_shown(path)} is a link to {_shown(os.readlink(path))}, {_RULE}"
+                yield f"{path} is a link to {os.readlink(path)}, {_RULE}"
             todo.append((target, is_whole))
         elif stat.S_ISDIR(mode):
             todo += [(item, True) for item in sorted(each.path for each in os.scandir(path))] if is_whole else []
         elif not stat.S_ISREG(mode):
-            yield f"{_shown(path)} is a pipe, a socket or a device; expected a file or a folder"
+            yield f"{path} is a pipe, a socket or a device; expected a file or a folder"
 
 
 def _parts(root: Path, path: Path) -> list[Path]:
     """A path in a folder, behind the folders between the two; nothing for a path that is elsewhere."""
     between = [part for part in (path, *path.parents) if root in part.parents]
     return [path] if path == root else between[::-1]
-
-
-def _shown(path: str) -> str:
-    return path if path.isprintable() else ascii(path)
 
 
 def _mode(path: str) -> int | None:
