@@ -24,7 +24,7 @@ MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 _FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
 """Flags whose value is a folder with other options. It may be the next argument."""
 
-_GROUPS = ({field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}) - {"from"}
+_GROUPS = {field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}
 _OPTION = re.compile(r"[A-Za-z0-9][\w-]*(@\d+)?", re.ASCII)
 _WORD = re.compile(r"[\w.,:&|*()\[\]/@%+-]*", re.ASCII)
 _NAME = re.compile(r"(?!\.)[\w.-]*", re.ASCII)
