@@ -26,7 +26,7 @@ from tables import write
 
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.parallel import Collective, list_collectives
-from xlstm_hydra.train import Program, build_program
+from xlstm_hydra.step import Program, build_program
 
 MIB = 2**20
 

@@ -17,8 +17,8 @@ import jax
 from tables import write
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.models import Objective
 from xlstm_hydra.plan import plan_objective
+from xlstm_hydra.step import Objective
 from xlstm_hydra.train import compile_program, exchanged, listed, widened
 
 V1, V0, MIXED, LLAMA = FAMILIES.values()

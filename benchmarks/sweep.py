@@ -22,7 +22,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 from xlstm_hydra.hydra import SweepLoader, check_points, invalid_points, split
 from xlstm_hydra.sweep import is_planned, plan_points
 

@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xlstm_hydra.checkpoint._verified import verified
-from xlstm_hydra.metadata._manifest import write_manifest
+from xlstm_hydra.runs._manifest import write_manifest
 
 ARRAYS = 16
 ROUNDS = 5

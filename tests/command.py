@@ -9,7 +9,7 @@ from unittest import mock
 
 from hydra.core.global_hydra import GlobalHydra
 
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 """Leave the logging of the test process alone."""

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from tiny import LAYOUTS, results, tiny_run
 
-from xlstm_hydra.train import build_program
+from xlstm_hydra.step import build_program
 
 APART = {
     "v1": {"reset_at_document_boundaries": True},

@@ -6,7 +6,7 @@ import jax
 from tiny import tiny_run
 
 from xlstm_hydra.parallel import list_collectives
-from xlstm_hydra.train import build_program
+from xlstm_hydra.step import build_program
 
 
 def lowered(parallel, family="v1", **groups):

@@ -17,23 +17,16 @@ import pytest
 from tiny import tiny_run
 from untrained import random_params, save_untrained
 
-from xlstm_hydra import load_checkpoint, metadata_cli
-from xlstm_hydra.checkpoint import (
-    Checkpoints,
-    SaveError,
-    TrainState,
-    _seal,
-    _verified,
-    export_checkpoint,
-    read_logged,
-    restore,
-)
+from xlstm_hydra import load_checkpoint
+from xlstm_hydra.checkpoint import Checkpoints, SaveError, _seal, _verified, export_checkpoint, read_logged, restore
 from xlstm_hydra.checkpoint._verified import verified
+from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.hydra import verifies
-from xlstm_hydra.metadata import DamagedCheckpoint, _verify, find_start, read_metadata_text, step_of
-from xlstm_hydra.metadata._manifest import MANIFEST, read_entry, read_manifest, write_manifest
-from xlstm_hydra.metadata._verify import judge, verification
+from xlstm_hydra.runs import DamagedCheckpoint, _verify, find_start, read_metadata_text, step_of
+from xlstm_hydra.runs._manifest import MANIFEST, read_entry, read_manifest, write_manifest
+from xlstm_hydra.runs._verify import judge, verification
+from xlstm_hydra.step import TrainState
 
 MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
 """What Hugging Face can have."""

@@ -22,8 +22,10 @@ from xlstm_hydra.configs import (
     TrainerConfig,
 )
 from xlstm_hydra.data import open_corpus, train_batches
-from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, read_run
-from xlstm_hydra.train import build_program, train
+from xlstm_hydra.formats import read_run
+from xlstm_hydra.runs import find_checkpoint, read_metadata_text
+from xlstm_hydra.step import build_program
+from xlstm_hydra.train import train
 
 SAVING = {"save_every_n_steps": 2, "max_to_keep": 10}
 

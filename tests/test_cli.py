@@ -16,9 +16,10 @@ from saved import composed, save
 import xlstm_hydra
 import xlstm_hydra.inference
 import xlstm_hydra.train
-from xlstm_hydra import errors, job
+from xlstm_hydra import errors
+from xlstm_hydra.cli import _job as job
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import hold_folder
+from xlstm_hydra.runs import hold_folder
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,10 @@ import sys
 import pytest
 from command import run_command
 
-from xlstm_hydra import compare_plans, plan_cli
-from xlstm_hydra.compare_plans import Row
+from xlstm_hydra import plan_cli
 from xlstm_hydra.plan import MEMORY_KINDS
+from xlstm_hydra.sweep import _plan_table as compare_plans
+from xlstm_hydra.sweep._plan_table import Row
 
 SWEEP = ["-m", "task=plan", "task.num_devices=16", "parallel=dp,fsdp,tp", "hydra.sweep.dir=sweep"]
 

@@ -10,8 +10,9 @@ from xlstm_hydra import configs
 from xlstm_hydra.configs import ModelConfig
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.hydra._register import SCHEMAS
-from xlstm_hydra.metadata import ABSENT, KINDS, Difference, diff, not_compared, read_record, write_metadata
-from xlstm_hydra.metadata._difference import EFFECTS, _kind
+from xlstm_hydra.metadata import Difference, diff, read_record, write_metadata
+from xlstm_hydra.runs import ABSENT, KINDS, not_compared
+from xlstm_hydra.runs._diff import EFFECTS, _kind
 
 OF_RUNS = [schema for name, schema in SCHEMAS.items() if name not in ("slurm", "local")]
 OWN = [ModelConfig, *(schema.__bases__[-1] if "Node" in schema.__name__ else schema for schema in OF_RUNS)]

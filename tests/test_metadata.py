@@ -22,20 +22,18 @@ from xlstm_hydra.configs import (
     mLSTMv1Config,
     xLSTMConfig,
 )
+from xlstm_hydra.formats import VERSION, _registry, read_run
+from xlstm_hydra.formats._own import _FEED_FORWARD, _UPGRADES
 from xlstm_hydra.hydra import load
 from xlstm_hydra.metadata import (
-    VERSION,
     MetadataError,
-    _registry,
     allow_modules,
-    provenance,
     read_metadata,
     read_record,
-    read_run,
     register_model_class,
     write_metadata,
 )
-from xlstm_hydra.metadata._format import _FEED_FORWARD, _UPGRADES
+from xlstm_hydra.runs import provenance
 
 with initialize(version_base="1.3", config_path=None):
     RUN = load(compose("config", overrides=["parallel=fsdp_tp", "optimizer=lion", "scheduler=linear"]))
@@ -232,7 +230,7 @@ def test_there_is_a_sample_of_every_version_and_an_upgrade_of_every_old_one():
 
 
 def test_an_old_version_is_upgraded_step_by_step(monkeypatch):
-    monkeypatch.setattr("xlstm_hydra.metadata._format.VERSION", VERSION + 2)
+    monkeypatch.setattr("xlstm_hydra.formats._own.VERSION", VERSION + 2)
     monkeypatch.setitem(_UPGRADES, VERSION, lambda content: content | {"overrides": ["next"]})
     monkeypatch.setitem(
         _UPGRADES, VERSION + 1, lambda content: content | {"overrides": [*content["overrides"], "last"]}
@@ -303,8 +301,8 @@ OWN = json.dumps(
 @pytest.fixture
 def registry(monkeypatch):
     """A registry that no test leaves anything in."""
-    monkeypatch.setattr("xlstm_hydra.metadata._registry._allowed", {})
-    monkeypatch.setattr("xlstm_hydra.metadata._registry._prefixes", set())
+    monkeypatch.setattr("xlstm_hydra.formats._registry._allowed", {})
+    monkeypatch.setattr("xlstm_hydra.formats._registry._prefixes", set())
 
 
 def test_a_class_of_a_loaded_module_is_refused_until_it_is_registered(registry):

@@ -15,10 +15,11 @@ from reference import CHECKPOINTS
 from saved import composed, save, save_text
 from test_imports import loaded
 
-from xlstm_hydra import metadata_cli
-from xlstm_hydra.metadata import provenance, write_metadata
+from xlstm_hydra.cli import metadata as metadata_cli
+from xlstm_hydra.metadata import write_metadata
+from xlstm_hydra.runs import provenance
 
-MAIN = "from xlstm_hydra.metadata_cli import main; main()"
+MAIN = "from xlstm_hydra.cli.metadata import main; main()"
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from etils import epath
 from saved import save_text
 
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, refuse_to_overwrite, saved_steps, step_of
-from xlstm_hydra.metadata._abandoned import ignore_abandoned_requests
-from xlstm_hydra.metadata._damage import told_if_damaged
+from xlstm_hydra.runs import find_checkpoint, read_metadata_text, refuse_to_overwrite, saved_steps, step_of
+from xlstm_hydra.runs._abandoned import ignore_abandoned_requests
+from xlstm_hydra.runs._damage import told_if_damaged
 
 
 def mark(run, step, content):

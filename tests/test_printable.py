@@ -10,9 +10,9 @@ import yaml
 from command import run_command
 from saved import composed, save, save_text
 
-from xlstm_hydra import metadata_cli
 from xlstm_hydra._printable import PrintableFormatter, printable, shell_line
 from xlstm_hydra._table import table
+from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import TaskError, reason, text_of
 from xlstm_hydra.hydra._quote import as_override

@@ -9,10 +9,10 @@ from command import run_command
 from saved import composed, save
 
 import xlstm_hydra.train
-from xlstm_hydra import run_folder
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import hold_folder
-from xlstm_hydra.run_folder import RunFolder
+from xlstm_hydra.runs import _folder as run_folder
+from xlstm_hydra.runs import hold_folder
+from xlstm_hydra.runs._folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from xlstm_hydra import streams
+from xlstm_hydra.cli import _streams as streams
 
 COMMAND = [sys.executable, "-m", "xlstm_hydra"]
 RUN = """
@@ -98,9 +98,9 @@ def test_a_run_continues_when_its_terminal_is_gone(tmp_path):
 
 
 ANY = {
-    "show": ["xlstm_hydra.cli", "--cfg", "job"],
-    "train": ["xlstm_hydra.cli"],
-    "metadata": ["xlstm_hydra.metadata_cli", "show", "run"],
+    "show": ["xlstm_hydra.cli.main", "--cfg", "job"],
+    "train": ["xlstm_hydra.cli.main"],
+    "metadata": ["xlstm_hydra.cli.metadata", "show", "run"],
 }
 
 

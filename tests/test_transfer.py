@@ -14,8 +14,9 @@ from untrained import random_params, save_untrained
 from xlstm_hydra import load_checkpoint
 from xlstm_hydra.checkpoint import _transfer, export_checkpoint, import_checkpoint, load_params
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, ParallelConfig, SGDConfig
-from xlstm_hydra.metadata import find_checkpoint, read_metadata_text, read_record
+from xlstm_hydra.metadata import read_record
 from xlstm_hydra.models import apply_model, build_model
+from xlstm_hydra.runs import find_checkpoint, read_metadata_text
 from xlstm_hydra.train import train
 
 MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}

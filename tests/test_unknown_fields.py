@@ -10,12 +10,13 @@ from published import CELL, changed, nested, tree
 from saved import composed, save_text
 
 import xlstm_hydra.train
-from xlstm_hydra import metadata_cli
 from xlstm_hydra.checkpoint._load import recorded_model
+from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, ModelConfig
 from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.hydra._from_checkpoint import SavedOptions
-from xlstm_hydra.metadata import find_checkpoint, read_record, record_of, write_metadata
+from xlstm_hydra.metadata import read_record, write_metadata
+from xlstm_hydra.runs import find_checkpoint, record_of
 
 NEW = f"{CELL}.igate_preact_fixed_to"
 IGNORED = "ignored unknown fields: "
@@ -125,7 +126,7 @@ def test_a_run_that_continues_leniently_is_started_so(places, monkeypatch, argum
 
 
 def test_a_run_continues_from_a_record_with_unknown_fields_if_it_is_lenient(places, run):
-    from xlstm_hydra.train._resume import read_resumed
+    from xlstm_hydra.train._resumed import read_resumed
 
     def resumed(lenient):
         settings = CheckpointConfig(restore="ours", lenient=lenient)

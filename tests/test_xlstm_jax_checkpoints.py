@@ -19,8 +19,9 @@ from xlstm_jax_record import record
 
 from xlstm_hydra import load_checkpoint
 from xlstm_hydra.configs import ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.models import apply_model, build_objective
+from xlstm_hydra.models import apply_model
 from xlstm_hydra.parallel import build_mesh
+from xlstm_hydra.step import build_objective
 
 SMALL = {"num_blocks": 2, "context_length": 16, "igate_bias_init_range": 0.0}
 V0 = SMALL | {"gate_linear_headwise": True, "norm_type": "layernorm"}

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from xlstm_hydra.checkpoint import Checkpoints, TrainState
+from xlstm_hydra.checkpoint import Checkpoints
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.metadata import write_metadata
 from xlstm_hydra.models import build_model, init_model, list_parameters
+from xlstm_hydra.step import TrainState
 
 
 def save_untrained(run, folder, step=2, params=None):

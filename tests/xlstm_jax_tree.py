@@ -3,8 +3,8 @@ package, and independent of it. And a disk that is not one."""
 
 import numpy as np
 
+from xlstm_hydra.checkpoint._from_xlstm_jax import xlstm_jax_parts
 from xlstm_hydra.checkpoint._parts import assemble, refuse_misfits
-from xlstm_hydra.checkpoint._xlstm_jax import xlstm_jax_parts
 from xlstm_hydra.models import list_parameters
 
 RES, FFN = "xlstm_res_block", "ffn_res_block"

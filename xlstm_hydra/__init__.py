@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import load_checkpoint as load_checkpoint
+    from xlstm_hydra.checkpoint import load_checkpoint as load_checkpoint
 
 
 def __getattr__(name: str) -> Any:
     """`load_checkpoint`, which needs JAX, and `__version__`, a tenth of the start-up time: found when asked for."""
     if name == "load_checkpoint":
-        from .checkpoint import load_checkpoint
+        from xlstm_hydra.checkpoint import load_checkpoint
 
         return load_checkpoint
     if name != "__version__":

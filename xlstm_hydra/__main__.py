@@ -1,6 +1,6 @@
 """`python -m xlstm_hydra`."""
 
-from xlstm_hydra.cli import main
+from xlstm_hydra.cli.main import main
 
 if __name__ == "__main__":
     main()

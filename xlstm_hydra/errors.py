@@ -21,7 +21,7 @@ import traceback
 from pathlib import Path
 
 from xlstm_hydra._printable import printable, printable_lines
-from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.problems import ConfigError
 
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
 """Printed under the traceback of a bug."""

@@ -16,9 +16,8 @@ from hydra.types import RunMode
 from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig
+from xlstm_hydra.devices import no_accelerator
 from xlstm_hydra.hydra import load_device, resolve_classes
-from xlstm_hydra.links import replace_file
-from xlstm_hydra.parallel import no_accelerator
 from xlstm_hydra.plan import (
     FEW,
     PLAN_FILE,
@@ -37,6 +36,7 @@ from xlstm_hydra.plan import (
     to_dict,
     verdict,
 )
+from xlstm_hydra.runs import replace_file
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -109,7 +109,7 @@ def _laid_out(layouts: Search) -> RunConfig:
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:
     """Print the plan beside what the compiler says."""
-    from xlstm_hydra.train import compare, compile_step  # 2 s, for this alone
+    from xlstm_hydra.plan import compare, compile_step  # 2 s, for this alone
 
     compared = list(compare(found, compile_step(found.run, found.num_devices)))
     head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")

@@ -9,7 +9,7 @@ An installed package says the same in its pyproject.toml, and needs no such prog
     gru = "gru_lm"
 """
 
-from xlstm_hydra.cli import main
+from xlstm_hydra.cli.main import main
 from xlstm_hydra.metadata import allow_modules
 
 if __name__ == "__main__":

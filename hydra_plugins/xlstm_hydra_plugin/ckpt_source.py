@@ -13,7 +13,7 @@ from hydra.errors import SearchPathException
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 
 if TYPE_CHECKING:
-    from xlstm_hydra.hydra._from_checkpoint import SavedOptions
+    from xlstm_hydra.hydra import SavedOptions
 
 
 class CheckpointConfigSource(ConfigSource):
@@ -64,7 +64,7 @@ class CheckpointConfigSource(ConfigSource):
     def options(self) -> SavedOptions:
         """What the checkpoint gives, read when it is first asked for."""
         if self._found is None:
-            from xlstm_hydra.hydra._from_checkpoint import SavedOptions
+            from xlstm_hydra.hydra import SavedOptions
 
             try:
                 self._found = SavedOptions.at(self.path, "hydra.searchpath")

@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from xlstm_hydra.cluster import Work
+    from xlstm_hydra.sweep import Work
 
 
 class _ClusterLauncher(Launcher):
@@ -43,7 +43,7 @@ class _ClusterLauncher(Launcher):
         """Run the jobs of a batch, and wait for all of them."""
         from hydra.core.singleton import Singleton
 
-        from xlstm_hydra.cluster import Work
+        from xlstm_hydra.sweep import Work
 
         work = Work(self.context, self.task, self.config, Singleton.get_state())
         return self.run(work, dict(enumerate(job_overrides, initial_job_idx)))
@@ -58,15 +58,15 @@ class SlurmLauncher(_ClusterLauncher):
 
     def check(self) -> None:
         """See the base class."""
-        from xlstm_hydra.cluster import check_slurm
         from xlstm_hydra.configs import SlurmLauncherConfig
+        from xlstm_hydra.sweep import check_slurm
 
         self.asked = _checked(SlurmLauncherConfig, self.settings)
         check_slurm(self.asked, self.config)
 
     def run(self, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
         """See the class."""
-        from xlstm_hydra.cluster import launch_on_slurm
+        from xlstm_hydra.sweep import launch_on_slurm
 
         return launch_on_slurm(self.asked, work, points)
 
@@ -76,21 +76,21 @@ class LocalLauncher(_ClusterLauncher):
 
     def check(self) -> None:
         """See the base class."""
-        from xlstm_hydra.cluster import check_gpus
         from xlstm_hydra.configs import LocalLauncherConfig
+        from xlstm_hydra.sweep import check_gpus
 
         self.asked = _checked(LocalLauncherConfig, self.settings)
         check_gpus(self.asked)
 
     def run(self, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
         """See the class."""
-        from xlstm_hydra.cluster import launch_locally
+        from xlstm_hydra.sweep import launch_locally
 
         return launch_locally(self.asked, work, points)
 
 
 def _checked(config_class: Any, settings: Mapping[str, Any]) -> Any:
-    from xlstm_hydra.configs import ConfigError
+    from xlstm_hydra.problems import ConfigError
 
     try:
         return config_class(**settings)

@@ -86,8 +86,8 @@ class OptunaSweeper(Sweeper):
         Raises:
             ConfigError: there is not, or something is.
         """
-        from xlstm_hydra.configs import ConfigError, Problem
         from xlstm_hydra.hydra import SweepLoader, check_points, first_point
+        from xlstm_hydra.problems import ConfigError, Problem
         from xlstm_hydra.sweep import check_job_folder, refuse_run_folder
 
         overrides = self.study.overrides(arguments)
@@ -112,7 +112,7 @@ _NOTHING_FOUND = ("No trials are completed", "Record does not exist")
 @contextmanager
 def _told(folder: Path) -> Iterator[None]:
     """Tell at the end how the trials went. The command ends with an error where none is completed."""
-    from xlstm_hydra.configs import ConfigError, Problem
+    from xlstm_hydra.problems import ConfigError, Problem
     from xlstm_hydra.sweep import RECORD_FILE, StorageError, finish, read_record
 
     error: BaseException | None = None
@@ -158,7 +158,7 @@ def _check_objective(config: DictConfig) -> None:
     Raises:
         ConfigError: it has none.
     """
-    from xlstm_hydra.configs import ConfigError, Problem
+    from xlstm_hydra.problems import ConfigError, Problem
 
     task, batches = (OmegaConf.select(config, key) for key in ("task.name", "trainer.eval_batches"))
     if task == "generate":

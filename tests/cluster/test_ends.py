@@ -8,11 +8,21 @@ from types import SimpleNamespace
 import pytest
 from command import run_command
 
-from xlstm_hydra.cluster import _local, _logs, _return, _slurm, _states
-from xlstm_hydra.cluster._requeue import NO_PROGRESS, note_run_folder, teardown
-from xlstm_hydra.cluster._states import End
 from xlstm_hydra.configs import SlurmLauncherConfig
-from xlstm_hydra.sweep import Outcome, begin, finish, read_record, update_record
+from xlstm_hydra.sweep import (
+    Outcome,
+    _local,
+    _logs,
+    _return,
+    _slurm,
+    _states,
+    begin,
+    finish,
+    read_record,
+    update_record,
+)
+from xlstm_hydra.sweep._requeue import NO_PROGRESS, note_run_folder, teardown
+from xlstm_hydra.sweep._states import End
 
 
 @pytest.fixture

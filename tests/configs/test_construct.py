@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlstm_hydra import configs
+from xlstm_hydra.codec._construct import convert_fields
+from xlstm_hydra.codec._partial import unchecked
 from xlstm_hydra.configs import (
     AdamWConfig,
     ConfigDict,
@@ -27,8 +29,6 @@ from xlstm_hydra.configs import (
     mLSTMv1Config,
     xLSTMConfig,
 )
-from xlstm_hydra.configs._construct import convert_fields
-from xlstm_hydra.configs._parse import unchecked
 
 MANY = settings(max_examples=60, deadline=None, derandomize=True)
 

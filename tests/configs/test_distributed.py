@@ -3,7 +3,7 @@
 import pytest
 
 from xlstm_hydra.configs import ConfigError, DistributedConfig, ParallelConfig, RunConfig, TrainerConfig
-from xlstm_hydra.configs._slurm import first_host, idle_tasks, slurm_place
+from xlstm_hydra.configs._process import first_host, idle_tasks, slurm_place
 
 EXPLICIT = {"name": "explicit", "coordinator_address": "node7:1234", "num_processes": 2, "process_id": 1}
 AUTO = DistributedConfig(name="auto")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from xlstm_hydra.codec._decode import collect
 from xlstm_hydra.configs import (
     ConfigDict,
     ConfigError,
@@ -25,7 +26,6 @@ from xlstm_hydra.configs import (
     mLSTMConfig,
     register_class,
 )
-from xlstm_hydra.configs._parse import collect
 
 
 class Color(enum.Enum):

@@ -15,12 +15,11 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import xlstm_hydra.train
-from xlstm_hydra.cluster import _local
-from xlstm_hydra.cluster._local import _gpus_of_slots
-from xlstm_hydra.cluster._slurm import parameters
 from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
 from xlstm_hydra.hydra import VERSION_BASE, _engines
-from xlstm_hydra.sweep import _sweep
+from xlstm_hydra.sweep import _local, _sweep
+from xlstm_hydra.sweep._local import _gpus_of_slots
+from xlstm_hydra.sweep._slurm import parameters
 
 MODEL = "embedding_dim=32 num_blocks=1 num_heads=2 context_length=16 chunk_size=8".split()
 TINY = [

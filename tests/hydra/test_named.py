@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from saved import composed, save
 
-from xlstm_hydra.metadata._named import named_folders, run_folders
+from xlstm_hydra.runs._named import named_folders, run_folders
 
 SCRIPTS = Path(sys.executable).parent
 COMMANDS = {
-    "--from": ["-c", "from xlstm_hydra.cli import main; main()", "--from", "{}", "--cfg", "job"],
+    "--from": ["-c", "from xlstm_hydra.cli.main import main; main()", "--from", "{}", "--cfg", "job"],
     "resume= as a module": ["-m", "xlstm_hydra", "resume={}", "--cfg", "job"],
     "a config source": ["-m", "xlstm_hydra", "hydra.searchpath=[ckpt://{}]", "model=ckpt", "--cfg", "job"],
     "resume_sweep=": ["-m", "xlstm_hydra", "resume_sweep={}"],
-    "xlstm-metadata overrides": ["-c", "from xlstm_hydra.metadata_cli import main; main()", "overrides", "{}"],
+    "xlstm-metadata overrides": ["-c", "from xlstm_hydra.cli.metadata import main; main()", "overrides", "{}"],
 }
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from saved import composed
 
 from xlstm_hydra import configs
+from xlstm_hydra.codec._hints import hints
+from xlstm_hydra.codec._partial import unchecked
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig
-from xlstm_hydra.configs._hints import hints
-from xlstm_hydra.configs._parse import unchecked
 from xlstm_hydra.hydra import VERSION_BASE, shortest_overrides, without_idle
 from xlstm_hydra.hydra._load import read
 from xlstm_hydra.hydra._register import SCHEMAS

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.base import Node
 
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 from xlstm_hydra.hydra import conf_dir
 from xlstm_hydra.hydra._compose import SweepLoader
 from xlstm_hydra.hydra._copy import copy_config

@@ -10,9 +10,9 @@ from test_models import outputs, params_of, some_tokens
 from tiny import FAMILIES, tiny_run
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig
+from xlstm_hydra.devices._start_devices import start_devices
 from xlstm_hydra.models._context import Context
 from xlstm_hydra.models._llama import positions_BT, rotate
-from xlstm_hydra.train._devices import start_devices
 
 
 def llama(**changes):

@@ -11,10 +11,10 @@ from xlstm_jax_tree import convert
 
 from xlstm_hydra import checkpoint
 from xlstm_hydra.configs import ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.metadata import find_checkpoint
-from xlstm_hydra.models import apply_model, build_model, cross_entropy, init_model
+from xlstm_hydra.models import apply_model, build_model, init_model
 from xlstm_hydra.parallel import Axes
-from xlstm_hydra.train import build_program
+from xlstm_hydra.runs import find_checkpoint
+from xlstm_hydra.step import build_program, cross_entropy
 
 CASES = ["a_mlstm_v0", "b_mlstm_v1", "c_llama"]
 ALL = [*CASES, "d_8dev_mlstm_v0_fsdp2_tp2"]

@@ -11,12 +11,12 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.models import build_objective
 from xlstm_hydra.parallel import abstract_mesh, build_mesh, list_collectives
 from xlstm_hydra.plan import Exchange, count, make_plan, report
+from xlstm_hydra.plan._compiled import exchanged, listed
 from xlstm_hydra.plan._jaxpr import read_program, trace_program
 from xlstm_hydra.plan._trace import trace
-from xlstm_hydra.train._compiled import exchanged, listed
+from xlstm_hydra.step import build_objective
 
 BFLOAT16 = {"fsdp_gather_dtype": "bfloat16", "fsdp_grad_scatter_dtype": "bfloat16"}
 PIPELINE = {"data_axis_size": 1, "fsdp_axis_size": 2, "pipeline_axis_size": 2, "model_axis_size": 2, **FSDP}

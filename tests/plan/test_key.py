@@ -6,7 +6,8 @@ import pytest
 from planning import device, medium_run
 
 from xlstm_hydra.configs import AdamWConfig, CosineConfig, DeviceConfig, LionConfig, SGDConfig
-from xlstm_hydra.plan import make_plan, plan_key
+from xlstm_hydra.plan import make_plan
+from xlstm_hydra.step import plan_key
 
 
 def changed(value):

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import pytest
 from tiny import FSDP, LAYOUTS, tiny_run
 
-from xlstm_hydra.models import build_objective
 from xlstm_hydra.parallel import abstract_mesh
 from xlstm_hydra.plan._dataflow import read_dataflow
 from xlstm_hydra.plan._jaxpr import trace_program
 from xlstm_hydra.plan._liveness import busiest_moment
 from xlstm_hydra.plan._memory import step_memory
 from xlstm_hydra.plan._trace import trace
-from xlstm_hydra.train import build_program
+from xlstm_hydra.step import build_objective, build_program
 
 SIZES = {"embedding_dim": 64, "context_length": 128, "vocab_size": 128}
 CHUNKS = {"chunk_size": 32}

@@ -14,19 +14,10 @@ from command import run_command
 import xlstm_hydra.inference
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import hold_folder
 from xlstm_hydra.preemption import Preempted
-from xlstm_hydra.sweep import (
-    Outcome,
-    _driver,
-    _report,
-    amend_record,
-    begin,
-    finish,
-    job_recorded,
-    read_record,
-    update_record,
-)
+from xlstm_hydra.runs import hold_folder
+from xlstm_hydra.sweep import Outcome, _driver, amend_record, begin, finish, job_recorded, read_record, update_record
+from xlstm_hydra.sweep import _results as _report
 from xlstm_hydra.sweep._driver import note_unrecorded
 from xlstm_hydra.sweep._outcome import STATUSES
 

@@ -13,8 +13,9 @@ from saved import composed, save
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.metadata import hold_folder
-from xlstm_hydra.sweep import _driver, _report, expand_resume_sweep, read_record
+from xlstm_hydra.runs import hold_folder
+from xlstm_hydra.sweep import _driver, expand_resume_sweep, read_record
+from xlstm_hydra.sweep import _results as _report
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""

@@ -10,7 +10,8 @@ from command import run_command
 import xlstm_hydra.train
 from hydra_plugins.xlstm_hydra_plugin import optuna_sweeper
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.sweep import StorageError, _report, open_storage, storage_errors, storage_url
+from xlstm_hydra.sweep import StorageError, open_storage, storage_errors, storage_url
+from xlstm_hydra.sweep import _results as _report
 
 pytest.importorskip("optuna")
 SQLAlchemyError = pytest.importorskip("sqlalchemy.exc").SQLAlchemyError

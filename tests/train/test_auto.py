@@ -8,7 +8,7 @@ from command import run_command
 from omegaconf import OmegaConf
 
 from xlstm_hydra.configs import ParallelConfig
-from xlstm_hydra.metadata import find_checkpoint, record_of
+from xlstm_hydra.runs import find_checkpoint, record_of
 
 SMALL = (
     *(

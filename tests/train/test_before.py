@@ -15,13 +15,16 @@ from tiny import LAYOUTS, tiny_run
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.devices import _here
+from xlstm_hydra.devices._here import device_here
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.inference import _start
+from xlstm_hydra.inference import _load_model as _start
 from xlstm_hydra.plan import _too_large
-from xlstm_hydra.train import _here, _loop, _plan, build_program, train
+from xlstm_hydra.step import build_program
+from xlstm_hydra.train import _loop, train
+from xlstm_hydra.train import _planning as _plan
 from xlstm_hydra.train._cache import Programs
-from xlstm_hydra.train._here import device_here
-from xlstm_hydra.train._plan import RunPlan, plan_program
+from xlstm_hydra.train._planning import RunPlan, plan_program
 
 GIB = 2**30
 SMALL = 2**20

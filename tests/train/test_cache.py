@@ -14,7 +14,8 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
-from xlstm_hydra.train import _cache, build_program, train
+from xlstm_hydra.step import build_program
+from xlstm_hydra.train import _cache, train
 from xlstm_hydra.train._cache import Programs, compilation_cache, own_folder
 
 

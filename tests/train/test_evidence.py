@@ -13,7 +13,7 @@ from tiny import FSDP, tiny_run
 
 from xlstm_hydra.configs import ConfigError, ParallelConfig
 from xlstm_hydra.parallel import list_collectives
-from xlstm_hydra.train import build_program
+from xlstm_hydra.step import build_program
 
 SHARDED = {"data_axis_size": 1, "fsdp_axis_size": 8, **FSDP}
 TENSOR = {"data_axis_size": 4, "model_axis_size": 2}

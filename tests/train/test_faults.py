@@ -8,13 +8,13 @@ import shutil
 import pytest
 from tiny import tiny_run
 
-from xlstm_hydra import links
 from xlstm_hydra.checkpoint import Checkpoints
-from xlstm_hydra.checkpoint._faults import Listener, SaveError, saving
+from xlstm_hydra.checkpoint._save_faults import Listener, SaveError, saving
 from xlstm_hydra.configs import AUTO, CheckpointConfig, LoggerConfig
-from xlstm_hydra.metadata import saved_steps
+from xlstm_hydra.runs import _links as links
+from xlstm_hydra.runs import saved_steps
 from xlstm_hydra.train import _log, train
-from xlstm_hydra.train._faults import RunEnded, faults_reported
+from xlstm_hydra.train._diagnosis import RunEnded, faults_reported
 
 
 def run_of(logger=None, **checkpoint):

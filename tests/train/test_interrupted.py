@@ -15,7 +15,7 @@ from test_processes import TINY
 
 from xlstm_hydra.checkpoint import Checkpoints
 from xlstm_hydra.configs import CheckpointConfig
-from xlstm_hydra.metadata import saved_steps
+from xlstm_hydra.runs import saved_steps
 from xlstm_hydra.train._log import _CsvFile
 
 STEPS = 12

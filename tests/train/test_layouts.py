@@ -13,7 +13,7 @@ from exact import assert_equal_results, moved, program, single
 from flax import traverse_util
 from tiny import FSDP, LAYOUTS, results, tiny_run
 
-from xlstm_hydra.train import build_program
+from xlstm_hydra.step import build_program
 
 CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2")}
 CASES = [

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import LoggerConfig
-from xlstm_hydra.train._log import MetricLog, log
+from xlstm_hydra.train._log import MetricLog
 
 METRICS = {"loss": 1.0, "tokens_per_second": 5.0}
 

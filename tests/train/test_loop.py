@@ -20,7 +20,7 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SyntheticDataConfig,
 )
-from xlstm_hydra.metadata import Start
+from xlstm_hydra.runs import Start
 from xlstm_hydra.train import train
 from xlstm_hydra.train._announce import _warn_of_idle_tokens, announce_start
 

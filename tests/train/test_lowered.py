@@ -5,7 +5,7 @@ import pytest
 from stablehlo import collectives, lowered
 from tiny import FSDP, LAYOUTS, tiny_run
 
-from xlstm_hydra.train import build_program
+from xlstm_hydra.step import build_program
 
 
 def sharded(on):

@@ -18,12 +18,13 @@ from saved import save
 from tiny import LAYOUTS, results
 
 import xlstm_hydra.train
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
+from xlstm_hydra.formats import _registry
 from xlstm_hydra.hydra import load, make_model_config, resolve_classes
-from xlstm_hydra.metadata import _registry
 from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
-from xlstm_hydra.train import build_program, train
+from xlstm_hydra.step import build_program
+from xlstm_hydra.train import train
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_model"
 OWN = {"fsdp_modules": ["GRUBlock", "Embed"], "remat": ["GRUBlock"], "fsdp_min_weight_size": 0}

@@ -12,7 +12,8 @@ from tiny import FSDP, batch, results, tiny_run
 
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, mLSTMv1Config
 from xlstm_hydra.parallel import bubble_fraction
-from xlstm_hydra.train import build_program, train
+from xlstm_hydra.step import build_program
+from xlstm_hydra.train import train
 
 LAYOUTS = {
     "pp2": {"pipeline_axis_size": 2},

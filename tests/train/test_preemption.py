@@ -17,10 +17,11 @@ from test_processes import TINY, Pair, losses, signal_once_training, spoken
 from tiny import tiny_run
 
 import xlstm_hydra.train
-from xlstm_hydra import job, preemption
+from xlstm_hydra import preemption
+from xlstm_hydra.cli import _job as job
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
-from xlstm_hydra.metadata import find_start, saved_steps
 from xlstm_hydra.preemption import STATUS, Preempted, watched
+from xlstm_hydra.runs import find_start, saved_steps
 from xlstm_hydra.sweep import read_record
 from xlstm_hydra.train import train
 from xlstm_hydra.train._log import MetricLog

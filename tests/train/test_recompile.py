@@ -22,7 +22,7 @@ from xlstm_hydra.configs import (
     SyntheticDataConfig,
     TrainerConfig,
 )
-from xlstm_hydra.train import build_program
+from xlstm_hydra.step import build_program
 
 NUMBERS = {"lr": 0.5, "weight_decay": 0.0, "grad_clip_norm": 0.25, "grad_clip_value": 0.5}
 SCHEDULE = {"warmup_steps": 3, "cooldown_steps": 2, "cooldown_lr_factor": 0.2, "decay_steps": 9}

@@ -7,8 +7,8 @@ from tiny import tiny_run
 
 from xlstm_hydra._jax_internals import backends_are_initialized
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.train import _runtime
-from xlstm_hydra.train._devices import start_devices
+from xlstm_hydra.devices import _runtime
+from xlstm_hydra.devices._start_devices import start_devices
 
 
 @pytest.mark.parametrize("name", ["process_id", "num_processes", "client"])

@@ -12,10 +12,11 @@ from unplannable import forget_scan, mystery_run
 
 from xlstm_hydra.configs import AutoParallelConfig
 from xlstm_hydra.plan import PlanError
+from xlstm_hydra.step import build_program
 from xlstm_hydra.sweep import _plan_points
-from xlstm_hydra.train import build_program, train
+from xlstm_hydra.train import train
 from xlstm_hydra.train._auto import choose_layout
-from xlstm_hydra.train._plan import plan_program
+from xlstm_hydra.train._planning import plan_program
 
 REASON = "the parameters of the primitive 'scan' cannot be read "
 HERE = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra.configs import ModelConfig
-from xlstm_hydra.metadata._damage import told_under
 from xlstm_hydra.models import list_parameters
+from xlstm_hydra.runs import told_under
 
+from ._from_xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 from ._orbax import OrbaxLeaves
 from ._parts import Shape, differing
-from ._xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 
 
 class Misfit(NamedTuple):

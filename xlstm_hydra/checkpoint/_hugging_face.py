@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, Problem, mLSTMv1Config
-from xlstm_hydra.configs._problems import nearest, show
-from xlstm_hydra.metadata import MetadataError
-from xlstm_hydra.metadata._hub import CONFIG
-from xlstm_hydra.metadata._ignored import log_ignored
-from xlstm_hydra.metadata._text import parse
+from xlstm_hydra.configs import ModelConfig, mLSTMv1Config
+from xlstm_hydra.formats import CONFIG, MetadataError, parse
 from xlstm_hydra.parallel import Parameter
+from xlstm_hydra.problems import ConfigError, Problem, nearest, show
+from xlstm_hydra.runs import log_ignored
 
 from ._parts import BLOCKS, NotOurs, Part, all_blocks, outer_and_block_parameters
 from ._safetensors import SafetensorsLeaves

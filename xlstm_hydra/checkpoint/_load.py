@@ -11,11 +11,9 @@ from flax import linen as nn
 
 from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig
 from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.links import refuse_links_out
-from xlstm_hydra.metadata import find_checkpoint, record_of
-from xlstm_hydra.metadata._verify import verification
 from xlstm_hydra.models import build_model, param_shardings
 from xlstm_hydra.parallel import build_mesh
+from xlstm_hydra.runs import find_checkpoint, record_of, refuse_links_out, verification
 
 from ._hugging_face import is_hugging_face, read_config
 from ._params import load_params

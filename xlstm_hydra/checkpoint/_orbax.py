@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from xlstm_hydra.metadata._damage import told_if_damaged
+from xlstm_hydra.runs import told_if_damaged
 
 from ._parts import Shape
 

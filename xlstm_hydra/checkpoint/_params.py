@@ -14,15 +14,14 @@ from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from xlstm_hydra.configs import ModelConfig
-from xlstm_hydra.metadata._damage import told_if_damaged, told_under
-from xlstm_hydra.metadata._places import RESTORE
+from xlstm_hydra.runs import RESTORE, told_if_damaged, told_under
 
+from ._from_xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 from ._hugging_face import hugging_face_parts, is_hugging_face
 from ._orbax import OrbaxLeaves
 from ._parts import Leaves, Shape, assemble, own_parts, parameters_of, refuse_misfits
 from ._safetensors import SafetensorsLeaves
 from ._verified import verified
-from ._xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 
 
 def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key: str = RESTORE) -> Any:

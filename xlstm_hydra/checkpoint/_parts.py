@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, Problem
-from xlstm_hydra.configs._problems import either
+from xlstm_hydra.configs import ModelConfig, ParallelConfig
 from xlstm_hydra.configs.language_model import LanguageModelConfig
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import LAYERS, Parameter
+from xlstm_hydra.problems import ConfigError, Problem, either
 
 Shape = tuple[int, ...]
 BLOCKS = "blocks"

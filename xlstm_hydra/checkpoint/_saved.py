@@ -21,15 +21,22 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from xlstm_hydra.configs import CheckpointConfig
-from xlstm_hydra.configs._problems import show
 from xlstm_hydra.data import Batches
-from xlstm_hydra.links import refuse_links_out
-from xlstm_hydra.metadata._damage import told_if_damaged, told_under
-from xlstm_hydra.metadata._places import FOLDER, RESTORE, refused
-from xlstm_hydra.metadata._verify import MARK, read_verified
+from xlstm_hydra.problems import show
+from xlstm_hydra.runs import (
+    FOLDER,
+    MARK,
+    RESTORE,
+    read_verified,
+    refuse_links_out,
+    refused,
+    told_if_damaged,
+    told_under,
+)
+from xlstm_hydra.step import TrainState
 
-from ._faults import Listener, SaveError, saving
 from ._parts import differing
+from ._save_faults import Listener, SaveError, saving
 from ._seal import Sealing
 from ._verified import verified
 
@@ -40,22 +47,6 @@ _TRASH = "deleted"
 meanwhile leaves none behind that looks whole."""
 
 _POLL_SECONDS = 0.01
-
-
-class TrainState(NamedTuple):
-    """What training changes: global arrays, or what stands for them (shardings, shapes)."""
-
-    params: Any
-    """Tree of float32 parameters."""
-
-    opt_state: Any
-    """The optimizer's state."""
-
-    step: Any
-    """Optimizer steps done, int32."""
-
-    rng: Any
-    """Raw random key, which the key of each step is folded from."""
 
 
 class Logged(NamedTuple):

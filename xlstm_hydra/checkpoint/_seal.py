@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from xlstm_hydra.metadata._manifest import write_manifest
-from xlstm_hydra.metadata._places import is_finished
+from xlstm_hydra.runs import is_finished, write_manifest
 
 _POLL_SECONDS = 0.02
 

@@ -15,24 +15,18 @@ from flax import traverse_util
 
 from xlstm_hydra.configs import (
     ConfigDict,
-    ConfigError,
     ModelConfig,
     ParallelConfig,
-    Problem,
     RunConfig,
     StdlibDataConfig,
     SyntheticDataConfig,
     TrainerConfig,
 )
 from xlstm_hydra.configs.run import BYTES
-from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.hydra._from_checkpoint import starting_groups
-from xlstm_hydra.metadata import Record, provenance, record_of, step_of, write_metadata
-from xlstm_hydra.metadata._damage import told_under
-from xlstm_hydra.metadata._format import FORMAT
-from xlstm_hydra.metadata._manifest import write_manifest
-from xlstm_hydra.metadata._places import FOLDER
-from xlstm_hydra.metadata._verify import MARK
+from xlstm_hydra.formats import FORMAT, write_metadata
+from xlstm_hydra.hydra import resolve_classes, starting_groups
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import FOLDER, MARK, Record, provenance, record_of, step_of, told_under, write_manifest
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._load import find_weights, recorded_model

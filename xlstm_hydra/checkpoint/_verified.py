@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xlstm_hydra._jax_internals import distributed_state
-from xlstm_hydra.metadata._manifest import THREADS, Entry
-from xlstm_hydra.metadata._verify import Finding, damaged, find_damage, finder, manifest_of, note_missing, select
+from xlstm_hydra.runs import THREADS, Entry, Finding, damaged, find_damage, finder, manifest_of, note_missing, select
 
 from ._hugging_face import is_hugging_face
 

@@ -1,9 +1,15 @@
 """What may be said: one dataclass per group, on the standard library alone."""
 
-from ._base import ConfigDict as ConfigDict
-from ._parse import register_class as register_class
-from ._problems import ConfigError as ConfigError
-from ._problems import Problem as Problem
+from xlstm_hydra.codec import register_class as register_class
+from xlstm_hydra.problems import ConfigError as ConfigError
+from xlstm_hydra.problems import Problem as Problem
+
+from ._batch import fitting_batch as fitting_batch
+from ._cell import CellConfig as CellConfig
+from ._config_dict import ConfigDict as ConfigDict
+from ._layout_rules import module_name_rules as module_name_rules
+from ._process import Place as Place
+from ._process import idle_tasks as idle_tasks
 from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig

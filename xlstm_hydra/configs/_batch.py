@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ._problems import ConfigError
+from xlstm_hydra.problems import ConfigError
+
 from .run import RunConfig
 from .trainer import TrainerConfig
 

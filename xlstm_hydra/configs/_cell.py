@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._problems import Problem, at_least, divisors, either, idle, one_of
+from xlstm_hydra.problems import Problem, at_least, divisors, either, idle, one_of
+
 from .language_model import LanguageModelConfig, is_cap, splits
 from .parallel import DTYPES
 

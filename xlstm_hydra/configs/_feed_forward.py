@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ._problems import Problem, at_least, idle, one_of
+from xlstm_hydra.problems import Problem, at_least, idle, one_of
+
 from .parallel import DTYPES
 
 ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")

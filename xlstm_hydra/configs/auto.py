@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._problems import Problem, at_least, below, own_name
+from xlstm_hydra.problems import Problem, at_least, below, own_name
+
 from .parallel import ParallelConfig
 
 

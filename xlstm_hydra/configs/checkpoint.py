@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._base import ConfigDict
-from ._problems import Problem, at_least, idle, one_of
+from xlstm_hydra.problems import Problem, at_least, idle, one_of
+
+from ._config_dict import ConfigDict
 
 AUTO = "auto"
 """The value of `restore` that means the run's own folder."""

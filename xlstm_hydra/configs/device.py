@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ._base import ConfigDict
-from ._problems import Problem, at_least, below, one_of
+from xlstm_hydra.problems import Problem, at_least, below, one_of
+
+from ._config_dict import ConfigDict
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""

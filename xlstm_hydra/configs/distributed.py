@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ._base import ConfigDict
-from ._problems import ConfigError, Problem, at_least, idle, one_of
-from ._slurm import Place, slurm_place
+from xlstm_hydra.problems import ConfigError, Problem, at_least, idle, one_of
+
+from ._config_dict import ConfigDict
+from ._process import Place, slurm_place
 
 _ADDRESS = ("coordinator_address", "num_processes", "process_id")
 _TIMEOUTS = ("heartbeat_timeout_seconds", "initialization_timeout_seconds")

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._parse import plain_dtypes
-from ._problems import Problem, at_least, below, divisors, either, idle, one_of
+from xlstm_hydra.codec import plain_dtypes
+from xlstm_hydra.problems import Problem, at_least, below, divisors, either, idle, one_of
+
 from .model import SubModelConfig
 from .parallel import DTYPES
 

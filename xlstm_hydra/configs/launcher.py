@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._base import ConfigDict
-from ._problems import Problem, at_least
+from xlstm_hydra.problems import Problem, at_least
+
+from ._config_dict import ConfigDict
 
 _EARLY_S = 60
 """SLURM may send a signal so many seconds earlier than it was asked to."""

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._problems import Problem, at_least, divisors, either, one_of
+from xlstm_hydra.problems import Problem, at_least, divisors, either, one_of
+
 from .language_model import LanguageModelConfig, splits
 
 ATTENTION_BACKENDS = ("xla", "cudnn")

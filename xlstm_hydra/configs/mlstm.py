@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from xlstm_hydra.problems import Problem, at_least, divisors, either, one_of
+
 from ._cell import CellConfig
 from ._feed_forward import optional_layer_rules, rounded_dim, rounding_rules
-from ._problems import Problem, at_least, divisors, either, one_of
 from .language_model import NORMS, splits
 
 

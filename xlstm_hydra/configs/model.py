@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._base import ConfigDict
-from ._parse import dotted
-from ._problems import Problem, show
+from xlstm_hydra.codec import dotted
+from xlstm_hydra.problems import Problem, show
+
+from ._config_dict import ConfigDict
 from .parallel import ParallelConfig
 
 
@@ -101,7 +102,7 @@ class ModelConfig(ConfigDict):
         Raises:
             MetadataError: the text is not metadata that this version can read, with the path of the field.
         """
-        from xlstm_hydra.metadata import read_model  # the one door upwards, which the published interface asks for
+        from xlstm_hydra.runs import read_model  # the one door upwards, which the published interface asks for
 
         return read_model(metadata_content)
 

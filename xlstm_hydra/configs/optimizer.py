@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ._base import ConfigDict
-from ._problems import Problem, at_least, below, own_name
+from xlstm_hydra.problems import Problem, at_least, below, own_name
+
+from ._config_dict import ConfigDict
 
 
 @dataclass(kw_only=True)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ._base import ConfigDict
-from ._parse import plain_dtypes
-from ._problems import ConfigError, Problem, divisors, either, one_of
+from xlstm_hydra.codec import plain_dtypes
+from xlstm_hydra.problems import ConfigError, Problem, divisors, either, one_of
+
+from ._config_dict import ConfigDict
 
 DTYPES = ("float32", "bfloat16", "float16")
 """The floating-point types that a run can compute and communicate in."""

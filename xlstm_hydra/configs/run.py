@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ._base import ConfigDict
-from ._layout import idle_fsdp_rules, module_name_rules, open_layout_rules, pipeline_rules, unused_rules
-from ._problems import ConfigError, Problem, divisors, either
+from xlstm_hydra.problems import ConfigError, Problem, divisors, either
+
+from ._config_dict import ConfigDict
+from ._layout_rules import idle_fsdp_rules, module_name_rules, open_layout_rules, pipeline_rules, unused_rules
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
 from .device import DeviceConfig

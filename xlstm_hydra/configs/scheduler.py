@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._base import ConfigDict
-from ._problems import Problem, at_least, own_name
+from xlstm_hydra.problems import Problem, at_least, own_name
+
+from ._config_dict import ConfigDict
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._base import ConfigDict
-from ._problems import Problem, at_least, below, idle, one_of, own_name
-from ._slurm import Place
+from xlstm_hydra.problems import Problem, at_least, below, idle, one_of, own_name
+
+from ._config_dict import ConfigDict
+from ._process import Place
 from .distributed import DistributedConfig
 from .model import SubModelConfig
 from .trainer import TrainerConfig

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ._base import ConfigDict
-from ._problems import Problem, at_least, below, divisors, either, one_of
+from xlstm_hydra.problems import Problem, at_least, below, divisors, either, one_of
+
+from ._config_dict import ConfigDict
 
 REMAT_POLICIES = ("nothing", "dots", "dots_with_no_batch_dims")
 """What a recomputed module may keep for the backward pass, by the names of `jax.checkpoint_policies`."""

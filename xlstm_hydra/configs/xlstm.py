@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from xlstm_hydra.problems import Problem, at_least, divisors, either, idle, one_of
+
 from ._cell import is_range
 from ._feed_forward import layer_rules, rounded_dim, rounding_rules
-from ._problems import Problem, at_least, divisors, either, idle, one_of
 from .language_model import splits
 from .mlstm import OriginalLayerConfig
 

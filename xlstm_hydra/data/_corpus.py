@@ -16,8 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from xlstm_hydra.configs import ConfigError, DataConfig, Problem, SyntheticDataConfig
+from xlstm_hydra.configs import DataConfig, SyntheticDataConfig
 from xlstm_hydra.configs.data import ByteDataConfig
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._files import find_documents, show_path
 

@@ -12,8 +12,9 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from xlstm_hydra.configs import ConfigError, Problem, StdlibDataConfig, TextDataConfig
+from xlstm_hydra.configs import StdlibDataConfig, TextDataConfig
 from xlstm_hydra.configs.data import ByteDataConfig
+from xlstm_hydra.problems import ConfigError, Problem
 
 log = logging.getLogger("xlstm_hydra")
 

@@ -10,9 +10,9 @@ from ._arguments import verifies as verifies
 from ._compose import SweepLoader as SweepLoader
 from ._composer import Point as Point
 from ._count import check_basic_sweep as check_basic_sweep
-from ._device import known_devices as known_devices
-from ._device import load_device as load_device
-from ._device import recognise_device as recognise_device
+from ._device_options import known_devices as known_devices
+from ._device_options import load_device as load_device
+from ._device_options import recognise_device as recognise_device
 from ._engines import check_engines as check_engines
 from ._engines import check_idle_engines as check_idle_engines
 from ._engines import launcher_rules as launcher_rules
@@ -21,7 +21,9 @@ from ._explain import explain as explain
 from ._explain import file_problems as file_problems
 from ._explain import located as located
 from ._explain import package_problem as package_problem
+from ._from_checkpoint import SavedOptions as SavedOptions
 from ._from_checkpoint import recorded_origin as recorded_origin
+from ._from_checkpoint import starting_groups as starting_groups
 from ._from_checkpoint import without_idle as without_idle
 from ._hydra_part import REQUIRED as REQUIRED
 from ._hydra_part import callbacks_of as callbacks_of
@@ -36,6 +38,8 @@ from ._load import write_layout as write_layout
 from ._other_process import overrides_of_other as overrides_of_other
 from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
+from ._own_modules import change_folder as change_folder
+from ._own_modules import find_own_modules as find_own_modules
 from ._points import by_job as by_job
 from ._points import check_points as check_points
 from ._points import invalid_points as invalid_points

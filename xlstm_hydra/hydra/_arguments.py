@@ -13,11 +13,9 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._problems import either, show
-from xlstm_hydra.metadata import refuse_to_continue, run_of, step_of
-from xlstm_hydra.metadata._find import checkpoints_of_run
+from xlstm_hydra.problems import ConfigError, Problem, either, show
+from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra.runs import checkpoints_of_run, refuse_to_continue, run_of, step_of
 
 from ._quote import as_override
 from ._refusals import REFUSED

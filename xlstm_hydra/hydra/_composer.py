@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Override, Sweep
 from omegaconf import DictConfig, OmegaConf, ValueNode, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from xlstm_hydra.configs import ConfigError, Problem, RunConfig
-from xlstm_hydra.configs._problems import UnknownKey, independent, show
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.problems import ConfigError, Problem, UnknownKey, independent, show
 
 from ._copy import copy_config
 from ._hydra_part import callback_problems, unchosen_groups

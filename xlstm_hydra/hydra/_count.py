@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, RangeSweep
 
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._refusals import REFUSED
 from ._sweeper import SweeperConfig

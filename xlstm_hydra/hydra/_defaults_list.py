@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 from hydra.core.default_element import GroupDefault
 
-from xlstm_hydra.configs import Problem
-from xlstm_hydra.configs._problems import nearest
+from xlstm_hydra.problems import Problem, nearest
 
 _ENTRY = re.compile(r"(Could not override|Override) '/?([^' :]+)(?: : |: |'\. )")
 _NONE_EARLIER = re.compile(r"(Invalid Defaults List override) '.*'\.\s+No earlier Group Default for '([^']+)'")

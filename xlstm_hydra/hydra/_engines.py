@@ -11,8 +11,7 @@ from hydra._internal.utils import get_args_parser
 
 import hydra_plugins
 from xlstm_hydra._conf_dir import conf_dir
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.configs._problems import nearest
+from xlstm_hydra.problems import ConfigError, Problem, nearest
 
 _JOBLIB = ("hydra_plugins.hydra_joblib_launcher", "xlstm-hydra[joblib]")
 _RAY = ("hydra_plugins.hydra_ray_launcher", "xlstm-hydra[ray]")

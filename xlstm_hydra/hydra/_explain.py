@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._composer import Composer
 from ._count import MAX_JOBS, typed_limit

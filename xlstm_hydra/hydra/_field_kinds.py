@@ -6,8 +6,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from xlstm_hydra.codec import hints
 from xlstm_hydra.configs import ParallelConfig, RunConfig, SubModelConfig
-from xlstm_hydra.configs._hints import hints
 
 HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 """Keys of Hydra's that take any text."""

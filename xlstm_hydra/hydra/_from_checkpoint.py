@@ -12,21 +12,19 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xlstm_hydra.configs import (
-    AUTO,
-    CheckpointConfig,
-    ConfigDict,
-    ConfigError,
-    DistributedConfig,
-    ModelConfig,
-    Problem,
-    RunConfig,
+from xlstm_hydra.codec import dotted, unchecked
+from xlstm_hydra.configs import AUTO, CheckpointConfig, ConfigDict, DistributedConfig, ModelConfig, RunConfig
+from xlstm_hydra.problems import ConfigError, Problem, show
+from xlstm_hydra.runs import (
+    Record,
+    find_checkpoint,
+    known_step,
+    record_of,
+    refused,
+    run_of,
+    sibling_checkpoints,
+    told_under,
 )
-from xlstm_hydra.configs._parse import dotted, unchecked
-from xlstm_hydra.configs._problems import show
-from xlstm_hydra.metadata import Record, find_checkpoint, known_step, record_of, run_of
-from xlstm_hydra.metadata._damage import told_under
-from xlstm_hydra.metadata._places import refused, sibling_checkpoints
 
 from ._quote import literal
 from ._register import SCHEMAS, ModelNode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from xlstm_hydra.configs import Problem
+from xlstm_hydra.problems import Problem
 
 from ._yaml_file import BOM, Fault
 

@@ -13,8 +13,8 @@ from typing import Any
 from hydra._internal.callbacks import Callbacks
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import ConfigError, Problem, RunConfig
-from xlstm_hydra.configs._problems import Unread, show
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.problems import ConfigError, Problem, Unread, show
 
 REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
 """Groups of which a run needs an option."""

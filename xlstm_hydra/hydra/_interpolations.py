@@ -10,11 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
-from xlstm_hydra.configs import Problem
-from xlstm_hydra.configs._problems import Unread, either, nearest
-from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._synonyms import same_meaning
+from xlstm_hydra._synonyms import same_meaning
 from xlstm_hydra.errors import first_line
+from xlstm_hydra.problems import Problem, Unread, either, nearest
+from xlstm_hydra.problems import _near as near_name
 
 from ._hydra_part import not_made
 from ._refusals import expected_type, missing_engine, paths

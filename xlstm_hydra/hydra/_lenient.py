@@ -22,9 +22,9 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import Problem, RunConfig
-from xlstm_hydra.configs._problems import show
+from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.errors import first_line
+from xlstm_hydra.problems import Problem, show
 
 from ._defaults_list import circle, entry_fault, outside_group, paths_of
 from ._engines import not_installed

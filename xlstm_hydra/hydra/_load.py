@@ -14,24 +14,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.base import Node
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+from xlstm_hydra.codec import Flags, collect, hints, unchecked
 from xlstm_hydra.configs import (
     AutoParallelConfig,
-    ConfigError,
     ModelConfig,
     ParallelConfig,
     PlanTaskConfig,
-    Problem,
     RunConfig,
     SubModelConfig,
     TrainerConfig,
+    fitting_batch,
 )
-from xlstm_hydra.configs._batch import fitting_batch
-from xlstm_hydra.configs._hints import hints
-from xlstm_hydra.configs._parse import Flags, collect, unchecked
-from xlstm_hydra.configs._problems import Missing, UnknownGroup, Unread, independent, nearest, placed, show
-from xlstm_hydra.links import replace_file
+from xlstm_hydra.problems import ConfigError, Missing, Problem, UnknownGroup, Unread, independent, nearest, placed, show
+from xlstm_hydra.runs import replace_file
 
-from ._device import planned_device
+from ._device_options import planned_device
 from ._interpolations import unresolved
 from ._register import register_resolvers
 

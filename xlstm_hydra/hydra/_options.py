@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xlstm_hydra._conf_dir import conf_dir
-from xlstm_hydra.configs._problems import _near as near_name
+from xlstm_hydra.problems import _near as near_name
 
 from ._quote import as_override
 

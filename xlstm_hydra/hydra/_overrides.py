@@ -17,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig, PlanTaskConfig, RunConfig
-from xlstm_hydra.configs._parse import dotted
-from xlstm_hydra.metadata import Record
+from xlstm_hydra.runs import Record
 
 from ._from_checkpoint import without_idle
 from ._load import _to_plain as to_plain

@@ -14,8 +14,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.configs import Problem
-from xlstm_hydra.configs._problems import Missing, UnknownGroup
+from xlstm_hydra.problems import Missing, Problem, UnknownGroup
 
 from ._header import header_problem
 from ._merge import leaves

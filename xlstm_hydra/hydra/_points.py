@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import Problem, RunConfig, TrainerConfig
-from xlstm_hydra.configs._problems import Unread
+from xlstm_hydra.configs import RunConfig, TrainerConfig
+from xlstm_hydra.problems import Problem, Unread
 
 from ._compose import SweepLoader, parse
 from ._composer import Composer, Point

@@ -19,12 +19,12 @@ from omegaconf.errors import (
 )
 from yaml import YAMLError
 
-from xlstm_hydra.configs import Problem, RunConfig
-from xlstm_hydra.configs._hints import hints, type_name
-from xlstm_hydra.configs._problems import UnknownKey, Unread, either, nearest, show
-from xlstm_hydra.configs._problems import _near as near_name
-from xlstm_hydra.configs._synonyms import same_meaning
+from xlstm_hydra._synonyms import same_meaning
+from xlstm_hydra.codec import hints, type_name
+from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.errors import first_line
+from xlstm_hydra.problems import Problem, UnknownKey, Unread, either, nearest, show
+from xlstm_hydra.problems import _near as near_name
 
 from ._engines import ENGINES, not_installed
 from ._options import options_near, options_with

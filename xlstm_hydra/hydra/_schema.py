@@ -10,7 +10,7 @@ from omegaconf import DictConfig, FloatNode, IntegerNode, ListConfig, OmegaConf
 from omegaconf.base import Container
 from omegaconf.errors import ValidationError
 
-from xlstm_hydra.configs._scalars import MISSING, Flags, read_scalar
+from xlstm_hydra.codec import MISSING, Flags, read_scalar
 
 _LOSSLESS = Flags(lossless=True)
 _WORDS = ("nan", "inf", "-inf")

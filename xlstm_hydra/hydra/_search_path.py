@@ -17,8 +17,7 @@ from hydra.errors import SearchPathException
 from omegaconf import ListConfig, OmegaConf
 
 import xlstm_hydra
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.configs._problems import nearest, show
+from xlstm_hydra.problems import ConfigError, Problem, nearest, show
 
 from ._own_files import OwnFile, in_file, is_own, name_of, path_of
 from ._refusals import REFUSED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hydra.core.override_parser.types import ChoiceSweep, Override
 
-from xlstm_hydra.configs import Problem
+from xlstm_hydra.problems import Problem
 
 from ._field_kinds import list_keys, text_keys
 from ._refusals import PARAMS, of_params

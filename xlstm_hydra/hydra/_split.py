@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep, Sweep
 
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._count import NUM_SAMPLES, check_size, is_countable, num_values
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.configs._problems import nearest
+from xlstm_hydra.problems import ConfigError, Problem, nearest
 
 
 class OnInvalid(enum.Enum):

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from omegaconf.errors import GrammarParseError
 
-from xlstm_hydra.configs import Problem
-from xlstm_hydra.configs._problems import nearest
+from xlstm_hydra.problems import Problem, nearest
 
 from ._quote import as_override
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import jax
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import DataConfig, EvaluateTaskConfig, RunConfig
 from xlstm_hydra.data import Corpus, open_corpus, open_whole_corpus, spread_batches
-from xlstm_hydra.metadata import provenance
-from xlstm_hydra.metadata._verify import verification
+from xlstm_hydra.devices import agree_on_folder, together
 from xlstm_hydra.parallel import describe_mesh
-from xlstm_hydra.train import Program, build_program, together
-from xlstm_hydra.train._agree import agree_on_corpus
-from xlstm_hydra.train._log import bits, log
-from xlstm_hydra.train._processes import agree_on_folder
+from xlstm_hydra.runs import provenance, verification
+from xlstm_hydra.step import Program, build_program
+from xlstm_hydra.train import agree_on_corpus, bits
 
-from ._start import find, read_params, start, write_result
+from ._load_model import find, read_params, start, write_result
 
 RESULT = "evaluation.json"
 """Name of the file in the run folder."""

@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, ModelConfig, Problem, RunConfig
+from xlstm_hydra._logging import log
+from xlstm_hydra.configs import GenerateTaskConfig, ModelConfig, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.data import SEPARATOR
-from xlstm_hydra.metadata import provenance, record_of
-from xlstm_hydra.metadata._verify import verification
+from xlstm_hydra.devices import agree_on_folder, is_first, together
 from xlstm_hydra.models import build_model, keeps_cache, param_shardings
 from xlstm_hydra.parallel import build_mesh, describe_mesh
-from xlstm_hydra.train import together
-from xlstm_hydra.train._log import log
-from xlstm_hydra.train._processes import agree_on_folder, is_first
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import provenance, record_of, verification
 
+from ._load_model import KEY, find, read_params, start, write_result
 from ._sample import sample_tokens
 from ._show import Decode, byte_decoder, id_decoder, show
-from ._start import KEY, find, read_params, start, write_result
 
 RESULT = "generated.json"
 """Name of the file in the run folder."""

@@ -24,15 +24,8 @@ from ._llama import Llama as Llama
 from ._lm import Embed as Embed
 from ._lm import LanguageModel as LanguageModel
 from ._lm import LMHead as LMHead
-from ._loss import cross_entropy as cross_entropy
 from ._mlstm import mLSTM as mLSTM
 from ._mlstm_v1 import mLSTMv1 as mLSTMv1
-from ._objective import BATCH_TYPES as BATCH_TYPES
-from ._objective import Batch as Batch
-from ._objective import Objective as Objective
-from ._objective import abstract_params as abstract_params
-from ._objective import build_objective as build_objective
-from ._objective import idle_settings as idle_settings
 from ._slstm_cell import slstm as slstm
 from ._slstm_cell import slstm_continue as slstm_continue
 from ._slstm_cell import slstm_start as slstm_start

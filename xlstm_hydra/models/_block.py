@@ -13,10 +13,10 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import Axes, gather_stream
 
-from ._cache import kept
 from ._cell import CELLS, mlstm_continue, mlstm_start
 from ._context import Context
 from ._layers import Norm, dropout, soft_cap
+from ._state import kept
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

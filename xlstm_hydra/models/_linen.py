@@ -21,11 +21,11 @@ from flax import struct, traverse_util
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
-from xlstm_hydra.configs import ConfigError, ModelConfig
-from xlstm_hydra.configs._layout import module_name_rules
+from xlstm_hydra.configs import ModelConfig, module_name_rules
 from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, place
+from xlstm_hydra.problems import ConfigError
 
-from ._cache import CACHE
+from ._state import CACHE
 
 
 def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:

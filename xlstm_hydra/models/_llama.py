@@ -17,11 +17,11 @@ from xlstm_hydra.configs import LlamaConfig
 from xlstm_hydra.parallel import Axes, Pieces
 
 from ._block import Residual, split_heads
-from ._cache import CACHE
 from ._context import Context
 from ._feed_forward import FeedForward
 from ._layers import Dense, HeadNorm, Initializer, output_init, small_init
 from ._lm import LanguageModel
+from ._state import CACHE
 
 
 def positions_BT(context: Context, T: int) -> jax.Array:

@@ -14,8 +14,8 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import LAYERS, Axes, run_pipeline
 
-from ._cache import CACHE
 from ._context import Context
+from ._state import CACHE
 
 
 class BlockGroup(nn.Module):

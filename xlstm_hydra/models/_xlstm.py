@@ -16,13 +16,13 @@ from xlstm_hydra.configs import xLSTMConfig
 from xlstm_hydra.parallel import Axes
 
 from ._block import Residual, mLSTMBlock, split_heads
-from ._cache import kept
 from ._context import Context
 from ._feed_forward import FFNResBlock
 from ._layers import HeadNorm, bias_range_init, named, small_init
 from ._lm import LanguageModel
 from ._mlstm import CausalConv1d, HeadwiseDense, mLSTMLayer
 from ._slstm_cell import slstm, slstm_continue, slstm_start
+from ._state import kept
 
 _ZEROS = nn.initializers.zeros_init()
 

@@ -3,11 +3,6 @@
 from ._axes import Axes as Axes
 from ._axes import vary_like as vary_like
 from ._axes import vary_over as vary_over
-from ._backends import Found as Found
-from ._backends import device_figures as device_figures
-from ._backends import find_devices as find_devices
-from ._backends import host_memory as host_memory
-from ._backends import no_accelerator as no_accelerator
 from ._collective_matmul import Pieces as Pieces
 from ._collective_matmul import column_matmul as column_matmul
 from ._collective_matmul import gather_stream as gather_stream
@@ -24,7 +19,6 @@ from ._mesh import batch_axes as batch_axes
 from ._mesh import batch_spec as batch_spec
 from ._mesh import build_mesh as build_mesh
 from ._mesh import describe_mesh as describe_mesh
-from ._mesh import host_of as host_of
 from ._mesh import mesh_axes as mesh_axes
 from ._pipeline import bubble_fraction as bubble_fraction
 from ._pipeline import run_pipeline as run_pipeline
@@ -33,5 +27,5 @@ from ._placement import LAYERS as LAYERS
 from ._placement import Parameter as Parameter
 from ._placement import Placement as Placement
 from ._placement import place as place
-from ._report import report as report
-from ._report import summary as summary
+from ._sharding_report import report as report
+from ._sharding_report import summary as summary

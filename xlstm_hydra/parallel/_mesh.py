@@ -10,7 +10,9 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
-from xlstm_hydra.configs import ConfigError, ParallelConfig, Problem
+from xlstm_hydra.configs import ParallelConfig
+from xlstm_hydra.devices import host_of
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._axes import Axes
 
@@ -80,16 +82,6 @@ def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_fir
         grid[:] = sorted(devices, key=lambda device: (host_of(device), device.process_index, device.id))
         grid = grid.reshape(shape)
     return grid.transpose([outer_first.index(name) for name in sizes])
-
-
-def host_of(device: Any) -> int:
-    """A number that devices share whose links to each other are fast: that of their host, or of their process where
-    only that is known."""
-    if device.platform in ("gpu", "cuda", "rocm"):
-        for name in ("slice_index", "partition_index"):  # JAX has had both names
-            if getattr(device, name, None) is not None:
-                return getattr(device, name)
-    return device.process_index
 
 
 def axes_across_hosts(mesh: Mesh) -> tuple[str, ...]:

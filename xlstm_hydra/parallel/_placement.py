@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from jax.sharding import PartitionSpec
 
-from xlstm_hydra.configs import ConfigError, ParallelConfig, Problem
+from xlstm_hydra.configs import ParallelConfig
+from xlstm_hydra.problems import ConfigError, Problem
 
 LAYERS = "layers"
 """Name of the array axis that scanned blocks are stacked along."""

@@ -2,17 +2,25 @@
 
 from ._changes import Change as Change
 from ._changes import changes_that_fit as changes_that_fit
+from ._compiled import Comparison as Comparison
+from ._compiled import Compiled as Compiled
+from ._compiled import compare as compare
+from ._compiled import compile_program as compile_program
+from ._compiled import compile_step as compile_step
+from ._compiled import exchanged as exchanged
+from ._compiled import listed as listed
+from ._compiled import widened as widened
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count
-from ._device import device_of as device_of
 from ._error import PlanError as PlanError
 from ._error import planning as planning
+from ._json import FORMAT as FORMAT
 from ._json import PLAN_FILE as PLAN_FILE
 from ._json import SEARCH_FILE as SEARCH_FILE
+from ._json import VERSION as VERSION
 from ._json import missing as missing
 from ._json import to_dict as to_dict
-from ._key import plan_key as plan_key
 from ._memory import Memory as Memory
 from ._own_costs import Activations as Activations
 from ._own_costs import ModelCosts as ModelCosts
@@ -35,3 +43,6 @@ from ._time import StepTime as StepTime
 from ._time import Traffic as Traffic
 from ._time import step_traffic as step_traffic
 from ._too_large import too_large as too_large
+from ._units import gib as gib
+from ._units import in_bytes as in_bytes
+from ._units import in_ms as in_ms

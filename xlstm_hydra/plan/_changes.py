@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from xlstm_hydra.configs import AutoParallelConfig, ConfigError, PlanTaskConfig, RunConfig, TrainerConfig
-from xlstm_hydra.configs._problems import divisors
+from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig, RunConfig, TrainerConfig
+from xlstm_hydra.problems import ConfigError, divisors
 
 from ._error import planning
 from ._layouts import assembled, block_classes, shardable_classes

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.errors import TaskError, reason, versions
+from xlstm_hydra.problems import ConfigError
 
 
 class PlanError(TaskError):

@@ -7,18 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from xlstm_hydra.configs import (
-    AutoParallelConfig,
-    ParallelConfig,
-    Problem,
-    RunConfig,
-    SubModelConfig,
-    TrainerConfig,
-)
-from xlstm_hydra.configs._parse import unchecked
-from xlstm_hydra.configs._problems import divisors
+from xlstm_hydra.codec import unchecked
+from xlstm_hydra.configs import AutoParallelConfig, ParallelConfig, RunConfig, SubModelConfig, TrainerConfig
 from xlstm_hydra.configs.language_model import LanguageModelConfig
 from xlstm_hydra.parallel import Parameter
+from xlstm_hydra.problems import Problem, divisors
 
 OUTER_CLASSES = ("Embed", "LMHead")
 """Module classes outside the blocks that hold large parameters."""

@@ -13,9 +13,9 @@ import optax
 from flax import traverse_util
 
 from xlstm_hydra.configs import RunConfig, SGDConfig
-from xlstm_hydra.models import BATCH_TYPES, Objective, abstract_params
 from xlstm_hydra.optim import build_optimizer, hyperparameters
 from xlstm_hydra.parallel import Placement
+from xlstm_hydra.step import BATCH_TYPES, Objective, abstract_params
 
 from ._dataflow import Graph, Operation, Value, read_dataflow
 from ._fusion import Buffer

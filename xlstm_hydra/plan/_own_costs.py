@@ -18,9 +18,9 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from xlstm_hydra.configs import ConfigError, RunConfig
-from xlstm_hydra.configs._layout import module_name_rules
+from xlstm_hydra.configs import RunConfig, module_name_rules
 from xlstm_hydra.parallel import LAYERS, Parameter, Placement, place
+from xlstm_hydra.problems import ConfigError
 
 from ._counts import Counts, Exchange
 from ._memory import Memory, state_bytes

@@ -9,9 +9,10 @@ from functools import cache
 
 import numpy as np
 
-from xlstm_hydra.configs import ConfigError, DeviceConfig, Problem, RunConfig
-from xlstm_hydra.models import Objective, build_objective
+from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, bubble_fraction
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.step import Objective, build_objective
 
 from ._counts import Counts, count
 from ._error import planning

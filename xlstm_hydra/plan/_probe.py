@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from xlstm_hydra.configs import ParallelConfig, RunConfig
-from xlstm_hydra.models import build_objective
 from xlstm_hydra.parallel import Parameter, abstract_mesh
+from xlstm_hydra.step import build_objective
 
 from ._counts import Counts, count
 from ._dataflow import read_dataflow

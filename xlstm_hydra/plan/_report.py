@@ -10,8 +10,8 @@ from xlstm_hydra._table import table
 from xlstm_hydra.parallel import Placement
 
 from ._plan import Plan
-from ._text import gib, in_bytes, in_ms, milliseconds, tera
 from ._time import product_rate, step_traffic
+from ._units import gib, in_bytes, in_ms, milliseconds, tera
 from ._whole import split_with
 
 MEMORY_KINDS = {

@@ -8,7 +8,7 @@ from xlstm_hydra._table import table
 
 from ._changes import Change
 from ._search import Search, layout_overrides
-from ._text import gib, in_bytes, in_ms, milliseconds
+from ._units import gib, in_bytes, in_ms, milliseconds
 
 
 def search_report(found: Search) -> str:

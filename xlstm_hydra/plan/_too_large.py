@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from xlstm_hydra.configs import Problem
+from xlstm_hydra.problems import Problem
 
 from ._changes import changes_that_fit
 from ._error import PlanError
 from ._plan import Plan
-from ._text import in_bytes
+from ._units import in_bytes
 
 
 def too_large(plan: Plan, ways_out: bool = True) -> Problem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from xlstm_hydra._jax_internals import cudnn_assumed
-from xlstm_hydra.models import Objective
+from xlstm_hydra.step import Objective
 
 from ._jaxpr import Program, trace_program
 

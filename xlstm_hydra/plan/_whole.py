@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping
 
 from xlstm_hydra.configs import ParallelConfig
-from xlstm_hydra.configs._problems import divisors, either
-from xlstm_hydra.parallel import Placement
-from xlstm_hydra.parallel._placement import LAYERS
+from xlstm_hydra.parallel import LAYERS, Placement
+from xlstm_hydra.problems import divisors, either
 
 
 def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[str, int]) -> str | None:

@@ -1,5 +1,6 @@
 """How the jobs of a sweep went: one record of all of them, kept while they run and told at the end."""
 
+from ._cluster_job import Work as Work
 from ._driver import DOES_NOT_FIT as DOES_NOT_FIT
 from ._driver import begin as begin
 from ._driver import finish as finish
@@ -10,6 +11,8 @@ from ._job import JobRecord as JobRecord
 from ._job import Unrecorded as Unrecorded
 from ._job import job_recorded as job_recorded
 from ._job_folder import check_job_folder as check_job_folder
+from ._local import check_gpus as check_gpus
+from ._local import launch_locally as launch_locally
 from ._outcome import FAILED as FAILED
 from ._outcome import INTERRUPTED as INTERRUPTED
 from ._outcome import RECORD_FILE as RECORD_FILE
@@ -21,8 +24,11 @@ from ._outcome import read_record as read_record
 from ._outcome import update_record as update_record
 from ._plan_points import is_planned as is_planned
 from ._plan_points import plan_points as plan_points
-from ._points import job_number as job_number
+from ._plan_table import keep_refusal as keep_refusal
+from ._point_labels import job_number as job_number
 from ._resume import expand_resume_sweep as expand_resume_sweep
+from ._slurm import check_slurm as check_slurm
+from ._slurm import launch_on_slurm as launch_on_slurm
 from ._study import StorageError as StorageError
 from ._study import open_storage as open_storage
 from ._study import storage_errors as storage_errors

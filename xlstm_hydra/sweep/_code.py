@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
 
-from ._points import SUBDIR, key_of
+from ._point_labels import SUBDIR, key_of
 
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 

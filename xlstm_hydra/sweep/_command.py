@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra._printable import shell_line
-from xlstm_hydra.links import replace_file
+from xlstm_hydra.runs import replace_file
 
 from ._outcome import log
 from ._typed import Damaged, read_object

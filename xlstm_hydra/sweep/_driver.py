@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from xlstm_hydra._printable import shell_line
-from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import reason, text_of
-from xlstm_hydra.links import open_lock
-from xlstm_hydra.metadata import LOCK_FILE as RUN_LOCK
-from xlstm_hydra.metadata import saved_steps
 from xlstm_hydra.preemption import STATUS
-from xlstm_hydra.run_folder import RunFolder
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import LOCK_FILE as RUN_LOCK
+from xlstm_hydra.runs import RunFolder, open_lock, saved_steps
 
 from ._alive import alive, job_folder, mended
 from ._command import COMMAND_FILE, keep_command
@@ -46,7 +44,7 @@ from ._outcome import (
     repair_record,
     update_record,
 )
-from ._points import differing
+from ._point_labels import differing
 
 DRIVER_LOCK = ".sweeping.lock"
 """Held by the process that sweeps."""
@@ -281,7 +279,7 @@ def finish(folder: Path, error: BaseException | None = None) -> int:
 
 def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
     """Print what there is to say. Returns whether one of the plans fits, if there are any."""
-    from ._report import tell_plans, tell_results  # rich and matplotlib wake up here
+    from ._results import tell_plans, tell_results  # rich and matplotlib wake up here
 
     fits = tell_plans(folder, [one for one in record if one.task == "plan"])
     others = [one for one in record if one.task != "plan"]

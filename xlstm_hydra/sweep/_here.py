@@ -12,10 +12,10 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra.problems import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from xlstm_hydra.parallel import Found
+    from xlstm_hydra.devices import Found
 
 LOOK = """
 import json, sys
@@ -32,7 +32,7 @@ def devices_here(simulated: int | None) -> Found:
     Raises:
         ConfigError: JAX finds none.
     """
-    from xlstm_hydra.parallel import Found
+    from xlstm_hydra.devices import Found
 
     if simulated is not None:
         return Found.simulated(simulated)
@@ -57,7 +57,7 @@ def _cpu_devices(environ: os._Environ[str]) -> int:
 @cache
 def _look() -> Found:
     """Ask JAX in a process of its own, which takes 3 seconds."""
-    from xlstm_hydra.parallel import Found
+    from xlstm_hydra.devices import Found
 
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True)
     if done.returncode:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.links import refuse_links_out
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import refuse_links_out
 
 from ._outcome import LOCK_FILE, RECORD_FILE, Outcome
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import Point, by_job, jobs_with
+from xlstm_hydra.problems import ConfigError, Problem
 
 FEW = 4
 """So many numbers of jobs are listed."""

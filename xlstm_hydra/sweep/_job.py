@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.errors import bug_report, message_of, wants_traceback
 from xlstm_hydra.errors import reason as reason_of
-from xlstm_hydra.metadata import saved_checkpoints
-from xlstm_hydra.metrics_file import METRICS_FILE, read_metrics_file
 from xlstm_hydra.preemption import STATUS
+from xlstm_hydra.problems import ConfigError
+from xlstm_hydra.runs import METRICS_FILE, read_metrics_file, saved_checkpoints
 
 from . import _outcome
 from ._outcome import COMPLETED, FAILED, INTERRUPTED, PREEMPTED, REFUSED, RUNNING, Outcome, log

@@ -11,13 +11,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import SweepLoader
-from xlstm_hydra.run_folder import RunFolder
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import RunFolder
 
 from ._driver import make_sweep_folder
-from ._points import SUBDIR
+from ._point_labels import SUBDIR
 
 _FIX = "Leave it out, or choose a name that contains the number of the job, hydra.job.num."
 

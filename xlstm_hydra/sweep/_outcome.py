@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.configs._problems import either, show
-from xlstm_hydra.links import open_lock, replace_file
+from xlstm_hydra.problems import ConfigError, Problem, either, show
+from xlstm_hydra.runs import open_lock, replace_file
 
 from ._typed import Damaged, check_fields, read_object
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra._colours import COLOURS
-from xlstm_hydra.metrics_file import METRICS_FILE
+from xlstm_hydra.runs import METRICS_FILE
 
 from ._alive import job_folder
 from ._job import read_metrics
 from ._outcome import COMPLETED, Outcome
-from ._points import swept
+from ._point_labels import swept
 
 MOST_LINES = len(COLOURS) - 1
 """Lines with a colour and a label; the others are grey, which is the last colour."""

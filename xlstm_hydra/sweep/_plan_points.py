@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import ConfigError, DeviceConfig, Problem, RunConfig, TrainTaskConfig
+from xlstm_hydra.configs import DeviceConfig, RunConfig, TrainTaskConfig
+from xlstm_hydra.problems import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
     """
     if not runs:
         return {}
-    from xlstm_hydra.plan import PlanError, plan_key, planning  # JAX wakes up here
+    from xlstm_hydra.plan import PlanError, planning
+    from xlstm_hydra.step import plan_key  # JAX wakes up here
 
     find = _Finder(launcher)
     devices = {number: found for number, run in runs.items() if (found := find.devices(run)) is not None}
@@ -85,8 +87,8 @@ def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Device
 
 def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
     """Why a run cannot be started on those devices."""
+    from xlstm_hydra.devices import no_accelerator
     from xlstm_hydra.hydra import resolve_classes
-    from xlstm_hydra.parallel import no_accelerator
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
 
     number, device = devices
@@ -123,7 +125,7 @@ class _Finder:
         return self.known[key]
 
     def _here(self, run: RunConfig) -> _Devices:
-        from xlstm_hydra.plan import device_of
+        from xlstm_hydra.devices import device_of
 
         from ._here import devices_here
 

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.door import change_folder
-from xlstm_hydra.hydra import as_override
-from xlstm_hydra.metadata import BOOKKEEPING, LAYOUT, kind_of
+from xlstm_hydra.hydra import as_override, change_folder
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, kind_of
 
 from ._alive import mended
 from ._code import loads_code
@@ -20,7 +19,7 @@ from ._command import COMMAND_FILE, Command, read_commands
 from ._driver import finish
 from ._inside import refuse_folders_outside, refuse_sweep_links
 from ._outcome import COMPLETED, RECORD_FILE, scan_record
-from ._points import key_of, swept
+from ._point_labels import key_of, swept
 from ._typed import Damaged
 
 RESUME_SWEEP = "resume_sweep"

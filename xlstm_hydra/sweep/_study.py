@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import first_line
+from xlstm_hydra.problems import ConfigError, Problem
 
 SQLITE = "sqlite:///"
 _SPECIAL = frozenset("?%#{}")

@@ -12,10 +12,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from xlstm_hydra.configs import ConfigDict, ConfigError, Problem
-from xlstm_hydra.configs._problems import at_least, below, show
+from xlstm_hydra.configs import ConfigDict
 from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import unreadable
+from xlstm_hydra.problems import ConfigError, Problem, at_least, below, show
 
 _DIRECTIONS = ("minimize", "maximize")
 

@@ -16,7 +16,6 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.hydra import (
     OnInvalid,
     Point,
@@ -30,15 +29,16 @@ from xlstm_hydra.hydra import (
     launcher_rules,
     split,
 )
-from xlstm_hydra.metadata import is_restarted
 from xlstm_hydra.preemption import waiting_while
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import is_restarted
 
 from ._driver import begin, check_folder, finish, note_unrecorded, withdraw
 from ._invalid import refuse, told
 from ._job_folder import check_job_folder
 from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
-from ._points import SUBDIR
+from ._point_labels import SUBDIR
 from ._resume import RESUME
 
 log = logging.getLogger(__name__)

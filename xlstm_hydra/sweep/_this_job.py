@@ -12,10 +12,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import AUTO, RunConfig
-from xlstm_hydra.metadata import saved_steps
+from xlstm_hydra.runs import saved_steps
 
 from ._job import Unrecorded, job_recorded
-from ._points import job_number
+from ._point_labels import job_number
 
 
 def recorded(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded]:

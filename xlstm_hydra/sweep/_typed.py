@@ -8,9 +8,8 @@ from dataclasses import MISSING, Field
 from datetime import datetime
 from typing import Any
 
-from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.configs._problems import nearest, show
-from xlstm_hydra.metadata._text import parse
+from xlstm_hydra.formats import parse
+from xlstm_hydra.problems import ConfigError, nearest, show
 
 MOST_JOBS = 10**9
 """No sweep has so many."""

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from xlstm_hydra.configs import ConfigError, DataConfig, Problem, RunConfig
-from xlstm_hydra.configs._hints import TAG
-from xlstm_hydra.configs._problems import show
-from xlstm_hydra.metadata import known_step, read_metadata_text
-
-from . import _runtime
-from ._processes import of_first
+from xlstm_hydra.codec import TAG
+from xlstm_hydra.configs import DataConfig, RunConfig
+from xlstm_hydra.devices import _runtime, of_first
+from xlstm_hydra.problems import ConfigError, Problem, show
+from xlstm_hydra.runs import known_step, read_metadata_text
 
 RUN, CORPUS = "xlstm_hydra/run", "xlstm_hydra/corpus"
 """Keys in the store that process 0 keeps for all."""

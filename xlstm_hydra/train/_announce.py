@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.configs.run import BYTES
+from xlstm_hydra.devices import is_first
 from xlstm_hydra.hydra import recorded_origin
-from xlstm_hydra.metadata import Start
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, summary
+from xlstm_hydra.runs import Start
+from xlstm_hydra.step import Program
 
-from ._log import log
-from ._plan import RunPlan
-from ._processes import is_first
-from ._program import Program
-from ._resume import Resumed
+from ._planning import RunPlan
+from ._resumed import Resumed
 
 
 def announce_start(run: RunConfig, folder: Path, start: Start, resumed: Resumed | None) -> None:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import jax
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.devices import device_here, is_first
 from xlstm_hydra.hydra import write_layout
-from xlstm_hydra.links import replace_file
 from xlstm_hydra.plan import FEW, SEARCH_FILE, Search, search
-
-from ._here import device_here
-from ._log import log
-from ._processes import is_first
+from xlstm_hydra.runs import replace_file
 
 
 @dataclass(frozen=True)

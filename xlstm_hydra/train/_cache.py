@@ -25,9 +25,8 @@ from typing import Any
 import jax
 
 from xlstm_hydra._jax_internals import is_whole_program, use_cache
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import TrainerConfig
-
-from ._log import log
 
 _HIT, _SAVED = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/compile_time_saved_sec"
 _COMPILE = "/jax/core/compile/backend_compile_duration"

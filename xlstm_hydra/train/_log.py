@@ -15,11 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import LoggerConfig
-from xlstm_hydra.links import open_new
-from xlstm_hydra.metrics_file import METRICS_FILE, MetricsFile, read_metrics_file
-
-log = logging.getLogger("xlstm_hydra")
+from xlstm_hydra.runs import METRICS_FILE, MetricsFile, open_new, read_metrics_file
 
 COLUMNS: tuple[str, ...] = (
     "step",

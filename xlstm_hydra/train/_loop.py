@@ -12,46 +12,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from xlstm_hydra.checkpoint import (
-    Checkpoints,
-    Logged,
-    TrainState,
-    find_weights,
-    load_params,
-    read_logged,
-    restore,
-    to_json,
-)
+from xlstm_hydra._logging import log
+from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_params, read_logged, restore, to_json
 from xlstm_hydra.configs import LoggerConfig, RunConfig
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
+from xlstm_hydra.devices import agree_on_folder, is_first, of_first, several, start_devices, tell_others, together
+from xlstm_hydra.formats import write_metadata
 from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.links import replace_file
-from xlstm_hydra.metadata import (
+from xlstm_hydra.parallel import report
+from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
+from xlstm_hydra.runs import (
     DamagedCheckpoint,
     DamageFound,
+    RunFolder,
     Start,
+    damage_before_start,
     find_start,
     provenance,
     refuse_to_overwrite,
-    write_metadata,
+    replace_file,
+    verification,
 )
-from xlstm_hydra.metadata._start import damage_before_start
-from xlstm_hydra.metadata._verify import verification
-from xlstm_hydra.parallel import report
-from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
-from xlstm_hydra.run_folder import RunFolder
+from xlstm_hydra.step import Program, TrainState, build_program
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._announce import announce, announce_start
 from ._auto import choose_layout
 from ._cache import Programs, compilation_cache
-from ._devices import start_devices
-from ._faults import faults_reported
-from ._log import MetricLog, Stopwatch, bits, log
-from ._plan import plan_program
-from ._processes import agree_on_folder, is_first, of_first, several, tell_others, together
-from ._program import Program, build_program
-from ._resume import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
+from ._diagnosis import faults_reported
+from ._log import MetricLog, Stopwatch, bits
+from ._planning import plan_program
+from ._resumed import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
 from ._stop import Stop
 
 INIT_FROM = "checkpoint.init_from"

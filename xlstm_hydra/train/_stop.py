@@ -11,10 +11,8 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+from xlstm_hydra.devices import POLL_SECONDS, _runtime, next_key
 from xlstm_hydra.preemption import Watch
-
-from . import _runtime
-from ._processes import POLL_SECONDS, next_key
 
 STOP = "xlstm_hydra/stop"
 """Key in the store that process 0 keeps for all."""

@@ -1,0 +1,50 @@
+"""Start and end of every console command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from xlstm_hydra._printable import printable_lines
+from xlstm_hydra.errors import status_of, text_of
+from xlstm_hydra.preemption import Preempted
+
+from ._streams import keep_streams, unwritten
+
+
+@contextmanager
+def command(name: str) -> Iterator[None]:
+    """Print what a command ends with as one message, and exit with its status. Only a bug is printed with a traceback.
+
+    Args:
+        name: of the command, in front of each message.
+    """
+    keep_streams()
+    try:
+        yield
+        _refuse_unwritten(name)
+    except Preempted as error:
+        if error.text:
+            _print(f"{name}: {error}")
+        raise
+    except SystemExit as stop:
+        if not stop.code:
+            _refuse_unwritten(name)
+        raise
+    except KeyboardInterrupt as error:
+        _print(f"{name}: {'; '.join(['interrupted', *map(str, error.args)])}")
+        sys.exit(130)
+    except Exception as error:
+        _print(text_of(error, name))
+        sys.exit(status_of(error))
+
+
+def _refuse_unwritten(name: str) -> None:
+    if (reason := unwritten()) is not None:
+        _print(f"{name}: {reason}")
+        sys.exit(1)
+
+
+def _print(text: str) -> None:
+    print(printable_lines(text), file=sys.stderr)

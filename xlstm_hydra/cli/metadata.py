@@ -1,0 +1,346 @@
+"""The command `xlstm-metadata`: what a checkpoint was made from, and checkpoints from and for other programs.
+
+Exit status: 0 done, 1 there are differences or the check failed, 2 the place or its metadata is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xlstm_hydra._printable import printable, shell_line
+from xlstm_hydra.hydra import find_own_modules
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.problems import show as shown
+from xlstm_hydra.runs import (
+    ABSENT,
+    KINDS,
+    Record,
+    Verdict,
+    checkpoints_of_run,
+    diff,
+    find_checkpoint,
+    judge,
+    not_compared,
+    reached,
+    read_record_at,
+    record_of,
+    run_folders,
+    to_path,
+    verification,
+)
+
+from ._messages import command
+
+if TYPE_CHECKING:
+    from xlstm_hydra.checkpoint import Misfit
+
+_PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
+_COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    with command("xlstm-metadata"):
+        arguments = _parser().parse_args()
+        find_own_modules(run_folders([getattr(arguments, name, "") for name in ("RUN", "A", "B")]))
+        with verification(getattr(arguments, "verify", True)):
+            sys.exit(arguments.run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xlstm-metadata", description="What a checkpoint was made from, and checkpoints from and for others."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *places: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        for place in places:
+            command.add_argument(place, help=_PLACE)
+        command.add_argument("--json", action="store_true", help="print JSON, for programs")
+        command.add_argument("--lenient", action="store_true", help="ignore fields that are unknown, and list them")
+        if name != "check":
+            text = "read files as they are, without comparing them with the manifest of the checkpoint"
+            command.add_argument("--no-verify", dest="verify", action="store_false", help=text)
+        return command
+
+    add("show", _show, "Show the config, and what it ran with, as YAML.", "RUN")
+    add("overrides", _overrides, "Print the shortest command line that composes to the same config.", "RUN")
+    add("diff", _diff, "Tell what differs, and how much it matters.", "A", "B")
+    text = "Verify all files, of all checkpoints of a run unless a step is named, and the shapes of the parameters."
+    add("check", _check, text, "RUN")
+    take = add("import", _import, "Make a checkpoint of ours from one of xlstm-jax or Hugging Face.", "RUN")
+    take.add_argument("OUT", help="the run folder to write it to")
+    take.add_argument("--format", choices=("xlstm_jax", "hf"), help="what it must be; its files tell which it is")
+    give = add("export", _export, "Write a checkpoint as a model that transformers loads.", "RUN")
+    give.add_argument("OUT", help="a new folder")
+    give.add_argument("--format", choices=("hf",), required=True, help="hf: xLSTMForCausalLM of Hugging Face")
+    text = "export a model with reset_at_document_boundaries all the same, for rows that have one document each"
+    give.add_argument("--one-document-per-row", action="store_true", help=text)
+    return parser
+
+
+def _read(arguments: argparse.Namespace, key: str = "RUN") -> Record:
+    """The record that the place of an argument has, or that a file is."""
+    place, lenient = getattr(arguments, key), arguments.lenient
+    with reached(place, key):
+        file = to_path(place)
+        if not file.is_file():
+            return record_of(find_checkpoint(place, key), key, lenient=lenient)
+        text = file.read_bytes()
+    return read_record_at(file, text, key, lenient=lenient)
+
+
+# ---- the commands
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    record = _read(arguments)
+    content = _summary(record)
+    _print_json(content) if arguments.json else _print_yaml(content)
+    return 0
+
+
+def _summary(record: Record) -> dict[str, Any]:
+    """What a record says: where it comes from, the config of each group, and what stands in none."""
+    groups = {name: config.to_dict() for name, config in record.groups.items()}
+    groups["model"].pop("parallel", None)
+    made = {name: value for name, value in record.content.items() if name not in ("config", "parameters", "format")}
+    parameters = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
+    if isinstance(parameters, dict):
+        size = sum(math.prod(entry["shape"]) for entry in parameters.values())
+        made["parameters"] = f"{size:,} in {len(parameters)} arrays"
+    if isinstance(origin := made.get("imported"), dict):
+        made["imported"] = {name: value for name, value in origin.items() if name != "metadata"}
+    made = made if record.writer == "xlstm_hydra" else {}
+    found: dict[str, Any] = {"writer": record.writer, **made, "config": groups}
+    lists = {"notes": list(record.notes), "unknown": list(record.unknown)}
+    return found | {name: texts for name, texts in lists.items() if texts}
+
+
+def _overrides(arguments: argparse.Namespace) -> int:
+    from xlstm_hydra.configs import RunConfig
+    from xlstm_hydra.hydra import shortest_overrides, without_idle
+
+    record = _read(arguments)
+    overrides, notes = shortest_overrides(record), without_idle(record.groups)[1]
+    groups = {field.name for field in dataclasses.fields(RunConfig) if field.default is not None}
+    if missing := sorted(groups - record.groups.keys()):
+        notes = [*notes, f"not recorded: {', '.join(missing)}"]
+    command = shell_line(["xlstm-hydra", *overrides])
+    if arguments.json:
+        _print_json({"command": command, "overrides": overrides, "notes": notes})
+        return 0
+    for note in notes:
+        print(f"# {printable(note)}", file=sys.stderr)
+    print(command)
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    before, after = _read(arguments, "A"), _read(arguments, "B")
+    found, left_out = diff(before, after), not_compared(before, after)
+    if arguments.json:
+        plain = [
+            {"key": each.key, "kind": each.kind}
+            | {name: value for name, value in (("before", each.before), ("after", each.after)) if value is not ABSENT}
+            for each in found
+        ]
+        _print_json({"differences": plain, "not_compared": left_out})
+        return 1 if found else 0
+    lines: list[tuple[str, str]] = [] if found else [("no differences", "green")]
+    for kind, title in KINDS.items():
+        of_kind = [each for each in found if each.kind == kind]
+        lines += [(title, _COLORS[kind])] if of_kind else []
+        lines += [(f"  {each.key}: {shown(each.before)} -> {shown(each.after)}", "") for each in of_kind]
+    if left_out:
+        lines.append((f"not compared, because only one of the two recorded it: {', '.join(left_out)}", "dim"))
+    _print_lines(lines)
+    return 1 if found else 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    saved = checkpoints_of_run(arguments.RUN, "RUN")
+    places = saved.values() or [_checkpoint_of(arguments.RUN)]
+    found = [each for place in places if (each := _checked_if_kept(place, arguments.lenient))]
+    if not found:
+        text = "its checkpoints were deleted while they were read"
+        raise ConfigError([Problem({"RUN": arguments.RUN}, text, "Try again if the run is still in progress.")])
+    if arguments.json:
+        listed = [each.content() for each in found]
+        newest = {key: listed[-1][key] for key in ("checkpoint", "misfits")}
+        _print_json(newest | {"checkpoints": listed})
+    else:
+        _print_lines(line for each in found for line in each.lines())
+    for each in found:
+        if each.error is not None:
+            print(f"xlstm-metadata: {each.error}", file=sys.stderr)
+    return max(each.status for each in found)
+
+
+@dataclasses.dataclass
+class _Checked:
+    """What is right and wrong with a checkpoint."""
+
+    checkpoint: Path
+    verdict: Verdict
+    misfits: list[Misfit] = dataclasses.field(default_factory=list)
+    """Parameters with another shape than expected."""
+    against: str = "the model"
+    """What the shapes were compared with."""
+    error: ConfigError | None = None
+    """Why the shapes were not compared."""
+
+    @property
+    def status(self) -> int:
+        """Exit status."""
+        return 2 if self.error else 1 if self.misfits or self.verdict.damage else 0
+
+    def content(self) -> dict[str, Any]:
+        """For programs."""
+        verdict = {key: [each._asdict() for each in getattr(self.verdict, key)] for key in ("damage", "notes")}
+        misfits = [each._asdict() for each in self.misfits]
+        error = {"error": str(self.error)} if self.error else {}
+        return {
+            "checkpoint": str(self.checkpoint),
+            "files": self.verdict.num_files,
+            "misfits": misfits,
+            **verdict,
+            **error,
+        }
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """For people, each with its style."""
+        verdict, place = self.verdict, self.checkpoint
+        yield from ((f"{place}: {each}", "bold red") for each in verdict.damage)
+        yield from ((f"{place}: {each}", "yellow") for each in verdict.notes)
+        if verdict.num_files and not verdict.damage:
+            yield f"{place}: all {verdict.num_files} files are intact", "green"
+        if verdict.damage or self.error:
+            return
+        if not self.misfits:
+            yield f"{place}: every parameter on disk has the shape that belongs to {self.against}", "green"
+        by = {"model": "by the model", "parameters": "by the recorded list"}
+        for each in self.misfits:
+            expected, found = _shape(each.expected), _shape(each.found)
+            yield f"{each.leaf}: expected {expected} {by[each.source]}, found {found}", ""
+
+
+def _checked_if_kept(checkpoint: Path, lenient: bool) -> _Checked | None:
+    """The same as `_checked`; None if a run in progress has deleted the checkpoint meanwhile."""
+    try:
+        found = _checked(checkpoint, lenient)
+    except FileNotFoundError:
+        if checkpoint.exists():
+            raise
+        return None
+    return found if checkpoint.exists() else None
+
+
+def _checked(checkpoint: Path, lenient: bool) -> _Checked:
+    """Verify the files of a checkpoint and, if they are intact, the shapes of its parameters."""
+    verdict = judge(checkpoint)
+    if verdict.damage:
+        return _Checked(checkpoint, verdict)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # shapes need no accelerator
+    try:
+        record = record_of(checkpoint, "RUN", lenient=lenient)
+        from xlstm_hydra.checkpoint import check_params
+        from xlstm_hydra.hydra import resolve_classes
+
+        recorded = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
+        misfits = check_params(checkpoint, resolve_classes(record.model), recorded)
+    except ConfigError as error:
+        return _Checked(checkpoint, verdict, error=error)
+    return _Checked(checkpoint, verdict, misfits, "the model" + ", and to the recorded list" * (recorded is not None))
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    from xlstm_hydra.checkpoint import import_checkpoint
+
+    return _wrote(
+        arguments, import_checkpoint(arguments.RUN, arguments.OUT, arguments.format, lenient=arguments.lenient)
+    )
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from xlstm_hydra.checkpoint import export_checkpoint
+
+    settings = {"one_document_per_row": arguments.one_document_per_row, "lenient": arguments.lenient}
+    return _wrote(arguments, export_checkpoint(arguments.RUN, arguments.OUT, **settings))
+
+
+def _wrote(arguments: argparse.Namespace, folder: Path) -> int:
+    _print_json({"written": str(folder)}) if arguments.json else _print_lines([(f"written: {folder}", "green")])
+    return 0
+
+
+def _checkpoint_of(place: str) -> Path:
+    """The folder of a checkpoint, also where its metadata file was named."""
+    file = to_path(place)
+    if not file.is_file():
+        return find_checkpoint(place, "RUN")
+    if (file.parent.parent / "params").is_dir():
+        return file.absolute().parents[1]
+    raise ConfigError([Problem({"RUN": place}, "there are no parameters beside it", "Name the checkpoint's folder.")])
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "nothing" if shape is None else str(tuple(shape))
+
+
+# ---- printing
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _print_yaml(content: Any) -> None:
+    import yaml  # what OmegaConf reads and writes with
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes text with characters that are not printable, in which an escape stands for each of them."""
+
+        def represent_str(self, data: str) -> yaml.ScalarNode:
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+    Dumper.add_representer(str, Dumper.represent_str)
+    text = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = printable(text, keep="\n")
+    if not _colored():
+        print(text, end="")
+        return
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    Console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+
+
+def _print_lines(lines: Any) -> None:
+    """Lines, each with a style of rich's for people at a terminal."""
+    if not _colored():
+        for text, _ in lines:
+            print(printable(text))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for text, style in lines:
+        console.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def _colored() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

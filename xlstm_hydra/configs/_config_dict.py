@@ -1,0 +1,94 @@
+"""`ConfigDict`: a dataclass that checks its own rules and converts to plain JSON values and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from xlstm_hydra.codec import Flags, decode, encode, register_class, same_fields, types_first
+from xlstm_hydra.problems import ConfigError, Problem
+
+T = TypeVar("T")
+
+
+@register_class
+@dataclass(kw_only=True)
+class ConfigDict:
+    """Base of every config. Subclasses are dataclasses; `rules` says what must hold between their fields.
+
+    Two configs are equal if they have the same class and their fields mean the same: NaN equals NaN, a class equals its
+    dotted path, `jnp.bfloat16` its dtype, and a list the tuple that the annotation asks for.
+
+    Raises:
+        ConfigError: on construction, with every value of a wrong type, and every rule that the other values break. An
+            int is accepted for a float, an integral float for an int, a tuple for a list.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Standing in the class itself, it is not replaced by the comparison that @dataclass would generate.
+        if "__eq__" not in cls.__dict__:
+            cls.__eq__ = ConfigDict.__eq__
+        if "__post_init__" in cls.__dict__:
+            cls.__post_init__ = types_first(cls.__post_init__)
+
+    @types_first
+    def __post_init__(self) -> None:
+        if problems := list(self.rules()):
+            raise ConfigError(problems)
+
+    def __eq__(self, other: object) -> bool:
+        return same_fields(self, other) if type(self) is type(other) else NotImplemented
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def rules(self) -> Iterator[Problem]:
+        """Every broken rule that needs nothing but this config."""
+        yield from ()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a field or property, or `default` where there is none of that name."""
+        is_value = key in self.__dataclass_fields__ or isinstance(getattr(type(self), key, None), property)
+        return getattr(self, key, default) if is_value else default
+
+    def to_dict(self) -> dict[str, Any]:
+        """This config as plain JSON values: `from_dict(type(self), self.to_dict()) == self`.
+
+        Non-finite floats become `"nan"`, `"inf"`, `"-inf"`; dtypes, enums, paths and classes become strings.
+
+        Raises:
+            ConfigError: a value has no plain form, such as an array, with the path of its field.
+        """
+        return encode(self, type(self))
+
+    @staticmethod
+    def from_dict(
+        config_class: type[T],
+        data: Mapping[str, Any],
+        strict_classname_parsing: bool = False,
+        ignore_extensive_attributes: bool = True,
+        none_to_zero_for_ints: bool = False,
+    ) -> T:
+        """Read plain data as a `config_class`, nested dataclasses included. The flags hold at every level.
+
+        Where the type of a field calls for it, the `repr` of a dataclass, list, tuple or dict is read too, a dtype in
+        any spelling, and 'None' as null. A field that may hold a string keeps every string, 'None' included, but for
+        our own fields that name a type, such as `gate_dtype`: they take the same spellings as a dtype.
+
+        Args:
+            config_class: any dataclass.
+            data: what `to_dict` gave, or the same with strings where numbers are meant, or with such texts.
+            strict_classname_parsing: accept a class or dtype only in the form `<class 'a.B'>`.
+            ignore_extensive_attributes: skip fields that the class does not have; otherwise refuse them.
+            none_to_zero_for_ints: read None as 0 where an int is expected.
+
+        Raises:
+            ConfigError: with the path of every wrong, missing or (unless ignored) unknown field.
+        """
+        flags = Flags(
+            strict_classnames=strict_classname_parsing,
+            ignore_unknown=ignore_extensive_attributes,
+            none_to_zero=none_to_zero_for_ints,
+        )
+        return decode(config_class, data, flags)

@@ -1,0 +1,78 @@
+"""Which devices a run gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+
+from xlstm_hydra._jax_internals import backends_are_initialized, clear_backends
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.problems import ConfigError, Problem
+
+from ._processes import join
+
+_real: dict[str, object] = {}
+"""What the settings were before a run of this process changed them."""
+
+
+def start_devices(run: RunConfig) -> None:
+    """Set up the devices that the run asks for, in all its processes, and check that its layout fits them.
+
+    Raises:
+        ConfigError: with every rule between the config and the number and kind of devices that is broken.
+    """
+    join(run.distributed)
+    wanted: dict[str, object] = {}
+    if run.trainer.simulated_devices is not None:
+        wanted |= _simulated(run.trainer.simulated_devices)
+    if run.distributed.local_device_ids is not None:
+        ids = ",".join(map(str, run.distributed.local_device_ids))
+        wanted |= {"jax_cuda_visible_devices": ids, "jax_rocm_visible_devices": ids}
+    _change(wanted)
+    jax.config.update("jax_debug_nans", run.trainer.debug_nans)
+    if problems := [*run.device_rules(_device_count()), *run.platform_rules(jax.default_backend())]:
+        raise ConfigError(problems)
+
+
+def _device_count() -> int:
+    """The number of devices. JAX starts them here.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        return jax.device_count()
+    except (RuntimeError, AssertionError) as error:  # the second if nothing provides what JAX_PLATFORMS names
+        reason = str(error).partition("\n")[0].rstrip(".") or "there is no such device, or its plugin is not installed"
+        platforms = jax.config.values["jax_platforms"]
+        fix = "JAX_PLATFORMS selects the devices that JAX uses, for example JAX_PLATFORMS=cpu."
+        raise ConfigError([Problem({"JAX_PLATFORMS": platforms}, f"JAX cannot start: {reason}", fix)]) from error
+
+
+def simulate_devices(number: int) -> None:
+    """Have so many simulated CPU devices, and no others."""
+    _change(_simulated(number))
+
+
+def _simulated(number: int) -> dict[str, object]:
+    return {"jax_platforms": "cpu", "jax_num_cpu_devices": number}
+
+
+def _change(wanted: Mapping[str, object]) -> None:
+    """Make the settings those that the process was started with, but for `wanted`."""
+    for name in wanted:
+        _real.setdefault(name, jax.config.values[name])
+    _set({**_real, **wanted})
+
+
+def _set(wanted: Mapping[str, object]) -> None:
+    """Change the settings, also after an earlier job of the same sweep has started its devices."""
+    if all(jax.config.values[name] == value for name, value in wanted.items()):
+        return
+    if jax.distributed.is_initialized() and backends_are_initialized():
+        rule = "the devices of several processes cannot change once these have met"
+        raise ConfigError([Problem({"trainer.simulated_devices": wanted.get("jax_num_cpu_devices")}, rule)])
+    clear_backends()
+    for name, value in wanted.items():
+        jax.config.update(name, value)

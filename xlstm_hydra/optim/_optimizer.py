@@ -1,0 +1,159 @@
+"""Optimizer and schedule of a run, from Optax."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from xlstm_hydra.configs import (
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    ExponentialConfig,
+    LinearConfig,
+    LionConfig,
+    OptimizerConfig,
+    RunConfig,
+    SchedulerConfig,
+    SGDConfig,
+)
+from xlstm_hydra.problems import ConfigError, Problem
+
+Schedule = Callable[[int], float]
+"""The learning rate of each step, from step 0."""
+
+_MAIN_PART: dict[type[SchedulerConfig], Callable[[Any, float], float]] = {
+    ConstantConfig: lambda config, done: 1.0,
+    CosineConfig: lambda config, done: _between(config.end_lr_factor, 1.0, (1 + math.cos(math.pi * done)) / 2),
+    LinearConfig: lambda config, done: _between(1.0, config.end_lr_factor, done),
+    ExponentialConfig: lambda config, done: config.end_lr_factor**done,
+}
+"""What the peak is multiplied by when a share of the main part is done."""
+
+
+def learning_rate(run: RunConfig) -> Schedule:
+    """The learning rate of each step, from step 0.
+
+    The warm-up reaches `optimizer.lr` at step `warmup_steps`, the main part its end at `total - cooldown_steps`, and
+    the cool-down its end at `total`. It is computed here and not in the compiled step, which has it as an argument.
+    """
+    config, lr, total = run.scheduler, run.optimizer.lr, run.schedule_steps
+    warmup, cooldown = config.warmup_steps, config.cooldown_steps
+    main, main_steps = _MAIN_PART[type(config)], total - warmup - cooldown
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return lr * step / warmup
+        if cooldown == 0 or step < total - cooldown:
+            return lr * main(config, _share(step - warmup, main_steps))
+        end = main(config, _share(main_steps, main_steps))
+        return lr * _between(end, config.cooldown_lr_factor, _share(step - (total - cooldown), cooldown))
+
+    return rate
+
+
+def _share(steps: int, of: int) -> float:
+    return min(steps / max(of, 1), 1.0)
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share
+
+
+def decay_mask(run: RunConfig, params: Any) -> Any:
+    """A tree of booleans: which parameters weight decay applies to.
+
+    Raises:
+        ConfigError: weight decay is on, and a pattern of `optimizer.weight_decay_include` or `_exclude` matches
+        nothing.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    paths = [_dotted(path) for path, _ in flat]
+    optimizer = run.optimizer
+    if optimizer.weight_decay:
+        _refuse_idle_patterns(optimizer, paths)
+    config = run.model.model_config
+    on_embedding = None if config is None else config.get("weight_decay_on_embedding")
+
+    def decays(path: Any, _: Any) -> bool:
+        name = _dotted(path)
+        if _matches(name, optimizer.weight_decay_exclude):
+            return False
+        if on_embedding is not None and name.startswith("token_embedding."):
+            return on_embedding  # the model's own switch
+        return _matches(name, optimizer.weight_decay_include)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _refuse_idle_patterns(optimizer: OptimizerConfig, paths: list[str]) -> None:
+    problems = [
+        Problem({f"optimizer.{key}": pattern}, "matches no parameter", f"Parameters are named like {paths[0]}.")
+        for key in ("weight_decay_include", "weight_decay_exclude")
+        for pattern in optimizer.get(key)
+        if not any(re.search(pattern, path) for path in paths)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _dotted(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
+    """The numbers of an optimizer that a compiled step has as arguments, so that other values need no other program.
+    The learning rate is there at its peak; what is off, such as clipping, is not there."""
+    numbers = {name: config.get(name) for name in ("lr", "weight_decay", "beta1", "beta2", "eps")}
+    switches = {name: config.get(name) or None for name in ("grad_clip_norm", "grad_clip_value", "momentum")}
+    return {name: float(value) for name, value in (numbers | switches).items() if value is not None}
+
+
+def build_optimizer(
+    run: RunConfig, params: Any, numbers: Mapping[str, Any] | None = None
+) -> optax.GradientTransformation:
+    """Clipping, the optimizer's direction, decoupled weight decay, learning rate, in this order.
+
+    Args:
+        run: the config. Whether there are clipping, momentum and Nesterov's look ahead is read from it.
+        params: the parameter tree, or its shapes.
+        numbers: those that a step works with, under the names of `hyperparameters`. None: the run's, with the learning
+            rate at its peak.
+    """
+    config, mask = run.optimizer, decay_mask(run, params)
+    numbers = hyperparameters(config) if numbers is None else numbers
+    by_norm = optax.clip_by_global_norm(numbers["grad_clip_norm"]) if config.grad_clip_norm else optax.identity()
+    by_value = optax.clip(numbers["grad_clip_value"]) if config.grad_clip_value else optax.identity()
+    decay = optax.add_decayed_weights(numbers["weight_decay"], mask=mask)
+    direction = _DIRECTIONS[type(config)](config, numbers)
+    # Always five links, so that the state of one run fits another that clips or decays differently; and the last one
+    # counts steps, as it does in every checkpoint.
+    return optax.chain(by_norm, by_value, direction, decay, optax.scale_by_learning_rate(lambda _: numbers["lr"]))
+
+
+def _adam(config: AdamWConfig, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+    return optax.scale_by_adam(numbers["beta1"], numbers["beta2"], numbers["eps"], nesterov=config.nesterov)
+
+
+def _lion(config: LionConfig, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+    return optax.scale_by_lion(numbers["beta1"], numbers["beta2"])
+
+
+def _sgd(config: SGDConfig, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+    return optax.trace(numbers["momentum"], config.nesterov) if config.momentum else optax.identity()
+
+
+_DIRECTIONS: dict[type[OptimizerConfig], Callable[[Any, Mapping[str, Any]], optax.GradientTransformation]] = {
+    AdamWConfig: _adam,
+    LionConfig: _lion,
+    SGDConfig: _sgd,
+}

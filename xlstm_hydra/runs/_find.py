@@ -1,0 +1,207 @@
+"""The checkpoint that a user names, under whatever path it lies, and what to type where a path is not one."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xlstm_hydra._logging import log
+from xlstm_hydra.formats import hub_address, hub_id, model_in
+from xlstm_hydra.problems import ConfigError, either
+
+from ._links import refuse_links_out
+from ._paths import (
+    FOLDER,
+    RESTORE,
+    checkpoints_at,
+    has_metadata,
+    is_checkpoint,
+    is_finished,
+    known_step,
+    refused,
+    run_of,
+    step_in_name,
+    steps_folder,
+    to_path,
+)
+
+_FIX = "Give the folder of a run that saved some."
+_SHOWN = 8
+"""Runs that a message lists before it counts the rest."""
+_LOOKED_AT = 1000
+"""Folders that are looked at for runs."""
+
+
+def find_checkpoint(place: str, key: str = RESTORE) -> Path:
+    """The folder of the checkpoint that a place names.
+
+    Args:
+        place: a run or the folder of its checkpoints (the latest one), either of them with `@STEP` or the name of a
+            copy or link behind it, or a checkpoint, or a file in it. On this machine, or the address of a bucket such
+            as `gs://bucket/runs/a@2000`.
+        key: where the user typed it, for messages.
+
+    Raises:
+        ConfigError: there is no such run, it has no such step, or several could be meant.
+    """
+    with reached(place, key):
+        return _find(place, key)
+
+
+def checkpoints_of_run(place: str, key: str = RESTORE) -> dict[int, Path]:
+    """Return the finished checkpoints of the run that a place names without a step, by step; none for another place."""
+    with reached(place, key):
+        path = to_path(place)
+        return checkpoints_at(Path(os.path.abspath(path)) if isinstance(path, Path) else path)
+
+
+@contextmanager
+def reached(place: str, key: str) -> Iterator[None]:
+    """Make one message of whatever keeps a place from being read."""
+    if on_hub := hub_address(place):
+        raise refused(place, *on_hub, key)
+    try:
+        yield
+    except (OSError, ImportError, ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        fix = "gs:// and s3:// need pip install 'xlstm-hydra[remote]'." if "://" in place else ""
+        text = getattr(error, "strerror", None) or error
+        text = f"unsupported storage {error}" if isinstance(error, KeyError) else text
+        raise refused(place, f"cannot be read: {text}", fix, key) from None
+
+
+def _find(place: str, key: str) -> Path:
+    path = to_path(place)
+    if saved := checkpoints_at(path):
+        return _inside(_latest(path, saved), path, place, key)
+    if (found := _checkpoint_around(path)) is not None:
+        if not is_finished(found):
+            raise refused(place, f"{found.name} is not a complete checkpoint: it was not saved completely", _FIX, key)
+        return _inside(found, run_of(found) or found, place, key)
+    name, _, wanted = place.rpartition("@")
+    if name and not path.exists():
+        return _inside(_named(to_path(name), wanted.rstrip("/"), place, key), to_path(name), place, key)
+    raise refused(place, *_explained(path), key)
+
+
+def _checkpoint_around(path: Path) -> Path | None:
+    """The checkpoint that a path is, or that it leads into."""
+    if not path.exists():
+        return None
+    return next((folder for folder in (path, *list(path.parents)[:3]) if is_checkpoint(folder)), None)
+
+
+def _latest(place: Path, saved: dict[int, Path]) -> Path:
+    """The latest checkpoint that has metadata; the latest of all where none has, for the message."""
+    newest = next((step for step in sorted(saved, reverse=True) if has_metadata(saved[step])), None)
+    if newest is None:
+        return saved[max(saved)]
+    if left_out := [str(item) for item in _items(steps_folder(place)) if (step_in_name(item) or 0) > newest]:
+        text = "skipped incomplete or damaged checkpoints: %s; using step %d"
+        log.warning(text, ", ".join(left_out), newest)
+    return saved[newest]
+
+
+def _named(run: Path, wanted: str, place: str, key: str) -> Path:
+    """The checkpoint of a run by its step, or by the name of a copy or link beside it."""
+    saved, is_step = checkpoints_at(run), wanted.isascii() and wanted.isdigit()
+    if not saved and is_checkpoint(run):
+        step = known_step(run)
+        if is_step and int(wanted) == step:
+            return run
+        what = "a checkpoint itself" if step is None else f"the checkpoint of step {step}"
+        raise refused(place, f"{run} is {what}", f"Leave out '@{wanted}'.", key)
+    if is_step and int(wanted) in saved:
+        return saved[int(wanted)]
+    if wanted and not is_step and "/" not in wanted and is_checkpoint(steps_folder(run) / wanted):
+        return steps_folder(run) / wanted
+    if not saved:
+        raise refused(place, *_explained(run if is_step else to_path(place)), key)
+    listed = f"Saved are steps {either(sorted(saved))}."
+    if not is_step:
+        raise refused(place, f"expected a step number after '@', got {wanted!r}", listed, key)
+    raise refused(place, f"no checkpoint of step {wanted}", listed, key)
+
+
+def _explained(path: Path) -> tuple[str, str]:
+    """What is found at a path that does not name a checkpoint, and what to type."""
+    if not isinstance(path, Path) or not path.is_dir():
+        return _no_folder(path)
+    runs = list(itertools.islice(_runs_below(path), _SHOWN + 1))
+    if runs:
+        shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
+        what = "sweep" if (path / "sweep.jsonl").exists() or (path / "multirun.yaml").exists() else "folder of runs"
+        return f"is a {what}, not a run; it contains the runs {shown}", "Give one of them."
+    if model := model_in(path):
+        return model
+    text = f"no checkpoints in {path.absolute() / FOLDER}"
+    if started := sorted(
+        item.name for item in _items(steps_folder(path)) if not is_finished(item) and is_checkpoint(item)
+    ):
+        return f"{text}, only incomplete ones: {', '.join(started[:_SHOWN])}", _FIX
+    return text, _FIX
+
+
+def _no_folder(path: Path) -> tuple[str, str]:
+    if not isinstance(path, Path):
+        return f"no checkpoints in {path / FOLDER}", _FIX
+    if path.exists():
+        around = path.parent.parent if path.parent.name == FOLDER else path.parent
+        fix = f"Give the run that it is in: {around}." if _has_checkpoints(around) else _FIX
+        return "is a file, not a run or a checkpoint", fix
+    if path.is_symlink():
+        return f"is a broken link: {os.readlink(path)} does not exist", _FIX
+    if on_hub := hub_id(path):
+        return on_hub
+    near = difflib.get_close_matches(path.name, [item.name for item in _items(path.parent)], 3)
+    fix = f"Did you mean {either(str(path.parent / name) for name in near)}?" if near else _FIX
+    return f"no checkpoints in {path.absolute() / FOLDER}: the folder {path.absolute()} does not exist", fix
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """Runs with checkpoints in a folder, three levels deep: outputs/DATE/TIME/JOB."""
+    level = [folder]
+    for _ in range(3):
+        level = [item for above in level for item in _items(above)][:_LOOKED_AT]
+        runs = [item for item in level if _has_checkpoints(item)]
+        yield from runs
+        level = [item for item in level if item not in runs]
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    try:
+        return bool(checkpoints_at(folder))
+    except OSError:
+        return False
+
+
+def _items(folder: Path) -> list[Path]:
+    """What is in a folder, numbers in their order; nothing where it is not one, or cannot be read."""
+    try:
+        return sorted(folder.iterdir(), key=lambda item: item.name.zfill(12) if item.name.isdigit() else item.name)
+    except OSError:
+        return []
+
+
+def _inside(checkpoint: Path, root: Path, place: str, key: str) -> Path:
+    """A checkpoint under a path that stays: links such as `latest` may lead elsewhere tomorrow.
+
+    Args:
+        checkpoint: its folder.
+        root: the folder that the user named, in which the checkpoint was found.
+        place: what was typed, for messages.
+        key: where.
+
+    Raises:
+        ConfigError: a link leads from there to elsewhere, so that the named folder does not decide what is read.
+    """
+    if not isinstance(checkpoint, Path):
+        return checkpoint
+    root = root.parent if root.name == FOLDER and root != checkpoint else root
+    refuse_links_out(root, [checkpoint], {key: place}, "Copy what it leads to, or name that folder itself.")
+    return checkpoint.resolve() if checkpoint.is_symlink() else Path(os.path.abspath(checkpoint))

@@ -1,0 +1,158 @@
+"""The folder of a run: made and held while the run is in it, and left as it was if the run is rejected."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra.problems import ConfigError, Problem
+
+from ._links import refuse_links_out
+from ._paths import FOLDER, LOCK_FILE, hold_folder
+from ._start import ASIDE
+
+log = logging.getLogger(__name__)
+
+_LARGE = 2**20
+"""Bytes from which a file is not kept in memory."""
+
+WRITTEN = (
+    *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "search.json"),
+    *("metrics.csv", "evaluation.json", "generated.json", "outcome.json", "error.txt", "xlstm-hydra.log"),
+    *(FOLDER, ASIDE, "tensorboard", ".hydra"),
+)
+"""Files and folders that runs write into their folder."""
+
+OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
+"""The way out if a folder cannot be used."""
+
+
+class RunFolder:
+    """A folder that a run writes into, and how the user named it."""
+
+    def __init__(self, path: Path, given: Mapping[str, Any] | None = None, fix: str = OTHER_FOLDER) -> None:
+        """Args:
+        path: the folder.
+        given: the key that names it, with its value, for messages.
+        fix: the way out if it cannot be used.
+        """
+        self.path, self._given, self._fix = path, given or {"hydra.run.dir": str(path)}, fix
+
+    @contextmanager
+    def held(self, files: Iterable[Path], check: Callable[[], bool]) -> Iterator[bool]:
+        """Make the folder, and let no other run write in it meanwhile.
+
+        If the run is rejected, the folder is left as it was: what was made is removed, and `files` have their content
+        back.
+
+        Args:
+            files: those that are written before it is certain that the run can start. They must be in the folder.
+            check: called when the folder is held, before anything is written in it. The result is what this gives.
+
+        Raises:
+            ConfigError: the folder cannot be made or written, something in it is a link that leads out of it, another
+                run is writing there, or `check` raises.
+        """
+        files = list(files)
+        # Files are restored before the lock is released, so that no other run has started meanwhile.
+        with ExitStack() as made, ExitStack() as lock, ExitStack() as undo:
+            with self.writing():
+                self.make(self.path, made)
+                self.refuse_links_out(files)
+                file = self.path / LOCK_FILE
+                is_new = not file.exists()
+                lock.enter_context(hold_folder(self.path))
+                if is_new:
+                    undo.callback(file.unlink, missing_ok=True)
+            checked = check()
+            with self.writing():
+                for file in files:
+                    self.make(file.parent, undo)
+                    self._keep(file, undo)
+            try:
+                yield checked
+            except ConfigError:
+                raise
+            except BaseException:
+                undo.pop_all()
+                made.pop_all()
+                raise
+            undo.pop_all()
+            made.pop_all()
+
+    def refuse_links_out(self, files: Iterable[Path] = ()) -> None:
+        """Make sure that a run, which writes into the folder and deletes checkpoints, changes nothing elsewhere.
+
+        Args:
+            files: those that are written beside `WRITTEN`. Others than those in the folder were named by the user.
+
+        Raises:
+            ConfigError: something in the folder is a link that leads out of it.
+        """
+        own = [self.path / name for name in WRITTEN]
+        with self.writing():
+            refuse_links_out(self.path, [*own, *files], self._given, f"Remove it, or use another folder. {self._fix}")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Name the folder in the message if something in it cannot be made or written."""
+        try:
+            yield
+        except OSError as error:
+            raise self.unusable(error) from error
+
+    def unusable(self, error: OSError) -> ConfigError:
+        """Return an error that says what cannot be written, and why."""
+        name = error.filename
+        head = f"{name} " if name and str(name) != str(self.path) else ""
+        return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", self._fix)])
+
+    def make(self, folder: Path, undo: ExitStack) -> None:
+        """Make a folder and those above it. Undone, those that are empty are removed."""
+        if "\0" in str(folder):
+            raise OSError(errno.EINVAL, "its name contains a NUL character")
+        missing = list(itertools.takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
+        above = missing[-1].parent if missing else folder
+        if not above.is_dir():
+            text = "it is a link to nothing" if above.is_symlink() else "it is not a folder"
+            raise NotADirectoryError(errno.ENOTDIR, text, str(above))
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            undo.callback(_remove_if_empty, path)
+
+    def _keep(self, file: Path, undo: ExitStack) -> None:
+        """Make sure that a file can be written. Undone, it has its content back, or is removed if it was not there. A
+        large file is a log, to which a run only appends."""
+        if not file.exists():
+            undo.callback(_restore, file, None)
+        elif (size := file.stat().st_size) > _LARGE:
+            undo.callback(_restore, file, size)
+        else:
+            undo.callback(_restore, file, file.read_bytes())
+        file.open("ab").close()
+
+
+def _restore(file: Path, before: bytes | int | None) -> None:
+    """Give a file its content back: these bytes, or its first so many. None: it was not there."""
+    try:
+        if before is None:
+            file.unlink(missing_ok=True)
+        elif isinstance(before, int):
+            os.truncate(file, before)
+        elif file.read_bytes() != before:
+            file.write_bytes(before)
+    except OSError as error:
+        log.warning("%s is not what it was before the run was rejected: %s", file, error.strerror)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass  # something else is in it

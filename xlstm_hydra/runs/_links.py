@@ -1,0 +1,105 @@
+"""Symbolic links that lead out of a folder. The folder of a run or a checkpoint may come from someone else, so nothing
+is read, written or deleted through a link in it whose target is elsewhere.
+
+A folder that is itself a link, such as `outputs` on another disk, is fine, and so is a link to something in the same
+folder, such as `latest`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from xlstm_hydra.problems import ConfigError, Problem
+
+_RULE = "which leads out of the folder; nothing is read, written or deleted through such a link"
+
+
+def refuse_links_out(root: Path, paths: Iterable[Path], given: Mapping[str, Any], fix: str) -> None:
+    """Make sure that nothing at or below these paths leads out of a folder, or is a pipe or a device.
+
+    Args:
+        root: the folder. It may be a link itself.
+        paths: what is looked at in it: files, and folders with all that is in them. They need not exist.
+        given: the key that names the folder, with its value, for the message.
+        fix: the way out.
+
+    Raises:
+        ConfigError: with the first that does.
+    """
+    if (text := next(_strays(root, paths), None)) is not None:
+        raise ConfigError([Problem(given, text, fix)])
+
+
+def _strays(root: Path, paths: Iterable[Path]) -> Iterator[str]:
+    """What may not be there, in words. Targets of links that stay in the folder are looked at too."""
+    inside, seen = os.path.realpath(root), set[str]()
+    todo = deque((str(part), part == path) for path in paths for part in _parts(root, path))
+    while todo:
+        path, is_whole = todo.popleft()
+        if path in seen or (mode := _mode(path)) is None:
+            continue
+        if is_whole:
+            seen.add(path)
+        if stat.S_ISLNK(mode):
+            target = os.path.realpath(path)
+            if not _is_in(target, inside):
+                yield f"{path} is a link to {os.readlink(path)}, {_RULE}"
+            todo.append((target, is_whole))
+        elif stat.S_ISDIR(mode):
+            todo += [(item, True) for item in sorted(each.path for each in os.scandir(path))] if is_whole else []
+        elif not stat.S_ISREG(mode):
+            yield f"{path} is a pipe, a socket or a device; expected a file or a folder"
+
+
+def _parts(root: Path, path: Path) -> list[Path]:
+    """A path in a folder, behind the folders between the two; nothing for a path that is elsewhere."""
+    between = [part for part in (path, *path.parents) if root in part.parents]
+    return [path] if path == root else between[::-1]
+
+
+def _mode(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def open_lock(file: Path) -> IO[str]:
+    """Open a file to lock it, made if it is not there. It keeps its content.
+
+    Raises:
+        OSError: it is a link, or cannot be made.
+    """
+    return open(file, "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666), encoding="utf-8")
+
+
+def open_new(file: Path, newline: str | None = None) -> IO[str]:
+    """Open a new file for text. If something is in its place, such as a link, it is removed and not followed."""
+    file.unlink(missing_ok=True)
+    return file.open("x", encoding="utf-8", newline=newline)
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write a file so that whoever reads it, and whenever the writer dies, finds it whole: the old one or the new. A
+    link in its place is replaced, and not followed."""
+    fresh = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
+    try:
+        with open_new(fresh) as stream:
+            stream.write(text)
+        fresh.replace(file)
+    except BaseException as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            error.filename, error.filename2 = str(file), None
+        raise

@@ -1,0 +1,198 @@
+"""Verification of the files of a checkpoint against its manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from xlstm_hydra.problems import Problem
+
+from ._damage import DamageFound
+from ._manifest import MANIFEST, THREADS, BadManifest, Entry, entry_of, list_files, read_entry, read_manifest
+
+log = logging.getLogger("xlstm_hydra")
+
+MARK = {"manifest": MANIFEST}
+"""What the custom metadata of a checkpoint says that gets a manifest after Orbax has finished it."""
+
+_UNVERIFIED = {"checkpoint": "verify=False", **dict.fromkeys(("RUN", "A", "B"), "--no-verify")}
+"""How the verification is turned off, by the key that names the checkpoint."""
+
+_UNLISTED = f"is not listed in {MANIFEST}"
+
+_is_on: ContextVar[bool] = ContextVar("verification", default=True)
+
+
+class Finding(NamedTuple):
+    """A file of a checkpoint that is not as it should be."""
+
+    file: str
+    """Its path below the checkpoint."""
+
+    problem: str
+    """What is wrong, as the end of a sentence that begins with the path."""
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.problem}"
+
+
+@contextmanager
+def verification(on: bool) -> Iterator[None]:
+    """Verify what is read of checkpoints inside, or do not. On unless set; what is turned off outside stays off."""
+    token = _is_on.set(on and _is_on.get())
+    try:
+        yield
+    finally:
+        _is_on.reset(token)
+
+
+def manifest_of(checkpoint: Path, key: str) -> dict[str, Entry] | None:
+    """Return the manifest that the files of a checkpoint are verified with; None if there is none, or if verification
+    is off.
+
+    Raises:
+        DamageFound: the manifest cannot be used.
+    """
+    if not _is_on.get():
+        return None
+    try:
+        return read_manifest(checkpoint)
+    except BadManifest as error:
+        raise damaged(checkpoint, [Finding(MANIFEST, str(error))], key) from None
+
+
+def note_missing(checkpoint: Path) -> None:
+    """Log that the files of a checkpoint without a manifest are not verified."""
+    if not _is_on.get():
+        return
+    if is_marked(checkpoint):
+        text = "%s has no %s: the save was interrupted right before it, or it was removed. The files are not verified"
+        log.warning(text, checkpoint, MANIFEST)
+    else:
+        log.info("%s has no %s, so its files are not verified", checkpoint, MANIFEST)
+
+
+def is_marked(checkpoint: Path) -> bool:
+    """True if the program that saved a checkpoint was going to write a manifest."""
+    try:
+        content = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_bytes())
+        return content["custom_metadata"].items() >= MARK.items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def read_verified(checkpoint: Path, name: str, key: str) -> bytes:
+    """Return the content of a small file of a checkpoint.
+
+    Raises:
+        DamageFound: it differs from the manifest.
+        OSError: it cannot be read.
+    """
+    content, manifest = (checkpoint / name).read_bytes(), manifest_of(checkpoint, key)
+    if manifest is not None and (found := _difference(name, manifest.get(name), entry_of(content))):
+        raise damaged(checkpoint, [found], key)
+    return content
+
+
+def damage_in(checkpoint: Path, *items: str) -> list[Finding]:
+    """Return what is wrong with the manifest of a checkpoint, or with the files of some items.
+
+    Raises:
+        OSError: the machine cannot read a file that is there.
+    """
+    try:
+        manifest = read_manifest(checkpoint) if _is_on.get() else None
+    except BadManifest as error:
+        return [Finding(MANIFEST, str(error))]
+    return [] if manifest is None else [*find_damage(checkpoint, select(manifest, items))]
+
+
+def select(manifest: Mapping[str, Entry], items: Sequence[str]) -> dict[str, Entry]:
+    """Return the entries of the files that reading some items takes: theirs, and those that describe the checkpoint.
+    All entries, if no item is given."""
+    wanted = {*items, ""} if items else {name.partition("/")[0] if "/" in name else "" for name in manifest}
+    return {name: entry for name, entry in manifest.items() if name.rpartition("/")[0].partition("/")[0] in wanted}
+
+
+def find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[Finding]:
+    """Compare files with their entries, several at a time. Yields what is wrong.
+
+    Raises:
+        OSError: the machine cannot read a file that is there.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield from filter(None, pool.map(finder(checkpoint), entries.items()))
+
+
+def finder(checkpoint: Path) -> Callable[[tuple[str, Entry]], Finding | None]:
+    """Return a function of a path and its entry that returns what is wrong with the file, or None."""
+
+    def find(item: tuple[str, Entry]) -> Finding | None:
+        name, expected = item
+        try:
+            return _difference(name, expected, read_entry(checkpoint, name))
+        except BadManifest as error:
+            return Finding(name, str(error))
+        except (FileNotFoundError, NotADirectoryError):
+            return Finding(name, "is missing")
+
+    return find
+
+
+def _difference(name: str, expected: Entry | None, found: Entry) -> Finding | None:
+    if expected is None:
+        return Finding(name, _UNLISTED)
+    if expected.size != found.size:
+        return Finding(name, f"is damaged: it has {found.size:,} bytes, expected {expected.size:,}")
+    if expected != found:
+        return Finding(name, f"is damaged: its digest is {found.digest}, expected {expected.digest}")
+    return None
+
+
+def damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFound:
+    """Return an error about a checkpoint that a key names, with the first damaged files."""
+    more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
+    way_out = f"Choose another step; {_UNVERIFIED.get(key, 'checkpoint.verify=false')} reads it as it is."
+    return DamageFound([Problem.about(f"{key}={checkpoint}", f"{found[0]}{more}", way_out)])
+
+
+@dataclass
+class Verdict:
+    """All that is known of the files of a checkpoint, for a report."""
+
+    num_files: int = 0
+    """Files that the manifest lists."""
+
+    damage: list[Finding] = field(default_factory=list)
+    """Files that are damaged or missing, or that Orbax may read although the manifest does not list them."""
+
+    notes: list[Finding] = field(default_factory=list)
+    """Files that are unusual, but harmless."""
+
+
+def judge(checkpoint: Path) -> Verdict:
+    """Verify all files of a checkpoint."""
+    try:
+        manifest = read_manifest(checkpoint)
+    except BadManifest as error:
+        return Verdict(damage=[Finding(MANIFEST, str(error))])
+    if manifest is None and is_marked(checkpoint):
+        text = "is missing: a run is about to write it, the save was interrupted right before, or it was removed"
+        return Verdict(damage=[Finding(MANIFEST, text)])
+    if manifest is None:
+        text = "is missing, as in checkpoints of earlier versions and of xlstm-jax: the files cannot be verified"
+        return Verdict(notes=[Finding(MANIFEST, text)])
+    verdict = Verdict(len(manifest), [*find_damage(checkpoint, manifest)])
+    items = {name.partition("/")[0] for name in manifest if "/" in name}
+    for name in list_files(checkpoint):
+        if name not in manifest:
+            is_read = name.partition("/")[0] in items and not name.rpartition("/")[2].startswith(".")
+            (verdict.damage if is_read else verdict.notes).append(Finding(name, _UNLISTED))
+    return verdict

@@ -1,0 +1,210 @@
+"""Jobs of a sweep as an array of SLURM jobs."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig, OmegaConf
+
+from xlstm_hydra.configs import SlurmLauncherConfig
+from xlstm_hydra.problems import ConfigError, Problem
+
+from ._cluster_job import Work
+from ._logs import describe
+from ._outcome import FAILED, INTERRUPTED, RUNNING, now
+from ._point_labels import job_number
+from ._requeue import NO_PROGRESS, teardown
+from ._return import failed, result_of
+from ._states import ENDED, End, end_of, is_blocked, is_held, states
+
+log = logging.getLogger(__name__)
+
+_SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
+_ASKED = (*_SAME, "cpus_per_task", "mem_gb", "timeout_min")
+"""What SLURM may not have, or not give."""
+
+_UNREACHABLE = ("Unable to contact", "Socket timed out", "Connection refused", "Unable to resolve", "Zero Bytes")
+"""What `sbatch` prints where the controller is down or overloaded."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two looks at the queue, at most."""
+
+
+class Job(NamedTuple):
+    """A job of the sweep, as SLURM has it."""
+
+    number: int
+    """That of its folder."""
+
+    id: str
+    """That of SLURM, such as `12_3`."""
+
+    overrides: Sequence[str]
+    handle: Any
+    """submitit's."""
+
+
+def check_slurm(config: SlurmLauncherConfig, sweep: DictConfig) -> None:
+    """Make sure that there is a SLURM here, and that the processes of a job find each other, instead of training the
+    whole each.
+
+    Args:
+        config: what each job gets.
+        sweep: the config of the sweep.
+
+    Raises:
+        ConfigError: with what to do.
+    """
+    name = OmegaConf.select(sweep, "distributed.name")
+    if config.tasks > 1 and name not in (None, "auto"):
+        given = {"hydra.launcher.nodes": config.nodes, "hydra.launcher.tasks_per_node": config.tasks_per_node}
+        rule = "the processes that srun starts meet by distributed=auto alone"
+        raise ConfigError([Problem({"distributed": name, **given}, rule, "Set {distributed}=auto.")])
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        fix = "Start the sweep on a host from which jobs are submitted, or choose hydra/launcher=local."
+        raise ConfigError([Problem.about("hydra/launcher", "there is no SLURM here (no sbatch and srun)", fix)])
+
+
+def launch_on_slurm(
+    config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]
+) -> Sequence[JobReturn]:
+    """Run a job for each point, and wait for all of them. None of them ends the others.
+
+    Args:
+        config: what each job gets.
+        work: what it does.
+        points: the overrides of each, by the number of the job.
+
+    Raises:
+        ConfigError: SLURM takes no such job.
+    """
+    jobs = _submit(config, work, points)
+    work.amend({job.number: {"cluster_job": job.id} for job in jobs})
+    ended = _wait(jobs)
+    return [ended[job.number] or _lost(job, work) for job in jobs]
+
+
+def _lost(job: Job, work: Work) -> JobReturn:
+    """The return of a job that has left no result."""
+    end = end_of(job.id)
+    text = describe(job.id, end, job.handle.task(0).paths)
+    log.error("#%d: %s", job.number, text)
+    work.amend({job.number: {"reason": text, **_outcome(end)}})
+    return failed(job.overrides, RuntimeError(text))
+
+
+def _outcome(end: End) -> dict[str, str]:
+    """The fields of the record of a job that has left no result. What the job itself has recorded of its end counts
+    more, unless it takes itself for one that is requeued."""
+    if end.status == NO_PROGRESS:
+        return {"status": FAILED, "ended": now()}
+    return {"status": INTERRUPTED if end.state == "CANCELLED" else RUNNING}  # running: lost, since it has ended
+
+
+def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[Job]:
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    numbers = list(points)
+    try:
+        executor = submitit.SlurmExecutor(config.submitit_folder)
+        executor.update_parameters(**parameters(config))
+        with redirect_stderr(io.StringIO()):  # which submitit fills with what the error has too
+            handles = executor.map_array(work, [list(points[number]) for number in numbers], numbers)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise _not_taken(error, config) from None
+    except OSError as error:
+        text = f"cannot be written: {error.strerror or error}"
+        given = {"hydra.launcher.submitit_folder": config.submitit_folder}
+        raise ConfigError([Problem(given, text, "Choose another folder.")]) from None
+    jobs = [
+        Job(job_number(points[number], number), handle.job_id, points[number], handle)
+        for number, handle in zip(numbers, handles, strict=True)
+    ]
+    for job in jobs:
+        log.info("#%d: SLURM job %s: %s", job.number, job.id, " ".join(job.overrides))
+    log.info("Their logs are in %s", Path(config.submitit_folder).parent)
+    return jobs
+
+
+def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
+    """The config in the words of submitit's SLURM executor."""
+    cores = [] if config.cpus_per_task is None else [f"--cpus-per-task={config.cpus_per_task}"]  # srun does not inherit
+    found = {
+        **{key: config.get(key) for key in (*_SAME, "cpus_per_task")},
+        "job_name": config.name,
+        "time": config.timeout_min,
+        "ntasks_per_node": config.tasks_per_node,
+        "mem": None if config.mem_gb is None else f"{int(config.mem_gb * 1024)}M",
+        "array_parallelism": config.array_parallelism,
+        "setup": config.setup or None,
+        "srun_args": ["--kill-on-bad-exit=1", *cores, *config.srun_args],
+        "teardown": teardown(config),
+        "additional_parameters": {
+            **({"signal": f"TERM@{config.signal_delay_s}"} if config.signal_delay_s else {}),
+            "requeue" if config.max_num_timeout else "no-requeue": True,
+            **config.additional_parameters,
+        },
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
+    """The message of `sbatch`, in one line, and what was asked for."""
+    said = [line.partition("error: ")[2] for line in str(error).splitlines() if "sbatch: error: " in line]
+    text = ": ".join(dict.fromkeys(said)) or " ".join(str(error).split())
+    if any(word in text for word in _UNREACHABLE):
+        fix = "Check with squeue --me that no job was submitted, then start the sweep again."
+        return ConfigError([Problem.about("hydra/launcher", f"SLURM's controller does not answer: {text}", fix)])
+    asked = {key: config.get(key) for key in _ASKED if config.get(key) != getattr(SlurmLauncherConfig, key)}
+    given = {f"hydra.launcher.{key}": value for key, value in asked.items()} or {"hydra/launcher": config.name}
+    return ConfigError([Problem(given, f"SLURM takes no such job: {text}")])
+
+
+def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
+    """The result of each job; None for one that has ended without one."""
+    ended: dict[int, JobReturn | None] = {}
+    suspects: set[str] = set()  # ended without a result, when last seen: it may be on its way, or the job is requeued
+    warned: set[str] = set()
+    last_end = time.monotonic()
+    while open_jobs := [job for job in jobs if job.number not in ended]:
+        seen = states(job.id for job in open_jobs)
+        if seen is None and "squeue" not in warned:
+            warned.add("squeue")
+            log.warning("squeue does not respond; waiting for it and for the results of the jobs")
+        for job in open_jobs:
+            result = result_of(job.handle, job.overrides)
+            state, reason = ("RUNNING", "") if seen is None else seen.get(job.id, ("COMPLETED", ""))
+            if result is not None or (state in ENDED and job.id in suspects):
+                ended[job.number] = result
+                log.info("#%d: SLURM job %s has ended", job.number, job.id)
+                last_end = time.monotonic()
+            _warn_once(job, state, reason, warned)
+            (suspects.add if state in ENDED else suspects.discard)(job.id)
+        if len(ended) < len(jobs):
+            time.sleep(min(LONGEST_PAUSE, max(1.0, (time.monotonic() - last_end) / 20)))
+    return ended
+
+
+def _warn_once(job: Job, state: str, reason: str, warned: set[str]) -> None:
+    """Warn of a job that waits for what does not come by itself."""
+    if job.id in warned:
+        return
+    if is_held(state, reason):
+        warned.add(job.id)
+        text = "#%d: SLURM job %s is held (%s). scontrol release %s releases it"
+        log.warning(text, job.number, job.id, reason, job.id)
+    elif is_blocked(state, reason):
+        warned.add(job.id)
+        text = "#%d: SLURM job %s cannot start with its current settings (%s)."
+        log.warning(
+            f"{text} scontrol show job %s shows them; scancel %s cancels it", job.number, job.id, reason, job.id, job.id
+        )

@@ -1,0 +1,94 @@
+"""Errors of the machine that end a run: the cause, what is saved, and how to continue."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from xlstm_hydra._logging import log
+from xlstm_hydra.checkpoint import SaveError, reason
+from xlstm_hydra.runs import saved_steps
+
+_WAYS_OUT = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space, or ask for a larger quota",
+    errno.EFBIG: "Allow larger files (ulimit -f)",
+    errno.EROFS: "Make the folder writable",
+    errno.EACCES: "Give this user access to it",
+    errno.EPERM: "Give this user access to it",
+}
+
+
+class RunEnded(OSError):
+    """The machine has ended a run. `str` is the whole message."""
+
+
+@contextmanager
+def faults_reported(folder: Path) -> Iterator[None]:
+    """Raise errors of the system as a `RunEnded` that also says what is saved, and how the run continues."""
+    try:
+        with _log_files_may_fail():
+            yield
+    except OSError as error:
+        if error.errno == errno.EBADF:  # no machine causes it, only a program
+            raise
+        raise RunEnded(_message(error, folder.absolute())) from error
+
+
+def _message(error: OSError, folder: Path) -> str:
+    what = str(error) if isinstance(error, SaveError) else _failure(error, folder)
+    return f"{what}. {_what_is_saved(folder)} {_way_out(error, folder)}"
+
+
+def _failure(error: OSError, folder: Path) -> str:
+    if error.strerror is None or error.filename is not None:
+        return reason(error)
+    return f"writing in {folder} failed: {error.strerror}"
+
+
+def _what_is_saved(folder: Path) -> str:
+    steps = _steps(folder)
+    if steps:
+        return f"The last complete checkpoint is step {steps[-1]}."
+    return "No checkpoint is complete."
+
+
+def _way_out(error: OSError, folder: Path) -> str:
+    way = _WAYS_OUT.get(error.errno or 0, "Fix the cause")
+    if _steps(folder):
+        return f"{way}, then continue with xlstm-hydra resume={folder}"
+    return f"{way}, then start the run again."
+
+
+def _steps(folder: Path) -> list[int]:
+    try:
+        return saved_steps(folder)
+    except OSError:
+        return []
+
+
+@contextmanager
+def _log_files_may_fail() -> Iterator[None]:
+    """Warn once about a log file that cannot be written, where `logging` prints a traceback for every line."""
+    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    for handler in files:
+        handler.handleError = partial(_warn_once, handler, set())
+    try:
+        yield
+    finally:
+        for handler in files:
+            del handler.handleError
+
+
+def _warn_once(handler: logging.FileHandler, warned: set[str], record: logging.LogRecord) -> None:
+    error = sys.exception()
+    if not isinstance(error, OSError):
+        logging.FileHandler.handleError(handler, record)
+    elif not warned:
+        warned.add(handler.baseFilename)  # first: the warning goes to the same file
+        log.warning("the log %s cannot be written: %s", handler.baseFilename, error.strerror)

@@ -1,0 +1,149 @@
+"""What a run continues from, and what must be the same as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xlstm_hydra._logging import log
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.problems import ConfigError, Problem, show
+from xlstm_hydra.runs import (
+    ABSENT,
+    BOOKKEEPING,
+    KINDS,
+    NUMERICS,
+    PARAMETERS,
+    Difference,
+    Record,
+    diff,
+    record_of,
+    refuse_to_continue,
+    step_of,
+)
+
+KEY = "checkpoint.restore"
+_BATCHES = ("trainer.batch_size", "trainer.seed", "model.context_length")
+"""What the saved random state and the saved number of batches depend on, beside the data."""
+_FREE = ("data.path", "data.prefetch")
+"""Fields of the data that may change: the files themselves are compared by their fingerprint."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A checkpoint that a run continues from."""
+
+    checkpoint: Path
+    record: Record
+    changes: tuple[Difference, ...]
+    """What the run has otherwise than the record."""
+
+    @property
+    def step(self) -> int:
+        """Steps that have been done."""
+        return step_of(self.checkpoint)
+
+    @property
+    def imported(self) -> bool:
+        """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
+        return "imported" in self.record.content
+
+    def tell(self) -> None:
+        """Say where the run goes on, and what has changed."""
+        for change in self.changes:
+            if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from":
+                log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
+        if self.record.unknown:
+            log.warning("ignored fields of the record that are unknown: %s", ", ".join(self.record.unknown))
+        anew = "; the optimizer and the data, which was not recorded, begin anew" if self.imported else ""
+        log.info("continuing from %s%s", self.checkpoint, anew)
+
+    def history(self) -> list[dict[str, Any]]:
+        """How the steps so far were made: one entry for each time that the run was started."""
+        content = self.record.content
+        made = {key: content[key] for key in ("overrides", "packages", "git", "package_git") if key in content}
+        return [*content.get("history", []), {"last_step": self.step, "checkpoint": str(self.checkpoint), **made}]
+
+
+def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
+    """The checkpoint that a run continues from.
+
+    Raises:
+        ConfigError: the run has other parameters or other batches than the checkpoint, or has done all its steps.
+    """
+    place = run.checkpoint.restore
+    record = _record_of(run, checkpoint)
+    refuse_to_continue(record.writer, str(place), KEY)
+    resumed = Resumed(checkpoint, record, tuple(diff(record, run)))
+    if problems := [*_refused(resumed), *_done(run, resumed)]:
+        raise ConfigError(problems)
+    return resumed
+
+
+def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
+    """Make sure that a complete run, which is not done again, is the one that this config makes.
+
+    Raises:
+        ConfigError: it was trained with other values, or cannot be read.
+    """
+    record = _record_of(run, checkpoint)
+    fix = "Choose another folder (hydra.run.dir) for another run."
+    problems = [
+        Problem({key: change.after}, f"the run in this folder is complete, and was trained with {before}", fix)
+        for change in diff(record, run)
+        if change.kind in (PARAMETERS, NUMERICS) and change.key not in _FREE
+        for key, before, _ in [_shown(change)]
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> None:
+    """Make sure that the examples are the same as before.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
+        text = (
+            "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
+        )
+        fix = "Continue with the same files, so that no example is seen twice or in validation."
+        raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
+
+
+def _record_of(run: RunConfig, checkpoint: Path) -> Record:
+    classes = (run.model.model_class, type(run.model.model_config))
+    return record_of(checkpoint, KEY, lenient=run.checkpoint.lenient, classes=classes)
+
+
+def _refused(resumed: Resumed) -> Iterator[Problem]:
+    other_data = any(change.key == "data.name" for change in resumed.changes)  # its other fields are others then
+    for change in resumed.changes:
+        key, before, _ = _shown(change)
+        is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
+        if change.kind == PARAMETERS:
+            rule, fix = "and the parameters depend on it", "Continue with that, or begin a new run: --from."
+        elif resumed.imported:
+            continue
+        elif key == "optimizer.name":
+            rule, fix = "and the optimizer's state is that one's", "Continue with that, or begin a new run: --from."
+        elif is_data or key in _BATCHES:
+            rule, fix = "and the saved position in the data depends on it", "Continue with that."
+        else:
+            continue
+        yield Problem({key: change.after}, f"the checkpoint was saved with {before}, {rule}", fix)
+
+
+def _shown(change: Difference) -> tuple[str, str, str]:
+    before, after = (repr(value) if value is ABSENT else show(value) for value in (change.before, change.after))
+    return change.key, before, after
+
+
+def _done(run: RunConfig, resumed: Resumed) -> Iterator[Problem]:
+    if resumed.step >= run.trainer.max_steps:
+        given = {KEY: run.checkpoint.restore, "trainer.max_steps": run.trainer.max_steps}
+        text = f"the checkpoint has done {resumed.step} steps already"
+        yield Problem(given, text, "Set trainer.max_steps higher.")
