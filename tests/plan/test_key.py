@@ -76,6 +76,15 @@ def test_every_field_of_the_model_and_of_the_layout_is_in_the_key():
             assert plan_key(other) != plan_key(run), name
 
 
+@pytest.mark.parametrize("config_class", set(OPTIONS.values()) - FAMILIES, ids=lambda cls: cls.__name__)
+def test_a_field_of_another_group_is_in_the_key_if_and_only_if_it_is_compiled_in(config_class):
+    group = next(group for group in medium_run().__dataclass_fields__ if config_class in options_of(group))
+    run = medium_run()
+    setattr(run, group, unchecked(config_class))
+    in_key = [name for name in config_class.__dataclass_fields__ if (group, name) not in left_out(run)]
+    assert in_key == [name for name in config_class.__dataclass_fields__ if effect_of(config_class, name).compiled]
+
+
 def test_the_device_is_no_part_of_the_key():
     run, other = medium_run(), medium_run()
     other.device = DeviceConfig(**device().to_dict())

@@ -6,7 +6,16 @@ from xlstm_hydra.problems import Problem as Problem
 
 from ._batch import fitting_batch as fitting_batch
 from ._cell import CellConfig as CellConfig
+from ._config_dict import OPTIONS as OPTIONS
 from ._config_dict import ConfigDict as ConfigDict
+from ._fields import BOOKKEEPING as BOOKKEEPING
+from ._fields import KINDS as KINDS
+from ._fields import LAYOUT as LAYOUT
+from ._fields import NUMERICS as NUMERICS
+from ._fields import PARAMETERS as PARAMETERS
+from ._fields import Effect as Effect
+from ._fields import affects as affects
+from ._fields import effect_of as effect_of
 from ._layout_rules import module_name_rules as module_name_rules
 from ._process import Place as Place
 from ._process import idle_tasks as idle_tasks
@@ -33,6 +42,7 @@ from .optimizer import OptimizerConfig as OptimizerConfig
 from .optimizer import SGDConfig as SGDConfig
 from .parallel import ParallelConfig as ParallelConfig
 from .run import RunConfig as RunConfig
+from .run import options_of as options_of
 from .scheduler import ConstantConfig as ConstantConfig
 from .scheduler import CosineConfig as CosineConfig
 from .scheduler import ExponentialConfig as ExponentialConfig

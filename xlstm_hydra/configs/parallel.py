@@ -10,6 +10,7 @@ from xlstm_hydra.codec import plain_dtypes
 from xlstm_hydra.problems import ConfigError, Problem, divisors, either, one_of
 
 from ._config_dict import ConfigDict
+from ._fields import LAYOUT, NUMERICS, affects
 
 DTYPES = ("float32", "bfloat16", "float16")
 """The floating-point types that a run can compute and communicate in."""
@@ -19,57 +20,57 @@ _NAMES = ("data_axis_name", "fsdp_axis_name", "pipeline_axis_name", "model_axis_
 
 
 @dataclass(kw_only=True)
-class ParallelConfig(ConfigDict):
+class ParallelConfig(ConfigDict, schema="parallel"):
     """Sizes and names of the mesh axes, and what is sharded, gathered and recomputed along them.
 
     The product of the four sizes is the number of devices.
     """
 
-    data_axis_size: int = -1
+    data_axis_size: int = field(default=-1, metadata=affects(LAYOUT))
     """Replicas that see different examples and hold the same parameters. -1: whatever devices the other axes leave."""
 
-    fsdp_axis_size: int = 1
+    fsdp_axis_size: int = field(default=1, metadata=affects(LAYOUT))
     """Devices that see different examples and share every sharded parameter, gradient and optimizer moment.
     -1: whatever devices the other axes leave. 1: parameters are whole on each replica."""
 
-    pipeline_axis_size: int = 1
+    pipeline_axis_size: int = field(default=1, metadata=affects(LAYOUT))
     """Stages that the stack of blocks is cut into. -1: whatever devices the other axes leave. 1: no pipeline."""
 
-    model_axis_size: int = 1
+    model_axis_size: int = field(default=1, metadata=affects(LAYOUT))
     """Devices that share the heads, channels and vocabulary of one model (tensor parallelism).
     -1: whatever devices the other axes leave. 1: no tensor parallelism."""
 
-    data_axis_name: str = "dp"
+    data_axis_name: str = field(default="dp", metadata=affects(LAYOUT))
     """Name of the data mesh axis, as it appears in partition specs and reports."""
 
-    fsdp_axis_name: str = "fsdp"
+    fsdp_axis_name: str = field(default="fsdp", metadata=affects(LAYOUT))
     """Name of the FSDP mesh axis."""
 
-    pipeline_axis_name: str = "pp"
+    pipeline_axis_name: str = field(default="pp", metadata=affects(LAYOUT))
     """Name of the pipeline mesh axis."""
 
-    model_axis_name: str = "tp"
+    model_axis_name: str = field(default="tp", metadata=affects(LAYOUT))
     """Name of the tensor-parallel mesh axis."""
 
-    remat: list[str] = field(default_factory=list)
+    remat: list[str] = field(default_factory=list, metadata=affects(LAYOUT))
     """Class names of the modules whose activations are recomputed in the backward pass. Empty: all are kept."""
 
-    fsdp_modules: list[str] = field(default_factory=list)
+    fsdp_modules: list[str] = field(default_factory=list, metadata=affects(LAYOUT))
     """Class names of the modules whose parameters are sharded over the FSDP axis. Empty: none are. Where that axis has
     one device nothing is sharded, and the run says so."""
 
-    fsdp_min_weight_size: int = 262144
+    fsdp_min_weight_size: int = field(default=262144, metadata=affects(LAYOUT))
     """Elements (of one block's array, on one tensor-parallel device) that a parameter needs to be sharded over the FSDP
     axis; a smaller one stays whole. 0: every parameter is sharded."""
 
-    fsdp_gather_dtype: str | None = None
+    fsdp_gather_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
     """Type that a sharded parameter is cast to before its all-gather. null: no cast."""
 
-    fsdp_grad_scatter_dtype: str | None = None
+    fsdp_grad_scatter_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
     """Type that the gradient of a sharded parameter is cast to before its reduce-scatter. null: the parameter's
     type."""
 
-    tp_async_dense: bool = False
+    tp_async_dense: bool = field(default=False, metadata=affects(LAYOUT))
     """Overlap the communication of tensor-parallel dense layers with their computation (collective matmul)."""
 
     def __post_init__(self) -> None:

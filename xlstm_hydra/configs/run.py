@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xlstm_hydra.problems import ConfigError, Problem, divisors, either
 
-from ._config_dict import ConfigDict
+from ._config_dict import OPTIONS, ConfigDict
 from ._layout_rules import idle_fsdp_rules, module_name_rules, open_layout_rules, pipeline_rules, unused_rules
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
@@ -340,3 +341,9 @@ class RunConfig(ConfigDict):
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
             rule = "every checkpoint needs a validation loss of its step"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
+
+
+def options_of(group: str) -> list[type[ConfigDict]]:
+    """Return our classes that a group of a run can have. The fields of `model` are those of its config as well."""
+    groups = typing.get_type_hints(RunConfig) | {"parallel": ParallelConfig, "model": ModelConfig | SubModelConfig}
+    return [cls for cls in (ModelConfig, *OPTIONS.values()) if issubclass(cls, groups.get(group, ()))]

@@ -21,6 +21,7 @@ from xlstm_hydra.configs import (
     RunConfig,
     SchedulerConfig,
     SGDConfig,
+    effect_of,
 )
 from xlstm_hydra.problems import ConfigError, Problem
 
@@ -112,10 +113,9 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
     """The numbers of an optimizer that a compiled step has as arguments, so that other values need no other program.
-    The learning rate is there at its peak; what is off, such as clipping, is not there."""
-    numbers = {name: config.get(name) for name in ("lr", "weight_decay", "beta1", "beta2", "eps")}
-    switches = {name: config.get(name) or None for name in ("grad_clip_norm", "grad_clip_value", "momentum")}
-    return {name: float(value) for name, value in (numbers | switches).items() if value is not None}
+    The learning rate is there at its peak; what is null, such as clipping, is not there."""
+    numbers = {name: config.get(name) for name in config.__dataclass_fields__ if effect_of(type(config), name).traced}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def build_optimizer(

@@ -1,5 +1,11 @@
 """The folder of a run: its record, its checkpoints, where a run starts, differences, and provenance."""
 
+from xlstm_hydra.configs import BOOKKEEPING as BOOKKEEPING
+from xlstm_hydra.configs import KINDS as KINDS
+from xlstm_hydra.configs import LAYOUT as LAYOUT
+from xlstm_hydra.configs import NUMERICS as NUMERICS
+from xlstm_hydra.configs import PARAMETERS as PARAMETERS
+
 from ._abandoned import end_abandoned_requests as end_abandoned_requests
 from ._abandoned import ignore_abandoned_requests as ignore_abandoned_requests
 from ._damage import DamagedCheckpoint as DamagedCheckpoint
@@ -7,11 +13,6 @@ from ._damage import DamageFound as DamageFound
 from ._damage import told_if_damaged as told_if_damaged
 from ._damage import told_under as told_under
 from ._diff import ABSENT as ABSENT
-from ._diff import BOOKKEEPING as BOOKKEEPING
-from ._diff import KINDS as KINDS
-from ._diff import LAYOUT as LAYOUT
-from ._diff import NUMERICS as NUMERICS
-from ._diff import PARAMETERS as PARAMETERS
 from ._diff import Difference as Difference
 from ._diff import diff as diff
 from ._diff import kind_of as kind_of
