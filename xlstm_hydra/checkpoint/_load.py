@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
-from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig
-from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig, resolve_classes
 from xlstm_hydra.models import build_model, param_shardings
 from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.runs import find_checkpoint, record_of, refuse_links_out, verification

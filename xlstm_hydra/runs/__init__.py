@@ -2,6 +2,9 @@
 
 from ._abandoned import end_abandoned_requests as end_abandoned_requests
 from ._abandoned import ignore_abandoned_requests as ignore_abandoned_requests
+from ._config_file import CONFIG_FILE as CONFIG_FILE
+from ._config_file import recorded_origin as recorded_origin
+from ._config_file import write_layout as write_layout
 from ._damage import DamagedCheckpoint as DamagedCheckpoint
 from ._damage import DamageFound as DamageFound
 from ._damage import told_if_damaged as told_if_damaged
@@ -33,6 +36,8 @@ from ._metrics_file import MetricsFile as MetricsFile
 from ._metrics_file import read_metrics_file as read_metrics_file
 from ._named import named_folders as named_folders
 from ._named import run_folders as run_folders
+from ._own_modules import change_folder as change_folder
+from ._own_modules import find_own_modules as find_own_modules
 from ._paths import FOLDER as FOLDER
 from ._paths import LOCK_FILE as LOCK_FILE
 from ._paths import RESTORE as RESTORE
@@ -59,6 +64,8 @@ from ._start import Start as Start
 from ._start import damage_before_start as damage_before_start
 from ._start import find_start as find_start
 from ._start import is_restarted as is_restarted
+from ._starting_groups import starting_groups as starting_groups
+from ._starting_groups import without_idle as without_idle
 from ._verify import MARK as MARK
 from ._verify import Finding as Finding
 from ._verify import Verdict as Verdict
