@@ -14,7 +14,7 @@ from tiny import FAMILIES
 
 from xlstm_hydra import plan_cli, train
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.hydra import _load, load_device
+from xlstm_hydra.hydra import _resolvers, load_device
 from xlstm_hydra.plan import Search, make_plan
 from xlstm_hydra.train import Comparison
 
@@ -157,8 +157,8 @@ def test_the_default_batch_of_a_plan_is_one_that_its_layout_can_use(overrides, s
 
 
 def test_the_default_batch_of_a_plan_reads_the_rest_of_the_config_once(monkeypatch):
-    read, calls = _load._read_groups, []
-    monkeypatch.setattr(_load, "_read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
+    read, calls = _resolvers.read_groups, []
+    monkeypatch.setattr(_resolvers, "read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
     assert batch_of("task.num_devices=3") == 9
     assert len(calls) == 1
 
