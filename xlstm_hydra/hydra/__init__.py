@@ -12,7 +12,6 @@ from ._composer import Point as Point
 from ._count import check_basic_sweep as check_basic_sweep
 from ._device_options import known_devices as known_devices
 from ._device_options import load_device as load_device
-from ._device_options import recognise_device as recognise_device
 from ._engines import check_engines as check_engines
 from ._engines import check_idle_engines as check_idle_engines
 from ._engines import launcher_rules as launcher_rules
@@ -36,7 +35,6 @@ from ._load import resolve_classes as resolve_classes
 from ._load import validate as validate
 from ._load import write_layout as write_layout
 from ._other_process import overrides_of_other as overrides_of_other
-from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
 from ._own_modules import change_folder as change_folder
 from ._own_modules import find_own_modules as find_own_modules

@@ -39,6 +39,7 @@ from ._search import layout_overrides as layout_overrides
 from ._search import search as search
 from ._search_report import changes_report as changes_report
 from ._search_report import search_report as search_report
+from ._task import plan as plan
 from ._time import StepTime as StepTime
 from ._time import Traffic as Traffic
 from ._time import step_traffic as step_traffic

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig, fitting_batch
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
@@ -190,13 +191,11 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
     Args:
         run: with the layout.
         typed: the run that differs from it in its layout only.
-        brief: as few characters as the options of the group allow, for which they are composed (50 ms). Otherwise
-            field by field.
+        brief: as few characters as the options of the group allow, for which Hydra composes them (50 ms). Otherwise,
+            and without Hydra, field by field.
     """
-    if brief:
-        from xlstm_hydra.hydra import shortest_layout  # loads Hydra, which a plan does not need
-
-        texts = shortest_layout(run)
+    if brief and hooks.shortest_layout is not None:
+        texts = hooks.shortest_layout(run)
     else:
         fields, default = run.parallel.to_dict(), ParallelConfig()
         changes = {key: value for key, value in fields.items() if value != default.get(key)}

@@ -10,33 +10,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-
+from xlstm_hydra._hooks import hooks
 from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig
-from xlstm_hydra.devices import no_accelerator
-from xlstm_hydra.hydra import load_device, resolve_classes
-from xlstm_hydra.plan import (
-    FEW,
-    PLAN_FILE,
-    SEARCH_FILE,
-    Change,
-    Plan,
-    PlanError,
-    Search,
-    changes_report,
-    changes_that_fit,
-    make_plan,
-    report,
-    search,
-    search_report,
-    summary,
-    to_dict,
-    verdict,
-)
+from xlstm_hydra.configs.device import DEFAULT_DEVICE
+from xlstm_hydra.devices import known_devices, no_accelerator
 from xlstm_hydra.runs import replace_file
+
+from ._changes import Change, changes_that_fit
+from ._error import PlanError
+from ._json import PLAN_FILE, SEARCH_FILE, to_dict
+from ._plan import Plan, make_plan
+from ._report import report, summary, verdict
+from ._search import FEW, Search, search
+from ._search_report import changes_report, search_report
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -55,8 +43,10 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     del overrides
     folder, task = Path(folder), run.task
     assert isinstance(task, PlanTaskConfig)
+    from xlstm_hydra.hydra import resolve_classes
+
     run = dataclasses.replace(run, model=resolve_classes(run.model))
-    device = run.device or load_device()
+    device = run.device or known_devices()[DEFAULT_DEVICE]
     number = run.known_devices() or device.devices_per_host
     with no_accelerator():
         is_searched = task.search or run.parallel.is_open()
@@ -64,7 +54,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         found = make_plan(run if layouts is None else _laid_out(layouts), number, device)
         changes = _changes(found)
     content = to_dict(found, changes)
-    is_short = task.search or _is_sweep()
+    is_short = task.search or hooks.in_sweep()
     parts: list[Iterable[str]] = [
         _note(found),
         summary(found) if is_short else [report(found, task.parameters), "", verdict(found)],
@@ -78,7 +68,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     _write(folder / PLAN_FILE, content)
     if task.compile:
         _write(folder / PLAN_FILE, content | {"compiled": _compiled(found)})
-    if not _is_sweep():
+    if not hooks.in_sweep():
         print(f"\nwritten: {folder / PLAN_FILE}{f' and {SEARCH_FILE}' if layouts is not None else ''}")
     best = layouts.best[0] if layouts is not None and layouts.best else found
     return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
@@ -109,7 +99,7 @@ def _laid_out(layouts: Search) -> RunConfig:
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:
     """Print the plan beside what the compiler says."""
-    from xlstm_hydra.plan import compare, compile_step  # 2 s, for this alone
+    from ._compiled import compare, compile_step
 
     compared = list(compare(found, compile_step(found.run, found.num_devices)))
     head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")
@@ -121,17 +111,11 @@ def _compiled(found: Plan) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in compared]
 
 
-def _is_sweep() -> bool:
-    """Whether this is one of several plans, of which each is told in short."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def _note(found: Plan) -> list[str]:
     """Of what devices the figures are, where none were chosen."""
     task = found.run.task
     assert isinstance(task, PlanTaskConfig)
-    is_chosen = task.device is not None or not HydraConfig.initialized()
-    if is_chosen or HydraConfig.get().runtime.choices.get("device") is not None:
+    if task.device is not None or hooks.chooses_device():
         return []
     return [f"no device is chosen, so these are {found.device.name}; task.device=... takes others", ""]
 
