@@ -18,8 +18,9 @@ from tiny import tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.checkpoint import Checkpoints, SaveError, _seal, _verified, export_checkpoint, read_logged, restore
-from xlstm_hydra.checkpoint._verified import verified
+from xlstm_hydra.checkpoint import Checkpoints, SaveError, _seal, export_checkpoint, read_logged, restore
+from xlstm_hydra.checkpoint import _integrity as _verified
+from xlstm_hydra.checkpoint._integrity import verified
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.hydra import verifies

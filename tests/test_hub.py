@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from xlstm_hydra.checkpoint._leaves import SafetensorsLeaves
 from xlstm_hydra.checkpoint._load import find_weights
-from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.metadata import MetadataError, read_record
 from xlstm_hydra.runs import DamagedCheckpoint, find_checkpoint

@@ -35,10 +35,10 @@ from xlstm_hydra.runs import (
 )
 from xlstm_hydra.step import TrainState
 
+from ._faults import Listener, SaveError, saving
+from ._integrity import verified
 from ._parts import differing
-from ._save_faults import Listener, SaveError, saving
 from ._seal import Sealing
-from ._verified import verified
 
 log = logging.getLogger("xlstm_hydra")
 

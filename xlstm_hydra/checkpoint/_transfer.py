@@ -29,11 +29,11 @@ from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import FOLDER, MARK, Record, provenance, record_of, step_of, told_under, write_manifest
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
+from ._integrity import verified
+from ._leaves import write_safetensors
 from ._load import find_weights, recorded_model
-from ._params import convert, open_leaves
+from ._parameters import convert, open_leaves
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
-from ._safetensors import write_safetensors
-from ._verified import verified
 
 
 def import_checkpoint(

@@ -22,10 +22,10 @@ from ._mesh import describe_mesh as describe_mesh
 from ._mesh import mesh_axes as mesh_axes
 from ._pipeline import bubble_fraction as bubble_fraction
 from ._pipeline import run_pipeline as run_pipeline
-from ._placement import ARRAY_AXES as ARRAY_AXES
-from ._placement import LAYERS as LAYERS
-from ._placement import Parameter as Parameter
-from ._placement import Placement as Placement
-from ._placement import place as place
+from ._sharding import ARRAY_AXES as ARRAY_AXES
+from ._sharding import LAYERS as LAYERS
+from ._sharding import Parameter as Parameter
+from ._sharding import Placement as Placement
+from ._sharding import place as place
 from ._sharding_report import report as report
 from ._sharding_report import summary as summary

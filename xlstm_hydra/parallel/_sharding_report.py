@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from xlstm_hydra._printable import printable
 
-from ._placement import Placement
+from ._sharding import Placement
 
 
 def report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, str, str]]:

@@ -55,10 +55,10 @@ from ._record import read_record as read_record
 from ._record import read_record_at as read_record_at
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
-from ._start import Start as Start
-from ._start import damage_before_start as damage_before_start
-from ._start import find_start as find_start
-from ._start import is_restarted as is_restarted
+from ._starting_point import Start as Start
+from ._starting_point import damage_before_start as damage_before_start
+from ._starting_point import find_start as find_start
+from ._starting_point import is_restarted as is_restarted
 from ._verify import MARK as MARK
 from ._verify import Finding as Finding
 from ._verify import Verdict as Verdict

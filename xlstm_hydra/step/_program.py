@@ -25,7 +25,7 @@ from xlstm_hydra.optim import Schedule, build_optimizer, hyperparameters, learni
 from xlstm_hydra.parallel import Axes, Placement, build_mesh
 
 from ._key import plan_key
-from ._objective import Batch, Objective, build_objective
+from ._sharded_loss import Batch, Objective, build_objective
 from ._state import TrainState
 
 

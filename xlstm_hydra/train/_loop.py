@@ -33,12 +33,11 @@ from xlstm_hydra.runs import (
     replace_file,
     verification,
 )
-from xlstm_hydra.step import Program, TrainState, build_program
+from xlstm_hydra.step import Program, Programs, TrainState, build_program, compilation_cache
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._announce import announce, announce_start
 from ._auto import choose_layout
-from ._cache import Programs, compilation_cache
 from ._diagnosis import faults_reported
 from ._log import MetricLog, Stopwatch, bits
 from ._planning import plan_program

@@ -26,9 +26,8 @@ from xlstm_hydra.plan import (
 )
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import replace_file
-from xlstm_hydra.step import Program
+from xlstm_hydra.step import Program, Programs
 
-from ._cache import Programs
 from ._log import Stopwatch
 
 

@@ -18,10 +18,10 @@ from xlstm_hydra.runs import RESTORE, told_if_damaged, told_under
 
 from ._from_xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 from ._hugging_face import hugging_face_parts, is_hugging_face
+from ._integrity import verified
+from ._leaves import SafetensorsLeaves
 from ._orbax import OrbaxLeaves
 from ._parts import Leaves, Shape, assemble, own_parts, parameters_of, refuse_misfits
-from ._safetensors import SafetensorsLeaves
-from ._verified import verified
 
 
 def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key: str = RESTORE) -> Any:
