@@ -11,7 +11,7 @@ from tiny import FAMILIES, tiny_run
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig
 from xlstm_hydra.devices import start_devices
-from xlstm_hydra.models._context import Context
+from xlstm_hydra.models._inputs import Context
 from xlstm_hydra.models._llama import positions_BT, rotate
 
 

@@ -13,7 +13,7 @@ from tiny import FAMILIES
 
 from xlstm_hydra.hydra import load, resolve_classes
 from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
-from xlstm_hydra.models._context import Context
+from xlstm_hydra.models._inputs import Context
 from xlstm_hydra.models._xlstm import sLSTMBlock, sLSTMLayer
 
 

@@ -11,7 +11,7 @@ from xlstm_hydra.plan._jaxpr import trace_program
 from xlstm_hydra.plan._liveness import busiest_moment
 from xlstm_hydra.plan._memory import step_memory
 from xlstm_hydra.plan._trace import trace
-from xlstm_hydra.step import build_objective, build_program
+from xlstm_hydra.step import build_program, build_sharded_loss
 
 SIZES = {"embedding_dim": 64, "context_length": 128, "vocab_size": 128}
 CHUNKS = {"chunk_size": 32}
@@ -27,7 +27,7 @@ def run(family="v1", layout="dp8", trainer=None, **model):
 
 def predicted(*args, **kwargs):
     wanted = run(*args, **kwargs)
-    objective = build_objective(wanted, abstract_mesh(wanted.parallel, 8))
+    objective = build_sharded_loss(wanted, abstract_mesh(wanted.parallel, 8))
     return step_memory(objective, trace(objective))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from xlstm_hydra.configs import ParallelConfig
-from xlstm_hydra.parallel import Parameter, place
+from xlstm_hydra.parallel import Parameter, shard_parameter
 from xlstm_hydra.plan._whole import split_with
 
 MODULES = ("mLSTMBlock", "Dense")
@@ -48,7 +48,7 @@ def changed(parallel, way):
 
 def placed(parameter, parallel):
     sizes = parallel.axis_sizes(parallel.fsdp_axis_size * parallel.model_axis_size)
-    return place(parameter, parallel, sizes), sizes
+    return shard_parameter(parameter, parallel, sizes), sizes
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -20,9 +20,9 @@ from xlstm_hydra.hydra import load_device
 from xlstm_hydra.inference import _load_model as _start
 from xlstm_hydra.plan import _too_large
 from xlstm_hydra.step import build_program
+from xlstm_hydra.step._compilation_cache import Programs
 from xlstm_hydra.train import _loop, train
 from xlstm_hydra.train import _planning as _plan
-from xlstm_hydra.train._cache import Programs
 from xlstm_hydra.train._planning import RunPlan, plan_program
 
 GIB = 2**30

@@ -14,9 +14,10 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
+from xlstm_hydra.step import _compilation_cache as _cache
 from xlstm_hydra.step import build_program
-from xlstm_hydra.train import _cache, train
-from xlstm_hydra.train._cache import Programs, compilation_cache, own_folder
+from xlstm_hydra.step._compilation_cache import Programs, compilation_cache, own_folder
+from xlstm_hydra.train import train
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from xlstm_hydra.configs import ModelConfig
 from xlstm_hydra.models import list_parameters
-from xlstm_hydra.runs import told_under
+from xlstm_hydra.runs import attributed_to
 
 from ._from_xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 from ._orbax import OrbaxLeaves
@@ -45,7 +45,7 @@ def check_params(
     Raises:
         ConfigError: the parameters cannot be read, or are a tree of xlstm-jax whose order is not known.
     """
-    with told_under(key, checkpoint):
+    with attributed_to(key, checkpoint):
         leaves = OrbaxLeaves(checkpoint / "params")
         if is_xlstm_jax_tree(leaves.shapes):
             parts = xlstm_jax_parts(model, leaves.shapes)

@@ -16,7 +16,7 @@ from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.runs import find_checkpoint, record_of, refuse_links_out, verification
 
 from ._hugging_face import is_hugging_face, read_config
-from ._params import load_params
+from ._parameters import load_params
 
 _KEY = "checkpoint"
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from xlstm_hydra.runs import told_if_damaged
+from xlstm_hydra.runs import reading
 
 from ._parts import Shape
 
@@ -25,7 +25,7 @@ class OrbaxLeaves:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with told_if_damaged("parameters", folder):
+        with reading("parameters", folder):
             saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder))
         leaves = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(saved.tree)[0]}
         self._on_disk = {".".join(names[:-1] if names[-1] == _BOX else names): names for names in leaves}
@@ -35,7 +35,7 @@ class OrbaxLeaves:
         """Some of them, in this order."""
         wanted = {self._on_disk[path]: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
         tree = traverse_util.unflatten_dict(wanted)
-        with told_if_damaged("parameters", self._folder), ocp.PyTreeCheckpointer() as reader:
+        with reading("parameters", self._folder), ocp.PyTreeCheckpointer() as reader:
             args = ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
             found: Any = traverse_util.flatten_dict(reader.restore(self._folder, args=args))
         return [found[self._on_disk[path]] for path in paths]

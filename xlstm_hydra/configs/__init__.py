@@ -8,7 +8,7 @@ from ._batch import fitting_batch as fitting_batch
 from ._cell import CellConfig as CellConfig
 from ._config_dict import ConfigDict as ConfigDict
 from ._layout_rules import module_name_rules as module_name_rules
-from ._process import Place as Place
+from ._process import ProcessInfo as ProcessInfo
 from ._process import idle_tasks as idle_tasks
 from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO

@@ -21,7 +21,7 @@ from typing import NamedTuple, NoReturn
 import jax
 
 from xlstm_hydra._logging import log
-from xlstm_hydra.configs import DistributedConfig, Place, idle_tasks
+from xlstm_hydra.configs import DistributedConfig, ProcessInfo, idle_tasks
 from xlstm_hydra.errors import message_of, reason, text_of
 from xlstm_hydra.preemption import SIGNALS, STATUS, Preempted, hand_over
 from xlstm_hydra.problems import ConfigError, Problem
@@ -68,26 +68,26 @@ def join(config: DistributedConfig) -> None:
     Raises:
         ConfigError: process 0 cannot open its port.
     """
-    place = config.place(os.environ)
+    process = config.process_info(os.environ)
     if config.name == "auto" and (idle := idle_tasks(os.environ)):
         log.warning("SLURM has %d more tasks for this job, which do nothing: start the run with srun to use them", idle)
-    if place is None or jax.distributed.is_initialized():
+    if process is None or jax.distributed.is_initialized():
         return
-    if place.process_id > 0:
+    if process.process_id > 0:
         log.setLevel(logging.WARNING)
-    if place.process_id == 0:
-        _refuse_taken_port(place.coordinator_address)
+    if process.process_id == 0:
+        _refuse_taken_port(process.coordinator_address)
     patience = config.initialization_timeout_seconds
-    timer = threading.Timer(patience, _give_up, [place, patience])
+    timer = threading.Timer(patience, _give_up, [process, patience])
     timer.daemon = True
     timer.start()
     runtime.leave_sigterm_alone()
     try:
         jax.distributed.initialize(
-            place.coordinator_address,
-            place.num_processes,
-            place.process_id,
-            local_device_ids=place.local_device_ids,
+            process.coordinator_address,
+            process.num_processes,
+            process.process_id,
+            local_device_ids=process.local_device_ids,
             cluster_detection_method="deactivate",  # it would give each process one GPU
             initialization_timeout=patience + 30,  # when JAX gives up, it aborts without a word that helps
             heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
@@ -111,13 +111,13 @@ def _refuse_taken_port(address: str) -> None:
         raise ConfigError([Problem({"distributed.coordinator_address": address}, text, fix)]) from None
 
 
-def _give_up(place: Place, seconds: int) -> NoReturn:
+def _give_up(process: ProcessInfo, seconds: int) -> NoReturn:
     text = (
-        f"met not all of {place.num_processes} processes at {place.coordinator_address} within {seconds} s "
+        f"met not all of {process.num_processes} processes at {process.coordinator_address} within {seconds} s "
         "(distributed.initialization_timeout_seconds). Were all started, with the same address and count? Is the port "
         "free on the host of process 0, and can the others reach it?"
     )
-    print(f"xlstm-hydra: process {place.process_id} {text}", file=sys.stderr)
+    print(f"xlstm-hydra: process {process.process_id} {text}", file=sys.stderr)
     _leave(1)
 
 
@@ -187,7 +187,7 @@ def together(config: DistributedConfig) -> Iterator[None]:
     Raises:
         Preempted: all have agreed to stop, and have saved.
     """
-    if _inside.get() or config.place(os.environ) is None:
+    if _inside.get() or config.process_info(os.environ) is None:
         yield
         return
     done, token, stopped = threading.Event(), _inside.set(True), None
@@ -233,8 +233,8 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     """Tell the others and the terminal, and end this process."""
     _end_undisturbed()
-    place = config.place(os.environ)
-    number = place.process_id if place else 0
+    process = config.process_info(os.environ)
+    number = process.process_id if process else 0
     failure = _failure_of(error, number)
     first = _within(5.0, lambda: _publish(failure)) if jax.distributed.is_initialized() else None
     if first is not None and first.process != number:

@@ -17,13 +17,13 @@ from xlstm_hydra.configs import AUTO, CheckpointConfig, ConfigDict, DistributedC
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.runs import (
     Record,
+    attributed_to,
     find_checkpoint,
     known_step,
     record_of,
     refused,
     run_of,
     sibling_checkpoints,
-    told_under,
 )
 
 from ._quote import literal
@@ -112,7 +112,7 @@ class SavedOptions:
         if name not in self._read:
             checkpoint = self._checkpoints[name]
             record = record_of(checkpoint, self._key, lenient=self._lenient)
-            with told_under(self._key, checkpoint):
+            with attributed_to(self._key, checkpoint):
                 groups, notes = starting_groups(record)
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
             self._read[name] = nodes, notes, record.writer

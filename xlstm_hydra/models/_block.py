@@ -14,7 +14,7 @@ from flax import linen as nn
 from xlstm_hydra.parallel import Axes, gather_stream
 
 from ._cell import CELLS, mlstm_continue, mlstm_start
-from ._context import Context
+from ._inputs import Context
 from ._layers import Norm, dropout, soft_cap
 from ._state import kept
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from xlstm_hydra.parallel import Axes, Pieces
 
 from ._block import Residual
-from ._context import Context
+from ._inputs import Context
 from ._layers import ACTIVATIONS, Dense, output_init, small_init
 
 

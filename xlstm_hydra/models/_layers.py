@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import Axes, Pieces, column_matmul, row_matmul
 
-from ._context import Context
+from ._inputs import Context
 
 Initializer = Callable[..., Any]
 

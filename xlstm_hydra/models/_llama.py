@@ -17,8 +17,8 @@ from xlstm_hydra.configs import LlamaConfig
 from xlstm_hydra.parallel import Axes, Pieces
 
 from ._block import Residual, split_heads
-from ._context import Context
 from ._feed_forward import FeedForward
+from ._inputs import Context
 from ._layers import Dense, HeadNorm, Initializer, output_init, small_init
 from ._lm import LanguageModel
 from ._state import CACHE

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import Axes, column_matmul, gather_stream
 
-from ._context import Context
+from ._inputs import Context
 from ._layers import Dense, Norm, dropout, named, small_init, soft_cap
 from ._stack import run_stack
 

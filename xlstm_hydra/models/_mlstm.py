@@ -19,8 +19,8 @@ from xlstm_hydra.configs.mlstm import OriginalLayerConfig
 from xlstm_hydra.parallel import Axes, Pieces, row_matmul
 
 from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
-from ._context import Context
 from ._feed_forward import feed_forward_of
+from ._inputs import Context
 from ._layers import Dense, HeadNorm, Initializer, bias_range_init, init_with, named, output_init, small_init
 from ._lm import LanguageModel
 from ._state import kept

@@ -15,8 +15,8 @@ from xlstm_hydra.configs import mLSTMv1Config
 from xlstm_hydra.parallel import Axes, Pieces
 
 from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
-from ._context import Context
 from ._feed_forward import feed_forward_of
+from ._inputs import Context
 from ._layers import Dense, HeadNorm, bias_range_init, output_init, small_init
 from ._lm import LanguageModel
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import LAYERS, Axes, run_pipeline
 
-from ._context import Context
+from ._inputs import Context
 from ._state import CACHE
 
 

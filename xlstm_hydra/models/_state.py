@@ -11,7 +11,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from ._context import Context
+from ._inputs import Context
 
 CACHE = "cache"
 """Name of the collection."""

@@ -16,8 +16,8 @@ from xlstm_hydra.configs import xLSTMConfig
 from xlstm_hydra.parallel import Axes
 
 from ._block import Residual, mLSTMBlock, split_heads
-from ._context import Context
 from ._feed_forward import FFNResBlock
+from ._inputs import Context
 from ._layers import HeadNorm, bias_range_init, named, small_init
 from ._lm import LanguageModel
 from ._mlstm import CausalConv1d, HeadwiseDense, mLSTMLayer

@@ -15,7 +15,7 @@ from flax import traverse_util
 from xlstm_hydra.configs import RunConfig, SGDConfig
 from xlstm_hydra.optim import build_optimizer, hyperparameters
 from xlstm_hydra.parallel import Placement
-from xlstm_hydra.step import BATCH_TYPES, Objective, abstract_params
+from xlstm_hydra.step import BATCH_TYPES, ShardedLoss, abstract_params
 
 from ._dataflow import Graph, Operation, Value, read_dataflow
 from ._fusion import Buffer
@@ -61,7 +61,7 @@ class Memory:
         return sum(kinds) + self.activations + self.gathered + self.logits + self.working
 
 
-def step_memory(objective: Objective, program: Program) -> Memory:
+def step_memory(objective: ShardedLoss, program: Program) -> Memory:
     """The memory of a training step.
 
     Args:
@@ -113,7 +113,7 @@ def state_bytes(
     }
 
 
-def parts_read(objective: Objective, graph: Graph) -> list[str]:
+def parts_read(objective: ShardedLoss, graph: Graph) -> list[str]:
     """Names of the parts of a batch that the program reads."""
     arguments = graph.arguments[len(objective.placements) :]
     return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
@@ -139,7 +139,7 @@ def update_bytes(run: RunConfig, graph: Graph) -> int:
 _KINDS: tuple[str, ...] = ("gradients", "activations", "gathered", "logits", "working")
 
 
-def bytes_by_kind(objective: Objective, graph: Graph, moment: Moment) -> dict[str, int]:
+def bytes_by_kind(objective: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, int]:
     """Bytes of a moment by kind."""
     gradients: set[Value] = set()
     for value in graph.results[1:]:

@@ -19,7 +19,7 @@ from typing import Protocol
 import jax.numpy as jnp
 
 from xlstm_hydra.configs import RunConfig, module_name_rules
-from xlstm_hydra.parallel import LAYERS, Parameter, Placement, place
+from xlstm_hydra.parallel import LAYERS, Parameter, Placement, shard_parameter
 from xlstm_hydra.problems import ConfigError
 
 from ._counts import Counts, Exchange
@@ -105,7 +105,7 @@ def place_own(run: RunConfig, costs: ModelCosts, sizes: Mapping[str, int]) -> tu
     """
     if problems := list(module_name_rules(run.parallel, tuple(costs.module_classes()))):
         raise ConfigError(problems)
-    return tuple(place(parameter, run.parallel, sizes) for parameter in costs.parameters())
+    return tuple(shard_parameter(parameter, run.parallel, sizes) for parameter in costs.parameters())
 
 
 def estimate(

@@ -12,7 +12,7 @@ import numpy as np
 from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, bubble_fraction
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.step import Objective, build_objective
+from xlstm_hydra.step import ShardedLoss, build_sharded_loss
 
 from ._counts import Counts, count
 from ._error import planning
@@ -102,14 +102,14 @@ def make_plan(
     mesh = abstract_mesh(run.parallel, num_devices)
     costs = own_costs(run)
     if costs is None:
-        return plan_objective(build_objective(run, mesh, parameters), device)
+        return plan_objective(build_sharded_loss(run, mesh, parameters), device)
     sizes = dict(mesh.shape)
     placements = place_own(run, costs, sizes)
     return _plan(run, device, sizes, placements, *estimate(run, costs, placements, sizes))
 
 
 @planning()
-def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
+def plan_objective(objective: ShardedLoss, device: DeviceConfig) -> Plan:
     """Plan a run whose objective is there already, on a mesh with devices or without.
 
     Raises:

@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm_hydra.configs import ParallelConfig, RunConfig
 from xlstm_hydra.parallel import Parameter, abstract_mesh
-from xlstm_hydra.step import build_objective
+from xlstm_hydra.step import build_sharded_loss
 
 from ._counts import Counts, count
 from ._dataflow import read_dataflow
@@ -43,7 +43,7 @@ def probe(
     alone = {"gradient_accumulate_steps": 1, "pipeline_microbatches": None, "pipeline_remat": False}
     trainer = replace(run.trainer, batch_size=rows * fsdp, **alone)
     run = assembled(run, model=replace(run.model, parallel=layout), trainer=trainer)
-    objective = build_objective(run, abstract_mesh(layout, fsdp * tensor), parameters)
+    objective = build_sharded_loss(run, abstract_mesh(layout, fsdp * tensor), parameters)
     program = trace(objective)
     graph = read_dataflow(program)
     state = state_bytes(run, objective.placements, objective.mesh.shape, parts_read(objective, graph))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.configs.language_model import LanguageModelConfig
-from xlstm_hydra.parallel import Parameter, Placement, place
+from xlstm_hydra.parallel import Parameter, Placement, shard_parameter
 
 from ._counts import Counts, Exchange
 from ._memory import Memory
@@ -138,7 +138,7 @@ class Scale:
         sizes = run.parallel.axis_sizes(self.num_devices)
         key = tuple(sizes.values())
         if key not in self._placements:
-            self._placements[key] = tuple(place(parameter, run.parallel, sizes) for parameter in self.parameters)
+            self._placements[key] = tuple(shard_parameter(each, run.parallel, sizes) for each in self.parameters)
         return self._placements[key]
 
     def _shape(self, run: RunConfig) -> _Shape:

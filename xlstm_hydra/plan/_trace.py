@@ -5,12 +5,12 @@ from __future__ import annotations
 import jax
 
 from xlstm_hydra._jax_internals import cudnn_assumed
-from xlstm_hydra.step import Objective
+from xlstm_hydra.step import ShardedLoss
 
 from ._jaxpr import Program, trace_program
 
 
-def trace(objective: Objective) -> Program:
+def trace(objective: ShardedLoss) -> Program:
     """Loss and gradients: one `shard_map` whose body is what each device does."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     with cudnn_assumed():

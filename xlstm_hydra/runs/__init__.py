@@ -4,8 +4,8 @@ from ._abandoned import end_abandoned_requests as end_abandoned_requests
 from ._abandoned import ignore_abandoned_requests as ignore_abandoned_requests
 from ._damage import DamagedCheckpoint as DamagedCheckpoint
 from ._damage import DamageFound as DamageFound
-from ._damage import told_if_damaged as told_if_damaged
-from ._damage import told_under as told_under
+from ._damage import attributed_to as attributed_to
+from ._damage import reading as reading
 from ._diff import ABSENT as ABSENT
 from ._diff import BOOKKEEPING as BOOKKEEPING
 from ._diff import KINDS as KINDS
@@ -55,10 +55,10 @@ from ._record import read_record as read_record
 from ._record import read_record_at as read_record_at
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
-from ._start import Start as Start
-from ._start import damage_before_start as damage_before_start
-from ._start import find_start as find_start
-from ._start import is_restarted as is_restarted
+from ._starting_point import StartingPoint as StartingPoint
+from ._starting_point import damage_before_start as damage_before_start
+from ._starting_point import find_starting_point as find_starting_point
+from ._starting_point import is_restarted as is_restarted
 from ._verify import MARK as MARK
 from ._verify import Finding as Finding
 from ._verify import Verdict as Verdict

@@ -32,7 +32,7 @@ class DamageFound(DamagedCheckpoint):
 
 
 @contextmanager
-def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
+def attributed_to(key: str, checkpoint: Path | str) -> Iterator[None]:
     """What is wrong with a checkpoint is told with the key that names it."""
     try:
         yield
@@ -43,7 +43,7 @@ def told_under(key: str, checkpoint: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def told_if_damaged(what: str, folder: Path | None = None) -> Iterator[None]:
+def reading(what: str, folder: Path | None = None) -> Iterator[None]:
     """What Orbax and TensorStore raise where files of a checkpoint are missing or cut off, as a `DamagedCheckpoint`.
 
     Args:

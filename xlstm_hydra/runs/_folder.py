@@ -15,7 +15,7 @@ from xlstm_hydra.problems import ConfigError, Problem
 
 from ._links import refuse_links_out
 from ._paths import FOLDER, LOCK_FILE, hold_folder
-from ._start import ASIDE
+from ._starting_point import ASIDE
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.devices import is_first
 from xlstm_hydra.hydra import recorded_origin
-from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, summary
-from xlstm_hydra.runs import Start
+from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, sharding_summary
+from xlstm_hydra.runs import StartingPoint
 from xlstm_hydra.step import Program
 
 from ._planning import RunPlan
 from ._resumed import Resumed
 
 
-def announce_start(run: RunConfig, folder: Path, start: Start, resumed: Resumed | None) -> None:
+def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: Resumed | None) -> None:
     """Log where the run continues, or that it starts from random weights where a user may expect others."""
     if start.is_own and run.checkpoint.restore != AUTO:
         log.info("SLURM restarted this job: the run continues in its own folder")
@@ -40,7 +40,7 @@ def announce(program: Program, plan: RunPlan, data: str) -> None:
     if (axes := program.axes).pipeline is not None:
         idle = bubble_fraction(axes.stages, axes.microbatches)
         log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
-    log.info("%s", summary(program.placements))
+    log.info("%s", sharding_summary(program.placements))
     plan.tell()
     log.info("%s", data)
     _warn_of_idle_tokens(program.run)

@@ -26,9 +26,8 @@ from xlstm_hydra.plan import (
 )
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import replace_file
-from xlstm_hydra.step import Program
+from xlstm_hydra.step import Program, Programs
 
-from ._cache import Programs
 from ._log import Stopwatch
 
 
@@ -132,9 +131,9 @@ def plan_program(program: Program) -> RunPlan:
 
 def _plan(program: Program, device: DeviceConfig) -> Plan:
     """The plan of a program, unless one that has it in common has made it."""
-    plan = program.in_common.get("plan")
+    plan = program.shared_cache.get("plan")
     if plan is None or plan.device != device:
-        plan = program.in_common["plan"] = plan_objective(program.objective, device)
+        plan = program.shared_cache["plan"] = plan_objective(program.sharded_loss, device)
     return replace(plan, run=program.run)
 
 

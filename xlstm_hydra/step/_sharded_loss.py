@@ -2,6 +2,8 @@
 
 They are computed inside `jax.shard_map`, where the model sees its shares of the parameters and the batch, and the
 collectives are the ones we wrote. A mesh without devices (`jax.sharding.AbstractMesh`) is enough to trace them.
+
+Axes: B batch, T time, V a device's share of the vocabulary.
 """
 
 from __future__ import annotations
@@ -28,10 +30,8 @@ from xlstm_hydra.models import (
     list_parameters,
     remat_by_name,
 )
-from xlstm_hydra.parallel import AnyMesh, Axes, Parameter, Placement, batch_spec, mesh_axes, place, vary_over
+from xlstm_hydra.parallel import AnyMesh, Axes, Parameter, Placement, batch_spec, mesh_axes, shard_parameter, vary_over
 from xlstm_hydra.problems import ConfigError, Problem
-
-from ._loss import cross_entropy
 
 Batch = Mapping[str, Any]
 """inputs, targets, document_borders and loss_mask, each (B, T)."""
@@ -41,8 +41,8 @@ BATCH_TYPES = {"inputs": jnp.int32, "targets": jnp.int32, "document_borders": jn
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Loss and gradients of a run on a mesh. `build_objective` makes one."""
+class ShardedLoss:
+    """Loss of a run on a mesh, and its gradients. `build_sharded_loss` makes one."""
 
     run: RunConfig
     mesh: AnyMesh
@@ -162,8 +162,8 @@ def abstract_params(placements: Sequence[Placement]) -> Any:
     return traverse_util.unflatten_dict(shapes, sep=".")
 
 
-def build_objective(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Parameter] | None = None) -> Objective:
-    """The objective of a run whose `model_class` is a class.
+def build_sharded_loss(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Parameter] | None = None) -> ShardedLoss:
+    """Return the loss of a run whose `model_class` is a class.
 
     Args:
         run: the config.
@@ -174,14 +174,14 @@ def build_objective(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Paramete
         ConfigError: the layout names modules that the model does not have, or has settings that nothing takes part in.
     """
     placements = tuple(
-        place(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model)
+        shard_parameter(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model)
     )
     data, fsdp, pipeline, _ = mesh.shape.values()
     microbatches = run.microbatches(data, fsdp, pipeline)
     axes = mesh_axes(run.parallel, mesh, microbatches=microbatches, stage_remat=run.trainer.pipeline_remat)
     if problems := list(idle_settings(run, axes, placements)):
         raise ConfigError(problems)
-    return Objective(run, mesh, axes, placements)
+    return ShardedLoss(run, mesh, axes, placements)
 
 
 def idle_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> Iterator[Problem]:
@@ -205,3 +205,27 @@ def idle_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -
 def _idle(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> Problem:
     given = {f"parallel.{key}": value for key, value in fields.items()}
     return Problem(given, f"{run.model.class_path()} {text}", fix)
+
+
+def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int, axes: Axes) -> jax.Array:
+    """Minus the log probability of each target in nats, (B, T), in float32 at least.
+
+    The logits are either whole, with `vocab_size` entries, or this tensor-parallel device's share; then the sum over
+    the vocabulary is taken across devices, and the whole logits exist nowhere.
+
+    Raises:
+        ValueError: the logits have another number of entries.
+    """
+    width = logits_BTV.shape[-1]
+    if width == vocab_size:
+        axes = Axes()
+    elif width * axes.tensor_size != vocab_size:
+        raise ValueError(f"the model gives {width} logits; expected model.vocab_size={vocab_size}")
+    logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
+    first = axes.index() * width
+    peak_BT = axes.max(logits_BTV.max(-1))
+    total_BT = axes.sum(jnp.exp(logits_BTV - peak_BT[..., None]).sum(-1))
+    local_BT = targets_BT - first
+    mine_BT = (local_BT >= 0) & (local_BT < width)
+    picked_BT = jnp.take_along_axis(logits_BTV, jnp.clip(local_BT, 0, width - 1)[..., None], axis=-1)[..., 0]
+    return jnp.log(total_BT) + peak_BT - axes.sum(jnp.where(mine_BT, picked_BT, 0))

@@ -14,14 +14,14 @@ from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from xlstm_hydra.configs import ModelConfig
-from xlstm_hydra.runs import RESTORE, told_if_damaged, told_under
+from xlstm_hydra.runs import RESTORE, attributed_to, reading
 
 from ._from_xlstm_jax import is_xlstm_jax_tree, xlstm_jax_parts
 from ._hugging_face import hugging_face_parts, is_hugging_face
+from ._integrity import verified
+from ._leaves import SafetensorsLeaves
 from ._orbax import OrbaxLeaves
 from ._parts import Leaves, Shape, assemble, own_parts, parameters_of, refuse_misfits
-from ._safetensors import SafetensorsLeaves
-from ._verified import verified
 
 
 def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key: str = RESTORE) -> Any:
@@ -42,7 +42,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
     shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
     where: Any = dict.fromkeys(shapes, one) if shardings is None else traverse_util.flatten_dict(shardings, sep=".")
-    with verified(checkpoint, key, "params", "metadata"), told_under(key, checkpoint):
+    with verified(checkpoint, key, "params", "metadata"), attributed_to(key, checkpoint):
         leaves = open_leaves(checkpoint)
         if leaves.shapes == shapes:
             return _restore(checkpoint / "params", shapes, where)
@@ -82,7 +82,7 @@ def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Itera
 def _restore(folder: Path, shapes: Mapping[str, Shape], where: Mapping[str, Sharding]) -> Any:
     """Arrays that need no conversion, straight to where they shall be."""
     wanted = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where[path]) for path, shape in shapes.items()}
-    with told_if_damaged("parameters", folder), ocp.StandardCheckpointer() as reader:
+    with reading("parameters", folder), ocp.StandardCheckpointer() as reader:
         return reader.restore(folder, traverse_util.unflatten_dict(wanted, sep="."))
 
 

@@ -27,7 +27,7 @@ RECORD = ("metadata", "data", METRICS)
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """Where a run begins."""
 
     checkpoint: Path | None
@@ -67,7 +67,7 @@ def is_restarted() -> bool:
     return count.isdigit() and int(count) > 0
 
 
-def find_start(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) -> Start:
+def find_starting_point(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) -> StartingPoint:
     """Where a run begins. One that SLURM has started again goes on in its own folder, if there is a checkpoint.
 
     Args:
@@ -84,20 +84,20 @@ def find_start(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) ->
             fix = "Choose another folder (hydra.run.dir) to begin anew."
             return _newest(run, own, own, unreadable, fix)
         if place == AUTO:
-            return Start(None, True)
+            return StartingPoint(None, True)
     if place is None:
-        return Start(None)
+        return StartingPoint(None)
     if saved := checkpoints_of_run(place):
         is_own = bool(own) and any(
             isinstance(path, Path) and path.parent.samefile(folder / FOLDER) for path in saved.values()
         )
         return _newest(run, saved, own if is_own else {}, unreadable, "Choose another run.")
-    return Start(find_checkpoint(place))
+    return StartingPoint(find_checkpoint(place))
 
 
 def _newest(
     run: RunConfig, saved: Mapping[int, Path], own: Mapping[int, Path], unreadable: Iterable[Path], fix: str
-) -> Start:
+) -> StartingPoint:
     """Begin at the newest checkpoint of a run that can be read. Arrays are verified later, when they are read, and then
     listed in `unreadable`."""
     left_out = {_identity(path) for path in unreadable}
@@ -113,7 +113,7 @@ def _newest(
     skipped = tuple(saved[step] for step in sorted({*damaged, *(step for step in saved if step > newest)}))
     checkpoint = saved[newest] if saved is own else find_checkpoint(str(saved[newest]))
     set_aside = tuple(own[step] for step in damaged)
-    return Start(checkpoint, is_own=saved is own, is_newest=True, skipped=skipped, damaged=set_aside)
+    return StartingPoint(checkpoint, is_own=saved is own, is_newest=True, skipped=skipped, damaged=set_aside)
 
 
 def _identity(checkpoint: Path) -> str:

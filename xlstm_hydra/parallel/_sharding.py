@@ -1,17 +1,21 @@
-"""Where every parameter lives: a table for the tensor axis, a rule for the FSDP axis, and the reason where neither
-applies.
+"""Sharding of parameters: a table for the tensor axis, a rule for the FSDP axis, the reason where neither applies; and
+the gather of a sharded parameter where it is used.
 
 Parameters are global arrays of natural shape. Nothing here needs a device.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ParallelConfig
 from xlstm_hydra.problems import ConfigError, Problem
 
@@ -77,7 +81,7 @@ class Placement:
         return math.prod(self.parameter.shape) * self.parameter.itemsize // self.shards
 
 
-def place(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, int]) -> Placement:
+def shard_parameter(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, int]) -> Placement:
     """Decide where a parameter lives.
 
     Args:
@@ -133,3 +137,73 @@ def _fsdp_axis(
             return axis, None
     shape = tuple(local[axis] for axis in free)
     return None, f"no free array axis of {shape} divides by parallel.fsdp_axis_size={fsdp_size}"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def gather_parameter(
+    shard: jax.Array, axis_name: str, axis: int, gather_dtype: str | None, scatter_dtype: str | None
+) -> jax.Array:
+    """The whole parameter from its shards along array axis `axis`.
+
+    The shard is cast to `gather_dtype` before the all-gather, so the result holds values of that type, in the shard's
+    own type. The gradient is cast to `scatter_dtype` before it is summed and scattered. None: no cast.
+    """
+    del scatter_dtype
+    sent = shard if gather_dtype is None else shard.astype(jnp.dtype(gather_dtype))
+    return jax.lax.all_gather(sent, axis_name, axis=axis, tiled=True).astype(shard.dtype)
+
+
+def _forward(shard, axis_name, axis, gather_dtype, scatter_dtype):
+    return gather_parameter(shard, axis_name, axis, gather_dtype, scatter_dtype), None
+
+
+def _backward(axis_name, axis, gather_dtype, scatter_dtype, _, gradient):
+    del gather_dtype
+    sent = gradient if scatter_dtype is None else gradient.astype(jnp.dtype(scatter_dtype))
+    summed = jax.lax.psum_scatter(sent, axis_name, scatter_dimension=axis, tiled=True)
+    return (summed.astype(gradient.dtype),)
+
+
+gather_parameter.defvjp(_forward, _backward)
+
+
+def _report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, str, str]]:
+    """Path, global shape, spec, bytes per device and reason of each parameter, as text."""
+    return [
+        (
+            printable(placement.parameter.path),
+            "x".join(map(str, placement.parameter.shape)) or "scalar",
+            "(" + ", ".join(str(axis or "-") for axis in placement.spec) + ")",
+            f"{placement.bytes_per_device:,}",
+            f"whole: {placement.whole_because}" if placement.whole_because else "",
+        )
+        for placement in placements
+    ]
+
+
+def sharding_report(placements: Iterable[Placement]) -> str:
+    """Return a table of all parameters: shape, spec, bytes per device, why one is whole; with the totals at the end."""
+    placements = list(placements)
+    header = ("parameter", "shape", "spec", "bytes/device", "")
+    rows = [header, *_report_rows(placements)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{path:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>{widths[3]}}  {reason}".rstrip()
+        for path, shape, spec, size, reason in rows
+    ]
+    return "\n".join([*lines, "", sharding_summary(placements)])
+
+
+def sharding_summary(placements: Iterable[Placement]) -> str:
+    """One line: how many parameters are sharded, and how many bytes of them each device holds."""
+    placements = list(placements)
+    sharded = [placement for placement in placements if placement.fsdp_axis is not None]
+    total = sum(placement.bytes_per_device * placement.shards for placement in placements)
+    device = sum(placement.bytes_per_device for placement in placements)
+    count = sum(
+        placement.bytes_per_device * placement.shards // placement.parameter.itemsize for placement in placements
+    )
+    return (
+        f"{count:,} parameters in {len(placements)} arrays, {total:,} bytes; {device:,} bytes on each device, "
+        f"{len(sharded)} arrays sharded by FSDP"
+    )
