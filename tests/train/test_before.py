@@ -18,7 +18,6 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.devices import _detected, device_here
 from xlstm_hydra.hydra import load_device
 from xlstm_hydra.inference import _load_model as _start
-from xlstm_hydra.plan import _too_large
 from xlstm_hydra.step import build_program
 from xlstm_hydra.step._compilation_cache import Programs
 from xlstm_hydra.train import _loop, train
@@ -33,7 +32,7 @@ SMALL = 2**20
 @pytest.fixture
 def small_host(monkeypatch):
     monkeypatch.setattr(_detected, "host_memory", lambda: SMALL)
-    monkeypatch.setattr(_too_large, "changes_that_fit", lambda plan: ())
+    monkeypatch.setattr("xlstm_hydra.plan._changes.changes_that_fit", lambda plan: ())
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):

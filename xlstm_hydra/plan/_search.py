@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from xlstm_hydra._hooks import hooks
+from xlstm_hydra._table import in_bytes, in_ms
 from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig, fitting_batch
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.step import idle_settings
 
-from ._error import planning
+from ._estimate import Estimate, Scale
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
-from ._plan import Plan, make_plan
-from ._scale import Estimate, Scale
-from ._units import in_bytes, in_ms
+from ._plan import Plan, make_plan, planning
 
 SEARCH_VERSION = 1
 """Format of what `Search.to_dict` gives."""
