@@ -17,7 +17,7 @@ import jax
 from tables import write
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import plan_objective
+from xlstm_hydra.plan import plan_sharded_loss
 from xlstm_hydra.step import ShardedLoss
 from xlstm_hydra.train import compile_program, exchanged, listed, widened
 
@@ -60,7 +60,7 @@ def agreement() -> Iterable[list[str]]:
     device = load_device("cpu")
     for name, overrides in CASES.items():
         on = program(overrides if "model.dtype" in overrides else f"{overrides} model.dtype=float32")
-        plan, compiled = plan_objective(on.sharded_loss, device), compile_program(on)
+        plan, compiled = plan_sharded_loss(on.sharded_loss, device), compile_program(on)
         held = sum(placement.bytes_per_device for placement in plan.placements)
         planned = held, held, plan.memory.optimizer
         found = compiled.parameters, compiled.gradients, compiled.optimizer

@@ -194,8 +194,8 @@ def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
 
 def test_the_compilers_figures_stand_beside_those_of_the_plan(monkeypatch):
     compared = [Comparison("parameters", "bytes", 100, 80), Comparison("operations", "operations", 7, 7, "a note")]
-    monkeypatch.setattr("xlstm_hydra.plan._compiled.compile_step", lambda run, number: number)
-    monkeypatch.setattr("xlstm_hydra.plan._compiled.compare", lambda plan, compiled: compared if compiled == 16 else [])
+    monkeypatch.setattr("xlstm_hydra.plan._task.compile_step", lambda run, number: number)
+    monkeypatch.setattr("xlstm_hydra.plan._task.compare", lambda plan, compiled: compared if compiled == 16 else [])
     done = run_command(*TINY, "task.compile=true")
     assert done.status == 0, done.err
     assert re.search(r"^parameters +bytes +100 +80 +1\.25$", done.out, re.MULTILINE)

@@ -19,7 +19,7 @@ from xlstm_hydra.plan import (
     in_bytes,
     in_ms,
     missing,
-    plan_objective,
+    plan_sharded_loss,
     summary,
     to_dict,
     too_large,
@@ -133,7 +133,7 @@ def _plan(program: Program, device: DeviceConfig) -> Plan:
     """The plan of a program, unless one that has it in common has made it."""
     plan = program.shared_cache.get("plan")
     if plan is None or plan.device != device:
-        plan = program.shared_cache["plan"] = plan_objective(program.sharded_loss, device)
+        plan = program.shared_cache["plan"] = plan_sharded_loss(program.sharded_loss, device)
     return replace(plan, run=program.run)
 
 
