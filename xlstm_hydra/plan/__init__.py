@@ -20,7 +20,7 @@ from ._counts import Exchange as Exchange
 from ._counts import count as count
 from ._estimate import Estimate as Estimate
 from ._jaxpr import read_program as read_program
-from ._jaxpr import trace_loss as trace
+from ._jaxpr import trace_loss as trace_loss
 from ._jaxpr import trace_program as trace_program
 from ._layouts import Refusal as Refusal
 from ._layouts import layouts as layouts
