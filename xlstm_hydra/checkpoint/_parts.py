@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import LAYERS, Parameter
 from xlstm_hydra.problems import ConfigError, Problem, either
 
-Shape = tuple[int, ...]
+from ._leaves import Leaves, Shape
+
 BLOCKS = "blocks"
 """Name of the stack of blocks in our tree: `blocks.x` where it is scanned, `blocks_0.x`, `blocks_1.x` elsewhere."""
 _TOLD = 3
@@ -28,23 +29,6 @@ _TOLD = 3
 
 class NotOurs(Exception):
     """Leaves hold values that no parameters of ours mean the same as; how it goes on after their names."""
-
-
-class Leaves(Protocol):
-    """The arrays of a parameter tree on disk."""
-
-    @property
-    def shapes(self) -> Mapping[str, Shape]:
-        """Shape by path."""
-        ...
-
-    def read(self, paths: Sequence[str]) -> list[np.ndarray]:
-        """Some of them, in this order."""
-        ...
-
-    def name(self, path: str) -> str:
-        """A path as it stands on disk."""
-        ...
 
 
 @dataclass(frozen=True)

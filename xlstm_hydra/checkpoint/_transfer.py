@@ -31,8 +31,7 @@ from xlstm_hydra.runs import FOLDER, MARK, Record, attributed_to, provenance, re
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._integrity import verified
 from ._leaves import write_safetensors
-from ._load import find_weights, recorded_model
-from ._parameters import convert, open_leaves
+from ._parameters import convert, find_weights, open_leaves, recorded_model
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 
 

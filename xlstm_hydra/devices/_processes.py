@@ -147,13 +147,13 @@ def of_first(key: str, text: str) -> str:
     return _runtime.wait_for(key, AGREE_SECONDS)
 
 
-def of_all(key: str, text: str) -> list[str]:
+def of_all(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
     """The texts of all processes, in their order, where all call this with theirs."""
     if _runtime.num_processes() == 1:
         return [text]
     key = next_key(key)
     _runtime.publish(f"{key}/{_runtime.process_id()}", text)
-    return [_runtime.wait_for(f"{key}/{number}", AGREE_SECONDS) for number in range(_runtime.num_processes())]
+    return [_runtime.wait_for(f"{key}/{number}", seconds) for number in range(_runtime.num_processes())]
 
 
 def agree_on_folder(folder: Path) -> Path:

@@ -1,11 +1,5 @@
 """The folder of a run: its record, its checkpoints, where a run starts, differences, and provenance."""
 
-from ._abandoned import end_abandoned_requests as end_abandoned_requests
-from ._abandoned import ignore_abandoned_requests as ignore_abandoned_requests
-from ._damage import DamagedCheckpoint as DamagedCheckpoint
-from ._damage import DamageFound as DamageFound
-from ._damage import attributed_to as attributed_to
-from ._damage import reading as reading
 from ._diff import ABSENT as ABSENT
 from ._diff import BOOKKEEPING as BOOKKEEPING
 from ._diff import KINDS as KINDS
@@ -18,21 +12,19 @@ from ._diff import kind_of as kind_of
 from ._diff import not_compared as not_compared
 from ._find import checkpoints_of_run as checkpoints_of_run
 from ._find import find_checkpoint as find_checkpoint
+from ._find import named_folders as named_folders
 from ._find import reached as reached
+from ._find import run_folders as run_folders
 from ._folder import RunFolder as RunFolder
 from ._ignored import log_ignored as log_ignored
 from ._links import open_lock as open_lock
 from ._links import open_new as open_new
 from ._links import refuse_links_out as refuse_links_out
 from ._links import replace_file as replace_file
-from ._manifest import THREADS as THREADS
-from ._manifest import Entry as Entry
 from ._manifest import write_manifest as write_manifest
 from ._metrics_file import METRICS_FILE as METRICS_FILE
 from ._metrics_file import MetricsFile as MetricsFile
 from ._metrics_file import read_metrics_file as read_metrics_file
-from ._named import named_folders as named_folders
-from ._named import run_folders as run_folders
 from ._paths import FOLDER as FOLDER
 from ._paths import LOCK_FILE as LOCK_FILE
 from ._paths import RESTORE as RESTORE
@@ -60,14 +52,11 @@ from ._starting_point import damage_before_start as damage_before_start
 from ._starting_point import find_starting_point as find_starting_point
 from ._starting_point import is_restarted as is_restarted
 from ._verify import MARK as MARK
-from ._verify import Finding as Finding
+from ._verify import DamagedCheckpoint as DamagedCheckpoint
+from ._verify import DamageFound as DamageFound
 from ._verify import Verdict as Verdict
-from ._verify import damaged as damaged
-from ._verify import find_damage as find_damage
-from ._verify import finder as finder
+from ._verify import attributed_to as attributed_to
 from ._verify import judge as judge
-from ._verify import manifest_of as manifest_of
-from ._verify import note_missing as note_missing
 from ._verify import read_verified as read_verified
-from ._verify import select as select
 from ._verify import verification as verification
+from ._verify import verified_files as verified_files

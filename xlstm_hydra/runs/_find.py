@@ -1,12 +1,13 @@
-"""The checkpoint that a user names, under whatever path it lies, and what to type where a path is not one."""
+"""The checkpoints and runs that a user names, under whatever path they lie, and what to type if a path is not one."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xlstm_hydra._logging import log
@@ -24,6 +25,7 @@ from ._paths import (
     known_step,
     refused,
     run_of,
+    saved_steps,
     step_in_name,
     steps_folder,
     to_path,
@@ -34,6 +36,8 @@ _SHOWN = 8
 """Runs that a message lists before it counts the rest."""
 _LOOKED_AT = 1000
 """Folders that are looked at for runs."""
+_KEYS = ("--from", "resume", "resume_sweep")
+_SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
 
 
 def find_checkpoint(place: str, key: str = RESTORE) -> Path:
@@ -205,3 +209,36 @@ def _inside(checkpoint: Path, root: Path, place: str, key: str) -> Path:
     root = root.parent if root.name == FOLDER and root != checkpoint else root
     refuse_links_out(root, [checkpoint], {key: place}, "Copy what it leads to, or name that folder itself.")
     return checkpoint.resolve() if checkpoint.is_symlink() else Path(os.path.abspath(checkpoint))
+
+
+def named_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders that a command line names with `--from`, `resume=`, `resume_sweep=` or `ckpt://`."""
+    texts = [*arguments, ""]
+    places = [after for text, after in zip(texts, texts[1:], strict=False) if text == "--from"]
+    places += [text.partition("=")[2] for text in texts if text.partition("=")[0] in _KEYS]
+    places += [match[1] for text in texts for match in _SOURCE.finditer(text)]
+    return run_folders(places)
+
+
+def run_folders(places: Iterable[str]) -> list[Path]:
+    """Return the folders of the runs or sweeps that lie at places such as RUN, RUN@STEP or the path of a checkpoint."""
+    found: list[Path] = []
+    for place in places:
+        with suppress(OSError, ValueError):  # such as a path that is too long, of which a message follows
+            found += _roots(place.strip("'\""))
+    return found
+
+
+def _roots(place: str) -> Iterator[Path]:
+    if not place or "://" in place:
+        return
+    for name in {place, place.rpartition("@")[0] or place}:
+        for path in {Path(os.path.abspath(name)), Path(os.path.realpath(name))}:
+            yield path
+            yield from (above.parent.parent for above in (path, *path.parents) if _is_step(above))
+            if path.name == FOLDER and saved_steps(path.parent):
+                yield path.parent
+
+
+def _is_step(folder: Path) -> bool:
+    return folder.parent.name == FOLDER and is_checkpoint(folder)
