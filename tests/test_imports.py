@@ -20,7 +20,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"codec": set()},
     {"formats": set()},
     {"configs": set()},
-    {"runs": {"etils", "xxhash"}},
+    {"runs": {"etils", "xxhash", "yaml"}},
     {"metadata": set(), "_jax_internals": {"jax"}},
     {"devices": {"jax", "yaml"}},
     {"parallel": {"jax", "numpy"}},

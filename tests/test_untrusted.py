@@ -17,9 +17,8 @@ from saved import composed, save, save_text
 import xlstm_hydra.train
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
-from xlstm_hydra.hydra._from_checkpoint import recorded_origin
 from xlstm_hydra.metadata import MetadataError, read_record, write_metadata
-from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text
+from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text, recorded_origin
 from xlstm_hydra.runs._folder import WRITTEN, RunFolder
 from xlstm_hydra.sweep._outcome import FAILED, Outcome, update_record
 
@@ -190,7 +189,7 @@ def test_a_command_line_that_is_printed_gives_the_same_config_and_runs_nothing_i
 
 def test_the_origin_in_a_config_file_is_not_resolved(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {_checkpoint_: '${oc.env:SECRET}'}\n")
-    assert recorded_origin(tmp_path / "config.yaml") == "${oc.env:SECRET}"
+    assert recorded_origin(tmp_path) == "${oc.env:SECRET}"
 
 
 # ---- paths that a record names

@@ -15,9 +15,9 @@ from hydra.types import RunMode
 
 from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
-from xlstm_hydra.configs import PlanTaskConfig, RunConfig
+from xlstm_hydra.configs import PlanTaskConfig, RunConfig, resolve_classes
 from xlstm_hydra.devices import no_accelerator
-from xlstm_hydra.hydra import load_device, resolve_classes
+from xlstm_hydra.hydra import load_device
 from xlstm_hydra.plan import (
     FEW,
     PLAN_FILE,

@@ -15,8 +15,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig
-from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.configs import LlamaConfig, ModelConfig, ParallelConfig, resolve_classes
 from xlstm_hydra.models import build_model, list_parameters, param_shardings
 from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.runs import RESTORE, attributed_to, find_checkpoint, record_of, refuse_links_out, verification

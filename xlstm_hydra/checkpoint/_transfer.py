@@ -21,12 +21,22 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SyntheticDataConfig,
     TrainerConfig,
+    resolve_classes,
 )
 from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.formats import FORMAT, write_metadata
-from xlstm_hydra.hydra import resolve_classes, starting_groups
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import FOLDER, MARK, Record, attributed_to, provenance, record_of, step_of, write_manifest
+from xlstm_hydra.runs import (
+    FOLDER,
+    MARK,
+    Record,
+    attributed_to,
+    provenance,
+    record_of,
+    starting_groups,
+    step_of,
+    write_manifest,
+)
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._integrity import verified

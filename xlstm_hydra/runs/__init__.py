@@ -1,5 +1,8 @@
 """The folder of a run: its record, its checkpoints, where a run starts, differences, and provenance."""
 
+from ._config_file import CONFIG_FILE as CONFIG_FILE
+from ._config_file import recorded_origin as recorded_origin
+from ._config_file import write_layout as write_layout
 from ._diff import ABSENT as ABSENT
 from ._diff import BOOKKEEPING as BOOKKEEPING
 from ._diff import KINDS as KINDS
@@ -25,6 +28,8 @@ from ._manifest import write_manifest as write_manifest
 from ._metrics_file import METRICS_FILE as METRICS_FILE
 from ._metrics_file import MetricsFile as MetricsFile
 from ._metrics_file import read_metrics_file as read_metrics_file
+from ._own_modules import change_folder as change_folder
+from ._own_modules import find_own_modules as find_own_modules
 from ._paths import FOLDER as FOLDER
 from ._paths import LOCK_FILE as LOCK_FILE
 from ._paths import RESTORE as RESTORE
@@ -47,6 +52,8 @@ from ._record import read_record as read_record
 from ._record import read_record_at as read_record_at
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
+from ._starting_groups import starting_groups as starting_groups
+from ._starting_groups import without_idle as without_idle
 from ._starting_point import StartingPoint as StartingPoint
 from ._starting_point import damage_before_start as damage_before_start
 from ._starting_point import find_starting_point as find_starting_point

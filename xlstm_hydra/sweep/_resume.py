@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.hydra import as_override, change_folder
+from xlstm_hydra.hydra import as_override
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, kind_of
+from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, change_folder, kind_of
 
 from ._alive import mended
 from ._code import loads_code

@@ -9,9 +9,8 @@ from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.devices import is_first
-from xlstm_hydra.hydra import recorded_origin
 from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, sharding_summary
-from xlstm_hydra.runs import StartingPoint
+from xlstm_hydra.runs import StartingPoint, recorded_origin
 from xlstm_hydra.step import Program
 
 from ._planning import RunPlan
@@ -26,7 +25,7 @@ def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: 
         resumed.tell()
     elif start.is_own:
         log.info("checkpoint.restore=auto: the run folder has no checkpoint, so the run starts from step 0")
-    if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder / "config.yaml")):
+    if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder)):
         text = "the config is from %s, but the weights are random: checkpoint.init_from=%s starts from its weights"
         log.info(f"{text}, resume=%s continues that run", origin, origin, origin)
 

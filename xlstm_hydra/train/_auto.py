@@ -11,9 +11,8 @@ from xlstm_hydra._logging import log
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.devices import device_here, is_first
-from xlstm_hydra.hydra import write_layout
 from xlstm_hydra.plan import FEW, SEARCH_FILE, Search, search
-from xlstm_hydra.runs import replace_file
+from xlstm_hydra.runs import replace_file, write_layout
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Choice:
         """Write what was chosen into the run's config, and what it was chosen from beside it."""
         if self.search is not None and is_first():
             replace_file(folder / SEARCH_FILE, to_json(self.search.to_dict()))
-            write_layout(folder / "config.yaml", self.run)
+            write_layout(folder, self.run)
 
 
 def choose_layout(run: RunConfig) -> Choice:

@@ -14,11 +14,10 @@ import numpy as np
 
 from xlstm_hydra._logging import log
 from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_params, read_logged, restore, to_json
-from xlstm_hydra.configs import LoggerConfig, RunConfig
+from xlstm_hydra.configs import LoggerConfig, RunConfig, resolve_classes
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.devices import agree_on_folder, is_first, of_first, several, start_devices, tell_others, together
 from xlstm_hydra.formats import write_metadata
-from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.parallel import sharding_report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 from xlstm_hydra.runs import (
