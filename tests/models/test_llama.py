@@ -10,7 +10,7 @@ from test_models import outputs, params_of, some_tokens
 from tiny import FAMILIES, tiny_run
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig
-from xlstm_hydra.devices._start_devices import start_devices
+from xlstm_hydra.devices import start_devices
 from xlstm_hydra.models._inputs import BlockInputs
 from xlstm_hydra.models._llama import positions_BT, rotate
 

@@ -14,8 +14,7 @@ from xlstm_hydra.hydra import load_device
 from xlstm_hydra.parallel import abstract_mesh, build_mesh, list_collectives
 from xlstm_hydra.plan import Exchange, count, make_plan, report
 from xlstm_hydra.plan._compiled import exchanged, listed
-from xlstm_hydra.plan._jaxpr import read_program, trace_program
-from xlstm_hydra.plan._trace import trace
+from xlstm_hydra.plan._jaxpr import read_program, trace, trace_program
 from xlstm_hydra.step import build_sharded_loss
 
 BFLOAT16 = {"fsdp_gather_dtype": "bfloat16", "fsdp_grad_scatter_dtype": "bfloat16"}

@@ -7,10 +7,8 @@ from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.parallel import abstract_mesh
 from xlstm_hydra.plan._dataflow import read_dataflow
-from xlstm_hydra.plan._jaxpr import trace_program
-from xlstm_hydra.plan._liveness import busiest_moment
-from xlstm_hydra.plan._memory import step_memory
-from xlstm_hydra.plan._trace import trace
+from xlstm_hydra.plan._jaxpr import trace, trace_program
+from xlstm_hydra.plan._memory import busiest_moment, step_memory
 from xlstm_hydra.step import build_program, build_sharded_loss
 
 SIZES = {"embedding_dim": 64, "context_length": 128, "vocab_size": 128}

@@ -12,7 +12,7 @@ from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig
 from xlstm_hydra.plan import PlanError, changes_that_fit, count, make_plan, report, search, summary, to_dict, too_large
 from xlstm_hydra.plan._dataflow import read_dataflow
 from xlstm_hydra.plan._jaxpr import trace_program
-from xlstm_hydra.plan._liveness import busiest_moment
+from xlstm_hydra.plan._memory import busiest_moment
 
 SQUARE = jax.ShapeDtypeStruct((64, 64), jnp.float32)
 VERSIONS = r"\(xlstm-hydra \S+, jax \S+, jaxlib \S+, Python \S+\)"

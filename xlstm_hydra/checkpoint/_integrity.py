@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from xlstm_hydra.devices import _runtime, of_all
+from xlstm_hydra.devices import of_all, runtime
 from xlstm_hydra.runs import is_finished, verified_files, write_manifest
 
 from ._hugging_face import is_hugging_face
@@ -64,5 +64,5 @@ def verified(checkpoint: Path, key: str, *items: str) -> Iterator[None]:
         yield
         return
     texts = partial(of_all, "xlstm_hydra/verified", seconds=_PATIENCE_SECONDS)
-    with verified_files(checkpoint, key, items, (_runtime.process_id(), _runtime.num_processes()), texts):
+    with verified_files(checkpoint, key, items, (runtime.process_id(), runtime.num_processes()), texts):
         yield

@@ -38,7 +38,7 @@ TASKS = {
     "train": "xlstm_hydra.train",
     "evaluate": "xlstm_hydra.inference",
     "generate": "xlstm_hydra.inference",
-    "plan": "xlstm_hydra.plan_cli",
+    "plan": "xlstm_hydra.plan",
 }
 """The module in which the function of a task is, under the task's name."""
 

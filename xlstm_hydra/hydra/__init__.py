@@ -12,7 +12,6 @@ from ._composer import Point as Point
 from ._count import check_basic_sweep as check_basic_sweep
 from ._device_options import known_devices as known_devices
 from ._device_options import load_device as load_device
-from ._device_options import recognise_device as recognise_device
 from ._engines import check_engines as check_engines
 from ._engines import check_idle_engines as check_idle_engines
 from ._engines import launcher_rules as launcher_rules
@@ -31,7 +30,6 @@ from ._load import load as load
 from ._load import make_model_config as make_model_config
 from ._load import validate as validate
 from ._other_process import overrides_of_other as overrides_of_other
-from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
 from ._points import by_job as by_job
 from ._points import check_points as check_points

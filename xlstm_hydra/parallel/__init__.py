@@ -29,3 +29,4 @@ from ._sharding import gather_parameter as gather_parameter
 from ._sharding import shard_parameter as shard_parameter
 from ._sharding import sharding_report as sharding_report
 from ._sharding import sharding_summary as sharding_summary
+from ._sharding import split_with as split_with

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ParallelConfig
-from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.problems import ConfigError, Problem, divisors, either
 
 LAYERS = "layers"
 """Name of the array axis that scanned blocks are stacked along."""
@@ -137,6 +137,33 @@ def _fsdp_axis(
             return axis, None
     shape = tuple(local[axis] for axis in free)
     return None, f"no free array axis of {shape} divides by parallel.fsdp_axis_size={fsdp_size}"
+
+
+def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[str, int]) -> str | None:
+    """What would let the FSDP mesh axis split a parameter that it does not split. None: nothing would, as there is no
+    array axis for it.
+
+    Args:
+        placement: of the parameter.
+        parallel: the layout.
+        sizes: of the mesh axes.
+    """
+    parameter, devices = placement.parameter, sizes[parallel.fsdp_axis_name]
+    own = [axis for axis, name in enumerate(parameter.names) if name != LAYERS]
+    spec = [*placement.spec, *[None] * (len(parameter.shape) - len(placement.spec))]
+    free = [parameter.shape[axis] for axis in own if spec[axis] is None]
+    usable = sorted({size for length in free for size in divisors(length)} - {1})
+    if not usable:
+        return None
+    ways = []
+    if devices not in usable:
+        ways.append(f"parallel.fsdp_axis_size of {either(usable)}")
+    if not set(parameter.modules) & set(parallel.fsdp_modules):
+        ways.append(f"{either(dict.fromkeys(parameter.modules))} in parallel.fsdp_modules")
+    elements = math.prod(parameter.shape[axis] // sizes.get(str(spec[axis]), 1) for axis in own)
+    if elements < parallel.fsdp_min_weight_size:
+        ways.append(f"parallel.fsdp_min_weight_size of {elements} or less")
+    return " and ".join(ways)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))

@@ -1,4 +1,4 @@
-"""The smallest changes that make a run fit that does not."""
+"""The smallest changes that make a run fit that does not, and why such a run is refused."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from xlstm_hydra._table import in_bytes
 from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig, RunConfig, TrainerConfig
-from xlstm_hydra.problems import ConfigError, divisors
+from xlstm_hydra.problems import ConfigError, Problem, divisors
 
-from ._error import planning
+from ._estimate import Estimate, Scale
 from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
-from ._plan import Plan, make_plan
-from ._scale import Estimate, Scale
+from ._plan import Plan, PlanError, make_plan, planning
 from ._search import open_batch, typed_text
 
 _SURE = 0.85
@@ -233,3 +233,24 @@ def _sizes(plan: Plan, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
 def _value(run: RunConfig, key: str) -> Any:
     group, _, name = key.partition(".")
     return run.groups()[group].get(name)
+
+
+def too_large(plan: Plan, ways_out: bool = True) -> Problem:
+    """What a step needs, what there is, and, in `ways_out`, what would fit, which takes 2 s to find."""
+    ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
+    here = f"each of the {number} devices" if number > 1 else "the device"
+    share = ", its share of the memory here" if plan.device.platform == "cpu" else ""
+    needed, there = in_bytes(plan.memory.total), in_bytes(plan.device.memory_bytes)
+    rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
+    fix = "" if ignore else f"{_ways_out(plan) if ways_out else ''}{{trainer.ignore_plan}}=true tries it all the same."
+    return Problem({"trainer.ignore_plan": ignore}, rule, fix)
+
+
+def _ways_out(plan: Plan) -> str:
+    try:
+        ways = [" ".join(change.overrides) for change in changes_that_fit(plan)]
+    except PlanError:  # that of the run is known, and counts
+        return ""
+    if ways:
+        return f"It fits with {', or with '.join(ways)}. "
+    return "No other layout or batch is enough; xlstm-hydra task=plan with task.num_devices=... tells what would be. "

@@ -1,18 +1,18 @@
-"""A plan as text: what `task=plan` prints, and the few lines that a training run begins with."""
+"""Plans, layouts and changes as text: what `task=plan` prints, and the few lines that a training run begins with."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from xlstm_hydra._table import table
-from xlstm_hydra.parallel import Placement
+from xlstm_hydra._table import gib, in_bytes, in_ms, milliseconds, table, tera
+from xlstm_hydra.parallel import Placement, split_with
 
+from ._changes import Change
 from ._plan import Plan
+from ._search import Search, layout_overrides
 from ._time import product_rate, step_traffic
-from ._units import gib, in_bytes, in_ms, milliseconds, tera
-from ._whole import split_with
 
 MEMORY_KINDS = {
     "parameters": "parameters",
@@ -270,3 +270,39 @@ def _bound(plan: Plan) -> str:
 def _place(plan: Plan) -> str:
     """What the fast links connect."""
     return {"tpu": "slice"}.get(plan.device.platform, "host")
+
+
+def search_report(found: Search) -> str:
+    """The best layouts, each with what selects it."""
+    tried = (
+        f"{found.tried:,} layouts of {found.num_devices} x {found.device.name}, {len(found.refused):,} more are invalid"
+    )
+    fit = f"{len(found.fitting):,} fit in {in_bytes(found.limit)}"
+    head = ("", "GiB", "ms", "bound by", "typed instead of the layout")
+    rows = [
+        (
+            str(number),
+            gib(plan.memory.total),
+            "" if plan.time is None else milliseconds(plan.time.seconds),
+            "" if plan.time is None else plan.time.bound_by,
+            " ".join(layout_overrides(plan.run, found.run)) or "what is the default",
+        )
+        for number, plan in enumerate(found.best, 1)
+    ]
+    lines = [f"{tried}; {fit}"]
+    if rows:
+        lines += [f"the fastest {len(rows)}:", *table([head, *rows], left=(3, 4))]
+    return "\n".join(lines)
+
+
+def changes_report(changes: Sequence[Change]) -> Iterator[str]:
+    """What to type behind what was typed, so that the run fits."""
+    if not changes:
+        return
+    yield "it fits with one of:"
+    rows = []
+    for change in changes:
+        time = change.cost.time
+        speed = "" if time is None else f"{in_ms(time.seconds)} a step"
+        rows.append((f"  {' '.join(change.overrides)}", in_bytes(change.needed), speed))
+    yield from table(rows, left=(0,))

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xlstm_hydra._hooks import hooks
+from xlstm_hydra._table import in_bytes, in_ms
 from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig, fitting_batch
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.step import idle_settings
 
-from ._error import planning
+from ._estimate import Estimate, Scale
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
-from ._plan import Plan, make_plan
-from ._scale import Estimate, Scale
-from ._units import in_bytes, in_ms
+from ._plan import Plan, make_plan, planning
 
 SEARCH_VERSION = 1
 """Format of what `Search.to_dict` gives."""
@@ -190,13 +190,11 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
     Args:
         run: with the layout.
         typed: the run that differs from it in its layout only.
-        brief: as few characters as the options of the group allow, for which they are composed (50 ms). Otherwise
-            field by field.
+        brief: as few characters as the options of the group allow, for which Hydra composes them (50 ms). Otherwise,
+            and without Hydra, field by field.
     """
-    if brief:
-        from xlstm_hydra.hydra import shortest_layout  # loads Hydra, which a plan does not need
-
-        texts = shortest_layout(run)
+    if brief and hooks.shortest_layout is not None:
+        texts = hooks.shortest_layout(run)
     else:
         fields, default = run.parallel.to_dict(), ParallelConfig()
         changes = {key: value for key, value in fields.items() if value != default.get(key)}

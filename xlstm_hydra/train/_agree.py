@@ -10,7 +10,7 @@ from typing import Any
 
 from xlstm_hydra.codec import TAG
 from xlstm_hydra.configs import DataConfig, RunConfig
-from xlstm_hydra.devices import _runtime, of_first
+from xlstm_hydra.devices import of_first, runtime
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.runs import known_step, read_metadata_text
 
@@ -30,10 +30,10 @@ def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
     Raises:
         ConfigError: with every key that process 0 has another value for.
     """
-    if _runtime.num_processes() == 1:
+    if runtime.num_processes() == 1:
         return
     mine = {"config": as_typed(run), "checkpoint": _identity(checkpoint)}
-    mine["config"]["distributed.num_processes"] = _runtime.num_processes()
+    mine["config"]["distributed.num_processes"] = runtime.num_processes()
     theirs = json.loads(of_first(RUN, json.dumps(mine)))
     problems = [
         *differences(mine["config"], theirs["config"]),
@@ -49,7 +49,7 @@ def agree_on_corpus(config: DataConfig, fingerprint: str) -> None:
     Raises:
         ConfigError: process 0 has another one.
     """
-    if _runtime.num_processes() > 1 and of_first(CORPUS, fingerprint) != fingerprint:
+    if runtime.num_processes() > 1 and of_first(CORPUS, fingerprint) != fingerprint:
         key = "path" if "path" in config.to_dict() else "name"
         text = "the corpus is not the one of process 0: a file is missing, is not there, or has another name or size"
         raise ConfigError([Problem({f"data.{key}": config.get(key)}, text, "Give all processes the same files.")])

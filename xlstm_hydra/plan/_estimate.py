@@ -28,9 +28,8 @@ from xlstm_hydra.parallel import Parameter, Placement, shard_parameter
 
 from ._counts import Counts, Exchange
 from ._memory import Memory
-from ._phases import PHASES
 from ._plan import Plan, axes_across
-from ._probe import Fit, Numbers, probe, probe_of
+from ._probe import PHASES, Fit, Numbers, probe, probe_of
 from ._time import StepTime, step_time
 
 _KINDS = ("activations", "gathered", "logits", "working")

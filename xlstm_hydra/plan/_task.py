@@ -1,4 +1,4 @@
-"""The task `plan`: say what training would cost on devices that need not be there."""
+"""The task `plan`, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -6,37 +6,112 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-
+from xlstm_hydra._hooks import hooks
 from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, resolve_classes
-from xlstm_hydra.devices import no_accelerator
-from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import (
-    FEW,
-    PLAN_FILE,
-    SEARCH_FILE,
-    Change,
-    Plan,
-    PlanError,
-    Search,
-    changes_report,
-    changes_that_fit,
-    make_plan,
-    report,
-    search,
-    search_report,
-    summary,
-    to_dict,
-    verdict,
-)
+from xlstm_hydra.configs.device import DEFAULT_DEVICE
+from xlstm_hydra.devices import known_devices, no_accelerator
+from xlstm_hydra.parallel import Placement, split_with
 from xlstm_hydra.runs import replace_file
+
+from ._changes import Change, changes_that_fit
+from ._plan import Plan, PlanError, make_plan
+from ._report import changes_report, report, search_report, summary, verdict
+from ._search import FEW, Search, search
+from ._time import step_traffic
+
+FORMAT, VERSION = "xlstm_hydra_plan", 1
+
+PLAN_FILE, SEARCH_FILE = "plan.json", "search.json"
+"""What a run folder keeps: all of a plan, and all layouts of a search."""
+
+
+def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
+    """All of a plan as values that JSON has. Sizes are in bytes, times in seconds.
+
+    Args:
+        plan: what is told.
+        changes: with which it fits.
+    """
+    config = plan.run.model.model_config
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "fits": plan.fits,
+        "headroom": plan.headroom,
+        "num_devices": plan.num_devices,
+        "num_hosts": plan.num_hosts,
+        "device": plan.device.to_dict() | {"memory_bytes": plan.device.memory_bytes},
+        "mesh": dict(plan.sizes),
+        "across_hosts": dict(plan.across_hosts),
+        "model": {"model_class": plan.run.model.class_path(), **({} if config is None else config.to_dict())},
+        "parallel": plan.run.parallel.to_dict(),
+        "optimizer": plan.run.optimizer.to_dict(),
+        "trainer": plan.run.trainer.to_dict(),
+        "tokens": plan.tokens,
+        "parameters": {
+            "elements": plan.num_parameters,
+            "bytes": sum(math.prod(each.parameter.shape) * each.parameter.itemsize for each in plan.placements),
+            "bytes_per_device": sum(each.bytes_per_device for each in plan.placements),
+            "arrays": [_array(plan, placement) for placement in plan.placements],
+        },
+        "memory": asdict(plan.memory) | {"total": plan.memory.total},
+        "work": {
+            "product_flops": dict(plan.counts.product_flops),
+            "other_flops": plan.counts.other_flops,
+            "transcendentals": plan.counts.transcendentals,
+            "traffic_bytes": plan.counts.traffic,
+            "open_loops": plan.counts.open_loops,
+            "unknown_primitives": list(plan.counts.unknown),
+        },
+        "communication": list(_exchanges(plan)),
+        "bubble": plan.bubble,
+        "time": _time(plan),
+        "changes": [
+            {"overrides": list(change.overrides), "num_devices": change.num_devices, "memory": change.needed}
+            for change in changes
+        ],
+    }
+
+
+def missing(reason: str) -> dict[str, Any]:
+    """What a run folder keeps in place of a plan if none can be made."""
+    return {"format": FORMAT, "version": VERSION, "no_plan": reason}
+
+
+def _array(plan: Plan, placement: Placement) -> dict[str, Any]:
+    parameter = placement.parameter
+    whole = placement.fsdp_axis is None
+    return {
+        "path": parameter.path,
+        "shape": list(parameter.shape),
+        "dtype": parameter.dtype,
+        "spec": list(placement.spec),
+        "shards": placement.shards,
+        "bytes_per_device": placement.bytes_per_device,
+        "whole_because": placement.whole_because,
+        "split_with": split_with(placement, plan.run.parallel, plan.sizes) if whole else None,
+    }
+
+
+def _exchanges(plan: Plan) -> Iterator[dict[str, Any]]:
+    for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device):
+        yield asdict(row) | {"axes": list(row.axes)}
+
+
+def _time(plan: Plan) -> dict[str, Any] | None:
+    time = plan.time
+    if time is None:
+        return None
+    own = {"compute": time.compute, "memory": time.memory, "network": dict(time.network)}
+    return own | {"seconds": time.seconds, "bound_by": time.bound_by, "tokens_per_second": plan.tokens_per_second}
+
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -55,8 +130,9 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     del overrides
     folder, task = Path(folder), run.task
     assert isinstance(task, PlanTaskConfig)
+
     run = dataclasses.replace(run, model=resolve_classes(run.model))
-    device = run.device or load_device()
+    device = run.device or known_devices()[DEFAULT_DEVICE]
     number = run.known_devices() or device.devices_per_host
     with no_accelerator():
         is_searched = task.search or run.parallel.is_open()
@@ -64,7 +140,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         found = make_plan(run if layouts is None else _laid_out(layouts), number, device)
         changes = _changes(found)
     content = to_dict(found, changes)
-    is_short = task.search or _is_sweep()
+    is_short = task.search or hooks.in_sweep()
     parts: list[Iterable[str]] = [
         _note(found),
         summary(found) if is_short else [report(found, task.parameters), "", verdict(found)],
@@ -78,7 +154,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     _write(folder / PLAN_FILE, content)
     if task.compile:
         _write(folder / PLAN_FILE, content | {"compiled": _compiled(found)})
-    if not _is_sweep():
+    if not hooks.in_sweep():
         print(f"\nwritten: {folder / PLAN_FILE}{f' and {SEARCH_FILE}' if layouts is not None else ''}")
     best = layouts.best[0] if layouts is not None and layouts.best else found
     return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
@@ -109,7 +185,7 @@ def _laid_out(layouts: Search) -> RunConfig:
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:
     """Print the plan beside what the compiler says."""
-    from xlstm_hydra.plan import compare, compile_step  # 2 s, for this alone
+    from ._compiled import compare, compile_step
 
     compared = list(compare(found, compile_step(found.run, found.num_devices)))
     head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")
@@ -121,17 +197,11 @@ def _compiled(found: Plan) -> list[dict[str, Any]]:
     return [dataclasses.asdict(row) for row in compared]
 
 
-def _is_sweep() -> bool:
-    """Whether this is one of several plans, of which each is told in short."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def _note(found: Plan) -> list[str]:
     """Of what devices the figures are, where none were chosen."""
     task = found.run.task
     assert isinstance(task, PlanTaskConfig)
-    is_chosen = task.device is not None or not HydraConfig.initialized()
-    if is_chosen or HydraConfig.get().runtime.choices.get("device") is not None:
+    if task.device is not None or hooks.chooses_device():
         return []
     return [f"no device is chosen, so these are {found.device.name}; task.device=... takes others", ""]
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from xlstm_hydra.configs import ParallelConfig
-from xlstm_hydra.parallel import Parameter, shard_parameter
-from xlstm_hydra.plan._whole import split_with
+from xlstm_hydra.parallel import Parameter, shard_parameter, split_with
 
 MODULES = ("mLSTMBlock", "Dense")
 
