@@ -318,7 +318,7 @@ def test_other_links_of_the_user_are_fine_where_the_run_folder_is_the_current_on
 
 
 def test_a_link_that_appears_later_is_replaced_and_not_followed(elsewhere, monkeypatch, tmp_path):
-    from xlstm_hydra.runs._links import open_lock, replace_file
+    from xlstm_hydra.runs import open_lock, replace_file
 
     (tmp_path / "plan.json").symlink_to("elsewhere/file")
     with pytest.raises(OSError):

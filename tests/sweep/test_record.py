@@ -1,5 +1,6 @@
 """The record of a sweep is whole at every moment, whoever writes it and whenever they die."""
 
+import fcntl
 import json
 import os
 import random
@@ -95,7 +96,7 @@ def no_locks(*_):
 
 
 def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(outcomes.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     update_record(tmp_path, [Outcome(job=0, status="running")])
     assert read_record(tmp_path)[0].status == "running"
 
