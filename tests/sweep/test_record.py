@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.sweep import Outcome, amend_record, read_record, update_record
-from xlstm_hydra.sweep import _outcome as outcomes
+from xlstm_hydra.sweep import _outcomes as outcomes
 
 WRITER = """
 import sys

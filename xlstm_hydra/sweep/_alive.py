@@ -10,8 +10,8 @@ from pathlib import Path
 
 from xlstm_hydra.runs import is_held
 
-from ._job import measured
-from ._outcome import COMPLETED, INTERRUPTED, INVALID, LOST, RUNNING, WAITING, Outcome, log, read_outcome
+from ._jobs import measured
+from ._outcomes import COMPLETED, INTERRUPTED, INVALID, LOST, RUNNING, WAITING, Outcome, log, read_outcome
 
 SQUEUE_SECONDS = 20
 """How long SLURM may take to list its jobs."""

@@ -21,8 +21,8 @@ from xlstm_hydra.runs import RunFolder, lock_folder, saved_steps
 from ._alive import alive, job_folder, mended
 from ._command import COMMAND_FILE, keep_command
 from ._inside import refuse_folders_outside, refuse_sweep_links
-from ._job import keep_traceback
-from ._outcome import (
+from ._jobs import keep_traceback
+from ._outcomes import (
     COMPLETED,
     FAILED,
     INTERRUPTED,

@@ -25,7 +25,7 @@ from xlstm_hydra._printable import printable
 from xlstm_hydra.problems import ConfigError, Problem, either, show
 from xlstm_hydra.runs import lock, open_lock, replace_file
 
-from ._typed import Damaged, check_fields, read_object
+from ._strict_json import Damaged, check_fields, read_object
 
 log = logging.getLogger("xlstm_hydra")
 
