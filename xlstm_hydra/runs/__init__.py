@@ -20,10 +20,15 @@ from ._find import reached as reached
 from ._find import run_folders as run_folders
 from ._folder import RunFolder as RunFolder
 from ._ignored import log_ignored as log_ignored
-from ._links import open_lock as open_lock
 from ._links import open_new as open_new
 from ._links import refuse_links_out as refuse_links_out
 from ._links import replace_file as replace_file
+from ._locks import LOCK_FILE as LOCK_FILE
+from ._locks import hold_folder as hold_folder
+from ._locks import is_held as is_held
+from ._locks import lock as lock
+from ._locks import lock_folder as lock_folder
+from ._locks import open_lock as open_lock
 from ._manifest import write_manifest as write_manifest
 from ._metrics_file import METRICS_FILE as METRICS_FILE
 from ._metrics_file import MetricsFile as MetricsFile
@@ -31,9 +36,7 @@ from ._metrics_file import read_metrics_file as read_metrics_file
 from ._own_modules import change_folder as change_folder
 from ._own_modules import find_own_modules as find_own_modules
 from ._paths import FOLDER as FOLDER
-from ._paths import LOCK_FILE as LOCK_FILE
 from ._paths import RESTORE as RESTORE
-from ._paths import hold_folder as hold_folder
 from ._paths import is_finished as is_finished
 from ._paths import known_step as known_step
 from ._paths import read_metadata_text as read_metadata_text

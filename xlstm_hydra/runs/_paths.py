@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
-from xlstm_hydra._logging import log
 from xlstm_hydra.problems import ConfigError, Problem, either
 
-from ._links import open_lock, refuse_links_out
+from ._links import refuse_links_out
 from ._manifest import MANIFEST
 from ._verify import read_verified
 
@@ -22,9 +19,6 @@ FOLDER = "checkpoints"
 
 PREFIX = "checkpoint_"
 """What the name of a checkpoint of xlstm-jax begins with, before its step."""
-
-LOCK_FILE = ".lock"
-"""Name of the file that a run locks in its folder while it writes there."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 """What Orbax adds to the name of a folder until all is in it."""
@@ -165,36 +159,6 @@ def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Pat
     if later := [step for step in saved_steps(run_folder) if step > first_step and step not in set_aside]:
         text = f"has checkpoints of later steps already ({either(later)}), which would be lost"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
-
-
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing in a folder. The lock goes with the process, however it ends.
-
-    Raises:
-        ConfigError: another run is writing there.
-    """
-    while True:
-        with open_lock(folder / LOCK_FILE) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = "another run is writing in this folder"
-                fix = "Wait until it has ended, or choose another folder."
-                raise ConfigError([Problem({"hydra.run.dir": str(folder)}, text, fix)]) from None
-            except OSError as error:  # a file system without locks, such as that of some clusters
-                log.warning("%s: no lock, so a second run there would not be noticed (%s)", folder, error.strerror)
-            if _is_in(folder, file):
-                yield
-                return
-
-
-def _is_in(folder: Path, file: IO[str]) -> bool:
-    """True if a lock file is still the one in the folder. A run that is rejected removes the one that it has made."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
-    except FileNotFoundError:
-        return False
 
 
 def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
