@@ -36,10 +36,9 @@ from xlstm_hydra.step import Program, Programs, TrainState, build_program, compi
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._announce import announce, announce_start
-from ._auto import choose_layout
 from ._diagnosis import faults_reported
 from ._log import MetricLog, Stopwatch, bits
-from ._planning import plan_program
+from ._planning import choose_layout, plan_program
 from ._resumed import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
 from ._stop import Stop
 
