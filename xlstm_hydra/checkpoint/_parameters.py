@@ -53,8 +53,8 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
         leaves = open_leaves(checkpoint)
         if leaves.shapes == shapes:
             return _restore(checkpoint / "params", shapes, where)
-        placed = {path: _place(array, where[path]) for path, array in convert(leaves, model, shapes)}
-    return traverse_util.unflatten_dict(placed, sep=".")
+        arrays = {path: _to_devices(array, where[path]) for path, array in convert(leaves, model, shapes)}
+    return traverse_util.unflatten_dict(arrays, sep=".")
 
 
 def open_leaves(checkpoint: Path) -> Leaves:
@@ -93,7 +93,7 @@ def _restore(folder: Path, shapes: Mapping[str, Shape], where: Mapping[str, Shar
         return reader.restore(folder, traverse_util.unflatten_dict(wanted, sep="."))
 
 
-def _place(array: np.ndarray, sharding: Sharding) -> jax.Array:
+def _to_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
@@ -143,22 +143,22 @@ def _computable(config: ModelConfig) -> ModelConfig:
     return config
 
 
-def find_weights(place: str, key: str) -> Path:
-    """The folder of the checkpoint that a place names: `RUN`, `RUN@STEP`, or a folder of Hugging Face.
+def find_weights(source: str, key: str) -> Path:
+    """The folder of the checkpoint that a source names: `RUN`, `RUN@STEP`, or a folder of Hugging Face.
 
     Args:
-        place: what the user typed.
+        source: what the user typed.
         key: where, for messages.
 
     Raises:
         ConfigError: there is none.
     """
-    folder = Path(place).expanduser()
+    folder = Path(source).expanduser()
     if not is_hugging_face(folder):
-        return find_checkpoint(place, key)
+        return find_checkpoint(source, key)
     folder = folder.absolute()
     is_cached = folder.parent.name == "snapshots"  # its files are links into the folder `blobs` beside that one
-    refuse_links_out(folder.parents[1] if is_cached else folder, [folder], {key: place}, "Copy what it leads to.")
+    refuse_links_out(folder.parents[1] if is_cached else folder, [folder], {key: source}, "Copy what it leads to.")
     return folder
 
 

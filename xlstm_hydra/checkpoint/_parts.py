@@ -23,7 +23,7 @@ from ._leaves import Leaves, Shape
 
 BLOCKS = "blocks"
 """Name of the stack of blocks in our tree: `blocks.x` where it is scanned, `blocks_0.x`, `blocks_1.x` elsewhere."""
-_TOLD = 3
+_LISTED = 3
 """Leaves that an error names before it counts the rest."""
 
 
@@ -120,8 +120,8 @@ def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
         found, wanted = leaves.shapes.get(path), expected.get(path)
         wrong.append(f"{leaves.name(path)}: expected {wanted or 'nothing'}, found {found or 'nothing'}")
     if wrong:
-        more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
-        text = f"its parameters are not those of this model: {'; '.join(wrong[:_TOLD])}{more}"
+        more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        text = f"its parameters are not those of this model: {'; '.join(wrong[:_LISTED])}{more}"
         raise ConfigError([Problem({}, text, "Choose the model that it was saved with.")])
 
 

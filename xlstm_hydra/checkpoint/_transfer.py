@@ -148,8 +148,8 @@ def export_checkpoint(
     return out
 
 
-def _new_folder(place: str | Path) -> Path:
-    out = Path(place).expanduser().absolute()
+def _new_folder(out: str | Path) -> Path:
+    out = Path(out).expanduser().absolute()
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError([Problem({"OUT": str(out)}, "is there already", "Choose a new folder.")])

@@ -293,7 +293,7 @@ def _published() -> Failure | None:
     return None if text is None else Failure(*json.loads(text))
 
 
-def tell_others(status: int, text: str) -> None:
+def announce_end(status: int, text: str) -> None:
     """Tell the other processes why this one is about to end at once."""
     number = runtime.process_id()
     _within(POLL_SECONDS, lambda: _publish(Failure(number, status, text)))

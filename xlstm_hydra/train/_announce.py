@@ -22,7 +22,7 @@ def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: 
     if start.is_own and run.checkpoint.restore != AUTO:
         log.info("SLURM restarted this job: the run continues in its own folder")
     if resumed is not None:
-        resumed.tell()
+        resumed.log_changes()
     elif start.is_own:
         log.info("checkpoint.restore=auto: the run folder has no checkpoint, so the run starts from step 0")
     if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder)):
@@ -40,9 +40,9 @@ def announce(program: Program, plan: RunPlan, data: str) -> None:
         idle = bubble_fraction(axes.stages, axes.microbatches)
         log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
     log.info("%s", sharding_summary(program.placements))
-    plan.tell()
+    plan.log_prediction()
     log.info("%s", data)
-    _warn_of_idle_tokens(program.run)
+    _warn_of_unused_tokens(program.run)
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)
     if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
         log.info("parallel.fsdp_axis_size is 1 on this mesh: nothing is sharded")
@@ -60,7 +60,7 @@ def announce(program: Program, plan: RunPlan, data: str) -> None:
         )
 
 
-def _warn_of_idle_tokens(run: RunConfig) -> None:
+def _warn_of_unused_tokens(run: RunConfig) -> None:
     config = run.model.model_config
     vocab = None if config is None else config.get("vocab_size")
     if isinstance(run.data, ByteDataConfig) and isinstance(vocab, int) and vocab > BYTES:

@@ -31,7 +31,7 @@ from xlstm_hydra.plan import (
 )
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import replace_file, write_layout
-from xlstm_hydra.step import Program, Programs
+from xlstm_hydra.step import Program
 
 from ._log import Stopwatch
 
@@ -45,7 +45,7 @@ class Measured:
     no other step."""
 
     peak_bytes: int | None
-    """Memory of the device of this process that needed most. None: JAX does not tell it of such devices, or an earlier
+    """Memory of the device of this process that needed most. None: not reported by JAX, or an earlier
     run of this process needed more."""
 
     programs: int
@@ -69,8 +69,8 @@ class RunPlan:
     missing_because: str = ""
     """Why there is no plan."""
 
-    def tell(self) -> None:
-        """Say what is predicted."""
+    def log_prediction(self) -> None:
+        """Log what is predicted."""
         for line in () if self.plan is None else summary(self.plan):
             log.info("%s", line)
 
@@ -81,8 +81,8 @@ class RunPlan:
             content |= {"measured": None if measured is None else asdict(measured)}
             replace_file(folder / PLAN_FILE, to_json(content))
 
-    def compare(self, folder: Path, stopwatch: Stopwatch, programs: Programs) -> None:
-        """Tell what was measured beside what was predicted, and keep it in the run folder."""
+    def compare(self, folder: Path, stopwatch: Stopwatch, programs: CompilationStats) -> None:
+        """Log what was measured beside what was predicted, and keep it in the run folder."""
         peak = peak_memory()
         measured = Measured(
             step_seconds=stopwatch.seconds_per_step,
@@ -130,7 +130,7 @@ def plan_program(program: Program) -> RunPlan:
             log.warning("%s", refusal)
         return planned
     if is_first():
-        planned.tell()
+        planned.log_prediction()
     raise ConfigError([refusal])
 
 
