@@ -17,9 +17,8 @@ import jax
 from tables import write
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import plan_sharded_loss
+from xlstm_hydra.plan import compile_program, exchanged, listed, plan_sharded_loss, widened
 from xlstm_hydra.step import ShardedLoss
-from xlstm_hydra.train import compile_program, exchanged, listed, widened
 
 V1, V0, MIXED, LLAMA = FAMILIES.values()
 MEDIUM = "model.embedding_dim=256 model.num_blocks=8 model.context_length=512 model.vocab_size=4096 model.num_heads=4"

@@ -18,13 +18,19 @@ from tiny import tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.checkpoint import Checkpoints, SaveError, _seal, export_checkpoint, read_logged, restore
+from xlstm_hydra.checkpoint import Checkpoints, SaveError, export_checkpoint, read_logged, restore
 from xlstm_hydra.checkpoint import _integrity as _verified
-from xlstm_hydra.checkpoint._integrity import verified
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.hydra import verifies
-from xlstm_hydra.runs import DamagedCheckpoint, _verify, find_starting_point, read_metadata_text, step_of
+from xlstm_hydra.runs import (
+    DamagedCheckpoint,
+    _verify,
+    find_starting_point,
+    read_metadata_text,
+    step_of,
+    verified_files,
+)
 from xlstm_hydra.runs._manifest import MANIFEST, read_entry, read_manifest, write_manifest
 from xlstm_hydra.runs._verify import judge, verification
 from xlstm_hydra.step import TrainState
@@ -105,7 +111,7 @@ def test_no_flipped_bit_in_what_it_reads_goes_unnoticed_by_load_checkpoint(run, 
 
 
 def test_no_flipped_bit_in_a_large_file_goes_unnoticed_while_it_is_read(run, monkeypatch):
-    monkeypatch.setattr(_verified, "_LARGE", 0)
+    monkeypatch.setattr(_verify, "_LARGE", 0)
     for name in each_flipped(run / "checkpoints" / "4", *OPTIONAL, "metadata", "_CHECKPOINT_METADATA", times=1):
         with pytest.raises(DamagedCheckpoint, match=f"{name} is damaged"):
             load_checkpoint(f"{run}@4")
@@ -346,7 +352,7 @@ def save_in_background(folder, step):
 
 def test_a_manifest_is_written_in_the_background_and_is_waited_for_at_the_end(tmp_path, monkeypatch):
     may_end = threading.Event()
-    monkeypatch.setattr(_seal, "write_manifest", lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
+    monkeypatch.setattr(_verified, "write_manifest", lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
     checkpoints = save_in_background(tmp_path, 3)
     checkpoints.check()
     assert not (tmp_path / "checkpoints" / "3" / MANIFEST).exists()
@@ -361,41 +367,27 @@ def test_a_manifest_that_cannot_be_written_is_an_error_of_the_save(tmp_path, mon
     def fail(checkpoint):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_seal, "write_manifest", fail)
+    monkeypatch.setattr(_verified, "write_manifest", fail)
     with pytest.raises(SaveError, match=f"saving step 3 in {tmp_path}/checkpoints failed: No space left on device"):
         save_in_background(tmp_path, 3).close()
 
 
-class Store:
-    """The key-value store that processes share, here threads."""
-
-    def __init__(self):
-        self.texts, self.changed = {}, threading.Condition()
-
-    def key_value_set(self, key, text):
-        with self.changed:
-            self.texts[key] = text
-            self.changed.notify_all()
-
-    def blocking_key_value_get(self, key, milliseconds):
-        with self.changed:
-            assert self.changed.wait_for(lambda: key in self.texts, milliseconds / 1000)
-            return self.texts[key]
-
-
 def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run, monkeypatch):
-    checkpoint, store, local = run / "checkpoints" / "4", Store(), threading.local()
+    checkpoint, texts, barrier = run / "checkpoints" / "4", {}, threading.Barrier(3)
     damaged = [each for each in files_of(checkpoint) if each.parent.name == "array_metadatas"]
     for file in damaged:
         flip(file)
-    monkeypatch.setattr(_verified, "distributed_state", lambda: local.state)
-    monkeypatch.setattr(_verified, "_next", lambda: 0)
     read = Counter()
     monkeypatch.setattr(_verify, "read_entry", lambda place, name: read.update([name]) or read_entry(place, name))
 
     def process(number):
-        local.state = SimpleNamespace(client=store, process_id=number, num_processes=3)
-        with pytest.raises(DamagedCheckpoint) as found, verified(checkpoint, "checkpoint"):
+        def of_all(text):
+            texts[number] = text
+            barrier.wait()
+            return [texts[each] for each in range(3)]
+
+        verifying = verified_files(checkpoint, "checkpoint", (), (number, 3), of_all)
+        with pytest.raises(DamagedCheckpoint) as found, verifying:
             pytest.fail("nothing is read of it")
         return str(found.value)
 

@@ -14,10 +14,10 @@ import pytest
 from etils import epath
 from saved import save_text
 
+from xlstm_hydra.checkpoint._faults import _ignore_abandoned_requests as ignore_abandoned_requests
+from xlstm_hydra.checkpoint._faults import reading
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.runs import find_checkpoint, read_metadata_text, refuse_to_overwrite, saved_steps, step_of
-from xlstm_hydra.runs._abandoned import ignore_abandoned_requests
-from xlstm_hydra.runs._damage import reading
 
 
 def mark(run, step, content):

@@ -13,9 +13,9 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     TextDataConfig,
     TrainerConfig,
+    resolve_classes,
 )
 from xlstm_hydra.devices import runtime
-from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.train import _agree
 from xlstm_hydra.train._agree import agree_on_corpus, agree_on_run, as_typed, differences
 

@@ -19,7 +19,7 @@ from xlstm_hydra.devices import device_here
 from xlstm_hydra.hydra import load_device
 from xlstm_hydra.inference import _load_model as _start
 from xlstm_hydra.step import build_program
-from xlstm_hydra.step._compilation_cache import Programs
+from xlstm_hydra.step._compilation_cache import CompilationStats
 from xlstm_hydra.train import _loop, train
 from xlstm_hydra.train import _planning as _plan
 from xlstm_hydra.train._planning import RunPlan, plan_program
@@ -184,7 +184,7 @@ def planned():
 def test_the_peak_of_memory_is_that_of_this_run_or_none(planned, earlier, peak, words, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(_plan, "peak_memory", lambda: peak)
     caplog.set_level("INFO", "xlstm_hydra")
-    programs = Programs(total=5, from_cache=4, seconds=2.5)
+    programs = CompilationStats(total=5, from_cache=4, seconds=2.5)
     RunPlan(planned, earlier).compare(tmp_path, SimpleNamespace(seconds_per_step=0.25), programs)
     assert re.search(f"measured: 250.0 ms per step .*, {words}", caplog.text)
     measured = json.loads((tmp_path / "plan.json").read_text())["measured"]

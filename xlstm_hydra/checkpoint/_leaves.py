@@ -1,25 +1,80 @@
-"""The weights of a model of Hugging Face: safetensors files, read an array and written a file at a time."""
+"""The arrays of a parameter tree on disk, a tree that Orbax wrote or safetensors files of Hugging Face: read a few at a
+time, as arrays on the host."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
 
 from xlstm_hydra.formats import LFS_POINTER, is_lfs_pointer, missing_weights
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._parts import Shape
+from ._faults import reading
+
+Shape = tuple[int, ...]
+
+_BOX = "value"
+"""Last name in the path of an array that stood in a box (`flax.linen.Partitioned`) when it was saved."""
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 """File names that Hugging Face gives to a model: one file, or the list of its many."""
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _BYTES_PER_FILE = 4 * 2**30
 _AGAIN = "The file may be cut off; download it again."
+
+
+class Leaves(Protocol):
+    """The arrays of a parameter tree on disk."""
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape by path."""
+        ...
+
+    def read(self, paths: Sequence[str]) -> list[np.ndarray]:
+        """Some of them, in this order."""
+        ...
+
+    def name(self, path: str) -> str:
+        """A path as it stands on disk."""
+        ...
+
+
+class OrbaxLeaves:
+    """The arrays of one item of a checkpoint by path, without the boxes that they stood in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with reading("parameters", folder):
+            saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder))
+        leaves = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(saved.tree)[0]}
+        self._on_disk = {".".join(names[:-1] if names[-1] == _BOX else names): names for names in leaves}
+        self.shapes: dict[str, Shape] = {path: tuple(leaves[names].shape) for path, names in self._on_disk.items()}
+
+    def read(self, paths: Sequence[str]) -> list[np.ndarray]:
+        """Some of them, in this order."""
+        wanted = {self._on_disk[path]: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
+        tree = traverse_util.unflatten_dict(wanted)
+        with reading("parameters", self._folder), ocp.PyTreeCheckpointer() as reader:
+            args = ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
+            found: Any = traverse_util.flatten_dict(reader.restore(self._folder, args=args))
+        return [found[self._on_disk[path]] for path in paths]
+
+    def name(self, path: str) -> str:
+        """A path as it stands on disk."""
+        return ".".join(self._on_disk.get(path, (path,)))
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
 class SafetensorsLeaves:

@@ -29,16 +29,14 @@ from xlstm_hydra.runs import (
     RESTORE,
     attributed_to,
     read_verified,
-    reading,
     refuse_links_out,
     refused,
 )
 from xlstm_hydra.step import TrainState
 
-from ._faults import Listener, SaveError, saving
-from ._integrity import verified
+from ._faults import Listener, SaveError, reading, saving
+from ._integrity import Sealing, verified
 from ._parts import differing
-from ._seal import Sealing
 
 log = logging.getLogger("xlstm_hydra")
 

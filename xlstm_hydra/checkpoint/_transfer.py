@@ -21,18 +21,27 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SyntheticDataConfig,
     TrainerConfig,
+    resolve_classes,
 )
 from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.formats import FORMAT, write_metadata
-from xlstm_hydra.hydra import resolve_classes, starting_groups
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import FOLDER, MARK, Record, attributed_to, provenance, record_of, step_of, write_manifest
+from xlstm_hydra.runs import (
+    FOLDER,
+    MARK,
+    Record,
+    attributed_to,
+    provenance,
+    record_of,
+    starting_groups,
+    step_of,
+    write_manifest,
+)
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._integrity import verified
 from ._leaves import write_safetensors
-from ._load import find_weights, recorded_model
-from ._parameters import convert, open_leaves
+from ._parameters import convert, find_weights, open_leaves, recorded_model
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 
 
@@ -139,8 +148,8 @@ def export_checkpoint(
     return out
 
 
-def _new_folder(place: str | Path) -> Path:
-    out = Path(place).expanduser().absolute()
+def _new_folder(out: str | Path) -> Path:
+    out = Path(out).expanduser().absolute()
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError([Problem({"OUT": str(out)}, "is there already", "Choose a new folder.")])

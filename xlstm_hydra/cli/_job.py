@@ -21,9 +21,9 @@ from hydra.core.utils import JobReturn, JobStatus, env_override, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from xlstm_hydra.configs import DistributedConfig, RunConfig
+from xlstm_hydra.configs import DistributedConfig, RunConfig, resolve_classes
 from xlstm_hydra.errors import note_folder
-from xlstm_hydra.hydra import REFUSED, load, located, resolve_classes
+from xlstm_hydra.hydra import REFUSED, load, located
 from xlstm_hydra.preemption import refuse_to_begin, watched
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import replace_file

@@ -147,13 +147,13 @@ def of_first(key: str, text: str) -> str:
     return runtime.wait_for(key, AGREE_SECONDS)
 
 
-def of_all(key: str, text: str) -> list[str]:
+def of_all(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
     """The texts of all processes, in their order, where all call this with theirs."""
     if runtime.num_processes() == 1:
         return [text]
     key = next_key(key)
     runtime.publish(f"{key}/{runtime.process_id()}", text)
-    return [runtime.wait_for(f"{key}/{number}", AGREE_SECONDS) for number in range(runtime.num_processes())]
+    return [runtime.wait_for(f"{key}/{number}", seconds) for number in range(runtime.num_processes())]
 
 
 def agree_on_folder(folder: Path) -> Path:
@@ -293,7 +293,7 @@ def _published() -> Failure | None:
     return None if text is None else Failure(*json.loads(text))
 
 
-def tell_others(status: int, text: str) -> None:
+def announce_end(status: int, text: str) -> None:
     """Tell the other processes why this one is about to end at once."""
     number = runtime.process_id()
     _within(POLL_SECONDS, lambda: _publish(Failure(number, status, text)))

@@ -21,9 +21,6 @@ from ._explain import file_problems as file_problems
 from ._explain import located as located
 from ._explain import package_problem as package_problem
 from ._from_checkpoint import SavedOptions as SavedOptions
-from ._from_checkpoint import recorded_origin as recorded_origin
-from ._from_checkpoint import starting_groups as starting_groups
-from ._from_checkpoint import without_idle as without_idle
 from ._hydra_part import REQUIRED as REQUIRED
 from ._hydra_part import callbacks_of as callbacks_of
 from ._hydra_part import hydra_rules as hydra_rules
@@ -31,13 +28,9 @@ from ._hydra_part import unknown_engine as unknown_engine
 from ._lenient import UNREADABLE as UNREADABLE
 from ._load import load as load
 from ._load import make_model_config as make_model_config
-from ._load import resolve_classes as resolve_classes
 from ._load import validate as validate
-from ._load import write_layout as write_layout
 from ._other_process import overrides_of_other as overrides_of_other
 from ._overrides import shortest_overrides as shortest_overrides
-from ._own_modules import change_folder as change_folder
-from ._own_modules import find_own_modules as find_own_modules
 from ._points import by_job as by_job
 from ._points import check_points as check_points
 from ._points import invalid_points as invalid_points

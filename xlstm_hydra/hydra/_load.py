@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
@@ -24,9 +22,10 @@ from xlstm_hydra.configs import (
     SubModelConfig,
     TrainerConfig,
     fitting_batch,
+    locate_class,
+    resolve_classes,
 )
 from xlstm_hydra.problems import ConfigError, Missing, Problem, UnknownGroup, Unread, independent, nearest, placed, show
-from xlstm_hydra.runs import replace_file
 
 from ._device_options import planned_device
 from ._interpolations import unresolved
@@ -232,7 +231,7 @@ def _config_class(node: Mapping[str, Any], problems: list[Problem]) -> Any:
     path = node.get("config_class")
     try:
         if path is not None:
-            return _locate(path, "model.config_class")
+            return locate_class(path, "model.config_class")
         return _annotated_config(node["model_class"])
     except ConfigError as error:  # no field of the model can be checked
         problems.extend(Unread(one.given, one.rule, one.fix, whole=True) for one in error.problems)
@@ -240,7 +239,7 @@ def _config_class(node: Mapping[str, Any], problems: list[Problem]) -> Any:
 
 
 def _annotated_config(path: Any) -> Any:
-    hint = typing.get_type_hints(_locate(path, "model.model_class")).get("config")
+    hint = typing.get_type_hints(locate_class(path, "model.model_class")).get("config")
     if not dataclasses.is_dataclass(hint):
         text = "its field `config` is not annotated with a config dataclass"
         raise ConfigError(
@@ -278,25 +277,6 @@ def default_batch(cfg: Any) -> int:
         return default  # a group is missing or wrong, which is told where it is read
 
 
-def _locate(path: Any, key: str) -> Any:
-    """The class that the user named."""
-    module_name, _, name = str(path).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name) if module_name else None
-    except ImportError as error:
-        missing = f"cannot import it: {error}"
-        raise ConfigError(
-            [Unread({key: path}, missing, "It must be installed, or be in the current folder.")]
-        ) from None
-    except AttributeError:
-        module = importlib.import_module(module_name)
-        known = [item for item, value in vars(module).items() if isinstance(value, type)]
-        raise ConfigError([Unread({key: path}, f"{module_name} has no {name}", nearest(name, known))]) from None
-    if not isinstance(found, type):
-        raise ConfigError([Unread({key: path}, "must be the dotted path of a class, such as my_package.MyModel")])
-    return found
-
-
 def make_model_config(
     *, model_class: Any, config_class: str | None = None, parallel: Any = None, _checkpoint_: Any = None, **fields: Any
 ) -> ModelConfig:
@@ -318,28 +298,7 @@ def make_model_config(
     return resolve_classes(ModelConfig(model_class, layout, config))
 
 
-def write_layout(file: Path, run: RunConfig) -> None:
-    """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
-    if not file.exists():
-        return
-    cfg: Any = OmegaConf.load(file)
-    cfg.parallel = cfg.model.parallel = run.parallel.to_dict()
-    cfg.trainer = run.trainer.to_dict()
-    replace_file(file, OmegaConf.to_yaml(cfg))
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def resolve_classes(model: ModelConfig) -> ModelConfig:
-    """The same model with the class itself where its dotted path was. This is what imports JAX.
-
-    Raises:
-        ConfigError: the path does not lead to a class.
-    """
-    if not isinstance(model.model_class, str):
-        return model
-    return dataclasses.replace(model, model_class=_locate(model.model_class, "model.model_class"))

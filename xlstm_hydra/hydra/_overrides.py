@@ -20,9 +20,8 @@ from omegaconf.errors import ConfigKeyError
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig, PlanTaskConfig, RunConfig
-from xlstm_hydra.runs import Record
+from xlstm_hydra.runs import Record, without_idle
 
-from ._from_checkpoint import without_idle
 from ._load import _to_plain as to_plain
 from ._quote import as_override, literal
 from ._register import register_resolvers

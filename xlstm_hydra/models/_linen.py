@@ -25,7 +25,7 @@ from xlstm_hydra.configs import ModelConfig, module_name_rules
 from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, shard_parameter
 from xlstm_hydra.problems import ConfigError
 
-from ._state import CACHE
+from ._inputs import CACHE
 
 
 def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:

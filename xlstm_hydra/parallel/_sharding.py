@@ -37,7 +37,7 @@ none does. An array axis without a name is whole, but for FSDP."""
 
 @dataclass(frozen=True)
 class Parameter:
-    """What must be known of a parameter to place it."""
+    """What must be known of a parameter to shard it."""
 
     path: str
     """Names from the root of the parameter tree, joined with dots."""

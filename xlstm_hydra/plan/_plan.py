@@ -130,7 +130,7 @@ def make_plan(
         PlanError: the model cannot be traced, or this JAX makes programs that cannot be read.
     """
     if isinstance(run.model.model_class, str):
-        fix = "`xlstm_hydra.hydra.resolve_classes(run.model)` is the model with it."
+        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` is the model with it."
         raise ConfigError([Problem({"model_class": run.model.model_class}, "the class itself is needed", fix)])
     if num_devices < 1:
         raise ConfigError([Problem({"num_devices": num_devices}, "a run has one device or more")])

@@ -14,7 +14,7 @@ from typing import Any
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra._printable import printable_lines
 from xlstm_hydra._table import table
-from xlstm_hydra.configs import PlanTaskConfig, RunConfig
+from xlstm_hydra.configs import PlanTaskConfig, RunConfig, resolve_classes
 from xlstm_hydra.configs.device import DEFAULT_DEVICE
 from xlstm_hydra.devices import known_devices, no_accelerator
 from xlstm_hydra.parallel import Placement, split_with
@@ -131,7 +131,6 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     del overrides
     folder, task = Path(folder), run.task
     assert isinstance(task, PlanTaskConfig)
-    from xlstm_hydra.hydra import resolve_classes
 
     run = dataclasses.replace(run, model=resolve_classes(run.model))
     device = run.device or known_devices()[DEFAULT_DEVICE]

@@ -10,9 +10,9 @@ from typing import Any
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 from xlstm_hydra.formats import FORMAT, WRITER, decode_run, error, is_xlstm_jax, parse, read_xlstm_jax, upgrade
 
-from ._damage import attributed_to
 from ._ignored import log_ignored, unknown_fields_explained, unset_note
 from ._paths import read_metadata_text, refused
+from ._verify import attributed_to
 
 
 @dataclass(frozen=True, kw_only=True)

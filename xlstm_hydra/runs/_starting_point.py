@@ -78,21 +78,21 @@ def find_starting_point(run: RunConfig, folder: Path, unreadable: Iterable[Path]
     Raises:
         ConfigError: there is no such checkpoint, or all of the run are damaged.
     """
-    place, own = run.checkpoint.restore, saved_checkpoints(folder.absolute())
-    if place == AUTO or is_restarted():
+    source, own = run.checkpoint.restore, saved_checkpoints(folder.absolute())
+    if source == AUTO or is_restarted():
         if own:
             fix = "Choose another folder (hydra.run.dir) to begin anew."
             return _newest(run, own, own, unreadable, fix)
-        if place == AUTO:
+        if source == AUTO:
             return StartingPoint(None, True)
-    if place is None:
+    if source is None:
         return StartingPoint(None)
-    if saved := checkpoints_of_run(place):
+    if saved := checkpoints_of_run(source):
         is_own = bool(own) and any(
             isinstance(path, Path) and path.parent.samefile(folder / FOLDER) for path in saved.values()
         )
         return _newest(run, saved, own if is_own else {}, unreadable, "Choose another run.")
-    return StartingPoint(find_checkpoint(place))
+    return StartingPoint(find_checkpoint(source))
 
 
 def _newest(
@@ -105,9 +105,9 @@ def _newest(
     whole = [step for step, path in others.items() if can_be_read(path, run.trainer.max_steps)]
     if not whole:
         folder = next(iter(saved.values())).parent
-        place = str(run.checkpoint.restore or AUTO)
+        source = str(run.checkpoint.restore or AUTO)
         fix = f"{fix} `xlstm-metadata check {folder.parent}` names the damaged files."
-        raise refused(place, f"none of the checkpoints in {folder} can be read", fix)
+        raise refused(source, f"none of the checkpoints in {folder} can be read", fix)
     newest, is_ranked = max(whole), run.checkpoint.keep == "best"
     damaged = [step for step in sorted(own) if step > newest or is_ranked and damage_in(own[step], METRICS)]
     skipped = tuple(saved[step] for step in sorted({*damaged, *(step for step in saved if step > newest)}))

@@ -1,6 +1,6 @@
 """Loss, gradients and update as one compiled program on a mesh."""
 
-from ._compilation_cache import Programs as Programs
+from ._compilation_cache import CompilationStats as CompilationStats
 from ._compilation_cache import compilation_cache as compilation_cache
 from ._key import plan_key as plan_key
 from ._program import Program as Program

@@ -50,7 +50,7 @@ _UNUSED_DAYS = 30.0
 
 
 @dataclass
-class Programs:
+class CompilationStats:
     """The compiled programs of a run."""
 
     total: int = 0
@@ -87,16 +87,16 @@ class Programs:
 
 
 @contextmanager
-def compilation_cache(config: TrainerConfig) -> Iterator[Programs]:
+def compilation_cache(config: TrainerConfig) -> Iterator[CompilationStats]:
     """Keep what is compiled inside in the folder that the config names, and count it."""
-    programs, place = Programs(), _place(config)
-    wanted: dict[str, Any] = {"jax_compilation_cache_dir": place}
+    programs, folder = CompilationStats(), _cache_folder(config)
+    wanted: dict[str, Any] = {"jax_compilation_cache_dir": folder}
     wanted |= {name: value for name, value in _SETTINGS.items() if name.upper() not in os.environ}
     before = {name: jax.config.values[name] for name in wanted}
     jax.monitoring.register_event_listener(programs._event)
     jax.monitoring.register_event_duration_secs_listener(programs._duration)
     try:
-        _set(wanted, place)
+        _set(wanted, folder)
         yield programs
     finally:
         _set(before, None)
@@ -104,13 +104,13 @@ def compilation_cache(config: TrainerConfig) -> Iterator[Programs]:
         jax.monitoring.unregister_event_duration_listener(programs._duration)
 
 
-def _set(settings: dict[str, Any], place: str | None) -> None:
+def _set(settings: dict[str, Any], folder: str | None) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
-    use_cache(None if place is None or "://" in place else _Store(Path(place)))
+    use_cache(None if folder is None or "://" in folder else _Store(Path(folder)))
 
 
-def _place(config: TrainerConfig) -> str | None:
+def _cache_folder(config: TrainerConfig) -> str | None:
     """The folder of the cache, or None. A folder of an object store is JAX's own matter."""
     if config.compilation_cache_dir is None:
         return None
@@ -118,19 +118,19 @@ def _place(config: TrainerConfig) -> str | None:
     if config.compilation_cache_dir == "auto" and known and "://" in known:
         return known
     if config.compilation_cache_dir != "auto":
-        place = Path(config.compilation_cache_dir).expanduser().absolute()
+        folder = Path(config.compilation_cache_dir).expanduser().absolute()
     else:
-        place = Path(known).absolute() if known else own_folder()
-    if place is None:
+        folder = Path(known).absolute() if known else own_folder()
+    if folder is None:
         log.warning("compiled programs are not kept: this user has no home folder")
-    elif (owner := _other_writer(_status(place))) is not None:
+    elif (owner := _other_writer(_status(folder))) is not None:
         log.warning(
             "%s is not used: %s may write compiled programs there, which would run here. Choose another folder with "
             "trainer.compilation_cache_dir, or take the permission away: chmod go-w",
-            *(place, owner),
+            *(folder, owner),
         )
         return None
-    return None if place is None else str(place)
+    return None if folder is None else str(folder)
 
 
 def own_folder() -> Path | None:
@@ -141,9 +141,9 @@ def own_folder() -> Path | None:
     return folder / _OWN if folder.is_absolute() else None
 
 
-def _status(place: Path) -> os.stat_result | None:
+def _status(folder: Path) -> os.stat_result | None:
     try:
-        return place.stat()
+        return folder.stat()
     except OSError:
         return None  # it is not there, or cannot be read
 
@@ -160,14 +160,14 @@ def _other_writer(status: os.stat_result | None) -> str | None:
 class _Store:
     """Compiled programs as files, under the names that JAX gives them.
 
-    A file is written whole or not at all. One that is not whole, since another program has written it, is told and
-    replaced. One that someone else could have written is not loaded. Where nothing can be read or written, that is told
-    once, and the run goes on without.
+    A file is written whole or not at all. One that is not whole, since another program has written it, is reported and
+    replaced. One that someone else could have written is not loaded. If nothing can be read or written, that is
+    reported once, and the run continues without.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder  # JAX shows it
-        self._told = False
+        self._has_warned = False
         self._tidy()
 
     def get(self, key: str) -> bytes | None:
@@ -178,7 +178,7 @@ class _Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._tell("cannot be read", error)
+            self._warn_once("cannot be read", error)
             return None
         if not is_whole_program(value):
             log.warning("a compiled program was cut off, and is compiled again: %s", file)
@@ -194,7 +194,7 @@ class _Store:
             fresh.write_bytes(value)
             fresh.replace(self._file(key))
         except OSError as error:
-            self._tell("cannot be written", error)
+            self._warn_once("cannot be written", error)
             with suppress(OSError):
                 fresh.unlink()
 
@@ -230,7 +230,7 @@ class _Store:
     def _file(self, key: str) -> Path:
         return self._path / f"{key}-cache"
 
-    def _tell(self, what: str, error: OSError) -> None:
-        if not self._told:
+    def _warn_once(self, what: str, error: OSError) -> None:
+        if not self._has_warned:
             log.warning("the folder of compiled programs %s: %s: %s", what, self._path, error.strerror)
-        self._told = True
+        self._has_warned = True

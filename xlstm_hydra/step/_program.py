@@ -78,12 +78,12 @@ class Program:
     def batch_rows(self) -> list[int]:
         """The rows of a batch that the devices of this process need. Other processes may need the same ones."""
         batch = self.run.trainer.batch_size
-        places = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
-        return sorted({row for place in places if place is not None for row in range(batch)[place[0]]})
+        shards = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
+        return sorted({row for shard in shards if shard is not None for row in range(batch)[shard[0]]})
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """This process's `batch_rows` of a batch, as parts of global arrays."""
-        size, here = self.run.trainer.batch_size, {row: place for place, row in enumerate(self.batch_rows)}
+        size, here = self.run.trainer.batch_size, {row: index for index, row in enumerate(self.batch_rows)}
 
         def array(local: np.ndarray) -> jax.Array:
             def part(index: Any) -> np.ndarray:

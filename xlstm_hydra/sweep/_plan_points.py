@@ -87,8 +87,8 @@ def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Device
 
 def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
     """Why a run cannot be started on those devices."""
+    from xlstm_hydra.configs import resolve_classes
     from xlstm_hydra.devices import no_accelerator
-    from xlstm_hydra.hydra import resolve_classes
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
 
     number, device = devices

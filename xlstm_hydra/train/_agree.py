@@ -37,7 +37,7 @@ def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
     theirs = json.loads(of_first(RUN, json.dumps(mine)))
     problems = [
         *differences(mine["config"], theirs["config"]),
-        *_other_checkpoint(_place(run), mine["checkpoint"], theirs["checkpoint"]),
+        *_other_checkpoint(_checkpoint_key(run), mine["checkpoint"], theirs["checkpoint"]),
     ]
     if problems:
         raise ConfigError(problems)
@@ -94,13 +94,13 @@ def _identity(checkpoint: Path | None) -> dict[str, Any] | None:
     return {"step": known_step(checkpoint), "metadata": digest}
 
 
-def _place(run: RunConfig) -> dict[str, Any]:
+def _checkpoint_key(run: RunConfig) -> dict[str, Any]:
     """The key that names the checkpoint, with its value."""
     task = run.task.get("checkpoint")
     return {"task.checkpoint": task} if task else {"checkpoint.restore": run.checkpoint.restore}
 
 
-def _other_checkpoint(place: dict[str, Any], mine: Any, theirs: Any) -> Iterator[Problem]:
+def _other_checkpoint(given: dict[str, Any], mine: Any, theirs: Any) -> Iterator[Problem]:
     if mine == theirs:
         return
     here, there = (f"the checkpoint of step {found['step']}" if found else "none" for found in (mine, theirs))
@@ -108,4 +108,4 @@ def _other_checkpoint(place: dict[str, Any], mine: Any, theirs: Any) -> Iterator
     if here == there:
         text = f"this process reads {here} of another run than process 0"
     fix = "Give all processes the same RUN@STEP, in a folder that all hosts share."
-    yield Problem(place, text, fix)
+    yield Problem(given, text, fix)

@@ -14,11 +14,10 @@ import numpy as np
 
 from xlstm_hydra._logging import log
 from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_params, read_logged, restore, to_json
-from xlstm_hydra.configs import LoggerConfig, RunConfig
+from xlstm_hydra.configs import LoggerConfig, RunConfig, resolve_classes
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
-from xlstm_hydra.devices import agree_on_folder, is_first, of_first, several, start_devices, tell_others, together
+from xlstm_hydra.devices import agree_on_folder, announce_end, is_first, of_first, several, start_devices, together
 from xlstm_hydra.formats import write_metadata
-from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.parallel import sharding_report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 from xlstm_hydra.runs import (
@@ -33,14 +32,13 @@ from xlstm_hydra.runs import (
     replace_file,
     verification,
 )
-from xlstm_hydra.step import Program, Programs, TrainState, build_program, compilation_cache
+from xlstm_hydra.step import CompilationStats, Program, TrainState, build_program, compilation_cache
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._announce import announce, announce_start
-from ._auto import choose_layout
 from ._diagnosis import faults_reported
 from ._log import MetricLog, Stopwatch, bits
-from ._planning import plan_program
+from ._planning import choose_layout, plan_program
 from ._resumed import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
 from ._stop import Stop
 
@@ -61,7 +59,7 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     """
     with watched() as watch, together(run.distributed):
         if several():
-            watch.before_leaving = tell_others
+            watch.before_leaving = announce_end
         folder = agree_on_folder(Path(folder))
         if is_first():
             RunFolder(folder).refuse_links_out()
@@ -102,7 +100,7 @@ def _train_from(
     folder: Path,
     overrides: list[str] | None,
     watch: Watch,
-    programs: Programs,
+    programs: CompilationStats,
 ) -> float | None:
     corpus, held_out = data
     choice = choose_layout(replace(run, model=resolve_classes(run.model)))

@@ -33,13 +33,13 @@ from xlstm_hydra.preemption import waiting_while
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import is_restarted
 
-from ._driver import begin, check_folder, finish, note_unrecorded, withdraw
 from ._invalid import refuse, told
 from ._job_folder import check_job_folder
-from ._outcome import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
+from ._outcomes import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
 from ._point_labels import SUBDIR
 from ._resume import RESUME
+from ._sweep_folder import begin, check_folder, finish, note_unrecorded, withdraw
 
 log = logging.getLogger(__name__)
 

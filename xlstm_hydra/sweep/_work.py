@@ -24,7 +24,7 @@ from omegaconf import DictConfig, open_dict
 from xlstm_hydra.hydra import overrides_of_other
 from xlstm_hydra.problems import ConfigError
 
-from ._outcome import RECORD_FILE, amend_record
+from ._outcomes import RECORD_FILE, amend_record
 from ._requeue import note_run_folder
 
 _PARENT_DEATH_SIGNAL = 1

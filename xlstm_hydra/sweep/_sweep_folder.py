@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from collections import Counter
@@ -17,13 +16,13 @@ from xlstm_hydra.errors import reason, text_of
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import LOCK_FILE as RUN_LOCK
-from xlstm_hydra.runs import RunFolder, open_lock, saved_steps
+from xlstm_hydra.runs import RunFolder, lock_folder, saved_steps
 
 from ._alive import alive, job_folder, mended
 from ._command import COMMAND_FILE, keep_command
 from ._inside import refuse_folders_outside, refuse_sweep_links
-from ._job import keep_traceback
-from ._outcome import (
+from ._jobs import keep_traceback
+from ._outcomes import (
     COMPLETED,
     FAILED,
     INTERRUPTED,
@@ -213,15 +212,10 @@ def resume_line(folder: Path) -> str:
 
 def _drive(folder: Path) -> None:
     """Let no other process sweep in the folder."""
-    lock = open_lock(folder / DRIVER_LOCK)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+    lock = lock_folder(folder, DRIVER_LOCK, "sweep")
+    if lock is None:
         text, fix = "another process is sweeping in this folder", "Wait until it has ended, or choose another folder."
-        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)]) from None
-    except OSError as error:
-        log.warning("%s: no lock, so a second sweep there would not be noticed (%s)", folder, error.strerror)
+        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
     _locks[folder] = lock
 
 

@@ -9,14 +9,13 @@ A line that is damaged is reported with its number, and the others are used.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +23,9 @@ from typing import Any, NamedTuple
 
 from xlstm_hydra._printable import printable
 from xlstm_hydra.problems import ConfigError, Problem, either, show
-from xlstm_hydra.runs import open_lock, replace_file
+from xlstm_hydra.runs import lock, open_lock, replace_file
 
-from ._typed import Damaged, check_fields, read_object
+from ._strict_json import Damaged, check_fields, read_object
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -296,15 +295,10 @@ def _locked(folder: Path) -> Iterator[None]:
     without: what is lost then is found again in the folders of the jobs."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with open_lock(folder / LOCK_FILE) as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+        with suppress(OSError):
+            while not lock(file):
                 if time.monotonic() > deadline:
                     log.warning("%s has been locked for %.0f s; going on without", file.name, PATIENCE_SECONDS)
                     break
                 time.sleep(random.uniform(0.001, 0.01))
-            except OSError:
-                break
         yield

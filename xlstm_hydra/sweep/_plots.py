@@ -12,8 +12,8 @@ from xlstm_hydra._colours import COLOURS
 from xlstm_hydra.runs import METRICS_FILE
 
 from ._alive import job_folder
-from ._job import read_metrics
-from ._outcome import COMPLETED, Outcome
+from ._jobs import read_metrics
+from ._outcomes import COMPLETED, Outcome
 from ._point_labels import swept
 
 MOST_LINES = len(COLOURS) - 1

@@ -18,8 +18,8 @@ from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, read_metrics_file, saved_checkpoints
 
-from . import _outcome
-from ._outcome import COMPLETED, FAILED, INTERRUPTED, PREEMPTED, REFUSED, RUNNING, Outcome, log
+from . import _outcomes as _outcome
+from ._outcomes import COMPLETED, FAILED, INTERRUPTED, PREEMPTED, REFUSED, RUNNING, Outcome, log
 
 ERROR_FILE = "error.txt"
 """The traceback of a job that failed by a bug, in its folder."""
