@@ -20,7 +20,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"codec": set()},
     {"formats": set()},
     {"configs": set()},
-    {"runs": {"etils", "xxhash", "yaml"}},
+    {"runs": {"etils", "xxhash", "yaml"}, "_hooks": set()},
     {"metadata": set(), "_jax_internals": {"jax"}},
     {"devices": {"jax", "yaml"}},
     {"parallel": {"jax", "numpy"}},

@@ -10,7 +10,7 @@ from published import CELL, changed, nested, tree
 from saved import composed, save_text
 
 import xlstm_hydra.train
-from xlstm_hydra.checkpoint._load import recorded_model
+from xlstm_hydra.checkpoint import recorded_model
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, ModelConfig, resolve_classes
 from xlstm_hydra.hydra import SavedOptions

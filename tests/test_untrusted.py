@@ -20,7 +20,7 @@ from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.metadata import MetadataError, read_record, write_metadata
 from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text, recorded_origin
 from xlstm_hydra.runs._folder import WRITTEN, RunFolder
-from xlstm_hydra.sweep._outcome import FAILED, Outcome, update_record
+from xlstm_hydra.sweep._outcomes import FAILED, Outcome, update_record
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
 
@@ -317,7 +317,7 @@ def test_other_links_of_the_user_are_fine_where_the_run_folder_is_the_current_on
 
 
 def test_a_link_that_appears_later_is_replaced_and_not_followed(elsewhere, monkeypatch, tmp_path):
-    from xlstm_hydra.runs._links import open_lock, replace_file
+    from xlstm_hydra.runs import open_lock, replace_file
 
     (tmp_path / "plan.json").symlink_to("elsewhere/file")
     with pytest.raises(OSError):

@@ -9,20 +9,10 @@ import pytest
 from command import run_command
 
 from xlstm_hydra.configs import SlurmLauncherConfig
-from xlstm_hydra.sweep import (
-    Outcome,
-    _local,
-    _logs,
-    _return,
-    _slurm,
-    _states,
-    begin,
-    finish,
-    read_record,
-    update_record,
-)
+from xlstm_hydra.sweep import Outcome, _local, _logs, _return, _slurm, begin, finish, read_record, update_record
+from xlstm_hydra.sweep import _slurm_states as _states
 from xlstm_hydra.sweep._requeue import NO_PROGRESS, note_run_folder, teardown
-from xlstm_hydra.sweep._states import End
+from xlstm_hydra.sweep._slurm_states import End
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 import xlstm_hydra.train
 from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
 from xlstm_hydra.hydra import VERSION_BASE
-from xlstm_hydra.sweep import _local, _sweep
+from xlstm_hydra.sweep import _local
+from xlstm_hydra.sweep import _run_sweep as _sweep
 from xlstm_hydra.sweep._local import _gpus_of_slots
 from xlstm_hydra.sweep._slurm import parameters
 

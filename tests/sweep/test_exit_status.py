@@ -8,8 +8,8 @@ import pytest
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.preemption import Preempted
 from xlstm_hydra.sweep import Outcome, begin, finish, read_record, update_record
-from xlstm_hydra.sweep._driver import _status
-from xlstm_hydra.sweep._outcome import STATUSES
+from xlstm_hydra.sweep._outcomes import STATUSES
+from xlstm_hydra.sweep._sweep_folder import _status
 
 WORST_FIRST = [
     *(("failed", 1), ("lost", 1), ("refused", 2), ("interrupted", 1), ("preempted", 75)),

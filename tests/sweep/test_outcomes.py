@@ -16,10 +16,11 @@ import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.preemption import Preempted
 from xlstm_hydra.runs import hold_folder
-from xlstm_hydra.sweep import Outcome, _driver, amend_record, begin, finish, job_recorded, read_record, update_record
+from xlstm_hydra.sweep import Outcome, amend_record, begin, finish, job_recorded, read_record, update_record
 from xlstm_hydra.sweep import _results as _report
-from xlstm_hydra.sweep._driver import note_unrecorded
-from xlstm_hydra.sweep._outcome import STATUSES
+from xlstm_hydra.sweep import _sweep_folder as _driver
+from xlstm_hydra.sweep._outcomes import STATUSES
+from xlstm_hydra.sweep._sweep_folder import note_unrecorded
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""

@@ -1,5 +1,6 @@
 """The record of a sweep is whole at every moment, whoever writes it and whenever they die."""
 
+import fcntl
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.sweep import Outcome, amend_record, read_record, update_record
-from xlstm_hydra.sweep import _outcome as outcomes
+from xlstm_hydra.sweep import _outcomes as outcomes
 
 WRITER = """
 import sys
@@ -95,7 +96,7 @@ def no_locks(*_):
 
 
 def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(outcomes.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     update_record(tmp_path, [Outcome(job=0, status="running")])
     assert read_record(tmp_path)[0].status == "running"
 

@@ -14,8 +14,9 @@ from saved import composed, save
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.runs import hold_folder
-from xlstm_hydra.sweep import _driver, expand_resume_sweep, read_record
 from xlstm_hydra.sweep import _results as _report
+from xlstm_hydra.sweep import _sweep_folder as _driver
+from xlstm_hydra.sweep import expand_resume_sweep, read_record
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""

@@ -139,8 +139,8 @@ def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
 
 def _process_number(cfg: DictConfig) -> int:
     config = distributed_of(cfg)
-    place = config.place(os.environ) if config else None
-    return place.process_id if place else 0
+    process = config.process_info(os.environ) if config else None
+    return process.process_id if process else 0
 
 
 def _shows(args: Any) -> bool:

@@ -10,7 +10,7 @@ from ._config_dict import ConfigDict as ConfigDict
 from ._layout_rules import module_name_rules as module_name_rules
 from ._model_class import locate_class as locate_class
 from ._model_class import resolve_classes as resolve_classes
-from ._process import Place as Place
+from ._process import ProcessInfo as ProcessInfo
 from ._process import idle_tasks as idle_tasks
 from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO

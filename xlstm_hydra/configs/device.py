@@ -12,6 +12,9 @@ from ._config_dict import ConfigDict
 PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""
 
+DEFAULT_DEVICE = "h100_80gb"
+"""The option of a plan that names no device."""
+
 SPEEDS = (
     *("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops"),
     *("host_bandwidth", "network_bandwidth"),

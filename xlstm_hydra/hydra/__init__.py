@@ -31,8 +31,6 @@ from ._omegaconf import REFUSED as REFUSED
 from ._omegaconf import VERSION_BASE as VERSION_BASE
 from ._options import known_devices as known_devices
 from ._options import load_device as load_device
-from ._options import recognise_device as recognise_device
-from ._overrides import shortest_layout as shortest_layout
 from ._overrides import shortest_overrides as shortest_overrides
 from ._points import SweepLoader as SweepLoader
 from ._points import by_job as by_job

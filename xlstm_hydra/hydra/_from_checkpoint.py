@@ -12,12 +12,12 @@ from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import (
+    attributed_to,
     find_checkpoint,
     record_of,
     refused,
     sibling_checkpoints,
     starting_groups,
-    told_under,
 )
 
 from ._omegaconf import structured
@@ -102,7 +102,7 @@ class SavedOptions:
         if name not in self._read:
             checkpoint = self._checkpoints[name]
             record = record_of(checkpoint, self._key, lenient=self._lenient)
-            with told_under(self._key, checkpoint):
+            with attributed_to(self._key, checkpoint):
                 groups, notes = starting_groups(record)
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
             self._read[name] = nodes, notes, record.writer

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import (
     ModelConfig,
     ParallelConfig,
@@ -15,6 +16,7 @@ from xlstm_hydra.configs import (
 )
 from xlstm_hydra.problems import ConfigError, Problem, placed
 
+from ._overrides import shortest_layout
 from ._read import (
     collect_field,
     collect_layout,
@@ -83,3 +85,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+hooks.shortest_layout = shortest_layout

@@ -19,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import DeviceConfig, PlanTaskConfig
+from xlstm_hydra.configs.device import DEFAULT_DEVICE
 from xlstm_hydra.problems import ConfigError, Problem, nearest
 from xlstm_hydra.problems import _near as near_name
 
@@ -32,8 +34,6 @@ Sources = tuple[tuple[str, str], ...]
 _SCHEMAS = ("schema", "structured://")
 
 GROUP = "device"
-DEFAULT = "h100_80gb"
-"""The device of a plan that names none."""
 
 
 def sources() -> Sources:
@@ -129,7 +129,7 @@ def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
     return Problem({key: name}, "no such option", listing)
 
 
-def load_device(name: str = DEFAULT, key: str = GROUP) -> DeviceConfig:
+def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
     """The figures of an option of the group `device`: of ours, or of the user's where Hydra is up.
 
     Args:
@@ -168,7 +168,7 @@ def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem
     if not isinstance(task, PlanTaskConfig) or (task.device is None and given is not None):
         return given
     try:
-        named = load_device(DEFAULT if task.device is None else task.device, "task.device")
+        named = load_device(DEFAULT_DEVICE if task.device is None else task.device, "task.device")
     except ConfigError as error:
         problems.extend(error.problems)
         return given
@@ -196,13 +196,20 @@ def _device_or_none(name: str) -> DeviceConfig | None:
         return None
 
 
-def recognise_device(kind: str) -> DeviceConfig | None:
-    """The figures of the devices that JAX calls `kind` (`jax.Device.device_kind`), if an option has them."""
-    return next((device for device in known_devices().values() if kind in device.kinds), None)
-
-
 @cache
 def _load(searched: Sources, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The plain values of options."""
     nodes: Any = [OmegaConf.to_container(node, resolve=True) for node in compose_options(searched, GROUP, names)]
     return nodes
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _chooses_device() -> bool:
+    """True if the group `device` has been chosen, or if Hydra has not composed the config."""
+    return not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get(GROUP) is not None
+
+
+hooks.known_devices, hooks.in_sweep, hooks.chooses_device = known_devices, _in_sweep, _chooses_device

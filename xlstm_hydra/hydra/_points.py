@@ -179,8 +179,8 @@ def _is_row(point: Point) -> bool:
 
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
     """Jobs of a sweep run one after the other in the process that sweeps, or are submitted by it."""
-    if place := run.distributed.place(os.environ):
-        rule = f"a sweep is started by one process, and this is process {place.process_id} of {place.num_processes}"
+    if process := run.distributed.process_info(os.environ):
+        rule = f"a sweep is started by one process, and this is process {process.process_id} of {process.num_processes}"
         fix = "Leave out -m, or sweep from one process that submits its jobs, such as hydra/launcher=slurm."
         yield Problem({"distributed.name": run.distributed.name}, rule, fix)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ._job import measured
-from ._outcome import COMPLETED, INTERRUPTED, INVALID, LOST, RUNNING, WAITING, Outcome, log, read_outcome
+from xlstm_hydra.runs import is_held
+
+from ._jobs import measured
+from ._outcomes import COMPLETED, INTERRUPTED, INVALID, LOST, RUNNING, WAITING, Outcome, log, read_outcome
 
 SQUEUE_SECONDS = 20
 """How long SLURM may take to list its jobs."""
@@ -31,7 +32,7 @@ def alive(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
     outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
     submitted = {one.job: one for one in outcomes if one.cluster_job}
     queued = _queued(submitted) if submitted else set()
-    return [one for one in outcomes if one.job in queued or _is_held(job_folder(sweep, one))]
+    return [one for one in outcomes if one.job in queued or is_held(job_folder(sweep, one))]
 
 
 def mended(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
@@ -73,18 +74,6 @@ def _stopped(sweep: Path, outcome: Outcome) -> Outcome:
     if outcome.status == RUNNING:
         outcome = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
     return measured(job_folder(sweep, outcome), sweep, outcome)
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a run is writing there (see `metadata.hold_folder`)."""
-    try:
-        with (folder / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none, or no locks on this file system
-        return False
-    return False
 
 
 def _queued(submitted: Mapping[int, Outcome]) -> set[int]:

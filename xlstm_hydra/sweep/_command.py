@@ -12,8 +12,8 @@ from typing import Any
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.runs import replace_file
 
-from ._outcome import log
-from ._typed import Damaged, read_object
+from ._outcomes import log
+from ._strict_json import Damaged, read_object
 
 COMMAND_FILE = "command.json"
 """A list of commands, the last one at the end."""

@@ -15,28 +15,28 @@ from typing import TYPE_CHECKING
 from xlstm_hydra.problems import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from xlstm_hydra.devices import Found
+    from xlstm_hydra.devices import DetectedDevices
 
 LOOK = """
 import json, sys
 from dataclasses import asdict
-from xlstm_hydra.parallel import find_devices
-print("\\n" + json.dumps(asdict(find_devices())))
+from xlstm_hydra.devices import detect_devices
+print("\\n" + json.dumps(asdict(detect_devices())))
 """
 """A program that tells what devices there are."""
 
 
-def devices_here(simulated: int | None) -> Found:
+def devices_here(simulated: int | None) -> DetectedDevices:
     """The devices that a job on this machine has.
 
     Raises:
         ConfigError: JAX finds none.
     """
-    from xlstm_hydra.devices import Found
+    from xlstm_hydra.devices import DetectedDevices
 
     if simulated is not None:
-        return Found.simulated(simulated)
-    return Found.simulated(_cpu_devices(os.environ)) if has_cpu_alone() else _look()
+        return DetectedDevices.simulated(simulated)
+    return DetectedDevices.simulated(_cpu_devices(os.environ)) if has_cpu_alone() else _look()
 
 
 def has_cpu_alone() -> bool:
@@ -55,12 +55,12 @@ def _cpu_devices(environ: os._Environ[str]) -> int:
 
 
 @cache
-def _look() -> Found:
+def _look() -> DetectedDevices:
     """Ask JAX in a process of its own, which takes 3 seconds."""
-    from xlstm_hydra.devices import Found
+    from xlstm_hydra.devices import DetectedDevices
 
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise ConfigError([Problem({}, f"JAX finds no devices on this machine: {reason}")])
-    return Found(**json.loads(done.stdout.strip().rpartition("\n")[2]))
+    return DetectedDevices(**json.loads(done.stdout.strip().rpartition("\n")[2]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import refuse_links_out
 
-from ._outcome import LOCK_FILE, RECORD_FILE, Outcome
+from ._outcomes import LOCK_FILE, RECORD_FILE, Outcome
 
 _FIX = "Begin another sweep in another folder (hydra.sweep.dir=DIR)."
 _WRITTEN = (RECORD_FILE, LOCK_FILE, ".sweeping.lock", "command.json", "multirun.yaml", "study.db")

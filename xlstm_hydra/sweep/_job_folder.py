@@ -16,8 +16,8 @@ from xlstm_hydra.hydra import SweepLoader
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import RunFolder
 
-from ._driver import make_sweep_folder
 from ._point_labels import SUBDIR
+from ._sweep_folder import make_sweep_folder
 
 _FIX = "Leave it out, or choose a name that contains the number of the job, hydra.job.num."
 

@@ -16,11 +16,11 @@ from hydra.core.utils import JobReturn
 from xlstm_hydra.configs import LocalLauncherConfig
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._cluster_job import Work
 from ._logs import describe_logs
-from ._outcome import RUNNING
+from ._outcomes import RUNNING
 from ._point_labels import job_number
 from ._return import failed, result_of
+from ._work import Work
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._states import End
+from ._slurm_states import End
 
 TAIL_BYTES = 20_000
 """The end of a log in which the cause is looked for."""

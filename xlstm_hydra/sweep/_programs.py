@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ._typed import Damaged, read_object
+from ._strict_json import Damaged, read_object
 
 
 def tell_programs(folders: Iterable[Path]) -> str | None:

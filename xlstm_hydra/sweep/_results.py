@@ -16,8 +16,8 @@ from xlstm_hydra._table import table
 from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
 from ._alive import job_folder
-from ._job import ERROR_FILE
-from ._outcome import COMPLETED, FAILED, STATUSES, WAITING, Outcome
+from ._jobs import ERROR_FILE
+from ._outcomes import COMPLETED, FAILED, STATUSES, WAITING, Outcome
 from ._point_labels import differing, swept
 from ._programs import tell_programs
 
@@ -60,7 +60,7 @@ def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
 
 def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
     """Draw it. The table stands without."""
-    from ._picture import draw
+    from ._plots import draw
 
     try:
         return draw(folder, best_first(record))

@@ -14,13 +14,13 @@ from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, change_folder, kind_of
 
 from ._alive import mended
-from ._code import loads_code
 from ._command import COMMAND_FILE, Command, read_commands
-from ._driver import finish
+from ._commands import loads_code
 from ._inside import refuse_folders_outside, refuse_sweep_links
-from ._outcome import COMPLETED, RECORD_FILE, scan_record
+from ._outcomes import COMPLETED, RECORD_FILE, scan_record
 from ._point_labels import key_of, swept
-from ._typed import Damaged
+from ._strict_json import Damaged
+from ._sweep_folder import finish
 
 RESUME_SWEEP = "resume_sweep"
 SWEEP_DIR, RESUME = "hydra.sweep.dir", "hydra.sweeper.resume"

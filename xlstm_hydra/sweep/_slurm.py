@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from xlstm_hydra.configs import SlurmLauncherConfig
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._cluster_job import Work
 from ._logs import describe
-from ._outcome import FAILED, INTERRUPTED, RUNNING, now
+from ._outcomes import FAILED, INTERRUPTED, RUNNING, now
 from ._point_labels import job_number
 from ._requeue import NO_PROGRESS, teardown
 from ._return import failed, result_of
-from ._states import ENDED, End, end_of, is_blocked, is_held, states
+from ._slurm_states import ENDED, End, end_of, is_blocked, is_held, states
+from ._work import Work
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.runs import saved_steps
 
-from ._job import Unrecorded, job_recorded
+from ._jobs import Unrecorded, job_recorded
 from ._point_labels import job_number
 
 
