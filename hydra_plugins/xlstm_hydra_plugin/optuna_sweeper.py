@@ -113,7 +113,7 @@ _NOTHING_FOUND = ("No trials are completed", "Record does not exist")
 def _told(folder: Path) -> Iterator[None]:
     """Tell at the end how the trials went. The command ends with an error where none is completed."""
     from xlstm_hydra.problems import ConfigError, Problem
-    from xlstm_hydra.sweep import RECORD_FILE, StorageError, finish, read_record
+    from xlstm_hydra.sweep import RECORD_FILE, StorageError, finish_sweep, read_record
 
     error: BaseException | None = None
     try:
@@ -124,7 +124,7 @@ def _told(folder: Path) -> Iterator[None]:
                 raise ConfigError([Problem.about("hydra.sweeper.storage", str(stop))]) from None
             raise
         error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop
-    status = finish(folder, error)
+    status = finish_sweep(folder, error)
     if error is not None:
         print("the same command goes on with the study, by new trials", file=sys.stderr)
     if error is not None or not any(outcome.status == "completed" for outcome in read_record(folder)):

@@ -2,6 +2,7 @@
 
 import errno
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import xlstm_hydra.train
 from hydra_plugins.xlstm_hydra_plugin import optuna_sweeper
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.sweep import StorageError, open_storage, storage_errors, storage_url
-from xlstm_hydra.sweep import _results as _report
 
 pytest.importorskip("optuna")
 SQLAlchemyError = pytest.importorskip("sqlalchemy.exc").SQLAlchemyError
@@ -29,7 +29,7 @@ def trials(tmp_path, monkeypatch):
         return run.optimizer.lr
 
     monkeypatch.setattr(xlstm_hydra.train, "train", train)
-    monkeypatch.setattr(_report, "_picture", lambda *_: [])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
     monkeypatch.chdir(tmp_path)
     return found
 

@@ -13,31 +13,40 @@ from xlstm_hydra.hydra import as_override, change_folder
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, kind_of
 
-from ._alive import mended
-from ._command import COMMAND_FILE, Command, read_commands
-from ._commands import loads_code
-from ._inside import refuse_folders_outside, refuse_sweep_links
+from ._commands import COMMAND_FILE, Command, loads_code, read_commands
+from ._jobs import reconciled
 from ._outcomes import COMPLETED, RECORD_FILE, scan_record
 from ._point_labels import key_of, swept
+from ._results import finish_sweep
 from ._strict_json import Damaged
-from ._sweep_folder import finish
+from ._sweep_folder import refuse_folders_outside, refuse_sweep_links
 
 RESUME_SWEEP = "resume_sweep"
+
 SWEEP_DIR, RESUME = "hydra.sweep.dir", "hydra.sweeper.resume"
+
 SWEEPER = "hydra/sweeper"
+
 TRUST = "--trust"
 """Lets the recorded command load code, and imports modules from the folder in which it was typed."""
+
 SUBMITIT_FOLDER = "hydra.launcher.submitit_folder"
+
 _NEW_FOLDER = re.compile(r"hydra\.launcher\.submitit_folder='?[^']*/\.submitit/[0-9a-f]{8}/%j'?")
 """How a sweep that was continued before has recorded that folder; the next one gets another."""
+
 SUBMITIT = ("local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm")
 """Launchers whose jobs return pickled results."""
+
 OURS = (f"{SWEEPER}=xlstm", f"{SWEEPER}=basic")
 """Sweepers whose points are those of ours."""
+
 _OWN = (SWEEP_DIR, "hydra.sweep.subdir", RESUME)
 """What a sweep has from its folder, and cannot be typed anew."""
+
 _FREE = ("data.path",)
 """Fields that change losses by what they name; the files themselves are compared by their fingerprint."""
+
 _HOW = ("parallel", "logger", "distributed", "device", "hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
 """Groups that say how a job runs, and not what it computes."""
 
@@ -64,13 +73,13 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     refuse_sweep_links(folder, RESUME_SWEEP)
     known, faults = scan_record(folder)
     refuse_folders_outside(folder, known, RESUME_SWEEP)
-    record = mended(folder, known)
+    record = reconciled(folder, known)
     typed = [text for text in arguments if text not in (*named, TRUST, "-m", "--multirun")]
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
     is_whole = bool(known) and len(record) >= len(known) + len(faults)  # else it is not known how many jobs there were
     if is_whole and all(one.status == COMPLETED for one in record):
         print(f"nothing is missing: all {len(record)} jobs are completed")
-        finish(folder)
+        finish_sweep(folder)
         sys.exit(0)
     command = _last_command(folder, place)
     before = _without(command.arguments, typed)
@@ -106,13 +115,13 @@ def _problems(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
             yield Problem.about(key, "the jobs of this sweep differ in it", fix)
         elif key in _OWN:
             yield Problem.about(key, f"follows from {RESUME_SWEEP}", "Leave it out.")
-        elif not _is_how(key):
+        elif not _may_change(key):
             text = "would make the jobs that are run now others than those that are completed"
             fix = "Begin another sweep in another folder, or go on with one job: resume=DIR/3, with what is to change."
             yield Problem.about(key, text, fix)
 
 
-def _is_how(key: str) -> bool:
+def _may_change(key: str) -> bool:
     """Whether a key says how jobs run, and not what comes of it."""
     if key.partition(".")[0] == "hydra" or key in (*_HOW, *_FREE):
         return True

@@ -11,10 +11,11 @@ from typing import Any
 from xlstm_hydra.formats import parse
 from xlstm_hydra.problems import ConfigError, nearest, show
 
-MOST_JOBS = 10**9
+MAX_JOBS = 10**9
 """No sweep has so many."""
 
 _OR_NULL = " | None"
+
 _CLUSTER_JOB = re.compile(r"[0-9]\w*([_+.]\w+)*", re.ASCII)
 
 
@@ -103,7 +104,7 @@ _KINDS: dict[str, Kind] = {
 """By the annotation of a field, without `| None`."""
 
 _SPECIAL: dict[str, Kind] = {
-    "job": (lambda value: _is_integer(value) and 0 <= value < MOST_JOBS, "the number of a job"),
+    "job": (lambda value: _is_integer(value) and 0 <= value < MAX_JOBS, "the number of a job"),
     "folder": (lambda value: _is_text(value) and "\0" not in value, "a path"),
     "checkpoint": (lambda value: _is_text(value) and "\0" not in value, "a path"),
     "started": (_is_time, "a time"),
