@@ -13,8 +13,8 @@ from saved import composed, save
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.runs import hold_folder
-from xlstm_hydra.sweep import expand_resume_sweep, finish_sweep, read_record, start_sweep
+from xlstm_hydra.runs import hold_folder, lock_folder
+from xlstm_hydra.sweep import expand_resume_sweep, read_record
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""
@@ -170,9 +170,8 @@ def test_a_place_that_is_no_sweep_is_refused(sweep, place):
 def test_a_sweep_that_is_at_work_is_refused(sweep):
     sweep.endings[1] = ValueError()
     sweep.start()
-    start_sweep(Path("sweep"), [[f"trainer.seed={seed}", UNPLANNED] for seed in range(3)], resume=True)
-    done = sweep.resume()
-    finish_sweep(Path("sweep"))
+    with lock_folder(Path("sweep"), ".sweeping.lock", "sweep"):
+        done = sweep.resume()
     assert done.status == 2 and "another process is sweeping in this folder" in done.err
 
 
