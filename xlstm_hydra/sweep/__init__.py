@@ -3,7 +3,6 @@
 from ._jobs import ERROR_FILE as ERROR_FILE
 from ._jobs import JobRecord as JobRecord
 from ._jobs import Unrecorded as Unrecorded
-from ._jobs import job_number as job_number
 from ._jobs import record_if_job as record_if_job
 from ._jobs import record_job as record_job
 from ._jobs import resume_job as resume_job
@@ -29,11 +28,11 @@ from ._resume import expand_resume_sweep as expand_resume_sweep
 from ._run_sweep import run_sweep as run_sweep
 from ._slurm import check_slurm as check_slurm
 from ._slurm import launch_on_slurm as launch_on_slurm
-from ._study import StorageError as StorageError
-from ._study import StudyConfig as StudyConfig
-from ._study import open_storage as open_storage
-from ._study import storage_errors as storage_errors
-from ._study import storage_url as storage_url
+from ._study import Study as Study
+from ._study_storage import StorageError as StorageError
+from ._study_storage import open_storage as open_storage
+from ._study_storage import storage_errors as storage_errors
+from ._study_storage import storage_url as storage_url
 from ._sweep_folder import check_job_folder as check_job_folder
 from ._sweep_folder import make_sweep_folder as make_sweep_folder
 from ._sweep_folder import refuse_run_folder as refuse_run_folder

@@ -24,9 +24,8 @@ from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
 from xlstm_hydra.runs import replace_file
 
-from ._jobs import SUBDIR
+from ._labels import SUBDIR, key_of
 from ._outcomes import log
-from ._point_labels import key_of
 from ._strict_json import Damaged, read_object
 
 COMMAND_FILE = "command.json"

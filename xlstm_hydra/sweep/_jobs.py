@@ -24,6 +24,7 @@ from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, is_held, read_metrics_file, replace_file, saved_checkpoints, saved_steps
 
+from ._labels import job_number
 from ._outcomes import (
     COMPLETED,
     FAILED,
@@ -42,9 +43,6 @@ from ._outcomes import (
     update_record,
     write_outcome,
 )
-
-SUBDIR = "hydra.sweep.subdir"
-"""Key of the folder of a job, which is its number."""
 
 ERROR_FILE = "error.txt"
 """The traceback of a job that failed by a bug, in its folder."""
@@ -324,10 +322,3 @@ def resume_job(run: RunConfig) -> RunConfig:
     if run.task.name != "train" or not saved_steps(Path(config.runtime.output_dir)):
         return run
     return replace(run, checkpoint=replace(run.checkpoint, restore=AUTO))
-
-
-def job_number(overrides: Sequence[str], counted: int) -> int:
-    """Return the number of a job in the record of its sweep: that of its folder if the overrides set one, else the one
-    that Hydra has counted."""
-    given = [text.partition("=")[2] for text in overrides if text.startswith(f"{SUBDIR}=")]
-    return int(given[-1]) if given and given[-1].isdecimal() else counted

@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn
 from xlstm_hydra.configs import LocalLauncherConfig
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._jobs import job_number
+from ._labels import job_number
 from ._outcomes import RUNNING
 from ._slurm_states import describe_logs
 from ._work import Work, failed, result_of

@@ -16,9 +16,9 @@ from xlstm_hydra.plan import MEMORY_KINDS, PLAN_FILE, gib, in_ms
 from xlstm_hydra.runs import open_new, replace_file
 
 from ._jobs import job_folder
+from ._labels import differing
 from ._outcomes import Outcome
 from ._plots import Bar, plot_plans
-from ._point_labels import differing
 
 HEAD = (
     *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),

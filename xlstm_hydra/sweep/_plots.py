@@ -12,8 +12,8 @@ from xlstm_hydra._colours import COLOURS
 from xlstm_hydra.runs import METRICS_FILE
 
 from ._jobs import job_folder, read_metrics
+from ._labels import swept
 from ._outcomes import COMPLETED, Outcome
-from ._point_labels import swept
 
 MAX_LINES = len(COLOURS) - 1
 """Lines with a colour and a label; the others are grey, which is the last colour."""

@@ -21,6 +21,7 @@ from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
 from ._commands import COMMAND_FILE
 from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs, write_traceback
+from ._labels import differing, swept
 from ._outcomes import (
     COMPLETED,
     FAILED,
@@ -40,7 +41,6 @@ from ._outcomes import (
     update_fields,
     update_record,
 )
-from ._point_labels import differing, swept
 from ._strict_json import Damaged, read_object
 from ._sweep_folder import end_sweep, resume_line
 

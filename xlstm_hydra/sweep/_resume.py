@@ -15,8 +15,8 @@ from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, kind_of
 
 from ._commands import COMMAND_FILE, Command, loads_code, read_commands
 from ._jobs import reconciled
+from ._labels import key_of, swept
 from ._outcomes import COMPLETED, RECORD_FILE, scan_record
-from ._point_labels import key_of, swept
 from ._results import finish_sweep
 from ._strict_json import Damaged
 from ._sweep_folder import refuse_folders_outside, refuse_sweep_links
@@ -52,8 +52,8 @@ _HOW = ("parallel", "logger", "distributed", "device", "hydra/launcher", "hydra/
 
 
 def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
-    """The arguments of the command with those of the sweep that `resume_sweep=DIR` names in its place, and the other
-    ones behind them. Where nothing is missing, the results are told, and the command ends with 0.
+    """Return the arguments of the command, with those of the sweep that `resume_sweep=DIR` names instead of it, and the
+    other ones behind them. If nothing is missing, print the results and leave with status 0.
 
     Raises:
         ConfigError: there is no sweep, or what was typed would make its other jobs another sweep.
@@ -63,13 +63,13 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if len(named) > 1:
         raise _refused("given more than once", "Choose one sweep.")
-    place = named[0].partition("=")[2].strip("'\"")
-    if not place:
+    path = named[0].partition("=")[2].strip("'\"")
+    if not path:
         raise _refused("needs the folder of a sweep", f"For example {RESUME_SWEEP}=multirun/2026-01-31/12-00-00.")
-    folder = Path(place).expanduser().absolute()
+    folder = Path(path).expanduser().absolute()
     if not (folder / RECORD_FILE).exists():
         text = f"is not the folder of a sweep: there is no {RECORD_FILE} in it"
-        raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Give the folder that its -m has told.")])
+        raise ConfigError([Problem({RESUME_SWEEP: path}, text, "Give the folder that its -m has told.")])
     refuse_sweep_links(folder, RESUME_SWEEP)
     known, faults = scan_record(folder)
     refuse_folders_outside(folder, known, RESUME_SWEEP)
@@ -81,16 +81,16 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
         print(f"nothing is missing: all {len(record)} jobs are completed")
         finish_sweep(folder)
         sys.exit(0)
-    command = _last_command(folder, place)
+    command = _last_command(folder, path)
     before = _without(command.arguments, typed)
     if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
         text, fix = f"its points are those of {other}", "Type its own command again, with the same hydra.sweep.dir."
-        raise ConfigError([Problem({RESUME_SWEEP: place}, text, fix)])
+        raise ConfigError([Problem({RESUME_SWEEP: path}, text, fix)])
     is_trusted = TRUST in arguments
     if is_trusted:
         print(f"xlstm-hydra: the recorded command of the sweep is: {command}", file=sys.stderr)
     else:
-        _refuse_code(folder, place, command, before)
+        _refuse_code(folder, path, command, before)
     _go_to(command.cwd, is_trusted)
     own = [as_override(SWEEP_DIR, str(folder)), f"{RESUME}=true"]
     return [*before, *own, *([] if is_trusted else _new_submitit_folder(folder, [*before, *typed])), *typed]
@@ -130,7 +130,7 @@ def _may_change(key: str) -> bool:
     return bool(dot) and not is_fixed and kind_of(key) in (LAYOUT, BOOKKEEPING)
 
 
-def _last_command(folder: Path, place: str) -> Command:
+def _last_command(folder: Path, path: str) -> Command:
     """How the sweep was started the last time.
 
     Raises:
@@ -142,10 +142,10 @@ def _last_command(folder: Path, place: str) -> Command:
         reason = error.strerror if isinstance(error, OSError) else error
         text = f"how the sweep was started cannot be read from its {COMMAND_FILE}: {reason}"
         fix = "A study of hydra/sweeper=optuna goes on by its own command, with the same hydra.sweep.dir."
-        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={place}", text, fix)]) from None
+        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)]) from None
 
 
-def _refuse_code(folder: Path, place: str, command: Command, arguments: Sequence[str]) -> None:
+def _refuse_code(folder: Path, path: str, command: Command, arguments: Sequence[str]) -> None:
     """Make sure that the recorded command loads no code: the folder may come from someone else.
 
     Raises:
@@ -157,7 +157,7 @@ def _refuse_code(folder: Path, place: str, command: Command, arguments: Sequence
     if found:
         text = f"its recorded command can load code or reach other folders: {'; '.join(found)}"
         fix = f"It is: {command}. If you trust it, add {TRUST}. Otherwise begin another sweep with -m."
-        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={place}", text, fix)])
+        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)])
 
 
 def _is_here(folder: Path) -> bool:

@@ -21,13 +21,11 @@ from xlstm_hydra.hydra import (
     Point,
     SweeperConfig,
     SweepLoader,
-    by_job,
     check_points,
     hydra_rules,
     interval_types,
     invalid_points,
     is_run,
-    jobs_with,
     launcher_rules,
     split,
 )
@@ -35,7 +33,7 @@ from xlstm_hydra.preemption import waiting_while
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import is_restarted
 
-from ._jobs import SUBDIR
+from ._labels import SUBDIR, invalid_table, refuse_points
 from ._outcomes import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
 from ._results import finish_sweep, record_early_failures
@@ -52,9 +50,6 @@ CONFIG_FILE = "multirun.yaml"
 
 Jobs = Mapping[int, Sequence[str]]
 """Overrides by the number of the job."""
-
-FEW = 4
-"""So many numbers of jobs are listed."""
 
 
 def run_sweep(
@@ -284,35 +279,3 @@ def _run_others(
     for job in itertools.chain.from_iterable(returns):
         _ = job.return_value
     return returns
-
-
-def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
-    """Return an error that says why no job was started: in one line if all points have one problem, else in a table."""
-    problems = by_job([point.overrides for point in points], found)
-    if len(problems) == 1 and len(found) == len(points):
-        return ConfigError(problems)
-    skip = "; hydra.sweeper.on_invalid=skip leaves them out" if len(found) < len(points) else ""
-    fix = f"no job was started{skip}"
-    return ConfigError([replace(Problem.about("", invalid_table(points, found, fix)), has_lines=True)])
-
-
-def invalid_table(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:
-    """A table of what is wrong, each thing once with the jobs that have it.
-
-    Args:
-        points: all of them.
-        found: by the numbers of those that have problems.
-        what: becomes of them.
-    """
-    from xlstm_hydra._table import table  # 30 ms
-
-    given = [point.overrides for point in points]
-    shared = set.intersection(*map(set, given))
-    rows = [("job", "overrides", "reason")]
-    for text, numbers in jobs_with(found).items():
-        common = set.intersection(*(set(given[number]) for number in numbers)) - shared
-        which = ", ".join(map(str, numbers)) if len(numbers) <= FEW else f"{len(numbers)} of {len(points)}"
-        which = "all" if len(numbers) == len(points) else which
-        rows.append((which, " ".join(item for item in given[numbers[0]] if item in common), text))
-    lines = table([(f"  {first}", *others) for first, *others in rows], left=range(3))
-    return "\n".join([f"{len(found)} of {len(points)} points are invalid: {what}", *lines])

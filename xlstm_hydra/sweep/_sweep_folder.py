@@ -21,7 +21,8 @@ from xlstm_hydra.runs import LOCK_FILE as RUN_LOCK
 from xlstm_hydra.runs import RunFolder, lock_folder, refuse_links_out, saved_steps
 
 from ._commands import COMMAND_FILE, append_command
-from ._jobs import SUBDIR, reconciled, running_jobs
+from ._jobs import reconciled, running_jobs
+from ._labels import SUBDIR, differing
 from ._outcomes import (
     COMPLETED,
     RECORD_FILE,
@@ -33,7 +34,6 @@ from ._outcomes import (
     repair_record,
     update_record,
 )
-from ._point_labels import differing
 
 SWEEP_LOCK = ".sweeping.lock"
 """Held by the process that sweeps."""
