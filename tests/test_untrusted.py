@@ -20,7 +20,7 @@ from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.metadata import MetadataError, read_record, write_metadata
 from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text, recorded_origin
 from xlstm_hydra.runs._folder import WRITTEN, RunFolder
-from xlstm_hydra.sweep._outcomes import FAILED, Outcome, update_record
+from xlstm_hydra.sweep import FAILED, Outcome, update_record
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
 
