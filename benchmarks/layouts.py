@@ -24,7 +24,8 @@ import numpy as np
 from hydra import compose, initialize
 from tables import write
 
-from xlstm_hydra.hydra import load, resolve_classes
+from xlstm_hydra.configs import resolve_classes
+from xlstm_hydra.hydra import load
 from xlstm_hydra.parallel import Collective, list_collectives
 from xlstm_hydra.step import Program, build_program
 

@@ -7,8 +7,7 @@ import pytest
 from saved import composed
 
 from xlstm_hydra import configs
-from xlstm_hydra.configs import OPTIONS, ModelConfig, effect_of
-from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.configs import OPTIONS, ModelConfig, effect_of, resolve_classes
 from xlstm_hydra.metadata import Difference, diff, read_record, write_metadata
 from xlstm_hydra.runs import ABSENT, kind_of, not_compared
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from xlstm_hydra.checkpoint._load import find_weights
-from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves
+from xlstm_hydra.checkpoint import find_weights
+from xlstm_hydra.checkpoint._faults import reading
+from xlstm_hydra.checkpoint._leaves import SafetensorsLeaves
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.metadata import MetadataError, read_record
 from xlstm_hydra.runs import DamagedCheckpoint, find_checkpoint
-from xlstm_hydra.runs._damage import told_if_damaged
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}})
@@ -105,5 +105,5 @@ def test_the_folder_of_a_run_may_have_a_config_json_of_its_own(tmp_path):
 def test_a_pointer_of_git_lfs_in_place_of_arrays_is_named(tmp_path):
     (tmp_path / "d").write_text(POINTER)
     with pytest.raises(DamagedCheckpoint, match="its parameters cannot be read: .*/d: a Git LFS pointer"):
-        with told_if_damaged("parameters", tmp_path):
+        with reading("parameters", tmp_path):
             raise ValueError("what TensorStore says")

@@ -13,9 +13,10 @@ from tiny import tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.checkpoint import _safetensors, export_checkpoint, import_checkpoint, load_params
+from xlstm_hydra.checkpoint import _leaves as _safetensors
+from xlstm_hydra.checkpoint import export_checkpoint, import_checkpoint, load_params
 from xlstm_hydra.checkpoint._hugging_face import read_config, write_config
-from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves, write_safetensors
+from xlstm_hydra.checkpoint._leaves import SafetensorsLeaves, write_safetensors
 from xlstm_hydra.configs import ConfigError
 
 CAPS = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0}

@@ -17,11 +17,10 @@ from saved import composed, save, save_text
 import xlstm_hydra.train
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
-from xlstm_hydra.hydra._from_checkpoint import recorded_origin
 from xlstm_hydra.metadata import MetadataError, read_record, write_metadata
-from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text
+from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text, recorded_origin
 from xlstm_hydra.runs._folder import WRITTEN, RunFolder
-from xlstm_hydra.sweep._outcome import FAILED, Outcome, update_record
+from xlstm_hydra.sweep import FAILED, Outcome, update_record
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
 
@@ -190,7 +189,7 @@ def test_a_command_line_that_is_printed_gives_the_same_config_and_runs_nothing_i
 
 def test_the_origin_in_a_config_file_is_not_resolved(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {_checkpoint_: '${oc.env:SECRET}'}\n")
-    assert recorded_origin(tmp_path / "config.yaml") == "${oc.env:SECRET}"
+    assert recorded_origin(tmp_path) == "${oc.env:SECRET}"
 
 
 # ---- paths that a record names
@@ -318,7 +317,7 @@ def test_other_links_of_the_user_are_fine_where_the_run_folder_is_the_current_on
 
 
 def test_a_link_that_appears_later_is_replaced_and_not_followed(elsewhere, monkeypatch, tmp_path):
-    from xlstm_hydra.runs._links import open_lock, replace_file
+    from xlstm_hydra.runs import open_lock, replace_file
 
     (tmp_path / "plan.json").symlink_to("elsewhere/file")
     with pytest.raises(OSError):

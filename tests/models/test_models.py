@@ -19,9 +19,10 @@ from xlstm_hydra.configs import (
     ParallelConfig,
     mLSTMConfig,
     mLSTMv1Config,
+    resolve_classes,
     xLSTMConfig,
 )
-from xlstm_hydra.hydra import load, resolve_classes
+from xlstm_hydra.hydra import load
 from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
 
 PUBLISHED = {

@@ -13,9 +13,9 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     TextDataConfig,
     TrainerConfig,
+    resolve_classes,
 )
-from xlstm_hydra.devices import _runtime
-from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.devices import runtime
 from xlstm_hydra.train import _agree
 from xlstm_hydra.train._agree import agree_on_corpus, agree_on_run, as_typed, differences
 
@@ -66,7 +66,7 @@ def test_another_model_is_a_difference():
 def as_process_1(monkeypatch):
     """As if this were process 1 of 2, and process 0 had said what the list holds."""
     said = []
-    monkeypatch.setattr(_runtime, "num_processes", lambda: 2)
+    monkeypatch.setattr(runtime, "num_processes", lambda: 2)
     monkeypatch.setattr(_agree, "of_first", lambda key, text: said.pop() if said else text)
     return said
 

@@ -14,9 +14,10 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
+from xlstm_hydra.step import _compilation_cache as _cache
 from xlstm_hydra.step import build_program
-from xlstm_hydra.train import _cache, train
-from xlstm_hydra.train._cache import Programs, compilation_cache, own_folder
+from xlstm_hydra.step._compilation_cache import CompilationStats, compilation_cache, own_folder
+from xlstm_hydra.train import train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +64,9 @@ def test_a_job_with_other_values_gets_all_programs_from_the_cache(sweep):
 
 
 def test_a_job_with_other_values_in_the_same_process_needs_no_cache(sweep):
-    assert sweep[1][0]["programs"] == 0 and str(Programs()).startswith("compiled: nothing, an earlier job of this")
+    assert sweep[1][0]["programs"] == 0 and str(CompilationStats()).startswith(
+        "compiled: nothing, an earlier job of this"
+    )
 
 
 def test_a_program_from_the_cache_computes_the_same_bits(sweep):

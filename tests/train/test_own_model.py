@@ -19,9 +19,17 @@ from tiny import LAYOUTS, results
 
 import xlstm_hydra.train
 from xlstm_hydra.cli import main as cli
-from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
+from xlstm_hydra.configs import (
+    ConfigError,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    SyntheticDataConfig,
+    TrainerConfig,
+    resolve_classes,
+)
 from xlstm_hydra.formats import _registry
-from xlstm_hydra.hydra import load, make_model_config, resolve_classes
+from xlstm_hydra.hydra import load, make_model_config
 from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
 from xlstm_hydra.step import build_program
 from xlstm_hydra.train import train

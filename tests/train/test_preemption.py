@@ -21,7 +21,7 @@ from xlstm_hydra import preemption
 from xlstm_hydra.cli import _job as job
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
 from xlstm_hydra.preemption import STATUS, Preempted, watched
-from xlstm_hydra.runs import find_start, saved_steps
+from xlstm_hydra.runs import find_starting_point, saved_steps
 from xlstm_hydra.sweep import read_record
 from xlstm_hydra.train import train
 from xlstm_hydra.train._log import MetricLog
@@ -168,14 +168,16 @@ def test_where_a_run_begins(place, restarts, expected, two_folders, monkeypatch)
     if restarts is not None:
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
     run = replace(RUN, checkpoint=CheckpointConfig(restore=place))
-    start = find_start(run, two_folders / "own")
+    start = find_starting_point(run, two_folders / "own")
     assert start.checkpoint == (None if expected is None else two_folders / expected)
-    assert find_start(replace(RUN, checkpoint=SAVING), two_folders / "none").checkpoint is None
+    assert find_starting_point(replace(RUN, checkpoint=SAVING), two_folders / "none").checkpoint is None
 
 
 def test_a_folder_in_which_all_is_damaged_is_not_begun_anew(two_folders):
     with pytest.raises(ConfigError, match="none of the checkpoints in .*own/checkpoints can be read"):
-        find_start(RUN, two_folders / "own", [two_folders / "own" / "checkpoints" / name for name in ("3", "9")])
+        find_starting_point(
+            RUN, two_folders / "own", [two_folders / "own" / "checkpoints" / name for name in ("3", "9")]
+        )
 
 
 def test_what_is_not_in_the_main_thread_is_told_that_it_hears_no_signal(caplog):

@@ -377,7 +377,7 @@ def test_a_sweep_in_several_tasks_is_refused(second_task):
 
 def test_a_port_that_is_taken_is_refused():
     from xlstm_hydra.configs import ConfigError, DistributedConfig
-    from xlstm_hydra.devices._processes import join
+    from xlstm_hydra.devices import join
 
     with socket.create_server(("", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"

@@ -16,8 +16,8 @@ from xlstm_hydra.parallel import Parameter
 from xlstm_hydra.problems import ConfigError, Problem, nearest, show
 from xlstm_hydra.runs import log_ignored
 
+from ._leaves import SafetensorsLeaves
 from ._parts import BLOCKS, NotOurs, Part, all_blocks, outer_and_block_parameters
-from ._safetensors import SafetensorsLeaves
 
 MODEL_CLASS = "xlstm_hydra.models.mLSTMv1"
 _HAS: dict[str, Any] = {

@@ -21,9 +21,9 @@ from hydra.core.utils import JobReturn, JobStatus, env_override, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from xlstm_hydra.configs import DistributedConfig, RunConfig
+from xlstm_hydra.configs import DistributedConfig, RunConfig, resolve_classes
 from xlstm_hydra.errors import note_folder
-from xlstm_hydra.hydra import REFUSED, load, located, resolve_classes
+from xlstm_hydra.hydra import REFUSED, load, located
 from xlstm_hydra.preemption import refuse_to_begin, watched
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import replace_file
@@ -38,7 +38,7 @@ TASKS = {
     "train": "xlstm_hydra.train",
     "evaluate": "xlstm_hydra.inference",
     "generate": "xlstm_hydra.inference",
-    "plan": "xlstm_hydra.plan_cli",
+    "plan": "xlstm_hydra.plan",
 }
 """The module in which the function of a task is, under the task's name."""
 
@@ -106,17 +106,17 @@ def run_task(cfg: DictConfig) -> float | None:
     """Do a job of a sweep: check its config, then do its task. Returns the loss that it ends with, if any, or the time
     of a step that is planned, for sweepers that minimize it."""
     from xlstm_hydra.runs import RunFolder
-    from xlstm_hydra.sweep import going_on, recorded
+    from xlstm_hydra.sweep import record_if_job, resume_job
 
     config = distributed_of(cfg)
-    place = config.place(os.environ) if config else None
+    process = config.process_info(os.environ) if config else None
     refuse_to_begin()
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     files = [folder.path / CONFIG_FILE]
     try:
-        with recorded(cfg, place.process_id if place else 0) as job:
+        with record_if_job(cfg, process.process_id if process else 0) as job:
             with _folder_noted():
-                run = going_on(load(cfg))
+                run = resume_job(load(cfg))
             with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
                 with _held(run, folder, files) as is_to_be_done:
                     job.result = _do(cfg, run, folder, is_to_be_done)
@@ -136,9 +136,9 @@ def _located(error: ConfigError) -> ConfigError:
 
 def _keep_refusal(error: ConfigError) -> float:
     """Leave for the table of a sweep of plans why this one is not there. Returns what one that does not fit does."""
-    from xlstm_hydra.sweep import keep_refusal
+    from xlstm_hydra.sweep import write_refusal
 
-    keep_refusal(error, Path(HydraConfig.get().runtime.output_dir))
+    write_refusal(error, Path(HydraConfig.get().runtime.output_dir))
     return math.inf
 
 
@@ -164,7 +164,7 @@ def _watched(run: RunConfig) -> AbstractContextManager[object]:
 
 def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
     """Where there are several, what is done inside is done by all of them, or they end."""
-    if run.distributed.place(os.environ) is None:
+    if run.distributed.process_info(os.environ) is None:
         return nullcontext()
     from xlstm_hydra.devices import together  # JAX wakes up here, to meet the other processes
 
@@ -173,8 +173,8 @@ def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
 
 def _writes(run: RunConfig) -> bool:
     """Whether this process is the one that writes the run folder."""
-    place = run.distributed.place(os.environ)
-    return place is None or place.process_id == 0
+    process = run.distributed.process_info(os.environ)
+    return process is None or process.process_id == 0
 
 
 def _name_folder(cfg: DictConfig) -> Path:
@@ -240,10 +240,10 @@ def _do(cfg: DictConfig, run: RunConfig, folder: RunFolder, is_to_be_done: bool)
 def _is_to_be_done(run: RunConfig, folder: Path) -> bool:
     """Whether the run has something left to do. What is in the folder, and the config that stands there, are not lost
     to a run that will be refused."""
-    from xlstm_hydra.runs import find_start, refuse_to_overwrite, step_of, verification
+    from xlstm_hydra.runs import find_starting_point, refuse_to_overwrite, step_of, verification
 
     with verification(run.checkpoint.verify):
-        start = find_start(run, folder)
+        start = find_starting_point(run, folder)
         if not start.is_own:
             first_step = 0 if start.checkpoint is None else step_of(start.checkpoint)
             refuse_to_overwrite(folder, first_step, start.damaged)
@@ -260,15 +260,15 @@ def _is_to_be_done(run: RunConfig, folder: Path) -> bool:
 def refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:
     """Reject a config. If process 0 is waiting for this one already, its config is good, and it gets the reason; if all
     have the same wrong config, nobody waits, and each ends on its own without JAX."""
-    place = config.place(os.environ) if config else None
-    if config is None or place is None or place.process_id == 0:
+    process = config.process_info(os.environ) if config else None
+    if config is None or process is None or process.process_id == 0:
         raise error
-    if _is_open(place.coordinator_address):
+    if _is_open(process.coordinator_address):
         from xlstm_hydra.devices import together
 
         with together(config):
             raise error
-    print(f"xlstm-hydra: process {place.process_id}: {error}", file=sys.stderr)
+    print(f"xlstm-hydra: process {process.process_id}: {error}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -286,7 +286,7 @@ def distributed_of(cfg: DictConfig) -> DistributedConfig | None:
     try:
         node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
         config = DistributedConfig.from_dict(DistributedConfig, node)
-        config.place(os.environ)
+        config.process_info(os.environ)
     except REFUSED:
         return None
     return config

@@ -43,7 +43,6 @@ from xlstm_hydra.hydra import (
     expand_home,
     explain,
     file_problems,
-    find_own_modules,
     is_sweep,
     overrides_first,
     overrides_of_other,
@@ -58,7 +57,7 @@ from xlstm_hydra.hydra import (
 )
 from xlstm_hydra.preemption import watched
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import named_folders, verification
+from xlstm_hydra.runs import find_own_modules, named_folders, verification
 
 from ._job import distributed_of, refuse_for_all, run_alone, run_task
 from ._messages import command
@@ -140,8 +139,8 @@ def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
 
 def _process_number(cfg: DictConfig) -> int:
     config = distributed_of(cfg)
-    place = config.place(os.environ) if config else None
-    return place.process_id if place else 0
+    process = config.process_info(os.environ) if config else None
+    return process.process_id if process else 0
 
 
 def _shows(args: Any) -> bool:

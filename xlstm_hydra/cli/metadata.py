@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlstm_hydra._printable import printable, shell_line
-from xlstm_hydra.hydra import find_own_modules
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.problems import show as shown
 from xlstm_hydra.runs import (
@@ -27,6 +26,7 @@ from xlstm_hydra.runs import (
     checkpoints_of_run,
     diff,
     find_checkpoint,
+    find_own_modules,
     judge,
     not_compared,
     reached,
@@ -129,7 +129,8 @@ def _summary(record: Record) -> dict[str, Any]:
 
 def _overrides(arguments: argparse.Namespace) -> int:
     from xlstm_hydra.configs import RunConfig
-    from xlstm_hydra.hydra import shortest_overrides, without_idle
+    from xlstm_hydra.hydra import shortest_overrides
+    from xlstm_hydra.runs import without_idle
 
     record = _read(arguments)
     overrides, notes = shortest_overrides(record), without_idle(record.groups)[1]
@@ -255,7 +256,7 @@ def _checked(checkpoint: Path, lenient: bool) -> _Checked:
     try:
         record = record_of(checkpoint, "RUN", lenient=lenient)
         from xlstm_hydra.checkpoint import check_params
-        from xlstm_hydra.hydra import resolve_classes
+        from xlstm_hydra.configs import resolve_classes
 
         recorded = record.content.get("parameters") if record.writer == "xlstm_hydra" else None
         misfits = check_params(checkpoint, resolve_classes(record.model), recorded)

@@ -17,7 +17,9 @@ from ._fields import Effect as Effect
 from ._fields import affects as affects
 from ._fields import effect_of as effect_of
 from ._layout_rules import module_name_rules as module_name_rules
-from ._process import Place as Place
+from ._model_class import locate_class as locate_class
+from ._model_class import resolve_classes as resolve_classes
+from ._process import ProcessInfo as ProcessInfo
 from ._process import idle_tasks as idle_tasks
 from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO

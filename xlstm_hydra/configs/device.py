@@ -13,6 +13,9 @@ from ._fields import BOOKKEEPING, affects
 PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""
 
+DEFAULT_DEVICE = "h100_80gb"
+"""The option of a plan that names no device."""
+
 SPEEDS = (
     *("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops"),
     *("host_bandwidth", "network_bandwidth"),

@@ -9,7 +9,7 @@ from xlstm_hydra.problems import ConfigError, Problem, at_least, idle, one_of
 
 from ._config_dict import ConfigDict
 from ._fields import LAYOUT, affects
-from ._process import Place, slurm_place
+from ._process import ProcessInfo, slurm_process
 
 _ADDRESS = ("coordinator_address", "num_processes", "process_id")
 _TIMEOUTS = ("heartbeat_timeout_seconds", "initialization_timeout_seconds")
@@ -92,7 +92,7 @@ class DistributedConfig(ConfigDict, schema="distributed"):
         """Processes in the run, or None where only the environment of the command tells."""
         return {"none": 1, "explicit": self.num_processes}.get(self.name)
 
-    def place(self, environ: Mapping[str, str]) -> Place | None:
+    def process_info(self, environ: Mapping[str, str]) -> ProcessInfo | None:
         """Where this process is among several, or None where it is the only one.
 
         Args:
@@ -105,14 +105,14 @@ class DistributedConfig(ConfigDict, schema="distributed"):
             return None
         if self.name == "auto":
             try:
-                found = slurm_place(environ)
+                found = slurm_process(environ)
             except ValueError as error:
                 fix = "Start the run with srun, or set {name}=none for one process."
                 raise ConfigError([Problem({"name": self.name}, str(error), fix)]) from None
         else:
             assert self.coordinator_address is not None and self.num_processes is not None
             assert self.process_id is not None
-            found = Place(self.coordinator_address, self.num_processes, self.process_id, None)
+            found = ProcessInfo(self.coordinator_address, self.num_processes, self.process_id, None)
         if found is None or self.local_device_ids is None:
             return found
         return found._replace(local_device_ids=tuple(self.local_device_ids))

@@ -125,16 +125,16 @@ class RunConfig(ConfigDict):
         if self.distributed.name != "auto":
             return
         try:
-            place = self.distributed.place(environ)
+            process = self.distributed.process_info(environ)
         except ConfigError as error:
             yield from (problem.at("distributed") for problem in error.problems)
             if self._is_counted_at_launch():
                 yield from self._known_size_rules()
             return
         if isinstance(self.task, PlanTaskConfig):
-            yield from (problem.at("task") for problem in self.task.launch_rules(place))
+            yield from (problem.at("task") for problem in self.task.launch_rules(process))
         if self._is_counted_at_launch() and self.known_devices() is None:
-            processes = place.num_processes if place else 1
+            processes = process.num_processes if process else 1
             yield from self.device_rules((self.trainer.simulated_devices or 0) * processes)
 
     def device_rules(self, num_devices: int) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from xlstm_hydra.problems import Problem, at_least, below, idle, one_of, own_nam
 
 from ._config_dict import ConfigDict
 from ._fields import BOOKKEEPING, affects
-from ._process import Place
+from ._process import ProcessInfo
 from .distributed import DistributedConfig
 from .model import SubModelConfig
 from .trainer import TrainerConfig
@@ -218,8 +218,8 @@ class PlanTaskConfig(TaskConfig):
             rule = "a plan uses no device, and task.num_devices says how many the run has"
             yield Problem(given, rule, "Leave this away.", idle=dict.fromkeys(given))
 
-    def launch_rules(self, place: Place | None) -> Iterator[Problem]:
+    def launch_rules(self, process: ProcessInfo | None) -> Iterator[Problem]:
         """A plan is made once, wherever the run will have its processes."""
-        if place is not None:
-            rule = f"a plan is made by one process, and this is process {place.process_id} of {place.num_processes}"
+        if process is not None:
+            rule = f"a plan is made by one process, and this is process {process.process_id} of {process.num_processes}"
             yield Problem({"name": self.name}, rule, "Leave out srun.")

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from xlstm_hydra.codec import dotted, unchecked
-from xlstm_hydra.configs import AUTO, CheckpointConfig, ConfigDict, DistributedConfig, ModelConfig, RunConfig
-from xlstm_hydra.problems import ConfigError, Problem, show
+from xlstm_hydra.codec import dotted
+from xlstm_hydra.configs import ConfigDict, ModelConfig
+from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import (
-    Record,
+    attributed_to,
     find_checkpoint,
-    known_step,
     record_of,
     refused,
-    run_of,
     sibling_checkpoints,
-    told_under,
+    starting_groups,
 )
 
+from ._omegaconf import structured
 from ._quote import literal
 from ._register import SCHEMAS, ModelNode
-from ._schema import structured
 
 ALL = "from"
 """The group whose options choose that of every other group."""
@@ -36,12 +30,8 @@ ALL = "from"
 NAME = "ckpt"
 """The option of the checkpoint that the place names; that of another step is `ckpt@STEP`."""
 
-_CACHE = "trainer.compilation_cache_dir"
 _LENIENT = "?lenient"
 """What stands behind the address of a checkpoint whose record may have unknown fields."""
-
-_LEFT_OUT = ("task", "device")
-"""Groups that a run from a checkpoint has of its own: what it does, and on what, is not what the saved run did."""
 
 
 class SavedOptions:
@@ -112,95 +102,11 @@ class SavedOptions:
         if name not in self._read:
             checkpoint = self._checkpoints[name]
             record = record_of(checkpoint, self._key, lenient=self._lenient)
-            with told_under(self._key, checkpoint):
+            with attributed_to(self._key, checkpoint):
                 groups, notes = starting_groups(record)
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
             self._read[name] = nodes, notes, record.writer
         return self._read[name][0]
-
-
-def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
-    """What a new run starts from: the recorded groups without what belonged to the saved run alone, and what was left
-    out of them because it has no effect or names weights elsewhere."""
-    groups = {name: config for name, config in record.groups.items() if name not in _LEFT_OUT}
-    if isinstance(place := groups.get("distributed"), DistributedConfig):
-        groups["distributed"] = DistributedConfig(name="auto", device_order=place.device_order)
-    notes: list[str] = []
-    if isinstance(saved := groups.get("checkpoint"), CheckpointConfig):
-        groups["checkpoint"] = dataclasses.replace(saved, restore=None, lenient=False, init_from=None)
-        if saved.init_from is not None:
-            text = "is left out: weights are not read from a place that was recorded. To start from them, type it"
-            notes.append(f"checkpoint.init_from={show(saved.init_from)} {text}")
-    groups, others = without_idle(groups)
-    return groups, [*notes, *others]
-
-
-def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
-    """The same groups with every value that has no effect at one that says so, as the rules between groups ask for, and
-    a note about each. Records of other programs have such values.
-
-    A folder of compiled programs that was recorded is left out too: they would run here, and whoever wrote the record
-    may have made them."""
-    groups, notes = dict(recorded), []
-    if (folder := _recorded_cache(groups)) is not None:
-        _set(groups, _CACHE, AUTO)
-        rule = "compiled programs are not loaded from a folder that was recorded"
-        notes.append(f"{_CACHE}={show(folder)} is left at {AUTO}: {rule}")
-    while idle := _idle_values(groups):
-        for key, (value, rule) in idle.items():
-            notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
-            _set(groups, key, value)
-    return groups, notes
-
-
-def recorded_origin(file: Path) -> str | None:
-    """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
-    it lies in a run; None if there is none."""
-    try:
-        plain: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        place = plain["model"]["_checkpoint_"]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, OmegaConfBaseException):
-        return None
-    if not isinstance(place, str):
-        return None
-    run, step = run_of(Path(place)), known_step(Path(place))
-    return place if run is None or step is None else f"{run}@{step}"
-
-
-def _recorded_cache(groups: Mapping[str, ConfigDict]) -> str | None:
-    folder = _get(groups, _CACHE) if "trainer" in groups else None
-    return None if folder == AUTO else folder
-
-
-def _idle_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:
-    """What has no effect, by its whole key: the value that says so, and the rule that asks for it."""
-    run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
-    problems = [problem for problem in run.rules() if problem.idle_keys]
-    return {
-        key: (value, problem.told(problem.rule)) for problem in problems[:1] for key, value in problem.idle_keys.items()
-    }
-
-
-def _owner(groups: Mapping[str, ConfigDict], group: str) -> Any:
-    model = groups["model"]
-    assert isinstance(model, ModelConfig)
-    return {"model": model.model_config, "parallel": model.parallel}.get(group) or groups[group]
-
-
-def _get(groups: Mapping[str, ConfigDict], key: str) -> Any:
-    group, _, name = key.partition(".")
-    return getattr(_owner(groups, group), name)
-
-
-def _set(groups: dict[str, ConfigDict], key: str, value: Any) -> None:
-    group, _, name = key.partition(".")
-    changed, model = dataclasses.replace(_owner(groups, group), **{name: value}), groups["model"]
-    if group == "model":
-        groups["model"] = dataclasses.replace(model, model_config=changed)
-    elif group == "parallel":
-        groups |= {"parallel": changed, "model": dataclasses.replace(model, parallel=changed)}
-    else:
-        groups[group] = changed
 
 
 def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:

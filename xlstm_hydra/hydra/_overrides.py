@@ -19,12 +19,11 @@ from omegaconf.errors import ConfigKeyError
 
 from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig, PlanTaskConfig, RunConfig
-from xlstm_hydra.runs import Record
+from xlstm_hydra.runs import Record, without_idle
 
-from ._from_checkpoint import without_idle
-from ._load import _to_plain as to_plain
 from ._quote import as_override, literal
-from ._register import register_resolvers
+from ._read import to_plain
+from ._resolvers import register_resolvers
 
 _RECIPES = ("experiment", "debug")
 """Groups that set others, in the order in which `conf/config.yaml` applies them."""

@@ -22,10 +22,10 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
 from xlstm_hydra.configs import ModelConfig, module_name_rules
-from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, place
+from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, shard_parameter
 from xlstm_hydra.problems import ConfigError
 
-from ._state import CACHE
+from ._inputs import CACHE
 
 
 def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
@@ -144,7 +144,7 @@ def param_shardings(model: ModelConfig, mesh: Mesh) -> Any:
     Raises:
         ConfigError: as `list_parameters`.
     """
-    placements = [place(parameter, model.parallel, mesh.shape) for parameter in list_parameters(model)]
+    placements = [shard_parameter(parameter, model.parallel, mesh.shape) for parameter in list_parameters(model)]
     flat = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
     return traverse_util.unflatten_dict(flat, sep=".")
 

@@ -14,8 +14,9 @@ from typing import Any
 from xlstm_hydra.problems import ConfigError, Problem
 
 from ._links import refuse_links_out
-from ._paths import FOLDER, LOCK_FILE, hold_folder
-from ._start import ASIDE
+from ._locks import LOCK_FILE, hold_folder
+from ._paths import FOLDER
+from ._starting_point import ASIDE
 
 log = logging.getLogger(__name__)
 

@@ -74,15 +74,6 @@ def _is_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def open_lock(file: Path) -> IO[str]:
-    """Open a file to lock it, made if it is not there. It keeps its content.
-
-    Raises:
-        OSError: it is a link, or cannot be made.
-    """
-    return open(file, "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666), encoding="utf-8")
-
-
 def open_new(file: Path, newline: str | None = None) -> IO[str]:
     """Open a new file for text. If something is in its place, such as a link, it is removed and not followed."""
     file.unlink(missing_ok=True)

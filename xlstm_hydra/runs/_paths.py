@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
-from xlstm_hydra._logging import log
 from xlstm_hydra.problems import ConfigError, Problem, either
 
-from ._links import open_lock, refuse_links_out
+from ._links import refuse_links_out
 from ._manifest import MANIFEST
 from ._verify import read_verified
 
@@ -22,9 +19,6 @@ FOLDER = "checkpoints"
 
 PREFIX = "checkpoint_"
 """What the name of a checkpoint of xlstm-jax begins with, before its step."""
-
-LOCK_FILE = ".lock"
-"""Name of the file that a run locks in its folder while it writes there."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 """What Orbax adds to the name of a folder until all is in it."""
@@ -93,9 +87,9 @@ def has_metadata(checkpoint: Path) -> bool:
     return True
 
 
-def steps_folder(place: Path) -> Path:
+def steps_folder(folder: Path) -> Path:
     """The folder with the checkpoints of a run, which may be given itself."""
-    return place / FOLDER if (place / FOLDER).is_dir() else place
+    return folder / FOLDER if (folder / FOLDER).is_dir() else folder
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -113,10 +107,10 @@ def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
     return _finished(run_folder / FOLDER)
 
 
-def checkpoints_at(place: Path) -> dict[int, Path]:
+def checkpoints_at(folder: Path) -> dict[int, Path]:
     """The same of a run, or of the folder of its checkpoints, which may have been copied or renamed."""
-    found = _finished(steps_folder(place))  # numbers name other things too, such as the jobs of a sweep
-    return {step: folder for step, folder in found.items() if is_checkpoint(folder)}
+    found = _finished(steps_folder(folder))  # numbers name other things too, such as the jobs of a sweep
+    return {step: path for step, path in found.items() if is_checkpoint(path)}
 
 
 def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
@@ -125,13 +119,13 @@ def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
     return {} if run is None else saved_checkpoints(run)
 
 
-def to_path(place: str) -> Path:
-    """A path on this machine, or one that behaves alike where the place is an address such as `gs://bucket/runs/a`."""
-    if "://" not in place:
-        return Path(os.path.expanduser(place))  # that of pathlib raises an error for a user who is not there
+def to_path(source: str) -> Path:
+    """A path on this machine, or one that behaves alike if the source is an address such as `gs://bucket/runs/a`."""
+    if "://" not in source:
+        return Path(os.path.expanduser(source))  # that of pathlib raises an error for a user who is not there
     from etils import epath  # only for storage elsewhere
 
-    return cast(Path, epath.Path(place))
+    return cast(Path, epath.Path(source))
 
 
 def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
@@ -167,39 +161,9 @@ def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Pat
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
 
 
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing in a folder. The lock goes with the process, however it ends.
-
-    Raises:
-        ConfigError: another run is writing there.
-    """
-    while True:
-        with open_lock(folder / LOCK_FILE) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                text = "another run is writing in this folder"
-                fix = "Wait until it has ended, or choose another folder."
-                raise ConfigError([Problem({"hydra.run.dir": str(folder)}, text, fix)]) from None
-            except OSError as error:  # a file system without locks, such as that of some clusters
-                log.warning("%s: no lock, so a second run there would not be noticed (%s)", folder, error.strerror)
-            if _is_in(folder, file):
-                yield
-                return
-
-
-def _is_in(folder: Path, file: IO[str]) -> bool:
-    """True if a lock file is still the one in the folder. A run that is rejected removes the one that it has made."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
-    except FileNotFoundError:
-        return False
-
-
-def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
+def refused(source: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
     """An error about the checkpoint that `key` names."""
-    return ConfigError([Problem({key: place}, text, fix)])
+    return ConfigError([Problem({key: source}, text, fix)])
 
 
 def _finished(folder: Path) -> dict[int, Path]:

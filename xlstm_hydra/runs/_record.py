@@ -10,9 +10,9 @@ from typing import Any
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 from xlstm_hydra.formats import FORMAT, WRITER, decode_run, error, is_xlstm_jax, parse, read_xlstm_jax, upgrade
 
-from ._damage import told_under
 from ._ignored import log_ignored, unknown_fields_explained, unset_note
 from ._paths import read_metadata_text, refused
+from ._verify import attributed_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def read_record_at(
     Raises:
         ConfigError: it cannot be read.
     """
-    with told_under(key, place), unknown_fields_explained(key):
+    with attributed_to(key, place), unknown_fields_explained(key):
         record = read_record(text, lenient=lenient, classes=classes)
     log_ignored(str(place), record.unset, record.unknown)
     return record

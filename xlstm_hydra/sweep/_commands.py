@@ -1,0 +1,243 @@
+"""`command.json`: how a sweep was started, each time, in its folder, and which of these arguments can load code or
+reach beyond what a sweep does.
+
+The folder of a sweep may come from someone else. Unless the user trusts it, its command may choose options of ours and
+set fields of a run to plain values. Everything else is listed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
+from hydra.errors import HydraException
+
+from xlstm_hydra._printable import shell_line
+from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
+from xlstm_hydra.runs import replace_file
+
+from ._labels import SUBDIR, key_of
+from ._outcomes import log
+from ._strict_json import Damaged, read_object
+
+COMMAND_FILE = "command.json"
+"""A list of commands, the last one at the end."""
+
+_FIELDS = {"arguments", "cwd"}
+
+MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+
+_FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
+"""Flags whose value is a folder with other options. It may be the next argument."""
+
+_GROUPS = {field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}
+
+_OPTION = re.compile(r"[A-Za-z0-9][\w-]*(@\d+)?", re.ASCII)
+
+_WORD = re.compile(r"[\w.,:&|*()\[\]/@%+-]*", re.ASCII)
+
+_NAME = re.compile(r"(?!\.)[\w.-]*", re.ASCII)
+
+_FIELD = re.compile(r"[A-Za-z]\w*", re.ASCII)
+
+_PLAIN_NODE = re.compile(r"\$\{(hydra[.:]job\.(?:num|id|name)|(?!hydra\b)[A-Za-z]\w*(?:\.[A-Za-z]\w*)*)\}", re.ASCII)
+"""An interpolation that gives the number or name of a job, or the value of a field."""
+
+_VALUES = (str, bool, int, float, type(None), dict, Glob, RangeSweep, IntervalSweep)
+"""Parsed values without others in them."""
+
+_NAMED = {
+    "model_class": "names a class that is imported",
+    "config_class": "names a class that is imported",
+    "compilation_cache_dir": "compiled programs are loaded from there",
+    "coordinator_address": "connects to another machine",
+}
+"""Fields of a run that take more than a plain value, by their names."""
+
+_LOGGING = {"default", "none", "disabled", "stdout", "colorlog", "xlstm"}
+
+_CHOICES: Mapping[str, set[str]] = {
+    "hydra/launcher": {
+        *("basic", "local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm", "joblib", "ray"),
+    },
+    "hydra/sweeper": {"xlstm", "basic"},
+    "hydra/job_logging": _LOGGING,
+    "hydra/hydra_logging": _LOGGING,
+}
+"""Options of Hydra's groups that come with it, with its launchers or with us."""
+
+_BY_FIELD = {field.name for kind in (SlurmLauncherConfig, LocalLauncherConfig) for field in fields(kind)}
+
+_LAUNCHER = (_BY_FIELD | {"n_jobs", "cpus_per_gpu", "mem_per_gpu", "mem_per_cpu"}) - {
+    *("setup", "srun_args", "additional_parameters", "submitit_folder"),
+}
+
+_SETTINGS: Mapping[str, re.Pattern[str]] = {
+    **{f"hydra.launcher.{name}": _WORD for name in _LAUNCHER},
+    **{
+        f"hydra.sweeper.{name}": _NAME
+        for name in ("max_batch_size", "max_jobs", "num_samples", "seed", "on_invalid", "resume")
+    },
+    **{name: _NAME for name in ("hydra.verbose", "hydra.job.name", "hydra.job.chdir")},
+    "hydra.mode": re.compile("MULTIRUN"),
+}
+"""Settings of Hydra and its launchers that load nothing, with the texts that they may have."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line that was typed."""
+
+    arguments: list[str]
+    cwd: Path
+    """The folder in which it was typed."""
+
+    def __str__(self) -> str:
+        return shell_line(["xlstm-hydra", *self.arguments])
+
+
+def read_commands(folder: Path) -> list[Command]:
+    """The commands that are recorded in the folder of a sweep, at least one.
+
+    Raises:
+        OSError: the file cannot be read.
+        Damaged: it is not what a sweep writes.
+    """
+    text = b'{"commands": ' + (folder / COMMAND_FILE).read_bytes() + b"}"
+    commands = read_object(text, "a list of commands").get("commands")
+    if not isinstance(commands, list) or not commands:
+        raise Damaged("expected a list of commands")
+    return [_command(number, each) for number, each in enumerate(commands)]
+
+
+def _command(number: int, content: Any) -> Command:
+    if not isinstance(content, dict) or content.keys() != _FIELDS:
+        raise Damaged(f"[{number}]: expected an object with {' and '.join(sorted(_FIELDS))}")
+    arguments, cwd = content["arguments"], content["cwd"]
+    if not isinstance(arguments, list) or not all(isinstance(text, str) and "\0" not in text for text in arguments):
+        raise Damaged(f"[{number}].arguments: expected a list of strings")
+    if not isinstance(cwd, str) or not os.path.isabs(cwd) or "\0" in cwd:
+        raise Damaged(f"[{number}].cwd: expected the absolute path of a folder")
+    return Command(arguments, Path(cwd))
+
+
+def append_command(folder: Path) -> None:
+    """Add how this process was started to the list of commands."""
+    file = folder / COMMAND_FILE
+    try:
+        commands = read_commands(folder)
+    except FileNotFoundError:
+        commands = []
+    except Damaged as error:
+        aside = file.with_name(f"{COMMAND_FILE}.damaged")
+        file.replace(aside)
+        log.warning("%s is damaged, and kept as %s: %s", file, aside.name, error)
+        commands = []
+    commands.append(Command(sys.argv[1:], Path.cwd()))
+    content = [{"arguments": each.arguments, "cwd": str(each.cwd)} for each in commands]
+    replace_file(file, json.dumps(content, indent=1) + "\n")
+
+
+def loads_code(arguments: Sequence[str]) -> list[str]:
+    """List the arguments of a recorded command that can load code or reach beyond a sweep, each with the reason."""
+    found = [f"{text} ({why})" for text in _joined(arguments) if (why := _why(text, arguments)) is not None]
+    return found if {*MULTIRUN} & {*arguments} else [*found, "it starts no sweep (-m)"]
+
+
+def _joined(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, those of a flag for a folder and its value as one."""
+    texts = iter(arguments)
+    for text in texts:
+        yield f"{text} {next(texts, '')}".rstrip() if text in _FOLDERS else text
+
+
+def _why(text: str, arguments: Sequence[str]) -> str | None:
+    if text in MULTIRUN:
+        return None
+    if text.startswith(_FOLDERS):
+        return "a folder with other options"
+    if text.startswith("-"):
+        return "a flag of Hydra"
+    if not text.isprintable():
+        return "it has characters that are not printable"
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return "not an override"
+    if "${" in _PLAIN_NODE.sub("", text.replace("\\", "")):
+        return "an interpolation is resolved"
+    if not all(isinstance(value, _VALUES) for _, value in _leaves("", override._value)):
+        return "not a plain value"
+    if override.package is not None or "@" in key_of(text):
+        return None if key_of(text) == "from@_global_" and _is_option(override) else "it places an option elsewhere"
+    if key_of(text) == SUBDIR:
+        return _why_subdir(override, arguments)
+    key = override.key_or_group
+    return _why_hydra(key, override) if re.match(r"hydra\b", key) else _why_field(key, override)
+
+
+def _why_hydra(key: str, override: Override) -> str | None:
+    values = [value for _, value in _leaves(key, override._value)]
+    if key in _CHOICES:
+        return None if all(value in _CHOICES[key] for value in values) else "an option that does not come with us"
+    if key == "hydra.searchpath":
+        is_ours = all(str(value).startswith("ckpt://") for value in values)
+        return None if is_ours else "a folder with other options"
+    if key not in _SETTINGS:
+        return "a setting of Hydra that can load code or write elsewhere"
+    is_plain = all(not isinstance(value, str) or _SETTINGS[key].fullmatch(value) for value in values)
+    return None if is_plain else "not a plain value"
+
+
+def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:
+    """The folder of a job stays in that of the sweep, whatever the values are that its name refers to."""
+    for _, value in _leaves(SUBDIR, override._value):
+        keys = {match[1] for match in _PLAIN_NODE.finditer(str(value))}
+        is_far = any("/" in text for text in arguments if key_of(text) in keys)
+        if is_far or str(value).startswith(("/", "~")) or ".." in str(value).split("/"):
+            return "it leads out of the folder of the sweep"
+    return None
+
+
+def _why_field(key: str, override: Override) -> str | None:
+    group, dot, _ = key.partition(".")
+    if group not in _GROUPS:
+        return "not a field of a run"
+    if key == "task.device" or (not dot and not isinstance(override._value, dict)):
+        return None if _is_option(override) else "not the name of an option"
+    for path, _ in _leaves(key, override._value):
+        names = path.split(".")
+        if not all(map(_FIELD.fullmatch, names)):
+            return "not the name of a field"
+        if why := _NAMED.get(names[-1]):
+            return why
+    return None
+
+
+def _is_option(override: Override) -> bool:
+    return all(
+        value is None or (isinstance(value, str) and _OPTION.fullmatch(value)) or not isinstance(value, str | dict)
+        for _, value in _leaves("", override._value)
+    )
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The plain values in a parsed value, each with its whole key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(f"{path}.{name}", item)
+        if not value:
+            yield path, {}
+    elif isinstance(value, list | ChoiceSweep):
+        for item in value if isinstance(value, list) else value.list:
+            yield from _leaves(path, item)
+    else:
+        yield path, value.text if isinstance(value, QuotedString) else value

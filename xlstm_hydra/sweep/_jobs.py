@@ -1,0 +1,324 @@
+"""The jobs of a sweep: what each records of itself, from its folder, and which of them still run."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import subprocess
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from xlstm_hydra.configs import AUTO, RunConfig
+from xlstm_hydra.errors import bug_report, message_of, wants_traceback
+from xlstm_hydra.errors import reason as reason_of
+from xlstm_hydra.preemption import STATUS
+from xlstm_hydra.problems import ConfigError
+from xlstm_hydra.runs import METRICS_FILE, is_held, read_metrics_file, replace_file, saved_checkpoints, saved_steps
+
+from ._labels import job_number
+from ._outcomes import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    INVALID,
+    LOST,
+    PREEMPTED,
+    REFUSED,
+    RUNNING,
+    WAITING,
+    Outcome,
+    find_outcome,
+    log,
+    now,
+    read_outcome,
+    update_record,
+    write_outcome,
+)
+
+ERROR_FILE = "error.txt"
+"""The traceback of a job that failed by a bug, in its folder."""
+
+SQUEUE_SECONDS = 20
+"""How long SLURM may take to list its jobs."""
+
+ENDING = "CG"
+"""State of a job that SLURM is clearing away."""
+
+LOST_REASON = "it ended without a result (killed, out of memory, or its node failed?)"
+
+
+class Unrecorded:
+    """Stands for the record of a run that is no job of a sweep."""
+
+    result: Any = None
+    """What the task returns."""
+
+    def failures(self) -> AbstractContextManager[None]:
+        """Record how it ends if it does not get through what is done inside. It may be nested."""
+        return nullcontext()
+
+
+class JobRecord(Unrecorded):
+    """The record of a job that is running."""
+
+    def __init__(self, sweep: Path, folder: Path, outcome: Outcome) -> None:
+        self._sweep, self._folder = sweep.absolute(), folder.absolute()
+        own = os.path.relpath(self._folder, self._sweep)
+        self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=now()), False
+
+    def start(self) -> None:
+        """Record that it runs. What the sweep knows of its point stays."""
+        with _warns_if_unwritten():
+            if known := find_outcome(self._sweep, self._outcome.job):
+                cluster_job = self._outcome.cluster_job or known.cluster_job
+                self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
+        self._write(self._outcome)
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """See `Unrecorded`."""
+        try:
+            yield
+        except BaseException as error:
+            if not self._is_ended:
+                self.end(error)
+            raise
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Record how it has ended."""
+        self._is_ended = True
+        status, reason = _status(error)
+        if status == FAILED and error is not None:
+            with _warns_if_unwritten():
+                write_traceback(self._folder, error)
+        ended = replace(self._outcome, status=status, reason=reason, ended=now())
+        self._write(measured(self._folder, self._sweep, ended, self.result))
+
+    def _write(self, outcome: Outcome) -> None:
+        """In its own folder first, from which the other is mended."""
+        with _warns_if_unwritten():
+            write_outcome(self._folder, outcome)
+        with _warns_if_unwritten():
+            update_record(self._sweep, [outcome])
+
+
+@contextmanager
+def record_job(
+    sweep: Path, folder: Path, job: int, overrides: Sequence[str], task: str | None = None
+) -> Iterator[JobRecord]:
+    """Record how what is done inside ends.
+
+    Args:
+        sweep: the folder of the sweep.
+        folder: that of the job.
+        job: its number.
+        overrides: those of its point.
+        task: the name of the task.
+    """
+    record = JobRecord(
+        sweep, folder, Outcome(job=job, overrides=list(overrides), task=task, cluster_job=_cluster_job())
+    )
+    record.start()
+    with record.failures():
+        yield record
+    record.end()
+
+
+@contextmanager
+def _warns_if_unwritten() -> Iterator[None]:
+    """Log a warning if the outcome of a job cannot be written: the job continues."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("the outcome of this job cannot be recorded: %s", error)
+
+
+def _status(error: BaseException | None) -> tuple[str, str | None]:
+    """Return the status of a job, and the reason in one line."""
+    if error is None:
+        return COMPLETED, None
+    if isinstance(error, ConfigError):
+        return REFUSED, reason_of(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, None
+    if isinstance(error, SystemExit):
+        if error.code in (0, None):
+            return COMPLETED, None
+        if error.code == STATUS:
+            text = str(error)
+            return PREEMPTED, None if text == str(STATUS) else text
+        return FAILED, f"left by sys.exit({error.code!r})"
+    return FAILED if isinstance(error, Exception) else INTERRUPTED, reason_of(error)
+
+
+def write_traceback(folder: Path, error: BaseException) -> None:
+    """Leave the traceback of a bug in the folder of its job. The reason of anything else is in the record."""
+    file = folder / ERROR_FILE
+    if message_of(error) is not None and not wants_traceback():
+        file.unlink(missing_ok=True)  # that of an earlier attempt
+        return
+    trace = error.__traceback__
+    text = "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))  # from the task on
+    replace_file(file, text if message_of(error) is not None else f"{text}{bug_report(error)}\n")
+
+
+def _cluster_job() -> str | None:
+    """The SLURM job that this job of a sweep is, where submitit has made it one."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) -> Outcome:
+    """An outcome with what stands in the metrics and checkpoints of the job's folder, and what its task returned."""
+    rows, saved = read_metrics(folder / METRICS_FILE), saved_checkpoints(folder)
+    newest = saved[max(saved)] if saved else None
+    value = _finite(result)
+    name = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
+    found = [(row[name], int(row["step"])) for row in rows if row.get(name) is not None]
+    best, best_step = min(found, default=(None, None))
+    if best is None and value is not None:
+        best, name = value, {"plan": "step_seconds"}.get(outcome.task or "", "loss")
+    rates = [rate for row in rows if (rate := row.get("tokens_per_second")) is not None]
+    steps = max([int(rows[-1]["step"])] if rows else [], default=None)
+    return replace(
+        outcome,
+        metric=name if best is not None else None,
+        best=best,
+        best_step=best_step,
+        steps=max([step for step in (steps, max(saved, default=None)) if step is not None], default=None),
+        metrics={column: value for row in rows for column, value in row.items()},
+        tokens_per_second=statistics.median(rates) if rates else None,
+        checkpoint=None if newest is None else os.path.relpath(newest, sweep),
+        result=value,
+    )
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.csv`, each with the columns that it has. Lines that are damaged or cut off are left out."""
+    try:
+        rows = read_metrics_file(file).rows
+    except OSError:
+        return []
+    return [{name: int(value) if name == "step" else _finite(value) for name, value in row.items()} for row in rows]
+
+
+def _finite(value: Any) -> float | None:
+    """A number that JSON can hold."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def job_folder(sweep: Path, outcome: Outcome) -> Path:
+    """Return the folder of a job. If it is not recorded, it is the default one."""
+    return sweep / (outcome.folder or str(outcome.job))
+
+
+def running_jobs(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return the jobs that still run, or wait in the queue of a cluster."""
+    outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
+    submitted = {one.job: one for one in outcomes if one.cluster_job}
+    queued = _queued(submitted) if submitted else set()
+    return [one for one in outcomes if one.job in queued or is_held(job_folder(sweep, one))]
+
+
+def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return the outcomes, updated from what the jobs have left in their own folders. A job that neither runs nor has
+    recorded its end is lost."""
+    found = {one.job: one for file in sweep.glob("*/outcome.json") if (one := _own(file.parent, sweep)) is not None}
+    taken = [_newer(one, found.get(one.job) or _own(job_folder(sweep, one), sweep)) for one in outcomes]
+    taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
+    running = {one.job for one in running_jobs(sweep, [one for one in taken if one.status == RUNNING])}
+    stopped = {one.job for one in taken if one.status == INTERRUPTED or one.status == RUNNING} - running
+    return [_stopped(sweep, one) if one.job in stopped else one for one in taken]
+
+
+def _own(folder: Path, sweep: Path) -> Outcome | None:
+    """Return what a job has left in its folder, with the folder in which it was found."""
+    own = read_outcome(folder)
+    return None if own is None else replace(own, folder=os.path.relpath(folder, sweep))
+
+
+def _newer(known: Outcome, own: Outcome | None) -> Outcome:
+    """Return what the sweep has recorded of a job, or what the job itself has, whichever is later. The launcher sees
+    that a job died; only the job knows that it has saved before."""
+    if own is None:
+        return known
+    is_later = (
+        (known.status == RUNNING != own.status and own.started == known.started)
+        or known.status == WAITING
+        or (own.started or "") > (known.started or "")
+        or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
+    )
+    if not is_later:
+        return known
+    reason = known.reason if own.status == RUNNING else own.reason
+    return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job, reason=reason)
+
+
+def _stopped(sweep: Path, outcome: Outcome) -> Outcome:
+    """A job that has not recorded its end itself. Where its launcher knows the reason, it has recorded that."""
+    if outcome.status == RUNNING:
+        outcome = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
+    return measured(job_folder(sweep, outcome), sweep, outcome)
+
+
+def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
+    """Return the numbers of the jobs that SLURM runs or will run. If SLURM does not answer, all of them may run; if
+    squeue cannot be run, those whose end is not recorded."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
+    except OSError as error:
+        unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
+        if unended:
+            text = "squeue cannot be run here (%s), so jobs whose end is not recorded are assumed to be running"
+            log.warning(f"{text}. Run this on a machine with squeue to see which have ended.", error.strerror)
+        return unended
+    except subprocess.SubprocessError as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        log.warning("squeue does not respond, so submitted jobs are assumed to be running: %s", reason)
+        return {*submitted}
+    rows = [line.split() for line in done.stdout.splitlines()]
+    queue = {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
+    return {job for job, one in submitted.items() if one.cluster_job in queue}
+
+
+def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded]:
+    """Record how a run ends in the record of its sweep, if it is a job of one. Of several processes, the first one
+    does.
+
+    Args:
+        cfg: the config of the run, which may be wrong.
+        process: the number of this process.
+    """
+    config: Any = HydraConfig.get()
+    if config.mode != RunMode.MULTIRUN or process > 0:
+        return nullcontext(Unrecorded())
+    sweep = Path(config.runtime.cwd) / config.sweep.dir
+    number = job_number(config.overrides.hydra, config.job.num)
+    folder, task = Path(config.runtime.output_dir), OmegaConf.select(cfg, "task.name")
+    return record_job(sweep, folder, number, config.overrides.task, task)
+
+
+def resume_job(run: RunConfig) -> RunConfig:
+    """Have a job of a sweep that is resumed continue from its newest checkpoint, if it has one."""
+    config = cast(DictConfig, HydraConfig.get())
+    if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):
+        return run
+    if run.task.name != "train" or not saved_steps(Path(config.runtime.output_dir)):
+        return run
+    return replace(run, checkpoint=replace(run.checkpoint, restore=AUTO))

@@ -1,0 +1,304 @@
+"""The outcome of each job of a sweep, in its own folder and in one file of the sweep.
+
+A job leaves its outcome as `outcome.json` in its folder, and puts the same into `sweep.jsonl` in the folder of the
+sweep, which has one line for each job from the start on. Where two jobs that cannot lock the file write at once, or a
+job dies, the process that sweeps mends it at the end from the folders of the jobs.
+
+A line that is damaged is reported with its number, and the others are used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xlstm_hydra._printable import printable
+from xlstm_hydra.problems import ConfigError, Problem, either, show
+from xlstm_hydra.runs import lock, open_lock, replace_file
+
+from ._strict_json import Damaged, check_fields, read_object
+
+log = logging.getLogger("xlstm_hydra")
+
+RECORD_FILE = "sweep.jsonl"
+"""One line of JSON for each job, in the folder of the sweep."""
+
+OUTCOME_FILE = "outcome.json"
+"""The same of one job, in its own folder."""
+
+RECORD_LOCK = ".sweep.lock"
+"""Held while the record is changed."""
+
+PATIENCE_SECONDS = 30.0
+"""How long a job waits for the lock. One that is never let go, as by a host that hangs, must not hang the others."""
+
+WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed", "failed", "refused"
+
+PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"
+
+STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
+"""Lost is a job that ended without a word, as by SIGKILL; invalid is a point that was never launched."""
+
+_JOB = re.compile(r'\{"job": ([0-9]{1,9}),')
+"""How a line begins."""
+
+_FEW = 5
+"""Damaged lines that are reported one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What is known of a job of a sweep."""
+
+    job: int
+    """Its number, from 0, which its folder is named after."""
+
+    overrides: list[str] = field(default_factory=list)
+    """Those of its point."""
+
+    status: str = WAITING
+    """One of `STATUSES`."""
+
+    reason: str | None = None
+    """Why it is not completed, in a line."""
+
+    task: str | None = None
+    """What it does: train, evaluate, generate or plan."""
+
+    folder: str | None = None
+    """Its folder, as seen from that of the sweep; null until it starts."""
+
+    metric: str | None = None
+    """What `best` is: validation_loss, or loss where there is no validation, both in nats; step_seconds of a plan."""
+
+    best: float | None = None
+    """The lowest value of that."""
+
+    best_step: int | None = None
+    """The step that had it."""
+
+    steps: int | None = None
+    """Steps that have been done, as far as they are logged."""
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """The last value of each column of `metrics.csv`."""
+
+    tokens_per_second: float | None = None
+    """The median of what was logged."""
+
+    checkpoint: str | None = None
+    """The newest checkpoint, as seen from the folder of the sweep."""
+
+    result: float | None = None
+    """What the task returned: the last validation loss of a training run, the seconds of a planned step."""
+
+    started: str | None = None
+    """When it was started, the last time."""
+
+    ended: str | None = None
+    """When it ended."""
+
+    cluster_job: str | None = None
+    """The number of its SLURM job, such as 1234_5."""
+
+
+def now() -> str:
+    """This moment, in UTC, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Fault(NamedTuple):
+    """A line of a record that cannot be used."""
+
+    line: int
+    text: str
+    is_cut: bool = False
+    """True for a last line without its end, as a kill may leave it."""
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {printable(self.text)}"
+
+
+def read_record(folder: Path) -> list[Outcome]:
+    """The outcomes in the folder of a sweep, by the number of the job. Lines that are damaged are left out.
+
+    Raises:
+        ConfigError: it has no record, or none of its lines can be read.
+    """
+    try:
+        outcomes, faults = scan_record(folder)
+    except FileNotFoundError:
+        text, fix = f"there is no {RECORD_FILE} in it", "Give the folder of a sweep, which -m tells at its end."
+    except OSError as error:
+        text, fix = f"its {RECORD_FILE} cannot be read: {error.strerror}", ""
+    else:
+        if outcomes or not faults:
+            return outcomes
+        text, fix = f"its {RECORD_FILE} cannot be read: {'; '.join(map(str, faults[:_FEW]))}", ""
+    raise ConfigError([Problem.about(f"hydra.sweep.dir={folder}", text, fix)])
+
+
+def scan_record(folder: Path) -> tuple[list[Outcome], list[Fault]]:
+    """The outcomes in the record of a sweep, by the number of the job, and the lines that are damaged."""
+    return _scanned((folder / RECORD_FILE).read_bytes())
+
+
+def repair_record(folder: Path) -> int:
+    """Report the damaged lines of a record and take them out of it. The file as it was is kept beside it, unless its
+    last line is cut off and nothing else is wrong. Returns the number of these lines."""
+    file = folder / RECORD_FILE
+    with _locked(folder):
+        data = file.read_bytes()
+        outcomes, faults = _scanned(data)
+        if not faults:
+            return 0
+        for fault in faults[:_FEW]:
+            log.log(logging.INFO if fault.is_cut else logging.WARNING, "%s, %s; it is left out", file, fault)
+        if len(faults) > _FEW:
+            log.warning("%s: %d more lines are damaged", file, len(faults) - _FEW)
+        if not all(fault.is_cut for fault in faults):
+            aside = file.with_name(f"{RECORD_FILE}.damaged")
+            aside.unlink(missing_ok=True)
+            with aside.open("xb") as stream:
+                stream.write(data)
+            log.warning("the record as it was is kept in %s", aside)
+        replace_file(file, "".join(f"{_line(outcome)}\n" for outcome in outcomes))
+    return len(faults)
+
+
+def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
+    outcomes, faults = dict[int, Outcome](), list[Fault]()
+    lines, _, rest = data.rpartition(b"\n")
+    whole = lines.split(b"\n") if lines else []
+    for number, line in enumerate(whole + [rest] * bool(rest), 1):
+        try:
+            outcome = _parsed(line)
+        except Damaged as error:
+            is_cut = number > len(whole)
+            faults.append(Fault(number, "it is cut off, as by a kill" if is_cut else str(error), is_cut))
+            continue
+        if outcome.job in outcomes:
+            faults.append(Fault(number, f"job {outcome.job} has a line above already"))
+        else:
+            outcomes[outcome.job] = outcome
+    return [outcomes[job] for job in sorted(outcomes)], faults
+
+
+def find_outcome(folder: Path, job: int) -> Outcome | None:
+    """That of one job, if there is one that can be read."""
+    line = next((line for number, line in _rows(folder) if number == job), None)
+    try:
+        return None if line is None else _parsed(line)
+    except Damaged:
+        return None
+
+
+def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Put outcomes into the record of a sweep, in the place of older ones of the same jobs. Any process may do it."""
+    _rewrite(folder, lambda lines: {outcome.job: _line(outcome) for outcome in outcomes})
+
+
+def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
+    """Change single fields of jobs, whatever the jobs themselves write meanwhile: `{3: {"cluster_job": "1234_3"}}`."""
+
+    def amended(lines: Mapping[int, str]) -> dict[int, str]:
+        known = {job: _parsed_or_new(lines.get(job), job) for job in changes}
+        return {job: _line(replace(known[job], **change)) for job, change in changes.items()}
+
+    _rewrite(folder, amended)
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """What a job has left in its own folder; None where that is nothing, or no more than a part."""
+    try:
+        return _parsed((folder / OUTCOME_FILE).read_bytes())
+    except (OSError, Damaged):
+        return None
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Leave it there."""
+    replace_file(folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers that died have left half written."""
+    with _locked(folder):
+        for file in folder.glob(f".{RECORD_FILE}.*"):
+            file.unlink(missing_ok=True)
+
+
+def _parsed(line: str | bytes) -> Outcome:
+    content = read_object(line, "an outcome")
+    check_fields(content, fields(Outcome))
+    if content.get("status", WAITING) not in STATUSES:
+        raise Damaged(f"status: expected {either(STATUSES)}, got {show(content['status'])}")
+    return Outcome(**content)
+
+
+def _parsed_or_new(line: str | None, job: int) -> Outcome:
+    try:
+        return Outcome(job=job) if line is None else _parsed(line)
+    except Damaged:
+        return Outcome(job=job)
+
+
+def _line(outcome: Outcome) -> str:
+    return json.dumps(asdict(outcome), allow_nan=False)
+
+
+def _rewrite(folder: Path, change: Callable[[Mapping[int, str]], Mapping[int, str]]) -> None:
+    """Change lines of the record. The others are not parsed: a thousand of them would take 10 ms. Damaged lines stay
+    until the process that sweeps reports them."""
+    with _locked(folder):
+        rows = _rows(folder)
+        changed = dict(change({job: line for job, line in rows if job is not None}))
+        lines = [line if job is None else changed.pop(job, line) for job, line in rows]
+        lines += [changed[job] for job in sorted(changed)]
+        replace_file(folder / RECORD_FILE, "".join(f"{line}\n" for line in lines))
+
+
+def _rows(folder: Path) -> list[tuple[int | None, str]]:
+    """The lines of a record, each with the job that it is about; None if it is damaged."""
+    file, seen = folder / RECORD_FILE, set[int]()
+    text = file.read_bytes().decode("utf-8", "backslashreplace") if file.exists() else ""
+    rows = list[tuple[int | None, str]]()
+    for line in text.removesuffix("\n").split("\n") if text else ():
+        job = _job_of(line)
+        rows.append((None if job in seen else job, line))
+        seen |= set() if job is None else {job}
+    return rows
+
+
+def _job_of(line: str) -> int | None:
+    """The job that a line is about, which is its first field; None if it is damaged."""
+    if found := _JOB.match(line):
+        return int(found[1])
+    try:
+        return _parsed(line).job
+    except Damaged:
+        return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let no other process change the record. Where the file system has no locks, or one is never let go, it is done
+    without: what is lost then is found again in the folders of the jobs."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with open_lock(folder / RECORD_LOCK) as file:
+        with suppress(OSError):
+            while not lock(file):
+                if time.monotonic() > deadline:
+                    log.warning("%s has been locked for %.0f s; going on without", file.name, PATIENCE_SECONDS)
+                    break
+                time.sleep(random.uniform(0.001, 0.01))
+        yield

@@ -1,0 +1,257 @@
+"""Plots of a sweep: loss curves, and the best value over each number that was swept; the memory of plans as bars."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from xlstm_hydra._colours import COLOURS
+from xlstm_hydra.runs import METRICS_FILE
+
+from ._jobs import job_folder, read_metrics
+from ._labels import swept
+from ._outcomes import COMPLETED, Outcome
+
+MAX_LINES = len(COLOURS) - 1
+"""Lines with a colour and a label; the others are grey, which is the last colour."""
+
+MAX_PANELS = 3
+"""Numbers that have a panel of their own."""
+
+MAX_LABEL = 34
+"""Characters; a longer one is the number of the job."""
+
+SEED = "seed"
+"""How keys end whose values are of no interest: lines go through the mean over them."""
+
+
+class Curve(NamedTuple):
+    """A loss of a job over its steps."""
+
+    label: str
+    steps: list[int]
+    losses: list[float]
+    is_whole: bool
+    """Whether the job is completed."""
+
+
+class Line(NamedTuple):
+    """The best values of jobs that differ in one number only, and in seeds, by that number."""
+
+    label: str
+    best: dict[float, list[float]]
+
+
+class Bar(NamedTuple):
+    """The memory of a planned job, by kind."""
+
+    label: str
+    sizes: Sequence[float]
+    """GiB on a device."""
+    limit: float | None
+    """GiB that a device has."""
+    verdict: str
+
+
+def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
+    """Plot the jobs, given from the best on, in the folder of the sweep. Return the names of the files."""
+    if not _has_matplotlib():
+        return []
+    points = [_numbers(point) for point in swept([one.overrides for one in ranked])]
+    name, curves = curves_of(folder, ranked, points)
+    panels = panels_of(ranked, points)
+    count = bool(curves) + len(panels)
+    if not count:
+        return []
+    figure = _new_figure(6.4 * count, 4.8)
+    axes = iter(figure.subplots(1, count, squeeze=False)[0])
+    if curves:
+        _draw_curves(next(axes), name, curves)
+    for key, lines in panels.items():
+        _draw_panel(next(axes), key, next(one.metric for one in ranked if one.metric) or "", lines)
+    return _save(figure, folder, "sweep")
+
+
+def plot_plans(folder: Path, kinds: Sequence[str], bars: Sequence[Bar]) -> list[str]:
+    """Plot plans as stacked bars, with a line for the memory of a device, in the folder of the sweep. Return the names
+    of the files.
+
+    Args:
+        folder: that of the sweep.
+        kinds: of memory, in words.
+        bars: of all jobs; one without a plan has no sizes.
+    """
+    if not _has_matplotlib() or not any(bar.sizes for bar in bars):
+        return []
+    figure = _new_figure(10, 1.8 + 0.4 * len(bars))
+    axes = figure.add_subplot()
+    rows, ends = range(len(bars)), [0.0] * len(bars)
+    for number, (kind, colour) in enumerate(zip(kinds, COLOURS, strict=True)):
+        sizes = [bar.sizes[number] if bar.sizes else 0.0 for bar in bars]
+        axes.barh(rows, sizes, left=ends, color=colour, label=kind)
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    for row, end, bar in zip(rows, ends, bars, strict=True):
+        axes.text(end, row, f" {f'{end:.1f}, {bar.verdict}' if bar.sizes else bar.verdict}", va="center")
+        if bar.limit is not None:
+            axes.vlines(bar.limit, row - 0.5, row + 0.5, color="black")
+    axes.set_yticks(rows, [bar.label for bar in bars])
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 1.25 * max(*ends, *(bar.limit or 0.0 for bar in bars)))
+    axes.set_xlabel("GiB on a device; the line is what it has")
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    return _save(figure, folder, "plans")
+
+
+def _has_matplotlib() -> bool:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        print("no picture: it needs pip install 'xlstm-hydra[plots]'")
+        return False
+    return True
+
+
+def _new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, folder: Path, name: str) -> list[str]:
+    files = [f"{name}.png", f"{name}.svg"]
+    for file in files:
+        (folder / file).unlink(missing_ok=True)  # a link is not followed
+        figure.savefig(folder / file, dpi=150)
+    return files
+
+
+# ---- what is drawn
+def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> tuple[str, list[Curve]]:
+    """The loss that is drawn, and its curve for each job: that of validation, where it was taken more than once."""
+    rows = [read_metrics(job_folder(folder, one) / METRICS_FILE) for one in ranked]
+    taken = [sum(row.get("validation_loss") is not None for row in of_job) for of_job in rows]
+    name = "validation_loss" if taken and max(taken) > 1 else "loss"
+    curves = []
+    for one, point, of_job in zip(ranked, points, rows, strict=True):
+        pairs = [(row["step"], row[name]) for row in of_job if row.get(name) is not None]
+        if pairs:
+            steps, losses = (list(column) for column in zip(*pairs, strict=True))
+            curves.append(Curve(_label(one, point, points), steps, losses, one.status == COMPLETED))
+    return name, curves
+
+
+def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> dict[str, list[Line]]:
+    """For each number that was swept, the best values over it of the jobs that are completed, in a line for each point
+    of the other keys."""
+    known = [(one, point) for one, point in zip(ranked, points, strict=True) if one.status == COMPLETED]
+    known = [(one.best, point) for one, point in known if one.best is not None]
+    keys = list(dict.fromkeys(key for _, point in known for key in point if not key.endswith(SEED)))
+    numeric = [key for key in keys if all(isinstance(point.get(key), float) for _, point in known)]
+    numeric = [key for key in numeric if len({point[key] for _, point in known}) > 1]
+    panels = {}
+    for key in numeric[:MAX_PANELS]:
+        lines: dict[str, dict[float, list[float]]] = {}
+        for best, point in known:
+            rest = {name: value for name, value in point.items() if name in keys and name != key}
+            lines.setdefault(_text(rest, keys), {}).setdefault(point[key], []).append(best)
+        panels[key] = [Line(label, dict(sorted(line.items()))) for label, line in lines.items()]
+    return panels
+
+
+def _numbers(point: dict[str, str]) -> dict[str, Any]:
+    """A point with its numbers as such."""
+    return {key: value if (number := _number(value)) is None else number for key, value in point.items()}
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _label(one: Outcome, point: dict[str, Any], points: Iterable[dict[str, Any]]) -> str:
+    text = _text(point, list(dict.fromkeys(key for other in points for key in other)))
+    if not text or len(text) > MAX_LABEL:
+        text = f"job {one.job}"
+    return text if one.status == COMPLETED else f"{text} ({one.status})"
+
+
+def _text(point: dict[str, Any], keys: Sequence[str]) -> str:
+    """`lr=0.001 parallel=dp`: keys in short where that is clear."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    names = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+    return " ".join(f"{names[key]}={f'{v:g}' if isinstance(v, float) else v}" for key, v in point.items())
+
+
+# ---- how it is drawn
+def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
+    """The worst first, so that the best lie on top."""
+    for rank, curve in reversed(list(enumerate(curves))):
+        axes.plot(
+            curve.steps,
+            curve.losses,
+            color=COLOURS[min(rank, MAX_LINES)],
+            linewidth=1.6 if rank < MAX_LINES else 0.7,
+            linestyle="-" if curve.is_whole else "--",
+            marker="o" if len(curve.steps) == 1 else None,
+        )
+        if not curve.is_whole:
+            axes.plot(curve.steps[-1:], curve.losses[-1:], "x", color=COLOURS[min(rank, MAX_LINES)])
+    beginning, highest = max(curve.losses[0] for curve in curves), max(max(curve.losses) for curve in curves)
+    lowest = min(min(curve.losses) for curve in curves)
+    top = min(highest, lowest + 1.2 * (beginning - lowest)) if beginning > lowest else highest
+    axes.set_ylim(lowest - 0.05 * (top - lowest) - 1e-9, top + 0.05 * (top - lowest) + 1e-9)
+    named = curves[:MAX_LINES]
+    _name_lines(axes, [(curve.label, curve.losses[-1]) for curve in named])
+    grey = len(curves) - len(named)
+    axes.set_xlabel(f"step{f' ({grey} more jobs in grey)' if grey else ''}")
+    axes.set_ylabel(f"{name.replace('_', ' ')} (nats)")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_panel(axes: Any, key: str, metric: str, lines: Sequence[Line]) -> None:
+    is_few = len(lines) <= MAX_LINES
+    for number, line in enumerate(lines):
+        colour = COLOURS[number if is_few else -1]
+        pairs = [(value, best) for value, found in line.best.items() for best in found]
+        axes.plot(*zip(*pairs, strict=True), "o", color=colour, markersize=4)
+        axes.plot(list(line.best), list(map(statistics.mean, line.best.values())), color=colour, linewidth=1.6)
+    values = sorted({value for line in lines for value in line.best})
+    if values[0] > 0 and values[-1] / values[0] >= 10:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    if len(values) <= MAX_LINES:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+    if is_few and len(lines) > 1:
+        _name_lines(axes, [(line.label, statistics.mean(list(line.best.values())[-1])) for line in lines])
+    axes.set_xlabel(key)
+    axes.set_ylabel(f"best {metric.replace('_', ' ')}")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _name_lines(axes: Any, ends: Sequence[tuple[str, float]]) -> None:
+    """Write the name of each line at its right end, in its colour, and none over another."""
+    low, high = axes.get_ylim()
+    gap = 0.05 * (high - low)
+    order = sorted(range(len(ends)), key=lambda number: ends[number][1])
+    heights, below = {}, -math.inf
+    for number in order:
+        below = heights[number] = max(min(max(ends[number][1], low), high), below + gap)
+    above = high + gap
+    for number in reversed(order):
+        above = heights[number] = min(heights[number], above - gap)
+    for number, (label, _) in enumerate(ends):
+        axes.annotate(
+            label,
+            (1.01, heights[number]),
+            xycoords=("axes fraction", "data"),
+            color=COLOURS[number],
+            va="center",
+            fontsize="small",
+            annotation_clip=False,
+        )

@@ -1,0 +1,283 @@
+"""The folder of a sweep: checked, made, locked by the process that sweeps, and its record opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from xlstm_hydra._printable import shell_line
+from xlstm_hydra.errors import first_line
+from xlstm_hydra.hydra import SweepLoader
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import LOCK_FILE as RUN_LOCK
+from xlstm_hydra.runs import RunFolder, lock_folder, refuse_links_out, saved_steps
+
+from ._commands import COMMAND_FILE, append_command
+from ._jobs import reconciled, running_jobs
+from ._labels import SUBDIR, differing
+from ._outcomes import (
+    COMPLETED,
+    RECORD_FILE,
+    RECORD_LOCK,
+    WAITING,
+    Outcome,
+    log,
+    read_record,
+    repair_record,
+    update_record,
+)
+
+SWEEP_LOCK = ".sweeping.lock"
+"""Held by the process that sweeps."""
+
+_locks: dict[Path, IO[str]] = {}
+"""Locks that this process holds from `start_sweep` to `end_sweep`, by the folder of the sweep."""
+
+_undo: dict[Path, ExitStack] = {}
+"""Restores the folder of a sweep to its state before `start_sweep`, by the folder."""
+
+_NEW_SWEEP = "Begin another sweep in another folder (hydra.sweep.dir=DIR)."
+
+_WRITTEN = (RECORD_FILE, RECORD_LOCK, SWEEP_LOCK, COMMAND_FILE, "multirun.yaml", "study.db")
+
+_SUBDIR_FIX = "Leave it out, or choose a name that contains the number of the job, hydra.job.num."
+
+
+def check_sweep_folder(folder: Path, resume: bool = False) -> None:
+    """Make sure that a sweep can begin in a folder, before that takes time. Nothing is left there.
+
+    Raises:
+        ConfigError: another sweep is recorded there and is not to be resumed, another process is sweeping there, or it
+            is the folder of a run.
+    """
+    folder = folder.absolute()
+    refuse_run_folder(folder)
+    if not (folder / RECORD_FILE).exists():
+        return
+    with _sweep_folder(folder).writing():
+        refuse_sweep_links(folder)
+        _lock_sweep(folder)
+    try:
+        if not resume:
+            raise ConfigError([_recorded_already(folder, reconciled(folder, read_record(folder)))])
+    finally:
+        end_sweep(folder)
+
+
+def refuse_run_folder(folder: Path) -> None:
+    """Make sure that a sweep does not begin in the folder of a run.
+
+    Raises:
+        ConfigError: it would.
+    """
+    has_config = (folder / "config.yaml").exists() and (folder / RUN_LOCK).exists()
+    if has_config or saved_steps(folder):
+        text, fix = "is the folder of a run", "A sweep needs its own folder: choose another with hydra.sweep.dir=DIR."
+        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
+
+
+def start_sweep(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
+    """Open the record of a sweep: all its jobs wait.
+
+    Args:
+        folder: that of the sweep.
+        points: the overrides of each job.
+        resume: run what is missing or failed of the sweep that is recorded there.
+
+    Returns:
+        The numbers of the jobs to run.
+
+    Raises:
+        ConfigError: the folder has a record already, or one of other points, or another process is at work there.
+    """
+    folder = folder.absolute()
+    with make_sweep_folder(folder) as undo:
+        _lock_sweep(folder)
+        undo.callback(end_sweep, folder)
+        todo = _open(folder, [list(point) for point in points], resume)
+        append_command(folder)
+        _undo[folder] = undo.pop_all()
+    return todo
+
+
+@contextmanager
+def make_sweep_folder(folder: Path) -> Iterator[ExitStack]:
+    """Make the folder of a sweep. What is done inside can add to what is undone if it fails, or keep that for later.
+
+    Raises:
+        ConfigError: the folder cannot be made or written, or a link leads out of it.
+    """
+    sweep = _sweep_folder(folder)
+    with ExitStack() as undo, sweep.writing():
+        sweep.make(folder, undo)
+        refuse_sweep_links(folder)
+        yield undo
+        undo.pop_all()
+
+
+def _sweep_folder(folder: Path) -> RunFolder:
+    return RunFolder(folder, {"hydra.sweep.dir": str(folder)}, "Choose another folder with hydra.sweep.dir=DIR.")
+
+
+def undo_start(folder: Path) -> None:
+    """Remove what `start_sweep` has left in the folder of a new sweep of which no job was started."""
+    folder = folder.absolute()
+    for name in (RECORD_FILE, COMMAND_FILE, RECORD_LOCK, SWEEP_LOCK):
+        (folder / name).unlink(missing_ok=True)
+    _undo.pop(folder).close()
+
+
+def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
+    if not (folder / RECORD_FILE).exists():
+        update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
+        return list(range(len(points)))
+    damaged = repair_record(folder) if resume else 0
+    record = read_record(folder)
+    refuse_folders_outside(folder, record)
+    record = reconciled(folder, record)
+    if not resume:
+        raise ConfigError([_recorded_already(folder, record)])
+    record = _with_lost(record, points, damaged)
+    _refuse_other_points(folder, record, points)
+    running = {outcome.job for outcome in running_jobs(folder, record)}
+    todo = [one.job for one in record if one.status != COMPLETED and one.job not in running]
+    for job in sorted(running):
+        log.info("job %d still runs, and is not started again", job)
+    done = sum(one.status == COMPLETED for one in record)
+    log.info("going on with the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
+    # What is typed anew says how jobs run, and does not make another point of one.
+    fresh = [replace(one, status=WAITING, reason=None, cluster_job=None) if one.job in todo else one for one in record]
+    update_record(folder, fresh)
+    return todo
+
+
+def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: int) -> list[Outcome]:
+    """Return the record with the jobs whose lines were damaged. Only their points are known, so they run again."""
+    known = {one.job for one in record}
+    lost = [job for job in range(len(points)) if job not in known]
+    if len(lost) > damaged:
+        return record
+    return sorted([*record, *(Outcome(job=job, overrides=[*points[job]]) for job in lost)], key=lambda one: one.job)
+
+
+def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
+    done = sum(one.status == COMPLETED for one in record)
+    text = f"a sweep is recorded there already, with {len(record)} jobs, {done} of them completed"
+    fix = f"{resume_line(folder)} goes on with what is missing or failed; for another sweep, choose another folder."
+    return Problem({"hydra.sweep.dir": str(folder)}, text, fix)
+
+
+def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequence[Sequence[str]]) -> None:
+    """The numbers of jobs mean the same points as before. What all jobs have may be another."""
+    before, after = differing([one.overrides for one in record]), differing(points)
+    numbers = [one.job for one in record]
+    if before == after and numbers == list(range(len(points))):
+        return
+    changed = [job for job, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]]
+    if changed:
+        job = changed[0]
+        text = f"its job {job} is {' '.join(before[job])!r}, and would be {' '.join(after[job])!r}"
+    else:
+        count = f"{len(before)} jobs, of which the last is job {max(numbers)}" if numbers else "no jobs"
+        text = f"it has {count}, and would have {len(after)}"
+    fix = "A sweep goes on with the points that it began with; for others, choose another folder."
+    raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
+
+
+def resume_line(folder: Path) -> str:
+    """Return the command that resumes a sweep."""
+    near = os.path.relpath(folder)
+    return shell_line(["xlstm-hydra", f"resume_sweep={folder if near.startswith('..') else near}"])
+
+
+def _lock_sweep(folder: Path) -> None:
+    """Keep other processes from sweeping in a folder.
+
+    Raises:
+        ConfigError: another one is sweeping there.
+    """
+    lock = lock_folder(folder, SWEEP_LOCK, "sweep")
+    if lock is None:
+        text, fix = "another process is sweeping in this folder", "Wait until it has ended, or choose another folder."
+        raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
+    _locks[folder] = lock
+
+
+def end_sweep(folder: Path) -> None:
+    """Let other processes sweep in a folder, and keep what is in it."""
+    _undo.pop(folder, None)
+    if lock := _locks.pop(folder, None):
+        lock.close()
+
+
+def refuse_sweep_links(folder: Path, key: str = "hydra.sweep.dir") -> None:
+    """Make sure that no link in the folder of a sweep leads out of it. Only where a sweep is recorded, all that is in
+    the folder is looked at: a new one may begin in a folder that has other things.
+
+    Raises:
+        ConfigError: with the first link that does.
+    """
+    numbered = [item for item in folder.iterdir() if item.name.isdigit()] if folder.is_dir() else []
+    is_recorded = os.path.lexists(folder / RECORD_FILE)
+    paths = [folder] if is_recorded else [*(folder / name for name in _WRITTEN), *numbered]
+    refuse_links_out(folder, paths, {key: str(folder)}, f"Remove it. {_NEW_SWEEP}")
+
+
+def refuse_folders_outside(folder: Path, record: Iterable[Outcome], key: str = "hydra.sweep.dir") -> None:
+    """Make sure that the recorded folders of the jobs are in the folder of the sweep.
+
+    Raises:
+        ConfigError: with the first one that is not.
+    """
+    inside = os.path.realpath(folder)
+    for one in record:
+        path = os.path.realpath(os.path.join(inside, one.folder or str(one.job)))
+        if os.path.commonpath([inside, path]) != inside:
+            text = (
+                f"the recorded folder of its job {one.job} is {one.folder!r}, which is not in the folder of the sweep"
+            )
+            raise ConfigError([Problem({key: str(folder)}, text, _NEW_SWEEP)])
+
+
+def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequence[str], job: int) -> None:
+    """Make sure that the folder of a job can be made. Nothing is left there.
+
+    Args:
+        config: of the sweep.
+        loader: what composes its jobs.
+        overrides: of the job.
+        job: its number.
+
+    Raises:
+        ConfigError: the name has no value, or the folder cannot be made.
+    """
+    cfg = loader.load_sweep_config(config, list(overrides))
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.job.num, cfg.hydra.job.id = job, str(job)
+    raw: Any = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
+    given = {SUBDIR: raw["subdir"]}
+    is_here = cfg.hydra.launcher._target_.endswith(".BasicLauncher")
+    if "oc.env" in str(raw["subdir"]) and not is_here:
+        return  # a variable that only the process of the job may have
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(cfg)
+    try:
+        path = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir)).absolute()
+    except OmegaConfBaseException as error:
+        raise ConfigError([Problem.about(f"{SUBDIR}={raw['subdir']}", first_line(error), _SUBDIR_FIX)]) from None
+    finally:
+        HydraConfig.instance().cfg = before
+    folder = RunFolder(path, given, _SUBDIR_FIX)
+    with ExitStack() as undo:
+        with make_sweep_folder(Path(cfg.hydra.sweep.dir).absolute()) as made:  # with a message of its own
+            undo.push(made.pop_all())
+        with folder.writing():
+            folder.make(path, undo)

@@ -1,0 +1,171 @@
+"""The work of a process of a job, wherever it runs, and what it returns to the process that sweeps."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from xlstm_hydra.hydra import overrides_of_other
+from xlstm_hydra.problems import ConfigError
+
+from ._outcomes import RECORD_FILE, log, update_fields
+
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
+
+
+@dataclass
+class Work:
+    """The task of a sweep, as the sweeping process pickles it for its jobs."""
+
+    context: HydraContext
+    task: TaskFunction
+    config: DictConfig
+    """That of the sweep."""
+
+    singletons: Any
+    """What Hydra knows in the sweeping process."""
+
+    def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
+        """Do one job. Its process ends as the job did, so that the cluster sees it too."""
+        _take_signals_back()
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            _end_with_parent()
+        Singleton.set_state(self.singletons)
+        setup_globals()
+        config = self.config_of(overrides)
+        with open_dict(config.hydra.job):
+            config.hydra.job.id = _job_id()
+            config.hydra.job.num = number
+        done = run_job(
+            task_function=self.task_noting_its_folder,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+            hydra_context=self.context,
+        )
+        if done.status == JobStatus.FAILED:
+            done.return_value = _portable(done._return_value)
+            status = 2 if isinstance(done._return_value, ConfigError) else 1
+            atexit.register(_exit, status)  # when the result is written
+        return done
+
+    def task_noting_its_folder(self, config: DictConfig) -> Any:
+        """Do the task, once the batch script of the job knows where its checkpoints are."""
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and _process() == 0:
+            note_run_folder(Path(HydraConfig.get().runtime.output_dir))
+        return self.task(config)
+
+    def config_of(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of a job, for this process of it."""
+        if process := _process():
+            quiet = overrides_of_other(process, self.config.hydra.runtime.choices["hydra/job_logging"])
+            overrides = [*overrides, *quiet]
+        return self.context.config_loader.load_sweep_config(self.config, list(overrides))
+
+    def update_fields(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Change fields of jobs in the record of the sweep, if it has one."""
+        folder = Path(self.config.hydra.sweep.dir)
+        if (folder / RECORD_FILE).exists():
+            update_fields(folder, changes)
+
+
+def _take_signals_back() -> None:
+    """Signals mean to a run what they always do; submitit has answers of its own, of which a run knows nothing."""
+    for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _end_with_parent() -> None:
+    """Have this process save and leave when the one that watches it is killed, on Linux: nobody would know of it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _process() -> int:
+    """The number of this process among those of the job."""
+    return int(os.environ.get("SLURM_PROCID", "0"))
+
+
+def _job_id() -> str:
+    import submitit
+
+    return submitit.JobEnvironment().job_id
+
+
+def _portable(error: Any) -> BaseException:
+    """An error that the sweeping process can read, with what was to be seen here."""
+    trace = "".join(traceback.format_exception(error))
+    error.add_note(f"On {os.uname().nodename}, in job {_job_id()}:\n{trace}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(trace)
+    return error
+
+
+def _exit(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
+    """What the first process of a job returned, if it has yet.
+
+    Args:
+        handle: submitit's job.
+        overrides: those of its point.
+    """
+    from submitit.core.utils import pickle_load
+
+    path = handle.task(0).paths.result_pickle
+    if not path.exists():
+        return None
+    try:
+        outcome, result = pickle_load(path)
+    except (OSError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
+        return failed(overrides, RuntimeError(f"the result of the job cannot be read: {path}: {error}"))
+    return result if outcome == "success" else failed(overrides, RuntimeError(_last_line_first(result)))
+
+
+def _last_line_first(trace: str) -> str:
+    """A traceback below its last line, which is shown as the reason."""
+    return f"{trace.strip().splitlines()[-1]}\n{trace}" if trace.strip() else trace
+
+
+def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
+    """The return of a job that has left none."""
+    return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=error)
+
+
+def note_run_folder(run: Path) -> None:
+    """Write down the folder of a job's run for its batch script, which looks there for new checkpoints. If the file
+    cannot be written, log a warning."""
+    import submitit
+
+    environment = submitit.JobEnvironment()
+    file = environment.paths.folder / f"{environment.job_id}_run"
+    try:
+        file.write_text(f"{run.absolute()}\n", encoding="utf-8")
+    except OSError as error:
+        log.warning(
+            "%s: cannot be written, so the batch script does not find new checkpoints: %s", file, error.strerror
+        )
