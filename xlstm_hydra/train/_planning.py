@@ -31,7 +31,7 @@ from xlstm_hydra.plan import (
 )
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import replace_file, write_layout
-from xlstm_hydra.step import Program
+from xlstm_hydra.step import CompilationStats, Program
 
 from ._log import Stopwatch
 
