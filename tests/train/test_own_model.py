@@ -31,6 +31,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.formats import _registry
 from xlstm_hydra.hydra import load, make_model_config
 from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
+from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.step import build_program
 from xlstm_hydra.train import train
 
@@ -54,7 +55,7 @@ def own(layout=None, **fields):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_its_loss_and_gradients_are_those_of_one_device(layout):
-    one = build_program(own(), jax.devices()[:1])
+    one = build_program(own(), build_mesh(own().parallel, jax.devices()[:1]))
     params = jax.device_get(one.init().params)
     expected = results(one, params)
     got = results(build_program(own(layout)), params)
