@@ -125,13 +125,11 @@ def test_a_run_that_continues_leniently_is_started_so(places, monkeypatch, argum
 
 
 def test_a_run_continues_from_a_record_with_unknown_fields_if_it_is_lenient(places, run):
-    from xlstm_hydra.train._resumed import read_resumed
-
     def resumed(lenient):
         settings = CheckpointConfig(restore="ours", lenient=lenient)
         trainer, model = dataclasses.replace(run.trainer, max_steps=40), resolve_classes(run.model)
         continued = dataclasses.replace(run, model=model, checkpoint=settings, trainer=trainer)
-        return read_resumed(continued, find_checkpoint("ours"))
+        return xlstm_hydra.train.read_resumed(continued, find_checkpoint("ours"))
 
     with pytest.raises(ConfigError, match="optimizer.shiny: no such .* checkpoint.lenient=true ignores unknown fields"):
         resumed(False)

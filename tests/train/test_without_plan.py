@@ -15,8 +15,7 @@ from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.plan import PlanError
 from xlstm_hydra.step import build_program
 from xlstm_hydra.sweep import _plan_points
-from xlstm_hydra.train import train
-from xlstm_hydra.train._planning import choose_layout, plan_program
+from xlstm_hydra.train import choose_layout, plan_program, train
 
 REASON = "the parameters of the primitive 'scan' cannot be read "
 HERE = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})

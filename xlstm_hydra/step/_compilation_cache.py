@@ -120,7 +120,7 @@ def _cache_folder(config: TrainerConfig) -> str | None:
     if config.compilation_cache_dir != "auto":
         folder = Path(config.compilation_cache_dir).expanduser().absolute()
     else:
-        folder = Path(known).absolute() if known else own_folder()
+        folder = Path(known).absolute() if known else compiled_folder()
     if folder is None:
         log.warning("compiled programs are not kept: this user has no home folder")
     elif (owner := _other_writer(_status(folder))) is not None:
@@ -133,7 +133,7 @@ def _cache_folder(config: TrainerConfig) -> str | None:
     return None if folder is None else str(folder)
 
 
-def own_folder() -> Path | None:
+def compiled_folder() -> Path | None:
     """Return the folder in which compiled programs of this user are kept, or None for a user without a home folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     home = Path(os.path.expanduser("~"))
@@ -219,7 +219,7 @@ class _Store:
     def _tidy(self) -> None:
         """Remove what kills have left behind, and, in the folder that no user has named, what is not used any more."""
         old = {f".*{_UNFINISHED}": _HOUR}
-        if self._path == own_folder():
+        if self._path == compiled_folder():
             old["*-cache"] = _UNUSED_DAYS * 24 * _HOUR
         for pattern, seconds in old.items():
             for file in self._path.glob(pattern):
