@@ -17,7 +17,7 @@ import jax
 from tables import write
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import compile_program, exchanged, listed, plan_objective, widened
+from xlstm_hydra.plan import compile_program, exchanged, listed, plan_sharded_loss, widened
 from xlstm_hydra.step import ShardedLoss
 
 V1, V0, MIXED, LLAMA = FAMILIES.values()
@@ -59,7 +59,7 @@ def agreement() -> Iterable[list[str]]:
     device = load_device("cpu")
     for name, overrides in CASES.items():
         on = program(overrides if "model.dtype" in overrides else f"{overrides} model.dtype=float32")
-        plan, compiled = plan_objective(on.sharded_loss, device), compile_program(on)
+        plan, compiled = plan_sharded_loss(on.sharded_loss, device), compile_program(on)
         held = sum(placement.bytes_per_device for placement in plan.placements)
         planned = held, held, plan.memory.optimizer
         found = compiled.parameters, compiled.gradients, compiled.optimizer

@@ -8,7 +8,7 @@ from saved import composed
 
 from xlstm_hydra import configs
 from xlstm_hydra.configs import ModelConfig, resolve_classes
-from xlstm_hydra.hydra._register import SCHEMAS
+from xlstm_hydra.hydra import SCHEMAS
 from xlstm_hydra.metadata import Difference, diff, read_record, write_metadata
 from xlstm_hydra.runs import ABSENT, KINDS, not_compared
 from xlstm_hydra.runs._diff import EFFECTS, _kind

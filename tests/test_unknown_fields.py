@@ -13,7 +13,7 @@ import xlstm_hydra.train
 from xlstm_hydra.checkpoint import recorded_model
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, ModelConfig, resolve_classes
-from xlstm_hydra.hydra._from_checkpoint import SavedOptions
+from xlstm_hydra.hydra import SavedOptions
 from xlstm_hydra.metadata import read_record, write_metadata
 from xlstm_hydra.runs import find_checkpoint, record_of
 

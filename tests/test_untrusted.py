@@ -19,7 +19,7 @@ from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.metadata import MetadataError, read_record, write_metadata
 from xlstm_hydra.runs import RunFolder, find_checkpoint, provenance, read_metadata_text, recorded_origin
-from xlstm_hydra.sweep._outcomes import FAILED, Outcome, update_record
+from xlstm_hydra.sweep import FAILED, Outcome, update_record
 from xlstm_hydra.train import train
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")

@@ -51,7 +51,7 @@ class XlstmConfigSource(FileConfigSource):
 def _schema(config_path: str) -> DictConfig | None:
     if not config_path.startswith(SCHEMAS):
         return None
-    from xlstm_hydra.hydra import _register
+    from xlstm_hydra.hydra import register_resolvers, schema_node
 
-    _register.register_resolvers()
-    return _register.schema_node(config_path[len(SCHEMAS) :])
+    register_resolvers()
+    return schema_node(config_path[len(SCHEMAS) :])

@@ -14,9 +14,7 @@ from published import tree, with_none_strings
 from saved import composed, save, save_text
 
 from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, ParallelConfig, RunConfig, mLSTMv1Config
-from xlstm_hydra.hydra import load
-from xlstm_hydra.hydra._from_checkpoint import SavedOptions
-from xlstm_hydra.hydra._load import read
+from xlstm_hydra.hydra import SavedOptions, load, read
 from xlstm_hydra.metadata import Record, read_record, write_metadata
 from xlstm_hydra.runs import starting_groups
 

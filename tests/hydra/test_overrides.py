@@ -17,9 +17,7 @@ from xlstm_hydra import configs
 from xlstm_hydra.codec._hints import hints
 from xlstm_hydra.codec._partial import unchecked
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig
-from xlstm_hydra.hydra import VERSION_BASE, shortest_overrides
-from xlstm_hydra.hydra._load import read
-from xlstm_hydra.hydra._register import SCHEMAS
+from xlstm_hydra.hydra import SCHEMAS, VERSION_BASE, read, shortest_overrides
 from xlstm_hydra.metadata import Record, read_record
 from xlstm_hydra.runs import without_idle
 

@@ -12,9 +12,17 @@ from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.hydra import load_device
 from xlstm_hydra.parallel import abstract_mesh, build_mesh, list_collectives
-from xlstm_hydra.plan import Exchange, count, make_plan, report
-from xlstm_hydra.plan._compiled import exchanged, listed
-from xlstm_hydra.plan._jaxpr import read_program, trace, trace_program
+from xlstm_hydra.plan import (
+    Exchange,
+    count,
+    exchanged,
+    listed,
+    make_plan,
+    read_program,
+    report,
+    trace_loss,
+    trace_program,
+)
 from xlstm_hydra.step import build_sharded_loss
 
 BFLOAT16 = {"fsdp_gather_dtype": "bfloat16", "fsdp_grad_scatter_dtype": "bfloat16"}
@@ -63,7 +71,7 @@ def test_collectives_and_operations_are_those_of_the_lowered_program(name):
 @pytest.mark.parametrize("name", ["v1, fsdp", "llama, collective matmul in a pipeline"])
 def test_operations_are_those_of_a_program_without_loops_and_of_no_devices(name, monkeypatch):
     run, scan = case(name), jax.lax.scan
-    counts = count(trace(build_sharded_loss(run, abstract_mesh(run.parallel, 8))))
+    counts = count(trace_loss(build_sharded_loss(run, abstract_mesh(run.parallel, 8))))
     monkeypatch.setattr(jax.lax, "scan", lambda *of, **how: scan(*of, **how | {"unroll": True}))
     found = traced(run)[0].lower().cost_analysis()
     assert counts.flops == pytest.approx(found["flops"], rel=0.02)
@@ -152,7 +160,7 @@ def test_a_power_takes_the_multiplications_of_repeated_squaring(power):
 def test_attention_by_cudnn_is_planned_without_cudnn_and_makes_no_scores():
     def counted(backend):
         run = tiny_run("llama", model={"attention_backend": backend, "dtype": "bfloat16", "context_length": 512})
-        return count(trace(build_sharded_loss(run, abstract_mesh(run.parallel, 1))))
+        return count(trace_loss(build_sharded_loss(run, abstract_mesh(run.parallel, 1))))
 
     fused, plain = counted("cudnn"), counted("xla")
     scores = 2 * 8 * 4 * 512**2 * 8 * 2  # of two blocks: 8 rows, 4 heads of width 8

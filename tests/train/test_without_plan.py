@@ -14,7 +14,7 @@ from xlstm_hydra.configs import AutoParallelConfig
 from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.plan import PlanError
 from xlstm_hydra.step import build_program
-from xlstm_hydra.sweep import _plan_points
+from xlstm_hydra.sweep import plan_points
 from xlstm_hydra.train import choose_layout, plan_program, train
 
 REASON = "the parameters of the primitive 'scan' cannot be read "
@@ -84,6 +84,6 @@ def test_so_is_each_row_of_a_sweep_of_plans(unreadable):
 
 def test_points_of_a_sweep_that_cannot_be_planned_are_launched_with_one_warning(unreadable, caplog):
     runs = {number: tiny_run(trainer={"max_steps": 1, "batch_size": 8 * (number + 1)}) for number in range(3)}
-    assert _plan_points.plan_points(runs, HERE) == {}
+    assert plan_points(runs, HERE) == {}
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith(f"jobs 0, 1, 2 cannot be planned, and will be launched without a plan: {REASON}")

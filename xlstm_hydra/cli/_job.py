@@ -106,7 +106,7 @@ def run_task(cfg: DictConfig) -> float | None:
     """Do a job of a sweep: check its config, then do its task. Returns the loss that it ends with, if any, or the time
     of a step that is planned, for sweepers that minimize it."""
     from xlstm_hydra.runs import RunFolder
-    from xlstm_hydra.sweep import going_on, recorded
+    from xlstm_hydra.sweep import record_if_job, resume_job
 
     config = distributed_of(cfg)
     process = config.process_info(os.environ) if config else None
@@ -114,9 +114,9 @@ def run_task(cfg: DictConfig) -> float | None:
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     files = [folder.path / CONFIG_FILE]
     try:
-        with recorded(cfg, process.process_id if process else 0) as job:
+        with record_if_job(cfg, process.process_id if process else 0) as job:
             with _folder_noted():
-                run = going_on(load(cfg))
+                run = resume_job(load(cfg))
             with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
                 with _held(run, folder, files) as is_to_be_done:
                     job.result = _do(cfg, run, folder, is_to_be_done)
@@ -136,9 +136,9 @@ def _located(error: ConfigError) -> ConfigError:
 
 def _keep_refusal(error: ConfigError) -> float:
     """Leave for the table of a sweep of plans why this one is not there. Returns what one that does not fit does."""
-    from xlstm_hydra.sweep import keep_refusal
+    from xlstm_hydra.sweep import write_refusal
 
-    keep_refusal(error, Path(HydraConfig.get().runtime.output_dir))
+    write_refusal(error, Path(HydraConfig.get().runtime.output_dir))
     return math.inf
 
 

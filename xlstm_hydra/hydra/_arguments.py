@@ -17,8 +17,8 @@ from xlstm_hydra.problems import ConfigError, Problem, either, show
 from xlstm_hydra.problems import _near as near_name
 from xlstm_hydra.runs import checkpoints_of_run, refuse_to_continue, run_of, step_of
 
+from ._omegaconf import REFUSED
 from ._quote import as_override
-from ._refusals import REFUSED
 from ._search_path import SEARCH_PATH, source_problems
 
 FLAG = "--from"

@@ -13,14 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from xlstm_hydra.problems import ConfigError, Problem
 
 from ._composer import Composer
-from ._count import MAX_JOBS, typed_limit
 from ._interpolations import whole
 from ._lenient import compose_files
+from ._omegaconf import REFUSED
 from ._own_files import Composed, FileProblem, has_search_path, own_sources
 from ._points import by_job
-from ._refusals import REFUSED, unknown_key, unset_variable
-from ._several_values import several_for_hydra
-from ._split import first_point, split
+from ._refusals import several_for_hydra, unknown_key, unset_variable
+from ._split import MAX_JOBS, first_point, split, typed_limit
 
 
 def explain(

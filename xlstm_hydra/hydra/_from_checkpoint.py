@@ -20,9 +20,9 @@ from xlstm_hydra.runs import (
     starting_groups,
 )
 
+from ._omegaconf import structured
 from ._quote import literal
 from ._register import SCHEMAS, ModelNode
-from ._schema import structured
 
 ALL = "from"
 """The group whose options choose that of every other group."""

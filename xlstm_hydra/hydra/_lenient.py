@@ -27,12 +27,12 @@ from xlstm_hydra.errors import first_line
 from xlstm_hydra.problems import Problem, show
 
 from ._defaults_list import circle, entry_fault, outside_group, paths_of
-from ._engines import not_installed
-from ._header import header_faults, header_problem
-from ._merge import empties, leaves, nested, refusal
+from ._hydra_part import not_installed
+from ._omegaconf import REFUSED, empties, leaves, nested, refusal
+from ._options import no_such_option
 from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
-from ._refusals import REFUSED, no_such_option, wrong_value
-from ._yaml_file import Fault, entry_line, line_of, read_yaml
+from ._refusals import wrong_value
+from ._yaml_file import Fault, entry_line, header_faults, header_problem, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)
 """What composing raises because of a file: also one that cannot be opened, or that leads back to itself."""

@@ -17,14 +17,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from xlstm_hydra._hooks import hooks
 from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig, PlanTaskConfig, RunConfig
 from xlstm_hydra.runs import Record, without_idle
 
-from ._load import _to_plain as to_plain
 from ._quote import as_override, literal
-from ._register import register_resolvers
+from ._read import to_plain
+from ._resolvers import register_resolvers
 
 _RECIPES = ("experiment", "debug")
 """Groups that set others, in the order in which `conf/config.yaml` applies them."""
@@ -52,9 +51,6 @@ def shortest_layout(run: RunConfig) -> list[str]:
     assert found is not None, "every layout follows from any option by setting its fields"
     default = f"parallel={_options().defaults['parallel']}"
     return found if found[:1] and found[0].startswith("parallel=") else [default, *found]
-
-
-hooks.shortest_layout = shortest_layout
 
 
 def _shortest(found: list[list[str]]) -> list[str]:

@@ -16,9 +16,8 @@ from omegaconf import DictConfig
 from xlstm_hydra._printable import printable
 from xlstm_hydra.problems import Missing, Problem, UnknownGroup
 
-from ._header import header_problem
-from ._merge import leaves
-from ._yaml_file import line_of
+from ._omegaconf import leaves
+from ._yaml_file import header_problem, line_of
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from hydra.core.plugins import Plugins
 from hydra.errors import SearchPathException
 from omegaconf import ListConfig, OmegaConf
 
-import xlstm_hydra
+from xlstm_hydra import _conf_dir
 from xlstm_hydra.problems import ConfigError, Problem, nearest, show
 
+from ._omegaconf import REFUSED
 from ._own_files import OwnFile, in_file, is_own, name_of, path_of
-from ._refusals import REFUSED
 from ._yaml_file import line_of, read_yaml
 
 SEARCH_PATH = "hydra.searchpath"
@@ -38,7 +38,7 @@ def search_path(args: Any) -> ConfigSearchPath:
     Raises:
         ConfigError: a folder or package that they name does not exist.
     """
-    found = create_automatic_config_search_path(xlstm_hydra.__file__, None, args.config_path)
+    found = create_automatic_config_search_path(_conf_dir.__file__, None, args.config_path)
     main = next((one.path for one in found.get_path() if one.provider == "main"), None)
     if main is not None and (problem := _missing("--config-path", args.config_path, main)):
         raise ConfigError([problem])

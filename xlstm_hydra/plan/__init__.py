@@ -1,9 +1,5 @@
 """What a config will cost, with no device: memory, work, communication and time of a training step."""
 
-from xlstm_hydra._table import gib as gib
-from xlstm_hydra._table import in_bytes as in_bytes
-from xlstm_hydra._table import in_ms as in_ms
-
 from ._changes import Change as Change
 from ._changes import changes_that_fit as changes_that_fit
 from ._changes import too_large as too_large
@@ -19,14 +15,22 @@ from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count
 from ._estimate import Estimate as Estimate
+from ._jaxpr import read_program as read_program
+from ._jaxpr import trace_loss as trace_loss
+from ._jaxpr import trace_program as trace_program
+from ._layouts import Refusal as Refusal
+from ._layouts import layouts as layouts
 from ._memory import Memory as Memory
+from ._memory import step_memory as step_memory
+from ._memory import working_memory as working_memory
 from ._own_costs import Activations as Activations
+from ._own_costs import DeviceShare as DeviceShare
 from ._own_costs import ModelCosts as ModelCosts
-from ._own_costs import Share as Share
 from ._plan import Plan as Plan
 from ._plan import PlanError as PlanError
+from ._plan import axes_across as axes_across
 from ._plan import make_plan as make_plan
-from ._plan import plan_objective as plan_objective
+from ._plan import plan_sharded_loss as plan_sharded_loss
 from ._plan import planning as planning
 from ._report import MEMORY_KINDS as MEMORY_KINDS
 from ._report import changes_report as changes_report
@@ -47,4 +51,5 @@ from ._task import plan as plan
 from ._task import to_dict as to_dict
 from ._time import StepTime as StepTime
 from ._time import Traffic as Traffic
+from ._time import step_time as step_time
 from ._time import step_traffic as step_traffic

@@ -11,7 +11,7 @@ from xlstm_hydra._table import in_bytes
 from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig, RunConfig, TrainerConfig
 from xlstm_hydra.problems import ConfigError, Problem, divisors
 
-from ._estimate import Estimate, Scale
+from ._estimate import Estimate, LayoutEstimator
 from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
 from ._plan import Plan, PlanError, make_plan, planning
@@ -114,7 +114,7 @@ class _Tried:
                 for group in merged
             ]
         runs = [run for groups in self.by_number.values() for group in groups for _, run in group]
-        self.scale = Scale([plan.run, *runs], plan.num_devices, plan.device, self.parameters, known=plan)
+        self.estimator = LayoutEstimator([plan.run, *runs], plan.num_devices, plan.device, self.parameters, known=plan)
 
     def valid(self, fields: Fields, num_devices: int) -> RunConfig | None:
         """The run with these fields; None where its rules do not allow them, or where nothing else has room."""
@@ -130,18 +130,18 @@ class _Tried:
         """Of each combination of so many aspects, the first change that fits."""
         for group in self.by_number[number]:
             for fields, run in group:
-                if (change := self.change(fields, run, self.scale)) is not None:
+                if (change := self.change(fields, run, self.estimator)) is not None:
                     yield change
                     break
 
-    def change(self, fields: Fields, run: RunConfig, scale: Scale) -> Change | None:
+    def change(self, fields: Fields, run: RunConfig, estimator: LayoutEstimator) -> Change | None:
         """The change, if the run fits with it."""
-        if scale.state_bytes(run) > self.limit:
+        if estimator.state_bytes(run) > self.limit:
             return None  # whatever else there is
-        cost = scale.estimate(run)
+        cost = estimator.estimate(run)
         typed = {**fields, **open_batch(run, self.plan.run)}
         texts = tuple(f"{key}={typed_text(value)}" for key, value in typed.items())
-        return Change(texts, cost, scale.num_devices) if cost.memory.total <= self.limit else None
+        return Change(texts, cost, estimator.num_devices) if cost.memory.total <= self.limit else None
 
     def larger(self) -> Iterator[Change]:
         """The run on the fewest times as many devices that are enough, whose parameters they share."""
@@ -155,7 +155,7 @@ class _Tried:
                 fields["trainer.batch_size"] = -(-plan.run.trainer.batch_size // shares) * shares
             fields = {key: value for key, value in fields.items() if value != _value(plan.run, key)}
             run = self.valid(fields, number)
-            if run is not None and (change := self.change(fields, run, self.scale.on(number))) is not None:
+            if run is not None and (change := self.change(fields, run, self.estimator.on(number))) is not None:
                 yield replace(change, overrides=(f"task.num_devices={number}", *change.overrides))
                 return
             times *= 2

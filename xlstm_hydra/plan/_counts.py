@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ._program import (
+from ._equations import (
     FROM_MEMORY,
     KNOWN,
     MOVES,
@@ -95,7 +95,7 @@ class Counts:
 
 
 def count(program: Program) -> Counts:
-    """The counts of a program from `trace`."""
+    """The counts of a program from `trace_loss`."""
     tally = _Tally()
     tally.run(program, _in_memory(program.inputs), 1)
     return tally.counts()

@@ -5,7 +5,7 @@ largest number of rows that a device is given. Everything between follows from h
 
 - The work of a device, and what it keeps, grow evenly with its rows.
 - Tensor parallelism divides the work and what is kept, but for the residual stream where it is gathered.
-- FSDP and data parallelism change only the shares of parameters, gradients and optimizer state, which `parallel.place`
+- FSDP and data parallelism change only the shares of parameters, gradients and optimizer state, which `shard_parameter`
   gives, and which mesh axes the gradients are summed over. Gathered parameters are as large as ever.
 - Gradient accumulation repeats all but the sums of the gradients, and holds a second set of them.
 - A stage of a pipeline does one share of the blocks in each of microbatches + stages - 1 ticks, with the rows of a
@@ -76,7 +76,7 @@ class _Shape:
         return self.rows // self.stages
 
 
-class Scale:
+class LayoutEstimator:
     """Estimates of runs that differ in their layout only."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Scale:
         time = step_time(counts, sizes, across, self.device) if self.device.has_speeds else None
         return Estimate(run, sizes, self._memory(run, shape), counts, time)
 
-    def on(self, num_devices: int) -> Scale:
+    def on(self, num_devices: int) -> LayoutEstimator:
         """The same for another number of devices."""
         other = copy.copy(self)
         other.num_devices, other._placements = num_devices, {}
@@ -151,8 +151,8 @@ class Scale:
         remat, is_split = tuple(run.parallel.remat), tensor > 1
         if (remat, is_split) not in self._fits:
             widths, rows = self.widths if is_split else [1], self.rows
-            places = [(widths[0], number) for number in rows] + [(width, rows[-1]) for width in widths[1:]]
-            probes = [self._probe(run, *place) for place in places]
+            points = [(widths[0], number) for number in rows] + [(width, rows[-1]) for width in widths[1:]]
+            probes = [self._probe(run, *point) for point in points]
             self._fits[remat, is_split] = Fit([numbers for numbers, _ in probes], rows, widths), probes[-1][1]
         return self._fits[remat, is_split]
 

@@ -20,7 +20,7 @@ from jax.extend import core
 from xlstm_hydra._jax_internals import cudnn_assumed, cudnn_time_axis
 from xlstm_hydra.step import ShardedLoss
 
-from ._program import (
+from ._equations import (
     ATTENTION,
     MOVES,
     REDUCTIONS,
@@ -156,8 +156,8 @@ _READ: dict[str, Callable[[Mapping[str, Any]], Form]] = {
 """Reads the form of a primitive from its parameters, by its name."""
 
 
-def trace(objective: ShardedLoss) -> Program:
+def trace_loss(loss: ShardedLoss) -> Program:
     """Loss and gradients: one `shard_map` whose body is what each device does."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     with cudnn_assumed():
-        return trace_program(objective.loss_and_gradients, objective.abstract_params, objective.abstract_batch, key)
+        return trace_program(loss.loss_and_gradients, loss.abstract_params, loss.abstract_batch, key)

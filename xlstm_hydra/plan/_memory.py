@@ -1,4 +1,16 @@
-"""Bytes on each device at the moment of a step that needs most."""
+"""Bytes on each device at the moment of a step that needs most.
+
+Steps of a program run breadth first, as XLA orders them: each as soon as what it reads is there, first come, first
+served. So what is ready early is there for long, and what needs nothing is there from the start. A result is given up
+after the last step that reads it; one of the same size that is computed from it, element by element, takes its place.
+
+A loop stacks the results of all rounds in one array, there from the start of the program around it. What a round hands
+to the next has a place outside the body and, as long as the old value is read, a copy inside. What the body needs
+beyond this comes on top of what is around the loop.
+
+Arguments of the program are there all the time, and are counted apart. What is lost between buffers of different sizes
+when the compiler packs them, a few percent, is not counted.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +31,8 @@ from xlstm_hydra.parallel import Placement
 from xlstm_hydra.step import BATCH_TYPES, ShardedLoss, abstract_params
 
 from ._dataflow import Graph, Operation, Value, read_dataflow
+from ._equations import Collective, Program, Scan, While
 from ._fusion import Buffer, Fused, Step, fuse
-from ._program import Collective, Program, Scan, While
 
 
 @dataclass(frozen=True)
@@ -61,20 +73,20 @@ class Memory:
         return sum(kinds) + self.activations + self.gathered + self.logits + self.working
 
 
-def step_memory(objective: ShardedLoss, program: Program) -> Memory:
+def step_memory(loss: ShardedLoss, program: Program) -> Memory:
     """The memory of a training step.
 
     Args:
-        objective: of the run.
-        program: what `trace` makes of it.
+        loss: of the run.
+        program: what `trace_loss` makes of it.
     """
     graph = read_dataflow(program)
     moment = busiest_moment(graph)
-    state = state_bytes(objective.run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
+    state = state_bytes(loss.run, loss.placements, loss.mesh.shape, parts_read(loss, graph))
     gradients = sum(value.bytes for value in graph.results[1:] if value is not None)
-    update = update_bytes(objective.run, graph)
+    update = update_bytes(loss.run, graph)
     if moment.bytes >= gradients + update:
-        kinds, words = bytes_by_kind(objective, graph, moment), in_words(moment)
+        kinds, words = bytes_by_kind(loss, graph, moment), in_words(moment)
     else:
         kinds = dict.fromkeys(_KINDS, 0) | {"gradients": gradients, "working": update}
         words = "the optimizer's update"
@@ -113,9 +125,9 @@ def state_bytes(
     }
 
 
-def parts_read(objective: ShardedLoss, graph: Graph) -> list[str]:
+def parts_read(loss: ShardedLoss, graph: Graph) -> list[str]:
     """Names of the parts of a batch that the program reads."""
-    arguments = graph.arguments[len(objective.placements) :]
+    arguments = graph.arguments[len(loss.placements) :]
     return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
 
 
@@ -139,17 +151,17 @@ def update_bytes(run: RunConfig, graph: Graph) -> int:
 _KINDS: tuple[str, ...] = ("gradients", "activations", "gathered", "logits", "working")
 
 
-def bytes_by_kind(objective: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, int]:
+def bytes_by_kind(loss: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, int]:
     """Bytes of a moment by kind."""
     gradients: set[Value] = set()
     for value in graph.results[1:]:
         _mark_gradient(value, gradients)
-    fsdp = objective.run.parallel.fsdp_axis_name
-    config = objective.model.model_config
+    fsdp = loss.run.parallel.fsdp_axis_name
+    config = loss.model.model_config
     vocab_size = config.get("vocab_size") if config is not None else None
-    widths = (vocab_size, vocab_size // objective.axes.tensor_size) if vocab_size else ()
+    widths = (vocab_size, vocab_size // loss.axes.tensor_size) if vocab_size else ()
     bytes_of = dict.fromkeys(_KINDS, 0)
-    outer = 1 if objective.run.trainer.gradient_accumulate_steps == 1 else 2
+    outer = 1 if loss.run.trainer.gradient_accumulate_steps == 1 else 2
     for level, buffer in ((level, buffer) for level, there in enumerate(moment.buffers) for buffer in there):
         if buffer.value in gradients:
             kind = "gradients"
@@ -215,6 +227,14 @@ def in_words(moment: Moment) -> str:
 
 
 _NO_MODULES = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
+
+
+# ---- the busiest moment of a program
+
+
+def working_memory(program: Program) -> int:
+    """Return the bytes that a program needs at most, beside its arguments."""
+    return busiest_moment(read_dataflow(program)).bytes
 
 
 @dataclass(frozen=True)

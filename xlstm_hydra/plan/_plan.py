@@ -17,9 +17,9 @@ from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.step import ShardedLoss, build_sharded_loss
 
 from ._counts import Counts, count
-from ._jaxpr import trace
+from ._jaxpr import trace_loss
 from ._memory import Memory, step_memory
-from ._own_costs import estimate, own_costs, place_own
+from ._own_costs import own_costs, own_memory_and_counts, shard_own_parameters
 from ._time import StepTime, step_time
 
 
@@ -139,22 +139,22 @@ def make_plan(
     mesh = abstract_mesh(run.parallel, num_devices)
     costs = own_costs(run)
     if costs is None:
-        return plan_objective(build_sharded_loss(run, mesh, parameters), device)
+        return plan_sharded_loss(build_sharded_loss(run, mesh, parameters), device)
     sizes = dict(mesh.shape)
-    placements = place_own(run, costs, sizes)
-    return _plan(run, device, sizes, placements, *estimate(run, costs, placements, sizes))
+    placements = shard_own_parameters(run, costs, sizes)
+    return _plan(run, device, sizes, placements, *own_memory_and_counts(run, costs, placements, sizes))
 
 
 @planning()
-def plan_objective(objective: ShardedLoss, device: DeviceConfig) -> Plan:
-    """Plan a run whose objective is there already, on a mesh with devices or without.
+def plan_sharded_loss(loss: ShardedLoss, device: DeviceConfig) -> Plan:
+    """Plan a run whose loss is there already, on a mesh with devices or without.
 
     Raises:
         PlanError: as `make_plan`.
     """
-    program = trace(objective)
-    memory, counts = step_memory(objective, program), count(program)
-    return _plan(objective.run, device, dict(objective.mesh.shape), objective.placements, memory, counts)
+    program = trace_loss(loss)
+    memory, counts = step_memory(loss, program), count(program)
+    return _plan(loss.run, device, dict(loss.mesh.shape), loss.placements, memory, counts)
 
 
 def _plan(

@@ -15,11 +15,11 @@ from xlstm_hydra.step import build_sharded_loss
 
 from ._counts import Counts, count
 from ._dataflow import Graph, Operation, read_dataflow
-from ._jaxpr import trace
+from ._equations import Call, Equation, Program, Scan, UnknownForm
+from ._jaxpr import trace_loss
 from ._layouts import SHARDING, assembled, closed
 from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._plan import Plan
-from ._program import Call, Equation, Program, Scan, UnknownForm
 
 Numbers = Mapping[Any, float]
 """Quantities of a program, by what they are of. Those of `share` are for each byte of parameters, or each row."""
@@ -44,14 +44,14 @@ def probe(
     alone = {"gradient_accumulate_steps": 1, "pipeline_microbatches": None, "pipeline_remat": False}
     trainer = replace(run.trainer, batch_size=rows * fsdp, **alone)
     run = assembled(run, model=replace(run.model, parallel=layout), trainer=trainer)
-    objective = build_sharded_loss(run, abstract_mesh(layout, fsdp * tensor), parameters)
-    program = trace(objective)
+    loss = build_sharded_loss(run, abstract_mesh(layout, fsdp * tensor), parameters)
+    program = trace_loss(loss)
     graph = read_dataflow(program)
-    state = state_bytes(run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
+    state = state_bytes(run, loss.placements, loss.mesh.shape, parts_read(loss, graph))
     moments = busiest_by_phase(run, graph)
     numbers: dict[Any, float] = {}
     for phase, moment in moments.items():
-        kinds = bytes_by_kind(objective, graph, moment)
+        kinds = bytes_by_kind(loss, graph, moment)
         numbers["share", phase] = kinds.pop("gradients") / state["parameters"]
         numbers |= {("memory", phase, kind): size for kind, size in kinds.items()}
     numbers["share", "update"] = update_bytes(run, graph) / state["parameters"]
@@ -136,6 +136,8 @@ class Fit:
         share = (1 / tensor - 1 / self._width) / (1 / self._other_width - 1 / self._width)
         return self._slope + share * (self._other_slope - self._slope)
 
+
+# ---- phases of a step
 
 PHASES = ("forward", "backward", "outside")
 """The parts of a program."""

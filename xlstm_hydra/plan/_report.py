@@ -33,7 +33,7 @@ def report(plan: Plan, parameters: str = "modules") -> str:
     """The whole plan, but for the verdict.
 
     Args:
-        plan: what is told.
+        plan: the plan.
         parameters: whether the table of parameters has a line for each of the `modules`, or `all`, or `none` is shown.
     """
     parts = [_head(plan), _parameters(plan, parameters), _memory(plan), _work(plan), _communication(plan), _time(plan)]
@@ -45,10 +45,10 @@ def summary(plan: Plan) -> list[str]:
     """The plan in two lines, and a note on what it does not know."""
     memory, device = plan.memory, plan.device
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
-    told = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
+    parts = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
     there = f"{in_bytes(memory.total)} on a device that has {in_bytes(device.memory_bytes)} ({device.name})"
     lines = [
-        f"memory: {there}, most in {memory.moment} ({told}, ...): {'fits' if plan.fits else 'does not fit'}",
+        f"memory: {there}, most in {memory.moment} ({parts}, ...): {'fits' if plan.fits else 'does not fit'}",
     ]
     if plan.time is not None:
         lines.append(f"time: {_bound(plan)}")
@@ -69,12 +69,12 @@ def _head(plan: Plan) -> Iterator[str]:
     name = run.model.class_path().rpartition(".")[2]
     optimizer, trainer = run.optimizer.name, run.trainer
     yield f"plan of {name} with {plan.num_parameters:,} parameters, {optimizer}"
-    place = _place(plan)
-    hosts = f"{plan.num_hosts} {place}{'s' if plan.num_hosts > 1 else ''}"
+    linked = _linked_by(plan)
+    hosts = f"{plan.num_hosts} {linked}{'s' if plan.num_hosts > 1 else ''}"
     across = (
-        f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {place}s"
+        f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {linked}s"
     )
-    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {place}: {hosts}"
+    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {linked}: {hosts}"
     yield f"mesh     {' '.join(f'{axis}={size}' for axis, size in sizes.items())}; {across}"
     data, fsdp, pipeline, _ = sizes.values()
     rows = trainer.batch_size // (data * fsdp)
@@ -237,8 +237,8 @@ def _communication(plan: Plan) -> Iterator[str]:
     ]
     if not rows:
         return
-    place = _place(plan)
-    sent = (f"sent in {place}", f"to other {place}s")
+    linked = _linked_by(plan)
+    sent = (f"sent in {linked}", f"to other {linked}s")
     yield from table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
 
 
@@ -267,9 +267,12 @@ def _bound(plan: Plan) -> str:
     )
 
 
-def _place(plan: Plan) -> str:
+def _linked_by(plan: Plan) -> str:
     """What the fast links connect."""
     return {"tpu": "slice"}.get(plan.device.platform, "host")
+
+
+# ---- layouts and changes
 
 
 def search_report(found: Search) -> str:

@@ -14,7 +14,7 @@ from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.step import idle_settings
 
-from ._estimate import Estimate, Scale
+from ._estimate import Estimate, LayoutEstimator
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
 from ._plan import Plan, make_plan, planning
@@ -102,8 +102,8 @@ class Search:
 def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int = 10) -> Search:
     """Compare the layouts that a run could have on so many devices; see `layouts`.
 
-    All are estimated by arithmetic. The best are then planned one by one, so that what is said of these is what
-    `make_plan` says.
+    All are estimated by arithmetic. The best are then planned one by one, so that their figures are those
+    of `make_plan`.
 
     Args:
         run: whose `model_class` is a class.
@@ -128,12 +128,12 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
     runs = [one for one in found if isinstance(one, RunConfig)]
     traced = 0
     if costs is None and runs:
-        scale = Scale(runs, num_devices, device, parameters)
-        idle = [_idle(scale, one) for one in runs]
-        refused += [one for one in idle if one is not None]
-        runs = [one for one, refusal in zip(runs, idle, strict=True) if refusal is None]
-        estimates: list[Plan | Estimate] = [scale.estimate(one) for one in runs]
-        traced = scale.traced
+        estimator = LayoutEstimator(runs, num_devices, device, parameters)
+        unused = [_unused_settings(estimator, one) for one in runs]
+        refused += [one for one in unused if one is not None]
+        runs = [one for one, refusal in zip(runs, unused, strict=True) if refusal is None]
+        estimates: list[Plan | Estimate] = [estimator.estimate(one) for one in runs]
+        traced = estimator.traced
     else:
         estimates = [make_plan(one, num_devices, device) for one in runs]
     fitting = sorted((one for one in estimates if one.memory.total <= limit), key=speed)
@@ -152,10 +152,10 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
     )
 
 
-def _idle(scale: Scale, run: RunConfig) -> Refusal | None:
-    """Why a layout is none for this model: a setting that no parameter of it takes part in."""
-    mesh = abstract_mesh(run.parallel, scale.num_devices)
-    problems = tuple(idle_settings(run, mesh_axes(run.parallel, mesh), scale.placements(run)))
+def _unused_settings(estimator: LayoutEstimator, run: RunConfig) -> Refusal | None:
+    """The refusal of a layout with a setting that applies to no parameter of the model; None if there is none."""
+    mesh = abstract_mesh(run.parallel, estimator.num_devices)
+    problems = tuple(idle_settings(run, mesh_axes(run.parallel, mesh), estimator.placements(run)))
     data, fsdp, pipeline, tensor = mesh.shape.values()
     return Refusal((data, fsdp, pipeline, tensor), problems) if problems else None
 

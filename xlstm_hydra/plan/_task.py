@@ -21,6 +21,7 @@ from xlstm_hydra.parallel import Placement, split_with
 from xlstm_hydra.runs import replace_file
 
 from ._changes import Change, changes_that_fit
+from ._compiled import compare, compile_step
 from ._plan import Plan, PlanError, make_plan
 from ._report import changes_report, report, search_report, summary, verdict
 from ._search import FEW, Search, search
@@ -36,8 +37,8 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
     """All of a plan as values that JSON has. Sizes are in bytes, times in seconds.
 
     Args:
-        plan: what is told.
-        changes: with which it fits.
+        plan: the plan.
+        changes: changes with which it fits.
     """
     config = plan.run.model.model_config
     return {
@@ -185,8 +186,6 @@ def _laid_out(layouts: Search) -> RunConfig:
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:
     """Print the plan beside what the compiler says."""
-    from ._compiled import compare, compile_step
-
     compared = list(compare(found, compile_step(found.run, found.num_devices)))
     head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")
     rows = [

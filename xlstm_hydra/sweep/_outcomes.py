@@ -35,18 +35,18 @@ RECORD_FILE = "sweep.jsonl"
 OUTCOME_FILE = "outcome.json"
 """The same of one job, in its own folder."""
 
-LOCK_FILE = ".sweep.lock"
+RECORD_LOCK = ".sweep.lock"
 """Held while the record is changed."""
 
 PATIENCE_SECONDS = 30.0
 """How long a job waits for the lock. One that is never let go, as by a host that hangs, must not hang the others."""
 
 WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed", "failed", "refused"
+
 PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"
 
 STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
 """Lost is a job that ended without a word, as by SIGKILL; invalid is a point that was never launched."""
-
 
 _JOB = re.compile(r'\{"job": ([0-9]{1,9}),')
 """How a line begins."""
@@ -207,7 +207,7 @@ def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
     _rewrite(folder, lambda lines: {outcome.job: _line(outcome) for outcome in outcomes})
 
 
-def amend_record(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
+def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
     """Change single fields of jobs, whatever the jobs themselves write meanwhile: `{3: {"cluster_job": "1234_3"}}`."""
 
     def amended(lines: Mapping[int, str]) -> dict[int, str]:
@@ -294,7 +294,7 @@ def _locked(folder: Path) -> Iterator[None]:
     """Let no other process change the record. Where the file system has no locks, or one is never let go, it is done
     without: what is lost then is found again in the folders of the jobs."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    with open_lock(folder / LOCK_FILE) as file:
+    with open_lock(folder / RECORD_LOCK) as file:
         with suppress(OSError):
             while not lock(file):
                 if time.monotonic() > deadline:

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from xlstm_hydra._logging import log
+from xlstm_hydra._table import in_bytes, in_ms
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.devices import device_here, is_first, peak_memory
@@ -20,10 +21,8 @@ from xlstm_hydra.plan import (
     Plan,
     PlanError,
     Search,
-    in_bytes,
-    in_ms,
     missing,
-    plan_objective,
+    plan_sharded_loss,
     search,
     summary,
     to_dict,
@@ -138,7 +137,7 @@ def _plan(program: Program, device: DeviceConfig) -> Plan:
     """The plan of a program, unless one that has it in common has made it."""
     plan = program.shared_cache.get("plan")
     if plan is None or plan.device != device:
-        plan = program.shared_cache["plan"] = plan_objective(program.sharded_loss, device)
+        plan = program.shared_cache["plan"] = plan_sharded_loss(program.sharded_loss, device)
     return replace(plan, run=program.run)
 
 

@@ -86,6 +86,9 @@ KNOWN = MOVES | ELEMENTWISE | REDUCTIONS | FROM_MEMORY | UPDATES | _OTHERS
 """Primitives that are counted by what they do. Of any other one, each element of the result counts as one operation."""
 
 
+# ---- what a program consists of
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Atom:
     """A value of a program, or a literal."""
@@ -228,6 +231,8 @@ Form = Call | Scan | While | Programs | Product | Convolution | Collective | Tra
 class UnknownForm(TaskError):
     """A program is not built as the JAX versions that are known here build it."""
 
+
+# ---- operations
 
 _SEVERAL = {"one_minus_square": 2, "random_bits": 29}
 """Primitives that take several operations per element. Of a random number these are those of Threefry as XLA counts
