@@ -4,7 +4,6 @@ from xlstm_hydra.codec import register_class as register_class
 from xlstm_hydra.problems import ConfigError as ConfigError
 from xlstm_hydra.problems import Problem as Problem
 
-from ._batch import fitting_batch as fitting_batch
 from ._cell import CellConfig as CellConfig
 from ._config_dict import OPTIONS as OPTIONS
 from ._config_dict import ConfigDict as ConfigDict
@@ -16,11 +15,13 @@ from ._fields import PARAMETERS as PARAMETERS
 from ._fields import Effect as Effect
 from ._fields import affects as affects
 from ._fields import effect_of as effect_of
-from ._layout_rules import module_name_rules as module_name_rules
 from ._model_class import locate_class as locate_class
 from ._model_class import resolve_classes as resolve_classes
 from ._process import ProcessInfo as ProcessInfo
 from ._process import idle_tasks as idle_tasks
+from ._rules import at_least as at_least
+from ._rules import below as below
+from ._rules import one_of as one_of
 from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, idle, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
 from ._fields import LAYOUT, NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of, unused
 from .language_model import LanguageModelConfig, is_cap, splits
 from .parallel import DTYPES
 
@@ -116,7 +117,7 @@ class CellConfig(LanguageModelConfig):
         if not math.isfinite(self.reset_fgate_value):
             yield Problem({"reset_fgate_value": self.reset_fgate_value}, "must be a finite number")
         if self.backend in BACKENDS and self.backend != "chunkwise":
-            yield from idle(self, "chunk_size", "backend", self.backend)
+            yield from unused(self, "chunk_size", "backend", self.backend)
         if self._has_widths():
             yield from self._head_rules()
         chunks = self._has_mlstm() and self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
@@ -125,10 +126,10 @@ class CellConfig(LanguageModelConfig):
             choices = either([d for d in divisors(self.context_length) if d <= 1024][-6:])
             yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
 
-    def idle_rules(self) -> Iterator[Problem]:
+    def unused_rules(self) -> Iterator[Problem]:
         """The forget gate at a border that is none."""
         if not self.reset_at_document_boundaries:
-            yield from idle(self, "reset_fgate_value", "reset_at_document_boundaries", False)
+            yield from unused(self, "reset_fgate_value", "reset_at_document_boundaries", False)
 
     def _has_mlstm(self) -> bool:
         """Whether any block has an mLSTM cell."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, below, own_name
+from xlstm_hydra.problems import Problem
 
 from ._fields import LAYOUT, affects
+from ._rules import at_least, below, own_name
 from .parallel import ParallelConfig
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, idle, one_of
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
 from ._fields import BOOKKEEPING, NUMERICS, affects
+from ._rules import at_least, one_of, unused
 
 AUTO = "auto"
 """The value of `restore` that means the run's own folder."""
@@ -61,7 +62,7 @@ class CheckpointConfig(ConfigDict, schema="checkpoint"):
             if place is not None and not place.partition("@")[0].strip():
                 yield Problem({key: place}, "must name a run folder, such as outputs/my_run or outputs/my_run@200")
         if self.restore is None:
-            yield from idle(self, "lenient", "restore", None)
+            yield from unused(self, "lenient", "restore", None)
         if self.restore not in (None, AUTO) and self.init_from is not None:
             given = {"init_from": self.init_from, "restore": self.restore}
             text = "a run that continues has its parameters already"

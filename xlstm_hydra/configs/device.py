@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from xlstm_hydra.problems import Problem, at_least, below, one_of
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
 from ._fields import BOOKKEEPING, affects
+from ._rules import at_least, below, one_of
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""

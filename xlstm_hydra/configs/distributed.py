@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import ConfigError, Problem, at_least, idle, one_of
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._config_dict import ConfigDict
 from ._fields import LAYOUT, affects
 from ._process import ProcessInfo, slurm_process
+from ._rules import at_least, one_of, unused
 
 _ADDRESS = ("coordinator_address", "num_processes", "process_id")
 _TIMEOUTS = ("heartbeat_timeout_seconds", "initialization_timeout_seconds")
@@ -58,10 +59,10 @@ class DistributedConfig(ConfigDict, schema="distributed"):
         elif self.name in ("none", "auto"):
             for key in _ADDRESS:
                 fix = f"Set {{name}}=explicit, or leave {{{key}}} at null."
-                yield from idle(self, key, "name", self.name, fix)
+                yield from unused(self, key, "name", self.name, fix)
         if self.name == "none":
             for key in _TIMEOUTS:
-                yield from idle(self, key, "name", self.name)
+                yield from unused(self, key, "name", self.name)
         ids = self.local_device_ids
         if ids is not None and (not ids or len(set(ids)) < len(ids) or min(ids) < 0):
             yield Problem({"local_device_ids": ids}, "must be different numbers from 0, at least one")

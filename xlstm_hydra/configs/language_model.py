@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from xlstm_hydra.codec import plain_dtypes
-from xlstm_hydra.problems import Problem, at_least, below, divisors, either, idle, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
 from ._fields import NUMERICS, PARAMETERS, affects
+from ._rules import at_least, below, one_of, unused
 from .model import SubModelConfig
 from .parallel import DTYPES
 
@@ -111,9 +112,9 @@ class LanguageModelConfig(SubModelConfig):
             yield from one_of(self, key, INIT_DISTRIBUTIONS)
         yield from one_of(self, "output_init_fn", OUTPUT_INITS)
         if self.tie_weights:
-            yield from idle(self, "init_distribution_out", "tie_weights", True)
+            yield from unused(self, "init_distribution_out", "tie_weights", True)
         if not self.add_post_blocks_norm:
-            yield from idle(self, "norm_eps", "add_post_blocks_norm", False)
+            yield from unused(self, "norm_eps", "add_post_blocks_norm", False)
 
     def dropout_rules(self, key: str) -> Iterator[Problem]:
         """The rules of the field that `dropout_probability` gives."""

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
 from ._fields import LAYOUT, NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of
 from .language_model import LanguageModelConfig, splits
 
 ATTENTION_BACKENDS = ("xla", "cudnn")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
 from ._cell import CellConfig
 from ._feed_forward import optional_layer_rules, rounded_dim, rounding_rules
 from ._fields import NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of
 from .language_model import NORMS, splits
 
 

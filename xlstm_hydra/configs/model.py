@@ -33,9 +33,9 @@ class SubModelConfig(ConfigDict):
         recompute. None: not known."""
         return None
 
-    def idle_rules(self) -> Iterator[Problem]:
+    def unused_rules(self) -> Iterator[Problem]:
         """Every value that has no effect as the other fields are. A run must have none, but a record may: where one is
-        read into a run they are left at what `Problem.idle` says."""
+        read into a run they are left at what `Problem.unused` says."""
         yield from ()
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, below, own_name
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
 from ._fields import NUMERICS, affects
+from ._rules import at_least, below, own_name
 
 
 @dataclass(kw_only=True)

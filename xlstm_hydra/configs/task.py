@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, below, idle, one_of, own_name
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
 from ._fields import BOOKKEEPING, affects
 from ._process import ProcessInfo
+from ._rules import at_least, below, one_of, own_name, unused
 from .distributed import DistributedConfig
 from .model import SubModelConfig
 from .trainer import TrainerConfig
@@ -138,7 +139,7 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
         if self.temperature == 0:
             fix = "With {temperature}=0 the likeliest token is taken: set {temperature} above 0, or leave this away."
             for key in ("top_k", "top_p", "seed", "num_samples"):
-                yield from idle(self, key, "temperature", 0, fix)
+                yield from unused(self, key, "temperature", 0, fix)
 
     def _prompt_rules(self) -> Iterator[Problem]:
         if self.prompt_tokens is None:
@@ -216,7 +217,7 @@ class PlanTaskConfig(TaskConfig):
         values["trainer.simulated_devices"] = trainer.simulated_devices
         if given := {key: value for key, value in values.items() if value is not None}:
             rule = "a plan uses no device, and task.num_devices says how many the run has"
-            yield Problem(given, rule, "Leave this away.", idle=dict.fromkeys(given))
+            yield Problem(given, rule, "Leave this away.", unused=dict.fromkeys(given))
 
     def launch_rules(self, process: ProcessInfo | None) -> Iterator[Problem]:
         """A plan is made once, wherever the run will have its processes."""

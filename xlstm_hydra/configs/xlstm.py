@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, idle, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
 from ._cell import is_range
 from ._feed_forward import layer_rules, rounded_dim, rounding_rules
 from ._fields import NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of, unused
 from .language_model import splits
 from .mlstm import OriginalLayerConfig
 
@@ -117,7 +118,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
         yield from is_range(self, "slstm_fgate_bias_init_range")
         if not self.slstm_at:
             for key in _SLSTM_FIELDS:
-                yield from idle(self, key, "slstm_at", self.slstm_at)
+                yield from unused(self, key, "slstm_at", self.slstm_at)
             return
         yield from rounding_rules(self, "slstm_proj_factor", "feed-forward width")
         if self.num_heads > 0 and self.embedding_dim % self.num_heads:
@@ -128,7 +129,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
             )
         if not self._has_mlstm():
             for key in _MLSTM_FIELDS:
-                yield from idle(self, key, "slstm_at", self.slstm_at)
+                yield from unused(self, key, "slstm_at", self.slstm_at)
 
     def _place_rules(self) -> Iterator[Problem]:
         if self.num_blocks < 1:

@@ -77,7 +77,7 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
     paths = [_dotted(path) for path, _ in flat]
     optimizer = run.optimizer
     if optimizer.weight_decay:
-        _refuse_idle_patterns(optimizer, paths)
+        _refuse_unused_patterns(optimizer, paths)
     config = run.model.model_config
     on_embedding = None if config is None else config.get("weight_decay_on_embedding")
 
@@ -92,7 +92,7 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _refuse_idle_patterns(optimizer: OptimizerConfig, paths: list[str]) -> None:
+def _refuse_unused_patterns(optimizer: OptimizerConfig, paths: list[str]) -> None:
     problems = [
         Problem({f"optimizer.{key}": pattern}, "matches no parameter", f"Parameters are named like {paths[0]}.")
         for key in ("weight_decay_include", "weight_decay_exclude")

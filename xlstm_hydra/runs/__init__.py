@@ -57,7 +57,7 @@ from ._record import read_record_at as read_record_at
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
 from ._starting_groups import starting_groups as starting_groups
-from ._starting_groups import without_idle as without_idle
+from ._starting_groups import without_unused as without_unused
 from ._starting_point import StartingPoint as StartingPoint
 from ._starting_point import damage_before_start as damage_before_start
 from ._starting_point import find_starting_point as find_starting_point
