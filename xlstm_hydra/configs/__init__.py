@@ -4,14 +4,24 @@ from xlstm_hydra.codec import register_class as register_class
 from xlstm_hydra.problems import ConfigError as ConfigError
 from xlstm_hydra.problems import Problem as Problem
 
-from ._batch import fitting_batch as fitting_batch
 from ._cell import CellConfig as CellConfig
+from ._config_dict import OPTIONS as OPTIONS
 from ._config_dict import ConfigDict as ConfigDict
-from ._layout_rules import module_name_rules as module_name_rules
+from ._fields import BOOKKEEPING as BOOKKEEPING
+from ._fields import KINDS as KINDS
+from ._fields import LAYOUT as LAYOUT
+from ._fields import NUMERICS as NUMERICS
+from ._fields import PARAMETERS as PARAMETERS
+from ._fields import Effect as Effect
+from ._fields import affects as affects
+from ._fields import effect_of as effect_of
 from ._model_class import locate_class as locate_class
 from ._model_class import resolve_classes as resolve_classes
 from ._process import ProcessInfo as ProcessInfo
 from ._process import idle_tasks as idle_tasks
+from ._rules import at_least as at_least
+from ._rules import below as below
+from ._rules import one_of as one_of
 from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig
@@ -35,6 +45,7 @@ from .optimizer import OptimizerConfig as OptimizerConfig
 from .optimizer import SGDConfig as SGDConfig
 from .parallel import ParallelConfig as ParallelConfig
 from .run import RunConfig as RunConfig
+from .run import options_of as options_of
 from .scheduler import ConstantConfig as ConstantConfig
 from .scheduler import CosineConfig as CosineConfig
 from .scheduler import ExponentialConfig as ExponentialConfig

@@ -10,6 +10,7 @@ from xlstm_hydra.codec import dotted
 from xlstm_hydra.problems import Problem, show
 
 from ._config_dict import ConfigDict
+from ._fields import LAYOUT, PARAMETERS, affects
 from .parallel import ParallelConfig
 
 
@@ -18,7 +19,8 @@ class SubModelConfig(ConfigDict):
     """Base of the config that a model class takes as its `config`.
 
     A config of your own is a subclass with at least the fields `vocab_size` and `context_length`, from which the data
-    takes its shape.
+    takes its shape. Where a field does not say what another value of it changes, in metadata from `affects`, it counts
+    as one that changes the parameters and the compiled step.
     """
 
     def module_classes(self) -> tuple[str, ...] | None:
@@ -31,9 +33,9 @@ class SubModelConfig(ConfigDict):
         recompute. None: not known."""
         return None
 
-    def idle_rules(self) -> Iterator[Problem]:
+    def unused_rules(self) -> Iterator[Problem]:
         """Every value that has no effect as the other fields are. A run must have none, but a record may: where one is
-        read into a run they are left at what `Problem.idle` says."""
+        read into a run they are left at what `Problem.unused` says."""
         yield from ()
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
@@ -66,13 +68,13 @@ class SubModelConfig(ConfigDict):
 class ModelConfig(ConfigDict):
     """A model class with its config and its layout."""
 
-    model_class: Any
+    model_class: Any = field(metadata=affects(PARAMETERS))
     """The Flax class, or its dotted path as long as it has not been instantiated."""
 
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=affects(LAYOUT))
     """How the model is laid out over devices."""
 
-    model_config: ConfigDict | None = None
+    model_config: ConfigDict | None = field(default=None, metadata=affects(PARAMETERS))
     """The config that `model_class` takes as `config`. null: the class takes none."""
 
     def rules(self) -> Iterator[Problem]:

@@ -37,7 +37,7 @@ class FileProblem(Problem):
 
 def in_file(problem: Problem, where: str) -> FileProblem:
     """The same problem with its place."""
-    values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "idle", "prefix")}
+    values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "unused", "prefix")}
     return FileProblem(**values, where=where)
 
 

@@ -1,14 +1,15 @@
 """The folder of a run: its record, its checkpoints, where a run starts, differences, and provenance."""
 
+from xlstm_hydra.configs import BOOKKEEPING as BOOKKEEPING
+from xlstm_hydra.configs import KINDS as KINDS
+from xlstm_hydra.configs import LAYOUT as LAYOUT
+from xlstm_hydra.configs import NUMERICS as NUMERICS
+from xlstm_hydra.configs import PARAMETERS as PARAMETERS
+
 from ._config_file import CONFIG_FILE as CONFIG_FILE
 from ._config_file import recorded_origin as recorded_origin
 from ._config_file import write_layout as write_layout
 from ._diff import ABSENT as ABSENT
-from ._diff import BOOKKEEPING as BOOKKEEPING
-from ._diff import KINDS as KINDS
-from ._diff import LAYOUT as LAYOUT
-from ._diff import NUMERICS as NUMERICS
-from ._diff import PARAMETERS as PARAMETERS
 from ._diff import Difference as Difference
 from ._diff import diff as diff
 from ._diff import kind_of as kind_of
@@ -56,7 +57,7 @@ from ._record import read_record_at as read_record_at
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
 from ._starting_groups import starting_groups as starting_groups
-from ._starting_groups import without_idle as without_idle
+from ._starting_groups import without_unused as without_unused
 from ._starting_point import StartingPoint as StartingPoint
 from ._starting_point import damage_before_start as damage_before_start
 from ._starting_point import find_starting_point as find_starting_point

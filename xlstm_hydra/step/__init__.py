@@ -13,4 +13,4 @@ from ._sharded_loss import ShardedLoss as ShardedLoss
 from ._sharded_loss import abstract_params as abstract_params
 from ._sharded_loss import build_sharded_loss as build_sharded_loss
 from ._sharded_loss import cross_entropy as cross_entropy
-from ._sharded_loss import idle_settings as idle_settings
+from ._sharded_loss import unused_settings as unused_settings
