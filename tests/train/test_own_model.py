@@ -20,7 +20,6 @@ from tiny import LAYOUTS, results
 import xlstm_hydra.train
 from xlstm_hydra.cli import main as cli
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.formats import _registry
 from xlstm_hydra.hydra import load, make_model_config, resolve_classes
 from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
 from xlstm_hydra.step import build_program
@@ -170,7 +169,7 @@ def test_the_program_of_the_example_goes_on_with_a_saved_run_which_the_command_r
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append(run.model))
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "run", own())
-    monkeypatch.setattr(_registry, "_prefixes", set())
+    monkeypatch.setattr("xlstm_hydra.configs._registry._prefixes", set())
     assert "allow_modules" in run_command("resume=run").err and not started
     with mock.patch.object(cli, "main", lambda: None):
         runpy.run_path(str(EXAMPLE / "run.py"), run_name="__main__")

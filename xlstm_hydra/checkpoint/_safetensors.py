@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from xlstm_hydra.formats import LFS_POINTER, is_lfs_pointer, missing_weights
+from xlstm_hydra.formats import LFS_POINTER, is_lfs_pointer
 from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import missing_weights
 
 from ._parts import Shape
 

@@ -23,10 +23,20 @@ from xlstm_hydra.configs import (
     TrainerConfig,
 )
 from xlstm_hydra.configs.run import BYTES
-from xlstm_hydra.formats import FORMAT, write_metadata
+from xlstm_hydra.formats import FORMAT
 from xlstm_hydra.hydra import resolve_classes, starting_groups
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import FOLDER, MARK, Record, provenance, record_of, step_of, told_under, write_manifest
+from xlstm_hydra.runs import (
+    FOLDER,
+    MARK,
+    Record,
+    provenance,
+    record_of,
+    step_of,
+    told_under,
+    write_manifest,
+    write_metadata,
+)
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._load import find_weights, recorded_model

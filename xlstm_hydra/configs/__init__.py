@@ -5,11 +5,15 @@ from xlstm_hydra.problems import ConfigError as ConfigError
 from xlstm_hydra.problems import Problem as Problem
 
 from ._batch import fitting_batch as fitting_batch
-from ._cell import CellConfig as CellConfig
+from ._cell_config import CellConfig as CellConfig
 from ._config_dict import ConfigDict as ConfigDict
 from ._layout_rules import module_name_rules as module_name_rules
 from ._process import Place as Place
 from ._process import idle_tasks as idle_tasks
+from ._reading import RecordedConfigs as RecordedConfigs
+from ._reading import read_configs as read_configs
+from ._registry import allow_modules as allow_modules
+from ._registry import register_model_class as register_model_class
 from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig

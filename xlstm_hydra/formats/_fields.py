@@ -10,7 +10,7 @@ from typing import Any
 from xlstm_hydra.codec import Instance, ReprError, class_in, parse_repr
 from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 
-from ._json_text import step
+from ._json_text import path_part
 
 REQUIRED: Any = object()
 """Default of a field that was recorded at all times, so that it may not be missing."""
@@ -18,12 +18,12 @@ REQUIRED: Any = object()
 _DTYPE_PREFIXES = ("", "jax.numpy", "jnp", "numpy", "jax._src.numpy.scalar_types", "ml_dtypes")
 
 
-class Wrong(Exception):  # noqa: N818 (it never leaves this package)
+class WrongType(Exception):  # noqa: N818 (it never leaves this package)
     """A value of another type than the field's, with what was expected."""
 
 
 Kind = Callable[[Any], Any]
-"""Reads a recorded value as what it stands for, or raises `Wrong`."""
+"""Reads a recorded value as what it stands for, or raises `WrongType`."""
 
 Derive = Callable[[Mapping[str, Any]], Any]
 """The value of a field, from those of all others by path."""
@@ -33,28 +33,28 @@ def integer(data: Any) -> int:
     """A whole number."""
     if type(data) is int or (type(data) is float and data.is_integer() and abs(data) < 2**53):
         return int(data)
-    raise Wrong("a whole number")
+    raise WrongType("a whole number")
 
 
 def number(data: Any) -> float:
     """A finite number."""
     if type(data) is int or (type(data) is float and math.isfinite(data)):
         return float(data)
-    raise Wrong("a number")
+    raise WrongType("a number")
 
 
-def flag(data: Any) -> bool:
+def boolean(data: Any) -> bool:
     """True or false."""
     if isinstance(data, bool):
         return data
-    raise Wrong("true or false")
+    raise WrongType("true or false")
 
 
-def text(data: Any) -> str:
+def string(data: Any) -> str:
     """A word."""
     if isinstance(data, str):
         return data
-    raise Wrong("a string")
+    raise WrongType("a string")
 
 
 def dtype(data: Any) -> str:
@@ -62,7 +62,7 @@ def dtype(data: Any) -> str:
     module, _, name = _named(data).rpartition(".")
     if module in _DTYPE_PREFIXES and name.isidentifier() and name != "None":
         return name
-    raise Wrong("the name of a type such as bfloat16")
+    raise WrongType("the name of a type such as bfloat16")
 
 
 def class_path(data: Any) -> str:
@@ -70,7 +70,7 @@ def class_path(data: Any) -> str:
     name = _named(data)
     if all(part.isidentifier() for part in name.split(".")):
         return name
-    raise Wrong("the dotted path of a class")
+    raise WrongType("the dotted path of a class")
 
 
 def _named(data: Any) -> str:
@@ -79,10 +79,10 @@ def _named(data: Any) -> str:
     return class_in(name) or name
 
 
-def absent(data: Any) -> None:
+def null(data: Any) -> None:
     """Nothing: null or 'None'."""
     if data is not None and data != "None":
-        raise Wrong("null")
+        raise WrongType("null")
 
 
 def anything(data: Any) -> Any:
@@ -98,35 +98,35 @@ def optional(kind: Kind) -> Kind:
             return None
         try:
             return kind(data)
-        except Wrong as wrong:
-            raise Wrong(f"{wrong} or null") from None
+        except WrongType as wrong:
+            raise WrongType(f"{wrong} or null") from None
 
     return read
 
 
-def listed(kind: Kind) -> Kind:
+def list_of(kind: Kind) -> Kind:
     """A list or a tuple, or its `repr`."""
 
     def read(data: Any) -> list[Any]:
-        data = written(data)
+        data = from_repr(data)
         if not isinstance(data, list | tuple):
-            raise Wrong("a list")
+            raise WrongType("a list")
         try:
             return [kind(item) for item in data]
-        except Wrong as wrong:
-            raise Wrong(f"a list, each element {wrong}") from None
+        except WrongType as wrong:
+            raise WrongType(f"a list, each element {wrong}") from None
 
     return read
 
 
 def mapping(data: Any) -> dict[str, Any]:
     """An object, or the `repr` of a dict or of a dataclass."""
-    data = written(data)
+    data = from_repr(data)
     if isinstance(data, Instance):
         return data.fields
     if isinstance(data, dict) and all(isinstance(key, str) for key in data):
         return data
-    raise Wrong("an object")
+    raise WrongType("an object")
 
 
 def classes(data: Any) -> dict[str, str]:
@@ -134,14 +134,14 @@ def classes(data: Any) -> dict[str, str]:
     return {name: class_path(item) for name, item in mapping(data).items()}
 
 
-def written(data: Any) -> Any:
+def from_repr(data: Any) -> Any:
     """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
     if not isinstance(data, str) or not data.rstrip().endswith((")", "]", "}")):
         return data
     try:
         return parse_repr(data)
     except ReprError as error:
-        raise Wrong(f"a value that can be read ({error})") from None
+        raise WrongType(f"a value that can be read ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +149,13 @@ class Field:
     """What a recorded field is: one field of ours, a copy of another, derived from others, or without counterpart."""
 
     kind: Kind
-    to: str = ""
-    """The one field of ours that it is."""
+    target: str = ""
+    """Name of the field of ours that it is."""
 
-    same_as: str = ""
+    copy_of: str = ""
     """Path of the field that it copies."""
 
-    derived: Derive | None = None
+    derive: Derive | None = None
     """Its value, from all others by path."""
 
     initial: Derive = lambda _: ()
@@ -166,14 +166,14 @@ class Field:
     usual: Any = REQUIRED
     """Without counterpart: the value that needs no note."""
 
-    only: Any = REQUIRED
-    """Without counterpart: the one value that means what is done here; any other is refused."""
+    supported: Any = REQUIRED
+    """Without counterpart: the only supported value, which means what is done here; any other is refused."""
 
     why: str = ""
     """Without counterpart: the reason."""
 
-    before: Any = REQUIRED
-    """What it was before there was such a field."""
+    default: Any = REQUIRED
+    """Value where it was not recorded: what was done before there was such a field."""
 
 
 Table = Mapping[str, Field]
@@ -205,7 +205,7 @@ class Reading:
         """Read every field of a section; returns its data. `sections` are those inside it, read by others."""
         try:
             data = mapping(data)
-        except Wrong as wrong:
+        except WrongType as wrong:
             self.problem(path, f"expected {wrong}, got {show(data)}")
             return {}
         for name, value in data.items():
@@ -214,7 +214,7 @@ class Reading:
             elif name not in sections:
                 # Many unknown names are another format, where guessing what was meant only takes long.
                 guess = nearest(name, [*table, *sections]) if len(self.problems) < 20 else ""
-                self.stray(join(path, step(name)), guess, is_null=value in (None, "None"))
+                self.unknown_field(join(path, path_part(name)), guess, is_null=value in (None, "None"))
         for name, entry in table.items():
             if name not in data:
                 self.missing(join(path, name), entry)
@@ -225,27 +225,27 @@ class Reading:
         try:
             self.values[path] = entry.kind(value)
             self.fields[path] = entry
-        except Wrong as wrong:
+        except WrongType as wrong:
             self.problem(path, f"expected {wrong}, got {show(value)}")
 
     def missing(self, path: str, entry: Field) -> None:
         """Give a field that was not recorded its value of the time before."""
-        if entry.before is REQUIRED:
+        if entry.default is REQUIRED:
             self.problem(path, "missing")
             return
-        self.values[path] = entry.before
-        if entry.to or entry.only is not REQUIRED:
+        self.values[path] = entry.default
+        if entry.target or entry.supported is not REQUIRED:
             self.fields[path] = entry
 
-    def stray(self, path: str, fix: str, *, is_null: bool) -> None:
-        """Meet a field that nobody knows. One that is null has no effect: it is of a later version, and not used."""
+    def unknown_field(self, path: str, fix: str, *, is_null: bool) -> None:
+        """Record a field that nobody knows. One that is null has no effect: it is of a later version, and not used."""
         if is_null or self.lenient:
             (self.unset if is_null else self.unknown).append(path)
         else:
             self.problems.append(UnknownField.of(path, ..., "no such field", fix))
 
     def problem(self, path: str, what: str, fix: str = "") -> None:
-        """Meet something wrong."""
+        """Record something that is wrong."""
         self.problems.append(Problem.about(path, what, fix))
 
     def check(self) -> None:
@@ -253,12 +253,13 @@ class Reading:
         for path, entry in self.fields.items():
             value = self.values[path]
             if value is not None and value not in (self._computed(entry.initial) or ()):
-                self._check_copy(path, entry.same_as)
-                self._check_derived(path, entry.derived)
+                self._check_copy(path, entry.copy_of)
+                self._check_derived(path, entry.derive)
             if entry.usual is not REQUIRED and value != entry.usual:
                 self.notes.append(f"{path}={show(value)}: {entry.why}")
-            if entry.only is not REQUIRED and value != entry.only:
-                self.problem(path, f"cannot be said here: expected {show(entry.only)}, got {show(value)}. {entry.why}")
+            if entry.supported is not REQUIRED and value != entry.supported:
+                text = f"cannot be said here: expected {show(entry.supported)}, got {show(value)}"
+                self.problem(path, text, entry.why)
 
     def _computed(self, compute: Derive) -> Any:
         """A value from the others; None if these are wrong themselves."""
@@ -283,11 +284,11 @@ class Reading:
 
     def flat(self) -> dict[str, Any]:
         """The values by our names."""
-        return {entry.to: self.values[path] for path, entry in self.fields.items() if entry.to}
+        return {entry.target: self.values[path] for path, entry in self.fields.items() if entry.target}
 
     def paths(self) -> dict[str, str]:
         """Our names, and where each was recorded."""
-        return {entry.to: path for path, entry in self.fields.items() if entry.to}
+        return {entry.target: path for path, entry in self.fields.items() if entry.target}
 
 
 class _Used(dict[str, Any]):
@@ -307,26 +308,26 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def to(name: str, kind: Kind, before: Any = REQUIRED) -> Field:
+def maps_to(name: str, kind: Kind, default: Any = REQUIRED) -> Field:
     """A field that is the one of ours with this name."""
-    return Field(kind=kind, to=name, before=before)
+    return Field(kind=kind, target=name, default=default)
 
 
-def same(other: str, kind: Kind, before: Any = REQUIRED, *initial: Any) -> Field:
+def copy_of(path: str, kind: Kind, default: Any = REQUIRED, *initial: Any) -> Field:
     """A copy of the field at this path, with the values that it may have before it is copied."""
-    return Field(kind=kind, same_as=other, before=before, initial=lambda _: initial)
+    return Field(kind=kind, copy_of=path, default=default, initial=lambda _: initial)
 
 
-def follows(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
+def derived(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
     """A field that follows from others, with the values beside null that it may have before it is derived."""
-    return Field(kind=optional(kind), derived=derive, initial=initial)
+    return Field(kind=optional(kind), derive=derive, initial=initial)
 
 
-def only(kind: Kind, value: Any, why: str, before: Any = REQUIRED) -> Field:
-    """A field without counterpart, of which only one value can be read."""
-    return Field(kind=kind, only=value, why=why, before=before)
+def supported_only(kind: Kind, value: Any, why: str, default: Any = REQUIRED) -> Field:
+    """A field without counterpart, of which only one value is supported."""
+    return Field(kind=kind, supported=value, why=why, default=default)
 
 
-def without(kind: Kind, usual: Any, why: str, before: Any = REQUIRED) -> Field:
+def no_counterpart(kind: Kind, usual: Any, why: str, default: Any = REQUIRED) -> Field:
     """A field without counterpart, which is noted unless it has its usual value."""
-    return Field(kind=kind, usual=usual, why=why, before=before)
+    return Field(kind=kind, usual=usual, why=why, default=default)

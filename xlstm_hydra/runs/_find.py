@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xlstm_hydra._logging import log
-from xlstm_hydra.formats import hub_address, hub_id, model_in
 from xlstm_hydra.problems import ConfigError, either
 
+from ._hub import hub_address, hub_id, model_in
 from ._links import refuse_links_out
 from ._paths import (
     FOLDER,
