@@ -8,8 +8,8 @@ from typing import Any
 
 from xlstm_hydra.codec import Flags, collect, dotted, find_class
 from xlstm_hydra.formats import (
-    CLASSES,
     FORMAT,
+    PUBLISHED_CLASSES,
     STRICT,
     WRITER,
     MetadataError,
@@ -61,17 +61,7 @@ class RecordedConfigs:
 
 
 def read_configs(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> RecordedConfigs:
-    """Read a metadata text, of ours or of xlstm-jax. Nothing that it names is imported, unless `allow_modules` says so.
-
-    Args:
-        text: the metadata, as text or as it stands on disk.
-        lenient: let fields pass that nobody knows, and list them in `unknown`.
-        classes: model and config classes that it may name beside ours and those that `register_model_class` and
-            `allow_modules` allow.
-
-    Raises:
-        MetadataError: with the path of every field that is wrong, missing or unknown.
-    """
+    """Read a metadata text; see `xlstm_hydra.metadata.read_record`."""
     content = parse(text)
     try:
         return _read_foreign(content, lenient) if is_xlstm_jax(content) else _read_own(content, classes, lenient)
@@ -214,7 +204,7 @@ def _read_own_model(group: PlainGroup, reading: Reading, broken: list[Problem]) 
     if cls is None:
         name = group.values["model_class"]
         text = f"{show(name)} is no model class that xlstm-jax published or this program has allowed"
-        broken.append(Problem.about(class_key, text, f"{nearest(str(name), CLASSES)} {WAY_OUT}"))
+        broken.append(Problem.about(class_key, text, f"{nearest(str(name), PUBLISHED_CLASSES)} {WAY_OUT}"))
     elif not isinstance(data, dict):
         broken.append(Problem.about(path, f"expected an object, got {show(data)}" if data else "missing"))
     elif config_class is None:

@@ -1,147 +1,52 @@
-"""How a table says what each field of a foreign format is, and the reader that such a table drives."""
+"""How a table says what each field of a foreign format is, the reader that such a table drives, and what it gives."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xlstm_hydra.codec import Instance, ReprError, class_in, parse_repr
+from xlstm_hydra._logging import log
 from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 
 from ._json_text import path_part
+from ._value_types import Kind, WrongType, mapping, optional
 
 REQUIRED: Any = object()
 """Default of a field that was recorded at all times, so that it may not be missing."""
-
-_DTYPE_PREFIXES = ("", "jax.numpy", "jnp", "numpy", "jax._src.numpy.scalar_types", "ml_dtypes")
-
-
-class WrongType(Exception):  # noqa: N818 (it never leaves this package)
-    """A value of another type than the field's, with what was expected."""
-
-
-Kind = Callable[[Any], Any]
-"""Reads a recorded value as what it stands for, or raises `WrongType`."""
 
 Derive = Callable[[Mapping[str, Any]], Any]
 """The value of a field, from those of all others by path."""
 
 
-def integer(data: Any) -> int:
-    """A whole number."""
-    if type(data) is int or (type(data) is float and data.is_integer() and abs(data) < 2**53):
-        return int(data)
-    raise WrongType("a whole number")
+@dataclass(kw_only=True)
+class PlainGroup:
+    """The fields of one config of ours, by our names, as another program recorded them."""
 
+    class_name: str = ""
+    """Name of the config class in `xlstm_hydra.configs`. Empty: there is none for what was recorded."""
 
-def number(data: Any) -> float:
-    """A finite number."""
-    if type(data) is int or (type(data) is float and math.isfinite(data)):
-        return float(data)
-    raise WrongType("a number")
+    path: str
+    """Where it was recorded."""
 
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """By the names of our fields. One that was not recorded is left out."""
 
-def boolean(data: Any) -> bool:
-    """True or false."""
-    if isinstance(data, bool):
-        return data
-    raise WrongType("true or false")
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Where a field of ours was recorded, if not below `path` by the same name."""
 
+    not_recorded: Mapping[str, str] = field(default_factory=dict)
+    """Notes about fields that were not recorded, with {} for the value that they have here."""
 
-def string(data: Any) -> str:
-    """A word."""
-    if isinstance(data, str):
-        return data
-    raise WrongType("a string")
+    notes: list[str] = field(default_factory=list)
+    """Other notes about this group."""
 
+    is_optional: bool = False
+    """True if the group is left out, with a note, where our config cannot express what was recorded."""
 
-def dtype(data: Any) -> str:
-    """The name of a floating-point type: `bfloat16`, `jax.numpy.bfloat16` or `<class 'jax.numpy.bfloat16'>`."""
-    module, _, name = _named(data).rpartition(".")
-    if module in _DTYPE_PREFIXES and name.isidentifier() and name != "None":
-        return name
-    raise WrongType("the name of a type such as bfloat16")
-
-
-def class_path(data: Any) -> str:
-    """The dotted path of a class: `a.B` or `<class 'a.B'>`."""
-    name = _named(data)
-    if all(part.isidentifier() for part in name.split(".")):
-        return name
-    raise WrongType("the dotted path of a class")
-
-
-def _named(data: Any) -> str:
-    """The dotted path in a text, which may be that of a class; nothing where there is no text."""
-    name = data if isinstance(data, str) else ""
-    return class_in(name) or name
-
-
-def null(data: Any) -> None:
-    """Nothing: null or 'None'."""
-    if data is not None and data != "None":
-        raise WrongType("null")
-
-
-def anything(data: Any) -> Any:
-    """Any value at all."""
-    return data
-
-
-def optional(kind: Kind) -> Kind:
-    """Also null, which was written as 'None' for some time."""
-
-    def read(data: Any) -> Any:
-        if data is None or (isinstance(data, str) and data == "None"):
-            return None
-        try:
-            return kind(data)
-        except WrongType as wrong:
-            raise WrongType(f"{wrong} or null") from None
-
-    return read
-
-
-def list_of(kind: Kind) -> Kind:
-    """A list or a tuple, or its `repr`."""
-
-    def read(data: Any) -> list[Any]:
-        data = from_repr(data)
-        if not isinstance(data, list | tuple):
-            raise WrongType("a list")
-        try:
-            return [kind(item) for item in data]
-        except WrongType as wrong:
-            raise WrongType(f"a list, each element {wrong}") from None
-
-    return read
-
-
-def mapping(data: Any) -> dict[str, Any]:
-    """An object, or the `repr` of a dict or of a dataclass."""
-    data = from_repr(data)
-    if isinstance(data, Instance):
-        return data.fields
-    if isinstance(data, dict) and all(isinstance(key, str) for key in data):
-        return data
-    raise WrongType("an object")
-
-
-def classes(data: Any) -> dict[str, str]:
-    """Names with the dotted paths of classes."""
-    return {name: class_path(item) for name, item in mapping(data).items()}
-
-
-def from_repr(data: Any) -> Any:
-    """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
-    if not isinstance(data, str) or not data.rstrip().endswith((")", "]", "}")):
-        return data
-    try:
-        return parse_repr(data)
-    except ReprError as error:
-        raise WrongType(f"a value that can be read ({error})") from None
+    unsupported: str = ""
+    """Why no config of ours can express what was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,3 +236,27 @@ def supported_only(kind: Kind, value: Any, why: str, default: Any = REQUIRED) ->
 def no_counterpart(kind: Kind, usual: Any, why: str, default: Any = REQUIRED) -> Field:
     """A field without counterpart, which is noted unless it has its usual value."""
     return Field(kind=kind, usual=usual, why=why, default=default)
+
+
+def unset_note(path: str) -> str:
+    """The note about an unknown field that is null."""
+    return f"{path}=null: this version does not know the field, and null has no effect"
+
+
+def log_ignored(path: str, unset: Iterable[str], unknown: Sequence[str]) -> None:
+    """Log the unknown fields of a record that are ignored, once for each record.
+
+    Args:
+        path: of the record, for messages.
+        unset: paths of those that are null.
+        unknown: paths of those that a lenient reading let pass.
+    """
+    for name in unset:
+        _log_once(f"{path}: {unset_note(name)}")
+    if unknown:
+        _log_once(f"{path}: ignored unknown fields: {', '.join(unknown)}")
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    log.warning("%s", text)

@@ -9,9 +9,9 @@ from xlstm_hydra.codec import Instance
 from xlstm_hydra.problems import Problem, divisors, either, nearest, show
 
 from . import _xlstm_jax_table as table
-from ._fields import Reading, WrongType, class_path, from_repr, mapping
+from ._fields import PlainGroup, Reading
 from ._json_text import path_part
-from ._plain import PlainGroup
+from ._value_types import WrongType, class_path, from_repr, mapping
 from ._xlstm_jax_training import read_training
 
 WRITER = "xlstm_jax"
@@ -43,20 +43,26 @@ def read_xlstm_jax(content: Mapping[str, Any], lenient: bool) -> tuple[dict[str,
 
 def _read_model(reading: Reading, data: Any) -> dict[str, PlainGroup]:
     data = reading.section("model", data, {}, ("model_class", "parallel", "model_config"))
-    if "model_class" not in data:
-        reading.problem("model.model_class", "missing")
+    path = _read_class(reading, data)
     parallel = _read_parallel(reading, "model.parallel", data.get("parallel", ""))
     groups = {} if parallel is None else {"parallel": parallel}
-    if "model_class" not in data:
+    if path is None:
         return groups
-    try:
-        path = class_path(data["model_class"])
-    except WrongType:
-        path = ""
-    if path not in table.CLASSES:
+    if path not in table.PUBLISHED_CLASSES:
         return groups | {"model": PlainGroup(class_name=path, path="model", values=data)}
-    config = _read_config(reading, table.CLASSES[path], data, parallel)
+    config = _read_config(reading, table.PUBLISHED_CLASSES[path], data, parallel)
     return groups if config is None else groups | {"model_config": config}
+
+
+def _read_class(reading: Reading, data: Mapping[str, Any]) -> str | None:
+    """The dotted path of the model class, empty where it is not one. None: it is missing."""
+    if "model_class" not in data:
+        reading.problem("model.model_class", "missing")
+        return None
+    try:
+        return class_path(data["model_class"])
+    except WrongType:
+        return ""
 
 
 def _read_config(

@@ -9,28 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ._fields import (
-    REQUIRED,
-    Derive,
-    Field,
-    Table,
-    anything,
-    boolean,
-    classes,
-    copy_of,
-    derived,
-    dtype,
-    from_repr,
-    integer,
-    list_of,
-    maps_to,
-    no_counterpart,
-    null,
-    number,
-    optional,
-    string,
-    supported_only,
-)
+from ._fields import REQUIRED, Derive, Field, Table, copy_of, derived, maps_to, no_counterpart, supported_only
+from ._value_types import anything, boolean, classes, dtype, from_repr, integer, list_of, null, number, optional, string
 
 MODEL = "model.model_config"
 BLOCK = f"{MODEL}.mlstm_block"
@@ -38,7 +18,7 @@ LAYER = f"{BLOCK}.mlstm"
 CELL = f"{LAYER}.mlstm_cell"
 FEED_FORWARD = f"{BLOCK}.feedforward"
 
-CLASSES = {
+PUBLISHED_CLASSES = {
     "xlstm_jax.models.xlstm_parallel.xlstm_lm_model.xLSTMLMModel": {
         "mlstm": "mLSTMConfig",
         "mlstm_v1": "mLSTMv1Config",

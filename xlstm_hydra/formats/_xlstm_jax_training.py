@@ -11,23 +11,8 @@ from typing import Any
 
 from xlstm_hydra.problems import show
 
-from ._fields import (
-    REQUIRED,
-    Field,
-    Reading,
-    Table,
-    WrongType,
-    anything,
-    boolean,
-    integer,
-    list_of,
-    mapping,
-    no_counterpart,
-    number,
-    optional,
-    string,
-)
-from ._plain import PlainGroup
+from ._fields import REQUIRED, Field, PlainGroup, Reading, Table, no_counterpart
+from ._value_types import WrongType, anything, boolean, integer, list_of, mapping, number, optional, string
 
 _DISPLAY = "it says what is shown, not what is computed"
 _EPOCHS = "there are no epochs here"
