@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from xlstm_hydra.checkpoint._load import find_weights
+from xlstm_hydra.checkpoint import find_weights
 from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.metadata import MetadataError, read_record
-from xlstm_hydra.runs import DamagedCheckpoint, find_checkpoint
-from xlstm_hydra.runs._damage import told_if_damaged
+from xlstm_hydra.runs import DamagedCheckpoint, find_checkpoint, told_if_damaged
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}})
