@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.configs._problems import Problem, UnknownField
 
@@ -41,7 +42,7 @@ def log_ignored(place: str, unset: Iterable[str], unknown: Sequence[str]) -> Non
 
 @functools.cache
 def _log_once(text: str) -> None:
-    log.warning("%s", text)
+    log.warning("%s", printable(text))
 
 
 @contextmanager
