@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import typing
 
 import jax
 import jax.numpy as jnp

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xlstm_hydra._logging import log
+from xlstm_hydra._printable import printable
 from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 
 from ._json_text import path_part
@@ -259,4 +260,4 @@ def log_ignored(path: str, unset: Iterable[str], unknown: Sequence[str]) -> None
 
 @functools.cache
 def _log_once(text: str) -> None:
-    log.warning("%s", text)
+    log.warning("%s", printable(text))
