@@ -4,11 +4,13 @@ import json
 import logging
 import shlex
 import subprocess
+import sys
 
 import pytest
 import yaml
 from command import run_command
 from saved import composed, save, save_text
+from xlstm_hydra.metadata._ignored import log_ignored
 
 from xlstm_hydra._printable import PrintableFormatter, printable, shell_line
 from xlstm_hydra._table import table
@@ -52,6 +54,18 @@ def test_errors_of_all_kinds_are_printable(error):
 
 def test_cells_of_tables_are_printable():
     assert [*table([["a", EVIL]], left=(0, 1))] == [f"a  {SHOWN}"]
+
+
+def test_a_warning_of_a_command_that_starts_no_run_is_printable():
+    body = f"with command('xlstm-metadata'):\n    logging.getLogger('any').warning({EVIL!a})"
+    program = f"import logging\nfrom xlstm_hydra.door import command\n{body}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
+    assert done.stderr.splitlines() == [SHOWN.partition(r"\nxlstm")[0], "  xlstm-hydra: all is well"]
+
+
+def test_unknown_fields_that_are_ignored_are_logged_as_printable_text(caplog):
+    log_ignored("run", [EVIL], [EVIL])
+    assert len(caplog.messages) == 2 and all(text.isprintable() and SHOWN in text for text in caplog.messages)
 
 
 def test_a_log_message_cannot_begin_another():

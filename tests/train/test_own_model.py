@@ -28,7 +28,6 @@ from xlstm_hydra.configs import (
     TrainerConfig,
     resolve_classes,
 )
-from xlstm_hydra.formats import _registry
 from xlstm_hydra.hydra import load, make_model_config
 from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
 from xlstm_hydra.parallel import build_mesh
@@ -179,7 +178,7 @@ def test_the_program_of_the_example_goes_on_with_a_saved_run_which_the_command_r
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append(run.model))
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "run", own())
-    monkeypatch.setattr(_registry, "_prefixes", set())
+    monkeypatch.setattr("xlstm_hydra.configs._registry._prefixes", set())
     assert "allow_modules" in run_command("resume=run").err and not started
     with mock.patch.object(cli, "main", lambda: None):
         runpy.run_path(str(EXAMPLE / "run.py"), run_name="__main__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -96,6 +97,7 @@ class TrainerConfig(ConfigDict, schema="trainer"):
             yield Problem({"compilation_cache_dir": folder}, "is no folder of this host", fix)
 
     def batch_rules(self, data: int, fsdp: int, pipeline: int | None) -> Iterator[Problem]:
+        """The rule that the batch divides on mesh axes of these sizes. Keys are whole."""
         batch, parts = self.batch_size, max(self.gradient_accumulate_steps, 1)
         if batch < 1:
             return
@@ -116,20 +118,20 @@ class TrainerConfig(ConfigDict, schema="trainer"):
                 given["trainer.pipeline_microbatches"] = microbatches
                 factors[-1] = f"lcm(pipeline_axis_size({pipeline}), pipeline_microbatches({microbatches}))"
         if batch % needed:
-            below = batch // needed * needed
-            choices = either([size for size in (below, below + needed) if size > 0])
+            lower = batch // needed * needed
+            choices = either([size for size in (lower, lower + needed) if size > 0])
             rule = f"the batch must divide over {' * '.join(factors)} = {needed}"
             yield Problem({"trainer.batch_size": batch, **given}, rule, f"Set trainer.batch_size to {choices}.")
 
     def batch_unit(self, data: int, fsdp: int, pipeline: int | None) -> int:
-        """What must divide the batch on mesh axes of these sizes."""
+        """Return what must divide the batch on mesh axes of these sizes."""
         stages, microbatches = max(pipeline or 1, 1), max(self.pipeline_microbatches or 1, 1)
         # The rows must divide into microbatches for the stages, and into one share per stage for the head.
         rows = math.lcm(stages, microbatches) if stages > 1 else 1
         return data * fsdp * max(self.gradient_accumulate_steps, 1) * rows
 
     def microbatches(self, data: int, fsdp: int, pipeline: int) -> int:
-        """Parts that the rows of a device go through a pipeline in, for a batch that divides."""
+        """Return the number of parts that the rows of a device go through a pipeline in, for a batch that divides."""
         if pipeline == 1:
             return 1
         if self.pipeline_microbatches is not None:
@@ -138,16 +140,14 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         return max(count for count in divisors(rows) if count <= 4 * pipeline)
 
     def pipeline_rules(self, stages: int) -> Iterator[Problem]:
-        """The rules of the settings of the pipeline, where there is one and where there is none."""
-        where = {"parallel.pipeline_axis_size": stages}
-        microbatches = trainer.pipeline_microbatches
-        settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": trainer.pipeline_remat}
-        unused = {key: value for key, value in settings.items() if value}
-        if stages == 1 and unused:
+        """The rules of the settings of the pipeline, where there is one and where there is none. Keys are whole."""
+        where, microbatches = {"parallel.pipeline_axis_size": stages}, self.pipeline_microbatches
+        settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": self.pipeline_remat}
+        given = {key: value for key, value in settings.items() if value}
+        if stages == 1 and given:
             fix = "Set parallel.pipeline_axis_size to 2 or more, or remove this setting."
-            default = TrainerConfig()
-            neutral = {key: default.get(key.rpartition(".")[2]) for key in unused}
-            yield Problem(unused | where, "there is no pipeline", fix, unused=neutral)
+            neutral = {key: TrainerConfig().get(key.rpartition(".")[2]) for key in given}
+            yield Problem(given | where, "there is no pipeline", fix, unused=neutral)
         if microbatches is not None and 0 < microbatches < stages:
             given = {"trainer.pipeline_microbatches": microbatches, **where}
             fix = f"Set trainer.pipeline_microbatches to {stages} or more, or remove it."
