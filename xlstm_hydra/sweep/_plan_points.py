@@ -190,7 +190,7 @@ def local_devices(simulated: int | None) -> Found:
 
 
 def has_cpu_alone() -> bool:
-    """True if JAX certainly has no other devices than the CPU: it is set to use the CPU, or nothing is installed that could
+    """True if JAX certainly has no other devices than the CPU: it is set to use it, or nothing is installed that could
     find others."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
