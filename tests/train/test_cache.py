@@ -149,6 +149,12 @@ def test_a_folder_that_cannot_be_made_is_told_once_and_the_run_goes_on(tmp_path,
     assert line == f"the folder of compiled programs cannot be read: {tmp_path}/file: Not a directory"
 
 
+def test_a_folder_that_cannot_be_searched_is_reported_and_the_run_goes_on(tmp_path, caplog):
+    assert compiled(tmp_path / ("x" * 300)).compiled == 1  # an error for root too, unlike missing permissions
+    [line] = caplog.messages
+    assert line.startswith("the folder of compiled programs cannot be read: ") and line.endswith(": File name too long")
+
+
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, caplog, monkeypatch):
     def full(path, value):
         path.open("wb").close()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from xlstm_hydra._logging import log
+from xlstm_hydra._printable import printable
 from xlstm_hydra.problems import ConfigError, Problem, UnknownField
 
 from ._paths import RESTORE
@@ -41,7 +42,7 @@ def log_ignored(place: str, unset: Iterable[str], unknown: Sequence[str]) -> Non
 
 @functools.cache
 def _log_once(text: str) -> None:
-    log.warning("%s", text)
+    log.warning("%s", printable(text))
 
 
 @contextmanager

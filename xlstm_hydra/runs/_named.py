@@ -10,21 +10,25 @@ from pathlib import Path
 
 from ._paths import FOLDER, is_checkpoint, saved_steps
 
-_KEYS = ("--from", "resume", "resume_sweep")
+_KEYS = ("--from", "resume", "resume_sweep", "task.checkpoint", "checkpoint.init_from", "checkpoint.restore")
 _SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
+_SWEEP, _METADATA = "sweep.jsonl", "metadata"
+"""Names of the record in the folder of a sweep, and of the folder of the metadata in a checkpoint."""
 
 
 def named_folders(arguments: Sequence[str]) -> list[Path]:
-    """Return the folders that a command line names with `--from`, `resume=`, `resume_sweep=` or `ckpt://`."""
+    """Return the folders of the runs and sweeps that a command line names: with `--from`, `ckpt://`, `resume=`,
+    `resume_sweep=`, or as the checkpoint of a key."""
     texts = [*arguments, ""]
     places = [after for text, after in zip(texts, texts[1:], strict=False) if text == "--from"]
-    places += [text.partition("=")[2] for text in texts if text.partition("=")[0] in _KEYS]
+    places += [text.partition("=")[2] for text in texts if text.partition("=")[0].lstrip("+") in _KEYS]
     places += [match[1] for text in texts for match in _SOURCE.finditer(text)]
     return run_folders(places)
 
 
 def run_folders(places: Iterable[str]) -> list[Path]:
-    """Return the folders of the runs or sweeps that lie at places such as RUN, RUN@STEP or the path of a checkpoint."""
+    """Return the folders of the runs or sweeps that lie at places such as RUN, RUN@STEP, the path of a checkpoint or of
+    a file in one of them."""
     found: list[Path] = []
     for place in places:
         with suppress(OSError, ValueError):  # such as a path that is too long, of which a message follows
@@ -35,13 +39,22 @@ def run_folders(places: Iterable[str]) -> list[Path]:
 def _roots(place: str) -> Iterator[Path]:
     if not place or "://" in place:
         return
+    place = os.path.expanduser(place)
     for name in {place, place.rpartition("@")[0] or place}:
         for path in {Path(os.path.abspath(name)), Path(os.path.realpath(name))}:
-            yield path
-            yield from (above.parent.parent for above in (path, *path.parents) if _is_step(above))
-            if path.name == FOLDER and saved_steps(path.parent):
-                yield path.parent
+            if path.is_file():
+                yield from (path.parent, *([path.parents[1]] if path.parent.name == _METADATA else []))
+            else:
+                yield path
+            for above in (path, *path.parents):
+                yield from _around(above)
 
 
-def _is_step(folder: Path) -> bool:
-    return folder.parent.name == FOLDER and is_checkpoint(folder)
+def _around(folder: Path) -> Iterator[Path]:
+    """Yield the folder of the run or sweep to which a folder belongs, as its name and its content show."""
+    if (folder / _SWEEP).is_file():
+        yield folder
+    if folder.parent.name == FOLDER and is_checkpoint(folder):
+        yield folder.parent.parent
+    if folder.name == FOLDER and saved_steps(folder.parent):
+        yield folder.parent

@@ -157,6 +157,13 @@ def _other_writer(status: os.stat_result | None) -> str | None:
     return next((who for who, bit in (("everyone", 0o002), ("its group", 0o020)) if status.st_mode & bit), None)
 
 
+def _remove_older(file: Path, seconds: float) -> None:
+    """Remove a file that was not used for a number of seconds. It may be gone, or belong to another user."""
+    with suppress(OSError):
+        if time.time() - file.stat().st_mtime > seconds:
+            file.unlink()
+
+
 class _Store:
     """Compiled programs as files, under the names that JAX gives them.
 
@@ -222,10 +229,9 @@ class _Store:
         if self._path == own_folder():
             old["*-cache"] = _UNUSED_DAYS * 24 * _HOUR
         for pattern, seconds in old.items():
-            for file in self._path.glob(pattern):
-                with suppress(OSError):
-                    if time.time() - file.stat().st_mtime > seconds:
-                        file.unlink()
+            with suppress(OSError):  # such as in the home folder of another user, which cannot be searched
+                for file in self._path.glob(pattern):
+                    _remove_older(file, seconds)
 
     def _file(self, key: str) -> Path:
         return self._path / f"{key}-cache"
