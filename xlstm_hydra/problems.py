@@ -1,4 +1,4 @@
-"""How a broken rule is said: the key as typed, the values, the rule, and the way out."""
+"""How a broken rule is worded: the key as typed, the values, the rule, and the way out."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class Problem:
     def __str__(self) -> str:
         values = zip(self.keys, self.given.values(), strict=True)
         head = ", ".join(key if value is _HIDDEN else f"{key}={show(value)}" for key, value in values)
-        text = self.told(f"{self.rule}. {self.fix}" if self.fix else self.rule)
+        text = self.with_full_keys(f"{self.rule}. {self.fix}" if self.fix else self.rule)
         return printable(f"{head}: {text}" if head else text, keep="\n" if self.has_lines else "")
 
-    def told(self, text: str) -> str:
+    def with_full_keys(self, text: str) -> str:
         """The rule or the fix with its keys as the user types them; braces in `about` are no keys."""
         if _HIDDEN in self.given.values():
             return text

@@ -4,7 +4,7 @@ from xlstm_hydra.codec import register_class as register_class
 from xlstm_hydra.problems import ConfigError as ConfigError
 from xlstm_hydra.problems import Problem as Problem
 
-from ._cell import CellConfig as CellConfig
+from ._cell_config import CellConfig as CellConfig
 from ._config_dict import OPTIONS as OPTIONS
 from ._config_dict import ConfigDict as ConfigDict
 from ._fields import BOOKKEEPING as BOOKKEEPING
@@ -19,6 +19,10 @@ from ._model_class import locate_class as locate_class
 from ._model_class import resolve_classes as resolve_classes
 from ._process import ProcessInfo as ProcessInfo
 from ._process import idle_tasks as idle_tasks
+from ._reading import RecordedConfigs as RecordedConfigs
+from ._reading import read_configs as read_configs
+from ._registry import allow_modules as allow_modules
+from ._registry import register_model_class as register_model_class
 from ._rules import at_least as at_least
 from ._rules import below as below
 from ._rules import one_of as one_of

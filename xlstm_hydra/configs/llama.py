@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from xlstm_hydra.problems import Problem, divisors, either
 
@@ -25,6 +26,8 @@ _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
 @dataclass(kw_only=True)
 class LlamaConfig(LanguageModelConfig, schema="llama"):
     """The Llama baseline: causal attention with rotary positions, then a gated feed-forward layer."""
+
+    flax_class: ClassVar[str] = "xlstm_hydra.models.Llama"
 
     head_dim: int = field(default=128, metadata=affects(PARAMETERS))
     """Width of a head; the embedding width gives their number. Even, because positions turn pairs of channels."""

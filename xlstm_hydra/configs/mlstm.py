@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from xlstm_hydra.problems import Problem, divisors, either
 
-from ._cell import CellConfig
-from ._feed_forward import optional_layer_rules, rounded_dim, rounding_rules
+from ._cell_config import CellConfig
+from ._feed_forward_rules import optional_layer_rules, rounded_dim, rounding_rules
 from ._fields import NUMERICS, PARAMETERS, affects
 from ._rules import at_least, one_of
 from .language_model import NORMS, splits
@@ -104,6 +105,8 @@ class OriginalLayerConfig(CellConfig):
 class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field's name for it)
     """The original mLSTM block: the layer of arXiv 2405.04517 and, if wanted, a feed-forward layer after it."""
 
+    flax_class: ClassVar[str] = "xlstm_hydra.models.mLSTM"
+
     ff_type: str | None = field(default=None, metadata=affects(PARAMETERS))
     """Feed-forward layer after the mLSTM layer in every block. ffn_gated: act(x Wg) * (x Wu), then down.
     ffn: act(x Wu), then down. null: no feed-forward layer, as in the published models."""
@@ -145,6 +148,8 @@ class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field
 @dataclass(kw_only=True)
 class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
     """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, then (if wanted) a feed-forward layer."""
+
+    flax_class: ClassVar[str] = "xlstm_hydra.models.mLSTMv1"
 
     qk_dim_factor: float = 0.5
     """Width of queries and keys, as a multiple of the embedding width."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from xlstm_hydra.codec import dotted
+from xlstm_hydra.formats import log_ignored
 from xlstm_hydra.problems import Problem, show
 
 from ._config_dict import ConfigDict
 from ._fields import LAYOUT, PARAMETERS, affects
+from ._reading import read_configs
 from .parallel import ParallelConfig
 
 
@@ -22,6 +24,9 @@ class SubModelConfig(ConfigDict):
     takes its shape. Where a field does not say what another value of it changes, in metadata from `affects`, it counts
     as one that changes the parameters and the compiled step.
     """
+
+    flax_class: ClassVar[str] = ""
+    """Dotted path of the model class of ours that the config is for. Empty: a class of yours."""
 
     def module_classes(self) -> tuple[str, ...] | None:
         """Class names of the modules inside the model, which `remat` and `fsdp_modules` can name. None: not known
@@ -104,9 +109,11 @@ class ModelConfig(ConfigDict):
         Raises:
             MetadataError: the text is not metadata that this version can read, with the path of the field.
         """
-        from xlstm_hydra.runs import read_model  # the one door upwards, which the published interface asks for
-
-        return read_model(metadata_content)
+        recorded = read_configs(metadata_content)
+        log_ignored("metadata", recorded.unset, recorded.unknown)
+        model = recorded.groups["model"]
+        assert isinstance(model, ModelConfig)
+        return model
 
 
 def _is_path(text: Any) -> bool:

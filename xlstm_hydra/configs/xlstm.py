@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from xlstm_hydra.problems import Problem, divisors, either
 
-from ._cell import is_range
-from ._feed_forward import layer_rules, rounded_dim, rounding_rules
+from ._cell_config import is_range
+from ._feed_forward_rules import layer_rules, rounded_dim, rounding_rules
 from ._fields import NUMERICS, PARAMETERS, affects
 from ._rules import at_least, one_of, unused
 from .language_model import splits
@@ -34,6 +35,8 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
     the sLSTM blocks. `gate_soft_cap` and `gate_dtype` (of input and forget gates), `cell_norm_type` and the rounding
     of widths are of both kinds; the other fields of the mLSTM layer keep their names and are its own.
     """
+
+    flax_class: ClassVar[str] = "xlstm_hydra.models.xLSTM"
 
     slstm_at: list[int] = field(default_factory=list, metadata=affects(PARAMETERS))
     """Numbers of the sLSTM blocks, from 0, in any order; all others are mLSTM blocks. Where `scan_blocks` is set, the

@@ -20,7 +20,7 @@ import jax
 
 from xlstm_hydra.configs import RunConfig, SubModelConfig
 from xlstm_hydra.devices import simulate_devices
-from xlstm_hydra.parallel import Collective, list_collectives, list_local_results
+from xlstm_hydra.parallel import Collective, build_mesh, list_collectives, list_local_results
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.step import Program, build_program
 
@@ -82,7 +82,8 @@ def compile_step(run: RunConfig, num_devices: int) -> Compiled:
     if isinstance(config, SubModelConfig) and (problems := [*config.platform_rules("cpu")]):
         raise ConfigError(problem.at("model") for problem in problems)
     simulate_devices(num_devices)
-    return compile_program(build_program(run, jax.devices()[:num_devices]))
+    mesh = build_mesh(run.parallel, jax.devices()[:num_devices], run.distributed.device_order)
+    return compile_program(build_program(run, mesh))
 
 
 def compile_program(program: Program) -> Compiled:

@@ -15,11 +15,11 @@ from xlstm_hydra.step import build_sharded_loss
 
 from ._counts import Counts, count
 from ._dataflow import Graph, Operation, read_dataflow
+from ._equations import Call, Equation, Program, Scan, UnknownForm
 from ._jaxpr import trace_loss
 from ._layouts import SHARDING, assembled, closed
 from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._plan import Plan
-from ._program import Call, Equation, Program, Scan, UnknownForm
 
 Numbers = Mapping[Any, float]
 """Quantities of a program, by what they are of. Those of `share` are for each byte of parameters, or each row."""

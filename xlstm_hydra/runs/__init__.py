@@ -20,7 +20,8 @@ from ._find import named_folders as named_folders
 from ._find import reached as reached
 from ._find import run_folders as run_folders
 from ._folder import RunFolder as RunFolder
-from ._ignored import log_ignored as log_ignored
+from ._hub import CONFIG as CONFIG
+from ._hub import missing_weights as missing_weights
 from ._links import open_new as open_new
 from ._links import refuse_links_out as refuse_links_out
 from ._links import replace_file as replace_file
@@ -51,11 +52,11 @@ from ._paths import step_of as step_of
 from ._paths import to_path as to_path
 from ._provenance import provenance as provenance
 from ._record import Record as Record
-from ._record import read_model as read_model
 from ._record import read_record as read_record
 from ._record import read_record_at as read_record_at
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
+from ._record import write_metadata as write_metadata
 from ._starting_groups import starting_groups as starting_groups
 from ._starting_groups import without_unused as without_unused
 from ._starting_point import StartingPoint as StartingPoint

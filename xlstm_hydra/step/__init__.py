@@ -2,6 +2,7 @@
 
 from ._compilation_cache import CompilationStats as CompilationStats
 from ._compilation_cache import compilation_cache as compilation_cache
+from ._compilation_cache import compiled_folder as compiled_folder
 from ._key import plan_key as plan_key
 from ._program import Program as Program
 from ._program import TrainState as TrainState

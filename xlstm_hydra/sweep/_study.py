@@ -143,8 +143,8 @@ def _plain(value: Any) -> Any:
 
 
 class Study:
-    """A study that Hydra's sweeper for Optuna runs. It is checked first that there is something to minimise; a study that
-    the folder of the sweep has is continued; what is not searched reaches the jobs as it was typed."""
+    """A study that Hydra's sweeper for Optuna runs. It is checked first that there is something to minimise; a study in
+    the folder of the sweep is continued; what is not searched reaches the jobs as it was typed."""
 
     def __init__(
         self, settings: Mapping[str, Any], context: HydraContext, task: TaskFunction, config: DictConfig
