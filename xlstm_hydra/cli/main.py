@@ -12,7 +12,8 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -32,34 +33,25 @@ from xlstm_hydra.errors import has_started
 from xlstm_hydra.hydra import (
     REFUSED,
     REQUIRED,
-    UNREADABLE,
     VERSION_BASE,
-    callbacks_of,
-    check_basic_sweep,
     check_engines,
-    check_idle_engines,
     check_primary,
+    check_unused_engines,
     expand_from,
     expand_home,
-    explain,
-    file_problems,
+    has_own_files,
     is_sweep,
     overrides_first,
-    overrides_of_other,
     own_options,
-    package_problem,
     parse_known_flags,
     quote_texts,
     search_path,
-    unknown_engine,
-    unset_variable,
     verifies,
 )
+from xlstm_hydra.own_modules import find_own_modules
 from xlstm_hydra.preemption import watched
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import find_own_modules, named_folders, verification
 
-from ._job import distributed_of, refuse_for_all, run_alone, run_task
 from ._messages import command
 
 CONFIG_NAME = "config"
@@ -70,18 +62,18 @@ _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 
 def main() -> None:
     """Entry point of the console command."""
-    with command("xlstm-hydra"), _refusals_explained(), verification(verifies(sys.argv[1:])):
+    with command("xlstm-hydra"), _refusals_explained(), _verification(sys.argv[1:]):
         if "--version" in sys.argv[1:]:
             print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
             return
         sys.argv[1:] = expand_home(sys.argv[1:])
         check_primary(parse_known_flags(), CONFIG_NAME)
-        find_own_modules(named_folders(sys.argv[1:]))
-        resumed = _resumed_place(sys.argv[1:])
+        find_own_modules(_named_folders(sys.argv[1:]))
+        resumed = _resumed_run(sys.argv[1:])
         check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
         sys.argv[1:] = overrides_first(quote_texts(expand_from(sys.argv[1:], _primary_search_path)))
-        check_idle_engines(sys.argv[1:])
+        check_unused_engines(sys.argv[1:])
         args = get_args_parser().parse_intermixed_args()
         app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)
         with own_options():
@@ -94,6 +86,31 @@ def main() -> None:
             else:
                 _refuse_removed(args.overrides)
                 _run(args, resumed)
+
+
+def run_task(cfg: DictConfig) -> float | None:
+    """Run a job of a sweep. Hydra is given this function, also where it only prints a config."""
+    from ._run import run_sweep_job  # 30 ms, not for `--cfg job`
+
+    return run_sweep_job(cfg)
+
+
+def _verification(arguments: list[str]) -> AbstractContextManager[None]:
+    """Files of checkpoints are verified when they are read inside, unless the arguments turn that off."""
+    if verifies(arguments):
+        return nullcontext()
+    from xlstm_hydra.runs import verification
+
+    return verification(False)
+
+
+def _named_folders(arguments: list[str]) -> list[Path]:
+    """The folders of the saved runs and sweeps that the arguments name."""
+    if not any(word in text for text in arguments for word in ("--from", "resume", "ckpt:")):
+        return []
+    from xlstm_hydra.runs import named_folders
+
+    return named_folders(arguments)
 
 
 def _refuse_removed(overrides: list[str]) -> None:
@@ -110,6 +127,10 @@ def _refuse_removed(overrides: list[str]) -> None:
 
 def _run(args: Any, resumed: str | None) -> None:
     """Compose once, and start a run or a sweep. Hydra's own `main` would compose a first time to see which it is."""
+    from xlstm_hydra.hydra import callbacks_of, check_basic_sweep, overrides_of_other
+
+    from ._run import distributed_of, process_number, run_single
+
     own = Hydra.create_main_hydra2("xlstm-hydra", search_path(args))
     try:
         if is_sweep(args):
@@ -118,10 +139,10 @@ def _run(args: Any, resumed: str | None) -> None:
                 own.multirun(args.config_name or CONFIG_NAME, run_task, _in_mode(args.overrides, RunMode.MULTIRUN))
             return
         cfg = _compose(own, args, args.overrides)
-        if (number := _process_number(cfg)) > 0:  # it leaves no folder and no log
+        if (number := process_number(distributed_of(cfg))) > 0:  # it leaves no folder and no log
             quiet = overrides_of_other(number, cfg.hydra.runtime.choices.get("hydra/job_logging"))
             cfg = _compose(own, args, [*args.overrides, "hydra.run.dir=.", *quiet])
-        run_alone(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks_of(cfg)), resumed)
+        run_single(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks_of(cfg)), resumed)
     finally:
         GlobalHydra.instance().clear()
 
@@ -135,12 +156,6 @@ def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
     """The overrides, with the one that Hydra adds where the mode is not chosen."""
     is_chosen = any(text.startswith("hydra.mode=") for text in overrides)
     return [*overrides, *([] if is_chosen else [f"hydra.mode={mode.name}"])]
-
-
-def _process_number(cfg: DictConfig) -> int:
-    config = distributed_of(cfg)
-    process = config.process_info(os.environ) if config else None
-    return process.process_id if process else 0
 
 
 def _shows(args: Any) -> bool:
@@ -157,6 +172,8 @@ def _refusals_explained() -> Iterator[None]:
     except Exception as error:
         if (found := _explained(error)) is None:
             raise
+        from ._run import refuse_for_all
+
         found.__cause__ = error
         refuse_for_all(found, _typed_distributed())
 
@@ -180,12 +197,12 @@ def _is_from_defaults_list(error: Exception) -> bool:
     return isinstance(error, TypeError) and frames[-1].f_globals.get("__name__") == "hydra._internal.defaults_list"
 
 
-def _resumed_place(arguments: list[str]) -> str | None:
-    """The place that `resume=` names, if the run continues in its folder."""
+def _resumed_run(arguments: list[str]) -> str | None:
+    """The run that `resume=` names, if it continues in its folder."""
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in arguments):
         return None
-    places = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")]
-    return places[0] if places else None
+    runs = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")]
+    return runs[0] if runs else None
 
 
 def _resumed_sweep(arguments: list[str]) -> list[str]:
@@ -203,6 +220,10 @@ def _typed_distributed() -> DistributedConfig | None:
     typed = [text for text in args.overrides if text.startswith("distributed")]
     if is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):
         return None
+    from xlstm_hydra.hydra import UNREADABLE
+
+    from ._run import distributed_of
+
     try:
         return distributed_of(_loader(args).load_configuration(CONFIG_NAME, typed, RunMode.RUN))
     except UNREADABLE:
@@ -213,6 +234,8 @@ def _explained(error: Exception) -> ConfigError | None:
     """Return what Hydra rejected, each mistake on its own; None for an error that needs no explanation or is a bug."""
     if isinstance(error, ConfigError) or has_started(error):
         return None
+    from xlstm_hydra.hydra import UNREADABLE, explain, file_problems, unknown_engine, unset_variable
+
     if isinstance(error, SearchPathException):
         return ConfigError([Problem({}, str(error))])
     if problem := unset_variable(error) or unknown_engine(error):
@@ -234,6 +257,8 @@ def _check_package(args: Any) -> None:
     """
     if args.cfg is None or args.package in (None, "_global_"):
         return
+    from xlstm_hydra.hydra import package_problem
+
     cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
     if problem := package_problem(args.package, cfg, args.cfg):
         raise ConfigError([problem])
@@ -245,7 +270,12 @@ def _check_files(args: Any) -> None:
     Raises:
         ConfigError: with every problem of a run that is in one of them.
     """
-    if problems := file_problems(_loader(args), args.config_name or CONFIG_NAME, args.overrides):
+    loader = _loader(args)
+    if not has_own_files(loader, args.overrides):
+        return
+    from xlstm_hydra.hydra import file_problems
+
+    if problems := file_problems(loader, args.config_name or CONFIG_NAME, args.overrides):
         raise ConfigError(problems)
 
 
