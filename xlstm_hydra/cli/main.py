@@ -37,8 +37,8 @@ from xlstm_hydra.hydra import (
     callbacks_of,
     check_basic_sweep,
     check_engines,
-    check_idle_engines,
     check_primary,
+    check_unused_engines,
     expand_from,
     expand_home,
     explain,
@@ -81,7 +81,7 @@ def main() -> None:
         check_engines(sys.argv[1:])
         sys.argv[1:] = _resumed_sweep(sys.argv[1:])
         sys.argv[1:] = overrides_first(quote_texts(expand_from(sys.argv[1:], _primary_search_path)))
-        check_idle_engines(sys.argv[1:])
+        check_unused_engines(sys.argv[1:])
         args = get_args_parser().parse_intermixed_args()
         app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)
         with own_options():

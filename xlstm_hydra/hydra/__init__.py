@@ -16,7 +16,7 @@ from ._from_checkpoint import SavedOptions as SavedOptions
 from ._hydra_part import REQUIRED as REQUIRED
 from ._hydra_part import callbacks_of as callbacks_of
 from ._hydra_part import check_engines as check_engines
-from ._hydra_part import check_idle_engines as check_idle_engines
+from ._hydra_part import check_unused_engines as check_unused_engines
 from ._hydra_part import hydra_rules as hydra_rules
 from ._hydra_part import launcher_rules as launcher_rules
 from ._hydra_part import overrides_of_other as overrides_of_other

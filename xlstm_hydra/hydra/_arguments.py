@@ -13,8 +13,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.problems import ConfigError, Problem, either, show
-from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra.problems import ConfigError, Problem, either, near_name, show
 from xlstm_hydra.runs import checkpoints_of_run, refuse_to_continue, run_of, step_of
 
 from ._omegaconf import REFUSED

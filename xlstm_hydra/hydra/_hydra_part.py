@@ -129,7 +129,7 @@ def launcher_rules(launcher: Any) -> Iterator[Problem]:
         yield Problem({"hydra.launcher.n_jobs": 0}, "must not be 0", fix)
 
 
-def check_idle_engines(arguments: Sequence[str]) -> None:
+def check_unused_engines(arguments: Sequence[str]) -> None:
     """Refuse what says how a sweep is run where there is none. Files may say it: they serve sweeps too.
 
     Args:
@@ -145,8 +145,8 @@ def check_idle_engines(arguments: Sequence[str]) -> None:
         return  # a file may say that it is a sweep
     if any(text.lstrip("+").startswith(("hydra.mode=", "hydra.searchpath=")) for text in args.overrides):
         return
-    if idle := [text for text in args.overrides if text.lstrip("+~").startswith(_GROUPS)]:
-        raise ConfigError([Problem.about(text, "only applies to sweeps", "Add -m.") for text in idle])
+    if unused := [text for text in args.overrides if text.lstrip("+~").startswith(_GROUPS)]:
+        raise ConfigError([Problem.about(text, "only applies to sweeps", "Add -m.") for text in unused])
 
 
 def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:

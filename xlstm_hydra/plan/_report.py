@@ -78,7 +78,7 @@ def _head(plan: Plan) -> Iterator[str]:
     rows = trainer.batch_size // (data * fsdp)
     parts = f" in {trainer.gradient_accumulate_steps} parts" if trainer.gradient_accumulate_steps > 1 else ""
     parts += (
-        ", the fewest that the layout can use" if trainer.batch_size == run.batch_unit(data, fsdp, pipeline) else ""
+        ", the fewest that the layout can use" if trainer.batch_size == trainer.batch_unit(data, fsdp, pipeline) else ""
     )
     yield (
         f"batch    {trainer.batch_size:,} x {plan.tokens // trainer.batch_size:,} tokens = {plan.tokens:,} in a step; "
@@ -89,7 +89,7 @@ def _head(plan: Plan) -> Iterator[str]:
         kept = "" if trainer.remat_policy == "nothing" else f", which keep {trainer.remat_policy}"
         yield f"remat    {', '.join(parallel.remat)}{kept}"
     if pipeline > 1:
-        count = run.microbatches(data, fsdp, pipeline)
+        count = run.trainer.microbatches(data, fsdp, pipeline)
         yield f"pipeline {pipeline} stages, {count} microbatches; a stage is idle for {plan.bubble:.1%} of the time"
 
 

@@ -1,4 +1,4 @@
-"""How the jobs of a sweep went: one record of all of them, kept while they run and told at the end."""
+"""Sweeps: points that are checked and planned, jobs and their launchers, one record of all jobs, results at the end."""
 
 from ._jobs import ERROR_FILE as ERROR_FILE
 from ._jobs import JobRecord as JobRecord

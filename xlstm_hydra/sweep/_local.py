@@ -93,7 +93,7 @@ def _terminate(handles: Sequence[Any]) -> None:
 
 @contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """Processes that are started inside do not get Ctrl-C from the terminal: they are told in another way."""
+    """Processes that are started inside do not get Ctrl-C from the terminal: they are stopped in another way."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

@@ -50,7 +50,7 @@ class _Devices(NamedTuple):
 
 
 def is_planned(run: RunConfig) -> bool:
-    """Whether a run is refused where it does not fit."""
+    """True if a run is refused if it does not fit."""
     return isinstance(run.task, TrainTaskConfig) and not run.trainer.ignore_plan
 
 
@@ -105,7 +105,7 @@ def _log_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices
 
 
 def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
-    """Why a run cannot be started on those devices."""
+    """Return why a run cannot be started on those devices."""
     from xlstm_hydra.configs import resolve_classes
     from xlstm_hydra.devices import no_accelerator
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
@@ -145,7 +145,7 @@ class _Finder:
         self.known: dict[Any, _Devices | None] = {}
 
     def devices(self, run: RunConfig) -> _Devices | None:
-        """What the job of a run has; None where that is not known here."""
+        """Return the devices of the job of a run; None if they are not known here."""
         key = (run.trainer.simulated_devices, repr(run.device), None if self.is_here else run.known_devices())
         if key not in self.known:
             self.known[key] = self._here(run) if self.is_here else self._on_cluster(run)
@@ -167,7 +167,7 @@ class _Finder:
 
 
 def _requested(launcher: DictConfig) -> int | None:
-    """GPUs that a launcher asks a cluster for, for each job."""
+    """Return how many GPUs a launcher requests from a cluster for each job."""
     asked: Any = {key: OmegaConf.select(launcher, key) for key in ("nodes", "tasks_per_node", "gpus_per_node", "gres")}
     nodes, tasks = asked["nodes"] or 1, asked["tasks_per_node"] or 1
     of_task = OmegaConf.select(launcher, "gpus_per_task") or 0
@@ -177,7 +177,7 @@ def _requested(launcher: DictConfig) -> int | None:
 
 
 def local_devices(simulated: int | None) -> DetectedDevices:
-    """The devices that a job on this machine has.
+    """Return the devices that a job on this machine has.
 
     Raises:
         ConfigError: JAX finds none.
@@ -190,8 +190,8 @@ def local_devices(simulated: int | None) -> DetectedDevices:
 
 
 def has_cpu_alone() -> bool:
-    """Whether it is certain that JAX has no other devices than the CPU: it was told so, or nothing is installed that
-    could find others."""
+    """True if JAX certainly has no other devices than the CPU: it is set to use it, or nothing is installed that could
+    find others."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -199,14 +199,14 @@ def has_cpu_alone() -> bool:
 
 
 def _cpu_devices(environ: os._Environ[str]) -> int:
-    """As many as JAX makes of the CPU."""
+    """Return how many devices JAX makes of the CPU."""
     forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
     return int(environ.get("JAX_NUM_CPU_DEVICES") or (forced[1] if forced else 1))
 
 
 @cache
 def _devices_in_subprocess() -> DetectedDevices:
-    """Ask JAX in a process of its own, which takes 3 seconds."""
+    """Find the devices in another process, which takes 3 seconds and leaves them free for a job."""
     from xlstm_hydra.devices import DetectedDevices
 
     done = subprocess.run([sys.executable, "-c", _FIND_DEVICES], capture_output=True, text=True)

@@ -129,6 +129,8 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
 
 
 # ---- what is drawn
+
+
 def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> tuple[str, list[Curve]]:
     """The loss that is drawn, and its curve for each job: that of validation, where it was taken more than once."""
     rows = [read_metrics(job_folder(folder, one) / METRICS_FILE) for one in ranked]
@@ -189,6 +191,8 @@ def _text(point: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 # ---- how it is drawn
+
+
 def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
     """The worst first, so that the best lie on top."""
     for rank, curve in reversed(list(enumerate(curves))):
