@@ -8,8 +8,7 @@ import pytest
 from command import run_command
 
 from xlstm_hydra.plan import MEMORY_KINDS
-from xlstm_hydra.sweep import _plan_table as compare_plans
-from xlstm_hydra.sweep._plan_table import Row
+from xlstm_hydra.sweep import COMPLETED, Outcome, finish_sweep, update_record
 
 SWEEP = ["-m", "task=plan", "task.num_devices=16", "parallel=dp,fsdp,tp", "hydra.sweep.dir=sweep"]
 
@@ -65,13 +64,10 @@ def test_the_bars_of_the_picture_are_drawn_where_matplotlib_is(swept):
     assert "plans.png" in lines_of(done, "written: ")[0]
 
 
-def rows(*verdicts):
-    return [Row(number, f"trainer.seed={number}", verdict) for number, verdict in enumerate(verdicts)]
-
-
 def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert compare_plans._draw(rows("fits"), tmp_path) == []
+    update_record(tmp_path, [Outcome(job=0, status=COMPLETED, task="plan")])
+    finish_sweep(tmp_path)
     assert "pip install 'xlstm-hydra[plots]'" in capsys.readouterr().out
 
 

@@ -140,7 +140,7 @@ def command(*arguments: str) -> str:
     return f"import sys\nsys.argv = {['xlstm-hydra', *arguments]}\nfrom xlstm_hydra.cli.main import main\nmain()"
 
 
-@pytest.mark.parametrize("module", ["", ".configs", ".hydra", ".metadata", ".cli"])
+@pytest.mark.parametrize("module", ["", ".configs", ".hydra", ".sweep", ".metadata", ".cli"])
 def test_importing_what_needs_no_device_loads_no_jax(tmp_path, module):
     assert loaded(f"import xlstm_hydra{module}", tmp_path)[0] == set()
 

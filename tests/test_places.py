@@ -269,6 +269,14 @@ def test_the_damaged_file_is_named(tmp_path, content, words):
             raise TENSORSTORE
 
 
+def test_a_pointer_of_git_lfs_in_place_of_arrays_is_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "d").write_text(pointer)
+    with pytest.raises(ConfigError, match="its parameters cannot be read: .*/d: a Git LFS pointer"):
+        with reading("parameters", tmp_path):
+            raise ValueError("what TensorStore says")
+
+
 def closed_loop():
     loop = asyncio.new_event_loop()
     loop.close()

@@ -12,8 +12,10 @@ from command import run_command
 from omegaconf import OmegaConf
 from tiny import FAMILIES
 
+from xlstm_hydra._hooks import Hooks, hooks
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.hydra import _resolvers, load_device
+from xlstm_hydra.devices import known_devices
+from xlstm_hydra.hydra import _resolvers
 from xlstm_hydra.plan import Comparison, Search, make_plan, plan
 
 PLAN = ("task=plan", "hydra.run.dir=run")
@@ -203,12 +205,14 @@ def test_the_compilers_figures_stand_beside_those_of_the_plan(monkeypatch):
     assert json.loads(Path("run/plan.json").read_text())["compiled"] == [dataclasses.asdict(row) for row in compared]
 
 
-def test_python_can_plan_without_hydra(tmp_path, capsys):
+def test_python_can_plan_without_hydra(tmp_path, capsys, monkeypatch):
+    for name, value in vars(Hooks()).items():
+        monkeypatch.setattr(hooks, name, value)
     run = RunConfig(
         model=FAMILIES["v1"](),
         task=PlanTaskConfig(num_devices=8),
         data=SyntheticDataConfig(motif_length=4),
-        device=load_device("cpu"),
+        device=known_devices()["cpu"],
     )
     assert 0 < plan(run, tmp_path) < math.inf
     assert "8 x CPU, 2 cores, 1 to a host: 8 hosts" in capsys.readouterr().out

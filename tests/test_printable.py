@@ -4,6 +4,7 @@ import json
 import logging
 import shlex
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import TaskError, reason, text_of
 from xlstm_hydra.hydra import as_override
 from xlstm_hydra.metadata import write_metadata
+from xlstm_hydra.runs import log_ignored
 
 EVIL = "日本 é\x1b[2J\u202e\x07\x85\u2028\nxlstm-hydra: all is well"
 SHOWN = r"日本 é\x1b[2J\u202e\x07\x85\u2028\nxlstm-hydra: all is well"
@@ -52,6 +54,18 @@ def test_errors_of_all_kinds_are_printable(error):
 
 def test_cells_of_tables_are_printable():
     assert [*table([["a", EVIL]], left=(0, 1))] == [f"a  {SHOWN}"]
+
+
+def test_a_warning_of_a_command_that_starts_no_run_is_printable():
+    body = f"with command('xlstm-metadata'):\n    logging.getLogger('any').warning({EVIL!a})"
+    program = f"import logging\nfrom xlstm_hydra.cli._messages import command\n{body}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
+    assert done.stderr.splitlines() == [SHOWN.partition(r"\nxlstm")[0], "  xlstm-hydra: all is well"]
+
+
+def test_unknown_fields_that_are_ignored_are_logged_as_printable_text(caplog):
+    log_ignored("run", [EVIL], [EVIL])
+    assert len(caplog.messages) == 2 and all(text.isprintable() and SHOWN in text for text in caplog.messages)
 
 
 def test_a_log_message_cannot_begin_another():

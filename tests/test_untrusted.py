@@ -18,9 +18,9 @@ import xlstm_hydra.train
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.metadata import MetadataError, read_record, write_metadata
-from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text, recorded_origin
-from xlstm_hydra.runs._folder import WRITTEN, RunFolder
-from xlstm_hydra.sweep._outcomes import FAILED, Outcome, update_record
+from xlstm_hydra.runs import RunFolder, find_checkpoint, provenance, read_metadata_text, recorded_origin
+from xlstm_hydra.sweep import FAILED, Outcome, update_record
+from xlstm_hydra.train import train
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
 
@@ -233,8 +233,8 @@ def elsewhere(tmp_path):
     return folder
 
 
-FILES = [name for name in WRITTEN if "." in name[1:] or name == ".lock"]
-FOLDERS = [name for name in WRITTEN if name not in FILES]
+FILES = [name for name in RunFolder.WRITTEN if "." in name[1:] or name == ".lock"]
+FOLDERS = [name for name in RunFolder.WRITTEN if name not in FILES]
 BELOW = [".hydra/config.yaml", ".hydra/resumed_at_20", "checkpoints/deleted", "checkpoints/20", "checkpoints/19"]
 BELOW += ["checkpoints/20/params", "checkpoints/20/metadata/metadata", "checkpoints/21.orbax-checkpoint-tmp-1"]
 BELOW += ["damaged_checkpoints/20_1", "tensorboard/events"]
@@ -359,8 +359,6 @@ def test_the_other_steps_of_a_run_are_not_read_through_links_either(elsewhere, t
 
 @pytest.mark.parametrize("name", [".lock", "metadata.json", "tensorboard", "checkpoints", "checkpoints/deleted"])
 def test_training_from_python_does_not_write_through_links_either(name, elsewhere, tmp_path):
-    from xlstm_hydra.train._loop import train
-
     link(tmp_path / "run" / name, elsewhere / "run" / "checkpoints")
     before = content(".")
     with pytest.raises(

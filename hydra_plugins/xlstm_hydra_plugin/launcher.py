@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn
@@ -13,9 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from xlstm_hydra.sweep import Work
 
+Launch = Callable[["Work", Mapping[int, Sequence[str]]], Sequence[JobReturn]]
+"""Runs a job for each point, by its number, and waits for all of them."""
 
-class _ClusterLauncher(Launcher):
-    """What both have in common."""
+
+class _SubmititLauncher(Launcher):
+    """What both launchers share: settings, and the work that submitit pickles for a job."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings: dict[str, Any] = {
@@ -24,7 +28,7 @@ class _ClusterLauncher(Launcher):
         }
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Check the settings, and remember what all jobs share.
+        """Check the settings, and keep what all jobs share.
 
         Raises:
             ConfigError: the jobs cannot be launched so.
@@ -32,11 +36,10 @@ class _ClusterLauncher(Launcher):
         from xlstm_hydra.hydra import require_engine
 
         require_engine("hydra/launcher", "slurm")
-        self.context, self.task, self.config = hydra_context, task_function, config
-        self.check()
+        self.shared, self.run = (hydra_context, task_function, config), self.checked(config)
 
-    def check(self) -> None:
-        """Make sure that jobs can be launched here as the settings say."""
+    def checked(self, sweep: DictConfig) -> Launch:
+        """Make sure that jobs can be launched here with these settings, and return the function that does so."""
         raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -45,54 +48,39 @@ class _ClusterLauncher(Launcher):
 
         from xlstm_hydra.sweep import Work
 
-        work = Work(self.context, self.task, self.config, Singleton.get_state())
-        return self.run(work, dict(enumerate(job_overrides, initial_job_idx)))
+        return self.run(Work(*self.shared, Singleton.get_state()), dict(enumerate(job_overrides, initial_job_idx)))
 
-    def run(self, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
-        """Run a job for each point, by its number."""
-        raise NotImplementedError
+    def config(self, config_class: Any) -> Any:
+        """Return the settings as a checked config."""
+        from xlstm_hydra.problems import ConfigError
+
+        try:
+            return config_class(**self.settings)
+        except ConfigError as error:
+            raise ConfigError([problem.at("hydra.launcher") for problem in error.problems]) from None
 
 
-class SlurmLauncher(_ClusterLauncher):
-    """Each job is an element of an array of SLURM jobs. None ends the others, and each tells its own end."""
+class SlurmLauncher(_SubmititLauncher):
+    """Each job is an element of an array of SLURM jobs. None ends the others, and each records its own end."""
 
-    def check(self) -> None:
+    def checked(self, sweep: DictConfig) -> Launch:
         """See the base class."""
         from xlstm_hydra.configs import SlurmLauncherConfig
-        from xlstm_hydra.sweep import check_slurm
+        from xlstm_hydra.sweep import check_slurm, launch_on_slurm
 
-        self.asked = _checked(SlurmLauncherConfig, self.settings)
-        check_slurm(self.asked, self.config)
-
-    def run(self, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
-        """See the class."""
-        from xlstm_hydra.sweep import launch_on_slurm
-
-        return launch_on_slurm(self.asked, work, points)
+        config = self.config(SlurmLauncherConfig)
+        check_slurm(config, sweep)
+        return partial(launch_on_slurm, config)
 
 
-class LocalLauncher(_ClusterLauncher):
+class LocalLauncher(_SubmititLauncher):
     """Each job is a process of its own on this machine."""
 
-    def check(self) -> None:
+    def checked(self, sweep: DictConfig) -> Launch:
         """See the base class."""
         from xlstm_hydra.configs import LocalLauncherConfig
-        from xlstm_hydra.sweep import check_gpus
+        from xlstm_hydra.sweep import check_gpus, launch_locally
 
-        self.asked = _checked(LocalLauncherConfig, self.settings)
-        check_gpus(self.asked)
-
-    def run(self, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
-        """See the class."""
-        from xlstm_hydra.sweep import launch_locally
-
-        return launch_locally(self.asked, work, points)
-
-
-def _checked(config_class: Any, settings: Mapping[str, Any]) -> Any:
-    from xlstm_hydra.problems import ConfigError
-
-    try:
-        return config_class(**settings)
-    except ConfigError as error:
-        raise ConfigError([problem.at("hydra.launcher") for problem in error.problems]) from None
+        config = self.config(LocalLauncherConfig)
+        check_gpus(config)
+        return partial(launch_locally, config)

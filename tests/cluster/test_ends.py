@@ -9,10 +9,11 @@ import pytest
 from command import run_command
 
 from xlstm_hydra.configs import SlurmLauncherConfig
-from xlstm_hydra.sweep import Outcome, _local, _logs, _return, _slurm, begin, finish, read_record, update_record
+from xlstm_hydra.sweep import Outcome, _local, _slurm, _work, finish_sweep, read_record, start_sweep, update_record
 from xlstm_hydra.sweep import _slurm_states as _states
-from xlstm_hydra.sweep._requeue import NO_PROGRESS, note_run_folder, teardown
-from xlstm_hydra.sweep._slurm_states import End
+from xlstm_hydra.sweep._slurm import teardown
+from xlstm_hydra.sweep._slurm_states import NO_PROGRESS, End
+from xlstm_hydra.sweep._work import note_run_folder
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ LOGS = {
 @pytest.mark.parametrize(("text", "words"), LOGS.values(), ids=LOGS)
 def test_the_cause_in_a_log_is_told_with_the_log(text, words, paths):
     paths.stderr.write_text(text)
-    told = _logs.describe("7_1", End("FAILED", 1, nodes="node1"), paths)
+    told = _states.describe("7_1", End("FAILED", 1, nodes="node1"), paths)
     assert told.startswith("SLURM job 7_1 ended as FAILED") and words in told
     assert told.endswith(f"Log: {paths.stderr}") and str(paths.stdout) not in told
 
@@ -142,14 +143,14 @@ SILENT = {
 
 @pytest.mark.parametrize(("end", "words"), SILENT.values(), ids=SILENT)
 def test_a_job_without_logs_is_told_without_the_name_of_a_log(end, words, paths):
-    told = _logs.describe("7_1", end, paths)
+    told = _states.describe("7_1", end, paths)
     assert words in told and ".err" not in told and ".out" not in told
 
 
 def test_an_empty_log_is_not_pointed_to(paths):
     paths.stderr.touch()
     paths.stdout.touch()
-    assert _logs.describe_logs(paths, End("FAILED", 1, nodes="node1")) == "It printed nothing."
+    assert _states.describe_logs(paths, End("FAILED", 1, nodes="node1")) == "It printed nothing."
 
 
 # ---- results
@@ -164,13 +165,13 @@ def handle(tmp_path):
 def test_an_error_of_a_node_is_told_by_its_last_line(handle, tmp_path):
     trace = "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'mine'\n"
     (tmp_path / "result.pkl").write_bytes(pickle.dumps(("error", trace)))
-    done = _return.result_of(handle, [])
+    done = _work.result_of(handle, [])
     assert str(done._return_value) == f"ModuleNotFoundError: No module named 'mine'\n{trace}"
 
 
 def test_a_result_that_is_cut_off_fails_its_job_alone(handle, tmp_path):
     (tmp_path / "result.pkl").write_bytes(pickle.dumps(("success", "x" * 100))[:50])
-    assert "the result of the job cannot be read: " in str(_return.result_of(handle, [])._return_value)
+    assert "the result of the job cannot be read: " in str(_work.result_of(handle, [])._return_value)
 
 
 UNKNOWN = {"module": b"cno_such_module\nThing\n.", "attribute": b"cos\nno_such_thing\n.", "end": b""}
@@ -180,7 +181,7 @@ UNKNOWN = {"module": b"cno_such_module\nThing\n.", "attribute": b"cos\nno_such_t
 @pytest.mark.parametrize("result", UNKNOWN.values(), ids=UNKNOWN)
 def test_a_result_of_another_environment_fails_its_job_alone(result, handle, tmp_path):
     (tmp_path / "result.pkl").write_bytes(result)
-    assert "the result of the job cannot be read: " in str(_return.result_of(handle, [])._return_value)
+    assert "the result of the job cannot be read: " in str(_work.result_of(handle, [])._return_value)
 
 
 # ---- requeueing
@@ -320,7 +321,7 @@ WAITING = {
 
 @pytest.mark.parametrize(("reason", "words"), WAITING.values(), ids=WAITING)
 def test_a_job_that_waits_in_vain_is_warned_of_once(reason, words, caplog):
-    job, warned = _slurm.Job(0, "7_0", [], None), set()
+    job, warned = _slurm.SlurmJob(0, "7_0", [], None), set()
     for _ in range(2):
         _slurm._warn_once(job, "PENDING", reason, warned)
     assert caplog.text.count("SLURM") == bool(words) and words in caplog.text
@@ -353,9 +354,9 @@ def test_a_folder_of_submitit_that_cannot_be_written_is_one_message(cluster, tmp
 
 def test_jobs_of_a_queue_that_does_not_answer_are_not_taken_as_lost(slurm, tmp_path, capsys):
     slurm(squeue=(1, ""))
-    begin(tmp_path / "sweep", [["trainer.seed=0"]])
+    start_sweep(tmp_path / "sweep", [["trainer.seed=0"]])
     update_record(tmp_path / "sweep", [Outcome(job=0, status="running", cluster_job="7_0")])
-    assert finish(tmp_path / "sweep", KeyboardInterrupt()) == 130
+    assert finish_sweep(tmp_path / "sweep", KeyboardInterrupt()) == 130
     assert read_record(tmp_path / "sweep")[0].status == "running"
     assert "scancel 7_0" in capsys.readouterr().out
 
@@ -363,13 +364,13 @@ def test_jobs_of_a_queue_that_does_not_answer_are_not_taken_as_lost(slurm, tmp_p
 def test_jobs_on_a_cluster_are_not_lost_nor_started_again_by_a_machine_without_squeue(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("PATH", str(tmp_path))
     folder, points = tmp_path / "sweep", [[f"trainer.seed={job}"] for job in range(3)]
-    begin(folder, points)
+    start_sweep(folder, points)
     statuses = ("running", "waiting", "failed")
     for job, status in enumerate(statuses):
         update_record(folder, [Outcome(job=job, overrides=points[job], status=status, cluster_job=f"7_{job}")])
-    assert finish(folder, KeyboardInterrupt()) == 130
-    assert begin(folder, points, resume=True) == [2]
-    finish(folder)
+    assert finish_sweep(folder, KeyboardInterrupt()) == 130
+    assert start_sweep(folder, points, resume=True) == [2]
+    finish_sweep(folder)
     assert read_record(folder)[0].status == "running"
     assert "assumed to be running. Run this on a machine with squeue to see which have ended." in caplog.text
 
@@ -378,7 +379,7 @@ def test_a_process_on_this_machine_that_was_killed_is_lost_with_its_log(paths, t
     paths.stderr.write_text("Killed\n")
     handle = SimpleNamespace(task=lambda number: SimpleNamespace(paths=paths))
     changes = {}
-    work = SimpleNamespace(amend=changes.update)
+    work = SimpleNamespace(update_fields=changes.update)
     done = _local._lost(3, handle, work, {3: ["trainer.seed=1"]})
     assert changes == {3: {"status": "running", "reason": str(done._return_value)}}
     assert str(done._return_value).endswith(f"(was it killed?). Last line: Killed. Log: {paths.stderr}")

@@ -16,6 +16,7 @@ COMMANDS = {
     "resume= as a module": ["-m", "xlstm_hydra", "resume={}", "--cfg", "job"],
     "a config source": ["-m", "xlstm_hydra", "hydra.searchpath=[ckpt://{}]", "model=ckpt", "--cfg", "job"],
     "resume_sweep=": ["-m", "xlstm_hydra", "resume_sweep={}"],
+    "task.checkpoint": ["-m", "xlstm_hydra", "task=evaluate", "task.checkpoint={}", "--cfg", "job"],
     "xlstm-metadata overrides": ["-c", "from xlstm_hydra.cli.metadata import main; main()", "overrides", "{}"],
 }
 
@@ -57,6 +58,7 @@ PLACES = {
     "its checkpoints": "run/checkpoints",
     "a checkpoint": "run/checkpoints/20",
     "a file": "run/checkpoints/20/metadata/metadata",
+    "its copy of the metadata": "run/metadata.json",
     "a link": "latest",
 }
 
@@ -64,9 +66,38 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_the_folder_of_a_run_is_known_by_every_place_that_names_it(tmp_path, monkeypatch, place):
     save(tmp_path / "run", composed())
+    (tmp_path / "run" / "metadata.json").write_text("{}")
     (tmp_path / "latest").symlink_to("run/checkpoints/20")
     monkeypatch.chdir(tmp_path)
     assert tmp_path / "run" in run_folders([place]) and tmp_path not in run_folders([place])
+
+
+def test_the_folder_of_a_checkpoint_that_was_copied_is_known_by_its_metadata_file(tmp_path):
+    save(tmp_path / "run", composed())
+    (tmp_path / "run" / "checkpoints" / "20").rename(tmp_path / "copy")
+    found = run_folders([str(tmp_path / "copy" / "metadata" / "metadata")])
+    assert tmp_path / "copy" in found and tmp_path not in found
+
+
+def test_the_folder_of_a_sweep_is_known_by_its_jobs(tmp_path):
+    save(tmp_path / "sweep" / "lr=1" / "0", composed())
+    (tmp_path / "sweep" / "sweep.jsonl").touch()
+    found = run_folders([str(tmp_path / "sweep" / "lr=1" / "0")])
+    assert tmp_path / "sweep" in found and tmp_path not in found
+
+
+KEYS = ["--from=RUN", "resume=RUN", "resume='RUN@4'", "resume_sweep=RUN", "+from=ckpt hydra.searchpath=[ckpt://RUN]"]
+KEYS += ["task.checkpoint=RUN", "checkpoint.init_from=RUN", "++checkpoint.init_from=RUN", "checkpoint.restore=RUN@4"]
+
+
+@pytest.mark.parametrize("text", KEYS)
+def test_a_folder_is_named_by_every_key_that_reads_a_saved_run(text):
+    assert Path("/a/run") in named_folders(text.replace("RUN", "/a/run").split())
+
+
+def test_a_place_may_be_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Path("/home/me/run") in run_folders(["~/run"])
 
 
 def test_a_folder_of_runs_that_is_called_checkpoints_is_no_run(tmp_path, monkeypatch):

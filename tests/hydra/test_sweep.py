@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 import xlstm_hydra.plan
 import xlstm_hydra.train
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.sweep import _here, _plan_points, read_record
+from xlstm_hydra.sweep import _plan_points, read_record
 from xlstm_hydra.sweep import _run_sweep as _sweep
 from xlstm_hydra.sweep._run_sweep import batches, numbered
 
@@ -152,10 +152,10 @@ def test_no_plan_is_made_where_rules_alone_stop_the_sweep(jobs, monkeypatch):
 
 
 def test_the_devices_of_this_machine_are_seen_in_another_process(monkeypatch):
-    monkeypatch.setattr(_here, "has_cpu_alone", lambda: False)
-    _here._look.cache_clear()
-    found = _here.devices_here(None)
-    _here._look.cache_clear()
+    monkeypatch.setattr(_plan_points, "has_cpu_alone", lambda: False)
+    _plan_points._devices_in_subprocess.cache_clear()
+    found = _plan_points.local_devices(None)
+    _plan_points._devices_in_subprocess.cache_clear()
     assert (found.kind, found.number, found.own_memory) == ("cpu", 8, None)
 
 
@@ -175,9 +175,9 @@ def test_nobody_is_asked_for_devices_where_only_the_cpu_can_be_found(
     monkeypatch, platforms, plugins, packages, expected
 ):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr(_here.importlib.metadata, "entry_points", lambda group: plugins)
-    monkeypatch.setattr(_here.importlib.util, "find_spec", lambda name: name if name in packages else None)
-    assert _here.has_cpu_alone() == expected
+    monkeypatch.setattr(_plan_points.importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(_plan_points.importlib.util, "find_spec", lambda name: name if name in packages else None)
+    assert _plan_points.has_cpu_alone() == expected
 
 
 def launcher(**options):

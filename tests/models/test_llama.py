@@ -11,8 +11,7 @@ from tiny import FAMILIES, tiny_run
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig
 from xlstm_hydra.devices import start_devices
-from xlstm_hydra.models._inputs import BlockInputs
-from xlstm_hydra.models._llama import positions_BT, rotate
+from xlstm_hydra.models import BlockInputs, positions_BT, rotate
 
 
 def llama(**changes):

@@ -13,9 +13,15 @@ from tiny import FAMILIES
 
 from xlstm_hydra.configs import resolve_classes
 from xlstm_hydra.hydra import load
-from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
-from xlstm_hydra.models._inputs import BlockInputs
-from xlstm_hydra.models._xlstm import sLSTMBlock, sLSTMLayer
+from xlstm_hydra.models import (
+    BlockInputs,
+    apply_model,
+    build_model,
+    init_model,
+    list_parameters,
+    sLSTMBlock,
+    sLSTMLayer,
+)
 
 
 def published():

@@ -1,15 +1,16 @@
 """The exit status of a sweep is that of its worst job: one that may go on hides none that failed."""
 
 import itertools
+import sys
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 
 import pytest
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.preemption import Preempted
-from xlstm_hydra.sweep import Outcome, begin, finish, read_record, update_record
-from xlstm_hydra.sweep._outcomes import STATUSES
-from xlstm_hydra.sweep._sweep_folder import _status
+from xlstm_hydra.runs import hold_folder
+from xlstm_hydra.sweep import STATUSES, Outcome, finish_sweep, read_record, start_sweep, update_record
 
 WORST_FIRST = [
     *(("failed", 1), ("lost", 1), ("refused", 2), ("interrupted", 1), ("preempted", 75)),
@@ -18,8 +19,23 @@ WORST_FIRST = [
 """Statuses of jobs, each with the exit status of a sweep that has none before it in this list."""
 
 
-def record(*statuses):
-    return [Outcome(job=job, status=status) for job, status in enumerate(statuses)]
+@pytest.fixture
+def status_of(tmp_path, monkeypatch):
+    """Return the exit status of a sweep whose jobs have these statuses, and which an error may have ended."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
+    numbers = itertools.count()
+
+    def finish(*statuses, error=None):
+        folder = tmp_path / str(next(numbers))
+        start_sweep(folder, [[f"trainer.seed={job}"] for job in range(len(statuses))])
+        update_record(folder, [Outcome(job=job, status=status) for job, status in enumerate(statuses)])
+        with ExitStack() as held:
+            for job in (job for job, status in enumerate(statuses) if status == "running"):
+                (folder / str(job)).mkdir()
+                held.enter_context(hold_folder(folder / str(job)))
+            return finish_sweep(folder, error)
+
+    return finish
 
 
 def test_every_status_has_a_rank():
@@ -29,11 +45,11 @@ def test_every_status_has_a_rank():
 @pytest.mark.parametrize(
     "statuses", list(itertools.combinations_with_replacement(dict(WORST_FIRST), 2)), ids=" and ".join
 )
-def test_of_two_jobs_the_worse_one_decides(statuses):
+def test_of_two_jobs_the_worse_one_decides(statuses, status_of):
     worst = next(status for name, status in WORST_FIRST if name in statuses)
     for order in itertools.permutations(statuses):
-        assert _status(record(*order), True, None) == worst
-        assert _status(record(*order, "invalid"), True, None) == worst
+        assert status_of(*order) == worst
+        assert status_of(*order, "invalid") == worst
 
 
 ENDS = {
@@ -46,22 +62,22 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("error", "completed", "lost"), ENDS.values(), ids=ENDS)
-def test_what_ends_the_sweep_itself_decides_where_it_is_a_signal(error, completed, lost):
-    assert _status(record("completed"), True, error) == completed
-    assert _status(record("completed", "lost", "preempted"), True, error) == lost
+def test_what_ends_the_sweep_itself_decides_where_it_is_a_signal(error, completed, lost, status_of):
+    assert status_of("completed", error=error) == completed
+    assert status_of("completed", "lost", "preempted", error=error) == lost
 
 
-def test_skipped_points_are_no_failure_unless_all_are_skipped():
-    assert _status(record("completed", "invalid"), True, None) == 0
-    assert _status(record("invalid", "invalid"), True, None) == 2
+def test_skipped_points_are_no_failure_unless_all_are_skipped(status_of):
+    assert status_of("completed", "invalid") == 0
+    assert status_of("invalid", "invalid") == 2
 
 
 def test_a_lost_job_and_a_cancelled_one_are_both_in_the_table(tmp_path, capsys):
-    begin(tmp_path / "sweep", [["trainer.seed=0"], ["trainer.seed=1"]])
+    start_sweep(tmp_path / "sweep", [["trainer.seed=0"], ["trainer.seed=1"]])
     lost = Outcome(job=0, overrides=["trainer.seed=0"], status="running", reason="SLURM job 7_0 ended as OUT_OF_MEMORY")
     cancelled = Outcome(job=1, overrides=["trainer.seed=1"], status="interrupted", reason="SLURM job 7_1: CANCELLED")
     update_record(tmp_path / "sweep", [lost, cancelled])
-    assert finish(tmp_path / "sweep") == 1
+    assert finish_sweep(tmp_path / "sweep") == 1
     printed = capsys.readouterr()
     assert "2 jobs: 1 interrupted, 1 lost" in printed.out
     assert "lost: SLURM job 7_0 ended as OUT_OF_MEMORY" in printed.err
@@ -71,7 +87,7 @@ def test_a_lost_job_and_a_cancelled_one_are_both_in_the_table(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", [OSError, BrokenProcessPool], ids=["a disk", "a worker"])
 def test_an_error_of_the_machine_that_ends_a_sweep_is_one_line(kind, tmp_path, capsys):
-    begin(tmp_path / "sweep", [["trainer.seed=0"]])
-    assert finish(tmp_path / "sweep", kind("no space left\nand more")) == 1
+    start_sweep(tmp_path / "sweep", [["trainer.seed=0"]])
+    assert finish_sweep(tmp_path / "sweep", kind("no space left\nand more")) == 1
     printed = capsys.readouterr().err
     assert "the sweep has ended early: no space left\n" in printed and "Traceback" not in printed

@@ -6,21 +6,29 @@ import dataclasses
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from command import run_command
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 
 import xlstm_hydra.inference
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.preemption import Preempted
 from xlstm_hydra.runs import hold_folder
-from xlstm_hydra.sweep import Outcome, amend_record, begin, finish, job_recorded, read_record, update_record
-from xlstm_hydra.sweep import _results as _report
-from xlstm_hydra.sweep import _sweep_folder as _driver
-from xlstm_hydra.sweep._outcomes import STATUSES
-from xlstm_hydra.sweep._sweep_folder import note_unrecorded
+from xlstm_hydra.sweep import (
+    STATUSES,
+    Outcome,
+    finish_sweep,
+    read_record,
+    record_job,
+    start_sweep,
+    update_fields,
+    update_record,
+)
 
 UNPLANNED = "trainer.ignore_plan=true"
 """Nothing is trained here, so nothing need fit."""
@@ -60,7 +68,7 @@ def endings(tmp_path, monkeypatch):
         return ending(folder) if callable(ending) else ending
 
     monkeypatch.setattr(xlstm_hydra.train, "train", train)
-    monkeypatch.setattr(_report, "_picture", lambda *_: [])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -184,12 +192,12 @@ def test_a_second_sweep_into_the_folder_is_refused_and_loses_nothing(endings):
 
 
 def test_a_sweep_in_a_folder_where_another_process_sweeps_is_refused(tmp_path):
-    begin(tmp_path / "sweep", [["trainer.seed=1"]])
+    start_sweep(tmp_path / "sweep", [["trainer.seed=1"]])
     try:
         with pytest.raises(ConfigError, match="another process is sweeping in this folder"):
-            begin(tmp_path / "sweep", [["trainer.seed=1"]], resume=True)
+            start_sweep(tmp_path / "sweep", [["trainer.seed=1"]], resume=True)
     finally:
-        finish(tmp_path / "sweep")
+        finish_sweep(tmp_path / "sweep")
 
 
 def test_evaluations_have_outcomes_too(monkeypatch):
@@ -217,19 +225,19 @@ def test_every_field_and_every_status_is_explained():
 def running(folder, job, error=None):
     """A job that is in the middle, or ends with an error."""
     (folder / str(job)).mkdir(parents=True)
-    return job_recorded(folder, folder / str(job), job, [f"trainer.seed={job}"], "train")
+    return record_job(folder, folder / str(job), job, [f"trainer.seed={job}"], "train")
 
 
 def test_a_job_that_died_is_lost_and_one_that_holds_its_folder_is_not(tmp_path, capsys):
     folder = tmp_path / "sweep"
-    begin(folder, [["trainer.seed=0"], ["trainer.seed=1"]])
+    start_sweep(folder, [["trainer.seed=0"], ["trainer.seed=1"]])
     jobs = [running(folder, job) for job in (0, 1)]
     for job in jobs:
         job.__enter__()
-    amend_record(folder, {0: {"reason": "OUT_OF_MEMORY"}})
+    update_fields(folder, {0: {"reason": "OUT_OF_MEMORY"}})
     write_metrics(folder / "0")
     with hold_folder(folder / "1"):
-        assert finish(folder, KeyboardInterrupt()) == 130
+        assert finish_sweep(folder, KeyboardInterrupt()) == 130
     lost, alive = read_record(folder)
     assert (lost.status, lost.reason, lost.best, alive.status) == ("lost", "OUT_OF_MEMORY", 3.5, "running")
     told = capsys.readouterr()
@@ -243,36 +251,42 @@ def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, mo
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     folder = tmp_path / "sweep"
     points = [[f"trainer.seed={job}"] for job in range(3)]
-    begin(folder, points)
+    start_sweep(folder, points)
     update_record(folder, [Outcome(job=job, overrides=points[job], cluster_job=f"17_{job}") for job in range(3)])
-    assert finish(folder, KeyboardInterrupt()) == 130
+    assert finish_sweep(folder, KeyboardInterrupt()) == 130
     assert (
         "still running or queued: jobs 0, 1\nto stop what is on the cluster: scancel 17_0 17_1"
         in capsys.readouterr().out
     )
-    assert begin(folder, points, resume=True) == [2]
-    finish(folder)
+    assert start_sweep(folder, points, resume=True) == [2]
+    finish_sweep(folder)
 
 
-def test_a_job_that_failed_before_it_could_record_anything_has_its_error(tmp_path, capsys):
-    folder = tmp_path / "sweep"
-    begin(folder, [["trainer.seed=0"], ["trainer.seed=1"]])
-    with running(folder, 0):
-        pass
-    note_unrecorded(folder, {0: None, 1: ImportError("no module of that name")})
-    assert finish(folder) == 1
-    assert "job 1 (trainer.seed=1): failed: ImportError: no module of that name" in capsys.readouterr().err
+def test_a_job_that_failed_before_it_could_record_anything_has_its_error(monkeypatch):
+    instantiate = Plugins.instantiate_launcher
+
+    def with_one_broken_process(plugins, **given):
+        launcher = instantiate(plugins, **given)
+        launch, error = launcher.launch, ImportError("no module of that name")
+        broken = JobReturn(status=JobStatus.FAILED, _return_value=error)
+        launcher.launch = lambda points, initial_job_idx: [*launch(points[:1], initial_job_idx), broken]
+        return launcher
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", with_one_broken_process)
+    done = sweep(seeds="0,1")
+    assert (done.status, [one.status for one in record()]) == (1, ["completed", "failed"])
+    assert "job 1 (trainer.seed=1): failed: ImportError: no module of that name" in done.err
 
 
 def test_what_a_race_has_lost_is_mended_from_the_folders_of_the_jobs(tmp_path):
     folder = tmp_path / "sweep"
     points = [[f"trainer.seed={job}"] for job in range(2)]
-    begin(folder, points)
+    start_sweep(folder, points)
     for job in range(2):
         with running(folder, job) as own:
             own.result = 1.5
     update_record(folder, [Outcome(job=job, overrides=point) for job, point in enumerate(points)])
-    assert finish(folder) == 0
+    assert finish_sweep(folder) == 0
     assert [(one.status, one.result, one.overrides) for one in read_record(folder)] == [
         ("completed", 1.5, point) for point in points
     ]
@@ -281,17 +295,17 @@ def test_what_a_race_has_lost_is_mended_from_the_folders_of_the_jobs(tmp_path):
 def test_a_job_goes_on_where_its_outcome_cannot_be_written(tmp_path):
     (tmp_path / "sweep" / "0").mkdir(parents=True)
     (tmp_path / "sweep" / "sweep.jsonl").mkdir()
-    with job_recorded(tmp_path / "sweep", tmp_path / "sweep" / "0", 0, []) as own:
+    with record_job(tmp_path / "sweep", tmp_path / "sweep" / "0", 0, []) as own:
         own.result = 1.0
     assert json.loads((tmp_path / "sweep" / "0" / "outcome.json").read_text())["status"] == "completed"
 
 
 def test_a_job_that_has_saved_is_not_lost_whatever_its_launcher_has_seen(tmp_path):
     (tmp_path / "0").mkdir()
-    with pytest.raises(Preempted), job_recorded(tmp_path, tmp_path / "0", 0, ["a=1"]):
+    with pytest.raises(Preempted), record_job(tmp_path, tmp_path / "0", 0, ["a=1"]):
         raise Preempted("SIGTERM: saved step 3")
-    amend_record(tmp_path, {0: {"status": "running", "reason": "SLURM job 1_0 ended as FAILED"}})
-    assert finish(tmp_path) == 75
+    update_fields(tmp_path, {0: {"status": "running", "reason": "SLURM job 1_0 ended as FAILED"}})
+    assert finish_sweep(tmp_path) == 75
     assert [outcome.status for outcome in read_record(tmp_path)] == ["preempted"]
 
 
@@ -316,7 +330,7 @@ def test_what_a_foreign_record_holds_cannot_change_the_terminal(endings):
     Path("sweep/sweep.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     Path("sweep/1/error.txt").write_text("\x1b]0;title\x07\n")
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        _driver.finish(Path("sweep"))
+        finish_sweep(Path("sweep"))
     text = out.getvalue() + err.getvalue()
     assert "data.path=0\\x1b[31m\\n日本" in text and "\\u202e evil" in text
     assert not {"\x1b", "\u202e", "\x07"} & {*text}

@@ -1,18 +1,29 @@
 """What a sweep tells of the programs that its jobs have compiled."""
 
 import json
+import sys
 
 import pytest
 
-from xlstm_hydra.sweep._programs import tell_programs
+from xlstm_hydra.sweep import COMPLETED, Outcome, finish_sweep, start_sweep, update_record
 
 
-def told(folder, *jobs):
-    for number, content in enumerate(jobs):
-        (folder / str(number)).mkdir()
-        if content is not None:
-            (folder / str(number) / "plan.json").write_text(content)
-    return tell_programs(folder / str(number) for number in range(len(jobs)))
+@pytest.fixture
+def printed(tmp_path, monkeypatch, capsys):
+    """Return the line about programs at the end of a sweep whose jobs have left these plans."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
+
+    def finish(*plans):
+        start_sweep(tmp_path, [[f"trainer.seed={job}"] for job in range(len(plans))])
+        update_record(tmp_path, [Outcome(job=job, status=COMPLETED) for job in range(len(plans))])
+        for job, content in enumerate(plans):
+            (tmp_path / str(job)).mkdir()
+            if content is not None:
+                (tmp_path / str(job) / "plan.json").write_text(content)
+        finish_sweep(tmp_path)
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled: ")]
+
+    return finish
 
 
 def measured(programs, from_cache, seconds):
@@ -21,18 +32,18 @@ def measured(programs, from_cache, seconds):
     )
 
 
-def test_the_programs_of_all_jobs_are_summed_up(tmp_path):
+def test_the_programs_of_all_jobs_are_summed_up(printed):
     jobs = measured(7, 0, 20.0), measured(7, 6, 2.0), measured(0, 0, 0.0), measured(0, 0, 0.0)
     expected = (
         "compiled: 8 of 14 programs, 22.0 s in all; 6 came from the cache (43%); 2 jobs ran those of the job before"
     )
-    assert told(tmp_path, *jobs) == expected
+    assert printed(*jobs) == [expected]
 
 
-def test_a_sweep_that_shares_nothing_says_so(tmp_path):
-    assert told(tmp_path, measured(7, 0, 20.0)) == "compiled: 7 of 7 programs, 20.0 s in all"
+def test_a_sweep_that_shares_nothing_says_so(printed):
+    assert printed(measured(7, 0, 20.0)) == ["compiled: 7 of 7 programs, 20.0 s in all"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"measured": null}', '{"measured": {"step_seconds": 1.0}}'])
-def test_a_job_that_has_not_ended_does_not_count(content, tmp_path):
-    assert told(tmp_path, content) is None
+def test_a_job_that_has_not_ended_does_not_count(content, printed):
+    assert printed(content) == []

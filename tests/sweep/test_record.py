@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.sweep import Outcome, amend_record, read_record, update_record
+from xlstm_hydra.sweep import Outcome, read_record, update_fields, update_record
 from xlstm_hydra.sweep import _outcomes as outcomes
 
 WRITER = """
@@ -59,7 +59,7 @@ def test_the_record_has_the_last_outcome_of_each_job_by_number(tmp_path_factory,
 
 def test_an_amended_field_leaves_the_others_as_they_are(tmp_path):
     update_record(tmp_path, [Outcome(job=3, overrides=["a=1"], status="running")])
-    amend_record(tmp_path, {3: {"cluster_job": "17_3"}, 4: {"status": "lost"}})
+    update_fields(tmp_path, {3: {"cluster_job": "17_3"}, 4: {"status": "lost"}})
     running, lost = read_record(tmp_path)
     assert (running.status, running.overrides, running.cluster_job) == ("running", ["a=1"], "17_3")
     assert (lost.job, lost.status) == (4, "lost")
@@ -114,7 +114,7 @@ def test_an_update_parses_none_of_the_jobs_that_it_does_not_change(tmp_path, mon
     parsed = []
     monkeypatch.setattr(outcomes, "_parsed", lambda line: parsed.append(line) or Outcome(**json.loads(line)))
     update_record(tmp_path, [replace(job, job=3, status="running")])
-    amend_record(tmp_path, {7: {"status": "lost"}})
+    update_fields(tmp_path, {7: {"status": "lost"}})
     assert len(parsed) == 1  # 10 ms for a thousand
 
 
@@ -203,7 +203,7 @@ def test_a_last_line_that_is_cut_off_is_one_note(tmp_path, caplog):
 @pytest.mark.parametrize(("line", "_"), DAMAGED.values(), ids=DAMAGED)
 def test_an_update_of_the_job_of_a_damaged_line_replaces_it(tmp_path, line, _):
     write_lines(tmp_path, lines_of((2, line)))
-    amend_record(tmp_path, {2: {"status": "lost"}})
+    update_fields(tmp_path, {2: {"status": "lost"}})
     found = {one.job: one for one in read_record(tmp_path)}
     assert found[2].status == "lost" and found[3].overrides == ["a=3"]
     assert outcomes.find_outcome(tmp_path, 2) == found[2]

@@ -13,9 +13,7 @@ from saved import composed, save
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.runs import hold_folder
-from xlstm_hydra.sweep import _results as _report
-from xlstm_hydra.sweep import _sweep_folder as _driver
+from xlstm_hydra.runs import hold_folder, lock_folder
 from xlstm_hydra.sweep import expand_resume_sweep, read_record
 
 UNPLANNED = "trainer.ignore_plan=true"
@@ -52,7 +50,7 @@ def sweep(tmp_path, monkeypatch):
         return ending
 
     monkeypatch.setattr(xlstm_hydra.train, "train", train)
-    monkeypatch.setattr(_report, "_picture", lambda *_: [])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -172,9 +170,8 @@ def test_a_place_that_is_no_sweep_is_refused(sweep, place):
 def test_a_sweep_that_is_at_work_is_refused(sweep):
     sweep.endings[1] = ValueError()
     sweep.start()
-    _driver._drive(Path("sweep").absolute())
-    done = sweep.resume()
-    _driver._leave(Path("sweep").absolute())
+    with lock_folder(Path("sweep"), ".sweeping.lock", "sweep"):
+        done = sweep.resume()
     assert done.status == 2 and "another process is sweeping in this folder" in done.err
 
 

@@ -2,16 +2,16 @@
 
 import errno
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 from command import run_command
+from hydra.core.plugins import Plugins
 
 import xlstm_hydra.train
-from hydra_plugins.xlstm_hydra_plugin import optuna_sweeper
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.sweep import StorageError, open_storage, storage_errors, storage_url
-from xlstm_hydra.sweep import _results as _report
 
 pytest.importorskip("optuna")
 SQLAlchemyError = pytest.importorskip("sqlalchemy.exc").SQLAlchemyError
@@ -29,7 +29,7 @@ def trials(tmp_path, monkeypatch):
         return run.optimizer.lr
 
     monkeypatch.setattr(xlstm_hydra.train, "train", train)
-    monkeypatch.setattr(_report, "_picture", lambda *_: [])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -110,10 +110,17 @@ def test_a_database_that_fails_in_the_middle_ends_the_sweep_without_a_traceback(
 
 
 def test_a_launcher_that_cannot_start_a_job_is_not_blamed_on_the_database(monkeypatch):
-    def launch(self, job_overrides, initial_job_idx):
-        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    instantiate = Plugins.instantiate_launcher
 
-    monkeypatch.setattr(optuna_sweeper._Numbered, "launch", launch)
+    def with_no_process_left(plugins, **given):
+        def launch(points, initial_job_idx):
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        launcher = instantiate(plugins, **given)
+        launcher.launch = launch
+        return launcher
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", with_no_process_left)
     done = run_command(*STUDY, "hydra.sweep.dir=sweep")
     assert (done.status, done.err) == (1, "xlstm-hydra: Resource temporarily unavailable\n")
 

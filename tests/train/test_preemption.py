@@ -22,8 +22,7 @@ from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
 from xlstm_hydra.preemption import STATUS, Preempted, watched
 from xlstm_hydra.runs import find_starting_point, saved_steps
 from xlstm_hydra.sweep import read_record
-from xlstm_hydra.train import train
-from xlstm_hydra.train._log import MetricLog
+from xlstm_hydra.train import MetricLog, train
 
 SAVING = CheckpointConfig(save_every_n_steps=6, restore="auto", keep="best", max_to_keep=1)
 RUN = tiny_run(

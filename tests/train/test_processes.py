@@ -166,7 +166,7 @@ def test_two_processes_use_a_checkpoint_like_one(alone, tmp_path, monkeypatch):
 FAIL_LATE = """
 import sys
 from xlstm_hydra import cli
-from xlstm_hydra.train._log import MetricLog
+from xlstm_hydra.train import MetricLog
 
 def fail(self, step):
     if step == 2 and "distributed.process_id=1" in sys.argv:

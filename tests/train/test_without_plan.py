@@ -11,11 +11,11 @@ from tiny import tiny_run
 from unplannable import forget_scan, mystery_run
 
 from xlstm_hydra.configs import AutoParallelConfig
+from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.plan import PlanError
 from xlstm_hydra.step import build_program
-from xlstm_hydra.sweep import _plan_points
-from xlstm_hydra.train import train
-from xlstm_hydra.train._planning import choose_layout, plan_program
+from xlstm_hydra.sweep import plan_points
+from xlstm_hydra.train import choose_layout, plan_program, train
 
 REASON = "the parameters of the primitive 'scan' cannot be read "
 HERE = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
@@ -43,7 +43,8 @@ def test_a_run_of_which_no_plan_can_be_made_trains_with_one_warning(unreadable, 
 
 def test_the_traceback_of_the_planner_is_in_the_log_for_debugging(unreadable, caplog):
     caplog.set_level("DEBUG", "xlstm_hydra")
-    assert plan_program(build_program(tiny_run(), jax.devices()[:1])).plan is None
+    one = build_mesh(tiny_run().parallel, jax.devices()[:1])
+    assert plan_program(build_program(tiny_run(), one)).plan is None
     assert "KeyError: 'ft_in'" in caplog.text and "UnknownForm" in caplog.text
 
 
@@ -83,6 +84,6 @@ def test_so_is_each_row_of_a_sweep_of_plans(unreadable):
 
 def test_points_of_a_sweep_that_cannot_be_planned_are_launched_with_one_warning(unreadable, caplog):
     runs = {number: tiny_run(trainer={"max_steps": 1, "batch_size": 8 * (number + 1)}) for number in range(3)}
-    assert _plan_points.plan_points(runs, HERE) == {}
+    assert plan_points(runs, HERE) == {}
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith(f"jobs 0, 1, 2 cannot be planned, and will be launched without a plan: {REASON}")

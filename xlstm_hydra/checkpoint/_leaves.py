@@ -14,8 +14,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from xlstm_hydra.formats import LFS_POINTER, is_lfs_pointer, missing_weights
+from xlstm_hydra.formats import LFS_POINTER, is_lfs_pointer
 from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import missing_weights
 
 from ._faults import reading
 

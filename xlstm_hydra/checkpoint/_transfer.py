@@ -24,7 +24,7 @@ from xlstm_hydra.configs import (
     resolve_classes,
 )
 from xlstm_hydra.configs.run import BYTES
-from xlstm_hydra.formats import FORMAT, write_metadata
+from xlstm_hydra.formats import FORMAT
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import (
     FOLDER,
@@ -36,6 +36,7 @@ from xlstm_hydra.runs import (
     starting_groups,
     step_of,
     write_manifest,
+    write_metadata,
 )
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xlstm_hydra._printable import printable_lines
+from xlstm_hydra._printable import PrintableFormatter, printable_lines
 from xlstm_hydra.errors import status_of, text_of
 from xlstm_hydra.preemption import Preempted
 
@@ -22,7 +23,8 @@ def command(name: str) -> Iterator[None]:
     """
     keep_streams()
     try:
-        yield
+        with _printable_logs():
+            yield
         _refuse_unwritten(name)
     except Preempted as error:
         if error.text:
@@ -38,6 +40,22 @@ def command(name: str) -> Iterator[None]:
     except Exception as error:
         _print(text_of(error, name))
         sys.exit(status_of(error))
+
+
+@contextmanager
+def _printable_logs() -> Iterator[None]:
+    """Print warnings on standard error, with escapes in place of characters that are not printable. Hydra replaces this
+    when it configures the logging of a run."""
+    root = logging.getLogger()
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(PrintableFormatter())
+    if not root.handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
 
 
 def _refuse_unwritten(name: str) -> None:

@@ -57,14 +57,14 @@ def run_sweep_job(cfg: DictConfig) -> float | None:
     Returns:
         What a sweeper minimizes: the loss at the end, or the time of a step that is planned. None: there is none.
     """
-    from xlstm_hydra.sweep import going_on, recorded
+    from xlstm_hydra.sweep import record_if_job, resume_job
 
     refuse_to_begin()
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     try:
-        with recorded(cfg, process_number(distributed_of(cfg))) as job:
+        with record_if_job(cfg, process_number(distributed_of(cfg))) as job:
             with _folder_noted():
-                run = going_on(load(cfg))
+                run = resume_job(load(cfg))
             with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
                 with _hold(run, folder, [folder.path / CONFIG_FILE]) as is_to_be_written:
                     job.result = _write_and_run(cfg, run, folder, is_to_be_written)
@@ -72,9 +72,9 @@ def run_sweep_job(cfg: DictConfig) -> float | None:
     except ConfigError as error:
         if OmegaConf.select(cfg, "task.name") != "plan":
             raise  # the sweep continues with the other jobs, and reports it at the end
-        from xlstm_hydra.sweep import keep_refusal  # for its row in the table of plans
+        from xlstm_hydra.sweep import write_refusal  # for its row in the table of plans
 
-        keep_refusal(error, folder.path)
+        write_refusal(error, folder.path)
         return math.inf  # as of a plan that does not fit
 
 

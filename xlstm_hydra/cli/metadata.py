@@ -130,10 +130,10 @@ def _summary(record: Record) -> dict[str, Any]:
 def _overrides(arguments: argparse.Namespace) -> int:
     from xlstm_hydra.configs import RunConfig
     from xlstm_hydra.hydra import shortest_overrides
-    from xlstm_hydra.runs import without_idle
+    from xlstm_hydra.runs import without_unused
 
     record = _read(arguments)
-    overrides, notes = shortest_overrides(record), without_idle(record.groups)[1]
+    overrides, notes = shortest_overrides(record), without_unused(record.groups)[1]
     groups = {field.name for field in dataclasses.fields(RunConfig) if field.default is not None}
     if missing := sorted(groups - record.groups.keys()):
         notes = [*notes, f"not recorded: {', '.join(missing)}"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, below, own_name
+from xlstm_hydra.problems import Problem
 
+from ._fields import LAYOUT, affects
+from ._rules import at_least, below, own_name
 from .parallel import ParallelConfig
 
 
 @dataclass(kw_only=True)
-class AutoParallelConfig(ParallelConfig):
+class AutoParallelConfig(ParallelConfig, schema="auto"):
     """The layout that is predicted to be the fastest of those that the devices allow and have the memory for.
 
     It is chosen when the number and kind of the devices is known, and the run is then one with that layout. What
@@ -21,7 +23,7 @@ class AutoParallelConfig(ParallelConfig):
     device are left away.
     """
 
-    name: str = "auto"
+    name: str = field(default="auto", metadata=affects(LAYOUT))
     """Says that the layout is to be chosen."""
 
     data_axis_size: int = -1
@@ -39,7 +41,7 @@ class AutoParallelConfig(ParallelConfig):
     fsdp_min_weight_size: int = 16384
     """As in a layout, where one with FSDP is chosen."""
 
-    headroom: float = 0.1
+    headroom: float = field(default=0.1, metadata=affects(LAYOUT))
     """Share of the devices' memory that the layout must leave free, for what a plan does not see."""
 
     def rules(self) -> Iterator[Problem]:

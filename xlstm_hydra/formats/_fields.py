@@ -1,147 +1,53 @@
-"""How a table says what each field of a foreign format is, and the reader that such a table drives."""
+"""How a table says what each field of a foreign format is, the reader that such a table drives, and what it gives."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from xlstm_hydra.codec import Instance, ReprError, class_in, parse_repr
+from xlstm_hydra._logging import log
+from xlstm_hydra._printable import printable
 from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 
-from ._json_text import step
+from ._json_text import path_part
+from ._value_types import Kind, WrongType, mapping, optional
 
 REQUIRED: Any = object()
 """Default of a field that was recorded at all times, so that it may not be missing."""
-
-_DTYPE_PREFIXES = ("", "jax.numpy", "jnp", "numpy", "jax._src.numpy.scalar_types", "ml_dtypes")
-
-
-class Wrong(Exception):  # noqa: N818 (it never leaves this package)
-    """A value of another type than the field's, with what was expected."""
-
-
-Kind = Callable[[Any], Any]
-"""Reads a recorded value as what it stands for, or raises `Wrong`."""
 
 Derive = Callable[[Mapping[str, Any]], Any]
 """The value of a field, from those of all others by path."""
 
 
-def integer(data: Any) -> int:
-    """A whole number."""
-    if type(data) is int or (type(data) is float and data.is_integer() and abs(data) < 2**53):
-        return int(data)
-    raise Wrong("a whole number")
+@dataclass(kw_only=True)
+class PlainGroup:
+    """The fields of one config of ours, by our names, as another program recorded them."""
 
+    class_name: str = ""
+    """Name of the config class in `xlstm_hydra.configs`. Empty: there is none for what was recorded."""
 
-def number(data: Any) -> float:
-    """A finite number."""
-    if type(data) is int or (type(data) is float and math.isfinite(data)):
-        return float(data)
-    raise Wrong("a number")
+    path: str
+    """Where it was recorded."""
 
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """By the names of our fields. One that was not recorded is left out."""
 
-def flag(data: Any) -> bool:
-    """True or false."""
-    if isinstance(data, bool):
-        return data
-    raise Wrong("true or false")
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """Where a field of ours was recorded, if not below `path` by the same name."""
 
+    not_recorded: Mapping[str, str] = field(default_factory=dict)
+    """Notes about fields that were not recorded, with {} for the value that they have here."""
 
-def text(data: Any) -> str:
-    """A word."""
-    if isinstance(data, str):
-        return data
-    raise Wrong("a string")
+    notes: list[str] = field(default_factory=list)
+    """Other notes about this group."""
 
+    is_optional: bool = False
+    """True if the group is left out, with a note, where our config cannot express what was recorded."""
 
-def dtype(data: Any) -> str:
-    """The name of a floating-point type: `bfloat16`, `jax.numpy.bfloat16` or `<class 'jax.numpy.bfloat16'>`."""
-    module, _, name = _named(data).rpartition(".")
-    if module in _DTYPE_PREFIXES and name.isidentifier() and name != "None":
-        return name
-    raise Wrong("the name of a type such as bfloat16")
-
-
-def class_path(data: Any) -> str:
-    """The dotted path of a class: `a.B` or `<class 'a.B'>`."""
-    name = _named(data)
-    if all(part.isidentifier() for part in name.split(".")):
-        return name
-    raise Wrong("the dotted path of a class")
-
-
-def _named(data: Any) -> str:
-    """The dotted path in a text, which may be that of a class; nothing where there is no text."""
-    name = data if isinstance(data, str) else ""
-    return class_in(name) or name
-
-
-def absent(data: Any) -> None:
-    """Nothing: null or 'None'."""
-    if data is not None and data != "None":
-        raise Wrong("null")
-
-
-def anything(data: Any) -> Any:
-    """Any value at all."""
-    return data
-
-
-def optional(kind: Kind) -> Kind:
-    """Also null, which was written as 'None' for some time."""
-
-    def read(data: Any) -> Any:
-        if data is None or (isinstance(data, str) and data == "None"):
-            return None
-        try:
-            return kind(data)
-        except Wrong as wrong:
-            raise Wrong(f"{wrong} or null") from None
-
-    return read
-
-
-def listed(kind: Kind) -> Kind:
-    """A list or a tuple, or its `repr`."""
-
-    def read(data: Any) -> list[Any]:
-        data = written(data)
-        if not isinstance(data, list | tuple):
-            raise Wrong("a list")
-        try:
-            return [kind(item) for item in data]
-        except Wrong as wrong:
-            raise Wrong(f"a list, each element {wrong}") from None
-
-    return read
-
-
-def mapping(data: Any) -> dict[str, Any]:
-    """An object, or the `repr` of a dict or of a dataclass."""
-    data = written(data)
-    if isinstance(data, Instance):
-        return data.fields
-    if isinstance(data, dict) and all(isinstance(key, str) for key in data):
-        return data
-    raise Wrong("an object")
-
-
-def classes(data: Any) -> dict[str, str]:
-    """Names with the dotted paths of classes."""
-    return {name: class_path(item) for name, item in mapping(data).items()}
-
-
-def written(data: Any) -> Any:
-    """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
-    if not isinstance(data, str) or not data.rstrip().endswith((")", "]", "}")):
-        return data
-    try:
-        return parse_repr(data)
-    except ReprError as error:
-        raise Wrong(f"a value that can be read ({error})") from None
+    unsupported: str = ""
+    """Why no config of ours can express what was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +55,13 @@ class Field:
     """What a recorded field is: one field of ours, a copy of another, derived from others, or without counterpart."""
 
     kind: Kind
-    to: str = ""
-    """The one field of ours that it is."""
+    target: str = ""
+    """Name of the field of ours that it is."""
 
-    same_as: str = ""
+    copy_of: str = ""
     """Path of the field that it copies."""
 
-    derived: Derive | None = None
+    derive: Derive | None = None
     """Its value, from all others by path."""
 
     initial: Derive = lambda _: ()
@@ -166,14 +72,14 @@ class Field:
     usual: Any = REQUIRED
     """Without counterpart: the value that needs no note."""
 
-    only: Any = REQUIRED
-    """Without counterpart: the one value that means what is done here; any other is refused."""
+    supported: Any = REQUIRED
+    """Without counterpart: the only supported value, which means what is done here; any other is refused."""
 
     why: str = ""
     """Without counterpart: the reason."""
 
-    before: Any = REQUIRED
-    """What it was before there was such a field."""
+    default: Any = REQUIRED
+    """Value where it was not recorded: what was done before there was such a field."""
 
 
 Table = Mapping[str, Field]
@@ -205,7 +111,7 @@ class Reading:
         """Read every field of a section; returns its data. `sections` are those inside it, read by others."""
         try:
             data = mapping(data)
-        except Wrong as wrong:
+        except WrongType as wrong:
             self.problem(path, f"expected {wrong}, got {show(data)}")
             return {}
         for name, value in data.items():
@@ -214,7 +120,7 @@ class Reading:
             elif name not in sections:
                 # Many unknown names are another format, where guessing what was meant only takes long.
                 guess = nearest(name, [*table, *sections]) if len(self.problems) < 20 else ""
-                self.stray(join(path, step(name)), guess, is_null=value in (None, "None"))
+                self.unknown_field(join(path, path_part(name)), guess, is_null=value in (None, "None"))
         for name, entry in table.items():
             if name not in data:
                 self.missing(join(path, name), entry)
@@ -225,27 +131,27 @@ class Reading:
         try:
             self.values[path] = entry.kind(value)
             self.fields[path] = entry
-        except Wrong as wrong:
+        except WrongType as wrong:
             self.problem(path, f"expected {wrong}, got {show(value)}")
 
     def missing(self, path: str, entry: Field) -> None:
         """Give a field that was not recorded its value of the time before."""
-        if entry.before is REQUIRED:
+        if entry.default is REQUIRED:
             self.problem(path, "missing")
             return
-        self.values[path] = entry.before
-        if entry.to or entry.only is not REQUIRED:
+        self.values[path] = entry.default
+        if entry.target or entry.supported is not REQUIRED:
             self.fields[path] = entry
 
-    def stray(self, path: str, fix: str, *, is_null: bool) -> None:
-        """Meet a field that nobody knows. One that is null has no effect: it is of a later version, and not used."""
+    def unknown_field(self, path: str, fix: str, *, is_null: bool) -> None:
+        """Record a field that nobody knows. One that is null has no effect: it is of a later version, and not used."""
         if is_null or self.lenient:
             (self.unset if is_null else self.unknown).append(path)
         else:
             self.problems.append(UnknownField.of(path, ..., "no such field", fix))
 
     def problem(self, path: str, what: str, fix: str = "") -> None:
-        """Meet something wrong."""
+        """Record something that is wrong."""
         self.problems.append(Problem.about(path, what, fix))
 
     def check(self) -> None:
@@ -253,12 +159,13 @@ class Reading:
         for path, entry in self.fields.items():
             value = self.values[path]
             if value is not None and value not in (self._computed(entry.initial) or ()):
-                self._check_copy(path, entry.same_as)
-                self._check_derived(path, entry.derived)
+                self._check_copy(path, entry.copy_of)
+                self._check_derived(path, entry.derive)
             if entry.usual is not REQUIRED and value != entry.usual:
                 self.notes.append(f"{path}={show(value)}: {entry.why}")
-            if entry.only is not REQUIRED and value != entry.only:
-                self.problem(path, f"cannot be said here: expected {show(entry.only)}, got {show(value)}. {entry.why}")
+            if entry.supported is not REQUIRED and value != entry.supported:
+                text = f"cannot be said here: expected {show(entry.supported)}, got {show(value)}"
+                self.problem(path, text, entry.why)
 
     def _computed(self, compute: Derive) -> Any:
         """A value from the others; None if these are wrong themselves."""
@@ -283,11 +190,11 @@ class Reading:
 
     def flat(self) -> dict[str, Any]:
         """The values by our names."""
-        return {entry.to: self.values[path] for path, entry in self.fields.items() if entry.to}
+        return {entry.target: self.values[path] for path, entry in self.fields.items() if entry.target}
 
     def paths(self) -> dict[str, str]:
         """Our names, and where each was recorded."""
-        return {entry.to: path for path, entry in self.fields.items() if entry.to}
+        return {entry.target: path for path, entry in self.fields.items() if entry.target}
 
 
 class _Used(dict[str, Any]):
@@ -307,26 +214,50 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def to(name: str, kind: Kind, before: Any = REQUIRED) -> Field:
+def maps_to(name: str, kind: Kind, default: Any = REQUIRED) -> Field:
     """A field that is the one of ours with this name."""
-    return Field(kind=kind, to=name, before=before)
+    return Field(kind=kind, target=name, default=default)
 
 
-def same(other: str, kind: Kind, before: Any = REQUIRED, *initial: Any) -> Field:
+def copy_of(path: str, kind: Kind, default: Any = REQUIRED, *initial: Any) -> Field:
     """A copy of the field at this path, with the values that it may have before it is copied."""
-    return Field(kind=kind, same_as=other, before=before, initial=lambda _: initial)
+    return Field(kind=kind, copy_of=path, default=default, initial=lambda _: initial)
 
 
-def follows(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
+def derived(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
     """A field that follows from others, with the values beside null that it may have before it is derived."""
-    return Field(kind=optional(kind), derived=derive, initial=initial)
+    return Field(kind=optional(kind), derive=derive, initial=initial)
 
 
-def only(kind: Kind, value: Any, why: str, before: Any = REQUIRED) -> Field:
-    """A field without counterpart, of which only one value can be read."""
-    return Field(kind=kind, only=value, why=why, before=before)
+def supported_only(kind: Kind, value: Any, why: str, default: Any = REQUIRED) -> Field:
+    """A field without counterpart, of which only one value is supported."""
+    return Field(kind=kind, supported=value, why=why, default=default)
 
 
-def without(kind: Kind, usual: Any, why: str, before: Any = REQUIRED) -> Field:
+def no_counterpart(kind: Kind, usual: Any, why: str, default: Any = REQUIRED) -> Field:
     """A field without counterpart, which is noted unless it has its usual value."""
-    return Field(kind=kind, usual=usual, why=why, before=before)
+    return Field(kind=kind, usual=usual, why=why, default=default)
+
+
+def unset_note(path: str) -> str:
+    """The note about an unknown field that is null."""
+    return f"{path}=null: this version does not know the field, and null has no effect"
+
+
+def log_ignored(path: str, unset: Iterable[str], unknown: Sequence[str]) -> None:
+    """Log the unknown fields of a record that are ignored, once for each record.
+
+    Args:
+        path: of the record, for messages.
+        unset: paths of those that are null.
+        unknown: paths of those that a lenient reading let pass.
+    """
+    for name in unset:
+        _log_once(f"{path}: {unset_note(name)}")
+    if unknown:
+        _log_once(f"{path}: ignored unknown fields: {', '.join(unknown)}")
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    log.warning("%s", printable(text))

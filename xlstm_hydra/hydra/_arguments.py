@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from xlstm_hydra.problems import ConfigError, Problem, either, show
-from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra.problems import ConfigError, Problem, either, near_name, show
 
 from ._omegaconf import REFUSED
 from ._quote import as_override

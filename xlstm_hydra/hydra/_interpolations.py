@@ -13,8 +13,7 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 
 from xlstm_hydra._synonyms import same_meaning
 from xlstm_hydra.errors import first_line
-from xlstm_hydra.problems import Problem, Unread, either, nearest
-from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra.problems import Problem, Unread, either, near_name, nearest
 
 from ._hydra_part import TARGET_FORM
 from ._refusals import expected_type, missing_engine, paths

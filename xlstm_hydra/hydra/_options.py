@@ -22,8 +22,7 @@ from xlstm_hydra._conf_dir import conf_dir, current_option
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import DeviceConfig, PlanTaskConfig
 from xlstm_hydra.configs.device import DEFAULT_DEVICE
-from xlstm_hydra.problems import ConfigError, Problem, nearest
-from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra.problems import ConfigError, Problem, near_name, nearest
 
 from ._hydra_part import ENGINES
 from ._omegaconf import REFUSED

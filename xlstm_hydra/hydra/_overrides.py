@@ -19,7 +19,7 @@ from omegaconf.errors import ConfigKeyError
 
 from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig, PlanTaskConfig, RunConfig
-from xlstm_hydra.runs import Record, without_idle
+from xlstm_hydra.runs import Record, without_unused
 
 from ._quote import as_override, literal
 from ._read import to_plain
@@ -37,7 +37,7 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
     Of a record, those groups are given that it has, and what has no effect is left away.
     """
-    groups = config.groups() if isinstance(config, RunConfig) else without_idle(config.groups)[0]
+    groups = config.groups() if isinstance(config, RunConfig) else without_unused(config.groups)[0]
     plain = {name: _plain_group(group) for name, group in groups.items()}
     search = _Search(plain)
     found = (search.overrides(recipes) for recipes in _options().recipes)

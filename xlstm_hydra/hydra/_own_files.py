@@ -29,14 +29,14 @@ class FileProblem(Problem):
     def __str__(self) -> str:
         return f"{printable(self.where)}: {super().__str__()}"
 
-    def told(self, text: str) -> str:
+    def with_full_keys(self, text: str) -> str:
         """Without keys, braces are text of the file."""
-        return super().told(text) if self.given else text
+        return super().with_full_keys(text) if self.given else text
 
 
 def in_file(problem: Problem, where: str) -> FileProblem:
     """The same problem with its place."""
-    values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "idle", "prefix")}
+    values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "unused", "prefix")}
     return FileProblem(**values, where=where)
 
 

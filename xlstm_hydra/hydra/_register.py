@@ -116,31 +116,7 @@ def _launcher_node(config_class: type, launcher: str) -> type:
 
 
 SCHEMAS: dict[str, type] = {
-    "train": configs.TrainTaskConfig,
-    "evaluate": configs.EvaluateTaskConfig,
-    "generate": configs.GenerateTaskConfig,
-    "plan": configs.PlanTaskConfig,
-    "mlstm": _model_node(configs.mLSTMConfig),
-    "mlstm_v1": _model_node(configs.mLSTMv1Config),
-    "xlstm": _model_node(configs.xLSTMConfig),
-    "llama": _model_node(configs.LlamaConfig),
-    "parallel": configs.ParallelConfig,
-    "auto": configs.AutoParallelConfig,
-    "stdlib": configs.StdlibDataConfig,
-    "text": configs.TextDataConfig,
-    "synthetic": configs.SyntheticDataConfig,
-    "adamw": configs.AdamWConfig,
-    "lion": configs.LionConfig,
-    "sgd": configs.SGDConfig,
-    "constant": configs.ConstantConfig,
-    "cosine": configs.CosineConfig,
-    "linear": configs.LinearConfig,
-    "exponential": configs.ExponentialConfig,
-    "trainer": configs.TrainerConfig,
-    "checkpoint": configs.CheckpointConfig,
-    "logger": configs.LoggerConfig,
-    "distributed": configs.DistributedConfig,
-    "device": configs.DeviceConfig,
+    name: _model_node(cls) if issubclass(cls, configs.SubModelConfig) else cls for name, cls in configs.OPTIONS.items()
 }
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 

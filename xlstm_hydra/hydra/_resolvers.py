@@ -12,7 +12,6 @@ from xlstm_hydra.configs import (
     PlanTaskConfig,
     SubModelConfig,
     TrainerConfig,
-    fitting_batch,
 )
 
 from ._omegaconf import REPLACE, register_resolver, structured
@@ -85,6 +84,6 @@ def _batch(*, _root_: Any) -> int:
 
     run = read_groups(_root_, [], without=("hydra", "trainer.batch_size"))
     try:
-        return fitting_batch(run)
+        return run.fitting_batch()
     except (AttributeError, TypeError, ZeroDivisionError):
         return default  # a group is missing or wrong, which is told where it is read

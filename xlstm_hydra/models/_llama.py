@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def _attend(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, inputs: BlockInputs) -> jax.Array:
         config, position = self.config, positions_BT(inputs, q_BTHK.shape[1])
         # Initial values, and their shapes, are the same without the kernel, which these devices may not have.
-        backend = "xla" if self.is_initializing() else config.attention_backend
+        backend: Any = "xla" if self.is_initializing() else config.attention_backend
         return jax.nn.dot_product_attention(
             rotate(q_BTHK, position, config.theta),
             rotate(k_BTHK, position, config.theta),
@@ -78,7 +78,7 @@ class Attention(nn.Module):
             mask=self._mask(inputs),
             scale=self._scale(),
             is_causal=config.causal,
-            implementation=backend,  # pyright: ignore[reportArgumentType]
+            implementation=backend,
         )
 
     def _attend_to_past(

@@ -1,9 +1,5 @@
 """What a config will cost, with no device: memory, work, communication and time of a training step."""
 
-from xlstm_hydra._table import gib as gib
-from xlstm_hydra._table import in_bytes as in_bytes
-from xlstm_hydra._table import in_ms as in_ms
-
 from ._changes import Change as Change
 from ._changes import changes_that_fit as changes_that_fit
 from ._changes import too_large as too_large

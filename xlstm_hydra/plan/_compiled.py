@@ -18,9 +18,9 @@ from typing import Any
 
 import jax
 
-from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.configs import RunConfig, SubModelConfig
 from xlstm_hydra.devices import simulate_devices
-from xlstm_hydra.parallel import Collective, list_collectives, list_local_results
+from xlstm_hydra.parallel import Collective, build_mesh, list_collectives, list_local_results
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.step import Program, build_program
 
@@ -78,10 +78,12 @@ def compile_step(run: RunConfig, num_devices: int) -> Compiled:
     Raises:
         ConfigError: the layout does not fit so many devices, or the model, or CPUs cannot compute the model.
     """
-    if run.model.model_config is not None and (problems := [*run.model.model_config.platform_rules("cpu")]):
+    config = run.model.model_config
+    if isinstance(config, SubModelConfig) and (problems := [*config.platform_rules("cpu")]):
         raise ConfigError(problem.at("model") for problem in problems)
     simulate_devices(num_devices)
-    return compile_program(build_program(run, jax.devices()[:num_devices]))
+    mesh = build_mesh(run.parallel, jax.devices()[:num_devices], run.distributed.device_order)
+    return compile_program(build_program(run, mesh))
 
 
 def compile_program(program: Program) -> Compiled:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ._program import (
+from ._equations import (
     FROM_MEMORY,
     KNOWN,
     MOVES,

@@ -144,7 +144,7 @@ class LayoutEstimator:
         data, fsdp, stages, tensor = run.parallel.axis_sizes(self.num_devices).values()
         parts = run.trainer.gradient_accumulate_steps
         rows = run.trainer.batch_size // (data * fsdp * parts)
-        return _Shape(data, fsdp, stages, tensor, parts, run.microbatches(data, fsdp, stages), rows)
+        return _Shape(data, fsdp, stages, tensor, parts, run.trainer.microbatches(data, fsdp, stages), rows)
 
     def _fit(self, run: RunConfig, tensor: int) -> tuple[Fit, Mapping[str, str]]:
         """The numbers of the programs that are like this one but for their sizes, and their moments in words."""

@@ -20,7 +20,7 @@ from jax.extend import core
 from xlstm_hydra._jax_internals import cudnn_assumed, cudnn_time_axis
 from xlstm_hydra.step import ShardedLoss
 
-from ._program import (
+from ._equations import (
     ATTENTION,
     MOVES,
     REDUCTIONS,

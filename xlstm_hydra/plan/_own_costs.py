@@ -18,7 +18,7 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from xlstm_hydra.configs import RunConfig, module_name_rules
+from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.parallel import LAYERS, Parameter, Placement, shard_parameter
 from xlstm_hydra.problems import ConfigError
 
@@ -103,7 +103,7 @@ def shard_own_parameters(run: RunConfig, costs: ModelCosts, sizes: Mapping[str, 
     Raises:
         ConfigError: `remat` or `fsdp_modules` names a class that is no module of the model.
     """
-    if problems := list(module_name_rules(run.parallel, tuple(costs.module_classes()))):
+    if problems := list(run.parallel.module_name_rules(tuple(costs.module_classes()))):
         raise ConfigError(problems)
     return tuple(shard_parameter(parameter, run.parallel, sizes) for parameter in costs.parameters())
 
@@ -115,7 +115,7 @@ def own_memory_and_counts(
     passes, parallel = run.trainer.gradient_accumulate_steps, run.parallel
     data, fsdp, stages, tensor = (sizes[name] for name in parallel.axis_names())
     rows = run.trainer.batch_size // (data * fsdp * passes)
-    microbatches = run.microbatches(data, fsdp, stages)
+    microbatches = run.trainer.microbatches(data, fsdp, stages)
     share = DeviceShare(rows, tensor, stages, microbatches, tuple(parallel.remat), run.trainer.remat_policy)
     activations = costs.activations(share)
     memory = Memory(

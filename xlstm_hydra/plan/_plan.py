@@ -176,7 +176,7 @@ def _plan(
         placements=placements,
         memory=memory,
         counts=counts,
-        bubble=bubble_fraction(stages, run.microbatches(data, fsdp, stages)),
+        bubble=bubble_fraction(stages, run.trainer.microbatches(data, fsdp, stages)),
         time=step_time(counts, sizes, across, device) if device.has_speeds else None,
     )
 

@@ -15,11 +15,12 @@ from xlstm_hydra.step import build_sharded_loss
 
 from ._counts import Counts, count
 from ._dataflow import Graph, Operation, read_dataflow
+from ._equations import Call, Equation, Program, Scan, UnknownForm
+from ._fusion import fuse
 from ._jaxpr import trace_loss
 from ._layouts import SHARDING, assembled, closed
 from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._plan import Plan
-from ._program import Call, Equation, Program, Scan, UnknownForm
 
 Numbers = Mapping[Any, float]
 """Quantities of a program, by what they are of. Those of `share` are for each byte of parameters, or each row."""
@@ -174,7 +175,7 @@ def busiest_by_phase(run: RunConfig, graph: Graph) -> dict[str, Moment]:
             return "outside"
         return "backward" if operation.backward else "forward"
 
-    return busiest_moments(graph, phase)
+    return busiest_moments(fuse(graph), phase)
 
 
 def _is_stack(one: Equation | Operation, length: int | None) -> bool:

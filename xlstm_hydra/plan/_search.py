@@ -8,11 +8,11 @@ from typing import Any
 
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra._table import in_bytes, in_ms
-from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig, fitting_batch
+from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 from xlstm_hydra.problems import ConfigError, Problem, show
-from xlstm_hydra.step import idle_settings
+from xlstm_hydra.step import unused_settings
 
 from ._estimate import Estimate, LayoutEstimator
 from ._layouts import Refusal, layouts
@@ -155,7 +155,7 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
 def _unused_settings(estimator: LayoutEstimator, run: RunConfig) -> Refusal | None:
     """The refusal of a layout with a setting that applies to no parameter of the model; None if there is none."""
     mesh = abstract_mesh(run.parallel, estimator.num_devices)
-    problems = tuple(idle_settings(run, mesh_axes(run.parallel, mesh), estimator.placements(run)))
+    problems = tuple(unused_settings(run, mesh_axes(run.parallel, mesh), estimator.placements(run)))
     data, fsdp, pipeline, tensor = mesh.shape.values()
     return Refusal((data, fsdp, pipeline, tensor), problems) if problems else None
 
@@ -208,7 +208,7 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
 def open_batch(run: RunConfig, typed: RunConfig) -> dict[str, int]:
     """The batch of a run, where perhaps it was not typed, and would be another one with the layout of `run`."""
     is_open = isinstance(typed.task, PlanTaskConfig)  # of other tasks the default is the same for all layouts
-    is_another = is_open and run.trainer.batch_size == fitting_batch(typed) != fitting_batch(run)
+    is_another = is_open and run.trainer.batch_size == typed.fitting_batch() != run.fitting_batch()
     return {"trainer.batch_size": run.trainer.batch_size} if is_another else {}
 
 
@@ -246,7 +246,7 @@ def _row(typed: RunConfig, one: Plan | Estimate, *, brief: bool = False) -> dict
         "sizes": dict(one.sizes),
         "remat": one.run.parallel.remat,
         "gradient_accumulate_steps": one.run.trainer.gradient_accumulate_steps,
-        "pipeline_microbatches": one.run.microbatches(*list(one.sizes.values())[:3]),
+        "pipeline_microbatches": one.run.trainer.microbatches(*list(one.sizes.values())[:3]),
         "fsdp_gather_dtype": one.run.parallel.fsdp_gather_dtype,
         "memory_bytes": one.memory.total,
         "seconds": None if time is None else time.seconds,

@@ -1,14 +1,15 @@
 """The folder of a run: its record, its checkpoints, where a run starts, differences, and provenance."""
 
+from xlstm_hydra.configs import BOOKKEEPING as BOOKKEEPING
+from xlstm_hydra.configs import KINDS as KINDS
+from xlstm_hydra.configs import LAYOUT as LAYOUT
+from xlstm_hydra.configs import NUMERICS as NUMERICS
+from xlstm_hydra.configs import PARAMETERS as PARAMETERS
+
 from ._config_file import CONFIG_FILE as CONFIG_FILE
 from ._config_file import recorded_origin as recorded_origin
 from ._config_file import write_layout as write_layout
 from ._diff import ABSENT as ABSENT
-from ._diff import BOOKKEEPING as BOOKKEEPING
-from ._diff import KINDS as KINDS
-from ._diff import LAYOUT as LAYOUT
-from ._diff import NUMERICS as NUMERICS
-from ._diff import PARAMETERS as PARAMETERS
 from ._diff import Difference as Difference
 from ._diff import diff as diff
 from ._diff import kind_of as kind_of
@@ -19,7 +20,8 @@ from ._find import named_folders as named_folders
 from ._find import reached as reached
 from ._find import run_folders as run_folders
 from ._folder import RunFolder as RunFolder
-from ._ignored import log_ignored as log_ignored
+from ._hub import CONFIG as CONFIG
+from ._hub import missing_weights as missing_weights
 from ._links import open_new as open_new
 from ._links import refuse_links_out as refuse_links_out
 from ._links import replace_file as replace_file
@@ -48,13 +50,13 @@ from ._paths import step_of as step_of
 from ._paths import to_path as to_path
 from ._provenance import provenance as provenance
 from ._record import Record as Record
-from ._record import read_model as read_model
 from ._record import read_record as read_record
 from ._record import read_record_at as read_record_at
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
+from ._record import write_metadata as write_metadata
 from ._starting_groups import starting_groups as starting_groups
-from ._starting_groups import without_idle as without_idle
+from ._starting_groups import without_unused as without_unused
 from ._starting_point import StartingPoint as StartingPoint
 from ._starting_point import damage_before_start as damage_before_start
 from ._starting_point import find_starting_point as find_starting_point

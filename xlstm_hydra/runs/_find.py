@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xlstm_hydra._logging import log
-from xlstm_hydra.formats import hub_address, hub_id, model_in
 from xlstm_hydra.problems import ConfigError, either
 
+from ._hub import hub_address, hub_id, model_in
 from ._links import refuse_links_out
 from ._paths import (
     FOLDER,
@@ -36,8 +36,10 @@ _SHOWN = 8
 """Runs that a message lists before it counts the rest."""
 _LOOKED_AT = 1000
 """Folders that are looked at for runs."""
-_KEYS = ("--from", "resume", "resume_sweep")
+_KEYS = ("--from", "resume", "resume_sweep", "task.checkpoint", "checkpoint.init_from", "checkpoint.restore")
 _SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
+_SWEEP, _METADATA = "sweep.jsonl", "metadata"
+"""Names of the record in the folder of a sweep, and of the folder of the metadata in a checkpoint."""
 
 
 def find_checkpoint(source: str, key: str = RESTORE) -> Path:
@@ -212,16 +214,17 @@ def _inside(checkpoint: Path, root: Path, source: str, key: str) -> Path:
 
 
 def named_folders(arguments: Sequence[str]) -> list[Path]:
-    """Return the folders that a command line names with `--from`, `resume=`, `resume_sweep=` or `ckpt://`."""
+    """Return the folders of the runs and sweeps that a command line names: with `--from`, `ckpt://`, `resume=`,
+    `resume_sweep=`, or as the checkpoint of a key."""
     texts = [*arguments, ""]
     sources = [after for text, after in zip(texts, texts[1:], strict=False) if text == "--from"]
-    sources += [text.partition("=")[2] for text in texts if text.partition("=")[0] in _KEYS]
+    sources += [text.partition("=")[2] for text in texts if text.partition("=")[0].lstrip("+") in _KEYS]
     sources += [match[1] for text in texts for match in _SOURCE.finditer(text)]
     return run_folders(sources)
 
 
 def run_folders(sources: Iterable[str]) -> list[Path]:
-    """Return the folders of the runs or sweeps that sources such as RUN, RUN@STEP or the path of a checkpoint name."""
+    """Return the folders of the runs or sweeps that sources name: RUN, RUN@STEP, a checkpoint, a file in one of them."""
     found: list[Path] = []
     for source in sources:
         with suppress(OSError, ValueError):  # such as a path that is too long, of which a message follows
@@ -232,13 +235,22 @@ def run_folders(sources: Iterable[str]) -> list[Path]:
 def _roots(source: str) -> Iterator[Path]:
     if not source or "://" in source:
         return
+    source = os.path.expanduser(source)
     for name in {source, source.rpartition("@")[0] or source}:
         for path in {Path(os.path.abspath(name)), Path(os.path.realpath(name))}:
-            yield path
-            yield from (above.parent.parent for above in (path, *path.parents) if _is_step(above))
-            if path.name == FOLDER and saved_steps(path.parent):
-                yield path.parent
+            if path.is_file():
+                yield from (path.parent, *([path.parents[1]] if path.parent.name == _METADATA else []))
+            else:
+                yield path
+            for above in (path, *path.parents):
+                yield from _around(above)
 
 
-def _is_step(folder: Path) -> bool:
-    return folder.parent.name == FOLDER and is_checkpoint(folder)
+def _around(folder: Path) -> Iterator[Path]:
+    """Yield the folder of the run or sweep to which a folder belongs, as its name and its content show."""
+    if (folder / _SWEEP).is_file():
+        yield folder
+    if folder.parent.name == FOLDER and is_checkpoint(folder):
+        yield folder.parent.parent
+    if folder.name == FOLDER and saved_steps(folder.parent):
+        yield folder.parent

@@ -29,11 +29,11 @@ def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
         if saved.init_from is not None:
             text = "is left out: weights are not read from a place that was recorded. To start from them, type it"
             notes.append(f"checkpoint.init_from={show(saved.init_from)} {text}")
-    groups, others = without_idle(groups)
+    groups, others = without_unused(groups)
     return groups, [*notes, *others]
 
 
-def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
+def without_unused(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
     """The same groups with every value that has no effect at one that says so, as the rules between groups ask for, and
     a note about each. Records of other programs have such values.
 
@@ -44,8 +44,8 @@ def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDi
         _set(groups, _CACHE, AUTO)
         rule = "compiled programs are not loaded from a folder that was recorded"
         notes.append(f"{_CACHE}={show(folder)} is left at {AUTO}: {rule}")
-    while idle := _idle_values(groups):
-        for key, (value, rule) in idle.items():
+    while unused := _unused_values(groups):
+        for key, (value, rule) in unused.items():
             notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
             _set(groups, key, value)
     return groups, notes
@@ -56,12 +56,14 @@ def _recorded_cache(groups: Mapping[str, ConfigDict]) -> str | None:
     return None if folder == AUTO else folder
 
 
-def _idle_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:
+def _unused_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:
     """What has no effect, by its whole key: the value that says so, and the rule that asks for it."""
     run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
-    problems = [problem for problem in run.rules() if problem.idle_keys]
+    problems = [problem for problem in run.rules() if problem.unused_keys]
     return {
-        key: (value, problem.told(problem.rule)) for problem in problems[:1] for key, value in problem.idle_keys.items()
+        key: (value, problem.told(problem.rule))
+        for problem in problems[:1]
+        for key, value in problem.unused_keys.items()
     }
 
 

@@ -2,6 +2,7 @@
 
 from ._compilation_cache import CompilationStats as CompilationStats
 from ._compilation_cache import compilation_cache as compilation_cache
+from ._compilation_cache import compiled_folder as compiled_folder
 from ._key import plan_key as plan_key
 from ._program import Program as Program
 from ._program import TrainState as TrainState
@@ -12,4 +13,4 @@ from ._sharded_loss import ShardedLoss as ShardedLoss
 from ._sharded_loss import abstract_params as abstract_params
 from ._sharded_loss import build_sharded_loss as build_sharded_loss
 from ._sharded_loss import cross_entropy as cross_entropy
-from ._sharded_loss import idle_settings as idle_settings
+from ._sharded_loss import unused_settings as unused_settings

@@ -120,7 +120,7 @@ def _cache_folder(config: TrainerConfig) -> str | None:
     if config.compilation_cache_dir != "auto":
         folder = Path(config.compilation_cache_dir).expanduser().absolute()
     else:
-        folder = Path(known).absolute() if known else own_folder()
+        folder = Path(known).absolute() if known else compiled_folder()
     if folder is None:
         log.warning("compiled programs are not kept: this user has no home folder")
     elif (owner := _other_writer(_status(folder))) is not None:
@@ -133,7 +133,7 @@ def _cache_folder(config: TrainerConfig) -> str | None:
     return None if folder is None else str(folder)
 
 
-def own_folder() -> Path | None:
+def compiled_folder() -> Path | None:
     """Return the folder in which compiled programs of this user are kept, or None for a user without a home folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     home = Path(os.path.expanduser("~"))
@@ -155,6 +155,13 @@ def _other_writer(status: os.stat_result | None) -> str | None:
     if status.st_uid not in (os.getuid(), 0):
         return f"its owner, the user {status.st_uid},"
     return next((who for who, bit in (("everyone", 0o002), ("its group", 0o020)) if status.st_mode & bit), None)
+
+
+def _remove_older(file: Path, seconds: float) -> None:
+    """Remove a file that was not used for a number of seconds. It may be gone, or belong to another user."""
+    with suppress(OSError):
+        if time.time() - file.stat().st_mtime > seconds:
+            file.unlink()
 
 
 class _Store:
@@ -219,13 +226,12 @@ class _Store:
     def _tidy(self) -> None:
         """Remove what kills have left behind, and, in the folder that no user has named, what is not used any more."""
         old = {f".*{_UNFINISHED}": _HOUR}
-        if self._path == own_folder():
+        if self._path == compiled_folder():
             old["*-cache"] = _UNUSED_DAYS * 24 * _HOUR
         for pattern, seconds in old.items():
-            for file in self._path.glob(pattern):
-                with suppress(OSError):
-                    if time.time() - file.stat().st_mtime > seconds:
-                        file.unlink()
+            with suppress(OSError):  # such as in the home folder of another user, which cannot be searched
+                for file in self._path.glob(pattern):
+                    _remove_older(file, seconds)
 
     def _file(self, key: str) -> Path:
         return self._path / f"{key}-cache"

@@ -7,7 +7,7 @@ their programs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,6 +26,9 @@ from xlstm_hydra.parallel import Axes, Placement, build_mesh
 
 from ._key import plan_key
 from ._sharded_loss import Batch, ShardedLoss, build_sharded_loss
+
+MakeOptimizer = Callable[..., optax.GradientTransformation]
+"""`run, params, numbers (None: the run's) -> optimizer`."""
 
 
 class TrainState(NamedTuple):
@@ -51,6 +54,7 @@ class Program:
     run: RunConfig
     mesh: Mesh
     sharded_loss: ShardedLoss
+    make_optimizer: MakeOptimizer
     shared_cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What it shares with the programs of runs that have other numbers alone: compiled functions, and the plan."""
 
@@ -141,7 +145,7 @@ class Program:
     def state_shardings(self) -> TrainState:
         """Where every array of the state lives."""
         whole, params = self._whole, self.param_shardings
-        optimizer = build_optimizer(self.run, self.sharded_loss.abstract_params)
+        optimizer = self.make_optimizer(self.run, self.sharded_loss.abstract_params)
         abstract = jax.eval_shape(optimizer.init, self.sharded_loss.abstract_params)
         opt_state = optax.tree.map_params(
             optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: whole
@@ -189,7 +193,7 @@ class Program:
         if params is None:
             params = init_model(build_model(self.model), jax.random.fold_in(key, 0))
         rng = jax.random.key_data(jax.random.fold_in(key, 1))
-        optimizer = build_optimizer(self.run, params)
+        optimizer = self.make_optimizer(self.run, params)
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng)
 
     @property
@@ -203,7 +207,7 @@ class Program:
         loss, gradients = self.loss_and_gradients(
             state.params, batch, jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         )
-        optimizer = build_optimizer(self.run, state.params, numbers)
+        optimizer = self.make_optimizer(self.run, state.params, numbers)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -228,14 +232,20 @@ def _same(tree: Any) -> Any:
     return tree
 
 
-def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Program:
-    """The program of a run whose `model_class` is a class, on `devices` (all there are).
+def build_program(run: RunConfig, mesh: Mesh | None = None, make_optimizer: MakeOptimizer = build_optimizer) -> Program:
+    """Return the program of a run.
+
+    Args:
+        run: the config, whose `model_class` is a class.
+        mesh: of its layout. None: over all devices.
+        make_optimizer: makes the optimizer of the run for a parameter tree, as `optim.build_optimizer` does.
 
     Raises:
         ConfigError: the layout does not fit the devices, or names modules that the model does not have.
     """
-    mesh = build_mesh(run.parallel, devices, run.distributed.device_order)
-    return Program(run, mesh, build_sharded_loss(run, mesh), _shared_cache(run, mesh))
+    mesh = build_mesh(run.parallel, order=run.distributed.device_order) if mesh is None else mesh
+    shared_cache = _shared_cache(run, mesh, make_optimizer)
+    return Program(run, mesh, build_sharded_loss(run, mesh), make_optimizer, shared_cache)
 
 
 _latest: dict[Any, dict[str, Any]] = {}
@@ -243,9 +253,9 @@ _latest: dict[Any, dict[str, Any]] = {}
 and the memory of its compiled functions with it."""
 
 
-def _shared_cache(run: RunConfig, mesh: Mesh) -> dict[str, Any]:
+def _shared_cache(run: RunConfig, mesh: Mesh, make_optimizer: MakeOptimizer) -> dict[str, Any]:
     patterns = *run.optimizer.weight_decay_include, None, *run.optimizer.weight_decay_exclude
-    key = (run.model.model_class, plan_key(run), patterns, mesh)
+    key = (run.model.model_class, plan_key(run), patterns, mesh, make_optimizer)
     if key not in _latest:
         _latest.clear()
         _latest[key] = {}

@@ -177,32 +177,32 @@ def build_sharded_loss(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Param
         shard_parameter(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model)
     )
     data, fsdp, pipeline, _ = mesh.shape.values()
-    microbatches = run.microbatches(data, fsdp, pipeline)
+    microbatches = run.trainer.microbatches(data, fsdp, pipeline)
     axes = mesh_axes(run.parallel, mesh, microbatches=microbatches, stage_remat=run.trainer.pipeline_remat)
-    if problems := list(idle_settings(run, axes, placements)):
+    if problems := list(unused_settings(run, axes, placements)):
         raise ConfigError(problems)
     return ShardedLoss(run, mesh, axes, placements)
 
 
-def idle_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> Iterator[Problem]:
+def unused_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> Iterator[Problem]:
     """What no parameter or no layer of the model class takes part in, and so would be ignored without a word."""
     model_class, parallel = run.model.model_class, run.parallel
     if axes.pipeline is not None and not issubclass(model_class, LanguageModel):
         fix = "Build the model on xlstm_hydra.models.LanguageModel, or leave this away."
-        yield _idle(run, {"pipeline_axis_size": axes.stages}, "cuts no stack of blocks into stages", fix)
+        yield _unused(run, {"pipeline_axis_size": axes.stages}, "cuts no stack of blocks into stages", fix)
     split = [placement.parameter for placement in placements if axes.tensor in placement.spec]
     overlapping = any(parameter.modules and parameter.modules[-1] in OVERLAPPING for parameter in split)
     if axes.overlap and not overlapping:
         fix = f"Use these layers of xlstm_hydra.models, with `axes`: {', '.join(OVERLAPPING)}; or leave this away."
-        yield _idle(run, {"tp_async_dense": True}, "has no tensor-parallel layer that exchanges piece by piece", fix)
+        yield _unused(run, {"tp_async_dense": True}, "has no tensor-parallel layer that exchanges piece by piece", fix)
     dtypes = {key: parallel.get(key) for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype") if parallel.get(key)}
     if dtypes and not any(placement.fsdp_axis is not None for placement in placements):
         size = {"fsdp_min_weight_size": parallel.fsdp_min_weight_size}
         fix = "Set parallel.fsdp_min_weight_size lower, or leave the types away."
-        yield _idle(run, dtypes | size, "has no parameter that is sharded and gathered", fix)
+        yield _unused(run, dtypes | size, "has no parameter that is sharded and gathered", fix)
 
 
-def _idle(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> Problem:
+def _unused(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> Problem:
     given = {f"parallel.{key}": value for key, value in fields.items()}
     return Problem(given, f"{run.model.class_path()} {text}", fix)
 

@@ -1,4 +1,5 @@
-"""What in the recorded command of a sweep can load code, or reach beyond what a sweep does.
+"""`command.json`: how a sweep was started, each time, in its folder, and which of these arguments can load code or
+reach beyond what a sweep does.
 
 The folder of a sweep may come from someone else. Unless the user trusts it, its command may choose options of ours and
 set fields of a run to plain values. Everything else is listed.
@@ -6,18 +7,31 @@ set fields of a run to plain values. Everything else is listed.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
+from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
+from xlstm_hydra.runs import replace_file
 
-from ._point_labels import SUBDIR, key_of
+from ._labels import SUBDIR, key_of
+from ._outcomes import log
+from ._strict_json import Damaged, read_object
+
+COMMAND_FILE = "command.json"
+"""A list of commands, the last one at the end."""
+
+_FIELDS = {"arguments", "cwd"}
 
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 
@@ -25,10 +39,15 @@ _FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
 """Flags whose value is a folder with other options. It may be the next argument."""
 
 _GROUPS = {field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}
+
 _OPTION = re.compile(r"[A-Za-z0-9][\w-]*(@\d+)?", re.ASCII)
+
 _WORD = re.compile(r"[\w.,:&|*()\[\]/@%+-]*", re.ASCII)
+
 _NAME = re.compile(r"(?!\.)[\w.-]*", re.ASCII)
+
 _FIELD = re.compile(r"[A-Za-z]\w*", re.ASCII)
+
 _PLAIN_NODE = re.compile(r"\$\{(hydra[.:]job\.(?:num|id|name)|(?!hydra\b)[A-Za-z]\w*(?:\.[A-Za-z]\w*)*)\}", re.ASCII)
 """An interpolation that gives the number or name of a job, or the value of a field."""
 
@@ -44,6 +63,7 @@ _NAMED = {
 """Fields of a run that take more than a plain value, by their names."""
 
 _LOGGING = {"default", "none", "disabled", "stdout", "colorlog", "xlstm"}
+
 _CHOICES: Mapping[str, set[str]] = {
     "hydra/launcher": {
         *("basic", "local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm", "joblib", "ray"),
@@ -55,9 +75,11 @@ _CHOICES: Mapping[str, set[str]] = {
 """Options of Hydra's groups that come with it, with its launchers or with us."""
 
 _BY_FIELD = {field.name for kind in (SlurmLauncherConfig, LocalLauncherConfig) for field in fields(kind)}
+
 _LAUNCHER = (_BY_FIELD | {"n_jobs", "cpus_per_gpu", "mem_per_gpu", "mem_per_cpu"}) - {
     *("setup", "srun_args", "additional_parameters", "submitit_folder"),
 }
+
 _SETTINGS: Mapping[str, re.Pattern[str]] = {
     **{f"hydra.launcher.{name}": _WORD for name in _LAUNCHER},
     **{
@@ -68,6 +90,60 @@ _SETTINGS: Mapping[str, re.Pattern[str]] = {
     "hydra.mode": re.compile("MULTIRUN"),
 }
 """Settings of Hydra and its launchers that load nothing, with the texts that they may have."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line that was typed."""
+
+    arguments: list[str]
+    cwd: Path
+    """The folder in which it was typed."""
+
+    def __str__(self) -> str:
+        return shell_line(["xlstm-hydra", *self.arguments])
+
+
+def read_commands(folder: Path) -> list[Command]:
+    """The commands that are recorded in the folder of a sweep, at least one.
+
+    Raises:
+        OSError: the file cannot be read.
+        Damaged: it is not what a sweep writes.
+    """
+    text = b'{"commands": ' + (folder / COMMAND_FILE).read_bytes() + b"}"
+    commands = read_object(text, "a list of commands").get("commands")
+    if not isinstance(commands, list) or not commands:
+        raise Damaged("expected a list of commands")
+    return [_command(number, each) for number, each in enumerate(commands)]
+
+
+def _command(number: int, content: Any) -> Command:
+    if not isinstance(content, dict) or content.keys() != _FIELDS:
+        raise Damaged(f"[{number}]: expected an object with {' and '.join(sorted(_FIELDS))}")
+    arguments, cwd = content["arguments"], content["cwd"]
+    if not isinstance(arguments, list) or not all(isinstance(text, str) and "\0" not in text for text in arguments):
+        raise Damaged(f"[{number}].arguments: expected a list of strings")
+    if not isinstance(cwd, str) or not os.path.isabs(cwd) or "\0" in cwd:
+        raise Damaged(f"[{number}].cwd: expected the absolute path of a folder")
+    return Command(arguments, Path(cwd))
+
+
+def append_command(folder: Path) -> None:
+    """Add how this process was started to the list of commands."""
+    file = folder / COMMAND_FILE
+    try:
+        commands = read_commands(folder)
+    except FileNotFoundError:
+        commands = []
+    except Damaged as error:
+        aside = file.with_name(f"{COMMAND_FILE}.damaged")
+        file.replace(aside)
+        log.warning("%s is damaged, and kept as %s: %s", file, aside.name, error)
+        commands = []
+    commands.append(Command(sys.argv[1:], Path.cwd()))
+    content = [{"arguments": each.arguments, "cwd": str(each.cwd)} for each in commands]
+    replace_file(file, json.dumps(content, indent=1) + "\n")
 
 
 def loads_code(arguments: Sequence[str]) -> list[str]:

@@ -1,28 +1,59 @@
-"""What a job of a sweep records of itself, from its folder."""
+"""The jobs of a sweep: what each records of itself, from its folder, and which of them still run."""
 
 from __future__ import annotations
 
 import math
 import os
 import statistics
+import subprocess
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.errors import bug_report, message_of, wants_traceback
 from xlstm_hydra.errors import reason as reason_of
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError
-from xlstm_hydra.runs import METRICS_FILE, read_metrics_file, saved_checkpoints
+from xlstm_hydra.runs import METRICS_FILE, is_held, read_metrics_file, replace_file, saved_checkpoints, saved_steps
 
-from . import _outcomes as _outcome
-from ._outcomes import COMPLETED, FAILED, INTERRUPTED, PREEMPTED, REFUSED, RUNNING, Outcome, log
+from ._labels import job_number
+from ._outcomes import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    INVALID,
+    LOST,
+    PREEMPTED,
+    REFUSED,
+    RUNNING,
+    WAITING,
+    Outcome,
+    find_outcome,
+    log,
+    now,
+    read_outcome,
+    update_record,
+    write_outcome,
+)
 
 ERROR_FILE = "error.txt"
 """The traceback of a job that failed by a bug, in its folder."""
+
+SQUEUE_SECONDS = 20
+"""How long SLURM may take to list its jobs."""
+
+ENDING = "CG"
+"""State of a job that SLURM is clearing away."""
+
+LOST_REASON = "it ended without a result (killed, out of memory, or its node failed?)"
 
 
 class Unrecorded:
@@ -42,12 +73,12 @@ class JobRecord(Unrecorded):
     def __init__(self, sweep: Path, folder: Path, outcome: Outcome) -> None:
         self._sweep, self._folder = sweep.absolute(), folder.absolute()
         own = os.path.relpath(self._folder, self._sweep)
-        self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=_outcome.now()), False
+        self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=now()), False
 
     def start(self) -> None:
-        """Say that it runs. What the sweep knows of its point stays."""
-        with _told():
-            if known := _outcome.find_outcome(self._sweep, self._outcome.job):
+        """Record that it runs. What the sweep knows of its point stays."""
+        with _warns_if_unwritten():
+            if known := find_outcome(self._sweep, self._outcome.job):
                 cluster_job = self._outcome.cluster_job or known.cluster_job
                 self._outcome = replace(self._outcome, overrides=known.overrides, cluster_job=cluster_job)
         self._write(self._outcome)
@@ -67,21 +98,21 @@ class JobRecord(Unrecorded):
         self._is_ended = True
         status, reason = _status(error)
         if status == FAILED and error is not None:
-            with _told():
-                keep_traceback(self._folder, error)
-        ended = replace(self._outcome, status=status, reason=reason, ended=_outcome.now())
+            with _warns_if_unwritten():
+                write_traceback(self._folder, error)
+        ended = replace(self._outcome, status=status, reason=reason, ended=now())
         self._write(measured(self._folder, self._sweep, ended, self.result))
 
     def _write(self, outcome: Outcome) -> None:
         """In its own folder first, from which the other is mended."""
-        with _told():
-            _outcome.write_outcome(self._folder, outcome)
-        with _told():
-            _outcome.update_record(self._sweep, [outcome])
+        with _warns_if_unwritten():
+            write_outcome(self._folder, outcome)
+        with _warns_if_unwritten():
+            update_record(self._sweep, [outcome])
 
 
 @contextmanager
-def job_recorded(
+def record_job(
     sweep: Path, folder: Path, job: int, overrides: Sequence[str], task: str | None = None
 ) -> Iterator[JobRecord]:
     """Record how what is done inside ends.
@@ -103,8 +134,8 @@ def job_recorded(
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """A job is not lost because its outcome cannot be written."""
+def _warns_if_unwritten() -> Iterator[None]:
+    """Log a warning if the outcome of a job cannot be written: the job continues."""
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
@@ -112,7 +143,7 @@ def _told() -> Iterator[None]:
 
 
 def _status(error: BaseException | None) -> tuple[str, str | None]:
-    """How a job has ended, and why, in a line."""
+    """Return the status of a job, and the reason in one line."""
     if error is None:
         return COMPLETED, None
     if isinstance(error, ConfigError):
@@ -129,7 +160,7 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
     return FAILED if isinstance(error, Exception) else INTERRUPTED, reason_of(error)
 
 
-def keep_traceback(folder: Path, error: BaseException) -> None:
+def write_traceback(folder: Path, error: BaseException) -> None:
     """Leave the traceback of a bug in the folder of its job. The reason of anything else is in the record."""
     file = folder / ERROR_FILE
     if message_of(error) is not None and not wants_traceback():
@@ -137,7 +168,7 @@ def keep_traceback(folder: Path, error: BaseException) -> None:
         return
     trace = error.__traceback__
     text = "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))  # from the task on
-    _outcome.replace_file(file, text if message_of(error) is not None else f"{text}{bug_report(error)}\n")
+    replace_file(file, text if message_of(error) is not None else f"{text}{bug_report(error)}\n")
 
 
 def _cluster_job() -> str | None:
@@ -189,3 +220,105 @@ def _finite(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
+
+
+def job_folder(sweep: Path, outcome: Outcome) -> Path:
+    """Return the folder of a job. If it is not recorded, it is the default one."""
+    return sweep / (outcome.folder or str(outcome.job))
+
+
+def running_jobs(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return the jobs that still run, or wait in the queue of a cluster."""
+    outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
+    submitted = {one.job: one for one in outcomes if one.cluster_job}
+    queued = _queued(submitted) if submitted else set()
+    return [one for one in outcomes if one.job in queued or is_held(job_folder(sweep, one))]
+
+
+def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Return the outcomes, updated from what the jobs have left in their own folders. A job that neither runs nor has
+    recorded its end is lost."""
+    found = {one.job: one for file in sweep.glob("*/outcome.json") if (one := _own(file.parent, sweep)) is not None}
+    taken = [_newer(one, found.get(one.job) or _own(job_folder(sweep, one), sweep)) for one in outcomes]
+    taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
+    running = {one.job for one in running_jobs(sweep, [one for one in taken if one.status == RUNNING])}
+    stopped = {one.job for one in taken if one.status == INTERRUPTED or one.status == RUNNING} - running
+    return [_stopped(sweep, one) if one.job in stopped else one for one in taken]
+
+
+def _own(folder: Path, sweep: Path) -> Outcome | None:
+    """Return what a job has left in its folder, with the folder in which it was found."""
+    own = read_outcome(folder)
+    return None if own is None else replace(own, folder=os.path.relpath(folder, sweep))
+
+
+def _newer(known: Outcome, own: Outcome | None) -> Outcome:
+    """Return what the sweep has recorded of a job, or what the job itself has, whichever is later. The launcher sees
+    that a job died; only the job knows that it has saved before."""
+    if own is None:
+        return known
+    is_later = (
+        (known.status == RUNNING != own.status and own.started == known.started)
+        or known.status == WAITING
+        or (own.started or "") > (known.started or "")
+        or (own.status != RUNNING and (own.ended or "") > (known.ended or ""))
+    )
+    if not is_later:
+        return known
+    reason = known.reason if own.status == RUNNING else own.reason
+    return replace(own, overrides=known.overrides, cluster_job=own.cluster_job or known.cluster_job, reason=reason)
+
+
+def _stopped(sweep: Path, outcome: Outcome) -> Outcome:
+    """A job that has not recorded its end itself. Where its launcher knows the reason, it has recorded that."""
+    if outcome.status == RUNNING:
+        outcome = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
+    return measured(job_folder(sweep, outcome), sweep, outcome)
+
+
+def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
+    """Return the numbers of the jobs that SLURM runs or will run. If SLURM does not answer, all of them may run; if
+    squeue cannot be run, those whose end is not recorded."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
+    except OSError as error:
+        unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
+        if unended:
+            text = "squeue cannot be run here (%s), so jobs whose end is not recorded are assumed to be running"
+            log.warning(f"{text}. Run this on a machine with squeue to see which have ended.", error.strerror)
+        return unended
+    except subprocess.SubprocessError as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        log.warning("squeue does not respond, so submitted jobs are assumed to be running: %s", reason)
+        return {*submitted}
+    rows = [line.split() for line in done.stdout.splitlines()]
+    queue = {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
+    return {job for job, one in submitted.items() if one.cluster_job in queue}
+
+
+def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded]:
+    """Record how a run ends in the record of its sweep, if it is a job of one. Of several processes, the first one
+    does.
+
+    Args:
+        cfg: the config of the run, which may be wrong.
+        process: the number of this process.
+    """
+    config: Any = HydraConfig.get()
+    if config.mode != RunMode.MULTIRUN or process > 0:
+        return nullcontext(Unrecorded())
+    sweep = Path(config.runtime.cwd) / config.sweep.dir
+    number = job_number(config.overrides.hydra, config.job.num)
+    folder, task = Path(config.runtime.output_dir), OmegaConf.select(cfg, "task.name")
+    return record_job(sweep, folder, number, config.overrides.task, task)
+
+
+def resume_job(run: RunConfig) -> RunConfig:
+    """Have a job of a sweep that is resumed continue from its newest checkpoint, if it has one."""
+    config = cast(DictConfig, HydraConfig.get())
+    if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):
+        return run
+    if run.task.name != "train" or not saved_steps(Path(config.runtime.output_dir)):
+        return run
+    return replace(run, checkpoint=replace(run.checkpoint, restore=AUTO))

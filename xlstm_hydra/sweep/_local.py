@@ -16,15 +16,15 @@ from hydra.core.utils import JobReturn
 from xlstm_hydra.configs import LocalLauncherConfig
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._logs import describe_logs
+from ._labels import job_number
 from ._outcomes import RUNNING
-from ._point_labels import job_number
-from ._return import failed, result_of
-from ._work import Work
+from ._slurm_states import describe_logs
+from ._work import Work, failed, result_of
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+
 _DEVICES = ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
 """What is there where GPUs are: NVIDIA's, AMD's, and those that Windows shows a Linux inside it."""
 
@@ -92,8 +92,8 @@ def _terminate(handles: Sequence[Any]) -> None:
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes that are started inside do not get Ctrl-C from the terminal: they are told in another way."""
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes that are started inside do not get Ctrl-C from the terminal: they are stopped in another way."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -109,7 +109,7 @@ def _start(config: LocalLauncherConfig, work: Work, overrides: Sequence[str], nu
     executor.update_parameters(
         timeout_min=A_YEAR, setup=config.setup, gpus_per_node=len(gpus), visible_gpus=gpus, tasks_per_node=1
     )
-    with _deaf_to_ctrl_c():
+    with _ctrl_c_ignored():
         return executor.submit(work, list(overrides), number)
 
 
@@ -143,5 +143,5 @@ def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[st
     paths = handle.task(0).paths
     text = f"the process of the job exited without a result (was it killed?). {describe_logs(paths)}"
     log.error("#%d: %s", number, text)
-    work.amend({job_number(points[number], number): {"status": RUNNING, "reason": text}})
+    work.update_fields({job_number(points[number], number): {"status": RUNNING, "reason": text}})
     return failed(points[number], RuntimeError(text))

@@ -2,7 +2,7 @@
 
 A job leaves its outcome as `outcome.json` in its folder, and puts the same into `sweep.jsonl` in the folder of the
 sweep, which has one line for each job from the start on. Where two jobs that cannot lock the file write at once, or a
-job dies, the process that sweeps mends it at the end from the folders of the jobs.
+job dies, the process that sweeps completes it at the end from the folders of the jobs.
 
 A line that is damaged is reported with its number, and the others are used.
 """
@@ -35,18 +35,18 @@ RECORD_FILE = "sweep.jsonl"
 OUTCOME_FILE = "outcome.json"
 """The same of one job, in its own folder."""
 
-LOCK_FILE = ".sweep.lock"
+RECORD_LOCK = ".sweep.lock"
 """Held while the record is changed."""
 
 PATIENCE_SECONDS = 30.0
 """How long a job waits for the lock. One that is never let go, as by a host that hangs, must not hang the others."""
 
 WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed", "failed", "refused"
+
 PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"
 
 STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
 """Lost is a job that ended without a word, as by SIGKILL; invalid is a point that was never launched."""
-
 
 _JOB = re.compile(r'\{"job": ([0-9]{1,9}),')
 """How a line begins."""
@@ -194,12 +194,8 @@ def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
 
 
 def find_outcome(folder: Path, job: int) -> Outcome | None:
-    """That of one job, if there is one that can be read."""
-    line = next((line for number, line in _rows(folder) if number == job), None)
-    try:
-        return None if line is None else _parsed(line)
-    except Damaged:
-        return None
+    """Return the outcome of a job; None if there is none that can be read."""
+    return _readable(next((line for number, line in _rows(folder) if number == job), None))
 
 
 def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
@@ -207,26 +203,26 @@ def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
     _rewrite(folder, lambda lines: {outcome.job: _line(outcome) for outcome in outcomes})
 
 
-def amend_record(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
+def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
     """Change single fields of jobs, whatever the jobs themselves write meanwhile: `{3: {"cluster_job": "1234_3"}}`."""
 
-    def amended(lines: Mapping[int, str]) -> dict[int, str]:
-        known = {job: _parsed_or_new(lines.get(job), job) for job in changes}
+    def changed(lines: Mapping[int, str]) -> dict[int, str]:
+        known = {job: _readable(lines.get(job)) or Outcome(job=job) for job in changes}
         return {job: _line(replace(known[job], **change)) for job, change in changes.items()}
 
-    _rewrite(folder, amended)
+    _rewrite(folder, changed)
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What a job has left in its own folder; None where that is nothing, or no more than a part."""
+    """Return the outcome that a job has left in its own folder; None if there is none, or only a part of one."""
     try:
-        return _parsed((folder / OUTCOME_FILE).read_bytes())
-    except (OSError, Damaged):
+        return _readable((folder / OUTCOME_FILE).read_bytes())
+    except OSError:
         return None
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Leave it there."""
+    """Leave the outcome of a job in its own folder."""
     replace_file(folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
 
 
@@ -245,11 +241,11 @@ def _parsed(line: str | bytes) -> Outcome:
     return Outcome(**content)
 
 
-def _parsed_or_new(line: str | None, job: int) -> Outcome:
+def _readable(line: str | bytes | None) -> Outcome | None:
     try:
-        return Outcome(job=job) if line is None else _parsed(line)
+        return None if line is None else _parsed(line)
     except Damaged:
-        return Outcome(job=job)
+        return None
 
 
 def _line(outcome: Outcome) -> str:
@@ -280,21 +276,19 @@ def _rows(folder: Path) -> list[tuple[int | None, str]]:
 
 
 def _job_of(line: str) -> int | None:
-    """The job that a line is about, which is its first field; None if it is damaged."""
+    """Return the job that a line is about, which is its first field; None if it is damaged."""
     if found := _JOB.match(line):
         return int(found[1])
-    try:
-        return _parsed(line).job
-    except Damaged:
-        return None
+    outcome = _readable(line)
+    return None if outcome is None else outcome.job
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let no other process change the record. Where the file system has no locks, or one is never let go, it is done
-    without: what is lost then is found again in the folders of the jobs."""
+    """Keep other processes from changing the record. If the file system has no locks, or one is never released, it is
+    changed without: what is lost then is found again in the folders of the jobs."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    with open_lock(folder / LOCK_FILE) as file:
+    with open_lock(folder / RECORD_LOCK) as file:
         with suppress(OSError):
             while not lock(file):
                 if time.monotonic() > deadline:

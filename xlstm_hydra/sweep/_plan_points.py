@@ -1,37 +1,56 @@
-"""Whether the points of a sweep fit the devices that their jobs will have, told before the first one starts."""
+"""Plan the points of a sweep on the devices that their jobs will have, before the first one starts."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig, TrainTaskConfig
 from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import replace_file
+
+if TYPE_CHECKING:
+    from xlstm_hydra.devices import DetectedDevices
 
 log = logging.getLogger(__name__)
 
 HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher", "RayLauncher")
 """Classes of launchers whose jobs run on this machine."""
 
+MAX_WAYS_OUT = 3
+"""For so many plans that do not fit, it is reported what would fit."""
 
-MOST_WAYS_OUT = 3
-"""So many plans that do not fit are told with what would fit."""
+_FIND_DEVICES = """
+import json, sys
+from dataclasses import asdict
+from xlstm_hydra.devices import detect_devices
+print("\\n" + json.dumps(asdict(detect_devices())))
+"""
+"""A program that prints which devices there are."""
 
 
 class _Devices(NamedTuple):
-    """What the job of a point has."""
+    """The devices of the job of a point."""
 
     number: int
     device: DeviceConfig
 
 
 def is_planned(run: RunConfig) -> bool:
-    """Whether a run is refused where it does not fit."""
+    """True if a run is refused if it does not fit."""
     return isinstance(run.task, TrainTaskConfig) and not run.trainer.ignore_plan
 
 
@@ -52,7 +71,7 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
 
     find = _Finder(launcher)
     devices = {number: found for number, run in runs.items() if (found := find.devices(run)) is not None}
-    _tell_unplanned(runs, devices)
+    _log_unplanned(runs, devices)
     keys = {number: (plan_key(runs[number]), repr(found)) for number, found in devices.items()}
     if (plans := len(set(keys.values()))) > 1:
         log.info("planning %d points, which have %d different plans", len(keys), plans)
@@ -60,7 +79,7 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
     failures: dict[Any, str] = {}
     for number, key in keys.items():
         if key not in problems:
-            ways_out = sum(map(bool, problems.values())) < MOST_WAYS_OUT
+            ways_out = sum(map(bool, problems.values())) < MAX_WAYS_OUT
             try:
                 with planning():  # nor does a failure of the user's model in it stop the sweep
                     problems[key] = _problems(runs[number], devices[number], ways_out)
@@ -78,7 +97,7 @@ def _report_failures(reasons: Mapping[int, str]) -> None:
         log.warning("%s cannot be planned, and will be launched without a plan: %s", jobs, reason)
 
 
-def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices]) -> None:
+def _log_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices]) -> None:
     if left := len(runs) - len(devices):
         which = "the points are" if left == len(runs) else f"{left} of {len(runs)} points are"
         fix = "device=h100_80gb (or another) says what the cluster has, hydra.launcher.gpus_per_node how many of them"
@@ -86,7 +105,7 @@ def _tell_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Device
 
 
 def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
-    """Why a run cannot be started on those devices."""
+    """Return why a run cannot be started on those devices."""
     from xlstm_hydra.configs import resolve_classes
     from xlstm_hydra.devices import no_accelerator
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
@@ -106,11 +125,19 @@ def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem
         return error.problems
 
 
+def write_refusal(error: ConfigError, folder: Path) -> None:
+    """Leave in the folder of a job that was to make a plan why its config has none."""
+    from xlstm_hydra.plan import FORMAT, PLAN_FILE, VERSION  # loads JAX
+
+    content = {"format": FORMAT, "version": VERSION, "problems": [str(problem) for problem in error.problems]}
+    replace_file(folder / PLAN_FILE, json.dumps(content, indent=2))
+
+
 # ---- devices
 
 
 class _Finder:
-    """Says what devices jobs have, for those that ask for the same once."""
+    """Finds the devices that jobs have, once for those that request the same."""
 
     def __init__(self, launcher: DictConfig) -> None:
         self.is_here = str(launcher._target_).rpartition(".")[2] in HERE
@@ -118,7 +145,7 @@ class _Finder:
         self.known: dict[Any, _Devices | None] = {}
 
     def devices(self, run: RunConfig) -> _Devices | None:
-        """What the job of a run has; None where that is not known here."""
+        """Return the devices of the job of a run; None if they are not known here."""
         key = (run.trainer.simulated_devices, repr(run.device), None if self.is_here else run.known_devices())
         if key not in self.known:
             self.known[key] = self._here(run) if self.is_here else self._on_cluster(run)
@@ -127,9 +154,7 @@ class _Finder:
     def _here(self, run: RunConfig) -> _Devices:
         from xlstm_hydra.devices import device_of
 
-        from ._here import devices_here
-
-        found = devices_here(run.trainer.simulated_devices)
+        found = local_devices(run.trainer.simulated_devices)
         if self.per_job is not None and found.platform == "gpu":
             found = replace(found, number=self.per_job, per_host=self.per_job)
         return _Devices(found.number, device_of(found, run.device))
@@ -142,10 +167,50 @@ class _Finder:
 
 
 def _requested(launcher: DictConfig) -> int | None:
-    """GPUs that a launcher asks a cluster for, for each job."""
+    """Return how many GPUs a launcher requests from a cluster for each job."""
     asked: Any = {key: OmegaConf.select(launcher, key) for key in ("nodes", "tasks_per_node", "gpus_per_node", "gres")}
     nodes, tasks = asked["nodes"] or 1, asked["tasks_per_node"] or 1
     of_task = OmegaConf.select(launcher, "gpus_per_task") or 0
     named = re.search(r"gpu(?::\w+)?:(\d+)", asked["gres"] or "")
     on_node = asked["gpus_per_node"] or tasks * of_task or (int(named[1]) if named else 0)
     return nodes * on_node or None
+
+
+def local_devices(simulated: int | None) -> DetectedDevices:
+    """Return the devices that a job on this machine has.
+
+    Raises:
+        ConfigError: JAX finds none.
+    """
+    from xlstm_hydra.devices import DetectedDevices
+
+    if simulated is not None:
+        return DetectedDevices.simulated(simulated)
+    return DetectedDevices.simulated(_cpu_devices(os.environ)) if has_cpu_alone() else _devices_in_subprocess()
+
+
+def has_cpu_alone() -> bool:
+    """True if JAX certainly has no other devices than the CPU: it is set to use it, or nothing is installed that could
+    find others."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+
+
+def _cpu_devices(environ: os._Environ[str]) -> int:
+    """Return how many devices JAX makes of the CPU."""
+    forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
+    return int(environ.get("JAX_NUM_CPU_DEVICES") or (forced[1] if forced else 1))
+
+
+@cache
+def _devices_in_subprocess() -> DetectedDevices:
+    """Find the devices in another process, which takes 3 seconds and leaves them free for a job."""
+    from xlstm_hydra.devices import DetectedDevices
+
+    done = subprocess.run([sys.executable, "-c", _FIND_DEVICES], capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
+        raise ConfigError([Problem({}, f"JAX finds no devices on this machine: {reason}")])
+    return DetectedDevices(**json.loads(done.stdout.strip().rpartition("\n")[2]))

@@ -1,4 +1,4 @@
-"""The plans of a sweep side by side: a table, the same as CSV and JSON, and a picture."""
+"""The plans of a sweep side by side: a table, the same as CSV and JSON, and a plot."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from xlstm_hydra._colours import COLOURS
 from xlstm_hydra._printable import printable
-from xlstm_hydra._table import table
+from xlstm_hydra._table import gib, in_ms, table
 from xlstm_hydra.formats import parse
-from xlstm_hydra.plan import FORMAT, MEMORY_KINDS, PLAN_FILE, VERSION, gib, in_ms
-from xlstm_hydra.problems import ConfigError
+from xlstm_hydra.plan import MEMORY_KINDS, PLAN_FILE
 from xlstm_hydra.runs import open_new, replace_file
+
+from ._jobs import job_folder
+from ._labels import differing
+from ._outcomes import Outcome
+from ._plots import Bar, plot_plans
 
 HEAD = (
     *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
@@ -26,16 +29,6 @@ HEAD = (
 FITS, TOO_LARGE, INVALID, FAILED = "fits", "does not fit", "invalid", "failed"
 
 GIB = 2**30
-
-
-class Job(NamedTuple):
-    """A job of a sweep that was to make a plan."""
-
-    number: int
-    overrides: Sequence[str]
-    folder: Path
-    error: str = ""
-    """Why it made none."""
 
 
 @dataclass(frozen=True)
@@ -67,43 +60,34 @@ class Row:
     """What the bounds come from: compute, memory or network."""
 
 
-def keep_refusal(error: ConfigError, folder: Path) -> None:
-    """Leave in a job's folder why its config has no plan."""
-    content = {"format": FORMAT, "version": VERSION, "problems": [str(problem) for problem in error.problems]}
-    replace_file(folder / PLAN_FILE, json.dumps(content, indent=2))
-
-
-def compare_plans(jobs: Sequence[Job], folder: Path) -> bool:
-    """Print the plans of the jobs of a sweep as one table, and leave that in the folder of the sweep, as CSV, as JSON
-    and as a picture.
+def compare_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
+    """Print the plans of a sweep as one table, and leave it in the folder of the sweep, as CSV, as JSON and as a plot.
 
     Args:
-        jobs: all of them.
         folder: that of the sweep.
+        plans: the outcomes of the jobs that were to make plans.
 
     Returns:
-        Whether one of them fits.
+        True if one of them fits.
     """
-    rows = list(_rows(jobs))
+    rows = list(_rows(folder, plans))
     print("", *_lines(rows), sep="\n")
     _write_csv(rows, folder / "plans.csv")
     replace_file(folder / "plans.json", json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    written = ["plans.csv", "plans.json", *_draw(rows, folder)]
+    written = ["plans.csv", "plans.json", *plot_plans(folder, list(MEMORY_KINDS.values()), list(map(_bar, rows)))]
     print(f"written: {', '.join(written)} in {folder}")
     return any(row.verdict == FITS for row in rows)
 
 
-def _rows(jobs: Sequence[Job]) -> Iterator[Row]:
-    shared = set.intersection(*(set(job.overrides) for job in jobs))
-    for job in jobs:
-        own = " ".join(text for text in job.overrides if text not in shared)
-        file = job.folder / PLAN_FILE
+def _rows(folder: Path, plans: Sequence[Outcome]) -> Iterator[Row]:
+    for one, own in zip(plans, differing([one.overrides for one in plans]), strict=True):
+        overrides, file = " ".join(own), job_folder(folder, one) / PLAN_FILE
         try:
-            yield _row(job.number, own, parse(file.read_bytes(), "a plan", fix=""))
+            yield _row(one.job, overrides, parse(file.read_bytes(), "a plan", fix=""))
         except OSError:
-            yield Row(job.number, own, FAILED, job.error or f"no plan in {file}")
+            yield Row(one.job, overrides, FAILED, one.reason or one.status)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            yield Row(job.number, own, FAILED, f"{file} cannot be read: {error}")
+            yield Row(one.job, overrides, FAILED, f"{file} cannot be read: {error}")
 
 
 def _row(job: int, overrides: str, content: dict[str, Any]) -> Row:
@@ -176,36 +160,7 @@ def _write_csv(rows: Sequence[Row], file: Path) -> None:
             writer.writerow({name: flat.get(name.removesuffix("_bytes")) for name in names})
 
 
-# ---- picture
-
-
-def _draw(rows: Sequence[Row], folder: Path) -> list[str]:
-    """Memory as stacked bars against the devices' line. Returns the names of the files."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: it needs pip install 'xlstm-hydra[plots]'")
-        return []
-    if all(row.total is None for row in rows):
-        return []
-    figure = Figure(figsize=(10, 1.8 + 0.4 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    places, ends = range(len(rows)), [0.0] * len(rows)
-    for kind, colour in zip(MEMORY_KINDS, COLOURS, strict=True):
-        sizes = [(row.memory or {}).get(kind, 0) / GIB for row in rows]
-        axes.barh(places, sizes, left=ends, color=colour, label=MEMORY_KINDS[kind])
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    for place, end, row in zip(places, ends, rows, strict=True):
-        axes.text(end, place, f" {row.verdict if row.total is None else f'{end:.1f}, {row.verdict}'}", va="center")
-        if row.device_memory is not None:
-            axes.vlines(row.device_memory / GIB, place - 0.5, place + 0.5, color="black")
-    axes.set_yticks(places, [row.overrides or f"job {row.job}" for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, 1.25 * max(*ends, *((row.device_memory or 0) / GIB for row in rows)))
-    axes.set_xlabel("GiB on a device; the line is what it has")
-    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
-    names = ["plans.png", "plans.svg"]
-    for name in names:
-        (folder / name).unlink(missing_ok=True)  # a link is not followed
-        figure.savefig(folder / name, dpi=150)
-    return names
+def _bar(row: Row) -> Bar:
+    limit = None if row.device_memory is None else row.device_memory / GIB
+    sizes = [size / GIB for size in (row.memory or {}).values()]
+    return Bar(row.overrides or f"job {row.job}", sizes, limit, row.verdict)

@@ -1,4 +1,4 @@
-"""A picture of the results of a sweep: loss curves, and the best value over each number that was swept."""
+"""Plots of a sweep: loss curves, and the best value over each number that was swept; the memory of plans as bars."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from typing import Any, NamedTuple
 from xlstm_hydra._colours import COLOURS
 from xlstm_hydra.runs import METRICS_FILE
 
-from ._alive import job_folder
-from ._jobs import read_metrics
+from ._jobs import job_folder, read_metrics
+from ._labels import swept
 from ._outcomes import COMPLETED, Outcome
-from ._point_labels import swept
 
-MOST_LINES = len(COLOURS) - 1
+MAX_LINES = len(COLOURS) - 1
 """Lines with a colour and a label; the others are grey, which is the last colour."""
 
-MOST_PANELS = 3
+MAX_PANELS = 3
 """Numbers that have a panel of their own."""
 
-LONGEST_LABEL = 34
+MAX_LABEL = 34
 """Characters; a longer one is the number of the job."""
-
-FILES = ("sweep.png", "sweep.svg")
 
 SEED = "seed"
 """How keys end whose values are of no interest: lines go through the mean over them."""
@@ -48,12 +45,20 @@ class Line(NamedTuple):
     best: dict[float, list[float]]
 
 
-def draw(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
-    """Draw the jobs, given from the best on, in the folder of the sweep. Returns the names of the files."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no picture: it needs pip install 'xlstm-hydra[plots]'")
+class Bar(NamedTuple):
+    """The memory of a planned job, by kind."""
+
+    label: str
+    sizes: Sequence[float]
+    """GiB on a device."""
+    limit: float | None
+    """GiB that a device has."""
+    verdict: str
+
+
+def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
+    """Plot the jobs, given from the best on, in the folder of the sweep. Return the names of the files."""
+    if not _has_matplotlib():
         return []
     points = [_numbers(point) for point in swept([one.overrides for one in ranked])]
     name, curves = curves_of(folder, ranked, points)
@@ -61,16 +66,66 @@ def draw(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
     count = bool(curves) + len(panels)
     if not count:
         return []
-    figure = Figure(figsize=(6.4 * count, 4.8), layout="constrained")
+    figure = _new_figure(6.4 * count, 4.8)
     axes = iter(figure.subplots(1, count, squeeze=False)[0])
     if curves:
         _draw_curves(next(axes), name, curves)
     for key, lines in panels.items():
         _draw_panel(next(axes), key, next(one.metric for one in ranked if one.metric) or "", lines)
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)  # a link is not followed
-        figure.savefig(folder / name, dpi=150)
-    return list(FILES)
+    return _save(figure, folder, "sweep")
+
+
+def plot_plans(folder: Path, kinds: Sequence[str], bars: Sequence[Bar]) -> list[str]:
+    """Plot plans as stacked bars, with a line for the memory of a device, in the folder of the sweep. Return the names
+    of the files.
+
+    Args:
+        folder: that of the sweep.
+        kinds: of memory, in words.
+        bars: of all jobs; one without a plan has no sizes.
+    """
+    if not _has_matplotlib() or not any(bar.sizes for bar in bars):
+        return []
+    figure = _new_figure(10, 1.8 + 0.4 * len(bars))
+    axes = figure.add_subplot()
+    rows, ends = range(len(bars)), [0.0] * len(bars)
+    for number, (kind, colour) in enumerate(zip(kinds, COLOURS, strict=True)):
+        sizes = [bar.sizes[number] if bar.sizes else 0.0 for bar in bars]
+        axes.barh(rows, sizes, left=ends, color=colour, label=kind)
+        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    for row, end, bar in zip(rows, ends, bars, strict=True):
+        axes.text(end, row, f" {f'{end:.1f}, {bar.verdict}' if bar.sizes else bar.verdict}", va="center")
+        if bar.limit is not None:
+            axes.vlines(bar.limit, row - 0.5, row + 0.5, color="black")
+    axes.set_yticks(rows, [bar.label for bar in bars])
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 1.25 * max(*ends, *(bar.limit or 0.0 for bar in bars)))
+    axes.set_xlabel("GiB on a device; the line is what it has")
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+    return _save(figure, folder, "plans")
+
+
+def _has_matplotlib() -> bool:
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        print("no picture: it needs pip install 'xlstm-hydra[plots]'")
+        return False
+    return True
+
+
+def _new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, folder: Path, name: str) -> list[str]:
+    files = [f"{name}.png", f"{name}.svg"]
+    for file in files:
+        (folder / file).unlink(missing_ok=True)  # a link is not followed
+        figure.savefig(folder / file, dpi=150)
+    return files
 
 
 # ---- what is drawn
@@ -99,7 +154,7 @@ def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> di
     numeric = [key for key in keys if all(isinstance(point.get(key), float) for _, point in known)]
     numeric = [key for key in numeric if len({point[key] for _, point in known}) > 1]
     panels = {}
-    for key in numeric[:MOST_PANELS]:
+    for key in numeric[:MAX_PANELS]:
         lines: dict[str, dict[float, list[float]]] = {}
         for best, point in known:
             rest = {name: value for name, value in point.items() if name in keys and name != key}
@@ -123,7 +178,7 @@ def _number(text: str) -> float | None:
 
 def _label(one: Outcome, point: dict[str, Any], points: Iterable[dict[str, Any]]) -> str:
     text = _text(point, list(dict.fromkeys(key for other in points for key in other)))
-    if not text or len(text) > LONGEST_LABEL:
+    if not text or len(text) > MAX_LABEL:
         text = f"job {one.job}"
     return text if one.status == COMPLETED else f"{text} ({one.status})"
 
@@ -140,22 +195,22 @@ def _text(point: dict[str, Any], keys: Sequence[str]) -> str:
 
 def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
     """The worst first, so that the best lie on top."""
-    for place, curve in reversed(list(enumerate(curves))):
+    for rank, curve in reversed(list(enumerate(curves))):
         axes.plot(
             curve.steps,
             curve.losses,
-            color=COLOURS[min(place, MOST_LINES)],
-            linewidth=1.6 if place < MOST_LINES else 0.7,
+            color=COLOURS[min(rank, MAX_LINES)],
+            linewidth=1.6 if rank < MAX_LINES else 0.7,
             linestyle="-" if curve.is_whole else "--",
             marker="o" if len(curve.steps) == 1 else None,
         )
         if not curve.is_whole:
-            axes.plot(curve.steps[-1:], curve.losses[-1:], "x", color=COLOURS[min(place, MOST_LINES)])
+            axes.plot(curve.steps[-1:], curve.losses[-1:], "x", color=COLOURS[min(rank, MAX_LINES)])
     beginning, highest = max(curve.losses[0] for curve in curves), max(max(curve.losses) for curve in curves)
     lowest = min(min(curve.losses) for curve in curves)
     top = min(highest, lowest + 1.2 * (beginning - lowest)) if beginning > lowest else highest
     axes.set_ylim(lowest - 0.05 * (top - lowest) - 1e-9, top + 0.05 * (top - lowest) + 1e-9)
-    named = curves[:MOST_LINES]
+    named = curves[:MAX_LINES]
     _name_lines(axes, [(curve.label, curve.losses[-1]) for curve in named])
     grey = len(curves) - len(named)
     axes.set_xlabel(f"step{f' ({grey} more jobs in grey)' if grey else ''}")
@@ -164,9 +219,9 @@ def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
 
 
 def _draw_panel(axes: Any, key: str, metric: str, lines: Sequence[Line]) -> None:
-    is_few = len(lines) <= MOST_LINES
-    for place, line in enumerate(lines):
-        colour = COLOURS[place if is_few else -1]
+    is_few = len(lines) <= MAX_LINES
+    for number, line in enumerate(lines):
+        colour = COLOURS[number if is_few else -1]
         pairs = [(value, best) for value, found in line.best.items() for best in found]
         axes.plot(*zip(*pairs, strict=True), "o", color=colour, markersize=4)
         axes.plot(list(line.best), list(map(statistics.mean, line.best.values())), color=colour, linewidth=1.6)
@@ -174,7 +229,7 @@ def _draw_panel(axes: Any, key: str, metric: str, lines: Sequence[Line]) -> None
     if values[0] > 0 and values[-1] / values[0] >= 10:
         axes.set_xscale("log")
         axes.minorticks_off()
-    if len(values) <= MOST_LINES:
+    if len(values) <= MAX_LINES:
         axes.set_xticks(values, [f"{value:g}" for value in values])
     if is_few and len(lines) > 1:
         _name_lines(axes, [(line.label, statistics.mean(list(line.best.values())[-1])) for line in lines])

@@ -1,4 +1,4 @@
-"""The results of a sweep as a table and as CSV, with the tracebacks of the jobs that failed."""
+"""The end of a sweep: its results as a table and as CSV, the errors of its jobs, and its exit status."""
 
 from __future__ import annotations
 
@@ -7,51 +7,162 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra._table import table
+from xlstm_hydra.errors import reason as reason_of
+from xlstm_hydra.errors import text_of
+from xlstm_hydra.preemption import STATUS
+from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
-from ._alive import job_folder
-from ._jobs import ERROR_FILE
-from ._outcomes import COMPLETED, FAILED, STATUSES, WAITING, Outcome
-from ._point_labels import differing, swept
-from ._programs import tell_programs
+from ._commands import COMMAND_FILE
+from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs, write_traceback
+from ._labels import differing, swept
+from ._outcomes import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    INVALID,
+    LOST,
+    PREEMPTED,
+    REFUSED,
+    RUNNING,
+    STATUSES,
+    WAITING,
+    Outcome,
+    now,
+    read_record,
+    remove_leftovers,
+    repair_record,
+    update_fields,
+    update_record,
+)
+from ._strict_json import Damaged, read_object
+from ._sweep_folder import end_sweep, resume_line
 
-MOST_ROWS = 40
+DOES_NOT_FIT = 3
+"""Exit status of plans of which none fits its devices."""
+
+MAX_ROWS = 40
 """Rows of the table. The CSV has all."""
 
-MOST_TRACEBACKS = 5
-"""Errors that are told whole."""
+MAX_TRACEBACKS = 5
+"""Errors that are printed with their traceback."""
 
-MOST_LINES = 500
+MAX_LINES = 500
 """Lines of a traceback that are printed."""
 
 FLUSH_LEFT = ("overrides", "status", "checkpoint")
 """Columns of the table with words in them."""
 
 
-def tell_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
-    """Compare the plans of a sweep. Returns whether one of them fits; where there are none, True."""
-    if not plans:
-        return True
-    from ._plan_table import Job, compare_plans  # JAX wakes up there
+def record_early_failures(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
+    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
 
-    return compare_plans(
-        [Job(one.job, one.overrides, job_folder(folder, one), one.reason or one.status) for one in plans], folder
-    )
+    Args:
+        folder: that of the sweep.
+        errors: by the number of the job; None: it did not fail.
+    """
+    waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
+    changes: dict[int, dict[str, Any]] = {}
+    for job, error in errors.items():
+        if error is not None and job in waiting:
+            own = job_folder(folder, waiting[job])
+            own.mkdir(parents=True, exist_ok=True)
+            write_traceback(own, error)
+            changes[job] = {"status": FAILED, "reason": reason_of(error), "started": now(), "ended": now()}
+    if changes:
+        update_fields(folder, changes)
 
 
-def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
+def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
+    """Complete the record of a sweep from the folders of its jobs, print its results, and plot them.
+
+    Args:
+        folder: that of the sweep.
+        error: what ended the launching of jobs early.
+
+    Returns:
+        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, 2 some were refused or
+        all are invalid, 3 plans of which none fits, 75 the others were preempted, 130 the sweep was interrupted.
+    """
+    folder = folder.absolute()
+    try:
+        remove_leftovers(folder)
+        repair_record(folder)
+        record = reconciled(folder, read_record(folder))
+        update_record(folder, record)
+        still = [one for one in running_jobs(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
+        fits = _print_end(folder, record, still, error)
+        return _status(record, fits, error)
+    finally:
+        end_sweep(folder)
+
+
+def _print_end(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
+    """Print results, errors, and how to resume. Return True if one of the plans fits, or there are none."""
+    plans, others = [one for one in record if one.task == "plan"], [one for one in record if one.task != "plan"]
+    fits = True
+    if plans:
+        from ._plan_table import compare_plans  # loads JAX
+
+        fits = compare_plans(folder, plans)
+    if others:
+        _print_results(folder, others, draw=error is None)
+    if isinstance(error, Exception):
+        print(text_of(error, "xlstm-hydra: the sweep has ended early"), file=sys.stderr)
+    elif error is not None:
+        print("xlstm-hydra: the sweep was interrupted", file=sys.stderr)
+    _print_running(still)
+    counts = Counter(one.status for one in record)
+    if counts.keys() - {COMPLETED, INVALID} and (folder / COMMAND_FILE).exists():
+        print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
+    return fits
+
+
+def _print_running(still: Sequence[Outcome]) -> None:
+    """Print which jobs continue without the process that sweeps, and how to stop them."""
+    if not still:
+        return
+    numbers = ", ".join(str(one.job) for one in still)
+    print(f"still running or queued: job {numbers}" if len(still) == 1 else f"still running or queued: jobs {numbers}")
+    if clustered := [one.cluster_job for one in still if one.cluster_job]:
+        print(f"to stop what is on the cluster: scancel {' '.join(clustered)}")
+
+
+def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) -> int:
+    """Return the exit status: that of the signal which has ended the sweep itself, else that of the worst job. A
+    preempted job, which can be resumed, hides none that has failed."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, SystemExit) and error.code == STATUS:
+        return STATUS
+    if not record:  # none of its lines could be read
+        return 1
+    counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
+    is_crash = isinstance(error, Exception) and not isinstance(error, ConfigError)
+    if is_crash or counts[FAILED] or counts[LOST]:
+        return 1
+    if counts[REFUSED] or isinstance(error, ConfigError) or counts[INVALID] == len(record):
+        return 2
+    if counts[PREEMPTED] and not counts[INTERRUPTED]:
+        return STATUS
+    if counts[COMPLETED] + counts[INVALID] < counts.total():
+        return 1
+    return 0 if fits else DOES_NOT_FIT
+
+
+def _print_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
     """Print the results of a sweep, and leave them in its folder as CSV and, where `draw`, as a picture."""
     own = dict(zip((one.job for one in record), differing([one.overrides for one in record]), strict=True))
     print("", *_table(record, own), sep="\n", flush=True)
     for line in (*_unfinished(folder, record, own), *_damaged_metrics(folder, record)):
         print(printable(line), file=sys.stderr)
-    if programs := tell_programs(job_folder(folder, one) for one in record):
+    if programs := _programs_line(job_folder(folder, one) for one in record):
         print(programs)
     write_csv(record, folder / "sweep.csv")
     written = ["sweep.jsonl", "sweep.csv", *(_picture(folder, record) if draw else [])]
@@ -59,11 +170,11 @@ def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
 
 
 def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
-    """Draw it. The table stands without."""
-    from ._plots import draw
+    """Plot the results. If that fails, the table is printed all the same."""
+    from ._plots import plot_results
 
     try:
-        return draw(folder, best_first(record))
+        return plot_results(folder, best_first(record))
     except Exception as error:
         print(printable(f"no picture: {type(error).__name__}: {error}"), file=sys.stderr)
         return []
@@ -75,7 +186,7 @@ def best_first(record: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _rank(one: Outcome) -> float:
-    """What is shown, so that jobs which look equal stand in their order."""
+    """Return the value as it is printed, so that jobs whose values look equal keep their order."""
     return math.inf if one.best is None or one.status != COMPLETED else float(_shown(one.best))
 
 
@@ -87,17 +198,19 @@ def _shown(best: float) -> str:
 
 
 def _table(record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str]:
+    from xlstm_hydra._table import table  # loads rich
+
     counts = Counter(one.status for one in record)
-    told = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    yield f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {told}"
+    given = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    yield f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {given}"
     metrics = {one.metric for one in record if one.metric}
     rows = [_cells(one, " ".join(own[one.job]), len(metrics) > 1) for one in best_first(record)]
     head = {"best": " ".join(["best", *metrics]) if len(metrics) == 1 else "best"}
     names = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [[head.get(name, name) for name in names], *([row[name] for name in names] for row in rows[:MOST_ROWS])]
+    lines = [[head.get(name, name) for name in names], *([row[name] for name in names] for row in rows[:MAX_ROWS])]
     yield from table(lines, left=[number for number, name in enumerate(names) if name in FLUSH_LEFT])
-    if len(rows) > MOST_ROWS:
-        yield f"and {len(rows) - MOST_ROWS} more in sweep.csv"
+    if len(rows) > MAX_ROWS:
+        yield f"and {len(rows) - MAX_ROWS} more in sweep.csv"
 
 
 def _cells(one: Outcome, overrides: str, with_metric: bool) -> dict[str, str]:
@@ -138,7 +251,7 @@ def write_csv(record: Sequence[Outcome], file: Path) -> None:
             writer.writerow([one.job, *(point.get(key) for key in keys), *(getattr(one, name) for name in names)])
 
 
-# ---- what did not get through
+# ---- jobs that are not completed
 
 
 def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str]:
@@ -147,17 +260,17 @@ def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str
     for one in record:
         if one.status not in (COMPLETED, WAITING):
             groups.setdefault((one.status, one.reason or ""), []).append(one)
-    told = 0
+    printed = 0
     for (status, reason), jobs in groups.items():
         first = jobs[0]
         yield f"xlstm-hydra: {_label(jobs, own)}: {status}{f': {reason}' if reason else ''}"
         if last := _last(first):
             yield f"  {'its' if len(jobs) == 1 else f'of job {first.job} the'} last metrics: {last}"
         error = job_folder(folder, first) / ERROR_FILE
-        if status == FAILED and error.exists() and told < MOST_TRACEBACKS:
-            told += 1
+        if status == FAILED and error.exists() and printed < MAX_TRACEBACKS:
+            printed += 1
             yield from (
-                f"  {line}" for line in error.read_text(encoding="utf-8", errors="replace").split("\n")[:MOST_LINES]
+                f"  {line}" for line in error.read_text(encoding="utf-8", errors="replace").split("\n")[:MAX_LINES]
             )
         elif status == FAILED and error.exists():
             yield f"  its traceback is in {error}"
@@ -188,3 +301,31 @@ def _last(one: Outcome) -> str:
         f"{name} {value:,.0f}" if name in ("step", "tokens_per_second") else f"{name} {value:.4g}"
         for name, value in shown.items()
     )
+
+
+def _programs_line(folders: Iterable[Path]) -> str | None:
+    """Return how many of the programs of all jobs came from the cache; None if no training has ended.
+
+    Args:
+        folders: of the jobs.
+    """
+    found = [measured for folder in folders if (measured := _measured(folder / "plan.json"))]
+    if not found:
+        return None
+    total, cached = (sum(each[name] for each in found) for name in ("programs", "programs_from_cache"))
+    seconds, reused = sum(each["compile_seconds"] for each in found), sum(not each["programs"] for each in found)
+    text = f"compiled: {total - cached} of {total} programs, {seconds:.1f} s in all"
+    if cached:
+        text += f"; {cached} came from the cache ({100 * cached / total:.0f}%)"
+    return f"{text}; {reused} {'jobs' if reused > 1 else 'job'} ran those of the job before" if reused else text
+
+
+def _measured(file: Path) -> Mapping[str, Any] | None:
+    """Return what a run has measured, from its `plan.json`; None if it has not ended, or is of an earlier version."""
+    try:
+        measured = read_object(file.read_bytes(), "a plan").get("measured")
+    except (OSError, Damaged):
+        return None
+    names = ("programs", "programs_from_cache", "compile_seconds")
+    is_whole = isinstance(measured, dict) and all(type(measured.get(name)) in (int, float) for name in names)
+    return measured if is_whole else None

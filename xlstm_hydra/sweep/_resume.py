@@ -14,38 +14,47 @@ from xlstm_hydra.own_modules import change_folder
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, kind_of
 
-from ._alive import mended
-from ._command import COMMAND_FILE, Command, read_commands
-from ._commands import loads_code
-from ._inside import refuse_folders_outside, refuse_sweep_links
+from ._commands import COMMAND_FILE, Command, loads_code, read_commands
+from ._jobs import reconciled
+from ._labels import key_of, swept
 from ._outcomes import COMPLETED, RECORD_FILE, scan_record
-from ._point_labels import key_of, swept
+from ._results import finish_sweep
 from ._strict_json import Damaged
-from ._sweep_folder import finish
+from ._sweep_folder import refuse_folders_outside, refuse_sweep_links
 
 RESUME_SWEEP = "resume_sweep"
+
 SWEEP_DIR, RESUME = "hydra.sweep.dir", "hydra.sweeper.resume"
+
 SWEEPER = "hydra/sweeper"
+
 TRUST = "--trust"
 """Lets the recorded command load code, and imports modules from the folder in which it was typed."""
+
 SUBMITIT_FOLDER = "hydra.launcher.submitit_folder"
+
 _NEW_FOLDER = re.compile(r"hydra\.launcher\.submitit_folder='?[^']*/\.submitit/[0-9a-f]{8}/%j'?")
 """How a sweep that was continued before has recorded that folder; the next one gets another."""
+
 SUBMITIT = ("local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm")
 """Launchers whose jobs return pickled results."""
+
 OURS = (f"{SWEEPER}=xlstm", f"{SWEEPER}=basic")
 """Sweepers whose points are those of ours."""
+
 _OWN = (SWEEP_DIR, "hydra.sweep.subdir", RESUME)
 """What a sweep has from its folder, and cannot be typed anew."""
+
 _FREE = ("data.path",)
 """Fields that change losses by what they name; the files themselves are compared by their fingerprint."""
+
 _HOW = ("parallel", "logger", "distributed", "device", "hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
 """Groups that say how a job runs, and not what it computes."""
 
 
 def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
-    """The arguments of the command with those of the sweep that `resume_sweep=DIR` names in its place, and the other
-    ones behind them. Where nothing is missing, the results are told, and the command ends with 0.
+    """Return the arguments of the command, with those of the sweep that `resume_sweep=DIR` names instead of it, and the
+    other ones behind them. If nothing is missing, print the results and leave with status 0.
 
     Raises:
         ConfigError: there is no sweep, or what was typed would make its other jobs another sweep.
@@ -55,34 +64,34 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     if len(named) > 1:
         raise _refused("given more than once", "Choose one sweep.")
-    place = named[0].partition("=")[2].strip("'\"")
-    if not place:
+    path = named[0].partition("=")[2].strip("'\"")
+    if not path:
         raise _refused("needs the folder of a sweep", f"For example {RESUME_SWEEP}=multirun/2026-01-31/12-00-00.")
-    folder = Path(place).expanduser().absolute()
+    folder = Path(path).expanduser().absolute()
     if not (folder / RECORD_FILE).exists():
         text = f"is not the folder of a sweep: there is no {RECORD_FILE} in it"
-        raise ConfigError([Problem({RESUME_SWEEP: place}, text, "Give the folder that its -m has told.")])
+        raise ConfigError([Problem({RESUME_SWEEP: path}, text, "Give the folder that its -m has told.")])
     refuse_sweep_links(folder, RESUME_SWEEP)
     known, faults = scan_record(folder)
     refuse_folders_outside(folder, known, RESUME_SWEEP)
-    record = mended(folder, known)
+    record = reconciled(folder, known)
     typed = [text for text in arguments if text not in (*named, TRUST, "-m", "--multirun")]
     _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
     is_whole = bool(known) and len(record) >= len(known) + len(faults)  # else it is not known how many jobs there were
     if is_whole and all(one.status == COMPLETED for one in record):
         print(f"nothing is missing: all {len(record)} jobs are completed")
-        finish(folder)
+        finish_sweep(folder)
         sys.exit(0)
-    command = _last_command(folder, place)
+    command = _last_command(folder, path)
     before = _without(command.arguments, typed)
     if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
         text, fix = f"its points are those of {other}", "Type its own command again, with the same hydra.sweep.dir."
-        raise ConfigError([Problem({RESUME_SWEEP: place}, text, fix)])
+        raise ConfigError([Problem({RESUME_SWEEP: path}, text, fix)])
     is_trusted = TRUST in arguments
     if is_trusted:
         print(f"xlstm-hydra: the recorded command of the sweep is: {command}", file=sys.stderr)
     else:
-        _refuse_code(folder, place, command, before)
+        _refuse_code(folder, path, command, before)
     _go_to(command.cwd, is_trusted)
     own = [as_override(SWEEP_DIR, str(folder)), f"{RESUME}=true"]
     return [*before, *own, *([] if is_trusted else _new_submitit_folder(folder, [*before, *typed])), *typed]
@@ -107,13 +116,13 @@ def _problems(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
             yield Problem.about(key, "the jobs of this sweep differ in it", fix)
         elif key in _OWN:
             yield Problem.about(key, f"follows from {RESUME_SWEEP}", "Leave it out.")
-        elif not _is_how(key):
+        elif not _may_change(key):
             text = "would make the jobs that are run now others than those that are completed"
             fix = "Begin another sweep in another folder, or go on with one job: resume=DIR/3, with what is to change."
             yield Problem.about(key, text, fix)
 
 
-def _is_how(key: str) -> bool:
+def _may_change(key: str) -> bool:
     """Whether a key says how jobs run, and not what comes of it."""
     if key.partition(".")[0] == "hydra" or key in (*_HOW, *_FREE):
         return True
@@ -122,7 +131,7 @@ def _is_how(key: str) -> bool:
     return bool(dot) and not is_fixed and kind_of(key) in (LAYOUT, BOOKKEEPING)
 
 
-def _last_command(folder: Path, place: str) -> Command:
+def _last_command(folder: Path, path: str) -> Command:
     """How the sweep was started the last time.
 
     Raises:
@@ -134,10 +143,10 @@ def _last_command(folder: Path, place: str) -> Command:
         reason = error.strerror if isinstance(error, OSError) else error
         text = f"how the sweep was started cannot be read from its {COMMAND_FILE}: {reason}"
         fix = "A study of hydra/sweeper=optuna goes on by its own command, with the same hydra.sweep.dir."
-        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={place}", text, fix)]) from None
+        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)]) from None
 
 
-def _refuse_code(folder: Path, place: str, command: Command, arguments: Sequence[str]) -> None:
+def _refuse_code(folder: Path, path: str, command: Command, arguments: Sequence[str]) -> None:
     """Make sure that the recorded command loads no code: the folder may come from someone else.
 
     Raises:
@@ -149,7 +158,7 @@ def _refuse_code(folder: Path, place: str, command: Command, arguments: Sequence
     if found:
         text = f"its recorded command can load code or reach other folders: {'; '.join(found)}"
         fix = f"It is: {command}. If you trust it, add {TRUST}. Otherwise begin another sweep with -m."
-        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={place}", text, fix)])
+        raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)])
 
 
 def _is_here(folder: Path) -> bool:

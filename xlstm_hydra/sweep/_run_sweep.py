@@ -1,4 +1,4 @@
-"""A sweep from its first line to its last: split into points, check and plan them all, launch, tell the results."""
+"""A sweep: its points are split, checked and planned, its jobs launched, and its results printed."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ from xlstm_hydra.preemption import waiting_while
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import is_restarted
 
-from ._invalid import refuse, told
-from ._job_folder import check_job_folder
+from ._labels import SUBDIR, invalid_table, refuse_points
 from ._outcomes import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
 from ._plan_points import is_planned, plan_points
-from ._point_labels import SUBDIR
+from ._results import finish_sweep, record_early_failures
 from ._resume import RESUME
-from ._sweep_folder import begin, check_folder, finish, note_unrecorded, withdraw
+from ._sweep_folder import check_job_folder, check_sweep_folder, start_sweep, undo_start
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ def run_sweep(
         raise ConfigError(problems)
     settings = _resumed_if_restarted(config, settings)
     if is_run(config):
-        check_folder(Path(config.hydra.sweep.dir), settings.resume)
+        check_sweep_folder(Path(config.hydra.sweep.dir), settings.resume)
     texts = [f"{key}={value}" for key, value in (settings.params or {}).items()]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
     if problems := list(interval_types(overrides, config)):
@@ -108,7 +107,7 @@ def _refuse_one_folder(config: DictConfig, points: Sequence[Sequence[str]]) -> N
 
 
 def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> SweeperConfig:
-    """Where SLURM has started this process again, with the same command line, its sweep goes on, and so do its jobs."""
+    """If SLURM has restarted this process, with the same command line, resume its sweep and the jobs of it."""
     if settings.resume or not is_restarted() or not (Path(config.hydra.sweep.dir) / RECORD_FILE).exists():
         return settings
     log.info("started again by SLURM: the sweep goes on with what is missing or failed")
@@ -154,13 +153,13 @@ def _invalid(config: DictConfig, points: Sequence[Point], on_invalid: OnInvalid)
     """
     found = invalid_points(points)
     if found and (on_invalid == OnInvalid.stop or len(found) == len(points)):
-        raise refuse(points, found)
+        raise refuse_points(points, found)
     rest = {number: point.run for number, point in enumerate(points) if number not in found}
     found |= plan_points({number: run for number, run in rest.items() if is_planned(run)}, config.hydra.launcher)
     if found and (on_invalid == OnInvalid.stop or len(found) == len(points)):
-        raise refuse(points, found)
+        raise refuse_points(points, found)
     if found:
-        log.warning("%s", told(points, found, "skipped"))
+        log.warning("%s", invalid_table(points, found, "skipped"))
     return found
 
 
@@ -180,7 +179,7 @@ class _Sweep:
             ConfigError: the launcher takes none of the jobs of a new sweep, which leaves nothing behind then.
         """
         is_new, had_config = not (self.folder / RECORD_FILE).exists(), (self.folder / CONFIG_FILE).exists()
-        todo = begin(self.folder, points, self.settings.resume)
+        todo = start_sweep(self.folder, points, self.settings.resume)
         returns: list[Sequence[JobReturn]] = []
         error: BaseException | None = None
         try:
@@ -192,15 +191,15 @@ class _Sweep:
                 for batch, returned in self.launch({job: points[job] for job in todo if job not in invalid}):
                     returns.append(returned)
                     errors = [done._return_value if done.status == JobStatus.FAILED else None for done in returned]
-                    note_unrecorded(self.folder, dict(zip(batch, errors, strict=True)))
+                    record_early_failures(self.folder, dict(zip(batch, errors, strict=True)))
         except BaseException as stop:
             error = stop
         if isinstance(error, ConfigError) and is_new and not self.has_started(set(todo) - set(invalid)):
             if not had_config:
                 (self.folder / CONFIG_FILE).unlink(missing_ok=True)
-            withdraw(self.folder)
+            undo_start(self.folder)
             raise error
-        return returns, finish(self.folder, error)
+        return returns, finish_sweep(self.folder, error)
 
     def launch(self, jobs: Jobs) -> Iterator[tuple[Jobs, Sequence[JobReturn]]]:
         """Each batch, and what its jobs return. Where a launcher gives up because one of its jobs has failed, the

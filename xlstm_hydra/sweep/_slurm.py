@@ -1,9 +1,16 @@
-"""Jobs of a sweep as an array of SLURM jobs."""
+"""Jobs of a sweep as an array of SLURM jobs.
+
+At the end of its batch script, a job that was stopped at its time limit is put back into the queue, unless it would be
+stopped there again without a new step.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
+import os
+import re
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,30 +22,32 @@ from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.configs import SlurmLauncherConfig
+from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._logs import describe
+from ._labels import job_number
 from ._outcomes import FAILED, INTERRUPTED, RUNNING, now
-from ._point_labels import job_number
-from ._requeue import NO_PROGRESS, teardown
-from ._return import failed, result_of
-from ._slurm_states import ENDED, End, end_of, is_blocked, is_held, states
-from ._work import Work
+from ._slurm_states import ENDED, NO_PROGRESS, End, describe, end_of, is_blocked, is_held, states
+from ._work import Work, failed, result_of
 
 log = logging.getLogger(__name__)
 
 _SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
+
 _ASKED = (*_SAME, "cpus_per_task", "mem_gb", "timeout_min")
 """What SLURM may not have, or not give."""
 
 _UNREACHABLE = ("Unable to contact", "Socket timed out", "Connection refused", "Unable to resolve", "Zero Bytes")
 """What `sbatch` prints where the controller is down or overloaded."""
 
-LONGEST_PAUSE = 30.0
+MAX_PAUSE = 30.0
 """Seconds between two looks at the queue, at most."""
 
+_TAGS = {"%j": '"$job"', "%A": '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"', "%a": '"$SLURM_ARRAY_TASK_ID"'}
+"""Parts of submitit's folder, in the words of the shell."""
 
-class Job(NamedTuple):
+
+class SlurmJob(NamedTuple):
     """A job of the sweep, as SLURM has it."""
 
     number: int
@@ -87,17 +96,17 @@ def launch_on_slurm(
         ConfigError: SLURM takes no such job.
     """
     jobs = _submit(config, work, points)
-    work.amend({job.number: {"cluster_job": job.id} for job in jobs})
+    work.update_fields({job.number: {"cluster_job": job.id} for job in jobs})
     ended = _wait(jobs)
     return [ended[job.number] or _lost(job, work) for job in jobs]
 
 
-def _lost(job: Job, work: Work) -> JobReturn:
+def _lost(job: SlurmJob, work: Work) -> JobReturn:
     """The return of a job that has left no result."""
     end = end_of(job.id)
     text = describe(job.id, end, job.handle.task(0).paths)
     log.error("#%d: %s", job.number, text)
-    work.amend({job.number: {"reason": text, **_outcome(end)}})
+    work.update_fields({job.number: {"reason": text, **_outcome(end)}})
     return failed(job.overrides, RuntimeError(text))
 
 
@@ -109,7 +118,7 @@ def _outcome(end: End) -> dict[str, str]:
     return {"status": INTERRUPTED if end.state == "CANCELLED" else RUNNING}  # running: lost, since it has ended
 
 
-def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[Job]:
+def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[SlurmJob]:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -126,7 +135,7 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
         given = {"hydra.launcher.submitit_folder": config.submitit_folder}
         raise ConfigError([Problem(given, text, "Choose another folder.")]) from None
     jobs = [
-        Job(job_number(points[number], number), handle.job_id, points[number], handle)
+        SlurmJob(job_number(points[number], number), handle.job_id, points[number], handle)
         for number, handle in zip(numbers, handles, strict=True)
     ]
     for job in jobs:
@@ -169,7 +178,7 @@ def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
     return ConfigError([Problem(given, f"SLURM takes no such job: {text}")])
 
 
-def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
+def _wait(jobs: Sequence[SlurmJob]) -> dict[int, JobReturn | None]:
     """The result of each job; None for one that has ended without one."""
     ended: dict[int, JobReturn | None] = {}
     suspects: set[str] = set()  # ended without a result, when last seen: it may be on its way, or the job is requeued
@@ -190,11 +199,11 @@ def _wait(jobs: Sequence[Job]) -> dict[int, JobReturn | None]:
             _warn_once(job, state, reason, warned)
             (suspects.add if state in ENDED else suspects.discard)(job.id)
         if len(ended) < len(jobs):
-            time.sleep(min(LONGEST_PAUSE, max(1.0, (time.monotonic() - last_end) / 20)))
+            time.sleep(min(MAX_PAUSE, max(1.0, (time.monotonic() - last_end) / 20)))
     return ended
 
 
-def _warn_once(job: Job, state: str, reason: str, warned: set[str]) -> None:
+def _warn_once(job: SlurmJob, state: str, reason: str, warned: set[str]) -> None:
     """Warn of a job that waits for what does not come by itself."""
     if job.id in warned:
         return
@@ -208,3 +217,35 @@ def _warn_once(job: Job, state: str, reason: str, warned: set[str]) -> None:
         log.warning(
             f"{text} scontrol show job %s shows them; scancel %s cancels it", job.number, job.id, reason, job.id, job.id
         )
+
+
+def teardown(config: SlurmLauncherConfig) -> list[str]:
+    """Lines of the batch script that follow the run."""
+    # SLURM_JOB_ID of an array's last element is that of the whole array.
+    is_alive = '[ "$(squeue -h -j "$job" -o %T)" = RUNNING ]'
+    was_stopped = f'{{ [ "$status" = {STATUS} ] || [ "$status" = {128 + 15} ]; }}'
+    return [
+        "status=$?",
+        'job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
+        'job="${job:-$SLURM_JOB_ID}"',
+        f"files={_in_shell(config.submitit_folder)}",
+        f'if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {config.max_num_timeout} ] && {was_stopped} && {is_alive}; then',
+        '  run="$(cat "$files/${job}_run" 2>/dev/null)"',
+        '  step="$([ -n "$run" ] && ls "$run/checkpoints" 2>/dev/null | grep -x "[0-9]*" | sort -n | tail -n 1)"',
+        '  before="$(cat "$files/${job}_requeued_at" 2>/dev/null)"',
+        f'  if [ "$SECONDS" -ge {config.signal_at_s} ] && [ "${{step:-0}}" = "$before" ]; then',
+        '    echo "xlstm-hydra: not requeued: no new checkpoint since the last requeue, at step $before" >&2',
+        f"    status={NO_PROGRESS}",
+        "  else",
+        '    echo "${step:-0}" >"$files/${job}_requeued_at"',
+        '    scontrol requeue "$job" && sleep 60',
+        "  fi",
+        "fi",
+        'exit "$status"',
+    ]
+
+
+def _in_shell(folder: str) -> str:
+    """A folder of submitit's, with its tags as variables of the batch script."""
+    parts = re.split("(%[jAa])", os.path.abspath(os.path.expanduser(folder)))
+    return "".join(_TAGS[part] if part in _TAGS else shlex.quote(part) for part in parts if part)

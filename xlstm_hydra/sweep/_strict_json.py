@@ -11,10 +11,11 @@ from typing import Any
 from xlstm_hydra.formats import parse
 from xlstm_hydra.problems import ConfigError, nearest, show
 
-MOST_JOBS = 10**9
+MAX_JOBS = 10**9
 """No sweep has so many."""
 
 _OR_NULL = " | None"
+
 _CLUSTER_JOB = re.compile(r"[0-9]\w*([_+.]\w+)*", re.ASCII)
 
 
@@ -63,10 +64,6 @@ def _faults(name: str, type_name: str, value: Any) -> Iterator[str]:
         yield f"{name}: expected {expected}{' or null' if is_optional else ''}, got {show(value)}"
 
 
-def _is_integer(value: Any) -> bool:
-    return type(value) is int
-
-
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
@@ -75,12 +72,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _are_metrics(value: Any) -> bool:
-    return isinstance(value, dict) and all(number is None or _is_number(number) for number in value.values())
+def _is_path(value: Any) -> bool:
+    return _is_text(value) and "\0" not in value
 
 
 def _is_time(value: Any) -> bool:
@@ -94,18 +87,21 @@ Kind = tuple[Callable[[Any], bool], str]
 """True for a value of a type, and the name of the type for messages."""
 
 _KINDS: dict[str, Kind] = {
-    "int": (_is_integer, "a whole number"),
+    "int": (lambda value: type(value) is int, "a whole number"),
     "float": (_is_number, "a number"),
     "str": (_is_text, "a string"),
-    "list[str]": (_are_texts, "a list of strings"),
-    "dict[str, float | None]": (_are_metrics, "names with numbers"),
+    "list[str]": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of strings"),
+    "dict[str, float | None]": (
+        lambda value: isinstance(value, dict) and all(one is None or _is_number(one) for one in value.values()),
+        "names with numbers",
+    ),
 }
 """By the annotation of a field, without `| None`."""
 
 _SPECIAL: dict[str, Kind] = {
-    "job": (lambda value: _is_integer(value) and 0 <= value < MOST_JOBS, "the number of a job"),
-    "folder": (lambda value: _is_text(value) and "\0" not in value, "a path"),
-    "checkpoint": (lambda value: _is_text(value) and "\0" not in value, "a path"),
+    "job": (lambda value: type(value) is int and 0 <= value < MAX_JOBS, "the number of a job"),
+    "folder": (_is_path, "a path"),
+    "checkpoint": (_is_path, "a path"),
     "started": (_is_time, "a time"),
     "ended": (_is_time, "a time"),
     "cluster_job": (lambda value: _is_text(value) and bool(_CLUSTER_JOB.fullmatch(value)), "the number of a SLURM job"),

@@ -1,122 +1,262 @@
-"""The database of an Optuna study: opened before anything starts, and its failures in one message."""
+"""An Optuna study: its settings, `hydra.sweeper.*` with `hydra/sweeper=optuna`, and how Hydra's sweeper runs it."""
 
 from __future__ import annotations
 
+import inspect
 import re
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from hydra._internal.utils import _locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from xlstm_hydra.configs import ConfigDict, at_least, below
 from xlstm_hydra.errors import first_line
-from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.hydra import SweepLoader, check_points, first_point, require_engine, unreadable
+from xlstm_hydra.problems import ConfigError, Problem, show
 
-SQLITE = "sqlite:///"
-_SPECIAL = frozenset("?%#{}")
-"""Characters that have a meaning in the URL of a database, or in what Optuna makes of it."""
+from ._outcomes import COMPLETED, RECORD_FILE, read_record
+from ._results import finish_sweep
+from ._study_storage import StorageError, open_storage, storage_errors, storage_url
+from ._sweep_folder import check_job_folder, make_sweep_folder, refuse_run_folder
 
-_FIXES = {
-    "locked": "Another process is using it: wait until it has ended, or choose another storage.",
-    "not a database": "Choose another file, or remove it.",
-    "readonly": "Choose a folder and a file that can be written.",
-    "unable to open": "Choose a file in a folder that exists and can be written.",
-    "full": "Free some disk space.",
-}
-_HERE = "Choose another storage, such as the default, a file in the folder of the sweep."
+_DIRECTIONS = ("minimize", "maximize")
+
+_NOTHING_FOUND = ("No trials are completed", "Record does not exist")
+"""Messages of versions of Optuna about a study without a completed trial."""
 
 
-class StorageError(OSError):
-    """The database of a study cannot be read or written."""
+@dataclass(kw_only=True)
+class StudyConfig(ConfigDict):
+    """The option `hydra/sweeper=optuna`. Settings that only one version of Hydra's plugin has are not checked."""
+
+    sampler: Any = None
+    """An Optuna sampler, or what makes one. null: Optuna's default."""
+
+    direction: Any = "minimize"
+    """minimize or maximize."""
+
+    storage: Any = None
+    """The URL of the study's database, or an Optuna storage. null: in memory."""
+
+    study_name: str | None = None
+    """The name of the study in its database. null: Optuna chooses one."""
+
+    n_trials: int = 20
+    """Number of trials."""
+
+    n_jobs: int = 1
+    """Number of trials that the launcher is given at a time."""
+
+    max_failure_rate: float = 1.0
+    """Share of the trials of a batch that may fail before the study ends."""
+
+    params: dict[str, Any] | None = None
+    """Overrides that come before those of the command line, which replace them."""
+
+    custom_search_space: str | None = None
+    """Path of a function that suggests further values for each trial."""
+
+    @staticmethod
+    def of(settings: Mapping[str, Any]) -> StudyConfig:
+        """Read the settings that the sweeper got.
+
+        Raises:
+            ConfigError: with every wrong value.
+        """
+        known = {each.name for each in fields(StudyConfig)}
+        plain = {key: _plain(value) for key, value in settings.items() if key in known}
+        try:
+            return StudyConfig(**plain)
+        except ConfigError as error:
+            raise ConfigError([problem.at("hydra.sweeper") for problem in error.problems]) from None
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges; one direction; objects are Optuna's; the function exists."""
+        yield from at_least(self, 1, "n_trials", "n_jobs")
+        yield from at_least(self, 0, "max_failure_rate")
+        yield from below(self, 1, "max_failure_rate", inclusive=True)
+        if self.direction not in (*_DIRECTIONS, *([one] for one in _DIRECTIONS)):
+            text = "must be minimize or maximize: the result of a run is one number"
+            yield Problem({"direction": self.direction}, text)
+        yield from self._objects()
+        yield from self._function()
+
+    def _objects(self) -> Iterator[Problem]:
+        from optuna.samplers import BaseSampler
+        from optuna.storages import BaseStorage
+
+        if not (_is_made_later(self.storage) or isinstance(self.storage, str | BaseStorage)):
+            yield Problem.about("storage", f"expected the URL of a database or null, got {show(self.storage)}")
+        if not (_is_made_later(self.sampler) or callable(self.sampler) or isinstance(self.sampler, BaseSampler)):
+            fix = "Choose one with hydra/sweeper/sampler=NAME."
+            yield Problem.about("sampler", f"expected an Optuna sampler, got {show(self.sampler)}", fix)
+
+    def _function(self) -> Iterator[Problem]:
+        if not self.custom_search_space:
+            return
+        given = {"custom_search_space": self.custom_search_space}
+        fix = "Write the path of a function, such as package.module.function."
+        try:
+            found = _locate(self.custom_search_space)
+        except (ImportError, ValueError) as error:
+            yield Problem(given, f"cannot be imported: {first_line(error.__cause__ or error)}", fix)
+            return
+        if not callable(found):
+            yield Problem(given, "is not a function", fix)
+
+    def overrides(self, arguments: Sequence[str]) -> list[Override]:
+        """Return the overrides of `params`, then those of the command line.
+
+        Raises:
+            ConfigError: with each that Hydra cannot read.
+        """
+        parser, found, problems = OverridesParser.create(), [], []
+        for text in (*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments):
+            try:
+                found.append(parser.parse_override(text))
+            except HydraException as error:
+                problems.append(unreadable(text, error))
+        if problems:
+            raise ConfigError(problems)
+        return found
 
 
-def storage_url(storage: str, sweep: str) -> str:
-    """The URL of a study's database, in which the characters of the sweep's folder stand for themselves.
-
-    Args:
-        storage: as composed, such as `sqlite:///a?b/study.db`.
-        sweep: the folder of the sweep, such as `a?b`.
-    """
-    path = storage.removeprefix(SQLITE)
-    if path == storage or not path.startswith(sweep) or not _SPECIAL & {*sweep}:
-        return storage
-    name, question, query = path[len(sweep) :].partition("?")
-    return f"{SQLITE}file:{quote(f'{Path(sweep).absolute()}{name}')}?uri=true{'&' if question else ''}{query}"
+def _is_made_later(value: Any) -> bool:
+    """True for null, and for a config from which Hydra 1.4 makes an object when the study begins."""
+    return value is None or (isinstance(value, dict) and "_target_" in value)
 
 
-def open_storage(storage: str, sweep: str) -> None:
-    """Open the database of a study for writing, and close it.
+def _plain(value: Any) -> Any:
+    """Lists and dicts of OmegaConf as those of Python."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
-    Args:
-        storage: as composed.
-        sweep: the folder of the sweep.
 
-    Raises:
-        ConfigError: it cannot be opened.
-    """
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import SQLAlchemyError
+class Study:
+    """A study that Hydra's sweeper for Optuna runs. It is checked first that there is something to minimise; a study in
+    the folder of the sweep is continued; what is not searched reaches the jobs as it was typed."""
 
-    failures = (SQLAlchemyError, sqlite3.Error, ImportError, OSError, RuntimeError, ValueError)
-    try:
-        study = RDBStorage(storage_url(storage, sweep))
-        engine: Any = study.engine
-        if engine.dialect.name == "sqlite":  # which opens what it cannot write
-            with closing(engine.raw_connection()) as connection:
-                connection.cursor().execute("BEGIN IMMEDIATE")
-                connection.cursor().execute("CREATE TABLE is_it_writable (answer INTEGER)")
-                connection.rollback()
-        study.remove_session()
-    except failures as error:
-        shown = _without_password(storage)
-        text = _reason(error).replace(storage, shown)
-        fix = next((fix for words, fix in _FIXES.items() if words in text), _HERE)
-        problem = Problem({"hydra.sweeper.storage": shown}, f"the database of the study cannot be opened: {text}", fix)
-        raise ConfigError([problem]) from None
+    def __init__(
+        self, settings: Mapping[str, Any], context: HydraContext, task: TaskFunction, config: DictConfig
+    ) -> None:
+        require_engine("hydra/sweeper", "optuna")
+        self.settings, self.config, self.loader = StudyConfig.of(settings), config, context.config_loader
+        self.folder = Path(config.hydra.sweep.dir)
+        _check_objective(config)
+        from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+
+        known = inspect.signature(OptunaSweeper).parameters  # of one version of the plugin or another
+        given: dict[str, Any] = {name: settings.get(name) for name in known}
+        given |= {name: getattr(self.settings, name) for name in ("n_trials", "n_jobs", "max_failure_rate")}
+        self.storage = given.get("storage")
+        if isinstance(self.storage, str):
+            given["storage"] = storage_url(self.storage, config.hydra.sweep.dir)
+        self.theirs = OptunaSweeper(**given)
+        self.theirs.setup(hydra_context=context, task_function=task, config=config)
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Run the trials, and leave with an exit status if none is completed.
+
+        Args:
+            arguments: the overrides, some with several values.
+
+        Raises:
+            ConfigError: there is nothing to search, what all trials share is wrong, or the database cannot be opened.
+        """
+        self.check(arguments)
+        with make_sweep_folder(self.folder):
+            if isinstance(self.storage, str):
+                open_storage(self.storage, self.config.hydra.sweep.dir)
+        parsed = zip(arguments, OverridesParser.create().parse_overrides([*arguments]), strict=True)
+        searched = self.settings.params or {}  # of which what is typed may fix some
+        fixed = [text for text, one in parsed if not one.is_sweep_override() and one.key_or_group not in searched]
+        sweeper: Any = self.theirs.sweeper
+        sweeper.launcher = _NumberedLauncher(sweeper.launcher, fixed, _next_number(self.folder))
+        errors = storage_errors(self.storage) if isinstance(self.storage, str) else nullcontext()
+        with _reported(self.folder), errors:
+            self.theirs.sweep([text for text in arguments if text not in fixed])
+
+    def check(self, arguments: Sequence[str]) -> None:
+        """Make sure that there is something to search, and that nothing is wrong with what all trials share.
+
+        Raises:
+            ConfigError: there is not, or something is.
+        """
+        overrides = self.settings.overrides(arguments)
+        fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
+        searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
+        if not searched and not self.settings.custom_search_space:
+            fix = "For example 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
+            raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
+        loader = SweepLoader(self.loader)
+        [point] = check_points(loader, self.config, [first_point(overrides)])
+        broken = [problem for problem in point.broken if not searched & {*problem.keys}]
+        if problems := [*point.refused, *broken]:
+            raise ConfigError(problems)
+        refuse_run_folder(self.folder)
+        check_job_folder(self.config, loader, point.overrides, 0)
 
 
 @contextmanager
-def storage_errors(storage: str) -> Iterator[None]:
-    """Turn errors of a study's database into a StorageError with one line.
-
-    Raises:
-        StorageError: the database cannot be read or written.
-    """
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
+def _reported(folder: Path) -> Iterator[None]:
+    """Print at the end how the trials went. The command ends with an error if none is completed."""
+    error: BaseException | None = None
     try:
         yield
-    except Exception as error:
-        for cause in _chain(error):  # Hydra's sweeper fails while it handles the first error
-            if isinstance(cause, (SQLAlchemyError, StorageInternalError)):
-                shown = _without_password(storage)
-                raise StorageError(f"the database of the study, {shown}, cannot be used: {_reason(cause)}") from error
-        raise
+    except BaseException as stop:
+        if not (folder / RECORD_FILE).exists():
+            if isinstance(stop, StorageError):  # no trial was started
+                raise ConfigError([Problem.about("hydra.sweeper.storage", str(stop))]) from None
+            raise
+        error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop
+    status = finish_sweep(folder, error)
+    if error is not None:
+        print("the same command goes on with the study, by new trials", file=sys.stderr)
+    if error is not None or not any(outcome.status == COMPLETED for outcome in read_record(folder)):
+        sys.exit(status)
 
 
-def _without_password(storage: str) -> str:
-    """Return the URL of a database as it was typed, with `***` for its password."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
+class _NumberedLauncher(Launcher):
+    """A launcher whose jobs begin at a number, and share overrides."""
 
-    try:
-        url: Any = make_url(storage)
-    except (ArgumentError, ValueError):
-        return re.sub(r":(?!//).*@", ":***@", storage)
-    return storage if url.password is None else url.render_as_string(hide_password=True)
+    def __init__(self, launcher: Launcher, shared: Sequence[str], first: int) -> None:
+        self.launcher, self.shared, self.first = launcher, list(shared), first
 
+    def setup(self, **settings: Any) -> None:
+        """Do nothing: it is set up already."""
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it followed."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """See the class."""
+        points = [[*self.shared, *overrides] for overrides in job_overrides]
+        return self.launcher.launch(points, initial_job_idx=self.first + initial_job_idx)
 
 
-def _reason(error: BaseException) -> str:
-    """The words of the database, without those of the libraries around it."""
-    while isinstance(cause := getattr(error, "orig", None) or error.__cause__, BaseException):
-        error = cause
-    return first_line(error)
+def _next_number(folder: Path) -> int:
+    """Return the number of the first job which has no folder yet."""
+    names = [path.name for path in folder.iterdir() if re.fullmatch(r"\d+", path.name)]
+    return max(map(int, names), default=-1) + 1
+
+
+def _check_objective(config: DictConfig) -> None:
+    """Make sure that a run has a result to minimise.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    task, batches = (OmegaConf.select(config, key) for key in ("task.name", "trainer.eval_batches"))
+    if task == "generate":
+        fix = "Choose task=train, evaluate or plan."
+        raise ConfigError([Problem({"task": task}, "has no result that a study could minimise", fix)])
+    if task == "train" and batches == 0:
+        text, fix = "no validation loss is measured, which a study minimises", "Set it to 1 or more."
+        raise ConfigError([Problem({"trainer.eval_batches": batches}, text, fix)])

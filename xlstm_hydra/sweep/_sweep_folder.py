@@ -1,70 +1,62 @@
-"""What the process that sweeps does around the jobs: the record at the beginning, the results at the end."""
+"""The folder of a sweep: checked, made, locked by the process that sweeps, and its record opened."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
 from xlstm_hydra._printable import shell_line
-from xlstm_hydra.errors import reason, text_of
-from xlstm_hydra.preemption import STATUS
+from xlstm_hydra.errors import first_line
+from xlstm_hydra.hydra import SweepLoader
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import LOCK_FILE as RUN_LOCK
-from xlstm_hydra.runs import RunFolder, lock_folder, saved_steps
+from xlstm_hydra.runs import RunFolder, lock_folder, refuse_links_out, saved_steps
 
-from ._alive import alive, job_folder, mended
-from ._command import COMMAND_FILE, keep_command
-from ._inside import refuse_folders_outside, refuse_sweep_links
-from ._jobs import keep_traceback
+from ._commands import COMMAND_FILE, append_command
+from ._jobs import reconciled, running_jobs
+from ._labels import SUBDIR, differing
 from ._outcomes import (
     COMPLETED,
-    FAILED,
-    INTERRUPTED,
-    INVALID,
-    LOCK_FILE,
-    LOST,
-    PREEMPTED,
     RECORD_FILE,
-    REFUSED,
-    RUNNING,
+    RECORD_LOCK,
     WAITING,
     Outcome,
-    amend_record,
     log,
-    now,
     read_record,
-    remove_leftovers,
     repair_record,
     update_record,
 )
-from ._point_labels import differing
 
-DRIVER_LOCK = ".sweeping.lock"
+SWEEP_LOCK = ".sweeping.lock"
 """Held by the process that sweeps."""
 
-DOES_NOT_FIT = 3
-"""Exit status of plans of which none fits its devices."""
-
-
 _locks: dict[Path, IO[str]] = {}
-"""Held by this process from `begin` to `finish`, by the folder of the sweep."""
+"""Locks that this process holds from `start_sweep` to `end_sweep`, by the folder of the sweep."""
 
 _undo: dict[Path, ExitStack] = {}
-"""What leaves the folder of a sweep as it was before `begin`, by the folder."""
+"""Restores the folder of a sweep to its state before `start_sweep`, by the folder."""
+
+_NEW_SWEEP = "Begin another sweep in another folder (hydra.sweep.dir=DIR)."
+
+_WRITTEN = (RECORD_FILE, RECORD_LOCK, SWEEP_LOCK, COMMAND_FILE, "multirun.yaml", "study.db")
+
+_SUBDIR_FIX = "Leave it out, or choose a name that contains the number of the job, hydra.job.num."
 
 
-def check_folder(folder: Path, resume: bool = False) -> None:
+def check_sweep_folder(folder: Path, resume: bool = False) -> None:
     """Make sure that a sweep can begin in a folder, before that takes time. Nothing is left there.
 
     Raises:
-        ConfigError: another sweep is recorded there, and not to be gone on with, or another process is at work there,
-            or it is the folder of a run.
+        ConfigError: another sweep is recorded there and is not to be resumed, another process is sweeping there, or it
+            is the folder of a run.
     """
     folder = folder.absolute()
     refuse_run_folder(folder)
@@ -72,12 +64,12 @@ def check_folder(folder: Path, resume: bool = False) -> None:
         return
     with _sweep_folder(folder).writing():
         refuse_sweep_links(folder)
-        _drive(folder)
+        _lock_sweep(folder)
     try:
         if not resume:
-            raise ConfigError([_recorded_already(folder, mended(folder, read_record(folder)))])
+            raise ConfigError([_recorded_already(folder, reconciled(folder, read_record(folder)))])
     finally:
-        _leave(folder)
+        end_sweep(folder)
 
 
 def refuse_run_folder(folder: Path) -> None:
@@ -92,13 +84,13 @@ def refuse_run_folder(folder: Path) -> None:
         raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
 
-def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
+def start_sweep(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
     """Open the record of a sweep: all its jobs wait.
 
     Args:
         folder: that of the sweep.
         points: the overrides of each job.
-        resume: go on with a sweep that is recorded there, with what is missing or failed.
+        resume: run what is missing or failed of the sweep that is recorded there.
 
     Returns:
         The numbers of the jobs to run.
@@ -108,10 +100,10 @@ def begin(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -
     """
     folder = folder.absolute()
     with make_sweep_folder(folder) as undo:
-        _drive(folder)
-        undo.callback(_leave, folder)
+        _lock_sweep(folder)
+        undo.callback(end_sweep, folder)
         todo = _open(folder, [list(point) for point in points], resume)
-        keep_command(folder)
+        append_command(folder)
         _undo[folder] = undo.pop_all()
     return todo
 
@@ -123,9 +115,9 @@ def make_sweep_folder(folder: Path) -> Iterator[ExitStack]:
     Raises:
         ConfigError: the folder cannot be made or written, or a link leads out of it.
     """
-    place = _sweep_folder(folder)
-    with ExitStack() as undo, place.writing():
-        place.make(folder, undo)
+    sweep = _sweep_folder(folder)
+    with ExitStack() as undo, sweep.writing():
+        sweep.make(folder, undo)
         refuse_sweep_links(folder)
         yield undo
         undo.pop_all()
@@ -135,10 +127,10 @@ def _sweep_folder(folder: Path) -> RunFolder:
     return RunFolder(folder, {"hydra.sweep.dir": str(folder)}, "Choose another folder with hydra.sweep.dir=DIR.")
 
 
-def withdraw(folder: Path) -> None:
-    """Take back what `begin` has left in the folder of a new sweep of which no job was started."""
+def undo_start(folder: Path) -> None:
+    """Remove what `start_sweep` has left in the folder of a new sweep of which no job was started."""
     folder = folder.absolute()
-    for name in (RECORD_FILE, COMMAND_FILE, LOCK_FILE, DRIVER_LOCK):
+    for name in (RECORD_FILE, COMMAND_FILE, RECORD_LOCK, SWEEP_LOCK):
         (folder / name).unlink(missing_ok=True)
     _undo.pop(folder).close()
 
@@ -150,12 +142,12 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     damaged = repair_record(folder) if resume else 0
     record = read_record(folder)
     refuse_folders_outside(folder, record)
-    record = mended(folder, record)
+    record = reconciled(folder, record)
     if not resume:
         raise ConfigError([_recorded_already(folder, record)])
     record = _with_lost(record, points, damaged)
     _refuse_other_points(folder, record, points)
-    running = {outcome.job for outcome in alive(folder, record)}
+    running = {outcome.job for outcome in running_jobs(folder, record)}
     todo = [one.job for one in record if one.status != COMPLETED and one.job not in running]
     for job in sorted(running):
         log.info("job %d still runs, and is not started again", job)
@@ -168,7 +160,7 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
 
 
 def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: int) -> list[Outcome]:
-    """The record with the jobs whose lines were damaged, and of which nothing is known but their points: they run."""
+    """Return the record with the jobs whose lines were damaged. Only their points are known, so they run again."""
     known = {one.job for one in record}
     lost = [job for job in range(len(points)) if job not in known]
     if len(lost) > damaged:
@@ -201,122 +193,91 @@ def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequen
 
 
 def resume_line(folder: Path) -> str:
-    """What is typed to go on with a sweep."""
+    """Return the command that resumes a sweep."""
     near = os.path.relpath(folder)
-    place = str(folder) if near.startswith("..") else near
-    return shell_line(["xlstm-hydra", f"resume_sweep={place}"])
+    return shell_line(["xlstm-hydra", f"resume_sweep={folder if near.startswith('..') else near}"])
 
 
-# ---- the process that sweeps
+def _lock_sweep(folder: Path) -> None:
+    """Keep other processes from sweeping in a folder.
 
-
-def _drive(folder: Path) -> None:
-    """Let no other process sweep in the folder."""
-    lock = lock_folder(folder, DRIVER_LOCK, "sweep")
+    Raises:
+        ConfigError: another one is sweeping there.
+    """
+    lock = lock_folder(folder, SWEEP_LOCK, "sweep")
     if lock is None:
         text, fix = "another process is sweeping in this folder", "Wait until it has ended, or choose another folder."
         raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
     _locks[folder] = lock
 
 
-def _leave(folder: Path) -> None:
-    if folder in _locks:
-        _locks.pop(folder).close()
+def end_sweep(folder: Path) -> None:
+    """Let other processes sweep in a folder, and keep what is in it."""
+    _undo.pop(folder, None)
+    if lock := _locks.pop(folder, None):
+        lock.close()
 
 
-# ---- the end
+def refuse_sweep_links(folder: Path, key: str = "hydra.sweep.dir") -> None:
+    """Make sure that no link in the folder of a sweep leads out of it. Only where a sweep is recorded, all that is in
+    the folder is looked at: a new one may begin in a folder that has other things.
+
+    Raises:
+        ConfigError: with the first link that does.
+    """
+    numbered = [item for item in folder.iterdir() if item.name.isdigit()] if folder.is_dir() else []
+    is_recorded = os.path.lexists(folder / RECORD_FILE)
+    paths = [folder] if is_recorded else [*(folder / name for name in _WRITTEN), *numbered]
+    refuse_links_out(folder, paths, {key: str(folder)}, f"Remove it. {_NEW_SWEEP}")
 
 
-def note_unrecorded(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
-    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
+def refuse_folders_outside(folder: Path, record: Iterable[Outcome], key: str = "hydra.sweep.dir") -> None:
+    """Make sure that the recorded folders of the jobs are in the folder of the sweep.
+
+    Raises:
+        ConfigError: with the first one that is not.
+    """
+    inside = os.path.realpath(folder)
+    for one in record:
+        path = os.path.realpath(os.path.join(inside, one.folder or str(one.job)))
+        if os.path.commonpath([inside, path]) != inside:
+            text = (
+                f"the recorded folder of its job {one.job} is {one.folder!r}, which is not in the folder of the sweep"
+            )
+            raise ConfigError([Problem({key: str(folder)}, text, _NEW_SWEEP)])
+
+
+def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequence[str], job: int) -> None:
+    """Make sure that the folder of a job can be made. Nothing is left there.
 
     Args:
-        folder: that of the sweep.
-        errors: by the number of the job; None: it did not fail.
+        config: of the sweep.
+        loader: what composes its jobs.
+        overrides: of the job.
+        job: its number.
+
+    Raises:
+        ConfigError: the name has no value, or the folder cannot be made.
     """
-    waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
-    changes: dict[int, dict[str, Any]] = {}
-    for job, error in errors.items():
-        if error is not None and job in waiting:
-            own = job_folder(folder, waiting[job])
-            own.mkdir(parents=True, exist_ok=True)
-            keep_traceback(own, error)
-            changes[job] = {"status": FAILED, "reason": reason(error), "started": now(), "ended": now()}
-    if changes:
-        amend_record(folder, changes)
-
-
-def finish(folder: Path, error: BaseException | None = None) -> int:
-    """Mend the record of a sweep, tell its results, and draw them.
-
-    Args:
-        folder: that of the sweep.
-        error: what ended the launching of jobs early.
-
-    Returns:
-        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, 2 some were refused or
-        all are invalid, 3 plans of which none fits, 75 the others were preempted, 130 the sweep was interrupted.
-    """
-    folder = folder.absolute()
+    cfg = loader.load_sweep_config(config, list(overrides))
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.job.num, cfg.hydra.job.id = job, str(job)
+    raw: Any = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
+    given = {SUBDIR: raw["subdir"]}
+    is_here = cfg.hydra.launcher._target_.endswith(".BasicLauncher")
+    if "oc.env" in str(raw["subdir"]) and not is_here:
+        return  # a variable that only the process of the job may have
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(cfg)
     try:
-        remove_leftovers(folder)
-        repair_record(folder)
-        record = mended(folder, read_record(folder))
-        update_record(folder, record)
-        still = [one for one in alive(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
-        fits = _tell(folder, record, still, error)
-        return _status(record, fits, error)
+        path = Path(str(cfg.hydra.sweep.dir), str(cfg.hydra.sweep.subdir)).absolute()
+    except OmegaConfBaseException as error:
+        raise ConfigError([Problem.about(f"{SUBDIR}={raw['subdir']}", first_line(error), _SUBDIR_FIX)]) from None
     finally:
-        _undo.pop(folder, None)
-        _leave(folder)
-
-
-def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
-    """Print what there is to say. Returns whether one of the plans fits, if there are any."""
-    from ._results import tell_plans, tell_results  # rich and matplotlib wake up here
-
-    fits = tell_plans(folder, [one for one in record if one.task == "plan"])
-    others = [one for one in record if one.task != "plan"]
-    if others:
-        tell_results(folder, others, draw=error is None)
-    if isinstance(error, Exception):
-        print(text_of(error, "xlstm-hydra: the sweep has ended early"), file=sys.stderr)
-    elif error is not None:
-        print("xlstm-hydra: the sweep was interrupted", file=sys.stderr)
-    _tell_running(still)
-    counts = Counter(one.status for one in record)
-    if counts.keys() - {COMPLETED, INVALID} and (folder / COMMAND_FILE).exists():
-        print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
-    return fits
-
-
-def _tell_running(still: Sequence[Outcome]) -> None:
-    """What goes on without the process that sweeps, and how to stop it."""
-    if not still:
-        return
-    numbers = ", ".join(str(one.job) for one in still)
-    print(f"still running or queued: job {numbers}" if len(still) == 1 else f"still running or queued: jobs {numbers}")
-    if clustered := [one.cluster_job for one in still if one.cluster_job]:
-        print(f"to stop what is on the cluster: scancel {' '.join(clustered)}")
-
-
-def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) -> int:
-    """The exit status: that of the signal which has ended the sweep itself, else that of the worst job. A job that can
-    go on by itself (preempted) hides none that cannot."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, SystemExit) and error.code == STATUS:
-        return STATUS
-    if not record:  # none of its lines could be read
-        return 1
-    counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
-    is_crash = isinstance(error, Exception) and not isinstance(error, ConfigError)
-    if is_crash or counts[FAILED] or counts[LOST]:
-        return 1
-    if counts[REFUSED] or isinstance(error, ConfigError) or counts[INVALID] == len(record):
-        return 2
-    if counts[PREEMPTED] and not counts[INTERRUPTED]:
-        return STATUS
-    if counts[COMPLETED] + counts[INVALID] < counts.total():
-        return 1
-    return 0 if fits else DOES_NOT_FIT
+        HydraConfig.instance().cfg = before
+    folder = RunFolder(path, given, _SUBDIR_FIX)
+    with ExitStack() as undo:
+        with make_sweep_folder(Path(cfg.hydra.sweep.dir).absolute()) as made:  # with a message of its own
+            undo.push(made.pop_all())
+        with folder.writing():
+            folder.make(path, undo)

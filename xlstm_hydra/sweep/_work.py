@@ -1,4 +1,4 @@
-"""What a process of a job does, wherever it runs."""
+"""The work of a process of a job, wherever it runs, and what it returns to the process that sweeps."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from omegaconf import DictConfig, open_dict
 from xlstm_hydra.hydra import overrides_of_other
 from xlstm_hydra.problems import ConfigError
 
-from ._outcomes import RECORD_FILE, amend_record
-from ._requeue import note_run_folder
+from ._outcomes import RECORD_FILE, log, update_fields
 
 _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -64,7 +63,7 @@ class Work:
         if done.status == JobStatus.FAILED:
             done.return_value = _portable(done._return_value)
             status = 2 if isinstance(done._return_value, ConfigError) else 1
-            atexit.register(_leave, status)  # when the result is written
+            atexit.register(_exit, status)  # when the result is written
         return done
 
     def task_noting_its_folder(self, config: DictConfig) -> Any:
@@ -80,11 +79,11 @@ class Work:
             overrides = [*overrides, *quiet]
         return self.context.config_loader.load_sweep_config(self.config, list(overrides))
 
-    def amend(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
-        """Note in the record of the sweep, if it has one, what is known of its jobs."""
+    def update_fields(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Change fields of jobs in the record of the sweep, if it has one."""
         folder = Path(self.config.hydra.sweep.dir)
         if (folder / RECORD_FILE).exists():
-            amend_record(folder, changes)
+            update_fields(folder, changes)
 
 
 def _take_signals_back() -> None:
@@ -121,8 +120,52 @@ def _portable(error: Any) -> BaseException:
     return error
 
 
-def _leave(status: int) -> None:
+def _exit(status: int) -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
+    """What the first process of a job returned, if it has yet.
+
+    Args:
+        handle: submitit's job.
+        overrides: those of its point.
+    """
+    from submitit.core.utils import pickle_load
+
+    path = handle.task(0).paths.result_pickle
+    if not path.exists():
+        return None
+    try:
+        outcome, result = pickle_load(path)
+    except (OSError, EOFError, ImportError, AttributeError, pickle.UnpicklingError) as error:
+        return failed(overrides, RuntimeError(f"the result of the job cannot be read: {path}: {error}"))
+    return result if outcome == "success" else failed(overrides, RuntimeError(_last_line_first(result)))
+
+
+def _last_line_first(trace: str) -> str:
+    """A traceback below its last line, which is shown as the reason."""
+    return f"{trace.strip().splitlines()[-1]}\n{trace}" if trace.strip() else trace
+
+
+def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
+    """The return of a job that has left none."""
+    return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=error)
+
+
+def note_run_folder(run: Path) -> None:
+    """Write down the folder of a job's run for its batch script, which looks there for new checkpoints. If the file
+    cannot be written, log a warning."""
+    import submitit
+
+    environment = submitit.JobEnvironment()
+    file = environment.paths.folder / f"{environment.job_id}_run"
+    try:
+        file.write_text(f"{run.absolute()}\n", encoding="utf-8")
+    except OSError as error:
+        log.warning(
+            "%s: cannot be written, so the batch script does not find new checkpoints: %s", file, error.strerror
+        )

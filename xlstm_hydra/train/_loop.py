@@ -17,8 +17,8 @@ from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_param
 from xlstm_hydra.configs import LoggerConfig, RunConfig, resolve_classes
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
 from xlstm_hydra.devices import agree_on_folder, announce_end, is_first, of_first, several, start_devices, together
-from xlstm_hydra.formats import write_metadata
-from xlstm_hydra.parallel import sharding_report
+from xlstm_hydra.optim import build_optimizer
+from xlstm_hydra.parallel import build_mesh, sharding_report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 from xlstm_hydra.runs import (
     DamagedCheckpoint,
@@ -31,6 +31,7 @@ from xlstm_hydra.runs import (
     refuse_to_overwrite,
     replace_file,
     verification,
+    write_metadata,
 )
 from xlstm_hydra.step import CompilationStats, Program, TrainState, build_program, compilation_cache
 
@@ -108,7 +109,8 @@ def _train_from(
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
     if is_first():
         announce_start(run, folder, start, resumed)
-    program = build_program(run)
+    mesh = build_mesh(run.parallel, order=run.distributed.device_order)
+    program = build_program(run, mesh, build_optimizer)
     plan = plan_program(program)
     if resumed is not None:
         refuse_other_corpus(run, resumed, corpus.fingerprint())

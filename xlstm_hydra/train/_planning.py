@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from xlstm_hydra._logging import log
+from xlstm_hydra._table import in_bytes, in_ms
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.devices import device_here, is_first, peak_memory
@@ -20,8 +21,6 @@ from xlstm_hydra.plan import (
     Plan,
     PlanError,
     Search,
-    in_bytes,
-    in_ms,
     missing,
     plan_sharded_loss,
     search,

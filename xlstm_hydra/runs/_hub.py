@@ -9,24 +9,14 @@ from pathlib import Path
 CONFIG = "config.json"
 """Name of the file with the config of a model."""
 
-LFS_POINTER = "a Git LFS pointer is in its place. Run git lfs pull in its repository to download the file"
-"""What is wrong with a file of which Git has not downloaded the content."""
-
-_LFS_START = b"version https://git-lfs.github.com/spec/"
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:models/)?(?P<id>[\w.-]+/[\w.-]+)")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
-def is_lfs_pointer(text: bytes | str) -> bool:
-    """True if the content of a file, or its first bytes, is what Git has in place of a file that LFS stores."""
-    start = text[: len(_LFS_START)]
-    return (start.encode("utf-8", "replace") if isinstance(start, str) else start) == _LFS_START
-
-
-def hub_address(place: str) -> tuple[str, str] | None:
-    """Return what is wrong with a place that is an address on the Hub, and what to type; None for another place."""
-    found = _ADDRESS.match(place)
+def hub_address(path: str) -> tuple[str, str] | None:
+    """Return what is wrong with a path that is an address on the Hub, and what to type; None for another path."""
+    found = _ADDRESS.match(path)
     return None if found is None else ("is not a folder on this machine", _download(found["id"]))
 
 

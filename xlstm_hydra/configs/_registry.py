@@ -8,22 +8,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xlstm_hydra.codec import TAG, dotted, register_class
-from xlstm_hydra.configs import ConfigDict, LlamaConfig, ModelConfig, mLSTMConfig, mLSTMv1Config, xLSTMConfig
+from xlstm_hydra.codec import TAG, dotted, register_class, subclasses
+from xlstm_hydra.formats import error, path_part
 from xlstm_hydra.problems import Problem, nearest, show
 
-from ._json_text import error, step
+from ._config_dict import ConfigDict
 
 OURS = "xlstm_hydra."
 """What the dotted paths of our own classes begin with."""
-
-MODELS: Mapping[str, type[ConfigDict]] = {
-    "mLSTM": mLSTMConfig,
-    "mLSTMv1": mLSTMv1Config,
-    "xLSTM": xLSTMConfig,
-    "Llama": LlamaConfig,
-}
-"""Our model classes, in `xlstm_hydra.models`, each with the class of its config."""
 
 ENTRY_POINTS = "xlstm_hydra.models"
 """Group of the entry points by which an installed package allows its modules: their values are module names."""
@@ -62,7 +54,7 @@ def allow_modules(prefix: str) -> None:
 
 
 def config_class_of(cls: type) -> type | None:
-    """The class that annotates the field `config` of a model class; None where it cannot be told."""
+    """The class that annotates the field `config` of a model class; None where it is not known."""
     hint = next((parent.__annotations__["config"] for parent in cls.__mro__ if "config" in _annotations(parent)), None)
     if isinstance(hint, str):  # from __future__ import annotations
         hint = vars(sys.modules[cls.__module__]).get(hint)
@@ -77,20 +69,25 @@ def refused_model_class(name: Any, classes: Mapping[str, type]) -> list[Problem]
     """Why metadata may not name this model class (of ours, or of the user's): one problem, or none."""
     if not isinstance(name, str):
         return [Problem.about("", f"expected the dotted path of a class, got {show(name)}")]
-    ours = [f"{OURS}models.{model}" for model in MODELS]
+    ours = families()
     if name in ours or is_allowed(name, classes):
         return []
     text = f"{show(name)} is no model class that this program has allowed"
     return [Problem.about("", text, f"{nearest(name, [*ours, *_allowed, *classes])} {WAY_OUT}")]
 
 
-def refused_config(model: ModelConfig) -> Iterator[Problem]:
+def refused_config(class_path: str, config: Any) -> Iterator[Problem]:
     """The rule that a model class of ours has a config of its own class, or of one that the user derived from it."""
-    expected = MODELS.get(model.class_path().removeprefix(f"{OURS}models."))
-    found = type(model.model_config)
-    if expected not in (None, next((cls for cls in found.__mro__ if cls in MODELS.values()), None)):
-        text = f"{show(model.class_path())} takes a {expected.__name__}, but model_config is a {found.__name__}"
+    expected = families().get(class_path)
+    if expected and getattr(config, "flax_class", None) != class_path:
+        text = f"{show(class_path)} takes a {expected.__name__}, but model_config is a {type(config).__name__}"
         yield Problem.about("model_class", text)
+
+
+def families() -> dict[str, type[ConfigDict]]:
+    """The configs of our model families, by the dotted path of the model class."""
+    named = {cls.__dict__.get("flax_class"): cls for cls in subclasses(ConfigDict) if cls.__module__.startswith(OURS)}
+    return {path: named[path] for path in sorted(filter(None, named))}
 
 
 def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]:
@@ -104,7 +101,7 @@ def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]
         if key == TAG and not _may_be_named(value, classes):
             text = f"{show(value)} is no class that this program has allowed"
             yield Problem.about("", text, WAY_OUT).at(TAG)
-        yield from (problem.at(step(key)) for problem in refused_tags(value, classes))
+        yield from (problem.at(path_part(key)) for problem in refused_tags(value, classes))
 
 
 def allowed_class(name: str) -> type | None:
@@ -113,12 +110,12 @@ def allowed_class(name: str) -> type | None:
 
 
 def _may_be_named(tag: Any, classes: Mapping[str, type]) -> bool:
-    """Whether a tag is one of ours, a plain type, or an allowed class."""
+    """True if a tag is one of ours, a plain type, or an allowed class."""
     return isinstance(tag, str) and ("." not in tag or tag.startswith(OURS) or is_allowed(tag, classes))
 
 
 def is_allowed(name: str, classes: Mapping[str, type]) -> bool:
-    """Whether a dotted path leads to a class that the program has allowed. Imports its module only if that is
+    """True if a dotted path leads to a class that the program has allowed. Imports its module only if that is
     allowed by prefix."""
     return name in classes or allowed_class(name) is not None
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from xlstm_hydra.problems import Problem, at_least, idle, one_of
+from xlstm_hydra.problems import Problem
 
+from ._rules import at_least, one_of, unused
 from .parallel import DTYPES
 
 ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
@@ -56,7 +57,7 @@ def optional_layer_rules(config: Any, prefix: str) -> Iterator[Problem]:
     yield from layer_rules(config, optional=True)
     if config.ff_type is None:
         for key in (*width, "act_fn", "ff_dtype"):
-            yield from idle(config, key, "ff_type", None)
+            yield from unused(config, key, "ff_type", None)
         return
     yield from at_least(config, 0, width[0], above=True)
     yield from at_least(config, 1, width[2])

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, idle, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
+from ._fields import LAYOUT, NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of, unused
 from .language_model import LanguageModelConfig, is_cap, splits
 from .parallel import DTYPES
 
@@ -20,53 +22,53 @@ BACKENDS = ("chunkwise", "quadratic", "recurrent")
 class CellConfig(LanguageModelConfig):
     """The settings that both mLSTM families give to the cell."""
 
-    num_heads: int
+    num_heads: int = field(metadata=affects(PARAMETERS))
     """Heads per block. Must divide the widths that are split into heads."""
 
-    bias: bool = False
+    bias: bool = field(default=False, metadata=affects(PARAMETERS))
     """Give the dense layers inside the blocks a bias. The gates always have one, the head never."""
 
-    dropout: float = 0.0
+    dropout: float = field(default=0.0, metadata=affects(NUMERICS))
     """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
 
-    qk_dim_factor: float = 1.0
+    qk_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
     """Width of queries and keys, as a multiple of the width that the cell works on."""
 
-    v_dim_factor: float = 1.0
+    v_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
     """Width of values, as a multiple of the width that the cell works on."""
 
-    gate_soft_cap: float | None = None
+    gate_soft_cap: float | None = field(default=None, metadata=affects(NUMERICS))
     """Gate pre-activations become c * tanh(gate / c), which is the same for c and -c. null: no cap."""
 
-    gate_dtype: str = "float32"
+    gate_dtype: str = field(default="float32", metadata=affects(NUMERICS))
     """Type that the gate pre-activations are computed in."""
 
-    igate_bias_init_range: Any = None
+    igate_bias_init_range: Any = field(default=None, metadata=affects(NUMERICS))
     """Initial bias of the input gates: a number for all heads, [low, high] spread evenly over the heads, or
     null for normal values with standard deviation 0.1."""
 
-    fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0])
+    fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0], metadata=affects(NUMERICS))
     """Initial bias of the forget gates, [low, high], spread evenly over the heads."""
 
-    add_qk_norm: bool = False
+    add_qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
     """Normalise queries and keys per head."""
 
-    reset_at_document_boundaries: bool = False
+    reset_at_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
     """Set the forget gate to `reset_fgate_value` where a new document begins, so that the cell sees next to
     nothing of the last one."""
 
-    reset_fgate_value: float = -25.0
+    reset_fgate_value: float = field(default=-25.0, metadata=affects(NUMERICS))
     """Forget-gate pre-activation at the first token of a document, where `reset_at_document_boundaries` is true."""
 
-    cell_eps: float = 1e-6
+    cell_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
     """Added to the normaliser that the output of the cell is divided by: max(|n q|, exp(-m)) + cell_eps, where m is the
     stabiliser. 0: nothing is added."""
 
-    backend: str = "chunkwise"
+    backend: str = field(default="chunkwise", metadata=affects(LAYOUT))
     """How the cell is computed: chunkwise (linear in the context length), quadratic (all pairs at once) or recurrent
     (token by token)."""
 
-    chunk_size: int = 64
+    chunk_size: int = field(default=64, metadata=affects(LAYOUT))
     """Tokens that the chunkwise form computes at once. Must divide the context length; larger chunks need more
     memory."""
 
@@ -115,7 +117,7 @@ class CellConfig(LanguageModelConfig):
         if not math.isfinite(self.reset_fgate_value):
             yield Problem({"reset_fgate_value": self.reset_fgate_value}, "must be a finite number")
         if self.backend in BACKENDS and self.backend != "chunkwise":
-            yield from idle(self, "chunk_size", "backend", self.backend)
+            yield from unused(self, "chunk_size", "backend", self.backend)
         if self._has_widths():
             yield from self._head_rules()
         chunks = self._has_mlstm() and self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
@@ -124,10 +126,10 @@ class CellConfig(LanguageModelConfig):
             choices = either([d for d in divisors(self.context_length) if d <= 1024][-6:])
             yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
 
-    def idle_rules(self) -> Iterator[Problem]:
+    def unused_rules(self) -> Iterator[Problem]:
         """The forget gate at a border that is none."""
         if not self.reset_at_document_boundaries:
-            yield from idle(self, "reset_fgate_value", "reset_at_document_boundaries", False)
+            yield from unused(self, "reset_fgate_value", "reset_at_document_boundaries", False)
 
     def _has_mlstm(self) -> bool:
         """Whether any block has an mLSTM cell."""
