@@ -108,7 +108,7 @@ CONDITIONS = {
     "a full disk, unnamed": (OSError(28, "No space left on device"), "No space left on device. Free some"),
     "a read-only disk": (
         OSError(30, "Read-only file system", "x"),
-        "'x': Read-only file system. Make the folder writable, or",
+        "'x': Read-only file system. Make the folder",
     ),
     "a broken disk": (OSError(5, "Input/output error", "a", None, "b"), "'a' -> 'b': Input/output error"),
     "text of its own": (FileNotFoundError("process 1 does not see it"), "process 1 does not see it"),
