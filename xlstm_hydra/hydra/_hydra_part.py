@@ -54,6 +54,7 @@ _GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.
 REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
 """Groups of which a run needs an option."""
 
+SEARCH_PATH = "hydra.searchpath"
 _CALLBACKS = "hydra.callbacks"
 TARGET_FORM = "A _target_ is the dotted path of a class that is installed or in the current folder."
 
@@ -79,7 +80,7 @@ def check_engines(arguments: Sequence[str]) -> None:
 def not_installed(group: str, name: str) -> Problem | None:
     """The problem with an option that needs what is not here, if it does."""
     module, package = ENGINES.get(group, {}).get(name, ("hydra", ""))
-    if _is_here(module):
+    if _is_importable(module):
         return None
     return Problem({group: name}, "is not installed", f"To install it: pip install '{package}'")
 
@@ -155,7 +156,7 @@ def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return [(key, value.strip("'\"")) for key, _, value in pairs if key in ENGINES]
 
 
-def _is_here(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
