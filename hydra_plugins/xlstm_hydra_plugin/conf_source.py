@@ -44,7 +44,7 @@ class XlstmConfigSource(FileConfigSource):
         match OmegaConf.select(result.config, "defaults"):
             case [str(base), "_self_"] if schema := _schema(base.removeprefix("/").removesuffix("@_here_")):
                 del result.config["defaults"]
-                result.config = OmegaConf.merge(schema, result.config)
+                result.config = OmegaConf.unsafe_merge(schema, result.config)  # the schema is new: no copy is needed
         return result
 
 
