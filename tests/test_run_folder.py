@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,15 @@ def test_a_group_that_a_run_needs_is_not_removed(group, mode, trained):
 def test_a_run_may_have_another_log_or_none(typed, trained):
     assert run_command("hydra.run.dir=run", typed, quiet=False).status == 0
     assert len(trained) == 1
+
+
+@pytest.mark.parametrize("mode", [(), ("-m",)], ids=["a run", "a sweep"])
+def test_a_log_on_a_full_disk_is_one_warning(mode, monkeypatch):
+    log = logging.getLogger("xlstm_hydra")
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda *_: [log.warning("line %d", number) for number in range(3)])
+    done = run_command(*mode, "hydra.job_logging.handlers.file.filename=/dev/full", quiet=False)
+    assert "Traceback" not in done.err and "line 2" in done.out
+    assert done.out.count("the log /dev/full cannot be written: No space left on device") == 1
 
 
 def test_callbacks_of_the_user_are_called_around_a_run(tmp_path, monkeypatch, trained):

@@ -128,7 +128,9 @@ class RunFolder:
 
     def _keep(self, file: Path, undo: ExitStack) -> None:
         """Make sure that a file can be written. Undone, it has its content back, or is removed if it was not there. A
-        large file is a log, to which a run only appends."""
+        large file is a log, to which a run only appends. A device or a pipe has no content to keep."""
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            return
         if not file.exists():
             undo.callback(_restore, file, None)
         elif (size := file.stat().st_size) > _LARGE:
