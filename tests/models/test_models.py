@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import typing
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +46,12 @@ def test_a_published_size_has_the_published_number_of_parameters(option, count):
         run = load(compose("config", overrides=[f"model={option}"]))
     parameters = list_parameters(resolve_classes(run.model))
     assert sum(math.prod(parameter.shape) for parameter in parameters) == count
+
+
+@families
+def test_the_config_names_the_class_of_the_model(family):
+    model = FAMILIES[family]()
+    assert model.model_config.flax_class == model.class_path()
 
 
 @families
