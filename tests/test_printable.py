@@ -10,7 +10,6 @@ import pytest
 import yaml
 from command import run_command
 from saved import composed, save, save_text
-from xlstm_hydra.metadata._ignored import log_ignored
 
 from xlstm_hydra._printable import PrintableFormatter, printable, shell_line
 from xlstm_hydra._table import table
@@ -19,6 +18,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import TaskError, reason, text_of
 from xlstm_hydra.hydra._quote import as_override
 from xlstm_hydra.metadata import write_metadata
+from xlstm_hydra.runs import log_ignored
 
 EVIL = "日本 é\x1b[2J\u202e\x07\x85\u2028\nxlstm-hydra: all is well"
 SHOWN = r"日本 é\x1b[2J\u202e\x07\x85\u2028\nxlstm-hydra: all is well"
@@ -58,7 +58,7 @@ def test_cells_of_tables_are_printable():
 
 def test_a_warning_of_a_command_that_starts_no_run_is_printable():
     body = f"with command('xlstm-metadata'):\n    logging.getLogger('any').warning({EVIL!a})"
-    program = f"import logging\nfrom xlstm_hydra.door import command\n{body}"
+    program = f"import logging\nfrom xlstm_hydra.cli._messages import command\n{body}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8")
     assert done.stderr.splitlines() == [SHOWN.partition(r"\nxlstm")[0], "  xlstm-hydra: all is well"]
 
