@@ -7,7 +7,9 @@ import pytest
 
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.preemption import Preempted
+from xlstm_hydra.runs import _links as links
 from xlstm_hydra.sweep import Outcome, begin, finish, read_record, update_record
+from xlstm_hydra.sweep import _results as _report
 from xlstm_hydra.sweep._driver import _status
 from xlstm_hydra.sweep._outcome import STATUSES
 
@@ -75,3 +77,27 @@ def test_an_error_of_the_machine_that_ends_a_sweep_is_one_line(kind, tmp_path, c
     assert finish(tmp_path / "sweep", kind("no space left\nand more")) == 1
     printed = capsys.readouterr().err
     assert "the sweep has ended early: no space left\n" in printed and "Traceback" not in printed
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_how_the_jobs_ended(tmp_path, monkeypatch, capsys):
+    begin(tmp_path / "sweep", [["trainer.seed=0"], ["trainer.seed=1"]])
+    jobs = [
+        Outcome(job=0, overrides=["trainer.seed=0"], status="failed", reason="saving step 6 failed"),
+        Outcome(job=1, overrides=["trainer.seed=1"], status="completed", best=2.5),
+    ]
+    update_record(tmp_path / "sweep", jobs)
+    for module in (links, _report):
+        monkeypatch.setattr(module, "open_new", lambda file, **how: open("/dev/full", "w", **how))
+    assert finish(tmp_path / "sweep") == 1
+    printed = capsys.readouterr()
+    assert "2 jobs: 1 completed, 1 failed" in printed.out and "failed: saving step 6 failed" in printed.err
+    for name in ("sweep.csv", "sweep.jsonl"):
+        assert f"{tmp_path}/sweep/{name} cannot be written: No space left on device\n" in printed.err
+    assert "written:" not in printed.out and "Traceback" not in printed.err
+
+
+def test_a_sweep_whose_record_cannot_be_written_does_not_succeed(tmp_path, monkeypatch):
+    begin(tmp_path / "sweep", [["trainer.seed=0"]])
+    update_record(tmp_path / "sweep", [Outcome(job=0, overrides=["trainer.seed=0"], status="completed", best=2.5)])
+    monkeypatch.setattr(links, "open_new", lambda file, **how: open("/dev/full", "w", **how))
+    assert finish(tmp_path / "sweep") == 1

@@ -260,21 +260,34 @@ def finish(folder: Path, error: BaseException | None = None) -> int:
         error: what ended the launching of jobs early.
 
     Returns:
-        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, 2 some were refused or
-        all are invalid, 3 plans of which none fits, 75 the others were preempted, 130 the sweep was interrupted.
+        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, or the record cannot be
+        written, 2 some were refused or all are invalid, 3 plans of which none fits, 75 the others were preempted, 130
+        the sweep was interrupted.
     """
     folder = folder.absolute()
     try:
-        remove_leftovers(folder)
-        repair_record(folder)
+        unwritten = _mend(folder)
         record = mended(folder, read_record(folder))
-        update_record(folder, record)
         still = [one for one in alive(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
         fits = _tell(folder, record, still, error)
-        return _status(record, fits, error)
+        status = _status(record, fits, error)
+        if unwritten is not None:
+            print(f"xlstm-hydra: {folder / RECORD_FILE} cannot be written: {unwritten.strerror}", file=sys.stderr)
+        return status if unwritten is None else status or 1
     finally:
         _undo.pop(folder, None)
         _leave(folder)
+
+
+def _mend(folder: Path) -> OSError | None:
+    """Write what has become of all jobs into the record. Returns why it cannot be written, such as on a full disk."""
+    try:
+        remove_leftovers(folder)
+        repair_record(folder)
+        update_record(folder, mended(folder, read_record(folder)))
+    except OSError as error:
+        return error
+    return None
 
 
 def _tell(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:

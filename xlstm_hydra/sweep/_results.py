@@ -53,7 +53,11 @@ def tell_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
         print(printable(line), file=sys.stderr)
     if programs := tell_programs(job_folder(folder, one) for one in record):
         print(programs)
-    write_csv(record, folder / "sweep.csv")
+    try:
+        write_csv(record, folder / "sweep.csv")
+    except OSError as error:
+        print(printable(f"{folder / 'sweep.csv'} cannot be written: {error.strerror}"), file=sys.stderr)
+        return
     written = ["sweep.jsonl", "sweep.csv", *(_picture(folder, record) if draw else [])]
     print(f"written: {', '.join(written)} in {printable(str(folder))}")
 
