@@ -16,8 +16,7 @@ from saved import composed, save
 import xlstm_hydra
 import xlstm_hydra.inference
 import xlstm_hydra.train
-from xlstm_hydra import errors
-from xlstm_hydra.cli import _job as job
+from xlstm_hydra import errors, tasks
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.runs import hold_folder
 
@@ -242,7 +241,7 @@ TASKS = {"train": [], "evaluate": ["task.checkpoint=run"], "generate": ["task.ch
 @pytest.mark.parametrize("name", TASKS)
 def test_each_task_is_done_by_the_function_of_its_name(monkeypatch, name):
     done = []
-    for other, module in job.TASKS.items():
+    for other, module in tasks.TASKS.items():
         monkeypatch.setattr(importlib.import_module(module), other, lambda *args, other=other: done.append(other))
     assert run_command(f"task={name}", *TASKS[name]).status == 0
     assert done == [name]

@@ -17,8 +17,7 @@ from test_processes import TINY, Pair, losses, signal_once_training, spoken
 from tiny import tiny_run
 
 import xlstm_hydra.train
-from xlstm_hydra import preemption
-from xlstm_hydra.cli import _job as job
+from xlstm_hydra import preemption, tasks
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
 from xlstm_hydra.preemption import STATUS, Preempted, watched
 from xlstm_hydra.runs import find_starting_point, saved_steps
@@ -201,7 +200,7 @@ def test_a_sweep_ends_with_its_job_and_goes_on_from_what_that_has_saved(tmp_path
         return 1.0
 
     monkeypatch.setattr(xlstm_hydra.train, "train", preempted_once)
-    monkeypatch.setattr(job, "_is_to_be_done", lambda run, folder: True)
+    monkeypatch.setattr(tasks, "is_unfinished", lambda run, folder: True)
     monkeypatch.chdir(tmp_path)
     assert run_command("-m", "hydra.sweep.dir=sweep", "trainer.seed=1,2,3").status == STATUS
     assert [outcome.status for outcome in read_record(tmp_path / "sweep")] == ["completed", "preempted", "waiting"]

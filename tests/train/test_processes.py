@@ -17,7 +17,6 @@ from command import run_command
 from omegaconf import OmegaConf
 
 import xlstm_hydra.train
-from xlstm_hydra.cli import _job as job
 from xlstm_hydra.hydra import VERSION_BASE, load
 from xlstm_hydra.train import train
 
@@ -335,6 +334,13 @@ def test_the_record_of_a_run_does_not_say_where_its_process_0_was(monkeypatch, t
     assert saved.distributed.name == "auto" and all(saved.distributed[key] is None for key in place)
 
 
+def is_open(address):
+    """True if something listens at an address."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as client:
+        return client.connect_ex((host, int(port))) == 0
+
+
 REFUSED_LATE = {
     "a rule": ("optimizer.lr=-1", "optimizer.lr=-1"),
     "an unknown key": ("optimizer.learning=1", "optimizer.learning"),
@@ -345,7 +351,7 @@ REFUSED_LATE = {
 def test_a_command_that_is_refused_while_process_0_waits_ends_both(override, words, tmp_path):
     both = Pair(tmp_path, *ENDLESS, each=((), None))
     deadline = time.monotonic() + PATIENCE
-    while not job._is_open(both.address):
+    while not is_open(both.address):
         assert both.started[0].poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     both.start(1, *ENDLESS, override)

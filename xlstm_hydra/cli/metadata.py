@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlstm_hydra._printable import printable, shell_line
+from xlstm_hydra.own_modules import find_own_modules
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.problems import show as shown
 from xlstm_hydra.runs import (
@@ -26,7 +27,6 @@ from xlstm_hydra.runs import (
     checkpoints_of_run,
     diff,
     find_checkpoint,
-    find_own_modules,
     judge,
     not_compared,
     reached,

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._printable import printable
 from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import (
+    RESTORE,
     attributed_to,
+    checkpoints_of_run,
     find_checkpoint,
     record_of,
+    refuse_to_continue,
     refused,
+    run_of,
     sibling_checkpoints,
     starting_groups,
+    step_of,
 )
 
 from ._omegaconf import structured
-from ._quote import literal
+from ._quote import as_override, literal
 from ._register import SCHEMAS, ModelNode
+from ._search_path import SEARCH_PATH
 
 ALL = "from"
 """The group whose options choose that of every other group."""
 
 NAME = "ckpt"
-"""The option of the checkpoint that the place names; that of another step is `ckpt@STEP`."""
+"""The option of the checkpoint that the source names; that of another step is `ckpt@STEP`."""
 
+_DEFAULT = "from@_global_"
+"""The entry of the primary config's defaults list for `from`: before the recipes, which may change what it gives."""
+
+_RESUME = "resume"
+_SIMULATED = "trainer.simulated_devices"
 _LENIENT = "?lenient"
 """What stands behind the address of a checkpoint whose record may have unknown fields."""
 
@@ -37,11 +50,11 @@ _LENIENT = "?lenient"
 class SavedOptions:
     """The options that the checkpoints of a run give, by paths such as `model/ckpt`."""
 
-    def __init__(self, place: str, key: str, *, lenient: bool = False) -> None:
+    def __init__(self, source: str, key: str, *, lenient: bool = False) -> None:
         """Find the checkpoints, and read the metadata of the one that is named.
 
         Args:
-            place: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
+            source: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
             key: where the user typed it, for messages.
             lenient: ignore fields of the records that are unknown, with a warning.
 
@@ -49,9 +62,9 @@ class SavedOptions:
             ConfigError: there is none, or it cannot be read.
         """
         self._key, self._lenient = key, lenient
-        if not place:
-            raise refused(place, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
-        self.checkpoint = find_checkpoint(place, key)
+        if not source:
+            raise refused(source, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
+        self.checkpoint = find_checkpoint(source, key)
         if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
             text = "its path is not valid UTF-8, and the config of a run is saved as UTF-8 text"
             raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
@@ -64,8 +77,8 @@ class SavedOptions:
 
     @classmethod
     def at(cls, address: str, key: str) -> SavedOptions:
-        """Find the checkpoints of an address without its scheme: a place, and `?lenient` behind it if its record may
-        have unknown fields."""
+        """Find the checkpoints of an address without its scheme: a saved run, with `?lenient` behind it if its record
+        may have unknown fields."""
         return cls(address.removesuffix(_LENIENT), key, lenient=address.endswith(_LENIENT))
 
     @property
@@ -107,6 +120,68 @@ class SavedOptions:
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
             self._read[name] = nodes, notes, record.writer
         return self._read[name][0]
+
+
+def overrides_of(key: str, source: str, others: list[str], searched: list[Any], *, lenient: bool) -> list[str]:
+    """Return the overrides that stand for `--from RUN` or `resume=RUN`, with the others behind them. What is left out
+    of the saved config is reported on stderr.
+
+    Args:
+        key: `--from` or `resume`.
+        source: the saved run: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
+        others: the other overrides.
+        searched: what else is in `hydra.searchpath`.
+        lenient: ignore fields of the record that are unknown.
+
+    Raises:
+        ConfigError: no checkpoint is named, or it cannot be read or continued.
+    """
+    saved = SavedOptions(source, key, lenient=lenient)
+    for note in saved.notes:
+        print(printable(f"xlstm-hydra: {key} {source}: {note}"), file=sys.stderr)
+    others = [_in_defaults_list(text) for text in others]
+    chosen = [] if any(text.startswith(f"{_DEFAULT}=") for text in others) else [f"{_DEFAULT}={NAME}"]
+    continued = _planned(others)
+    if key == _RESUME:
+        refuse_to_continue(saved.writer, source, key)
+        continued = _continued(saved.checkpoint, others, names_run=bool(checkpoints_of_run(source, key)))
+        continued += [as_override("checkpoint.lenient", True)] if lenient else []
+    return [as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
+
+
+def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
+    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays.
+
+    If no step was named, the run starts at its newest checkpoint, or at an earlier one if that turns out to be damaged.
+    """
+    typed = {text.lstrip("+").partition("=")[0] for text in others}
+    if RESTORE in typed:
+        fix = f"Leave one away: {_RESUME} takes the config of the run too."
+        raise ConfigError([Problem.about(f"{_RESUME} and {RESTORE}", "cannot be given together", fix)])
+    run = run_of(checkpoint)
+    source = checkpoint if run is None or not names_run else run
+    settings: dict[str, Any] = {RESTORE: str(source), "checkpoint.init_from": None}
+    if "hydra.run.dir" not in typed:
+        if run is None:
+            text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
+            fix = "Name a folder: hydra.run.dir=DIR."
+            raise ConfigError([Problem.about(_RESUME, text, fix)])
+        settings["hydra.run.dir"] = str(run)
+        settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint, _RESUME)}"
+    return [as_override(key, value) for key, value in settings.items()]
+
+
+def _planned(others: list[str]) -> list[str]:
+    """What a plan leaves away of a saved run: where it ran."""
+    keys = {text.partition("=")[0] for text in others}
+    is_left = "task=plan" in others and _SIMULATED not in keys
+    return [f"{_SIMULATED}=null"] if is_left else []
+
+
+def _in_defaults_list(text: str) -> str:
+    """A choice of `from`, such as of another step, moved to where the defaults list has it."""
+    key, equals, value = text.partition("=")
+    return f"{_DEFAULT}={value}" if equals and key in ("from", "+from") else text
 
 
 def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:

@@ -30,8 +30,9 @@ from ._defaults_list import circle, entry_fault, outside_group, paths_of
 from ._hydra_part import not_installed
 from ._omegaconf import REFUSED, empties, leaves, nested, refusal
 from ._options import no_such_option
-from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
+from ._own_files import Composed, OwnFile, Placed, in_file, name_of, path_of
 from ._refusals import wrong_value
+from ._search_path import is_own
 from ._yaml_file import Fault, entry_line, header_faults, header_problem, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
@@ -126,21 +125,6 @@ class Composed:
         """The problem with a file whose values are where nothing reads them."""
         problem = header_problem(placed.file.data, ".".join(placed.package), placed.file.root is None)
         return in_file(problem, placed.file.name)
-
-
-def own_sources(loader: ConfigLoader) -> list[ConfigSource]:
-    """The folders and packages in the search path that are neither ours nor Hydra's."""
-    return [source for source in loader.get_sources() if is_own(source)]
-
-
-def has_search_path(overrides: Iterable[str]) -> bool:
-    """True if overrides add to the search path."""
-    return any(text.lstrip("+").startswith("hydra.searchpath=") for text in overrides)
-
-
-def is_own(source: ConfigSource) -> bool:
-    """True for what is neither ours nor Hydra's."""
-    return source.scheme() in ("file", "pkg") and source.provider != "hydra"
 
 
 def path_of(option: str, source: ConfigSource) -> Any:

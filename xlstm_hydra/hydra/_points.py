@@ -23,7 +23,8 @@ from xlstm_hydra.problems import Problem, Unread
 from ._composer import Composer, Point
 from ._lenient import compose_files
 from ._omegaconf import copy_config
-from ._own_files import Composed, has_search_path, own_sources
+from ._own_files import Composed
+from ._search_path import has_own_files
 
 _FOLDERS = ("hydra.sweep.subdir", "hydra.sweep.dir")
 """Keys of Hydra's own part on which nothing in a composition depends."""
@@ -154,7 +155,7 @@ def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Seque
     def compose_leniently(choices: Sequence[str]) -> Composed:
         return compose_files(loader, name, [*always, *choices])
 
-    has_files = bool(own_sources(loader)) or has_search_path(always)
+    has_files = has_own_files(loader, always)
     composer = Composer(parse, lambda choices: loader.base(master, choices), compose_leniently, has_files)
     return [composer.check(list(point), _sweep_rules) for point in points]
 

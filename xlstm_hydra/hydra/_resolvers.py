@@ -15,7 +15,6 @@ from xlstm_hydra.configs import (
 )
 
 from ._omegaconf import REPLACE, register_resolver, structured
-from ._read import config_class_of, config_fields, read_groups, to_plain
 from ._register import GROUP, PLUGINS, SCHEMAS
 
 _BLOCKS = ("mLSTMBlock",)
@@ -63,6 +62,8 @@ def _block_classes(cfg: Any) -> tuple[str, ...]:
     model = cfg.get("model") if isinstance(cfg, DictConfig) else None
     if not isinstance(model, DictConfig):
         return _BLOCKS
+    from ._read import config_class_of, config_fields, to_plain  # 10 ms, not for `--cfg job`
+
     node = to_plain(model, [], "model", without=("model.parallel",))  # the layout is what asks
     config_class = config_class_of(node, []) if "model_class" in node else None
     if config_class is None or not issubclass(config_class, SubModelConfig):
@@ -79,6 +80,8 @@ def _batch(*, _root_: Any) -> int:
     default = TrainerConfig().batch_size
     if OmegaConf.select(_root_, "task.name") != PlanTaskConfig.name:
         return default
+    from ._read import read_groups
+
     run = read_groups(_root_, [], without=("hydra", "trainer.batch_size"))
     try:
         return run.fitting_batch()

@@ -35,8 +35,6 @@ from ._manifest import write_manifest as write_manifest
 from ._metrics_file import METRICS_FILE as METRICS_FILE
 from ._metrics_file import MetricsFile as MetricsFile
 from ._metrics_file import read_metrics_file as read_metrics_file
-from ._own_modules import change_folder as change_folder
-from ._own_modules import find_own_modules as find_own_modules
 from ._paths import FOLDER as FOLDER
 from ._paths import RESTORE as RESTORE
 from ._paths import is_finished as is_finished
