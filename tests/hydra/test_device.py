@@ -5,13 +5,13 @@ import pytest
 from command import run_command
 
 from xlstm_hydra import devices
-from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra._conf_dir import conf_dir, current_option
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import ConfigError, DeviceConfig
 from xlstm_hydra.devices import DetectedDevices, device_of
 from xlstm_hydra.hydra import VERSION_BASE, known_devices, load, load_device
 
-NAMES = ["a100_40gb", "a100_80gb", "cpu", "h100_80gb", "h200", "tpu_v5e", "tpu_v5p", "v6e"]
+NAMES = ["a100_40gb", "a100_80gb", "cpu", "h100_80gb", "h200", "tpu_v5e", "tpu_v5p", "tpu_v6e"]
 MINE = """
 defaults: [h100_80gb, _self_]
 name: mine
@@ -46,6 +46,14 @@ def test_every_figure_of_an_accelerator_says_where_it_is_from(name):
     text = (conf_dir() / "device" / f"{name}.yaml").read_text()
     assert text.startswith("# ")  # the source of what has none of its own
     assert any(source in text for source in ("data sheet", "Google Cloud documentation", "Measured with JAX"))
+
+
+@pytest.mark.parametrize("key", ["device", "task.device"])
+def test_the_deprecated_name_of_a_device_still_works(compose, capsys, key):
+    current_option.cache_clear()
+    run = load(compose("task=plan", f"{key}=v6e"))
+    assert run.device == load_device("tpu_v6e")
+    assert capsys.readouterr().err == "xlstm-hydra: device=v6e is deprecated: write device=tpu_v6e\n"
 
 
 def recognised(kind):

@@ -99,7 +99,7 @@ def _verification(arguments: list[str]) -> AbstractContextManager[None]:
 
 def _named_folders(arguments: list[str]) -> list[Path]:
     """The folders of the saved runs and sweeps that the arguments name."""
-    if not any(word in text for text in arguments for word in ("--from", "resume", "ckpt:")):
+    if not any(word in text for text in arguments for word in ("from", "resume", "checkpoint", "ckpt:")):
         return []
     from xlstm_hydra.runs import named_folders
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra._conf_dir import conf_dir, current_option
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import DeviceConfig, PlanTaskConfig
 from xlstm_hydra.configs.device import DEFAULT_DEVICE
@@ -140,6 +140,8 @@ def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
     """
     searched = sources()
     options = loader(searched).get_group_options(GROUP)
+    if name not in options:
+        name = current_option(f"{GROUP}/{name}").removeprefix(f"{GROUP}/")
     if name not in options:
         raise ConfigError([no_such_option(key, name, options)])
     try:

@@ -81,7 +81,7 @@ def step_memory(loss: ShardedLoss, program: Program) -> Memory:
         program: what `trace_loss` makes of it.
     """
     graph = read_dataflow(program)
-    moment = busiest_moment(graph)
+    moment = busiest_moment(fuse(graph))
     state = state_bytes(loss.run, loss.placements, loss.mesh.shape, parts_read(loss, graph))
     gradients = sum(value.bytes for value in graph.results[1:] if value is not None)
     update = update_bytes(loss.run, graph)
@@ -234,7 +234,7 @@ _NO_MODULES = ("checkpoint", "rematted_computation", "closed_call", "while", "bo
 
 def working_memory(program: Program) -> int:
     """Return the bytes that a program needs at most, beside its arguments."""
-    return busiest_moment(read_dataflow(program)).bytes
+    return busiest_moment(fuse(read_dataflow(program))).bytes
 
 
 @dataclass(frozen=True)
@@ -249,27 +249,18 @@ class Moment:
     """What is there: around all loops, in the body of the outermost, and so on."""
 
 
-def busiest_moment(graph: Graph) -> Moment:
+def busiest_moment(fused: Fused) -> Moment:
     """The moment of a program when most bytes are in memory."""
-    return _busiest(fuse(graph))
+    return busiest_moments(fused, lambda _: "").get("", Moment(0, (), ()))
 
 
-def busiest_moments(graph: Graph, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
+def busiest_moments(fused: Fused, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
     """The busiest moment of each part of a program.
 
     Args:
-        graph: the program.
+        fused: the program.
         part: name of the part that an operation belongs to, which stands in no loop. None: the end of the program.
     """
-    return _moments(fuse(graph), part)
-
-
-def _busiest(fused: Fused) -> Moment:
-    found = _moments(fused, lambda _: "")
-    return found.get("", Moment(0, (), ()))
-
-
-def _moments(fused: Fused, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
     steps = in_order(fused.steps)
     bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}
     buffers = set_lifetimes(steps, fused.kept)
@@ -299,7 +290,7 @@ def _body_moment(step: Step) -> Moment | None:
     operation = step.operation
     if operation is None or not operation.bodies or not step.makes:
         return None
-    moments = [_busiest(fuse(body, *_arguments(operation), is_body=True)) for body in operation.bodies]
+    moments = [busiest_moment(fuse(body, *_arguments(operation), is_body=True)) for body in operation.bodies]
     return max(moments, key=lambda moment: moment.bytes)
 
 

@@ -16,6 +16,7 @@ from xlstm_hydra.step import build_sharded_loss
 from ._counts import Counts, count
 from ._dataflow import Graph, Operation, read_dataflow
 from ._equations import Call, Equation, Program, Scan, UnknownForm
+from ._fusion import fuse
 from ._jaxpr import trace_loss
 from ._layouts import SHARDING, assembled, closed
 from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
@@ -174,7 +175,7 @@ def busiest_by_phase(run: RunConfig, graph: Graph) -> dict[str, Moment]:
             return "outside"
         return "backward" if operation.backward else "forward"
 
-    return busiest_moments(graph, phase)
+    return busiest_moments(fuse(graph), phase)
 
 
 def _is_stack(one: Equation | Operation, length: int | None) -> bool:

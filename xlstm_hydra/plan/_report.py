@@ -69,12 +69,10 @@ def _head(plan: Plan) -> Iterator[str]:
     name = run.model.class_path().rpartition(".")[2]
     optimizer, trainer = run.optimizer.name, run.trainer
     yield f"plan of {name} with {plan.num_parameters:,} parameters, {optimizer}"
-    linked = _linked_by(plan)
-    hosts = f"{plan.num_hosts} {linked}{'s' if plan.num_hosts > 1 else ''}"
-    across = (
-        f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {linked}s"
-    )
-    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {linked}: {hosts}"
+    host = _host_name(plan)
+    hosts = f"{plan.num_hosts} {host}{'s' if plan.num_hosts > 1 else ''}"
+    across = f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {host}s"
+    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {host}: {hosts}"
     yield f"mesh     {' '.join(f'{axis}={size}' for axis, size in sizes.items())}; {across}"
     data, fsdp, pipeline, _ = sizes.values()
     rows = trainer.batch_size // (data * fsdp)
@@ -237,8 +235,8 @@ def _communication(plan: Plan) -> Iterator[str]:
     ]
     if not rows:
         return
-    linked = _linked_by(plan)
-    sent = (f"sent in {linked}", f"to other {linked}s")
+    host = _host_name(plan)
+    sent = (f"sent in {host}", f"to other {host}s")
     yield from table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
 
 
@@ -267,7 +265,7 @@ def _bound(plan: Plan) -> str:
     )
 
 
-def _linked_by(plan: Plan) -> str:
+def _host_name(plan: Plan) -> str:
     """What the fast links connect."""
     return {"tpu": "slice"}.get(plan.device.platform, "host")
 
