@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from xlstm_hydra.cli import _streams as streams
+from xlstm_hydra import streams
 
 COMMAND = [sys.executable, "-m", "xlstm_hydra"]
 RUN = """

@@ -26,7 +26,6 @@ from ._registry import register_model_class as register_model_class
 from ._rules import at_least as at_least
 from ._rules import below as below
 from ._rules import one_of as one_of
-from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig
 from .data import DataConfig as DataConfig
@@ -47,6 +46,7 @@ from .optimizer import AdamWConfig as AdamWConfig
 from .optimizer import LionConfig as LionConfig
 from .optimizer import OptimizerConfig as OptimizerConfig
 from .optimizer import SGDConfig as SGDConfig
+from .parallel import AutoParallelConfig as AutoParallelConfig
 from .parallel import ParallelConfig as ParallelConfig
 from .run import RunConfig as RunConfig
 from .run import options_of as options_of

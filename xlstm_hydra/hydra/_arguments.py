@@ -12,9 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from xlstm_hydra.problems import ConfigError, Problem, either, near_name, show
 
+from ._hydra_part import SEARCH_PATH
 from ._omegaconf import REFUSED
 from ._quote import as_override
-from ._search_path import SEARCH_PATH, source_problems
+from ._search_path import source_problems
 
 FLAG = "--from"
 LENIENT = "--lenient"

@@ -27,10 +27,10 @@ from xlstm_hydra.runs import (
     step_of,
 )
 
+from ._hydra_part import SEARCH_PATH
 from ._omegaconf import structured
 from ._quote import as_override, literal
 from ._register import SCHEMAS, ModelNode
-from ._search_path import SEARCH_PATH
 
 ALL = "from"
 """The group whose options choose that of every other group."""

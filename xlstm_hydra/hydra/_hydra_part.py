@@ -54,6 +54,7 @@ _GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.
 REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
 """Groups of which a run needs an option."""
 
+SEARCH_PATH = "hydra.searchpath"
 _CALLBACKS = "hydra.callbacks"
 TARGET_FORM = "A _target_ is the dotted path of a class that is installed or in the current folder."
 

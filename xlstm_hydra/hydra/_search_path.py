@@ -21,9 +21,9 @@ from omegaconf import ListConfig, OmegaConf
 from xlstm_hydra import _conf_dir
 from xlstm_hydra.problems import ConfigError, Problem, nearest, show
 
+from ._hydra_part import SEARCH_PATH
 from ._omegaconf import REFUSED
 
-SEARCH_PATH = "hydra.searchpath"
 _CHECKPOINT = "ckpt://"
 _INTERNAL = ("structured", "xlstm")
 """Schemes that nobody types."""

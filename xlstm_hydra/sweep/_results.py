@@ -29,6 +29,7 @@ from ._outcomes import (
     INVALID,
     LOST,
     PREEMPTED,
+    RECORD_FILE,
     REFUSED,
     RUNNING,
     STATUSES,
@@ -87,20 +88,33 @@ def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
         error: what ended the launching of jobs early.
 
     Returns:
-        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, 2 some were refused or
-        all are invalid, 3 plans of which none fits, 75 the others were preempted, 130 the sweep was interrupted.
+        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, or the record cannot be
+        written, 2 some were refused or all are invalid, 3 plans of which none fits, 75 the others were preempted, 130
+        the sweep was interrupted.
     """
     folder = folder.absolute()
     try:
-        remove_leftovers(folder)
-        repair_record(folder)
+        unwritten = _complete_record(folder)
         record = reconciled(folder, read_record(folder))
-        update_record(folder, record)
         still = [one for one in running_jobs(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
         fits = _print_end(folder, record, still, error)
-        return _status(record, fits, error)
+        status = _status(record, fits, error)
+        if unwritten is not None:
+            print(f"xlstm-hydra: {folder / RECORD_FILE} cannot be written: {unwritten.strerror}", file=sys.stderr)
+        return status if unwritten is None else status or 1
     finally:
         end_sweep(folder)
+
+
+def _complete_record(folder: Path) -> OSError | None:
+    """Write the outcomes of all jobs into the record. Return the error if it cannot be written, as on a full disk."""
+    try:
+        remove_leftovers(folder)
+        repair_record(folder)
+        update_record(folder, reconciled(folder, read_record(folder)))
+    except OSError as error:
+        return error
+    return None
 
 
 def _print_end(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
@@ -164,7 +178,11 @@ def _print_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
         print(printable(line), file=sys.stderr)
     if programs := _programs_line(job_folder(folder, one) for one in record):
         print(programs)
-    write_csv(record, folder / "sweep.csv")
+    try:
+        write_csv(record, folder / "sweep.csv")
+    except OSError as error:
+        print(printable(f"{folder / 'sweep.csv'} cannot be written: {error.strerror}"), file=sys.stderr)
+        return
     written = ["sweep.jsonl", "sweep.csv", *(_picture(folder, record) if draw else [])]
     print(f"written: {', '.join(written)} in {printable(str(folder))}")
 
