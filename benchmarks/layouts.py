@@ -24,8 +24,9 @@ import numpy as np
 from hydra import compose, initialize
 from tables import write
 
-from xlstm_hydra.hydra import load, resolve_classes
-from xlstm_hydra.parallel import Collective, list_collectives
+from xlstm_hydra.configs import resolve_classes
+from xlstm_hydra.hydra import load
+from xlstm_hydra.parallel import Collective, build_mesh, list_collectives
 from xlstm_hydra.step import Program, build_program
 
 MIB = 2**20
@@ -77,7 +78,7 @@ def program(overrides: str, devices: int = 8, dtype: str | None = None) -> Progr
     for key in ("dtype", "lm_head_dtype", "gate_dtype"):
         if dtype is not None and hasattr(config, key):
             setattr(config, key, dtype)
-    return build_program(run, jax.devices()[:devices])
+    return build_program(run, build_mesh(run.parallel, jax.devices()[:devices], run.distributed.device_order))
 
 
 def equality() -> Iterable[list[str]]:

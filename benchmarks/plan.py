@@ -17,9 +17,8 @@ import jax
 from tables import write
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import plan_objective
-from xlstm_hydra.step import Objective
-from xlstm_hydra.train import compile_program, exchanged, listed, widened
+from xlstm_hydra.plan import compile_program, lowered_collectives, plan_sharded_loss, planned_collectives, widened_types
+from xlstm_hydra.step import ShardedLoss
 
 V1, V0, MIXED, LLAMA = FAMILIES.values()
 MEDIUM = "model.embedding_dim=256 model.num_blocks=8 model.context_length=512 model.vocab_size=4096 model.num_heads=4"
@@ -60,11 +59,14 @@ def agreement() -> Iterable[list[str]]:
     device = load_device("cpu")
     for name, overrides in CASES.items():
         on = program(overrides if "model.dtype" in overrides else f"{overrides} model.dtype=float32")
-        plan, compiled = plan_objective(on.objective, device), compile_program(on)
+        plan, compiled = plan_sharded_loss(on.sharded_loss, device), compile_program(on)
         held = sum(placement.bytes_per_device for placement in plan.placements)
         planned = held, held, plan.memory.optimizer
         found = compiled.parameters, compiled.gradients, compiled.optimizer
-        kinds, lowered = exchanged(plan.counts.exchanges, plan.sizes), listed(compiled.collectives)
+        kinds, lowered = (
+            planned_collectives(plan.counts.exchanges, plan.sizes),
+            lowered_collectives(compiled.collectives),
+        )
         sent = sum(each.count * each.bytes for each in plan.counts.exchanges)
         yield [
             name,
@@ -72,13 +74,13 @@ def agreement() -> Iterable[list[str]]:
             f"{kinds.total()} equal" if kinds == lowered else f"{kinds - lowered} and {lowered - kinds}",
             f"{sent / MIB:.3f} MiB",
             f"{plan.memory.total / MIB:.2f} MiB",
-            "-" if widened(plan.counts) else f"{plan.memory.total / compiled.total:.3f}",
+            "-" if widened_types(plan.counts) else f"{plan.memory.total / compiled.total:.3f}",
             f"{plan.counts.flops / 1e6:.1f} M",
-            f"{plan.counts.flops / unrolled_flops(on.objective):.4f}",
+            f"{plan.counts.flops / unrolled_flops(on.sharded_loss):.4f}",
         ]
 
 
-def unrolled_flops(on: Objective) -> float:
+def unrolled_flops(on: ShardedLoss) -> float:
     """Operations of loss and gradients as XLA counts them, where all loops are written out."""
     scan, key = jax.lax.scan, jax.eval_shape(lambda: jax.random.key(0))
 

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xlstm_hydra.checkpoint._verified import verified
+from xlstm_hydra.checkpoint._integrity import verified
 from xlstm_hydra.runs._manifest import write_manifest
 
 ARRAYS = 16

@@ -42,7 +42,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="module", autouse=True)
 def _eight_devices():
     """Whatever the runs in another file have left."""
-    if (devices := sys.modules.get("xlstm_hydra.devices._start_devices")) is not None:
+    if (devices := sys.modules.get("xlstm_hydra.devices")) is not None:
         devices.simulate_devices(8)
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from tiny import LAYOUTS, results, tiny_run
 
+from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.step import build_program
 
 APART = {
@@ -24,7 +25,7 @@ def program(family, layout=None, **groups):
     config = run.model.model_config
     for key in {"dtype", "lm_head_dtype", "gate_dtype"} & set(config.__dataclass_fields__):
         setattr(config, key, "float64")  # more than a user may ask for
-    return build_program(run, jax.devices()[:1] if layout is None else None)
+    return build_program(run, build_mesh(run.parallel, jax.devices()[:1] if layout is None else None))
 
 
 def single(family, **model):

@@ -7,7 +7,6 @@ import random
 import shutil
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,15 +17,23 @@ from tiny import tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.checkpoint import Checkpoints, SaveError, _seal, _verified, export_checkpoint, read_logged, restore
-from xlstm_hydra.checkpoint._verified import verified
+from xlstm_hydra.checkpoint import Checkpoints, SaveError, export_checkpoint, read_logged, restore
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.hydra import verifies
-from xlstm_hydra.runs import DamagedCheckpoint, _verify, find_start, read_metadata_text, step_of
-from xlstm_hydra.runs._manifest import MANIFEST, read_entry, read_manifest, write_manifest
-from xlstm_hydra.runs._verify import judge, verification
+from xlstm_hydra.runs import (
+    DamagedCheckpoint,
+    find_starting_point,
+    judge,
+    read_metadata_text,
+    step_of,
+    verification,
+    verified_files,
+    write_manifest,
+)
 from xlstm_hydra.step import TrainState
+
+MANIFEST, WRITER = "manifest.json", "xlstm_hydra.checkpoint._integrity.write_manifest"
 
 MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
 """What Hugging Face can have."""
@@ -54,6 +61,11 @@ def run(saved, tmp_path):
 def files_of(checkpoint):
     """Its files that have a bit to flip."""
     return sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+def listed_in(checkpoint):
+    """The files that its manifest lists."""
+    return json.loads((checkpoint / MANIFEST).read_text())["files"]
 
 
 def flip(file, seed=0):
@@ -104,7 +116,7 @@ def test_no_flipped_bit_in_what_it_reads_goes_unnoticed_by_load_checkpoint(run, 
 
 
 def test_no_flipped_bit_in_a_large_file_goes_unnoticed_while_it_is_read(run, monkeypatch):
-    monkeypatch.setattr(_verified, "_LARGE", 0)
+    monkeypatch.setattr("xlstm_hydra.runs._verify._LARGE", 0)
     for name in each_flipped(run / "checkpoints" / "4", *OPTIONAL, "metadata", "_CHECKPOINT_METADATA", times=1):
         with pytest.raises(DamagedCheckpoint, match=f"{name} is damaged"):
             load_checkpoint(f"{run}@4")
@@ -141,9 +153,9 @@ def test_check_looks_at_every_checkpoint_of_a_run(run, check, monkeypatch):
 
 
 def test_no_flipped_bit_in_what_a_checkpoint_says_of_itself_keeps_a_run_from_the_one_before(run):
-    assert find_start(RUN, run).checkpoint == run / "checkpoints" / "4"
+    assert find_starting_point(RUN, run).checkpoint == run / "checkpoints" / "4"
     for _ in each_flipped(run / "checkpoints" / "4", "params", "opt_state", "progress"):
-        start = find_start(RUN, run)
+        start = find_starting_point(RUN, run)
         assert start.checkpoint == run / "checkpoints" / "2"
         assert start.skipped == start.damaged == (run / "checkpoints" / "4",)
 
@@ -161,7 +173,7 @@ def test_no_flipped_bit_goes_unnoticed_by_export(run, tmp_path):
 def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_one(run):
     flip(run / "checkpoints" / "4" / "data" / "metadata")
     for place, step in (("auto", 2), (str(run), 2), (f"{run}@4", 4)):
-        start = find_start(tiny_run(checkpoint=CheckpointConfig(restore=place)), run)
+        start = find_starting_point(tiny_run(checkpoint=CheckpointConfig(restore=place)), run)
         assert start.checkpoint is not None and step_of(start.checkpoint) == step
         assert start.is_newest is (step == 2)
 
@@ -169,20 +181,20 @@ def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_
 @pytest.mark.parametrize("item", ["params", "opt_state"])
 def test_a_run_that_is_complete_goes_back_to_the_last_intact_checkpoint_too(run, item):
     complete = replace(RUN, trainer=replace(RUN.trainer, max_steps=4))
-    assert find_start(complete, run).is_done(4)
+    assert find_starting_point(complete, run).is_done(4)
     flip(next(file for file in files_of(run / "checkpoints" / "4" / item) if file.parent.name == "d"))
-    start = find_start(complete, run)
+    start = find_starting_point(complete, run)
     assert start.checkpoint == run / "checkpoints" / "2" and not start.is_done(4)
     assert start.damaged == (run / "checkpoints" / "4",)
     with verification(False):
-        assert find_start(complete, run).is_done(4)
+        assert find_starting_point(complete, run).is_done(4)
 
 
 def test_a_run_without_an_intact_checkpoint_is_refused_with_the_command_that_names_the_files(run):
     for step in (2, 4):
         flip(run / "checkpoints" / str(step) / "metadata" / "metadata")
     with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` names the damaged files"):
-        find_start(RUN, run)
+        find_starting_point(RUN, run)
 
 
 def test_verification_can_be_turned_off(run, saved, check):
@@ -190,7 +202,7 @@ def test_verification_can_be_turned_off(run, saved, check):
     flip(run / "checkpoints" / "4" / "commit_success.txt")
     assert load_checkpoint(f"{run}@4", verify=False).config == RUN.model
     with verification(False):
-        assert find_start(RUN, run).checkpoint == run / "checkpoints" / "4"
+        assert find_starting_point(RUN, run).checkpoint == run / "checkpoints" / "4"
     assert verifies(["optimizer.lr=1", "checkpoint.verify=true"]) and not verifies(["++checkpoint.verify=False"])
     assert check(run)[0] == 1
 
@@ -345,14 +357,14 @@ def save_in_background(folder, step):
 
 def test_a_manifest_is_written_in_the_background_and_is_waited_for_at_the_end(tmp_path, monkeypatch):
     may_end = threading.Event()
-    monkeypatch.setattr(_seal, "write_manifest", lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
+    monkeypatch.setattr(WRITER, lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
     checkpoints = save_in_background(tmp_path, 3)
     checkpoints.check()
     assert not (tmp_path / "checkpoints" / "3" / MANIFEST).exists()
     threading.Timer(0.1, may_end.set).start()
     checkpoints.close()
-    manifest = read_manifest(tmp_path / "checkpoints" / "3")
-    assert manifest is not None and {"_CHECKPOINT_METADATA", "params/_METADATA", "data/metadata"} <= manifest.keys()
+    manifest = listed_in(tmp_path / "checkpoints" / "3")
+    assert {"_CHECKPOINT_METADATA", "params/_METADATA", "data/metadata"} <= manifest.keys()
     assert not [*judge(tmp_path / "checkpoints" / "3").damage]
 
 
@@ -360,45 +372,28 @@ def test_a_manifest_that_cannot_be_written_is_an_error_of_the_save(tmp_path, mon
     def fail(checkpoint):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_seal, "write_manifest", fail)
+    monkeypatch.setattr(WRITER, fail)
     with pytest.raises(SaveError, match=f"saving step 3 in {tmp_path}/checkpoints failed: No space left on device"):
         save_in_background(tmp_path, 3).close()
 
 
-class Store:
-    """The key-value store that processes share, here threads."""
-
-    def __init__(self):
-        self.texts, self.changed = {}, threading.Condition()
-
-    def key_value_set(self, key, text):
-        with self.changed:
-            self.texts[key] = text
-            self.changed.notify_all()
-
-    def blocking_key_value_get(self, key, milliseconds):
-        with self.changed:
-            assert self.changed.wait_for(lambda: key in self.texts, milliseconds / 1000)
-            return self.texts[key]
-
-
-def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run, monkeypatch):
-    checkpoint, store, local = run / "checkpoints" / "4", Store(), threading.local()
-    damaged = [each for each in files_of(checkpoint) if each.parent.name == "array_metadatas"]
+def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run):
+    checkpoint, texts, barrier = run / "checkpoints" / "4", {}, threading.Barrier(3)
+    damaged = [file for file in files_of(checkpoint) if file.name != MANIFEST]
+    assert len(damaged) == len(listed_in(checkpoint))
     for file in damaged:
         flip(file)
-    monkeypatch.setattr(_verified, "distributed_state", lambda: local.state)
-    monkeypatch.setattr(_verified, "_next", lambda: 0)
-    read = Counter()
-    monkeypatch.setattr(_verify, "read_entry", lambda place, name: read.update([name]) or read_entry(place, name))
 
     def process(number):
-        local.state = SimpleNamespace(client=store, process_id=number, num_processes=3)
-        with pytest.raises(DamagedCheckpoint) as found, verified(checkpoint, "checkpoint"):
+        def of_all(text):
+            texts[number] = json.loads(text)
+            barrier.wait()
+            return [*map(json.dumps, texts.values())]
+
+        verifying = verified_files(checkpoint, "checkpoint", (), (number, 3), of_all)
+        with pytest.raises(DamagedCheckpoint, match=f"and {len(damaged) - 1} more files"), verifying:
             pytest.fail("nothing is read of it")
-        return str(found.value)
 
     with ThreadPoolExecutor(3) as pool:
-        (text,) = {*pool.map(process, range(3))}
-    assert f"(and {len(damaged) - 1} more files)" in text
-    assert {*read.values()} == {1} and len(read) == len(read_manifest(checkpoint) or {})
+        [*pool.map(process, range(3))]
+    assert all(texts.values()) and len({file for found in texts.values() for file, _ in found}) == len(damaged)

@@ -22,8 +22,7 @@ from xlstm_hydra.configs import (
     TrainerConfig,
 )
 from xlstm_hydra.data import open_corpus, train_batches
-from xlstm_hydra.formats import read_run
-from xlstm_hydra.runs import find_checkpoint, read_metadata_text
+from xlstm_hydra.runs import find_checkpoint, read_metadata_text, read_record
 from xlstm_hydra.step import build_program
 from xlstm_hydra.train import train
 
@@ -93,7 +92,7 @@ def test_the_latest_step_is_restored_where_none_is_named(finished):
 
 def test_the_metadata_gives_the_config_back(finished):
     text = read_metadata_text(find_checkpoint(str(finished)))
-    assert read_run(text) == run_of(LAYOUTS["fsdp8"])
+    assert read_record(text).groups == run_of(LAYOUTS["fsdp8"]).groups()
     model = ModelConfig.from_metadata(text)
     assert model == run_of(LAYOUTS["fsdp8"]).model
     assert model.parallel.fsdp_axis_size == 8 and model.model_config.dropout == 0.1

@@ -16,8 +16,7 @@ from saved import composed, save
 import xlstm_hydra
 import xlstm_hydra.inference
 import xlstm_hydra.train
-from xlstm_hydra import errors
-from xlstm_hydra.cli import _job as job
+from xlstm_hydra import errors, tasks
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.runs import hold_folder
 
@@ -107,7 +106,10 @@ CONDITIONS = {
     "a diverged loss": (FloatingPointError("loss of step 3 is nan."), "loss of step 3 is nan."),
     "a full disk": (OSError(28, "No space left on device", "run/x"), "'run/x': No space left on device. Free some"),
     "a full disk, unnamed": (OSError(28, "No space left on device"), "No space left on device. Free some"),
-    "a read-only disk": (OSError(30, "Read-only file system", "x"), "'x': Read-only file system. Choose a folder"),
+    "a read-only disk": (
+        OSError(30, "Read-only file system", "x"),
+        "'x': Read-only file system. Make the folder",
+    ),
     "a broken disk": (OSError(5, "Input/output error", "a", None, "b"), "'a' -> 'b': Input/output error"),
     "text of its own": (FileNotFoundError("process 1 does not see it"), "process 1 does not see it"),
     "memory": (MemoryError("Unable to allocate 1 GiB"), "the memory of this machine is exhausted: Unable to allocate"),
@@ -253,7 +255,7 @@ TASKS = {"train": [], "evaluate": ["task.checkpoint=run"], "generate": ["task.ch
 @pytest.mark.parametrize("name", TASKS)
 def test_each_task_is_done_by_the_function_of_its_name(monkeypatch, name):
     done = []
-    for other, module in job.TASKS.items():
+    for other, module in tasks.TASKS.items():
         monkeypatch.setattr(importlib.import_module(module), other, lambda *args, other=other: done.append(other))
     assert run_command(f"task={name}", *TASKS[name]).status == 0
     assert done == [name]

@@ -7,7 +7,6 @@ import sys
 import pytest
 from command import run_command
 
-from xlstm_hydra import plan_cli
 from xlstm_hydra.plan import MEMORY_KINDS
 from xlstm_hydra.sweep import COMPLETED, Outcome, finish_sweep, update_record
 
@@ -74,7 +73,7 @@ def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch, tmp_path, cap
 
 def test_the_status_says_that_no_plan_fits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan_cli, "changes_that_fit", lambda plan: ())
+    monkeypatch.setattr("xlstm_hydra.plan._task.changes_that_fit", lambda plan: ())
     small = ["device=h100_80gb", "device.memory_gib=0.001", "optimizer=adamw,sgd"]
     done = run_command("-m", "task=plan", *small, "hydra.sweep.dir=sweep")
     assert done.status == 3, done.err

@@ -7,31 +7,62 @@ import pytest
 from saved import composed
 
 from xlstm_hydra import configs
-from xlstm_hydra.configs import ModelConfig
-from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.hydra._register import SCHEMAS
+from xlstm_hydra.configs import OPTIONS, ModelConfig, effect_of, resolve_classes
 from xlstm_hydra.metadata import Difference, diff, read_record, write_metadata
-from xlstm_hydra.runs import ABSENT, KINDS, not_compared
-from xlstm_hydra.runs._diff import EFFECTS, _kind
-
-OF_RUNS = [schema for name, schema in SCHEMAS.items() if name not in ("slurm", "local")]
-OWN = [ModelConfig, *(schema.__bases__[-1] if "Node" in schema.__name__ else schema for schema in OF_RUNS)]
+from xlstm_hydra.runs import ABSENT, kind_of, not_compared
 
 
-@pytest.mark.parametrize("config_class", OWN, ids=lambda cls: cls.__name__)
-def test_every_field_of_ours_is_classed_once(config_class):
-    for field in dataclasses.fields(config_class):
-        owners = [
-            cls for cls in config_class.__mro__ if any(field.name in t.split() for t in EFFECTS.get(cls, {}).values())
-        ]
-        assert owners, f"add {field.name} to EFFECTS in metadata/_difference.py"
+@dataclasses.dataclass(kw_only=True)
+class OwnConfig(configs.mLSTMConfig):
+    """A user's own config, without metadata."""
+
+    bias: bool = True
+    width: int = 3
 
 
-@pytest.mark.parametrize("config_class", EFFECTS, ids=lambda cls: cls.__name__)
-def test_every_entry_of_the_table_is_a_field(config_class):
-    names = [name for text in EFFECTS[config_class].values() for name in text.split()]
-    assert EFFECTS[config_class].keys() <= KINDS.keys() and len(set(names)) == len(names)
-    assert set(names) <= {field.name for field in dataclasses.fields(config_class)}
+def silent(config_class):
+    """The fields that do not say what they change, and neither does a class that this one inherits them from."""
+    own = [base.__dataclass_fields__ for base in config_class.__mro__ if dataclasses.is_dataclass(base)]
+    return [name for name in own[0] if not any(fields[name].metadata for fields in own if name in fields)]
+
+
+@pytest.mark.parametrize("config_class", [ModelConfig, *OPTIONS.values()], ids=lambda cls: cls.__name__)
+def test_every_field_of_ours_says_what_it_changes(config_class):
+    assert silent(config_class) == []
+
+
+def test_the_test_above_sees_a_field_that_does_not_say_it():
+    assert silent(OwnConfig) == ["width"]
+
+
+def test_of_a_model_of_the_users_own_any_field_may_change_the_parameters():
+    assert effect_of(OwnConfig, "width") == configs.Effect("parameters", compiled=True)
+
+
+def test_a_subclass_that_changes_a_default_need_not_say_again_what_the_field_changes():
+    assert effect_of(OwnConfig, "bias") == effect_of(configs.mLSTMConfig, "bias")
+    assert effect_of(configs.LionConfig, "lr").traced and effect_of(configs.AdamWConfig, "weight_decay").traced
+
+
+def test_bookkeeping_is_never_compiled_in():
+    assert configs.affects("bookkeeping") == configs.affects("bookkeeping", compiled=False)
+
+
+KINDS_OF = {
+    "parallel.remat": "layout",
+    "parallel.fsdp_gather_dtype": "numerics",
+    "model.parallel": "layout",
+    "model.model_class": "parameters",
+    "model.dropout": "numerics",
+    "trainer.ignore_plan": "bookkeeping",
+    "trainer.unheard_of": "parameters",
+    "hydra.launcher": "parameters",
+}
+
+
+@pytest.mark.parametrize(("key", "kind"), KINDS_OF.items(), ids=KINDS_OF)
+def test_a_key_as_it_is_typed_tells_how_much_it_matters(key, kind):
+    assert kind_of(key) == kind
 
 
 def test_equal_runs_do_not_differ():
@@ -66,14 +97,6 @@ def test_groups_that_one_side_did_not_record_are_told():
     part = dataclasses.replace(record, groups={name: record.groups[name] for name in ("model", "parallel")})
     assert diff(record, part) == []
     assert "data" in not_compared(record, part) and "model" not in not_compared(record, part)
-
-
-def test_of_a_model_of_the_users_own_any_field_may_change_the_parameters():
-    @dataclasses.dataclass(kw_only=True)
-    class OwnConfig(configs.SubModelConfig):
-        width: int = 3
-
-    assert _kind(OwnConfig, "width") == "parameters"
 
 
 SMALL = {"vocab_size": 32, "embedding_dim": 32, "num_blocks": 2, "context_length": 64}
@@ -140,5 +163,5 @@ def test_a_field_changes_the_shapes_of_parameters_if_and_only_if_it_is_classed_s
         base = dataclasses.replace(config, **TOGETHER.get(field.name, {}))
         changed = dataclasses.replace(base, **{field.name: other(base, field.name)})
         unlike[field.name] = "parameters" if shapes(name, changed) != shapes(name, base) else "same"
-    classed = {key: "parameters" if _kind(type(config), key) == "parameters" else "same" for key in unlike}
+    classed = {key: "parameters" if effect_of(type(config), key).kind == "parameters" else "same" for key in unlike}
     assert unlike == classed

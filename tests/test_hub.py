@@ -3,13 +3,12 @@
 import json
 
 import pytest
+from tiny import tiny_run
 
-from xlstm_hydra.checkpoint._load import find_weights
-from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves
-from xlstm_hydra.configs import ConfigError
+from xlstm_hydra.checkpoint import find_weights, load_params
+from xlstm_hydra.configs import ConfigError, resolve_classes
 from xlstm_hydra.metadata import MetadataError, read_record
-from xlstm_hydra.runs import DamagedCheckpoint, find_checkpoint
-from xlstm_hydra.runs._damage import told_if_damaged
+from xlstm_hydra.runs import find_checkpoint
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}})
@@ -86,7 +85,7 @@ WEIGHTS = {
 @pytest.mark.parametrize(("files", "words"), WEIGHTS.values(), ids=WEIGHTS)
 def test_weights_that_cannot_be_read_are_one_message_with_the_way_out(tmp_path, files, words):
     with pytest.raises(ConfigError, match=words) as error:
-        SafetensorsLeaves(model(tmp_path, **files))
+        load_params(model(tmp_path, config__json="{}", **files), resolve_classes(tiny_run("v1").model))
     assert len(error.value.problems) == 1
 
 
@@ -100,10 +99,3 @@ def test_the_folder_of_a_run_may_have_a_config_json_of_its_own(tmp_path):
     (tmp_path / "checkpoints" / "20" / "metadata").mkdir(parents=True)
     (tmp_path / "checkpoints" / "20" / "metadata" / "metadata").write_text("{}")
     assert find_weights(str(model(tmp_path, config__json="{}")), "RUN") == tmp_path / "checkpoints" / "20"
-
-
-def test_a_pointer_of_git_lfs_in_place_of_arrays_is_named(tmp_path):
-    (tmp_path / "d").write_text(POINTER)
-    with pytest.raises(DamagedCheckpoint, match="its parameters cannot be read: .*/d: a Git LFS pointer"):
-        with told_if_damaged("parameters", tmp_path):
-            raise ValueError("what TensorStore says")

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.flax import save_file
+from safetensors import flax
+from safetensors.numpy import load_file, save_file
+from saved import save
 from tiny import tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.checkpoint import _safetensors, export_checkpoint, import_checkpoint, load_params
-from xlstm_hydra.checkpoint._hugging_face import read_config, write_config
-from xlstm_hydra.checkpoint._safetensors import SafetensorsLeaves, write_safetensors
+from xlstm_hydra.checkpoint import export_checkpoint, import_checkpoint, load_params, recorded_model
 from xlstm_hydra.configs import ConfigError
 
 CAPS = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0}
@@ -51,7 +51,7 @@ def exported(request, tmp_path_factory):
     save_untrained(run, folder, params=random_params(run.model))
     with pytest.MonkeyPatch.context() as patch:
         if run.model.model_config.bias:  # as a large model would be written
-            patch.setattr(_safetensors, "_BYTES_PER_FILE", 10_000)
+            patch.setattr("xlstm_hydra.checkpoint._leaves._BYTES_PER_FILE", 10_000)
         export_checkpoint(str(folder), folder / "exported")
     files = len(list((folder / "exported").glob("*.safetensors")))
     assert files > 2 if run.model.model_config.bias else files == 1
@@ -110,10 +110,11 @@ def test_a_model_of_hugging_face_becomes_a_checkpoint_of_ours(exported, tmp_path
     ],
     ids=str,
 )
-def test_what_hugging_face_cannot_say_is_refused_with_its_field(changes):
+def test_what_hugging_face_cannot_say_is_refused_with_its_field(changes, tmp_path):
     ((key, _),) = changes.items()
+    save(tmp_path / "run", run_of(**changes))
     with pytest.raises(ConfigError, match=f"^model.{key}=.*Hugging Face"):
-        write_config(run_of(**changes).model)
+        export_checkpoint(str(tmp_path / "run"), tmp_path / "exported")
 
 
 def test_a_model_that_is_reset_at_documents_is_written_where_rows_have_one(tmp_path):
@@ -161,10 +162,9 @@ def cut(folder):
 
 def with_array(name, change):
     def rewrite(folder):
-        leaves = SafetensorsLeaves(folder)
-        arrays = dict(zip(leaves.shapes, map(np.array, leaves.read([*leaves.shapes])), strict=True))
+        arrays = load_file(folder / "model.safetensors")
         change(arrays, name)
-        write_safetensors(folder, arrays.items())
+        save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
 
     return rewrite
 
@@ -210,7 +210,7 @@ def test_another_type_of_model_is_one_problem_whatever_its_fields_are(theirs):
 
 
 def config_of(folder) -> Any:
-    return read_config(folder).model_config
+    return recorded_model(folder, "RUN").model_config
 
 
 def test_a_soft_cap_that_is_null_is_none_and_one_that_is_missing_is_the_default(theirs):
@@ -225,13 +225,19 @@ def test_a_soft_cap_that_is_null_is_none_and_one_that_is_missing_is_the_default(
 
 
 def test_unknown_fields_are_read_if_null_or_leniently(theirs, caplog):
-    expected = read_config(theirs)
+    expected = recorded_model(theirs, "RUN")
     said(colour=None)(theirs)
-    assert read_config(theirs) == expected and "config.json: colour=null: this version does not know" in caplog.text
+    assert (
+        recorded_model(theirs, "RUN") == expected
+        and "config.json: colour=null: this version does not know" in caplog.text
+    )
     said(mood=1, num_head=2)(theirs)
     with pytest.raises(ConfigError, match=r"--lenient \(in Python, lenient=True\) ignores unknown fields.$"):
-        read_config(theirs)
-    assert read_config(theirs, lenient=True) == expected and "ignored unknown fields: mood, num_head" in caplog.text
+        recorded_model(theirs, "RUN")
+    assert (
+        recorded_model(theirs, "RUN", lenient=True) == expected
+        and "ignored unknown fields: mood, num_head" in caplog.text
+    )
 
 
 def test_tied_word_embeddings_are_read_unless_the_file_has_a_head(theirs):
@@ -250,12 +256,11 @@ def test_tied_word_embeddings_are_read_unless_the_file_has_a_head(theirs):
 
 def test_a_model_in_several_files_and_in_sixteen_bits_is_read(theirs):
     expected = load_checkpoint(theirs)
-    leaves = SafetensorsLeaves(theirs)
-    files = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(leaves.shapes)}
+    arrays = load_file(theirs / "model.safetensors")
+    files = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(arrays)}
     for file in set(files.values()):
         names = [name for name in files if files[name] == file]
-        arrays = zip(names, leaves.read(names), strict=True)
-        save_file({name: jnp.asarray(array, jnp.bfloat16) for name, array in arrays}, theirs / file)
+        flax.save_file({name: jnp.asarray(arrays[name], jnp.bfloat16) for name in names}, theirs / file)
     (theirs / "model.safetensors").unlink()
     (theirs / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     got = load_checkpoint(theirs)

@@ -14,10 +14,10 @@ import pytest
 from etils import epath
 from saved import save_text
 
+from xlstm_hydra.checkpoint._faults import _ignore_abandoned_requests as ignore_abandoned_requests
+from xlstm_hydra.checkpoint._faults import reading
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.runs import find_checkpoint, read_metadata_text, refuse_to_overwrite, saved_steps, step_of
-from xlstm_hydra.runs._abandoned import ignore_abandoned_requests
-from xlstm_hydra.runs._damage import told_if_damaged
 
 
 def mark(run, step, content):
@@ -121,10 +121,10 @@ TENSORSTORE = ValueError("DATA_LOSS: cut off [tensorstore_spec='{\"base\": 1}']"
 
 
 def test_what_is_raised_for_damaged_files_is_told_as_one_error():
-    with pytest.raises(ConfigError) as told, told_if_damaged("parameters"):
+    with pytest.raises(ConfigError) as told, reading("parameters"):
         raise TENSORSTORE
     assert str(told.value) == CUT_OFF and told.value.__cause__ is TENSORSTORE
-    with pytest.raises(ConfigError) as told, told_if_damaged("parameters"):
+    with pytest.raises(ConfigError) as told, reading("parameters"):
         raise Exception("while reading an array: <bound method ...>\n") from TENSORSTORE  # as Orbax does
     assert str(told.value) == CUT_OFF
 
@@ -138,13 +138,13 @@ DISTURBED = {
 @pytest.mark.parametrize("error", DISTURBED.values(), ids=DISTURBED)
 def test_a_checkpoint_that_the_machine_cannot_read_does_not_count_as_damaged(error, tmp_path):
     with pytest.raises(OSError, match="its parameters cannot be read: Input/output error"):
-        with told_if_damaged("parameters", tmp_path):
+        with reading("parameters", tmp_path):
             raise Exception("while reading an array") from error
 
 
 @pytest.mark.parametrize("error", [ConfigError([]), TypeError("a mistake of ours"), MemoryError()], ids=repr)
 def test_other_errors_stay_as_they_are(error):
-    with pytest.raises(type(error)) as told, told_if_damaged("parameters"):
+    with pytest.raises(type(error)) as told, reading("parameters"):
         raise error
     assert told.value is error
 
@@ -265,8 +265,16 @@ def test_the_damaged_file_is_named(tmp_path, content, words):
     (tmp_path / "_METADATA").write_text(content)
     (tmp_path / "commit_success.txt").touch()
     with pytest.raises(ConfigError, match=f"its parameters cannot be read: {tmp_path}/_METADATA {words}. "):
-        with told_if_damaged("parameters", tmp_path):
+        with reading("parameters", tmp_path):
             raise TENSORSTORE
+
+
+def test_a_pointer_of_git_lfs_in_place_of_arrays_is_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "d").write_text(pointer)
+    with pytest.raises(ConfigError, match="its parameters cannot be read: .*/d: a Git LFS pointer"):
+        with reading("parameters", tmp_path):
+            raise ValueError("what TensorStore says")
 
 
 def closed_loop():

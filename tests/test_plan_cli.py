@@ -12,11 +12,10 @@ from command import run_command
 from omegaconf import OmegaConf
 from tiny import FAMILIES
 
-from xlstm_hydra import plan_cli, train
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.hydra import _load, load_device
-from xlstm_hydra.plan import Search, make_plan
-from xlstm_hydra.train import Comparison
+from xlstm_hydra.devices import known_devices
+from xlstm_hydra.hydra import _resolvers
+from xlstm_hydra.plan import Comparison, Search, make_plan, plan
 
 PLAN = ("task=plan", "hydra.run.dir=run")
 TINY = (*PLAN, "model.embedding_dim=64", "model.context_length=64", "task.num_devices=16")
@@ -157,8 +156,8 @@ def test_the_default_batch_of_a_plan_is_one_that_its_layout_can_use(overrides, s
 
 
 def test_the_default_batch_of_a_plan_reads_the_rest_of_the_config_once(monkeypatch):
-    read, calls = _load._read_groups, []
-    monkeypatch.setattr(_load, "_read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
+    read, calls = _resolvers.read_groups, []
+    monkeypatch.setattr(_resolvers, "read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
     assert batch_of("task.num_devices=3") == 9
     assert len(calls) == 1
 
@@ -185,7 +184,7 @@ def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
         values |= {"run": run, "num_devices": number, "device": device, "limit": 2**30, "best": plans}
         return Search(**values)
 
-    monkeypatch.setattr(plan_cli, "search", found)
+    monkeypatch.setattr("xlstm_hydra.plan._task.search", found)
     done = run_command(*TINY, "task.search=true")
     assert done.status == 0 and "the fastest 1:" in done.out
     best = json.loads(Path("run/search.json").read_text())["best"][0]
@@ -196,8 +195,8 @@ def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
 
 def test_the_compilers_figures_stand_beside_those_of_the_plan(monkeypatch):
     compared = [Comparison("parameters", "bytes", 100, 80), Comparison("operations", "operations", 7, 7, "a note")]
-    monkeypatch.setattr(train, "compile_step", lambda run, number: number)
-    monkeypatch.setattr(train, "compare", lambda plan, compiled: compared if compiled == 16 else [])
+    monkeypatch.setattr("xlstm_hydra.plan._task.compile_step", lambda run, number: number)
+    monkeypatch.setattr("xlstm_hydra.plan._task.compare", lambda plan, compiled: compared if compiled == 16 else [])
     done = run_command(*TINY, "task.compile=true")
     assert done.status == 0, done.err
     assert re.search(r"^parameters +bytes +100 +80 +1\.25$", done.out, re.MULTILINE)
@@ -205,13 +204,15 @@ def test_the_compilers_figures_stand_beside_those_of_the_plan(monkeypatch):
     assert json.loads(Path("run/plan.json").read_text())["compiled"] == [dataclasses.asdict(row) for row in compared]
 
 
-def test_python_can_plan_without_hydra(tmp_path, capsys):
+def test_python_can_plan_without_hydra(tmp_path, capsys, monkeypatch):
+    for name in ("known_devices", "shortest_layout"):
+        monkeypatch.setattr(f"xlstm_hydra._hooks.hooks.{name}", None)
     run = RunConfig(
         model=FAMILIES["v1"](),
         task=PlanTaskConfig(num_devices=8),
         data=SyntheticDataConfig(motif_length=4),
-        device=load_device("cpu"),
+        device=known_devices()["cpu"],
     )
-    assert 0 < plan_cli.plan(run, tmp_path) < math.inf
+    assert 0 < plan(run, tmp_path) < math.inf
     assert "8 x CPU, 2 cores, 1 to a host: 8 hosts" in capsys.readouterr().out
     assert json.loads((tmp_path / "plan.json").read_text())["device"]["platform"] == "cpu"

@@ -16,7 +16,7 @@ from xlstm_hydra._table import table
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import TaskError, reason, text_of
-from xlstm_hydra.hydra._quote import as_override
+from xlstm_hydra.hydra import as_override
 from xlstm_hydra.metadata import write_metadata
 from xlstm_hydra.runs import log_ignored
 

@@ -11,9 +11,7 @@ from saved import composed, save
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.runs import _folder as run_folder
-from xlstm_hydra.runs import hold_folder
-from xlstm_hydra.runs._folder import RunFolder
+from xlstm_hydra.runs import RunFolder, hold_folder
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
 
@@ -69,7 +67,7 @@ def test_whatever_the_system_says_of_a_new_folder_is_one_message(number, monkeyp
     def fail(self, *_, **__):
         raise OSError(number, "the reason", str(self))
 
-    monkeypatch.setattr(run_folder.Path, "mkdir", fail)
+    monkeypatch.setattr(Path, "mkdir", fail)
     done = run_command("hydra.run.dir=new/run")
     assert done.status == 2
     way = "Free some space, or use another folder. " if number == errno.ENOSPC else ""

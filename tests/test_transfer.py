@@ -12,7 +12,7 @@ from tiny import LAYOUTS, tiny_run
 from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.checkpoint import _transfer, export_checkpoint, import_checkpoint, load_params
+from xlstm_hydra.checkpoint import export_checkpoint, import_checkpoint, load_params
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, ParallelConfig, SGDConfig
 from xlstm_hydra.metadata import read_record
 from xlstm_hydra.models import apply_model, build_model
@@ -161,8 +161,8 @@ def test_what_is_not_whole_has_no_name(places, tmp_path, monkeypatch, form):
     def full(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr(_transfer, "write_safetensors", full)
-    monkeypatch.setattr(_transfer.ocp.CheckpointManager, "save", full)
+    monkeypatch.setattr("xlstm_hydra.checkpoint._transfer.write_safetensors", full)
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
     with pytest.raises(ConfigError, match="^OUT=.*: cannot be written: no space left"):
         write_to(form, places, tmp_path / "out")
     assert not [*tmp_path.iterdir()]

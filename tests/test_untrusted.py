@@ -17,11 +17,10 @@ from saved import composed, save, save_text
 import xlstm_hydra.train
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
-from xlstm_hydra.hydra._from_checkpoint import recorded_origin
 from xlstm_hydra.metadata import MetadataError, read_record, write_metadata
-from xlstm_hydra.runs import find_checkpoint, provenance, read_metadata_text
-from xlstm_hydra.runs._folder import WRITTEN, RunFolder
+from xlstm_hydra.runs import RunFolder, find_checkpoint, provenance, read_metadata_text, recorded_origin
 from xlstm_hydra.sweep import FAILED, Outcome, update_record
+from xlstm_hydra.train import train
 
 pytestmark = pytest.mark.usefixtures("logging_of_the_tests")
 
@@ -190,7 +189,7 @@ def test_a_command_line_that_is_printed_gives_the_same_config_and_runs_nothing_i
 
 def test_the_origin_in_a_config_file_is_not_resolved(tmp_path):
     (tmp_path / "config.yaml").write_text("model: {_checkpoint_: '${oc.env:SECRET}'}\n")
-    assert recorded_origin(tmp_path / "config.yaml") == "${oc.env:SECRET}"
+    assert recorded_origin(tmp_path) == "${oc.env:SECRET}"
 
 
 # ---- paths that a record names
@@ -234,8 +233,8 @@ def elsewhere(tmp_path):
     return folder
 
 
-FILES = [name for name in WRITTEN if "." in name[1:] or name == ".lock"]
-FOLDERS = [name for name in WRITTEN if name not in FILES]
+FILES = [name for name in RunFolder.WRITTEN if "." in name[1:] or name == ".lock"]
+FOLDERS = [name for name in RunFolder.WRITTEN if name not in FILES]
 BELOW = [".hydra/config.yaml", ".hydra/resumed_at_20", "checkpoints/deleted", "checkpoints/20", "checkpoints/19"]
 BELOW += ["checkpoints/20/params", "checkpoints/20/metadata/metadata", "checkpoints/21.orbax-checkpoint-tmp-1"]
 BELOW += ["damaged_checkpoints/20_1", "tensorboard/events"]
@@ -360,8 +359,6 @@ def test_the_other_steps_of_a_run_are_not_read_through_links_either(elsewhere, t
 
 @pytest.mark.parametrize("name", [".lock", "metadata.json", "tensorboard", "checkpoints", "checkpoints/deleted"])
 def test_training_from_python_does_not_write_through_links_either(name, elsewhere, tmp_path):
-    from xlstm_hydra.train._loop import train
-
     link(tmp_path / "run" / name, elsewhere / "run" / "checkpoints")
     before = content(".")
     with pytest.raises(

@@ -21,7 +21,7 @@ from xlstm_hydra import load_checkpoint
 from xlstm_hydra.configs import ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.models import apply_model
 from xlstm_hydra.parallel import build_mesh
-from xlstm_hydra.step import build_objective
+from xlstm_hydra.step import build_sharded_loss
 
 SMALL = {"num_blocks": 2, "context_length": 16, "igate_bias_init_range": 0.0}
 V0 = SMALL | {"gate_linear_headwise": True, "norm_type": "layernorm"}
@@ -88,7 +88,7 @@ def logits_on(layout, loaded, batch):
     """The logits that our layouts compute, (B, S, V)."""
     model = replace(loaded.config, parallel=layout)
     run = RunConfig(model=model, data=SyntheticDataConfig(motif_length=4), trainer=TrainerConfig(batch_size=8))
-    on = build_objective(run, build_mesh(layout))
+    on = build_sharded_loss(run, build_mesh(layout))
     specs = (on.param_specs, on.batch_spec), PartitionSpec(*on.batch_spec, None, layout.model_axis_name)
     return quick(on._shard_map(lambda params, batch: on._forward(params, batch, None), *specs))(loaded.params, batch)
 

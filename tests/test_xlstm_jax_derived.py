@@ -10,8 +10,7 @@ from published import BLOCK, CELL, ERAS, LAYER, nested, tree
 from xlstm_jax_saved import save_xlstm_jax
 
 from xlstm_hydra import load_checkpoint
-from xlstm_hydra.configs import ParallelConfig
-from xlstm_hydra.hydra import resolve_classes
+from xlstm_hydra.configs import ParallelConfig, resolve_classes
 from xlstm_hydra.metadata import MetadataError, read_record
 from xlstm_hydra.models import list_parameters
 

@@ -4,8 +4,8 @@ import pytest
 from published import BLOCK, CELL, ERAS, FEED_FORWARD, LAYER, PARALLEL, nested, tree, with_none_strings
 
 from xlstm_hydra.configs import AdamWConfig, ConstantConfig, CosineConfig, LinearConfig
-from xlstm_hydra.hydra._from_checkpoint import starting_groups
 from xlstm_hydra.metadata import MetadataError, read_record
+from xlstm_hydra.runs import starting_groups
 
 KINDS = ("mlstm", "mlstm_v1", "llama")
 MODEL = "model.model_config"

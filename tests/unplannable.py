@@ -9,8 +9,8 @@ from flax import linen as nn
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from xlstm_hydra.configs import RunConfig, SubModelConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.hydra import make_model_config, resolve_classes
+from xlstm_hydra.configs import RunConfig, SubModelConfig, SyntheticDataConfig, TrainerConfig, resolve_classes
+from xlstm_hydra.hydra import make_model_config
 from xlstm_hydra.plan import _jaxpr
 
 mystery = Primitive("mystery")

@@ -36,15 +36,19 @@ _FOLDER_NOTE = "The run's folder is "
 _OURS = (errno.EBADF, errno.EFAULT, errno.ENOTSOCK)
 """Numbers of errors that no machine causes, only a program."""
 
-_FIXES = {
-    errno.ENOSPC: "Free some space, or choose another folder with hydra.run.dir=DIR.",
-    errno.EDQUOT: "Free some space, or choose another folder with hydra.run.dir=DIR.",
-    errno.EACCES: "Choose a folder or file that this user can use.",
-    errno.EPERM: "Choose a folder or file that this user can use.",
-    errno.EROFS: "Choose a folder that can be written, such as with hydra.run.dir=DIR.",
-    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+_WAYS_OUT = {
+    errno.ENOSPC: "Free some space",
+    errno.EDQUOT: "Free some space, or ask for a larger quota",
+    errno.EFBIG: "Allow larger files (ulimit -f)",
+    errno.EROFS: "Make the folder writable",
+    errno.EACCES: "Give this user access to it",
+    errno.EPERM: "Give this user access to it",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
 }
 """The way out, by the number of an `OSError`."""
+
+_OF_FOLDERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of errors that may not occur in another folder."""
 
 _DEVICE_MEMORY = (
     "Use a smaller trainer.batch_size or model.context_length, activation checkpointing (parallel.remat), or more "
@@ -150,7 +154,13 @@ def _of_system(error: OSError) -> str | None:
         return str(error) or None
     names = " -> ".join(repr(os.fspath(name)) for name in (error.filename, error.filename2) if _is_name(name))
     head = f"{names}: {error.strerror}" if names else f"{error.strerror}"
-    return f"{head}. {_FIXES[error.errno]}" if error.errno in _FIXES else head
+    elsewhere = ", or choose another folder with hydra.run.dir=DIR" if error.errno in _OF_FOLDERS else ""
+    return head if (way := way_out(error)) is None else f"{head}. {way}{elsewhere}."
+
+
+def way_out(error: OSError) -> str | None:
+    """Return what to do about an error of the system, without a full stop; None if that is not known."""
+    return None if error.errno is None else _WAYS_OUT.get(error.errno)
 
 
 def _is_name(name: object) -> bool:

@@ -1,4 +1,4 @@
-"""How a broken rule is said: the key as typed, the values, the rule, and the way out."""
+"""How a broken rule is worded: the key as typed, the values, the rule, and the way out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import enum
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -36,7 +36,7 @@ class Problem:
     fix: str = ""
     """What to type instead."""
 
-    idle: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    unused: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """The keys whose value has no effect as things are, each with a value that says so and keeps the rule."""
 
     also: tuple[str, ...] = field(default=(), kw_only=True)
@@ -67,17 +67,17 @@ class Problem:
         return (*self.keys, *map(self._whole, self.also))
 
     @property
-    def idle_keys(self) -> dict[str, Any]:
-        """`idle`, by the keys as the user types them."""
-        return {self._whole(key): value for key, value in self.idle.items()}
+    def unused_keys(self) -> dict[str, Any]:
+        """`unused`, by the keys as the user types them."""
+        return {self._whole(key): value for key, value in self.unused.items()}
 
     def __str__(self) -> str:
         values = zip(self.keys, self.given.values(), strict=True)
         head = ", ".join(key if value is _HIDDEN else f"{key}={show(value)}" for key, value in values)
-        text = self.told(f"{self.rule}. {self.fix}" if self.fix else self.rule)
+        text = self.with_full_keys(f"{self.rule}. {self.fix}" if self.fix else self.rule)
         return printable(f"{head}: {text}" if head else text, keep="\n" if self.has_lines else "")
 
-    def told(self, text: str) -> str:
+    def with_full_keys(self, text: str) -> str:
         """The rule or the fix with its keys as the user types them; braces in `about` are no keys."""
         if _HIDDEN in self.given.values():
             return text
@@ -215,12 +215,13 @@ def show(value: Any) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """`Did you mean 'x'?`, or the whole list where nothing is near."""
     known = list(known)
-    if near := _near(name, known):
+    if near := near_name(name, known):
         return f"Did you mean {near!r}?"
     return f"Known: {', '.join(known)}." if known else "There are none."
 
 
-def _near(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def near_name(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that is meant by `name`, if one is near enough."""
     import difflib  # only a wrong name needs it
 
     lowered = {option.lower(): option for option in known}
@@ -246,48 +247,3 @@ def either(options: Iterable[Any]) -> str:
     if len(texts) > 12:
         texts = [*texts[:6], "...", *texts[-5:]]
     return " or ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
-
-
-def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = False) -> Iterator[Problem]:
-    """The rule that a field names one of `options` (or is null, where `optional`)."""
-    value, options = getattr(config, key), list(options)
-    if value in options or (optional and value is None):
-        return
-    choices = either([*options, "null"] if optional else options)
-    near = _near(value, options)
-    hint = f" (did you mean {near}?)" if near else ""
-    yield Problem({key: value}, "not a known value", f"Choose {choices}{hint}.")
-
-
-def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterator[Problem]:
-    """The rule that numbers are finite and `>= low` (`> low` where `above`); a field that is null is not looked at."""
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and not (low < value < math.inf if above else low <= value < math.inf):
-            bound = f"greater than {low}" if above else f"{low} or more"
-            yield Problem({key: value}, f"must be {bound}{'' if math.isfinite(value) else ' and finite'}")
-
-
-def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:
-    """The rule that numbers are `< high` (`<= high` where `inclusive`). NaN is left to `at_least`."""
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and (value > high if inclusive else value >= high):
-            yield Problem({key: value}, f"must be {'at most' if inclusive else 'less than'} {high}")
-
-
-def own_name(config: Any) -> Iterator[Problem]:
-    """The rule that `name`, by which plain data finds its class, is the class's own."""
-    name = getattr(type(config), "name", None)
-    if isinstance(name, str) and config.name != name:
-        yield Problem({"name": config.name}, f"the name of {type(config).__name__} is {name}", f"Set {{name}}={name}.")
-
-
-def idle(config: Any, key: str, because: str, value: Any, fix: str = "") -> Iterator[Problem]:
-    """The rule that a field which has no effect, since `because` has this value, is left at its default."""
-    known = next(field for field in fields(config) if field.name == key)
-    default = known.default if known.default_factory is MISSING else known.default_factory()
-    if getattr(config, key) != default:
-        given = {key: getattr(config, key), because: value}
-        rule = f"has no effect with this {{{because}}}"
-        yield Problem(given, rule, fix or f"Leave {{{key}}} at {show(default)}.", idle={key: default})

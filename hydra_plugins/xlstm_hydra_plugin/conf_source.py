@@ -6,6 +6,8 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._conf_dir import current_option
+
 SCHEMAS = "xlstm_hydra/schema/"
 
 
@@ -27,7 +29,7 @@ class XlstmConfigSource(FileConfigSource):
         path = config_path.rstrip("/")
         if ConfigStore.instance().get_type(self._normalize_file_name(path)) == ObjectType.CONFIG:
             return False
-        return _schema(path) is not None or super().is_config(path)
+        return _schema(path) is not None or super().is_config(current_option(path))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """What a folder holds, without the folder that only our own files refer to."""
@@ -40,18 +42,18 @@ class XlstmConfigSource(FileConfigSource):
         """
         if (schema := _schema(config_path)) is not None:
             return ConfigResult(config=schema, path=self.full_path(), provider=self.provider, header={"package": None})
-        result = super().load_config(config_path)
+        result = super().load_config(current_option(config_path.removesuffix(".yaml")))
         match OmegaConf.select(result.config, "defaults"):
             case [str(base), "_self_"] if schema := _schema(base.removeprefix("/").removesuffix("@_here_")):
                 del result.config["defaults"]
-                result.config = OmegaConf.merge(schema, result.config)
+                result.config = OmegaConf.unsafe_merge(schema, result.config)  # the schema is new: no copy is needed
         return result
 
 
 def _schema(config_path: str) -> DictConfig | None:
     if not config_path.startswith(SCHEMAS):
         return None
-    from xlstm_hydra.hydra import _register
+    from xlstm_hydra.hydra import register_resolvers, schema_node
 
-    _register.register_resolvers()
-    return _register.schema_node(config_path[len(SCHEMAS) :])
+    register_resolvers()
+    return schema_node(config_path[len(SCHEMAS) :])

@@ -2,8 +2,7 @@
 
 import pytest
 
-from xlstm_hydra.configs import ConfigError, DistributedConfig, ParallelConfig, RunConfig, TrainerConfig
-from xlstm_hydra.configs._process import first_host, idle_tasks, slurm_place
+from xlstm_hydra.configs import ConfigError, DistributedConfig, ParallelConfig, RunConfig, TrainerConfig, idle_tasks
 
 EXPLICIT = {"name": "explicit", "coordinator_address": "node7:1234", "num_processes": 2, "process_id": 1}
 AUTO = DistributedConfig(name="auto")
@@ -49,7 +48,7 @@ def test_settings_that_make_no_sense_are_refused(fields, words):
 
 
 def test_explicit_settings_are_the_place():
-    assert DistributedConfig(**EXPLICIT).place({})[:3] == ("node7:1234", 2, 1)
+    assert DistributedConfig(**EXPLICIT).process_info({})[:3] == ("node7:1234", 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_explicit_settings_are_the_place():
     ids=["no SLURM", "one task", "a batch script without srun"],
 )
 def test_there_is_one_process_where_srun_has_not_started_several(environ):
-    assert AUTO.place(environ) is None
+    assert AUTO.process_info(environ) is None
 
 
 def test_tasks_that_a_batch_script_leaves_idle_are_counted():
@@ -67,17 +66,17 @@ def test_tasks_that_a_batch_script_leaves_idle_are_counted():
 
 
 def test_none_is_one_process_whatever_the_environment_says():
-    assert DistributedConfig(name="none").place(step()) is None
+    assert DistributedConfig(name="none").process_info(step()) is None
 
 
 def test_every_task_of_a_step_has_its_number_and_the_same_address():
-    places = [slurm_place(step(rank=rank)) for rank in range(4)]
+    places = [AUTO.process_info(step(rank=rank)) for rank in range(4)]
     assert [place.process_id for place in places] == [0, 1, 2, 3]
     assert {(place.coordinator_address, place.num_processes) for place in places} == {("node07:61457", 4)}
 
 
 def test_steps_of_one_job_use_other_ports():
-    addresses = {slurm_place(step(SLURM_STEP_ID=str(number))).coordinator_address for number in range(9)}
+    addresses = {AUTO.process_info(step(SLURM_STEP_ID=str(number))).coordinator_address for number in range(9)}
     assert len(addresses) == 9
 
 
@@ -86,7 +85,7 @@ HOSTS = {"node[001-004,007],login": "node001", "a,b": "a", "a": "a", "gpu[3,5]":
 
 @pytest.mark.parametrize(("nodelist", "host"), HOSTS.items(), ids=HOSTS)
 def test_the_first_host_of_a_list_is_found(nodelist, host):
-    assert first_host(nodelist) == host
+    assert AUTO.process_info(step(SLURM_STEP_NODELIST=nodelist)).coordinator_address == f"{host}:61457"
 
 
 GPUS = {
@@ -108,12 +107,12 @@ GPUS = {
 
 @pytest.mark.parametrize(("changes", "ids"), GPUS.values(), ids=GPUS)
 def test_tasks_of_a_host_share_the_gpus_that_they_all_see(changes, ids):
-    assert slurm_place(step(rank=1, local=1, **changes)).local_device_ids == ids
+    assert AUTO.process_info(step(rank=1, local=1, **changes)).local_device_ids == ids
 
 
 def test_typed_devices_come_before_those_of_slurm():
     typed = DistributedConfig(name="auto", local_device_ids=[3])
-    assert typed.place(step(CUDA_VISIBLE_DEVICES="0,1")).local_device_ids == (3,)
+    assert typed.process_info(step(CUDA_VISIBLE_DEVICES="0,1")).local_device_ids == (3,)
 
 
 BROKEN = {
@@ -130,7 +129,7 @@ BROKEN = {
 @pytest.mark.parametrize(("changes", "words"), BROKEN.values(), ids=BROKEN)
 def test_an_environment_that_makes_no_sense_is_refused(changes, words):
     with pytest.raises(ConfigError) as caught:
-        AUTO.place(step(**changes))
+        AUTO.process_info(step(**changes))
     assert words in str(caught.value)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from xlstm_hydra.configs import ConfigDict, ConfigError, Problem
-from xlstm_hydra.problems import at_least, below, divisors, either, nearest, one_of, show
+from xlstm_hydra.configs import ConfigDict, ConfigError, Problem, at_least, below, one_of
+from xlstm_hydra.problems import divisors, either, nearest, show
 
 
 def test_a_problem_names_the_keys_with_their_values_the_rule_and_the_way_out():

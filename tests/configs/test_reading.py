@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xlstm_hydra.codec._decode import collect
+from xlstm_hydra.codec import collect
 from xlstm_hydra.configs import (
     ConfigDict,
     ConfigError,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xlstm_hydra.codec._reprs import Instance, ReprError, parse_repr
+from xlstm_hydra.codec import Instance, ReprError, parse_repr
 from xlstm_hydra.configs import ConfigDict, ConfigError, ParallelConfig, mLSTMv1Config, register_class
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from conversions import assert_alike, holding, through_json
 
-from xlstm_hydra.codec._decode import decode
-from xlstm_hydra.codec._scalars import Flags
+from xlstm_hydra.codec import Flags, decode
 from xlstm_hydra.configs import ConfigDict, ConfigError, register_class
 
 NAN, INF = math.nan, math.inf

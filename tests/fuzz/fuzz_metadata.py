@@ -17,7 +17,7 @@ import atheris
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-with atheris.instrument_imports(include=["xlstm_hydra.metadata", "xlstm_hydra.configs"]):
+with atheris.instrument_imports(include=["xlstm_hydra.formats", "xlstm_hydra.codec", "xlstm_hydra.configs"]):
     from xlstm_hydra.metadata import MetadataError, read_record
 
 from fuzz.mutations import NAMES, SEEDS, VALUES, damage, paths

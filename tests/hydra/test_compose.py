@@ -10,9 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
 from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, mLSTMConfig, mLSTMv1Config, xLSTMConfig
-from xlstm_hydra.hydra import conf_dir, load
-from xlstm_hydra.hydra._register import SCHEMAS
-from xlstm_hydra.hydra._versions import IS_1_3
+from xlstm_hydra.hydra import SCHEMAS, VERSION_BASE, conf_dir, load
 
 GROUPS = {
     "parallel": {"dp", "fsdp", "tp", "fsdp_tp", "pp"},
@@ -42,7 +40,7 @@ OPTIONS = sorted(
 CHECKED = [
     option for option in OPTIONS if option.split("=")[0] not in ("experiment", "debug") and "custom" not in option
 ]
-WHITELIST = {} if IS_1_3 else {"_execution_whitelist_": "xlstm_hydra.hydra.make_model_config"}
+WHITELIST = {} if VERSION_BASE else {"_execution_whitelist_": "xlstm_hydra.hydra.make_model_config"}
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -1,14 +1,18 @@
 """The figures of devices: a group like any other, whose options `task.device` names too."""
 
+import subprocess
+import sys
+
 import hydra
 import pytest
 from command import run_command
 
-from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra import devices
 from xlstm_hydra.configs import ConfigError, DeviceConfig
-from xlstm_hydra.hydra import VERSION_BASE, known_devices, load, load_device, recognise_device
+from xlstm_hydra.devices import DetectedDevices, device_of
+from xlstm_hydra.hydra import VERSION_BASE, conf_dir, known_devices, load, load_device
 
-NAMES = ["a100_40gb", "a100_80gb", "cpu", "h100_80gb", "h200", "tpu_v5e", "tpu_v5p", "v6e"]
+NAMES = ["a100_40gb", "a100_80gb", "cpu", "h100_80gb", "h200", "tpu_v5e", "tpu_v5p", "tpu_v6e"]
 MINE = """
 defaults: [h100_80gb, _self_]
 name: mine
@@ -45,17 +49,44 @@ def test_every_figure_of_an_accelerator_says_where_it_is_from(name):
     assert any(source in text for source in ("data sheet", "Google Cloud documentation", "Measured with JAX"))
 
 
+@pytest.mark.parametrize("key", ["device", "task.device"])
+def test_the_deprecated_name_of_a_device_still_works(compose, key):
+    assert load(compose("task=plan", f"{key}=v6e")).device == load_device("tpu_v6e")
+
+
+def test_the_deprecated_name_of_a_device_is_printed_with_the_new_one_once():
+    command = [sys.executable, "-m", "xlstm_hydra", "--cfg", "job", "device=v6e"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == "xlstm-hydra: device=v6e is deprecated: write device=tpu_v6e\n"
+
+
+def recognised(kind):
+    """The name of a device with memory of its own that JAX calls so."""
+    return device_of(DetectedDevices(kind, "gpu", 1, 1, 2**30, 2**30, 1), None).name
+
+
 def test_a_device_is_recognised_by_what_jax_calls_it():
-    assert recognise_device("NVIDIA H100 80GB HBM3") == load_device("h100_80gb")
-    assert recognise_device("TPU v5 lite") == load_device("tpu_v5e")
-    assert recognise_device("abacus") is None
+    assert recognised("NVIDIA H100 80GB HBM3") == load_device("h100_80gb").name
+    assert recognised("TPU v5 lite") == load_device("tpu_v5e").name
+    assert recognised("abacus") == "abacus"
+
+
+def test_our_figures_are_read_without_hydra_as_with_it(monkeypatch):
+    monkeypatch.setattr("xlstm_hydra._hooks.hooks.known_devices", None)
+    assert devices.known_devices() == known_devices()
 
 
 def test_another_apps_options_of_the_same_name_are_no_devices(mine):
     (mine / "device" / "gpu.yaml").write_text("index: 0")
     with hydra.initialize_config_dir(str(mine), **VERSION_BASE):
-        assert recognise_device("TPU v5 lite") == load_device("tpu_v5e")
+        assert recognised("TPU v5 lite") == load_device("tpu_v5e").name
         assert "gpu" not in known_devices() and "mine" in known_devices()
+
+
+def test_a_device_of_the_users_own_is_recognised_by_its_kind(mine):
+    (mine / "device" / "mine.yaml").write_text(MINE.replace("[]", "[abacus]"))
+    with hydra.initialize_config_dir(str(mine), **VERSION_BASE):
+        assert recognised("abacus") == "mine"
 
 
 def test_no_two_options_are_recognised_by_the_same_name():

@@ -1,5 +1,6 @@
 """Launchers and sweepers: what installs those that are missing, what they are asked for, and whose options they are."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
-from xlstm_hydra.hydra import VERSION_BASE, _engines
+from xlstm_hydra.hydra import VERSION_BASE
 from xlstm_hydra.sweep import _local
 from xlstm_hydra.sweep import _run_sweep as _sweep
 from xlstm_hydra.sweep._local import _gpus_of_slots
@@ -45,7 +46,7 @@ INSTALLED_BY = {
 @pytest.fixture
 def nothing_extra(monkeypatch):
     """As in an environment with the base install only."""
-    monkeypatch.setattr(_engines, "_is_here", lambda module: module == "hydra")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module if module == "hydra" else None)
 
 
 @pytest.mark.parametrize(("choice", "line"), INSTALLED_BY.items(), ids=INSTALLED_BY)

@@ -14,10 +14,9 @@ from published import tree, with_none_strings
 from saved import composed, save, save_text
 
 from xlstm_hydra.configs import ConfigError, LlamaConfig, ModelConfig, ParallelConfig, RunConfig, mLSTMv1Config
-from xlstm_hydra.hydra import load
-from xlstm_hydra.hydra._from_checkpoint import SavedOptions, starting_groups
-from xlstm_hydra.hydra._load import read
+from xlstm_hydra.hydra import SavedOptions, load, read
 from xlstm_hydra.metadata import Record, read_record, write_metadata
+from xlstm_hydra.runs import starting_groups
 
 FIRST = ("parallel=fsdp_tp", "optimizer=lion", "scheduler=linear", "trainer.max_steps=7", "logger=quiet")
 SECOND = ("model=llama_165m", "data=synthetic", "optimizer=sgd", "checkpoint=best", "checkpoint.save_every_n_steps=50",

@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
 from xlstm_hydra.configs import AdamWConfig, ConfigDict, ConfigError, TrainerConfig
-from xlstm_hydra.hydra import SweepLoader, load
-from xlstm_hydra.hydra._schema import structured
+from xlstm_hydra.hydra import SweepLoader, load, schema_node
 
 RECIPE = "# @package _global_\ntrainer: {max_steps: 1e3, batch_size: 16.0}\nscheduler: {decay_steps: 2e3}\n"
 
@@ -113,7 +112,7 @@ def test_what_is_no_integer_is_refused_as_before(value):
 
 
 def test_a_node_that_was_copied_or_pickled_takes_one_too():
-    node = structured(TrainerConfig)
+    node = schema_node("trainer")
     for other in (node, copy.deepcopy(node), pickle.loads(pickle.dumps(node)), OmegaConf.merge(node, {"seed": 3.0})):
         OmegaConf.update(other, "max_steps", 1e3)
         assert type(other.max_steps) is int and type(other.seed) is int

@@ -1,5 +1,7 @@
 """`load` and `validate` report every broken rule of a composed config at once."""
 
+import copy
+
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,6 +11,7 @@ from omegaconf import OmegaConf
 
 from xlstm_hydra.configs import ConfigError, RunConfig
 from xlstm_hydra.hydra import load, validate
+from xlstm_hydra.runs import CONFIG_FILE, write_layout
 
 BROKEN = {
     "trainer.batch_size=0": "trainer.batch_size=0: must be 1 or more",
@@ -52,6 +55,19 @@ def test_a_valid_config_becomes_a_typed_run(tiny):
     assert type(run) is RunConfig
     assert run.model.model_class == "xlstm_hydra.models.mLSTMv1"
     validate(tiny)
+
+
+@pytest.mark.parametrize("text", ["auto", "1e-3", "y", "2026-01-01", "a: b", "${x}", "ä\nö"])
+def test_a_chosen_layout_is_written_into_the_config_of_a_run_as_omegaconf_writes_it(tmp_path, tiny, text):
+    cfg = copy.deepcopy(tiny)
+    (tmp_path / CONFIG_FILE).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    run = load(tiny)
+    run.parallel.remat, run.trainer.compilation_cache_dir = [text], text
+    changed = OmegaConf.load(tmp_path / CONFIG_FILE)
+    changed.parallel = changed.model.parallel = run.parallel.to_dict()
+    changed.trainer = run.trainer.to_dict()
+    write_layout(tmp_path, run)
+    assert (tmp_path / CONFIG_FILE).read_text(encoding="utf-8") == OmegaConf.to_yaml(changed)
 
 
 UNREADABLE = {

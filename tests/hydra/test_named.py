@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from saved import composed, save
 
-from xlstm_hydra.runs._named import named_folders, run_folders
+from xlstm_hydra.runs import named_folders, run_folders
 
 SCRIPTS = Path(sys.executable).parent
 COMMANDS = {

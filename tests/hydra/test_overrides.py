@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from saved import composed
 
 from xlstm_hydra import configs
-from xlstm_hydra.codec._hints import hints
-from xlstm_hydra.codec._partial import unchecked
+from xlstm_hydra.codec import hints, unchecked
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig
-from xlstm_hydra.hydra import VERSION_BASE, shortest_overrides, without_idle
-from xlstm_hydra.hydra._load import read
-from xlstm_hydra.hydra._register import SCHEMAS
+from xlstm_hydra.hydra import SCHEMAS, VERSION_BASE, read, shortest_overrides
 from xlstm_hydra.metadata import Record, read_record
+from xlstm_hydra.runs import without_unused
 
 LINES = {
     "the default": "",
@@ -74,7 +72,7 @@ LARGE = [sample for sample in SAMPLES if "7B" in sample.parent.name or "llama" i
 @pytest.mark.parametrize("sample", LARGE, ids=lambda sample: sample.parent.name)
 def test_what_another_program_recorded_is_typed_without_what_it_did_not(sample):
     record = read_record(sample.read_text())
-    groups, _ = without_idle(record.groups)
+    groups, _ = without_unused(record.groups)
     run = composed(*shortest_overrides(record))
     assert {name: getattr(run, name) for name in groups} == groups
 

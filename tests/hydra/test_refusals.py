@@ -6,15 +6,13 @@ import pytest
 from command import run_command
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from xlstm_hydra.errors import first_line
-from xlstm_hydra.hydra import expand_home, quote_texts
-from xlstm_hydra.hydra._explain import _composer
-from xlstm_hydra.hydra._interpolations import whole
-from xlstm_hydra.hydra._unreadable import unreadable
+from xlstm_hydra.hydra import SweepLoader, check_points, expand_home, explain, quote_texts, unreadable
 
 LINES = [
     # unknown options, keys and groups
@@ -245,10 +243,11 @@ def test_a_required_value_of_a_sweep_that_was_typed_with_a_mistake_is_not_also_c
 
 
 def test_a_value_that_cannot_be_read_in_one_point_hides_no_mistake_of_another(compose):
-    composer = _composer(GlobalHydra.instance().config_loader(), "config")
-    [unread] = composer.check(["optimizer.lr==3"]).problems
-    assert "there are two = after the key" in str(unread)
-    [problem] = composer.check(["optimizer.lr=-1"]).problems
+    loader = GlobalHydra.instance().config_loader()
+    master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+    unread, wrong = check_points(SweepLoader(loader), master, [["optimizer.lr==3"], ["optimizer.lr=-1"]])
+    assert "there are two = after the key" in str(unread.problems[0])
+    [problem] = wrong.problems
     assert "optimizer.lr=-1.0: must be 0 or more" in str(problem)
 
 
@@ -268,8 +267,9 @@ def test_a_value_of_hydras_that_refers_to_the_run_is_accepted():
 
 
 @pytest.mark.parametrize("error", [AssertionError(), ValueError(" ")], ids=repr)
-def test_no_error_gives_an_empty_message(error):
-    assert str(whole(error)) == first_line(error) == type(error).__name__
+def test_no_error_gives_an_empty_message(compose, error):
+    [problem] = explain(error, GlobalHydra.instance().config_loader(), "config", [], sweep=False)
+    assert str(problem) == first_line(error) == type(error).__name__
 
 
 def test_all_mistakes_are_told_at_once_whatever_their_kind():

@@ -5,12 +5,11 @@ import math
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from xlstm_hydra.configs import ConfigError
 from xlstm_hydra.hydra import first_point, split
-from xlstm_hydra.hydra._count import num_values
 
 
 def points(line, **more):
@@ -45,7 +44,11 @@ NUMBERS = st.integers(-50, 50) | st.decimals(-50, 50, places=2)
 @given(NUMBERS, NUMBERS, NUMBERS.filter(lambda step: abs(step) > 0.1))
 def test_a_range_is_counted_as_it_is_made(start, stop, step):
     [override] = OverridesParser.create().parse_overrides([f"a=range({start},{stop},{step})"])
-    assert num_values(override) == len(list(override.sweep_iterator()))
+    made = len(list(override.sweep_iterator()))
+    assume(made)
+    assert len(split([override], max_jobs=made)) == made
+    with pytest.raises(ConfigError, match=f"the sweep has {made} job"):
+        split([override], max_jobs=made - 1)
 
 
 def test_the_first_point_is_that_of_the_sweep_whatever_its_size():

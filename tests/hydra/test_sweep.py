@@ -10,7 +10,6 @@ from omegaconf import OmegaConf
 import xlstm_hydra.plan
 import xlstm_hydra.train
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import _too_large
 from xlstm_hydra.sweep import _plan_points, read_record
 from xlstm_hydra.sweep import _run_sweep as _sweep
 from xlstm_hydra.sweep._run_sweep import batches, numbered
@@ -27,7 +26,7 @@ def jobs(tmp_path, monkeypatch):
     """The jobs that were started: nothing is trained."""
     started = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append((run, folder.name)))
-    monkeypatch.setattr(_too_large, "changes_that_fit", lambda plan: ())
+    monkeypatch.setattr("xlstm_hydra.plan._changes.changes_that_fit", lambda plan: ())
     monkeypatch.chdir(tmp_path)
     return started
 

@@ -15,9 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.base import Node
 
 from xlstm_hydra.cli import main as cli
-from xlstm_hydra.hydra import conf_dir
-from xlstm_hydra.hydra._compose import SweepLoader
-from xlstm_hydra.hydra._copy import copy_config
+from xlstm_hydra.hydra import SweepLoader, conf_dir
 
 GROUPS = sorted(
     path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("hydra", "xlstm_hydra")
@@ -162,5 +160,10 @@ def test_the_config_of_a_job_can_be_pickled(loader, master):
     assert list(dump(pickle.loads(pickle.dumps(job)), "")) == list(dump(job, ""))
 
 
-def test_a_copy_is_what_deepcopy_gives(master):
-    assert list(dump(copy_config(master), "")) == list(dump(copy.deepcopy(master), ""))
+def test_a_change_of_the_config_of_a_job_changes_no_other(loader, master):
+    fast = SweepLoader(loader)
+    first = fast.load_sweep_config(master, ["optimizer.lr=3"])
+    expected = list(dump(copy.deepcopy(first), ""))
+    other = fast.load_sweep_config(master, ["optimizer.lr=3"])
+    other.trainer.seed, other.parallel.remat, other.hydra.job.env_set.A = 7, ["LMHead"], "c"
+    assert list(dump(fast.load_sweep_config(master, ["optimizer.lr=3"]), "")) == expected

@@ -11,10 +11,12 @@ from tiny import LAYOUTS, tiny_run
 from untrained import save_untrained
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig, StdlibDataConfig
-from xlstm_hydra.inference import _generate, generate
+from xlstm_hydra.inference import generate
 from xlstm_hydra.models import apply_model, build_model
 
 MODEL = {"vocab_size": 256, "num_blocks": 1}
+
+SAMPLER = "xlstm_hydra.inference._generate.sample_tokens"
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +77,21 @@ def steps(*rows):
 
 
 def test_a_sample_ends_before_the_next_document(generated, monkeypatch):
-    monkeypatch.setattr(_generate, "sample_tokens", steps([104, 97], [105, 0], [0, 98]))
+    monkeypatch.setattr(SAMPLER, steps([104, 97], [105, 0], [0, 98]))
     written, shown = generated(num_samples=2)
     assert [sample["text"] for sample in written["samples"]] == ["hi", "a"]
     assert all(sample["stopped"] for sample in written["samples"]) and shown.count("hi\n") == 1
 
 
 def test_a_character_is_shown_when_it_is_complete_and_controls_never(generated, monkeypatch):
-    monkeypatch.setattr(_generate, "sample_tokens", steps([0xC3], [0xA9], [0x1B], [0xFF], [33], [0]))
+    monkeypatch.setattr(
+        "xlstm_hydra.inference._generate.sample_tokens", steps([0xC3], [0xA9], [0x1B], [0xFF], [33], [0])
+    )
     assert generated()[1] == "é\ufffd\ufffd!\n"
 
 
 def test_after_ctrl_c_what_there_is_has_been_written(generated, monkeypatch, tmp_path):
-    monkeypatch.setattr(_generate, "sample_tokens", steps([104], [105]))
+    monkeypatch.setattr(SAMPLER, steps([104], [105]))
     with pytest.raises(KeyboardInterrupt, match=r"what was generated so far is in .*generated\.json"):
         generated()
     assert json.loads((tmp_path / "generated.json").read_text())["samples"][0]["text"] == "hi"
@@ -112,7 +116,7 @@ def test_a_class_that_keeps_nothing_is_refused_with_what_it_would_need(saved):
     class Forgetful(nn.Module):
         def __call__(self, tokens): ...
 
-    run = tiny_run(task=GenerateTaskConfig(checkpoint="run", prompt_tokens=[1]))
+    run = tiny_run(task=GenerateTaskConfig(checkpoint=str(saved[0]), prompt_tokens=[1]))
     run.model.model_class = Forgetful
     with pytest.raises(ConfigError, match=r"Forgetful'.* takes no `capacity`.*Build it on .*LanguageModel"):
-        _generate._refuse_what_cannot_continue(run, run.task, saved[0])
+        generate(run)

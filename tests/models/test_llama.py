@@ -10,9 +10,8 @@ from test_models import outputs, params_of, some_tokens
 from tiny import FAMILIES, tiny_run
 
 from xlstm_hydra.configs import ConfigError, GenerateTaskConfig
-from xlstm_hydra.devices._start_devices import start_devices
-from xlstm_hydra.models._context import Context
-from xlstm_hydra.models._llama import positions_BT, rotate
+from xlstm_hydra.devices import start_devices
+from xlstm_hydra.models import BlockInputs, positions_BT, rotate
 
 
 def llama(**changes):
@@ -22,8 +21,8 @@ def llama(**changes):
 def test_positions_start_anew_with_every_document():
     borders = jnp.asarray([[1, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0]], bool)
     expected = [[0, 1, 2, 0, 0, 1], [0, 1, 0, 1, 2, 3]]
-    np.testing.assert_array_equal(positions_BT(Context(jnp.arange(2), borders), 6), expected)
-    np.testing.assert_array_equal(positions_BT(Context(jnp.arange(2)), 3), [[0, 1, 2]])
+    np.testing.assert_array_equal(positions_BT(BlockInputs(jnp.arange(2), borders), 6), expected)
+    np.testing.assert_array_equal(positions_BT(BlockInputs(jnp.arange(2)), 3), [[0, 1, 2]])
 
 
 def test_the_score_of_two_tokens_depends_on_their_distance_alone():

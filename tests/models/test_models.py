@@ -19,9 +19,10 @@ from xlstm_hydra.configs import (
     ParallelConfig,
     mLSTMConfig,
     mLSTMv1Config,
+    resolve_classes,
     xLSTMConfig,
 )
-from xlstm_hydra.hydra import load, resolve_classes
+from xlstm_hydra.hydra import load
 from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
 
 PUBLISHED = {
@@ -46,6 +47,12 @@ def test_a_published_size_has_the_published_number_of_parameters(option, count):
         run = load(compose("config", overrides=[f"model={option}"]))
     parameters = list_parameters(resolve_classes(run.model))
     assert sum(math.prod(parameter.shape) for parameter in parameters) == count
+
+
+@families
+def test_the_config_names_the_class_of_the_model(family):
+    model = FAMILIES[family]()
+    assert model.model_config.flax_class == model.class_path()
 
 
 @families

@@ -11,10 +11,17 @@ from hydra import compose, initialize
 from test_slstm_cell import naive, sigmoid
 from tiny import FAMILIES
 
-from xlstm_hydra.hydra import load, resolve_classes
-from xlstm_hydra.models import apply_model, build_model, init_model, list_parameters
-from xlstm_hydra.models._context import Context
-from xlstm_hydra.models._xlstm import sLSTMBlock, sLSTMLayer
+from xlstm_hydra.configs import resolve_classes
+from xlstm_hydra.hydra import load
+from xlstm_hydra.models import (
+    BlockInputs,
+    apply_model,
+    build_model,
+    init_model,
+    list_parameters,
+    sLSTMBlock,
+    sLSTMLayer,
+)
 
 
 def published():
@@ -107,11 +114,11 @@ def test_the_block_is_that_of_the_paper():
         config = FAMILIES["xlstm"](norm_type="layernorm").model_config
         for key in ("dtype", "gate_dtype"):
             setattr(config, key, "float64")  # more than a user may ask for
-        block, context, rng = sLSTMBlock(config), Context(jnp.arange(2)), np.random.default_rng(0)
+        block, inputs, rng = sLSTMBlock(config), BlockInputs(jnp.arange(2)), np.random.default_rng(0)
         x = rng.normal(size=(2, 10, 32))
-        shapes = meta.unbox(jax.eval_shape(lambda: block.init(jax.random.key(0), x, context))["params"])
+        shapes = meta.unbox(jax.eval_shape(lambda: block.init(jax.random.key(0), x, inputs))["params"])
         params = jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape), shapes)
-        got = jax.jit(lambda params: block.apply({"params": params}, x, context))(params)
+        got = jax.jit(lambda params: block.apply({"params": params}, x, inputs))(params)
         np.testing.assert_allclose(got, reference_block(params, x), rtol=1e-9, atol=1e-11)
 
 
@@ -121,9 +128,9 @@ X_BTD = jax.random.normal(jax.random.key(1), (1, 16, 32))
 def layer_and_params(**changes):
     """One sLSTM layer as a function of its parameters, and their initial values."""
     layer = sLSTMLayer(FAMILIES["xlstm"](**changes).model_config)
-    context = Context(jnp.arange(1))
-    params = meta.unbox(jax.jit(lambda: layer.init(jax.random.key(0), X_BTD, context))()["params"])
-    return jax.jit(lambda params: layer.apply({"params": params}, X_BTD, context)), params
+    inputs = BlockInputs(jnp.arange(1))
+    params = meta.unbox(jax.jit(lambda: layer.init(jax.random.key(0), X_BTD, inputs))()["params"])
+    return jax.jit(lambda params: layer.apply({"params": params}, X_BTD, inputs)), params
 
 
 @pytest.mark.parametrize(("gates", "reads"), [(("zgate", "ogate"), False), (("igate", "fgate"), True)])

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from xlstm_hydra.configs import ConfigError, ParallelConfig
-from xlstm_hydra.parallel import Parameter, place, report, summary
+from xlstm_hydra.parallel import Parameter, shard_parameter, sharding_report, sharding_summary
 
 SIZES = {"dp": 1, "fsdp": 4, "pp": 1, "tp": 2}
 
@@ -20,7 +20,7 @@ def placed(sizes=SIZES, modules=("mLSTMBlock",), min_size=0, **changes):
         data_axis_size=-1, fsdp_axis_size=sizes["fsdp"], model_axis_size=sizes["tp"],
         fsdp_modules=list(modules), fsdp_min_weight_size=min_size,
     )  # fmt: skip
-    return place(parameter(**changes), parallel, sizes)
+    return shard_parameter(parameter(**changes), parallel, sizes)
 
 
 def test_named_array_axes_go_to_the_tensor_axis_and_the_largest_free_one_to_fsdp():
@@ -77,7 +77,9 @@ def test_an_unknown_array_axis_lists_the_known_ones():
 
 
 def test_the_report_has_every_parameter_and_the_totals():
-    text = report([placed(), placed(modules=())])
+    text = sharding_report([placed(), placed(modules=())])
     assert "blocks.up.kernel" in text and "3x64x96" in text and "(-, fsdp, tp)" in text
     assert "whole: none of its module classes" in text
-    assert summary([placed()]).startswith("18,432 parameters in 1 arrays, 73,728 bytes; 9,216 bytes on each device")
+    assert sharding_summary([placed()]).startswith(
+        "18,432 parameters in 1 arrays, 73,728 bytes; 9,216 bytes on each device"
+    )

@@ -12,11 +12,18 @@ from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.hydra import load_device
 from xlstm_hydra.parallel import abstract_mesh, build_mesh, list_collectives
-from xlstm_hydra.plan import Exchange, count, make_plan, report
-from xlstm_hydra.plan._compiled import exchanged, listed
-from xlstm_hydra.plan._jaxpr import read_program, trace_program
-from xlstm_hydra.plan._trace import trace
-from xlstm_hydra.step import build_objective
+from xlstm_hydra.plan import (
+    Exchange,
+    count,
+    lowered_collectives,
+    make_plan,
+    planned_collectives,
+    read_program,
+    report,
+    trace_loss,
+    trace_program,
+)
+from xlstm_hydra.step import build_sharded_loss
 
 BFLOAT16 = {"fsdp_gather_dtype": "bfloat16", "fsdp_grad_scatter_dtype": "bfloat16"}
 PIPELINE = {"data_axis_size": 1, "fsdp_axis_size": 2, "pipeline_axis_size": 2, "model_axis_size": 2, **FSDP}
@@ -45,7 +52,7 @@ def case(name):
 def traced(run):
     """Loss and gradients, to be lowered too, and the sizes of the mesh axes."""
     mesh = build_mesh(run.parallel)
-    on = build_objective(run, mesh)
+    on = build_sharded_loss(run, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     # A function of its own, or JAX would take the program that it has traced before.
     function = jax.jit(lambda *of: on.loss_and_gradients(*of))
@@ -56,7 +63,7 @@ def traced(run):
 def test_collectives_and_operations_are_those_of_the_lowered_program(name):
     program, sizes = traced(case(name))
     counts, lowered = count(read_program(program.jaxpr)), program.lower()
-    assert exchanged(counts.exchanges, sizes) == listed(list_collectives(lowered))
+    assert planned_collectives(counts.exchanges, sizes) == lowered_collectives(list_collectives(lowered))
     assert counts.flops_once == pytest.approx(lowered.cost_analysis()["flops"], rel=0.02)
     assert counts.flops >= counts.flops_once and counts.open_loops == 0
 
@@ -64,7 +71,7 @@ def test_collectives_and_operations_are_those_of_the_lowered_program(name):
 @pytest.mark.parametrize("name", ["v1, fsdp", "llama, collective matmul in a pipeline"])
 def test_operations_are_those_of_a_program_without_loops_and_of_no_devices(name, monkeypatch):
     run, scan = case(name), jax.lax.scan
-    counts = count(trace(build_objective(run, abstract_mesh(run.parallel, 8))))
+    counts = count(trace_loss(build_sharded_loss(run, abstract_mesh(run.parallel, 8))))
     monkeypatch.setattr(jax.lax, "scan", lambda *of, **how: scan(*of, **how | {"unroll": True}))
     found = traced(run)[0].lower().cost_analysis()
     assert counts.flops == pytest.approx(found["flops"], rel=0.02)
@@ -153,7 +160,7 @@ def test_a_power_takes_the_multiplications_of_repeated_squaring(power):
 def test_attention_by_cudnn_is_planned_without_cudnn_and_makes_no_scores():
     def counted(backend):
         run = tiny_run("llama", model={"attention_backend": backend, "dtype": "bfloat16", "context_length": 512})
-        return count(trace(build_objective(run, abstract_mesh(run.parallel, 1))))
+        return count(trace_loss(build_sharded_loss(run, abstract_mesh(run.parallel, 1))))
 
     fused, plain = counted("cudnn"), counted("xla")
     scores = 2 * 8 * 4 * 512**2 * 8 * 2  # of two blocks: 8 rows, 4 heads of width 8

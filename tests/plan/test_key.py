@@ -5,7 +5,17 @@ import copy
 import pytest
 from planning import device, medium_run
 
-from xlstm_hydra.configs import AdamWConfig, CosineConfig, DeviceConfig, LionConfig, SGDConfig
+from xlstm_hydra import configs
+from xlstm_hydra.configs import (
+    OPTIONS,
+    AdamWConfig,
+    CosineConfig,
+    DeviceConfig,
+    LionConfig,
+    SGDConfig,
+    effect_of,
+    options_of,
+)
 from xlstm_hydra.plan import make_plan
 from xlstm_hydra.step import plan_key
 
@@ -74,6 +84,30 @@ def test_every_field_of_the_model_and_of_the_layout_is_in_the_key():
             part_of_other = other.parallel if part is run.parallel else other.model.model_config
             setattr(part_of_other, name, 3 if value is None else changed(value))
             assert plan_key(other) != plan_key(run), name
+
+
+REQUIRED = {
+    configs.TextDataConfig: {"path": "books"},
+    configs.EvaluateTaskConfig: {"checkpoint": "run"},
+    configs.GenerateTaskConfig: {"checkpoint": "run"},
+    configs.DeviceConfig: device().to_dict(),
+    configs.AdamWConfig: {"grad_clip_value": 1.0},
+    configs.LionConfig: {"grad_clip_value": 1.0},
+    configs.SGDConfig: {"grad_clip_value": 1.0, "momentum": 0.9, "weight_decay": 0.1},
+}
+"""What an option needs, or what is on before the change: a number that is switched on or off is another step."""
+OTHERS = [cls for cls in OPTIONS.values() if not issubclass(cls, configs.SubModelConfig | configs.ParallelConfig)]
+
+
+@pytest.mark.parametrize("config_class", OTHERS, ids=lambda cls: cls.__name__)
+def test_a_field_of_another_group_is_in_the_key_if_and_only_if_it_is_compiled_in(config_class):
+    run = medium_run()
+    group = next(group for group in run.__dataclass_fields__ if config_class in options_of(group))
+    setattr(run, group, config_class(**REQUIRED.get(config_class, {})))
+    names, others = list(config_class.__dataclass_fields__), left_out(run)
+    assert [name for name in names if (group, name) not in others] == [
+        name for name in names if effect_of(config_class, name).compiled
+    ]
 
 
 def test_the_device_is_no_part_of_the_key():

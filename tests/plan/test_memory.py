@@ -6,12 +6,8 @@ import pytest
 from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.parallel import abstract_mesh
-from xlstm_hydra.plan._dataflow import read_dataflow
-from xlstm_hydra.plan._jaxpr import trace_program
-from xlstm_hydra.plan._liveness import busiest_moment
-from xlstm_hydra.plan._memory import step_memory
-from xlstm_hydra.plan._trace import trace
-from xlstm_hydra.step import build_objective, build_program
+from xlstm_hydra.plan import step_memory, trace_loss, trace_program, working_memory
+from xlstm_hydra.step import build_program, build_sharded_loss
 
 SIZES = {"embedding_dim": 64, "context_length": 128, "vocab_size": 128}
 CHUNKS = {"chunk_size": 32}
@@ -27,8 +23,8 @@ def run(family="v1", layout="dp8", trainer=None, **model):
 
 def predicted(*args, **kwargs):
     wanted = run(*args, **kwargs)
-    objective = build_objective(wanted, abstract_mesh(wanted.parallel, 8))
-    return step_memory(objective, trace(objective))
+    loss = build_sharded_loss(wanted, abstract_mesh(wanted.parallel, 8))
+    return step_memory(loss, trace_loss(loss))
 
 
 def compiled(wanted):
@@ -123,7 +119,7 @@ def test_the_moment_is_told_by_the_modules_that_are_computed():
 
 def most(function, *arguments):
     """Bytes that a function needs beside its arguments."""
-    return busiest_moment(read_dataflow(trace_program(function, *arguments))).bytes
+    return working_memory(trace_program(function, *arguments))
 
 
 SQUARE = jnp.zeros((64, 64))

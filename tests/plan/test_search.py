@@ -9,11 +9,10 @@ from hydra import compose, initialize
 from planning import MIB, device, medium_run
 from tiny import FSDP, tiny_run
 
-from xlstm_hydra.configs import AutoParallelConfig, ConfigError, EvaluateTaskConfig, RunConfig
-from xlstm_hydra.hydra import load, resolve_classes
+from xlstm_hydra.configs import AutoParallelConfig, ConfigError, EvaluateTaskConfig, RunConfig, resolve_classes
+from xlstm_hydra.hydra import load
 from xlstm_hydra.models import list_parameters
-from xlstm_hydra.plan import FEW, layout_overrides, make_plan, search
-from xlstm_hydra.plan._layouts import Refusal, layouts
+from xlstm_hydra.plan import FEW, Refusal, layout_overrides, layouts, make_plan, search
 
 
 def auto(run, **fields):

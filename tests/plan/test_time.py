@@ -7,9 +7,7 @@ import pytest
 from tiny import tiny_run
 
 from xlstm_hydra.configs import DeviceConfig
-from xlstm_hydra.plan import Counts, Exchange, step_traffic
-from xlstm_hydra.plan._plan import axes_across
-from xlstm_hydra.plan._time import step_time
+from xlstm_hydra.plan import Counts, Exchange, axes_across, step_time, step_traffic
 
 DEVICE = DeviceConfig(
     name="round",

@@ -9,10 +9,19 @@ from planning import MIB, device, medium_run
 from unplannable import forget, forget_scan, mystery, mystery_run
 
 from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig
-from xlstm_hydra.plan import PlanError, changes_that_fit, count, make_plan, report, search, summary, to_dict, too_large
-from xlstm_hydra.plan._dataflow import read_dataflow
-from xlstm_hydra.plan._jaxpr import trace_program
-from xlstm_hydra.plan._liveness import busiest_moment
+from xlstm_hydra.plan import (
+    PlanError,
+    changes_that_fit,
+    count,
+    make_plan,
+    report,
+    search,
+    summary,
+    to_dict,
+    too_large,
+    trace_program,
+    working_memory,
+)
 
 SQUARE = jax.ShapeDtypeStruct((64, 64), jnp.float32)
 VERSIONS = r"\(xlstm-hydra \S+, jax \S+, jaxlib \S+, Python \S+\)"
@@ -30,7 +39,7 @@ def test_an_unknown_primitive_counts_as_one_operation_per_element_and_is_named()
 
 def test_an_unknown_primitive_reads_and_writes_memory():
     program = traced(lambda x: mystery.bind(x @ x).sum())
-    assert busiest_moment(read_dataflow(program)).bytes == 2 * 4 * 64**2
+    assert working_memory(program) == 2 * 4 * 64**2
 
 
 def test_known_primitives_are_not_named():

@@ -3,9 +3,11 @@
 import dataclasses
 
 import pytest
+from saved import save_text
 from tiny import FAMILIES
 
 from xlstm_hydra.configs import (
+    CheckpointConfig,
     ConfigError,
     DistributedConfig,
     LoggerConfig,
@@ -13,17 +15,34 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     TextDataConfig,
     TrainerConfig,
+    resolve_classes,
 )
-from xlstm_hydra.devices import _runtime
-from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.train import _agree
-from xlstm_hydra.train._agree import agree_on_corpus, agree_on_run, as_typed, differences
+from xlstm_hydra.devices import runtime
+from xlstm_hydra.train import agree_on_corpus, agree_on_run
 
 RUN = RunConfig(model=FAMILIES["v1"](vocab_size=256))
 
 
-def other(run=RUN, **groups):
-    return list(differences(as_typed(dataclasses.replace(run, **groups)), as_typed(run)))
+OF_FIRST = "xlstm_hydra.train._agree.broadcast_text"
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """Returns what process 1 of 2 is told that has other groups, or another checkpoint, than process 0."""
+    monkeypatch.setattr(runtime, "num_processes", lambda: 2)
+
+    def find(run=RUN, checkpoints=(None, None), **groups):
+        said = []
+        monkeypatch.setattr(OF_FIRST, lambda key, text: said.append(text) or text)
+        agree_on_run(run, checkpoints[1])
+        monkeypatch.setattr(OF_FIRST, lambda key, text: said[0])
+        try:
+            agree_on_run(dataclasses.replace(run, **groups), checkpoints[0])
+        except ConfigError as error:
+            return [*map(str, error.problems)]
+        return []
+
+    return find
 
 
 def process(number):
@@ -36,28 +55,28 @@ def process(number):
     )
 
 
-def test_who_and_where_a_process_is_and_what_it_shows_may_differ():
+def test_who_and_where_a_process_is_and_what_it_shows_may_differ(other):
     run = dataclasses.replace(RUN, distributed=process(0), data=TextDataConfig(path="here"))
     assert other(run, distributed=process(1), data=TextDataConfig(path="there")) == []
     assert other(logger=LoggerConfig(progress=False)) == []
 
 
-def test_a_class_is_its_dotted_path():
+def test_a_class_is_its_dotted_path(other):
     assert other(model=resolve_classes(RUN.model)) == []
 
 
-def test_every_key_that_differs_is_told_as_it_is_typed_with_both_values():
+def test_every_key_that_differs_is_told_as_it_is_typed_with_both_values(other):
     model = FAMILIES["v1"](vocab_size=300)
     model.parallel.fsdp_axis_size = 2
-    told = "\n".join(map(str, other(model=model, trainer=TrainerConfig(seed=3))))
+    told = "\n".join(other(model=model, trainer=TrainerConfig(seed=3)))
     assert "model.vocab_size=300: process 0 has 256. Start all processes with the same command." in told
     assert "parallel.fsdp_axis_size=2: process 0 has 1." in told
     assert "trainer.seed=3: process 0 has 0." in told
     assert len(told.splitlines()) == 3
 
 
-def test_another_model_is_a_difference():
-    told = "\n".join(map(str, other(model=FAMILIES["llama"](vocab_size=256))))
+def test_another_model_is_a_difference(other):
+    told = "\n".join(other(model=FAMILIES["llama"](vocab_size=256)))
     assert "model.model_class='xlstm_hydra.models.Llama': process 0 has 'xlstm_hydra.models.mLSTMv1'." in told
     assert "model.config_class='xlstm_hydra.configs.LlamaConfig': process 0 has" in told
 
@@ -66,8 +85,8 @@ def test_another_model_is_a_difference():
 def as_process_1(monkeypatch):
     """As if this were process 1 of 2, and process 0 had said what the list holds."""
     said = []
-    monkeypatch.setattr(_runtime, "num_processes", lambda: 2)
-    monkeypatch.setattr(_agree, "of_first", lambda key, text: said.pop() if said else text)
+    monkeypatch.setattr(runtime, "num_processes", lambda: 2)
+    monkeypatch.setattr(OF_FIRST, lambda key, text: said.pop() if said else text)
     return said
 
 
@@ -86,19 +105,22 @@ def test_another_corpus_is_refused(as_process_1):
 
 
 CHECKPOINTS = {
-    "none": (None, {"step": 4, "metadata": "x"}, "reads none, process 0 the checkpoint of step 4"),
-    "another step": (
-        {"step": 2, "metadata": "x"},
-        {"step": 4, "metadata": "x"},
-        "of step 2, process 0 the check",
-    ),
-    "another run": ({"step": 4, "metadata": "x"}, {"step": 4, "metadata": "y"}, "step 4 of another run than process 0"),
+    "none": (None, ("x", 4), "reads none, process 0 the checkpoint of step 4"),
+    "another step": (("x", 2), ("x", 4), "of step 2, process 0 the check"),
+    "another run": (("x", 4), ("y", 4), "step 4 of another run than process 0"),
 }
 
 
 @pytest.mark.parametrize(("mine", "theirs", "words"), CHECKPOINTS.values(), ids=CHECKPOINTS)
-def test_another_checkpoint_is_refused(mine, theirs, words):
-    place = {"checkpoint.restore": "run@4"}
-    [problem] = _agree._other_checkpoint(place, mine, theirs)
-    assert words in str(problem) and str(problem).startswith("checkpoint.restore='run@4': ")
-    assert list(_agree._other_checkpoint(place, theirs, theirs)) == []
+def test_another_checkpoint_is_refused(mine, theirs, words, other, tmp_path):
+    def made(checkpoint):
+        if checkpoint is None:
+            return None
+        text, step = checkpoint
+        return save_text(tmp_path / text, text, step) / "checkpoints" / str(step)
+
+    run = dataclasses.replace(RUN, checkpoint=CheckpointConfig(restore="run@4"))
+    mine, theirs = made(mine), made(theirs)
+    [problem] = other(run, (mine, theirs))
+    assert words in problem and problem.startswith("checkpoint.restore='run@4': ")
+    assert other(run, (theirs, theirs)) == []

@@ -15,16 +15,10 @@ from tiny import LAYOUTS, tiny_run
 
 import xlstm_hydra.train
 from xlstm_hydra.configs import ConfigError, Problem
-from xlstm_hydra.devices import _here
-from xlstm_hydra.devices._here import device_here
+from xlstm_hydra.devices import device_here
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.inference import _load_model as _start
-from xlstm_hydra.plan import _too_large
-from xlstm_hydra.step import build_program
-from xlstm_hydra.train import _loop, train
-from xlstm_hydra.train import _planning as _plan
-from xlstm_hydra.train._cache import Programs
-from xlstm_hydra.train._planning import RunPlan, plan_program
+from xlstm_hydra.step import CompilationStats, build_program
+from xlstm_hydra.train import RunPlan, plan_program, train
 
 GIB = 2**30
 SMALL = 2**20
@@ -33,8 +27,8 @@ SMALL = 2**20
 
 @pytest.fixture
 def small_host(monkeypatch):
-    monkeypatch.setattr(_here, "host_memory", lambda: SMALL)
-    monkeypatch.setattr(_too_large, "changes_that_fit", lambda plan: ())
+    monkeypatch.setattr("xlstm_hydra.devices._detected.host_memory", lambda: SMALL)
+    monkeypatch.setattr("xlstm_hydra.plan._changes.changes_that_fit", lambda plan: ())
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):
@@ -52,7 +46,7 @@ def test_what_could_be_typed_instead_is_told(monkeypatch):
     program = build_program(tiny_run(parallel=LAYOUTS["dp8"], trainer={"batch_size": 64}))
     needed = plan_program(program).plan.memory.total
     small = replace(load_device("h100_80gb"), memory_gib=0.8 * needed / GIB, memory_fraction=1)
-    monkeypatch.setattr(_plan, "device_here", lambda _: small)
+    monkeypatch.setattr("xlstm_hydra.train._planning.device_here", lambda _: small)
     with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true tries"):
         plan_program(program)
 
@@ -82,9 +76,9 @@ def test_missing_data_is_reported_before_a_device_starts_and_leaves_nothing(task
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "fifo")
-    for module in (_loop, _start):
-        monkeypatch.setattr(module, "start_devices", None)
-    monkeypatch.setattr(_start, "find_checkpoint", lambda *_: tmp_path)
+    for module in ("train._loop", "inference._load_model"):
+        monkeypatch.setattr(f"xlstm_hydra.{module}.start_devices", None)
+    monkeypatch.setattr("xlstm_hydra.inference._load_model.find_checkpoint", lambda *_: tmp_path)
     done = run_command("data=text", f"data.path={path}", "model=tiny", *task.split())
     assert done.status == 2
     assert done.err.startswith(f"xlstm-hydra: data.path='{path}': {words}")
@@ -154,15 +148,15 @@ def test_a_device_that_does_not_tell_its_memory_has_that_of_its_kind(monkeypatch
 def test_the_process_with_the_least_memory_counts_for_all(monkeypatch):
     devices(monkeypatch)
     other = {"host": "b", "devices": 2, "own": 50 * GIB, "shared": 1}
-    monkeypatch.setattr(_here, "of_all", lambda key, text: [text, json.dumps(other)])
+    monkeypatch.setattr("xlstm_hydra.devices._detected.gather_texts", lambda key, text: [text, json.dumps(other)])
     assert device_here(None).memory_gib == 50
 
 
 def test_simulated_devices_share_what_their_host_has_over_all_its_processes(monkeypatch):
-    monkeypatch.setattr(_here, "host_memory", lambda: 64 * GIB)
+    monkeypatch.setattr("xlstm_hydra.devices._detected.host_memory", lambda: 64 * GIB)
     alone, known = device_here(None), load_device("cpu")
     assert (alone.memory_gib, alone.memory_bandwidth) == (64 / 8, known.memory_bandwidth / 8)
-    monkeypatch.setattr(_here, "of_all", lambda key, text: [text, text])
+    monkeypatch.setattr("xlstm_hydra.devices._detected.gather_texts", lambda key, text: [text, text])
     assert device_here(None).memory_gib == 64 / 16
 
 
@@ -184,9 +178,9 @@ def planned():
     ids=["no device tells it", "told", "hidden by an earlier run"],
 )
 def test_the_peak_of_memory_is_that_of_this_run_or_none(planned, earlier, peak, words, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(_plan, "peak_memory", lambda: peak)
+    monkeypatch.setattr("xlstm_hydra.train._planning.peak_memory", lambda: peak)
     caplog.set_level("INFO", "xlstm_hydra")
-    programs = Programs(total=5, from_cache=4, seconds=2.5)
+    programs = CompilationStats(total=5, from_cache=4, seconds=2.5)
     RunPlan(planned, earlier).compare(tmp_path, SimpleNamespace(seconds_per_step=0.25), programs)
     assert re.search(f"measured: 250.0 ms per step .*, {words}", caplog.text)
     measured = json.loads((tmp_path / "plan.json").read_text())["measured"]

@@ -14,9 +14,10 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.configs import AdamWConfig, TrainerConfig
-from xlstm_hydra.step import build_program
-from xlstm_hydra.train import _cache, train
-from xlstm_hydra.train._cache import Programs, compilation_cache, own_folder
+from xlstm_hydra.step import CompilationStats, build_program, compilation_cache, compiled_folder
+from xlstm_hydra.train import train
+
+CACHE = "xlstm_hydra.step._compilation_cache"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +64,9 @@ def test_a_job_with_other_values_gets_all_programs_from_the_cache(sweep):
 
 
 def test_a_job_with_other_values_in_the_same_process_needs_no_cache(sweep):
-    assert sweep[1][0]["programs"] == 0 and str(Programs()).startswith("compiled: nothing, an earlier job of this")
+    assert sweep[1][0]["programs"] == 0 and str(CompilationStats()).startswith(
+        "compiled: nothing, an earlier job of this"
+    )
 
 
 def test_a_program_from_the_cache_computes_the_same_bits(sweep):
@@ -200,11 +203,11 @@ def test_the_cache_folder_of_the_user_is_in_the_home_folder_unless_told_otherwis
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if variable is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", variable)
-    assert own_folder() == Path("/home/me/.cache/xlstm_hydra/compiled")
+    assert compiled_folder() == Path("/home/me/.cache/xlstm_hydra/compiled")
 
 
 def test_nothing_is_kept_for_a_user_without_a_home_folder(own, monkeypatch, caplog):
-    monkeypatch.setattr(_cache, "own_folder", lambda: None)
+    monkeypatch.setattr(f"{CACHE}.compiled_folder", lambda: None)
     assert compiled("auto").compiled == 1
     assert caplog.messages == ["compiled programs are not kept: this user has no home folder"]
 
@@ -295,6 +298,9 @@ def test_a_program_is_not_loaded_from_a_file(change, own, monkeypatch, caplog):
 def test_a_program_of_another_user_is_not_loaded(own, monkeypatch, caplog):
     compiled("auto")
     [file] = own.iterdir()
-    monkeypatch.setattr(_cache, "_other_writer", lambda status: "someone" if stat.S_ISREG(status.st_mode) else None)
+    monkeypatch.setattr(
+        "xlstm_hydra.step._compilation_cache._other_writer",
+        lambda status: "someone" if stat.S_ISREG(status.st_mode) else None,
+    )
     assert compiled("auto").compiled == 1
     assert f"someone may write {file.name}, and it would run here" in caplog.text

@@ -7,8 +7,7 @@ import pytest
 from tiny import LAYOUTS, tiny_run
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import make_plan
-from xlstm_hydra.train import compare, compile_step
+from xlstm_hydra.plan import compare, compile_step, make_plan
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny_run
 
 from xlstm_hydra.checkpoint import Checkpoints
-from xlstm_hydra.checkpoint._save_faults import Listener, SaveError, saving
+from xlstm_hydra.checkpoint._faults import Listener, SaveError, saving
 from xlstm_hydra.configs import AUTO, CheckpointConfig, LoggerConfig
 from xlstm_hydra.runs import _links as links
 from xlstm_hydra.runs import saved_steps

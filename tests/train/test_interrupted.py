@@ -14,9 +14,9 @@ import pytest
 from test_processes import TINY
 
 from xlstm_hydra.checkpoint import Checkpoints
-from xlstm_hydra.configs import CheckpointConfig
+from xlstm_hydra.configs import CheckpointConfig, LoggerConfig
 from xlstm_hydra.runs import saved_steps
-from xlstm_hydra.train._log import _CsvFile
+from xlstm_hydra.train import MetricLog
 
 STEPS = 12
 SHARED = [*TINY, f"trainer.max_steps={STEPS}", "checkpoint.restore=auto", "checkpoint.save_every_n_steps=1"]
@@ -24,7 +24,7 @@ ONE = [*SHARED, "trainer.simulated_devices=2", "hydra.run.dir=run"]
 FORKS = """
 import json, os, sys
 import xlstm_hydra.sweep, xlstm_hydra.train
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -182,10 +182,16 @@ def test_a_checkpoint_that_was_being_deleted_is_none(tmp_path):
     assert not list(trash.iterdir())
 
 
+def open_metrics(folder, first_step):
+    """As a run does that continues after a step."""
+    with MetricLog(LoggerConfig(progress=False), folder, first_step, 9):
+        pass
+
+
 def test_a_row_that_was_cut_off_is_left_out(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\r\n1,5.0\r\n2,4.0\r\n1")
-    _CsvFile(path, first_step=2).close()
+    open_metrics(tmp_path, 2)
     with path.open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
 
@@ -209,7 +215,7 @@ def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog, line, word
     path = tmp_path / "metrics.csv"
     before = b"step,loss,own\r\n1,5.0,\r\n" + line + b"\r\n3,nan,2\r\n4,1.0,2\r\n"
     path.write_bytes(before)
-    _CsvFile(path, first_step=3).close()
+    open_metrics(tmp_path, 3)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["loss"], row["own"]) for row in rows] == [("1", "5.0", ""), ("3", "nan", "2")]
@@ -219,6 +225,6 @@ def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog, line, word
 def test_a_damaged_head_is_named_and_the_file_is_kept(tmp_path, caplog):
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"st\x85ep,loss\r\n1,5.0\r\n")
-    _CsvFile(path, first_step=3).close()
+    open_metrics(tmp_path, 3)
     assert path.read_text().startswith("step,loss,") and "line 1: not UTF-8" in caplog.text
     assert (tmp_path / "metrics.csv.damaged").exists()

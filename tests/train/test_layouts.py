@@ -13,6 +13,7 @@ from exact import assert_equal_results, moved, program, single
 from flax import traverse_util
 from tiny import FSDP, LAYOUTS, results, tiny_run
 
+from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.step import build_program
 
 CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2")}
@@ -218,7 +219,8 @@ def test_parameters_really_live_where_the_report_says():
 @functools.cache
 def at_the_start(family):
     """Initial parameters, and their loss and gradients on one device, in float32."""
-    one = build_program(tiny_run(family, model=CLOSED[family]), jax.devices()[:1])
+    run = tiny_run(family, model=CLOSED[family])
+    one = build_program(run, build_mesh(run.parallel, jax.devices()[:1]))
     params = jax.device_get(one.init().params)
     return params, results(one, params)
 

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from xlstm_hydra._logging import log
 from xlstm_hydra.configs import LoggerConfig
-from xlstm_hydra.train._log import MetricLog
+from xlstm_hydra.train import MetricLog
+
+log = logging.getLogger("xlstm_hydra")
 
 METRICS = {"loss": 1.0, "tokens_per_second": 5.0}
 

@@ -20,9 +20,9 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SyntheticDataConfig,
 )
-from xlstm_hydra.runs import Start
+from xlstm_hydra.runs import StartingPoint
 from xlstm_hydra.train import train
-from xlstm_hydra.train._announce import _warn_of_idle_tokens, announce_start
+from xlstm_hydra.train._announce import _warn_of_unused_tokens, announce_start
 
 OPTIMIZER = AdamWConfig(lr=1e-2)
 
@@ -148,7 +148,7 @@ def test_a_vocabulary_that_the_bytes_do_not_fill_is_warned_of_once(tmp_path, cap
 @pytest.mark.parametrize("vocab_size", [256, 300])
 def test_a_vocabulary_that_the_data_fills_is_not_warned_of(vocab_size, caplog):
     data = StdlibDataConfig() if vocab_size == 256 else SyntheticDataConfig(motif_length=4)
-    _warn_of_idle_tokens(tiny_run(data=data, model={"vocab_size": vocab_size}))
+    _warn_of_unused_tokens(tiny_run(data=data, model={"vocab_size": vocab_size}))
     assert caplog.text == ""
 
 
@@ -166,7 +166,7 @@ def test_a_run_with_the_config_of_a_checkpoint_logs_that_its_weights_are_random(
     caplog.set_level(logging.INFO, "xlstm_hydra")
     (tmp_path / "config.yaml").write_text(json.dumps({"model": {"_checkpoint_": origin}}))
     paths = {name: Path(path) for name, path in start.items()}
-    announce_start(tiny_run(), tmp_path, Start(**{"checkpoint": None} | paths), None)
+    announce_start(tiny_run(), tmp_path, StartingPoint(**{"checkpoint": None} | paths), None)
     expected = f"the weights are random: checkpoint.init_from={shown} starts from its weights, resume={shown} continues"
     assert (expected in caplog.text) == (shown is not None) == ("random" in caplog.text)
 

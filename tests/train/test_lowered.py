@@ -5,6 +5,7 @@ import pytest
 from stablehlo import collectives, lowered
 from tiny import FSDP, LAYOUTS, tiny_run
 
+from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.step import build_program
 
 
@@ -77,7 +78,7 @@ def size(placement):
 
 
 def test_one_device_has_no_collective():
-    on = build_program(tiny_run(), jax.devices()[:1])
+    on = build_program(tiny_run(), build_mesh(tiny_run().parallel, jax.devices()[:1]))
     assert not on.axes.batch and on.axes.tensor is None
     _, found = collectives({"data_axis_size": 8})
     assert set(operation for operation, _ in found) == {"all-reduce"}

@@ -19,10 +19,18 @@ from tiny import LAYOUTS, results
 
 import xlstm_hydra.train
 from xlstm_hydra.cli import main as cli
-from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig, SyntheticDataConfig, TrainerConfig
-from xlstm_hydra.formats import _registry
-from xlstm_hydra.hydra import load, make_model_config, resolve_classes
+from xlstm_hydra.configs import (
+    ConfigError,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    SyntheticDataConfig,
+    TrainerConfig,
+    resolve_classes,
+)
+from xlstm_hydra.hydra import load, make_model_config
 from xlstm_hydra.models import apply_model, build_model, continue_model, init_model, knows_axes
+from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.step import build_program
 from xlstm_hydra.train import train
 
@@ -46,7 +54,7 @@ def own(layout=None, **fields):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_its_loss_and_gradients_are_those_of_one_device(layout):
-    one = build_program(own(), jax.devices()[:1])
+    one = build_program(own(), build_mesh(own().parallel, jax.devices()[:1]))
     params = jax.device_get(one.init().params)
     expected = results(one, params)
     got = results(build_program(own(layout)), params)
@@ -170,7 +178,7 @@ def test_the_program_of_the_example_goes_on_with_a_saved_run_which_the_command_r
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append(run.model))
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "run", own())
-    monkeypatch.setattr(_registry, "_prefixes", set())
+    monkeypatch.setattr("xlstm_hydra.configs._registry._prefixes", set())
     assert "allow_modules" in run_command("resume=run").err and not started
     with mock.patch.object(cli, "main", lambda: None):
         runpy.run_path(str(EXAMPLE / "run.py"), run_name="__main__")

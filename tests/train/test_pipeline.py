@@ -109,7 +109,7 @@ def test_only_the_stream_moves_between_stages_and_every_stage_computes_a_share_o
 )
 def test_without_a_setting_there_are_up_to_four_microbatches_a_stage(rows, stages, count):
     run = tiny_run(parallel={"pipeline_axis_size": stages}, model={"num_blocks": 4}, trainer={"batch_size": rows})
-    assert run.microbatches(1, 1, stages) == count
+    assert run.trainer.microbatches(1, 1, stages) == count
 
 
 def test_the_run_tells_its_bubble(tmp_path, caplog):

@@ -17,14 +17,12 @@ from test_processes import TINY, Pair, losses, signal_once_training, spoken
 from tiny import tiny_run
 
 import xlstm_hydra.train
-from xlstm_hydra import preemption
-from xlstm_hydra.cli import _job as job
+from xlstm_hydra import preemption, tasks
 from xlstm_hydra.configs import CheckpointConfig, ConfigError, LoggerConfig
 from xlstm_hydra.preemption import STATUS, Preempted, watched
-from xlstm_hydra.runs import find_start, saved_steps
+from xlstm_hydra.runs import find_starting_point, saved_steps
 from xlstm_hydra.sweep import read_record
-from xlstm_hydra.train import train
-from xlstm_hydra.train._log import MetricLog
+from xlstm_hydra.train import MetricLog, train
 
 SAVING = CheckpointConfig(save_every_n_steps=6, restore="auto", keep="best", max_to_keep=1)
 RUN = tiny_run(
@@ -168,14 +166,16 @@ def test_where_a_run_begins(place, restarts, expected, two_folders, monkeypatch)
     if restarts is not None:
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
     run = replace(RUN, checkpoint=CheckpointConfig(restore=place))
-    start = find_start(run, two_folders / "own")
+    start = find_starting_point(run, two_folders / "own")
     assert start.checkpoint == (None if expected is None else two_folders / expected)
-    assert find_start(replace(RUN, checkpoint=SAVING), two_folders / "none").checkpoint is None
+    assert find_starting_point(replace(RUN, checkpoint=SAVING), two_folders / "none").checkpoint is None
 
 
 def test_a_folder_in_which_all_is_damaged_is_not_begun_anew(two_folders):
     with pytest.raises(ConfigError, match="none of the checkpoints in .*own/checkpoints can be read"):
-        find_start(RUN, two_folders / "own", [two_folders / "own" / "checkpoints" / name for name in ("3", "9")])
+        find_starting_point(
+            RUN, two_folders / "own", [two_folders / "own" / "checkpoints" / name for name in ("3", "9")]
+        )
 
 
 def test_what_is_not_in_the_main_thread_is_told_that_it_hears_no_signal(caplog):
@@ -200,7 +200,7 @@ def test_a_sweep_ends_with_its_job_and_goes_on_from_what_that_has_saved(tmp_path
         return 1.0
 
     monkeypatch.setattr(xlstm_hydra.train, "train", preempted_once)
-    monkeypatch.setattr(job, "_is_to_be_done", lambda run, folder: True)
+    monkeypatch.setattr(tasks, "is_unfinished", lambda run, folder: True)
     monkeypatch.chdir(tmp_path)
     assert run_command("-m", "hydra.sweep.dir=sweep", "trainer.seed=1,2,3").status == STATUS
     assert [outcome.status for outcome in read_record(tmp_path / "sweep")] == ["completed", "preempted", "waiting"]

@@ -16,8 +16,8 @@ import pytest
 from command import run_command
 from omegaconf import OmegaConf
 
+import xlstm_hydra.devices
 import xlstm_hydra.train
-from xlstm_hydra.cli import _job as job
 from xlstm_hydra.hydra import VERSION_BASE, load
 from xlstm_hydra.train import train
 
@@ -166,8 +166,8 @@ def test_two_processes_use_a_checkpoint_like_one(alone, tmp_path, monkeypatch):
 
 FAIL_LATE = """
 import sys
-from xlstm_hydra import cli
-from xlstm_hydra.train._log import MetricLog
+from xlstm_hydra.cli import main as cli
+from xlstm_hydra.train import MetricLog
 
 def fail(self, step):
     if step == 2 and "distributed.process_id=1" in sys.argv:
@@ -203,7 +203,7 @@ def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
 LEAVE_LAST = """
 import sys, time
 import xlstm_hydra.train
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 
 def train(run, folder, overrides):
     if "distributed.process_id=1" in sys.argv:
@@ -297,7 +297,7 @@ def second_task(monkeypatch, tmp_path):
     step |= {"STEP_NODELIST": "node[1-2]", "STEP_TASKS_PER_NODE": "1(x2)"}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    monkeypatch.setattr(xlstm_hydra.train, "together", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(xlstm_hydra.devices, "together", lambda config: contextlib.nullcontext())
     monkeypatch.chdir(tmp_path)
 
 
@@ -324,7 +324,7 @@ def test_a_process_that_a_file_says_is_not_the_first_leaves_no_file(second_task,
 
 def test_the_record_of_a_run_does_not_say_where_its_process_0_was(monkeypatch, tmp_path):
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
-    monkeypatch.setattr(xlstm_hydra.train, "together", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(xlstm_hydra.devices, "together", lambda config: contextlib.nullcontext())
     monkeypatch.chdir(tmp_path)
     place = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}
     done = run_command(
@@ -333,6 +333,13 @@ def test_the_record_of_a_run_does_not_say_where_its_process_0_was(monkeypatch, t
     assert done.status == 0, done.err
     saved = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert saved.distributed.name == "auto" and all(saved.distributed[key] is None for key in place)
+
+
+def is_open(address):
+    """True if something listens at an address."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as client:
+        return client.connect_ex((host, int(port))) == 0
 
 
 REFUSED_LATE = {
@@ -345,7 +352,7 @@ REFUSED_LATE = {
 def test_a_command_that_is_refused_while_process_0_waits_ends_both(override, words, tmp_path):
     both = Pair(tmp_path, *ENDLESS, each=((), None))
     deadline = time.monotonic() + PATIENCE
-    while not job._is_open(both.address):
+    while not is_open(both.address):
         assert both.started[0].poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     both.start(1, *ENDLESS, override)
@@ -377,7 +384,7 @@ def test_a_sweep_in_several_tasks_is_refused(second_task):
 
 def test_a_port_that_is_taken_is_refused():
     from xlstm_hydra.configs import ConfigError, DistributedConfig
-    from xlstm_hydra.devices._processes import join
+    from xlstm_hydra.devices import join
 
     with socket.create_server(("", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"

@@ -21,6 +21,7 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SyntheticDataConfig,
     TrainerConfig,
+    effect_of,
 )
 from xlstm_hydra.step import build_program
 
@@ -60,6 +61,9 @@ OTHER = {
 }
 """The fields that need one, beside those of the model and the layout."""
 
+OF_THE_PROCESS = {"simulated_devices", "debug_nans"}
+"""Those of them that change what JAX does in the whole process, and no step on the same devices."""
+
 ON = {SGDConfig: {"momentum": 0.9}}
 """What is on before the change: whether there is a momentum, or clipping, is another program."""
 
@@ -69,7 +73,9 @@ DP8 = {"parallel": LAYOUTS["dp8"], "model": {"vocab_size": 256}}
 @pytest.mark.parametrize("config", SAME, ids=lambda config: config.__name__)
 def test_it_is_known_of_every_field_whether_it_needs_another_program(config):
     names = {field.name for field in dataclasses.fields(config)}
-    assert names == set(SAME[config]) | set(OTHER.get(config, "").split())
+    other = set(OTHER.get(config, "").split())
+    assert names == set(SAME[config]) | other
+    assert {name for name in names if effect_of(config, name).compiled} == other - OF_THE_PROCESS
 
 
 def lowered(run):

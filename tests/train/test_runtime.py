@@ -1,4 +1,4 @@
-"""The private names of JAX that `_jax_internals.py` and `train/_runtime.py` need. After an upgrade of JAX, this fails
+"""The private names of JAX that `_jax_internals.py` and `devices/runtime.py` need. After an upgrade of JAX, this fails
 first."""
 
 import jax
@@ -7,8 +7,7 @@ from tiny import tiny_run
 
 from xlstm_hydra._jax_internals import backends_are_initialized
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.devices import _runtime
-from xlstm_hydra.devices._start_devices import start_devices
+from xlstm_hydra.devices import runtime, start_devices
 
 
 @pytest.mark.parametrize("name", ["process_id", "num_processes", "client"])
@@ -28,13 +27,13 @@ def test_the_client_of_the_store_can_do_what_is_asked_of_it(name):
 
 
 def test_jax_can_leave_sigterm_alone_and_tells_whether_devices_have_started():
-    assert _runtime.PREEMPTION_SERVICE in jax.config.values
+    assert runtime.PREEMPTION_SERVICE in jax.config.values
     jax.devices()
     assert backends_are_initialized()
 
 
 def test_one_process_is_process_0_of_1():
-    assert (_runtime.process_id(), _runtime.num_processes()) == (0, 1)
+    assert (runtime.process_id(), runtime.num_processes()) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ from tiny import tiny_run
 from unplannable import forget_scan, mystery_run
 
 from xlstm_hydra.configs import AutoParallelConfig
+from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.plan import PlanError
 from xlstm_hydra.step import build_program
 from xlstm_hydra.sweep import plan_points
-from xlstm_hydra.train import train
-from xlstm_hydra.train._auto import choose_layout
-from xlstm_hydra.train._planning import plan_program
+from xlstm_hydra.train import choose_layout, plan_program, train
 
 REASON = "the parameters of the primitive 'scan' cannot be read "
 HERE = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
@@ -44,7 +43,8 @@ def test_a_run_of_which_no_plan_can_be_made_trains_with_one_warning(unreadable, 
 
 def test_the_traceback_of_the_planner_is_in_the_log_for_debugging(unreadable, caplog):
     caplog.set_level("DEBUG", "xlstm_hydra")
-    assert plan_program(build_program(tiny_run(), jax.devices()[:1])).plan is None
+    one = build_mesh(tiny_run().parallel, jax.devices()[:1])
+    assert plan_program(build_program(tiny_run(), one)).plan is None
     assert "KeyError: 'ft_in'" in caplog.text and "UnknownForm" in caplog.text
 
 

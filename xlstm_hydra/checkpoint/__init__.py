@@ -1,13 +1,14 @@
 """What a run saves and how it, or only its parameters, are read back onto any layout."""
 
-from ._check import Misfit as Misfit
-from ._check import check_params as check_params
-from ._load import Loaded as Loaded
-from ._load import find_weights as find_weights
-from ._load import load_checkpoint as load_checkpoint
-from ._params import load_params as load_params
-from ._save_faults import SaveError as SaveError
-from ._save_faults import reason as reason
+from ._faults import SaveError as SaveError
+from ._faults import reason as reason
+from ._parameters import Loaded as Loaded
+from ._parameters import Misfit as Misfit
+from ._parameters import check_params as check_params
+from ._parameters import find_weights as find_weights
+from ._parameters import load_checkpoint as load_checkpoint
+from ._parameters import load_params as load_params
+from ._parameters import recorded_model as recorded_model
 from ._saved import Checkpoints as Checkpoints
 from ._saved import Logged as Logged
 from ._saved import read_logged as read_logged

@@ -19,7 +19,8 @@ from xlstm_hydra.configs import LlamaConfig, ModelConfig, mLSTMConfig, mLSTMv1Co
 from xlstm_hydra.parallel import ARRAY_AXES, Parameter
 from xlstm_hydra.problems import ConfigError, Problem, either
 
-from ._parts import NotOurs, Part, Shape, all_blocks, config_of, outer_and_block_parameters
+from ._leaves import Shape
+from ._parts import NotOurs, Part, all_blocks, config_of, outer_and_block_parameters
 
 _EMBEDDING = "token_embedding.sharded.embedding"
 

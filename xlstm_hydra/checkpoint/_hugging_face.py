@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from xlstm_hydra.configs import ModelConfig, mLSTMv1Config
-from xlstm_hydra.formats import CONFIG, MetadataError, parse
+from xlstm_hydra.formats import MetadataError, log_ignored, parse
 from xlstm_hydra.parallel import Parameter
 from xlstm_hydra.problems import ConfigError, Problem, nearest, show
-from xlstm_hydra.runs import log_ignored
+from xlstm_hydra.runs import CONFIG
 
+from ._leaves import SafetensorsLeaves
 from ._parts import BLOCKS, NotOurs, Part, all_blocks, outer_and_block_parameters
-from ._safetensors import SafetensorsLeaves
 
 MODEL_CLASS = "xlstm_hydra.models.mLSTMv1"
 _HAS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,32 +19,16 @@ from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import LAYERS, Parameter
 from xlstm_hydra.problems import ConfigError, Problem, either
 
-Shape = tuple[int, ...]
+from ._leaves import Leaves, Shape
+
 BLOCKS = "blocks"
 """Name of the stack of blocks in our tree: `blocks.x` where it is scanned, `blocks_0.x`, `blocks_1.x` elsewhere."""
-_TOLD = 3
+_LISTED = 3
 """Leaves that an error names before it counts the rest."""
 
 
 class NotOurs(Exception):
     """Leaves hold values that no parameters of ours mean the same as; how it goes on after their names."""
-
-
-class Leaves(Protocol):
-    """The arrays of a parameter tree on disk."""
-
-    @property
-    def shapes(self) -> Mapping[str, Shape]:
-        """Shape by path."""
-        ...
-
-    def read(self, paths: Sequence[str]) -> list[np.ndarray]:
-        """Some of them, in this order."""
-        ...
-
-    def name(self, path: str) -> str:
-        """A path as it stands on disk."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -136,8 +120,8 @@ def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
         found, wanted = leaves.shapes.get(path), expected.get(path)
         wrong.append(f"{leaves.name(path)}: expected {wanted or 'nothing'}, found {found or 'nothing'}")
     if wrong:
-        more = f"; and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
-        text = f"its parameters are not those of this model: {'; '.join(wrong[:_TOLD])}{more}"
+        more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        text = f"its parameters are not those of this model: {'; '.join(wrong[:_LISTED])}{more}"
         raise ConfigError([Problem({}, text, "Choose the model that it was saved with.")])
 
 

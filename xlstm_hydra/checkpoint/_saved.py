@@ -27,18 +27,16 @@ from xlstm_hydra.runs import (
     FOLDER,
     MARK,
     RESTORE,
+    attributed_to,
     read_verified,
     refuse_links_out,
     refused,
-    told_if_damaged,
-    told_under,
 )
 from xlstm_hydra.step import TrainState
 
+from ._faults import Listener, SaveError, reading, saving
+from ._integrity import Sealing, verified
 from ._parts import differing
-from ._save_faults import Listener, SaveError, saving
-from ._seal import Sealing
-from ._verified import verified
 
 log = logging.getLogger("xlstm_hydra")
 
@@ -263,8 +261,8 @@ def _restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
     args: dict[str, Any] = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
     args["data"] = ocp.args.JsonRestore()
     with (
-        told_under(RESTORE, checkpoint),
-        told_if_damaged("training state", checkpoint),
+        attributed_to(RESTORE, checkpoint),
+        reading("training state", checkpoint),
         ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader,
     ):
         restored = reader.restore(epath.Path(checkpoint), args=ocp.args.Composite(**args))
@@ -278,7 +276,7 @@ def _restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
 
 def read_logged(checkpoint: Path) -> Logged:
     """What the log goes on from, which earlier versions did not save."""
-    with told_under(RESTORE, checkpoint), told_if_damaged("position in the data", checkpoint / "data"):
+    with attributed_to(RESTORE, checkpoint), reading("position in the data", checkpoint / "data"):
         content = json.loads(read_verified(checkpoint, "data/metadata", RESTORE))
     return Logged(tuple(content.get("losses", ())), content.get("validation_loss"))
 
@@ -290,7 +288,7 @@ def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
         ConfigError: it has others, or cannot be read.
     """
     what = "parameters" if item == "params" else "optimizer state"
-    with told_under(RESTORE, checkpoint), told_if_damaged(what, checkpoint / item):
+    with attributed_to(RESTORE, checkpoint), reading(what, checkpoint / item):
         saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(checkpoint / item))
     shapes = {path: tuple(leaf.shape) for path, leaf in _by_path(saved.tree).items()}
     expected = {path: tuple(leaf.shape) for path, leaf in _by_path(wanted).items()}

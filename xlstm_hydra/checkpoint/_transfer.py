@@ -21,19 +21,29 @@ from xlstm_hydra.configs import (
     StdlibDataConfig,
     SyntheticDataConfig,
     TrainerConfig,
+    resolve_classes,
 )
 from xlstm_hydra.configs.run import BYTES
-from xlstm_hydra.formats import FORMAT, write_metadata
-from xlstm_hydra.hydra import resolve_classes, starting_groups
+from xlstm_hydra.formats import FORMAT
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import FOLDER, MARK, Record, provenance, record_of, step_of, told_under, write_manifest
+from xlstm_hydra.runs import (
+    FOLDER,
+    MARK,
+    Record,
+    attributed_to,
+    provenance,
+    record_of,
+    starting_groups,
+    step_of,
+    write_manifest,
+    write_metadata,
+)
 
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
-from ._load import find_weights, recorded_model
-from ._params import convert, open_leaves
+from ._integrity import verified
+from ._leaves import write_safetensors
+from ._parameters import convert, find_weights, open_leaves, recorded_model
 from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
-from ._safetensors import write_safetensors
-from ._verified import verified
 
 
 def import_checkpoint(
@@ -58,7 +68,7 @@ def import_checkpoint(
         ConfigError: it cannot be read, is not what its config says, or `out` is no new folder.
     """
     folder, out = find_weights(source, key), _new_folder(out)
-    with verified(folder, key, "params", "metadata"), told_under(key, folder):
+    with verified(folder, key, "params", "metadata"), attributed_to(key, folder):
         record = None if is_hugging_face(folder) else record_of(folder, key, lenient=lenient)
         model = read_config(folder, lenient=lenient) if record is None else record.model
         run, step, origin = _hugging_face_run(folder, model) if record is None else _recorded_run(folder, record)
@@ -132,15 +142,15 @@ def export_checkpoint(
     outer, block = outer_and_block_parameters(model)
     stacked = {*(parameter.path for parameter in outer), *(f"{BLOCKS}.{parameter.path}" for parameter in block)}
     with _written_whole(out) as unfinished:
-        with verified(folder, key, "params", "metadata"), told_under(key, folder):
+        with verified(folder, key, "params", "metadata"), attributed_to(key, folder):
             arrays = convert(open_leaves(folder), model, stacked)
             write_safetensors(unfinished, written_arrays(model, arrays))
         (unfinished / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out
 
 
-def _new_folder(place: str | Path) -> Path:
-    out = Path(place).expanduser().absolute()
+def _new_folder(out: str | Path) -> Path:
+    out = Path(out).expanduser().absolute()
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError([Problem({"OUT": str(out)}, "is there already", "Choose a new folder.")])

@@ -9,6 +9,7 @@ from ._encode import same as same
 from ._encode import same_fields as same_fields
 from ._hints import TAG as TAG
 from ._hints import dotted as dotted
+from ._hints import find_class as find_class
 from ._hints import hints as hints
 from ._hints import register_class as register_class
 from ._hints import type_name as type_name

@@ -67,8 +67,8 @@ def _at(step: str, function: Callable[..., Any], *args: Any) -> Any:
 
 def _encode_config(value: Any, declared: Any) -> dict[str, Any]:
     plain = encode_fields(value)
-    is_told = is_dataclass(declared) and variant(declared, plain)[0] is type(value)
-    return plain if is_told else {TAG: dotted(type(value)), **plain}
+    is_known = is_dataclass(declared) and variant(declared, plain)[0] is type(value)
+    return plain if is_known else {TAG: dotted(type(value)), **plain}
 
 
 def _encode_union(value: Any, hint: Any) -> Any:

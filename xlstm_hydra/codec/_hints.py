@@ -10,9 +10,11 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from xlstm_hydra.problems import Missing, Problem, Unread, nearest, show
+
+T = TypeVar("T")
 
 TAG = "_type_"
 """The key that tells the type of a value where its annotation does not."""
@@ -28,7 +30,7 @@ CLASSES = (type, abc.Callable)
 _registered: dict[str, Any] = {}
 
 
-def register_class(cls: Any, *names: str) -> Any:
+def register_class(cls: T, *names: str) -> T:
     """Allow configs to name a class or function, also under other `names`; nothing else is ever looked up."""
     for name in (dotted(cls), *names):
         _registered[name] = cls

@@ -11,11 +11,15 @@ from xlstm_hydra.problems import ConfigError, Problem
 
 T = TypeVar("T")
 
+OPTIONS: dict[str, type[ConfigDict]] = {}
+"""Our classes that are the schema of an option in `conf`, by the name that its defaults list uses."""
+
 
 @register_class
 @dataclass(kw_only=True)
 class ConfigDict:
-    """Base of every config. Subclasses are dataclasses; `rules` says what must hold between their fields.
+    """Base of every config. Subclasses are dataclasses; `rules` says what must hold between their fields, and the
+    metadata of a field, from `affects`, what another value of it changes.
 
     Two configs are equal if they have the same class and their fields mean the same: NaN equals NaN, a class equals its
     dotted path, `jnp.bfloat16` its dtype, and a list the tuple that the annotation asks for.
@@ -25,8 +29,11 @@ class ConfigDict:
             int is accepted for a float, an integral float for an int, a tuple for a list.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, schema: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        name = schema or cls.__dict__.get("name")
+        if isinstance(name, str) and cls.__module__.startswith(__name__.rpartition(".")[0]):
+            OPTIONS[name] = cls
         # Standing in the class itself, it is not replaced by the comparison that @dataclass would generate.
         if "__eq__" not in cls.__dict__:
             cls.__eq__ = ConfigDict.__eq__

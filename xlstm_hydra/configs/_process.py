@@ -16,8 +16,8 @@ _BIND = ("SLURM_GPU_BIND", "SLURM_TRES_BIND")
 """How tasks were bound to GPUs, such as `gres/gpu:single:1`. `none` at the end: every task sees all."""
 
 
-class Place(NamedTuple):
-    """Where a process is among several."""
+class ProcessInfo(NamedTuple):
+    """A process among several that train one model."""
 
     coordinator_address: str
     """`host:port` of process 0."""
@@ -32,8 +32,8 @@ class Place(NamedTuple):
     """Numbers of the GPUs that it uses, of those that it sees. None: all."""
 
 
-def slurm_place(environ: Mapping[str, str]) -> Place | None:
-    """The place of a task of a job step, or None where there is no step or it has one task.
+def slurm_process(environ: Mapping[str, str]) -> ProcessInfo | None:
+    """Return the process of a task of a job step, or None where there is no step or it has one task.
 
     The step counts, not the job: a batch script that runs the command without `srun` is one process.
 
@@ -48,7 +48,7 @@ def slurm_place(environ: Mapping[str, str]) -> Place | None:
     # Steps of one job may run side by side.
     port = FIRST_PORT + (_number(environ, "SLURM_JOB_ID") + 61 * _number(environ, "SLURM_STEP_ID")) % PORTS
     host = first_host(_text(environ, "SLURM_STEP_NODELIST"))
-    return Place(f"{host}:{port}", count, rank, _gpus(environ))
+    return ProcessInfo(f"{host}:{port}", count, rank, _gpus(environ))
 
 
 def idle_tasks(environ: Mapping[str, str]) -> int:

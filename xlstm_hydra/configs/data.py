@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, below, own_name
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
+from ._fields import LAYOUT, NUMERICS, affects
+from ._rules import at_least, below, own_name
 
 
 @dataclass(kw_only=True)
 class DataConfig(ConfigDict):
     """What every source of tokens has. The examples are `model.context_length` long, `trainer.batch_size` at a time."""
 
-    name: str
+    name: str = field(metadata=affects(NUMERICS, compiled=False))
     """Which source this is."""
 
-    seed: int = 0
+    seed: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
     """Seed of the order of the examples, and of what a synthetic source makes up."""
 
-    validation_fraction: float = 0.02
+    validation_fraction: float = field(default=0.02, metadata=affects(NUMERICS, compiled=False))
     """Share of the tokens kept out of training for the validation loss, cut from the end of the corpus."""
 
-    prefetch: int = 4
+    prefetch: int = field(default=4, metadata=affects(LAYOUT, compiled=False))
     """Batches that are prepared ahead of the training loop. 0: none."""
 
     def rules(self) -> Iterator[Problem]:
@@ -40,7 +42,7 @@ class ByteDataConfig(DataConfig):
     """Text as bytes: token ids 0 to 255, where a document begins with a 0. The order of the documents is shuffled once,
     by their names, before the corpus is cut."""
 
-    pad_last: bool = True
+    pad_last: bool = field(default=True, metadata=affects(NUMERICS, compiled=False))
     """Fill the last, shorter example with padding, which the loss leaves out; otherwise drop it."""
 
 
@@ -59,7 +61,7 @@ class TextDataConfig(ByteDataConfig):
     name: str = "text"
     """Which source this is."""
 
-    path: str
+    path: str = field(metadata=affects(NUMERICS, compiled=False))
     """A file, a folder (all files in it, with its sub-folders) or a glob such as `books/**/*.txt`."""
 
     def rules(self) -> Iterator[Problem]:
@@ -79,10 +81,10 @@ class SyntheticDataConfig(DataConfig):
     name: str = "synthetic"
     """Which source this is."""
 
-    num_examples: int = 4096
+    num_examples: int = field(default=4096, metadata=affects(NUMERICS, compiled=False))
     """Different examples in the corpus."""
 
-    motif_length: int = 16
+    motif_length: int = field(default=16, metadata=affects(NUMERICS, compiled=False))
     """Tokens after which a sequence repeats itself. Less than `model.context_length`, or nothing could be learned."""
 
     def rules(self) -> Iterator[Problem]:

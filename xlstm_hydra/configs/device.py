@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from xlstm_hydra.problems import Problem, at_least, below, one_of
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
+from ._fields import BOOKKEEPING, affects
+from ._rules import at_least, below, one_of
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""
+
+DEFAULT_DEVICE = "h100_80gb"
+"""The option of a plan that names no device."""
 
 SPEEDS = (
     *("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops"),
@@ -20,45 +25,45 @@ SPEEDS = (
 
 
 @dataclass(kw_only=True)
-class DeviceConfig(ConfigDict):
+class DeviceConfig(ConfigDict, schema="device"):
     """Memory and speed of one device, and of its links to others. Speeds are the maker's, for dense matrices;
     where all are 0 they are not known, and no time is told."""
 
-    name: str
+    name: str = field(metadata=affects(BOOKKEEPING))
     """What the device is called in plans."""
 
-    platform: str
+    platform: str = field(metadata=affects(BOOKKEEPING))
     """Its kind: cpu, gpu or tpu."""
 
-    kinds: list[str]
+    kinds: list[str] = field(metadata=affects(BOOKKEEPING))
     """What JAX calls such a device (`jax.Device.device_kind`), by which a run knows what it has. Empty: no device is
     taken for one."""
 
-    memory_gib: float
+    memory_gib: float = field(metadata=affects(BOOKKEEPING))
     """Memory that programs can allocate, in GiB (2**30 bytes)."""
 
-    memory_fraction: float = 1.0
+    memory_fraction: float = field(default=1.0, metadata=affects(BOOKKEEPING))
     """Share of it that JAX takes and a program can use: what XLA_CLIENT_MEM_FRACTION sets on a GPU."""
 
-    memory_bandwidth: float
+    memory_bandwidth: float = field(metadata=affects(BOOKKEEPING))
     """Speed at which it is read or written, in GB/s (10**9 bytes)."""
 
-    float32_tflops: float
+    float32_tflops: float = field(metadata=affects(BOOKKEEPING))
     """Matrix products in float32 as JAX computes them by default, in TFLOP/s."""
 
-    bfloat16_tflops: float
+    bfloat16_tflops: float = field(metadata=affects(BOOKKEEPING))
     """Matrix products in bfloat16, in TFLOP/s."""
 
-    float16_tflops: float
+    float16_tflops: float = field(metadata=affects(BOOKKEEPING))
     """Matrix products in float16, in TFLOP/s."""
 
-    devices_per_host: int
+    devices_per_host: int = field(metadata=affects(BOOKKEEPING))
     """Devices that the fast links connect: those of a host, or of a slice of TPUs."""
 
-    host_bandwidth: float
+    host_bandwidth: float = field(metadata=affects(BOOKKEEPING))
     """Bytes that a device can send to others of its host while it receives as many, in GB/s."""
 
-    network_bandwidth: float
+    network_bandwidth: float = field(metadata=affects(BOOKKEEPING))
     """The same to devices of other hosts, in GB/s."""
 
     def rules(self) -> Iterator[Problem]:

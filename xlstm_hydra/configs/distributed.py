@@ -3,47 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import ConfigError, Problem, at_least, idle, one_of
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._config_dict import ConfigDict
-from ._process import Place, slurm_place
+from ._fields import LAYOUT, affects
+from ._process import ProcessInfo, slurm_process
+from ._rules import at_least, one_of, unused
 
 _ADDRESS = ("coordinator_address", "num_processes", "process_id")
 _TIMEOUTS = ("heartbeat_timeout_seconds", "initialization_timeout_seconds")
 
 
 @dataclass(kw_only=True)
-class DistributedConfig(ConfigDict):
+class DistributedConfig(ConfigDict, schema="distributed"):
     """One process, or several that train one model together. All of them get the same command."""
 
-    name: str = "none"
+    name: str = field(default="none", metadata=affects(LAYOUT, compiled=False))
     """none: one process, whatever the environment says. auto: as many as `srun` started, else one. explicit: as
     `coordinator_address`, `num_processes` and `process_id` say."""
 
-    coordinator_address: str | None = None
+    coordinator_address: str | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
     """`host:port` of process 0, which all others can reach; process 0 opens the port. null: not explicit."""
 
-    num_processes: int | None = None
+    num_processes: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
     """Processes in the run. null: not explicit."""
 
-    process_id: int | None = None
+    process_id: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
     """Number of this process, from 0. Process 0 writes the run folder. null: not explicit."""
 
-    local_device_ids: list[int] | None = None
+    local_device_ids: list[int] | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
     """Numbers of the GPUs that this process uses, of those that it sees. null: all, or its share of them where `srun`
     put several processes on a host and gave no process GPUs of its own. There is no such choice on a CPU or TPU."""
 
-    heartbeat_timeout_seconds: int = 20
+    heartbeat_timeout_seconds: int = field(default=20, metadata=affects(LAYOUT, compiled=False))
     """A process that has given no sign of life for this long is dead, and the others end. Without effect where `auto`
     finds one process."""
 
-    initialization_timeout_seconds: int = 120
+    initialization_timeout_seconds: int = field(default=120, metadata=affects(LAYOUT, compiled=False))
     """How long processes wait for each other at the start and at the end. Without effect where `auto` finds one
     process."""
 
-    device_order: list[str] | None = None
+    device_order: list[str] | None = field(default=None, metadata=affects(LAYOUT))
     """The four mesh axes from the one whose devices are closest together, inside a host, to the one whose devices are
     farthest apart. null: tensor, FSDP, pipeline, data axis."""
 
@@ -57,10 +59,10 @@ class DistributedConfig(ConfigDict):
         elif self.name in ("none", "auto"):
             for key in _ADDRESS:
                 fix = f"Set {{name}}=explicit, or leave {{{key}}} at null."
-                yield from idle(self, key, "name", self.name, fix)
+                yield from unused(self, key, "name", self.name, fix)
         if self.name == "none":
             for key in _TIMEOUTS:
-                yield from idle(self, key, "name", self.name)
+                yield from unused(self, key, "name", self.name)
         ids = self.local_device_ids
         if ids is not None and (not ids or len(set(ids)) < len(ids) or min(ids) < 0):
             yield Problem({"local_device_ids": ids}, "must be different numbers from 0, at least one")
@@ -91,7 +93,7 @@ class DistributedConfig(ConfigDict):
         """Processes in the run, or None where only the environment of the command tells."""
         return {"none": 1, "explicit": self.num_processes}.get(self.name)
 
-    def place(self, environ: Mapping[str, str]) -> Place | None:
+    def process_info(self, environ: Mapping[str, str]) -> ProcessInfo | None:
         """Where this process is among several, or None where it is the only one.
 
         Args:
@@ -104,14 +106,14 @@ class DistributedConfig(ConfigDict):
             return None
         if self.name == "auto":
             try:
-                found = slurm_place(environ)
+                found = slurm_process(environ)
             except ValueError as error:
                 fix = "Start the run with srun, or set {name}=none for one process."
                 raise ConfigError([Problem({"name": self.name}, str(error), fix)]) from None
         else:
             assert self.coordinator_address is not None and self.num_processes is not None
             assert self.process_id is not None
-            found = Place(self.coordinator_address, self.num_processes, self.process_id, None)
+            found = ProcessInfo(self.coordinator_address, self.num_processes, self.process_id, None)
         if found is None or self.local_device_ids is None:
             return found
         return found._replace(local_device_ids=tuple(self.local_device_ids))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from xlstm_hydra.codec import plain_dtypes
-from xlstm_hydra.problems import Problem, at_least, below, divisors, either, idle, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
+from ._fields import NUMERICS, PARAMETERS, affects
+from ._rules import at_least, below, one_of, unused
 from .model import SubModelConfig
 from .parallel import DTYPES
 
@@ -27,66 +29,66 @@ wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
 class LanguageModelConfig(SubModelConfig):
     """What every language model of ours has: an embedding, a stack of residual blocks, and a head."""
 
-    vocab_size: int = 50304
+    vocab_size: int = field(default=50304, metadata=affects(PARAMETERS))
     """Number of token ids."""
 
-    embedding_dim: int
+    embedding_dim: int = field(metadata=affects(PARAMETERS))
     """Width D of the residual stream."""
 
-    num_blocks: int
+    num_blocks: int = field(metadata=affects(PARAMETERS))
     """Number of blocks L in the stack."""
 
-    context_length: int = 2048
+    context_length: int = field(default=2048, metadata=affects(NUMERICS))
     """Tokens per training example."""
 
-    dtype: str = "bfloat16"
+    dtype: str = field(default="bfloat16", metadata=affects(NUMERICS))
     """Type that activations are computed in: float32, bfloat16 or float16. Parameters are always kept in float32."""
 
-    lm_head_dtype: str | None = "float32"
+    lm_head_dtype: str | None = field(default="float32", metadata=affects(NUMERICS))
     """Type that the projection to the vocabulary is computed in. null: `dtype`. The loss is always float32."""
 
-    logits_soft_cap: float | None = None
+    logits_soft_cap: float | None = field(default=None, metadata=affects(NUMERICS))
     """Logits become c * tanh(logits / c), which is the same for c and -c. null: no cap."""
 
-    tie_weights: bool = False
+    tie_weights: bool = field(default=False, metadata=affects(PARAMETERS))
     """Use the embedding table as the projection to the vocabulary."""
 
-    weight_decay_on_embedding: bool = False
+    weight_decay_on_embedding: bool = field(default=False, metadata=affects(NUMERICS))
     """Apply the optimizer's weight decay to the embedding table too."""
 
-    add_embedding_dropout: bool = False
+    add_embedding_dropout: bool = field(default=False, metadata=affects(NUMERICS))
     """Apply dropout to the embedded tokens."""
 
-    add_post_blocks_norm: bool = True
+    add_post_blocks_norm: bool = field(default=True, metadata=affects(PARAMETERS))
     """Normalise the residual stream before the projection to the vocabulary."""
 
-    add_post_norm: bool = False
+    add_post_norm: bool = field(default=False, metadata=affects(PARAMETERS))
     """Normalise the output of every residual branch before it is added to the stream."""
 
-    norm_type: str = "rmsnorm"
+    norm_type: str = field(default="rmsnorm", metadata=affects(NUMERICS))
     """Norm before every residual branch and before the head: layernorm or rmsnorm."""
 
-    norm_eps: float = 1e-6
+    norm_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
     """Added to the variance in the norm before the head."""
 
-    cell_norm_eps: float = 1e-6
+    cell_norm_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
     """Added to the variance in every norm inside the blocks."""
 
-    scan_blocks: bool = True
+    scan_blocks: bool = field(default=True, metadata=affects(PARAMETERS))
     """Compile one block and scan it over the stack, with parameters stacked along a leading array axis. Otherwise every
     block is compiled and stored on its own."""
 
-    init_distribution: str = "normal"
+    init_distribution: str = field(default="normal", metadata=affects(NUMERICS))
     """Distribution of the initial values inside the blocks: normal, truncated_normal (cut at two standard deviations,
     not rescaled) or uniform."""
 
-    init_distribution_embed: str = "normal"
+    init_distribution_embed: str = field(default="normal", metadata=affects(NUMERICS))
     """Distribution of the initial embedding table."""
 
-    init_distribution_out: str = "normal"
+    init_distribution_out: str = field(default="normal", metadata=affects(NUMERICS))
     """Distribution of the initial projection to the vocabulary."""
 
-    output_init_fn: str = "wang"
+    output_init_fn: str = field(default="wang", metadata=affects(NUMERICS))
     """Standard deviation of the initial projections back to the residual stream: wang, wang2, small or zeros."""
 
     def __post_init__(self) -> None:
@@ -110,9 +112,9 @@ class LanguageModelConfig(SubModelConfig):
             yield from one_of(self, key, INIT_DISTRIBUTIONS)
         yield from one_of(self, "output_init_fn", OUTPUT_INITS)
         if self.tie_weights:
-            yield from idle(self, "init_distribution_out", "tie_weights", True)
+            yield from unused(self, "init_distribution_out", "tie_weights", True)
         if not self.add_post_blocks_norm:
-            yield from idle(self, "norm_eps", "add_post_blocks_norm", False)
+            yield from unused(self, "norm_eps", "add_post_blocks_norm", False)
 
     def dropout_rules(self, key: str) -> Iterator[Problem]:
         """The rules of the field that `dropout_probability` gives."""

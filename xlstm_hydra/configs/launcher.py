@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from xlstm_hydra.problems import Problem, at_least
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
+from ._rules import at_least
 
 _EARLY_S = 60
 """SLURM may send a signal so many seconds earlier than it was asked to."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
+from ._fields import LAYOUT, NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of
 from .language_model import LanguageModelConfig, splits
 
 ATTENTION_BACKENDS = ("xla", "cudnn")
@@ -21,40 +23,42 @@ _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
 
 
 @dataclass(kw_only=True)
-class LlamaConfig(LanguageModelConfig):
+class LlamaConfig(LanguageModelConfig, schema="llama"):
     """The Llama baseline: causal attention with rotary positions, then a gated feed-forward layer."""
 
-    head_dim: int = 128
+    flax_class = "xlstm_hydra.models.Llama"
+
+    head_dim: int = field(default=128, metadata=affects(PARAMETERS))
     """Width of a head; the embedding width gives their number. Even, because positions turn pairs of channels."""
 
-    qk_norm: bool = False
+    qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
     """Normalise queries and keys per head, before positions turn them."""
 
-    causal: bool = True
+    causal: bool = field(default=True, metadata=affects(NUMERICS))
     """Let a token see itself and earlier tokens only. Otherwise it sees the whole example, targets included, which is
     for encoders only."""
 
-    theta: float = 500000.0
+    theta: float = field(default=500000.0, metadata=affects(NUMERICS))
     """Base of the rotary positions: the slowest pair of channels turns once in about 2 pi theta tokens."""
 
-    mask_across_document_boundaries: bool = False
+    mask_across_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
     """Let a token see its own document only. Positions start anew with every document in any case."""
 
-    attention_backend: str | None = "xla"
+    attention_backend: str | None = field(default="xla", metadata=affects(LAYOUT))
     """How attention is computed: xla (on any device), cudnn (flash attention, on NVIDIA GPUs with `dtype` bfloat16 or
     float16), or null for what JAX chooses. A checkpoint may name pallas_triton too, which no device here computes.
     `task=generate` always takes xla."""
 
-    ffn_multiple_of: int = 64
+    ffn_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
     """The feed-forward width, 8/3 of the embedding width, is rounded up to a multiple of this."""
 
-    ffn_dim_multiplier: float = 1.0
+    ffn_dim_multiplier: float = field(default=1.0, metadata=affects(PARAMETERS))
     """Factor on the feed-forward width, before it is rounded."""
 
-    use_bias: bool = False
+    use_bias: bool = field(default=False, metadata=affects(PARAMETERS))
     """Give the dense layers inside the blocks a bias. The head never has one."""
 
-    dropout_rate: float = 0.0
+    dropout_rate: float = field(default=0.0, metadata=affects(NUMERICS))
     """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
 
     lm_head_dtype: str | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
-from ._cell import CellConfig
-from ._feed_forward import optional_layer_rules, rounded_dim, rounding_rules
+from ._cell_config import CellConfig
+from ._feed_forward_rules import optional_layer_rules, rounded_dim, rounding_rules
+from ._fields import NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of
 from .language_model import NORMS, splits
 
 
@@ -16,32 +18,32 @@ from .language_model import NORMS, splits
 class OriginalLayerConfig(CellConfig):
     """The original mLSTM layer (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, skip."""
 
-    proj_factor: float = 2.0
+    proj_factor: float = field(default=2.0, metadata=affects(PARAMETERS))
     """Width of the up-projection, as a multiple of the embedding width."""
 
-    round_proj_up_dim_up: bool = True
+    round_proj_up_dim_up: bool = field(default=True, metadata=affects(PARAMETERS))
     """Round the up-projected width up to the multiple below; otherwise down."""
 
-    round_proj_up_to_multiple_of: int = 64
+    round_proj_up_to_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
     """The up-projected width is a multiple of this."""
 
-    conv1d_kernel_size: int = 4
+    conv1d_kernel_size: int = field(default=4, metadata=affects(PARAMETERS))
     """Tokens that the causal convolution sees: the current one and those before it."""
 
-    qkv_proj_blocksize: int = 4
+    qkv_proj_blocksize: int = field(default=4, metadata=affects(PARAMETERS))
     """Channels per block of the block-diagonal maps to queries, keys and values."""
 
-    vmap_qk: bool = False
+    vmap_qk: bool = field(default=False, metadata=affects(PARAMETERS))
     """Keep the maps to queries and keys in one parameter."""
 
-    gate_input: str = "qkv"
+    gate_input: str = field(default="qkv", metadata=affects(PARAMETERS))
     """What the gates read: qkv (queries, keys and values), x_mlstm (the up-projection), x_mlstm_conv (after the
     convolution) or x_mlstm_conv_act (after its activation)."""
 
-    gate_linear_headwise: bool = False
+    gate_linear_headwise: bool = field(default=False, metadata=affects(PARAMETERS))
     """Let the gates of a head read that head's channels only."""
 
-    cell_norm_type: str = "layernorm"
+    cell_norm_type: str = field(default="layernorm", metadata=affects(NUMERICS))
     """Norm of queries and keys (if any) and of the cell's output, per head: layernorm or rmsnorm."""
 
     def inner_dim(self) -> int:
@@ -99,26 +101,28 @@ class OriginalLayerConfig(CellConfig):
 
 
 @dataclass(kw_only=True)
-class mLSTMConfig(OriginalLayerConfig):  # noqa: N801 (the field's name for it)
+class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field's name for it)
     """The original mLSTM block: the layer of arXiv 2405.04517 and, if wanted, a feed-forward layer after it."""
 
-    ff_type: str | None = None
+    flax_class = "xlstm_hydra.models.mLSTM"
+
+    ff_type: str | None = field(default=None, metadata=affects(PARAMETERS))
     """Feed-forward layer after the mLSTM layer in every block. ffn_gated: act(x Wg) * (x Wu), then down.
     ffn: act(x Wu), then down. null: no feed-forward layer, as in the published models."""
 
-    ff_proj_factor: float = 4 / 3
+    ff_proj_factor: float = field(default=4 / 3, metadata=affects(PARAMETERS))
     """Width of the feed-forward layer, as a multiple of the embedding width."""
 
-    ff_round_proj_up_dim_up: bool = True
+    ff_round_proj_up_dim_up: bool = field(default=True, metadata=affects(PARAMETERS))
     """Round the feed-forward width up to the multiple below; otherwise down."""
 
-    ff_round_proj_up_to_multiple_of: int = 64
+    ff_round_proj_up_to_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
     """The feed-forward width is a multiple of this."""
 
-    act_fn: str = "gelu"
+    act_fn: str = field(default="gelu", metadata=affects(NUMERICS))
     """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
 
-    ff_dtype: str | None = None
+    ff_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
     """Type that the feed-forward layer is computed in. null: `dtype`."""
 
     def ff_dim(self) -> int:
@@ -141,32 +145,34 @@ class mLSTMConfig(OriginalLayerConfig):  # noqa: N801 (the field's name for it)
 
 
 @dataclass(kw_only=True)
-class mLSTMv1Config(CellConfig):  # noqa: N801
+class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
     """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, then (if wanted) a feed-forward layer."""
+
+    flax_class = "xlstm_hydra.models.mLSTMv1"
 
     qk_dim_factor: float = 0.5
     """Width of queries and keys, as a multiple of the embedding width."""
 
-    proj_factor: float = 2.667
+    proj_factor: float = field(default=2.667, metadata=affects(PARAMETERS))
     """Width of the feed-forward layer, as a multiple of the embedding width."""
 
-    round_proj_up_dim_up: bool = True
+    round_proj_up_dim_up: bool = field(default=True, metadata=affects(PARAMETERS))
     """Round the feed-forward width up to the multiple below; otherwise down."""
 
-    round_proj_up_to_multiple_of: int = 64
+    round_proj_up_to_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
     """The feed-forward width is a multiple of this."""
 
-    ff_type: str | None = "ffn_gated"
+    ff_type: str | None = field(default="ffn_gated", metadata=affects(PARAMETERS))
     """Feed-forward layer. ffn_gated: act(x Wg) * (x Wu), then down. ffn: act(x Wu), then down. null: no feed-forward
     layer."""
 
-    act_fn: str = "swish"
+    act_fn: str = field(default="swish", metadata=affects(NUMERICS))
     """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
 
-    ff_dtype: str | None = None
+    ff_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
     """Type that the feed-forward layer is computed in. null: `dtype`."""
 
-    cell_norm_type_v1: str = "layernorm"
+    cell_norm_type_v1: str = field(default="layernorm", metadata=affects(NUMERICS))
     """Norm of the cell's output, per head: layernorm or rmsnorm. Queries and keys are normalised by `norm_type`."""
 
     def ff_dim(self) -> int:

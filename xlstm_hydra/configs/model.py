@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from xlstm_hydra.codec import dotted
+from xlstm_hydra.formats import log_ignored
 from xlstm_hydra.problems import Problem, show
 
 from ._config_dict import ConfigDict
+from ._fields import LAYOUT, PARAMETERS, affects
+from ._reading import read_configs
 from .parallel import ParallelConfig
 
 
@@ -18,8 +21,12 @@ class SubModelConfig(ConfigDict):
     """Base of the config that a model class takes as its `config`.
 
     A config of your own is a subclass with at least the fields `vocab_size` and `context_length`, from which the data
-    takes its shape.
+    takes its shape. Where a field does not say what another value of it changes, in metadata from `affects`, it counts
+    as one that changes the parameters and the compiled step.
     """
+
+    flax_class: ClassVar[str] = ""
+    """Dotted path of the model class of ours that the config is for. Empty: a class of yours."""
 
     def module_classes(self) -> tuple[str, ...] | None:
         """Class names of the modules inside the model, which `remat` and `fsdp_modules` can name. None: not known
@@ -31,9 +38,9 @@ class SubModelConfig(ConfigDict):
         recompute. None: not known."""
         return None
 
-    def idle_rules(self) -> Iterator[Problem]:
+    def unused_rules(self) -> Iterator[Problem]:
         """Every value that has no effect as the other fields are. A run must have none, but a record may: where one is
-        read into a run they are left at what `Problem.idle` says."""
+        read into a run they are left at what `Problem.unused` says."""
         yield from ()
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
@@ -66,13 +73,13 @@ class SubModelConfig(ConfigDict):
 class ModelConfig(ConfigDict):
     """A model class with its config and its layout."""
 
-    model_class: Any
+    model_class: Any = field(metadata=affects(PARAMETERS))
     """The Flax class, or its dotted path as long as it has not been instantiated."""
 
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=affects(LAYOUT))
     """How the model is laid out over devices."""
 
-    model_config: ConfigDict | None = None
+    model_config: ConfigDict | None = field(default=None, metadata=affects(PARAMETERS))
     """The config that `model_class` takes as `config`. null: the class takes none."""
 
     def rules(self) -> Iterator[Problem]:
@@ -102,9 +109,11 @@ class ModelConfig(ConfigDict):
         Raises:
             MetadataError: the text is not metadata that this version can read, with the path of the field.
         """
-        from xlstm_hydra.runs import read_model  # the one door upwards, which the published interface asks for
-
-        return read_model(metadata_content)
+        recorded = read_configs(metadata_content)
+        log_ignored("metadata", recorded.unset, recorded.unknown)
+        model = recorded.groups["model"]
+        assert isinstance(model, ModelConfig)
+        return model
 
 
 def _is_path(text: Any) -> bool:

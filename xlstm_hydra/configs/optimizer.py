@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, below, own_name
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
+from ._fields import NUMERICS, affects
+from ._rules import at_least, below, own_name
 
 
 @dataclass(kw_only=True)
@@ -16,25 +18,25 @@ class OptimizerConfig(ConfigDict):
     """What every optimizer has. Clipping comes first, weight decay is decoupled from the gradient and scaled by the
     learning rate."""
 
-    name: str
+    name: str = field(metadata=affects(NUMERICS))
     """Which optimizer this is."""
 
-    lr: float = 1e-3
+    lr: float = field(default=1e-3, metadata=affects(NUMERICS, traced=True))
     """Peak learning rate."""
 
-    grad_clip_norm: float | None = 1.0
+    grad_clip_norm: float | None = field(default=1.0, metadata=affects(NUMERICS, traced=True))
     """Scale the gradient down to this global norm where it is larger. null: no clipping."""
 
-    grad_clip_value: float | None = None
+    grad_clip_value: float | None = field(default=None, metadata=affects(NUMERICS, traced=True))
     """Clip every element of the gradient to plus or minus this, after the clipping by norm. null: no clipping."""
 
-    weight_decay: float = 0.0
+    weight_decay: float = field(default=0.0, metadata=affects(NUMERICS, traced=True))
     """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
 
-    weight_decay_include: list[str] = field(default_factory=lambda: [".*kernel"])
+    weight_decay_include: list[str] = field(default_factory=lambda: [".*kernel"], metadata=affects(NUMERICS))
     """Regular expressions, searched in the dotted path of a parameter: those that match any of them decay."""
 
-    weight_decay_exclude: list[str] = field(default_factory=list)
+    weight_decay_exclude: list[str] = field(default_factory=list, metadata=affects(NUMERICS))
     """Regular expressions: parameters that match any of them do not decay, whatever includes them."""
 
     def rules(self) -> Iterator[Problem]:
@@ -60,19 +62,19 @@ class AdamWConfig(OptimizerConfig):
     name: str = "adamw"
     """Which optimizer this is."""
 
-    beta1: float = 0.9
+    beta1: float = field(default=0.9, metadata=affects(NUMERICS, traced=True))
     """Decay of the mean of the gradient."""
 
-    beta2: float = 0.95
+    beta2: float = field(default=0.95, metadata=affects(NUMERICS, traced=True))
     """Decay of the mean of the squared gradient."""
 
-    eps: float = 1e-8
+    eps: float = field(default=1e-8, metadata=affects(NUMERICS, traced=True))
     """Added to the root of the mean squared gradient."""
 
     weight_decay: float = 0.1
     """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
 
-    nesterov: bool = False
+    nesterov: bool = field(default=False, metadata=affects(NUMERICS))
     """Use the Nesterov momentum of NAdam."""
 
     def rules(self) -> Iterator[Problem]:
@@ -93,10 +95,10 @@ class LionConfig(OptimizerConfig):
     lr: float = 1e-4
     """Peak learning rate."""
 
-    beta1: float = 0.9
+    beta1: float = field(default=0.9, metadata=affects(NUMERICS, traced=True))
     """Weight of the momentum in the update."""
 
-    beta2: float = 0.99
+    beta2: float = field(default=0.99, metadata=affects(NUMERICS, traced=True))
     """Decay of the momentum."""
 
     weight_decay: float = 0.1
@@ -119,10 +121,10 @@ class SGDConfig(OptimizerConfig):
     lr: float = 0.1
     """Peak learning rate."""
 
-    momentum: float = 0.0
+    momentum: float = field(default=0.0, metadata=affects(NUMERICS, traced=True))
     """Decay of the momentum. 0: none."""
 
-    nesterov: bool = False
+    nesterov: bool = field(default=False, metadata=affects(NUMERICS))
     """Look ahead along the momentum."""
 
     def rules(self) -> Iterator[Problem]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from xlstm_hydra.problems import ConfigError, Problem, divisors, either
 
-from ._config_dict import ConfigDict
-from ._layout_rules import idle_fsdp_rules, module_name_rules, open_layout_rules, pipeline_rules, unused_rules
+from ._config_dict import OPTIONS, ConfigDict
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
 from .device import DeviceConfig
@@ -110,6 +110,25 @@ class RunConfig(ConfigDict):
         known = [factor for factor in factors if factor is not None and factor > 0]
         return math.prod(known) if len(known) == len(factors) else None
 
+    def fitting_batch(self) -> int:
+        """Return the batch of a plan for which none is given: the least multiple of what its layout needs from the
+        default on, so that any number of devices can be planned."""
+        default, unit = TrainerConfig().batch_size, self._batch_unit()
+        return -(-default // unit) * unit
+
+    def _batch_unit(self) -> int:
+        """Return what must divide the batch, as far as the sizes of the mesh axes are known. Of a layout that is still
+        to be chosen, what divides it over all the devices that tensor parallelism and pipelines leave."""
+        if self.parallel.is_open():
+            own = [max(self.parallel.pipeline_axis_size, 1), max(self.parallel.model_axis_size, 1)]
+            return self.trainer.batch_unit(max((self.known_devices() or 1) // math.prod(own), 1), 1, own[0])
+        try:
+            sizes = list(self.parallel.axis_sizes(self.known_devices() or 0).values())
+        except ConfigError:
+            sizes = list(self.parallel.sizes().values())
+        data, fsdp, pipeline, _ = (max(size, 1) for size in sizes)
+        return self.trainer.batch_unit(data, fsdp, pipeline)
+
     def _is_counted_at_launch(self) -> bool:
         """True if `launch_rules` knows the number of devices and checks the layout against it."""
         return self.distributed.name == "auto" and (self.trainer.simulated_devices or 0) > 0
@@ -124,16 +143,16 @@ class RunConfig(ConfigDict):
         if self.distributed.name != "auto":
             return
         try:
-            place = self.distributed.place(environ)
+            process = self.distributed.process_info(environ)
         except ConfigError as error:
             yield from (problem.at("distributed") for problem in error.problems)
             if self._is_counted_at_launch():
                 yield from self._known_size_rules()
             return
         if isinstance(self.task, PlanTaskConfig):
-            yield from (problem.at("task") for problem in self.task.launch_rules(place))
+            yield from (problem.at("task") for problem in self.task.launch_rules(process))
         if self._is_counted_at_launch() and self.known_devices() is None:
-            processes = place.num_processes if place else 1
+            processes = process.num_processes if process else 1
             yield from self.device_rules((self.trainer.simulated_devices or 0) * processes)
 
     def device_rules(self, num_devices: int) -> Iterator[Problem]:
@@ -184,62 +203,20 @@ class RunConfig(ConfigDict):
     ) -> Iterator[Problem]:
         """Every broken rule between the sizes of the mesh axes (None: not known yet) and the other groups."""
         if self.task.reads_data():
-            yield from self._batch_rules(data or 1, fsdp or 1, pipeline)
+            yield from self.trainer.batch_rules(data or 1, fsdp or 1, pipeline)
         if pipeline is not None:
-            yield from pipeline_rules(self.trainer, pipeline)
+            yield from self.trainer.pipeline_rules(pipeline)
         parallel = self.parallel
         if fsdp == 1 and parallel.fsdp_modules:
-            yield from unused_rules(parallel, "fsdp_axis_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
+            yield from parallel.unused_axis_rules("fsdp_axis_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
         if tensor == 1:
-            yield from unused_rules(parallel, "model_axis_size", "tp_async_dense")
+            yield from parallel.unused_axis_rules("model_axis_size", "tp_async_dense")
         if isinstance(self.model.model_config, SubModelConfig):
             rules = (
                 self.model.model_config.layout_rules(tensor or 1),
                 self.model.model_config.pipeline_rules(pipeline or 1),
             )
             yield from (problem.at("model") for problem in itertools.chain(*rules))
-
-    def _batch_rules(self, data: int, fsdp: int, pipeline: int | None) -> Iterator[Problem]:
-        batch, parts = self.trainer.batch_size, max(self.trainer.gradient_accumulate_steps, 1)
-        if batch < 1:
-            return
-        needed, microbatches = self.batch_unit(data, fsdp, pipeline), max(self.trainer.pipeline_microbatches or 1, 1)
-        if batch % parts:  # reported for the trainer
-            needed, parts = needed // parts, 1
-        terms = {
-            "parallel.data_axis_size": data,
-            "parallel.fsdp_axis_size": fsdp,
-            "trainer.gradient_accumulate_steps": parts,
-        }
-        given = {key: value for key, value in terms.items() if value != 1}
-        factors = [f"{key.rpartition('.')[2]}({value})" for key, value in given.items()]
-        if pipeline is not None and pipeline > 1:
-            given["parallel.pipeline_axis_size"] = pipeline
-            factors.append(f"pipeline_axis_size({pipeline})")
-            if microbatches != 1:
-                given["trainer.pipeline_microbatches"] = microbatches
-                factors[-1] = f"lcm(pipeline_axis_size({pipeline}), pipeline_microbatches({microbatches}))"
-        if batch % needed:
-            below = batch // needed * needed
-            choices = either([size for size in (below, below + needed) if size > 0])
-            rule = f"the batch must divide over {' * '.join(factors)} = {needed}"
-            yield Problem({"trainer.batch_size": batch, **given}, rule, f"Set trainer.batch_size to {choices}.")
-
-    def batch_unit(self, data: int, fsdp: int, pipeline: int | None) -> int:
-        """What must divide the batch on mesh axes of these sizes."""
-        stages, microbatches = max(pipeline or 1, 1), max(self.trainer.pipeline_microbatches or 1, 1)
-        # The rows must divide into microbatches for the stages, and into one share per stage for the head.
-        rows = math.lcm(stages, microbatches) if stages > 1 else 1
-        return data * fsdp * max(self.trainer.gradient_accumulate_steps, 1) * rows
-
-    def microbatches(self, data: int, fsdp: int, pipeline: int) -> int:
-        """Parts that the rows of a device go through a pipeline in, for a batch that divides."""
-        if pipeline == 1:
-            return 1
-        if self.trainer.pipeline_microbatches is not None:
-            return self.trainer.pipeline_microbatches
-        rows = self.trainer.batch_size // (data * fsdp * self.trainer.gradient_accumulate_steps)
-        return max(count for count in divisors(rows) if count <= 4 * pipeline)
 
     def _model_rules(self) -> Iterator[Problem]:
         config, model_class = self.model.model_config, self.model.model_class
@@ -252,7 +229,7 @@ class RunConfig(ConfigDict):
             )
             yield Problem({"model.model_class": self.model.class_path()}, text, "Name it in model.config_class.")
             return
-        yield from (problem.at("model") for problem in config.idle_rules())
+        yield from (problem.at("model") for problem in config.unused_rules())
         for key in ("vocab_size", "context_length"):
             if not isinstance(config.get(key), int):
                 text = f"its config {type(config).__name__} needs a field {key}: the data takes its shape from it"
@@ -260,7 +237,7 @@ class RunConfig(ConfigDict):
         if config.get("weight_decay_on_embedding") and self.optimizer.weight_decay == 0:
             given = {"model.weight_decay_on_embedding": True, "optimizer.weight_decay": 0}
             rule, fix = "there is no weight decay to apply", "Set optimizer.weight_decay above 0."
-            yield Problem(given, rule, fix, idle={"model.weight_decay_on_embedding": False})
+            yield Problem(given, rule, fix, unused={"model.weight_decay_on_embedding": False})
 
     def _task_rules(self) -> Iterator[Problem]:
         """What is done with the model, and the data where it is read."""
@@ -287,18 +264,18 @@ class RunConfig(ConfigDict):
 
     def _layout_rules(self) -> Iterator[Problem]:
         parallel = self.parallel
-        yield from open_layout_rules(parallel, self.task.name)
+        yield from parallel.task_rules(self.task.name)
         if self.trainer.remat_policy != "nothing" and not parallel.remat and not parallel.is_open():
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"
             fix = "Name modules there, or leave the policy away."
-            yield Problem(given, rule, fix, idle={"trainer.remat_policy": "nothing"})
+            yield Problem(given, rule, fix, unused={"trainer.remat_policy": "nothing"})
         known = (
             self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
         )
         if known is not None:
-            yield from module_name_rules(parallel, known)
-        yield from idle_fsdp_rules(parallel)
+            yield from parallel.module_name_rules(known)
+        yield from parallel.unused_fsdp_rules()
 
     def _distributed_rules(self) -> Iterator[Problem]:
         order, ids = self.distributed.device_order, self.distributed.local_device_ids
@@ -340,3 +317,9 @@ class RunConfig(ConfigDict):
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
             rule = "every checkpoint needs a validation loss of its step"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
+
+
+def options_of(group: str) -> list[type[ConfigDict]]:
+    """Return our classes that a group of a run can have. The fields of `model` are those of its config as well."""
+    groups = typing.get_type_hints(RunConfig) | {"parallel": ParallelConfig, "model": ModelConfig | SubModelConfig}
+    return [cls for cls in (ModelConfig, *OPTIONS.values()) if issubclass(cls, groups.get(group, ()))]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, own_name
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
+from ._fields import NUMERICS, affects
+from ._rules import at_least, own_name
 
 
 @dataclass(kw_only=True)
@@ -15,19 +17,19 @@ class SchedulerConfig(ConfigDict):
     """What every schedule has. The learning rate rises linearly from 0 to `optimizer.lr`, follows the main part, and
     falls linearly to its end. After that it stays."""
 
-    name: str
+    name: str = field(metadata=affects(NUMERICS, compiled=False))
     """Which schedule this is."""
 
-    warmup_steps: int = 0
+    warmup_steps: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
     """Steps of the linear rise from 0. 0: no warm-up."""
 
-    cooldown_steps: int = 0
+    cooldown_steps: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
     """Steps of the linear fall at the end. 0: no cool-down."""
 
-    cooldown_lr_factor: float = 0.0
+    cooldown_lr_factor: float = field(default=0.0, metadata=affects(NUMERICS, compiled=False))
     """Learning rate after the cool-down, as a multiple of `optimizer.lr`."""
 
-    decay_steps: int | None = None
+    decay_steps: int | None = field(default=None, metadata=affects(NUMERICS, compiled=False))
     """Length of the whole schedule in steps, warm-up and cool-down included. null: `trainer.max_steps`."""
 
     def rules(self) -> Iterator[Problem]:
@@ -75,7 +77,7 @@ class ConstantConfig(SchedulerConfig):
 class _DecayConfig(SchedulerConfig):
     """A main part that falls."""
 
-    end_lr_factor: float = 0.1
+    end_lr_factor: float = field(default=0.1, metadata=affects(NUMERICS, compiled=False))
     """Learning rate at the end of the main part, as a multiple of `optimizer.lr`."""
 
     def rules(self) -> Iterator[Problem]:

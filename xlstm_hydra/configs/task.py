@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, below, idle, one_of, own_name
+from xlstm_hydra.problems import Problem
 
 from ._config_dict import ConfigDict
-from ._process import Place
+from ._fields import BOOKKEEPING, affects
+from ._process import ProcessInfo
+from ._rules import at_least, below, one_of, own_name, unused
 from .distributed import DistributedConfig
 from .model import SubModelConfig
 from .trainer import TrainerConfig
@@ -24,7 +26,7 @@ SPLITS = ("validation", "train", "all")
 class TaskConfig(ConfigDict):
     """What is done with the run that the other groups describe."""
 
-    name: str
+    name: str = field(metadata=affects(BOOKKEEPING))
     """Which task this is."""
 
     def rules(self) -> Iterator[Problem]:
@@ -53,7 +55,7 @@ class TrainTaskConfig(TaskConfig):
 class _CheckpointTaskConfig(TaskConfig):
     """A task that uses the parameters of a checkpoint."""
 
-    checkpoint: str
+    checkpoint: str = field(metadata=affects(BOOKKEEPING))
     """Run folder whose parameters are used, those of its latest step, or of step N with `@N` behind it. The config
     must have the same model; `--from RUN` takes both from there. The layout may differ."""
 
@@ -73,10 +75,10 @@ class EvaluateTaskConfig(_CheckpointTaskConfig):
     name: str = "evaluate"
     """Which task this is."""
 
-    split: str = "validation"
+    split: str = field(default="validation", metadata=affects(BOOKKEEPING))
     """Part of the corpus: validation or train, as `data.validation_fraction` cuts it, or all of it."""
 
-    num_batches: int | None = None
+    num_batches: int | None = field(default=None, metadata=affects(BOOKKEEPING))
     """Batches, evenly spread over the part. null: all of it."""
 
     def rules(self) -> Iterator[Problem]:
@@ -97,32 +99,32 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
     name: str = "generate"
     """Which task this is."""
 
-    prompt: str = ""
+    prompt: str = field(default="", metadata=affects(BOOKKEEPING))
     """Beginning of a document, which the model continues. Empty: the model begins it too."""
 
-    prompt_tokens: list[int] | None = None
+    prompt_tokens: list[int] | None = field(default=None, metadata=affects(BOOKKEEPING))
     """Token ids to continue, for a model that was not trained on bytes. null: `prompt`."""
 
-    max_new_tokens: int = 256
+    max_new_tokens: int = field(default=256, metadata=affects(BOOKKEEPING))
     """Tokens after which a sample ends."""
 
-    stop_token: int | None = None
+    stop_token: int | None = field(default=None, metadata=affects(BOOKKEEPING))
     """Token that ends a sample before; it is no part of it. null: in text the byte 0, with which the next document
     begins, and none after `prompt_tokens`."""
 
-    num_samples: int = 1
+    num_samples: int = field(default=1, metadata=affects(BOOKKEEPING))
     """Continuations of the same prompt, computed side by side."""
 
-    temperature: float = 1.0
+    temperature: float = field(default=1.0, metadata=affects(BOOKKEEPING))
     """The logits are divided by this before a token is drawn. 0: take the likeliest token."""
 
-    top_k: int | None = None
+    top_k: int | None = field(default=None, metadata=affects(BOOKKEEPING))
     """Draw among this many of the likeliest tokens. null: among all."""
 
-    top_p: float = 1.0
+    top_p: float = field(default=1.0, metadata=affects(BOOKKEEPING))
     """Draw among the fewest tokens whose probabilities sum to this, after `top_k`. 1: among all."""
 
-    seed: int = 0
+    seed: int = field(default=0, metadata=affects(BOOKKEEPING))
     """Seed of what is drawn. The samples differ from each other, and each depends on the seed and its number only."""
 
     def rules(self) -> Iterator[Problem]:
@@ -137,7 +139,7 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
         if self.temperature == 0:
             fix = "With {temperature}=0 the likeliest token is taken: set {temperature} above 0, or leave this away."
             for key in ("top_k", "top_p", "seed", "num_samples"):
-                yield from idle(self, key, "temperature", 0, fix)
+                yield from unused(self, key, "temperature", 0, fix)
 
     def _prompt_rules(self) -> Iterator[Problem]:
         if self.prompt_tokens is None:
@@ -185,19 +187,19 @@ class PlanTaskConfig(TaskConfig):
     name: str = "plan"
     """Which task this is."""
 
-    num_devices: int | None = None
+    num_devices: int | None = field(default=None, metadata=affects(BOOKKEEPING))
     """Devices of the planned run, over all hosts. null: as many as one host of the device has."""
 
-    device: str | None = None
+    device: str | None = field(default=None, metadata=affects(BOOKKEEPING))
     """Name of an option of the group `device`: the kind of the devices. null: what that group is set to."""
 
-    parameters: str = "modules"
+    parameters: str = field(default="modules", metadata=affects(BOOKKEEPING))
     """Lines of the table of parameters: one for each of the modules, or all of them, or none."""
 
-    compile: bool = False
+    compile: bool = field(default=False, metadata=affects(BOOKKEEPING))
     """Compile the step for as many simulated CPU devices as well, and show what the compiler says beside the plan."""
 
-    search: bool = False
+    search: bool = field(default=False, metadata=affects(BOOKKEEPING))
     """Compare the layouts that so many devices allow, and show the best ones. The exit status is then that of the best
     one."""
 
@@ -215,10 +217,10 @@ class PlanTaskConfig(TaskConfig):
         values["trainer.simulated_devices"] = trainer.simulated_devices
         if given := {key: value for key, value in values.items() if value is not None}:
             rule = "a plan uses no device, and task.num_devices says how many the run has"
-            yield Problem(given, rule, "Leave this away.", idle=dict.fromkeys(given))
+            yield Problem(given, rule, "Leave this away.", unused=dict.fromkeys(given))
 
-    def launch_rules(self, place: Place | None) -> Iterator[Problem]:
+    def launch_rules(self, process: ProcessInfo | None) -> Iterator[Problem]:
         """A plan is made once, wherever the run will have its processes."""
-        if place is not None:
-            rule = f"a plan is made by one process, and this is process {place.process_id} of {place.num_processes}"
+        if process is not None:
+            rule = f"a plan is made by one process, and this is process {process.process_id} of {process.num_processes}"
             yield Problem({"name": self.name}, rule, "Leave out srun.")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xlstm_hydra.problems import Problem, at_least, divisors, either, idle, one_of
+from xlstm_hydra.problems import Problem, divisors, either
 
-from ._cell import is_range
-from ._feed_forward import layer_rules, rounded_dim, rounding_rules
+from ._cell_config import is_range
+from ._feed_forward_rules import layer_rules, rounded_dim, rounding_rules
+from ._fields import NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of, unused
 from .language_model import splits
 from .mlstm import OriginalLayerConfig
 
@@ -24,7 +26,7 @@ _SLSTM_FIELDS = (
 
 
 @dataclass(kw_only=True)
-class xLSTMConfig(OriginalLayerConfig):  # noqa: N801 (the field's name for it)
+class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field's name for it)
     """xLSTM[a:b]: original mLSTM blocks, and sLSTM blocks at the places that are listed.
 
     An sLSTM block (section 2.2) has a scalar memory per channel whose gates read the last output of their head; a
@@ -33,31 +35,33 @@ class xLSTMConfig(OriginalLayerConfig):  # noqa: N801 (the field's name for it)
     of widths are of both kinds; the other fields of the mLSTM layer keep their names and are its own.
     """
 
-    slstm_at: list[int] = field(default_factory=list)
+    flax_class = "xlstm_hydra.models.xLSTM"
+
+    slstm_at: list[int] = field(default_factory=list, metadata=affects(PARAMETERS))
     """Numbers of the sLSTM blocks, from 0, in any order; all others are mLSTM blocks. Where `scan_blocks` is set, the
     blocks after which this pattern repeats are compiled as one; a pattern that never repeats compiles every block."""
 
-    slstm_conv1d_kernel_size: int = 4
+    slstm_conv1d_kernel_size: int = field(default=4, metadata=affects(PARAMETERS))
     """Tokens that the causal convolution before the sLSTM's input and forget gates sees: the current one and those
     before it. 0: no convolution."""
 
-    slstm_forget_gate: str = "sigmoid"
+    slstm_forget_gate: str = field(default="sigmoid", metadata=affects(NUMERICS))
     """The sLSTM's forget gate, a function of its pre-activation: sigmoid or exp. The input gate is always exp."""
 
-    slstm_fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0])
+    slstm_fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0], metadata=affects(NUMERICS))
     """Initial bias of the sLSTM's forget gates, [low, high], spread evenly over the channels of every head."""
 
-    slstm_proj_factor: float = 4 / 3
+    slstm_proj_factor: float = field(default=4 / 3, metadata=affects(PARAMETERS))
     """Width of the feed-forward layer after the sLSTM, as a multiple of the embedding width; it is rounded like the
     up-projection of the mLSTM blocks."""
 
-    ff_type: str = "ffn_gated"
+    ff_type: str = field(default="ffn_gated", metadata=affects(PARAMETERS))
     """Feed-forward layer of the sLSTM blocks. ffn_gated: act(x Wg) * (x Wu), then down. ffn: act(x Wu), then down."""
 
-    act_fn: str = "gelu"
+    act_fn: str = field(default="gelu", metadata=affects(NUMERICS))
     """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
 
-    ff_dtype: str | None = None
+    ff_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
     """Type that the feed-forward layer is computed in. null: `dtype`."""
 
     reset_at_document_boundaries: bool = False
@@ -116,7 +120,7 @@ class xLSTMConfig(OriginalLayerConfig):  # noqa: N801 (the field's name for it)
         yield from is_range(self, "slstm_fgate_bias_init_range")
         if not self.slstm_at:
             for key in _SLSTM_FIELDS:
-                yield from idle(self, key, "slstm_at", self.slstm_at)
+                yield from unused(self, key, "slstm_at", self.slstm_at)
             return
         yield from rounding_rules(self, "slstm_proj_factor", "feed-forward width")
         if self.num_heads > 0 and self.embedding_dim % self.num_heads:
@@ -127,7 +131,7 @@ class xLSTMConfig(OriginalLayerConfig):  # noqa: N801 (the field's name for it)
             )
         if not self._has_mlstm():
             for key in _MLSTM_FIELDS:
-                yield from idle(self, key, "slstm_at", self.slstm_at)
+                yield from unused(self, key, "slstm_at", self.slstm_at)
 
     def _place_rules(self) -> Iterator[Problem]:
         if self.num_blocks < 1:

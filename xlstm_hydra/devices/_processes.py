@@ -21,12 +21,12 @@ from typing import NamedTuple, NoReturn
 import jax
 
 from xlstm_hydra._logging import log
-from xlstm_hydra.configs import DistributedConfig, Place, idle_tasks
+from xlstm_hydra.configs import DistributedConfig, ProcessInfo, idle_tasks
 from xlstm_hydra.errors import message_of, reason, text_of
 from xlstm_hydra.preemption import SIGNALS, STATUS, Preempted, hand_over
 from xlstm_hydra.problems import ConfigError, Problem
 
-from . import _runtime
+from . import runtime
 
 FAILURE, FOLDER, END = "xlstm_hydra/failure", "xlstm_hydra/folder", "xlstm_hydra/end"
 """Keys in the store that process 0 keeps for all."""
@@ -68,26 +68,26 @@ def join(config: DistributedConfig) -> None:
     Raises:
         ConfigError: process 0 cannot open its port.
     """
-    place = config.place(os.environ)
+    process = config.process_info(os.environ)
     if config.name == "auto" and (idle := idle_tasks(os.environ)):
         log.warning("SLURM has %d more tasks for this job, which do nothing: start the run with srun to use them", idle)
-    if place is None or jax.distributed.is_initialized():
+    if process is None or jax.distributed.is_initialized():
         return
-    if place.process_id > 0:
+    if process.process_id > 0:
         log.setLevel(logging.WARNING)
-    if place.process_id == 0:
-        _refuse_taken_port(place.coordinator_address)
+    if process.process_id == 0:
+        _refuse_taken_port(process.coordinator_address)
     patience = config.initialization_timeout_seconds
-    timer = threading.Timer(patience, _give_up, [place, patience])
+    timer = threading.Timer(patience, _give_up, [process, patience])
     timer.daemon = True
     timer.start()
-    _runtime.leave_sigterm_alone()
+    runtime.leave_sigterm_alone()
     try:
         jax.distributed.initialize(
-            place.coordinator_address,
-            place.num_processes,
-            place.process_id,
-            local_device_ids=place.local_device_ids,
+            process.coordinator_address,
+            process.num_processes,
+            process.process_id,
+            local_device_ids=process.local_device_ids,
             cluster_detection_method="deactivate",  # it would give each process one GPU
             initialization_timeout=patience + 30,  # when JAX gives up, it aborts without a word that helps
             heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
@@ -111,67 +111,67 @@ def _refuse_taken_port(address: str) -> None:
         raise ConfigError([Problem({"distributed.coordinator_address": address}, text, fix)]) from None
 
 
-def _give_up(place: Place, seconds: int) -> NoReturn:
+def _give_up(process: ProcessInfo, seconds: int) -> NoReturn:
     text = (
-        f"met not all of {place.num_processes} processes at {place.coordinator_address} within {seconds} s "
+        f"met not all of {process.num_processes} processes at {process.coordinator_address} within {seconds} s "
         "(distributed.initialization_timeout_seconds). Were all started, with the same address and count? Is the port "
         "free on the host of process 0, and can the others reach it?"
     )
-    print(f"xlstm-hydra: process {place.process_id} {text}", file=sys.stderr)
+    print(f"xlstm-hydra: process {process.process_id} {text}", file=sys.stderr)
     _leave(1)
 
 
 def next_key(name: str) -> str:
-    """A key in the store for the next thing that all processes do."""
+    """Return a key in the store for the next thing that all processes do."""
     return f"{name}/{next(_numbers)}"
 
 
-def several() -> bool:
-    """Whether there are other processes. Starts no device."""
-    return _runtime.num_processes() > 1
+def is_distributed() -> bool:
+    """True if there are other processes. Starts no device."""
+    return runtime.num_processes() > 1
 
 
 def is_first() -> bool:
     """True if this process is the one that writes and logs. Starts no device."""
-    return _runtime.process_id() == 0
+    return runtime.process_id() == 0
 
 
-def of_first(key: str, text: str) -> str:
-    """The text of process 0, where all call this with theirs."""
-    if not several():
+def broadcast_text(key: str, text: str) -> str:
+    """Return the text of process 0. All processes call this, each with a text of its own."""
+    if not is_distributed():
         return text
     key = next_key(key)
-    if _runtime.process_id() == 0:
-        _runtime.publish(key, text)
+    if runtime.process_id() == 0:
+        runtime.publish(key, text)
         return text
-    return _runtime.wait_for(key, AGREE_SECONDS)
+    return runtime.wait_for(key, AGREE_SECONDS)
 
 
-def of_all(key: str, text: str) -> list[str]:
-    """The texts of all processes, in their order, where all call this with theirs."""
-    if _runtime.num_processes() == 1:
+def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
+    """Return the texts of all processes, in their order. All processes call this, each with its own."""
+    if not is_distributed():
         return [text]
     key = next_key(key)
-    _runtime.publish(f"{key}/{_runtime.process_id()}", text)
-    return [_runtime.wait_for(f"{key}/{number}", AGREE_SECONDS) for number in range(_runtime.num_processes())]
+    runtime.publish(f"{key}/{runtime.process_id()}", text)
+    return [runtime.wait_for(f"{key}/{number}", seconds) for number in range(runtime.num_processes())]
 
 
 def agree_on_folder(folder: Path) -> Path:
-    """The run folder of process 0, made if it is not there, for all of them.
+    """Return the run folder of process 0, made if it is not there, in all processes.
 
     Raises:
         FileNotFoundError: this process does not see it.
     """
-    if _runtime.num_processes() == 1:
+    if not is_distributed():
         return folder
-    if _runtime.process_id() == 0:
+    if runtime.process_id() == 0:
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(of_first(FOLDER, str(folder)))
+    folder = Path(broadcast_text(FOLDER, str(folder)))
     deadline = time.monotonic() + SHARED_SECONDS
     while not folder.is_dir():
         if time.monotonic() > deadline:
-            text = f"process {_runtime.process_id()} does not see the run folder {folder} of process 0"
+            text = f"process {runtime.process_id()} does not see the run folder {folder} of process 0"
             raise FileNotFoundError(f"{text}; hydra.run.dir must be on a file system that all hosts share")
         time.sleep(0.2)
     return folder
@@ -187,7 +187,7 @@ def together(config: DistributedConfig) -> Iterator[None]:
     Raises:
         Preempted: all have agreed to stop, and have saved.
     """
-    if _inside.get() or config.place(os.environ) is None:
+    if _inside.get() or config.process_info(os.environ) is None:
         yield
         return
     done, token, stopped = threading.Event(), _inside.set(True), None
@@ -202,7 +202,7 @@ def together(config: DistributedConfig) -> Iterator[None]:
                 if not error.by_all:
                     raise
                 stopped = error
-            _runtime.wait_for_all(next_key(END), config.initialization_timeout_seconds)
+            runtime.wait_for_all(next_key(END), config.initialization_timeout_seconds)
     except BaseException as error:
         _end(error, config)
     _inside.reset(token)
@@ -233,12 +233,12 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
     """Tell the others and the terminal, and end this process."""
     _end_undisturbed()
-    place = config.place(os.environ)
-    number = place.process_id if place else 0
+    process = config.process_info(os.environ)
+    number = process.process_id if process else 0
     failure = _failure_of(error, number)
-    told = _within(5.0, lambda: _publish(failure)) if jax.distributed.is_initialized() else None
-    if told is not None and told.process != number:
-        _exit(told, number)
+    first = _within(5.0, lambda: _publish(failure)) if jax.distributed.is_initialized() else None
+    if first is not None and first.process != number:
+        _exit(first, number)
     head = f"xlstm-hydra: process {number}"
     if isinstance(error, Preempted):
         hand_over()
@@ -282,20 +282,20 @@ def _failure_of(error: BaseException, number: int) -> Failure:
 def _publish(failure: Failure) -> Failure:
     """Put a failure where all can read it. Returns the first one: later ones follow from it."""
     try:
-        _runtime.publish(FAILURE, json.dumps(failure))
+        runtime.publish(FAILURE, json.dumps(failure))
         return failure
     except RuntimeError:
         return _published() or failure
 
 
 def _published() -> Failure | None:
-    text = _runtime.published(FAILURE)
+    text = runtime.published(FAILURE)
     return None if text is None else Failure(*json.loads(text))
 
 
-def tell_others(status: int, text: str) -> None:
+def announce_end(status: int, text: str) -> None:
     """Tell the other processes why this one is about to end at once."""
-    number = _runtime.process_id()
+    number = runtime.process_id()
     _within(POLL_SECONDS, lambda: _publish(Failure(number, status, text)))
     if number == 0:
         time.sleep(1.5 * POLL_SECONDS)  # the others ask this process
@@ -303,7 +303,7 @@ def tell_others(status: int, text: str) -> None:
 
 def _end_with_others(done: threading.Event) -> None:
     """Wait until another process has failed; the main thread may be waiting for it in a collective."""
-    number = _runtime.process_id()
+    number = runtime.process_id()
     while not done.wait(POLL_SECONDS):
         failure = _published()
         if failure is not None and failure.process != number:

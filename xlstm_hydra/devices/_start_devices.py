@@ -1,8 +1,9 @@
-"""Which devices a run gets."""
+"""The devices that JAX has in this process: those of a run, simulated ones, or none but the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import jax
 
@@ -53,6 +54,22 @@ def _device_count() -> int:
 def simulate_devices(number: int) -> None:
     """Have so many simulated CPU devices, and no others."""
     _change(_simulated(number))
+
+
+@contextmanager
+def no_accelerator() -> Iterator[None]:
+    """Keep JAX, which makes a few constants while it traces, from taking the memory of a GPU for them, and leave it as
+    it was: what the process does next may need other devices."""
+    before, had_devices = jax.config.values["jax_platforms"], backends_are_initialized()
+    if before == "cpu" and had_devices:
+        yield
+        return
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)
+        clear_backends()
 
 
 def _simulated(number: int) -> dict[str, object]:

@@ -8,9 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from xlstm_hydra.problems import ConfigError, Problem
-
-from ._hub import LFS_POINTER, is_lfs_pointer
+from xlstm_hydra.problems import ConfigError, Problem, show
 
 MAX_SIZE = 16 * 2**20
 """Bytes (of a text: characters) that metadata may have; that of the largest models is below 100 kB."""
@@ -18,11 +16,13 @@ MAX_SIZE = 16 * 2**20
 MAX_DEPTH = 64
 """Objects within objects that metadata may have."""
 
-
 MAX_VALUES = 50_000
 """Objects, lists and values that metadata may have: enough for a list of ten thousand parameters, and soon read."""
 
+LFS_POINTER = "a Git LFS pointer is in its place. Run git lfs pull in its repository to download the file"
+"""What is wrong with a file of which Git has not downloaded the content."""
 
+_LFS_START = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
 """A text without this holds no half of a character. One with it may, or may hold two that are one character."""
@@ -81,10 +81,16 @@ def error(path: str, text: str, fix: str = "") -> MetadataError:
     return MetadataError([Problem.about(path, text, fix)])
 
 
-def step(name: object) -> str:
+def is_lfs_pointer(text: bytes | str) -> bool:
+    """True if the content of a file, or its first bytes, is what Git has in place of a file that LFS stores."""
+    start = text[: len(_LFS_START)]
+    return (start.encode("utf-8", "replace") if isinstance(start, str) else start) == _LFS_START
+
+
+def path_part(name: object) -> str:
     """A key as a part of a path: printable, and not too long."""
     text = str(name)
-    text = text if text.isprintable() else ascii(text)
+    text = text if text.isprintable() else show(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -105,7 +111,7 @@ def _decoder(faults: list[_Fault], what: str) -> json.JSONDecoder:
 
     def number(text: str) -> Any:
         value = float(text)
-        return value if math.isfinite(value) else fault(f"{step(text)} is too large for a number")
+        return value if math.isfinite(value) else fault(f"{path_part(text)} is too large for a number")
 
     def constant(text: str) -> Any:
         return fault(f"{text} is not JSON. Numbers that are not finite are written as strings")
@@ -117,11 +123,11 @@ def _located(value: Any) -> Iterator[Problem]:
     if isinstance(value, _Fault):
         yield Problem.about("", str(value))
     elif isinstance(value, str) and _SURROGATE.search(value):
-        yield Problem.about("", f"{ascii(value)[:80]} holds half of a character (a lone surrogate), which is no text")
+        yield Problem.about("", f"{show(value)} holds half of a character (a lone surrogate), which is no text")
     elif isinstance(value, dict):
         for name, item in value.items():
             found = (*_located(name), *_located(item))
-            yield from (problem.at(step(name)) for problem in found)
+            yield from (problem.at(path_part(name)) for problem in found)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from (problem.at(f"[{index}]") for problem in _located(item))

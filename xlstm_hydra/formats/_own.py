@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from xlstm_hydra.codec import Flags, collect, dotted
-from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.codec import Flags, collect
 from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 
-from ._json_text import MetadataError, error, parse, step
-from ._registry import refused_config, refused_model_class, refused_tags
+from ._json_text import error, parse, path_part
 
 VERSION = 2
-"""Version of what `write_metadata` writes."""
+"""Version of the records that are written."""
 
 FORMAT = "xlstm_hydra"
 """Marks a text as ours."""
 
-_STRICT = Flags(ignore_unknown=False, as_written=True)
+STRICT = Flags(ignore_unknown=False, as_written=True)
+"""How our own records are read."""
 
 _CELL = {"cell_eps": 1e-6}
 _FEED_FORWARD = {
@@ -76,25 +74,6 @@ EXTRAS: Mapping[str, Any] = {
 data, how the steps before were made, and where parameters come from that others trained."""
 
 
-def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
-    """Everything that a run was made from, as plain JSON values. Where its processes were is no part of that.
-
-    Args:
-        run: the config.
-        extra: what else belongs to the record, of `EXTRAS`. Plain JSON values.
-
-    Raises:
-        ValueError: a value that JSON cannot hold, or that would not be read back.
-    """
-    config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
-    content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
-    json.dumps(content, allow_nan=False)  # a bad value would otherwise fail later, in the thread that writes
-    wrong = [problem.at("config") for problem in collect(RunConfig, config, _STRICT)[1]]
-    if problems := [*wrong, *_beside(extra)]:
-        raise MetadataError(problems)
-    return content
-
-
 def read_metadata(text: str | bytes) -> dict[str, Any]:
     """The content of a metadata text in the current version.
 
@@ -123,72 +102,23 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def read_run(text: str | bytes, classes: Iterable[type] = ()) -> RunConfig:
-    """The run that a metadata text of ours records.
-
-    Args:
-        text: the metadata.
-        classes: model and config classes that it may name beside ours and those that `register_model_class` and
-            `allow_modules` allow.
-
-    Raises:
-        MetadataError: with the path of every field that is wrong, missing or unknown.
-    """
-    return decode_run(read_metadata(text), classes)[0]
-
-
-def decode_run(
-    content: dict[str, Any], classes: Iterable[type] = (), lenient: bool = False
-) -> tuple[RunConfig, list[UnknownField]]:
-    """The run that metadata of ours records, with the unknown fields that are null or that a lenient reading let pass.
-
-    Raises:
-        MetadataError: with the path of every field that is wrong, missing or unknown.
-    """
+def problems_beside(content: Mapping[str, Any]) -> Iterator[Problem]:
+    """Every problem of what stands beside the config, in the current version."""
     known = ("format", "version", "config", *EXTRAS)
-    strangers = [name for name in content if name not in known]
-    problems: list[Problem] = [
-        UnknownField.of(step(name), content[name], "no such field", nearest(name, known) if index < 20 else "")
-        for index, name in enumerate(strangers)
-    ]
-    problems += _beside({name: value for name, value in content.items() if name in EXTRAS})
-    config = content.get("config")
-    if not isinstance(config, dict):
-        what = f"expected an object, got {show(config)}" if "config" in content else "missing"
-        raise MetadataError([*problems, Problem.about("config", what)])
-    by_name = {dotted(cls): cls for cls in classes}
-    refused = list(_refused_classes(config, by_name))
-    run, wrong = (None, refused) if refused else collect(RunConfig, config, _STRICT)
-    problems += [problem.at("config") for problem in wrong]
-    unknown = [problem for problem in problems if isinstance(problem, UnknownField) and (lenient or problem.is_null)]
-    problems = [problem for problem in problems if problem not in unknown]
-    if wrong and not problems:  # its own rules have not been looked at yet
-        run, wrong = collect(RunConfig, config, Flags(as_written=True))
-        problems = [problem.at("config") for problem in wrong]
-    if run is not None and not problems:
-        problems = [problem.at("config.model") for problem in refused_config(run.model)]
-    if problems or run is None:
-        raise MetadataError(problems)
-    return run, unknown
+    for index, name in enumerate(name for name in content if name not in known):
+        guess = nearest(name, known) if index < 20 else ""
+        yield UnknownField.of(path_part(name), content[name], "no such field", guess)
+    for name in content:
+        if name in EXTRAS:
+            yield from (problem.at(name) for problem in _problems_of(name, content[name]))
 
 
-def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Iterator[Problem]:
-    yield from refused_tags(config, classes)
-    model = config.get("model")
-    if isinstance(model, dict) and "model_class" in model:
-        yield from (problem.at("model.model_class") for problem in refused_model_class(model["model_class"], classes))
-
-
-def _beside(extra: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every problem of what stands beside the config."""
-    for name, value in extra.items():
-        if name not in EXTRAS:
-            yield Problem.about(step(name), "no such field", nearest(name, EXTRAS))
-        elif name == "parameters" and isinstance(value, dict):  # thousands, which a closer look would make slow
-            wrong = (path for path, parameter in value.items() if not _is_parameter(parameter))
-            yield from (Problem.about(step(path), "expected a shape and a dtype").at(name) for path in wrong)
-        else:
-            yield from (problem.at(name) for problem in collect(EXTRAS[name], value, _STRICT)[1])
+def _problems_of(name: str, value: Any) -> Iterator[Problem]:
+    if name == "parameters" and isinstance(value, dict):  # thousands, which a closer look would make slow
+        wrong = (path for path, parameter in value.items() if not _is_parameter(parameter))
+        yield from (Problem.about(path_part(path), "expected a shape and a dtype") for path in wrong)
+    else:
+        yield from collect(EXTRAS[name], value, STRICT)[1]
 
 
 def _is_parameter(value: Any) -> bool:

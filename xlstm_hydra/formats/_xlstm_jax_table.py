@@ -1,6 +1,6 @@
 """What every field is that xlstm-jax has recorded beside a checkpoint, as tables: the formats of all its commits.
 
-Paths are those in the file. `before` is what a field was at the commits that did not have it yet.
+Paths are those in the file. `default` is what a field was at the commits that did not have it yet.
 """
 
 from __future__ import annotations
@@ -9,28 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ._fields import (
-    REQUIRED,
-    Derive,
-    Field,
-    Table,
-    absent,
-    anything,
-    classes,
-    dtype,
-    flag,
-    follows,
-    integer,
-    listed,
-    number,
-    only,
-    optional,
-    same,
-    text,
-    to,
-    without,
-    written,
-)
+from ._table_reader import REQUIRED, Derive, Field, Table, copy_of, derived, maps_to, no_counterpart, supported_only
+from ._value_types import anything, boolean, classes, dtype, from_repr, integer, list_of, null, number, optional, string
 
 MODEL = "model.model_config"
 BLOCK = f"{MODEL}.mlstm_block"
@@ -38,11 +18,14 @@ LAYER = f"{BLOCK}.mlstm"
 CELL = f"{LAYER}.mlstm_cell"
 FEED_FORWARD = f"{BLOCK}.feedforward"
 
-CLASSES = {
-    "xlstm_jax.models.xlstm_parallel.xlstm_lm_model.xLSTMLMModel": {"mlstm": "mLSTM", "mlstm_v1": "mLSTMv1"},
-    "xlstm_jax.models.llama.llama.LlamaTransformer": {"": "Llama"},
+PUBLISHED_CLASSES = {
+    "xlstm_jax.models.xlstm_parallel.xlstm_lm_model.xLSTMLMModel": {
+        "mlstm": "mLSTMConfig",
+        "mlstm_v1": "mLSTMv1Config",
+    },
+    "xlstm_jax.models.llama.llama.LlamaTransformer": {"": "LlamaConfig"},
 }
-"""The published model classes, and which of ours they are, by the type of their layer."""
+"""The published model classes, and the class of our config for each, by the type of the layer."""
 
 _UNSET = -1
 """The value of sizes that are copied from elsewhere, before they are."""
@@ -56,8 +39,8 @@ _DISPLAY = "it says what is shown, not what is computed"
 
 def bias_range(data: Any) -> Any:
     """Initial bias of the gates: a number, [low, high], or null."""
-    data = None if isinstance(data, str) and data == "None" else written(data)
-    return listed(number)(data) if isinstance(data, list | tuple) else optional(number)(data)
+    data = None if isinstance(data, str) and data == "None" else from_repr(data)
+    return list_of(number)(data) if isinstance(data, list | tuple) else optional(number)(data)
 
 
 def _rounded(section: str) -> Derive:
@@ -76,7 +59,7 @@ def _width(section: str) -> Field:
     def initial(values: Mapping[str, Any]) -> tuple[int, ...]:
         return (_UNSET, 0, width({**values, f"{MODEL}.embedding_dim": _UNSET}))
 
-    return follows(width, integer, initial)
+    return derived(width, integer, initial)
 
 
 def _num_blocks(values: Mapping[str, Any]) -> int:
@@ -88,156 +71,156 @@ def _block_map(values: Mapping[str, Any]) -> str:
 
 
 def _copies(*names: str, kind: Any, initial: tuple[Any, ...] = ()) -> Table:
-    return {name: same(f"{MODEL}.{name}", kind, REQUIRED, *initial) for name in names}
+    return {name: copy_of(f"{MODEL}.{name}", kind, REQUIRED, *initial) for name in names}
 
 
 PARALLEL: Table = {
-    **{f"{name}_axis_size": to(f"{name}_axis_size", integer) for name in ("data", "fsdp", "pipeline", "model")},
-    **{f"{name}_axis_name": to(f"{name}_axis_name", text) for name in ("data", "fsdp", "pipeline", "model")},
-    "remat": to("remat", listed(text)),
-    "fsdp_modules": to("fsdp_modules", listed(text)),
-    "fsdp_min_weight_size": to("fsdp_min_weight_size", integer),
-    "fsdp_gather_dtype": to("fsdp_gather_dtype", optional(dtype), before=None),
-    "fsdp_grad_scatter_dtype": to("fsdp_grad_scatter_dtype", optional(dtype), before=None),
-    "tp_async_dense": to("tp_async_dense", flag),
+    **{f"{name}_axis_size": maps_to(f"{name}_axis_size", integer) for name in ("data", "fsdp", "pipeline", "model")},
+    **{f"{name}_axis_name": maps_to(f"{name}_axis_name", string) for name in ("data", "fsdp", "pipeline", "model")},
+    "remat": maps_to("remat", list_of(string)),
+    "fsdp_modules": maps_to("fsdp_modules", list_of(string)),
+    "fsdp_min_weight_size": maps_to("fsdp_min_weight_size", integer),
+    "fsdp_gather_dtype": maps_to("fsdp_gather_dtype", optional(dtype), default=None),
+    "fsdp_grad_scatter_dtype": maps_to("fsdp_grad_scatter_dtype", optional(dtype), default=None),
+    "tp_async_dense": maps_to("tp_async_dense", boolean),
 }
 
 LANGUAGE_MODEL: Table = {
-    **{name: to(name, integer) for name in ("vocab_size", "embedding_dim", "num_blocks", "context_length")},
-    "dtype": to("dtype", dtype),
-    "bias": to("bias", flag),
-    "dropout": to("dropout", number),
-    "scan_blocks": to("scan_blocks", flag),
-    "add_embedding_dropout": to("add_embedding_dropout", flag),
-    "lm_head_dtype": to("lm_head_dtype", dtype, before="float32"),
-    "logits_soft_cap": to("logits_soft_cap", optional(number), before=None),
-    "norm_type": to("norm_type", text, before="layernorm"),
-    "norm_eps": to("norm_eps", number, before=1e-6),
-    "init_distribution_embed": to("init_distribution_embed", text, before="normal"),
-    "init_distribution_out": to("init_distribution_out", text, before="normal"),
-    "tie_weights": without(flag, False, "it had no effect: embedding and head were two parameters"),
-    "add_post_blocks_norm": without(flag, True, "it had no effect: the norm before the head was there"),
-    "weight_decay_on_embedding": without(flag, False, "it had no effect: the embedding did not decay"),
-    "slstm_block": only(optional(anything), None, _SLSTM),
-    "slstm_at": only(listed(integer), [], _SLSTM),
-    "_block_map": follows(_block_map, text),
+    **{name: maps_to(name, integer) for name in ("vocab_size", "embedding_dim", "num_blocks", "context_length")},
+    "dtype": maps_to("dtype", dtype),
+    "bias": maps_to("bias", boolean),
+    "dropout": maps_to("dropout", number),
+    "scan_blocks": maps_to("scan_blocks", boolean),
+    "add_embedding_dropout": maps_to("add_embedding_dropout", boolean),
+    "lm_head_dtype": maps_to("lm_head_dtype", dtype, default="float32"),
+    "logits_soft_cap": maps_to("logits_soft_cap", optional(number), default=None),
+    "norm_type": maps_to("norm_type", string, default="layernorm"),
+    "norm_eps": maps_to("norm_eps", number, default=1e-6),
+    "init_distribution_embed": maps_to("init_distribution_embed", string, default="normal"),
+    "init_distribution_out": maps_to("init_distribution_out", string, default="normal"),
+    "tie_weights": no_counterpart(boolean, False, "it had no effect: embedding and head were two parameters"),
+    "add_post_blocks_norm": no_counterpart(boolean, True, "it had no effect: the norm before the head was there"),
+    "weight_decay_on_embedding": no_counterpart(boolean, False, "it had no effect: the embedding did not decay"),
+    "slstm_block": supported_only(optional(anything), None, _SLSTM),
+    "slstm_at": supported_only(list_of(integer), [], _SLSTM),
+    "_block_map": derived(_block_map, string),
 }
 
 BLOCKS: Table = {
-    "add_post_norm": to("add_post_norm", flag, before=False),
-    "_num_blocks": follows(_num_blocks, integer, lambda _: (1,)),
-    "_block_idx": without(absent, None, ""),
+    "add_post_norm": maps_to("add_post_norm", boolean, default=False),
+    "_num_blocks": derived(_num_blocks, integer, lambda _: (1,)),
+    "_block_idx": no_counterpart(null, None, ""),
 }
 
 _LAYERS: Table = {
-    "num_heads": to("num_heads", integer),
-    "layer_type": Field(kind=text, before="mlstm"),
+    "num_heads": maps_to("num_heads", integer),
+    "layer_type": Field(kind=string, default="mlstm"),
     **_copies("embedding_dim", "context_length", kind=integer, initial=(_UNSET,)),
-    **_copies("bias", kind=flag),
+    **_copies("bias", kind=boolean),
     **_copies("dropout", kind=number),
     **_copies("dtype", kind=dtype),
-    "norm_type": same(f"{MODEL}.norm_type", text, before=None),
-    "qk_dim_factor": to("qk_dim_factor", number, before=1.0),
-    "v_dim_factor": to("v_dim_factor", number, before=1.0),
-    "init_distribution": to("init_distribution", text, before="normal"),
-    "output_init_fn": to("output_init_fn", text, before="wang"),
-    "debug_cell": without(flag, False, _DISPLAY),
+    "norm_type": copy_of(f"{MODEL}.norm_type", string, default=None),
+    "qk_dim_factor": maps_to("qk_dim_factor", number, default=1.0),
+    "v_dim_factor": maps_to("v_dim_factor", number, default=1.0),
+    "init_distribution": maps_to("init_distribution", string, default="normal"),
+    "output_init_fn": maps_to("output_init_fn", string, default="wang"),
+    "debug_cell": no_counterpart(boolean, False, _DISPLAY),
     "_proj_up_dim": _width(LAYER),
     "_inner_embedding_dim": _width(LAYER),
-    "_num_blocks": follows(_num_blocks, integer, lambda _: (1,)),
-    "_block_idx": without(absent, None, "", before=None),
+    "_num_blocks": derived(_num_blocks, integer, lambda _: (1,)),
+    "_block_idx": no_counterpart(null, None, "", default=None),
 }
 
 _CELLS: Table = {
     "embedding_dim": _width(LAYER),
-    "num_heads": same(f"{LAYER}.num_heads", integer, REQUIRED, _UNSET),
+    "num_heads": copy_of(f"{LAYER}.num_heads", integer, REQUIRED, _UNSET),
     **_copies("context_length", kind=integer, initial=(_UNSET,)),
     **_copies("dtype", kind=dtype),
-    "gate_dtype": to("gate_dtype", dtype, before=None),
-    "gate_soft_cap": to("gate_soft_cap", optional(number), before=None),
-    "igate_bias_init_range": to("igate_bias_init_range", bias_range, before=None),
-    "fgate_bias_init_range": to("fgate_bias_init_range", bias_range, before=[3.0, 6.0]),
-    "add_qk_norm": to("add_qk_norm", flag, before=False),
-    "norm_eps": to("cell_norm_eps", number, before=1e-5),
-    "reset_at_document_boundaries": to("reset_at_document_boundaries", flag, before=False),
-    "reset_fgate_value": to("reset_fgate_value", number, before=-25.0),
+    "gate_dtype": maps_to("gate_dtype", dtype, default=None),
+    "gate_soft_cap": maps_to("gate_soft_cap", optional(number), default=None),
+    "igate_bias_init_range": maps_to("igate_bias_init_range", bias_range, default=None),
+    "fgate_bias_init_range": maps_to("fgate_bias_init_range", bias_range, default=[3.0, 6.0]),
+    "add_qk_norm": maps_to("add_qk_norm", boolean, default=False),
+    "norm_eps": maps_to("cell_norm_eps", number, default=1e-5),
+    "reset_at_document_boundaries": maps_to("reset_at_document_boundaries", boolean, default=False),
+    "reset_fgate_value": maps_to("reset_fgate_value", number, default=-25.0),
 }
 
 LAYERS: Mapping[str, Table] = {
     "mlstm": {
         **_LAYERS,
-        "proj_factor": to("proj_factor", number),
-        "round_proj_up_dim_up": to("round_proj_up_dim_up", flag),
-        "round_proj_up_to_multiple_of": to("round_proj_up_to_multiple_of", integer),
-        "conv1d_kernel_size": to("conv1d_kernel_size", integer),
-        "qkv_proj_blocksize": to("qkv_proj_blocksize", integer),
-        "vmap_qk": to("vmap_qk", flag),
-        "gate_input": to("gate_input", text, before="qkv"),
+        "proj_factor": maps_to("proj_factor", number),
+        "round_proj_up_dim_up": maps_to("round_proj_up_dim_up", boolean),
+        "round_proj_up_to_multiple_of": maps_to("round_proj_up_to_multiple_of", integer),
+        "conv1d_kernel_size": maps_to("conv1d_kernel_size", integer),
+        "qkv_proj_blocksize": maps_to("qkv_proj_blocksize", integer),
+        "vmap_qk": maps_to("vmap_qk", boolean),
+        "gate_input": maps_to("gate_input", string, default="qkv"),
     },
     "mlstm_v1": {
         **_LAYERS,
-        "proj_factor": without(number, 2.0, _IN_V1),
-        "round_proj_up_dim_up": without(flag, True, _IN_V1),
-        "round_proj_up_to_multiple_of": without(integer, 64, _IN_V1),
-        "conv1d_kernel_size": without(integer, 4, _IN_V1),
-        "qkv_proj_blocksize": without(integer, 4, _IN_V1),
-        "vmap_qk": without(flag, False, _IN_V1),
-        "gate_input": without(text, "qkv", _IN_V1, before="qkv"),
+        "proj_factor": no_counterpart(number, 2.0, _IN_V1),
+        "round_proj_up_dim_up": no_counterpart(boolean, True, _IN_V1),
+        "round_proj_up_to_multiple_of": no_counterpart(integer, 64, _IN_V1),
+        "conv1d_kernel_size": no_counterpart(integer, 4, _IN_V1),
+        "qkv_proj_blocksize": no_counterpart(integer, 4, _IN_V1),
+        "vmap_qk": no_counterpart(boolean, False, _IN_V1),
+        "gate_input": no_counterpart(string, "qkv", _IN_V1, default="qkv"),
     },
 }
 
 CELLS: Mapping[str, Table] = {
     "mlstm": {
         **_CELLS,
-        "norm_type": to("cell_norm_type", text, before="layernorm"),
-        "norm_type_v1": without(text, "layernorm", _IN_V0, before=None),
-        "gate_linear_headwise": to("gate_linear_headwise", flag, before=False),
+        "norm_type": maps_to("cell_norm_type", string, default="layernorm"),
+        "norm_type_v1": no_counterpart(string, "layernorm", _IN_V0, default=None),
+        "gate_linear_headwise": maps_to("gate_linear_headwise", boolean, default=False),
     },
     "mlstm_v1": {
         **_CELLS,
-        "norm_type": same(f"{MODEL}.norm_type", text, before=None),
-        "norm_type_v1": to("cell_norm_type_v1", text, before="layernorm"),
-        "gate_linear_headwise": without(flag, False, _IN_V1, before=None),
+        "norm_type": copy_of(f"{MODEL}.norm_type", string, default=None),
+        "norm_type_v1": maps_to("cell_norm_type_v1", string, default="layernorm"),
+        "gate_linear_headwise": no_counterpart(boolean, False, _IN_V1, default=None),
     },
 }
 
 FEED_FORWARDS: Table = {
-    "proj_factor": to("proj_factor", number),
-    "round_proj_up_dim_up": to("round_proj_up_dim_up", flag),
-    "round_proj_up_to_multiple_of": to("round_proj_up_to_multiple_of", integer),
-    "ff_type": to("ff_type", text),
-    "act_fn": to("act_fn", text),
-    "dtype": to("ff_dtype", dtype),
+    "proj_factor": maps_to("proj_factor", number),
+    "round_proj_up_dim_up": maps_to("round_proj_up_dim_up", boolean),
+    "round_proj_up_to_multiple_of": maps_to("round_proj_up_to_multiple_of", integer),
+    "ff_type": maps_to("ff_type", string),
+    "act_fn": maps_to("act_fn", string),
+    "dtype": maps_to("ff_dtype", dtype),
     **_copies("embedding_dim", kind=integer, initial=(_UNSET,)),
-    **_copies("bias", kind=flag),
+    **_copies("bias", kind=boolean),
     **_copies("dropout", kind=number),
-    "init_distribution": same(f"{LAYER}.init_distribution", text),
-    "output_init_fn": same(f"{LAYER}.output_init_fn", text),
+    "init_distribution": copy_of(f"{LAYER}.init_distribution", string),
+    "output_init_fn": copy_of(f"{LAYER}.output_init_fn", string),
     "_proj_up_dim": _width(FEED_FORWARD),
-    "_num_blocks": follows(_num_blocks, integer, lambda _: (1,)),
+    "_num_blocks": derived(_num_blocks, integer, lambda _: (1,)),
 }
 
 FEED_FORWARDS_V0: Table = {
     **FEED_FORWARDS,
-    "proj_factor": to("ff_proj_factor", number),
-    "round_proj_up_dim_up": to("ff_round_proj_up_dim_up", flag),
-    "round_proj_up_to_multiple_of": to("ff_round_proj_up_to_multiple_of", integer),
+    "proj_factor": maps_to("ff_proj_factor", number),
+    "round_proj_up_dim_up": maps_to("ff_round_proj_up_dim_up", boolean),
+    "round_proj_up_to_multiple_of": maps_to("ff_round_proj_up_to_multiple_of", integer),
 }
 """The same fields beside layer type mlstm, whose own width has the plain names."""
 
-NO_FEED_FORWARD = to("ff_type", optional(text), before=None)
+NO_FEED_FORWARD = maps_to("ff_type", optional(string), default=None)
 """The field of ours that expresses that there is no such section."""
 
 LLAMA: Table = {
-    **{name: to(name, integer) for name in ("vocab_size", "embedding_dim", "num_blocks", "head_dim")},
-    "ffn_multiple_of": to("ffn_multiple_of", integer),
-    **{name: to(name, number) for name in ("theta", "ffn_dim_multiplier", "dropout_rate")},
-    **{name: to(name, flag) for name in ("qk_norm", "use_bias", "scan_blocks", "add_embedding_dropout")},
-    "dtype": to("dtype", dtype),
-    "causal": to("causal", flag, before=True),
-    "mask_across_document_boundaries": to("mask_across_document_boundaries", flag, before=False),
-    "attention_backend": to("attention_backend", text, before="xla"),
-    "logits_soft_cap": to("logits_soft_cap", optional(number), before=None),
+    **{name: maps_to(name, integer) for name in ("vocab_size", "embedding_dim", "num_blocks", "head_dim")},
+    "ffn_multiple_of": maps_to("ffn_multiple_of", integer),
+    **{name: maps_to(name, number) for name in ("theta", "ffn_dim_multiplier", "dropout_rate")},
+    **{name: maps_to(name, boolean) for name in ("qk_norm", "use_bias", "scan_blocks", "add_embedding_dropout")},
+    "dtype": maps_to("dtype", dtype),
+    "causal": maps_to("causal", boolean, default=True),
+    "mask_across_document_boundaries": maps_to("mask_across_document_boundaries", boolean, default=False),
+    "attention_backend": maps_to("attention_backend", string, default="xla"),
+    "logits_soft_cap": maps_to("logits_soft_cap", optional(number), default=None),
 }
 
 _NORMALISER = "The cell's normaliser is at least exp(-m) here, and other limits are another function."
@@ -245,56 +228,56 @@ _ROUNDING = "it is the type that a kernel computed in, which is the kernel's own
 
 
 def _option(kind: Any, usual: Any, why: str = _SPEED) -> Any:
-    return without(kind, usual, why, before=None)
+    return no_counterpart(kind, usual, why, default=None)
 
 
 _RECURRENT: Table = {
-    "eps": to("cell_eps", number, before=1e-6),
+    "eps": maps_to("cell_eps", number, default=1e-6),
     "state_dtype": _option(optional(dtype), None, _ROUNDING),
-    "use_scan": _option(flag, False),
+    "use_scan": _option(boolean, False),
 }
 
-BACKEND: Table = {"name": Field(kind=text), "_registry": Field(kind=classes)}
+BACKEND: Table = {"name": Field(kind=string), "_registry": Field(kind=classes)}
 
 BACKENDS: Mapping[str, tuple[str, str, Table]] = {
     "parallel_stabilized": (
         "quadratic",
         "mLSTMBackendParallelConfig",
-        {"context_length": same(f"{MODEL}.context_length", integer, None, _UNSET)},
+        {"context_length": copy_of(f"{MODEL}.context_length", integer, None, _UNSET)},
     ),
     "fwbw_stabilized": (
         "chunkwise",
         "mLSTMBackendFwbwConfig",
         {
-            "chunk_size": to("chunk_size", optional(integer), before=None),
-            "stabilize_correctly": only(flag, True, _NORMALISER, before=False),
-            "return_state": _option(flag, False),
-            "use_initial_state": _option(flag, False),
-            **{f"keep_{name}": _option(flag, name == "gates") for name in ("G", "gates", "M", "c")},
+            "chunk_size": maps_to("chunk_size", optional(integer), default=None),
+            "stabilize_correctly": supported_only(boolean, True, _NORMALISER, default=False),
+            "return_state": _option(boolean, False),
+            "use_initial_state": _option(boolean, False),
+            **{f"keep_{name}": _option(boolean, name == "gates") for name in ("G", "gates", "M", "c")},
         },
     ),
     "triton_kernels": (
         "chunkwise",
         "mLSTMBackendTritonConfig",
         {
-            "chunk_size": to("chunk_size", integer, before=None),
-            "stabilize_correctly": only(flag, True, _NORMALISER, before=True),
-            "norm_val": only(number, 1.0, _NORMALISER, before=1.0),
-            "eps": to("cell_eps", number, before=1e-6),
+            "chunk_size": maps_to("chunk_size", integer, default=None),
+            "stabilize_correctly": supported_only(boolean, True, _NORMALISER, default=True),
+            "norm_val": supported_only(number, 1.0, _NORMALISER, default=1.0),
+            "eps": maps_to("cell_eps", number, default=1e-6),
             "autocast_dtype": _option(optional(dtype), None, _ROUNDING),
-            "reduce_slicing": _option(flag, True),
-            "backend_name": without(text, "", _SPEED, before=""),
+            "reduce_slicing": _option(boolean, True),
+            "backend_name": no_counterpart(string, "", _SPEED, default=""),
         },
     ),
     "recurrent": (
         "recurrent",
         "mLSTMBackendRecurrentConfig",
-        {**_RECURRENT, "context_length": same(f"{MODEL}.context_length", integer, None, _UNSET)},
+        {**_RECURRENT, "context_length": copy_of(f"{MODEL}.context_length", integer, None, _UNSET)},
     ),
     "recurrent_triton": (
         "recurrent",
         "mLSTMBackendRecurrentTritonConfig",
-        {**_RECURRENT, "backend_name": without(text, "", _SPEED, before="")},
+        {**_RECURRENT, "backend_name": no_counterpart(string, "", _SPEED, default="")},
     ),
 }
 """For each published backend of the cell: ours, the class of its settings, and the settings."""

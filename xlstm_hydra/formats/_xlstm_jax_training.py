@@ -1,6 +1,7 @@
-"""Optimizer, schedule, trainer, checkpoints and logger of xlstm-jax -> our groups.
+"""Optimizer, schedule, trainer, checkpoints and logger of xlstm-jax -> plain groups of ours.
 
-A group that cannot say what was recorded is left out, with a note that says why: the model can be read all the same.
+A group that cannot express what was recorded is left out, with a note that says why. The model can be read all the
+same.
 """
 
 from __future__ import annotations
@@ -8,58 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xlstm_hydra.configs import (
-    AdamWConfig,
-    CheckpointConfig,
-    ConfigDict,
-    ConstantConfig,
-    CosineConfig,
-    ExponentialConfig,
-    LinearConfig,
-    LionConfig,
-    LoggerConfig,
-    OptimizerConfig,
-    SchedulerConfig,
-    SGDConfig,
-    TrainerConfig,
-)
-from xlstm_hydra.problems import ConfigError, show
+from xlstm_hydra.problems import show
 
-from ._fields import (
-    REQUIRED,
-    Field,
-    Reading,
-    Table,
-    Wrong,
-    anything,
-    flag,
-    integer,
-    listed,
-    mapping,
-    number,
-    optional,
-    text,
-    without,
-)
+from ._table_reader import REQUIRED, Field, PlainGroup, Reading, Table, no_counterpart
+from ._value_types import WrongType, anything, boolean, integer, list_of, mapping, number, optional, string
 
 _DISPLAY = "it says what is shown, not what is computed"
 _EPOCHS = "there are no epochs here"
-_PLACE = "it is a place of the machine that trained"
+_MACHINE_PATH = "it is a place of the machine that trained"
 _OURS = "it is always so here"
 
 OPTIMIZER: Table = {
-    "name": Field(kind=text),
+    "name": Field(kind=string),
     **{name: Field(kind=number) for name in ("beta1", "beta2", "eps", "weight_decay")},
-    "nesterov": Field(kind=flag),
+    "nesterov": Field(kind=boolean),
     **{name: Field(kind=optional(number)) for name in ("grad_clip_norm", "grad_clip_value")},
-    **{name: Field(kind=optional(listed(text))) for name in ("weight_decay_include", "weight_decay_exclude")},
-    "use_sharded_clip_norm": without(flag, True, "the norm is that of whole parameters here", before=True),
-    "alpha": without(number, 8.0, "AdEMAMix alone uses it", before=8.0),
-    "beta3": without(number, 0.9999, "AdEMAMix alone uses it", before=0.9999),
+    **{name: Field(kind=optional(list_of(string))) for name in ("weight_decay_include", "weight_decay_exclude")},
+    "use_sharded_clip_norm": no_counterpart(boolean, True, "the norm is that of whole parameters here", default=True),
+    "alpha": no_counterpart(number, 8.0, "AdEMAMix alone uses it", default=8.0),
+    "beta3": no_counterpart(number, 0.9999, "AdEMAMix alone uses it", default=0.9999),
 }
 
 SCHEDULER: Table = {
-    "name": Field(kind=text),
+    "name": Field(kind=string),
     **{name: Field(kind=number) for name in ("lr", "cooldown_lr")},
     **{name: Field(kind=integer) for name in ("decay_steps", "warmup_steps", "cooldown_steps")},
     **{name: Field(kind=optional(number)) for name in ("end_lr", "end_lr_factor")},
@@ -68,114 +40,124 @@ SCHEDULER: Table = {
 TRAINER: Table = {
     "seed": Field(kind=integer),
     "gradient_accumulate_steps": Field(kind=integer),
-    "check_for_nan": Field(kind=flag, before=False),
-    "check_val_every_n_steps": Field(kind=integer, before=-1),
-    "check_val_every_n_epoch": without(integer, 1, _EPOCHS),
-    "seed_eval": without(integer, 0, "evaluation draws no random numbers here"),
-    "debug": without(flag, False, "steps are always compiled here"),
-    "donate_train_state": without(flag, True, _OURS),
-    "gradient_accumulate_scan": without(flag, False, _OURS, before=False),
-    "enable_progress_bar": without(flag, False, _DISPLAY),
-    **{name: Field(kind=flag, before=None) for name in ("log_intermediates", "log_logit_stats")},
-    **{name: Field(kind=listed(text), before=None) for name in ("default_train_log_modes", "intermediates_log_modes")},
-    **{name: Field(kind=flag, before=None) for name in ("log_grad_norm", "log_param_norm")},
-    **{name: Field(kind=flag, before=None) for name in ("log_grad_norm_per_param", "log_param_norm_per_param")},
+    "check_for_nan": Field(kind=boolean, default=False),
+    "check_val_every_n_steps": Field(kind=integer, default=-1),
+    "check_val_every_n_epoch": no_counterpart(integer, 1, _EPOCHS),
+    "seed_eval": no_counterpart(integer, 0, "evaluation draws no random numbers here"),
+    "debug": no_counterpart(boolean, False, "steps are always compiled here"),
+    "donate_train_state": no_counterpart(boolean, True, _OURS),
+    "gradient_accumulate_scan": no_counterpart(boolean, False, _OURS, default=False),
+    "enable_progress_bar": no_counterpart(boolean, False, _DISPLAY),
+    **{name: Field(kind=boolean, default=None) for name in ("log_intermediates", "log_logit_stats")},
+    "default_train_log_modes": Field(kind=list_of(string), default=None),
+    "intermediates_log_modes": Field(kind=list_of(string), default=None),
+    **{name: Field(kind=boolean, default=None) for name in ("log_grad_norm", "log_param_norm")},
+    **{name: Field(kind=boolean, default=None) for name in ("log_grad_norm_per_param", "log_param_norm_per_param")},
 }
 
 _EVERY: Table = {
     **{name: Field(kind=integer) for name in ("every_n_steps", "every_n_epochs")},
-    "main_process_only": Field(kind=flag),
-    "class_name": Field(kind=text, before=None),
+    "main_process_only": Field(kind=boolean),
+    "class_name": Field(kind=string, default=None),
 }
 
 CALLBACKS: Mapping[str, Table] = {
     "monitor": {
         **_EVERY,
-        "monitor": Field(kind=optional(text)),
-        "mode": Field(kind=text),
-        "max_to_keep": Field(kind=optional(integer), before=REQUIRED),
-        "save_top_k": Field(kind=optional(integer), before=None),
-        "enable_async_checkpointing": Field(kind=flag),
-        "save_optimizer_state": without(flag, True, _OURS),
-        "save_dataloader_state": without(flag, True, _OURS, before=True),
-        "log_path": without(optional(text), None, _PLACE, before=None),
+        "monitor": Field(kind=optional(string)),
+        "mode": Field(kind=string),
+        "max_to_keep": Field(kind=optional(integer), default=REQUIRED),
+        "save_top_k": Field(kind=optional(integer), default=None),
+        "enable_async_checkpointing": Field(kind=boolean),
+        "save_optimizer_state": no_counterpart(boolean, True, _OURS),
+        "save_dataloader_state": no_counterpart(boolean, True, _OURS, default=True),
+        "log_path": no_counterpart(optional(string), None, _MACHINE_PATH, default=None),
     },
-    "log_lr_key": {**_EVERY, "log_lr_key": Field(kind=text)},
+    "log_lr_key": {**_EVERY, "log_lr_key": Field(kind=string)},
     "profile_log_dir": {
         **_EVERY,
-        "profile_log_dir": Field(kind=text),
+        "profile_log_dir": Field(kind=string),
         **{f"profile_{name}": Field(kind=integer) for name in ("every_n_minutes", "first_step", "n_steps")},
     },
     "evaluation_tasks": {
         **_EVERY,
-        "tokenizer_path": Field(kind=text),
-        "evaluation_tasks": Field(kind=listed(text)),
+        "tokenizer_path": Field(kind=string),
+        "evaluation_tasks": Field(kind=list_of(string)),
         **{
-            name: Field(kind=flag, before=None)
+            name: Field(kind=boolean, default=None)
             for name in ("cache_requests", "write_out", "use_infinite_eval", "debug")
         },
-        **{name: Field(kind=integer, before=None) for name in ("worker_buffer_size", "worker_count")},
-        **{name: Field(kind=integer, before=None) for name in ("infinite_eval_chunksize", "bootstrap_iters")},
-        **{name: Field(kind=optional(integer), before=None) for name in ("limit_requests", "context_length")},
-        **{name: Field(kind=optional(integer), before=None) for name in ("batch_size", "num_fewshot")},
-        "system_instruction": Field(kind=optional(text), before=None),
-        "apply_chat_template": Field(kind=anything, before=None),  # a truth, or a template
+        **{name: Field(kind=integer, default=None) for name in ("worker_buffer_size", "worker_count")},
+        **{name: Field(kind=integer, default=None) for name in ("infinite_eval_chunksize", "bootstrap_iters")},
+        **{name: Field(kind=optional(integer), default=None) for name in ("limit_requests", "context_length")},
+        **{name: Field(kind=optional(integer), default=None) for name in ("batch_size", "num_fewshot")},
+        "system_instruction": Field(kind=optional(string), default=None),
+        "apply_chat_template": Field(kind=anything, default=None),  # a truth, or a template
     },
 }
 """The published callbacks, each by a field that no other one has."""
 
 LOGGER: Table = {
     "log_every_n_steps": Field(kind=integer),
-    "log_path": Field(kind=optional(text), before=None),
-    "log_dir": Field(kind=optional(text), before=None),
-    "cmd_logging_name": Field(kind=text, before=None),
-    "log_tools": Field(kind=listed(mapping), before=None),
+    "log_path": Field(kind=optional(string), default=None),
+    "log_dir": Field(kind=optional(string), default=None),
+    "cmd_logging_name": Field(kind=string, default=None),
+    "log_tools": Field(kind=list_of(mapping), default=None),
 }
 
 TOOL: Table = {
-    **{name: Field(kind=text, before=None) for name in ("config_format", "log_epoch_key", "log_step_key")},
-    **{name: Field(kind=integer, before=None) for name in ("tb_flush_secs", "tb_max_queue")},
-    "tb_new_style": Field(kind=flag, before=None),
+    **{name: Field(kind=string, default=None) for name in ("config_format", "log_epoch_key", "log_step_key")},
+    **{name: Field(kind=integer, default=None) for name in ("tb_flush_secs", "tb_max_queue")},
+    "tb_new_style": Field(kind=boolean, default=None),
     **{
-        name: Field(kind=optional(text), before=None)
+        name: Field(kind=optional(string), default=None)
         for name in ("log_dir", "wb_entity", "wb_host", "wb_key", "wb_name", "wb_notes", "wb_project", "wb_resume_id")
     },
-    "wb_settings": Field(kind=optional(mapping), before=None),
-    "wb_tags": Field(kind=optional(listed(text)), before=None),
+    "wb_settings": Field(kind=optional(mapping), default=None),
+    "wb_tags": Field(kind=optional(list_of(string)), default=None),
 }
-"""What the published logging tools were told."""
+"""The settings of the published logging tools."""
 
 _ADAM = {"adam": False, "nadam": True, "adamw": False, "nadamw": True}
-_SCHEDULES = {"cosine_decay": CosineConfig, "exponential_decay": ExponentialConfig, "linear": LinearConfig}
+_SCHEDULES = {"cosine_decay": "CosineConfig", "exponential_decay": "ExponentialConfig", "linear": "LinearConfig"}
 
 
-class _Unsaid(Exception):  # noqa: N818 (it never leaves this module)
-    """Why a group of ours cannot say what was recorded."""
+_Config = tuple[str, dict[str, Any]]
+"""Name of a config class, and its values."""
 
 
-def read_training(reading: Reading, content: Mapping[str, Any]) -> dict[str, ConfigDict]:
-    """Every group but the model's, as far as our groups can say what was recorded."""
+class _Unsupported(Exception):  # noqa: N818 (it never leaves this module)
+    """Why no config of ours can express what was recorded."""
+
+
+def read_training(reading: Reading, content: Mapping[str, Any]) -> dict[str, PlainGroup]:
+    """Every group but the model's."""
     optimizer, scheduler = _read_optimizer(reading, content)
     trainer, logger, saving = _read_trainer(reading, content)
     if reading.problems:
         return {}
-    builders: dict[str, tuple[str, Callable[[], ConfigDict]]] = {}
-    if optimizer and scheduler:
-        builders["scheduler"] = ("optimizer.scheduler", lambda: _scheduler(scheduler, reading.notes))
-        builders["optimizer"] = ("optimizer", lambda: _optimizer(optimizer, scheduler["lr"], reading.notes))
-    if trainer:
-        builders["trainer"] = ("trainer", lambda: _trainer(trainer, scheduler, reading.notes))
-    if saving:
-        builders["checkpoint"] = ("trainer.callbacks", lambda: _checkpoint(saving, trainer, reading.notes))
-    if logger:
-        builders["logger"] = ("trainer.logger", lambda: LoggerConfig(log_every_n_steps=logger["log_every_n_steps"]))
     groups = {}
-    for name, (path, build) in builders.items():
-        try:
-            groups[name] = build()
-        except (_Unsaid, ConfigError, ArithmeticError) as why:
-            reading.notes.append(f"{path}: there is no group {name}, because it cannot say this: {why}")
+    if optimizer and scheduler:
+        groups["scheduler"] = _group("optimizer.scheduler", lambda notes: _scheduler(scheduler, notes))
+        groups["optimizer"] = _group("optimizer", lambda notes: _optimizer(optimizer, scheduler["lr"], notes))
+    if trainer:
+        groups["trainer"] = _trainer(trainer, scheduler)
+    if saving:
+        groups["checkpoint"] = _group("trainer.callbacks", lambda notes: _checkpoint(saving, trainer, notes))
+    if logger:
+        values = {"log_every_n_steps": logger["log_every_n_steps"]}
+        groups["logger"] = _group("trainer.logger", lambda _: ("LoggerConfig", values))
     return groups
+
+
+def _group(path: str, read: Callable[[list[str]], _Config]) -> PlainGroup:
+    """The group that a function reads, which is given the list of notes."""
+    notes: list[str] = []
+    try:
+        class_name, values = read(notes)
+    except (_Unsupported, ArithmeticError) as why:
+        return PlainGroup(path=path, unsupported=str(why), notes=notes, is_optional=True)
+    return PlainGroup(class_name=class_name, path=path, values=values, notes=notes, is_optional=True)
 
 
 def _values(reading: Reading, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -196,7 +178,7 @@ def _read_optimizer(reading: Reading, content: Mapping[str, Any]) -> tuple[dict[
     return optimizer, _values(reading, "optimizer.scheduler", schedule, SCHEDULER)
 
 
-def _optimizer(given: Mapping[str, Any], lr: float, notes: list[str]) -> OptimizerConfig:
+def _optimizer(given: Mapping[str, Any], lr: float, notes: list[str]) -> _Config:
     name, decay = given["name"].lower(), given["weight_decay"]
     clips = {key: given[key] for key in ("grad_clip_norm", "grad_clip_value")}
     include, exclude = given["weight_decay_include"], given["weight_decay_exclude"]
@@ -206,20 +188,22 @@ def _optimizer(given: Mapping[str, Any], lr: float, notes: list[str]) -> Optimiz
     elif exclude:
         every["weight_decay_exclude"] = exclude
     if decay > 0 and name in ("adam", "nadam", "sgd"):
-        raise _Unsaid(f"{name} with optimizer.weight_decay={decay} let the parameters grow by that share every step")
+        raise _Unsupported(
+            f"{name} with optimizer.weight_decay={decay} let the parameters grow by that share every step"
+        )
     if given["nesterov"] and name != "sgd":
         notes.append(f"optimizer.nesterov=true: {name} had no use for it")
     betas = {key: given[key] for key in ("beta1", "beta2")}
     if name in _ADAM:
-        return AdamWConfig(**every, **betas, eps=given["eps"], weight_decay=decay, nesterov=_ADAM[name])
+        return "AdamWConfig", {**every, **betas, "eps": given["eps"], "weight_decay": decay, "nesterov": _ADAM[name]}
     if name == "lion":
-        return LionConfig(**every, **betas, weight_decay=decay)
+        return "LionConfig", {**every, **betas, "weight_decay": decay}
     if name == "sgd":
-        return SGDConfig(**every, momentum=given["beta1"], nesterov=given["nesterov"])
-    raise _Unsaid(f"optimizer.name={show(given['name'])} is no optimizer of ours")
+        return "SGDConfig", {**every, "momentum": given["beta1"], "nesterov": given["nesterov"]}
+    raise _Unsupported(f"optimizer.name={show(given['name'])} is no optimizer of ours")
 
 
-def _scheduler(given: Mapping[str, Any], notes: list[str]) -> SchedulerConfig:
+def _scheduler(given: Mapping[str, Any], notes: list[str]) -> _Config:
     name, lr, total = given["name"], given["lr"], given["decay_steps"]
     steps = {key: given[key] for key in ("warmup_steps", "cooldown_steps")}
     if given["cooldown_steps"]:
@@ -229,26 +213,26 @@ def _scheduler(given: Mapping[str, Any], notes: list[str]) -> SchedulerConfig:
     if name == "constant" or (name in _SCHEDULES and total == 0 and not any(steps.values())):
         if name != "constant":
             notes.append(f"optimizer.scheduler.decay_steps=0: {name} of no steps is constant")
-        return ConstantConfig(**steps, decay_steps=total if total and given["cooldown_steps"] else None)
+        return "ConstantConfig", {**steps, "decay_steps": total if total and given["cooldown_steps"] else None}
     if name not in _SCHEDULES:
-        raise _Unsaid(f"optimizer.scheduler.name={show(name)} is no schedule of ours")
-    return _SCHEDULES[name](**steps, decay_steps=total, end_lr_factor=_end(given, lr))
+        raise _Unsupported(f"optimizer.scheduler.name={show(name)} is no schedule of ours")
+    return _SCHEDULES[name], {**steps, "decay_steps": total, "end_lr_factor": _end(given, lr)}
 
 
 def _end(given: Mapping[str, Any], lr: float) -> float:
-    """The learning rate at the end of the main part, as a share of the peak. Neither told: 0."""
+    """The learning rate at the end of the main part, as a share of the peak. Neither recorded: 0."""
     factor = given["end_lr_factor"]
     if given["end_lr"] is None:
         return factor or 0.0
     share = _share(given["end_lr"], lr, "end_lr")
     if factor is not None and factor != share:
-        raise _Unsaid(f"optimizer.scheduler.end_lr gives {share} of lr, and end_lr_factor={factor}")
+        raise _Unsupported(f"optimizer.scheduler.end_lr gives {share} of lr, and end_lr_factor={factor}")
     return share
 
 
 def _share(value: float, lr: float, name: str) -> float:
     if lr == 0 and value != 0:
-        raise _Unsaid(f"optimizer.scheduler.{name}={value} is no share of lr=0")
+        raise _Unsupported(f"optimizer.scheduler.{name}={value} is no share of lr=0")
     return value / lr if value else 0.0
 
 
@@ -273,8 +257,8 @@ def _read_trainer(
 def _read_callbacks(reading: Reading, data: Any) -> dict[str, Any]:
     """The values of the callback that saved."""
     try:
-        callbacks = [mapping(callback) for callback in listed(mapping)(data)]
-    except Wrong as wrong:
+        callbacks = [mapping(callback) for callback in list_of(mapping)(data)]
+    except WrongType as wrong:
         reading.problem("trainer.callbacks", f"expected {wrong}, got {show(data)}")
         return {}
     saving: dict[str, Any] = {}
@@ -286,41 +270,46 @@ def _read_callbacks(reading: Reading, data: Any) -> dict[str, Any]:
             continue
         known = dict(CALLBACKS[mark])
         if "save_top_k" in callback:  # the first name of max_to_keep
-            known["max_to_keep"] = Field(kind=optional(integer), before=None)
+            known["max_to_keep"] = Field(kind=optional(integer), default=None)
         values = _values(reading, path, callback, known)
         saving = values if mark == "monitor" else saving
     return saving
 
 
-def _trainer(given: Mapping[str, Any], scheduler: Mapping[str, Any], notes: list[str]) -> TrainerConfig:
-    parts, default = given["gradient_accumulate_steps"], TrainerConfig()
-    batch = default.batch_size if parts < 1 else -(-default.batch_size // parts) * parts
-    notes.append(f"trainer.batch_size was not recorded; it is {batch} here")
-    steps = scheduler.get("decay_steps") or default.max_steps
-    source = "the length of the schedule" if scheduler.get("decay_steps") else "the default"
-    notes.append(f"trainer.max_steps was not recorded; it is {steps}, {source}, here")
-    return TrainerConfig(
-        max_steps=steps,
-        batch_size=batch,
-        gradient_accumulate_steps=parts,
-        seed=given["seed"],
-        check_for_nan=given["check_for_nan"],
-        eval_every_n_steps=max(given["check_val_every_n_steps"], 0),
+def _trainer(given: Mapping[str, Any], scheduler: Mapping[str, Any]) -> PlainGroup:
+    steps = scheduler.get("decay_steps")
+    values = {
+        "gradient_accumulate_steps": given["gradient_accumulate_steps"],
+        "seed": given["seed"],
+        "check_for_nan": given["check_for_nan"],
+        "eval_every_n_steps": max(given["check_val_every_n_steps"], 0),
+    }
+    source = "the length of the schedule" if steps else "the default"
+    not_recorded = {
+        "batch_size": "trainer.batch_size was not recorded; it is {} here",
+        "max_steps": f"trainer.max_steps was not recorded; it is {{}}, {source}, here",
+    }
+    return PlainGroup(
+        class_name="TrainerConfig",
+        path="trainer",
+        values=values | ({"max_steps": steps} if steps else {}),
+        not_recorded=not_recorded,
+        is_optional=True,
     )
 
 
-def _checkpoint(given: Mapping[str, Any], trainer: Mapping[str, Any], notes: list[str]) -> CheckpointConfig:
+def _checkpoint(given: Mapping[str, Any], trainer: Mapping[str, Any], notes: list[str]) -> _Config:
     """It saved after validations, at least every so many steps or epochs."""
     validations = max(trainer["check_val_every_n_steps"], 0)
     kept = given["save_top_k"] if given["max_to_keep"] is None else given["max_to_keep"]
     if kept is None:
-        raise _Unsaid("max_to_keep=null keeps every checkpoint")
+        raise _Unsupported("max_to_keep=null keeps every checkpoint")
     by_loss = (given["monitor"] or "").endswith(("perplexity", "loss")) and given["mode"] == "min"
     if given["monitor"] and not by_loss:
         notes.append(f"trainer.callbacks: the best by {given['monitor']} were kept; the latest are here")
-    return CheckpointConfig(
-        save_every_n_steps=given["every_n_steps"] if given["every_n_steps"] > 0 else validations,
-        max_to_keep=kept,
-        keep="best" if by_loss else "latest",
-        async_save=given["enable_async_checkpointing"],
-    )
+    return "CheckpointConfig", {
+        "save_every_n_steps": given["every_n_steps"] if given["every_n_steps"] > 0 else validations,
+        "max_to_keep": kept,
+        "keep": "best" if by_loss else "latest",
+        "async_save": given["enable_async_checkpointing"],
+    }

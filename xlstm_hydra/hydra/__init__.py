@@ -1,63 +1,78 @@
 """The door to Hydra: our groups in its search path, and composed configs out of it, checked and typed."""
 
+import importlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from xlstm_hydra._conf_dir import conf_dir as conf_dir
 
-from ._arguments import expand_from as expand_from
-from ._arguments import is_sweep as is_sweep
-from ._arguments import overrides_first as overrides_first
-from ._arguments import parse_known_flags as parse_known_flags
-from ._arguments import verifies as verifies
-from ._compose import SweepLoader as SweepLoader
-from ._composer import Point as Point
-from ._count import check_basic_sweep as check_basic_sweep
-from ._device_options import known_devices as known_devices
-from ._device_options import load_device as load_device
-from ._device_options import recognise_device as recognise_device
-from ._engines import check_engines as check_engines
-from ._engines import check_idle_engines as check_idle_engines
-from ._engines import launcher_rules as launcher_rules
-from ._engines import require_engine as require_engine
-from ._explain import explain as explain
-from ._explain import file_problems as file_problems
-from ._explain import located as located
-from ._explain import package_problem as package_problem
-from ._from_checkpoint import SavedOptions as SavedOptions
-from ._from_checkpoint import recorded_origin as recorded_origin
-from ._from_checkpoint import starting_groups as starting_groups
-from ._from_checkpoint import without_idle as without_idle
-from ._hydra_part import REQUIRED as REQUIRED
-from ._hydra_part import callbacks_of as callbacks_of
-from ._hydra_part import hydra_rules as hydra_rules
-from ._hydra_part import unknown_engine as unknown_engine
-from ._lenient import UNREADABLE as UNREADABLE
-from ._load import load as load
-from ._load import make_model_config as make_model_config
-from ._load import resolve_classes as resolve_classes
-from ._load import validate as validate
-from ._load import write_layout as write_layout
-from ._other_process import overrides_of_other as overrides_of_other
-from ._overrides import shortest_layout as shortest_layout
-from ._overrides import shortest_overrides as shortest_overrides
-from ._own_modules import change_folder as change_folder
-from ._own_modules import find_own_modules as find_own_modules
-from ._points import by_job as by_job
-from ._points import check_points as check_points
-from ._points import invalid_points as invalid_points
-from ._points import is_run as is_run
-from ._points import jobs_with as jobs_with
-from ._quote import as_override as as_override
-from ._refusals import REFUSED as REFUSED
-from ._refusals import interval_types as interval_types
-from ._refusals import unset_variable as unset_variable
-from ._register import own_options as own_options
-from ._register import register as register
-from ._search_path import check_primary as check_primary
-from ._search_path import search_path as search_path
-from ._split import first_point as first_point
-from ._split import split as split
-from ._sweeper import OnInvalid as OnInvalid
-from ._sweeper import SweeperConfig as SweeperConfig
-from ._texts import expand_home as expand_home
-from ._texts import quote_texts as quote_texts
-from ._unreadable import unreadable as unreadable
-from ._versions import VERSION_BASE as VERSION_BASE
+if TYPE_CHECKING:
+    from ._arguments import expand_from as expand_from
+    from ._arguments import is_sweep as is_sweep
+    from ._arguments import overrides_first as overrides_first
+    from ._arguments import parse_known_flags as parse_known_flags
+    from ._arguments import verifies as verifies
+    from ._composer import Point as Point
+    from ._explain import explain as explain
+    from ._explain import file_problems as file_problems
+    from ._explain import located as located
+    from ._explain import package_problem as package_problem
+    from ._from_checkpoint import SavedOptions as SavedOptions
+    from ._hydra_part import REQUIRED as REQUIRED
+    from ._hydra_part import callbacks_of as callbacks_of
+    from ._hydra_part import check_engines as check_engines
+    from ._hydra_part import check_unused_engines as check_unused_engines
+    from ._hydra_part import hydra_rules as hydra_rules
+    from ._hydra_part import launcher_rules as launcher_rules
+    from ._hydra_part import overrides_of_other as overrides_of_other
+    from ._hydra_part import require_engine as require_engine
+    from ._interpolations import unknown_engine as unknown_engine
+    from ._lenient import UNREADABLE as UNREADABLE
+    from ._load import load as load
+    from ._load import make_model_config as make_model_config
+    from ._load import read as read
+    from ._load import validate as validate
+    from ._omegaconf import REFUSED as REFUSED
+    from ._omegaconf import VERSION_BASE as VERSION_BASE
+    from ._options import known_devices as known_devices
+    from ._options import load_device as load_device
+    from ._overrides import shortest_overrides as shortest_overrides
+    from ._points import SweepLoader as SweepLoader
+    from ._points import by_job as by_job
+    from ._points import check_points as check_points
+    from ._points import common as common
+    from ._points import differing as differing
+    from ._points import invalid_points as invalid_points
+    from ._points import is_run as is_run
+    from ._points import jobs_with as jobs_with
+    from ._quote import as_override as as_override
+    from ._quote import expand_home as expand_home
+    from ._quote import quote_texts as quote_texts
+    from ._refusals import interval_types as interval_types
+    from ._refusals import unset_variable as unset_variable
+    from ._register import SCHEMAS as SCHEMAS
+    from ._register import OnInvalid as OnInvalid
+    from ._register import SweeperConfig as SweeperConfig
+    from ._register import own_options as own_options
+    from ._register import schema_node as schema_node
+    from ._resolvers import register as register
+    from ._resolvers import register_resolvers as register_resolvers
+    from ._search_path import check_primary as check_primary
+    from ._search_path import has_own_files as has_own_files
+    from ._search_path import search_path as search_path
+    from ._split import check_basic_sweep as check_basic_sweep
+    from ._split import first_point as first_point
+    from ._split import split as split
+    from ._unreadable import unreadable as unreadable
+
+_SOURCE = Path(__file__).read_text(encoding="utf-8")
+_MODULES = {name: module for module, name in re.findall(r"^    from (\S+) import (\w+) as", _SOURCE, re.MULTILINE)}
+"""The module of each name above, which is imported when the name is first used: `--cfg job` needs few of them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name], __name__), name)
+    return value

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from xlstm_hydra._printable import printable
-from xlstm_hydra.problems import ConfigError, Problem, either, show
-from xlstm_hydra.problems import _near as near_name
-from xlstm_hydra.runs import checkpoints_of_run, refuse_to_continue, run_of, step_of
+from xlstm_hydra.problems import ConfigError, Problem, either, near_name, show
 
+from ._hydra_part import SEARCH_PATH
+from ._omegaconf import REFUSED
 from ._quote import as_override
-from ._refusals import REFUSED
-from ._search_path import SEARCH_PATH, source_problems
+from ._search_path import source_problems
 
 FLAG = "--from"
 LENIENT = "--lenient"
@@ -29,8 +25,6 @@ SIMULATED = "trainer.simulated_devices"
 _TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*| {LENIENT}\b")
 _RESTORE = "checkpoint.restore"
 _LENIENT_FIELD = "checkpoint.lenient"
-_PLACE = "from@_global_"
-"""Where the primary config has its place for `from`: before the recipes, which may change what it gives."""
 
 
 def parse_known_flags() -> Any:
@@ -69,11 +63,11 @@ _NO_VALUE = re.compile(r"ignored explicit argument '(.*)'")
 
 
 def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:
-    """The arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
+    """Return the arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
 
-    The first is a new run with the config of the old one. The second goes on with the old run, in its folder unless
-    `hydra.run.dir` names another. What is left out of the saved config, because it has no effect, is told on stderr.
-    With `--lenient`, fields of the saved record that are unknown are ignored.
+    The first is a new run with the config of the old one. The second continues the old run, in its folder unless
+    `hydra.run.dir` names another. What is left out of the saved config is reported on stderr. With `--lenient`, fields
+    of the saved record that are unknown are ignored.
 
     Args:
         arguments: what was typed.
@@ -86,12 +80,12 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if {"-sc", "--shell-completion"} & {*arguments}:
         os.environ["COMP_LINE"] = _TYPED_FLAG.sub("", os.environ.get("COMP_LINE", ""))  # Hydra knows no such flag
         return list(arguments)
-    key, place, rest = _take_place([text for text in arguments if text != LENIENT])
+    key, source, rest = _take_source([text for text in arguments if text != LENIENT])
     lenient = LENIENT in arguments
-    if lenient and place is None:
+    if lenient and source is None:
         rest = _restored_leniently(rest)
     _check_flags(rest)
-    if place is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
+    if source is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
         _refuse_options_of_no_run(rest)
         return rest
     args = get_args_parser().parse_intermixed_args(rest)
@@ -99,34 +93,24 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     sources = _sources(typed[0]) if typed else None
     if problems := [*source_problems(sources or [])]:
         raise ConfigError(problems)
-    if place is None:
+    if source is None:
         return rest
     if key == RESUME and is_sweep(args):
-        fix = f"Remove -m, or write --from {place} for new runs with its config. resume_sweep=DIR continues a sweep."
-        raise ConfigError([Problem({RESUME: place}, "continues one run, and a sweep starts several", fix)])
-    from ._from_checkpoint import NAME, SavedOptions  # 20 ms, not for other commands
+        fix = f"Remove -m, or write --from {source} for new runs with its config. resume_sweep=DIR continues a sweep."
+        raise ConfigError([Problem({RESUME: source}, "continues one run, and a sweep starts several", fix)])
+    from ._from_checkpoint import overrides_of  # 20 ms, not for other commands
 
-    saved = SavedOptions(place, key, lenient=lenient)
-    for note in saved.notes:
-        print(printable(f"xlstm-hydra: {key} {place}: {note}"), file=sys.stderr)
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
-    before, others = rest[:first], [text for text in rest[first:] if text not in typed]
+    others = [text for text in rest[first:] if text not in typed]
     searched = sources if sources is not None else primary_search_path(args)
-    others = [_in_place(text) for text in others]
-    chosen = [] if any(text.startswith(f"{_PLACE}=") for text in others) else [f"{_PLACE}={NAME}"]
-    continued = _planned(others)
-    if key == RESUME:
-        refuse_to_continue(saved.writer, place, key)
-        continued = _continued(saved.checkpoint, others, names_run=bool(checkpoints_of_run(place, key)))
-        continued += [as_override(_LENIENT_FIELD, True)] if lenient else []
-    return [*before, as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
+    return [*rest[:first], *overrides_of(key, source, others, searched, lenient=lenient)]
 
 
 def _refuse_options_of_no_run(arguments: list[str]) -> None:
     """Reject the option of a saved run where none is named, nor a folder that may have an option `from`."""
     if any(text.startswith(("--config-", "-cd", "-cp", "-cn")) for text in arguments):
         return
-    chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", _PLACE)]
+    chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", "from@_global_")]
     problems = []
     for text in chosen:
         step = "".join(text.partition("@")[1:])
@@ -136,27 +120,27 @@ def _refuse_options_of_no_run(arguments: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def _take_place(arguments: list[str]) -> tuple[str, str | None, list[str]]:
-    """What names a checkpoint, the place that it names, and the other arguments."""
-    places: list[tuple[str, str]] = []
+def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
+    """Return the key that names a checkpoint, the saved run that it names, and the other arguments."""
+    sources: list[tuple[str, str]] = []
     rest, texts = [], iter(arguments)
     for text in texts:
         key, equals, value = text.partition("=")
         if text == FLAG:
-            places.append((FLAG, next(texts, "")))
+            sources.append((FLAG, next(texts, "")))
         elif equals and key in (FLAG, RESUME):
-            places.append((key, value.strip("'\"") if key == RESUME else value))
+            sources.append((key, value.strip("'\"") if key == RESUME else value))
         else:
             rest.append(text)
-    if len(places) > 1:
-        keys = list(dict.fromkeys(key for key, _ in places))
+    if len(sources) > 1:
+        keys = list(dict.fromkeys(key for key, _ in sources))
         text = "cannot be given together" if len(keys) > 1 else "given more than once"
         raise ConfigError([Problem.about(" and ".join(keys), text, "Choose one run.")])
-    key, place = places[0] if places else (FLAG, None)
-    if place == "" or (place or "").startswith("-"):
+    key, source = sources[0] if sources else (FLAG, None)
+    if source == "" or (source or "").startswith("-"):
         example = f"{key}{'=' if key == RESUME else ' '}outputs/my_run@200"
         raise ConfigError([Problem.about(key, "needs a run folder", f"For example {example}.")])
-    return key, place, rest
+    return key, source, rest
 
 
 def _restored_leniently(arguments: list[str]) -> list[str]:
@@ -203,35 +187,6 @@ def _check_flags(arguments: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
-    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays.
-
-    If no step was named, the run starts at its newest checkpoint, or at an earlier one if that turns out to be damaged.
-    """
-    typed = {text.lstrip("+").partition("=")[0] for text in others}
-    if _RESTORE in typed:
-        fix = f"Leave one away: {RESUME} takes the config of the run too."
-        raise ConfigError([Problem.about(f"{RESUME} and {_RESTORE}", "cannot be given together", fix)])
-    run = run_of(checkpoint)
-    place = checkpoint if run is None or not names_run else run
-    settings: dict[str, Any] = {_RESTORE: str(place), "checkpoint.init_from": None}
-    if "hydra.run.dir" not in typed:
-        if run is None:
-            text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
-            fix = "Name a folder: hydra.run.dir=DIR."
-            raise ConfigError([Problem.about(RESUME, text, fix)])
-        settings["hydra.run.dir"] = str(run)
-        settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint, RESUME)}"
-    return [as_override(key, value) for key, value in settings.items()]
-
-
-def _planned(others: list[str]) -> list[str]:
-    """What a plan leaves away of a saved run: where it ran."""
-    keys = {text.partition("=")[0] for text in others}
-    is_left = "task=plan" in others and SIMULATED not in keys
-    return [f"{SIMULATED}=null"] if is_left else []
-
-
 def _sources(override: str) -> list[Any] | None:
     """Return the list that was typed; None for null, and for what Hydra reports.
 
@@ -249,12 +204,6 @@ def _sources(override: str) -> list[Any] | None:
         raise ConfigError([Problem.about(override, "the jobs of a sweep have the same search path", "Write one list.")])
     rule, fix = f"expected a list of folders, got {show(value)}", f"Write {SEARCH_PATH}=[{value}]."
     raise ConfigError([Problem.about(SEARCH_PATH, rule, fix)])
-
-
-def _in_place(text: str) -> str:
-    """A choice of `from`, such as of another step, moved to its place."""
-    key, equals, value = text.partition("=")
-    return f"{_PLACE}={value}" if equals and key in ("from", "+from") else text
 
 
 def is_sweep(args: Any) -> bool:

@@ -19,15 +19,13 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.problems import ConfigError, Problem, UnknownKey, independent, show
 
-from ._copy import copy_config
 from ._hydra_part import callback_problems, unchosen_groups
 from ._interpolations import unresolved
 from ._lenient import UNREADABLE
 from ._load import read
-from ._merge import leaves, nested, refusal
+from ._omegaconf import REFUSED, copy_config, leaves, nested, refusal
 from ._own_files import Composed
-from ._refusals import REFUSED, not_options, refused, wrong_value
-from ._several_values import several_values
+from ._refusals import not_options, refused, several_values, wrong_value
 from ._unreadable import num_pieces, split_at_blanks, unreadable
 
 

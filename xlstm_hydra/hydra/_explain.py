@@ -13,14 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from xlstm_hydra.problems import ConfigError, Problem
 
 from ._composer import Composer
-from ._count import MAX_JOBS, typed_limit
 from ._interpolations import whole
 from ._lenient import compose_files
-from ._own_files import Composed, FileProblem, has_search_path, own_sources
+from ._omegaconf import REFUSED
+from ._own_files import Composed, FileProblem
 from ._points import by_job
-from ._refusals import REFUSED, unknown_key, unset_variable
-from ._several_values import several_for_hydra
-from ._split import first_point, split
+from ._refusals import several_for_hydra, unknown_key, unset_variable
+from ._search_path import has_own_files
+from ._split import MAX_JOBS, first_point, split, typed_limit
 
 
 def explain(
@@ -78,7 +78,7 @@ def _composer(config_loader: Any, config_name: str | None) -> Composer:
         override.config_loader = config_loader  # which glob(...) asks for options
         return override
 
-    return Composer(parse, compose, compose_leniently, bool(own_sources(config_loader)))
+    return Composer(parse, compose, compose_leniently, has_own_files(config_loader))
 
 
 def file_problems(config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> list[Problem]:
@@ -89,9 +89,9 @@ def file_problems(config_loader: Any, config_name: str | None, overrides: Sequen
         config_name: name of the primary config.
         overrides: the command line's, of which those with several values are left out.
     """
-    composer = _composer(config_loader, config_name)
-    if not composer.has_files and not has_search_path(overrides):
+    if not has_own_files(config_loader, overrides):
         return []
+    composer = _composer(config_loader, config_name)
     readable, _, unread = composer.readable(overrides)
     single = [str(one.input_line) for one in readable if not one.is_sweep_override()]
     problems = composer.check(single, unread=unread).problems
@@ -107,10 +107,9 @@ def located(error: ConfigError, config_loader: Any, config_name: str | None, ove
         config_name: name of the primary config.
         overrides: of the run.
     """
-    composer = _composer(config_loader, config_name)
-    if not composer.has_files and not has_search_path(overrides):
+    if not has_own_files(config_loader, overrides):
         return error
-    point = composer.check(overrides)
+    point = _composer(config_loader, config_name).check(overrides)
     return ConfigError(point.problems) if point.problems else error
 
 

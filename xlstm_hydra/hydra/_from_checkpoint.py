@@ -3,55 +3,58 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from xlstm_hydra.codec import dotted, unchecked
-from xlstm_hydra.configs import AUTO, CheckpointConfig, ConfigDict, DistributedConfig, ModelConfig, RunConfig
-from xlstm_hydra.problems import ConfigError, Problem, show
+from xlstm_hydra._printable import printable
+from xlstm_hydra.codec import dotted
+from xlstm_hydra.configs import ConfigDict, ModelConfig
+from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import (
-    Record,
+    RESTORE,
+    attributed_to,
+    checkpoints_of_run,
     find_checkpoint,
-    known_step,
     record_of,
+    refuse_to_continue,
     refused,
     run_of,
     sibling_checkpoints,
-    told_under,
+    starting_groups,
+    step_of,
 )
 
-from ._quote import literal
+from ._hydra_part import SEARCH_PATH
+from ._omegaconf import structured
+from ._quote import as_override, literal
 from ._register import SCHEMAS, ModelNode
-from ._schema import structured
 
 ALL = "from"
 """The group whose options choose that of every other group."""
 
 NAME = "ckpt"
-"""The option of the checkpoint that the place names; that of another step is `ckpt@STEP`."""
+"""The option of the checkpoint that the source names; that of another step is `ckpt@STEP`."""
 
-_CACHE = "trainer.compilation_cache_dir"
+_DEFAULT = "from@_global_"
+"""The entry of the primary config's defaults list for `from`: before the recipes, which may change what it gives."""
+
+_RESUME = "resume"
+_SIMULATED = "trainer.simulated_devices"
 _LENIENT = "?lenient"
 """What stands behind the address of a checkpoint whose record may have unknown fields."""
-
-_LEFT_OUT = ("task", "device")
-"""Groups that a run from a checkpoint has of its own: what it does, and on what, is not what the saved run did."""
 
 
 class SavedOptions:
     """The options that the checkpoints of a run give, by paths such as `model/ckpt`."""
 
-    def __init__(self, place: str, key: str, *, lenient: bool = False) -> None:
+    def __init__(self, source: str, key: str, *, lenient: bool = False) -> None:
         """Find the checkpoints, and read the metadata of the one that is named.
 
         Args:
-            place: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
+            source: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
             key: where the user typed it, for messages.
             lenient: ignore fields of the records that are unknown, with a warning.
 
@@ -59,9 +62,9 @@ class SavedOptions:
             ConfigError: there is none, or it cannot be read.
         """
         self._key, self._lenient = key, lenient
-        if not place:
-            raise refused(place, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
-        self.checkpoint = find_checkpoint(place, key)
+        if not source:
+            raise refused(source, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
+        self.checkpoint = find_checkpoint(source, key)
         if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
             text = "its path is not valid UTF-8, and the config of a run is saved as UTF-8 text"
             raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
@@ -74,8 +77,8 @@ class SavedOptions:
 
     @classmethod
     def at(cls, address: str, key: str) -> SavedOptions:
-        """Find the checkpoints of an address without its scheme: a place, and `?lenient` behind it if its record may
-        have unknown fields."""
+        """Find the checkpoints of an address without its scheme: a saved run, with `?lenient` behind it if its record
+        may have unknown fields."""
         return cls(address.removesuffix(_LENIENT), key, lenient=address.endswith(_LENIENT))
 
     @property
@@ -112,95 +115,73 @@ class SavedOptions:
         if name not in self._read:
             checkpoint = self._checkpoints[name]
             record = record_of(checkpoint, self._key, lenient=self._lenient)
-            with told_under(self._key, checkpoint):
+            with attributed_to(self._key, checkpoint):
                 groups, notes = starting_groups(record)
                 nodes = {group: _node(config, checkpoint) for group, config in groups.items()}
             self._read[name] = nodes, notes, record.writer
         return self._read[name][0]
 
 
-def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
-    """What a new run starts from: the recorded groups without what belonged to the saved run alone, and what was left
-    out of them because it has no effect or names weights elsewhere."""
-    groups = {name: config for name, config in record.groups.items() if name not in _LEFT_OUT}
-    if isinstance(place := groups.get("distributed"), DistributedConfig):
-        groups["distributed"] = DistributedConfig(name="auto", device_order=place.device_order)
-    notes: list[str] = []
-    if isinstance(saved := groups.get("checkpoint"), CheckpointConfig):
-        groups["checkpoint"] = dataclasses.replace(saved, restore=None, lenient=False, init_from=None)
-        if saved.init_from is not None:
-            text = "is left out: weights are not read from a place that was recorded. To start from them, type it"
-            notes.append(f"checkpoint.init_from={show(saved.init_from)} {text}")
-    groups, others = without_idle(groups)
-    return groups, [*notes, *others]
+def overrides_of(key: str, source: str, others: list[str], searched: list[Any], *, lenient: bool) -> list[str]:
+    """Return the overrides that stand for `--from RUN` or `resume=RUN`, with the others behind them. What is left out
+    of the saved config is reported on stderr.
+
+    Args:
+        key: `--from` or `resume`.
+        source: the saved run: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
+        others: the other overrides.
+        searched: what else is in `hydra.searchpath`.
+        lenient: ignore fields of the record that are unknown.
+
+    Raises:
+        ConfigError: no checkpoint is named, or it cannot be read or continued.
+    """
+    saved = SavedOptions(source, key, lenient=lenient)
+    for note in saved.notes:
+        print(printable(f"xlstm-hydra: {key} {source}: {note}"), file=sys.stderr)
+    others = [_in_defaults_list(text) for text in others]
+    chosen = [] if any(text.startswith(f"{_DEFAULT}=") for text in others) else [f"{_DEFAULT}={NAME}"]
+    continued = _planned(others)
+    if key == _RESUME:
+        refuse_to_continue(saved.writer, source, key)
+        continued = _continued(saved.checkpoint, others, names_run=bool(checkpoints_of_run(source, key)))
+        continued += [as_override("checkpoint.lenient", True)] if lenient else []
+    return [as_override(SEARCH_PATH, [*searched, saved.address]), *chosen, *continued, *others]
 
 
-def without_idle(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
-    """The same groups with every value that has no effect at one that says so, as the rules between groups ask for, and
-    a note about each. Records of other programs have such values.
+def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
+    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays.
 
-    A folder of compiled programs that was recorded is left out too: they would run here, and whoever wrote the record
-    may have made them."""
-    groups, notes = dict(recorded), []
-    if (folder := _recorded_cache(groups)) is not None:
-        _set(groups, _CACHE, AUTO)
-        rule = "compiled programs are not loaded from a folder that was recorded"
-        notes.append(f"{_CACHE}={show(folder)} is left at {AUTO}: {rule}")
-    while idle := _idle_values(groups):
-        for key, (value, rule) in idle.items():
-            notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
-            _set(groups, key, value)
-    return groups, notes
-
-
-def recorded_origin(file: Path) -> str | None:
-    """Return the checkpoint that the model in a file of a resolved config was composed from (`--from`), as RUN@STEP if
-    it lies in a run; None if there is none."""
-    try:
-        plain: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        place = plain["model"]["_checkpoint_"]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, OmegaConfBaseException):
-        return None
-    if not isinstance(place, str):
-        return None
-    run, step = run_of(Path(place)), known_step(Path(place))
-    return place if run is None or step is None else f"{run}@{step}"
+    If no step was named, the run starts at its newest checkpoint, or at an earlier one if that turns out to be damaged.
+    """
+    typed = {text.lstrip("+").partition("=")[0] for text in others}
+    if RESTORE in typed:
+        fix = f"Leave one away: {_RESUME} takes the config of the run too."
+        raise ConfigError([Problem.about(f"{_RESUME} and {RESTORE}", "cannot be given together", fix)])
+    run = run_of(checkpoint)
+    source = checkpoint if run is None or not names_run else run
+    settings: dict[str, Any] = {RESTORE: str(source), "checkpoint.init_from": None}
+    if "hydra.run.dir" not in typed:
+        if run is None:
+            text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
+            fix = "Name a folder: hydra.run.dir=DIR."
+            raise ConfigError([Problem.about(_RESUME, text, fix)])
+        settings["hydra.run.dir"] = str(run)
+        settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint, _RESUME)}"
+    return [as_override(key, value) for key, value in settings.items()]
 
 
-def _recorded_cache(groups: Mapping[str, ConfigDict]) -> str | None:
-    folder = _get(groups, _CACHE) if "trainer" in groups else None
-    return None if folder == AUTO else folder
+def _planned(others: list[str]) -> list[str]:
+    """What a plan leaves away of a saved run: where it ran."""
+    keys = {text.partition("=")[0] for text in others}
+    is_left = "task=plan" in others and _SIMULATED not in keys
+    return [f"{_SIMULATED}=null"] if is_left else []
 
 
-def _idle_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:
-    """What has no effect, by its whole key: the value that says so, and the rule that asks for it."""
-    run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
-    problems = [problem for problem in run.rules() if problem.idle_keys]
-    return {
-        key: (value, problem.told(problem.rule)) for problem in problems[:1] for key, value in problem.idle_keys.items()
-    }
-
-
-def _owner(groups: Mapping[str, ConfigDict], group: str) -> Any:
-    model = groups["model"]
-    assert isinstance(model, ModelConfig)
-    return {"model": model.model_config, "parallel": model.parallel}.get(group) or groups[group]
-
-
-def _get(groups: Mapping[str, ConfigDict], key: str) -> Any:
-    group, _, name = key.partition(".")
-    return getattr(_owner(groups, group), name)
-
-
-def _set(groups: dict[str, ConfigDict], key: str, value: Any) -> None:
-    group, _, name = key.partition(".")
-    changed, model = dataclasses.replace(_owner(groups, group), **{name: value}), groups["model"]
-    if group == "model":
-        groups["model"] = dataclasses.replace(model, model_config=changed)
-    elif group == "parallel":
-        groups |= {"parallel": changed, "model": dataclasses.replace(model, parallel=changed)}
-    else:
-        groups[group] = changed
+def _in_defaults_list(text: str) -> str:
+    """A choice of `from`, such as of another step, moved to where the defaults list has it."""
+    key, equals, value = text.partition("=")
+    return f"{_DEFAULT}={value}" if equals and key in ("from", "+from") else text
 
 
 def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:

@@ -1,31 +1,166 @@
-"""Hydra's own part of a config: its rules, and the objects that Hydra makes of it."""
+"""Hydra's own part of a config: launchers and sweepers, what installs those that are not here, and its rules."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
-import re
-import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
+import hydra_plugins
+from xlstm_hydra._conf_dir import conf_dir
 from xlstm_hydra.configs import RunConfig
-from xlstm_hydra.problems import ConfigError, Problem, Unread, show
+from xlstm_hydra.problems import ConfigError, Problem, Unread, nearest, show
+
+_JOBLIB = ("hydra_plugins.hydra_joblib_launcher", "xlstm-hydra[joblib]")
+_RAY = ("hydra_plugins.hydra_ray_launcher", "xlstm-hydra[ray]")
+_SUBMITIT = ("submitit", "xlstm-hydra[slurm]")
+_HYDRA_SUBMITIT = ("hydra_plugins.hydra_submitit_launcher", "xlstm-hydra[slurm]")
+_OPTUNA = ("hydra_plugins.hydra_optuna_sweeper", "xlstm-hydra[optuna]")
+
+ENGINES: dict[str, dict[str, tuple[str, str]]] = {
+    "hydra/launcher": {
+        "slurm": _SUBMITIT,
+        "slurm_multinode": _SUBMITIT,
+        "local": _SUBMITIT,
+        "submitit_slurm": _HYDRA_SUBMITIT,
+        "submitit_local": _HYDRA_SUBMITIT,
+        "joblib": _JOBLIB,
+        "ray": _RAY,
+        "ray_aws": _RAY,
+        "rq": ("hydra_plugins.hydra_rq_launcher", "hydra-rq-launcher"),
+    },
+    "hydra/sweeper": {
+        "optuna": _OPTUNA,
+        "nevergrad": ("hydra_plugins.hydra_nevergrad_sweeper", "hydra-nevergrad-sweeper"),
+        "ax": ("hydra_plugins.hydra_ax_sweeper", "hydra-ax-sweeper"),
+    },
+}
+"""Options that need more than the base install: the module that is then there, and what pip installs for it."""
+
+_OTHER_FILES = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath=", "+hydra.searchpath=")
+"""How an argument begins that brings files which are not ours."""
+
+_GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
+"""How an override begins that says how a sweep is run."""
 
 REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
 """Groups of which a run needs an option."""
 
+SEARCH_PATH = "hydra.searchpath"
 _CALLBACKS = "hydra.callbacks"
-_KEY, _ADVICE = "\nfull_key: ", ", set env var HYDRA_FULL_ERROR=1"
-_INSTANTIATE = "hydra._internal.instantiate._instantiate2"
-_LOCATING = "Error locating target "
-_NO_ARGUMENT = re.compile(r"__init__\(\) got an unexpected keyword argument '(\w+)'")
-_NO_PLUGIN = re.compile(r"(?:Invalid plugin|Unknown plugin class :) '(.*?)'")
-_PATH = "A _target_ is the dotted path of a class that is installed or in the current folder."
+TARGET_FORM = "A _target_ is the dotted path of a class that is installed or in the current folder."
+
+
+def check_engines(arguments: Sequence[str]) -> None:
+    """Refuse a launcher or sweeper that is not installed, or that there is none of this name. Where folders of the
+    user's or plugins of others may have it, only Hydra knows.
+
+    Args:
+        arguments: what was typed.
+
+    Raises:
+        ConfigError: with the lines that install it, or those that there are.
+    """
+    chosen = _chosen(arguments)
+    problems = [problem for group, name in chosen if (problem := not_installed(group, name))]
+    if not problems and not _may_have_others(arguments):
+        problems = [_unknown(group, name) for group, name in chosen if name not in _known(group)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def not_installed(group: str, name: str) -> Problem | None:
+    """The problem with an option that needs what is not here, if it does."""
+    module, package = ENGINES.get(group, {}).get(name, ("hydra", ""))
+    if _is_importable(module):
+        return None
+    return Problem({group: name}, "is not installed", f"To install it: pip install '{package}'")
+
+
+def _unknown(group: str, name: str) -> Problem:
+    """There is none of this name, with what installs those that are near it."""
+    names: dict[str, list[str]] = {}
+    for other, (_, package) in ENGINES[group].items():
+        names.setdefault(package, []).append(other)
+    provided = [f"pip install '{package}' provides {', '.join(others)}" for package, others in names.items()]
+    known = nearest(name, _known(group))
+    return Problem({group: name}, "no such option", f"{known} {'; '.join(provided)}.")
+
+
+def _known(group: str) -> list[str]:
+    """The options that the base install has, and those that others bring."""
+    return sorted({"basic", *ENGINES[group], *(file.stem for file in (conf_dir() / group).glob("*.yaml"))})
+
+
+def _may_have_others(arguments: Sequence[str]) -> bool:
+    """Whether there may be options that are neither ours nor of the plugins that we know."""
+    if any(text.startswith(_OTHER_FILES) for text in arguments):
+        return True
+    known = {module for group in ENGINES.values() for module, _ in group.values()}
+    found = {f"hydra_plugins.{plugin.name}" for plugin in iter_modules(hydra_plugins.__path__)}
+    return bool(found - known - {"hydra_plugins.xlstm_hydra_plugin"})
+
+
+def require_engine(group: str, name: str) -> None:
+    """Make sure that what an option needs is here.
+
+    Raises:
+        ConfigError: it is not, with the line that installs it.
+    """
+    if problem := not_installed(group, name):
+        raise ConfigError([problem])
+
+
+def launcher_rules(launcher: Any) -> Iterator[Problem]:
+    """What is wrong with the settings of another's launcher, which it would tell when the sweep has begun.
+
+    Args:
+        launcher: `hydra.launcher`.
+    """
+    if str(launcher._target_).endswith(".JoblibLauncher") and launcher.n_jobs == 0:
+        fix = "Write how many jobs run at a time, or -1 for one on each core."
+        yield Problem({"hydra.launcher.n_jobs": 0}, "must not be 0", fix)
+
+
+def check_unused_engines(arguments: Sequence[str]) -> None:
+    """Refuse what says how a sweep is run where there is none. Files may say it: they serve sweeps too.
+
+    Args:
+        arguments: what was typed.
+
+    Raises:
+        ConfigError: with each such argument.
+    """
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    if args.multirun or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+        return
+    if args.config_dir or args.config_path or args.config_name:
+        return  # a file may say that it is a sweep
+    if any(text.lstrip("+").startswith(("hydra.mode=", "hydra.searchpath=")) for text in args.overrides):
+        return
+    if unused := [text for text in args.overrides if text.lstrip("+~").startswith(_GROUPS)]:
+        raise ConfigError([Problem.about(text, "only applies to sweeps", "Add -m.") for text in unused])
+
+
+def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The options of the groups that were typed."""
+    pairs = [text.lstrip("+").partition("=") for text in arguments]
+    return [(key, value.strip("'\"")) for key, _, value in pairs if key in ENGINES]
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def callbacks_of(cfg: DictConfig) -> Callbacks:
@@ -71,40 +206,20 @@ def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
     for name, value in plain.items():
         if not isinstance(value, dict):
             rule = f"expected keys and values, one of them _target_, got {show(value)}"
-            yield Problem.about(f"{_CALLBACKS}.{name}", rule, _PATH)
+            yield Problem.about(f"{_CALLBACKS}.{name}", rule, TARGET_FORM)
         elif "_target_" not in value:
-            yield Problem.about(f"{_CALLBACKS}.{name}._target_", "missing", _PATH)
+            yield Problem.about(f"{_CALLBACKS}.{name}._target_", "missing", TARGET_FORM)
 
 
-def not_made(error: Exception) -> Problem:
-    """Return the problem with an object that Hydra could not make."""
-    text, _, key = _with_notes(error).partition(_KEY)
-    text = " ".join(text.partition(_ADVICE)[0].split()).rstrip(".")
-    if not key:
-        return Problem({}, text)
-    if text.startswith(_LOCATING):
-        return Problem.about(f"{key}._target_", f"cannot import {text.removeprefix(_LOCATING)}", _PATH)
-    if match := _NO_ARGUMENT.search(text):
-        return Problem.about(f"{key}.{match[1]}", "no such key")
-    return Problem.about(key, text)
+def overrides_of_other(process: int, job_logging: str) -> list[str]:
+    """Overrides for a process that is not the first: no folder and no log of its own, and its number on what it says.
 
-
-def unknown_engine(error: Exception) -> Problem | None:
-    """Return the problem with a launcher or sweeper that is not a plugin, or that takes no such key; None for other
-    errors."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = [str(frame.f_globals.get("__name__")) for frame in frames[-1:]]
-    if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in _with_notes(error):  # of Hydra 1.4
-        return not_made(error)
-    if not isinstance(error, RuntimeError | ImportError) or names != ["hydra.core.plugins"]:
-        return None
-    group = "launcher" if any(frame.f_code.co_name == "instantiate_launcher" for frame in frames) else "sweeper"
-    key, fix = f"hydra.{group}._target_", f"Choose an option with hydra/{group}=..."
-    if match := _NO_PLUGIN.match(str(error)):
-        return Problem({key: match[1]}, f"is not a {group} that Hydra knows", fix)
-    return Problem.about(key, " ".join(str(error).partition("\n\n")[0].split()), fix)
-
-
-def _with_notes(error: Exception) -> str:
-    """Return the text of an error, to which Hydra 1.4 adds the key as a note."""
-    return "\n".join([str(error), *getattr(error, "__notes__", ())])
+    Args:
+        process: its number, from 1.
+        job_logging: the option of that group which the run has chosen.
+    """
+    quiet = ["hydra.output_subdir=null"]
+    if job_logging in ("none", "disabled"):
+        return quiet
+    prefix = f"hydra.job_logging.formatters.numbered.format='process {process}: %(message)s'"
+    return [*quiet, "hydra/job_logging=xlstm_others", prefix]

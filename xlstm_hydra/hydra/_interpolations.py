@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 from hydra.errors import InstantiationException, OverrideParseException
@@ -12,12 +13,25 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 
 from xlstm_hydra._synonyms import same_meaning
 from xlstm_hydra.errors import first_line
-from xlstm_hydra.problems import Problem, Unread, either, nearest
-from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra.problems import Problem, Unread, either, near_name, nearest
 
-from ._hydra_part import not_made
+from ._hydra_part import TARGET_FORM
 from ._refusals import expected_type, missing_engine, paths
 from ._unreadable import unreadable
+
+_NO_KEY = re.compile(r"Interpolation key '(.+?)' not found(?: \(resolved to '(.+)'\))?")
+_NO_RESOLVER = re.compile(r"Unsupported interpolation type '?([^' ]+)")
+_NO_VARIABLE = re.compile(r"Environment variable '(.+)' not found")
+_WRONG_VALUE = re.compile(r"While dereferencing interpolation .*?: Value ('.*?'|\S+) ")
+_FAILED = re.compile(r"(\w+) raised while resolving interpolation: (.*)")
+"""What OmegaConf reports of interpolations."""
+
+_KEY = "\nfull_key: "
+_ADVICE = ", set env var HYDRA_FULL_ERROR=1"
+_INSTANTIATE = "hydra._internal.instantiate._instantiate2"
+_LOCATING = "Error locating target "
+_NO_ARGUMENT = re.compile(r"__init__\(\) got an unexpected keyword argument '(\w+)'")
+_NO_PLUGIN = re.compile(r"(?:Invalid plugin|Unknown plugin class :) '(.*?)'")
 
 
 def whole(error: Exception) -> Problem:
@@ -71,14 +85,6 @@ def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, s
     return text, ""
 
 
-_NO_KEY = re.compile(r"Interpolation key '(.+?)' not found(?: \(resolved to '(.+)'\))?")
-_NO_RESOLVER = re.compile(r"Unsupported interpolation type '?([^' ]+)")
-_NO_VARIABLE = re.compile(r"Environment variable '(.+)' not found")
-_WRONG_VALUE = re.compile(r"While dereferencing interpolation .*?: Value ('.*?'|\S+) ")
-_FAILED = re.compile(r"(\w+) raised while resolving interpolation: (.*)")
-"""What OmegaConf reports of interpolations."""
-
-
 def _near_key(name: str, cfg: DictConfig) -> str:
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
     is_own = name.startswith("hydra.")
@@ -87,3 +93,37 @@ def _near_key(name: str, cfg: DictConfig) -> str:
         return f"Did you mean {near}?"
     same = same_meaning(name.rpartition(".")[2], names)
     return f"Did you mean {either(same)}?" if same else ""
+
+
+def not_made(error: Exception) -> Problem:
+    """Return the problem with an object that Hydra could not make."""
+    text, _, key = _with_notes(error).partition(_KEY)
+    text = " ".join(text.partition(_ADVICE)[0].split()).rstrip(".")
+    if not key:
+        return Problem({}, text)
+    if text.startswith(_LOCATING):
+        return Problem.about(f"{key}._target_", f"cannot import {text.removeprefix(_LOCATING)}", TARGET_FORM)
+    if match := _NO_ARGUMENT.search(text):
+        return Problem.about(f"{key}.{match[1]}", "no such key")
+    return Problem.about(key, text)
+
+
+def unknown_engine(error: Exception) -> Problem | None:
+    """Return the problem with a launcher or sweeper that is not a plugin, or that takes no such key; None for other
+    errors."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__")) for frame in frames[-1:]]
+    if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in _with_notes(error):  # of Hydra 1.4
+        return not_made(error)
+    if not isinstance(error, RuntimeError | ImportError) or names != ["hydra.core.plugins"]:
+        return None
+    group = "launcher" if any(frame.f_code.co_name == "instantiate_launcher" for frame in frames) else "sweeper"
+    key, fix = f"hydra.{group}._target_", f"Choose an option with hydra/{group}=..."
+    if match := _NO_PLUGIN.match(str(error)):
+        return Problem({key: match[1]}, f"is not a {group} that Hydra knows", fix)
+    return Problem.about(key, " ".join(str(error).partition("\n\n")[0].split()), fix)
+
+
+def _with_notes(error: Exception) -> str:
+    """Return the text of an error, to which Hydra 1.4 adds the key as a note."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])

@@ -27,12 +27,13 @@ from xlstm_hydra.errors import first_line
 from xlstm_hydra.problems import Problem, show
 
 from ._defaults_list import circle, entry_fault, outside_group, paths_of
-from ._engines import not_installed
-from ._header import header_faults, header_problem
-from ._merge import empties, leaves, nested, refusal
-from ._own_files import Composed, OwnFile, Placed, in_file, is_own, name_of, path_of
-from ._refusals import REFUSED, no_such_option, wrong_value
-from ._yaml_file import Fault, entry_line, line_of, read_yaml
+from ._hydra_part import not_installed
+from ._omegaconf import REFUSED, empties, leaves, nested, refusal
+from ._options import no_such_option
+from ._own_files import Composed, OwnFile, Placed, in_file, name_of, path_of
+from ._refusals import wrong_value
+from ._search_path import is_own
+from ._yaml_file import Fault, entry_line, header_faults, header_problem, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)
 """What composing raises because of a file: also one that cannot be opened, or that leads back to itself."""
@@ -73,9 +74,9 @@ class _LenientLoader(ConfigLoaderImpl):
         self.dropped: set[tuple[str, tuple[str, ...]]] = set()
         """Values that are left out: the option and the path in its file."""
 
-    def note(self, problem: Problem, file: OwnFile, line: int | None = None, place: str = "") -> None:
+    def note(self, problem: Problem, file: OwnFile, line: int | None = None, position: str = "") -> None:
         """Keep a problem with a file."""
-        found = in_file(problem, f"{file.name}{place}" if place else file.at(line))
+        found = in_file(problem, f"{file.name}{position}" if position else file.at(line))
         self.problems[str(found)] = found
 
     def compose(self, config_name: str | None, overrides: list[str]) -> DictConfig:
@@ -127,7 +128,7 @@ class _LenientLoader(ConfigLoaderImpl):
         except OSError as error:
             faults = [Fault(f"cannot be read: {error.strerror}")]
         for fault in faults:
-            self.note(Problem({}, fault.rule, fault.fix), file, place=fault.place)
+            self.note(Problem({}, fault.rule, fault.fix), file, position=fault.position)
         if faults:
             self.lose(file)
         return not faults

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import os
-import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
-from omegaconf.base import Node
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.codec import Flags, collect, hints, unchecked
+from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import (
-    AutoParallelConfig,
     ModelConfig,
     ParallelConfig,
-    PlanTaskConfig,
     RunConfig,
-    SubModelConfig,
-    TrainerConfig,
-    fitting_batch,
+    resolve_classes,
 )
-from xlstm_hydra.problems import ConfigError, Missing, Problem, UnknownGroup, Unread, independent, nearest, placed, show
-from xlstm_hydra.runs import replace_file
+from xlstm_hydra.problems import ConfigError, Problem, placed
 
-from ._device_options import planned_device
-from ._interpolations import unresolved
-from ._register import register_resolvers
-
-_STRICT = Flags(ignore_unknown=False)
-_BLOCKS = ("mLSTMBlock",)
-_LAYOUT = "${oc.select:parallel,null}"
-"""What the layout is in the model's node of our YAML files."""
-_TARGET = "xlstm_hydra.hydra.make_model_config"
-"""What makes the config of a model of its node, for `hydra.utils.instantiate`."""
-_NODE_KEYS = ("_target_", "model_class", "config_class", "parallel", "_checkpoint_")
+from ._overrides import shortest_layout
+from ._read import (
+    collect_field,
+    collect_layout,
+    config_class_of,
+    config_fields,
+    config_of,
+    cross_rules,
+    fields_of,
+    read_groups,
+)
+from ._resolvers import register_resolvers
 
 
 def load(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
@@ -66,235 +55,9 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
     """The run as far as it can be read, and every broken rule."""
     register_resolvers()
     problems: list[Problem] = []
-    run = _read_groups(cfg if isinstance(cfg, DictConfig) else _config_of(cfg), problems)
-    problems = placed(problems, _fields(run))
-    return run, problems + _cross_rules(run, problems)
-
-
-def _config_of(data: Any) -> DictConfig:
-    """Plain data as a config.
-
-    Raises:
-        ConfigError: it is not a mapping with text as keys.
-    """
-    if not isinstance(data, Mapping):
-        raise ConfigError([Problem({}, f"expected a composed config or a mapping of groups, got {show(data)}")])
-    if problems := list(_wrong_keys(data, "")):
-        raise ConfigError(problems)
-    return OmegaConf.create(dict(data))
-
-
-def _wrong_keys(data: Mapping[Any, Any], path: str) -> Iterator[Problem]:
-    for key, value in data.items():
-        if not isinstance(key, str):
-            yield Problem.about(path, f"a key must be text, got {show(key)}")
-        elif isinstance(value, Mapping):
-            yield from _wrong_keys(value, f"{path}.{key}" if path else key)
-
-
-def _read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str] = ("hydra",)) -> RunConfig:
-    """The groups as far as they can be read, apart from the keys in `without`."""
-    plain = _to_plain(cfg, problems, without=(*without, "model.parallel") if _shows_layout(cfg) else without)
-    groups: dict[str, Any] = {}
-    hints_of_run = typing.get_type_hints(RunConfig)
-    names = [field.name for field in dataclasses.fields(RunConfig)]
-    for key in plain:
-        if key not in names and key != "parallel":
-            problems.append(UnknownGroup.about(key, "no such group", nearest(key, [*names, "parallel"])))
-    for name in names:
-        if name == "model":
-            groups[name] = _read_model(plain, problems)
-        elif name in plain:
-            groups[name] = _collect(hints_of_run[name], plain[name], name, problems)
-    groups["device"] = planned_device(groups.get("task"), groups.get("device"), problems)
-    return unchecked(RunConfig, {name: value for name, value in groups.items() if value is not None})
-
-
-def _fields(run: RunConfig) -> Iterator[str]:
-    """The keys of a run as the user types them."""
-    for group, config in run.groups().items():
-        own = config.model_config if isinstance(config, ModelConfig) else config
-        yield from (f"{group}.{name}" for name in (() if own is None else hints(type(own))))
-
-
-def _shows_layout(cfg: DictConfig) -> bool:
-    """Whether the layout in the model's node is that of the group, so that it need not be read twice."""
-    model = cfg.get("model") if "parallel" in cfg and not OmegaConf.is_missing(cfg, "model") else None
-    child = model._get_node("parallel") if isinstance(model, DictConfig) and "parallel" in model.keys() else None
-    return isinstance(child, Node) and child._value() == _LAYOUT
-
-
-def _cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
-    """The rules between groups, without those that follow from a value that could not be read."""
-    found = (
-        problem for part in run.rule_parts(os.environ) for problem in (_as_far_as_possible(part) if broken else part)
-    )
-    return independent(found, broken)
-
-
-def _as_far_as_possible(rules: Iterable[Problem]) -> Iterator[Problem]:
-    """Rules of a run that is partly unknown, up to one that needs more than is known."""
-    try:
-        yield from rules
-    except (AttributeError, TypeError, ArithmeticError):
-        return
-
-
-def _collect(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
-    value, found = collect(hint, data, _STRICT)
-    problems.extend(independent((problem.at(path) for problem in found), problems))
-    return value
-
-
-def _to_plain(
-    node: DictConfig, problems: list[Problem], path: str = "", without: Sequence[str] = ("hydra",)
-) -> dict[str, Any]:
-    """A node as plain values, without the keys that have none (`???`) or cannot be resolved."""
-    plain: dict[str, Any] = {}
-    for key in map(str, node):
-        where = f"{path}.{key}" if path else key
-        if where in without:
-            continue
-        if (known := _simple_value(node, key)) is not _NOT_SIMPLE:
-            plain[key] = known
-            continue
-        try:
-            value = node[key]
-            if isinstance(value, str) and value == "???":  # what an interpolation found; OmegaConf 2.4 tells it
-                raise MissingMandatoryValue
-            if isinstance(value, DictConfig):  # what is elsewhere, has its problems told there
-                value = _to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
-            plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
-        except (MissingMandatoryValue, InterpolationToMissingValueError):
-            problems.append(Missing.about(where, "missing", f"Write {where}=..."))
-        except OmegaConfBaseException as error:
-            raw: Any = OmegaConf.to_container(node, resolve=False)
-            problems.append(unresolved(where, raw[key], error, cast(DictConfig, node._get_root())))
-    return plain
-
-
-_NOT_SIMPLE: Any = object()
-
-
-def _simple_value(node: DictConfig, key: str) -> Any:
-    """A value that stands there as it is, for which OmegaConf would take ten times longer."""
-    content = node.__dict__["_content"]
-    child = content.get(key) if isinstance(content, dict) else None
-    value = child._value() if isinstance(child, ValueNode) else _NOT_SIMPLE
-    if value is None or type(value) in (bool, int, float):
-        return value
-    return value if type(value) is str and value.isidentifier() else _NOT_SIMPLE
-
-
-def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
-    """The model with its layout, as far as they can be read."""
-    node = plain.get("model")
-    if not isinstance(node, Mapping):
-        missing, node = Missing.about("model", "missing", "Choose one, for example model=tiny."), {}
-        problems.extend(independent([missing], problems))
-    elif "model_class" not in node:
-        fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
-        problems.extend(independent([Missing.about("model.model_class", "missing", fix)], problems))
-    if (target := node.get("_target_", _TARGET)) != _TARGET:
-        fix = "Remove it. model.model_class names the class of the model."
-        problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))
-    parallel = _read_parallel(plain, node, problems)
-    is_known = "model_class" in node or node.get("config_class") is not None
-    config_class = _config_class(node, problems) if is_known else None
-    config = config_class and _collect(config_class, _config_fields(node), "model", problems)
-    values = {"model_class": node.get("model_class", ""), "parallel": parallel, "model_config": config}
-    return unchecked(ModelConfig, values)
-
-
-def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: list[Problem]) -> ParallelConfig:
-    """The group `parallel`, to which the model's node points; in an app without the group, what the node holds."""
-    own = node.get("parallel")
-    if "parallel" not in plain:
-        return _collect_layout(own or {}, "model.parallel", problems)
-    if own is not None and own != plain["parallel"]:
-        text = "the layout is the group parallel, and this is another one"
-        problems.append(Problem.about("model.parallel", text, "Set parallel=... or a field of parallel instead."))
-    return _collect_layout(plain["parallel"] or {}, "parallel", problems)
-
-
-def _collect_layout(data: Any, path: str, problems: list[Problem]) -> ParallelConfig:
-    """A layout, or one that is to be chosen, which is told by its name."""
-    is_open = isinstance(data, Mapping) and "name" in data
-    return _collect(AutoParallelConfig if is_open else ParallelConfig, data, path, problems)
-
-
-def _config_fields(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key not in _NODE_KEYS}
-
-
-def _config_class(node: Mapping[str, Any], problems: list[Problem]) -> Any:
-    """The class that the fields of a model node belong to."""
-    path = node.get("config_class")
-    try:
-        if path is not None:
-            return _locate(path, "model.config_class")
-        return _annotated_config(node["model_class"])
-    except ConfigError as error:  # no field of the model can be checked
-        problems.extend(Unread(one.given, one.rule, one.fix, whole=True) for one in error.problems)
-        return None
-
-
-def _annotated_config(path: Any) -> Any:
-    hint = typing.get_type_hints(_locate(path, "model.model_class")).get("config")
-    if not dataclasses.is_dataclass(hint):
-        text = "its field `config` is not annotated with a config dataclass"
-        raise ConfigError(
-            [Unread({"model.model_class": path}, text, "Annotate it, or name the dataclass in model.config_class.")]
-        )
-    return hint
-
-
-def block_classes(cfg: Any) -> tuple[str, ...]:
-    """Class names of the blocks of the model in a composed config. Where there is no model, or it does not say, those
-    of our mLSTM models, so that a layout composes without a model."""
-    model = cfg.get("model") if isinstance(cfg, DictConfig) else None
-    if not isinstance(model, DictConfig):
-        return _BLOCKS
-    node = _to_plain(model, [], "model", without=("model.parallel",))  # the layout is what asks
-    config_class = _config_class(node, []) if "model_class" in node else None
-    if config_class is None or not issubclass(config_class, SubModelConfig):
-        return _BLOCKS
-    try:
-        return unchecked(config_class, _config_fields(node)).block_classes() or _BLOCKS
-    except (AttributeError, TypeError):
-        return _BLOCKS  # a value is missing or wrong, which is told where the model is read
-
-
-def default_batch(cfg: Any) -> int:
-    """The batch where none is given: 8, or of a plan the least multiple of what its layout needs from 8 on, so that any
-    number of devices can be planned."""
-    default = TrainerConfig().batch_size
-    if OmegaConf.select(cfg, "task.name") != PlanTaskConfig.name:
-        return default
-    run = _read_groups(cfg, [], without=("hydra", "trainer.batch_size"))
-    try:
-        return fitting_batch(run)
-    except (AttributeError, TypeError, ZeroDivisionError):
-        return default  # a group is missing or wrong, which is told where it is read
-
-
-def _locate(path: Any, key: str) -> Any:
-    """The class that the user named."""
-    module_name, _, name = str(path).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name) if module_name else None
-    except ImportError as error:
-        missing = f"cannot import it: {error}"
-        raise ConfigError(
-            [Unread({key: path}, missing, "It must be installed, or be in the current folder.")]
-        ) from None
-    except AttributeError:
-        module = importlib.import_module(module_name)
-        known = [item for item, value in vars(module).items() if isinstance(value, type)]
-        raise ConfigError([Unread({key: path}, f"{module_name} has no {name}", nearest(name, known))]) from None
-    if not isinstance(found, type):
-        raise ConfigError([Unread({key: path}, "must be the dotted path of a class, such as my_package.MyModel")])
-    return found
+    run = read_groups(cfg if isinstance(cfg, DictConfig) else config_of(cfg), problems)
+    problems = placed(problems, fields_of(run))
+    return run, problems + cross_rules(run, problems)
 
 
 def make_model_config(
@@ -309,23 +72,13 @@ def make_model_config(
     del _checkpoint_
     node = {"model_class": model_class, "config_class": config_class, **_plain(fields)}
     problems: list[Problem] = []
-    config_type = _config_class(node, problems)
+    config_type = config_class_of(node, problems)
     layout = parallel if isinstance(parallel, ParallelConfig) else _plain(parallel) or {}
-    layout = _collect_layout(layout, "parallel", problems)
-    config = None if config_type is None else _collect(config_type, _config_fields(node), "model", problems)
+    layout = collect_layout(layout, "parallel", problems)
+    config = None if config_type is None else collect_field(config_type, config_fields(node), "model", problems)
     if problems:
         raise ConfigError(problems)
     return resolve_classes(ModelConfig(model_class, layout, config))
-
-
-def write_layout(file: Path, run: RunConfig) -> None:
-    """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
-    if not file.exists():
-        return
-    cfg: Any = OmegaConf.load(file)
-    cfg.parallel = cfg.model.parallel = run.parallel.to_dict()
-    cfg.trainer = run.trainer.to_dict()
-    replace_file(file, OmegaConf.to_yaml(cfg))
 
 
 def _plain(value: Any) -> Any:
@@ -334,12 +87,4 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def resolve_classes(model: ModelConfig) -> ModelConfig:
-    """The same model with the class itself where its dotted path was. This is what imports JAX.
-
-    Raises:
-        ConfigError: the path does not lead to a class.
-    """
-    if not isinstance(model.model_class, str):
-        return model
-    return dataclasses.replace(model, model_class=_locate(model.model_class, "model.model_class"))
+hooks.shortest_layout = shortest_layout

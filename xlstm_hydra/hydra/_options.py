@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -12,18 +14,25 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xlstm_hydra._conf_dir import conf_dir
-from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra._conf_dir import conf_dir, current_option
+from xlstm_hydra._hooks import hooks
+from xlstm_hydra.configs import DeviceConfig, PlanTaskConfig
+from xlstm_hydra.configs.device import DEFAULT_DEVICE
+from xlstm_hydra.problems import ConfigError, Problem, near_name, nearest
 
+from ._hydra_part import ENGINES
+from ._omegaconf import REFUSED
 from ._quote import as_override
 
 Sources = tuple[tuple[str, str], ...]
 
 _SCHEMAS = ("schema", "structured://")
+
+GROUP = "device"
 
 
 def sources() -> Sources:
@@ -41,20 +50,20 @@ def sources() -> Sources:
 
 
 @cache
-def loader(places: Sources) -> ConfigLoaderImpl:
+def loader(searched: Sources) -> ConfigLoaderImpl:
     """Hydra's loader of options from these sources."""
     Plugins.instance()  # which know the schemes of the sources
     search_path = ConfigSearchPathImpl()
-    for provider, path in places:
+    for provider, path in searched:
         search_path.append(provider, path)
     return ConfigLoaderImpl(search_path)
 
 
-def compose_options(places: Sources, group: str, names: tuple[str, ...]) -> list[DictConfig]:
+def compose_options(searched: Sources, group: str, names: tuple[str, ...]) -> list[DictConfig]:
     """The nodes of options, in one go: composing takes 0.1 s, and each option 0.02 s."""
     keys = [f"{group}.{number}" for number in range(len(names))]
     chosen = [as_override(f"+{group}@{key}", name) for key, name in zip(keys, names, strict=True)]
-    cfg = loader(places).load_configuration(None, chosen, RunMode.RUN)
+    cfg = loader(searched).load_configuration(None, chosen, RunMode.RUN)
     return list(cfg[group].values())
 
 
@@ -66,7 +75,7 @@ def options_with(group: str, key: str, config_loader: ConfigLoader | None = None
         key: that is looked for.
         config_loader: Hydra's, where it is not up yet.
     """
-    keys_of = _option_keys(_places(config_loader), group)
+    keys_of = _option_keys(_sources_of(config_loader), group)
     return [f"{group}={name}" for name, keys in keys_of.items() if key in keys]
 
 
@@ -81,12 +90,12 @@ def options_near(
         config_loader: Hydra's, where it is not up yet.
         cutoff: similarity from 0 to 1 that it has at least.
     """
-    keys = {key for keys in _option_keys(_places(config_loader), group).values() for key in keys if key[0] != "_"}
+    keys = {key for keys in _option_keys(_sources_of(config_loader), group).values() for key in keys if key[0] != "_"}
     near = near_name(key, sorted(keys), cutoff=cutoff)
     return None if near is None else (near, options_with(group, near, config_loader))
 
 
-def _places(config_loader: ConfigLoader | None) -> Sources:
+def _sources_of(config_loader: ConfigLoader | None) -> Sources:
     return sources() if config_loader is None else (*_paths(config_loader), _SCHEMAS)
 
 
@@ -95,17 +104,113 @@ def _paths(config_loader: ConfigLoader) -> Sources:
 
 
 @cache
-def _option_keys(places: Sources, group: str) -> dict[str, frozenset[str]]:
-    names = tuple(loader(places).get_group_options(group))
-    found = _keys(places, group, names)
+def _option_keys(searched: Sources, group: str) -> dict[str, frozenset[str]]:
+    names = tuple(loader(searched).get_group_options(group))
+    found = _keys(searched, group, names)
     if found is None:  # one of them cannot be composed
-        found = [keys for name in names for keys in _keys(places, group, (name,)) or [frozenset()]]
+        found = [keys for name in names for keys in _keys(searched, group, (name,)) or [frozenset()]]
     return dict(zip(names, found, strict=True))
 
 
-def _keys(places: Sources, group: str, names: tuple[str, ...]) -> list[frozenset[str]] | None:
+def _keys(searched: Sources, group: str, names: tuple[str, ...]) -> list[frozenset[str]] | None:
     try:
-        nodes = compose_options(places, group, names)
+        nodes = compose_options(searched, group, names)
     except (HydraException, OmegaConfBaseException, YAMLError):
         return None
     return [frozenset(map(str, node)) if isinstance(node, DictConfig) else frozenset() for node in nodes]
+
+
+def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
+    """The name of an option that a group does not have."""
+    options = sorted({*options, *ENGINES.get(str(key), ())})
+    hint = nearest(str(name), options)
+    listing = hint if hint.startswith(("Known", "There")) else f"{hint} Known: {', '.join(options)}."
+    return Problem({key: name}, "no such option", listing)
+
+
+def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
+    """The figures of an option of the group `device`: of ours, or of the user's where Hydra is up.
+
+    Args:
+        name: of the option, such as h100_80gb.
+        key: where it was typed, for messages.
+
+    Raises:
+        ConfigError: there is no such option, or its figures break a rule.
+    """
+    searched = sources()
+    options = loader(searched).get_group_options(GROUP)
+    if name not in options:
+        name = current_option(f"{GROUP}/{name}").removeprefix(f"{GROUP}/")
+    if name not in options:
+        raise ConfigError([no_such_option(key, name, options)])
+    try:
+        [values] = _load(searched, (name,))
+    except REFUSED as error:
+        raise ConfigError([Problem({key: name}, f"its file cannot be read: {_reason(error)}")]) from None
+    return _checked(values)
+
+
+def _reason(error: Exception) -> str:
+    """What Hydra says of a file, in one line; what is wrong in it stands in the error that it was raised from."""
+    texts = [" ".join(str(each).split("\n    full_key")[0].split()) for each in (error, error.__cause__) if each]
+    return " ".join(texts)
+
+
+def _checked(values: dict[str, Any]) -> DeviceConfig:
+    try:
+        return DeviceConfig.from_dict(DeviceConfig, values, ignore_extensive_attributes=False)
+    except ConfigError as error:
+        raise ConfigError(problem.at(GROUP) for problem in error.problems) from None
+
+
+def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem]) -> DeviceConfig | None:
+    """The device that a run is about: that of the group `device`, or of a plan, the one that `task.device` names."""
+    if not isinstance(task, PlanTaskConfig) or (task.device is None and given is not None):
+        return given
+    try:
+        named = load_device(DEFAULT_DEVICE if task.device is None else task.device, "task.device")
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return given
+    if given is not None and given != named:
+        both = {"task.device": task.device, "device.name": given.name}
+        problems.append(Problem(both, "the plan can be for one kind of device only", "Leave task.device away."))
+    return named
+
+
+def known_devices() -> dict[str, DeviceConfig]:
+    """The figures of every option of the group `device`. In another app the group may hold something else: what cannot
+    be read as a device is left out."""
+    searched = sources()
+    names = tuple(loader(searched).get_group_options(GROUP))
+    try:
+        return {name: _checked(values) for name, values in zip(names, _load(searched, names), strict=True)}
+    except REFUSED:
+        return {name: device for name in names if (device := _device_or_none(name)) is not None}
+
+
+def _device_or_none(name: str) -> DeviceConfig | None:
+    try:
+        return load_device(name)
+    except REFUSED:
+        return None
+
+
+@cache
+def _load(searched: Sources, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The plain values of options."""
+    nodes: Any = [OmegaConf.to_container(node, resolve=True) for node in compose_options(searched, GROUP, names)]
+    return nodes
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _chooses_device() -> bool:
+    """True if the group `device` has been chosen, or if Hydra has not composed the config."""
+    return not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get(GROUP) is not None
+
+
+hooks.known_devices, hooks.in_sweep, hooks.chooses_device = known_devices, _in_sweep, _chooses_device

@@ -19,12 +19,11 @@ from omegaconf.errors import ConfigKeyError
 
 from xlstm_hydra.codec import dotted
 from xlstm_hydra.configs import ConfigDict, ModelConfig, PlanTaskConfig, RunConfig
-from xlstm_hydra.runs import Record
+from xlstm_hydra.runs import Record, without_unused
 
-from ._from_checkpoint import without_idle
-from ._load import _to_plain as to_plain
 from ._quote import as_override, literal
-from ._register import register_resolvers
+from ._read import to_plain
+from ._resolvers import register_resolvers
 
 _RECIPES = ("experiment", "debug")
 """Groups that set others, in the order in which `conf/config.yaml` applies them."""
@@ -38,7 +37,7 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
     Of a record, those groups are given that it has, and what has no effect is left away.
     """
-    groups = config.groups() if isinstance(config, RunConfig) else without_idle(config.groups)[0]
+    groups = config.groups() if isinstance(config, RunConfig) else without_unused(config.groups)[0]
     plain = {name: _plain_group(group) for name, group in groups.items()}
     search = _Search(plain)
     found = (search.overrides(recipes) for recipes in _options().recipes)
@@ -169,10 +168,12 @@ class _Search:
         if node is None or node.keys() - self.wanted[group].keys() - set(_UNSEEN):
             return None
         wanted, given = self.wanted[group], self._resolved(group, node)
-        told = ["batch_size"] if group == "trainer" and self._is_plan() else []  # its default depends on all the rest
-        changes = [key for key in wanted if key not in given or given[key] != wanted[key] or key in told]
+        explicit = (
+            ["batch_size"] if group == "trainer" and self._is_plan() else []
+        )  # its default depends on all the rest
+        changes = [key for key in wanted if key not in given or given[key] != wanted[key] or key in explicit]
         open_keys = [key for key in changes if key in node.keys() and OmegaConf.is_interpolation(node, key)]
-        for key in [key for key in open_keys if key not in told]:
+        for key in [key for key in open_keys if key not in explicit]:
             fewer = [other for other in changes if other != key]  # what follows from another change need not be set
             if self._resolved(group, self._changed(group, node, fewer)) == wanted:
                 changes = fewer

@@ -1,24 +1,22 @@
-"""The YAML files that a user adds to ours, and the place in them that a problem is about."""
+"""The YAML files that a user adds to ours, and where in them a problem is."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 from xlstm_hydra._printable import printable
 from xlstm_hydra.problems import Missing, Problem, UnknownGroup
 
-from ._header import header_problem
-from ._merge import leaves
-from ._yaml_file import line_of
+from ._omegaconf import leaves
+from ._yaml_file import header_problem, line_of
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,14 @@ class FileProblem(Problem):
     def __str__(self) -> str:
         return f"{printable(self.where)}: {super().__str__()}"
 
-    def told(self, text: str) -> str:
+    def with_full_keys(self, text: str) -> str:
         """Without keys, braces are text of the file."""
-        return super().told(text) if self.given else text
+        return super().with_full_keys(text) if self.given else text
 
 
 def in_file(problem: Problem, where: str) -> FileProblem:
-    """The same problem with its place."""
-    values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "idle", "prefix")}
+    """Return the same problem with its file and line."""
+    values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "unused", "prefix")}
     return FileProblem(**values, where=where)
 
 
@@ -65,7 +63,7 @@ class OwnFile:
 
 
 class Placed(NamedTuple):
-    """A file of the user's at its place in the config."""
+    """A file of the user's and the package of the config that its values are in."""
 
     file: OwnFile
     package: tuple[str, ...]
@@ -127,21 +125,6 @@ class Composed:
         """The problem with a file whose values are where nothing reads them."""
         problem = header_problem(placed.file.data, ".".join(placed.package), placed.file.root is None)
         return in_file(problem, placed.file.name)
-
-
-def own_sources(loader: ConfigLoader) -> list[ConfigSource]:
-    """The folders and packages in the search path that are neither ours nor Hydra's."""
-    return [source for source in loader.get_sources() if is_own(source)]
-
-
-def has_search_path(overrides: Iterable[str]) -> bool:
-    """True if overrides add to the search path."""
-    return any(text.lstrip("+").startswith("hydra.searchpath=") for text in overrides)
-
-
-def is_own(source: ConfigSource) -> bool:
-    """True for what is neither ours nor Hydra's."""
-    return source.scheme() in ("file", "pkg") and source.provider != "hydra"
 
 
 def path_of(option: str, source: ConfigSource) -> Any:

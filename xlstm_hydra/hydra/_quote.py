@@ -1,16 +1,42 @@
-"""Plain values as Hydra's command line and OmegaConf read them back."""
+"""Values in Hydra's grammar: plain values written in it, and text such as paths that was typed without it, quoted."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
+import typing
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from xlstm_hydra.codec import hints
+from xlstm_hydra.configs import ParallelConfig, RunConfig, SubModelConfig
+
+from ._omegaconf import REFUSED
+from ._register import SCHEMAS
 
 _BARE = re.compile(r"[A-Za-z_/][\w/.@%-]*(://[\w/.@%-]*)?", re.ASCII)
 _RESERVED = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _QUOTE = re.compile(r"(\\*)('|\Z)")
+
+HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+"""Keys of Hydra's that take any text."""
+
+TEXTS = ("task.prompt",)
+"""Keys whose values are text whatever it would mean to Hydra."""
+
+_PLAIN = re.compile(r"[\w./@%+-]*", re.ASCII)
+"""A value in which the grammar finds nothing special."""
+
+_MEANT = re.compile(r"[\"'=\[{(]|.*\$\{|\w+\(", re.DOTALL)
+"""How a value starts that was written for the grammar, if with a mistake."""
+
+_HOME = re.compile(r"(^|[,\[(]\s*)(~[\w.-]*(?:/[^,\[\]()]*)?)(?=[,\])]|$)")
 
 
 def as_override(key: str, value: Any) -> str:
@@ -50,3 +76,70 @@ def _number(value: float) -> str:
 def _quoted(text: str) -> str:
     """In single quotes, with a backslash before those in the text; backslashes count only before a quote."""
     return "'" + _QUOTE.sub(lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
+
+
+def text_keys() -> set[str]:
+    """Return the keys of all fields that take any text."""
+    return {*HYDRA_TEXTS, *_keys(lambda kind: kind in (str, str | None))}
+
+
+def list_keys() -> set[str]:
+    """Return the keys of all fields that take a list."""
+    return _keys(lambda kind: any(typing.get_origin(one) in (list, tuple) for one in (kind, *typing.get_args(kind))))
+
+
+def _groups() -> dict[str, Any]:
+    """Return the class of every group. The base of our models is that of a node, with the fields of a model."""
+    return typing.get_type_hints(RunConfig) | {"model": SubModelConfig, "parallel": ParallelConfig}
+
+
+def _keys(is_wanted: Callable[[Any], bool]) -> set[str]:
+    keys = set()
+    for group, hint in _groups().items():
+        bases = typing.get_args(hint) or (hint,)
+        for schema in (schema for schema in SCHEMAS.values() if issubclass(schema, bases)):
+            keys |= {f"{group}.{name}" for name, kind in hints(schema).items() if is_wanted(kind)}
+    return keys
+
+
+def expand_home(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the home folder in place of a `~` at the start of a value, which shells leave alone there."""
+    return [_expanded(text) for text in arguments]
+
+
+def _expanded(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if not equals or key in TEXTS or "~" not in value or "'" in value or '"' in value:
+        return text
+    quote = str if key.startswith("-") else as_value
+    return key + equals + _HOME.sub(lambda match: match[1] + quote(os.path.expanduser(match[2])), value)
+
+
+def quote_texts(arguments: Sequence[str]) -> list[str]:
+    """The arguments of the command, in which text is quoted as Hydra's grammar asks for: of `task.prompt` always, of
+    other fields that take text where the grammar could not read it. What is quoted already is left alone."""
+    args = get_args_parser().parse_intermixed_args(list(arguments))
+    is_sweep = args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
+    return [_quoted_override(text, is_sweep) if text in args.overrides else text for text in arguments]
+
+
+def _quoted_override(text: str, is_sweep: bool) -> str:
+    key, equals, value = text.partition("=")
+    if equals and key in TEXTS:
+        is_quoted = len(value) > 1 and value[0] in "'\"" and value[0] == value[-1]
+        return text if is_sweep or is_quoted else as_override(key, value)
+    if not equals or _PLAIN.fullmatch(value):
+        return text
+    if _MEANT.match(value) or _is_readable(text) or key not in text_keys():
+        return text
+    if not is_sweep or "," not in value:
+        return as_override(key, value)
+    return f"{key}={','.join(as_override('', one)[1:] for one in value.split(','))}"
+
+
+def _is_readable(text: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(text)
+    except REFUSED:
+        return False
+    return True

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     GrammarParseError,
@@ -17,21 +16,17 @@ from omegaconf.errors import (
     UnsupportedValueType,
     ValidationError,
 )
-from yaml import YAMLError
 
 from xlstm_hydra._synonyms import same_meaning
 from xlstm_hydra.codec import hints, type_name
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.errors import first_line
-from xlstm_hydra.problems import Problem, UnknownKey, Unread, either, nearest, show
-from xlstm_hydra.problems import _near as near_name
+from xlstm_hydra.problems import Problem, UnknownKey, Unread, either, near_name, nearest, show
 
-from ._engines import ENGINES, not_installed
-from ._options import options_near, options_with
-from ._unreadable import INTERPOLATION_FORM, of_list_element
-
-REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
-"""What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
+from ._hydra_part import not_installed
+from ._options import no_such_option, options_near, options_with
+from ._quote import list_keys, text_keys
+from ._unreadable import INTERPOLATION_FORM, of_list_element, quoted_argument
 
 PARAMS = "hydra.sweeper.params."
 """How keys begin whose values are overrides of a sweep."""
@@ -202,14 +197,6 @@ def missing_engine(error: Exception) -> Problem | None:
     return not_installed(group, name)
 
 
-def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
-    """The name of an option that a group does not have."""
-    options = sorted({*options, *ENGINES.get(str(key), ())})
-    hint = nearest(str(name), options)
-    listing = hint if hint.startswith(("Known", "There")) else f"{hint} Known: {', '.join(options)}."
-    return Problem({key: name}, "no such option", listing)
-
-
 def _exists(key: str, cfg: DictConfig) -> bool:
     try:
         parent, name = _parent(key, cfg)
@@ -293,3 +280,23 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
     for name, item in tree.items():
         if not name.startswith("_") and (prefix or name != "hydra"):
             yield from paths(item, f"{prefix}{name}.") if isinstance(item, dict) else [f"{prefix}{name}"]
+
+
+def several_values(override: Override) -> Problem:
+    """A sweep where one value is needed."""
+    key, _, values = str(override.input_line).partition("=")
+    name, is_choice = override.key_or_group, isinstance(override.value(), ChoiceSweep)
+    fix = "Add -m to run one job for each"
+    if is_choice and name in text_keys():
+        fix += f", or write {quoted_argument(key, values)} for one text"
+    elif is_choice and (name in list_keys() or override.is_add()):
+        fix += f", or write {key}=[{values}] for a list"
+    return Problem.about(str(override.input_line), "several values for one run", f"{fix}.")
+
+
+def several_for_hydra(override: Override) -> Problem:
+    """Return the problem with a sweep over a key of Hydra's own."""
+    text = str(override.input_line)
+    if override.key_or_group.startswith(PARAMS):
+        return of_params(override.key_or_group, text)
+    return Problem.about(text, "Hydra's own part is the same for all jobs of a sweep", "Give it one value.")

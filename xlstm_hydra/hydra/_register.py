@@ -1,10 +1,11 @@
-"""The schema of every option in `conf/`, and the resolvers that they use."""
+"""The schema of every option in `conf/`, and of the sweeper and the launchers that they choose."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import enum
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -14,13 +15,70 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra import configs
 from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra.problems import ConfigError, Problem, nearest
 
-from ._schema import structured
-from ._sweeper import SweeperConfig
-from ._versions import REPLACE, register_resolver
+from ._omegaconf import REPLACE, structured
 
 GROUP = "xlstm_hydra/schema"
 """Where the schemas are in Hydra's tree: apart from the groups, so that `parallel=glob(*)` finds layouts only."""
+
+
+class OnInvalid(enum.Enum):
+    """What becomes of a sweep some of whose points are invalid."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+@dataclass(kw_only=True)
+class SweeperConfig:
+    """The option `hydra/sweeper=xlstm`."""
+
+    _target_: str = "hydra_plugins.xlstm_hydra_plugin.sweeper.XlstmSweeper"
+
+    max_batch_size: int | None = None
+    """The most jobs that a launcher gets at once; the next ones follow when those have ended. null: all."""
+
+    max_jobs: int | None = 10_000
+    """The most jobs that a sweep may have. They are counted before any is made; a sweep with more is refused.
+    null: no limit."""
+
+    params: dict[str, str] | None = field(default_factory=dict)
+    """Overrides that come before those of the command line, which replace them."""
+
+    on_invalid: OnInvalid = OnInvalid.stop
+    """What becomes of the sweep where points break a rule or do not fit their devices: no job starts, or they are
+    skipped."""
+
+    num_samples: int | None = None
+    """How many values are drawn of the intervals, together, each with all combinations of the other values."""
+
+    seed: int = 0
+    """Of what is drawn or shuffled."""
+
+    resume: bool = False
+    """Whether to go on with the sweep that is in `hydra.sweep.dir`, with what is missing or failed."""
+
+    @staticmethod
+    def of(settings: Mapping[str, Any]) -> SweeperConfig:
+        """The settings that the sweeper got.
+
+        Raises:
+            ConfigError: there is none of some name.
+        """
+        known = [each.name for each in fields(SweeperConfig) if each.name != "_target_"]
+        if unknown := [key for key in settings if key not in known]:
+            raise ConfigError(
+                [Problem.about(f"hydra.sweeper.{key}", "no such key", nearest(key, known)) for key in unknown]
+            )
+        return SweeperConfig(**settings)
+
+    def rules(self) -> Iterator[Problem]:
+        """Every broken rule."""
+        for key in ("max_batch_size", "max_jobs", "num_samples"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more", f"Or leave {key} at null.")
 
 
 @dataclass(kw_only=True)
@@ -58,31 +116,7 @@ def _launcher_node(config_class: type, launcher: str) -> type:
 
 
 SCHEMAS: dict[str, type] = {
-    "train": configs.TrainTaskConfig,
-    "evaluate": configs.EvaluateTaskConfig,
-    "generate": configs.GenerateTaskConfig,
-    "plan": configs.PlanTaskConfig,
-    "mlstm": _model_node(configs.mLSTMConfig),
-    "mlstm_v1": _model_node(configs.mLSTMv1Config),
-    "xlstm": _model_node(configs.xLSTMConfig),
-    "llama": _model_node(configs.LlamaConfig),
-    "parallel": configs.ParallelConfig,
-    "auto": configs.AutoParallelConfig,
-    "stdlib": configs.StdlibDataConfig,
-    "text": configs.TextDataConfig,
-    "synthetic": configs.SyntheticDataConfig,
-    "adamw": configs.AdamWConfig,
-    "lion": configs.LionConfig,
-    "sgd": configs.SGDConfig,
-    "constant": configs.ConstantConfig,
-    "cosine": configs.CosineConfig,
-    "linear": configs.LinearConfig,
-    "exponential": configs.ExponentialConfig,
-    "trainer": configs.TrainerConfig,
-    "checkpoint": configs.CheckpointConfig,
-    "logger": configs.LoggerConfig,
-    "distributed": configs.DistributedConfig,
-    "device": configs.DeviceConfig,
+    name: _model_node(cls) if issubclass(cls, configs.SubModelConfig) else cls for name, cls in configs.OPTIONS.items()
 }
 """The schema of every option in `conf/`, by the name that its defaults list uses."""
 
@@ -93,18 +127,6 @@ PLUGINS: dict[str, type] = {
     "local": _launcher_node(configs.LocalLauncherConfig, "LocalLauncher"),
 }
 """The schemas of Hydra's own groups that we have options for."""
-
-
-def register() -> None:
-    """Put our dataclasses in Hydra's ConfigStore, as `xlstm_hydra/schema/*`. Calling it twice is harmless.
-
-    Composing our options needs no call: the plugin gives the schemas to whoever uses one of our groups, and leaves the
-    ConfigStore of an app that uses none as it is. This is for configs of your own that build on a schema.
-    """
-    register_resolvers()
-    store = ConfigStore.instance()
-    for name, schema in {**SCHEMAS, **PLUGINS}.items():
-        store.store(group=GROUP, name=name, node=structured(schema), provider="xlstm-hydra", **REPLACE)
 
 
 def schema_node(name: str) -> DictConfig | None:
@@ -120,46 +142,13 @@ def own_options() -> Iterator[None]:
     Plugins.instance()  # which registers them
     store, replaced = ConfigStore.instance(), {}
     for file in (conf_dir() / "hydra").glob("*/*.yaml"):
-        place = file.relative_to(conf_dir()).as_posix()
-        if store.get_type(place) == ObjectType.CONFIG:
-            replaced[place] = store.load(place)
-            group, _, name = place.removesuffix(".yaml").rpartition("/")
+        path = file.relative_to(conf_dir()).as_posix()
+        if store.get_type(path) == ObjectType.CONFIG:
+            replaced[path] = store.load(path)
+            group, _, name = path.removesuffix(".yaml").rpartition("/")
             store.store(group=group, name=name, node=OmegaConf.load(file), provider="xlstm-hydra", **REPLACE)
     try:
         yield
     finally:
         for node in replaced.values():
             store.store(group=node.group, name=node.name, node=node.node, provider=node.provider, **REPLACE)
-
-
-def register_resolvers() -> None:
-    """Teach OmegaConf the resolvers that our YAML files use: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
-    `xlstm_batch`. Calling it twice is harmless."""
-    register_resolver("xlstm_rest", _rest, replace=True)
-    register_resolver("xlstm_blocks", _blocks, replace=True)
-    register_resolver("xlstm_checkpoint", _checkpoint, replace=True)
-    register_resolver("xlstm_batch", _batch, replace=True)
-
-
-def _rest(*sizes: int) -> int:
-    """The size of the data axis beside others: what they leave (-1), or 1 where one of them takes all that is left."""
-    return 1 if -1 in sizes else -1
-
-
-def _blocks(*others: str, _root_: Any) -> list[str]:
-    """Class names of the model's blocks, after `others`: what a layout shards and recomputes."""
-    from ._load import block_classes  # it imports this module
-
-    return [*others, *block_classes(_root_)]
-
-
-def _checkpoint(*, _root_: Any) -> str:
-    """The checkpoint that the model's config came from; missing where it came from none."""
-    return OmegaConf.select(_root_, "model._checkpoint_") or "???"
-
-
-def _batch(*, _root_: Any) -> int:
-    """The batch where none is typed: that of the dataclass, or for a plan, one that its layout can use."""
-    from ._load import default_batch  # it imports this module
-
-    return default_batch(_root_)

@@ -1,29 +1,29 @@
-"""The places in which Hydra looks for configs: those that flags and `hydra.searchpath` name must exist."""
+"""The sources in which Hydra looks for configs: those that flags and `hydra.searchpath` name must exist."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.errors import SearchPathException
+from hydra.plugins.config_source import ConfigSource
 from omegaconf import ListConfig, OmegaConf
 
-import xlstm_hydra
+from xlstm_hydra import _conf_dir
 from xlstm_hydra.problems import ConfigError, Problem, nearest, show
 
-from ._own_files import OwnFile, in_file, is_own, name_of, path_of
-from ._refusals import REFUSED
-from ._yaml_file import line_of, read_yaml
+from ._hydra_part import SEARCH_PATH
+from ._omegaconf import REFUSED
 
-SEARCH_PATH = "hydra.searchpath"
 _CHECKPOINT = "ckpt://"
 _INTERNAL = ("structured", "xlstm")
 """Schemes that nobody types."""
@@ -38,7 +38,7 @@ def search_path(args: Any) -> ConfigSearchPath:
     Raises:
         ConfigError: a folder or package that they name does not exist.
     """
-    found = create_automatic_config_search_path(xlstm_hydra.__file__, None, args.config_path)
+    found = create_automatic_config_search_path(_conf_dir.__file__, None, args.config_path)
     main = next((one.path for one in found.get_path() if one.provider == "main"), None)
     if main is not None and (problem := _missing("--config-path", args.config_path, main)):
         raise ConfigError([problem])
@@ -62,6 +62,9 @@ def check_primary(args: Any, default: str) -> None:
     """
     if args.config_name is None and args.config_path is None and args.config_dir is None or args.shell_completion:
         return  # it is ours
+    from ._own_files import OwnFile, in_file, name_of, path_of  # 10 ms, not for other commands
+    from ._yaml_file import line_of, read_yaml
+
     name = args.config_name or default
     repository: Any = ConfigLoaderImpl(search_path(args)).repository
     source = repository._find_object_source(name, ObjectType.CONFIG)
@@ -81,6 +84,18 @@ def check_primary(args: Any, default: str) -> None:
         file = OwnFile(name, name_of(name, source))
         where = file.at(line_of(root, SEARCH_PATH.split(".")))
         raise ConfigError(in_file(problem, where) for problem in problems)
+
+
+def has_own_files(loader: ConfigLoader, overrides: Iterable[str] = ()) -> bool:
+    """True if files of the user's may be part of a config: if there is a config source that is neither ours nor
+    Hydra's, or if overrides add to the search path."""
+    is_added = any(text.lstrip("+").startswith(f"{SEARCH_PATH}=") for text in overrides)
+    return is_added or any(map(is_own, loader.get_sources()))
+
+
+def is_own(source: ConfigSource) -> bool:
+    """True for a config source that is neither ours nor Hydra's."""
+    return source.scheme() in ("file", "pkg") and source.provider != "hydra"
 
 
 def source_problems(sources: Sequence[Any]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""A YAML file of the user's: all that is wrong with its text, each with line and column, and where its keys are."""
+"""A YAML file of the user's: what is wrong with its text and header, with line and column, and where its keys are."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from omegaconf import OmegaConf, grammar_parser
 from omegaconf.errors import GrammarParseError
 
 from xlstm_hydra.errors import first_line
+from xlstm_hydra.problems import Problem
 
+from ._omegaconf import yaml_loader
 from ._unreadable import INTERPOLATION_FORM
-from ._versions import yaml_loader
 
 BOM = b"\xef\xbb\xbf"
 
@@ -35,8 +36,18 @@ _WORDS = (
 """What YAML reports, and plainer words for it."""
 
 
+_ENTRY = ("an entry of defaults must be a name or one `group: option`", "For example `- override /model: tiny`.")
+_NO_KEYS = ("null", "bool", "timestamp", "binary")
+"""What YAML makes of some keys without quotes, and no key of a config is."""
+
+RECIPE = "# @package _global_"
+_HEADER = re.compile(r"\s*#\s*@package\s+(\S+)\s*")
+_HEADER_LINE = re.compile(r"\s*#\s*@")
+_SIMILAR = re.compile(r"\s*#.*(@|_global_|\bpac?k?age?\b)", re.IGNORECASE)
+
+
 class Fault(NamedTuple):
-    """What is wrong at a place in a file."""
+    """What is wrong at a position in a file."""
 
     rule: str
     fix: str = ""
@@ -45,8 +56,8 @@ class Fault(NamedTuple):
     column: int | None = None
 
     @property
-    def place(self) -> str:
-        """The place, as it follows the name of the file."""
+    def position(self) -> str:
+        """The position, as it follows the name of the file."""
         parts = {"line": self.line, "column": self.column}
         return "".join(f", {name} {number}" for name, number in parts.items() if number is not None)
 
@@ -107,9 +118,6 @@ def _root_faults(root: yaml.Node) -> Iterator[Fault]:
         return
     yield from (_at(item, *_ENTRY) for item in node.value if not _is_entry(item))
     yield from _word_faults([_name_of(item) for item in node.value if _is_entry(item)])
-
-
-_ENTRY = ("an entry of defaults must be a name or one `group: option`", "For example `- override /model: tiny`.")
 
 
 def _is_entry(item: yaml.Node) -> bool:
@@ -179,10 +187,6 @@ def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
             lines[key.value] = key.start_mark.line + 1
 
 
-_NO_KEYS = ("null", "bool", "timestamp", "binary")
-"""What YAML makes of some keys without quotes, and no key of a config is."""
-
-
 def _not_text(key: yaml.ScalarNode, kind: str) -> Fault:
     if not key.value:
         return _at(key, "there is no key before the :")
@@ -227,3 +231,46 @@ def entry_line(root: yaml.Node | None, number: int) -> int | None:
         if key.value == "defaults" and isinstance(value, yaml.SequenceNode) and number < len(value.value):
             return value.value[number].start_mark.line + 1
     return None
+
+
+def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
+    """The problem with a file whose values are where nothing reads them.
+
+    Args:
+        data: the file.
+        package: where its values are in the config.
+        is_empty: it has none.
+    """
+    lines = data.removeprefix(BOM).decode("utf-8", "replace").splitlines()
+    headers = {number: match[1] for number, line in enumerate(lines, 1) if (match := _HEADER.fullmatch(line))}
+    if package in headers.values():
+        text = f"its header places its values at {package}, which is not part of a run"
+        return Problem({}, text, f"Write `{RECIPE}`, or the name of a group.")
+    fix = f"The first line must be `{RECIPE}`."
+    if is_empty and not headers:
+        return Problem({}, "the file has no values", fix)
+    rule = f"its values are placed at {package}, which is not part of a run"
+    return Problem({}, f"{rule}{_reason(data, lines, headers)}", fix)
+
+
+def header_faults(data: bytes) -> Iterator[Fault]:
+    """Lines that Hydra takes for a header and cannot read."""
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if not _HEADER_LINE.match(line):
+            if line.strip():
+                return
+        elif len(line.strip().lstrip("#").split()) != 2:
+            yield Fault(f"cannot read the header {line.strip()!r}", f"Write `{RECIPE}`.", number)
+
+
+def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:
+    """Why Hydra sees no header, where there is something like one."""
+    if data.startswith(BOM) and headers:
+        return ", because a byte order mark (BOM) before the header hides it; save the file as UTF-8 without BOM"
+    if headers:
+        number = min(headers)
+        return f", because its header is on line {number}, not on the first line"
+    for number, line in enumerate(lines, 1):
+        if _SIMILAR.match(line):
+            return f", because line {number} is not a header: {line.strip()!r}"
+    return ", because it has no header" if any(line.strip() for line in lines) else ""

@@ -52,7 +52,7 @@ def _evaluate(run: RunConfig, folder: Path, overrides: list[str] | None) -> floa
     total, targets, batches = _sum_losses(program, params, corpus, task.num_batches)
     result = _result(total / targets, corpus) | {"targets": targets, "batches": batches, "split": task.split}
     write_result(folder / RESULT, checkpoint, result | {"data": run.data.to_dict()} | provenance(overrides))
-    log.info("%s", _told(result, corpus.unit))
+    log.info("%s", _text(result, corpus.unit))
     return result["loss"]
 
 
@@ -93,7 +93,7 @@ def _result(loss: float, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _told(result: dict[str, Any], unit: str) -> str:
+def _text(result: dict[str, Any], unit: str) -> str:
     loss, rate, perplexity, unigram, targets = (
         result[key] for key in ("loss", f"bits_per_{unit}", "perplexity", f"unigram_bits_per_{unit}", "targets")
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from xlstm_hydra.runs import provenance, record_of, verification
 
 from ._load_model import KEY, find, read_params, start, write_result
 from ._sample import sample_tokens
-from ._show import Decode, byte_decoder, id_decoder, show
+
+Decode = Callable[[Iterable[int]], str]
+"""Turns the next tokens of a sequence into what is shown of them."""
 
 RESULT = "generated.json"
 """Name of the file in the run folder."""
@@ -130,12 +134,12 @@ class _Samples:
     def _decoder(self) -> tuple[Decode, list[int]]:
         """How tokens are shown, and the prompt without the beginning of its document."""
         if self.task.prompt_tokens is None:
-            return byte_decoder(), self.task.tokens()[1:]
-        return id_decoder(), self.task.tokens()
+            return _byte_decoder(), self.task.tokens()[1:]
+        return _id_decoder(), self.task.tokens()
 
     def _show(self, text: str) -> None:
         if is_first():
-            show(text)
+            _print(text)
 
     def content(self) -> list[dict[str, Any]]:
         """The samples as plain JSON values."""
@@ -143,7 +147,7 @@ class _Samples:
         for tokens, stopped in zip(self.tokens, self.stopped, strict=True):
             found.append({"tokens": tokens, "stopped": stopped})
             if self.task.prompt_tokens is None:
-                found[-1]["text"] = byte_decoder()(tokens)
+                found[-1]["text"] = _byte_decoder()(tokens)
         return found
 
     def speed(self) -> str:
@@ -155,3 +159,22 @@ class _Samples:
         if len(steady) < 2:
             return text
         return f"{text}, {1000 * (steady[-1] - steady[0]) / (len(steady) - 1):.2f} ms per token"
+
+
+def _byte_decoder() -> Decode:
+    """UTF-8. A character is given when its last byte has come; bytes that are none become U+FFFD."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    no_byte = b"\xff"  # what is not valid UTF-8 anywhere
+    return lambda tokens: decoder.decode(b"".join(bytes([token]) if token < 256 else no_byte for token in tokens))
+
+
+def _id_decoder() -> Decode:
+    """Numbers with a space behind each."""
+    return lambda tokens: "".join(f"{token} " for token in tokens)
+
+
+def _print(text: str) -> None:
+    """Put text on the terminal at once, without the control characters that could do something to it."""
+    safe = (char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+    sys.stdout.write("".join(safe))
+    sys.stdout.flush()

@@ -9,9 +9,8 @@ from typing import Any
 
 from xlstm_hydra._logging import log
 from xlstm_hydra.checkpoint import load_params, to_json
-from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.configs import RunConfig, resolve_classes
 from xlstm_hydra.devices import is_first, start_devices
-from xlstm_hydra.hydra import resolve_classes
 from xlstm_hydra.runs import find_checkpoint, known_step, replace_file, run_of
 from xlstm_hydra.train import agree_on_run
 

@@ -6,6 +6,7 @@ from ._cell import mlstm_quadratic as mlstm_quadratic
 from ._cell import mlstm_recurrent as mlstm_recurrent
 from ._cell import mlstm_start as mlstm_start
 from ._cell import mlstm_step as mlstm_step
+from ._inputs import BlockInputs as BlockInputs
 from ._layers import OVERLAPPING as OVERLAPPING
 from ._layers import Dense as Dense
 from ._layers import HeadNorm as HeadNorm
@@ -21,6 +22,8 @@ from ._linen import list_parameters as list_parameters
 from ._linen import param_shardings as param_shardings
 from ._linen import remat_by_name as remat_by_name
 from ._llama import Llama as Llama
+from ._llama import positions_BT as positions_BT
+from ._llama import rotate as rotate
 from ._lm import Embed as Embed
 from ._lm import LanguageModel as LanguageModel
 from ._lm import LMHead as LMHead
@@ -30,4 +33,6 @@ from ._slstm_cell import slstm as slstm
 from ._slstm_cell import slstm_continue as slstm_continue
 from ._slstm_cell import slstm_start as slstm_start
 from ._slstm_cell import slstm_step as slstm_step
+from ._xlstm import sLSTMBlock as sLSTMBlock
+from ._xlstm import sLSTMLayer as sLSTMLayer
 from ._xlstm import xLSTM as xLSTM

@@ -1,6 +1,7 @@
-"""What the blocks of all families share, and the block of both mLSTM families.
+"""What the blocks of all families share (residual branches, feed-forward layer), and the block of both mLSTM families.
 
-Axes: B batch, T time, D share of the residual stream, H this device's heads.
+Axes: B batch, T time, D share of the residual stream, E its whole width, F this device's share of the feed-forward
+width, H this device's heads.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xlstm_hydra.parallel import Axes, gather_stream
+from xlstm_hydra.parallel import Axes, Pieces, gather_stream
 
 from ._cell import CELLS, mlstm_continue, mlstm_start
-from ._context import Context
-from ._layers import Norm, dropout, soft_cap
-from ._state import kept
+from ._inputs import BlockInputs, kept
+from ._layers import ACTIVATIONS, Dense, Norm, dropout, output_init, small_init, soft_cap
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -25,11 +25,11 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def post_process_gates(
-    i_BTH: jax.Array, f_BTH: jax.Array, context: Context, config: Any
+    i_BTH: jax.Array, f_BTH: jax.Array, inputs: BlockInputs, config: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Soft cap, then the reset of the forget gate where a document begins."""
     i_BTH, f_BTH = soft_cap(i_BTH, config.gate_soft_cap), soft_cap(f_BTH, config.gate_soft_cap)
-    borders_BT = context.document_borders_BT
+    borders_BT = inputs.document_borders_BT
     if config.reset_at_document_boundaries and borders_BT is not None:
         f_BTH = jnp.where(borders_BT[..., None], jnp.asarray(config.reset_fgate_value, f_BTH.dtype), f_BTH)
     return i_BTH, f_BTH
@@ -42,17 +42,17 @@ def run_cell(
     v_BTHV: jax.Array,
     i_BTH: jax.Array,
     f_BTH: jax.Array,
-    context: Context,
+    inputs: BlockInputs,
 ) -> jax.Array:
     """The mLSTM cell of a layer, (B, T, H, V): in the form that its config names, or after the tokens before."""
     config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
-    inputs, options = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH), {"chunk_size": config.chunk_size, "eps": config.cell_eps}
+    qkvif, options = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH), {"chunk_size": config.chunk_size, "eps": config.cell_eps}
     (B, _, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
     acc = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    state = kept(module, context, "cell", lambda: mlstm_start(B, H, K, V, acc))
+    state = kept(module, inputs, "cell", lambda: mlstm_start(B, H, K, V, acc))
     if state is None:
-        return CELLS[config.backend](*inputs, **options)
-    state.value, h_BTHV = mlstm_continue(state.value, *inputs, **options)
+        return CELLS[config.backend](*qkvif, **options)
+    state.value, h_BTHV = mlstm_continue(state.value, *qkvif, **options)
     return h_BTHV
 
 
@@ -63,7 +63,9 @@ class Residual(nn.Module):
     config: Any
     axes: Axes = Axes()
 
-    def residual(self, x_BTD: jax.Array, branch: Any, context: Context, name: str, *, whole: bool = True) -> jax.Array:
+    def residual(
+        self, x_BTD: jax.Array, branch: Any, inputs: BlockInputs, name: str, *, whole: bool = True
+    ) -> jax.Array:
         """Norm, branch on the whole width (or, without `whole`, on this device's share of it), dropout, norm again if
         asked for, sum."""
         config, axes = self.config, self.axes
@@ -73,7 +75,7 @@ class Residual(nn.Module):
 
         h_BTD = norm("norm")(x_BTD)
         h_BTD = branch(gather_stream(h_BTD, axes) if whole else h_BTD)
-        h_BTD = dropout(h_BTD.astype(config.dtype), config.dropout_probability(), axes, context, name)
+        h_BTD = dropout(h_BTD.astype(config.dtype), config.dropout_probability(), axes, inputs, name)
         return x_BTD + (norm("post_norm")(h_BTD) if config.add_post_norm else h_BTD)
 
 
@@ -83,10 +85,10 @@ class xLSTMResBlock(Residual):  # noqa: N801
     layer: Any = None
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         layer = self.layer(self.config, self.axes, name="xlstm")
-        return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, context), context, "xlstm")
+        return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, inputs), inputs, "xlstm")
 
 
 class mLSTMBlock(nn.Module):  # noqa: N801
@@ -98,10 +100,57 @@ class mLSTMBlock(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         mixing = xLSTMResBlock(self.config, self.axes, self.layer, name="xlstm_res_block")
-        x_BTD = mixing(x_BTD, context)
+        x_BTD = mixing(x_BTD, inputs)
         if self.feed_forward is not None:
-            x_BTD = self.feed_forward(self.config, self.axes, name="ffn_res_block")(x_BTD, context)
+            x_BTD = self.feed_forward(self.config, self.axes, name="ffn_res_block")(x_BTD, inputs)
         return x_BTD
+
+
+class FeedForward(nn.Module):
+    """act(x Wg) * (x Wu) Wd, or (where not `gated`) act(x Wu) Wd, with a hidden width of `features`."""
+
+    config: Any
+    features: int
+    dtype: Any
+    axes: Axes = Axes()
+    activation: str = "swish"
+    gated: bool = True
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTE: jax.Array | Pieces) -> jax.Array:
+        """(B, T, E) -> (B, T, D)."""
+        config, axes = self.config, self.axes
+        bias = nn.initializers.zeros_init() if self.bias else None
+        init = small_init(config.embedding_dim, config.init_distribution)
+
+        def up(name: str) -> jax.Array:
+            return Dense(self.features, "mlp", self.dtype, init, axes, bias_init=bias, name=name)(x_BTE)
+
+        act = ACTIVATIONS[self.activation]
+        h_BTF = act(up("proj_up_gate")) * up("proj_up") if self.gated else act(up("proj_up"))
+        out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
+        down = Dense(config.embedding_dim, "mlp", self.dtype, out, axes, reduce=True, bias_init=bias, name="proj_down")
+        return down(h_BTF)
+
+
+class FFNResBlock(Residual):
+    """x + FeedForward(norm(x))."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        config = self.config
+        dtype, gated = config.ff_dtype or config.dtype, config.ff_type == "ffn_gated"
+        layer = FeedForward(
+            config, config.ff_dim(), dtype, self.axes, config.act_fn, gated, bias=config.bias, name="ffn"
+        )
+        return self.residual(x_BTD, layer, inputs, "ffn")
+
+
+def feed_forward_of(config: Any) -> type[FFNResBlock] | None:
+    """Return the class of the residual feed-forward layer of an mLSTM block. None: the block has none."""
+    return None if config.ff_type is None else FFNResBlock

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from xlstm_hydra.parallel import Axes, Pieces, column_matmul, row_matmul
 
-from ._context import Context
+from ._inputs import BlockInputs
 
 Initializer = Callable[..., Any]
 
@@ -154,19 +154,19 @@ class HeadNorm(nn.Module):
         return (x_BTHV * scale).astype(self.dtype)
 
 
-def dropout(x_BTD: jax.Array, rate: float, axes: Axes, context: Context, site: str) -> jax.Array:
-    """Drop elements of the residual stream with probability `rate` and scale the rest up, where the context has a key.
+def dropout(x_BTD: jax.Array, rate: float, axes: Axes, inputs: BlockInputs, site: str) -> jax.Array:
+    """Drop elements of the residual stream with probability `rate` and scale the rest up, if `inputs` has a key.
 
     What is dropped depends on the row's number in the global batch, on the block, on `site` (a name for the place in
     it) and on the whole width, never on the layout.
     """
-    if context.dropout_key is None or rate == 0:
+    if inputs.dropout_key is None or rate == 0:
         return x_BTD
     T, D = x_BTD.shape[1:]
-    key = jax.random.fold_in(jax.random.fold_in(context.dropout_key, zlib.crc32(site.encode())), context.block)
+    key = jax.random.fold_in(jax.random.fold_in(inputs.dropout_key, zlib.crc32(site.encode())), inputs.block)
 
     def keep_one(row: jax.Array) -> jax.Array:
         return jax.random.bernoulli(jax.random.fold_in(key, row), 1 - rate, (T, D * axes.tensor_size))
 
-    keep = jax.lax.dynamic_slice_in_dim(jax.vmap(keep_one)(context.rows_B), axes.index() * D, D, axis=-1)
+    keep = jax.lax.dynamic_slice_in_dim(jax.vmap(keep_one)(inputs.rows_B), axes.index() * D, D, axis=-1)
     return jnp.where(keep, x_BTD / (1 - rate), 0).astype(x_BTD.dtype)

@@ -21,11 +21,11 @@ from flax import struct, traverse_util
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding
 
-from xlstm_hydra.configs import ModelConfig, module_name_rules
-from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, place
+from xlstm_hydra.configs import ModelConfig
+from xlstm_hydra.parallel import LAYERS, Axes, Parameter, Placement, gather_parameter, shard_parameter
 from xlstm_hydra.problems import ConfigError
 
-from ._state import CACHE
+from ._inputs import CACHE
 
 
 def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
@@ -132,7 +132,7 @@ def list_parameters(model: ModelConfig) -> list[Parameter]:
     with nn.intercept_methods(note):
         boxed = jax.eval_shape(module.init, jax.random.key(0), tokens_BT)["params"]
     inner = tuple(dict.fromkeys(name for path, name in classes.items() if path))
-    if problems := list(module_name_rules(model.parallel, inner)):
+    if problems := list(model.parallel.module_name_rules(inner)):
         raise ConfigError(problems)
     flat = traverse_util.flatten_dict(boxed, is_leaf=lambda _, x: isinstance(x, meta.AxisMetadata))
     return [_parameter(path, leaf, classes) for path, leaf in flat.items()]
@@ -144,7 +144,7 @@ def param_shardings(model: ModelConfig, mesh: Mesh) -> Any:
     Raises:
         ConfigError: as `list_parameters`.
     """
-    placements = [place(parameter, model.parallel, mesh.shape) for parameter in list_parameters(model)]
+    placements = [shard_parameter(parameter, model.parallel, mesh.shape) for parameter in list_parameters(model)]
     flat = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
     return traverse_util.unflatten_dict(flat, sep=".")
 

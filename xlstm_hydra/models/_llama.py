@@ -16,18 +16,16 @@ from flax import linen as nn
 from xlstm_hydra.configs import LlamaConfig
 from xlstm_hydra.parallel import Axes, Pieces
 
-from ._block import Residual, split_heads
-from ._context import Context
-from ._feed_forward import FeedForward
+from ._block import FeedForward, Residual, split_heads
+from ._inputs import CACHE, BlockInputs
 from ._layers import Dense, HeadNorm, Initializer, output_init, small_init
 from ._lm import LanguageModel
-from ._state import CACHE
 
 
-def positions_BT(context: Context, T: int) -> jax.Array:
+def positions_BT(inputs: BlockInputs, T: int) -> jax.Array:
     """Number of each token in its document; (1, T) where there is one document per row."""
     index_1T = jnp.arange(T)[None]
-    borders_BT = context.document_borders_BT
+    borders_BT = inputs.document_borders_BT
     if borders_BT is None:
         return index_1T
     return index_1T - jax.lax.cummax(jnp.where(borders_BT, index_1T, 0), axis=1)
@@ -51,7 +49,7 @@ class Attention(nn.Module):
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTE: jax.Array | Pieces, context: Context) -> jax.Array:
+    def __call__(self, x_BTE: jax.Array | Pieces, inputs: BlockInputs) -> jax.Array:
         """(B, T, E) -> (B, T, D)."""
         config, axes = self.config, self.axes
         init = small_init(config.embedding_dim, config.init_distribution)
@@ -64,29 +62,31 @@ class Attention(nn.Module):
                 HeadNorm(config.norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
                 for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
             )
-        attend = self._attend if context.capacity is None else self._attend_to_past
-        h_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, context)
+        attend = self._attend if inputs.capacity is None else self._attend_to_past
+        h_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, inputs)
         out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)
         return self._dense("dense_out", out, reduce=True)(h_BTHK.reshape(*h_BTHK.shape[:2], -1))
 
-    def _attend(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, context: Context) -> jax.Array:
-        config, position = self.config, positions_BT(context, q_BTHK.shape[1])
+    def _attend(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, inputs: BlockInputs) -> jax.Array:
+        config, position = self.config, positions_BT(inputs, q_BTHK.shape[1])
         # Initial values, and their shapes, are the same without the kernel, which these devices may not have.
-        backend = "xla" if self.is_initializing() else config.attention_backend
+        backend: Any = "xla" if self.is_initializing() else config.attention_backend
         return jax.nn.dot_product_attention(
             rotate(q_BTHK, position, config.theta),
             rotate(k_BTHK, position, config.theta),
             v_BTHK,
-            mask=self._mask(context),
+            mask=self._mask(inputs),
             scale=self._scale(),
             is_causal=config.causal,
-            implementation=backend,  # pyright: ignore[reportArgumentType]
+            implementation=backend,
         )
 
-    def _attend_to_past(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, context: Context) -> jax.Array:
+    def _attend_to_past(
+        self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, inputs: BlockInputs
+    ) -> jax.Array:
         """To the tokens of earlier calls too, whose turned keys and values are kept; always by XLA, which takes any
         mask and length. S is the capacity."""
-        config, (B, T), S = self.config, q_BTHK.shape[:2], context.capacity
+        config, (B, T), S = self.config, q_BTHK.shape[:2], inputs.capacity
         assert S is not None
         count = self.variable(CACHE, "count", jnp.zeros, (), jnp.int32)
         first = count.value
@@ -99,9 +99,9 @@ class Attention(nn.Module):
         def these(x_BS: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x_BS, first, T, axis=1)
 
-        borders_BT = context.document_borders_BT
+        borders_BT = inputs.document_borders_BT
         borders_BS = keep("borders", jnp.zeros((B, T), jnp.bool) if borders_BT is None else borders_BT)
-        position_BT = these(positions_BT(replace(context, document_borders_BT=borders_BS), S))
+        position_BT = these(positions_BT(replace(inputs, document_borders_BT=borders_BS), S))
         keys_BSHK = keep("keys", rotate(k_BTHK, position_BT, config.theta))
         values_BSHK = keep("values", v_BTHK)
         count.value = first + T
@@ -127,9 +127,9 @@ class Attention(nn.Module):
         bias = nn.initializers.zeros_init() if config.use_bias else None
         return Dense(config.embedding_dim, "heads", config.dtype, init, self.axes, reduce, bias, name=name)
 
-    def _mask(self, context: Context) -> jax.Array | None:
+    def _mask(self, inputs: BlockInputs) -> jax.Array | None:
         """(B, 1, T, S): whether both tokens are in the same document. None: all are."""
-        segments_BT = context.segments_BT()
+        segments_BT = inputs.segments_BT()
         if segments_BT is None or not self.config.mask_across_document_boundaries:
             return None
         return (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
@@ -139,21 +139,21 @@ class AttnBlock(Residual):
     """x + Attention(norm(x))."""
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         attention = Attention(self.config, self.axes, name="attn")
-        return self.residual(x_BTD, lambda x_BTE: attention(x_BTE, context), context, "attn")
+        return self.residual(x_BTD, lambda x_BTE: attention(x_BTE, inputs), inputs, "attn")
 
 
 class FFNBlock(Residual):
     """x + FeedForward(norm(x))."""
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         config = self.config
         layer = FeedForward(config, config.ff_dim(), config.dtype, self.axes, bias=config.use_bias, name="ffn")
-        return self.residual(x_BTD, layer, context, "ffn")
+        return self.residual(x_BTD, layer, inputs, "ffn")
 
 
 class TransformerBlock(nn.Module):
@@ -163,10 +163,10 @@ class TransformerBlock(nn.Module):
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        x_BTD = AttnBlock(self.config, self.axes, name="attn")(x_BTD, context)
-        return FFNBlock(self.config, self.axes, name="ffn")(x_BTD, context)
+        x_BTD = AttnBlock(self.config, self.axes, name="attn")(x_BTD, inputs)
+        return FFNBlock(self.config, self.axes, name="ffn")(x_BTD, inputs)
 
 
 class Llama(LanguageModel):

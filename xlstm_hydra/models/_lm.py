@@ -1,21 +1,22 @@
-"""The frame of every language model: embedding, a stack of blocks, head.
+"""The frame of every language model: embedding, head, and the stack of blocks, one after the other, scanned over depth,
+or cut into pipeline stages.
 
 Axes: B batch, T time, D this device's share of the residual stream, E its whole width, V its share of the vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from xlstm_hydra.parallel import Axes, column_matmul, gather_stream
+from xlstm_hydra.parallel import LAYERS, Axes, column_matmul, gather_stream, run_pipeline
 
-from ._context import Context
+from ._inputs import CACHE, BlockInputs
 from ._layers import Dense, Norm, dropout, named, small_init, soft_cap
-from ._stack import run_stack
 
 
 class Embed(nn.Module):
@@ -31,11 +32,11 @@ class Embed(nn.Module):
         shape = (config.vocab_size, self.axes.local(config.embedding_dim))
         self.embedding = self.param("embedding", init, shape, jnp.float32)
 
-    def __call__(self, tokens_BT: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, inputs: BlockInputs) -> jax.Array:
         """Token ids (B, T) -> (B, T, D)."""
         x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(self.config.dtype)
         rate = self.config.dropout_probability() if self.config.add_embedding_dropout else 0.0
-        return dropout(x_BTD, rate, self.axes, context, "token_embedding")
+        return dropout(x_BTD, rate, self.axes, inputs, "token_embedding")
 
     def head_kernel(self) -> jax.Array:
         """The table as a projection to this device's share of the vocabulary, (E, V)."""
@@ -64,6 +65,63 @@ class LMHead(nn.Module):
         return soft_cap(logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32)), config.logits_soft_cap)
 
 
+class BlockGroup(nn.Module):
+    """The blocks of one period of a stack in which not all are alike; it is what such a stack scans over."""
+
+    family: Any
+    """The `LanguageModel` class, whose `block` makes them."""
+
+    config: Any
+    axes: Axes = Axes()
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
+        """(B, T, D) -> (B, T, D)."""
+        for index in range(self.config.scan_period()):
+            block = self.family.block(self.config, self.axes, f"block_{index}", index)
+            x_BTD = block(x_BTD, inputs.at_block(inputs.block + index))
+        return x_BTD
+
+
+def run_stack(family: Any, config: Any, axes: Axes, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
+    """All blocks of a model, inside its compact call. In a pipeline the result is that of `Axes.stage_rows`."""
+    if not config.scan_blocks:
+        for index in range(config.num_blocks):
+            block = family.block(config, axes, f"blocks_{index}", index)
+            x_BTD = block(x_BTD, inputs.at_block(index))
+        return x_BTD
+    period = config.scan_period()
+    block = family.block(config, axes, "blocks", 0) if period == 1 else BlockGroup(family, config, axes, name="blocks")
+    count = config.num_blocks // period // axes.stages
+    indices = period * (axes.stage() * count + jnp.arange(count))
+
+    def scanned(block: nn.Module, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
+        body = nn.scan(
+            lambda block, x, index: (block(x, inputs.at_block(index)), None),
+            variable_axes={"params": 0, CACHE: 0},
+            split_rngs={"params": True},
+            length=count,
+            metadata_params={nn.PARTITION_NAME: LAYERS},
+        )
+        return body(block, x_BTD, indices)[0]
+
+    if axes.pipeline is None:
+        return scanned(block, x_BTD, inputs)
+
+    def over_ticks(step: Any, carry: Any, ticks: jax.Array) -> Any:
+        def body(block: nn.Module, carry: Any, tick: jax.Array) -> Any:
+            def stage(block: nn.Module, x: jax.Array, rows: Any) -> jax.Array:
+                return scanned(block, x, replace(inputs, **rows))
+
+            run = nn.remat(stage, prevent_cse=False) if axes.stage_remat else stage
+            return step(lambda x, rows: run(block, x, rows), carry, tick)
+
+        return nn.scan(body, variable_broadcast="params", split_rngs={"params": False})(block, carry, ticks)
+
+    rows = {"rows_B": inputs.rows_B, "document_borders_BT": inputs.document_borders_BT}
+    return run_pipeline(over_ticks, x_BTD, rows, axes)
+
+
 class LanguageModel(nn.Module):
     """Tokens to logits. A family is a subclass that says what a block is."""
 
@@ -72,7 +130,7 @@ class LanguageModel(nn.Module):
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """Block number `index` of the stack, or of its period: (B, T, D), `Context` -> (B, T, D)."""
+        """Block number `index` of the stack, or of its period: (B, T, D), `BlockInputs` -> (B, T, D)."""
         raise NotImplementedError
 
     @nn.compact
@@ -97,7 +155,7 @@ class LanguageModel(nn.Module):
         """
         config, axes, rows = self.config, self.axes, tokens_BT.shape[0]
         key = self.make_rng("dropout") if train and config.dropout_probability() > 0 else None
-        context = Context(axes.batch_index() * rows + jnp.arange(rows), document_borders_BT, key, capacity=capacity)
+        inputs = BlockInputs(axes.batch_index() * rows + jnp.arange(rows), document_borders_BT, key, capacity=capacity)
         embed = Embed(config, axes, name="token_embedding")
-        x_BTD = run_stack(type(self), config, axes, embed(tokens_BT, context), context)
+        x_BTD = run_stack(type(self), config, axes, embed(tokens_BT, inputs), inputs)
         return LMHead(config, axes, name="lm_head")(x_BTD, embed.head_kernel() if config.tie_weights else None)

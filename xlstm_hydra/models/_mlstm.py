@@ -18,12 +18,10 @@ from xlstm_hydra.configs import mLSTMConfig
 from xlstm_hydra.configs.mlstm import OriginalLayerConfig
 from xlstm_hydra.parallel import Axes, Pieces, row_matmul
 
-from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
-from ._context import Context
-from ._feed_forward import feed_forward_of
+from ._block import feed_forward_of, mLSTMBlock, post_process_gates, run_cell, split_heads
+from ._inputs import BlockInputs, kept
 from ._layers import Dense, HeadNorm, Initializer, bias_range_init, init_with, named, output_init, small_init
 from ._lm import LanguageModel
-from ._state import kept
 
 _ZEROS = nn.initializers.zeros_init()
 
@@ -35,14 +33,14 @@ class CausalConv1d(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BTI: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTI: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, I) -> (B, T, I)."""
         (B, _, channels), size = x_BTI.shape, self.kernel_size
         init = init_with(1 / math.sqrt(3 * size), "uniform")
         kernel = self.param("kernel", named(init, None, None, "channels"), (size, 1, channels), jnp.float32)
         bias = self.param("bias", named(init, "channels"), (channels,), jnp.float32)
         x_BTI, missing = x_BTI.astype(self.dtype), size - 1
-        past = kept(self, context, "past", lambda: jnp.zeros((B, size - 1, channels), self.dtype))
+        past = kept(self, inputs, "past", lambda: jnp.zeros((B, size - 1, channels), self.dtype))
         if past is not None:
             x_BTI, missing = jnp.concatenate([past.value, x_BTI], axis=1), 0
             past.value = x_BTI[:, x_BTI.shape[1] - (size - 1) :]
@@ -126,7 +124,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTE: jax.Array | Pieces, context: Context) -> jax.Array:
+    def __call__(self, x_BTE: jax.Array | Pieces, inputs: BlockInputs) -> jax.Array:
         """(B, T, E) -> (B, T, D)."""
         config, axes = self.config, self.axes
         init = small_init(config.embedding_dim, config.init_distribution)
@@ -136,7 +134,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             return Dense(width, "channels", config.dtype, init, axes, bias_init=bias, name=name)(x_BTE)
 
         xm_BTI, z_BTI = up("proj_up_mlstm", config.inner_dim()), up("proj_up_z", config.v_dim())
-        conv_BTI = CausalConv1d(config.conv1d_kernel_size, config.dtype, name="conv1d")(xm_BTI, context)
+        conv_BTI = CausalConv1d(config.conv1d_kernel_size, config.dtype, name="conv1d")(xm_BTI, inputs)
         act_BTI = jax.nn.swish(conv_BTI)
         q, k, v = self._qkv(act_BTI, xm_BTI, init)
         gate_inputs = {
@@ -145,7 +143,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             "x_mlstm_conv": {"x": conv_BTI},
             "x_mlstm_conv_act": {"x": act_BTI},
         }[config.gate_input]
-        h_BTI = self._cell(q, k, v, gate_inputs, context)
+        h_BTI = self._cell(q, k, v, gate_inputs, inputs)
         if config.v_dim() != config.inner_dim():
             act_BTI = self._headwise("x_mlstm_conv_scaling", config.v_dim(), init)(act_BTI)
         skip_I = self.param(
@@ -171,7 +169,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             q, k = (self._headwise(name, config.qk_dim(), init)(act_BTI) for name in ("q_proj", "k_proj"))
         return q, k, self._headwise("v_proj", config.v_dim(), init)(xm_BTI)
 
-    def _cell(self, q, k, v, gate_inputs: dict[str, jax.Array], context: Context) -> jax.Array:
+    def _cell(self, q, k, v, gate_inputs: dict[str, jax.Array], inputs: BlockInputs) -> jax.Array:
         config, heads = self.config, self.axes.local(self.config.num_heads)
 
         def gate(name: str, bias_range: Any) -> jax.Array:
@@ -180,14 +178,14 @@ class mLSTMLayer(nn.Module):  # noqa: N801
             return Gate(config.num_heads, bias_init, config.gate_dtype, headwise, self.axes, name=name)(**gate_inputs)
 
         i_BTH, f_BTH = gate("igate", config.igate_bias_init_range), gate("fgate", config.fgate_bias_init_range)
-        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, context, config)
+        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, inputs, config)
         q_BTHK, k_BTHK, v_BTHV = (split_heads(x, heads) for x in (q, k, v))
         if config.add_qk_norm:
             q_BTHK, k_BTHK = (
                 HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
                 for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
             )
-        h_BTHV = run_cell(self, q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, context)
+        h_BTHV = run_cell(self, q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, inputs)
         h_BTHV = HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
         return h_BTHV.reshape(*h_BTHV.shape[:2], -1)
 

@@ -14,9 +14,8 @@ from flax import linen as nn
 from xlstm_hydra.configs import mLSTMv1Config
 from xlstm_hydra.parallel import Axes, Pieces
 
-from ._block import mLSTMBlock, post_process_gates, run_cell, split_heads
-from ._context import Context
-from ._feed_forward import feed_forward_of
+from ._block import feed_forward_of, mLSTMBlock, post_process_gates, run_cell, split_heads
+from ._inputs import BlockInputs
 from ._layers import Dense, HeadNorm, bias_range_init, output_init, small_init
 from ._lm import LanguageModel
 
@@ -30,7 +29,7 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTE: jax.Array | Pieces, context: Context) -> jax.Array:
+    def __call__(self, x_BTE: jax.Array | Pieces, inputs: BlockInputs) -> jax.Array:
         """(B, T, E) -> (B, T, D)."""
         config, axes = self.config, self.axes
         H = axes.local(config.num_heads)
@@ -51,13 +50,13 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
         v_BTHV = split_heads(project("dense_v", config.v_dim()), H)
         o_BTHV = split_heads(project("dense_o", config.v_dim(), _ZEROS), H)
         i_BTH, f_BTH = gate("igate", config.igate_bias_init_range), gate("fgate", config.fgate_bias_init_range)
-        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, context, config)
+        i_BTH, f_BTH = post_process_gates(i_BTH, f_BTH, inputs, config)
         if config.add_qk_norm:
             q_BTHK, k_BTHK = (
                 HeadNorm(config.norm_type, config.cell_norm_eps, config.dtype, per_head=False, name=name)(x)
                 for name, x in (("q_norm", q_BTHK), ("k_norm", k_BTHK))
             )
-        h_BTHV = run_cell(self, q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, context)
+        h_BTHV = run_cell(self, q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH, inputs)
         h_BTHV = HeadNorm(config.cell_norm_type_v1, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
         h_BTHV = jax.nn.sigmoid(o_BTHV) * h_BTHV
         out = output_init(config.output_init_fn, config.embedding_dim, config.num_blocks, config.init_distribution)

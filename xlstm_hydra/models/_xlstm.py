@@ -15,14 +15,12 @@ from flax import linen as nn
 from xlstm_hydra.configs import xLSTMConfig
 from xlstm_hydra.parallel import Axes
 
-from ._block import Residual, mLSTMBlock, split_heads
-from ._context import Context
-from ._feed_forward import FFNResBlock
+from ._block import FFNResBlock, Residual, mLSTMBlock, split_heads
+from ._inputs import BlockInputs, kept
 from ._layers import HeadNorm, bias_range_init, named, small_init
 from ._lm import LanguageModel
 from ._mlstm import CausalConv1d, HeadwiseDense, mLSTMLayer
 from ._slstm_cell import slstm, slstm_continue, slstm_start
-from ._state import kept
 
 _ZEROS = nn.initializers.zeros_init()
 
@@ -34,13 +32,13 @@ class sLSTMLayer(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         config, heads = self.config, self.axes.local(self.config.num_heads)
         conv_BTD = x_BTD
         if config.slstm_conv1d_kernel_size:
             conv = CausalConv1d(config.slstm_conv1d_kernel_size, config.dtype, name="conv1d")
-            conv_BTD = jax.nn.swish(conv(x_BTD, context))
+            conv_BTD = jax.nn.swish(conv(x_BTD, inputs))
         x_BTGHV = jnp.stack(
             [
                 self._project("zgate", x_BTD, config.dtype),
@@ -54,15 +52,15 @@ class sLSTMLayer(nn.Module):  # noqa: N801
         recurrent_HVGW = self.param(
             "recurrent_kernel", named(_ZEROS, "heads", None, None, None), (heads, width, 4, width), jnp.float32
         )
-        h_BTHV = self._cell(x_BTGHV, recurrent_HVGW, context)
+        h_BTHV = self._cell(x_BTGHV, recurrent_HVGW, inputs)
         h_BTHV = HeadNorm(config.cell_norm_type, config.cell_norm_eps, config.dtype, name="outnorm")(h_BTHV)
         return h_BTHV.reshape(x_BTD.shape)
 
-    def _cell(self, x_BTGHV: jax.Array, recurrent_HVGW: jax.Array, context: Context) -> jax.Array:
+    def _cell(self, x_BTGHV: jax.Array, recurrent_HVGW: jax.Array, inputs: BlockInputs) -> jax.Array:
         config, (B, _, _, H, V) = self.config, x_BTGHV.shape
-        borders_BT = context.document_borders_BT if config.reset_at_document_boundaries else None
+        borders_BT = inputs.document_borders_BT if config.reset_at_document_boundaries else None
         options = {"forget_gate": config.slstm_forget_gate, "gate_soft_cap": config.gate_soft_cap}
-        state = kept(self, context, "cell", lambda: slstm_start((B, H, V), x_BTGHV.dtype))
+        state = kept(self, inputs, "cell", lambda: slstm_start((B, H, V), x_BTGHV.dtype))
         if state is None:
             return slstm(x_BTGHV, recurrent_HVGW, borders_BT, **options)
         state.value, h_BTHV = slstm_continue(state.value, x_BTGHV, recurrent_HVGW, borders_BT, **options)
@@ -90,10 +88,10 @@ class sLSTMResBlock(Residual):  # noqa: N801
     """x + sLSTM(norm(x))."""
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
         layer = sLSTMLayer(self.config, self.axes, name="slstm")
-        return self.residual(x_BTD, lambda x_BTD: layer(x_BTD, context), context, "slstm", whole=False)
+        return self.residual(x_BTD, lambda x_BTD: layer(x_BTD, inputs), inputs, "slstm", whole=False)
 
 
 class sLSTMBlock(nn.Module):  # noqa: N801
@@ -103,10 +101,10 @@ class sLSTMBlock(nn.Module):  # noqa: N801
     axes: Axes = Axes()
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
         """(B, T, D) -> (B, T, D)."""
-        x_BTD = sLSTMResBlock(self.config, self.axes, name="slstm_res_block")(x_BTD, context)
-        return FFNResBlock(self.config, self.axes, name="ffn_res_block")(x_BTD, context)
+        x_BTD = sLSTMResBlock(self.config, self.axes, name="slstm_res_block")(x_BTD, inputs)
+        return FFNResBlock(self.config, self.axes, name="ffn_res_block")(x_BTD, inputs)
 
 
 class xLSTM(LanguageModel):  # noqa: N801

@@ -21,6 +21,7 @@ from xlstm_hydra.configs import (
     RunConfig,
     SchedulerConfig,
     SGDConfig,
+    effect_of,
 )
 from xlstm_hydra.problems import ConfigError, Problem
 
@@ -76,7 +77,7 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
     paths = [_dotted(path) for path, _ in flat]
     optimizer = run.optimizer
     if optimizer.weight_decay:
-        _refuse_idle_patterns(optimizer, paths)
+        _refuse_unused_patterns(optimizer, paths)
     config = run.model.model_config
     on_embedding = None if config is None else config.get("weight_decay_on_embedding")
 
@@ -91,7 +92,7 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def _refuse_idle_patterns(optimizer: OptimizerConfig, paths: list[str]) -> None:
+def _refuse_unused_patterns(optimizer: OptimizerConfig, paths: list[str]) -> None:
     problems = [
         Problem({f"optimizer.{key}": pattern}, "matches no parameter", f"Parameters are named like {paths[0]}.")
         for key in ("weight_decay_include", "weight_decay_exclude")
@@ -112,10 +113,9 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
     """The numbers of an optimizer that a compiled step has as arguments, so that other values need no other program.
-    The learning rate is there at its peak; what is off, such as clipping, is not there."""
-    numbers = {name: config.get(name) for name in ("lr", "weight_decay", "beta1", "beta2", "eps")}
-    switches = {name: config.get(name) or None for name in ("grad_clip_norm", "grad_clip_value", "momentum")}
-    return {name: float(value) for name, value in (numbers | switches).items() if value is not None}
+    The learning rate is there at its peak; what is null, such as clipping, is not there."""
+    numbers = {name: config.get(name) for name in config.__dataclass_fields__ if effect_of(type(config), name).traced}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 def build_optimizer(

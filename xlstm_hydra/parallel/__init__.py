@@ -10,7 +10,6 @@ from ._collective_matmul import row_matmul as row_matmul
 from ._collectives import Collective as Collective
 from ._collectives import list_collectives as list_collectives
 from ._collectives import list_local_results as list_local_results
-from ._fsdp import gather_parameter as gather_parameter
 from ._mesh import AnyMesh as AnyMesh
 from ._mesh import abstract_mesh as abstract_mesh
 from ._mesh import assign_devices as assign_devices
@@ -22,10 +21,12 @@ from ._mesh import describe_mesh as describe_mesh
 from ._mesh import mesh_axes as mesh_axes
 from ._pipeline import bubble_fraction as bubble_fraction
 from ._pipeline import run_pipeline as run_pipeline
-from ._placement import ARRAY_AXES as ARRAY_AXES
-from ._placement import LAYERS as LAYERS
-from ._placement import Parameter as Parameter
-from ._placement import Placement as Placement
-from ._placement import place as place
-from ._sharding_report import report as report
-from ._sharding_report import summary as summary
+from ._sharding import ARRAY_AXES as ARRAY_AXES
+from ._sharding import LAYERS as LAYERS
+from ._sharding import Parameter as Parameter
+from ._sharding import Placement as Placement
+from ._sharding import gather_parameter as gather_parameter
+from ._sharding import shard_parameter as shard_parameter
+from ._sharding import sharding_report as sharding_report
+from ._sharding import sharding_summary as sharding_summary
+from ._sharding import split_with as split_with

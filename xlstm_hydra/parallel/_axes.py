@@ -84,11 +84,11 @@ class Axes:
         return x if self.tensor is None else jax.lax.pmax(x, self.tensor)
 
     def index(self) -> jax.Array | int:
-        """This device's place among the tensor-parallel devices."""
+        """Index of this device among the tensor-parallel devices."""
         return 0 if self.tensor is None else jax.lax.axis_index(self.tensor)
 
     def batch_index(self) -> jax.Array | int:
-        """This device's place among those that the batch is split over."""
+        """Index of this device among those that the batch is split over."""
         return jax.lax.axis_index(self.batch) if self.batch else 0
 
     def batch_sum(self, x: jax.Array) -> jax.Array:

@@ -135,5 +135,5 @@ def describe_mesh(mesh: Mesh) -> str:
     if processes == 1:
         return f"{head}: {sizes}"
     across = axes_across_hosts(mesh)
-    told = f"{' and '.join(across) or 'no axis'} {'cross' if len(across) > 1 else 'crosses'} hosts"
-    return f"{head} in {processes} processes: {sizes}; {told}"
+    crossing = f"{' and '.join(across) or 'no axis'} {'cross' if len(across) > 1 else 'crosses'} hosts"
+    return f"{head} in {processes} processes: {sizes}; {crossing}"

@@ -29,15 +29,15 @@ def bubble_fraction(stages: int, microbatches: int) -> float:
 
 
 def run_pipeline(
-    scan: Callable[[Step, jax.Array, jax.Array], tuple[jax.Array, jax.Array]], x: jax.Array, context: Any, axes: Axes
+    scan: Callable[[Step, jax.Array, jax.Array], tuple[jax.Array, jax.Array]], x: jax.Array, inputs: Any, axes: Axes
 ) -> jax.Array:
     """Send the rows of `x` through all stages.
 
     Args:
         scan: called as `scan(step, carry, ticks)`, it runs `step(stage, carry, tick)` over the ticks like
-            `jax.lax.scan`, where `stage(x, context)` computes this device's blocks on one microbatch.
+            `jax.lax.scan`, where `stage(x, inputs)` computes this device's blocks on one microbatch.
         x: rows (B, ...), where B is a multiple of the number of microbatches and of stages.
-        context: a tree of arrays (B, ...) that go with the rows.
+        inputs: a tree of arrays (B, ...) that go with the rows.
         axes: the mesh axes, with a pipeline axis.
 
     Returns:
@@ -49,14 +49,14 @@ def run_pipeline(
     def cut(leaf: jax.Array) -> jax.Array:
         return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
 
-    x_parts, context_parts = cut(x), jax.tree.map(cut, context)
+    x_parts, input_parts = cut(x), jax.tree.map(cut, inputs)
 
     def step(stage: Stage, received: jax.Array, tick: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Before its first and after its last microbatch a stage computes one anew, and nobody uses the result: its
         # values are as good as real ones, where those of zeros might not be finite.
         part = jnp.clip(tick - axes.stage(), 0, count - 1)
         start = jax.lax.dynamic_index_in_dim(x_parts, part, keepdims=False)
-        here = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, part, keepdims=False), context_parts)
+        here = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, part, keepdims=False), input_parts)
         y = stage(jnp.where(axes.stage() == 0, start, received), here)
         return jax.lax.ppermute(y, name, [(source, source + 1) for source in range(stages - 1)]), y
 

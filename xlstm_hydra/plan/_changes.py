@@ -1,4 +1,4 @@
-"""The smallest changes that make a run fit that does not."""
+"""The smallest changes that make a run fit that does not, and why such a run is refused."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from xlstm_hydra._table import in_bytes
 from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig, RunConfig, TrainerConfig
-from xlstm_hydra.problems import ConfigError, divisors
+from xlstm_hydra.problems import ConfigError, Problem, divisors
 
-from ._error import planning
+from ._estimate import Estimate, LayoutEstimator
 from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
-from ._plan import Plan, make_plan
-from ._scale import Estimate, Scale
+from ._plan import Plan, PlanError, make_plan, planning
 from ._search import open_batch, typed_text
 
 _SURE = 0.85
@@ -114,7 +114,7 @@ class _Tried:
                 for group in merged
             ]
         runs = [run for groups in self.by_number.values() for group in groups for _, run in group]
-        self.scale = Scale([plan.run, *runs], plan.num_devices, plan.device, self.parameters, known=plan)
+        self.estimator = LayoutEstimator([plan.run, *runs], plan.num_devices, plan.device, self.parameters, known=plan)
 
     def valid(self, fields: Fields, num_devices: int) -> RunConfig | None:
         """The run with these fields; None where its rules do not allow them, or where nothing else has room."""
@@ -130,18 +130,18 @@ class _Tried:
         """Of each combination of so many aspects, the first change that fits."""
         for group in self.by_number[number]:
             for fields, run in group:
-                if (change := self.change(fields, run, self.scale)) is not None:
+                if (change := self.change(fields, run, self.estimator)) is not None:
                     yield change
                     break
 
-    def change(self, fields: Fields, run: RunConfig, scale: Scale) -> Change | None:
+    def change(self, fields: Fields, run: RunConfig, estimator: LayoutEstimator) -> Change | None:
         """The change, if the run fits with it."""
-        if scale.state_bytes(run) > self.limit:
+        if estimator.state_bytes(run) > self.limit:
             return None  # whatever else there is
-        cost = scale.estimate(run)
+        cost = estimator.estimate(run)
         typed = {**fields, **open_batch(run, self.plan.run)}
         texts = tuple(f"{key}={typed_text(value)}" for key, value in typed.items())
-        return Change(texts, cost, scale.num_devices) if cost.memory.total <= self.limit else None
+        return Change(texts, cost, estimator.num_devices) if cost.memory.total <= self.limit else None
 
     def larger(self) -> Iterator[Change]:
         """The run on the fewest times as many devices that are enough, whose parameters they share."""
@@ -155,7 +155,7 @@ class _Tried:
                 fields["trainer.batch_size"] = -(-plan.run.trainer.batch_size // shares) * shares
             fields = {key: value for key, value in fields.items() if value != _value(plan.run, key)}
             run = self.valid(fields, number)
-            if run is not None and (change := self.change(fields, run, self.scale.on(number))) is not None:
+            if run is not None and (change := self.change(fields, run, self.estimator.on(number))) is not None:
                 yield replace(change, overrides=(f"task.num_devices={number}", *change.overrides))
                 return
             times *= 2
@@ -233,3 +233,24 @@ def _sizes(plan: Plan, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
 def _value(run: RunConfig, key: str) -> Any:
     group, _, name = key.partition(".")
     return run.groups()[group].get(name)
+
+
+def too_large(plan: Plan, ways_out: bool = True) -> Problem:
+    """What a step needs, what there is, and, in `ways_out`, what would fit, which takes 2 s to find."""
+    ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
+    here = f"each of the {number} devices" if number > 1 else "the device"
+    share = ", its share of the memory here" if plan.device.platform == "cpu" else ""
+    needed, there = in_bytes(plan.memory.total), in_bytes(plan.device.memory_bytes)
+    rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
+    fix = "" if ignore else f"{_ways_out(plan) if ways_out else ''}{{trainer.ignore_plan}}=true tries it all the same."
+    return Problem({"trainer.ignore_plan": ignore}, rule, fix)
+
+
+def _ways_out(plan: Plan) -> str:
+    try:
+        ways = [" ".join(change.overrides) for change in changes_that_fit(plan)]
+    except PlanError:  # that of the run is known, and counts
+        return ""
+    if ways:
+        return f"It fits with {', or with '.join(ways)}. "
+    return "No other layout or batch is enough; xlstm-hydra task=plan with task.num_devices=... tells what would be. "

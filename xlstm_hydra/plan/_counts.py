@@ -18,9 +18,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ._jaxpr import Atom, Call, Collective, Equation, Program, Programs, Scan, While
-from ._operations import exchange_name, operations
-from ._primitives import FROM_MEMORY, KNOWN, MOVES, PRODUCTS, REDUCTIONS, TRANSCENDENTAL, UPDATES, VIEWS
+from ._equations import (
+    FROM_MEMORY,
+    KNOWN,
+    MOVES,
+    PRODUCTS,
+    REDUCTIONS,
+    TRANSCENDENTAL,
+    UPDATES,
+    VIEWS,
+    Atom,
+    Call,
+    Collective,
+    Equation,
+    Program,
+    Programs,
+    Scan,
+    While,
+    exchange_name,
+    operations,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ class Counts:
 
 
 def count(program: Program) -> Counts:
-    """The counts of a program from `trace`."""
+    """The counts of a program from `trace_loss`."""
     tally = _Tally()
     tally.run(program, _in_memory(program.inputs), 1)
     return tally.counts()

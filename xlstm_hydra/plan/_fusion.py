@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._dataflow import UPDATES, Graph, Operation, Value
-from ._jaxpr import Collective, Product, Scan
-from ._primitives import ELEMENTWISE, TRANSCENDENTAL
+from ._equations import ELEMENTWISE, TRANSCENDENTAL, Collective, Product, Scan
 
 DEAR = TRANSCENDENTAL | {"div", "rem"}
 """Operations on every element that are not computed twice."""
@@ -32,7 +31,7 @@ MOVING = frozenset("broadcast_in_dim concatenate dynamic_slice gather iota pad r
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """A place for a stored result."""
+    """The memory of a stored result."""
 
     value: Value
     bytes: int
@@ -83,12 +82,12 @@ class _Fusion:
     def __init__(self, graph: Graph, carried: range, sliced: range, is_body: bool):
         self.graph, self.carried, self.is_body = graph, carried, is_body
         self.stored: set[Value] = set()
-        self.places: dict[tuple[Value, str], Buffer | None] = {(value, "as it is"): None for value in graph.arguments}
+        self.buffers: dict[tuple[Value, str], Buffer | None] = {(value, "as it is"): None for value in graph.arguments}
         self.sources: dict[Value, dict[Buffer, bool]] = {value: {} for value in graph.arguments}
         self.steps: list[Step] = []
         self.slices = dict.fromkeys(graph.arguments[number] for number in sliced)  # in the order of the program
         for value in self.slices:
-            del self.places[value, "as it is"]
+            del self.buffers[value, "as it is"]
 
     def run(self) -> Fused:
         """The steps, in the order of the program."""
@@ -155,16 +154,16 @@ class _Fusion:
         reads = {}
         for number, operand in enumerate(operation.operands):
             need = need_of(operation, number)
-            if operand is not None and (place := self._place(operand, need)) is not None:
-                if need == "flat" and place is self.places.get((operand, "as it is")):
-                    reads[self._view(place)] = False
-                reads[place] = operation.name in ("scan", "while", "scatter", *UPDATES)
+            if operand is not None and (buffer := self._buffer(operand, need)) is not None:
+                if need == "flat" and buffer is self.buffers.get((operand, "as it is")):
+                    reads[self._view(buffer)] = False
+                reads[buffer] = operation.name in ("scan", "while", "scatter", *UPDATES)
         self.steps.append(step := Step(operation, reads))
         first_stacked = operation.form.carried if isinstance(operation.form, Scan) else len(operation.results)
         for number, value in enumerate(operation.results):
             buffer = Buffer(value, value.bytes, step, at_start=number >= first_stacked)
             step.makes.append(buffer)
-            self.places[value, "as it is"] = buffer
+            self.buffers[value, "as it is"] = buffer
             self.sources[value] = {buffer: True}
         if operation.name == "all_gather" and _crosses(operation):
             (value,) = operation.results
@@ -179,27 +178,27 @@ class _Fusion:
         """What must be read to compute a value inside its reader."""
         return {} if value is None else self.sources[value]
 
-    def _place(self, value: Value, need: str) -> Buffer | None:
+    def _buffer(self, value: Value, need: str) -> Buffer | None:
         """Where a value is stored so that it can be read as needed; None: outside."""
-        if need == "flat" and (value, "as it is") in self.places:
+        if need == "flat" and (value, "as it is") in self.buffers:
             need = "as it is"
-        if (value, need) not in self.places:
+        if (value, need) not in self.buffers:
             self._make(value, need, dict.fromkeys(self._reads(value), False), value.source)
-        return self.places[value, need]
+        return self.buffers[value, need]
 
     def _make(self, value: Value, need: str, reads: dict[Buffer, bool], operation: Operation | None = None) -> Buffer:
         step = Step(operation or value.source, reads)
         step.makes.append(buffer := Buffer(value, value.bytes, step))
         self.steps.append(step)
-        self.places[value, need] = buffer
+        self.buffers[value, need] = buffer
         if need == "as it is":
             self.sources[value] = {buffer: True}
         return buffer
 
-    def _view(self, place: Buffer) -> Buffer:
-        """The same place with array axes merged: nothing is done, but what reads it has to wait a turn."""
-        self.steps.append(step := Step(None, {place: False}))
-        step.makes.append(view := Buffer(place.value, 0, step))
+    def _view(self, buffer: Buffer) -> Buffer:
+        """The same buffer with array axes merged: nothing is done, but what reads it has to wait a turn."""
+        self.steps.append(step := Step(None, {buffer: False}))
+        step.makes.append(view := Buffer(buffer.value, 0, step))
         return view
 
     def _copy_of_carried(self, number: int) -> Buffer:
@@ -207,14 +206,14 @@ class _Fusion:
         return self._make(self.graph.arguments[number], "as it is", {})
 
     def _settle_carried(self, copy: Buffer, result: Value, last: Step) -> None:
-        """No copy where the old value is read by nothing but what makes the new one, and no second place for that."""
-        place = self.places.get((result, "as it is"))
+        """No copy where the old value is read by nothing but what makes the new one, and no second one for that."""
+        buffer = self.buffers.get((result, "as it is"))
         readers = [step for step in self.steps if copy in step.reads and step is not last]
-        updated = place is not None and place is not copy and readers == [place.maker] and place.maker.reads[copy]
-        if place is copy or not readers or updated:
+        updated = buffer is not None and buffer is not copy and readers == [buffer.maker] and buffer.maker.reads[copy]
+        if buffer is copy or not readers or updated:
             copy.bytes = 0
-        if place is not None:
-            place.bytes = 0
+        if buffer is not None:
+            buffer.bytes = 0
 
 
 def _is_fused(operation: Operation) -> bool:

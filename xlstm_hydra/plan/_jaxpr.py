@@ -11,161 +11,36 @@ What JAX calls a primitive, and what its parameters are, differs between version
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.extend import core
 
-from xlstm_hydra._jax_internals import cudnn_time_axis
-from xlstm_hydra.errors import TaskError
+from xlstm_hydra._jax_internals import cudnn_assumed, cudnn_time_axis
+from xlstm_hydra.step import ShardedLoss
 
-from ._primitives import ATTENTION, MOVES, REDUCTIONS, UPDATES
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Atom:
-    """A value of a program, or a literal."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """Element type by NumPy's name; empty for a value that is no array, such as a token."""
-    itemsize: int
-    literal: str | None = None
-    """The text of a literal."""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all elements."""
-        return self.size * self.itemsize
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Program:
-    """A traced program, or a part of one."""
-
-    inputs: tuple[Atom, ...]
-    constants: tuple[Atom, ...]
-    equations: tuple[Equation, ...]
-    results: tuple[Atom, ...]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Equation:
-    """One primitive that is applied to values."""
-
-    name: str
-    """Name of the primitive."""
-    inputs: tuple[Atom, ...]
-    results: tuple[Atom, ...]
-    form: Form
-    """The parameters that a plan depends on; None if there are none."""
-    scope: str
-    """Names of the transformations and modules that it stands in, joined with slashes."""
-    parameters: str
-    """All its parameters as text: two equations are the same if this and the inputs are."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Call:
-    """A program that runs once, with the inputs of the equation."""
-
-    program: Program
-    recomputes: bool = False
-    """True if it recomputes values for jax.checkpoint."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Scan:
-    """A loop with a fixed number of rounds. Inputs: constants, carried values, stacks."""
-
-    body: Program
-    length: int
-    constants: int
-    """Number of inputs that every round reads whole."""
-    carried: int
-    """Number of values that a round hands to the next. They are the first results."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class While:
-    """A loop that ends on a condition. Its last inputs are the carried values."""
-
-    condition: Program
-    body: Program
-    constants: int
-    """Number of the body's inputs that are not carried."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Programs:
-    """Several programs of which one runs (`cond`), or programs of a primitive that is not known here."""
-
-    programs: tuple[Program, ...]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Product:
-    """A matrix product (`dot_general`). Array axes of each of the two operands."""
-
-    contracted: tuple[tuple[int, ...], tuple[int, ...]]
-    batch: tuple[tuple[int, ...], tuple[int, ...]]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Convolution:
-    """A convolution."""
-
-    summed: tuple[int, ...]
-    """Array axes of the kernel that are summed over."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Collective:
-    """An exchange between devices."""
-
-    axes: tuple[str, ...]
-    """Names of the mesh axes."""
-    array_axis: int
-    """The array axis that is gathered or scattered; 0 for other exchanges."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Transposition:
-    """Array axes in another order."""
-
-    order: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Power:
-    """A power with an integer exponent."""
-
-    exponent: int
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Attention:
-    """Attention by cuDNN, forward or backward."""
-
-    time_axis: int
-    """Array axis of the keys."""
-    is_causal: bool
-
-
-Form = Call | Scan | While | Programs | Product | Convolution | Collective | Transposition | Power | Attention | None
-"""What an equation is, beyond a primitive and its operands."""
-
-
-class UnknownForm(TaskError):
-    """A program is not built as the JAX versions that are known here build it."""
+from ._equations import (
+    ATTENTION,
+    MOVES,
+    REDUCTIONS,
+    UPDATES,
+    Atom,
+    Attention,
+    Call,
+    Collective,
+    Convolution,
+    Equation,
+    Form,
+    Power,
+    Product,
+    Program,
+    Programs,
+    Scan,
+    Transposition,
+    UnknownForm,
+    While,
+)
 
 
 def trace_program(function: Callable[..., Any], *arguments: Any) -> Program:
@@ -279,3 +154,10 @@ _READ: dict[str, Callable[[Mapping[str, Any]], Form]] = {
     **dict.fromkeys(ATTENTION, _attention),
 }
 """Reads the form of a primitive from its parameters, by its name."""
+
+
+def trace_loss(loss: ShardedLoss) -> Program:
+    """Loss and gradients: one `shard_map` whose body is what each device does."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with cudnn_assumed():
+        return trace_program(loss.loss_and_gradients, loss.abstract_params, loss.abstract_batch, key)

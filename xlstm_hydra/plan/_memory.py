@@ -1,9 +1,22 @@
-"""Bytes on each device at the moment of a step that needs most."""
+"""Bytes on each device at the moment of a step that needs most.
+
+Steps of a program run breadth first, as XLA orders them: each as soon as what it reads is there, first come, first
+served. So what is ready early is there for long, and what needs nothing is there from the start. A result is given up
+after the last step that reads it; one of the same size that is computed from it, element by element, takes its place.
+
+A loop stacks the results of all rounds in one array, there from the start of the program around it. What a round hands
+to the next has a place outside the body and, as long as the old value is read, a copy inside. What the body needs
+beyond this comes on top of what is around the loop.
+
+Arguments of the program are there all the time, and are counted apart. What is lost between buffers of different sizes
+when the compiler packs them, a few percent, is not counted.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +28,11 @@ from flax import traverse_util
 from xlstm_hydra.configs import RunConfig, SGDConfig
 from xlstm_hydra.optim import build_optimizer, hyperparameters
 from xlstm_hydra.parallel import Placement
-from xlstm_hydra.step import BATCH_TYPES, Objective, abstract_params
+from xlstm_hydra.step import BATCH_TYPES, ShardedLoss, abstract_params
 
 from ._dataflow import Graph, Operation, Value, read_dataflow
-from ._fusion import Buffer
-from ._jaxpr import Collective, Program, Scan
-from ._liveness import Moment, busiest_moment
+from ._equations import Collective, Program, Scan, While
+from ._fusion import Buffer, Fused, Step, fuse
 
 
 @dataclass(frozen=True)
@@ -61,20 +73,20 @@ class Memory:
         return sum(kinds) + self.activations + self.gathered + self.logits + self.working
 
 
-def step_memory(objective: Objective, program: Program) -> Memory:
+def step_memory(loss: ShardedLoss, program: Program) -> Memory:
     """The memory of a training step.
 
     Args:
-        objective: of the run.
-        program: what `trace` makes of it.
+        loss: of the run.
+        program: what `trace_loss` makes of it.
     """
     graph = read_dataflow(program)
-    moment = busiest_moment(graph)
-    state = state_bytes(objective.run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
+    moment = busiest_moment(fuse(graph))
+    state = state_bytes(loss.run, loss.placements, loss.mesh.shape, parts_read(loss, graph))
     gradients = sum(value.bytes for value in graph.results[1:] if value is not None)
-    update = update_bytes(objective.run, graph)
+    update = update_bytes(loss.run, graph)
     if moment.bytes >= gradients + update:
-        kinds, words = bytes_by_kind(objective, graph, moment), in_words(moment)
+        kinds, words = bytes_by_kind(loss, graph, moment), in_words(moment)
     else:
         kinds = dict.fromkeys(_KINDS, 0) | {"gradients": gradients, "working": update}
         words = "the optimizer's update"
@@ -113,9 +125,9 @@ def state_bytes(
     }
 
 
-def parts_read(objective: Objective, graph: Graph) -> list[str]:
+def parts_read(loss: ShardedLoss, graph: Graph) -> list[str]:
     """Names of the parts of a batch that the program reads."""
-    arguments = graph.arguments[len(objective.placements) :]
+    arguments = graph.arguments[len(loss.placements) :]
     return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
 
 
@@ -139,17 +151,17 @@ def update_bytes(run: RunConfig, graph: Graph) -> int:
 _KINDS: tuple[str, ...] = ("gradients", "activations", "gathered", "logits", "working")
 
 
-def bytes_by_kind(objective: Objective, graph: Graph, moment: Moment) -> dict[str, int]:
+def bytes_by_kind(loss: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, int]:
     """Bytes of a moment by kind."""
     gradients: set[Value] = set()
     for value in graph.results[1:]:
         _mark_gradient(value, gradients)
-    fsdp = objective.run.parallel.fsdp_axis_name
-    config = objective.model.model_config
+    fsdp = loss.run.parallel.fsdp_axis_name
+    config = loss.model.model_config
     vocab_size = config.get("vocab_size") if config is not None else None
-    widths = (vocab_size, vocab_size // objective.axes.tensor_size) if vocab_size else ()
+    widths = (vocab_size, vocab_size // loss.axes.tensor_size) if vocab_size else ()
     bytes_of = dict.fromkeys(_KINDS, 0)
-    outer = 1 if objective.run.trainer.gradient_accumulate_steps == 1 else 2
+    outer = 1 if loss.run.trainer.gradient_accumulate_steps == 1 else 2
     for level, buffer in ((level, buffer) for level, there in enumerate(moment.buffers) for buffer in there):
         if buffer.value in gradients:
             kind = "gradients"
@@ -215,3 +227,121 @@ def in_words(moment: Moment) -> str:
 
 
 _NO_MODULES = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
+
+
+# ---- the busiest moment of a program
+
+
+def working_memory(program: Program) -> int:
+    """Return the bytes that a program needs at most, beside its arguments."""
+    return busiest_moment(fuse(read_dataflow(program))).bytes
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is in memory at one time."""
+
+    bytes: int
+    running: tuple[Operation, ...]
+    """What is being computed, the loops around it first."""
+
+    buffers: tuple[tuple[Buffer, ...], ...]
+    """What is there: around all loops, in the body of the outermost, and so on."""
+
+
+def busiest_moment(fused: Fused) -> Moment:
+    """The moment of a program when most bytes are in memory."""
+    return busiest_moments(fused, lambda _: "").get("", Moment(0, (), ()))
+
+
+def busiest_moments(fused: Fused, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
+    """The busiest moment of each part of a program.
+
+    Args:
+        fused: the program.
+        part: name of the part that an operation belongs to, which stands in no loop. None: the end of the program.
+    """
+    steps = in_order(fused.steps)
+    bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}
+    buffers = set_lifetimes(steps, fused.kept)
+    changes = [0] * (len(steps) + 2)
+    for buffer in buffers:
+        changes[buffer.start] += buffer.bytes
+        changes[buffer.end + 1] -= buffer.bytes
+    most: dict[str, tuple[int, int]] = {}
+    here = 0
+    for number, step in enumerate(steps):
+        here += changes[number]
+        total, name = here + (bodies[number].bytes if number in bodies else 0), part(step.operation)
+        if name not in most or total > most[name][0]:
+            most[name] = total, number
+
+    def moment(total: int, when: int) -> Moment:
+        alive = tuple(buffer for buffer in buffers if buffer.start <= when <= buffer.end and buffer.bytes)
+        operation, inner = steps[when].operation, bodies.get(when)
+        running = (() if operation is None else (operation,)) + (inner.running if inner else ())
+        return Moment(total, running, (alive, *(inner.buffers if inner else ())))
+
+    return {name: moment(*found) for name, found in most.items()}
+
+
+def _body_moment(step: Step) -> Moment | None:
+    """The busiest moment inside a loop or a branch."""
+    operation = step.operation
+    if operation is None or not operation.bodies or not step.makes:
+        return None
+    moments = [busiest_moment(fuse(body, *_arguments(operation), is_body=True)) for body in operation.bodies]
+    return max(moments, key=lambda moment: moment.bytes)
+
+
+def _arguments(operation: Operation) -> tuple[range, range]:
+    """Numbers of the arguments of a body that are carried, and of those that are slices."""
+    form = operation.form
+    if isinstance(form, Scan):
+        first, last = form.constants, form.constants + form.carried
+        return range(first, last), range(last, len(operation.operands))
+    if isinstance(form, While):
+        return range(form.constants, form.constants + len(operation.results)), range(0)
+    return range(0), range(0)
+
+
+def in_order(steps: list[Step]) -> list[Step]:
+    """Steps breadth first."""
+    missing = {step: len({buffer.maker for buffer in step.reads}) for step in steps}
+    readers: dict[Step, list[Step]] = {step: [] for step in steps}
+    for step in steps:
+        for maker in dict.fromkeys(buffer.maker for buffer in step.reads):
+            readers[maker].append(step)
+    ready = deque(step for step in steps if not missing[step])
+    order = []
+    while ready:
+        order.append(step := ready.popleft())
+        for reader in readers[step]:
+            missing[reader] -= 1
+            if not missing[reader]:
+                ready.append(reader)
+    return order
+
+
+def set_lifetimes(steps: list[Step], kept: list[Buffer]) -> list[Buffer]:
+    """Note in every buffer from which step to which it is there. Returns all of them."""
+    buffers = []
+    for number, step in enumerate(steps):
+        for buffer in step.makes:
+            buffer.start = 0 if buffer.at_start else number
+            buffer.end = number
+            buffers.append(buffer)
+        for buffer in step.reads:
+            buffer.end, buffer.last = number, step
+    for buffer in kept:
+        buffer.end = len(steps)
+    for number, step in enumerate(steps):
+        free = [buffer for buffer, same in step.reads.items() if same and buffer.end == number]
+        for made in step.makes:
+            if made.at_start:
+                continue
+            taken = next((buffer for buffer in free if buffer.bytes == made.bytes), None)
+            if taken is not None:
+                free.remove(taken)
+                made.start = number + 1
+    return buffers

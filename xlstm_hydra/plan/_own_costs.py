@@ -7,7 +7,7 @@ Any Flax Linen class is traced. A class that is none, or whose kernels JAX canno
   one of its modules; its gradient is scattered once per pass. Every other gradient is summed once a step.
 - Where `parallel.remat` is empty, all that was gathered is kept for the backward pass, otherwise one layer of it at a
   time, and its gradient beside it.
-- Collectives of tensor and pipeline parallelism are the model's own business: `Share` says how it is cut.
+- Collectives of tensor and pipeline parallelism are the model's own business: `DeviceShare` says how it is cut.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from xlstm_hydra.configs import RunConfig, module_name_rules
-from xlstm_hydra.parallel import LAYERS, Parameter, Placement, place
+from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.parallel import LAYERS, Parameter, Placement, shard_parameter
 from xlstm_hydra.problems import ConfigError
 
 from ._counts import Counts, Exchange
@@ -27,7 +27,7 @@ from ._memory import Memory, state_bytes
 
 
 @dataclass(frozen=True)
-class Share:
+class DeviceShare:
     """What one device computes in one pass: of `gradient_accumulate_steps` passes, a step has so many."""
 
     rows: int
@@ -51,7 +51,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Activations:
-    """What a model's forward and backward pass over a `Share` need on a device, beside parameters and gradients."""
+    """Needs of a model's forward and backward pass over a `DeviceShare`, beside parameters and gradients."""
 
     kept: int
     """Bytes kept of the forward pass for the backward pass."""
@@ -86,37 +86,37 @@ class ModelCosts(Protocol):
         """Class names that `parallel.remat` and `parallel.fsdp_modules` can name."""
         ...
 
-    def activations(self, share: Share) -> Activations:
+    def activations(self, share: DeviceShare) -> Activations:
         """What a pass over a device's share needs."""
         ...
 
 
 def own_costs(run: RunConfig) -> ModelCosts | None:
     """What the model class of a run says itself of its costs; None: it is traced."""
-    say = getattr(run.model.model_class, "plan_costs", None)
-    return None if say is None else say(run.model.model_config)
+    plan_costs = getattr(run.model.model_class, "plan_costs", None)
+    return None if plan_costs is None else plan_costs(run.model.model_config)
 
 
-def place_own(run: RunConfig, costs: ModelCosts, sizes: Mapping[str, int]) -> tuple[Placement, ...]:
+def shard_own_parameters(run: RunConfig, costs: ModelCosts, sizes: Mapping[str, int]) -> tuple[Placement, ...]:
     """Where the parameters of such a model live.
 
     Raises:
         ConfigError: `remat` or `fsdp_modules` names a class that is no module of the model.
     """
-    if problems := list(module_name_rules(run.parallel, tuple(costs.module_classes()))):
+    if problems := list(run.parallel.module_name_rules(tuple(costs.module_classes()))):
         raise ConfigError(problems)
-    return tuple(place(parameter, run.parallel, sizes) for parameter in costs.parameters())
+    return tuple(shard_parameter(parameter, run.parallel, sizes) for parameter in costs.parameters())
 
 
-def estimate(
+def own_memory_and_counts(
     run: RunConfig, costs: ModelCosts, placements: Sequence[Placement], sizes: Mapping[str, int]
 ) -> tuple[Memory, Counts]:
     """Memory and counts of a step of such a model."""
     passes, parallel = run.trainer.gradient_accumulate_steps, run.parallel
     data, fsdp, stages, tensor = (sizes[name] for name in parallel.axis_names())
     rows = run.trainer.batch_size // (data * fsdp * passes)
-    microbatches = run.microbatches(data, fsdp, stages)
-    share = Share(rows, tensor, stages, microbatches, tuple(parallel.remat), run.trainer.remat_policy)
+    microbatches = run.trainer.microbatches(data, fsdp, stages)
+    share = DeviceShare(rows, tensor, stages, microbatches, tuple(parallel.remat), run.trainer.remat_policy)
     activations = costs.activations(share)
     memory = Memory(
         **state_bytes(run, placements, sizes),

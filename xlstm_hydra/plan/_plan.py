@@ -3,23 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig
+from xlstm_hydra.errors import TaskError, reason, versions
 from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, bubble_fraction
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.step import Objective, build_objective
+from xlstm_hydra.step import ShardedLoss, build_sharded_loss
 
 from ._counts import Counts, count
-from ._error import planning
+from ._jaxpr import trace_loss
 from ._memory import Memory, step_memory
-from ._own_costs import estimate, own_costs, place_own
+from ._own_costs import own_costs, own_memory_and_counts, shard_own_parameters
 from ._time import StepTime, step_time
-from ._trace import trace
+
+
+class PlanError(TaskError):
+    """No plan can be made, although the config is valid: the model cannot be traced without devices, or this JAX makes
+    programs that the planner cannot read."""
+
+    def __init__(self, why: str, fix: str = "") -> None:
+        """Args:
+        why: the reason, without a full stop.
+        fix: what can be done without a plan.
+        """
+        self.why = why
+        fixes = " ".join(filter(None, [fix, "HYDRA_FULL_ERROR=1 prints the traceback."]))
+        super().__init__(f"no plan can be made: {self.reason}. {fixes}")
+
+    @property
+    def reason(self) -> str:
+        """Why not, and the versions of what planning depends on."""
+        return f"{self.why} ({versions('xlstm-hydra', 'jax', 'jaxlib')})"
+
+
+@contextmanager
+def planning(fix: str = "") -> Iterator[None]:
+    """Raise what goes wrong while a plan is made as a `PlanError`, so that callers can continue without a plan.
+
+    Args:
+        fix: what can be done without a plan.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except PlanError as error:
+        raise (PlanError(error.why, fix) if fix else error) from error.__cause__
+    except Exception as error:
+        raise PlanError(reason(error).rstrip("."), fix) from error
 
 
 @dataclass(frozen=True)
@@ -93,7 +130,7 @@ def make_plan(
         PlanError: the model cannot be traced, or this JAX makes programs that cannot be read.
     """
     if isinstance(run.model.model_class, str):
-        fix = "`xlstm_hydra.hydra.resolve_classes(run.model)` is the model with it."
+        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` is the model with it."
         raise ConfigError([Problem({"model_class": run.model.model_class}, "the class itself is needed", fix)])
     if num_devices < 1:
         raise ConfigError([Problem({"num_devices": num_devices}, "a run has one device or more")])
@@ -102,22 +139,22 @@ def make_plan(
     mesh = abstract_mesh(run.parallel, num_devices)
     costs = own_costs(run)
     if costs is None:
-        return plan_objective(build_objective(run, mesh, parameters), device)
+        return plan_sharded_loss(build_sharded_loss(run, mesh, parameters), device)
     sizes = dict(mesh.shape)
-    placements = place_own(run, costs, sizes)
-    return _plan(run, device, sizes, placements, *estimate(run, costs, placements, sizes))
+    placements = shard_own_parameters(run, costs, sizes)
+    return _plan(run, device, sizes, placements, *own_memory_and_counts(run, costs, placements, sizes))
 
 
 @planning()
-def plan_objective(objective: Objective, device: DeviceConfig) -> Plan:
-    """Plan a run whose objective is there already, on a mesh with devices or without.
+def plan_sharded_loss(loss: ShardedLoss, device: DeviceConfig) -> Plan:
+    """Plan a run whose loss is there already, on a mesh with devices or without.
 
     Raises:
         PlanError: as `make_plan`.
     """
-    program = trace(objective)
-    memory, counts = step_memory(objective, program), count(program)
-    return _plan(objective.run, device, dict(objective.mesh.shape), objective.placements, memory, counts)
+    program = trace_loss(loss)
+    memory, counts = step_memory(loss, program), count(program)
+    return _plan(loss.run, device, dict(loss.mesh.shape), loss.placements, memory, counts)
 
 
 def _plan(
@@ -139,7 +176,7 @@ def _plan(
         placements=placements,
         memory=memory,
         counts=counts,
-        bubble=bubble_fraction(stages, run.microbatches(data, fsdp, stages)),
+        bubble=bubble_fraction(stages, run.trainer.microbatches(data, fsdp, stages)),
         time=step_time(counts, sizes, across, device) if device.has_speeds else None,
     )
 

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from xlstm_hydra.configs import ParallelConfig, RunConfig
+from xlstm_hydra.configs.language_model import LanguageModelConfig
 from xlstm_hydra.parallel import Parameter, abstract_mesh
-from xlstm_hydra.step import build_objective
+from xlstm_hydra.step import build_sharded_loss
 
 from ._counts import Counts, count
-from ._dataflow import read_dataflow
+from ._dataflow import Graph, Operation, read_dataflow
+from ._equations import Call, Equation, Program, Scan, UnknownForm
+from ._fusion import fuse
+from ._jaxpr import trace_loss
 from ._layouts import SHARDING, assembled, closed
-from ._memory import bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
-from ._phases import PHASES, busiest_by_phase, split
+from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._plan import Plan
-from ._trace import trace
 
 Numbers = Mapping[Any, float]
 """Quantities of a program, by what they are of. Those of `share` are for each byte of parameters, or each row."""
@@ -43,14 +45,14 @@ def probe(
     alone = {"gradient_accumulate_steps": 1, "pipeline_microbatches": None, "pipeline_remat": False}
     trainer = replace(run.trainer, batch_size=rows * fsdp, **alone)
     run = assembled(run, model=replace(run.model, parallel=layout), trainer=trainer)
-    objective = build_objective(run, abstract_mesh(layout, fsdp * tensor), parameters)
-    program = trace(objective)
+    loss = build_sharded_loss(run, abstract_mesh(layout, fsdp * tensor), parameters)
+    program = trace_loss(loss)
     graph = read_dataflow(program)
-    state = state_bytes(run, objective.placements, objective.mesh.shape, parts_read(objective, graph))
+    state = state_bytes(run, loss.placements, loss.mesh.shape, parts_read(loss, graph))
     moments = busiest_by_phase(run, graph)
     numbers: dict[Any, float] = {}
     for phase, moment in moments.items():
-        kinds = bytes_by_kind(objective, graph, moment)
+        kinds = bytes_by_kind(loss, graph, moment)
         numbers["share", phase] = kinds.pop("gradients") / state["parameters"]
         numbers |= {("memory", phase, kind): size for kind, size in kinds.items()}
     numbers["share", "update"] = update_bytes(run, graph) / state["parameters"]
@@ -134,3 +136,56 @@ class Fit:
             return self._slope
         share = (1 / tensor - 1 / self._width) / (1 / self._other_width - 1 / self._width)
         return self._slope + share * (self._other_slope - self._slope)
+
+
+# ---- phases of a step
+
+PHASES = ("forward", "backward", "outside")
+"""The parts of a program."""
+
+
+def split(run: RunConfig, program: Program) -> dict[str, Program]:
+    """The same program thrice, each time with one of its parts alone."""
+    mapped, inner = _mapped(program)
+    length = _stack_length(run)
+    loops = [equation for equation in inner.equations if _is_stack(equation, length)]
+    others = [equation for equation in inner.equations if equation not in loops]
+
+    def only(equations: Sequence[Equation]) -> Program:
+        local = replace(mapped, form=Call(replace(inner, equations=tuple(equations))))
+        return replace(program, equations=(local,))
+
+    return dict(zip(PHASES, (only(loops[:1]), only(loops[1:]), only(others)), strict=True))
+
+
+def _mapped(program: Program) -> tuple[Equation, Program]:
+    """The `shard_map` of a program, and what each device does in it."""
+    for equation in program.equations:
+        if equation.name == "shard_map" and isinstance(equation.form, Call):
+            return equation, equation.form.program
+    raise UnknownForm("no `shard_map` in the program of loss and gradients")
+
+
+def busiest_by_phase(run: RunConfig, graph: Graph) -> dict[str, Moment]:
+    """The moment of each part when most bytes are in memory."""
+    length = _stack_length(run)
+
+    def phase(operation: Operation | None) -> str:
+        if operation is None or not _is_stack(operation, length):
+            return "outside"
+        return "backward" if operation.backward else "forward"
+
+    return busiest_moments(fuse(graph), phase)
+
+
+def _is_stack(one: Equation | Operation, length: int | None) -> bool:
+    """True for a loop over the blocks."""
+    return isinstance(one.form, Scan) and one.form.length == length
+
+
+def _stack_length(run: RunConfig) -> int | None:
+    """Rounds of the loop over the blocks; None where there is none."""
+    config = run.model.model_config
+    if not isinstance(config, LanguageModelConfig) or not config.scan_blocks:
+        return None
+    return config.num_blocks // config.scan_period()

@@ -1,18 +1,18 @@
-"""A plan as text: what `task=plan` prints, and the few lines that a training run begins with."""
+"""Plans, layouts and changes as text: what `task=plan` prints, and the few lines that a training run begins with."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from xlstm_hydra._table import table
-from xlstm_hydra.parallel import Placement
+from xlstm_hydra._table import gib, in_bytes, in_ms, milliseconds, table, tera
+from xlstm_hydra.parallel import Placement, split_with
 
+from ._changes import Change
 from ._plan import Plan
+from ._search import Search, layout_overrides
 from ._time import product_rate, step_traffic
-from ._units import gib, in_bytes, in_ms, milliseconds, tera
-from ._whole import split_with
 
 MEMORY_KINDS = {
     "parameters": "parameters",
@@ -33,7 +33,7 @@ def report(plan: Plan, parameters: str = "modules") -> str:
     """The whole plan, but for the verdict.
 
     Args:
-        plan: what is told.
+        plan: the plan.
         parameters: whether the table of parameters has a line for each of the `modules`, or `all`, or `none` is shown.
     """
     parts = [_head(plan), _parameters(plan, parameters), _memory(plan), _work(plan), _communication(plan), _time(plan)]
@@ -45,10 +45,10 @@ def summary(plan: Plan) -> list[str]:
     """The plan in two lines, and a note on what it does not know."""
     memory, device = plan.memory, plan.device
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
-    told = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
+    parts = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
     there = f"{in_bytes(memory.total)} on a device that has {in_bytes(device.memory_bytes)} ({device.name})"
     lines = [
-        f"memory: {there}, most in {memory.moment} ({told}, ...): {'fits' if plan.fits else 'does not fit'}",
+        f"memory: {there}, most in {memory.moment} ({parts}, ...): {'fits' if plan.fits else 'does not fit'}",
     ]
     if plan.time is not None:
         lines.append(f"time: {_bound(plan)}")
@@ -69,18 +69,16 @@ def _head(plan: Plan) -> Iterator[str]:
     name = run.model.class_path().rpartition(".")[2]
     optimizer, trainer = run.optimizer.name, run.trainer
     yield f"plan of {name} with {plan.num_parameters:,} parameters, {optimizer}"
-    place = _place(plan)
-    hosts = f"{plan.num_hosts} {place}{'s' if plan.num_hosts > 1 else ''}"
-    across = (
-        f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {place}s"
-    )
-    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {place}: {hosts}"
+    host = _host_name(plan)
+    hosts = f"{plan.num_hosts} {host}{'s' if plan.num_hosts > 1 else ''}"
+    across = f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {host}s"
+    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {host}: {hosts}"
     yield f"mesh     {' '.join(f'{axis}={size}' for axis, size in sizes.items())}; {across}"
     data, fsdp, pipeline, _ = sizes.values()
     rows = trainer.batch_size // (data * fsdp)
     parts = f" in {trainer.gradient_accumulate_steps} parts" if trainer.gradient_accumulate_steps > 1 else ""
     parts += (
-        ", the fewest that the layout can use" if trainer.batch_size == run.batch_unit(data, fsdp, pipeline) else ""
+        ", the fewest that the layout can use" if trainer.batch_size == trainer.batch_unit(data, fsdp, pipeline) else ""
     )
     yield (
         f"batch    {trainer.batch_size:,} x {plan.tokens // trainer.batch_size:,} tokens = {plan.tokens:,} in a step; "
@@ -91,7 +89,7 @@ def _head(plan: Plan) -> Iterator[str]:
         kept = "" if trainer.remat_policy == "nothing" else f", which keep {trainer.remat_policy}"
         yield f"remat    {', '.join(parallel.remat)}{kept}"
     if pipeline > 1:
-        count = run.microbatches(data, fsdp, pipeline)
+        count = run.trainer.microbatches(data, fsdp, pipeline)
         yield f"pipeline {pipeline} stages, {count} microbatches; a stage is idle for {plan.bubble:.1%} of the time"
 
 
@@ -237,8 +235,8 @@ def _communication(plan: Plan) -> Iterator[str]:
     ]
     if not rows:
         return
-    place = _place(plan)
-    sent = (f"sent in {place}", f"to other {place}s")
+    host = _host_name(plan)
+    sent = (f"sent in {host}", f"to other {host}s")
     yield from table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
 
 
@@ -267,6 +265,45 @@ def _bound(plan: Plan) -> str:
     )
 
 
-def _place(plan: Plan) -> str:
+def _host_name(plan: Plan) -> str:
     """What the fast links connect."""
     return {"tpu": "slice"}.get(plan.device.platform, "host")
+
+
+# ---- layouts and changes
+
+
+def search_report(found: Search) -> str:
+    """The best layouts, each with what selects it."""
+    tried = (
+        f"{found.tried:,} layouts of {found.num_devices} x {found.device.name}, {len(found.refused):,} more are invalid"
+    )
+    fit = f"{len(found.fitting):,} fit in {in_bytes(found.limit)}"
+    head = ("", "GiB", "ms", "bound by", "typed instead of the layout")
+    rows = [
+        (
+            str(number),
+            gib(plan.memory.total),
+            "" if plan.time is None else milliseconds(plan.time.seconds),
+            "" if plan.time is None else plan.time.bound_by,
+            " ".join(layout_overrides(plan.run, found.run)) or "what is the default",
+        )
+        for number, plan in enumerate(found.best, 1)
+    ]
+    lines = [f"{tried}; {fit}"]
+    if rows:
+        lines += [f"the fastest {len(rows)}:", *table([head, *rows], left=(3, 4))]
+    return "\n".join(lines)
+
+
+def changes_report(changes: Sequence[Change]) -> Iterator[str]:
+    """What to type behind what was typed, so that the run fits."""
+    if not changes:
+        return
+    yield "it fits with one of:"
+    rows = []
+    for change in changes:
+        time = change.cost.time
+        speed = "" if time is None else f"{in_ms(time.seconds)} a step"
+        rows.append((f"  {' '.join(change.overrides)}", in_bytes(change.needed), speed))
+    yield from table(rows, left=(0,))

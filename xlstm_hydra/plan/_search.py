@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig, fitting_batch
+from xlstm_hydra._hooks import hooks
+from xlstm_hydra._table import in_bytes, in_ms
+from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig
 from xlstm_hydra.models import list_parameters
 from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 from xlstm_hydra.problems import ConfigError, Problem, show
-from xlstm_hydra.step import idle_settings
+from xlstm_hydra.step import unused_settings
 
-from ._error import planning
+from ._estimate import Estimate, LayoutEstimator
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
-from ._plan import Plan, make_plan
-from ._scale import Estimate, Scale
-from ._units import in_bytes, in_ms
+from ._plan import Plan, make_plan, planning
 
 SEARCH_VERSION = 1
 """Format of what `Search.to_dict` gives."""
@@ -102,8 +102,8 @@ class Search:
 def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int = 10) -> Search:
     """Compare the layouts that a run could have on so many devices; see `layouts`.
 
-    All are estimated by arithmetic. The best are then planned one by one, so that what is said of these is what
-    `make_plan` says.
+    All are estimated by arithmetic. The best are then planned one by one, so that their figures are those
+    of `make_plan`.
 
     Args:
         run: whose `model_class` is a class.
@@ -128,12 +128,12 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
     runs = [one for one in found if isinstance(one, RunConfig)]
     traced = 0
     if costs is None and runs:
-        scale = Scale(runs, num_devices, device, parameters)
-        idle = [_idle(scale, one) for one in runs]
-        refused += [one for one in idle if one is not None]
-        runs = [one for one, refusal in zip(runs, idle, strict=True) if refusal is None]
-        estimates: list[Plan | Estimate] = [scale.estimate(one) for one in runs]
-        traced = scale.traced
+        estimator = LayoutEstimator(runs, num_devices, device, parameters)
+        unused = [_unused_settings(estimator, one) for one in runs]
+        refused += [one for one in unused if one is not None]
+        runs = [one for one, refusal in zip(runs, unused, strict=True) if refusal is None]
+        estimates: list[Plan | Estimate] = [estimator.estimate(one) for one in runs]
+        traced = estimator.traced
     else:
         estimates = [make_plan(one, num_devices, device) for one in runs]
     fitting = sorted((one for one in estimates if one.memory.total <= limit), key=speed)
@@ -152,10 +152,10 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
     )
 
 
-def _idle(scale: Scale, run: RunConfig) -> Refusal | None:
-    """Why a layout is none for this model: a setting that no parameter of it takes part in."""
-    mesh = abstract_mesh(run.parallel, scale.num_devices)
-    problems = tuple(idle_settings(run, mesh_axes(run.parallel, mesh), scale.placements(run)))
+def _unused_settings(estimator: LayoutEstimator, run: RunConfig) -> Refusal | None:
+    """The refusal of a layout with a setting that applies to no parameter of the model; None if there is none."""
+    mesh = abstract_mesh(run.parallel, estimator.num_devices)
+    problems = tuple(unused_settings(run, mesh_axes(run.parallel, mesh), estimator.placements(run)))
     data, fsdp, pipeline, tensor = mesh.shape.values()
     return Refusal((data, fsdp, pipeline, tensor), problems) if problems else None
 
@@ -190,13 +190,11 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
     Args:
         run: with the layout.
         typed: the run that differs from it in its layout only.
-        brief: as few characters as the options of the group allow, for which they are composed (50 ms). Otherwise
-            field by field.
+        brief: as few characters as the options of the group allow, for which Hydra composes them (50 ms). Otherwise,
+            and without Hydra, field by field.
     """
-    if brief:
-        from xlstm_hydra.hydra import shortest_layout  # loads Hydra, which a plan does not need
-
-        texts = shortest_layout(run)
+    if brief and hooks.shortest_layout is not None:
+        texts = hooks.shortest_layout(run)
     else:
         fields, default = run.parallel.to_dict(), ParallelConfig()
         changes = {key: value for key, value in fields.items() if value != default.get(key)}
@@ -210,7 +208,7 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
 def open_batch(run: RunConfig, typed: RunConfig) -> dict[str, int]:
     """The batch of a run, where perhaps it was not typed, and would be another one with the layout of `run`."""
     is_open = isinstance(typed.task, PlanTaskConfig)  # of other tasks the default is the same for all layouts
-    is_another = is_open and run.trainer.batch_size == fitting_batch(typed) != fitting_batch(run)
+    is_another = is_open and run.trainer.batch_size == typed.fitting_batch() != run.fitting_batch()
     return {"trainer.batch_size": run.trainer.batch_size} if is_another else {}
 
 
@@ -248,7 +246,7 @@ def _row(typed: RunConfig, one: Plan | Estimate, *, brief: bool = False) -> dict
         "sizes": dict(one.sizes),
         "remat": one.run.parallel.remat,
         "gradient_accumulate_steps": one.run.trainer.gradient_accumulate_steps,
-        "pipeline_microbatches": one.run.microbatches(*list(one.sizes.values())[:3]),
+        "pipeline_microbatches": one.run.trainer.microbatches(*list(one.sizes.values())[:3]),
         "fsdp_gather_dtype": one.run.parallel.fsdp_gather_dtype,
         "memory_bytes": one.memory.total,
         "seconds": None if time is None else time.seconds,

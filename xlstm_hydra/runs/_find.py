@@ -1,18 +1,19 @@
-"""The checkpoint that a user names, under whatever path it lies, and what to type where a path is not one."""
+"""The checkpoints and runs that a user names, under whatever path they lie, and what to type if a path is not one."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xlstm_hydra._logging import log
-from xlstm_hydra.formats import hub_address, hub_id, model_in
 from xlstm_hydra.problems import ConfigError, either
 
+from ._hub import hub_address, hub_id, model_in
 from ._links import refuse_links_out
 from ._paths import (
     FOLDER,
@@ -24,6 +25,7 @@ from ._paths import (
     known_step,
     refused,
     run_of,
+    saved_steps,
     step_in_name,
     steps_folder,
     to_path,
@@ -34,13 +36,17 @@ _SHOWN = 8
 """Runs that a message lists before it counts the rest."""
 _LOOKED_AT = 1000
 """Folders that are looked at for runs."""
+_KEYS = ("--from", "resume", "resume_sweep", "task.checkpoint", "checkpoint.init_from", "checkpoint.restore")
+_SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
+_SWEEP, _METADATA = "sweep.jsonl", "metadata"
+"""Names of the record in the folder of a sweep, and of the folder of the metadata in a checkpoint."""
 
 
-def find_checkpoint(place: str, key: str = RESTORE) -> Path:
-    """The folder of the checkpoint that a place names.
+def find_checkpoint(source: str, key: str = RESTORE) -> Path:
+    """The folder of the checkpoint that a source names.
 
     Args:
-        place: a run or the folder of its checkpoints (the latest one), either of them with `@STEP` or the name of a
+        source: a run or the folder of its checkpoints (the latest one), either of them with `@STEP` or the name of a
             copy or link behind it, or a checkpoint, or a file in it. On this machine, or the address of a bucket such
             as `gs://bucket/runs/a@2000`.
         key: where the user typed it, for messages.
@@ -48,45 +54,45 @@ def find_checkpoint(place: str, key: str = RESTORE) -> Path:
     Raises:
         ConfigError: there is no such run, it has no such step, or several could be meant.
     """
-    with reached(place, key):
-        return _find(place, key)
+    with reached(source, key):
+        return _find(source, key)
 
 
-def checkpoints_of_run(place: str, key: str = RESTORE) -> dict[int, Path]:
-    """Return the finished checkpoints of the run that a place names without a step, by step; none for another place."""
-    with reached(place, key):
-        path = to_path(place)
+def checkpoints_of_run(source: str, key: str = RESTORE) -> dict[int, Path]:
+    """Return the finished checkpoints of the run that a source names without a step, by step; none for others."""
+    with reached(source, key):
+        path = to_path(source)
         return checkpoints_at(Path(os.path.abspath(path)) if isinstance(path, Path) else path)
 
 
 @contextmanager
-def reached(place: str, key: str) -> Iterator[None]:
-    """Make one message of whatever keeps a place from being read."""
-    if on_hub := hub_address(place):
-        raise refused(place, *on_hub, key)
+def reached(source: str, key: str) -> Iterator[None]:
+    """Make one message of whatever keeps a source from being read."""
+    if on_hub := hub_address(source):
+        raise refused(source, *on_hub, key)
     try:
         yield
     except (OSError, ImportError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
-        fix = "gs:// and s3:// need pip install 'xlstm-hydra[remote]'." if "://" in place else ""
+        fix = "gs:// and s3:// need pip install 'xlstm-hydra[remote]'." if "://" in source else ""
         text = getattr(error, "strerror", None) or error
         text = f"unsupported storage {error}" if isinstance(error, KeyError) else text
-        raise refused(place, f"cannot be read: {text}", fix, key) from None
+        raise refused(source, f"cannot be read: {text}", fix, key) from None
 
 
-def _find(place: str, key: str) -> Path:
-    path = to_path(place)
+def _find(source: str, key: str) -> Path:
+    path = to_path(source)
     if saved := checkpoints_at(path):
-        return _inside(_latest(path, saved), path, place, key)
+        return _inside(_latest(path, saved), path, source, key)
     if (found := _checkpoint_around(path)) is not None:
         if not is_finished(found):
-            raise refused(place, f"{found.name} is not a complete checkpoint: it was not saved completely", _FIX, key)
-        return _inside(found, run_of(found) or found, place, key)
-    name, _, wanted = place.rpartition("@")
+            raise refused(source, f"{found.name} is not a complete checkpoint: it was not saved completely", _FIX, key)
+        return _inside(found, run_of(found) or found, source, key)
+    name, _, wanted = source.rpartition("@")
     if name and not path.exists():
-        return _inside(_named(to_path(name), wanted.rstrip("/"), place, key), to_path(name), place, key)
-    raise refused(place, *_explained(path), key)
+        return _inside(_named(to_path(name), wanted.rstrip("/"), source, key), to_path(name), source, key)
+    raise refused(source, *_explained(path), key)
 
 
 def _checkpoint_around(path: Path) -> Path | None:
@@ -96,18 +102,18 @@ def _checkpoint_around(path: Path) -> Path | None:
     return next((folder for folder in (path, *list(path.parents)[:3]) if is_checkpoint(folder)), None)
 
 
-def _latest(place: Path, saved: dict[int, Path]) -> Path:
+def _latest(source: Path, saved: dict[int, Path]) -> Path:
     """The latest checkpoint that has metadata; the latest of all where none has, for the message."""
     newest = next((step for step in sorted(saved, reverse=True) if has_metadata(saved[step])), None)
     if newest is None:
         return saved[max(saved)]
-    if left_out := [str(item) for item in _items(steps_folder(place)) if (step_in_name(item) or 0) > newest]:
+    if left_out := [str(item) for item in _items(steps_folder(source)) if (step_in_name(item) or 0) > newest]:
         text = "skipped incomplete or damaged checkpoints: %s; using step %d"
         log.warning(text, ", ".join(left_out), newest)
     return saved[newest]
 
 
-def _named(run: Path, wanted: str, place: str, key: str) -> Path:
+def _named(run: Path, wanted: str, source: str, key: str) -> Path:
     """The checkpoint of a run by its step, or by the name of a copy or link beside it."""
     saved, is_step = checkpoints_at(run), wanted.isascii() and wanted.isdigit()
     if not saved and is_checkpoint(run):
@@ -115,17 +121,17 @@ def _named(run: Path, wanted: str, place: str, key: str) -> Path:
         if is_step and int(wanted) == step:
             return run
         what = "a checkpoint itself" if step is None else f"the checkpoint of step {step}"
-        raise refused(place, f"{run} is {what}", f"Leave out '@{wanted}'.", key)
+        raise refused(source, f"{run} is {what}", f"Leave out '@{wanted}'.", key)
     if is_step and int(wanted) in saved:
         return saved[int(wanted)]
     if wanted and not is_step and "/" not in wanted and is_checkpoint(steps_folder(run) / wanted):
         return steps_folder(run) / wanted
     if not saved:
-        raise refused(place, *_explained(run if is_step else to_path(place)), key)
+        raise refused(source, *_explained(run if is_step else to_path(source)), key)
     listed = f"Saved are steps {either(sorted(saved))}."
     if not is_step:
-        raise refused(place, f"expected a step number after '@', got {wanted!r}", listed, key)
-    raise refused(place, f"no checkpoint of step {wanted}", listed, key)
+        raise refused(source, f"expected a step number after '@', got {wanted!r}", listed, key)
+    raise refused(source, f"no checkpoint of step {wanted}", listed, key)
 
 
 def _explained(path: Path) -> tuple[str, str]:
@@ -188,13 +194,13 @@ def _items(folder: Path) -> list[Path]:
         return []
 
 
-def _inside(checkpoint: Path, root: Path, place: str, key: str) -> Path:
+def _inside(checkpoint: Path, root: Path, source: str, key: str) -> Path:
     """A checkpoint under a path that stays: links such as `latest` may lead elsewhere tomorrow.
 
     Args:
         checkpoint: its folder.
         root: the folder that the user named, in which the checkpoint was found.
-        place: what was typed, for messages.
+        source: what was typed, for messages.
         key: where.
 
     Raises:
@@ -203,5 +209,48 @@ def _inside(checkpoint: Path, root: Path, place: str, key: str) -> Path:
     if not isinstance(checkpoint, Path):
         return checkpoint
     root = root.parent if root.name == FOLDER and root != checkpoint else root
-    refuse_links_out(root, [checkpoint], {key: place}, "Copy what it leads to, or name that folder itself.")
+    refuse_links_out(root, [checkpoint], {key: source}, "Copy what it leads to, or name that folder itself.")
     return checkpoint.resolve() if checkpoint.is_symlink() else Path(os.path.abspath(checkpoint))
+
+
+def named_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders of the runs and sweeps that a command line names: with `--from`, `ckpt://`, `resume=`,
+    `resume_sweep=`, or as the checkpoint of a key."""
+    texts = [*arguments, ""]
+    sources = [after for text, after in zip(texts, texts[1:], strict=False) if text == "--from"]
+    sources += [text.partition("=")[2] for text in texts if text.partition("=")[0].lstrip("+") in _KEYS]
+    sources += [match[1] for text in texts for match in _SOURCE.finditer(text)]
+    return run_folders(sources)
+
+
+def run_folders(sources: Iterable[str]) -> list[Path]:
+    """Return the folders of the runs or sweeps that sources name: RUN, RUN@STEP, checkpoints, files in them."""
+    found: list[Path] = []
+    for source in sources:
+        with suppress(OSError, ValueError):  # such as a path that is too long, of which a message follows
+            found += _roots(source.strip("'\""))
+    return found
+
+
+def _roots(source: str) -> Iterator[Path]:
+    if not source or "://" in source:
+        return
+    source = os.path.expanduser(source)
+    for name in {source, source.rpartition("@")[0] or source}:
+        for path in {Path(os.path.abspath(name)), Path(os.path.realpath(name))}:
+            if path.is_file():
+                yield from (path.parent, *([path.parents[1]] if path.parent.name == _METADATA else []))
+            else:
+                yield path
+            for above in (path, *path.parents):
+                yield from _around(above)
+
+
+def _around(folder: Path) -> Iterator[Path]:
+    """Yield the folder of the run or sweep to which a folder belongs, as its name and its content show."""
+    if (folder / _SWEEP).is_file():
+        yield folder
+    if folder.parent.name == FOLDER and is_checkpoint(folder):
+        yield folder.parent.parent
+    if folder.name == FOLDER and saved_steps(folder.parent):
+        yield folder.parent

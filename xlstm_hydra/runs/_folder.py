@@ -9,26 +9,19 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from xlstm_hydra.problems import ConfigError, Problem
 
 from ._links import refuse_links_out
 from ._locks import LOCK_FILE, hold_folder
 from ._paths import FOLDER
-from ._start import ASIDE
+from ._starting_point import ASIDE
 
 log = logging.getLogger(__name__)
 
 _LARGE = 2**20
 """Bytes from which a file is not kept in memory."""
-
-WRITTEN = (
-    *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "search.json"),
-    *("metrics.csv", "evaluation.json", "generated.json", "outcome.json", "error.txt", "xlstm-hydra.log"),
-    *(FOLDER, ASIDE, "tensorboard", ".hydra"),
-)
-"""Files and folders that runs write into their folder."""
 
 OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
 """The way out if a folder cannot be used."""
@@ -36,6 +29,13 @@ OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
 
 class RunFolder:
     """A folder that a run writes into, and how the user named it."""
+
+    WRITTEN: ClassVar = (
+        *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "search.json"),
+        *("metrics.csv", "evaluation.json", "generated.json", "outcome.json", "error.txt", "xlstm-hydra.log"),
+        *(FOLDER, ASIDE, "tensorboard", ".hydra"),
+    )
+    """Files and folders that runs write into their folder."""
 
     def __init__(self, path: Path, given: Mapping[str, Any] | None = None, fix: str = OTHER_FOLDER) -> None:
         """Args:
@@ -96,7 +96,7 @@ class RunFolder:
         Raises:
             ConfigError: something in the folder is a link that leads out of it.
         """
-        own = [self.path / name for name in WRITTEN]
+        own = [self.path / name for name in self.WRITTEN]
         with self.writing():
             refuse_links_out(self.path, [*own, *files], self._given, f"Remove it, or use another folder. {self._fix}")
 

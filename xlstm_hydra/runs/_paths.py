@@ -87,9 +87,9 @@ def has_metadata(checkpoint: Path) -> bool:
     return True
 
 
-def steps_folder(place: Path) -> Path:
+def steps_folder(folder: Path) -> Path:
     """The folder with the checkpoints of a run, which may be given itself."""
-    return place / FOLDER if (place / FOLDER).is_dir() else place
+    return folder / FOLDER if (folder / FOLDER).is_dir() else folder
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -107,10 +107,10 @@ def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
     return _finished(run_folder / FOLDER)
 
 
-def checkpoints_at(place: Path) -> dict[int, Path]:
+def checkpoints_at(folder: Path) -> dict[int, Path]:
     """The same of a run, or of the folder of its checkpoints, which may have been copied or renamed."""
-    found = _finished(steps_folder(place))  # numbers name other things too, such as the jobs of a sweep
-    return {step: folder for step, folder in found.items() if is_checkpoint(folder)}
+    found = _finished(steps_folder(folder))  # numbers name other things too, such as the jobs of a sweep
+    return {step: path for step, path in found.items() if is_checkpoint(path)}
 
 
 def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
@@ -119,13 +119,13 @@ def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
     return {} if run is None else saved_checkpoints(run)
 
 
-def to_path(place: str) -> Path:
-    """A path on this machine, or one that behaves alike where the place is an address such as `gs://bucket/runs/a`."""
-    if "://" not in place:
-        return Path(os.path.expanduser(place))  # that of pathlib raises an error for a user who is not there
+def to_path(source: str) -> Path:
+    """A path on this machine, or one that behaves alike if the source is an address such as `gs://bucket/runs/a`."""
+    if "://" not in source:
+        return Path(os.path.expanduser(source))  # that of pathlib raises an error for a user who is not there
     from etils import epath  # only for storage elsewhere
 
-    return cast(Path, epath.Path(place))
+    return cast(Path, epath.Path(source))
 
 
 def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
@@ -161,9 +161,9 @@ def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Pat
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
 
 
-def refused(place: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
+def refused(source: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
     """An error about the checkpoint that `key` names."""
-    return ConfigError([Problem({key: place}, text, fix)])
+    return ConfigError([Problem({key: source}, text, fix)])
 
 
 def _finished(folder: Path) -> dict[int, Path]:

@@ -69,9 +69,9 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
         for setting in filter(None, settings.split("\0")):
             key, _, value = setting.partition("\n")
             _git(folder, "config", "--file", f"{empty}/config", key, value)
-        places = {"GIT_DIR": empty, "GIT_WORK_TREE": top}
-        places |= {"GIT_INDEX_FILE": str(folder / index), "GIT_OBJECT_DIRECTORY": str(folder / objects)}
-        changed = _git(Path(top), *_STATUS, **places)
+        paths = {"GIT_DIR": empty, "GIT_WORK_TREE": top}
+        paths |= {"GIT_INDEX_FILE": str(folder / index), "GIT_OBJECT_DIRECTORY": str(folder / objects)}
+        changed = _git(Path(top), *_STATUS, **paths)
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 

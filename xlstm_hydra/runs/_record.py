@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xlstm_hydra.configs import ConfigDict, ModelConfig
-from xlstm_hydra.formats import FORMAT, WRITER, decode_run, error, is_xlstm_jax, parse, read_xlstm_jax, upgrade
+from xlstm_hydra.codec import collect
+from xlstm_hydra.configs import ModelConfig, RecordedConfigs, RunConfig, read_configs
+from xlstm_hydra.formats import FORMAT, STRICT, VERSION, MetadataError, log_ignored, problems_beside
+from xlstm_hydra.problems import ConfigError, Problem, UnknownField
 
-from ._damage import told_under
-from ._ignored import log_ignored, unknown_fields_explained, unset_note
-from ._paths import read_metadata_text, refused
+from ._paths import RESTORE, read_metadata_text, refused
+from ._verify import attributed_to
+
+_WAYS = {
+    "checkpoint": "lenient=True ignores unknown fields.",
+    RESTORE: "checkpoint.lenient=true ignores unknown fields.",
+    "hydra.searchpath": "ckpt://RUN?lenient ignores unknown fields.",
+}
+"""How to read a record with unknown fields, by the key that names its checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class Record(RecordedConfigs):
     """What the metadata beside a checkpoint says, typed, whoever wrote it."""
-
-    writer: str
-    """xlstm_hydra or xlstm_jax."""
-
-    groups: Mapping[str, ConfigDict]
-    """The config of every group that was recorded, by the group's name: all of them in our own metadata; those that
-    xlstm-jax has too (model, parallel, optimizer, scheduler, trainer, checkpoint, logger) in its."""
-
-    content: Mapping[str, Any]
-    """The whole text as plain JSON values."""
-
-    unknown: tuple[str, ...] = ()
-    """Paths of fields that nobody knows, which only a lenient reading lets pass."""
-
-    unset: tuple[str, ...] = ()
-    """Paths of fields that nobody knows and that are null, so that they have no effect."""
-
-    notes: tuple[str, ...] = ()
-    """What was recorded, and why it stands in no group: it had no effect, or there is no counterpart."""
 
     @property
     def model(self) -> ModelConfig:
@@ -46,15 +37,15 @@ class Record:
         return model
 
 
-def refuse_to_continue(writer: str, place: str, key: str) -> None:
-    """Make sure that training can go on from a checkpoint, which takes more than its parameters.
+def refuse_to_continue(writer: str, path: str, key: str) -> None:
+    """Make sure that training can continue from a checkpoint, which takes more than its parameters.
 
     Raises:
         ConfigError: another program wrote it.
     """
     if writer != FORMAT:
         text = f"{writer} wrote it, and its optimizer state and position in the data are none of ours"
-        raise refused(place, text, f"To begin with its parameters: --from {place} checkpoint.init_from={place}", key)
+        raise refused(path, text, f"To begin with its parameters: --from {path} checkpoint.init_from={path}", key)
 
 
 def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
@@ -69,35 +60,11 @@ def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[t
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
     """
-    content = parse(text)
-    try:
-        if is_xlstm_jax(content):
-            groups, reading = read_xlstm_jax(content, lenient)
-            return Record(
-                writer=WRITER,
-                groups=groups,
-                content=content,
-                unknown=tuple(reading.unknown),
-                unset=tuple(reading.unset),
-                notes=tuple(dict.fromkeys([*reading.notes, *map(unset_note, reading.unset)])),
-            )
-        content = upgrade(content)
-        run, unknown = decode_run(content, classes, lenient)
-    except RecursionError:
-        raise error("", "nested too deeply to be metadata") from None
-    unset = tuple(key for problem in unknown if problem.is_null for key in problem.keys)
-    return Record(
-        writer=FORMAT,
-        groups=run.groups(),
-        content=content,
-        unknown=tuple(key for problem in unknown if not problem.is_null for key in problem.keys),
-        unset=unset,
-        notes=tuple(map(unset_note, unset)),
-    )
+    return Record(**vars(read_configs(text, lenient=lenient, classes=classes)))
 
 
 def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
-    """The record of a checkpoint.
+    """Return the record of a checkpoint.
 
     Args:
         checkpoint: its folder.
@@ -113,12 +80,12 @@ def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Ite
 
 
 def read_record_at(
-    place: Path, text: str | bytes, key: str, *, lenient: bool = False, classes: Iterable[type] = ()
+    path: Path, text: str | bytes, key: str, *, lenient: bool = False, classes: Iterable[type] = ()
 ) -> Record:
     """Read the metadata text of a checkpoint or of a file, and log the fields in it that are ignored.
 
     Args:
-        place: the checkpoint or the file, for messages.
+        path: the checkpoint or the file, for messages.
         text: see `read_record`.
         key: where the user named it, for messages.
         lenient: see `read_record`.
@@ -127,18 +94,45 @@ def read_record_at(
     Raises:
         ConfigError: it cannot be read.
     """
-    with told_under(key, place), unknown_fields_explained(key):
+    with attributed_to(key, path), _unknown_fields_explained(key):
         record = read_record(text, lenient=lenient, classes=classes)
-    log_ignored(str(place), record.unset, record.unknown)
+    log_ignored(str(path), record.unset, record.unknown)
     return record
 
 
-def read_model(text: str | bytes) -> ModelConfig:
-    """The model that a metadata text records, of ours or of xlstm-jax, with its class as a dotted path.
+def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
+    """Everything that a run was made from, as plain JSON values. Where its processes were is no part of that.
+
+    Args:
+        run: the config.
+        extra: what else belongs to the record, of those that `formats` allows beside the config. Plain JSON values.
 
     Raises:
-        MetadataError: with the path of every field that is wrong, missing or unknown.
+        ValueError: a value that JSON cannot hold, or that would not be read back.
     """
-    record = read_record(text)
-    log_ignored("metadata", record.unset, record.unknown)
-    return record.model
+    config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
+    content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
+    json.dumps(content, allow_nan=False)  # a bad value would otherwise fail later, in the thread that writes
+    wrong = [problem.at("config") for problem in collect(RunConfig, config, STRICT)[1]]
+    if problems := [*wrong, *problems_beside(content)]:
+        raise MetadataError(problems)
+    return content
+
+
+@contextmanager
+def _unknown_fields_explained(key: str) -> Iterator[None]:
+    """Add to an error about unknown fields how to read the record all the same.
+
+    Args:
+        key: where the user named the record.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise type(error)(_with_way_out(error.problems, _WAYS.get(key, "--lenient ignores unknown fields."))) from None
+
+
+def _with_way_out(problems: Sequence[Problem], way: str) -> list[Problem]:
+    """The problems, where the last one of an unknown field also has the way out."""
+    last = next((problem for problem in reversed(problems) if isinstance(problem, UnknownField)), None)
+    return [replace(each, fix=f"{each.fix} {way}".strip()) if each is last else each for each in problems]

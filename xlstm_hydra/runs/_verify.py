@@ -1,4 +1,4 @@
-"""Verification of the files of a checkpoint against its manifest."""
+"""Damage of a checkpoint: verification of its files against the manifest, and the errors that report it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from xlstm_hydra.problems import Problem
+from xlstm_hydra.problems import ConfigError, Problem
 
-from ._damage import DamageFound
 from ._manifest import MANIFEST, THREADS, BadManifest, Entry, entry_of, list_files, read_entry, read_manifest
 
 log = logging.getLogger("xlstm_hydra")
@@ -25,9 +24,31 @@ MARK = {"manifest": MANIFEST}
 _UNVERIFIED = {"checkpoint": "verify=False", **dict.fromkeys(("RUN", "A", "B"), "--no-verify")}
 """How the verification is turned off, by the key that names the checkpoint."""
 
+_LARGE = 2**20
+"""Size in bytes from which a file is verified while it is read; smaller ones are verified before."""
+
 _UNLISTED = f"is not listed in {MANIFEST}"
 
 _is_on: ContextVar[bool] = ContextVar("verification", default=True)
+
+
+class DamagedCheckpoint(ConfigError):
+    """Files of a checkpoint are missing, cut off or altered."""
+
+
+class DamageFound(DamagedCheckpoint):
+    """Files of a checkpoint differ from its manifest. Of several processes, all have found the same."""
+
+
+@contextmanager
+def attributed_to(key: str, checkpoint: Path | str) -> Iterator[None]:
+    """Attribute the problems that are found inside to the key that names a checkpoint."""
+    try:
+        yield
+    except ConfigError as error:
+        where = f"{key}={checkpoint}"
+        kind = type(error) if isinstance(error, DamagedCheckpoint) else ConfigError
+        raise kind(Problem.about(where, str(found)) for found in error.problems) from error.__cause__
 
 
 class Finding(NamedTuple):
@@ -53,7 +74,7 @@ def verification(on: bool) -> Iterator[None]:
         _is_on.reset(token)
 
 
-def manifest_of(checkpoint: Path, key: str) -> dict[str, Entry] | None:
+def _manifest_of(checkpoint: Path, key: str) -> dict[str, Entry] | None:
     """Return the manifest that the files of a checkpoint are verified with; None if there is none, or if verification
     is off.
 
@@ -65,10 +86,10 @@ def manifest_of(checkpoint: Path, key: str) -> dict[str, Entry] | None:
     try:
         return read_manifest(checkpoint)
     except BadManifest as error:
-        raise damaged(checkpoint, [Finding(MANIFEST, str(error))], key) from None
+        raise _damaged(checkpoint, [Finding(MANIFEST, str(error))], key) from None
 
 
-def note_missing(checkpoint: Path) -> None:
+def _note_missing(checkpoint: Path) -> None:
     """Log that the files of a checkpoint without a manifest are not verified."""
     if not _is_on.get():
         return
@@ -95,9 +116,9 @@ def read_verified(checkpoint: Path, name: str, key: str) -> bytes:
         DamageFound: it differs from the manifest.
         OSError: it cannot be read.
     """
-    content, manifest = (checkpoint / name).read_bytes(), manifest_of(checkpoint, key)
+    content, manifest = (checkpoint / name).read_bytes(), _manifest_of(checkpoint, key)
     if manifest is not None and (found := _difference(name, manifest.get(name), entry_of(content))):
-        raise damaged(checkpoint, [found], key)
+        raise _damaged(checkpoint, [found], key)
     return content
 
 
@@ -111,27 +132,27 @@ def damage_in(checkpoint: Path, *items: str) -> list[Finding]:
         manifest = read_manifest(checkpoint) if _is_on.get() else None
     except BadManifest as error:
         return [Finding(MANIFEST, str(error))]
-    return [] if manifest is None else [*find_damage(checkpoint, select(manifest, items))]
+    return [] if manifest is None else [*_find_damage(checkpoint, _select(manifest, items))]
 
 
-def select(manifest: Mapping[str, Entry], items: Sequence[str]) -> dict[str, Entry]:
+def _select(manifest: Mapping[str, Entry], items: Sequence[str]) -> dict[str, Entry]:
     """Return the entries of the files that reading some items takes: theirs, and those that describe the checkpoint.
     All entries, if no item is given."""
     wanted = {*items, ""} if items else {name.partition("/")[0] if "/" in name else "" for name in manifest}
     return {name: entry for name, entry in manifest.items() if name.rpartition("/")[0].partition("/")[0] in wanted}
 
 
-def find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[Finding]:
+def _find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[Finding]:
     """Compare files with their entries, several at a time. Yields what is wrong.
 
     Raises:
         OSError: the machine cannot read a file that is there.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from filter(None, pool.map(finder(checkpoint), entries.items()))
+        yield from filter(None, pool.map(_finder(checkpoint), entries.items()))
 
 
-def finder(checkpoint: Path) -> Callable[[tuple[str, Entry]], Finding | None]:
+def _finder(checkpoint: Path) -> Callable[[tuple[str, Entry]], Finding | None]:
     """Return a function of a path and its entry that returns what is wrong with the file, or None."""
 
     def find(item: tuple[str, Entry]) -> Finding | None:
@@ -156,11 +177,63 @@ def _difference(name: str, expected: Entry | None, found: Entry) -> Finding | No
     return None
 
 
-def damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFound:
+def _damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFound:
     """Return an error about a checkpoint that a key names, with the first damaged files."""
     more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
     way_out = f"Choose another step; {_UNVERIFIED.get(key, 'checkpoint.verify=false')} reads it as it is."
     return DamageFound([Problem.about(f"{key}={checkpoint}", f"{found[0]}{more}", way_out)])
+
+
+@contextmanager
+def verified_files(
+    checkpoint: Path, key: str, items: Sequence[str], processes: tuple[int, int], of_all: Callable[[str], list[str]]
+) -> Iterator[None]:
+    """Verify some items of a checkpoint that are read inside. A checkpoint without a manifest is noted in the log.
+
+    One process verifies large files at the same time, so that they are read from the disk once. Several processes do it
+    before: each verifies a share of the files, and all know the result.
+
+    Args:
+        checkpoint: its folder.
+        key: where the user named it, for messages.
+        items: the folders in it that are read; all, if none is given.
+        processes: the number of this process, and how many there are.
+        of_all: returns the texts of all processes, where all call it with theirs.
+
+    Raises:
+        DamageFound: a file differs from the manifest, whatever else was raised inside.
+    """
+    manifest = _manifest_of(checkpoint, key)
+    if manifest is None:
+        _note_missing(checkpoint)
+        yield
+        return
+    entries = _select(manifest, items)
+    before, meanwhile = _split(entries) if processes[1] == 1 else (_share(entries, *processes), {})
+    texts = of_all(json.dumps([*_find_damage(checkpoint, before)]))
+    if found := [Finding(*each) for text in texts for each in json.loads(text)]:
+        raise _damaged(checkpoint, found, key)
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending = pool.map(_finder(checkpoint), meanwhile.items())
+        try:
+            yield
+        except Exception as error:  # it may come from the damage; if not, it is not of interest here
+            if found := [*filter(None, pending)]:
+                raise _damaged(checkpoint, found, key) from error
+            raise
+        if found := [*filter(None, pending)]:
+            raise _damaged(checkpoint, found, key)
+
+
+def _split(entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    large = {name: entry for name, entry in entries.items() if entry.size >= _LARGE}
+    return {name: entry for name, entry in entries.items() if name not in large}, large
+
+
+def _share(entries: Mapping[str, Entry], number: int, count: int) -> dict[str, Entry]:
+    """The files that a process verifies: of those in order of their size, one of as many as there are processes."""
+    names = sorted(entries, key=lambda name: (entries[name].size, name))
+    return {name: entries[name] for name in names[number::count]}
 
 
 @dataclass
@@ -189,7 +262,7 @@ def judge(checkpoint: Path) -> Verdict:
     if manifest is None:
         text = "is missing, as in checkpoints of earlier versions and of xlstm-jax: the files cannot be verified"
         return Verdict(notes=[Finding(MANIFEST, text)])
-    verdict = Verdict(len(manifest), [*find_damage(checkpoint, manifest)])
+    verdict = Verdict(len(manifest), [*_find_damage(checkpoint, manifest)])
     items = {name.partition("/")[0] for name in manifest if "/" in name}
     for name in list_files(checkpoint):
         if name not in manifest:

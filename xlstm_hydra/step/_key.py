@@ -1,40 +1,24 @@
-"""What a plan depends on, and what it does not."""
+"""What a plan and a compiled step depend on."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from xlstm_hydra.configs import RunConfig
-
-IDLE_GROUPS = ("task", "data", "scheduler", "checkpoint", "logger", "device")
-"""Groups that change no step. The device of a plan is given to it apart from the run."""
-
-IDLE = {
-    "trainer": (
-        *("max_steps", "seed", "eval_every_n_steps", "eval_batches"),
-        *("simulated_devices", "compilation_cache_dir", "ignore_plan", "check_for_nan", "debug_nans"),
-    ),
-    "optimizer": ("eps",),
-}
-"""Fields of other groups that change no step."""
-
-SWITCHES = ("lr", "beta1", "beta2", "momentum", "weight_decay", "grad_clip_norm", "grad_clip_value")
-"""Fields of the optimizer of which only matters whether they are 0 or null."""
+from xlstm_hydra.configs import ConfigDict, RunConfig, effect_of
 
 
 def plan_key(run: RunConfig) -> str:
-    """A text that is the same for runs whose plans are the same on the same devices.
+    """Return a text that is the same for runs whose plans are the same on the same devices, which are given to a plan
+    apart from the run.
 
-    What is not known to be idle is in it, so that a field that is new counts.
+    A field without metadata is in it, so that a field that is new counts.
     """
-    groups = {name: config.to_dict() for name, config in run.groups().items() if name not in IDLE_GROUPS}
-    groups["distributed"] = {"device_order": groups["distributed"]["device_order"]}
-    kept = {name: _kept(name, fields) for name, fields in groups.items()}
-    return repr(sorted(kept.items()))
+    return repr(sorted((group, kept) for group, config in run.groups().items() if (kept := _compiled_in(config))))
 
 
-def _kept(group: str, fields: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in fields.items() if name not in IDLE.get(group, ())}
-    if group == "optimizer":
-        kept |= {name: bool(kept[name]) for name in SWITCHES if name in kept}
-    return kept
+def _compiled_in(config: ConfigDict) -> dict[str, Any]:
+    """The values that the compiled step depends on. Of a number that it has as an argument, whether it is on."""
+    effects = {name: effect_of(type(config), name) for name in config.__dataclass_fields__}
+    kept = {name: effect for name, effect in effects.items() if effect.compiled or effect.traced}
+    values = config.to_dict() if kept else {}
+    return {name: bool(values[name]) if effect.traced else values[name] for name, effect in kept.items()}

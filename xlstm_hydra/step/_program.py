@@ -1,16 +1,16 @@
 """A run as compiled functions on a mesh: initialise, step, validate.
 
-Loss and gradients come from `models.Objective`, inside `shard_map`; the optimizer runs outside, on global arrays. The
+Loss and gradients come from `ShardedLoss`, inside `shard_map`; the optimizer runs outside, on global arrays. The
 seed and the numbers of the optimizer are arguments of what is compiled: jobs of a sweep that differ in them alone share
 their programs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,26 @@ from xlstm_hydra.optim import Schedule, build_optimizer, hyperparameters, learni
 from xlstm_hydra.parallel import Axes, Placement, build_mesh
 
 from ._key import plan_key
-from ._objective import Batch, Objective, build_objective
-from ._state import TrainState
+from ._sharded_loss import Batch, ShardedLoss, build_sharded_loss
+
+MakeOptimizer = Callable[..., optax.GradientTransformation]
+"""`run, params, numbers (None: the run's) -> optimizer`."""
+
+
+class TrainState(NamedTuple):
+    """What training changes: global arrays, or what stands for them (shardings, shapes)."""
+
+    params: Any
+    """Tree of float32 parameters."""
+
+    opt_state: Any
+    """The optimizer's state."""
+
+    step: Any
+    """Optimizer steps done, int32."""
+
+    rng: Any
+    """Raw random key, which the key of each step is folded from."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +53,9 @@ class Program:
 
     run: RunConfig
     mesh: Mesh
-    objective: Objective
-    in_common: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    sharded_loss: ShardedLoss
+    make_optimizer: MakeOptimizer
+    shared_cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What it shares with the programs of runs that have other numbers alone: compiled functions, and the plan."""
 
     @property
@@ -47,28 +66,28 @@ class Program:
     @property
     def axes(self) -> Axes:
         """The mesh axes as the model sees them."""
-        return self.objective.axes
+        return self.sharded_loss.axes
 
     @property
     def placements(self) -> tuple[Placement, ...]:
         """Where every parameter lives."""
-        return self.objective.placements
+        return self.sharded_loss.placements
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
         """How a batch is split."""
-        return NamedSharding(self.mesh, self.objective.batch_spec)
+        return NamedSharding(self.mesh, self.sharded_loss.batch_spec)
 
     @cached_property
     def batch_rows(self) -> list[int]:
         """The rows of a batch that the devices of this process need. Other processes may need the same ones."""
         batch = self.run.trainer.batch_size
-        places = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
-        return sorted({row for place in places if place is not None for row in range(batch)[place[0]]})
+        shards = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
+        return sorted({row for shard in shards if shard is not None for row in range(batch)[shard[0]]})
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """This process's `batch_rows` of a batch, as parts of global arrays."""
-        size, here = self.run.trainer.batch_size, {row: place for place, row in enumerate(self.batch_rows)}
+        size, here = self.run.trainer.batch_size, {row: index for index, row in enumerate(self.batch_rows)}
 
         def array(local: np.ndarray) -> jax.Array:
             def part(index: Any) -> np.ndarray:
@@ -83,7 +102,7 @@ class Program:
         """Shapes, types and shardings of a batch."""
         return {
             key: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=self.batch_sharding)
-            for key, part in self.objective.abstract_batch.items()
+            for key, part in self.sharded_loss.abstract_batch.items()
         }
 
     @cached_property
@@ -118,7 +137,7 @@ class Program:
         """Where every parameter lives, as a tree."""
         return jax.tree.map(
             lambda spec: NamedSharding(self.mesh, spec),
-            self.objective.param_specs,
+            self.sharded_loss.param_specs,
             is_leaf=lambda x: isinstance(x, PartitionSpec),
         )
 
@@ -126,8 +145,8 @@ class Program:
     def state_shardings(self) -> TrainState:
         """Where every array of the state lives."""
         whole, params = self._whole, self.param_shardings
-        optimizer = build_optimizer(self.run, self.objective.abstract_params)
-        abstract = jax.eval_shape(optimizer.init, self.objective.abstract_params)
+        optimizer = self.make_optimizer(self.run, self.sharded_loss.abstract_params)
+        abstract = jax.eval_shape(optimizer.init, self.sharded_loss.abstract_params)
         opt_state = optax.tree.map_params(
             optimizer, lambda _, sharding: sharding, abstract, params, transform_non_params=lambda _: whole
         )
@@ -165,16 +184,16 @@ class Program:
 
     def _jit(self, function: Any, **options: Any) -> Any:
         """Compile a function, unless a program that has it in common has done so."""
-        if function.__name__ not in self.in_common:
-            self.in_common[function.__name__] = jax.jit(function, **options)
-        return self.in_common[function.__name__]
+        if function.__name__ not in self.shared_cache:
+            self.shared_cache[function.__name__] = jax.jit(function, **options)
+        return self.shared_cache[function.__name__]
 
     def _init(self, seed: Any, params: Any = None) -> TrainState:
         key = jax.random.key(seed)
         if params is None:
             params = init_model(build_model(self.model), jax.random.fold_in(key, 0))
         rng = jax.random.key_data(jax.random.fold_in(key, 1))
-        optimizer = build_optimizer(self.run, params)
+        optimizer = self.make_optimizer(self.run, params)
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), rng)
 
     @property
@@ -188,7 +207,7 @@ class Program:
         loss, gradients = self.loss_and_gradients(
             state.params, batch, jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         )
-        optimizer = build_optimizer(self.run, state.params, numbers)
+        optimizer = self.make_optimizer(self.run, state.params, numbers)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
@@ -200,27 +219,33 @@ class Program:
         return TrainState(params, opt_state, state.step + 1, state.rng), metrics
 
     def loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        """As `Objective.loss_and_gradients`."""
-        return self.objective.loss_and_gradients(params, batch, key)
+        """As `ShardedLoss.loss_and_gradients`."""
+        return self.sharded_loss.loss_and_gradients(params, batch, key)
 
     @property
     def eval_step(self) -> Any:
         """`params, batch -> sum of the cross-entropy, number of targets`, over the global batch, compiled."""
-        return self._jit(self.objective.loss_sum_and_count)
+        return self._jit(self.sharded_loss.loss_sum_and_count)
 
 
 def _same(tree: Any) -> Any:
     return tree
 
 
-def build_program(run: RunConfig, devices: Sequence[Any] | None = None) -> Program:
-    """The program of a run whose `model_class` is a class, on `devices` (all there are).
+def build_program(run: RunConfig, mesh: Mesh | None = None, make_optimizer: MakeOptimizer = build_optimizer) -> Program:
+    """Return the program of a run.
+
+    Args:
+        run: the config, whose `model_class` is a class.
+        mesh: of its layout. None: over all devices.
+        make_optimizer: makes the optimizer of the run for a parameter tree, as `optim.build_optimizer` does.
 
     Raises:
         ConfigError: the layout does not fit the devices, or names modules that the model does not have.
     """
-    mesh = build_mesh(run.parallel, devices, run.distributed.device_order)
-    return Program(run, mesh, build_objective(run, mesh), _in_common(run, mesh))
+    mesh = build_mesh(run.parallel, order=run.distributed.device_order) if mesh is None else mesh
+    shared_cache = _shared_cache(run, mesh, make_optimizer)
+    return Program(run, mesh, build_sharded_loss(run, mesh), make_optimizer, shared_cache)
 
 
 _latest: dict[Any, dict[str, Any]] = {}
@@ -228,9 +253,8 @@ _latest: dict[Any, dict[str, Any]] = {}
 and the memory of its compiled functions with it."""
 
 
-def _in_common(run: RunConfig, mesh: Mesh) -> dict[str, Any]:
-    patterns = *run.optimizer.weight_decay_include, None, *run.optimizer.weight_decay_exclude
-    key = (run.model.model_class, plan_key(run), patterns, mesh)
+def _shared_cache(run: RunConfig, mesh: Mesh, make_optimizer: MakeOptimizer) -> dict[str, Any]:
+    key = (run.model.model_class, plan_key(run), mesh, make_optimizer)
     if key not in _latest:
         _latest.clear()
         _latest[key] = {}

@@ -23,7 +23,7 @@ from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import replace_file
 
 if TYPE_CHECKING:
-    from xlstm_hydra.devices import Found
+    from xlstm_hydra.devices import DetectedDevices
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ MAX_WAYS_OUT = 3
 _FIND_DEVICES = """
 import json, sys
 from dataclasses import asdict
-from xlstm_hydra.devices import find_devices
-print("\\n" + json.dumps(asdict(find_devices())))
+from xlstm_hydra.devices import detect_devices
+print("\\n" + json.dumps(asdict(detect_devices())))
 """
 """A program that prints which devices there are."""
 
@@ -106,8 +106,8 @@ def _log_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices
 
 def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
     """Return why a run cannot be started on those devices."""
+    from xlstm_hydra.configs import resolve_classes
     from xlstm_hydra.devices import no_accelerator
-    from xlstm_hydra.hydra import resolve_classes
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
 
     number, device = devices
@@ -176,17 +176,17 @@ def _requested(launcher: DictConfig) -> int | None:
     return nodes * on_node or None
 
 
-def local_devices(simulated: int | None) -> Found:
+def local_devices(simulated: int | None) -> DetectedDevices:
     """Return the devices that a job on this machine has.
 
     Raises:
         ConfigError: JAX finds none.
     """
-    from xlstm_hydra.devices import Found
+    from xlstm_hydra.devices import DetectedDevices
 
     if simulated is not None:
-        return Found.simulated(simulated)
-    return Found.simulated(_cpu_devices(os.environ)) if has_cpu_alone() else _devices_in_subprocess()
+        return DetectedDevices.simulated(simulated)
+    return DetectedDevices.simulated(_cpu_devices(os.environ)) if has_cpu_alone() else _devices_in_subprocess()
 
 
 def has_cpu_alone() -> bool:
@@ -205,12 +205,12 @@ def _cpu_devices(environ: os._Environ[str]) -> int:
 
 
 @cache
-def _devices_in_subprocess() -> Found:
+def _devices_in_subprocess() -> DetectedDevices:
     """Find the devices in another process, which takes 3 seconds and leaves them free for a job."""
-    from xlstm_hydra.devices import Found
+    from xlstm_hydra.devices import DetectedDevices
 
     done = subprocess.run([sys.executable, "-c", _FIND_DEVICES], capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]
         raise ConfigError([Problem({}, f"JAX finds no devices on this machine: {reason}")])
-    return Found(**json.loads(done.stdout.strip().rpartition("\n")[2]))
+    return DetectedDevices(**json.loads(done.stdout.strip().rpartition("\n")[2]))

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.hydra import as_override, change_folder
+from xlstm_hydra.hydra import as_override
+from xlstm_hydra.own_modules import change_folder
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, kind_of
 

@@ -20,10 +20,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.configs import ConfigDict
+from xlstm_hydra.configs import ConfigDict, at_least, below
 from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import SweepLoader, check_points, first_point, require_engine, unreadable
-from xlstm_hydra.problems import ConfigError, Problem, at_least, below, show
+from xlstm_hydra.problems import ConfigError, Problem, show
 
 from ._outcomes import COMPLETED, RECORD_FILE, read_record
 from ._results import finish_sweep

@@ -10,7 +10,7 @@ from typing import Any
 
 from xlstm_hydra.codec import TAG
 from xlstm_hydra.configs import DataConfig, RunConfig
-from xlstm_hydra.devices import _runtime, of_first
+from xlstm_hydra.devices import broadcast_text, runtime
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.runs import known_step, read_metadata_text
 
@@ -30,14 +30,14 @@ def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
     Raises:
         ConfigError: with every key that process 0 has another value for.
     """
-    if _runtime.num_processes() == 1:
+    if runtime.num_processes() == 1:
         return
     mine = {"config": as_typed(run), "checkpoint": _identity(checkpoint)}
-    mine["config"]["distributed.num_processes"] = _runtime.num_processes()
-    theirs = json.loads(of_first(RUN, json.dumps(mine)))
+    mine["config"]["distributed.num_processes"] = runtime.num_processes()
+    theirs = json.loads(broadcast_text(RUN, json.dumps(mine)))
     problems = [
         *differences(mine["config"], theirs["config"]),
-        *_other_checkpoint(_place(run), mine["checkpoint"], theirs["checkpoint"]),
+        *_other_checkpoint(_checkpoint_key(run), mine["checkpoint"], theirs["checkpoint"]),
     ]
     if problems:
         raise ConfigError(problems)
@@ -49,7 +49,7 @@ def agree_on_corpus(config: DataConfig, fingerprint: str) -> None:
     Raises:
         ConfigError: process 0 has another one.
     """
-    if _runtime.num_processes() > 1 and of_first(CORPUS, fingerprint) != fingerprint:
+    if runtime.num_processes() > 1 and broadcast_text(CORPUS, fingerprint) != fingerprint:
         key = "path" if "path" in config.to_dict() else "name"
         text = "the corpus is not the one of process 0: a file is missing, is not there, or has another name or size"
         raise ConfigError([Problem({f"data.{key}": config.get(key)}, text, "Give all processes the same files.")])
@@ -94,13 +94,13 @@ def _identity(checkpoint: Path | None) -> dict[str, Any] | None:
     return {"step": known_step(checkpoint), "metadata": digest}
 
 
-def _place(run: RunConfig) -> dict[str, Any]:
+def _checkpoint_key(run: RunConfig) -> dict[str, Any]:
     """The key that names the checkpoint, with its value."""
     task = run.task.get("checkpoint")
     return {"task.checkpoint": task} if task else {"checkpoint.restore": run.checkpoint.restore}
 
 
-def _other_checkpoint(place: dict[str, Any], mine: Any, theirs: Any) -> Iterator[Problem]:
+def _other_checkpoint(given: dict[str, Any], mine: Any, theirs: Any) -> Iterator[Problem]:
     if mine == theirs:
         return
     here, there = (f"the checkpoint of step {found['step']}" if found else "none" for found in (mine, theirs))
@@ -108,4 +108,4 @@ def _other_checkpoint(place: dict[str, Any], mine: Any, theirs: Any) -> Iterator
     if here == there:
         text = f"this process reads {here} of another run than process 0"
     fix = "Give all processes the same RUN@STEP, in a folder that all hosts share."
-    yield Problem(place, text, fix)
+    yield Problem(given, text, fix)

@@ -9,24 +9,23 @@ from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.configs.run import BYTES
 from xlstm_hydra.devices import is_first
-from xlstm_hydra.hydra import recorded_origin
-from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, summary
-from xlstm_hydra.runs import Start
+from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, sharding_summary
+from xlstm_hydra.runs import StartingPoint, recorded_origin
 from xlstm_hydra.step import Program
 
 from ._planning import RunPlan
 from ._resumed import Resumed
 
 
-def announce_start(run: RunConfig, folder: Path, start: Start, resumed: Resumed | None) -> None:
+def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: Resumed | None) -> None:
     """Log where the run continues, or that it starts from random weights where a user may expect others."""
     if start.is_own and run.checkpoint.restore != AUTO:
         log.info("SLURM restarted this job: the run continues in its own folder")
     if resumed is not None:
-        resumed.tell()
+        resumed.log_changes()
     elif start.is_own:
         log.info("checkpoint.restore=auto: the run folder has no checkpoint, so the run starts from step 0")
-    if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder / "config.yaml")):
+    if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder)):
         text = "the config is from %s, but the weights are random: checkpoint.init_from=%s starts from its weights"
         log.info(f"{text}, resume=%s continues that run", origin, origin, origin)
 
@@ -40,10 +39,10 @@ def announce(program: Program, plan: RunPlan, data: str) -> None:
     if (axes := program.axes).pipeline is not None:
         idle = bubble_fraction(axes.stages, axes.microbatches)
         log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
-    log.info("%s", summary(program.placements))
-    plan.tell()
+    log.info("%s", sharding_summary(program.placements))
+    plan.log_prediction()
     log.info("%s", data)
-    _warn_of_idle_tokens(program.run)
+    _warn_of_unused_tokens(program.run)
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)
     if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
         log.info("parallel.fsdp_axis_size is 1 on this mesh: nothing is sharded")
@@ -61,7 +60,7 @@ def announce(program: Program, plan: RunPlan, data: str) -> None:
         )
 
 
-def _warn_of_idle_tokens(run: RunConfig) -> None:
+def _warn_of_unused_tokens(run: RunConfig) -> None:
     config = run.model.model_config
     vocab = None if config is None else config.get("vocab_size")
     if isinstance(run.data, ByteDataConfig) and isinstance(vocab, int) and vocab > BYTES:

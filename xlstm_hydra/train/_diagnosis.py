@@ -11,17 +11,9 @@ from pathlib import Path
 
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.checkpoint import SaveError, reason
+from xlstm_hydra.errors import way_out
 from xlstm_hydra.runs import saved_steps
 from xlstm_hydra.streams import warn_once
-
-_WAYS_OUT = {
-    errno.ENOSPC: "Free some space",
-    errno.EDQUOT: "Free some space, or ask for a larger quota",
-    errno.EFBIG: "Allow larger files (ulimit -f)",
-    errno.EROFS: "Make the folder writable",
-    errno.EACCES: "Give this user access to it",
-    errno.EPERM: "Give this user access to it",
-}
 
 
 class RunEnded(OSError):
@@ -59,7 +51,7 @@ def _what_is_saved(folder: Path) -> str:
 
 
 def _way_out(error: OSError, folder: Path) -> str:
-    way = _WAYS_OUT.get(error.errno or 0, "Fix the cause")
+    way = way_out(error) or "Fix the cause"
     if _steps(folder):
         return f"{way}, then continue with {shell_line(['xlstm-hydra', f'resume={folder}'])}"
     return f"{way}, then start the run again."

@@ -32,6 +32,9 @@ COLUMNS: tuple[str, ...] = (
 """Columns of `metrics.csv`. Losses are in nats per token."""
 
 
+_FLUSH_SECONDS = 120.0
+"""How often metrics for TensorBoard are forced onto the disk."""
+
 _HAS_BAR = "is_in_bar"
 """Attribute of a log record: true if the progress bar shows the same."""
 
@@ -60,7 +63,7 @@ class MetricLog:
         self._terminals: list[logging.Handler] = []
         self._task: Any = None
         self._csv = _CsvFile(folder / METRICS_FILE, first_step) if config.csv else None
-        self._tensorboard = _tensorboard_writer(folder / "tensorboard", first_step) if config.tensorboard else None
+        self._tensorboard = _EventFile(folder / "tensorboard", first_step) if config.tensorboard else None
 
     def __enter__(self) -> MetricLog:
         if self._config.progress and self._console.is_terminal:
@@ -158,6 +161,36 @@ class _CsvFile:
         self._file.close()
 
 
+class _EventFile:
+    """Metrics for TensorBoard, written by the thread that trains, which notices a full disk: tensorboardX's own thread
+    would end there, and the run would wait for it for ever."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Open a new file. TensorBoard drops what older files have of the steps after `first_step`."""
+        from tensorboardX.event_file_writer import EventsWriter  # 0.3 s, not for runs without it
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer, self._flushed, self._scalar = EventsWriter(str(folder / "events")), -_FLUSH_SECONDS, scalar
+        self._proto: Any = event_pb2  # its classes are made when it is imported, where pyright does not see them
+        self._write(first_step + 1, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Write one value of a step."""
+        self._write(step, summary=self._scalar(name, value))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._writer.write_event(self._proto.Event(step=step, wall_time=time.time(), **what))
+
+
 def _report_damage(path: Path, found: MetricsFile) -> None:
     """Name the lines of an earlier run that are left out. The file as it was is kept beside the new one."""
     if found.cut:
@@ -168,12 +201,6 @@ def _report_damage(path: Path, found: MetricsFile) -> None:
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)
         log.warning("the metrics as they were are kept in %s", aside)
-
-
-def _tensorboard_writer(folder: Path, first_step: int) -> Any:
-    from ._tensorboard import EventFile  # 0.3 s, not for runs without it
-
-    return EventFile(folder, first_step)
 
 
 def _text(metrics: Mapping[str, float]) -> str:

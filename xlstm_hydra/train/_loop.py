@@ -14,34 +14,40 @@ import numpy as np
 
 from xlstm_hydra._logging import log
 from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_params, read_logged, restore, to_json
-from xlstm_hydra.configs import LoggerConfig, RunConfig
+from xlstm_hydra.configs import LoggerConfig, RunConfig, resolve_classes
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
-from xlstm_hydra.devices import agree_on_folder, is_first, of_first, several, start_devices, tell_others, together
-from xlstm_hydra.formats import write_metadata
-from xlstm_hydra.hydra import resolve_classes
-from xlstm_hydra.parallel import report
+from xlstm_hydra.devices import (
+    agree_on_folder,
+    announce_end,
+    broadcast_text,
+    is_distributed,
+    is_first,
+    start_devices,
+    together,
+)
+from xlstm_hydra.optim import build_optimizer
+from xlstm_hydra.parallel import build_mesh, sharding_report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
 from xlstm_hydra.runs import (
     DamagedCheckpoint,
     DamageFound,
     RunFolder,
-    Start,
+    StartingPoint,
     damage_before_start,
-    find_start,
+    find_starting_point,
     provenance,
     refuse_to_overwrite,
     replace_file,
     verification,
+    write_metadata,
 )
-from xlstm_hydra.step import Program, TrainState, build_program
+from xlstm_hydra.step import CompilationStats, Program, TrainState, build_program, compilation_cache
 
 from ._agree import agree_on_corpus, agree_on_run
 from ._announce import announce, announce_start
-from ._auto import choose_layout
-from ._cache import Programs, compilation_cache
 from ._diagnosis import faults_reported
 from ._log import MetricLog, Stopwatch, bits
-from ._planning import plan_program
+from ._planning import choose_layout, plan_program
 from ._resumed import Resumed, read_resumed, refuse_other_corpus, refuse_other_result
 from ._stop import Stop
 
@@ -61,8 +67,8 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
         Preempted: a signal has asked for an end, and the run is saved (see `xlstm_hydra.preemption`).
     """
     with watched() as watch, together(run.distributed):
-        if several():
-            watch.before_leaving = tell_others
+        if is_distributed():
+            watch.before_leaving = announce_end
         folder = agree_on_folder(Path(folder))
         if is_first():
             RunFolder(folder).refuse_links_out()
@@ -72,7 +78,7 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
     """Train from where the run begins: at the last intact checkpoint, if a run and no step of it is named."""
-    start = find_start(run, folder)
+    start = find_starting_point(run, folder)
     if start.checkpoint is None and run.checkpoint.init_from is not None:
         start = replace(start, weights=find_weights(run.checkpoint.init_from, INIT_FROM))
     agree_on_run(run, start.checkpoint)
@@ -88,22 +94,22 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
             try:
                 return _train_from(start, run, data, folder, overrides, watch, programs)
             except DamagedCheckpoint as error:
-                if not start.is_newest or (several() and not isinstance(error, DamageFound)):
+                if not start.is_newest or (is_distributed() and not isinstance(error, DamageFound)):
                     raise
                 if is_first():
                     log.warning("%s", error)
-                start = find_start(run, folder, [path for path in (start.checkpoint, *start.skipped) if path])
+                start = find_starting_point(run, folder, [path for path in (start.checkpoint, *start.skipped) if path])
                 agree_on_run(run, start.checkpoint)
 
 
 def _train_from(
-    start: Start,
+    start: StartingPoint,
     run: RunConfig,
     data: tuple[Corpus, Corpus],
     folder: Path,
     overrides: list[str] | None,
     watch: Watch,
-    programs: Programs,
+    programs: CompilationStats,
 ) -> float | None:
     corpus, held_out = data
     choice = choose_layout(replace(run, model=resolve_classes(run.model)))
@@ -111,7 +117,8 @@ def _train_from(
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
     if is_first():
         announce_start(run, folder, start, resumed)
-    program = build_program(run)
+    mesh = build_mesh(run.parallel, order=run.distributed.device_order)
+    program = build_program(run, mesh, build_optimizer)
     plan = plan_program(program)
     if resumed is not None:
         refuse_other_corpus(run, resumed, corpus.fingerprint())
@@ -270,7 +277,7 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
     return [program.put(batch) for batch in batches]
 
 
-def _set_aside(start: Start, max_steps: int) -> None:
+def _set_aside(start: StartingPoint, max_steps: int) -> None:
     """Report checkpoints that are damaged, and move them out of the way if they are the run's own."""
     if not start.skipped:
         return
@@ -280,7 +287,7 @@ def _set_aside(start: Start, max_steps: int) -> None:
                 log.warning("%s: %s", checkpoint, text)
         for before, after in start.set_damaged_aside():
             log.warning("%s is damaged; it is moved to %s", before, after)
-    of_first("xlstm_hydra/aside", "")
+    broadcast_text("xlstm_hydra/aside", "")
 
 
 def _first_state(
@@ -323,5 +330,5 @@ def _record(
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "metadata.json", to_json(metadata))
-        replace_file(folder / "parameters.txt", report(program.placements) + "\n")
+        replace_file(folder / "parameters.txt", sharding_report(program.placements) + "\n")
     return metadata

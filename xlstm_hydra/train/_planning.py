@@ -1,5 +1,6 @@
-"""The plan of a run on the devices that it has: made before anything is compiled, refused where it does not fit, kept
-in the run folder, and compared with what was measured. A run of which no plan can be made runs without one."""
+"""The layout and the plan of a run on the devices that it has. With `parallel=auto` the layout is chosen here. The plan
+is made before anything is compiled, refused where it does not fit, kept in the run folder, and compared with what was
+measured. A run of which no plan can be made runs without one."""
 
 from __future__ import annotations
 
@@ -9,26 +10,28 @@ from pathlib import Path
 import jax
 
 from xlstm_hydra._logging import log
+from xlstm_hydra._table import in_bytes, in_ms
 from xlstm_hydra.checkpoint import to_json
-from xlstm_hydra.configs import DeviceConfig
+from xlstm_hydra.configs import DeviceConfig, RunConfig
 from xlstm_hydra.devices import device_here, is_first, peak_memory
 from xlstm_hydra.plan import (
+    FEW,
     PLAN_FILE,
+    SEARCH_FILE,
     Plan,
     PlanError,
-    in_bytes,
-    in_ms,
+    Search,
     missing,
-    plan_objective,
+    plan_sharded_loss,
+    search,
     summary,
     to_dict,
     too_large,
 )
 from xlstm_hydra.problems import ConfigError
-from xlstm_hydra.runs import replace_file
-from xlstm_hydra.step import Program
+from xlstm_hydra.runs import replace_file, write_layout
+from xlstm_hydra.step import CompilationStats, Program
 
-from ._cache import Programs
 from ._log import Stopwatch
 
 
@@ -41,7 +44,7 @@ class Measured:
     no other step."""
 
     peak_bytes: int | None
-    """Memory of the device of this process that needed most. None: JAX does not tell it of such devices, or an earlier
+    """Memory of the device of this process that needed most. None: not reported by JAX, or an earlier
     run of this process needed more."""
 
     programs: int
@@ -65,8 +68,8 @@ class RunPlan:
     missing_because: str = ""
     """Why there is no plan."""
 
-    def tell(self) -> None:
-        """Say what is predicted."""
+    def log_prediction(self) -> None:
+        """Log what is predicted."""
         for line in () if self.plan is None else summary(self.plan):
             log.info("%s", line)
 
@@ -77,8 +80,8 @@ class RunPlan:
             content |= {"measured": None if measured is None else asdict(measured)}
             replace_file(folder / PLAN_FILE, to_json(content))
 
-    def compare(self, folder: Path, stopwatch: Stopwatch, programs: Programs) -> None:
-        """Tell what was measured beside what was predicted, and keep it in the run folder."""
+    def compare(self, folder: Path, stopwatch: Stopwatch, programs: CompilationStats) -> None:
+        """Log what was measured beside what was predicted, and keep it in the run folder."""
         peak = peak_memory()
         measured = Measured(
             step_seconds=stopwatch.seconds_per_step,
@@ -126,15 +129,15 @@ def plan_program(program: Program) -> RunPlan:
             log.warning("%s", refusal)
         return planned
     if is_first():
-        planned.tell()
+        planned.log_prediction()
     raise ConfigError([refusal])
 
 
 def _plan(program: Program, device: DeviceConfig) -> Plan:
     """The plan of a program, unless one that has it in common has made it."""
-    plan = program.in_common.get("plan")
+    plan = program.shared_cache.get("plan")
     if plan is None or plan.device != device:
-        plan = program.in_common["plan"] = plan_objective(program.objective, device)
+        plan = program.shared_cache["plan"] = plan_sharded_loss(program.sharded_loss, device)
     return replace(plan, run=program.run)
 
 
@@ -143,3 +146,33 @@ def _without_plan(error: PlanError, peak: int | None) -> RunPlan:
         log.warning("no plan can be made, and the run continues without one: %s", error.reason)
         log.debug("where planning failed:", exc_info=error)
     return RunPlan(None, peak, error.reason)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A run with its layout, and how that was chosen."""
+
+    run: RunConfig
+    search: Search | None
+    """None: the layout was given."""
+
+    def keep(self, folder: Path) -> None:
+        """Write what was chosen into the run's config, and what it was chosen from beside it."""
+        if self.search is not None and is_first():
+            replace_file(folder / SEARCH_FILE, to_json(self.search.to_dict()))
+            write_layout(folder, self.run)
+
+
+def choose_layout(run: RunConfig) -> Choice:
+    """The run with a layout for the devices that there are. All processes choose the same one.
+
+    Raises:
+        ConfigError: the layout is to be chosen, and none is allowed or none fits.
+    """
+    if not run.parallel.is_open():
+        return Choice(run, None)
+    found = search(run, jax.device_count(), device_here(run.device), best=FEW)
+    chosen = found.chosen
+    if is_first():
+        log.info("parallel=auto: %s", found.why())
+    return Choice(chosen, found)

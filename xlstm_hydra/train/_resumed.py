@@ -50,8 +50,8 @@ class Resumed:
         """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
         return "imported" in self.record.content
 
-    def tell(self) -> None:
-        """Say where the run goes on, and what has changed."""
+    def log_changes(self) -> None:
+        """Log where the run continues, and what has changed."""
         for change in self.changes:
             if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from":
                 log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
@@ -73,9 +73,8 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
     Raises:
         ConfigError: the run has other parameters or other batches than the checkpoint, or has done all its steps.
     """
-    place = run.checkpoint.restore
     record = _record_of(run, checkpoint)
-    refuse_to_continue(record.writer, str(place), KEY)
+    refuse_to_continue(record.writer, str(run.checkpoint.restore), KEY)
     resumed = Resumed(checkpoint, record, tuple(diff(record, run)))
     if problems := [*_refused(resumed), *_done(run, resumed)]:
         raise ConfigError(problems)

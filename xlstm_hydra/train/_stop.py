@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
-from xlstm_hydra.devices import POLL_SECONDS, _runtime, next_key
+from xlstm_hydra.devices import POLL_SECONDS, next_key, runtime
 from xlstm_hydra.preemption import Watch
 
 STOP = "xlstm_hydra/stop"
@@ -32,7 +32,7 @@ class Stop:
         self._left = threading.Event()
         self._key = next_key(STOP)
         self._thread = None
-        if _runtime.num_processes() > 1:
+        if runtime.num_processes() > 1:
             self._thread = threading.Thread(target=self._agree, daemon=True)
 
     def __enter__(self) -> Stop:
@@ -44,9 +44,9 @@ class Stop:
         self._left.set()
         if self._thread is None or kind is not None:
             return
-        self._tell(self._begun)
-        if _runtime.process_id() == 0:
-            self._say("last", self._begun)
+        self._publish_begun(self._begun)
+        if runtime.process_id() == 0:
+            self._publish("last", self._begun)
         self._thread.join()
 
     def is_before(self, step: int) -> bool:
@@ -70,7 +70,7 @@ class Stop:
         """Wait until a process asks, then agree on the last step."""
         while not self._left.wait(POLL_SECONDS):
             if self._watch.request is not None:
-                self._say("asked", self._watch.request)
+                self._publish("asked", self._watch.request)
             if (request := self._read("asked")) is not None:
                 break
         else:
@@ -78,26 +78,26 @@ class Stop:
         self._watch.request = self._watch.request or request
         with self._gate:
             self._is_closed, begun = True, self._begun
-        self._tell(begun)
-        if _runtime.process_id() == 0:
-            self._say("last", max(self._wait(f"begun/{number}") for number in range(_runtime.num_processes())))
+        self._publish_begun(begun)
+        if runtime.process_id() == 0:
+            self._publish("last", max(self._wait(f"begun/{number}") for number in range(runtime.num_processes())))
         last = self._wait("last")
         with self._gate:
             self._is_closed, self._last = False, last
             self._gate.notify_all()
 
-    def _tell(self, begun: int) -> None:
-        self._say(f"begun/{_runtime.process_id()}", begun)
+    def _publish_begun(self, begun: int) -> None:
+        self._publish(f"begun/{runtime.process_id()}", begun)
 
-    def _say(self, name: str, number: int) -> None:
+    def _publish(self, name: str, number: int) -> None:
         """Put a number where all can read it, unless there is one already."""
         try:
-            _runtime.publish(f"{self._key}/{name}", str(number))
+            runtime.publish(f"{self._key}/{name}", str(number))
         except RuntimeError:
             pass
 
     def _read(self, name: str) -> int | None:
-        text = _runtime.published(f"{self._key}/{name}")
+        text = runtime.published(f"{self._key}/{name}")
         return None if text is None else int(text)
 
     def _wait(self, name: str) -> int:

@@ -1,0 +1,187 @@
+"""The arrays of a parameter tree on disk, a tree that Orbax wrote or safetensors files of Hugging Face: read a few at a
+time, as arrays on the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+
+from xlstm_hydra.formats import LFS_POINTER, is_lfs_pointer
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import missing_weights
+
+from ._faults import reading
+
+Shape = tuple[int, ...]
+
+_BOX = "value"
+"""Last name in the path of an array that stood in a box (`flax.linen.Partitioned`) when it was saved."""
+
+MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""File names that Hugging Face gives to a model: one file, or the list of its many."""
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_BYTES_PER_FILE = 4 * 2**30
+_AGAIN = "The file may be cut off; download it again."
+
+
+class Leaves(Protocol):
+    """The arrays of a parameter tree on disk."""
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shape by path."""
+        ...
+
+    def read(self, paths: Sequence[str]) -> list[np.ndarray]:
+        """Some of them, in this order."""
+        ...
+
+    def name(self, path: str) -> str:
+        """A path as it stands on disk."""
+        ...
+
+
+class OrbaxLeaves:
+    """The arrays of one item of a checkpoint by path, without the boxes that they stood in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with reading("parameters", folder):
+            saved: Any = ocp.StandardCheckpointHandler().metadata(epath.Path(folder))
+        leaves = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(saved.tree)[0]}
+        self._on_disk = {".".join(names[:-1] if names[-1] == _BOX else names): names for names in leaves}
+        self.shapes: dict[str, Shape] = {path: tuple(leaves[names].shape) for path, names in self._on_disk.items()}
+
+    def read(self, paths: Sequence[str]) -> list[np.ndarray]:
+        """Some of them, in this order."""
+        wanted = {self._on_disk[path]: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
+        tree = traverse_util.unflatten_dict(wanted)
+        with reading("parameters", self._folder), ocp.PyTreeCheckpointer() as reader:
+            args = ocp.args.PyTreeRestore(item=tree, restore_args=tree, partial_restore=True)
+            found: Any = traverse_util.flatten_dict(reader.restore(self._folder, args=args))
+        return [found[self._on_disk[path]] for path in paths]
+
+    def name(self, path: str) -> str:
+        """A path as it stands on disk."""
+        return ".".join(self._on_disk.get(path, (path,)))
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+class SafetensorsLeaves:
+    """The arrays of a folder with a model of Hugging Face."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        self.shapes: dict[str, Shape] = {}
+        for file in _files(folder):
+            for name, shape in _shapes(file).items():
+                self._files[name], self.shapes[name] = file, shape
+
+    def read(self, paths: Sequence[str]) -> list[np.ndarray]:
+        """Some of them, in this order."""
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return [np.asarray(_open(self._files[path]).get_tensor(path)) for path in paths]
+
+    def name(self, path: str) -> str:
+        """A path as it stands on disk."""
+        return path
+
+
+def write_safetensors(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write arrays as one file, or as several with an index where they are large. One file is in memory at a time."""
+    save_file = _library("safetensors.numpy").save_file
+    where: dict[str, str] = {}
+    part: dict[str, np.ndarray] = {}
+
+    def write(file: str) -> None:
+        save_file(part, folder / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(part, file))
+        part.clear()
+
+    for name, array in arrays:
+        if part and sum(one.nbytes for one in part.values()) + array.nbytes > _BYTES_PER_FILE:
+            write(f"model-{len(set(where.values())) + 1:05}.safetensors")
+        part[name] = np.ascontiguousarray(array)
+    if not where:
+        write(MODEL)
+        return
+    write(f"model-{len(set(where.values())) + 1:05}.safetensors")
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}, indent=2) + "\n", encoding="utf-8")
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / MODEL).is_file():
+            text, fix = missing_weights(folder)
+            raise ConfigError([Problem.about("", f"{folder} {text}", fix)])
+        return [folder / MODEL]
+    files = _listed(index)
+    if missing := [file.name for file in files if not file.is_file()]:
+        text = f"{index}: of the {len(files)} files that it lists, {len(missing)} are missing: {', '.join(missing[:8])}"
+        raise ConfigError([Problem.about("", text, "Download them again.")])
+    return files
+
+
+def _listed(index: Path) -> list[Path]:
+    """The files that an index lists."""
+    try:
+        text = index.read_text(encoding="utf-8")
+        if is_lfs_pointer(text):
+            raise _unreadable(index, LFS_POINTER)
+        names: Any = json.loads(text)["weight_map"].values()
+        return sorted({index.with_name(Path(name).name) for name in names})
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(index, error) from None
+
+
+def _shapes(file: Path) -> dict[str, Shape]:
+    opened = _open(file)
+    slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+    for name, array in slices.items():
+        if array.get_dtype() not in _DTYPES:
+            text = f"{name} has the type {array.get_dtype()}, known are {', '.join(_DTYPES)}"
+            raise _unreadable(file, text)
+    return {name: tuple(array.get_shape()) for name, array in slices.items()}
+
+
+def _open(file: Path) -> Any:
+    library = _library("safetensors")
+    try:
+        return library.safe_open(file, framework="flax")
+    except library.SafetensorError as error:
+        raise _unreadable(file, LFS_POINTER if _is_lfs_pointer(file) else f"{error}. {_AGAIN}") from None
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return is_lfs_pointer(opened.read(100))
+
+
+def _library(name: str) -> Any:
+    import importlib  # the library belongs to an extra
+
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        text = "models of Hugging Face need the package safetensors"
+        raise ConfigError([Problem({}, text, "Run pip install 'xlstm-hydra[hf]'.")]) from None
+
+
+def _unreadable(file: Path, error: Exception | str) -> ConfigError:
+    return ConfigError([Problem.about("", f"{file}: cannot be read: {error}")])

@@ -1,0 +1,256 @@
+"""Check a composed config, then run its task in the folder that Hydra names: a single run, or a job of a sweep."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, env_override, run_job
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from xlstm_hydra import tasks
+from xlstm_hydra.configs import DistributedConfig, RunConfig
+from xlstm_hydra.errors import note_folder
+from xlstm_hydra.hydra import REFUSED, load, located
+from xlstm_hydra.preemption import refuse_to_begin, watched
+from xlstm_hydra.problems import ConfigError, Problem
+from xlstm_hydra.runs import CONFIG_FILE, RunFolder, replace_file
+
+
+def run_single(cfg: DictConfig, context: HydraContext, resumed: str | None = None) -> float | None:
+    """Check a config, then have Hydra run its task. Nothing is written before the config is known to be good, and what
+    Hydra has written is removed if the task rejects the config.
+
+    Args:
+        cfg: the whole config, with Hydra's own part.
+        context: Hydra's loader and callbacks.
+        resumed: the run that `resume=` names, if this run continues in its folder.
+
+    Returns:
+        What the task returns.
+
+    Raises:
+        ConfigError: the config is wrong, or its folder cannot be used.
+    """
+    before = HydraConfig.instance().cfg
+    try:
+        path = _name_folder(cfg)
+        return _run_in_folder(cfg, context, _load_for_all(cfg), _run_folder(path, resumed))
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def run_sweep_job(cfg: DictConfig) -> float | None:
+    """Check the config of a job of a sweep, then run its task.
+
+    Returns:
+        What a sweeper minimizes: the loss at the end, or the time of a step that is planned. None: there is none.
+    """
+    from xlstm_hydra.sweep import record_if_job, resume_job
+
+    refuse_to_begin()
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    try:
+        with record_if_job(cfg, process_number(distributed_of(cfg))) as job:
+            with _folder_noted():
+                run = resume_job(load(cfg))
+            with _watched(run), _all_processes(run), job.failures(), _folder_noted(_writes(run)):
+                with _hold(run, folder, [folder.path / CONFIG_FILE]) as is_to_be_written:
+                    job.result = _write_and_run(cfg, run, folder, is_to_be_written)
+        return job.result
+    except ConfigError as error:
+        if OmegaConf.select(cfg, "task.name") != "plan":
+            raise  # the sweep continues with the other jobs, and reports it at the end
+        from xlstm_hydra.sweep import write_refusal  # for its row in the table of plans
+
+        write_refusal(error, folder.path)
+        return math.inf  # as of a plan that does not fit
+
+
+def _run_in_folder(cfg: DictConfig, context: HydraContext, run: RunConfig, folder: RunFolder) -> float | None:
+    files = [*_files_before_task(cfg, folder.path)]
+    with _watched(run), _all_processes(run), _hold(run, folder, files) as is_to_be_written:
+        task = partial(_write_and_run, run=run, folder=folder, is_to_be_written=is_to_be_written)
+        event = {"config": cfg, "config_name": cfg.hydra.job.config_name}
+        context.callbacks.on_run_start(**event)
+        done = _run_by_hydra(lambda: run_job(task, cfg, "hydra.run.dir", None, context), folder)
+        context.callbacks.on_run_end(**event, job_return=done)
+        if done.status == JobStatus.FAILED:
+            with _folder_noted(_writes(run)):
+                raise done._return_value
+    result = done.return_value
+    if run.task.name == "plan" and result == math.inf:
+        from xlstm_hydra.sweep import DOES_NOT_FIT
+
+        sys.exit(DOES_NOT_FIT)
+    return result
+
+
+def _run_by_hydra(run: Callable[[], JobReturn], folder: RunFolder) -> JobReturn:
+    """Run a job, for which Hydra writes its record and starts its log. Errors of the task are in what it returns.
+
+    Raises:
+        ConfigError: Hydra cannot.
+    """
+    try:
+        with folder.writing():
+            return run()
+    except ValueError as error:  # of the module `logging`, whose text is only "Unable to configure handler 'file'"
+        cause = error.__cause__
+        if isinstance(error, ConfigError) or cause is None:
+            raise
+        if isinstance(cause, OSError):
+            raise folder.unusable(cause) from error
+        raise ConfigError([Problem.about("hydra.job_logging", f"{error}: {cause}")]) from error
+
+
+def _write_and_run(cfg: DictConfig, run: RunConfig, folder: RunFolder, is_to_be_written: bool) -> float | None:
+    """Write the resolved config into the folder of a run, then run its task."""
+    if is_to_be_written:
+        record = copy.deepcopy(cfg)
+        OmegaConf.update(record, "distributed", run.distributed.lasting().to_dict(), force_add=True)
+        with folder.writing():
+            replace_file(folder.path / CONFIG_FILE, OmegaConf.to_yaml(record, resolve=True))
+    return tasks.run_task(run, folder.path, list(HydraConfig.get().overrides.task))
+
+
+# ---- the folder
+
+
+def _name_folder(cfg: DictConfig) -> Path:
+    """Return the folder of a run, and set it where the config may refer to it."""
+    HydraConfig.instance().set_config(cfg)
+    path = os.path.abspath(str(cfg.hydra.run.dir))
+    with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
+        cfg.hydra.runtime.output_dir = path
+    HydraConfig.instance().set_config(cfg)
+    return Path(path)
+
+
+def _run_folder(path: Path, resumed: str | None) -> RunFolder:
+    if resumed is None:
+        return RunFolder(path)
+    fix = (
+        f"resume={resumed} hydra.run.dir=DIR continues the run in another folder; --from {resumed} starts a new run "
+        "with its config."
+    )
+    return RunFolder(path, {"resume": resumed}, fix)
+
+
+def _files_before_task(cfg: DictConfig, folder: Path) -> Iterator[Path]:
+    """The files that are written before the task starts: our config, Hydra's record, and logs."""
+    yield folder / CONFIG_FILE
+    if (record := cfg.hydra.output_subdir) is not None:
+        yield from (folder / record / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))
+    for handler in (OmegaConf.select(cfg, "hydra.job_logging.handlers") or {}).values():
+        if "filename" in handler:
+            yield Path(handler.filename).absolute()
+
+
+def _hold(run: RunConfig, folder: RunFolder, files: list[Path]) -> AbstractContextManager[bool]:
+    """Hold the folder of a run, in which no other run may write meanwhile; of several processes, the first one does.
+    Gives True if this process has to write the config."""
+    if not _writes(run):
+        return nullcontext(False)
+    return folder.held(files, lambda: tasks.is_unfinished(run, folder.path))
+
+
+@contextmanager
+def _folder_noted(is_ours: bool = True) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_ours and not isinstance(error, ConfigError):
+            note_folder(error, HydraConfig.get().runtime.output_dir)
+        raise
+
+
+# ---- one of several processes
+
+
+def _watched(run: RunConfig) -> AbstractContextManager[object]:
+    """Training saves before it obeys a signal; other tasks end with it."""
+    return watched() if run.task.name == "train" else nullcontext()
+
+
+def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
+    """What is done inside is done by all processes of a run, or they end."""
+    if run.distributed.process_info(os.environ) is None:
+        return nullcontext()
+    from xlstm_hydra.devices import together  # JAX wakes up here, to meet the other processes
+
+    return together(run.distributed)
+
+
+def _writes(run: RunConfig) -> bool:
+    """True for the process that writes the run folder."""
+    return process_number(run.distributed) == 0
+
+
+def process_number(config: DistributedConfig | None) -> int:
+    """The number of this process; 0 for the only one."""
+    process = config.process_info(os.environ) if config else None
+    return process.process_id if process else 0
+
+
+def _load_for_all(cfg: DictConfig) -> RunConfig:
+    """Check the config in the environment of its task. If it is wrong, the other processes end too."""
+    variables: Any = OmegaConf.to_container(cfg.hydra.job.env_set, resolve=True)
+    try:
+        with env_override(variables):
+            return load(cfg)
+    except ConfigError as error:
+        refuse_for_all(_located(error), distributed_of(cfg))
+
+
+def _located(error: ConfigError) -> ConfigError:
+    """The same error, with the file and the line of what is wrong in a file of the user's."""
+    cfg, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
+    typed: Any = OmegaConf.to_container(cfg.overrides, resolve=False)
+    return located(error, loader, cfg.job.config_name, [*typed["hydra"], *typed["task"]])
+
+
+def refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:
+    """Reject a config. If process 0 is waiting for this one already, its config is good, and it gets the reason; if all
+    have the same wrong config, nobody waits, and each ends on its own without JAX."""
+    process = config.process_info(os.environ) if config else None
+    if config is None or process is None or process.process_id == 0:
+        raise error
+    if _is_open(process.coordinator_address):
+        from xlstm_hydra.devices import together
+
+        with together(config):
+            raise error
+    print(f"xlstm-hydra: process {process.process_id}: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _is_open(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def distributed_of(cfg: DictConfig) -> DistributedConfig | None:
+    """The group `distributed` of a config; None if it is wrong, which is reported as a problem of its own."""
+    try:
+        node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
+        config = DistributedConfig.from_dict(DistributedConfig, node)
+        config.process_info(os.environ)
+    except REFUSED:
+        return None
+    return config

@@ -1,0 +1,170 @@
+"""The settings of the mLSTM cell, which several families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from xlstm_hydra.problems import Problem, divisors, either
+
+from ._fields import LAYOUT, NUMERICS, PARAMETERS, affects
+from ._rules import at_least, one_of, unused
+from .language_model import LanguageModelConfig, is_cap, splits
+from .parallel import DTYPES
+
+BACKENDS = ("chunkwise", "quadratic", "recurrent")
+"""Ways to compute the mLSTM cell, equal in exact arithmetic."""
+
+
+@dataclass(kw_only=True)
+class CellConfig(LanguageModelConfig):
+    """The settings that both mLSTM families give to the cell."""
+
+    num_heads: int = field(metadata=affects(PARAMETERS))
+    """Heads per block. Must divide the widths that are split into heads."""
+
+    bias: bool = field(default=False, metadata=affects(PARAMETERS))
+    """Give the dense layers inside the blocks a bias. The gates always have one, the head never."""
+
+    dropout: float = field(default=0.0, metadata=affects(NUMERICS))
+    """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
+
+    qk_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
+    """Width of queries and keys, as a multiple of the width that the cell works on."""
+
+    v_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
+    """Width of values, as a multiple of the width that the cell works on."""
+
+    gate_soft_cap: float | None = field(default=None, metadata=affects(NUMERICS))
+    """Gate pre-activations become c * tanh(gate / c), which is the same for c and -c. null: no cap."""
+
+    gate_dtype: str = field(default="float32", metadata=affects(NUMERICS))
+    """Type that the gate pre-activations are computed in."""
+
+    igate_bias_init_range: Any = field(default=None, metadata=affects(NUMERICS))
+    """Initial bias of the input gates: a number for all heads, [low, high] spread evenly over the heads, or
+    null for normal values with standard deviation 0.1."""
+
+    fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0], metadata=affects(NUMERICS))
+    """Initial bias of the forget gates, [low, high], spread evenly over the heads."""
+
+    add_qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
+    """Normalise queries and keys per head."""
+
+    reset_at_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
+    """Set the forget gate to `reset_fgate_value` where a new document begins, so that the cell sees next to
+    nothing of the last one."""
+
+    reset_fgate_value: float = field(default=-25.0, metadata=affects(NUMERICS))
+    """Forget-gate pre-activation at the first token of a document, where `reset_at_document_boundaries` is true."""
+
+    cell_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
+    """Added to the normaliser that the output of the cell is divided by: max(|n q|, exp(-m)) + cell_eps, where m is the
+    stabiliser. 0: nothing is added."""
+
+    backend: str = field(default="chunkwise", metadata=affects(LAYOUT))
+    """How the cell is computed: chunkwise (linear in the context length), quadratic (all pairs at once) or recurrent
+    (token by token)."""
+
+    chunk_size: int = field(default=64, metadata=affects(LAYOUT))
+    """Tokens that the chunkwise form computes at once. Must divide the context length; larger chunks need more
+    memory."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.igate_bias_init_range, tuple):
+            self.igate_bias_init_range = list(self.igate_bias_init_range)
+        super().__post_init__()
+
+    def inner_dim(self) -> int:
+        """Width that the cell works on."""
+        return self.embedding_dim
+
+    def qk_dim(self) -> int:
+        """Width of the queries, all heads together."""
+        return int(self.inner_dim() * self.qk_dim_factor)
+
+    def v_dim(self) -> int:
+        """Width of the values, all heads together."""
+        return int(self.inner_dim() * self.v_dim_factor)
+
+    def block_classes(self) -> tuple[str, ...]:
+        """Class names of the blocks."""
+        return ("mLSTMBlock",)
+
+    def dropout_probability(self) -> float:
+        """`dropout`."""
+        return self.dropout
+
+    def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
+        """The heads are cut over the tensor-parallel devices too."""
+        yield from super().layout_rules(tensor_parallel)
+        yield from splits(self, "num_heads", tensor_parallel)
+
+    def rules(self) -> Iterator[Problem]:
+        """Ranges, names, and widths that divide into heads."""
+        yield from super().rules()
+        yield from self.dropout_rules("dropout")
+        yield from at_least(self, 1, "num_heads")
+        yield from at_least(self, 0, "qk_dim_factor", "v_dim_factor", above=True)
+        yield from at_least(self, 0, "cell_eps")
+        yield from is_cap(self, "gate_soft_cap")
+        yield from at_least(self, 1, "chunk_size")
+        yield from one_of(self, "gate_dtype", DTYPES)
+        yield from one_of(self, "backend", BACKENDS)
+        yield from self._bias_rules()
+        if not math.isfinite(self.reset_fgate_value):
+            yield Problem({"reset_fgate_value": self.reset_fgate_value}, "must be a finite number")
+        if self.backend in BACKENDS and self.backend != "chunkwise":
+            yield from unused(self, "chunk_size", "backend", self.backend)
+        if self._has_widths():
+            yield from self._head_rules()
+        chunks = self._has_mlstm() and self.backend == "chunkwise" and self.chunk_size > 0 and self.context_length > 0
+        if chunks and self.context_length % self.chunk_size:
+            given = {"context_length": self.context_length, "chunk_size": self.chunk_size}
+            choices = either([d for d in divisors(self.context_length) if d <= 1024][-6:])
+            yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
+
+    def unused_rules(self) -> Iterator[Problem]:
+        """The forget gate at a border that is none."""
+        if not self.reset_at_document_boundaries:
+            yield from unused(self, "reset_fgate_value", "reset_at_document_boundaries", False)
+
+    def _has_mlstm(self) -> bool:
+        """Whether any block has an mLSTM cell."""
+        return True
+
+    def _has_widths(self) -> bool:
+        numbers = (self.num_heads, self.inner_dim(), self.qk_dim_factor, self.v_dim_factor)
+        return self._has_mlstm() and all(0 < number < math.inf for number in numbers)
+
+    def _bias_rules(self) -> Iterator[Problem]:
+        yield from is_range(self, "fgate_bias_init_range")
+        value = self.igate_bias_init_range
+        numbers = value if isinstance(value, list) and len(value) == 2 else [value]
+        if value is not None and not all(_is_number(number) for number in numbers):
+            rule = "is a number, [low, high], or null"
+            yield Problem({"igate_bias_init_range": value}, rule, "For example -10.0.")
+
+    def _head_rules(self) -> Iterator[Problem]:
+        widths = {"qk_dim_factor": self.qk_dim(), "v_dim_factor": self.v_dim()}
+        wrong = {factor: width for factor, width in widths.items() if width < 1 or width % self.num_heads}
+        if not wrong:
+            return
+        given = {"embedding_dim": self.embedding_dim, **{factor: getattr(self, factor) for factor in wrong}}
+        rule = " and ".join(f"the width {width} that {{{factor}}} gives" for factor, width in wrong.items())
+        fits = either([d for d in divisors(math.gcd(*widths.values())) if d <= 256])
+        fix = f"Set {{num_heads}} to {fits}" if min(widths.values()) > 0 else f"Set {{{next(iter(wrong))}}} higher"
+        yield Problem({**given, "num_heads": self.num_heads}, f"{{num_heads}} must divide {rule}", f"{fix}.")
+
+
+def is_range(config: CellConfig, key: str) -> Iterator[Problem]:
+    """The rule that a field is a pair of finite numbers."""
+    value = getattr(config, key)
+    if len(value) != 2 or not all(map(math.isfinite, value)):
+        yield Problem({key: value}, "is [low, high], for example [3.0,6.0]")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

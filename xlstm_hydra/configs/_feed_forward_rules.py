@@ -1,0 +1,64 @@
+"""The parts that the feed-forward layers of several families share: names, rounded widths, and their rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from xlstm_hydra.problems import Problem
+
+from ._rules import at_least, one_of, unused
+from .parallel import DTYPES
+
+ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
+"""Activation functions of the feed-forward layer; gelu is the tanh approximation."""
+
+FF_TYPES = ("ffn_gated", "ffn")
+"""Kinds of feed-forward layers."""
+
+
+def rounded_dim(config: Any, factor: float, prefix: str = "") -> int:
+    """`factor * embedding_dim`, rounded to the multiple that the config asks for. 0 where there is no such width.
+
+    Args:
+        config: of a family.
+        factor: of the embedding width.
+        prefix: of the names of the two fields that define the rounding.
+    """
+    multiple = max(getattr(config, f"{prefix}round_proj_up_to_multiple_of"), 1)
+    units = factor * config.embedding_dim / multiple
+    if not 0 < units < math.inf:
+        return 0
+    return (math.ceil(units) if getattr(config, f"{prefix}round_proj_up_dim_up") else math.floor(units)) * multiple
+
+
+def rounding_rules(config: Any, key: str, name: str, prefix: str = "") -> Iterator[Problem]:
+    """The rule that rounding leaves something of the width `name`, which the factor `key` gives."""
+    multiple_key = f"{prefix}round_proj_up_to_multiple_of"
+    multiple, factor = getattr(config, multiple_key), getattr(config, key)
+    exists = multiple > 0 and 0 < factor < math.inf and config.embedding_dim > 0
+    if exists and rounded_dim(config, factor, prefix) < 1:
+        given = {key: factor, multiple_key: multiple, "embedding_dim": config.embedding_dim}
+        yield Problem(given, f"the {name} must be at least 1", f"Set {{{prefix}round_proj_up_dim_up}}=true.")
+
+
+def layer_rules(config: Any, *, optional: bool = False) -> Iterator[Problem]:
+    """The rules of `ff_type` (which may be null where `optional`), `act_fn` and `ff_dtype`."""
+    yield from one_of(config, "ff_type", FF_TYPES, optional=optional)
+    yield from one_of(config, "act_fn", ACTIVATIONS)
+    yield from one_of(config, "ff_dtype", DTYPES, optional=True)
+
+
+def optional_layer_rules(config: Any, prefix: str) -> Iterator[Problem]:
+    """The rules of a feed-forward layer that a family can do without, where the names of the fields that define its
+    width have this prefix. Without the layer, they must all be left at their defaults."""
+    width = [f"{prefix}{name}" for name in ("proj_factor", "round_proj_up_dim_up", "round_proj_up_to_multiple_of")]
+    yield from layer_rules(config, optional=True)
+    if config.ff_type is None:
+        for key in (*width, "act_fn", "ff_dtype"):
+            yield from unused(config, key, "ff_type", None)
+        return
+    yield from at_least(config, 0, width[0], above=True)
+    yield from at_least(config, 1, width[2])
+    yield from rounding_rules(config, width[0], "feed-forward width", prefix)

@@ -1,0 +1,49 @@
+"""The classes that a dotted path in a config names. This is what imports a user's own modules, and JAX with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+from xlstm_hydra.problems import ConfigError, Unread, nearest
+
+from .model import ModelConfig
+
+
+def locate_class(path: Any, key: str) -> Any:
+    """Import the class that a dotted path names.
+
+    Args:
+        path: what the user typed.
+        key: where, for messages.
+
+    Raises:
+        ConfigError: the path does not lead to a class.
+    """
+    module_name, _, name = str(path).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name) if module_name else None
+    except ImportError as error:
+        missing = f"cannot import it: {error}"
+        raise ConfigError(
+            [Unread({key: path}, missing, "It must be installed, or be in the current folder.")]
+        ) from None
+    except AttributeError:
+        module = importlib.import_module(module_name)
+        known = [item for item, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError([Unread({key: path}, f"{module_name} has no {name}", nearest(name, known))]) from None
+    if not isinstance(found, type):
+        raise ConfigError([Unread({key: path}, "must be the dotted path of a class, such as my_package.MyModel")])
+    return found
+
+
+def resolve_classes(model: ModelConfig) -> ModelConfig:
+    """Return the same model with the class itself in place of its dotted path. This is what imports JAX.
+
+    Raises:
+        ConfigError: the path does not lead to a class.
+    """
+    if not isinstance(model.model_class, str):
+        return model
+    return dataclasses.replace(model, model_class=locate_class(model.model_class, "model.model_class"))

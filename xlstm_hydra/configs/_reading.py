@@ -1,0 +1,219 @@
+"""The metadata beside a checkpoint -> configs, from the plain groups that `formats` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from xlstm_hydra.codec import Flags, collect, dotted, find_class
+from xlstm_hydra.formats import (
+    FORMAT,
+    PUBLISHED_CLASSES,
+    STRICT,
+    WRITER,
+    MetadataError,
+    PlainGroup,
+    Reading,
+    error,
+    is_xlstm_jax,
+    parse,
+    problems_beside,
+    read_xlstm_jax,
+    unset_note,
+    upgrade,
+)
+from xlstm_hydra.problems import ConfigError, Problem, UnknownField, nearest, show
+
+from ._config_dict import ConfigDict
+from ._registry import (
+    WAY_OUT,
+    allowed_class,
+    config_class_of,
+    refused_config,
+    refused_model_class,
+    refused_tags,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedConfigs:
+    """The configs that a metadata text records, and how the reading went."""
+
+    writer: str
+    """xlstm_hydra or xlstm_jax."""
+
+    groups: Mapping[str, ConfigDict]
+    """The config of every group that was recorded, by the group's name: all of them in our own metadata; those that
+    xlstm-jax has too (model, parallel, optimizer, scheduler, trainer, checkpoint, logger) in its."""
+
+    content: Mapping[str, Any]
+    """The whole text as plain JSON values."""
+
+    unknown: tuple[str, ...] = ()
+    """Paths of fields that nobody knows, which only a lenient reading lets pass."""
+
+    unset: tuple[str, ...] = ()
+    """Paths of fields that nobody knows and that are null, so that they have no effect."""
+
+    notes: tuple[str, ...] = ()
+    """What was recorded, and why it stands in no group: it had no effect, or there is no counterpart."""
+
+
+def read_configs(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> RecordedConfigs:
+    """Read a metadata text; see `xlstm_hydra.metadata.read_record`."""
+    content = parse(text)
+    try:
+        return _read_foreign(content, lenient) if is_xlstm_jax(content) else _read_own(content, classes, lenient)
+    except RecursionError:
+        raise error("", "nested too deeply to be metadata") from None
+
+
+def _class(name: str) -> Any:
+    """A config class of ours by its name. Importing those that build on `ModelConfig` here would be a cycle, as
+    `ModelConfig.from_metadata` reads metadata."""
+    return find_class(f"{__package__}.{name}")
+
+
+# ---- our own metadata
+
+
+def _read_own(content: dict[str, Any], classes: Iterable[type], lenient: bool) -> RecordedConfigs:
+    content = upgrade(content)
+    problems = list(problems_beside(content))
+    config = content.get("config")
+    if not isinstance(config, dict):
+        what = f"expected an object, got {show(config)}" if "config" in content else "missing"
+        raise MetadataError([*problems, Problem.about("config", what)])
+    run_class, by_name = _class("RunConfig"), {dotted(cls): cls for cls in classes}
+    refused = list(_refused_classes(config, by_name))
+    run, wrong = (None, refused) if refused else collect(run_class, config, STRICT)
+    problems += [problem.at("config") for problem in wrong]
+    passed = [problem for problem in problems if isinstance(problem, UnknownField) and (lenient or problem.is_null)]
+    problems = [problem for problem in problems if problem not in passed]
+    if wrong and not problems:  # its own rules have not been looked at yet
+        run, wrong = collect(run_class, config, Flags(as_written=True))
+        problems = [problem.at("config") for problem in wrong]
+    if run is not None and not problems:
+        found = refused_config(run.model.class_path(), run.model.model_config)
+        problems = [problem.at("config.model") for problem in found]
+    if problems or run is None:
+        raise MetadataError(problems)
+    unset = tuple(key for problem in passed if problem.is_null for key in problem.keys)
+    return RecordedConfigs(
+        writer=FORMAT,
+        groups=run.groups(),
+        content=content,
+        unknown=tuple(key for problem in passed if not problem.is_null for key in problem.keys),
+        unset=unset,
+        notes=tuple(map(unset_note, unset)),
+    )
+
+
+def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Iterator[Problem]:
+    yield from refused_tags(config, classes)
+    model = config.get("model")
+    if isinstance(model, dict) and "model_class" in model:
+        yield from (problem.at("model.model_class") for problem in refused_model_class(model["model_class"], classes))
+
+
+# ---- that of xlstm-jax
+
+
+def _read_foreign(content: dict[str, Any], lenient: bool) -> RecordedConfigs:
+    plain, reading = read_xlstm_jax(content, lenient)
+    own = plain.pop("model", None)
+    notes, broken = list(reading.notes), list[Problem]()
+    model_class, config = ("", None) if own is None else _read_own_model(own, reading, broken)
+    groups = _build(plain, notes, broken)
+    if problems := [*broken, *reading.problems]:
+        raise MetadataError(problems)
+    if own is None:
+        config = groups.pop("model_config")
+        model_class = config.flax_class
+    model = _class("ModelConfig")(model_class, groups["parallel"], config)
+    return RecordedConfigs(
+        writer=WRITER,
+        groups={"model": model, **groups},
+        content=content,
+        unknown=tuple(reading.unknown),
+        unset=tuple(reading.unset),
+        notes=tuple(dict.fromkeys([*notes, *map(unset_note, reading.unset)])),
+    )
+
+
+def _build(plain: Mapping[str, PlainGroup], notes: list[str], broken: list[Problem]) -> dict[str, Any]:
+    """The config of every group that can be built. The rules that others break are added to `broken`, or to `notes` if
+    they can be left out."""
+    configs: dict[str, Any] = {}
+    for name, group in plain.items():
+        reason: Any = group.unsupported
+        values = _with_defaults(group)
+        notes += [note.format(values[field]) for field, note in group.not_recorded.items()]
+        notes += group.notes
+        try:
+            configs |= {} if reason else {name: _class(group.class_name)(**values)}
+        except (ValueError, ArithmeticError) as wrong:
+            reason = wrong
+        if reason and group.is_optional:
+            notes.append(f"{group.path}: there is no group {name}, because it cannot say this: {reason}")
+        elif reason:
+            broken += _as_recorded(reason, group)
+    return configs
+
+
+def _with_defaults(group: PlainGroup) -> dict[str, Any]:
+    """The values of a group, with ours where a note is needed that they were not recorded."""
+    values = dict(group.values)
+    for name in group.not_recorded:
+        values.setdefault(name, _class(group.class_name).__dataclass_fields__[name].default)
+    if "batch_size" in values and (parts := values["gradient_accumulate_steps"]) > 1:  # which it must divide into
+        values["batch_size"] = -(-values["batch_size"] // parts) * parts
+    return values
+
+
+def _as_recorded(wrong: Exception, group: PlainGroup) -> list[Problem]:
+    """What is wrong with a config of ours, with the keys as they stand in the file."""
+    if not isinstance(wrong, ConfigError):
+        return [Problem.about(group.path, f"is no model: {wrong}")]
+    fields = _class(group.class_name).__dataclass_fields__
+    paths = {name: group.paths.get(name, f"{group.path}.{name}") for name in fields}
+
+    def rename(text: str) -> str:
+        for name, path in paths.items():
+            text = text.replace(f"{{{name}}}", f"{{/{path}}}")
+        return text
+
+    return [
+        replace(
+            problem,
+            given={f"/{paths.get(key, f'{group.path}.{key}')}": value for key, value in problem.given.items()},
+            rule=rename(problem.rule),
+            fix=rename(problem.fix),
+        )
+        for problem in wrong.problems
+    ]
+
+
+def _read_own_model(group: PlainGroup, reading: Reading, broken: list[Problem]) -> tuple[str, Any]:
+    """A model class that xlstm-jax did not publish, with a config of the class that annotates its field `config`. What
+    is wrong is added to `broken`, but for unknown fields."""
+    cls, data = allowed_class(group.class_name), group.values.get("model_config")
+    class_key, path = f"{group.path}.model_class", f"{group.path}.model_config"
+    config_class = None if cls is None else config_class_of(cls)
+    if cls is None:
+        name = group.values["model_class"]
+        text = f"{show(name)} is no model class that xlstm-jax published or this program has allowed"
+        broken.append(Problem.about(class_key, text, f"{nearest(str(name), PUBLISHED_CLASSES)} {WAY_OUT}"))
+    elif not isinstance(data, dict):
+        broken.append(Problem.about(path, f"expected an object, got {show(data)}" if data else "missing"))
+    elif config_class is None:
+        broken.append(Problem.about(class_key, f"{cls.__name__} does not say of which class its config is"))
+    else:
+        for problem in collect(config_class, data, Flags(ignore_unknown=False))[1]:
+            if isinstance(problem, UnknownField):
+                reading.unknown_field(f"{path}.{problem.keys[0]}", problem.fix, is_null=problem.is_null)
+            else:
+                broken.append(problem.at(path))
+        return dotted(cls), collect(config_class, data, Flags(ignore_unknown=True))[0]
+    return "", None

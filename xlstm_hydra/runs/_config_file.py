@@ -1,0 +1,89 @@
+"""The resolved config of a run, as YAML in its folder, read and changed without resolving or converting its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from xlstm_hydra.configs import RunConfig
+
+from ._links import replace_file
+from ._paths import known_step, run_of
+
+CONFIG_FILE = "config.yaml"
+"""The name of the file."""
+
+_STYLE: dict[str, Any] = {"allow_unicode": True}
+_TEXT = "tag:yaml.org,2002:str"
+_BOOLS = ("y", "Y", "n", "N")
+"""Text that OmegaConf takes for a Boolean, beside what PyYAML does."""
+
+
+def recorded_origin(folder: Path) -> str | None:
+    """Return the checkpoint that the model of a run was composed from (`--from`), as RUN@STEP if it lies in a run; None
+    if there is none."""
+    try:
+        node = _child(_child(_read(folder / CONFIG_FILE), "model"), "_checkpoint_")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    if node is None or node.tag != _TEXT:
+        return None
+    path = Path(node.value)
+    run, step = run_of(path), known_step(path)
+    return node.value if run is None or step is None else f"{run}@{step}"
+
+
+def write_layout(folder: Path, run: RunConfig) -> None:
+    """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
+    file = folder / CONFIG_FILE
+    if not file.exists():
+        return
+    root = _read(file)
+    for parent in (root, _child(root, "model")):
+        _set(parent, "parallel", run.parallel.to_dict())
+    _set(root, "trainer", run.trainer.to_dict())
+    replace_file(file, yaml.serialize(root, Dumper=_Dumper, **_STYLE))
+
+
+def _read(file: Path) -> yaml.Node | None:
+    return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+
+
+def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return next((value for name, value in pairs if name.value == key), None)
+
+
+def _set(node: yaml.Node | None, key: str, value: Mapping[str, Any]) -> None:
+    """Replace the value of a key in place, or add it at the end."""
+    assert isinstance(node, yaml.MappingNode), "the file is the config of a run"
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **_STYLE)
+    new = yaml.compose(text, Loader=yaml.SafeLoader)
+    names = [name.value for name, _ in node.value]
+    if key in names:
+        number = names.index(key)
+        node.value[number] = (node.value[number][0], new)
+    else:
+        node.value.append((yaml.ScalarNode(_TEXT, key), new))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that OmegaConf would read as a number or a Boolean, as OmegaConf's own does."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar(_TEXT, text, style="'" if text in _BOOLS or _is_number(text) else None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_Dumper.add_representer(str, _represent_text)
