@@ -15,7 +15,7 @@ from xlstm_hydra.configs import (
 )
 
 from ._omegaconf import REPLACE, register_resolver, structured
-from ._register import GROUP, PLUGINS, SCHEMAS
+from ._schemas import GROUP, PLUGINS, SCHEMAS
 
 _BLOCKS = ("mLSTMBlock",)
 
