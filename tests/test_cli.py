@@ -133,9 +133,20 @@ def test_a_condition_of_the_machine_gives_status_1_and_one_message(failing, erro
     assert "Traceback" not in done.err
 
 
-def test_a_nan_that_jax_was_asked_to_find_is_shown_with_its_place(train):
-    found = {"__name__": "jax._src.pjit"}
-    exec("def find(run, folder, overrides): raise FloatingPointError('invalid value (nan) in jit(log)')", found)
+REMOVED = "For simplicity, JAX has removed its internal frames from the traceback of the following exception."
+
+
+@pytest.mark.parametrize(
+    ("module", "notes"),
+    [("jax._src.pjit", []), ("flax.core", ["----", REMOVED])],
+    ids=["whole", "without JAX's frames"],
+)
+def test_a_nan_that_jax_was_asked_to_find_is_shown_with_its_place(train, module, notes):
+    error = FloatingPointError("invalid value (nan) in jit(log)")
+    for note in notes:
+        error.add_note(note)
+    found = {"__name__": module, "error": error}
+    exec("def find(run, folder, overrides): raise error", found)
     train(found["find"])
     done = run_command("debug=nans", "hydra.run.dir=run")
     assert done.status == 1 and done.err.startswith("Traceback") and "This is a bug" not in done.err

@@ -16,7 +16,7 @@ PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
     {"": set(), "_conf_dir": set(), "_printable": set(), "_colours": set(), "_synonyms": set(), "_logging": set()},
     {"problems": set(), "_table": {"rich"}},
-    {"errors": set(), "preemption": set(), "own_modules": set()},
+    {"errors": set(), "preemption": set(), "own_modules": set(), "streams": set()},
     {"codec": set()},
     {"formats": set()},
     {"configs": set()},

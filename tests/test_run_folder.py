@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,8 @@ def test_whatever_the_system_says_of_a_new_folder_is_one_message(number, monkeyp
     monkeypatch.setattr(Path, "mkdir", fail)
     done = run_command("hydra.run.dir=new/run")
     assert done.status == 2
-    assert "/new cannot be written: the reason. Choose another folder with hydra.run.dir=DIR." in done.err
+    way = "Free some space, or use another folder. " if number == errno.ENOSPC else ""
+    assert f"/new cannot be written: the reason. {way}Choose another folder with hydra.run.dir=DIR." in done.err
 
 
 def test_a_disk_that_is_full_when_hydra_writes_its_record_is_one_message(monkeypatch):
@@ -78,7 +80,7 @@ def test_a_disk_that_is_full_when_hydra_writes_its_record_is_one_message(monkeyp
 
     monkeypatch.setattr("hydra.core.utils._save_config", fail)
     done = run_command("hydra.run.dir=new/run")
-    assert done.status == 2 and "cannot be written: No space left on device. Choose another" in done.err
+    assert done.status == 2 and "cannot be written: No space left on device. Free some space, or use ano" in done.err
     assert content() == {}
 
 
@@ -187,6 +189,16 @@ def test_a_group_that_a_run_needs_is_not_removed(group, mode, trained):
 def test_a_run_may_have_another_log_or_none(typed, trained):
     assert run_command("hydra.run.dir=run", typed, quiet=False).status == 0
     assert len(trained) == 1
+
+
+@pytest.mark.parametrize("mode", [(), ("-m",)], ids=["a run", "a sweep"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python 3.13: lines left when freed
+def test_a_log_on_a_full_disk_is_one_warning(mode, monkeypatch):
+    log = logging.getLogger("xlstm_hydra")
+    monkeypatch.setattr(xlstm_hydra.train, "train", lambda *_: [log.warning("line %d", number) for number in range(3)])
+    done = run_command(*mode, "hydra.job_logging.handlers.file.filename=/dev/full", quiet=False)
+    assert "Traceback" not in done.err and "line 2" in done.out
+    assert done.out.count("the log /dev/full cannot be written: No space left on device") == 1
 
 
 def test_callbacks_of_the_user_are_called_around_a_run(tmp_path, monkeypatch, trained):

@@ -111,10 +111,12 @@ def text_of(error: BaseException, head: str) -> str:
 
 
 def _is_found_by_jax(error: BaseException) -> bool:
-    """True for a number that is not finite and that JAX was asked to find (trainer.debug_nans): its place is wanted."""
+    """True for a number that is not finite and that JAX was asked to find (trainer.debug_nans): its place is wanted.
+    JAX removes its own frames from a traceback, and adds a note about it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    names = [frame.f_globals.get("__name__", "") for frame in frames[-1:]]
-    return isinstance(error, FloatingPointError) and any(name.startswith("jax.") for name in names)
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames[-1:]]
+    is_filtered = any("JAX has removed its internal frames" in note for note in getattr(error, "__notes__", ()))
+    return isinstance(error, FloatingPointError) and (is_filtered or "jax" in names)
 
 
 def bug_report(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import itertools
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +92,38 @@ def test_an_error_of_the_machine_that_ends_a_sweep_is_one_line(kind, tmp_path, c
     assert finish_sweep(tmp_path / "sweep", kind("no space left\nand more")) == 1
     printed = capsys.readouterr().err
     assert "the sweep has ended early: no space left\n" in printed and "Traceback" not in printed
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """From the call on, nothing can be written into new files."""
+    opened = Path.open
+
+    def open_full(file, mode="r", *arguments, **options):
+        is_new = mode.startswith("x")
+        return opened(Path("/dev/full") if is_new else file, "w" if is_new else mode, *arguments, **options)
+
+    return lambda: monkeypatch.setattr(Path, "open", open_full)
+
+
+def test_a_record_that_cannot_be_written_does_not_hide_how_the_jobs_ended(tmp_path, full_disk, capsys):
+    start_sweep(tmp_path / "sweep", [["trainer.seed=0"], ["trainer.seed=1"]])
+    jobs = [
+        Outcome(job=0, overrides=["trainer.seed=0"], status="failed", reason="saving step 6 failed"),
+        Outcome(job=1, overrides=["trainer.seed=1"], status="completed", best=2.5),
+    ]
+    update_record(tmp_path / "sweep", jobs)
+    full_disk()
+    assert finish_sweep(tmp_path / "sweep") == 1
+    printed = capsys.readouterr()
+    assert "2 jobs: 1 completed, 1 failed" in printed.out and "failed: saving step 6 failed" in printed.err
+    for name in ("sweep.csv", "sweep.jsonl"):
+        assert f"{tmp_path}/sweep/{name} cannot be written: No space left on device\n" in printed.err
+    assert "written:" not in printed.out and "Traceback" not in printed.err
+
+
+def test_a_sweep_whose_record_cannot_be_written_does_not_succeed(tmp_path, full_disk):
+    start_sweep(tmp_path / "sweep", [["trainer.seed=0"]])
+    update_record(tmp_path / "sweep", [Outcome(job=0, overrides=["trainer.seed=0"], status="completed", best=2.5)])
+    full_disk()
+    assert finish_sweep(tmp_path / "sweep") == 1

@@ -3,6 +3,7 @@
 import errno
 import logging
 import resource
+import shlex
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from xlstm_hydra.checkpoint._faults import Listener, SaveError, saving
 from xlstm_hydra.configs import AUTO, CheckpointConfig, LoggerConfig
 from xlstm_hydra.runs import _links as links
 from xlstm_hydra.runs import saved_steps
+from xlstm_hydra.train import _diagnosis as _faults
 from xlstm_hydra.train import _log, train
 from xlstm_hydra.train._diagnosis import RunEnded, faults_reported
 
@@ -70,6 +72,7 @@ def test_a_save_that_fails_ends_the_run_with_one_message_and_what_is_saved_stays
     assert str(ended.value).startswith(f"saving step {step} in {tmp_path}/checkpoints failed: File too large")
     assert saved in str(ended.value) and str(ended.value).endswith(f"Allow larger files (ulimit -f), {way_out}")
     assert capfd.readouterr().err == "" and not [record for record in caplog.records if record.exc_info]
+    assert "has saved the step" not in caplog.text
     assert saved_steps(tmp_path) == whole
 
 
@@ -170,6 +173,26 @@ def test_what_orbax_can_do_without_does_not_end_a_run(caplog):
         "Orbax falls back",
         "Orbax reported an error, but has saved the step: ValueError: from error",
     ]
+
+
+def test_what_orbax_reported_of_a_run_that_failed_is_not_printed_in_the_next_one(caplog):
+    first = Listener()
+    try:
+        raise ValueError("of the first run")
+    except ValueError:
+        logging.getLogger("absl").error("while saving", exc_info=True)
+    Listener().stop()
+    assert first not in logging.getLogger("absl").filters and not caplog.records
+
+
+def test_a_shell_reads_the_command_that_continues_a_run_in_a_folder_with_spaces(tmp_path):
+    (tmp_path / "a run" / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunEnded) as ended:
+        patch.setattr(_faults, "saved_steps", lambda folder: [4])
+        with faults_reported(tmp_path / "a run"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    typed = str(ended.value).partition("continue with ")[2]
+    assert shlex.split(typed) == ["xlstm-hydra", f"resume={tmp_path}/a run"]
 
 
 def test_a_bug_while_saving_stays_a_bug(tmp_path):

@@ -199,8 +199,15 @@ class Checkpoints:
             if (sealing := self._sealing) is not None:
                 self._sealing = None  # closing waits again after an error
                 sealing.wait()
-        self._listener.report()
+            if self._is_unsaved():
+                self._listener.raise_heard()
+        if self._in_background is not None:
+            self._listener.report()
         self._in_background = None
+
+    def _is_unsaved(self) -> bool:
+        """True if there was a save in the background and it left no checkpoint. Orbax raises why only once."""
+        return self._in_background is not None and not (self._folder / str(self._in_background)).exists()
 
     def _delete_stopgaps(self) -> None:
         """What was there before this run without a rank goes where a later one is there, on disk."""

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from xlstm_hydra._printable import PrintableFormatter, printable_lines
 from xlstm_hydra.errors import status_of, text_of
 from xlstm_hydra.preemption import Preempted
-
-from ._streams import keep_streams, unwritten
+from xlstm_hydra.streams import keep_streams, unwritten
 
 
 @contextmanager

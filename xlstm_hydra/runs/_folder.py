@@ -112,7 +112,9 @@ class RunFolder:
         """Return an error that says what cannot be written, and why."""
         name = error.filename
         head = f"{name} " if name and str(name) != str(self.path) else ""
-        return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", self._fix)])
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = f"Free some space, or use another folder. {self._fix}" if is_full else self._fix
+        return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", fix)])
 
     def make(self, folder: Path, undo: ExitStack) -> None:
         """Make a folder and those above it. Undone, those that are empty are removed."""
@@ -129,7 +131,9 @@ class RunFolder:
 
     def _keep(self, file: Path, undo: ExitStack) -> None:
         """Make sure that a file can be written. Undone, it has its content back, or is removed if it was not there. A
-        large file is a log, to which a run only appends."""
+        large file is a log, to which a run only appends. A device or a pipe has no content to keep."""
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            return
         if not file.exists():
             undo.callback(_restore, file, None)
         elif (size := file.stat().st_size) > _LARGE:

@@ -139,7 +139,7 @@ def _warns_if_unwritten() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
-        log.warning("the outcome of this job cannot be recorded: %s", error)
+        log.warning("the outcome of this job cannot be recorded: %s", reason_of(error))
 
 
 def _status(error: BaseException | None) -> tuple[str, str | None]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.errors import reason as reason_of
 from xlstm_hydra.errors import text_of
 from xlstm_hydra.hydra import differing
 from xlstm_hydra.preemption import STATUS
@@ -21,7 +20,7 @@ from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
 from ._commands import COMMAND_FILE
-from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs, write_traceback
+from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs
 from ._labels import swept
 from ._outcomes import (
     COMPLETED,
@@ -30,16 +29,15 @@ from ._outcomes import (
     INVALID,
     LOST,
     PREEMPTED,
+    RECORD_FILE,
     REFUSED,
     RUNNING,
     STATUSES,
     WAITING,
     Outcome,
-    now,
     read_record,
     remove_leftovers,
     repair_record,
-    update_fields,
     update_record,
 )
 from ._strict_json import Damaged, read_object
@@ -61,25 +59,6 @@ FLUSH_LEFT = ("overrides", "status", "checkpoint")
 """Columns of the table with words in them."""
 
 
-def record_early_failures(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
-    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
-
-    Args:
-        folder: that of the sweep.
-        errors: by the number of the job; None: it did not fail.
-    """
-    waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
-    changes: dict[int, dict[str, Any]] = {}
-    for job, error in errors.items():
-        if error is not None and job in waiting:
-            own = job_folder(folder, waiting[job])
-            own.mkdir(parents=True, exist_ok=True)
-            write_traceback(own, error)
-            changes[job] = {"status": FAILED, "reason": reason_of(error), "started": now(), "ended": now()}
-    if changes:
-        update_fields(folder, changes)
-
-
 def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
     """Complete the record of a sweep from the folders of its jobs, print its results, and plot them.
 
@@ -88,20 +67,33 @@ def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
         error: what ended the launching of jobs early.
 
     Returns:
-        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, 2 some were refused or
-        all are invalid, 3 plans of which none fits, 75 the others were preempted, 130 the sweep was interrupted.
+        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, or the record cannot be
+        written, 2 some were refused or all are invalid, 3 plans of which none fits, 75 the others were preempted, 130
+        the sweep was interrupted.
     """
     folder = folder.absolute()
     try:
-        remove_leftovers(folder)
-        repair_record(folder)
+        unwritten = _complete_record(folder)
         record = reconciled(folder, read_record(folder))
-        update_record(folder, record)
         still = [one for one in running_jobs(folder, record) if one.status in (WAITING, RUNNING, PREEMPTED)]
         fits = _print_end(folder, record, still, error)
-        return _status(record, fits, error)
+        status = _status(record, fits, error)
+        if unwritten is not None:
+            print(f"xlstm-hydra: {folder / RECORD_FILE} cannot be written: {unwritten.strerror}", file=sys.stderr)
+        return status if unwritten is None else status or 1
     finally:
         end_sweep(folder)
+
+
+def _complete_record(folder: Path) -> OSError | None:
+    """Write the outcomes of all jobs into the record. Return the error if it cannot be written, as on a full disk."""
+    try:
+        remove_leftovers(folder)
+        repair_record(folder)
+        update_record(folder, reconciled(folder, read_record(folder)))
+    except OSError as error:
+        return error
+    return None
 
 
 def _print_end(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
@@ -165,7 +157,11 @@ def _print_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
         print(printable(line), file=sys.stderr)
     if programs := _programs_line(job_folder(folder, one) for one in record):
         print(programs)
-    write_csv(record, folder / "sweep.csv")
+    try:
+        write_csv(record, folder / "sweep.csv")
+    except OSError as error:
+        print(printable(f"{folder / 'sweep.csv'} cannot be written: {error.strerror}"), file=sys.stderr)
+        return
     written = ["sweep.jsonl", "sweep.csv", *(_picture(folder, record) if draw else [])]
     print(f"written: {', '.join(written)} in {printable(str(folder))}")
 

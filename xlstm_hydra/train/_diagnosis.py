@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from xlstm_hydra._logging import log
+from xlstm_hydra._printable import shell_line
 from xlstm_hydra.checkpoint import SaveError, reason
 from xlstm_hydra.errors import way_out
 from xlstm_hydra.runs import saved_steps
+from xlstm_hydra.streams import warn_once
 
 
 class RunEnded(OSError):
@@ -53,7 +53,7 @@ def _what_is_saved(folder: Path) -> str:
 def _way_out(error: OSError, folder: Path) -> str:
     way = way_out(error) or "Fix the cause"
     if _steps(folder):
-        return f"{way}, then continue with xlstm-hydra resume={folder}"
+        return f"{way}, then continue with {shell_line(['xlstm-hydra', f'resume={folder}'])}"
     return f"{way}, then start the run again."
 
 
@@ -66,21 +66,12 @@ def _steps(folder: Path) -> list[int]:
 
 @contextmanager
 def _log_files_may_fail() -> Iterator[None]:
-    """Warn once about a log file that cannot be written, where `logging` prints a traceback for every line."""
-    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    """Warn once about a log file that cannot be written, also one that is not a `LogFile`."""
+    files = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
     for handler in files:
-        handler.handleError = partial(_warn_once, handler, set())
+        handler.handleError = partial(warn_once, handler)
     try:
         yield
     finally:
         for handler in files:
             del handler.handleError
-
-
-def _warn_once(handler: logging.FileHandler, warned: set[str], record: logging.LogRecord) -> None:
-    error = sys.exception()
-    if not isinstance(error, OSError):
-        logging.FileHandler.handleError(handler, record)
-    elif not warned:
-        warned.add(handler.baseFilename)  # first: the warning goes to the same file
-        log.warning("the log %s cannot be written: %s", handler.baseFilename, error.strerror)

@@ -231,9 +231,12 @@ class _Loop:
         return fetched[-1] if fetched else {}
 
     def _refuse_non_finite(self, name: str, value: float, step: int) -> None:
-        if self.program.run.trainer.check_for_nan and not math.isfinite(value):
-            text = f"{name} of step {step} is {value}. Checkpoints saved before are sound."
-            raise FloatingPointError(f"{text} Try a lower optimizer.lr, or debug=nans to find the operation.")
+        trainer = self.program.run.trainer
+        if trainer.check_for_nan and not math.isfinite(value):
+            saved = "The parameters in the checkpoints are finite, but those of the last ones may have diverged already"
+            way = "resume=RUN@STEP hydra.run.dir=DIR continues from an earlier one in another folder"
+            fix = f"Try a lower optimizer.lr{'' if trainer.debug_nans else ', or debug=nans to find the operation'}"
+            raise FloatingPointError(f"{name} of step {step} is {value}. {saved}: {way}. {fix}.")
 
     def _validate(self, step: int, state: TrainState) -> dict[str, float]:
         results = [self.program.eval_step(state.params, batch) for batch in self.validation]

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import sys
+from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
+
+log = logging.getLogger("xlstm_hydra")
 
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 """Numbers of errors of a pipe or terminal that nobody reads any more."""
+
+
+_failed = WeakSet[logging.FileHandler]()
+"""Log files that a warning was logged about."""
 
 
 class _Stream(io.FileIO):
@@ -26,6 +35,29 @@ class _Stream(io.FileIO):
             if error.errno in _GONE:
                 _discard(self.fileno())
             return memoryview(data).nbytes
+
+
+class LogFile(logging.FileHandler):
+    """The log file of a run. If it cannot be written, such as on a full disk, one warning is logged."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a name of the standard library)
+        """See `warn_once`."""
+        warn_once(self, record)
+
+    def close(self) -> None:
+        """Close the file. Lines that could not be written are dropped."""
+        with suppress(OSError):
+            super().close()
+
+
+def warn_once(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Log one warning about a log file that cannot be written, where `logging` prints a traceback for every line."""
+    error = sys.exception()
+    if not isinstance(error, OSError):
+        logging.FileHandler.handleError(handler, record)
+    elif handler not in _failed:
+        _failed.add(handler)  # first: the warning goes to the same file
+        log.warning("the log %s cannot be written: %s", handler.baseFilename, error.strerror)
 
 
 def keep_streams() -> None:
