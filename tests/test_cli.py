@@ -106,7 +106,10 @@ CONDITIONS = {
     "a diverged loss": (FloatingPointError("loss of step 3 is nan."), "loss of step 3 is nan."),
     "a full disk": (OSError(28, "No space left on device", "run/x"), "'run/x': No space left on device. Free some"),
     "a full disk, unnamed": (OSError(28, "No space left on device"), "No space left on device. Free some"),
-    "a read-only disk": (OSError(30, "Read-only file system", "x"), "'x': Read-only file system. Choose a folder"),
+    "a read-only disk": (
+        OSError(30, "Read-only file system", "x"),
+        "'x': Read-only file system. Make the folder",
+    ),
     "a broken disk": (OSError(5, "Input/output error", "a", None, "b"), "'a' -> 'b': Input/output error"),
     "text of its own": (FileNotFoundError("process 1 does not see it"), "process 1 does not see it"),
     "memory": (MemoryError("Unable to allocate 1 GiB"), "the memory of this machine is exhausted: Unable to allocate"),

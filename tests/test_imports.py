@@ -188,6 +188,6 @@ def test_importing_what_is_below_the_edge_loads_no_hydra(tmp_path, module):
 
 
 def test_the_test_above_sees_hydra_when_it_is_loaded(tmp_path):
-    code = f"import sys, xlstm_hydra.hydra\nprint(*({EDGE} & set(sys.modules)))"
+    code = f"import sys\nfrom xlstm_hydra.hydra import load\nprint(*({EDGE} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert set(done.stdout.split()) == EDGE

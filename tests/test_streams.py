@@ -1,6 +1,5 @@
 """A closed terminal, pipe or folder never ends a command in a traceback, and never ends a run."""
 
-import errno
 import os
 import pty
 import subprocess
@@ -8,12 +7,11 @@ import sys
 
 import pytest
 
-from xlstm_hydra import streams
-
 COMMAND = [sys.executable, "-m", "xlstm_hydra"]
 RUN = """
 import logging
-from xlstm_hydra import cli, job
+from xlstm_hydra import tasks
+from xlstm_hydra.cli import main as cli
 
 def talk(run, folder, overrides):
     for number in range(5000):
@@ -21,10 +19,23 @@ def talk(run, folder, overrides):
         print("a line that is printed")
     (folder / "done").touch()
 
-job._task = lambda name: talk
+tasks.run_task = talk
 cli.main()
 """
 """A run that talks much and trains nothing."""
+ON_FULL_DISK = """
+import os
+from xlstm_hydra import tasks
+from xlstm_hydra.cli import main as cli
+
+def talk(run, folder, overrides):
+    print("lost", flush=True)
+    (folder / "is_full").write_text(str(os.path.samestat(os.fstat(1), os.stat("/dev/full"))))
+
+tasks.run_task = talk
+cli.main()
+"""
+"""A run that notes whether its output is still the same file after a line of it could not be written."""
 
 
 def in_shell(line, folder, *command):
@@ -62,11 +73,11 @@ def test_an_output_on_a_full_disk_is_one_message(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this machine")
-def test_an_output_on_a_full_disk_is_not_given_up():
-    with open("/dev/full", "w") as full, streams._Stream(os.dup(full.fileno()), "w") as stream:
-        assert stream.write(b"lost") == 4
-        assert stream.failed is not None and stream.failed.errno == errno.ENOSPC
-        assert os.path.samestat(os.fstat(stream.fileno()), os.stat("/dev/full"))
+def test_an_output_on_a_full_disk_is_not_given_up(tmp_path):
+    command = [sys.executable, "-c", ON_FULL_DISK, "hydra.run.dir=run"]
+    done = in_shell('"$@" >/dev/full', tmp_path, *command)
+    assert done.returncode == 1 and "No space left on device" in done.stderr
+    assert (tmp_path / "run" / "is_full").read_text() == "True"
 
 
 TALKING = {

@@ -1,15 +1,17 @@
 """The figures of devices: a group like any other, whose options `task.device` names too."""
 
+import subprocess
+import sys
+
 import hydra
 import pytest
 from command import run_command
 
 from xlstm_hydra import devices
-from xlstm_hydra._conf_dir import conf_dir, current_option
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import ConfigError, DeviceConfig
 from xlstm_hydra.devices import DetectedDevices, device_of
-from xlstm_hydra.hydra import VERSION_BASE, known_devices, load, load_device
+from xlstm_hydra.hydra import VERSION_BASE, conf_dir, known_devices, load, load_device
 
 NAMES = ["a100_40gb", "a100_80gb", "cpu", "h100_80gb", "h200", "tpu_v5e", "tpu_v5p", "tpu_v6e"]
 MINE = """
@@ -49,11 +51,14 @@ def test_every_figure_of_an_accelerator_says_where_it_is_from(name):
 
 
 @pytest.mark.parametrize("key", ["device", "task.device"])
-def test_the_deprecated_name_of_a_device_still_works(compose, capsys, key):
-    current_option.cache_clear()
-    run = load(compose("task=plan", f"{key}=v6e"))
-    assert run.device == load_device("tpu_v6e")
-    assert capsys.readouterr().err == "xlstm-hydra: device=v6e is deprecated: write device=tpu_v6e\n"
+def test_the_deprecated_name_of_a_device_still_works(compose, key):
+    assert load(compose("task=plan", f"{key}=v6e")).device == load_device("tpu_v6e")
+
+
+def test_the_deprecated_name_of_a_device_is_printed_with_the_new_one_once():
+    command = [sys.executable, "-m", "xlstm_hydra", "--cfg", "job", "device=v6e"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == "xlstm-hydra: device=v6e is deprecated: write device=tpu_v6e\n"
 
 
 def recognised(kind):

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from saved import composed
 
 from xlstm_hydra import configs
-from xlstm_hydra.codec._hints import hints
-from xlstm_hydra.codec._partial import unchecked
+from xlstm_hydra.codec import hints, unchecked
 from xlstm_hydra.configs import ConfigError, ModelConfig, ParallelConfig, RunConfig
 from xlstm_hydra.hydra import SCHEMAS, VERSION_BASE, read, shortest_overrides
 from xlstm_hydra.metadata import Record, read_record

@@ -165,7 +165,7 @@ def test_two_processes_use_a_checkpoint_like_one(alone, tmp_path, monkeypatch):
 
 FAIL_LATE = """
 import sys
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 from xlstm_hydra.train import MetricLog
 
 def fail(self, step):
@@ -202,7 +202,7 @@ def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
 LEAVE_LAST = """
 import sys, time
 import xlstm_hydra.train
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 
 def train(run, folder, overrides):
     if "distributed.process_id=1" in sys.argv:

@@ -1,6 +1,6 @@
 """The command `xlstm-metadata`: what a checkpoint was made from, and checkpoints from and for other programs.
 
-Exit status: 0 done, 1 there are differences or the check failed, 2 the place or its metadata is wrong.
+Exit status: 0 done, 1 there are differences or the check failed, 2 the source or its metadata is wrong.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ._messages import command
 if TYPE_CHECKING:
     from xlstm_hydra.checkpoint import Misfit
 
-_PLACE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
+_SOURCE = "a run folder, RUN@STEP, the folder of a checkpoint, or a metadata file"
 _COLORS = {"parameters": "bold red", "numerics": "yellow", "layout": "cyan", "bookkeeping": "dim"}
 
 
@@ -60,11 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *places: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *sources: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
-        for place in places:
-            command.add_argument(place, help=_PLACE)
+        for source in sources:
+            command.add_argument(source, help=_SOURCE)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
         command.add_argument("--lenient", action="store_true", help="ignore fields that are unknown, and list them")
         if name != "check":
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(arguments: argparse.Namespace, key: str = "RUN") -> Record:
-    """The record that the place of an argument has, or that a file is."""
+    """Return the record of the checkpoint that an argument names, or that a file is."""
     return record_named(getattr(arguments, key), key, lenient=arguments.lenient)
 
 
@@ -164,8 +164,8 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     saved = checkpoints_of_run(arguments.RUN, "RUN")
-    places = saved.values() or [_checkpoint_of(arguments.RUN)]
-    found = [each for place in places if (each := _checked_if_kept(place, arguments.lenient))]
+    checkpoints = saved.values() or [_checkpoint_of(arguments.RUN)]
+    found = [each for path in checkpoints if (each := _checked_if_kept(path, arguments.lenient))]
     if not found:
         text = "its checkpoints were deleted while they were read"
         raise ConfigError([Problem({"RUN": arguments.RUN}, text, "Try again if the run is still in progress.")])
@@ -214,15 +214,15 @@ class _Checked:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """For people, each with its style."""
-        verdict, place = self.verdict, self.checkpoint
-        yield from ((f"{place}: {each}", "bold red") for each in verdict.damage)
-        yield from ((f"{place}: {each}", "yellow") for each in verdict.notes)
+        verdict, path = self.verdict, self.checkpoint
+        yield from ((f"{path}: {each}", "bold red") for each in verdict.damage)
+        yield from ((f"{path}: {each}", "yellow") for each in verdict.notes)
         if verdict.num_files and not verdict.damage:
-            yield f"{place}: all {verdict.num_files} files are intact", "green"
+            yield f"{path}: all {verdict.num_files} files are intact", "green"
         if verdict.damage or self.error:
             return
         if not self.misfits:
-            yield f"{place}: every parameter on disk has the shape that belongs to {self.against}", "green"
+            yield f"{path}: every parameter on disk has the shape that belongs to {self.against}", "green"
         by = {"model": "by the model", "parameters": "by the recorded list"}
         for each in self.misfits:
             expected, found = _shape(each.expected), _shape(each.found)
@@ -280,14 +280,14 @@ def _wrote(arguments: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
-def _checkpoint_of(place: str) -> Path:
+def _checkpoint_of(source: str) -> Path:
     """The folder of a checkpoint, also where its metadata file was named."""
-    file = to_path(place)
+    file = to_path(source)
     if not file.is_file():
-        return find_checkpoint(place, "RUN")
+        return find_checkpoint(source, "RUN")
     if (file.parent.parent / "params").is_dir():
         return file.absolute().parents[1]
-    raise ConfigError([Problem({"RUN": place}, "there are no parameters beside it", "Name the checkpoint's folder.")])
+    raise ConfigError([Problem({"RUN": source}, "there are no parameters beside it", "Name the checkpoint's folder.")])
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

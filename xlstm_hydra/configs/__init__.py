@@ -15,6 +15,7 @@ from ._fields import PARAMETERS as PARAMETERS
 from ._fields import Effect as Effect
 from ._fields import affects as affects
 from ._fields import effect_of as effect_of
+from ._fields import effects_of as effects_of
 from ._model_class import locate_class as locate_class
 from ._model_class import resolve_classes as resolve_classes
 from ._process import ProcessInfo as ProcessInfo

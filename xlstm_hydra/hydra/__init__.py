@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from ._points import SweepLoader as SweepLoader
     from ._points import by_job as by_job
     from ._points import check_points as check_points
+    from ._points import common as common
+    from ._points import differing as differing
     from ._points import invalid_points as invalid_points
     from ._points import is_run as is_run
     from ._points import jobs_with as jobs_with

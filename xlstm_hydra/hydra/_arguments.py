@@ -63,11 +63,11 @@ _NO_VALUE = re.compile(r"ignored explicit argument '(.*)'")
 
 
 def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:
-    """The arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
+    """Return the arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
 
-    The first is a new run with the config of the old one. The second goes on with the old run, in its folder unless
-    `hydra.run.dir` names another. What is left out of the saved config, because it has no effect, is told on stderr.
-    With `--lenient`, fields of the saved record that are unknown are ignored.
+    The first is a new run with the config of the old one. The second continues the old run, in its folder unless
+    `hydra.run.dir` names another. What is left out of the saved config is reported on stderr. With `--lenient`, fields
+    of the saved record that are unknown are ignored.
 
     Args:
         arguments: what was typed.

@@ -80,7 +80,7 @@ def check_engines(arguments: Sequence[str]) -> None:
 def not_installed(group: str, name: str) -> Problem | None:
     """The problem with an option that needs what is not here, if it does."""
     module, package = ENGINES.get(group, {}).get(name, ("hydra", ""))
-    if _is_here(module):
+    if _is_importable(module):
         return None
     return Problem({group: name}, "is not installed", f"To install it: pip install '{package}'")
 
@@ -156,7 +156,7 @@ def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return [(key, value.strip("'\"")) for key, _, value in pairs if key in ENGINES]
 
 
-def _is_here(module: str) -> bool:
+def _is_importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:

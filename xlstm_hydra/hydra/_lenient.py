@@ -74,9 +74,9 @@ class _LenientLoader(ConfigLoaderImpl):
         self.dropped: set[tuple[str, tuple[str, ...]]] = set()
         """Values that are left out: the option and the path in its file."""
 
-    def note(self, problem: Problem, file: OwnFile, line: int | None = None, place: str = "") -> None:
+    def note(self, problem: Problem, file: OwnFile, line: int | None = None, position: str = "") -> None:
         """Keep a problem with a file."""
-        found = in_file(problem, f"{file.name}{place}" if place else file.at(line))
+        found = in_file(problem, f"{file.name}{position}" if position else file.at(line))
         self.problems[str(found)] = found
 
     def compose(self, config_name: str | None, overrides: list[str]) -> DictConfig:
@@ -128,7 +128,7 @@ class _LenientLoader(ConfigLoaderImpl):
         except OSError as error:
             faults = [Fault(f"cannot be read: {error.strerror}")]
         for fault in faults:
-            self.note(Problem({}, fault.rule, fault.fix), file, place=fault.place)
+            self.note(Problem({}, fault.rule, fault.fix), file, position=fault.position)
         if faults:
             self.lose(file)
         return not faults

@@ -168,10 +168,12 @@ class _Search:
         if node is None or node.keys() - self.wanted[group].keys() - set(_UNSEEN):
             return None
         wanted, given = self.wanted[group], self._resolved(group, node)
-        told = ["batch_size"] if group == "trainer" and self._is_plan() else []  # its default depends on all the rest
-        changes = [key for key in wanted if key not in given or given[key] != wanted[key] or key in told]
+        explicit = (
+            ["batch_size"] if group == "trainer" and self._is_plan() else []
+        )  # its default depends on all the rest
+        changes = [key for key in wanted if key not in given or given[key] != wanted[key] or key in explicit]
         open_keys = [key for key in changes if key in node.keys() and OmegaConf.is_interpolation(node, key)]
-        for key in [key for key in open_keys if key not in told]:
+        for key in [key for key in open_keys if key not in explicit]:
             fewer = [other for other in changes if other != key]  # what follows from another change need not be set
             if self._resolved(group, self._changed(group, node, fewer)) == wanted:
                 changes = fewer

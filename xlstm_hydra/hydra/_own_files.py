@@ -1,4 +1,4 @@
-"""The YAML files that a user adds to ours, and the place in them that a problem is about."""
+"""The YAML files that a user adds to ours, and where in them a problem is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FileProblem(Problem):
 
 
 def in_file(problem: Problem, where: str) -> FileProblem:
-    """The same problem with its place."""
+    """Return the same problem with its file and line."""
     values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "unused", "prefix")}
     return FileProblem(**values, where=where)
 
@@ -63,7 +63,7 @@ class OwnFile:
 
 
 class Placed(NamedTuple):
-    """A file of the user's at its place in the config."""
+    """A file of the user's and the package of the config that its values are in."""
 
     file: OwnFile
     package: tuple[str, ...]

@@ -187,16 +187,16 @@ def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
 
 
 def by_job(points: Sequence[Sequence[str]], found: Mapping[int, Sequence[Problem]]) -> list[Problem]:
-    """Every problem once, with the jobs that have it and the overrides that make them differ from the others."""
-    shared = set.intersection(*map(set, points)) if points else set()
+    """Return every problem once, with the jobs that have it and the overrides that make them differ from the others."""
+    own = differing(points)
     return [
-        Problem.about("", text if len(numbers) == len(points) else f"{label(points, numbers, shared)}: {text}")
+        Problem.about("", text if len(numbers) == len(points) else f"{_jobs(own, numbers)}: {text}")
         for text, numbers in jobs_with(found).items()
     ]
 
 
 def jobs_with(found: Mapping[int, Sequence[Problem]]) -> dict[str, list[int]]:
-    """The numbers of the jobs that have each problem."""
+    """Return the numbers of the jobs that have each problem."""
     jobs: dict[str, list[int]] = {}
     for number, problems in found.items():
         for problem in problems:
@@ -204,9 +204,20 @@ def jobs_with(found: Mapping[int, Sequence[Problem]]) -> dict[str, list[int]]:
     return jobs
 
 
-def label(points: Sequence[Sequence[str]], numbers: Sequence[int], shared: set[str]) -> str:
+def differing(points: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the overrides of each point that not all points have."""
+    shared = set.intersection(*map(set, points)) if points else set()
+    return [[text for text in point if text not in shared] for point in points]
+
+
+def common(own: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[str]:
+    """Return the overrides, of those in which points differ, that some of them have in common."""
+    found = set.intersection(*(set(own[number]) for number in numbers))
+    return [text for text in own[numbers[0]] if text in found]
+
+
+def _jobs(own: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
     """`job 3 (parallel=tp)`, or `4 of 8 jobs (optimizer.lr=-1)`."""
-    common = set.intersection(*(set(points[number]) for number in numbers)) - shared
-    which = f"job {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} of {len(points)} jobs"
-    overrides = " ".join(text for text in points[numbers[0]] if text in common)
+    which = f"job {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} of {len(own)} jobs"
+    overrides = " ".join(common(own, numbers))
     return f"{which} ({overrides})" if overrides else which

@@ -124,7 +124,7 @@ def to_plain(
             value = node[key]
             if isinstance(value, str) and value == "???":  # what an interpolation found; OmegaConf 2.4 tells it
                 raise MissingMandatoryValue
-            if isinstance(value, DictConfig):  # what is elsewhere, has its problems told there
+            if isinstance(value, DictConfig):  # what is elsewhere has its problems reported there
                 value = to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except (MissingMandatoryValue, InterpolationToMissingValueError):
@@ -180,7 +180,7 @@ def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: lis
 
 
 def collect_layout(data: Any, path: str, problems: list[Problem]) -> ParallelConfig:
-    """A layout, or one that is to be chosen, which is told by its name."""
+    """A layout, or one that is to be chosen, which has a name."""
     is_open = isinstance(data, Mapping) and "name" in data
     return collect_field(AutoParallelConfig if is_open else ParallelConfig, data, path, problems)
 

@@ -142,10 +142,10 @@ def own_options() -> Iterator[None]:
     Plugins.instance()  # which registers them
     store, replaced = ConfigStore.instance(), {}
     for file in (conf_dir() / "hydra").glob("*/*.yaml"):
-        place = file.relative_to(conf_dir()).as_posix()
-        if store.get_type(place) == ObjectType.CONFIG:
-            replaced[place] = store.load(place)
-            group, _, name = place.removesuffix(".yaml").rpartition("/")
+        path = file.relative_to(conf_dir()).as_posix()
+        if store.get_type(path) == ObjectType.CONFIG:
+            replaced[path] = store.load(path)
+            group, _, name = path.removesuffix(".yaml").rpartition("/")
             store.store(group=group, name=name, node=OmegaConf.load(file), provider="xlstm-hydra", **REPLACE)
     try:
         yield

@@ -71,7 +71,7 @@ def _block_classes(cfg: Any) -> tuple[str, ...]:
     try:
         return unchecked(config_class, config_fields(node)).block_classes() or _BLOCKS
     except (AttributeError, TypeError):
-        return _BLOCKS  # a value is missing or wrong, which is told where the model is read
+        return _BLOCKS  # a value is missing or wrong, which is reported when the model is read
 
 
 def _batch(*, _root_: Any) -> int:
@@ -86,4 +86,4 @@ def _batch(*, _root_: Any) -> int:
     try:
         return run.fitting_batch()
     except (AttributeError, TypeError, ZeroDivisionError):
-        return default  # a group is missing or wrong, which is told where it is read
+        return default  # a group is missing or wrong, which is reported when it is read

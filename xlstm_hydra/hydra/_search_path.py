@@ -1,4 +1,4 @@
-"""The places in which Hydra looks for configs: those that flags and `hydra.searchpath` name must exist."""
+"""The sources in which Hydra looks for configs: those that flags and `hydra.searchpath` name must exist."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ _SIMILAR = re.compile(r"\s*#.*(@|_global_|\bpac?k?age?\b)", re.IGNORECASE)
 
 
 class Fault(NamedTuple):
-    """What is wrong at a place in a file."""
+    """What is wrong at a position in a file."""
 
     rule: str
     fix: str = ""
@@ -56,8 +56,8 @@ class Fault(NamedTuple):
     column: int | None = None
 
     @property
-    def place(self) -> str:
-        """The place, as it follows the name of the file."""
+    def position(self) -> str:
+        """The position, as it follows the name of the file."""
         parts = {"line": self.line, "column": self.column}
         return "".join(f", {name} {number}" for name, number in parts.items() if number is not None)
 
@@ -238,7 +238,7 @@ def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
 
     Args:
         data: the file.
-        package: the place of its values.
+        package: where its values are in the config.
         is_empty: it has none.
     """
     lines = data.removeprefix(BOM).decode("utf-8", "replace").splitlines()

@@ -61,7 +61,7 @@ def _unused_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str
     run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
     problems = [problem for problem in run.rules() if problem.unused_keys]
     return {
-        key: (value, problem.told(problem.rule))
+        key: (value, problem.with_full_keys(problem.rule))
         for problem in problems[:1]
         for key, value in problem.unused_keys.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from xlstm_hydra.hydra import Point, by_job, jobs_with
+from xlstm_hydra.hydra import Point, by_job, common, differing, jobs_with
 from xlstm_hydra.problems import ConfigError, Problem
 
 SUBDIR = "hydra.sweep.subdir"
@@ -13,12 +13,6 @@ SUBDIR = "hydra.sweep.subdir"
 
 FEW = 4
 """So many numbers of jobs are listed."""
-
-
-def differing(points: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the overrides of each point that not all points have."""
-    shared = set.intersection(*map(set, points)) if points else set()
-    return [[text for text in point if text not in shared] for point in points]
 
 
 def swept(points: Sequence[Sequence[str]]) -> list[dict[str, str]]:
@@ -61,9 +55,8 @@ def invalid_table(points: Sequence[Point], found: Mapping[int, Sequence[Problem]
     own = differing([point.overrides for point in points])
     rows = [("job", "overrides", "reason")]
     for text, numbers in jobs_with(found).items():
-        common = set.intersection(*(set(own[number]) for number in numbers))
         which = ", ".join(map(str, numbers)) if len(numbers) <= FEW else f"{len(numbers)} of {len(points)}"
         which = "all" if len(numbers) == len(points) else which
-        rows.append((which, " ".join(item for item in own[numbers[0]] if item in common), text))
+        rows.append((which, " ".join(common(own, numbers)), text))
     lines = table([(f"  {first}", *others) for first, *others in rows], left=range(3))
     return "\n".join([f"{len(found)} of {len(points)} points are invalid: {what}", *lines])

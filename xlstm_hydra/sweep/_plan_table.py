@@ -12,11 +12,11 @@ from typing import Any
 from xlstm_hydra._printable import printable
 from xlstm_hydra._table import gib, in_ms, table
 from xlstm_hydra.formats import parse
+from xlstm_hydra.hydra import differing
 from xlstm_hydra.plan import MEMORY_KINDS, PLAN_FILE
 from xlstm_hydra.runs import open_new, replace_file
 
 from ._jobs import job_folder
-from ._labels import differing
 from ._outcomes import Outcome
 from ._plots import Bar, plot_plans
 

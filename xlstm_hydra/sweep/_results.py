@@ -15,13 +15,14 @@ from typing import Any
 from xlstm_hydra._printable import printable
 from xlstm_hydra.errors import reason as reason_of
 from xlstm_hydra.errors import text_of
+from xlstm_hydra.hydra import differing
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
 from ._commands import COMMAND_FILE
 from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs, write_traceback
-from ._labels import differing, swept
+from ._labels import swept
 from ._outcomes import (
     COMPLETED,
     FAILED,
