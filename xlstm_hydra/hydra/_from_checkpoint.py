@@ -30,7 +30,7 @@ from xlstm_hydra.runs import (
 from ._hydra_part import SEARCH_PATH
 from ._omegaconf import structured
 from ._quote import as_override, literal
-from ._register import SCHEMAS, ModelNode
+from ._schemas import SCHEMAS, ModelNode
 
 ALL = "from"
 """The group whose options choose that of every other group."""
