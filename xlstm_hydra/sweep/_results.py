@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra.errors import reason as reason_of
 from xlstm_hydra.errors import text_of
 from xlstm_hydra.hydra import differing
 from xlstm_hydra.preemption import STATUS
@@ -21,7 +20,7 @@ from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
 from ._commands import COMMAND_FILE
-from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs, write_traceback
+from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs
 from ._labels import swept
 from ._outcomes import (
     COMPLETED,
@@ -36,11 +35,9 @@ from ._outcomes import (
     STATUSES,
     WAITING,
     Outcome,
-    now,
     read_record,
     remove_leftovers,
     repair_record,
-    update_fields,
     update_record,
 )
 from ._strict_json import Damaged, read_object
@@ -60,25 +57,6 @@ MAX_LINES = 500
 
 FLUSH_LEFT = ("overrides", "status", "checkpoint")
 """Columns of the table with words in them."""
-
-
-def record_early_failures(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
-    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
-
-    Args:
-        folder: that of the sweep.
-        errors: by the number of the job; None: it did not fail.
-    """
-    waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
-    changes: dict[int, dict[str, Any]] = {}
-    for job, error in errors.items():
-        if error is not None and job in waiting:
-            own = job_folder(folder, waiting[job])
-            own.mkdir(parents=True, exist_ok=True)
-            write_traceback(own, error)
-            changes[job] = {"status": FAILED, "reason": reason_of(error), "started": now(), "ended": now()}
-    if changes:
-        update_fields(folder, changes)
 
 
 def finish_sweep(folder: Path, error: BaseException | None = None) -> int:

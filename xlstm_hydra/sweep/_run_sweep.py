@@ -16,6 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from xlstm_hydra.errors import reason
 from xlstm_hydra.hydra import (
     OnInvalid,
     Point,
@@ -33,10 +34,22 @@ from xlstm_hydra.preemption import waiting_while
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import is_restarted
 
+from ._jobs import job_folder, write_traceback
 from ._labels import SUBDIR, invalid_table, refuse_points
-from ._outcomes import INVALID, RECORD_FILE, RUNNING, WAITING, Outcome, read_record, update_record
+from ._outcomes import (
+    FAILED,
+    INVALID,
+    RECORD_FILE,
+    RUNNING,
+    WAITING,
+    Outcome,
+    now,
+    read_record,
+    update_fields,
+    update_record,
+)
 from ._plan_points import is_planned, plan_points
-from ._results import finish_sweep, record_early_failures
+from ._results import finish_sweep
 from ._resume import RESUME
 from ._sweep_folder import check_job_folder, check_sweep_folder, start_sweep, undo_start
 
@@ -191,7 +204,7 @@ class _Sweep:
                 for batch, returned in self.launch({job: points[job] for job in todo if job not in invalid}):
                     returns.append(returned)
                     errors = [done._return_value if done.status == JobStatus.FAILED else None for done in returned]
-                    record_early_failures(self.folder, dict(zip(batch, errors, strict=True)))
+                    _record_early_failures(self.folder, dict(zip(batch, errors, strict=True)))
         except BaseException as stop:
             error = stop
         if isinstance(error, ConfigError) and is_new and not self.has_started(set(todo) - set(invalid)):
@@ -227,6 +240,25 @@ class _Sweep:
         """Whether a launcher got one of these jobs to run."""
         waiting = {outcome.job for outcome in read_record(self.folder) if outcome.status == WAITING}
         return not waiting.issuperset(jobs)
+
+
+def _record_early_failures(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
+    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
+
+    Args:
+        folder: that of the sweep.
+        errors: by the number of the job; None: it did not fail.
+    """
+    waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
+    changes: dict[int, dict[str, Any]] = {}
+    for job, error in errors.items():
+        if error is not None and job in waiting:
+            own = job_folder(folder, waiting[job])
+            own.mkdir(parents=True, exist_ok=True)
+            write_traceback(own, error)
+            changes[job] = {"status": FAILED, "reason": reason(error), "started": now(), "ended": now()}
+    if changes:
+        update_fields(folder, changes)
 
 
 def batches(jobs: Jobs, size: int | None, one_by_one: bool = False) -> Iterator[dict[int, list[str]]]:
