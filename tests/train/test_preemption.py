@@ -234,8 +234,18 @@ with preemption.watched() as watch:
     ids=["first", "second", "a closed terminal", "a terminal that closes twice"],
 )
 def test_a_signal_is_heard_while_the_main_thread_hears_nothing(phase, signals, status, words):
-    process = subprocess.Popen([sys.executable, "-c", BUSY, phase], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, phase], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            error = answer(process, signals)
+        finally:
+            process.kill()  # where it has not ended, it never would
+    assert (process.returncode, words in error) == (status, True), error
+
+
+def answer(process, signals):
+    """Send signals to a busy process, and return what it has printed when it ends."""
     assert process.stdout.readline() == b"ready\n"
     noted = b""
     for earlier, name in enumerate(signals):
@@ -244,8 +254,7 @@ def test_a_signal_is_heard_while_the_main_thread_hears_nothing(phase, signals, s
             time.sleep(0.15)
         process.send_signal(getattr(signal, name))
     _, error = process.communicate(timeout=300)
-    assert process.returncode == status
-    assert words in (noted + error).decode()
+    return (noted + error).decode()
 
 
 @pytest.mark.slow

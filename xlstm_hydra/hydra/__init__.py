@@ -51,13 +51,13 @@ if TYPE_CHECKING:
     from ._quote import quote_texts as quote_texts
     from ._refusals import interval_types as interval_types
     from ._refusals import unset_variable as unset_variable
-    from ._register import SCHEMAS as SCHEMAS
-    from ._register import OnInvalid as OnInvalid
-    from ._register import SweeperConfig as SweeperConfig
-    from ._register import own_options as own_options
-    from ._register import schema_node as schema_node
     from ._resolvers import register as register
     from ._resolvers import register_resolvers as register_resolvers
+    from ._schemas import SCHEMAS as SCHEMAS
+    from ._schemas import OnInvalid as OnInvalid
+    from ._schemas import SweeperConfig as SweeperConfig
+    from ._schemas import own_options as own_options
+    from ._schemas import schema_node as schema_node
     from ._search_path import check_primary as check_primary
     from ._search_path import has_own_files as has_own_files
     from ._search_path import search_path as search_path

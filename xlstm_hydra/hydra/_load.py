@@ -8,12 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra._hooks import hooks
-from xlstm_hydra.configs import (
-    ModelConfig,
-    ParallelConfig,
-    RunConfig,
-    resolve_classes,
-)
+from xlstm_hydra.configs import ModelConfig, ParallelConfig, RunConfig, resolve_classes
 from xlstm_hydra.problems import ConfigError, Problem, placed
 
 from ._overrides import shortest_layout

@@ -17,7 +17,7 @@ from xlstm_hydra.codec import hints
 from xlstm_hydra.configs import ParallelConfig, RunConfig, SubModelConfig
 
 from ._omegaconf import REFUSED
-from ._register import SCHEMAS
+from ._schemas import SCHEMAS
 
 _BARE = re.compile(r"[A-Za-z_/][\w/.@%-]*(://[\w/.@%-]*)?", re.ASCII)
 _RESERVED = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)

@@ -8,14 +8,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra.codec import unchecked
-from xlstm_hydra.configs import (
-    PlanTaskConfig,
-    SubModelConfig,
-    TrainerConfig,
-)
+from xlstm_hydra.configs import PlanTaskConfig, SubModelConfig, TrainerConfig
 
 from ._omegaconf import REPLACE, register_resolver, structured
-from ._register import GROUP, PLUGINS, SCHEMAS
+from ._schemas import GROUP, PLUGINS, SCHEMAS
 
 _BLOCKS = ("mLSTMBlock",)
 

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 from xlstm_hydra.problems import ConfigError, Problem
 
 from ._omegaconf import REFUSED
-from ._register import SweeperConfig
+from ._schemas import SweeperConfig
 
 MAX_JOBS, NUM_SAMPLES = "hydra.sweeper.max_jobs", "hydra.sweeper.num_samples"
 
