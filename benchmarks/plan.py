@@ -17,7 +17,7 @@ import jax
 from tables import write
 
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.plan import compile_program, exchanged, listed, plan_sharded_loss, widened
+from xlstm_hydra.plan import compile_program, lowered_collectives, plan_sharded_loss, planned_collectives, widened_types
 from xlstm_hydra.step import ShardedLoss
 
 V1, V0, MIXED, LLAMA = FAMILIES.values()
@@ -63,7 +63,10 @@ def agreement() -> Iterable[list[str]]:
         held = sum(placement.bytes_per_device for placement in plan.placements)
         planned = held, held, plan.memory.optimizer
         found = compiled.parameters, compiled.gradients, compiled.optimizer
-        kinds, lowered = exchanged(plan.counts.exchanges, plan.sizes), listed(compiled.collectives)
+        kinds, lowered = (
+            planned_collectives(plan.counts.exchanges, plan.sizes),
+            lowered_collectives(compiled.collectives),
+        )
         sent = sum(each.count * each.bytes for each in plan.counts.exchanges)
         yield [
             name,
@@ -71,7 +74,7 @@ def agreement() -> Iterable[list[str]]:
             f"{kinds.total()} equal" if kinds == lowered else f"{kinds - lowered} and {lowered - kinds}",
             f"{sent / MIB:.3f} MiB",
             f"{plan.memory.total / MIB:.2f} MiB",
-            "-" if widened(plan.counts) else f"{plan.memory.total / compiled.total:.3f}",
+            "-" if widened_types(plan.counts) else f"{plan.memory.total / compiled.total:.3f}",
             f"{plan.counts.flops / 1e6:.1f} M",
             f"{plan.counts.flops / unrolled_flops(on.sharded_loss):.4f}",
         ]

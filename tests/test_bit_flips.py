@@ -7,7 +7,6 @@ import random
 import shutil
 import sys
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,21 +18,22 @@ from untrained import random_params, save_untrained
 
 from xlstm_hydra import load_checkpoint
 from xlstm_hydra.checkpoint import Checkpoints, SaveError, export_checkpoint, read_logged, restore
-from xlstm_hydra.checkpoint import _integrity as _verified
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import CheckpointConfig, ConfigError
 from xlstm_hydra.hydra import verifies
 from xlstm_hydra.runs import (
     DamagedCheckpoint,
-    _verify,
     find_starting_point,
+    judge,
     read_metadata_text,
     step_of,
+    verification,
     verified_files,
+    write_manifest,
 )
-from xlstm_hydra.runs._manifest import MANIFEST, read_entry, read_manifest, write_manifest
-from xlstm_hydra.runs._verify import judge, verification
 from xlstm_hydra.step import TrainState
+
+MANIFEST, WRITER = "manifest.json", "xlstm_hydra.checkpoint._integrity.write_manifest"
 
 MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
 """What Hugging Face can have."""
@@ -61,6 +61,11 @@ def run(saved, tmp_path):
 def files_of(checkpoint):
     """Its files that have a bit to flip."""
     return sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.stat().st_size)
+
+
+def listed_in(checkpoint):
+    """The files that its manifest lists."""
+    return json.loads((checkpoint / MANIFEST).read_text())["files"]
 
 
 def flip(file, seed=0):
@@ -111,7 +116,7 @@ def test_no_flipped_bit_in_what_it_reads_goes_unnoticed_by_load_checkpoint(run, 
 
 
 def test_no_flipped_bit_in_a_large_file_goes_unnoticed_while_it_is_read(run, monkeypatch):
-    monkeypatch.setattr(_verify, "_LARGE", 0)
+    monkeypatch.setattr("xlstm_hydra.runs._verify._LARGE", 0)
     for name in each_flipped(run / "checkpoints" / "4", *OPTIONAL, "metadata", "_CHECKPOINT_METADATA", times=1):
         with pytest.raises(DamagedCheckpoint, match=f"{name} is damaged"):
             load_checkpoint(f"{run}@4")
@@ -352,14 +357,14 @@ def save_in_background(folder, step):
 
 def test_a_manifest_is_written_in_the_background_and_is_waited_for_at_the_end(tmp_path, monkeypatch):
     may_end = threading.Event()
-    monkeypatch.setattr(_verified, "write_manifest", lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
+    monkeypatch.setattr(WRITER, lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
     checkpoints = save_in_background(tmp_path, 3)
     checkpoints.check()
     assert not (tmp_path / "checkpoints" / "3" / MANIFEST).exists()
     threading.Timer(0.1, may_end.set).start()
     checkpoints.close()
-    manifest = read_manifest(tmp_path / "checkpoints" / "3")
-    assert manifest is not None and {"_CHECKPOINT_METADATA", "params/_METADATA", "data/metadata"} <= manifest.keys()
+    manifest = listed_in(tmp_path / "checkpoints" / "3")
+    assert {"_CHECKPOINT_METADATA", "params/_METADATA", "data/metadata"} <= manifest.keys()
     assert not [*judge(tmp_path / "checkpoints" / "3").damage]
 
 
@@ -367,31 +372,28 @@ def test_a_manifest_that_cannot_be_written_is_an_error_of_the_save(tmp_path, mon
     def fail(checkpoint):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_verified, "write_manifest", fail)
+    monkeypatch.setattr(WRITER, fail)
     with pytest.raises(SaveError, match=f"saving step 3 in {tmp_path}/checkpoints failed: No space left on device"):
         save_in_background(tmp_path, 3).close()
 
 
-def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run, monkeypatch):
+def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run):
     checkpoint, texts, barrier = run / "checkpoints" / "4", {}, threading.Barrier(3)
-    damaged = [each for each in files_of(checkpoint) if each.parent.name == "array_metadatas"]
+    damaged = [file for file in files_of(checkpoint) if file.name != MANIFEST]
+    assert len(damaged) == len(listed_in(checkpoint))
     for file in damaged:
         flip(file)
-    read = Counter()
-    monkeypatch.setattr(_verify, "read_entry", lambda place, name: read.update([name]) or read_entry(place, name))
 
     def process(number):
         def of_all(text):
-            texts[number] = text
+            texts[number] = json.loads(text)
             barrier.wait()
-            return [texts[each] for each in range(3)]
+            return [*map(json.dumps, texts.values())]
 
         verifying = verified_files(checkpoint, "checkpoint", (), (number, 3), of_all)
-        with pytest.raises(DamagedCheckpoint) as found, verifying:
+        with pytest.raises(DamagedCheckpoint, match=f"and {len(damaged) - 1} more files"), verifying:
             pytest.fail("nothing is read of it")
-        return str(found.value)
 
     with ThreadPoolExecutor(3) as pool:
-        (text,) = {*pool.map(process, range(3))}
-    assert f"(and {len(damaged) - 1} more files)" in text
-    assert {*read.values()} == {1} and len(read) == len(read_manifest(checkpoint) or {})
+        [*pool.map(process, range(3))]
+    assert all(texts.values()) and len({file for found in texts.values() for file, _ in found}) == len(damaged)

@@ -22,8 +22,9 @@ class OwnConfig(configs.mLSTMConfig):
 
 def silent(config_class):
     """The fields that do not say what they change, and neither does a class that this one inherits them from."""
-    own = [base.__dataclass_fields__ for base in config_class.__mro__ if dataclasses.is_dataclass(base)]
-    return [name for name in own[0] if not any(fields[name].metadata for fields in own if name in fields)]
+    bases = [base for base in config_class.__mro__ if dataclasses.is_dataclass(base)]
+    said = {field.name for base in bases for field in dataclasses.fields(base) if field.metadata}
+    return [field.name for field in dataclasses.fields(config_class) if field.name not in said]
 
 
 @pytest.mark.parametrize("config_class", [ModelConfig, *OPTIONS.values()], ids=lambda cls: cls.__name__)

@@ -3,8 +3,7 @@ package, and independent of it. And a disk that is not one."""
 
 import numpy as np
 
-from xlstm_hydra.checkpoint._from_xlstm_jax import xlstm_jax_parts
-from xlstm_hydra.checkpoint._parts import assemble, refuse_misfits
+from xlstm_hydra import checkpoint
 from xlstm_hydra.models import list_parameters
 
 RES, FFN = "xlstm_res_block", "ffn_res_block"
@@ -217,7 +216,4 @@ class Memory:
 
 def convert(tree, model):
     """A tree of xlstm-jax as our parameters by path."""
-    leaves = Memory(tree)
-    parts = xlstm_jax_parts(model, leaves.shapes)
-    refuse_misfits(parts, leaves)
-    return dict(assemble(parts, leaves, {p.path for p in list_parameters(model)}))
+    return dict(checkpoint.convert(Memory(tree), model, {p.path for p in list_parameters(model)}))

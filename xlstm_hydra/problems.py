@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from xlstm_hydra._printable import printable
-from xlstm_hydra._synonyms import meant, same_meaning
+from xlstm_hydra.synonyms import meant, same_meaning
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
 _HIDDEN = ...

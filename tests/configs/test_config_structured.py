@@ -7,11 +7,7 @@ from omegaconf import OmegaConf
 
 from xlstm_hydra import configs
 
-CLASSES = [
-    cls
-    for name, cls in vars(configs).items()
-    if isinstance(cls, type) and dataclasses.is_dataclass(cls) and name != "Problem"
-]
+CLASSES = [cls for cls in vars(configs).values() if isinstance(cls, type) and issubclass(cls, configs.ConfigDict)]
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from xlstm_hydra import configs
-from xlstm_hydra._synonyms import SYNONYMS, meant, same_meaning
 from xlstm_hydra.configs import (
     AdamWConfig,
     ConfigDict,
@@ -16,6 +15,7 @@ from xlstm_hydra.configs import (
     TrainerConfig,
     mLSTMv1Config,
 )
+from xlstm_hydra.synonyms import SYNONYMS, meant, same_meaning
 
 CLASSES = [cls for cls in vars(configs).values() if isinstance(cls, type) and issubclass(cls, ConfigDict)]
 FIELDS = {cls.__name__: [field.name for field in dataclasses.fields(cls)] for cls in CLASSES}

@@ -50,6 +50,12 @@ def test_a_published_size_has_the_published_number_of_parameters(option, count):
 
 
 @families
+def test_the_config_names_the_class_of_the_model(family):
+    model = FAMILIES[family]()
+    assert model.model_config.flax_class == model.class_path()
+
+
+@families
 def test_the_config_lists_exactly_the_module_classes_of_the_model(family):
     model = FAMILIES[family]()
     owners = {name for parameter in list_parameters(model) for name in parameter.modules}

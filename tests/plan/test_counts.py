@@ -15,9 +15,9 @@ from xlstm_hydra.parallel import abstract_mesh, build_mesh, list_collectives
 from xlstm_hydra.plan import (
     Exchange,
     count,
-    exchanged,
-    listed,
+    lowered_collectives,
     make_plan,
+    planned_collectives,
     read_program,
     report,
     trace_loss,
@@ -63,7 +63,7 @@ def traced(run):
 def test_collectives_and_operations_are_those_of_the_lowered_program(name):
     program, sizes = traced(case(name))
     counts, lowered = count(read_program(program.jaxpr)), program.lower()
-    assert exchanged(counts.exchanges, sizes) == listed(list_collectives(lowered))
+    assert planned_collectives(counts.exchanges, sizes) == lowered_collectives(list_collectives(lowered))
     assert counts.flops_once == pytest.approx(lowered.cost_analysis()["flops"], rel=0.02)
     assert counts.flops >= counts.flops_once and counts.open_loops == 0
 

@@ -23,7 +23,7 @@ from xlstm_hydra.train import agree_on_corpus, agree_on_run
 RUN = RunConfig(model=FAMILIES["v1"](vocab_size=256))
 
 
-OF_FIRST = "xlstm_hydra.train._agree.of_first"
+OF_FIRST = "xlstm_hydra.train._agree.broadcast_text"
 
 
 @pytest.fixture

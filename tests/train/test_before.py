@@ -148,7 +148,7 @@ def test_a_device_that_does_not_tell_its_memory_has_that_of_its_kind(monkeypatch
 def test_the_process_with_the_least_memory_counts_for_all(monkeypatch):
     devices(monkeypatch)
     other = {"host": "b", "devices": 2, "own": 50 * GIB, "shared": 1}
-    monkeypatch.setattr("xlstm_hydra.devices._detected.of_all", lambda key, text: [text, json.dumps(other)])
+    monkeypatch.setattr("xlstm_hydra.devices._detected.gather_texts", lambda key, text: [text, json.dumps(other)])
     assert device_here(None).memory_gib == 50
 
 
@@ -156,7 +156,7 @@ def test_simulated_devices_share_what_their_host_has_over_all_its_processes(monk
     monkeypatch.setattr("xlstm_hydra.devices._detected.host_memory", lambda: 64 * GIB)
     alone, known = device_here(None), load_device("cpu")
     assert (alone.memory_gib, alone.memory_bandwidth) == (64 / 8, known.memory_bandwidth / 8)
-    monkeypatch.setattr("xlstm_hydra.devices._detected.of_all", lambda key, text: [text, text])
+    monkeypatch.setattr("xlstm_hydra.devices._detected.gather_texts", lambda key, text: [text, text])
     assert device_here(None).memory_gib == 64 / 16
 
 

@@ -24,7 +24,7 @@ ONE = [*SHARED, "trainer.simulated_devices=2", "hydra.run.dir=run"]
 FORKS = """
 import json, os, sys
 import xlstm_hydra.sweep, xlstm_hydra.train
-from xlstm_hydra import cli
+from xlstm_hydra.cli import main as cli
 
 for line in sys.stdin:
     order = json.loads(line)

@@ -21,8 +21,8 @@ from xlstm_hydra.configs import (
     SyntheticDataConfig,
 )
 from xlstm_hydra.runs import StartingPoint
-from xlstm_hydra.train import train
-from xlstm_hydra.train._announce import _warn_of_unused_tokens, announce_start
+from xlstm_hydra.step import build_program
+from xlstm_hydra.train import RunPlan, announce, announce_start, train
 
 OPTIMIZER = AdamWConfig(lr=1e-2)
 
@@ -148,7 +148,8 @@ def test_a_vocabulary_that_the_bytes_do_not_fill_is_warned_of_once(tmp_path, cap
 @pytest.mark.parametrize("vocab_size", [256, 300])
 def test_a_vocabulary_that_the_data_fills_is_not_warned_of(vocab_size, caplog):
     data = StdlibDataConfig() if vocab_size == 256 else SyntheticDataConfig(motif_length=4)
-    _warn_of_unused_tokens(tiny_run(data=data, model={"vocab_size": vocab_size}))
+    program = build_program(tiny_run(data=data, model={"vocab_size": vocab_size}))
+    announce(program, RunPlan(None, None), "")
     assert caplog.text == ""
 
 

@@ -16,6 +16,7 @@ import pytest
 from command import run_command
 from omegaconf import OmegaConf
 
+import xlstm_hydra.devices
 import xlstm_hydra.train
 from xlstm_hydra.hydra import VERSION_BASE, load
 from xlstm_hydra.train import train
@@ -296,7 +297,7 @@ def second_task(monkeypatch, tmp_path):
     step |= {"STEP_NODELIST": "node[1-2]", "STEP_TASKS_PER_NODE": "1(x2)"}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    monkeypatch.setattr(xlstm_hydra.train, "together", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(xlstm_hydra.devices, "together", lambda config: contextlib.nullcontext())
     monkeypatch.chdir(tmp_path)
 
 
@@ -323,7 +324,7 @@ def test_a_process_that_a_file_says_is_not_the_first_leaves_no_file(second_task,
 
 def test_the_record_of_a_run_does_not_say_where_its_process_0_was(monkeypatch, tmp_path):
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
-    monkeypatch.setattr(xlstm_hydra.train, "together", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(xlstm_hydra.devices, "together", lambda config: contextlib.nullcontext())
     monkeypatch.chdir(tmp_path)
     place = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}
     done = run_command(

@@ -5,6 +5,7 @@ from ._faults import reason as reason
 from ._parameters import Loaded as Loaded
 from ._parameters import Misfit as Misfit
 from ._parameters import check_params as check_params
+from ._parameters import convert as convert
 from ._parameters import find_weights as find_weights
 from ._parameters import load_checkpoint as load_checkpoint
 from ._parameters import load_params as load_params

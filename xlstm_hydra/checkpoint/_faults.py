@@ -105,7 +105,7 @@ class Listener(logging.Filter):
         self._heard: list[BaseException] = []
         _ignore_abandoned_requests()
         for other in [each for each in _ABSL.filters if isinstance(each, Listener)]:
-            other.stop()
+            _ABSL.removeFilter(other)
         _ABSL.addFilter(self)
 
     def stop(self) -> None:

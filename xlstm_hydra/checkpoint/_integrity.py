@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from xlstm_hydra.devices import of_all, runtime
+from xlstm_hydra.devices import gather_texts, runtime
 from xlstm_hydra.runs import is_finished, verified_files, write_manifest
 
 from ._hugging_face import is_hugging_face
@@ -63,6 +63,6 @@ def verified(checkpoint: Path, key: str, *items: str) -> Iterator[None]:
     if is_hugging_face(checkpoint):
         yield
         return
-    texts = partial(of_all, "xlstm_hydra/verified", seconds=_PATIENCE_SECONDS)
+    texts = partial(gather_texts, "xlstm_hydra/verified", seconds=_PATIENCE_SECONDS)
     with verified_files(checkpoint, key, items, (runtime.process_id(), runtime.num_processes()), texts):
         yield

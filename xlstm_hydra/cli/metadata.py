@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlstm_hydra._printable import printable, shell_line
+from xlstm_hydra.configs import KINDS
 from xlstm_hydra.own_modules import find_own_modules
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.problems import show as shown
 from xlstm_hydra.runs import (
     ABSENT,
-    KINDS,
     Record,
     Verdict,
     checkpoints_of_run,
@@ -29,8 +29,7 @@ from xlstm_hydra.runs import (
     find_checkpoint,
     judge,
     not_compared,
-    reached,
-    read_record_at,
+    record_named,
     record_of,
     run_folders,
     to_path,
@@ -91,13 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(arguments: argparse.Namespace, key: str = "RUN") -> Record:
     """Return the record of the checkpoint that an argument names, or that a file is."""
-    source, lenient = getattr(arguments, key), arguments.lenient
-    with reached(source, key):
-        file = to_path(source)
-        if not file.is_file():
-            return record_of(find_checkpoint(source, key), key, lenient=lenient)
-        text = file.read_bytes()
-    return read_record_at(file, text, key, lenient=lenient)
+    return record_named(getattr(arguments, key), key, lenient=arguments.lenient)
 
 
 # ---- the commands

@@ -12,7 +12,6 @@ from ._hints import dotted as dotted
 from ._hints import find_class as find_class
 from ._hints import hints as hints
 from ._hints import register_class as register_class
-from ._hints import subclasses as subclasses
 from ._hints import type_name as type_name
 from ._partial import partial as partial
 from ._partial import unchecked as unchecked

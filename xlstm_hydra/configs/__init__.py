@@ -15,6 +15,7 @@ from ._fields import PARAMETERS as PARAMETERS
 from ._fields import Effect as Effect
 from ._fields import affects as affects
 from ._fields import effect_of as effect_of
+from ._fields import effects_of as effects_of
 from ._model_class import locate_class as locate_class
 from ._model_class import resolve_classes as resolve_classes
 from ._process import ProcessInfo as ProcessInfo
@@ -26,7 +27,6 @@ from ._registry import register_model_class as register_model_class
 from ._rules import at_least as at_least
 from ._rules import below as below
 from ._rules import one_of as one_of
-from .auto import AutoParallelConfig as AutoParallelConfig
 from .checkpoint import AUTO as AUTO
 from .checkpoint import CheckpointConfig as CheckpointConfig
 from .data import DataConfig as DataConfig
@@ -47,6 +47,7 @@ from .optimizer import AdamWConfig as AdamWConfig
 from .optimizer import LionConfig as LionConfig
 from .optimizer import OptimizerConfig as OptimizerConfig
 from .optimizer import SGDConfig as SGDConfig
+from .parallel import AutoParallelConfig as AutoParallelConfig
 from .parallel import ParallelConfig as ParallelConfig
 from .run import RunConfig as RunConfig
 from .run import options_of as options_of

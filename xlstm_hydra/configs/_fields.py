@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 PARAMETERS, NUMERICS, LAYOUT, BOOKKEEPING = "parameters", "numerics", "layout", "bookkeeping"
 
@@ -48,6 +49,11 @@ def affects(kind: str, *, compiled: bool = True, traced: bool = False) -> Mappin
 def effect_of(config_class: type, name: str) -> Effect:
     """Return what a field changes, as the nearest class in the order of inheritance says: a subclass may give a field
     another default without saying it again."""
-    fields = (cls.__dict__.get("__dataclass_fields__", {}).get(name) for cls in config_class.__mro__)
-    said = (field.metadata.get(_KEY) for field in fields if field is not None)
-    return next((effect for effect in said if effect is not None), Effect())
+    own = (cls.__dict__.get("__dataclass_fields__", {}).get(name) for cls in config_class.__mro__)
+    return next((field.metadata[_KEY] for field in own if field is not None and _KEY in field.metadata), Effect())
+
+
+@functools.cache
+def effects_of(config_class: type) -> Mapping[str, Effect]:
+    """Return what each field of a config class changes, by its name."""
+    return {field.name: effect_of(config_class, field.name) for field in fields(config_class)}

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xlstm_hydra.codec import TAG, dotted, register_class, subclasses
+from xlstm_hydra.codec import TAG, dotted, register_class
 from xlstm_hydra.formats import error, path_part
 from xlstm_hydra.problems import Problem, nearest, show
 
-from ._config_dict import ConfigDict
+from ._config_dict import OPTIONS, ConfigDict
 
 OURS = "xlstm_hydra."
 """What the dotted paths of our own classes begin with."""
@@ -86,7 +86,7 @@ def refused_config(class_path: str, config: Any) -> Iterator[Problem]:
 
 def families() -> dict[str, type[ConfigDict]]:
     """The configs of our model families, by the dotted path of the model class."""
-    named = {cls.__dict__.get("flax_class"): cls for cls in subclasses(ConfigDict) if cls.__module__.startswith(OURS)}
+    named = {getattr(cls, "flax_class", ""): cls for cls in OPTIONS.values()}
     return {path: named[path] for path in sorted(filter(None, named))}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from xlstm_hydra.problems import Problem, divisors, either
 
@@ -27,7 +26,7 @@ _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
 class LlamaConfig(LanguageModelConfig, schema="llama"):
     """The Llama baseline: causal attention with rotary positions, then a gated feed-forward layer."""
 
-    flax_class: ClassVar[str] = "xlstm_hydra.models.Llama"
+    flax_class = "xlstm_hydra.models.Llama"
 
     head_dim: int = field(default=128, metadata=affects(PARAMETERS))
     """Width of a head; the embedding width gives their number. Even, because positions turn pairs of channels."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from xlstm_hydra.problems import Problem, divisors, either
 
@@ -105,7 +104,7 @@ class OriginalLayerConfig(CellConfig):
 class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field's name for it)
     """The original mLSTM block: the layer of arXiv 2405.04517 and, if wanted, a feed-forward layer after it."""
 
-    flax_class: ClassVar[str] = "xlstm_hydra.models.mLSTM"
+    flax_class = "xlstm_hydra.models.mLSTM"
 
     ff_type: str | None = field(default=None, metadata=affects(PARAMETERS))
     """Feed-forward layer after the mLSTM layer in every block. ffn_gated: act(x Wg) * (x Wu), then down.
@@ -149,7 +148,7 @@ class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field
 class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
     """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, then (if wanted) a feed-forward layer."""
 
-    flax_class: ClassVar[str] = "xlstm_hydra.models.mLSTMv1"
+    flax_class = "xlstm_hydra.models.mLSTMv1"
 
     qk_dim_factor: float = 0.5
     """Width of queries and keys, as a multiple of the embedding width."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from xlstm_hydra.problems import Problem, divisors, either
 
@@ -36,7 +35,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
     of widths are of both kinds; the other fields of the mLSTM layer keep their names and are its own.
     """
 
-    flax_class: ClassVar[str] = "xlstm_hydra.models.xLSTM"
+    flax_class = "xlstm_hydra.models.xLSTM"
 
     slstm_at: list[int] = field(default_factory=list, metadata=affects(PARAMETERS))
     """Numbers of the sLSTM blocks, from 0, in any order; all others are mLSTM blocks. Where `scan_blocks` is set, the

@@ -10,12 +10,12 @@ from ._figures import known_devices as known_devices
 from ._processes import POLL_SECONDS as POLL_SECONDS
 from ._processes import agree_on_folder as agree_on_folder
 from ._processes import announce_end as announce_end
+from ._processes import broadcast_text as broadcast_text
+from ._processes import gather_texts as gather_texts
+from ._processes import is_distributed as is_distributed
 from ._processes import is_first as is_first
 from ._processes import join as join
 from ._processes import next_key as next_key
-from ._processes import of_all as of_all
-from ._processes import of_first as of_first
-from ._processes import several as several
 from ._processes import together as together
 from ._start_devices import no_accelerator as no_accelerator
 from ._start_devices import simulate_devices as simulate_devices

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from ._processes import of_all
+from ._processes import gather_texts
 
 MEMORY = "xlstm_hydra/memory"
 """Key of the memory of each process in the key-value store of process 0."""
@@ -60,7 +60,7 @@ def detect_in_all_processes() -> DetectedDevices:
     """Return the same with the least memory that a device of any process has. All processes call this."""
     mine = detect_devices()
     memory = {"host": socket.gethostname(), "devices": mine.sharing, "own": mine.own_memory, "shared": host_memory()}
-    processes = [json.loads(text) for text in of_all(MEMORY, json.dumps(memory))]
+    processes = [json.loads(text) for text in gather_texts(MEMORY, json.dumps(memory))]
     sharing: Counter[str] = Counter()
     for each in processes:
         sharing[each["host"]] += each["devices"]

@@ -122,12 +122,12 @@ def _give_up(process: ProcessInfo, seconds: int) -> NoReturn:
 
 
 def next_key(name: str) -> str:
-    """A key in the store for the next thing that all processes do."""
+    """Return a key in the store for the next thing that all processes do."""
     return f"{name}/{next(_numbers)}"
 
 
-def several() -> bool:
-    """Whether there are other processes. Starts no device."""
+def is_distributed() -> bool:
+    """True if there are other processes. Starts no device."""
     return runtime.num_processes() > 1
 
 
@@ -136,9 +136,9 @@ def is_first() -> bool:
     return runtime.process_id() == 0
 
 
-def of_first(key: str, text: str) -> str:
-    """The text of process 0, where all call this with theirs."""
-    if not several():
+def broadcast_text(key: str, text: str) -> str:
+    """Return the text of process 0. All processes call this, each with a text of its own."""
+    if not is_distributed():
         return text
     key = next_key(key)
     if runtime.process_id() == 0:
@@ -147,9 +147,9 @@ def of_first(key: str, text: str) -> str:
     return runtime.wait_for(key, AGREE_SECONDS)
 
 
-def of_all(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
-    """The texts of all processes, in their order, where all call this with theirs."""
-    if runtime.num_processes() == 1:
+def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
+    """Return the texts of all processes, in their order. All processes call this, each with its own."""
+    if not is_distributed():
         return [text]
     key = next_key(key)
     runtime.publish(f"{key}/{runtime.process_id()}", text)
@@ -157,17 +157,17 @@ def of_all(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
 
 
 def agree_on_folder(folder: Path) -> Path:
-    """The run folder of process 0, made if it is not there, for all of them.
+    """Return the run folder of process 0, made if it is not there, in all processes.
 
     Raises:
         FileNotFoundError: this process does not see it.
     """
-    if runtime.num_processes() == 1:
+    if not is_distributed():
         return folder
     if runtime.process_id() == 0:
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-    folder = Path(of_first(FOLDER, str(folder)))
+    folder = Path(broadcast_text(FOLDER, str(folder)))
     deadline = time.monotonic() + SHARED_SECONDS
     while not folder.is_dir():
         if time.monotonic() > deadline:

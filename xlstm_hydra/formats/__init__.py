@@ -1,9 +1,5 @@
 """The text of a checkpoint's metadata -> plain groups: ours by version, and that of xlstm-jax."""
 
-from ._fields import PlainGroup as PlainGroup
-from ._fields import Reading as Reading
-from ._fields import log_ignored as log_ignored
-from ._fields import unset_note as unset_note
 from ._json_text import LFS_POINTER as LFS_POINTER
 from ._json_text import MetadataError as MetadataError
 from ._json_text import error as error
@@ -16,6 +12,10 @@ from ._own import VERSION as VERSION
 from ._own import problems_beside as problems_beside
 from ._own import read_metadata as read_metadata
 from ._own import upgrade as upgrade
+from ._table_reader import PlainGroup as PlainGroup
+from ._table_reader import Reading as Reading
+from ._table_reader import log_ignored as log_ignored
+from ._table_reader import unset_note as unset_note
 from ._xlstm_jax_model import WRITER as WRITER
 from ._xlstm_jax_model import is_xlstm_jax as is_xlstm_jax
 from ._xlstm_jax_model import read_xlstm_jax as read_xlstm_jax

@@ -9,8 +9,8 @@ from xlstm_hydra.codec import Instance
 from xlstm_hydra.problems import Problem, divisors, either, nearest, show
 
 from . import _xlstm_jax_table as table
-from ._fields import PlainGroup, Reading
 from ._json_text import path_part
+from ._table_reader import PlainGroup, Reading
 from ._value_types import WrongType, class_path, from_repr, mapping
 from ._xlstm_jax_training import read_training
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ._fields import REQUIRED, Derive, Field, Table, copy_of, derived, maps_to, no_counterpart, supported_only
+from ._table_reader import REQUIRED, Derive, Field, Table, copy_of, derived, maps_to, no_counterpart, supported_only
 from ._value_types import anything, boolean, classes, dtype, from_repr, integer, list_of, null, number, optional, string
 
 MODEL = "model.model_config"

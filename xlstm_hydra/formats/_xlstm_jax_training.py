@@ -11,7 +11,7 @@ from typing import Any
 
 from xlstm_hydra.problems import show
 
-from ._fields import REQUIRED, Field, PlainGroup, Reading, Table, no_counterpart
+from ._table_reader import REQUIRED, Field, PlainGroup, Reading, Table, no_counterpart
 from ._value_types import WrongType, anything, boolean, integer, list_of, mapping, number, optional, string
 
 _DISPLAY = "it says what is shown, not what is computed"

@@ -22,7 +22,7 @@ from xlstm_hydra.runs import (
     refuse_to_continue,
     refused,
     run_of,
-    sibling_checkpoints,
+    saved_checkpoints,
     starting_groups,
     step_of,
 )
@@ -68,9 +68,9 @@ class SavedOptions:
         if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
             text = "its path is not valid UTF-8, and the config of a run is saved as UTF-8 text"
             raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
-        self._checkpoints = {NAME: self.checkpoint} | {
-            f"{NAME}@{step}": checkpoint for step, checkpoint in sibling_checkpoints(self.checkpoint).items()
-        }
+        run = run_of(self.checkpoint)
+        saved = {} if run is None else saved_checkpoints(run)
+        self._checkpoints = {NAME: self.checkpoint} | {f"{NAME}@{step}": path for step, path in saved.items()}
         self._read: dict[str, tuple[dict[str, DictConfig], list[str], str]] = {}
         groups = [ALL, *self._options(NAME)]
         self.paths = tuple(f"{group}/{name}" for group in groups for name in self._checkpoints)

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
-from xlstm_hydra._synonyms import same_meaning
 from xlstm_hydra.errors import first_line
 from xlstm_hydra.problems import Problem, Unread, either, near_name, nearest
+from xlstm_hydra.synonyms import same_meaning
 
 from ._hydra_part import TARGET_FORM
 from ._refusals import expected_type, missing_engine, paths

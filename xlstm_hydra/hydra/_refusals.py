@@ -17,11 +17,11 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from xlstm_hydra._synonyms import same_meaning
 from xlstm_hydra.codec import hints, type_name
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.errors import first_line
 from xlstm_hydra.problems import Problem, UnknownKey, Unread, either, near_name, nearest, show
+from xlstm_hydra.synonyms import same_meaning
 
 from ._hydra_part import not_installed
 from ._options import no_such_option, options_near, options_with

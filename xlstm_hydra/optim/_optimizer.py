@@ -21,7 +21,7 @@ from xlstm_hydra.configs import (
     RunConfig,
     SchedulerConfig,
     SGDConfig,
-    effect_of,
+    effects_of,
 )
 from xlstm_hydra.problems import ConfigError, Problem
 
@@ -114,7 +114,7 @@ def _matches(name: str, patterns: list[str]) -> bool:
 def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
     """The numbers of an optimizer that a compiled step has as arguments, so that other values need no other program.
     The learning rate is there at its peak; what is null, such as clipping, is not there."""
-    numbers = {name: config.get(name) for name in config.__dataclass_fields__ if effect_of(type(config), name).traced}
+    numbers = {name: config.get(name) for name, effect in effects_of(type(config)).items() if effect.traced}
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
 

@@ -8,9 +8,9 @@ from ._compiled import Compiled as Compiled
 from ._compiled import compare as compare
 from ._compiled import compile_program as compile_program
 from ._compiled import compile_step as compile_step
-from ._compiled import exchanged as exchanged
-from ._compiled import listed as listed
-from ._compiled import widened as widened
+from ._compiled import lowered_collectives as lowered_collectives
+from ._compiled import planned_collectives as planned_collectives
+from ._compiled import widened_types as widened_types
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count

@@ -131,12 +131,12 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
     yield Comparison("gradients", "bytes", held, compiled.gradients)
     yield Comparison("optimizer state", "bytes", plan.memory.optimizer, compiled.optimizer)
     yield Comparison("batch", "bytes", plan.memory.batch, compiled.batch)
-    types = widened(plan.counts)
+    types = widened_types(plan.counts)
     note = f"not comparable: XLA computes {' and '.join(types)} in float32 on CPU" if types else ""
     yield Comparison("all memory", "bytes", plan.memory.total, compiled.total, note)
     note = "the body of each loop once, as XLA counts; without the optimizer"
     yield Comparison("operations", "operations", plan.counts.flops_once, compiled.flops_once, note)
-    planned, found = exchanged(plan.counts.exchanges, plan.sizes), listed(compiled.collectives)
+    planned, found = planned_collectives(plan.counts.exchanges, plan.sizes), lowered_collectives(compiled.collectives)
     for kind in sorted({kind[:3] for kind in planned | found}):
         operation, dtype, devices = kind
         what = f"{operation} of {dtype} over {devices} devices"
@@ -147,13 +147,13 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
         yield Comparison(what, "bytes", sum(size * n for size, n in planned_of), sum(size * n for size, n in found_of))
 
 
-def widened(counts: Counts) -> list[str]:
+def widened_types(counts: Counts) -> list[str]:
     """The types of what a program multiplies and sends for which XLA takes float32 on CPU."""
     types = {*counts.product_flops, *(each.dtype for each in counts.exchanges)}
     return sorted(types & {"bfloat16", "float16"})
 
 
-def exchanged(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counter[Kind]:
+def planned_collectives(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counter[Kind]:
     """How often each kind of collective is in the plan of a step."""
     found = Counter[Kind]()
     for each in exchanges:
@@ -162,7 +162,7 @@ def exchanged(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counte
     return found
 
 
-def listed(collectives: Iterable[Collective]) -> Counter[Kind]:
+def lowered_collectives(collectives: Iterable[Collective]) -> Counter[Kind]:
     """How often each kind of collective is in a lowered program."""
     found = Counter[Kind]()
     for each in collectives:

@@ -1,11 +1,5 @@
 """The folder of a run: its record, its checkpoints, where a run starts, differences, and provenance."""
 
-from xlstm_hydra.configs import BOOKKEEPING as BOOKKEEPING
-from xlstm_hydra.configs import KINDS as KINDS
-from xlstm_hydra.configs import LAYOUT as LAYOUT
-from xlstm_hydra.configs import NUMERICS as NUMERICS
-from xlstm_hydra.configs import PARAMETERS as PARAMETERS
-
 from ._config_file import CONFIG_FILE as CONFIG_FILE
 from ._config_file import recorded_origin as recorded_origin
 from ._config_file import write_layout as write_layout
@@ -17,7 +11,6 @@ from ._diff import not_compared as not_compared
 from ._find import checkpoints_of_run as checkpoints_of_run
 from ._find import find_checkpoint as find_checkpoint
 from ._find import named_folders as named_folders
-from ._find import reached as reached
 from ._find import run_folders as run_folders
 from ._folder import RunFolder as RunFolder
 from ._hub import CONFIG as CONFIG
@@ -45,13 +38,12 @@ from ._paths import refused as refused
 from ._paths import run_of as run_of
 from ._paths import saved_checkpoints as saved_checkpoints
 from ._paths import saved_steps as saved_steps
-from ._paths import sibling_checkpoints as sibling_checkpoints
 from ._paths import step_of as step_of
 from ._paths import to_path as to_path
 from ._provenance import provenance as provenance
 from ._record import Record as Record
 from ._record import read_record as read_record
-from ._record import read_record_at as read_record_at
+from ._record import record_named as record_named
 from ._record import record_of as record_of
 from ._record import refuse_to_continue as refuse_to_continue
 from ._record import write_metadata as write_metadata

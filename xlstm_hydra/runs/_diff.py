@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from xlstm_hydra.configs import KINDS, PARAMETERS, ConfigDict, ModelConfig, RunConfig, effect_of, options_of
+from xlstm_hydra.configs import KINDS, PARAMETERS, ConfigDict, ModelConfig, RunConfig, effect_of, effects_of, options_of
 
 from ._record import Record
 
@@ -57,7 +57,7 @@ def kind_of(key: str) -> str:
     """Return how much a field matters that is typed as `key`, such as `optimizer.lr`; where several options of its
     group have it, the most. A key that is not known may change the parameters."""
     group, _, name = key.partition(".")
-    found = {effect_of(cls, name).kind for cls in options_of(group) if name in cls.__dataclass_fields__}
+    found = {effects[name].kind for effects in map(effects_of, options_of(group)) if name in effects}
     return next((kind for kind in KINDS if kind in found), PARAMETERS)
 
 

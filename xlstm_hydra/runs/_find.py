@@ -224,7 +224,7 @@ def named_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def run_folders(sources: Iterable[str]) -> list[Path]:
-    """Return the folders of the runs or sweeps that sources name: RUN, RUN@STEP, a checkpoint, or a file in one."""
+    """Return the folders of the runs or sweeps that sources name: RUN, RUN@STEP, checkpoints, files in them."""
     found: list[Path] = []
     for source in sources:
         with suppress(OSError, ValueError):  # such as a path that is too long, of which a message follows

@@ -113,12 +113,6 @@ def checkpoints_at(folder: Path) -> dict[int, Path]:
     return {step: path for step, path in found.items() if is_checkpoint(path)}
 
 
-def sibling_checkpoints(checkpoint: Path) -> dict[int, Path]:
-    """The finished checkpoints of the run that a checkpoint belongs to, itself among them, by step."""
-    run = run_of(checkpoint)
-    return {} if run is None else saved_checkpoints(run)
-
-
 def to_path(source: str) -> Path:
     """A path on this machine, or one that behaves alike if the source is an address such as `gs://bucket/runs/a`."""
     if "://" not in source:

@@ -14,7 +14,8 @@ from xlstm_hydra.configs import ModelConfig, RecordedConfigs, RunConfig, read_co
 from xlstm_hydra.formats import FORMAT, STRICT, VERSION, MetadataError, log_ignored, problems_beside
 from xlstm_hydra.problems import ConfigError, Problem, UnknownField
 
-from ._paths import RESTORE, read_metadata_text, refused
+from ._find import find_checkpoint, reached
+from ._paths import RESTORE, read_metadata_text, refused, to_path
 from ._verify import attributed_to
 
 _WAYS = {
@@ -76,10 +77,29 @@ def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Ite
         ConfigError: it has none, or one that cannot be read.
     """
     text = read_metadata_text(checkpoint, key)
-    return read_record_at(checkpoint, text, key, lenient=lenient, classes=classes)
+    return _read_record_at(checkpoint, text, key, lenient=lenient, classes=classes)
 
 
-def read_record_at(
+def record_named(source: str, key: str, *, lenient: bool = False) -> Record:
+    """Return the record of the checkpoint, or the file with a record, that a source names.
+
+    Args:
+        source: see `find_checkpoint`, or the path of a file.
+        key: where the user typed it, for messages.
+        lenient: see `read_record`.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    with reached(source, key):
+        file = to_path(source)
+        text = file.read_bytes() if file.is_file() else None
+    if text is None:
+        return record_of(find_checkpoint(source, key), key, lenient=lenient)
+    return _read_record_at(file, text, key, lenient=lenient)
+
+
+def _read_record_at(
     path: Path, text: str | bytes, key: str, *, lenient: bool = False, classes: Iterable[type] = ()
 ) -> Record:
     """Read the metadata text of a checkpoint or of a file, and log the fields in it that are ignored.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlstm_hydra.configs import ConfigDict, RunConfig, effect_of
+from xlstm_hydra.configs import ConfigDict, RunConfig, effects_of
 
 
 def plan_key(run: RunConfig) -> str:
@@ -18,7 +18,7 @@ def plan_key(run: RunConfig) -> str:
 
 def _compiled_in(config: ConfigDict) -> dict[str, Any]:
     """The values that the compiled step depends on. Of a number that it has as an argument, whether it is on."""
-    effects = {name: effect_of(type(config), name) for name in config.__dataclass_fields__}
-    kept = {name: effect for name, effect in effects.items() if effect.compiled or effect.traced}
+    effects = effects_of(type(config)).items()
+    kept = {name: effect for name, effect in effects if effect.compiled or effect.traced}
     values = config.to_dict() if kept else {}
     return {name: bool(values[name]) if effect.traced else values[name] for name, effect in kept.items()}

@@ -254,8 +254,7 @@ and the memory of its compiled functions with it."""
 
 
 def _shared_cache(run: RunConfig, mesh: Mesh, make_optimizer: MakeOptimizer) -> dict[str, Any]:
-    patterns = *run.optimizer.weight_decay_include, None, *run.optimizer.weight_decay_exclude
-    key = (run.model.model_class, plan_key(run), patterns, mesh, make_optimizer)
+    key = (run.model.model_class, plan_key(run), mesh, make_optimizer)
     if key not in _latest:
         _latest.clear()
         _latest[key] = {}

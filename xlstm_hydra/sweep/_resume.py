@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from xlstm_hydra._printable import printable
+from xlstm_hydra.configs import BOOKKEEPING, LAYOUT
 from xlstm_hydra.hydra import as_override
 from xlstm_hydra.own_modules import change_folder
 from xlstm_hydra.problems import ConfigError, Problem
-from xlstm_hydra.runs import BOOKKEEPING, LAYOUT, kind_of
+from xlstm_hydra.runs import kind_of
 
 from ._commands import COMMAND_FILE, Command, loads_code, read_commands
 from ._jobs import reconciled

@@ -2,6 +2,8 @@
 
 from ._agree import agree_on_corpus as agree_on_corpus
 from ._agree import agree_on_run as agree_on_run
+from ._announce import announce as announce
+from ._announce import announce_start as announce_start
 from ._log import MetricLog as MetricLog
 from ._log import bits as bits
 from ._loop import train as train

@@ -10,7 +10,7 @@ from typing import Any
 
 from xlstm_hydra.codec import TAG
 from xlstm_hydra.configs import DataConfig, RunConfig
-from xlstm_hydra.devices import of_first, runtime
+from xlstm_hydra.devices import broadcast_text, runtime
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.runs import known_step, read_metadata_text
 
@@ -34,7 +34,7 @@ def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
         return
     mine = {"config": as_typed(run), "checkpoint": _identity(checkpoint)}
     mine["config"]["distributed.num_processes"] = runtime.num_processes()
-    theirs = json.loads(of_first(RUN, json.dumps(mine)))
+    theirs = json.loads(broadcast_text(RUN, json.dumps(mine)))
     problems = [
         *differences(mine["config"], theirs["config"]),
         *_other_checkpoint(_checkpoint_key(run), mine["checkpoint"], theirs["checkpoint"]),
@@ -49,7 +49,7 @@ def agree_on_corpus(config: DataConfig, fingerprint: str) -> None:
     Raises:
         ConfigError: process 0 has another one.
     """
-    if runtime.num_processes() > 1 and of_first(CORPUS, fingerprint) != fingerprint:
+    if runtime.num_processes() > 1 and broadcast_text(CORPUS, fingerprint) != fingerprint:
         key = "path" if "path" in config.to_dict() else "name"
         text = "the corpus is not the one of process 0: a file is missing, is not there, or has another name or size"
         raise ConfigError([Problem({f"data.{key}": config.get(key)}, text, "Give all processes the same files.")])

@@ -16,7 +16,15 @@ from xlstm_hydra._logging import log
 from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_params, read_logged, restore, to_json
 from xlstm_hydra.configs import LoggerConfig, RunConfig, resolve_classes
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
-from xlstm_hydra.devices import agree_on_folder, announce_end, is_first, of_first, several, start_devices, together
+from xlstm_hydra.devices import (
+    agree_on_folder,
+    announce_end,
+    broadcast_text,
+    is_distributed,
+    is_first,
+    start_devices,
+    together,
+)
 from xlstm_hydra.optim import build_optimizer
 from xlstm_hydra.parallel import build_mesh, sharding_report
 from xlstm_hydra.preemption import Preempted, Watch, name_of, watched
@@ -59,7 +67,7 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
         Preempted: a signal has asked for an end, and the run is saved (see `xlstm_hydra.preemption`).
     """
     with watched() as watch, together(run.distributed):
-        if several():
+        if is_distributed():
             watch.before_leaving = announce_end
         folder = agree_on_folder(Path(folder))
         if is_first():
@@ -86,7 +94,7 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
             try:
                 return _train_from(start, run, data, folder, overrides, watch, programs)
             except DamagedCheckpoint as error:
-                if not start.is_newest or (several() and not isinstance(error, DamageFound)):
+                if not start.is_newest or (is_distributed() and not isinstance(error, DamageFound)):
                     raise
                 if is_first():
                     log.warning("%s", error)
@@ -279,7 +287,7 @@ def _set_aside(start: StartingPoint, max_steps: int) -> None:
                 log.warning("%s: %s", checkpoint, text)
         for before, after in start.set_damaged_aside():
             log.warning("%s is damaged; it is moved to %s", before, after)
-    of_first("xlstm_hydra/aside", "")
+    broadcast_text("xlstm_hydra/aside", "")
 
 
 def _first_state(

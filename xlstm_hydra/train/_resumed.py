@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from xlstm_hydra._logging import log
-from xlstm_hydra.configs import RunConfig
+from xlstm_hydra.configs import BOOKKEEPING, KINDS, NUMERICS, PARAMETERS, RunConfig
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.runs import (
     ABSENT,
-    BOOKKEEPING,
-    KINDS,
-    NUMERICS,
-    PARAMETERS,
     Difference,
     Record,
     diff,
