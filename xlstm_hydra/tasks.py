@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xlstm_hydra.configs import RunConfig, resolve_classes
 from xlstm_hydra.runs import find_starting_point, refuse_to_overwrite, step_of, verification
 
-TASKS = {
-    "train": "xlstm_hydra.train",
-    "evaluate": "xlstm_hydra.inference",
-    "generate": "xlstm_hydra.inference",
-    "plan": "xlstm_hydra.plan",
-}
-"""The module in which the function of a task is, under the task's name."""
+Task = Callable[[RunConfig, Path, list[str]], float | None]
+"""Does something with a run in its folder, given the overrides with which its config was composed."""
 
 
 def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | None:
@@ -30,8 +24,35 @@ def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | 
     Returns:
         What a sweeper minimizes: the loss at the end, or the time of a step that is planned. None: there is none.
     """
-    name = run.task.name
-    return getattr(importlib.import_module(TASKS[name]), name)(run, folder, list(overrides))
+    return TASKS[run.task.name]()(run, folder, list(overrides))
+
+
+def _train() -> Task:
+    from xlstm_hydra.train import train
+
+    return train
+
+
+def _evaluate() -> Task:
+    from xlstm_hydra.inference import evaluate
+
+    return evaluate
+
+
+def _generate() -> Task:
+    from xlstm_hydra.inference import generate
+
+    return generate
+
+
+def _plan() -> Task:
+    from xlstm_hydra.plan import plan
+
+    return plan
+
+
+TASKS = {"train": _train, "evaluate": _evaluate, "generate": _generate, "plan": _plan}
+"""What imports the function of a task, by the task's name."""
 
 
 def is_unfinished(run: RunConfig, folder: Path) -> bool:

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,12 @@ _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
 """Packages whose `ValueError` is about what the user has typed."""
 
 
-def run_command() -> None:
-    """Do what the arguments of the command ask for."""
+def run_command(run_job: Callable[[DictConfig], float | None]) -> None:
+    """Do what the arguments of the command ask for.
+
+    Args:
+        run_job: runs a job of a sweep. Hydra is given this function, also where it only prints a config.
+    """
     with _refusals_explained(), _verification(sys.argv[1:]):
         if "--version" in sys.argv[1:]:
             print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
@@ -68,7 +72,7 @@ def run_command() -> None:
         sys.argv[1:] = overrides_first(quote_texts(expand_from(sys.argv[1:], _primary_search_path)))
         check_unused_engines(sys.argv[1:])
         args = get_args_parser().parse_intermixed_args()
-        app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_task)
+        app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(run_job)
         with own_options():
             if _shows(args):
                 _check_package(args)
@@ -78,14 +82,7 @@ def run_command() -> None:
                     _check_files(args)
             else:
                 _refuse_removed(args.overrides)
-                _run(args, resumed)
-
-
-def run_task(cfg: DictConfig) -> float | None:
-    """Run a job of a sweep. Hydra is given this function, also where it only prints a config."""
-    from ._run import run_sweep_job  # 30 ms, not for `--cfg job`
-
-    return run_sweep_job(cfg)
+                _run(args, resumed, run_job)
 
 
 def _verification(arguments: list[str]) -> AbstractContextManager[None]:
@@ -118,7 +115,7 @@ def _refuse_removed(overrides: list[str]) -> None:
         raise ConfigError(problems)
 
 
-def _run(args: Any, resumed: str | None) -> None:
+def _run(args: Any, resumed: str | None, run_job: Callable[[DictConfig], float | None]) -> None:
     """Compose once, and start a run or a sweep. Hydra's own `main` would compose a first time to see which it is."""
     from xlstm_hydra.hydra import callbacks_of, check_basic_sweep, overrides_of_other
 
@@ -130,7 +127,7 @@ def _run(args: Any, resumed: str | None) -> None:
         if is_sweep(args):
             check_basic_sweep(args.overrides)
             with watched():
-                own.multirun(args.config_name or CONFIG_NAME, run_task, _in_mode(args.overrides, RunMode.MULTIRUN))
+                own.multirun(args.config_name or CONFIG_NAME, run_job, _in_mode(args.overrides, RunMode.MULTIRUN))
             return
         cfg = _compose(own, args, args.overrides)
         if (number := process_number(distributed_of(cfg))) > 0:  # it leaves no folder and no log

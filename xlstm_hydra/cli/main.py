@@ -9,8 +9,12 @@ Of several processes all have the same one. What does not train ends with 143 wh
 from __future__ import annotations
 
 import gc
+from typing import TYPE_CHECKING
 
 from ._messages import command
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main() -> None:
@@ -19,4 +23,11 @@ def main() -> None:
     with command("xlstm-hydra"):
         from ._command import run_command
 
-        run_command()
+        run_command(run_job)
+
+
+def run_job(cfg: DictConfig) -> float | None:
+    """Run a job of a sweep. Returns what a sweeper minimizes."""
+    from ._run import run_sweep_job  # 30 ms, not for `--cfg job`
+
+    return run_sweep_job(cfg)
