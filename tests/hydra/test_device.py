@@ -8,7 +8,6 @@ import pytest
 from command import run_command
 
 from xlstm_hydra import devices
-from xlstm_hydra._hooks import hooks
 from xlstm_hydra.configs import ConfigError, DeviceConfig
 from xlstm_hydra.devices import DetectedDevices, device_of
 from xlstm_hydra.hydra import VERSION_BASE, conf_dir, known_devices, load, load_device
@@ -73,7 +72,7 @@ def test_a_device_is_recognised_by_what_jax_calls_it():
 
 
 def test_our_figures_are_read_without_hydra_as_with_it(monkeypatch):
-    monkeypatch.setattr(hooks, "known_devices", None)
+    monkeypatch.setattr("xlstm_hydra._hooks.hooks.known_devices", None)
     assert devices.known_devices() == known_devices()
 
 
