@@ -16,9 +16,9 @@ from xlstm_hydra._table import table
 from xlstm_hydra.cli import metadata as metadata_cli
 from xlstm_hydra.configs import ConfigError, Problem
 from xlstm_hydra.errors import TaskError, reason, text_of
+from xlstm_hydra.formats import log_ignored
 from xlstm_hydra.hydra import as_override
 from xlstm_hydra.metadata import write_metadata
-from xlstm_hydra.runs import log_ignored
 
 EVIL = "日本 é\x1b[2J\u202e\x07\x85\u2028\nxlstm-hydra: all is well"
 SHOWN = r"日本 é\x1b[2J\u202e\x07\x85\u2028\nxlstm-hydra: all is well"

@@ -116,7 +116,7 @@ def test_a_class_that_keeps_nothing_is_refused_with_what_it_would_need(saved):
     class Forgetful(nn.Module):
         def __call__(self, tokens): ...
 
-    run = tiny_run(task=GenerateTaskConfig(checkpoint=str(saved[0]), prompt_tokens=[1]))
+    run = tiny_run(task=GenerateTaskConfig(checkpoint=str(saved[0] / "tokens"), prompt_tokens=[1]))
     run.model.model_class = Forgetful
     with pytest.raises(ConfigError, match=r"Forgetful'.* takes no `capacity`.*Build it on .*LanguageModel"):
         generate(run)
