@@ -210,9 +210,10 @@ def test_a_sweep_ends_with_its_job_and_goes_on_from_what_that_has_saved(tmp_path
 
 
 BUSY = """
-import hashlib, sys, threading
+import hashlib, signal, sys, threading
 import xlstm_hydra.train
 from xlstm_hydra import cli, preemption
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 sys.setswitchinterval(1000)  # "ready" comes out when the main thread is in the C function, and not before
 preemption.PATIENCE_SECONDS, preemption.SAME_SECONDS = 0.2, 0.05
 with preemption.watched() as watch:
