@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from importlib.metadata import version
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,9 +35,17 @@ atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_e
 os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]  # not that of the user
 
 
+FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if version("jaxlib").startswith("0.10."):  # an unknown flag ends the process, and JAX 0.12 does not know this one
+    FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
+"""Machine code that is not optimized: XLA needs a fifth of the time for it, and runs of the tests are short."""
+
+
 def pytest_configure(config):
-    """A checkout that cannot be written has no cache of pytest."""
+    """A checkout that cannot be written has no cache of pytest. Slow tests compile as users do."""
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestCacheWarning")
+    if config.option.markexpr != "slow":
+        os.environ["XLA_FLAGS"] = FAST_COMPILATION
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,7 @@ def run(command, folder):
     """Output of a command line of ours, without the terminal that would draw a progress bar."""
     program, *args = shlex.split(command)
     module = {"xlstm-hydra": "xlstm_hydra.cli.main", "xlstm-metadata": "xlstm_hydra.cli.metadata"}[program]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
     environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder / ".cache")}  # nothing is compiled before
     done = subprocess.run(
         [sys.executable, "-c", f"from {module} import main; main()", *args],
