@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""The commands of the README run, and its figures are right."""
 
 import os
 import re
@@ -17,8 +17,8 @@ CONSOLE = [block.split("\n", 1) for block in re.findall(r"```console\n\$ (.*?)\n
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def run(command, folder):
-    """Output of a command line of ours, without the terminal that would draw a progress bar."""
+def run(command, folder, status=0):
+    """Output of a command line that ends with this status, without the terminal that would draw a progress bar."""
     program, *args = shlex.split(command)
     module = {"xlstm-hydra": "xlstm_hydra.cli.main", "xlstm-metadata": "xlstm_hydra.cli.metadata"}[program]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
@@ -31,12 +31,28 @@ def run(command, folder):
         env=environment,
         timeout=600,
     )
-    return (done.stdout + done.stderr).replace(str(folder), "$PWD")
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
 
 
-def without_numbers(text):
-    """The lines, in which neither numbers nor the widths of columns of numbers count."""
-    return [re.sub(" +", " ", re.sub(r"[\d,]*\d(\.\d+)?", "N", line)) for line in text.strip().splitlines()]
+FIGURES = (
+    r"^mesh: +\d.*|^[\d,]+ parameters in .*|^changed: .*? \(|^plan of .*|^total .*"
+    r"|^a step takes .*|^\d+ layouts of .*|^ ?\d+ +[\d.]+ +[\d.]+ +\w+ +parallel=.*|^xlstm-hydra .*"
+)
+"""Lines with figures that are the same on every machine."""
+
+
+def assert_same_figures(text, expected):
+    """What is counted or planned is equal, and the losses are near: the corpus differs between versions of Python."""
+    assert re.findall(FIGURES, text, re.MULTILINE) == re.findall(FIGURES, expected, re.MULTILINE)
+    found, shown = (re.findall(r"(\w+ )?loss ([\d.]+)", part) for part in (text, expected))
+    assert [name for name, _ in found] == [name for name, _ in shown]
+    assert [float(value) for _, value in found] == pytest.approx([float(value) for _, value in shown], rel=0.05)
+
+
+def keys_and_values(text):
+    """What a message names of what was typed, and how many problems or points it counts."""
+    return re.findall(r"[\w.]+=[^\s:,]+|\d+ problems|\d+ of \d+ points", text)
 
 
 def is_refused(block):
@@ -52,22 +68,23 @@ def is_of_saved_run(block):
 
 
 @pytest.mark.parametrize("block", list(filter(is_refused, CONSOLE)), ids=lambda block: block[0])
-def test_a_refused_command_prints_what_the_readme_shows(block, tmp_path):
+def test_a_refused_command_names_the_keys_and_values_that_the_readme_shows(block, tmp_path):
     command, expected = block
-    assert run(command, tmp_path).strip() == expected.strip()
+    text = run(command, tmp_path, status=2)
+    assert keys_and_values(text) == keys_and_values(expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", list(filter(is_training, CONSOLE)), ids=lambda block: block[0])
-def test_a_training_command_prints_what_the_readme_shows_up_to_the_numbers(block, tmp_path):
+def test_a_training_command_runs_and_gives_the_figures_of_the_readme(block, tmp_path):
     command, expected = block
-    assert without_numbers(run(command, tmp_path)) == without_numbers(expected)
+    assert_same_figures(run(command, tmp_path), expected)
 
 
 @pytest.mark.slow
 def test_what_the_readme_does_with_a_saved_run(tmp_path, monkeypatch, capsys):
     for command, expected in filter(is_of_saved_run, CONSOLE):
-        assert without_numbers(run(command, tmp_path)) == without_numbers(expected), command
+        assert_same_figures(run(command, tmp_path), expected)
     [generate] = [line for line in README.splitlines() if "task=generate task.prompt" in line]
     assert "def " in run(generate, tmp_path)
     monkeypatch.chdir(tmp_path)
