@@ -38,7 +38,7 @@ os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]  # not th
 FAST_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if version("jaxlib").startswith("0.10."):  # an unknown flag ends the process, and JAX 0.12 does not know this one
     FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
-"""Machine code that is not optimized: XLA needs a fifth of the time for it (JAX 0.12: about half), and runs of the tests
+"""Machine code that is not optimized: XLA needs a fifth of the time for it (JAX 0.12: about half), and runs of tests
 are short."""
 
 
