@@ -14,7 +14,7 @@ import xlstm_hydra
 ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
-    {"": set(), "_conf_dir": set(), "_printable": set(), "_colours": set(), "synonyms": set(), "_logging": set()},
+    {"": set(), "conf_dir": set(), "_printable": set(), "_colours": set(), "synonyms": set(), "_logging": set()},
     {"problems": set(), "_table": {"rich"}},
     {"errors": set(), "preemption": set(), "own_modules": set(), "streams": set()},
     {"codec": set()},

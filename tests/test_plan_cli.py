@@ -14,7 +14,7 @@ from tiny import FAMILIES
 
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.devices import known_devices
-from xlstm_hydra.hydra import _resolvers
+from xlstm_hydra.hydra import _read
 from xlstm_hydra.plan import Comparison, Search, make_plan, plan
 
 PLAN = ("task=plan", "hydra.run.dir=run")
@@ -156,8 +156,8 @@ def test_the_default_batch_of_a_plan_is_one_that_its_layout_can_use(overrides, s
 
 
 def test_the_default_batch_of_a_plan_reads_the_rest_of_the_config_once(monkeypatch):
-    read, calls = _resolvers.read_groups, []
-    monkeypatch.setattr(_resolvers, "read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
+    read, calls = _read.read_groups, []
+    monkeypatch.setattr(_read, "read_groups", lambda *args, **kwargs: calls.append(args) or read(*args, **kwargs))
     assert batch_of("task.num_devices=3") == 9
     assert len(calls) == 1
 

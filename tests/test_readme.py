@@ -121,7 +121,10 @@ def test_the_two_commands_install_what_the_project_declares():
 
 
 def test_every_path_in_the_map_exists():
-    paths = re.findall(r"`((?:xlstm_hydra|conf|hydra_plugins)[\w/.]*)`", README)
-    assert len(paths) > 5
+    rows = re.findall(r"^\| (`.*?) \|", README.partition("## Map of the code")[2], re.MULTILINE)
+    paths = [path for row in rows for path in re.findall(r"`([\w/.]+)`", row)]
+    assert {path.name for path in (ROOT / "xlstm_hydra").iterdir() if (path / "__init__.py").exists()} <= {
+        path.rstrip("/") for path in paths
+    }
     for path in paths:
-        assert (ROOT / path).exists(), path
+        assert (ROOT / "xlstm_hydra" / path).exists(), path

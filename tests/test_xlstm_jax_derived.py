@@ -73,11 +73,12 @@ def test_a_derived_field_with_another_value_than_its_initial_and_its_own_is_an_e
 
 
 SMALL = {f"{path}.dtype": "float32" for path in (MODEL, LAYER, CELL)} | {
+    f"{MODEL}.lm_head_dtype": "float32",
     **{f"{MODEL}.scan_blocks": True, f"{CELL}.backend": QUADRATIC},
 }
 KINDS = {
     "mlstm": (SMALL, {**IN_LAYER, **IN_CELL, f"{BLOCK}._num_blocks": None, f"{BLOCK}.parallel": None}),
-    "mlstm_v1": (SMALL, IN_FEED_FORWARD),
+    "mlstm_v1": (SMALL | {f"{FEED_FORWARD}.dtype": "float32"}, IN_FEED_FORWARD),
     "llama": ({f"{MODEL}.scan_blocks": True}, {f"{MODEL}.parallel": None}),
 }
 

@@ -6,7 +6,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from xlstm_hydra.hydra import current_option
+from xlstm_hydra.conf_dir import current_option
 
 SCHEMAS = "xlstm_hydra/schema/"
 

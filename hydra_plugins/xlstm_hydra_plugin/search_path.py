@@ -9,6 +9,6 @@ class XlstmSearchPathPlugin(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """See the class."""
-        from xlstm_hydra.hydra import conf_dir
+        from xlstm_hydra.conf_dir import conf_dir
 
         search_path.append(provider="xlstm-hydra", path=f"xlstm://{conf_dir()}")

@@ -135,4 +135,4 @@ hydra.main(config_path={str(tmp_path)!r}, config_name="app", **{VERSION_BASE!r})
 print(sorted(name for name in sys.modules if name.startswith("xlstm_hydra")))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['xlstm_hydra', 'xlstm_hydra._conf_dir']"
+    assert done.stdout.strip() == "['xlstm_hydra', 'xlstm_hydra.conf_dir']"

@@ -8,8 +8,8 @@ from functools import cache
 
 import yaml
 
-from xlstm_hydra._conf_dir import conf_dir
 from xlstm_hydra._hooks import hooks
+from xlstm_hydra.conf_dir import conf_dir
 from xlstm_hydra.configs import DeviceConfig
 from xlstm_hydra.configs.device import PLATFORMS, SPEEDS
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xlstm_hydra._conf_dir import conf_dir as conf_dir
-from xlstm_hydra._conf_dir import current_option as current_option
+from xlstm_hydra.conf_dir import conf_dir as conf_dir
+from xlstm_hydra.conf_dir import current_option as current_option
 
 if TYPE_CHECKING:
     from ._arguments import expand_from as expand_from

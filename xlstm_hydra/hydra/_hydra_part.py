@@ -15,7 +15,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 import hydra_plugins
-from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra.conf_dir import conf_dir
 from xlstm_hydra.configs import RunConfig
 from xlstm_hydra.problems import ConfigError, Problem, Unread, nearest, show
 

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from xlstm_hydra._conf_dir import conf_dir, current_option
 from xlstm_hydra._hooks import hooks
+from xlstm_hydra.conf_dir import conf_dir, current_option
 from xlstm_hydra.configs import DeviceConfig, PlanTaskConfig
 from xlstm_hydra.configs.device import DEFAULT_DEVICE
 from xlstm_hydra.problems import ConfigError, Problem, near_name, nearest

@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra import configs
-from xlstm_hydra._conf_dir import conf_dir
+from xlstm_hydra.conf_dir import conf_dir
 from xlstm_hydra.problems import ConfigError, Problem, nearest
 
 from ._omegaconf import REPLACE, structured

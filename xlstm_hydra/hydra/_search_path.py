@@ -18,7 +18,7 @@ from hydra.errors import SearchPathException
 from hydra.plugins.config_source import ConfigSource
 from omegaconf import ListConfig, OmegaConf
 
-from xlstm_hydra import _conf_dir
+from xlstm_hydra import conf_dir as _conf_dir
 from xlstm_hydra.problems import ConfigError, Problem, nearest, show
 
 from ._hydra_part import SEARCH_PATH

@@ -27,6 +27,10 @@ DIGITS = 6
 """Of a number that was drawn."""
 
 
+_COUNTED = 100_000
+"""Numbers of a range that are counted one by one, in 10 ms."""
+
+
 def num_values(override: Override) -> int:
     """The number of values that an override takes in turn."""
     found = override.value()
@@ -51,8 +55,9 @@ def _length(values: RangeSweep) -> int:
         return 1  # which is refused by a rule of its own
     if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int):
         return max(0, -((start - stop) // step))
-    length = (Decimal(stop) - Decimal(start)) / Decimal(step)
-    return max(0, int(length.to_integral_value(ROUND_CEILING)))
+    length = max(0, int(((Decimal(stop) - Decimal(start)) / Decimal(step)).to_integral_value(ROUND_CEILING)))
+    # The steps are rounded as they are added up, so that there may be one value more.
+    return length if length > _COUNTED else sum(1 for _ in values.range())
 
 
 def check_size(overrides: Iterable[Override], num_samples: int | None, max_jobs: int | None) -> None:
