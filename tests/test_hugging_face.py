@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors import flax
+from safetensors import SafetensorError, flax
 from safetensors.numpy import load_file, save_file
 from saved import save
 from tiny import tiny_run
@@ -265,3 +265,25 @@ def test_a_model_in_several_files_and_in_sixteen_bits_is_read(theirs):
     (theirs / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     got = load_checkpoint(theirs)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), got.params, expected.params)
+
+
+def test_an_export_that_does_not_fit_on_the_disk_is_one_message(sound, tmp_path, monkeypatch):
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+    def save_nothing(arrays, file, metadata):
+        raise SafetensorError(text)
+
+    monkeypatch.setattr("safetensors.numpy.save_file", save_nothing)
+    with pytest.raises(ConfigError, match=r"^OUT=.*/full'?: cannot be written: .*No space left on device.*Choose an"):
+        export_checkpoint(str(sound.parent), tmp_path / "full")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_import_that_does_not_fit_on_the_disk_is_one_message(sound, tmp_path, monkeypatch):
+    def save_nothing(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed writing [os_error_code='28']")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", save_nothing)
+    with pytest.raises(ConfigError, match=r"^OUT=.*/full'?: cannot be written: .*No space left on device.*Choose an"):
+        import_checkpoint(str(sound), tmp_path / "full")
+    assert [*tmp_path.iterdir()] == []

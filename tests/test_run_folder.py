@@ -70,7 +70,7 @@ def test_whatever_the_system_says_of_a_new_folder_is_one_message(number, monkeyp
     monkeypatch.setattr(Path, "mkdir", fail)
     done = run_command("hydra.run.dir=new/run")
     assert done.status == 2
-    way = "Free some space, or use another folder. " if number == errno.ENOSPC else ""
+    way = "Free some space. " if number == errno.ENOSPC else ""
     assert f"/new cannot be written: the reason. {way}Choose another folder with hydra.run.dir=DIR." in done.err
 
 
@@ -80,7 +80,7 @@ def test_a_disk_that_is_full_when_hydra_writes_its_record_is_one_message(monkeyp
 
     monkeypatch.setattr("hydra.core.utils._save_config", fail)
     done = run_command("hydra.run.dir=new/run")
-    assert done.status == 2 and "cannot be written: No space left on device. Free some space, or use ano" in done.err
+    assert done.status == 2 and "cannot be written: No space left on device. Free some space. Choose an" in done.err
     assert content() == {}
 
 

@@ -134,6 +134,15 @@ class Listener(logging.Filter):
 
 
 @contextmanager
+def listening() -> Iterator[None]:
+    """Keep the errors that Orbax's threads log while a checkpoint is saved: one is raised, and threads that are left
+    may still log others. Those of a checkpoint that is saved all the same are logged as warnings."""
+    listener = Listener()
+    yield
+    listener.stop()
+
+
+@contextmanager
 def reading(what: str, folder: Path | None = None) -> Iterator[None]:
     """Raise errors of Orbax and TensorStore about files that are missing or cut off as a `DamagedCheckpoint`.
 

@@ -4,6 +4,8 @@ time, as arrays on the host."""
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,13 +101,17 @@ class SafetensorsLeaves:
 
 
 def write_safetensors(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write arrays as one file, or as several with an index where they are large. One file is in memory at a time."""
-    save_file = _library("safetensors.numpy").save_file
+    """Write arrays as one file, or as several with an index where they are large. One file is in memory at a time.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    library = _library("safetensors")
     where: dict[str, str] = {}
     part: dict[str, np.ndarray] = {}
 
     def write(file: str) -> None:
-        save_file(part, folder / file, metadata={"format": "pt"})
+        _save(library, part, folder / file)
         where.update(dict.fromkeys(part, file))
         part.clear()
 
@@ -166,6 +172,16 @@ def _open(file: Path) -> Any:
         raise _unreadable(file, LFS_POINTER if _is_lfs_pointer(file) else f"{error}. {_AGAIN}") from None
     except OSError as error:
         raise _unreadable(file, error) from None
+
+
+def _save(library: Any, arrays: Mapping[str, np.ndarray], file: Path) -> None:
+    """Write one file. The library gives an error of the system as a text, which ends with its number."""
+    try:
+        _library("safetensors.numpy").save_file(arrays, file, metadata={"format": "pt"})
+    except library.SafetensorError as error:
+        if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(file)) from error
 
 
 def _is_lfs_pointer(file: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,7 @@ from xlstm_hydra.runs import (
     write_metadata,
 )
 
+from ._faults import listening, saving
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._integrity import verified
 from ._leaves import write_safetensors
@@ -81,9 +83,10 @@ def import_checkpoint(
     metadata = write_metadata(run, **provenance(), parameters=listed, imported=origin)
     tree = traverse_util.unflatten_dict(params, sep=".")
     items = {"params": ocp.args.StandardSave(tree), "metadata": ocp.args.JsonSave(metadata)}  # pyright: ignore[reportCallIssue]
-    with _written_whole(out) as unfinished, ocp.CheckpointManager(unfinished / FOLDER) as manager:
-        manager.save(step, args=ocp.args.Composite(**items), custom_metadata=MARK)
-        manager.wait_until_finished()
+    with _written_whole(out) as unfinished, saving(step, unfinished / FOLDER), listening():
+        with ocp.CheckpointManager(unfinished / FOLDER) as manager:
+            manager.save(step, args=ocp.args.Composite(**items), custom_metadata=MARK)
+            manager.wait_until_finished()
         write_manifest(unfinished / FOLDER / str(step))
     return out / FOLDER / str(step)
 
@@ -175,7 +178,11 @@ def _written_whole(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(out, error) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for _ in range(20):  # a thread of Orbax may still write in it
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not unfinished.exists():
+                break
+            time.sleep(0.1)
 
 
 def _unwritable(out: Path, error: OSError) -> ConfigError:

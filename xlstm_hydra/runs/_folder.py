@@ -113,7 +113,7 @@ class RunFolder:
         name = error.filename
         head = f"{name} " if name and str(name) != str(self.path) else ""
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = f"Free some space, or use another folder. {self._fix}" if is_full else self._fix
+        fix = f"Free some space. {self._fix}" if is_full else self._fix
         return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", fix)])
 
     def make(self, folder: Path, undo: ExitStack) -> None:
