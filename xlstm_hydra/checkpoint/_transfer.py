@@ -40,7 +40,7 @@ from xlstm_hydra.runs import (
     write_metadata,
 )
 
-from ._faults import listening, saving
+from ._faults import SaveError, listening, saving, system_error
 from ._hugging_face import CONFIG, is_hugging_face, read_config, write_config, written_arrays
 from ._integrity import verified
 from ._leaves import write_safetensors
@@ -186,4 +186,6 @@ def _written_whole(out: Path) -> Iterator[Path]:
 
 
 def _unwritable(out: Path, error: OSError) -> ConfigError:
+    if isinstance(error, SaveError):  # which names a folder that is not there any more
+        error = system_error(error.__cause__) or error
     return ConfigError([Problem({"OUT": str(out)}, f"cannot be written: {error}", "Choose another folder.")])
