@@ -103,6 +103,7 @@ def _as_far_as_possible(rules: Iterable[Problem]) -> Iterator[Problem]:
 
 
 def collect_field(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
+    """Return a value as its annotation says, and add what is wrong with it to `problems`, under its path."""
     value, found = collect(hint, data, _STRICT)
     problems.extend(independent((problem.at(path) for problem in found), problems))
     return value
