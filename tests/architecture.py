@@ -19,8 +19,8 @@ EFFECTS = {
 }
 """Where a value of the command line takes effect in a training run: the package, and the function in it."""
 
-TRAIN = ("xlstm_hydra.train", "train")
-"""The function that every training run goes through."""
+STAGES = (("xlstm_hydra.cli._run", "run_single"), ("xlstm_hydra.train", "train"))
+"""The functions that every single training run goes through."""
 
 FIRST = "xlstm_hydra.cli.main"
 """The module that a command begins in."""
@@ -188,7 +188,7 @@ def main() -> None:
     print(f"file names twice: {names_twice(root)}")
     print(f"test files that import private modules: {len(private_test_files(root))}")
     for key, effect in EFFECTS.items():
-        way = tree.chain(TRAIN, effect)
+        way = tree.chain(*STAGES, effect)
         print(f"{key}: {len(way)} modules: {' -> '.join(part.removeprefix('xlstm_hydra.') for part in way)}")
 
 

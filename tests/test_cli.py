@@ -1,5 +1,6 @@
 """What the command returns, prints and leaves behind. Nothing is trained here but in the slow test."""
 
+import gc
 import os
 import shlex
 import subprocess
@@ -177,6 +178,11 @@ def test_showing_the_config_runs_and_writes_nothing(tmp_path):
     done = run_command("--cfg", "job", "parallel=fsdp")
     assert OmegaConf.create(done.out).parallel.fsdp_axis_size == -1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_has_a_config_shown_still_collects_garbage_afterwards():
+    assert run_command("--cfg", "job").status == 0
+    assert gc.isenabled()
 
 
 def test_a_config_that_breaks_a_rule_can_still_be_shown():

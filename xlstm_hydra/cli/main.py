@@ -9,25 +9,295 @@ Of several processes all have the same one. What does not train ends with 143 wh
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import env_override
+from hydra.errors import SearchPathException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import xlstm_hydra
+from xlstm_hydra.configs import DistributedConfig
+from xlstm_hydra.errors import has_started
+from xlstm_hydra.hydra import (
+    REFUSED,
+    REQUIRED,
+    VERSION_BASE,
+    check_engines,
+    check_primary,
+    check_unused_engines,
+    expand_from,
+    expand_home,
+    has_own_files,
+    is_sweep,
+    overrides_first,
+    own_options,
+    parse_known_flags,
+    quote_texts,
+    search_path,
+    verifies,
+)
+from xlstm_hydra.own_modules import find_own_modules
+from xlstm_hydra.preemption import watched
+from xlstm_hydra.problems import ConfigError, Problem
 
 from ._messages import command
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+CONFIG_NAME = "config"
+
+_COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
+"""Packages whose `ValueError` is about what the user has typed."""
 
 
 def main() -> None:
     """Entry point of the console command."""
-    gc.disable()  # until a run starts: by then, little is garbage, and looking for it takes 30 ms
-    with command("xlstm-hydra"):
-        from ._command import run_command
+    gc.disable()  # until a run starts: by then, little is garbage, and looking for it takes time
+    try:
+        with command("xlstm-hydra"):
+            _do_as_asked()
+    finally:
+        gc.enable()
 
-        run_command(run_job)
+
+def _do_as_asked() -> None:
+    """Do what the arguments ask for."""
+    with _refusals_explained(), _verification(sys.argv[1:]):
+        if "--version" in sys.argv[1:]:
+            print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
+            return
+        sys.argv[1:] = expand_home(sys.argv[1:])
+        check_primary(parse_known_flags(), CONFIG_NAME)
+        find_own_modules(_named_folders(sys.argv[1:]))
+        resumed = _resumed_run(sys.argv[1:])
+        check_engines(sys.argv[1:])
+        sys.argv[1:] = _resumed_sweep(sys.argv[1:])
+        sys.argv[1:] = overrides_first(quote_texts(expand_from(sys.argv[1:], _primary_search_path)))
+        check_unused_engines(sys.argv[1:])
+        args = get_args_parser().parse_intermixed_args()
+        app = hydra.main(config_path=None, config_name=CONFIG_NAME, **VERSION_BASE)(_run_job)
+        with own_options():
+            if _shows(args):
+                _check_package(args)
+                with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises what it would print
+                    app()
+                if args.cfg in ("job", "all"):
+                    _check_files(args)
+            else:
+                _refuse_removed(args.overrides)
+                _run(args, resumed)
 
 
-def run_job(cfg: DictConfig) -> float | None:
-    """Run a job of a sweep. Returns what a sweeper minimizes."""
+def _verification(arguments: list[str]) -> AbstractContextManager[None]:
+    """Files of checkpoints are verified when they are read inside, unless the arguments turn that off."""
+    if verifies(arguments):
+        return nullcontext()
+    from xlstm_hydra.runs import verification
+
+    return verification(False)
+
+
+def _named_folders(arguments: list[str]) -> list[Path]:
+    """The folders of the saved runs and sweeps that the arguments name."""
+    if not any(word in text for text in arguments for word in ("from", "resume", "checkpoint", "ckpt:")):
+        return []
+    from xlstm_hydra.runs import named_folders
+
+    return named_folders(arguments)
+
+
+def _refuse_removed(overrides: list[str]) -> None:
+    """Reject an override that removes a group without which Hydra fails, or a run has other values than those shown."""
+    problems = []
+    for text in overrides:
+        key = text.removeprefix("~").partition("=")[0]
+        if text.startswith("~") and (key in REQUIRED or key.startswith("hydra/")):
+            rule = "the group is required" if key in REQUIRED else "is required by Hydra"
+            problems.append(Problem.about(text, rule, f"To choose another option of it, write {key}=OPTION."))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _run_job(cfg: DictConfig) -> float | None:
+    """Run a job of a sweep. Returns what a sweeper minimizes. Hydra is given this function, also where it only prints a
+    config."""
     from ._run import run_sweep_job  # 30 ms, not for `--cfg job`
 
     return run_sweep_job(cfg)
+
+
+def _run(args: Any, resumed: str | None) -> None:
+    """Compose once, and start a run or a sweep. Hydra's own `main` would compose a first time to see which it is."""
+    from xlstm_hydra.hydra import callbacks_of, check_basic_sweep, overrides_of_other
+
+    from ._run import distributed_of, process_number, run_single
+
+    gc.enable()
+    own = Hydra.create_main_hydra2("xlstm-hydra", search_path(args))
+    try:
+        if is_sweep(args):
+            check_basic_sweep(args.overrides)
+            with watched():
+                own.multirun(args.config_name or CONFIG_NAME, _run_job, _in_mode(args.overrides, RunMode.MULTIRUN))
+            return
+        cfg = _compose(own, args, args.overrides)
+        if (number := process_number(distributed_of(cfg))) > 0:  # it leaves no folder and no log
+            quiet = overrides_of_other(number, cfg.hydra.runtime.choices.get("hydra/job_logging"))
+            cfg = _compose(own, args, [*args.overrides, "hydra.run.dir=.", *quiet])
+        run_single(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks_of(cfg)), resumed)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _compose(own: Hydra, args: Any, overrides: list[str]) -> DictConfig:
+    texts = _in_mode(overrides, RunMode.RUN)
+    return own.compose_config(args.config_name or CONFIG_NAME, texts, RunMode.RUN, with_log_configuration=True)
+
+
+def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
+    """The overrides, with the one that Hydra adds where the mode is not chosen."""
+    is_chosen = any(text.startswith("hydra.mode=") for text in overrides)
+    return [*overrides, *([] if is_chosen else [f"hydra.mode={mode.name}"])]
+
+
+def _shows(args: Any) -> bool:
+    """True if the arguments ask Hydra to print something."""
+    asked = args.cfg or args.help or args.hydra_help or args.info or args.shell_completion
+    return bool(asked or args.resolve or args.experimental_rerun)
+
+
+@contextmanager
+def _refusals_explained() -> Iterator[None]:
+    """Make one message of what Hydra rejects while it composes."""
+    try:
+        yield
+    except Exception as error:
+        if (found := _explained(error)) is None:
+            raise
+        from ._run import refuse_for_all
+
+        found.__cause__ = error
+        refuse_for_all(found, _typed_distributed())
+
+
+def _is_refusal(error: Exception) -> bool:
+    """True for an error about what the user has typed: a `ValueError` that another package raises is a bug."""
+    if _is_from_defaults_list(error):
+        return True
+    if not isinstance(error, REFUSED):
+        return False
+    if not isinstance(error, ValueError | AssertionError) or isinstance(error, OmegaConfBaseException):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames]
+    return next((name for name in reversed(names) if name not in sys.stdlib_module_names), "") in _COMPOSERS
+
+
+def _is_from_defaults_list(error: Exception) -> bool:
+    """True if Hydra fails at an option that is not a name, such as `model=[1]`."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return isinstance(error, TypeError) and frames[-1].f_globals.get("__name__") == "hydra._internal.defaults_list"
+
+
+def _resumed_run(arguments: list[str]) -> str | None:
+    """The run that `resume=` names, if it continues in its folder."""
+    if any(text.lstrip("+").startswith("hydra.run.dir=") for text in arguments):
+        return None
+    runs = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")]
+    return runs[0] if runs else None
+
+
+def _resumed_sweep(arguments: list[str]) -> list[str]:
+    """The command line of a sweep that is to go on, in place of `resume_sweep=DIR`, and its current folder."""
+    if not any(text.startswith("resume_sweep=") for text in arguments):
+        return arguments
+    from xlstm_hydra.sweep import expand_resume_sweep
+
+    return expand_resume_sweep(arguments)
+
+
+def _typed_distributed() -> DistributedConfig | None:
+    """What was typed of `distributed`, where the rest of the command line does not compose."""
+    args = get_args_parser().parse_intermixed_args()
+    typed = [text for text in args.overrides if text.startswith("distributed")]
+    if is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):
+        return None
+    from xlstm_hydra.hydra import UNREADABLE
+
+    from ._run import distributed_of
+
+    try:
+        return distributed_of(_loader(args).load_configuration(CONFIG_NAME, typed, RunMode.RUN))
+    except UNREADABLE:
+        return None
+
+
+def _explained(error: Exception) -> ConfigError | None:
+    """Return what Hydra rejected, each mistake on its own; None for an error that needs no explanation or is a bug."""
+    if isinstance(error, ConfigError) or has_started(error):
+        return None
+    from xlstm_hydra.hydra import UNREADABLE, explain, file_problems, unknown_engine, unset_variable
+
+    if isinstance(error, SearchPathException):
+        return ConfigError([Problem({}, str(error))])
+    if problem := unset_variable(error) or unknown_engine(error):
+        return ConfigError([problem])
+    if not isinstance(error, UNREADABLE) and not _is_from_defaults_list(error):
+        return None
+    args = get_args_parser().parse_intermixed_args()
+    name = args.config_name or CONFIG_NAME
+    if not _is_refusal(error) and not file_problems(_loader(args), name, args.overrides):
+        return None
+    return ConfigError(explain(error, _loader(args), name, args.overrides, sweep=is_sweep(args)))
+
+
+def _check_package(args: Any) -> None:
+    """Make sure that the part of the config exists that is to be printed.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if args.cfg is None or args.package in (None, "_global_"):
+        return
+    from xlstm_hydra.hydra import package_problem
+
+    cfg = _loader(args).load_configuration(args.config_name or CONFIG_NAME, args.overrides, RunMode.RUN)
+    if problem := package_problem(args.package, cfg, args.cfg):
+        raise ConfigError([problem])
+
+
+def _check_files(args: Any) -> None:
+    """Report what is wrong in the user's own files, which Hydra composes and shows without reading what it means.
+
+    Raises:
+        ConfigError: with every problem of a run that is in one of them.
+    """
+    loader = _loader(args)
+    if not has_own_files(loader, args.overrides):
+        return
+    from xlstm_hydra.hydra import file_problems
+
+    if problems := file_problems(loader, args.config_name or CONFIG_NAME, args.overrides):
+        raise ConfigError(problems)
+
+
+def _loader(args: Any) -> ConfigLoaderImpl:
+    """What Hydra composes with, given these arguments."""
+    return ConfigLoaderImpl(search_path(args))
+
+
+def _primary_search_path(args: Any) -> list[str]:
+    """The `hydra.searchpath` of the primary config."""
+    primary = _loader(args).repository.load_config(args.config_name or CONFIG_NAME)
+    return list(OmegaConf.select(primary.config, "hydra.searchpath") or ()) if primary else []
