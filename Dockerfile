@@ -15,7 +15,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY conf conf
 COPY hydra_plugins hydra_plugins
 COPY xlstm_hydra xlstm_hydra
-# hadolint ignore=DL3013  (what is installed is this checkout)
+# There is no version to pin: this checkout is installed.
+# hadolint ignore=DL3013
 RUN pip install ".${EXTRAS:+[$EXTRAS]}"
 
 # Any user of the host may run the image: the home folder holds only caches.
