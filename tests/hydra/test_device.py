@@ -173,8 +173,7 @@ def test_a_figure_of_a_group_that_is_not_chosen_says_to_choose_one(tmp_path, mon
     done = run_command("task=plan", "device.memory_gib=3")
     assert (done.status, done.err) == (
         2,
-        "xlstm-hydra: device: no such key. "
-        "No option of that group is chosen: write device=... beside device.memory_gib=...\n",
+        "xlstm-hydra: device: no such key. The config has no option of this group yet: add device=OPTION.\n",
     )
 
 

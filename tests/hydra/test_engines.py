@@ -112,8 +112,8 @@ DOOMED_STUDIES = {
     "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: there is nothing to search"),
     "no trial": ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
     "no such key": (["optimizer.lrr=interval(0,1)"], "optimizer.lrr: no such key. Did you mean optimizer.lr?"),
-    "an empty interval": (["optimizer.lr=interval(1e-2,1e-4)"], "interval(1e-2,1e-4): must end after it starts"),
-    "the logarithm of 0": (["optimizer.lr=tag(log,interval(0,1))"], "on a logarithmic scale must start above 0"),
+    "an empty interval": (["optimizer.lr=interval(1e-2,1e-4)"], "interval(1e-2,1e-4): the end of an interval must"),
+    "the logarithm of 0": (["optimizer.lr=tag(log,interval(0,1))"], "the start of a logarithmic interval must be "),
     "unreadable params": (["hydra.sweeper.params={optimizer.lr: 'interval(1'}"], "=interval(1: the ( is not closed"),
     "a rule that all trials break": ([LR, "model.num_heads=3"], "model.num_heads must divide the width"),
 }

@@ -239,8 +239,8 @@ def test_tab_completion_passes_the_flag_over(monkeypatch):
 
 
 REFUSED = {
-    "nothing": (["--from="], "--from: needs a run folder"),
-    "a flag": (["--from", "--cfg", "job"], "--from: needs a run folder"),
+    "nothing": (["--from="], "--from: requires a run folder"),
+    "a flag": (["--from", "--cfg", "job"], "--from: requires a run folder"),
     "no run": (["--from", "nope"], "--from='nope': no checkpoints in"),
     "no step": (["--from", "run@3"], "--from='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
     "twice": (["--from", "run", "--from=run"], "--from: given more than once"),

@@ -61,7 +61,7 @@ BAD_SWEEPS = [
     ("optimizer=sgd,adamw optimizer.beta1=0.9", ["  0    optimizer=sgd  optimizer.beta1: no such key."]),
     ("model=tiny,custom", ["  1    model=custom  model.model_class: missing"]),
     ("parallel=fsdp parallel.fsdp_axis_size=4 trainer.simulated_devices=4,6", ["  1    trainer.simulated_devices="]),
-    ("optimizer.lr=interval(0,1)", ["an interval has no end of values. Write hydra.sweeper.num_samples="]),
+    ("optimizer.lr=interval(0,1)", ["an interval has infinitely many values. Set hydra.sweeper.num_samples="]),
 ]  # fmt: skip
 
 

@@ -13,65 +13,65 @@ MISTAKES = {
     # what a key or a value is
     "unknown key": ("trainer: {max_step: 3}", "line 2: trainer.max_step: no such key. Did you mean trainer.max_steps?"),
     "wrong type": ("trainer:\n  max_steps: abc", "line 3: trainer.max_steps: expected int, got 'abc'"),
-    "a list for keys": ("trainer: [1, 2]", "line 2: trainer: expected keys and values, got [1, 2]"),
-    "a value for keys": ("trainer: 3", "line 2: trainer: expected keys and values, got 3"),
+    "a list for keys": ("trainer: [1, 2]", "line 2: trainer: expected a mapping, got [1, 2]"),
+    "a value for keys": ("trainer: 3", "line 2: trainer: expected a mapping, got 3"),
     "unknown group": ("trainr: {seed: 3}", "line 2: trainr: no such group. Did you mean 'trainer'?"),
-    "a key with a dot": ("trainer.seed: 3", "line 2: trainer.seed: a key in a file has no dots. Write trainer: {seed:"),
+    "a key with a dot": ("trainer.seed: 3", "line 2: trainer.seed: keys in a file cannot contain dots. Write trainer"),
     "broken rule": ("optimizer:\n  lr: -1", "line 3: optimizer.lr=-1.0: must be 0 or more"),
     "missing value": ("defaults: [override /data: text]\ndata:\n  path: ???", "line 4: data.path: missing."),
     "missing interpolation": ("trainer:\n  seed: ${nope.x}", "line 3: trainer.seed='${nope.x}': refers to a key"),
     "missing resolver": ("trainer:\n  seed: ${nope:x}", "line 3: trainer.seed='${nope:x}': there is no resolver nope"),
     "key of Hydra's": ("hydra:\n  run:\n    dirr: x", "line 4: hydra.run.dirr: no such key. Did you mean hydra.run.di"),
-    "nothing for keys": ("trainer:", "line 2: trainer: expected keys and values, got null"),
+    "nothing for keys": ("trainer:", "line 2: trainer: expected a mapping, got null"),
     "another target": ("model:\n  _target_: os.x", "line 3: model._target_='os.x': must be xlstm_hydra.hydra.make_"),
     # the text of a file
     "null for a key": ("trainer:\n  ~: 3", "line 3, column 3: YAML reads the key ~ as null. For text, quote it"),
     "word for a key": ("trainer:\n  on: 3", "line 3, column 3: YAML reads the key on as true. For text, quote"),
-    "no key": ("trainer: {? : 3}", ": there is no key before the :"),
-    "tab": ("trainer:\n\tseed: 3", "line 3, column 1: tabs are not allowed here: indent YAML with spaces"),
+    "no key": ("trainer: {? : 3}", ": there is no key before the colon"),
+    "tab": ("trainer:\n\tseed: 3", "line 3, column 1: tabs are not allowed here; indent with spaces"),
     "duplicate key": ("trainer:\n  seed: 3\n  seed: 4", "line 4, column 3: duplicate key seed, first set on line 3."),
     "unclosed interpolation": ("trainer:\n  seed: ${x", "column 9: '${x' is not a valid interpolation. Write ${key}, "),
     "unclosed brace": ("trainer: {seed: 3\nmodel: {}", "expected a comma or }; this part starts on line 2"),
     "unclosed quote": ("a: 'x\nb: 3", "a quote is not closed; this part starts on line 2"),
-    "indentation": ("trainer:\n  seed: 3\n   max_steps: 3", "line 4, column 13: a key is not allowed here: check the "),
-    "reserved character": ("a: %x", "line 2, column 4: a value cannot start with '%': quote it"),
+    "indentation": ("trainer:\n  seed: 3\n   max_steps: 3", "line 4, column 13: a key is not allowed here; check the "),
+    "reserved character": ("a: %x", "line 2, column 4: a value cannot start with '%'; quote it"),
     "Python object": ("trainer: !!python/object:os.x {}", "line 2, column 10: the tag !!python/object:os.x is not sup"),
     "unknown alias": ("trainer: *x", "line 2, column 10: found undefined alias 'x'"),
     "alias in itself": ("a: &a [*a]", "line 2, column 4: an alias cannot refer to a node that contains it"),
-    "two documents": ("a: 1\n---\nb: 2", "line 3, column 1: the file has two documents: remove the line ---"),
-    "only a text": ("hello", "line 2, column 1: a config consists of keys and values, got a single value."),
-    "only a number": ("3", "line 2, column 1: a config consists of keys and values, got a single value."),
-    "a list": ("- a", "line 2, column 1: a config consists of keys and values, got a list."),
+    "two documents": ("a: 1\n---\nb: 2", "line 3, column 1: the file has two documents; remove the line ---"),
+    "only a text": ("hello", "line 2, column 1: a config must be a mapping, got a single value."),
+    "only a number": ("3", "line 2, column 1: a config must be a mapping, got a single value."),
+    "a list": ("- a", "line 2, column 1: a config must be a mapping, got a list."),
     "zero byte": ("a: \0", "line 2: the file contains a character that YAML does not allow: '\\x00'"),
     "not UTF-8": (b"\ntrainer: {x: \xff}", "line 2: the file is not UTF-8 text: it contains the byte 0xff. Save it as"),
     # the defaults list
     "unknown option": ("defaults:\n  - override /model: tinny", "line 3: model='tinny': no such option. Did you mean "),
     "unknown entry": ("defaults:\n  - othr", "line 3: experiment='othr': no such option. Did you mean 'other'?"),
-    "override of no group": ("defaults:\n  - override /foo: x", "line 3: override /foo: there is no such group to ove"),
-    "override before": ("defaults: [override /model: tiny, other]", "line 2: override /model: must come after the oth"),
+    "override of no group": ("defaults:\n  - override /foo: x", "line 3: override /foo: no such group."),
+    "override before": ("defaults: [override /model: tiny, other]", "line 2: override /model: must come after the ent"),
     "no list": ("defaults: tiny", "line 2, column 11: defaults must be a list, got a single value."),
-    "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got keys and values."),
-    "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or o"),
+    "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got a mapping."),
+    "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or a"),
     "two options": ("defaults: [override /optimizer: [sgd, adamw]]", "line 2: optimizer: expected one option, got ['s"),
-    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: an option of the group is chosen already. "),
-    "optional and chosen twice": ("defaults:\n  - optional /model: x", "line 3: model: an option of the group is ch"),
+    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: the defaults list already has an option of "),
+    "optional and chosen twice": ("defaults:\n  - optional /model: x", "line 3: model: the defaults list already"),
     "override without a slash": (
         "defaults:\n  - override optimizer: sgd",
         "line 3: override optimizer: there is no group experiment/optimizer to override. Write `override /optimizer: ",
     ),
     "group without a slash": (
         "defaults:\n  - optimizer: sgd",
-        "line 3: experiment/optimizer='sgd': there is no such group. Write `/optimizer: sgd`: without the slash, a ",
+        "line 3: experiment/optimizer='sgd': there is no such group. Write `/optimizer: sgd`: without the slash, the ",
     ),
     "override at a package": (
         "defaults:\n  - override /model@foo: tiny",
-        "line 3: override /model@foo: the config has no model at foo. Write `override /model: tiny`.",
+        "line 3: override /model@foo: the config has no group model in the package foo. Write `override /model: tiny`.",
     ),
-    "two _self_": ("defaults:\n  - _self_\n  - other\n  - _self_", "line 5, column 5: _self_ is there already, on l"),
-    "misspelt keyword": ("defaults:\n  - overide /model: llama_7b", "column 5: 'overide' before /model is neither "),
-    "interpolation in it": ("defaults:\n  - override /model: ${nope}", "line 3: defaults: ${nope} refers to no group "),
+    "two _self_": ("defaults:\n  - _self_\n  - other\n  - _self_", "line 5, column 5: duplicate _self_, first listed"),
+    "misspelt keyword": ("defaults:\n  - overide /model: llama_7b", "expected `override` or `optional` before /mod"),
+    "interpolation in it": ("defaults:\n  - override /model: ${nope}", "line 3: defaults: ${nope} does not refer to a"),
     "interpolation of Hydra's": ("hydra:\n  run:\n    dir: a/${nope}", "line 4: hydra.run.dir='a/${nope}': refers to"),
-    "search path": ("hydra:\n  searchpath: [x]", "line 3: hydra.searchpath: can be set in a primary config only. Use"),
+    "search path": ("hydra:\n  searchpath: [x]", "line 3: hydra.searchpath: can only be set in the primary config."),
     "circle": ("defaults: [mine]", "defaults: the file includes itself: experiment/mine -> experiment/mine"),
 }  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_a_required_group_that_a_recipe_sets_to_null_is_rejected(folder, sweep):
     write(folder / "experiment" / "mine.yaml", HEADER + "defaults: [override /trainer: null]\n")
     done = run_command(*sweep, "--config-dir=conf", "experiment=mine", "task=plan")
     assert done.status == 2 and not list(folder.parent.glob("*run*/*/*"))
-    assert "trainer=null: a defaults list sets the group to null, and it is required. Choose one" in done.err
+    assert "trainer=null: the group is required, but a defaults list sets it to null. Choose an" in done.err
 
 
 @pytest.mark.parametrize("arguments", [["hydra.searchpath=[conf]"], ["hydra/sweeper=basic", "--config-dir=conf", "-m"]])
@@ -181,7 +181,7 @@ def test_a_wrong_value_of_a_file_is_not_also_called_missing(folder):
 def test_a_group_without_values_does_not_hide_what_is_typed(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "trainer:\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.max_steps=-1", "trainer.sed=1")
-    assert "3 problems:" in done.err and "line 2: trainer: expected keys and values, got null" in done.err
+    assert "3 problems:" in done.err and "line 2: trainer: expected a mapping, got null" in done.err
     assert "trainer.max_steps=-1: must be" in done.err and "trainer.sed: no such key" in done.err
 
 
@@ -251,7 +251,7 @@ def test_a_circle_through_several_files_is_shown(folder):
 
 FIRST = "The first line must be `# @package _global_`."
 HEADERS = {
-    "missing": ("trainer: {seed: 3}\n", "which is not part of a run, because it has no header."),
+    "missing": ("trainer: {seed: 3}\n", "part of a run config, because the file has no package header."),
     "misspelt": ("# @packge _global_\ntrainer: {seed: 3}\n", "because line 1 is not a header: '# @packge _global_'."),
     "colon": ("# @package: _global_\ntrainer: {seed: 3}\n", "because line 1 is not a header: '# @package: _global_'."),
     "after a comment": (
@@ -265,7 +265,7 @@ HEADERS = {
     ),
     "empty": ("", "the file has no values."),
     "only comments": ("# nothing\n", "the file has no values."),
-    "only defaults": ("defaults: [override /model: tiny]\n", "which is not part of a run, because it has no header."),
+    "only defaults": ("defaults: [override /model: tiny]\n", "because the file has no package header."),
 }
 
 
@@ -295,7 +295,7 @@ def test_such_a_recipe_is_named_by_cfg_and_in_a_sweep_and_in_other_groups(folder
     [
         (
             "# @package foo.bar",
-            "conf/experiment/mine.yaml: its header places its values at foo.bar, which is not part of",
+            "conf/experiment/mine.yaml: its header puts the values under foo.bar, which is not part of",
         ),
         ("# @package trainer.foo", "conf/experiment/mine.yaml, line 2: trainer.foo: no such key"),
         ("# @package", "conf/experiment/mine.yaml, line 1: cannot read the header '# @package'."),

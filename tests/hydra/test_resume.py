@@ -74,7 +74,7 @@ def test_a_copy_of_a_checkpoint_continues_in_the_folder_that_is_named(started, t
 REFUSED = {
     "no run": (["resume=nope"], r"resume='nope': no checkpoints in"),
     "no step": (["resume=run@7"], "no checkpoint of step 7. Saved are steps 20 or 30"),
-    "nothing": (["resume="], "resume: needs a run folder. For example resume=outputs/my_run@200"),
+    "nothing": (["resume="], "resume: requires a run folder. For example resume=outputs/my_run@200"),
     "twice": (["resume=run", "resume=run@20"], "resume: given more than once"),
     "and --from": (["resume=run", "--from", "run"], "resume and --from: cannot be given together"),
     "and restore": (

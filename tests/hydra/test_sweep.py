@@ -114,7 +114,7 @@ def test_a_sweep_in_the_folder_of_a_run_is_refused(sweeper, jobs):
 
 def test_integers_are_drawn_of_integers(jobs):
     done = run_command("-m", "trainer.seed=tag(log,interval(1,10))", "hydra.sweeper.num_samples=3", SIMULATED)
-    words = "expected int, and draws of it are no integers. Write trainer.seed=int(tag(log,interval(1,10)))."
+    words = "expected int, but the interval gives floats. Write trainer.seed=int(tag(log,interval(1,10)))."
     assert (done.status, done.err.count("\n"), words in done.err) == (2, 1, True)
     assert run_command("-m", "trainer.seed=int(interval(1,10))", "hydra.sweeper.num_samples=3", SIMULATED).status == 0
 

@@ -50,9 +50,9 @@ def _refuse_flag(message: str) -> NoReturn:
         known = [name.strip("'") for name in wrong[2].split(", ")]
         raise ConfigError([Problem({flag: wrong[1]}, f"must be {either(known)}")])
     if extra := _NO_VALUE.fullmatch(rule):
-        raise ConfigError([Problem({flag: extra[1]}, "the flag takes no value", f"Write {flag}.")])
+        raise ConfigError([Problem({flag: extra[1]}, "does not take a value", f"Write {flag}.")])
     if rule == "expected one argument":
-        raise ConfigError([Problem.about(flag, "needs a value", f"Write {flag}=...")])
+        raise ConfigError([Problem.about(flag, "requires a value", f"Write {flag}=...")])
     raise ConfigError([Problem.about(flag, rule) if flag else Problem({}, rule)])
 
 
@@ -96,8 +96,8 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if source is None:
         return rest
     if key == RESUME and is_sweep(args):
-        fix = f"Remove -m, or write --from {source} for new runs with its config. resume_sweep=DIR continues a sweep."
-        raise ConfigError([Problem({RESUME: source}, "continues one run, and a sweep starts several", fix)])
+        fix = f"Remove -m. For new runs with its config, use --from {source}; to continue a sweep, resume_sweep=DIR."
+        raise ConfigError([Problem({RESUME: source}, "resume continues a single run, and -m starts several", fix)])
     from ._from_checkpoint import overrides_of  # 20 ms, not for other commands
 
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
@@ -113,9 +113,9 @@ def _refuse_options_of_no_run(arguments: list[str]) -> None:
     chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", "from@_global_")]
     problems = []
     for text in chosen:
-        step = "".join(text.partition("@")[1:])
-        fix = f"Write {FLAG} RUN{step if step[1:].isdigit() else ''}, such as {FLAG} outputs/my_run."
-        problems.append(Problem.about(text, "chooses an option of a saved run, and no run is named", fix))
+        step = match[0] if (match := re.search(r"@\d+$", text)) else ""
+        fix = f"Use {FLAG} RUN{step}, for example {FLAG} outputs/my_run{step}."
+        problems.append(Problem.about(text, "selects a checkpoint of a saved run, but no run is given", fix))
     if problems:
         raise ConfigError(problems)
 
@@ -135,11 +135,11 @@ def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
     if len(sources) > 1:
         keys = list(dict.fromkeys(key for key, _ in sources))
         text = "cannot be given together" if len(keys) > 1 else "given more than once"
-        raise ConfigError([Problem.about(" and ".join(keys), text, "Choose one run.")])
+        raise ConfigError([Problem.about(" and ".join(keys), text, "Name one run.")])
     key, source = sources[0] if sources else (FLAG, None)
     if source == "" or (source or "").startswith("-"):
         example = f"{key}{'=' if key == RESUME else ' '}outputs/my_run@200"
-        raise ConfigError([Problem.about(key, "needs a run folder", f"For example {example}.")])
+        raise ConfigError([Problem.about(key, "requires a run folder", f"For example {example}.")])
     return key, source, rest
 
 
@@ -151,8 +151,8 @@ def _restored_leniently(arguments: list[str]) -> list[str]:
     """
     if any(text.lstrip("+").startswith(f"{_RESTORE}=") for text in arguments):
         return [*arguments, as_override(_LENIENT_FIELD, True)]
-    text = "requires a saved run whose record is read"
-    fix = f"Name it with {FLAG} RUN, {RESUME}=RUN or {_RESTORE}=RUN; of a search path, write ckpt://RUN?lenient."
+    text = "only applies to commands that read a saved run"
+    fix = f"Add {FLAG} RUN, {RESUME}=RUN or {_RESTORE}=RUN. In hydra.searchpath, use ckpt://RUN?lenient."
     raise ConfigError([Problem.about(LENIENT, text, fix)])
 
 
@@ -201,7 +201,8 @@ def _sources(override: str) -> list[Any] | None:
     if value is None or isinstance(value, list):
         return value
     if parsed.is_sweep_override():
-        raise ConfigError([Problem.about(override, "the jobs of a sweep have the same search path", "Write one list.")])
+        rule = "all jobs of a sweep share one search path"
+        raise ConfigError([Problem.about(override, rule, "Write a single list.")])
     rule, fix = f"expected a list of folders, got {show(value)}", f"Write {SEARCH_PATH}=[{value}]."
     raise ConfigError([Problem.about(SEARCH_PATH, rule, fix)])
 

@@ -184,7 +184,7 @@ class Composer:
             raise ConfigError([unreadable(text, error)]) from None
         if _holds_sweep(override.value()):
             fix = "Write out the elements of the list."
-            raise ConfigError([Problem.about(text, "several values cannot be an element of a list", fix)])
+            raise ConfigError([Problem.about(text, "a sweep cannot be an element of a list", fix)])
         if problem := not_options(override):
             raise ConfigError([problem])
         return override

@@ -38,14 +38,14 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
     """
     if _SEARCH_PATH.match(text):
         rule, fix = (
-            "can be set in a primary config only",
-            "Use --config-dir=DIR, or hydra.searchpath=[DIR] as argument.",
+            "can only be set in the primary config",
+            "Use --config-dir=DIR, or hydra.searchpath=[DIR] on the command line.",
         )
         return EntryFault(Problem.about("hydra.searchpath", rule, fix))
     chosen = [(number, entry) for number, entry in entries if isinstance(entry, GroupDefault)]
     if match := _INTERPOLATION.match(text):
         number = next((number for number, entry in chosen if match[1] in str(entry.value)), None)
-        return EntryFault(Problem.about("defaults", f"{match[1]} refers to no group of a defaults list"), number)
+        return EntryFault(Problem.about("defaults", f"{match[1]} does not refer to a group in a defaults list"), number)
     if match := _TWICE.match(text):
         found = _entry_of(match[1], chosen, is_override=False)
         return found and EntryFault(_chosen_twice(found[1]), found[0])
@@ -55,7 +55,8 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
         return None
     number, entry = found
     if match[1] == "Override":
-        problem = Problem.about(f"override {entry.group}", "must come after the others", "Move it to the end.")
+        rule = "must come after the entries without override"
+        problem = Problem.about(f"override {entry.group}", rule, "Move it to the end.")
         return EntryFault(problem, number, is_misplaced=True)
     return EntryFault(_nothing_to_override(entry, groups), number)
 
@@ -64,7 +65,8 @@ def outside_group(entry: GroupDefault, groups: Iterable[str]) -> str:
     """Return how an entry is written that means a group outside of the folder of its file; nothing for others."""
     if entry.group is not None and entry.group in groups and entry.group != entry.get_group_path():
         keyword = "override " if entry.is_override() else ""
-        return f"Write `{keyword}/{entry.group}: {entry.value}`: without the slash, a group is below that of its file."
+        written = f"{keyword}/{entry.group}: {entry.value}"
+        return f"Write `{written}`: without the slash, the name is relative to the group of the file."
     return ""
 
 
@@ -76,9 +78,8 @@ def _entry_of(key: str, chosen: list[tuple[int, GroupDefault]], is_override: boo
 
 def _chosen_twice(entry: GroupDefault) -> Problem:
     group = entry.get_group_path()
-    return Problem.about(
-        f"/{group}", "an option of the group is chosen already", f"Write `override /{group}: {entry.value}`."
-    )
+    rule = "the defaults list already has an option of this group"
+    return Problem.about(f"/{group}", rule, f"Write `override /{group}: {entry.value}`.")
 
 
 def _nothing_to_override(entry: GroupDefault, groups: list[str]) -> Problem:
@@ -86,11 +87,12 @@ def _nothing_to_override(entry: GroupDefault, groups: list[str]) -> Problem:
     if fix := outside_group(entry, groups):
         return Problem.about(f"override {entry.group}", f"there is no group {group} to override", fix)
     if entry.package is not None and group in groups:
-        name = f"override /{group}@{entry.package}"
-        return Problem.about(
-            name, f"the config has no {group} at {entry.package}", f"Write `override /{group}: {entry.value}`."
+        name, rule = (
+            f"override /{group}@{entry.package}",
+            f"the config has no group {group} in the package {entry.package}",
         )
-    return Problem.about(f"override /{group}", "there is no such group to override", nearest(group, groups))
+        return Problem.about(name, rule, f"Write `override /{group}: {entry.value}`.")
+    return Problem.about(f"override /{group}", "no such group", nearest(group, groups))
 
 
 def paths_of(default: Any) -> list[str]:

@@ -63,11 +63,11 @@ class SavedOptions:
         """
         self._key, self._lenient = key, lenient
         if not source:
-            raise refused(source, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
+            raise refused(source, "the run folder is missing", "Write ckpt://RUN.", key)
         self.checkpoint = find_checkpoint(source, key)
         if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
-            text = "its path is not valid UTF-8, and the config of a run is saved as UTF-8 text"
-            raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
+            text = "its path is not valid UTF-8, so it cannot be saved in the config of a run"
+            raise refused(str(self.checkpoint), text, "Rename the folder, or create a symbolic link to it.", key)
         run = run_of(self.checkpoint)
         saved = {} if run is None else saved_checkpoints(run)
         self._checkpoints = {NAME: self.checkpoint} | {f"{NAME}@{step}": path for step, path in saved.items()}
@@ -107,7 +107,8 @@ class SavedOptions:
         if group == ALL:
             return OmegaConf.create({"defaults": [{f"override /{other}": name} for other in options]}), "_global_"
         if group not in options:
-            raise refused(str(self._checkpoints[name]), f"recorded no {group}", "Choose another step.", self._key)
+            rule = f"its metadata has no group {group}"
+            raise refused(str(self._checkpoints[name]), rule, "Choose another step.", self._key)
         return copy.deepcopy(options[group]), None
 
     def _options(self, name: str) -> dict[str, DictConfig]:
@@ -156,15 +157,15 @@ def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str
     """
     typed = {text.lstrip("+").partition("=")[0] for text in others}
     if RESTORE in typed:
-        fix = f"Leave one away: {_RESUME} takes the config of the run too."
+        fix = f"Remove one of them. Only {_RESUME} also restores the config of the run."
         raise ConfigError([Problem.about(f"{_RESUME} and {RESTORE}", "cannot be given together", fix)])
     run = run_of(checkpoint)
     source = checkpoint if run is None or not names_run else run
     settings: dict[str, Any] = {RESTORE: str(source), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
         if run is None:
-            text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
-            fix = "Name a folder: hydra.run.dir=DIR."
+            text = f"{checkpoint} is not inside a run folder, so there is no folder to continue in"
+            fix = "Set one with hydra.run.dir=DIR."
             raise ConfigError([Problem.about(_RESUME, text, fix)])
         settings["hydra.run.dir"] = str(run)
         settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint, _RESUME)}"
@@ -203,7 +204,7 @@ def _literal_fields(config: ConfigDict) -> dict[str, Any]:
     """Recorded values, which nothing resolves or calls."""
     fields = literal(config.to_dict())
     if called := [key for key, value in fields.items() if _has_target(value)]:
-        text = "holds a _target_, which names what is called, and a checkpoint calls nothing"
+        text = "contains a _target_, which is not allowed in a checkpoint"
         raise ConfigError([Problem.about(called[0], text)])
     return fields
 

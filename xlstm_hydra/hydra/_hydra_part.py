@@ -126,7 +126,7 @@ def launcher_rules(launcher: Any) -> Iterator[Problem]:
         launcher: `hydra.launcher`.
     """
     if str(launcher._target_).endswith(".JoblibLauncher") and launcher.n_jobs == 0:
-        fix = "Write how many jobs run at a time, or -1 for one on each core."
+        fix = "Set the number of jobs that run at a time, or -1 for one per core."
         yield Problem({"hydra.launcher.n_jobs": 0}, "must not be 0", fix)
 
 
@@ -180,8 +180,8 @@ def hydra_rules(cfg: DictConfig) -> Iterator[Problem]:
     yield from unchosen_groups(cfg.hydra.runtime.choices, cfg)
     record = cfg.hydra.output_subdir
     if record is not None and (os.path.isabs(record) or ".." in Path(record).parts):
-        fix = "Write a name such as .hydra, or null for no record."
-        yield Problem({"hydra.output_subdir": record}, "must be a path inside of the run's folder", fix)
+        fix = "For example .hydra, or null to write no record."
+        yield Problem({"hydra.output_subdir": record}, "must be a relative path inside the run folder", fix)
 
 
 def unchosen_groups(choices: Any, cfg: DictConfig) -> Iterator[Problem]:
@@ -193,8 +193,8 @@ def unchosen_groups(choices: Any, cfg: DictConfig) -> Iterator[Problem]:
     """
     for group in REQUIRED:
         if group in choices and choices[group] is None and group not in cfg:
-            fix = f"Choose one: `override /{group}: OPTION` in the file, or {group}=OPTION as argument."
-            yield Unread({group: None}, "a defaults list sets the group to null, and it is required", fix)
+            fix = f"Choose an option: `override /{group}: OPTION` in the file, or {group}=OPTION on the command line."
+            yield Unread({group: None}, "the group is required, but a defaults list sets it to null", fix)
 
 
 def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
@@ -205,7 +205,7 @@ def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
     plain: Any = OmegaConf.to_container(callbacks, resolve=False)
     for name, value in plain.items():
         if not isinstance(value, dict):
-            rule = f"expected keys and values, one of them _target_, got {show(value)}"
+            rule = f"expected a mapping with a _target_, got {show(value)}"
             yield Problem.about(f"{_CALLBACKS}.{name}", rule, TARGET_FORM)
         elif "_target_" not in value:
             yield Problem.about(f"{_CALLBACKS}.{name}._target_", "missing", TARGET_FORM)

@@ -64,7 +64,7 @@ def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, s
     """Why an interpolation has no value, and what to write."""
     text = first_line(error)
     if "GrammarParseError" in text:
-        return "the interpolation gives text that cannot be read as a value", ""
+        return "the interpolation resolves to text that cannot be parsed as a value", ""
     if match := _NO_KEY.search(text):
         name = match[2] or match[1]
         return f"refers to a key that does not exist: {name}", _near_key(name, cfg)
@@ -74,14 +74,14 @@ def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, s
     if "Recursive interpolation" in text:
         return "refers to itself", ""
     if "Interpolation to parent node" in text:
-        return "refers to a group that it is part of", "Name a single key of the group."
+        return "refers to a group that contains it", "Refer to a single key of the group."
     if match := _NO_VARIABLE.search(text):
         return f"the environment variable {match[1]} is not set", ""
     if match := _WRONG_VALUE.search(text):
         return f"expected {expected_type(key, cfg) or 'another type'}, got {match[1]}", ""
     if match := _FAILED.search(text):
         is_call = match[1] == "TypeError" and "argument" in match[2]
-        return "the resolver does not take these arguments" if is_call else f"the resolver failed: {match[2]}", ""
+        return "the resolver does not accept these arguments" if is_call else f"the resolver failed: {match[2]}", ""
     return text, ""
 
 
@@ -120,7 +120,7 @@ def unknown_engine(error: Exception) -> Problem | None:
     group = "launcher" if any(frame.f_code.co_name == "instantiate_launcher" for frame in frames) else "sweeper"
     key, fix = f"hydra.{group}._target_", f"Choose an option with hydra/{group}=..."
     if match := _NO_PLUGIN.match(str(error)):
-        return Problem({key: match[1]}, f"is not a {group} that Hydra knows", fix)
+        return Problem({key: match[1]}, f"is not a {group} plugin of Hydra", fix)
     return Problem.about(key, " ".join(str(error).partition("\n\n")[0].split()), fix)
 
 

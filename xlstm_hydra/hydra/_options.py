@@ -175,7 +175,7 @@ def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem
         return given
     if given is not None and given != named:
         both = {"task.device": task.device, "device.name": given.name}
-        problems.append(Problem(both, "the plan can be for one kind of device only", "Leave task.device away."))
+        problems.append(Problem(both, "a plan is for a single kind of device", "Remove task.device."))
     return named
 
 

@@ -113,7 +113,8 @@ class Composed:
                     return self.misplaced(placed)
                 if isinstance(problem, UnknownGroup) and "." in key:
                     group, _, rest = key.partition(".")
-                    problem = Problem.about(key, "a key in a file has no dots", f"Write {group}: {{{rest}: ...}}.")
+                    fix = f"Write {group}: {{{rest}: ...}}."
+                    problem = Problem.about(key, "keys in a file cannot contain dots", fix)
                 return in_file(problem, placed.file.at(line))
         if isinstance(problem, Missing):
             for placed in reversed(self.placed):

@@ -181,8 +181,9 @@ def _is_row(point: Point) -> bool:
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
     """Jobs of a sweep run one after the other in the process that sweeps, or are submitted by it."""
     if process := run.distributed.process_info(os.environ):
-        rule = f"a sweep is started by one process, and this is process {process.process_id} of {process.num_processes}"
-        fix = "Leave out -m, or sweep from one process that submits its jobs, such as hydra/launcher=slurm."
+        this = f"process {process.process_id} of {process.num_processes}"
+        rule = f"a sweep is started by a single process, but this is {this}"
+        fix = "Remove -m, or start the sweep in one process that submits the jobs, with hydra/launcher=slurm."
         yield Problem({"distributed.name": run.distributed.name}, rule, fix)
 
 

@@ -159,7 +159,7 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
         problems.extend(independent([Missing.about("model.model_class", "missing", fix)], problems))
     if (target := node.get("_target_", _TARGET)) != _TARGET:
-        fix = "Remove it. model.model_class names the class of the model."
+        fix = "Remove it, and set the class of the model with model.model_class."
         problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))
     parallel = _read_parallel(plain, node, problems)
     is_known = "model_class" in node or node.get("config_class") is not None
@@ -175,8 +175,8 @@ def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: lis
     if "parallel" not in plain:
         return collect_layout(own or {}, "model.parallel", problems)
     if own is not None and own != plain["parallel"]:
-        text = "the layout is the group parallel, and this is another one"
-        problems.append(Problem.about("model.parallel", text, "Set parallel=... or a field of parallel instead."))
+        text = "must be the same layout as the group parallel"
+        problems.append(Problem.about("model.parallel", text, "Set parallel=OPTION or a field of parallel instead."))
     return collect_layout(plain["parallel"] or {}, "parallel", problems)
 
 
@@ -207,6 +207,6 @@ def _annotated_config(path: Any) -> Any:
     if not dataclasses.is_dataclass(hint):
         text = "its field `config` is not annotated with a config dataclass"
         raise ConfigError(
-            [Unread({"model.model_class": path}, text, "Annotate it, or name the dataclass in model.config_class.")]
+            [Unread({"model.model_class": path}, text, "Annotate it, or set model.config_class to the dataclass.")]
         )
     return hint

@@ -52,7 +52,7 @@ def unset_variable(error: Exception) -> Problem | None:
 
 def of_params(key: str, text: str) -> Problem:
     """Return the problem with an override of a single key of `hydra.sweeper.params`."""
-    fix = f"Write {text.partition(PARAMS)[2]}, which the sweep uses in the same way."
+    fix = f"Write {text.partition(PARAMS)[2]}, which has the same effect."
     return Problem.about(key, "cannot be set on its own", fix)
 
 
@@ -71,7 +71,7 @@ def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[P
         if expected in ("int", "int or null"):
             text = str(override.input_line)
             fix = f"Write {override.get_key_element()}=int({override.get_value_string()})."
-            yield Problem.about(text, f"expected {expected}, and draws of it are no integers", fix)
+            yield Problem.about(text, f"expected {expected}, but the interval gives floats", fix)
 
 
 def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
@@ -96,10 +96,10 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if "/" in key and not override.is_delete():
         return _no_such_group(override, choices)
     if override.is_delete():
-        rule = "a field cannot be removed" if exists else "there is nothing of that name to remove"
+        rule = "a field cannot be removed" if exists else "there is no such key to remove"
         return Problem.about(text, rule, "Set it to another value." if exists else "")
     if override.is_add() and (is_choice or exists):
-        return Problem.about(text, f"{key} is there already", f"Write {text[1:]}, without the +.")
+        return Problem.about(text, f"{key} already exists", f"Write {text[1:]}, without the +.")
     if is_choice and not isinstance(override.value(), str | list):
         return _no_option_name(override)
     if is_choice and override.is_force_add() and isinstance(override.value(), str):
@@ -139,9 +139,9 @@ def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
     options = [] if loader is None else loader.get_group_options(key)
     if options and not override.is_add():
         text = str(override.input_line)
-        return Problem.about(text, "the config chooses no option of this group", f"Write +{text.lstrip('+')}.")
+        return Problem.about(text, "the config has no option of this group yet", f"Write +{text.lstrip('+')}.")
     if key in choices:
-        return Problem.about(key, "the group has no options", "A folder with some is added with --config-dir=DIR.")
+        return Problem.about(key, "the group has no options", "Add a folder that has some with --config-dir=DIR.")
     known = nearest(key, map(str, choices))
     return Problem.about(
         key, "no such group", known if known.startswith("Did") else "--info defaults lists all groups."
@@ -153,7 +153,7 @@ def _forced_option(override: Override) -> Problem:
     key, name, loader = override.key_or_group, override.value(), override.config_loader
     options = loader.get_group_options(key) if loader else ()
     if name in options:
-        return Problem.about(str(override.input_line), "an option is chosen without the ++", f"Write {key}={name}.")
+        return Problem.about(str(override.input_line), "options are chosen without ++", f"Write {key}={name}.")
     return no_such_option(key, name, options)
 
 
@@ -180,7 +180,7 @@ def _wrong_type(key: str, value: Any, error: Exception, cfg: DictConfig) -> Prob
                 key, f"expected {expected} for {wrong}, got {show(value[wrong])}", _quoted(value[wrong])
             )
     if isinstance(node, DictConfig):
-        return Unread.about(key, f"expected keys and values, got {show(value)}")
+        return Unread.about(key, f"expected a mapping, got {show(value)}")
     if isinstance(error, ValidationError | UnsupportedValueType) and (expected := expected_type(key, cfg)):
         return Unread.about(key, f"expected {expected}, got {show(value)}", _quoted(value) if expected == "str" else "")
     return None
@@ -231,12 +231,12 @@ def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = 
     node: Any = cfg
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig):
-            return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value, without fields")
+            return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value and has no fields")
         if part not in node:
             fix = _way_out(parts, depth, node, cfg, config_loader)
             return UnknownKey.about(".".join(parts[: depth + 1]), "no such key", fix)
         if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
-            text = "shows another part of the config, which is changed under its own name"
+            text = "cannot be set, because it is an interpolation of another part of the config"
             return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))
         node = OmegaConf.select(cfg, ".".join(parts[: depth + 1]))
     return None
@@ -246,14 +246,14 @@ def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, lo
     """The key that was probably meant, or the options that have it: a sibling under its name here, the key of another
     option of the group, a key of another group, a sibling with a name like it."""
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
-        return f"No option of that group is chosen: write {parts[0]}=... beside {'.'.join(parts)}=..."
+        return f"The config has no option of this group yet: add {parts[0]}=OPTION."
     siblings, has_schema = _typed_names(parts[:depth], node), dataclasses.is_dataclass(OmegaConf.get_type(node))
     meant = near_name(parts[depth], siblings, cutoff=_TYPO)
     if meant is None and parts[0] != "hydra":
         if depth == 1 and has_schema and (options := options_with(parts[0], parts[1], loader)):
-            return f"{either(options)} has it."
+            return f"It is a key of {either(options)}."
         if has_schema and depth == 1 and (found := options_near(parts[0], parts[1], loader, cutoff=_TYPO)):
-            return f"Did you mean {parts[0]}.{found[0]}? {either(found[1])} has it."
+            return f"Did you mean {parts[0]}.{found[0]}? It is a key of {either(found[1])}."
         if elsewhere := _same_name(parts[-1], cfg):
             return elsewhere
     if meant := meant or near_name(parts[depth], siblings):
@@ -286,12 +286,12 @@ def several_values(override: Override) -> Problem:
     """A sweep where one value is needed."""
     key, _, values = str(override.input_line).partition("=")
     name, is_choice = override.key_or_group, isinstance(override.value(), ChoiceSweep)
-    fix = "Add -m to run one job for each"
+    fix = "Add -m to run one job for each value"
     if is_choice and name in text_keys():
-        fix += f", or write {quoted_argument(key, values)} for one text"
+        fix += f", or write {quoted_argument(key, values)} for a single text"
     elif is_choice and (name in list_keys() or override.is_add()):
         fix += f", or write {key}=[{values}] for a list"
-    return Problem.about(str(override.input_line), "several values for one run", f"{fix}.")
+    return Problem.about(str(override.input_line), "several values for a single run", f"{fix}.")
 
 
 def several_for_hydra(override: Override) -> Problem:
@@ -299,4 +299,4 @@ def several_for_hydra(override: Override) -> Problem:
     text = str(override.input_line)
     if override.key_or_group.startswith(PARAMS):
         return of_params(override.key_or_group, text)
-    return Problem.about(text, "Hydra's own part is the same for all jobs of a sweep", "Give it one value.")
+    return Problem.about(text, "Hydra's own settings are the same for all jobs of a sweep", "Give a single value.")

@@ -78,7 +78,7 @@ class SweeperConfig:
         for key in ("max_batch_size", "max_jobs", "num_samples"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more", f"Or leave {key} at null.")
+                yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more, or null")
 
 
 @dataclass(kw_only=True)

@@ -70,7 +70,7 @@ def check_primary(args: Any, default: str) -> None:
     source = repository._find_object_source(name, ObjectType.CONFIG)
     if source is None:
         known = [option for option in repository.get_group_options("") if not option.startswith("_")]
-        fix = f"{nearest(name, known)} --config-dir=DIR adds a folder with others."
+        fix = f"{nearest(name, known)} Add a folder of your own configs with --config-dir=DIR."
         raise ConfigError([Problem({"--config-name": name}, "there is no such config", fix)])
     if not is_own(source):
         return
@@ -128,12 +128,12 @@ def _missing(key: str, typed: str, source: str) -> Problem | None:
     types = SourcesRegistry.instance().types
     if scheme not in types:
         known = ", ".join(f"{name}://" for name in sorted(types) if name not in _INTERNAL)
-        return Problem({key: typed}, f"there is no config source for {scheme}://", f"Known: a folder, {known}.")
+        return Problem({key: typed}, f"there is no config source for {scheme}://", f"Known: folders, {known}.")
     try:
         is_there = types[scheme](key, source).available()
     except (SearchPathException, ImportError, ValueError):
         is_there = False
-    fix = "A package must be importable, and contain an __init__.py." if scheme == "pkg" else ""
+    fix = "The package must be importable and contain an __init__.py." if scheme == "pkg" else ""
     return None if is_there else Problem({key: typed}, f"there is no such {_KINDS.get(scheme, 'config source')}", fix)
 
 
@@ -143,7 +143,7 @@ _KINDS = {"pkg": "package"}
 def _way_out(key: str, typed: str, path: str) -> str:
     if key == "--config-path" and not os.path.isabs(typed):
         return (
-            f"A relative path is looked up in {Path(path).parent}. Write an absolute path, or --config-dir={typed} for "
-            "a folder beside the built-in configs."
+            f"Relative paths are resolved from {Path(path).parent}. Write an absolute path, or use "
+            f"--config-dir={typed} to add the folder to the built-in configs."
         )
     return f"The current folder is {os.getcwd()}."

@@ -81,10 +81,10 @@ def check_size(overrides: Iterable[Override], num_samples: int | None, max_jobs:
     of_each = " * ".join(f"{_shown(count)} ({key})" for key, count in factors.items())
     one_for = f", one for each value of {', '.join(factors)}"
     if [*factors] == [NUM_SAMPLES]:
-        one_for = f", as many as {NUM_SAMPLES} draws"
+        one_for = f", as set by {NUM_SAMPLES}"
     detail = f" = {of_each}" if len(factors) > 1 else one_for
     total = f"{_shown(number)} jobs{detail if factors else ''}"
-    fix = f"Sweep fewer values, or set {MAX_JOBS} to a larger number (null: no limit)."
+    fix = f"Sweep fewer values, or increase {MAX_JOBS} (null: no limit)."
     raise ConfigError([Problem({MAX_JOBS: max_jobs}, f"the sweep has {total}", fix)])
 
 
@@ -196,7 +196,7 @@ def _value_rules(overrides: Iterable[Override]) -> Iterator[Problem]:
         elif isinstance(found, RangeSweep) and not is_countable(found):
             yield Problem.about(text, "the start, the stop and the step of a range must be finite")
         if isinstance(found, ChoiceSweep) and any(isinstance(item, Sweep) for item in found.list):
-            yield Problem.about(text, "several values cannot be one of several values", "Write out each: 1,2,3.")
+            yield Problem.about(text, "sweeps cannot be nested", "Write all values in one list: 1,2,3.")
 
 
 def _no_values(override: Override) -> Problem:
@@ -205,10 +205,13 @@ def _no_values(override: Override) -> Problem:
     if isinstance(found, Glob):
         assert override.config_loader is not None, "without it, there would have been an error before"
         options = sorted(override.config_loader.get_group_options(key))
-        rule = f"matches none of {', '.join(options)}" if options else f"glob chooses options, and {key} has none"
-        return Problem.about(text, rule)
-    fix = "A range ends before its stop: range(1,3) is 1 and 2." if isinstance(found, RangeSweep) else "Give it values."
-    return Problem.about(text, "is empty", fix)
+        if not options:
+            return Problem.about(text, f"glob selects options of a group, and {key} has none")
+        return Problem.about(text, f"does not match any of {', '.join(options)}")
+    of_range = "The stop of a range is excluded: range(1,3) is 1 and 2."
+    return Problem.about(
+        text, "has no values", of_range if isinstance(found, RangeSweep) else "Give at least one value."
+    )
 
 
 @contextmanager
@@ -233,24 +236,24 @@ def _interval(override: Override) -> IntervalSweep:
 
 def _interval_rules(overrides: Sequence[Override], num_samples: int | None) -> Iterator[Problem]:
     if num_samples is not None and not overrides:
-        fix = "Write key=interval(0,1) for what is to be drawn, or leave this away."
+        fix = "Give a key an interval, such as optimizer.lr=interval(1e-4,1e-3), or remove num_samples."
         yield Problem({NUM_SAMPLES: num_samples}, "there is no interval to draw values from", fix)
     for override in overrides:
         text, interval = str(override.input_line), _interval(override)
         if num_samples is None:
-            fix = f"Write {NUM_SAMPLES}=20 to draw some at random, or search with hydra/sweeper=optuna."
-            yield Problem.about(text, "an interval has no end of values", fix)
+            fix = f"Set {NUM_SAMPLES}=20 to draw random values, or search with hydra/sweeper=optuna."
+            yield Problem.about(text, "an interval has infinitely many values", fix)
         else:
             yield from _bound_rules(text, interval)
 
 
 def _bound_rules(text: str, interval: IntervalSweep) -> Iterator[Problem]:
     if not _start(interval) < _end(interval):
-        yield Problem.about(text, "must end after it starts")
+        yield Problem.about(text, "the end of an interval must be larger than its start")
     elif not math.isfinite(_start(interval)) or not math.isfinite(_end(interval)):
-        yield Problem.about(text, "must start and end at finite numbers")
+        yield Problem.about(text, "the start and the end of an interval must be finite")
     elif "log" in interval.tags and _start(interval) <= 0:
-        yield Problem.about(text, "what is drawn on a logarithmic scale must start above 0")
+        yield Problem.about(text, "the start of a logarithmic interval must be larger than 0")
     elif unknown := interval.tags - {"log"}:
         yield Problem.about(text, f"no such tag: {', '.join(sorted(unknown))}", "Known: log.")
 

@@ -67,7 +67,8 @@ def _bad_key(text: str, key: str, value: str) -> Problem | None:
         return Problem.about(text, "there is a space before the =", f"Write {key.strip()}={value.strip()}.")
     if "[" in name:
         return of_list_element(text)
-    return Problem.about(text, f"{name!r} is not a key", "A key is names joined by dots, such as trainer.max_steps.")
+    fix = "A key consists of names joined by dots, such as trainer.max_steps."
+    return Problem.about(text, f"{name!r} is not a valid key", fix)
 
 
 def of_list_element(text: str) -> Problem:
@@ -84,7 +85,7 @@ def _bad_call(text: str, error: Exception) -> Problem | None:
     if name in _FUNCTIONS:
         return Problem.about(text, f"{call} has invalid arguments", f"{name} takes {_FUNCTIONS[name]}.")
     hint = nearest(name, _FUNCTIONS)
-    fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
+    fix = f"""{hint} Text with brackets must be quoted twice, for example 'data.path="a(b)"'."""
     return Problem.about(text, f"there is no function {name}", fix)
 
 
@@ -138,13 +139,13 @@ def _element(key: str, value: str) -> tuple[str, str]:
     """What is wrong with a value whose brackets and quotes are closed."""
     quoted = f"Write {quoted_argument(key, value)}"
     if value.startswith("="):
-        return "there are two = after the key", f"Write {key}={value.lstrip('= ')}."
+        return "there are two = signs after the key", f"Write {key}={value.lstrip('= ')}."
     if value.rstrip().endswith(","):
-        return "the value ends with a comma", f"Write {key}={value.rstrip(', ')}, or the next value after the comma."
+        return "the value ends with a comma", f"Write {key}={value.rstrip(', ')}, or add a value after the comma."
     if re.search(r"(^|[\[,(])\s*,|,\s*[\])}]", value):
-        return "a value is missing next to a comma", "Remove the comma, or write '' for an empty text."
+        return "there is no value next to a comma", "Remove the comma, or write '' for an empty text."
     if value.startswith("{") and "=" in value:
-        return "in braces, a colon separates a key and its value", f"Write {key}={value.replace('=', ':')}."
+        return "inside braces, use a colon between a key and its value", f"Write {key}={value.replace('=', ':')}."
     if value.startswith("("):
         return (
             "a value cannot start with (",

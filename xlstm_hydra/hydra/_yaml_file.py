@@ -19,24 +19,24 @@ from ._unreadable import INTERPOLATION_FORM
 BOM = b"\xef\xbb\xbf"
 
 _TAG = "tag:yaml.org,2002:"
-_KINDS = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value", yaml.MappingNode: "keys and values"}
+_KINDS = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value", yaml.MappingNode: "a mapping"}
 _WORDS = (
-    (r"found character '\\t'", "tabs are not allowed here: indent YAML with spaces"),
-    (r"found character (\S+) that cannot start any token", r"a value cannot start with \1: quote it"),
+    (r"found character '\\t'", "tabs are not allowed here; indent with spaces"),
+    (r"found character (\S+) that cannot start any token", r"a value cannot start with \1; quote it"),
     (
         r"mapping values are not allowed here",
-        "a key is not allowed here: check the indentation, and quote text that contains ': '",
+        "a key is not allowed here; check the indentation, and quote text that contains ': '",
     ),
     (r"could not find expected ':'", "expected `key: value`"),
     (r"expected <block end>.*", "the indentation does not match the lines above"),
     (r"expected '?,'? or '?(.)'?, but got.*", r"expected a comma or \1"),
     (r"found unexpected end of stream", "a quote is not closed"),
-    (r"but found another document", "the file has two documents: remove the line ---"),
+    (r"but found another document", "the file has two documents; remove the line ---"),
 )
 """What YAML reports, and plainer words for it."""
 
 
-_ENTRY = ("an entry of defaults must be a name or one `group: option`", "For example `- override /model: tiny`.")
+_ENTRY = ("an entry of defaults must be a name or a single `group: option`", "For example `- override /model: tiny`.")
 _NO_KEYS = ("null", "bool", "timestamp", "binary")
 """What YAML makes of some keys without quotes, and no key of a config is."""
 
@@ -109,7 +109,7 @@ def _at(node: yaml.Node, rule: str, fix: str = "") -> Fault:
 
 def _root_faults(root: yaml.Node) -> Iterator[Fault]:
     if not isinstance(root, yaml.MappingNode):
-        yield _at(root, f"a config consists of keys and values, got {_KINDS[type(root)]}", "Write `key: value` lines.")
+        yield _at(root, f"a config must be a mapping, got {_KINDS[type(root)]}", "Write `key: value` lines.")
         return
     node = next((value for key, value in root.value if key.value == "defaults"), None)
     if node is None or not isinstance(node, yaml.SequenceNode):
@@ -138,16 +138,15 @@ def _word_faults(names: list[yaml.ScalarNode]) -> Iterator[Fault]:
     """Words before the name of an entry that Hydra ignores, and a second `_self_`."""
     own = [name for name in names if name.value == "_self_"]
     yield from (
-        _at(name, f"_self_ is there already, on line {own[0].start_mark.line + 1}", "Remove one of them.")
+        _at(name, f"duplicate _self_, first listed on line {own[0].start_mark.line + 1}", "Remove one of them.")
         for name in own[1:]
     )
     for name in names:
         *words, last = name.value.split()
         for word in words:
             if word not in ("override", "optional"):
-                yield _at(
-                    name, f"{word!r} before {last} is neither override nor optional", f"Write `override {last}: ...`."
-                )
+                rule = f"expected `override` or `optional` before {last}, got {word!r}"
+                yield _at(name, rule, f"Write `override {last}: ...`.")
 
 
 def _is_text(node: yaml.Node) -> bool:
@@ -189,7 +188,7 @@ def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
 
 def _not_text(key: yaml.ScalarNode, kind: str) -> Fault:
     if not key.value:
-        return _at(key, "there is no key before the :")
+        return _at(key, "there is no key before the colon")
     value = str(key.value.lower() in ("true", "yes", "on")).lower() if kind == "bool" else kind
     return _at(key, f"YAML reads the key {key.value} as {value}", f'For text, quote it: "{key.value}".')
 
@@ -244,12 +243,12 @@ def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
     lines = data.removeprefix(BOM).decode("utf-8", "replace").splitlines()
     headers = {number: match[1] for number, line in enumerate(lines, 1) if (match := _HEADER.fullmatch(line))}
     if package in headers.values():
-        text = f"its header places its values at {package}, which is not part of a run"
-        return Problem({}, text, f"Write `{RECIPE}`, or the name of a group.")
+        text = f"its header puts the values under {package}, which is not part of a run config"
+        return Problem({}, text, f"Write `{RECIPE}`, or name a group in the header.")
     fix = f"The first line must be `{RECIPE}`."
     if is_empty and not headers:
         return Problem({}, "the file has no values", fix)
-    rule = f"its values are placed at {package}, which is not part of a run"
+    rule = f"its values go under {package}, which is not part of a run config"
     return Problem({}, f"{rule}{_reason(data, lines, headers)}", fix)
 
 
@@ -273,4 +272,4 @@ def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:
     for number, line in enumerate(lines, 1):
         if _SIMILAR.match(line):
             return f", because line {number} is not a header: {line.strip()!r}"
-    return ", because it has no header" if any(line.strip() for line in lines) else ""
+    return ", because the file has no package header" if any(line.strip() for line in lines) else ""
