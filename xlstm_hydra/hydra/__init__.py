@@ -1,4 +1,4 @@
-"""The door to Hydra: our groups in its search path, and composed configs out of it, checked and typed."""
+"""Hydra integration: search path, overrides, composition, and the checked config of a run."""
 
 import importlib
 import re

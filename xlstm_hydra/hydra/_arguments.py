@@ -1,4 +1,4 @@
-"""Arguments that Hydra does not have: --from RUN[@STEP], resume=RUN[@STEP], and --lenient with either."""
+"""Arguments that we add to those of Hydra: --from RUN[@STEP], resume=RUN[@STEP], and --lenient with either."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LENIENT_FIELD = "checkpoint.lenient"
 
 
 def parse_known_flags() -> Any:
-    """Parse the flags of the command line; those that Hydra does not know are left out.
+    """Parse the flags that Hydra knows, and ignore the others.
 
     Raises:
         ConfigError: the value of a flag is missing or wrong.
@@ -43,7 +43,7 @@ def parse_known_flags() -> Any:
 
 
 def _refuse_flag(message: str) -> NoReturn:
-    """Raise what argparse reports, which would print the usage of all flags with it."""
+    """Raise an error of argparse as a `ConfigError`. argparse itself would also print the usage of all flags."""
     match = _FLAG_FAULT.fullmatch(message)
     flag, rule = (match[1] or "", match[2]) if match else ("", message)
     if wrong := _WRONG_CHOICE.fullmatch(rule):
@@ -59,26 +59,28 @@ def _refuse_flag(message: str) -> NoReturn:
 _FLAG_FAULT = re.compile(r"(?:argument ([^/: ]+)\S*: )?(.*)")
 _WRONG_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 _NO_VALUE = re.compile(r"ignored explicit argument '(.*)'")
-"""What argparse reports of flags."""
+"""Error messages of argparse."""
 
 
 def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:
-    """Return the arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
+    """Replace `--from RUN[@STEP]` or `resume=RUN[@STEP]` in the arguments by overrides.
 
-    The first is a new run with the config of the old one. The second continues the old run, in its folder unless
-    `hydra.run.dir` names another. What is left out of the saved config is reported on stderr. With `--lenient`, fields
-    of the saved record that are unknown are ignored.
+    `--from` starts a new run with the config of a saved one. `resume` continues a saved run, in its folder unless
+    `hydra.run.dir` is set. Parts of the saved config that are left out are reported on stderr. `--lenient` ignores
+    unknown fields of the saved metadata.
 
     Args:
-        arguments: what was typed.
-        primary_search_path: given the parsed arguments, the `hydra.searchpath` of the primary config, which an override
-            replaces.
+        arguments: of the command.
+        primary_search_path: returns the `hydra.searchpath` of the primary config, which the new override of that key
+            must contain too.
 
     Raises:
-        ConfigError: no checkpoint is named, or a config source on the command line cannot be read.
+        ConfigError: there is no such checkpoint, or a config source on the command line cannot be read.
     """
     if {"-sc", "--shell-completion"} & {*arguments}:
-        os.environ["COMP_LINE"] = _TYPED_FLAG.sub("", os.environ.get("COMP_LINE", ""))  # Hydra knows no such flag
+        os.environ["COMP_LINE"] = _TYPED_FLAG.sub(
+            "", os.environ.get("COMP_LINE", "")
+        )  # Hydra does not know these flags
         return list(arguments)
     key, source, rest = _take_source([text for text in arguments if text != LENIENT])
     lenient = LENIENT in arguments
@@ -86,7 +88,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         rest = _restored_leniently(rest)
     _check_flags(rest)
     if source is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
-        _refuse_options_of_no_run(rest)
+        _refuse_from_without_run(rest)
         return rest
     args = get_args_parser().parse_intermixed_args(rest)
     typed = [text for text in args.overrides if text.startswith(f"{SEARCH_PATH}=")]
@@ -106,8 +108,8 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     return [*rest[:first], *overrides_of(key, source, others, searched, lenient=lenient)]
 
 
-def _refuse_options_of_no_run(arguments: list[str]) -> None:
-    """Reject the option of a saved run where none is named, nor a folder that may have an option `from`."""
+def _refuse_from_without_run(arguments: list[str]) -> None:
+    """Reject `from=...` without a saved run, unless a folder of the user may have a group of that name."""
     if any(text.startswith(("--config-", "-cd", "-cp", "-cn")) for text in arguments):
         return
     chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", "from@_global_")]
@@ -121,7 +123,7 @@ def _refuse_options_of_no_run(arguments: list[str]) -> None:
 
 
 def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
-    """Return the key that names a checkpoint, the saved run that it names, and the other arguments."""
+    """Split arguments into the key `--from` or `resume`, its saved run (None: not given), and the rest."""
     sources: list[tuple[str, str]] = []
     rest, texts = [], iter(arguments)
     for text in texts:
@@ -144,10 +146,10 @@ def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
 
 
 def _restored_leniently(arguments: list[str]) -> list[str]:
-    """The arguments of a run that names its checkpoint by itself, with --lenient as the override that it stands for.
+    """Append the override that --lenient means for a run with `checkpoint.restore=...`.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: `checkpoint.restore` is not set either.
     """
     if any(text.lstrip("+").startswith(f"{_RESTORE}=") for text in arguments):
         return [*arguments, as_override(_LENIENT_FIELD, True)]
@@ -157,10 +159,10 @@ def _restored_leniently(arguments: list[str]) -> list[str]:
 
 
 def _check_flags(arguments: list[str]) -> None:
-    """Refuse flags that there are not.
+    """Reject unknown flags.
 
     Raises:
-        ConfigError: with each, and with the override that it may stand for.
+        ConfigError: with each unknown flag, and the flag or override that may be meant.
     """
     parser = get_args_parser()
     _, unknown = parser.parse_known_intermixed_args(arguments)
@@ -188,10 +190,10 @@ def _check_flags(arguments: list[str]) -> None:
 
 
 def _sources(override: str) -> list[Any] | None:
-    """Return the list that was typed; None for null, and for what Hydra reports.
+    """Return the list in an override of `hydra.searchpath`. None: null, or a value that Hydra will reject.
 
     Raises:
-        ConfigError: it is another value.
+        ConfigError: the value is not a list.
     """
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -213,7 +215,7 @@ def is_sweep(args: Any) -> bool:
 
 
 def overrides_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with all overrides before the flags: Hydra takes no second group of overrides behind a flag."""
+    """Move all overrides before the flags: Hydra does not accept further overrides after a flag."""
     overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
     rest, flags = iter(overrides), []
     expected = next(rest, None)
@@ -226,7 +228,7 @@ def overrides_first(arguments: Sequence[str]) -> list[str]:
 
 
 def verifies(arguments: Iterable[str]) -> bool:
-    """False if arguments turn `checkpoint.verify` off. That holds for the config of `--from` and `resume` too, which is
-    read before anything is composed."""
+    """False if arguments turn off `checkpoint.verify`. The config of `--from` or `resume` is read before anything is
+    composed, so the override must be found without Hydra."""
     typed = {key: value for key, _, value in (text.lstrip("+").partition("=") for text in arguments)}
     return typed.get("checkpoint.verify", "").lower() not in ("false", "no", "off", "0", "n", "f")

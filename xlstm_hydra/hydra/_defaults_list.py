@@ -1,4 +1,4 @@
-"""The entries of defaults lists: the options that they lead to, and why Hydra rejects one."""
+"""Entries of defaults lists: the options that they name, and the reasons why Hydra rejects them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _NONE_EARLIER = re.compile(r"(Invalid Defaults List override) '.*'\.\s+No earlie
 _TWICE = re.compile(r"Multiple values for ([^ ]+)\. To override")
 _INTERPOLATION = re.compile(r"Error resolving interpolation '(.+?)', possible")
 _SEARCH_PATH = re.compile(r"Overriding hydra\.searchpath is only supported")
-"""What Hydra reports of an entry of a defaults list, with its group or value."""
+"""Error messages of Hydra about an entry of a defaults list."""
 
 
 class EntryFault(NamedTuple):
-    """What is wrong with an entry of a defaults list."""
+    """A problem with an entry of a defaults list."""
 
     problem: Problem
     number: int | None = None
-    """The number of the entry; None: not known."""
+    """Index of the entry. None: unknown."""
     is_misplaced: bool = False
-    """True if the entry only stands at the wrong position."""
+    """True if only the position of the entry is wrong."""
 
 
 def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]) -> EntryFault | None:
-    """Return why Hydra rejects an entry; None for other texts.
+    """Return the problem with an entry of a defaults list; None if the error is about something else.
 
     Args:
-        text: what Hydra reports.
-        entries: those of the file, with their numbers.
+        text: error message of Hydra.
+        entries: of the file, with their indices.
         groups: the groups that exist.
     """
     if _SEARCH_PATH.match(text):
@@ -62,7 +62,7 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
 
 
 def outside_group(entry: GroupDefault, groups: Iterable[str]) -> str:
-    """Return how an entry is written that means a group outside of the folder of its file; nothing for others."""
+    """Return the fix for an entry without the slash before a top-level group; an empty text for other entries."""
     if entry.group is not None and entry.group in groups and entry.group != entry.get_group_path():
         keyword = "override " if entry.is_override() else ""
         written = f"{keyword}/{entry.group}: {entry.value}"
@@ -96,7 +96,7 @@ def _nothing_to_override(entry: GroupDefault, groups: list[str]) -> Problem:
 
 
 def paths_of(default: Any) -> list[str]:
-    """The options that an entry of a defaults list names."""
+    """Paths of the options that an entry of a defaults list selects."""
     if default.is_self() or default.is_missing():
         return []
     if isinstance(default, GroupDefault) and isinstance(default.value, list):
@@ -105,12 +105,12 @@ def paths_of(default: Any) -> list[str]:
 
 
 def key_of(default: Any) -> str:
-    """The group that an entry is about, as an override names it."""
+    """Key with which an override selects the group of an entry."""
     return default.get_override_key() if isinstance(default, GroupDefault) else ""
 
 
 def circle(start: str, below: dict[str, set[str]]) -> list[str] | None:
-    """The way from an option back to itself."""
+    """Path through defaults lists from an option back to itself; None if there is none."""
     ways = [[start]]
     seen: set[str] = set()
     for way in ways:
