@@ -1,4 +1,4 @@
-"""The tasks: what is done with a run whose config is known to be good. JAX is loaded when one of them is."""
+"""The tasks of a run: train, evaluate, generate and plan. Importing the function of a task loads JAX."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from xlstm_hydra.configs import RunConfig, resolve_classes
 from xlstm_hydra.runs import find_starting_point, refuse_to_overwrite, step_of, verification
 
 Task = Callable[[RunConfig, Path, list[str]], float | None]
-"""Does something with a run in its folder, given the overrides with which its config was composed."""
+"""Function of a task. Its arguments are the run, its folder, and the overrides of its config."""
 
 
 def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | None:
-    """Do the task of a run.
+    """Run the task of a run.
 
     Args:
         run: the checked config.
         folder: of the run.
-        overrides: with which its config was composed.
+        overrides: of its config.
 
     Returns:
-        What a sweeper minimizes: the loss at the end, or the time of a step that is planned. None: there is none.
+        The value that a sweeper minimizes: the final loss, or the planned time of a step. None: there is no value.
     """
     return TASKS[run.task.name]()(run, folder, list(overrides))
 
@@ -52,15 +52,15 @@ def _plan() -> Task:
 
 
 TASKS = {"train": _train, "evaluate": _evaluate, "generate": _generate, "plan": _plan}
-"""What imports the function of a task, by the task's name."""
+"""Imports of the function of each task, by name."""
 
 
 def is_unfinished(run: RunConfig, folder: Path) -> bool:
-    """True if a run has something left to do in its folder. Nothing is written there yet, so that what is in it is not
-    lost to a run that will be refused.
+    """True if a run has something left to do in its folder. Nothing is written yet, so that a run that is rejected
+    does not destroy the content of the folder.
 
     Raises:
-        ConfigError: the folder has another run, or the checkpoint to start from is damaged or does not fit.
+        ConfigError: the folder belongs to another run, or the checkpoint to start from is damaged or does not fit.
     """
     with verification(run.checkpoint.verify):
         start = find_starting_point(run, folder)
