@@ -1,4 +1,4 @@
-"""Flags and Hydra's own part of a config: what is wrong with them is reported like a mistake in a run."""
+"""Mistakes in flags and in the node `hydra` are reported like mistakes in a run."""
 
 from pathlib import Path
 
@@ -64,14 +64,14 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Callback")
 @pytest.mark.parametrize(("line", "words"), LINES, ids=[line for line, _ in LINES])
-def test_what_is_wrong_outside_of_the_run_gives_one_message_and_status_2(line, words):
+def test_a_mistake_outside_of_the_run_gives_one_message_and_status_2(line, words):
     done = run_command(*line.split(" "))
     assert done.status == 2
     assert done.err.startswith(f"xlstm-hydra: {words}") and done.err.count("\n") == 1
     assert [file.name for file in Path().iterdir()] == ["file"]
 
 
-def test_a_wrong_search_path_hides_the_options_that_it_would_have_brought():
+def test_options_from_an_invalid_search_path_are_not_reported_too():
     done = run_command("hydra.searchpath=[nope]", "model=mine", "experiment=mine")
     assert done.err.startswith("xlstm-hydra: hydra.searchpath='nope'") and done.err.count("\n") == 1
 
@@ -86,7 +86,7 @@ def test_a_search_path_in_a_primary_config_is_checked_and_located():
 
 
 @pytest.mark.parametrize("flags", [["-m"], ["hydra.mode=MULTIRUN"]], ids=" ".join)
-def test_a_run_is_not_continued_by_the_jobs_of_a_sweep(flags):
+def test_a_sweep_cannot_resume_a_run(flags):
     done = run_command("resume=x", *flags, "optimizer.lr=1,2")
     assert done.status == 2
     assert done.err.startswith("xlstm-hydra: resume='x': resume continues a single run, and -m starts several. Remove ")

@@ -1,4 +1,4 @@
-"""Mistakes in YAML files of the user's: one message with the file, the line or the key, and the way out."""
+"""Mistakes in the user's YAML files: one message with the file, the line or the key, and the fix."""
 
 import os
 import sys
@@ -78,7 +78,7 @@ MISTAKES = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder of experiments in the current one, of which `other` is fine."""
+    """A folder of experiments in the current folder. The experiment `other` is valid."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     write(tmp_path / "conf" / "experiment" / "other.yaml", HEADER + "trainer: {max_steps: 3}\n")
@@ -86,13 +86,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def write(file: Path, text: str | bytes) -> None:
-    """Write a file, also one that is no text."""
+    """Write a file of text or bytes."""
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def with_mistake(folder: Path, name: str) -> str:
-    """Write an experiment with a mistake; returns what is reported of it."""
+    """Write an experiment with a mistake, and return the expected message."""
     text, words = MISTAKES[name]
     text = HEADER.encode().rstrip() + text if isinstance(text, bytes) else HEADER + text
     write(folder / "experiment" / "mine.yaml", text)
@@ -100,7 +100,7 @@ def with_mistake(folder: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_in_a_file_gives_one_message_with_its_place(folder, name):
+def test_a_mistake_in_a_file_gives_one_message_with_its_location(folder, name):
     words = with_mistake(folder, name)
     done = run_command("--config-dir=conf", "experiment=mine")
     assert done.status == 2
@@ -162,7 +162,7 @@ def test_mistakes_in_the_text_of_a_file_do_not_hide_each_other(folder):
 @pytest.mark.parametrize(
     "flags", [[], ["hydra.run.dir=b/${nope}"], ["-m", "trainer.seed=1,2"]], ids=["a run", "typed too", "a sweep"]
 )
-def test_an_interpolation_in_a_value_of_hydras_is_located_where_it_is(folder, flags):
+def test_an_interpolation_in_the_node_hydra_is_located(folder, flags):
     write(folder / "experiment" / "mine.yaml", HEADER + "hydra:\n  run: {dir: 'a/${nope}'}\n  sweep: {dir: '${x:}'}\n")
     done = run_command("--config-dir=conf", "experiment=mine", *flags)
     assert done.status == 2
@@ -185,13 +185,13 @@ def test_a_group_without_values_does_not_hide_what_is_typed(folder):
     assert "trainer.max_steps=-1: must be" in done.err and "trainer.sed: no such key" in done.err
 
 
-def test_what_the_command_line_sets_is_not_said_to_be_in_a_file(folder):
+def test_a_value_of_the_command_line_is_not_located_in_a_file(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "trainer: {max_steps: 3}\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.max_steps=-3")
     assert done.err == "xlstm-hydra: trainer.max_steps=-3: must be 1 or more\n"
 
 
-def test_options_of_the_users_in_our_groups_are_located(folder):
+def test_options_of_the_user_in_our_groups_are_located(folder):
     write(folder / "optimizer" / "mine.yaml", "defaults: [adamw, _self_]\nlrr: 1\nlr: -2\n")
     write(folder / "scheduler" / "mine.yaml", "warmup_steps: 1\n")
     done = run_command("--config-dir=conf", "optimizer=mine", "scheduler=mine")
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_opened_is_named(folder, monkeypatch):
     assert done.err == "xlstm-hydra: conf/experiment/mine.yaml: cannot be read: Permission denied\n"
 
 
-def test_a_circle_through_several_files_is_shown(folder):
+def test_a_cycle_through_several_files_is_shown(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "defaults: [yours]\n")
     write(folder / "experiment" / "yours.yaml", HEADER + "defaults: [mine]\n")
     done = run_command("--config-dir=conf", "experiment=yours")
@@ -270,7 +270,7 @@ HEADERS = {
 
 
 def refused_recipe(folder: Path, name: str, *arguments: str, group: str = "experiment") -> bool:
-    """True if a command with a recipe names its file, what is wrong with its header, and what to write."""
+    """True if a command rejects a recipe with its file, the mistake in its header, and the fix."""
     text, words = HEADERS[name]
     write(folder / group / "mine.yaml", text)
     done = run_command("--config-dir=conf", *arguments)
@@ -278,12 +278,12 @@ def refused_recipe(folder: Path, name: str, *arguments: str, group: str = "exper
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_recipe_without_a_header_that_hydra_sees_is_named(folder, name):
+def test_a_recipe_without_a_valid_header_is_reported(folder, name):
     assert refused_recipe(folder, name, "experiment=mine")
 
 
 @pytest.mark.parametrize("name", ["missing", "behind a BOM", "empty"])
-def test_such_a_recipe_is_named_by_cfg_and_in_a_sweep_and_in_other_groups(folder, name):
+def test_an_invalid_header_is_reported_by_cfg_and_in_a_sweep_and_in_other_groups(folder, name):
     assert refused_recipe(folder, name, "experiment=mine", "--cfg", "job")
     assert refused_recipe(folder, name, "experiment=mine,null", "-m")
     assert refused_recipe(folder, name, "debug=mine", group="debug")
@@ -302,7 +302,7 @@ def test_such_a_recipe_is_named_by_cfg_and_in_a_sweep_and_in_other_groups(folder
         ("# @package _global_ x", "conf/experiment/mine.yaml, line 1: cannot read the header '# @package _global_ x'."),
     ],
 )
-def test_a_header_that_leads_nowhere_is_named(folder, header, words):
+def test_a_header_with_an_invalid_package_is_reported(folder, header, words):
     write(folder / "experiment" / "mine.yaml", f"{header}\nseed: 3\n")
     done = run_command("--config-dir=conf", "experiment=mine")
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
@@ -314,20 +314,20 @@ def test_a_recipe_with_nothing_but_a_header_changes_nothing(folder):
     assert (done.status, done.err) == (0, "")
 
 
-def test_cfg_prints_the_config_and_reports_what_is_wrong_in_files_of_the_users_only(folder):
+def test_cfg_prints_the_config_and_only_reports_mistakes_in_files(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "optimizer: {lr: -1}\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.max_steps=-1", "--cfg", "job")
     assert done.status == 2 and "lr: -1.0" in done.out
     assert done.err == "xlstm-hydra: conf/experiment/mine.yaml, line 2: optimizer.lr=-1.0: must be 0 or more\n"
 
 
-def test_a_rule_that_a_files_value_breaks_is_located_also_beside_values_that_do_not_resolve(folder):
+def test_a_broken_rule_is_located_even_if_another_value_does_not_resolve(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "optimizer: {lr: -1}\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.seed=${nope.x}")
     assert done.err.startswith("xlstm-hydra: 2 problems:") and "mine.yaml, line 2: optimizer.lr=-1.0" in done.err
 
 
-def test_a_file_outside_of_the_current_folder_has_its_whole_path(folder, monkeypatch):
+def test_a_file_outside_of_the_current_folder_has_its_absolute_path(folder, monkeypatch):
     with_mistake(folder, "unknown key")
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")

@@ -1,4 +1,4 @@
-"""What a researcher reads after a wrong command line: one line per mistake, with the key and the way out."""
+"""Messages about invalid command lines: one line per mistake, with the key and the fix."""
 
 import os
 
@@ -192,7 +192,7 @@ def test_a_wrong_command_line_gives_one_line_and_status_2(line, words):
 @given(
     st.text("ab1.,=[]{}()'\"$:~ \\-#é", max_size=8), st.sampled_from(["optimizer.lr=", "trainer.seed=", "model", ""])
 )
-def test_an_argument_that_cannot_be_read_is_not_explained_in_the_words_of_a_parser(value, start):
+def test_an_unreadable_argument_is_explained_without_parser_terms(value, start):
     parser = OverridesParser.create()
     try:
         parser.parse_override(start + value)
@@ -232,17 +232,17 @@ def test_a_home_folder_is_also_expanded_in_flags_and_lists():
 
 
 @pytest.mark.parametrize("value", ["'a", "[a", "${a", "=a", "[1]", "a,b"], ids=str)
-def test_a_required_value_that_was_typed_with_a_mistake_is_not_also_called_missing(value):
+def test_a_required_value_with_a_mistake_is_not_also_reported_as_missing(value):
     done = run_command("data=text", f"data.path={value}", "optimizer.lr=-1")
     assert "2 problems:" in done.err and "optimizer.lr=-1.0" in done.err and "missing" not in done.err
 
 
-def test_a_required_value_of_a_sweep_that_was_typed_with_a_mistake_is_not_also_called_missing():
+def test_a_required_value_with_a_mistake_is_not_also_reported_as_missing_in_a_sweep():
     done = run_command("-m", "data=text", "data.path=[a", "optimizer.lr=-1,-2")
     assert "3 problems:" in done.err and "optimizer.lr=-1.0" in done.err and "missing" not in done.err
 
 
-def test_a_value_that_cannot_be_read_in_one_point_hides_no_mistake_of_another(compose):
+def test_an_unreadable_value_in_one_point_does_not_hide_a_mistake_in_another(compose):
     loader = GlobalHydra.instance().config_loader()
     master = loader.load_configuration("config", [], RunMode.MULTIRUN)
     unread, wrong = check_points(SweepLoader(loader), master, [["optimizer.lr==3"], ["optimizer.lr=-1"]])
@@ -251,7 +251,7 @@ def test_a_value_that_cannot_be_read_in_one_point_hides_no_mistake_of_another(co
     assert "optimizer.lr=-1.0: must be 0 or more" in str(problem)
 
 
-def test_fields_of_a_group_whose_choice_cannot_be_read_are_not_called_unknown():
+def test_fields_of_a_group_with_an_unreadable_option_are_not_reported_as_unknown():
     done = run_command("optimizer=[sgd", "optimizer.momentum=0.9")
     assert done.err.count("optimizer") == 1 and "momentum" not in done.err
 
@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_resolved_does_not_hide_other_mistakes():
     assert "2 problems:" in done.err and "does not exist: nope" in done.err and "trainer.max_steps=-1" in done.err
 
 
-def test_a_value_of_hydras_that_refers_to_the_run_is_accepted():
+def test_a_value_in_the_node_hydra_may_refer_to_the_run():
     done = run_command("hydra.run.dir=a/${trainer.seed}/${hydra:job.name}/${now:%Y}", "trainer.max_steps=-1")
     assert done.err == "xlstm-hydra: trainer.max_steps=-1: must be 1 or more\n"
 
@@ -272,7 +272,7 @@ def test_no_error_gives_an_empty_message(compose, error):
     assert str(problem) == first_line(error) == type(error).__name__
 
 
-def test_all_mistakes_are_told_at_once_whatever_their_kind():
+def test_mistakes_of_all_kinds_are_reported_at_once():
     done = run_command("parallel=fsdpp", "optimzer.lr=3", "trainer.max_steps=x", "model.dtype=bf16", "data", "a=1,2")
     assert "6 problems:" in done.err
     for words in (
@@ -291,40 +291,40 @@ def test_a_sweep_that_is_too_large_does_not_hide_other_mistakes():
     assert "3 problems:" in done.err and "got 'x'" in done.err and "optimizer.lr=-1.0: must be 0 or more" in done.err
 
 
-def test_a_key_that_is_new_to_a_model_of_the_users_is_added_with_a_plus():
+def test_a_new_key_of_a_model_of_the_user_is_added_with_a_plus():
     done = run_command("model=custom", "model.width=3")
     assert "model.width: no such key. To add it, write +model.width=..." in done.err
 
 
-def test_the_order_of_overrides_does_not_matter_to_what_is_refused():
+def test_the_order_of_overrides_does_not_change_the_problems():
     done = run_command("optimizer.momentum=0.9", "optimizer=sgd", "trainer.max_steps=x")
     assert done.err == "xlstm-hydra: trainer.max_steps: expected int, got 'x'\n"
 
 
-def test_nothing_is_said_about_the_fields_of_an_option_that_does_not_exist():
+def test_fields_of_an_unknown_option_are_not_reported():
     done = run_command("optimizer=sdg", "optimizer.momentum=0.9", "model=tinny", "model.num_heads=3", "trainer.seed=x")
     assert "3 problems:" in done.err
     assert "momentum" not in done.err and "num_heads" not in done.err
 
 
-def test_a_key_that_a_misspelt_experiment_would_have_brought_is_not_called_unknown():
+def test_keys_of_a_misspelled_experiment_are_not_reported_as_unknown():
     done = run_command("experiment=copyng", "data.num_examples=5", "optimizer.lr=-1")
     assert "2 problems:" in done.err and "num_examples" not in done.err
 
 
-def test_a_refused_override_leaves_nothing_behind():
+def test_a_rejected_override_does_not_change_the_config():
     done = run_command("model.parallel.nonsense=1")
     assert done.err.count("model.parallel") == 1
 
 
 @pytest.mark.parametrize("key", ["model._target_x", "model.zzz", "model.checkpoint", "zzz"])
-def test_keys_that_nobody_types_are_not_listed(key):
+def test_internal_keys_are_not_listed(key):
     done = run_command(f"{key}=1")
     assert done.status == 2 and "_target_," not in done.err and "_checkpoint_" not in done.err
     assert "model_class" not in done.err
 
 
-def test_the_options_of_the_users_that_have_a_key_are_listed_even_if_another_cannot_be_composed(tmp_path):
+def test_options_of_the_user_with_a_key_are_listed_even_if_another_option_is_broken(tmp_path):
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "mine.yaml").write_text("defaults: [adamw, _self_]\nlr: 1.0\n")
     (tmp_path / "optimizer" / "torn.yaml").write_text("defaults: [adamw, _self_\n")
@@ -343,12 +343,12 @@ def test_the_options_of_the_users_that_have_a_key_are_listed_even_if_another_can
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_a_rule_is_silent_where_it_follows_from_a_value_that_cannot_be_read(key, others):
+def test_a_rule_is_not_reported_if_it_depends_on_an_unreadable_value(key, others):
     done = run_command(f"{key}=x", *others)
     assert done.err == f"xlstm-hydra: {key}: expected int, got 'x'\n"
 
 
-def test_options_in_a_folder_of_the_users_are_known_to_the_messages(tmp_path):
+def test_messages_list_options_in_a_folder_of_the_user(tmp_path):
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "mine.yaml").write_text("defaults: [adamw, _self_]\nlr: 1.0\n")
     done = run_command(f"--config-dir={tmp_path}", "optimizer=mime")
