@@ -107,7 +107,7 @@ def test_only_a_plan_requires_a_device(compose):
 
 def test_two_different_devices_are_rejected(compose):
     [problem] = problems(compose("task=plan", "task.device=h200", "device=cpu"))
-    assert problem.startswith("task.device='h200', device.name='CPU, 2 cores': the plan can be for one kind of device")
+    assert problem.startswith("task.device='h200', device.name='CPU, 2 cores': a plan is for a single kind of device")
     assert load(compose("task=plan", "task.device=h200", "device=h200")).device == load_device("h200")
 
 

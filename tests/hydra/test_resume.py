@@ -65,7 +65,7 @@ def test_a_run_can_be_given_by_its_checkpoints_folder_or_a_link(started, tmp_pat
 def test_a_copy_of_a_checkpoint_continues_in_the_given_folder(started, tmp_path):
     shutil.copytree(tmp_path / "run" / "checkpoints" / "30", tmp_path / "30")
     done = run_command("resume=30")
-    assert done.status == 2 and "30 is not in the folder of a run" in done.err and "hydra.run.dir=DIR" in done.err
+    assert done.status == 2 and "30 is not inside a run folder" in done.err and "hydra.run.dir=DIR" in done.err
     assert run_command("resume=30", "hydra.run.dir=again").status == 0
     ((run, folder),) = started
     assert folder == tmp_path / "again" and run.checkpoint.restore == str(tmp_path / "30")
