@@ -45,13 +45,13 @@ def test_a_plan_of_a_large_run_is_made_on_this_machine(seven_billion):
     assert content["fits"] and content["num_hosts"] == 32
 
 
-def test_the_default_device_of_a_plan_is_printed(seven_billion):
+def test_it_says_of_which_devices_its_figures_are_where_none_are_chosen(seven_billion):
     assert seven_billion[0].out.startswith("no device is chosen, so these are NVIDIA H100 SXM 80GB; task.device=...")
     assert "no device is chosen" not in run_command(*TINY, "task.device=h100_80gb").out
     assert "no device is chosen" not in run_command(*TINY, "device=h100_80gb").out
 
 
-def test_the_written_plan_adds_up(seven_billion):
+def test_what_is_written_adds_up(seven_billion):
     content = seven_billion[1]
     memory = dict(content["memory"])
     memory.pop("moment")
@@ -67,7 +67,7 @@ def test_the_written_plan_adds_up(seven_billion):
     assert content["time"]["tokens_per_second"] == content["tokens"] / content["time"]["seconds"]
 
 
-def test_the_table_of_parameters_adds_up_at_every_level_of_detail(seven_billion):
+def test_the_table_of_parameters_adds_up_whatever_its_detail(seven_billion):
     out, content = seven_billion[0].out, seven_billion[1]
     rows = re.findall(r"^(?:blocks|lm_head|token_embedding)\S* +\S+ +(\d+) +([\d,]+) ", out, re.MULTILINE)
     assert sum(int(arrays) for arrays, _ in rows) == len(content["parameters"]["arrays"])
@@ -81,7 +81,7 @@ def test_all_parameters_are_shown_on_request_or_none():
     assert not any(path in shown["none"] for path in paths)
 
 
-def test_a_plan_that_does_not_fit_gives_status_3_and_the_missing_memory():
+def test_what_does_not_fit_ends_with_status_3_and_says_by_how_much():
     done = run_command(*TINY, "device=h100_80gb", "device.memory_gib=0.004")
     assert done.status == 3
     assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the 3\.1 MiB", done.out)
@@ -89,7 +89,7 @@ def test_a_plan_that_does_not_fit_gives_status_3_and_the_missing_memory():
     assert not content["fits"] and content["headroom"] < 0
 
 
-def test_the_suggested_changes_fit():
+def test_with_what_is_said_to_fit_it_fits():
     small = ("device=h100_80gb", "device.memory_gib=0.004")
     assert run_command(*TINY, *small).status == 3
     changes = json.loads(Path("run/plan.json").read_text())["changes"]
@@ -113,7 +113,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize(("overrides", "rule", "fix"), INVALID.values(), ids=INVALID)
-def test_an_invalid_plan_gives_one_message_with_the_choices(overrides, rule, fix):
+def test_what_cannot_be_is_one_error_with_the_choices(overrides, rule, fix):
     done = run_command(*TINY, *overrides)
     assert done.status == 2
     assert rule in done.err and fix in done.err
@@ -167,7 +167,7 @@ def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
     assert OmegaConf.create(done.out).trainer.batch_size == TrainerConfig().batch_size
 
 
-def test_plans_of_a_sweep_are_printed_in_short_and_do_not_stop_each_other():
+def test_plans_of_a_sweep_are_told_in_short_and_one_that_does_not_fit_stops_no_other():
     sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.004,50")
     done = run_command(*sweep, "task.parameters=all")
     assert done.status == 0  # one fits
@@ -175,7 +175,7 @@ def test_plans_of_a_sweep_are_printed_in_short_and_do_not_stop_each_other():
     assert "split over" not in done.out and "whole:" not in done.out
 
 
-def test_a_search_prints_the_overrides_of_the_best_layouts(monkeypatch):
+def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
     def found(run, number, device, best):
         parallel = dataclasses.replace(run.parallel, remat=["mLSTMBlock"])
         changed = dataclasses.replace(run, model=dataclasses.replace(run.model, parallel=parallel))
@@ -193,7 +193,7 @@ def test_a_search_prints_the_overrides_of_the_best_layouts(monkeypatch):
     assert json.loads(Path("run/plan.json").read_text())["memory"]["total"] == best["memory_bytes"]
 
 
-def test_the_plan_is_printed_next_to_the_values_of_the_compiler(monkeypatch):
+def test_the_compilers_figures_stand_beside_those_of_the_plan(monkeypatch):
     compared = [Comparison("parameters", "bytes", 100, 80), Comparison("operations", "operations", 7, 7, "a note")]
     monkeypatch.setattr("xlstm_hydra.plan._task.compile_step", lambda run, number: number)
     monkeypatch.setattr("xlstm_hydra.plan._task.compare", lambda plan, compiled: compared if compiled == 16 else [])

@@ -1,4 +1,4 @@
-"""The tasks of a run: train, evaluate, generate and plan. Importing the function of a task loads JAX."""
+"""The tasks, run once the config has been validated. JAX is loaded only when a task is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xlstm_hydra.configs import RunConfig, resolve_classes
 from xlstm_hydra.runs import find_starting_point, refuse_to_overwrite, step_of, verification
 
 Task = Callable[[RunConfig, Path, list[str]], float | None]
-"""Function of a task. Its arguments are the run, its folder, and the overrides of its config."""
+"""Function of a task: takes the config of a run, its folder, and the overrides that its config was composed from."""
 
 
 def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | None:
@@ -18,11 +18,11 @@ def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | 
 
     Args:
         run: the checked config.
-        folder: of the run.
-        overrides: of its config.
+        folder: the run folder.
+        overrides: the overrides that its config was composed from.
 
     Returns:
-        The value that a sweeper minimizes: the final loss, or the planned time of a step. None: there is no value.
+        The value that a sweeper minimises: the final loss, or the predicted step time of a plan. None if there is none.
     """
     return TASKS[run.task.name]()(run, folder, list(overrides))
 
@@ -52,15 +52,15 @@ def _plan() -> Task:
 
 
 TASKS = {"train": _train, "evaluate": _evaluate, "generate": _generate, "plan": _plan}
-"""Imports of the function of each task, by name."""
+"""For each task name, a function that imports the task and returns it."""
 
 
 def is_unfinished(run: RunConfig, folder: Path) -> bool:
-    """True if a run has something left to do in its folder. Nothing is written yet, so that a run that is rejected
-    does not destroy the content of the folder.
+    """True if a run has something left to do in its folder. Nothing is written, so a run that is then refused leaves
+    the folder unchanged.
 
     Raises:
-        ConfigError: the folder belongs to another run, or the checkpoint to start from is damaged or does not fit.
+        ConfigError: the folder contains another run, or the checkpoint to start from is damaged or does not match.
     """
     with verification(run.checkpoint.verify):
         start = find_starting_point(run, folder)

@@ -53,7 +53,7 @@ def test_a_sweep_with_only_invalid_points_is_rejected(jobs, tmp_path):
 
 
 BAD_SETTINGS = [
-    ("hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: must be 1 or more."),
+    ("hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: must be 1 or more, or null"),
     ("hydra.sweeper.num_samples=3", "there is no interval to draw values from"),
     ("hydra.sweeper.on_invalid=ignore", "hydra.sweeper.on_invalid: expected OnInvalid (stop, skip), got 'ignore'"),
     ("hydra.sweeper.on_invalidd=skip", "hydra.sweeper.on_invalidd: no such key. Did you mean hydra.sweeper.on_invalid"),
