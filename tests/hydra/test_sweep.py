@@ -195,11 +195,11 @@ def run_of(compose, *overrides):
     ],
     ids=str,
 )
-def test_the_gpus_that_a_launcher_requests_are_counted(asked, number):
+def test_the_gpus_that_a_launcher_asks_for_are_counted(asked, number):
     assert _plan_points._requested(launcher(**asked)) == number
 
 
-def test_jobs_of_a_cluster_are_planned_for_the_selected_device_and_the_requested_number(compose):
+def test_jobs_of_a_cluster_are_planned_for_the_device_that_is_chosen_and_the_number_that_is_asked_for(compose):
     find = _plan_points._Finder(launcher(nodes=2, gpus_per_node=4, tasks_per_node=1))
     assert find.devices(run_of(compose, "device=h200")) == (8, load_device("h200"))
     assert find.devices(run_of(compose)) is None
