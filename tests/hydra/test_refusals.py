@@ -67,7 +67,7 @@ LINES = [
     ("optimizer.grad_clip_norm=x", "optimizer.grad_clip_norm: expected float or null, got 'x'"),
     ("-m hydra.sweeper.max_batch_size=x", "hydra.sweeper.max_batch_size: expected int or null, got 'x'"),
     # syntax
-    ("optimizer.lr", "optimizer.lr: expected key=value or a flag"),
+    ("optimizer.lr", "optimizer.lr: expected key=value or a flag. Write optimizer.lr=VALUE."),
     ("optimizer.lr=[1,2", "optimizer.lr=[1,2: the [ is not closed. Add ], and quote a value that contains spaces."),
     ("parallel={fsdp_axis_size:2", "parallel={fsdp_axis_size:2: the { is not closed."),
     ("trainer.seed=int(3", "trainer.seed=int(3: the ( is not closed."),

@@ -48,8 +48,8 @@ def unreadable(text: str, error: Exception) -> Problem:
     """
     key, equals, value = text.partition("=")
     if not equals:
-        name, colon, rest = text.partition(":")
-        fix = f"Write {name.strip()}={rest.strip()}." if colon and _KEY.fullmatch(name.strip()) else ""
+        name, rest = (part.strip() for part in text.partition(":")[::2])
+        fix = f"Write {name}={rest or 'VALUE'}." if _KEY.fullmatch(name) and not name[0].isdigit() else ""
         return Problem.about(text, "expected key=value or a flag", fix)
     if problem := _bad_key(text, key, value) or _bad_call(text, error):
         return problem
