@@ -1,4 +1,4 @@
-"""The door to Hydra: our groups in its search path, and composed configs out of it, checked and typed."""
+"""Hydra integration: search path, overrides, composition, and the checked config of a run."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,7 @@ _NAMES = {
     "_split": "check_basic_sweep first_point split",
     "_unreadable": "unreadable",
 }
-"""The names above by their modules, each imported when a name is first used: `--cfg job` needs few of them."""
+"""Public names by module. A module is imported when one of its names is first used: `--cfg job` needs few of them."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
