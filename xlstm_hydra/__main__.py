@@ -1,4 +1,4 @@
-"""`python -m xlstm_hydra`."""
+"""Entry point of `python -m xlstm_hydra`."""
 
 from xlstm_hydra.cli.main import main
 
