@@ -91,7 +91,7 @@ def test_weights_that_cannot_be_read_are_one_message_with_the_way_out(tmp_path, 
 
 @pytest.mark.parametrize("text", [POINTER, POINTER.encode()], ids=["text", "bytes"])
 def test_a_pointer_of_git_lfs_in_place_of_metadata_is_named(text):
-    with pytest.raises(MetadataError, match="^a Git LFS pointer is in its place. Run git lfs pull in its repository"):
+    with pytest.raises(MetadataError, match="^the file is only a Git LFS pointer. Run git lfs pull in its repository"):
         read_record(text)
 
 

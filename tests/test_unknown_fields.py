@@ -47,7 +47,7 @@ def record_at(place, **settings):
 def test_a_newer_field_that_is_null_is_read_with_a_note(path, value):
     record, plain = (read_record(nested(tree("mlstm_v1", change))) for change in ({path: value}, {}))
     assert record.groups == plain.groups and record.unset == (path,) and not record.unknown
-    note = f"{path}=null: this version does not know the field, and null has no effect"
+    note = f"{path}=null: unknown field; null has no effect"
     assert set(record.notes) - set(plain.notes) == {note}
 
 

@@ -53,16 +53,16 @@ def test_the_settings_of_a_backend_may_be_underived():
 
 
 NEITHER = {
-    "count": (f"{FEED_FORWARD}._num_blocks", 2, f": is 2, but 3 follows from {MODEL}.num_blocks=3$"),
-    "width": (f"{FEED_FORWARD}._proj_up_dim", 64, f": is 64, but 192 follows from .*{FEED_FORWARD}.proj_factor=2.5"),
+    "count": (f"{FEED_FORWARD}._num_blocks", 2, f": expected 3 from {MODEL}.num_blocks=3, got 2$"),
+    "width": (f"{FEED_FORWARD}._proj_up_dim", 64, f": expected 192 from .*{FEED_FORWARD}.proj_factor=2.5.*, got 64"),
     "rounded the other way": (
         f"{FEED_FORWARD}._proj_up_dim",
         -64,
-        ": is -64, but 192 follows from .*_dim=64",
+        ": expected 192 from .*_dim=64.*, got -64",
     ),
     "width of the model": (f"{FEED_FORWARD}.embedding_dim", 0, f"=0, {MODEL}.embedding_dim=64: differ"),
     "heads": (f"{CELL}.num_heads", 1, f"=1, {LAYER}.num_heads=4: differ"),
-    "map of the blocks": (f"{MODEL}._block_map", "0", f": is '0', but '0,0,0' follows from {MODEL}.num_blocks=3"),
+    "map of the blocks": (f"{MODEL}._block_map", "0", f": expected '0,0,0' from {MODEL}.num_blocks=3, got '0'"),
 }
 
 

@@ -60,5 +60,5 @@ def test_every_group_of_a_sample_is_read_or_its_absence_explained(case):
     record = read_record((METADATA / case / "metadata.json").read_bytes())
     wanted = {"model", "parallel", "optimizer", "scheduler", "trainer", "checkpoint", "logger"}
     for name in wanted - set(record.groups):
-        assert any(f"no group {name}" in note for note in record.notes)
+        assert any(f"without the group {name}" in note for note in record.notes)
     assert record.writer == "xlstm_jax" and not record.unknown

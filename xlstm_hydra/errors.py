@@ -111,8 +111,8 @@ def text_of(error: BaseException, head: str) -> str:
 
 
 def _is_found_by_jax(error: BaseException) -> bool:
-    """True if JAX itself found a number that is not finite (trainer.debug_nans). The user then needs the traceback, from
-    which JAX removes its own frames and adds a note about it."""
+    """True if JAX itself found a number that is not finite (trainer.debug_nans). The user then needs the traceback,
+    from which JAX removes its own frames and adds a note about it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames[-1:]]
     is_filtered = any("JAX has removed its internal frames" in note for note in getattr(error, "__notes__", ()))

@@ -26,8 +26,8 @@ def step(tasks=4, rank=2, local=0, **changes):
 
 BAD = {
     "an unknown name": ({"name": "mpi"}, "Choose none, auto or explicit"),
-    "no address": ({"name": "explicit"}, "coordinator_address=null, num_processes=null, process_id=null: several"),
-    "half an address": (EXPLICIT | {"process_id": None}, "process_id=null: several processes need all of"),
+    "no address": ({"name": "explicit"}, "coordinator_address=null, num_processes=null, process_id=null: all of addr"),
+    "half an address": (EXPLICIT | {"process_id": None}, "process_id=null: all of address, number of processes"),
     "no port": (EXPLICIT | {"coordinator_address": "node7"}, "coordinator_address='node7': must be host:port"),
     "a port that is none": (EXPLICIT | {"coordinator_address": "node7:0"}, "must be host:port"),
     "a number too high": (EXPLICIT | {"process_id": 2}, "process_id=2, num_processes=2: processes are numbered from 0"),
@@ -35,8 +35,8 @@ BAD = {
     "an address for srun": (EXPLICIT | {"name": "auto"}, "coordinator_address='node7:1234', name='auto': has no effe"),
     "a timeout for one process": ({"heartbeat_timeout_seconds": 10}, "has no effect with this name"),
     "no time": ({"name": "auto", "heartbeat_timeout_seconds": 0}, "heartbeat_timeout_seconds=0: must be 1 or more"),
-    "a device twice": ({"local_device_ids": [0, 0]}, "must be different numbers"),
-    "no device": ({"local_device_ids": []}, "must be different numbers from 0, at least one"),
+    "a device twice": ({"local_device_ids": [0, 0]}, "must contain at least one number"),
+    "no device": ({"local_device_ids": []}, "must contain at least one number, all different"),
 }
 
 
@@ -122,7 +122,7 @@ BROKEN = {
     "no list": ({"SLURM_STEP_NODELIST": ""}, "names no host"),
     "no form": ({"SLURM_STEP_TASKS_PER_NODE": "two"}, "is not of the form 2(x3),1"),
     "too many": ({"SLURM_NODEID": "7"}, "SLURM_NODEID=7 is not among the hosts"),
-    "uneven": ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "2 tasks of this host all see 3 GPUs"),
+    "uneven": ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "the 2 tasks of this host cannot share 3 GPUs"),
 }
 
 
@@ -179,7 +179,7 @@ def test_a_device_order_names_every_mesh_axis_once(tiny_model, order):
 
 
 def test_simulated_devices_cannot_be_chosen_by_number(tiny_model):
-    with pytest.raises(ConfigError, match="simulated devices are no GPUs to choose from"):
+    with pytest.raises(ConfigError, match="simulated devices are not GPUs"):
         run_of(tiny_model, DistributedConfig(local_device_ids=[0]), simulated_devices=8)
 
 
@@ -187,6 +187,6 @@ def test_only_gpus_are_chosen_by_number(tiny_model):
     run = run_of(tiny_model, DistributedConfig(local_device_ids=[0]))
     assert list(run.platform_rules("gpu")) == []
     [problem] = run.platform_rules("tpu")
-    assert "distributed.local_device_ids=[0]: chooses among GPUs, and the devices here are of the kind tpu" in str(
+    assert "distributed.local_device_ids=[0]: selects GPUs, but the devices present are of the platform tpu" in str(
         problem
     )

@@ -208,17 +208,17 @@ def test_a_near_form_is_converted(annotation, data, expected):
         (np.float16, 1e300, "v: expected float16, got 1e+300"),
         (np.dtype, "bfloat17", "v: expected dtype, got 'bfloat17'"),
         (np.dtype, 5, "v: expected dtype, got 5"),
-        (type[int], "os.system", "v: expected type[int] that is registered, got 'os.system'"),
-        (type[int], f"{__name__}.Linear", "v: expected type[int] that is registered, got "),
-        (type, f"{__name__}.Unknown", "v: expected type that is registered, got "),
-        (Callable[[int], str], "os.system", "v: expected Callable[[int], str] that is registered, got 'os.system'"),
+        (type[int], "os.system", "v: expected a registered type[int], got 'os.system'"),
+        (type[int], f"{__name__}.Linear", "v: expected a registered type[int], got "),
+        (type, f"{__name__}.Unknown", "v: expected a registered type, got "),
+        (Callable[[int], str], "os.system", "v: expected a registered Callable[[int], str], got 'os.system'"),
         (Circle, 5, "v: expected Circle, got 5"),
         (Circle | None, 5, "v: expected Circle or null, got 5"),
         (Circle | None, {"radius": "x"}, "v.radius: expected float, got 'x'"),
-        (Shape, {"radius": 1}, "v: which Shape this is, is not said. Add _type_ with the dotted path of its class."),
-        (Circle, {"_type_": "os.system"}, "v: _type_ 'os.system' is no loaded subclass of Circle"),
-        (Any, {"_type_": "os.system"}, "v: _type_ 'os.system' is no class that this program has loaded for configs"),
-        (Any, {"_type_": ["x"]}, "v: _type_ ['x'] is no class"),
+        (Shape, {"radius": 1}, "v: ambiguous: could be Circle. Add _type_ with the dotted path of its class."),
+        (Circle, {"_type_": "os.system"}, "v: _type_ 'os.system' is not a loaded subclass of Circle"),
+        (Any, {"_type_": "os.system"}, "v: _type_ 'os.system' is not a config class that this program has loaded"),
+        (Any, {"_type_": ["x"]}, "v: _type_ ['x'] is not a config class"),
         (Any, [{"_type_": "float", "value": "x"}], "v[0]: expected float, got 'x'"),
         (Any, {"_type_": "items", "value": 5}, "v: expected dict, got "),
     ],
@@ -313,7 +313,7 @@ def test_strict_classnames_hold_at_every_level_for_dtypes_and_classes(strict):
     if strict:
         data["extra"]["a"]["dtype"] = "bfloat16"
         assert problems(Run, data, strict_classname_parsing=True) == ["extra.a.dtype: expected dtype, got 'bfloat16'"]
-        with pytest.raises(ConfigError, match="expected type that is registered"):
+        with pytest.raises(ConfigError, match="expected a registered type"):
             read(type, name, strict_classname_parsing=True)
 
 

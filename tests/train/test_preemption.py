@@ -230,7 +230,12 @@ with preemption.watched() as watch:
         ("starting", ["SIGTERM"], STATUS, "SIGTERM: stopped while compiling or starting; nothing new was saved"),
         ("saving", ["SIGUSR2", "SIGTERM"], 128 + signal.SIGTERM, "stopped immediately by a second signal, SIGTERM"),
         ("starting", ["SIGHUP"], STATUS, "SIGHUP: stopped while compiling or starting; nothing new was saved"),
-        ("saving", ["SIGHUP", "SIGHUP", "SIGTERM"], 128 + signal.SIGTERM, "stopped immediately by a second signal, SIGTERM"),
+        (
+            "saving",
+            ["SIGHUP", "SIGHUP", "SIGTERM"],
+            128 + signal.SIGTERM,
+            "stopped immediately by a second signal, SIGTERM",
+        ),
     ],
     ids=["first", "second", "a closed terminal", "a terminal that closes twice"],
 )

@@ -1,4 +1,4 @@
-"""What may be said: one dataclass per group, on the standard library alone."""
+"""The config schema: one dataclass per group, with no dependency but the standard library."""
 
 from xlstm_hydra.codec import register_class as register_class
 from xlstm_hydra.problems import ConfigError as ConfigError
