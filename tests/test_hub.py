@@ -68,11 +68,11 @@ WEIGHTS = {
     "no index": ({"model-1__safetensors": ""}, "neither model.safetensors nor .*index.json, but model-1.safetensors"),
     "pointer": (
         {"model__safetensors": POINTER},
-        "model.safetensors: cannot be read: a Git LFS pointer .* git lfs pull",
+        "model.safetensors: cannot be read: the file is only a Git LFS pointer.* git lfs pull",
     ),
     "pointer of an index": (
         {"model__safetensors__index__json": POINTER},
-        "index.json: cannot be read: a Git LFS pointer .* git lfs pull",
+        "index.json: cannot be read: the file is only a Git LFS pointer.* git lfs pull",
     ),
     "shards": (
         {"model__safetensors__index__json": INDEX, "model-2__safetensors": ""},
