@@ -193,7 +193,7 @@ def test_a_run_that_is_complete_goes_back_to_the_last_intact_checkpoint_too(run,
 def test_a_run_without_an_intact_checkpoint_is_refused_with_the_command_that_names_the_files(run):
     for step in (2, 4):
         flip(run / "checkpoints" / str(step) / "metadata" / "metadata")
-    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` names the damaged files"):
+    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` lists the damaged files"):
         find_starting_point(RUN, run)
 
 

@@ -49,10 +49,10 @@ def model(folder, **files):
 FOLDERS = {
     "a whole model": (
         {"config__json": "{}", "model__safetensors": ""},
-        "is a folder with a model of Hugging Face, not",
+        "is a folder with a Hugging Face model, not",
     ),
-    "no config": ({"model__safetensors": ""}, r"has weights of Hugging Face \(model.safetensors\), but no config.json"),
-    "pickled": ({"pytorch_model__bin": ""}, r"pickled files only \(pytorch_model.bin\).*save_pretrained"),
+    "no config": ({"model__safetensors": ""}, r"has Hugging Face weights \(model.safetensors\), but no config.json"),
+    "pickled": ({"pytorch_model__bin": ""}, r"has only pickled weights \(pytorch_model.bin\).*save_pretrained"),
 }
 
 
@@ -64,7 +64,10 @@ def test_a_folder_of_hugging_face_is_named_where_a_run_is_expected(tmp_path, fil
 
 WEIGHTS = {
     "none": ({}, "has no model.safetensors. Download the whole model: hf download"),
-    "pickled": ({"pytorch_model__bin": ""}, r"pickled files only \(pytorch_model.bin\), .*can run code. Convert them"),
+    "pickled": (
+        {"pytorch_model__bin": ""},
+        r"only pickled weights \(pytorch_model.bin\), .*can run code. Convert them",
+    ),
     "no index": ({"model-1__safetensors": ""}, "neither model.safetensors nor .*index.json, but model-1.safetensors"),
     "pointer": (
         {"model__safetensors": POINTER},

@@ -71,7 +71,7 @@ def test_a_save_that_is_not_finished_is_not_there(run, name, content):
     save_text(run, "", name)
     mark(run, name, content)
     assert saved_steps(run) == [2, 10]
-    with pytest.raises(ConfigError, match="no checkpoint of step 12. Saved are steps 2 or 10"):
+    with pytest.raises(ConfigError, match="no checkpoint of step 12. Saved steps: 2 or 10"):
         find_checkpoint(f"{run}@12")
 
 
@@ -150,7 +150,7 @@ def test_other_errors_stay_as_they_are(error):
 
 
 REFUSED = {
-    "no step": ("{}@abc", "expected a step number after '@', got 'abc'. Saved are steps 2 or 10."),
+    "no step": ("{}@abc", "expected a step number after '@', got 'abc'. Saved steps: 2 or 10."),
     "an empty step": ("{}@", "expected a step number after '@', got ''"),
     "no run": ("{}/nope@2", "/nope/checkpoints: the folder "),
     "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints: the folder "),
@@ -212,8 +212,8 @@ NOT_ONE = {
     "a folder of runs": ("runs", "is a folder of runs, not a run; it contains the runs runs/0, runs/1"),
     "a misspelt run": ("rnu", "the folder {}/rnu does not exist. Did you mean run"),
     "a file of a run": ("run/config.yaml", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
-    "another step of a copy": ("best@3", "best is the checkpoint of step 2. Leave out '@3'."),
-    "a save that did not end": ("run/checkpoints/12", "12 is not a complete checkpoint: it was not saved completely"),
+    "another step of a copy": ("best@3", "best is the checkpoint of step 2. Remove '@3'."),
+    "a save that did not end": ("run/checkpoints/12", "12 is incomplete: the checkpoint was not saved completely"),
     "a stray file": ("run/checkpoints/14", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
 }
 
@@ -248,7 +248,7 @@ def test_an_empty_folder_is_not_listed_among_the_saved_steps(tmp_path):
     for step in (2, 10):
         save_text(tmp_path, "{}", step)
     (tmp_path / "checkpoints" / "6").mkdir()
-    with pytest.raises(ConfigError, match=r"no checkpoint of step 6\. Saved are steps 2 or 10\.$"):
+    with pytest.raises(ConfigError, match=r"no checkpoint of step 6\. Saved steps: 2 or 10\.$"):
         find_checkpoint(f"{tmp_path}@6")
 
 

@@ -37,8 +37,8 @@ def make_link(path):
 UNUSABLE = {
     "a file": (lambda: Path("run").touch(), "run", "cannot be written: it is not a folder"),
     "below a file": (lambda: Path("run").touch(), "run/a/b", "/run cannot be written: it is not a folder"),
-    "a link to nothing": (lambda: make_link("run"), "run", "cannot be written: it is a link to nothing"),
-    "below a link to nothing": (lambda: make_link("run"), "run/a", "/run cannot be written: it is a link to nothing"),
+    "a link to nothing": (lambda: make_link("run"), "run", "cannot be written: it is a broken link"),
+    "below a link to nothing": (lambda: make_link("run"), "run/a", "/run cannot be written: it is a broken link"),
     "a long name": (lambda: None, "a" * 300, "cannot be written: File name too long"),
     "a system folder": (lambda: None, "/proc/no/run", "/proc/no cannot be written: No such file or directory"),
     "a NUL": (lambda: None, '"a\0b"', "cannot be written: its name contains a NUL character"),
@@ -102,12 +102,12 @@ REJECTED = {
     "a rule": (["optimizer.lr=-1"], "must be 0 or more"),
     "an unknown key": (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
     "an unknown option": (["model=tinyy"], "Did you mean 'tiny'?"),
-    "checkpoints of later steps": ([], "has checkpoints of later steps already (20), which would be lost"),
+    "checkpoints of later steps": ([], "already has checkpoints of later steps (20), which would be overwritten"),
     "no such checkpoint": (["checkpoint.restore=nowhere"], "no checkpoints in"),
     "another run in the folder": (["checkpoint.restore=auto"], "another run is writing in this folder"),
     "devices that are not there": (["checkpoint.restore=auto", "trainer.seed=3"], "not on this machine"),
     "a resumed run, by its devices": (["resume=run", "trainer.max_steps=99"], "not on this machine"),
-    "a resumed run, by its step": (["resume=run@7"], "no checkpoint of step 7. Saved are steps 20."),
+    "a resumed run, by its step": (["resume=run@7"], "no checkpoint of step 7. Saved steps: 20."),
     "of the log": (["hydra.job_logging.root.level=LOUD", "checkpoint.restore=auto"], "hydra.job_logging: Unable to"),
 }
 

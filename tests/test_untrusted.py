@@ -202,9 +202,9 @@ def test_recorded_places_of_compiled_programs_and_weights_are_left_out_with_a_no
     [run] = trained
     assert (done.status, run.trainer.compilation_cache_dir, run.checkpoint.init_from) == (0, "auto", None)
     place = f"xlstm-hydra: {entry[0].partition('=')[0]} run: "
-    rule = "is left at auto: compiled programs are not loaded from a folder that was recorded"
+    rule = "is left at auto: compiled programs are not loaded from a recorded folder"
     assert f"{place}trainer.compilation_cache_dir='cache' {rule}\n" in done.err
-    assert f"{place}checkpoint.init_from='a' is left out: weights are not read from a place that was" in done.err
+    assert f"{place}checkpoint.init_from='a' is ignored: weights are not read from a recorded path" in done.err
 
 
 def test_a_recorded_place_may_be_typed_again(record, trained):
@@ -338,7 +338,7 @@ def test_a_checkpoint_is_not_read_through_a_link_that_leads_out_of_its_run(name,
     link(tmp_path / "run" / name, elsewhere / target)
     with pytest.raises(ConfigError, match=rf"{name} is a link to {elsewhere}.*which leads out of the folder") as error:
         find_checkpoint(place, "RUN")
-    assert "Copy what it leads to, or name that folder itself." in str(error.value)
+    assert "Copy the target, or give its folder instead." in str(error.value)
 
 
 def test_a_link_beside_the_checkpoint_that_is_read_does_not_matter(elsewhere, tmp_path):

@@ -242,7 +242,7 @@ REFUSED = {
     "nothing": (["--from="], "--from: needs a run folder"),
     "a flag": (["--from", "--cfg", "job"], "--from: needs a run folder"),
     "no run": (["--from", "nope"], "--from='nope': no checkpoints in"),
-    "no step": (["--from", "run@3"], "--from='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
+    "no step": (["--from", "run@3"], "--from='run@3': no checkpoint of step 3. Saved steps: 2 or 4."),
     "twice": (["--from", "run", "--from=run"], "--from: given more than once"),
     "no source": (["hydra.searchpath=[ckpt://nope]", "model=tiny"], "hydra.searchpath='nope': no checkpoints in"),
     "no option": (["--from", "run", "optimizer=ckpt@3"], "optimizer='ckpt@3': no such option"),
