@@ -272,7 +272,7 @@ def test_the_damaged_file_is_named(tmp_path, content, words):
 def test_a_pointer_of_git_lfs_in_place_of_arrays_is_named(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (tmp_path / "d").write_text(pointer)
-    with pytest.raises(ConfigError, match="its parameters cannot be read: .*/d: a Git LFS pointer"):
+    with pytest.raises(ConfigError, match="its parameters cannot be read: .*/d: the file is only a Git LFS pointer"):
         with reading("parameters", tmp_path):
             raise ValueError("what TensorStore says")
 

@@ -202,7 +202,7 @@ def test_recorded_places_of_compiled_programs_and_weights_are_left_out_with_a_no
     [run] = trained
     assert (done.status, run.trainer.compilation_cache_dir, run.checkpoint.init_from) == (0, "auto", None)
     place = f"xlstm-hydra: {entry[0].partition('=')[0]} run: "
-    rule = "is left at auto: compiled programs are not loaded from a recorded folder"
+    rule = "is reset to auto: compiled programs are not loaded from a recorded folder"
     assert f"{place}trainer.compilation_cache_dir='cache' {rule}\n" in done.err
     assert f"{place}checkpoint.init_from='a' is ignored: weights are not read from a recorded path" in done.err
 

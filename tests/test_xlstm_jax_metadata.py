@@ -218,7 +218,7 @@ def test_a_value_without_effect_is_kept_and_a_run_from_it_leaves_it_at_its_defau
     groups, notes = starting_groups(record)
     assert groups["model"].model_config.reset_fgate_value == -25.0
     told = "has no effect with this model.reset_at_document_boundaries"
-    assert f"model.reset_fgate_value=-30.0 is left at -25.0: {told}" in notes
+    assert f"model.reset_fgate_value=-30.0 is reset to -25.0: {told}" in notes
 
 
 def test_a_missing_kernel_is_named_where_it_would_be_computed():

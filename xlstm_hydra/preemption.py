@@ -43,7 +43,7 @@ PATIENCE_SECONDS = 10.0
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop, has saved its state, and should be started again. The text says what was saved."""
+    """The run was asked to stop, has saved its state, and should be started again. The text lists what was saved."""
 
     def __init__(self, text: str, by_all: bool = False) -> None:
         """Args:

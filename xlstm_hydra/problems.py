@@ -24,7 +24,7 @@ class Problem:
     """One broken rule.
 
     Keys are relative to the config that states the rule; `at` puts them where the user types them. A key with a leading
-    slash is already whole (`/parallel.model_axis_size`). Keys in braces in `rule` or `fix` are printed the same way.
+    slash is already complete (`/parallel.model_axis_size`). Keys in braces in `rule` or `fix` are printed the same way.
     """
 
     given: Mapping[str, Any]

@@ -119,7 +119,7 @@ BROKEN = {
     "no rank": ({"SLURM_PROCID": None}, "SLURM_PROCID is not set. Start the run with srun, or set name=none"),
     "no number": ({"SLURM_PROCID": "x"}, "SLURM_PROCID='x' must be a number"),
     "too high": ({"SLURM_PROCID": "4"}, "SLURM_PROCID=4 must be below SLURM_STEP_NUM_TASKS=4"),
-    "no list": ({"SLURM_STEP_NODELIST": ""}, "names no host"),
+    "no list": ({"SLURM_STEP_NODELIST": ""}, "contains no host"),
     "no form": ({"SLURM_STEP_TASKS_PER_NODE": "two"}, "is not of the form 2(x3),1"),
     "too many": ({"SLURM_NODEID": "7"}, "SLURM_NODEID=7 is not among the hosts"),
     "uneven": ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "the 2 tasks of this host cannot share 3 GPUs"),
@@ -187,6 +187,6 @@ def test_only_gpus_are_chosen_by_number(tiny_model):
     run = run_of(tiny_model, DistributedConfig(local_device_ids=[0]))
     assert list(run.platform_rules("gpu")) == []
     [problem] = run.platform_rules("tpu")
-    assert "distributed.local_device_ids=[0]: selects GPUs, but the devices present are of the platform tpu" in str(
+    assert "distributed.local_device_ids=[0]: selects GPUs, but the platform of the devices present is tpu" in str(
         problem
     )

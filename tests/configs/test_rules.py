@@ -203,7 +203,7 @@ RANGES = [
     (llama, {"lm_head_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
     (xlstm, {"slstm_at": [0, 2, -1]}, "there is no block -1 or 2. Blocks are 0 to 1."),
     (xlstm, {"num_blocks": 0}, "must be 1 or more"),
-    (xlstm, {"slstm_at": [1, 0, 1]}, "names block 1 more than once"),
+    (xlstm, {"slstm_at": [1, 0, 1]}, "lists block 1 more than once"),
     (xlstm, {"slstm_conv1d_kernel_size": -1}, "must be 0 or more"),
     (xlstm, {"slstm_proj_factor": 0.0}, "must be greater than 0"),
     (xlstm, {"slstm_forget_gate": "tanh"}, "Choose sigmoid or exp"),

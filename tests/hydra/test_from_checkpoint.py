@@ -219,7 +219,7 @@ def test_what_has_no_effect_is_told_by_the_flag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_text(tmp_path / "run", with_none_strings(tree("llama")), "checkpoint_20")
     done = run_command("--cfg", "job", "--from", "run")
-    note = "--from run: parallel.remat=['mLSTMBlock'] is left at []: not a module class of this model"
+    note = "--from run: parallel.remat=['mLSTMBlock'] is reset to []: not a module class of this model"
     assert done.status == 0 and note in done.err
 
 

@@ -58,7 +58,7 @@ def convert_fields(config: Any) -> list[Problem]:
 
 
 class _Check(NamedTuple):
-    """How to check the type of a field."""
+    """Type check of a field."""
 
     name: str
     hint: Any

@@ -63,7 +63,7 @@ def first_host(nodelist: str) -> str:
     match = re.match(r"([^,\[\]]*)(?:\[([^\]\-,]+)[^\]]*\])?([^,\[\]]*)", nodelist)
     host = "".join(part or "" for part in match.groups()) if match else ""
     if not host:
-        raise ValueError(f"SLURM_STEP_NODELIST={nodelist!r} names no host")
+        raise ValueError(f"SLURM_STEP_NODELIST={nodelist!r} contains no host")
     return host
 
 

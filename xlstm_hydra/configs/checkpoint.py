@@ -17,7 +17,7 @@ AUTO = "auto"
 
 @dataclass(kw_only=True)
 class CheckpointConfig(ConfigDict, schema="checkpoint"):
-    """When checkpoints are saved, and what a run starts from.
+    """Saving of checkpoints, and the starting point of a run.
 
     A checkpoint contains the parameters, optimizer state, step, random state, data position, and the config as
     metadata."""

@@ -81,7 +81,7 @@ class DeviceConfig(ConfigDict, schema="device"):
         """Check that the figures are for the platform of the devices present."""
         if self.platform in PLATFORMS and self.platform != platform:
             fix = "Remove the group device: the devices are recognised without it."
-            yield Problem({"platform": self.platform}, f"the devices present are of the platform {platform}", fix)
+            yield Problem({"platform": self.platform}, f"the platform of the devices present is {platform}", fix)
 
     @property
     def memory_bytes(self) -> int:

@@ -177,7 +177,7 @@ class RunConfig(ConfigDict):
         """Check the rules that depend on the platform of the devices: cpu, gpu or tpu."""
         ids = self.distributed.local_device_ids
         if ids is not None and platform != "gpu" and self.trainer.simulated_devices is None:
-            rule = f"selects GPUs, but the devices present are of the platform {platform}"
+            rule = f"selects GPUs, but the platform of the devices present is {platform}"
             yield Problem({"distributed.local_device_ids": ids}, rule, "Set distributed.local_device_ids to null.")
         if self.device is not None:
             yield from (problem.at("device") for problem in self.device.platform_rules(platform))

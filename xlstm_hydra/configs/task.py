@@ -130,7 +130,7 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
     """Random seed for sampling. Every sample differs, and depends only on the seed and its own index."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, that there is one prompt, and that all settings of sampling have an effect."""
+        """Check ranges, that only one prompt is given, and that all settings of sampling have an effect."""
         yield from super().rules()
         yield from at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
         yield from at_least(self, 0, "temperature", "seed", "stop_token")

@@ -142,7 +142,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
             given = {"slstm_at": self.slstm_at, "num_blocks": self.num_blocks}
             yield Problem(given, f"there is no block {either(outside)}", f"Blocks are 0 to {self.num_blocks - 1}.")
         if twice := sorted({block for block in self.slstm_at if self.slstm_at.count(block) > 1}):
-            yield Problem({"slstm_at": self.slstm_at}, f"names block {either(twice)} more than once")
+            yield Problem({"slstm_at": self.slstm_at}, f"lists block {either(twice)} more than once")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """Also check that the feed-forward width divides over the tensor-parallel devices."""

@@ -119,7 +119,7 @@ def _compare_parallel(reading: Reading, copy: PlainGroup | None, parallel: Plain
     for name, value in parallel.values.items():
         if copy.values[name] != value:
             given = {f"{copy.path}.{name}": copy.values[name], f"{parallel.path}.{name}": value}
-            reading.problems.append(Problem(given, "differ, and one field here cannot say both"))
+            reading.problems.append(Problem(given, "differ, but correspond to a single field here"))
 
 
 def _copies_of_parallel(reading: Reading, config: Mapping[str, Any]) -> dict[str, Any]:

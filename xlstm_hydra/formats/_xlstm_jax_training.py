@@ -298,7 +298,7 @@ def _trainer(given: Mapping[str, Any], scheduler: Mapping[str, Any]) -> PlainGro
 
 
 def _checkpoint(given: Mapping[str, Any], trainer: Mapping[str, Any], notes: list[str]) -> _Config:
-    """Read the callback, which saved after a validation, at most every given number of steps or epochs."""
+    """Read the callback, which saved after a validation if the given number of steps or epochs had passed."""
     validations = max(trainer["check_val_every_n_steps"], 0)
     kept = given["save_top_k"] if given["max_to_keep"] is None else given["max_to_keep"]
     if kept is None:

@@ -43,10 +43,10 @@ def without_unused(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, Config
     if (folder := _recorded_cache(groups)) is not None:
         _set(groups, _CACHE, AUTO)
         rule = "compiled programs are not loaded from a recorded folder"
-        notes.append(f"{_CACHE}={show(folder)} is left at {AUTO}: {rule}")
+        notes.append(f"{_CACHE}={show(folder)} is reset to {AUTO}: {rule}")
     while unused := _unused_values(groups):
         for key, (value, rule) in unused.items():
-            notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
+            notes.append(f"{key}={show(_get(groups, key))} is reset to {show(value)}: {rule}")
             _set(groups, key, value)
     return groups, notes
 
