@@ -1,4 +1,4 @@
-"""Models of Hugging Face that are not there in the form that is read: one message each, with the way out."""
+"""Hugging Face models that cannot be read: one message each, with the fix."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_model_on_the_hub_is_named_with_the_command_that_downloads_it(tmp_path
     assert str(error.value).startswith(f"RUN={place!r}: ") and "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_missing_in_one_that_exists_is_no_model_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_folder_in_an_existing_one_is_not_a_model_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     with pytest.raises(ConfigError, match="no checkpoints in .* does not exist") as error:
@@ -57,7 +57,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize(("files", "words"), FOLDERS.values(), ids=FOLDERS)
-def test_a_folder_of_hugging_face_is_named_where_a_run_is_expected(tmp_path, files, words):
+def test_a_hugging_face_folder_given_as_a_run_is_explained(tmp_path, files, words):
     with pytest.raises(ConfigError, match=f"^RUN='{tmp_path}': .*{words}"):
         find_checkpoint(str(model(tmp_path, **files)), "RUN")
 

@@ -1,4 +1,4 @@
-"""The text beside a checkpoint: written simply, read strictly, never run."""
+"""The metadata of a checkpoint: written simply, read strictly, never executed."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def changed(*path, value):
     return json.dumps(content)
 
 
-def test_a_run_comes_back_equal():
+def test_a_run_survives_a_round_trip():
     assert read_record(TEXT).groups == RUN.groups()
 
 
@@ -60,14 +60,14 @@ def test_a_whole_number_is_read_where_a_float_is_meant():
     assert optimizer.grad_clip_norm == 1.0
 
 
-def test_where_processes_were_is_not_recorded():
+def test_addresses_of_processes_are_not_recorded():
     place = {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 0}
     run = dataclasses.replace(RUN, distributed=DistributedConfig(name="explicit", **place))
     groups = read_record(json.dumps(write_metadata(run))).groups
     assert groups == run.groups() | {"distributed": DistributedConfig(name="auto")}
 
 
-def test_a_model_comes_back_equal_with_its_layout_and_the_path_of_its_class():
+def test_a_model_survives_a_round_trip_with_its_layout_and_class_path():
     model = ModelConfig.from_metadata(TEXT)
     assert model == RUN.model
     assert model.model_class == "xlstm_hydra.models.mLSTMv1"
@@ -176,13 +176,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=WRONG)
-def test_what_cannot_be_read_is_one_error_with_the_path_of_the_field(text, words):
+def test_unreadable_metadata_is_one_error_with_the_path_of_the_field(text, words):
     for read in (read_record, ModelConfig.from_metadata):
         with pytest.raises(MetadataError, match=words):
             read(text)
 
 
-def test_two_halves_are_one_character():
+def test_a_surrogate_pair_is_one_character():
     assert read_record(changed("argv", value=["\U0001f600"])).content["argv"] == ["\U0001f600"]
 
 
@@ -190,7 +190,7 @@ def test_bytes_are_read_like_text():
     assert read_record(TEXT.encode()).groups == read_record(TEXT).groups
 
 
-def test_everything_that_is_wrong_is_told_at_once():
+def test_all_problems_are_reported_at_once():
     content = json.loads(TEXT)
     content["config"]["trainer"] |= {"seed": "x", "colour": 1}
     with pytest.raises(MetadataError) as error:
@@ -320,13 +320,13 @@ def test_a_class_of_a_loaded_module_is_refused_until_it_is_registered(registry):
     assert model.model_class == f"{__name__}.OwnModel" and model.model_config == OwnConfig()
 
 
-def test_a_reading_may_be_given_the_classes_that_are_known_there(registry):
+def test_allowed_classes_can_be_passed_to_read_record(registry):
     assert read_record(OWN, classes=(OwnModel, OwnConfig)).model.model_config == OwnConfig()
     with pytest.raises(MetadataError):
         read_record(OWN)
 
 
-def test_a_registered_class_may_stand_in_a_file_of_xlstm_jax(registry):
+def test_metadata_of_xlstm_jax_may_refer_to_a_registered_class(registry):
     content = {
         "model_class": f"<class '{__name__}.OwnModel'>",
         "parallel": f"ParallelConfig({', '.join(f'{key}={value!r}' for key, value in PARALLEL.items())})",
@@ -415,7 +415,7 @@ def test_an_allowed_module_that_cannot_be_imported_is_one_error(registry):
         st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
     )
 )
-def test_any_other_content_is_a_metadata_error_or_a_run(junk):
+def test_damaged_content_is_a_metadata_error_or_a_run(junk):
     content = json.loads(TEXT) | {"config": junk}
     try:
         assert read_record(json.dumps(content)).writer == "xlstm_hydra"
@@ -424,6 +424,6 @@ def test_any_other_content_is_a_metadata_error_or_a_run(junk):
 
 
 @given(st.text())
-def test_any_other_text_is_a_metadata_error(text):
+def test_a_damaged_text_is_a_metadata_error(text):
     with pytest.raises(MetadataError):
         read_metadata(text)

@@ -55,12 +55,12 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("line", SHOWN.values(), ids=SHOWN)
-def test_what_is_shown_to_nobody_is_no_error(line, tmp_path):
+def test_output_without_a_reader_is_not_an_error(line, tmp_path):
     done = in_shell(line, tmp_path, *COMMAND)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_message_with_nowhere_to_go_leaves_its_status(tmp_path):
+def test_a_message_that_cannot_be_printed_keeps_its_exit_status(tmp_path):
     done = in_shell('"$@" optimizer.lr=-1 2>&-', tmp_path, *COMMAND)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 

@@ -42,12 +42,12 @@ def read(kind, changes=(), write=nested):
 
 @pytest.mark.parametrize("write", ERAS.values(), ids=ERAS)
 @pytest.mark.parametrize(("kind", "changes"), INITIAL.values(), ids=INITIAL)
-def test_a_derived_field_with_its_initial_value_says_nothing(kind, changes, write):
+def test_a_derived_field_may_have_its_initial_value(kind, changes, write):
     record, derived = read(kind, changes, write), read(kind, write=write)
     assert record.model == derived.model and record.notes == derived.notes
 
 
-def test_the_settings_of_a_backend_may_be_underived():
+def test_the_settings_of_a_backend_may_have_initial_values():
     underived = {f"{CELL}.backend": QUADRATIC | {"kwargs": {"context_length": -1}}}
     assert read("mlstm", underived).model == read("mlstm", {f"{CELL}.backend": QUADRATIC}).model
 
@@ -67,7 +67,7 @@ NEITHER = {
 
 
 @pytest.mark.parametrize(("path", "value", "words"), NEITHER.values(), ids=NEITHER)
-def test_a_derived_field_with_another_value_than_its_initial_and_its_own_is_an_error(path, value, words):
+def test_any_other_value_of_a_derived_field_is_an_error(path, value, words):
     with pytest.raises(MetadataError, match=f"^{path}{words}"):
         read("mlstm_v1", {path: value})
 

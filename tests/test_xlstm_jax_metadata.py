@@ -1,4 +1,4 @@
-"""Metadata in the formats of xlstm-jax with values of our own: strict, and told with the paths of the file."""
+"""Strict reading of metadata in the formats of xlstm-jax. Problems are reported with the paths in the file."""
 
 import pytest
 from published import BLOCK, CELL, ERAS, FEED_FORWARD, LAYER, PARALLEL, nested, tree, with_none_strings
@@ -97,7 +97,7 @@ THEN = {
 
 
 @pytest.mark.parametrize(("changes", "name", "value"), THEN.values(), ids=THEN)
-def test_a_field_that_did_not_exist_yet_has_the_value_of_that_time(changes, name, value):
+def test_a_field_that_did_not_exist_yet_has_the_behaviour_of_that_time(changes, name, value):
     assert getattr(read(changes=changes).model.model_config, name) == value
 
 
@@ -176,7 +176,7 @@ def test_an_unsupported_value_is_an_error_with_its_reason(kind, changes, words):
         read(kind, changes, write=nested)
 
 
-def test_a_rule_of_ours_that_is_broken_is_told_with_the_keys_of_the_file():
+def test_a_broken_rule_is_reported_with_the_keys_of_the_file():
     with pytest.raises(MetadataError) as error:
         read(changes={f"{LAYER}.num_heads": 3, f"{CELL}.num_heads": 3})
     assert f"{LAYER}.num_heads=3: {LAYER}.num_heads must divide" in str(error.value)
@@ -192,14 +192,14 @@ BACKENDS = {
 
 
 @pytest.mark.parametrize(("name", "expected"), BACKENDS.items(), ids=BACKENDS)
-def test_a_published_backend_is_the_form_that_computes_the_same(name, expected):
+def test_a_published_backend_becomes_the_equivalent_one_of_ours(name, expected):
     settings, backend, chunk_size = expected
     record = read(changes={f"{CELL}.backend": {"name": name, "kwargs": settings, "_registry": {}}}, write=nested)
     assert (record.model.model_config.backend, record.model.model_config.chunk_size) == (backend, chunk_size)
     assert any(f"backend.name={name}" in note for note in record.notes)
 
 
-def test_what_had_no_effect_is_read_as_what_was_in_effect_with_a_note():
+def test_a_field_without_effect_is_read_as_the_actual_behaviour_with_a_note():
     then = {"tie_weights": True, "weight_decay_on_embedding": True, "add_post_blocks_norm": False}
     record = read(changes={f"{MODEL}.{name}": value for name, value in then.items()})
     assert record.model == read().model
@@ -212,7 +212,7 @@ def test_a_chunk_size_that_does_not_divide_the_context_is_replaced_with_a_note()
     assert any("chunk_size=20 does not divide the context length 96; using 48" in note for note in record.notes)
 
 
-def test_a_value_without_effect_is_kept_and_a_run_from_it_leaves_it_at_its_default():
+def test_a_value_without_effect_is_kept_and_a_run_from_it_resets_it():
     record = read(changes={f"{CELL}.reset_at_document_boundaries": False})
     assert record.model.model_config.reset_fgate_value == -30.0
     groups, notes = starting_groups(record)
@@ -221,7 +221,7 @@ def test_a_value_without_effect_is_kept_and_a_run_from_it_leaves_it_at_its_defau
     assert f"model.reset_fgate_value=-30.0 is reset to -25.0: {told}" in notes
 
 
-def test_a_missing_kernel_is_named_where_it_would_be_computed():
+def test_a_missing_kernel_is_reported_on_the_platform():
     config = read("llama").model.model_config
     (problem,) = config.platform_rules("gpu")
     assert "attention_backend='pallas_triton': this kernel is not available here" in str(problem)
@@ -255,12 +255,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("changes", "words"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_told_with_the_path_of_the_field(changes, words):
+def test_a_wrong_value_is_reported_with_the_path_of_the_field(changes, words):
     with pytest.raises(MetadataError, match=words):
         read(changes=changes, write=nested)
 
 
-def test_everything_that_is_wrong_is_told_at_once():
+def test_all_problems_are_reported_at_once():
     changes = {f"{MODEL}.vocab_size": None, f"{CELL}.num_head": 1, "optimizer.beta1": [], "trainer.seed": ...}
     with pytest.raises(MetadataError) as error:
         read(changes=changes)
@@ -305,7 +305,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(("changes", "expected"), OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_an_optimizer_is_read_as_what_it_did(changes, expected):
+def test_an_optimizer_is_read_as_its_actual_behaviour(changes, expected):
     optimizer = read(changes=changes).groups["optimizer"]
     assert {name: getattr(optimizer, name) for name in expected} == expected
 
@@ -349,7 +349,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(("changes", "expected"), SCHEDULES.values(), ids=SCHEDULES)
-def test_a_schedule_is_read_as_what_it_did(changes, expected):
+def test_a_schedule_is_read_as_its_actual_behaviour(changes, expected):
     record = read(changes={f"optimizer.scheduler.{name}": value for name, value in changes.items()})
     assert record.groups["scheduler"] == expected
 

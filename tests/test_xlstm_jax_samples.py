@@ -1,4 +1,4 @@
-"""Metadata of xlstm-jax, of every commit that there is a sample of, against the objects that it was written from."""
+"""Sample metadata of many commits of xlstm-jax, compared with the objects it was written from."""
 
 import json
 

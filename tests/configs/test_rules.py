@@ -1,4 +1,4 @@
-"""Every rule of every group: one value that breaks it, and the words that the user reads."""
+"""Every rule of every group: a value that breaks it, and the message."""
 
 import pytest
 
@@ -318,7 +318,7 @@ RELATIONS = [
 
 
 @pytest.mark.parametrize(("make", "values", "words"), RELATIONS, ids=[words[-40:] for _, _, words in RELATIONS])
-def test_values_that_do_not_fit_together_are_refused_with_all_keys(make, values, words):
+def test_inconsistent_values_are_refused_with_all_keys(make, values, words):
     problems = broken(make, **values)
     assert any(words in text for text in problems), problems
 
@@ -501,13 +501,13 @@ BETWEEN = [
 
 
 @pytest.mark.parametrize(("values", "words"), BETWEEN, ids=[words[:50] for _, words in BETWEEN])
-def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, words):
+def test_inconsistent_groups_are_refused_with_complete_keys(values, words):
     problems = broken(run, **values)
     assert any(words in text for text in problems), problems
 
 
 @pytest.mark.parametrize("model_class", [None, 3, "", "a b", "a..B", "a.B()"], ids=repr)
-def test_a_model_class_that_is_no_class_is_refused(model_class):
+def test_a_model_class_must_be_a_class_or_its_path(model_class):
     text = "model_class: expected a class or its dotted path, got "
     assert any(problem.startswith(text) for problem in broken(ModelConfig, model_class=model_class))
 
@@ -534,7 +534,7 @@ def test_the_period_is_the_shortest_after_which_the_kinds_of_blocks_repeat(num_b
     assert xlstm(num_blocks=num_blocks, slstm_at=slstm_at).scan_period() == period
 
 
-def test_a_task_that_reads_no_data_asks_nothing_of_it():
+def test_a_task_that_reads_no_data_does_not_check_it():
     small = {"vocab_size": 32, "context_length": 16, "chunk_size": 16}
     data = SyntheticDataConfig(motif_length=16), StdlibDataConfig()
     task = generate(prompt_tokens=[1])
@@ -543,7 +543,7 @@ def test_a_task_that_reads_no_data_asks_nothing_of_it():
         run(model=small, data=source, task=task, parallel={"data_axis_size": 3})
 
 
-def test_a_run_of_defaults_breaks_no_rule():
+def test_a_default_run_breaks_no_rule():
     assert run().parallel == ParallelConfig()
     assert run(config=mlstm_v1).schedule_steps == 300
 
@@ -579,6 +579,6 @@ def test_sizes_that_do_not_give_the_number_of_devices_are_refused_with_those_tha
     ],
     ids=["negative caps", "dropout of nothing", "kernel of others"],
 )
-def test_what_published_runs_were_configured_with_can_be_said(make, values):
+def test_the_published_runs_can_be_configured(make, values):
     config = make(**values)
     assert {name: getattr(config, name) for name in values} == values
