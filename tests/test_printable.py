@@ -1,4 +1,4 @@
-"""Text from a file cannot move the cursor, start a new message or reverse the writing direction, wherever it is shown."""
+"""Text from a file cannot move the cursor, start a new message or reverse the writing direction."""
 
 import json
 import logging

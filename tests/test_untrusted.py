@@ -1,4 +1,4 @@
-"""The promises of SECURITY.md: the content of a run folder, a checkpoint, a sweep folder or a git repository that someone
+"""The promises of SECURITY.md: the content of a run folder, checkpoint, sweep folder or git repository that someone
 else has made is never run, imported, resolved, or used as a path that leads out of that folder."""
 
 import copy
