@@ -260,3 +260,12 @@ def test_nothing_in_a_text_is_imported():
 def test_parsing_a_text_raises_no_warning(recwarn):
     assert parse_repr(r"['\d+']") == ["\\d+"]
     assert not recwarn.list
+
+
+def test_a_config_prints_its_fields_as_any_dataclass_does():
+    @dataclass(kw_only=True)
+    class Plain(ParallelConfig):
+        pass
+
+    assert "__repr__" not in ParallelConfig.__dict__ and "__repr__" in Plain.__dict__
+    assert repr(ParallelConfig()) == repr(Plain()).replace(Plain.__qualname__, "ParallelConfig")

@@ -8,6 +8,7 @@ Of several processes all have the same one. What does not train ends with 143 wh
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -146,6 +147,7 @@ def _run(args: Any, resumed: str | None) -> None:
     from ._run import distributed_of, process_number, run_single
 
     gc.enable()
+    atexit.unregister(gc.freeze)  # what a run leaves behind is freed at exit
     own = Hydra.create_main_hydra2("xlstm-hydra", search_path(args))
     try:
         if is_sweep(args):

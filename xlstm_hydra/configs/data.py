@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, own_name
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class DataConfig(ConfigDict):
     """Fields of every data source. Examples have `model.context_length` tokens; a batch has `trainer.batch_size`
     examples."""
@@ -38,7 +38,7 @@ class DataConfig(ConfigDict):
         yield from below(self, 1, "validation_fraction")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class ByteDataConfig(DataConfig):
     """Text as bytes, with token ids 0 to 255. Every document begins with the token 0. The documents are shuffled once,
     by their names, before the validation part is split off."""
@@ -47,7 +47,7 @@ class ByteDataConfig(DataConfig):
     """Pad the last, shorter example; the loss ignores the padding. false: drop this example."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class StdlibDataConfig(ByteDataConfig):
     """The source code of the installed Python standard library: real text without a download."""
 
@@ -55,7 +55,7 @@ class StdlibDataConfig(ByteDataConfig):
     """Name of the data source, set by the option."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class TextDataConfig(ByteDataConfig):
     """Text files. Each file is a document."""
 
@@ -75,7 +75,7 @@ class TextDataConfig(ByteDataConfig):
             yield Problem({"path": self.path}, "must be valid UTF-8, because the config of a run is saved as text", fix)
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class SyntheticDataConfig(DataConfig):
     """Synthetic sequences that a model can learn to predict: each repeats its own random motif. No files are read."""
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._rules import at_least
 
 _EARLY_S = 60
 """SLURM may send a signal up to this many seconds earlier than requested."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class SlurmLauncherConfig(ConfigDict):
     """Resources that each job of a sweep requests from SLURM. A sweep is one job array. null: not requested."""
 
@@ -116,7 +116,7 @@ class SlurmLauncherConfig(ConfigDict):
         return self.nodes * self.tasks_per_node
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class LocalLauncherConfig(ConfigDict):
     """Resources of each job of a sweep on this machine. Every job is a separate process."""
 
