@@ -5,8 +5,8 @@ import gc
 
 
 def main() -> None:
-    """Run the command without garbage collection until a run starts. Until then there is little garbage, and freeing all
-    objects at exit takes a fifth of the time of `--cfg job`."""
+    """Run the command without garbage collection until a run starts. Until then there is little garbage, and freeing
+    all objects at exit takes a fifth of the time of `--cfg job`."""
     gc.disable()
     atexit.register(gc.freeze)
     from xlstm_hydra.cli.main import main
