@@ -152,7 +152,7 @@ def test_check_looks_at_every_checkpoint_of_a_run(run, check, monkeypatch):
     assert damage == [["params/_METADATA"], []]
 
 
-def test_no_flipped_bit_in_what_a_checkpoint_says_of_itself_keeps_a_run_from_the_one_before(run):
+def test_a_flipped_bit_in_the_metadata_makes_a_run_use_the_checkpoint_before(run):
     assert find_starting_point(RUN, run).checkpoint == run / "checkpoints" / "4"
     for _ in each_flipped(run / "checkpoints" / "4", "params", "opt_state", "progress"):
         start = find_starting_point(RUN, run)
@@ -193,7 +193,7 @@ def test_a_run_that_is_complete_goes_back_to_the_last_intact_checkpoint_too(run,
 def test_a_run_without_an_intact_checkpoint_is_refused_with_the_command_that_names_the_files(run):
     for step in (2, 4):
         flip(run / "checkpoints" / str(step) / "metadata" / "metadata")
-    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` names the damaged files"):
+    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` lists the damaged files"):
         find_starting_point(RUN, run)
 
 
@@ -276,7 +276,7 @@ def test_a_pipe_in_the_place_of_a_file_is_damage(run):
     assert judge(run / "checkpoints" / "4").damage == [("data/metadata", "is not a file")]
 
 
-def test_a_note_of_the_user_beside_the_items_is_no_damage(run, check):
+def test_a_users_file_next_to_the_items_is_not_damage(run, check):
     (run / "checkpoints" / "4" / "notes.txt").touch()
     status, found = check(f"{run}@4")
     assert status == 0
@@ -310,7 +310,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
-def test_a_manifest_that_names_what_it_may_not_is_refused(run, changes):
+def test_a_manifest_with_forbidden_paths_is_refused(run, changes):
     checkpoint = run / "checkpoints" / "4"
     rewritten(checkpoint, **changes)
     with pytest.raises(ConfigError, match=f"{MANIFEST} is (damaged|not supported)") as refused:
@@ -319,13 +319,13 @@ def test_a_manifest_that_names_what_it_may_not_is_refused(run, changes):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"version": 1}', "\xff"], ids=lambda text: text[:10])
-def test_a_manifest_that_is_none_is_refused(run, text):
+def test_an_invalid_manifest_is_refused(run, text):
     (run / "checkpoints" / "4" / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(DamagedCheckpoint, match=f"{MANIFEST} is damaged: it is not a manifest"):
         read_metadata_text(run / "checkpoints" / "4")
 
 
-def test_a_manifest_is_there_as_a_whole_or_not_at_all(run, monkeypatch):
+def test_a_manifest_is_written_atomically(run, monkeypatch):
     checkpoint = run / "checkpoints" / "4"
     (checkpoint / MANIFEST).unlink()
     with monkeypatch.context() as patch:

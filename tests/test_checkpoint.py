@@ -131,7 +131,7 @@ def test_the_best_are_kept(tmp_path):
 
 REFUSED = {
     "no run": ({}, "nowhere", r"checkpoint.restore='nowhere': no checkpoints in"),
-    "no step": ({}, "{run}@5", r"no checkpoint of step 5. Saved are steps 2, 4 or 6"),
+    "no step": ({}, "{run}@5", r"no checkpoint of step 5. Saved steps: 2, 4 or 6"),
     "other model": ({"model": {"num_blocks": 1}}, "{run}@2", r"num_blocks=1: .* saved with 2, and the parameters"),
     "other optimizer": ({"optimizer": SGDConfig()}, "{run}@2", "optimizer.name='sgd': .* saved with 'adamw'"),
     "other batches": ({"trainer": {"batch_size": 16}}, "{run}", r"batch_size=16: the checkpoint was saved with 8"),
@@ -169,7 +169,7 @@ def test_a_run_cannot_continue_from_a_damaged_checkpoint(finished, tmp_path, ite
 
 def test_a_folder_with_later_checkpoints_is_not_written_over(finished):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=r"hydra.run.dir=.* has checkpoints of later steps already \(2, 4 or 6\)"):
+    with pytest.raises(ConfigError, match=r"hydra.run.dir=.* already has checkpoints of later steps \(2, 4 or 6\)"):
         train(run_of(LAYOUTS["fsdp8"]), finished)
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 

@@ -1,4 +1,4 @@
-"""What JAX does not promise to keep is read in three modules: traced programs, lowered ones, private modules."""
+"""Internals of JAX are used in three modules only: traced programs, lowered programs, private modules."""
 
 import ast
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_the_test_above_leaves_parameters_of_a_model_alone():
     assert list(accesses("state.params.items(), jax.tree.leaves(state.params), 'jax._src.numpy.scalar_types'")) == []
 
 
-def test_a_jax_that_names_a_function_differently_does_not_make_a_program_look_cut_off(monkeypatch):
+def test_a_renamed_function_of_jax_does_not_make_a_program_look_truncated(monkeypatch):
     monkeypatch.delattr("jax._src.compilation_cache.decompress_executable")
     with pytest.raises(AttributeError, match="decompress_executable"):
         is_whole_program(b"whole")

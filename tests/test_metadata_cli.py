@@ -110,7 +110,7 @@ def test_a_reference_checkpoint_is_shown_repeated_compared_and_checked(told, sav
 
 REFUSED = {
     "no run": (["show", "nowhere"], "RUN='nowhere': no checkpoints in"),
-    "no step": (["overrides", "run@3"], "RUN='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
+    "no step": (["overrides", "run@3"], "RUN='run@3': no checkpoint of step 3. Saved steps: 2 or 4."),
     "the second": (["diff", "run", "nowhere"], "B='nowhere': no checkpoints in"),
     "no metadata": (["show", "empty.json"], "RUN=empty.json: not JSON"),
 }

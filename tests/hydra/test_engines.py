@@ -205,7 +205,7 @@ BAD = {
     "timeout_min=-4": "xlstm-hydra: hydra.launcher.timeout_min=-4: must be 1 or more\n",
     "signal_delay_s=3540": "Set hydra.launcher.timeout_min to 61 or more, or hydra.launcher.signal_delay_s below 3540.",
     "timeout_min=1": "so the job would be stopped at the moment it starts. Set hydra.launcher.timeout_min to 4",
-    "gpus_per_task=1": "say the same in two ways",
+    "gpus_per_task=1": "request GPUs in two different ways",
     "mem_gb=-1": "must be greater than 0",
     "timeout=5": "no such key. Did you mean hydra.launcher.timeout_min?",
 }

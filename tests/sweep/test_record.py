@@ -147,7 +147,7 @@ DAMAGED = {
     "NaN": ('{"job": 2, "best": NaN}', "best: NaN is not JSON"),
     "a huge number": ('{"job": 2, "best": 1e999}', "best: 1e999 is too large for a number"),
     "many digits": ('{"job": 2, "steps": ' + "9" * 5000 + "}", "steps: a whole number of 5000 digits"),
-    "duplicate keys": ('{"job": 2, "job": 3}', "job: stands there twice"),
+    "duplicate keys": ('{"job": 2, "job": 3}', "job: duplicate key"),
     "an unknown field": ('{"job": 2, "colour": "red"}', "colour: no such field"),
     "an unknown status": ('{"job": 2, "status": "done"}', "status: expected waiting, running, completed"),
     "no time": ('{"job": 2, "started": "noon"}', "started: expected a time or null, got 'noon'"),

@@ -386,7 +386,7 @@ COMMANDS = {
     "a relative folder": ('[{"arguments": [], "cwd": "../x"}]', "[0].cwd: expected the absolute path of a folder"),
     "a NUL": ('[{"arguments": [], "cwd": "/\\u0000"}]', "[0].cwd: expected the absolute path of a folder"),
     "deep nesting": ("[" * 9000 + "]" * 9000, "nested too deeply to be a list of commands"),
-    "twice": ('[{"arguments": [], "cwd": "/", "cwd": "/"}]', "stands there twice"),
+    "twice": ('[{"arguments": [], "cwd": "/", "cwd": "/"}]', "duplicate key"),
 }
 
 

@@ -66,7 +66,7 @@ def test_the_plan_of_the_run_is_that_of_the_search(folder):
         (["parallel.headroom=1"], "parallel.headroom=1.0: must be less than 1"),
         (["parallel.remat=[mLSTMBlok]"], "Did you mean 'mLSTMBlock'"),
         (["parallel.name=best"], "the name of AutoParallelConfig is auto"),
-        (["task=evaluate", "task.checkpoint=run"], "a layout is chosen by what a step of training takes"),
+        (["task=evaluate", "task.checkpoint=run"], "parallel=auto chooses a layout for training only"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -129,7 +129,7 @@ def test_its_config_is_checked_like_ours(overrides, words):
 
 def test_names_of_modules_that_it_does_not_have_are_refused_when_it_is_built():
     with pytest.raises(
-        ConfigError, match=r"parallel.fsdp_modules='mLSTMBlock': no module class of this model.*GRUBlock"
+        ConfigError, match=r"parallel.fsdp_modules='mLSTMBlock': not a module class of this model.*GRUBlock"
     ):
         run = own("fsdp8")
         run.model.parallel.fsdp_modules = ["mLSTMBlock"]

@@ -227,10 +227,15 @@ with preemption.watched() as watch:
 @pytest.mark.parametrize(
     ("phase", "signals", "status", "words"),
     [
-        ("starting", ["SIGTERM"], STATUS, "SIGTERM: ended while it was compiling or starting; nothing new is saved"),
-        ("saving", ["SIGUSR2", "SIGTERM"], 128 + signal.SIGTERM, "ended at once by a second signal, SIGTERM"),
-        ("starting", ["SIGHUP"], STATUS, "SIGHUP: ended while it was compiling or starting; nothing new is saved"),
-        ("saving", ["SIGHUP", "SIGHUP", "SIGTERM"], 128 + signal.SIGTERM, "ended at once by a second signal, SIGTERM"),
+        ("starting", ["SIGTERM"], STATUS, "SIGTERM: stopped while compiling or starting; nothing new was saved"),
+        ("saving", ["SIGUSR2", "SIGTERM"], 128 + signal.SIGTERM, "stopped immediately by a second signal, SIGTERM"),
+        ("starting", ["SIGHUP"], STATUS, "SIGHUP: stopped while compiling or starting; nothing new was saved"),
+        (
+            "saving",
+            ["SIGHUP", "SIGHUP", "SIGTERM"],
+            128 + signal.SIGTERM,
+            "stopped immediately by a second signal, SIGTERM",
+        ),
     ],
     ids=["first", "second", "a closed terminal", "a terminal that closes twice"],
 )
