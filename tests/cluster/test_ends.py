@@ -9,7 +9,7 @@ import pytest
 from command import run_command
 
 from xlstm_hydra.configs import SlurmLauncherConfig
-from xlstm_hydra.sweep import Outcome, _local, _slurm, _work, finish_sweep, read_record, start_sweep, update_record
+from xlstm_hydra.sweep import Outcome, _slurm, _work, finish_sweep, read_record, start_sweep, update_record
 from xlstm_hydra.sweep import _slurm_states as _states
 from xlstm_hydra.sweep._slurm import teardown
 from xlstm_hydra.sweep._slurm_states import NO_PROGRESS, End
@@ -380,6 +380,6 @@ def test_a_process_on_this_machine_that_was_killed_is_lost_with_its_log(paths, t
     handle = SimpleNamespace(task=lambda number: SimpleNamespace(paths=paths))
     changes = {}
     work = SimpleNamespace(update_fields=changes.update)
-    done = _local._lost(3, handle, work, {3: ["trainer.seed=1"]})
+    done = _work._lost(3, handle, work, {3: ["trainer.seed=1"]})
     assert changes == {3: {"status": "running", "reason": str(done._return_value)}}
     assert str(done._return_value).endswith(f"(was it killed?). Last line: Killed. Log: {paths.stderr}")

@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 import xlstm_hydra.train
 from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
 from xlstm_hydra.hydra import VERSION_BASE
-from xlstm_hydra.sweep import _local
 from xlstm_hydra.sweep import _run_sweep as _sweep
-from xlstm_hydra.sweep._local import _gpus_of_slots
+from xlstm_hydra.sweep import _work
 from xlstm_hydra.sweep._slurm import parameters
+from xlstm_hydra.sweep._work import _gpus_of_slots
 
 MODEL = "embedding_dim=32 num_blocks=1 num_heads=2 context_length=16 chunk_size=8".split()
 TINY = [
@@ -234,7 +234,7 @@ def test_a_launcher_here_that_makes_no_sense_is_refused_before_anything_is_plann
     pytest.importorskip("submitit" if "local" in line else "hydra_plugins.hydra_joblib_launcher")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(_local, "_has_gpus", lambda: False)
+    monkeypatch.setattr(_work, "_has_gpus", lambda: False)
     monkeypatch.setattr(_sweep, "check_points", None)
     done = run_command("-m", *line.split(), "trainer.seed=1,2")
     assert (done.status, done.err.count("\n"), words in done.err) == (2, 1, True), done.err

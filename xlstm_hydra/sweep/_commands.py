@@ -24,9 +24,10 @@ from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
 from xlstm_hydra.runs import replace_file
 
-from ._labels import SUBDIR, key_of
-from ._outcomes import log
-from ._strict_json import Damaged, read_object
+from ._outcomes import Damaged, log, read_object
+
+SUBDIR = "hydra.sweep.subdir"
+"""Key of the folder of a job, which is its number."""
 
 COMMAND_FILE = "command.json"
 """A list of commands, the last one at the end."""
@@ -144,6 +145,11 @@ def append_command(folder: Path) -> None:
     commands.append(Command(sys.argv[1:], Path.cwd()))
     content = [{"arguments": each.arguments, "cwd": str(each.cwd)} for each in commands]
     replace_file(file, json.dumps(content, indent=1) + "\n")
+
+
+def key_of(override: str) -> str:
+    """Return the key that an override changes, without what stands before it for adding or deleting."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def loads_code(arguments: Sequence[str]) -> list[str]:

@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.errors import bug_report, message_of, wants_traceback
 from xlstm_hydra.errors import reason as reason_of
+from xlstm_hydra.hydra import differing
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, is_held, read_metrics_file, replace_file, saved_checkpoints, saved_steps
 
-from ._labels import job_number
+from ._commands import SUBDIR, key_of
 from ._outcomes import (
     COMPLETED,
     FAILED,
@@ -295,6 +296,18 @@ def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
     rows = [line.split() for line in done.stdout.splitlines()]
     queue = {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
     return {job for job, one in submitted.items() if one.cluster_job in queue}
+
+
+def job_number(overrides: Sequence[str], counted: int) -> int:
+    """Return the number of a job in the record of its sweep: that of its folder if the overrides set one, else the one
+    that Hydra has counted."""
+    given = [text.partition("=")[2] for text in overrides if text.startswith(f"{SUBDIR}=")]
+    return int(given[-1]) if given and given[-1].isdecimal() else counted
+
+
+def swept(points: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return the same as values by their keys."""
+    return [{key_of(text): text.partition("=")[2] for text in point} for point in differing(points)]
 
 
 def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded]:

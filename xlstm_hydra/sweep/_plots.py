@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from xlstm_hydra._colours import COLOURS
 from xlstm_hydra.runs import METRICS_FILE
 
-from ._jobs import job_folder, read_metrics
-from ._labels import swept
+from ._jobs import job_folder, read_metrics, swept
 from ._outcomes import COMPLETED, Outcome
 
 MAX_LINES = len(COLOURS) - 1

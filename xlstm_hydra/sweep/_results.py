@@ -20,8 +20,7 @@ from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
 from ._commands import COMMAND_FILE
-from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs
-from ._labels import swept
+from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs, swept
 from ._outcomes import (
     COMPLETED,
     FAILED,
@@ -34,13 +33,14 @@ from ._outcomes import (
     RUNNING,
     STATUSES,
     WAITING,
+    Damaged,
     Outcome,
+    read_object,
     read_record,
     remove_leftovers,
     repair_record,
     update_record,
 )
-from ._strict_json import Damaged, read_object
 from ._sweep_folder import end_sweep, resume_line
 
 DOES_NOT_FIT = 3
@@ -101,7 +101,7 @@ def _print_end(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome]
     plans, others = [one for one in record if one.task == "plan"], [one for one in record if one.task != "plan"]
     fits = True
     if plans:
-        from ._plan_table import compare_plans  # loads JAX
+        from ._plans import compare_plans
 
         fits = compare_plans(folder, plans)
     if others:

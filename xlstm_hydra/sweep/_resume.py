@@ -15,12 +15,10 @@ from xlstm_hydra.own_modules import change_folder
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import kind_of
 
-from ._commands import COMMAND_FILE, Command, loads_code, read_commands
-from ._jobs import reconciled
-from ._labels import key_of, swept
-from ._outcomes import COMPLETED, RECORD_FILE, scan_record
+from ._commands import COMMAND_FILE, Command, key_of, loads_code, read_commands
+from ._jobs import reconciled, swept
+from ._outcomes import COMPLETED, RECORD_FILE, Damaged, scan_record
 from ._results import finish_sweep
-from ._strict_json import Damaged
 from ._sweep_folder import refuse_folders_outside, refuse_sweep_links
 
 RESUME_SWEEP = "resume_sweep"

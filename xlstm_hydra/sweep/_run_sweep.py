@@ -22,11 +22,15 @@ from xlstm_hydra.hydra import (
     Point,
     SweeperConfig,
     SweepLoader,
+    by_job,
     check_points,
+    common,
+    differing,
     hydra_rules,
     interval_types,
     invalid_points,
     is_run,
+    jobs_with,
     launcher_rules,
     split,
 )
@@ -34,8 +38,8 @@ from xlstm_hydra.preemption import waiting_while
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import is_restarted
 
+from ._commands import SUBDIR
 from ._jobs import job_folder, write_traceback
-from ._labels import SUBDIR, invalid_table, refuse_points
 from ._outcomes import (
     FAILED,
     INVALID,
@@ -48,7 +52,7 @@ from ._outcomes import (
     update_fields,
     update_record,
 )
-from ._plan_points import is_planned, plan_points
+from ._plans import is_planned, plan_points
 from ._results import finish_sweep
 from ._resume import RESUME
 from ._sweep_folder import check_job_folder, check_sweep_folder, start_sweep, undo_start
@@ -60,6 +64,9 @@ _JOB_NUMBER = re.compile(r"hydra[.:]job\.(num|id)\b")
 
 CONFIG_FILE = "multirun.yaml"
 """The config of the sweep, in its folder."""
+
+FEW = 4
+"""So many numbers of jobs are listed."""
 
 Jobs = Mapping[int, Sequence[str]]
 """Overrides by the number of the job."""
@@ -174,6 +181,36 @@ def _invalid(config: DictConfig, points: Sequence[Point], on_invalid: OnInvalid)
     if found:
         log.warning("%s", invalid_table(points, found, "skipped"))
     return found
+
+
+def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
+    """Return an error that says why no job was started: in one line if all points have one problem, else in a table."""
+    problems = by_job([point.overrides for point in points], found)
+    if len(problems) == 1 and len(found) == len(points):
+        return ConfigError(problems)
+    skip = "; hydra.sweeper.on_invalid=skip leaves them out" if len(found) < len(points) else ""
+    fix = f"no job was started{skip}"
+    return ConfigError([replace(Problem.about("", invalid_table(points, found, fix)), has_lines=True)])
+
+
+def invalid_table(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:
+    """A table of what is wrong, each thing once with the jobs that have it.
+
+    Args:
+        points: all of them.
+        found: by the numbers of those that have problems.
+        what: becomes of them.
+    """
+    from xlstm_hydra._table import table  # 30 ms
+
+    own = differing([point.overrides for point in points])
+    rows = [("job", "overrides", "reason")]
+    for text, numbers in jobs_with(found).items():
+        which = ", ".join(map(str, numbers)) if len(numbers) <= FEW else f"{len(numbers)} of {len(points)}"
+        which = "all" if len(numbers) == len(points) else which
+        rows.append((which, " ".join(common(own, numbers)), text))
+    lines = table([(f"  {first}", *others) for first, *others in rows], left=range(3))
+    return "\n".join([f"{len(found)} of {len(points)} points are invalid: {what}", *lines])
 
 
 class _Sweep:

@@ -25,7 +25,7 @@ from xlstm_hydra.configs import SlurmLauncherConfig
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._labels import job_number
+from ._jobs import job_number
 from ._outcomes import FAILED, INTERRUPTED, RUNNING, now
 from ._slurm_states import ENDED, NO_PROGRESS, End, describe, end_of, is_blocked, is_held, states
 from ._work import Work, failed, result_of

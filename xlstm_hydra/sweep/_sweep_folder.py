@@ -15,14 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.errors import first_line
-from xlstm_hydra.hydra import SweepLoader
+from xlstm_hydra.hydra import SweepLoader, differing
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import LOCK_FILE as RUN_LOCK
 from xlstm_hydra.runs import RunFolder, lock_folder, refuse_links_out, saved_steps
 
-from ._commands import COMMAND_FILE, append_command
+from ._commands import COMMAND_FILE, SUBDIR, append_command
 from ._jobs import reconciled, running_jobs
-from ._labels import SUBDIR, differing
 from ._outcomes import (
     COMPLETED,
     RECORD_FILE,
