@@ -246,7 +246,7 @@ def test_a_job_that_died_is_lost_and_one_that_holds_its_folder_is_not(tmp_path, 
 
 def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, monkeypatch):
     squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\nprintf '17_0 R\\n17_1 PD\\n17_2 CG\\n'\n")
+    squeue.write_text("#!/bin/sh\nprintf '17_0|RUNNING|None\\n17_1|PENDING|Resources\\n17_2|COMPLETING|None\\n'\n")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     folder = tmp_path / "sweep"

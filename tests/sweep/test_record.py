@@ -87,7 +87,7 @@ def test_writers_that_are_killed_leave_a_whole_record_that_others_go_on_with(tmp
     process.wait()
     update_record(tmp_path, [Outcome(job=299, status="lost")])
     assert read_record(tmp_path)[299].status == "lost"
-    outcomes.remove_leftovers(tmp_path)
+    outcomes.repair_record(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".sweep.lock", "sweep.jsonl"]
 
 
@@ -112,7 +112,7 @@ def test_an_update_parses_none_of_the_jobs_that_it_does_not_change(tmp_path, mon
     job = Outcome(job=0, overrides=[f"a.b.c{number}=1e-3" for number in range(9)], metrics=dict.fromkeys("abcdef", 1.0))
     update_record(tmp_path, [replace(job, job=number) for number in range(1000)])
     parsed = []
-    monkeypatch.setattr(outcomes, "_parsed", lambda line: parsed.append(line) or Outcome(**json.loads(line)))
+    monkeypatch.setattr(outcomes, "parse_outcome", lambda line: parsed.append(line) or Outcome(**json.loads(line)))
     update_record(tmp_path, [replace(job, job=3, status="running")])
     update_fields(tmp_path, {7: {"status": "lost"}})
     assert len(parsed) == 1  # 10 ms for a thousand

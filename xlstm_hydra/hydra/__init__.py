@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from ._options import load_device as load_device
     from ._overrides import shortest_overrides as shortest_overrides
     from ._points import SweepLoader as SweepLoader
-    from ._points import by_job as by_job
     from ._points import check_points as check_points
     from ._points import common as common
     from ._points import differing as differing

@@ -1,15 +1,10 @@
 """Sweeps: points that are checked and planned, jobs and their launchers, one record of all jobs, results at the end."""
 
-from ._jobs import ERROR_FILE as ERROR_FILE
-from ._jobs import JobRecord as JobRecord
-from ._jobs import Unrecorded as Unrecorded
 from ._jobs import record_if_job as record_if_job
 from ._jobs import record_job as record_job
 from ._jobs import resume_job as resume_job
 from ._outcomes import COMPLETED as COMPLETED
 from ._outcomes import FAILED as FAILED
-from ._outcomes import INTERRUPTED as INTERRUPTED
-from ._outcomes import RECORD_FILE as RECORD_FILE
 from ._outcomes import RUNNING as RUNNING
 from ._outcomes import STATUSES as STATUSES
 from ._outcomes import Outcome as Outcome
@@ -31,9 +26,6 @@ from ._study import Study as Study
 from ._study import open_storage as open_storage
 from ._study import storage_errors as storage_errors
 from ._study import storage_url as storage_url
-from ._sweep_folder import check_job_folder as check_job_folder
-from ._sweep_folder import make_sweep_folder as make_sweep_folder
-from ._sweep_folder import refuse_run_folder as refuse_run_folder
 from ._sweep_folder import start_sweep as start_sweep
 from ._work import Work as Work
 from ._work import check_gpus as check_gpus

@@ -20,11 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
 from xlstm_hydra.runs import replace_file
 
-from ._outcomes import Damaged, log, read_object
+from ._outcomes import Damaged, read_object
 
 SUBDIR = "hydra.sweep.subdir"
 """Key of the folder of a job, which is its number."""

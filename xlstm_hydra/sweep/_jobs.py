@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import statistics
-import subprocess
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.errors import bug_report, message_of, wants_traceback
 from xlstm_hydra.errors import reason as reason_of
@@ -36,23 +38,20 @@ from ._outcomes import (
     REFUSED,
     RUNNING,
     WAITING,
+    Damaged,
     Outcome,
     find_outcome,
-    log,
     now,
-    read_outcome,
+    parse_outcome,
     update_record,
-    write_outcome,
 )
+from ._slurm_states import ENDED, states
+
+OUTCOME_FILE = "outcome.json"
+"""The outcome of a job, in its folder."""
 
 ERROR_FILE = "error.txt"
 """The traceback of a job that failed by a bug, in its folder."""
-
-SQUEUE_SECONDS = 20
-"""How long SLURM may take to list its jobs."""
-
-ENDING = "CG"
-"""State of a job that SLURM is clearing away."""
 
 LOST_REASON = "it ended without a result (killed, out of memory, or its node failed?)"
 
@@ -107,7 +106,7 @@ class JobRecord(Unrecorded):
     def _write(self, outcome: Outcome) -> None:
         """In its own folder first, from which the other is mended."""
         with _warns_if_unwritten():
-            write_outcome(self._folder, outcome)
+            replace_file(self._folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
         with _warns_if_unwritten():
             update_record(self._sweep, [outcome])
 
@@ -184,7 +183,7 @@ def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) ->
     """An outcome with what stands in the metrics and checkpoints of the job's folder, and what its task returned."""
     rows, saved = read_metrics(folder / METRICS_FILE), saved_checkpoints(folder)
     newest = saved[max(saved)] if saved else None
-    value = _finite(result)
+    value = finite(result)
     name = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
     found = [(row[name], int(row["step"])) for row in rows if row.get(name) is not None]
     best, best_step = min(found, default=(None, None))
@@ -211,11 +210,11 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
         rows = read_metrics_file(file).rows
     except OSError:
         return []
-    return [{name: int(value) if name == "step" else _finite(value) for name, value in row.items()} for row in rows]
+    return [{name: int(value) if name == "step" else finite(value) for name, value in row.items()} for row in rows]
 
 
-def _finite(value: Any) -> float | None:
-    """A number that JSON can hold."""
+def finite(value: Any) -> float | None:
+    """Return a value as a number that JSON can represent; None if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -239,7 +238,7 @@ def running_jobs(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
     """Return the outcomes, updated from what the jobs have left in their own folders. A job that neither runs nor has
     recorded its end is lost."""
-    found = {one.job: one for file in sweep.glob("*/outcome.json") if (one := _own(file.parent, sweep)) is not None}
+    found = {one.job: one for file in sweep.glob(f"*/{OUTCOME_FILE}") if (one := _own(file.parent, sweep)) is not None}
     taken = [_newer(one, found.get(one.job) or _own(job_folder(sweep, one), sweep)) for one in outcomes]
     taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
     running = {one.job for one in running_jobs(sweep, [one for one in taken if one.status == RUNNING])}
@@ -249,8 +248,10 @@ def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 def _own(folder: Path, sweep: Path) -> Outcome | None:
     """Return what a job has left in its folder, with the folder in which it was found."""
-    own = read_outcome(folder)
-    return None if own is None else replace(own, folder=os.path.relpath(folder, sweep))
+    with suppress(OSError, Damaged):
+        own = parse_outcome((folder / OUTCOME_FILE).read_bytes())
+        return replace(own, folder=os.path.relpath(folder, sweep))
+    return None
 
 
 def _newer(known: Outcome, own: Outcome | None) -> Outcome:
@@ -280,22 +281,18 @@ def _stopped(sweep: Path, outcome: Outcome) -> Outcome:
 def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
     """Return the numbers of the jobs that SLURM runs or will run. If SLURM does not answer, all of them may run; if
     squeue cannot be run, those whose end is not recorded."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
-    except OSError as error:
-        unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
-        if unended:
-            text = "squeue cannot be run here (%s), so jobs whose end is not recorded are assumed to be running"
-            log.warning(f"{text}. Run this on a machine with squeue to see which have ended.", error.strerror)
-        return unended
-    except subprocess.SubprocessError as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()
-        log.warning("squeue does not respond, so submitted jobs are assumed to be running: %s", reason)
+    seen = states(one.cluster_job for one in submitted.values() if one.cluster_job)
+    if seen is not None:
+        queue = {job for job, (state, _) in seen.items() if state not in (*ENDED, "COMPLETING")}
+        return {job for job, one in submitted.items() if one.cluster_job in queue}
+    if shutil.which("squeue") is not None:
+        log.warning("squeue does not respond, so submitted jobs are assumed to be running")
         return {*submitted}
-    rows = [line.split() for line in done.stdout.splitlines()]
-    queue = {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
-    return {job for job, one in submitted.items() if one.cluster_job in queue}
+    unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
+    if unended:
+        text = "squeue cannot be run here, so jobs whose end is not recorded are assumed to be running"
+        log.warning("%s. Run this on a machine with squeue to see which have ended.", text)
+    return unended
 
 
 def job_number(overrides: Sequence[str], counted: int) -> int:

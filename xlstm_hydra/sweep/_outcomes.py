@@ -1,38 +1,31 @@
 """The outcome of each job of a sweep, in its own folder and in one file of the sweep.
 
-A job leaves its outcome as `outcome.json` in its folder, and puts the same into `sweep.jsonl` in the folder of the
-sweep, which has one line for each job from the start on. Where two jobs that cannot lock the file write at once, or a
-job dies, the process that sweeps completes it at the end from the folders of the jobs.
-
-A line that is damaged is reported with its number, and the others are used.
+Each job writes its outcome to `outcome.json` in its folder and to its line of `sweep.jsonl` in the folder of the sweep.
+If two jobs that cannot lock the file write at once, or a job dies, the process that sweeps completes the file at the
+end from the folders of the jobs. A damaged line is reported with its number, and the others are used.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import printable
 from xlstm_hydra.formats import parse
 from xlstm_hydra.problems import ConfigError, Problem, either, nearest, show
 from xlstm_hydra.runs import lock, open_lock, replace_file
 
-log = logging.getLogger("xlstm_hydra")
-
 RECORD_FILE = "sweep.jsonl"
 """One line of JSON for each job, in the folder of the sweep."""
-
-OUTCOME_FILE = "outcome.json"
-"""The same of one job, in its own folder."""
 
 RECORD_LOCK = ".sweep.lock"
 """Held while the record is changed."""
@@ -41,7 +34,6 @@ PATIENCE_SECONDS = 30.0
 """How long a job waits for the lock. One that is never let go, as by a host that hangs, must not hang the others."""
 
 WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed", "failed", "refused"
-
 PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"
 
 STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
@@ -60,52 +52,36 @@ class Outcome:
 
     job: int
     """Its number, from 0, which its folder is named after."""
-
     overrides: list[str] = field(default_factory=list)
     """Those of its point."""
-
     status: str = WAITING
     """One of `STATUSES`."""
-
     reason: str | None = None
     """Why it is not completed, in a line."""
-
     task: str | None = None
     """What it does: train, evaluate, generate or plan."""
-
     folder: str | None = None
     """Its folder, as seen from that of the sweep; null until it starts."""
-
     metric: str | None = None
     """What `best` is: validation_loss, or loss where there is no validation, both in nats; step_seconds of a plan."""
-
     best: float | None = None
     """The lowest value of that."""
-
     best_step: int | None = None
     """The step that had it."""
-
     steps: int | None = None
     """Steps that have been done, as far as they are logged."""
-
     metrics: dict[str, float | None] = field(default_factory=dict)
     """The last value of each column of `metrics.csv`."""
-
     tokens_per_second: float | None = None
     """The median of what was logged."""
-
     checkpoint: str | None = None
     """The newest checkpoint, as seen from the folder of the sweep."""
-
     result: float | None = None
     """What the task returned: the last validation loss of a training run, the seconds of a planned step."""
-
     started: str | None = None
     """When it was started, the last time."""
-
     ended: str | None = None
     """When it ended."""
-
     cluster_job: str | None = None
     """The number of its SLURM job, such as 1234_5."""
 
@@ -152,16 +128,19 @@ def scan_record(folder: Path) -> tuple[list[Outcome], list[Fault]]:
 
 
 def repair_record(folder: Path) -> int:
-    """Report the damaged lines of a record and take them out of it. The file as it was is kept beside it, unless its
-    last line is cut off and nothing else is wrong. Returns the number of these lines."""
+    """Report the damaged lines of a record and take them out of it, and delete what writers that died have left. The
+    file as it was is kept beside it, unless its last line is cut off and nothing else is wrong. Returns the number of
+    damaged lines."""
     file = folder / RECORD_FILE
     with _locked(folder):
+        for leftover in folder.glob(f".{RECORD_FILE}.*"):
+            leftover.unlink(missing_ok=True)
         data = file.read_bytes()
         outcomes, faults = _scanned(data)
         if not faults:
             return 0
         for fault in faults[:_FEW]:
-            log.log(logging.INFO if fault.is_cut else logging.WARNING, "%s, %s; it is left out", file, fault)
+            (log.info if fault.is_cut else log.warning)("%s, %s; it is left out", file, fault)
         if len(faults) > _FEW:
             log.warning("%s: %d more lines are damaged", file, len(faults) - _FEW)
         if not all(fault.is_cut for fault in faults):
@@ -180,7 +159,7 @@ def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
     whole = lines.split(b"\n") if lines else []
     for number, line in enumerate(whole + [rest] * bool(rest), 1):
         try:
-            outcome = _parsed(line)
+            outcome = parse_outcome(line)
         except Damaged as error:
             is_cut = number > len(whole)
             faults.append(Fault(number, "it is cut off, as by a kill" if is_cut else str(error), is_cut))
@@ -212,39 +191,22 @@ def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> Non
     _rewrite(folder, changed)
 
 
-def read_outcome(folder: Path) -> Outcome | None:
-    """Return the outcome that a job has left in its own folder; None if there is none, or only a part of one."""
-    try:
-        return _readable((folder / OUTCOME_FILE).read_bytes())
-    except OSError:
-        return None
+def parse_outcome(line: str | bytes) -> Outcome:
+    """Parse an outcome.
 
-
-def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Leave the outcome of a job in its own folder."""
-    replace_file(folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that died have left half written."""
-    with _locked(folder):
-        for file in folder.glob(f".{RECORD_FILE}.*"):
-            file.unlink(missing_ok=True)
-
-
-def _parsed(line: str | bytes) -> Outcome:
+    Raises:
+        Damaged: a sweep has not written it.
+    """
     content = read_object(line, "an outcome")
-    check_fields(content, fields(Outcome))
-    if content.get("status", WAITING) not in STATUSES:
-        raise Damaged(f"status: expected {either(STATUSES)}, got {show(content['status'])}")
+    if faults := list(_faults(content)):
+        raise Damaged("; ".join(faults))
     return Outcome(**content)
 
 
 def _readable(line: str | bytes | None) -> Outcome | None:
-    try:
-        return None if line is None else _parsed(line)
-    except Damaged:
-        return None
+    with suppress(Damaged):
+        return None if line is None else parse_outcome(line)
+    return None
 
 
 def _line(outcome: Outcome) -> str:
@@ -299,27 +261,20 @@ def _locked(folder: Path) -> Iterator[None]:
 
 # ---- strict JSON
 
-MAX_JOBS = 10**9
-"""No sweep has so many."""
-
-_OR_NULL = " | None"
-
-_CLUSTER_JOB = re.compile(r"[0-9]\w*([_+.]\w+)*", re.ASCII)
-
 
 class Damaged(ValueError):
-    """Text that no sweep has written. The message says what is wrong with it, in one line."""
+    """Text that a sweep has not written. The message says in one line what is wrong with it."""
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return the JSON object that a text is.
+    """Parse a JSON object, which may be damaged or come from someone else.
 
     Args:
         text: the text.
-        what: it should be, for the message.
+        what: the object, for messages.
 
     Raises:
-        Damaged: it is not JSON, or not an object.
+        Damaged: the text is not JSON, or not an object.
     """
     try:
         return parse(text, what, fix="")
@@ -328,28 +283,19 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
         raise Damaged(text.replace(" at line 1, column", " at column")) from None
 
 
-def check_fields(content: Mapping[str, Any], known: Iterable[Field[Any]]) -> None:
-    """Make sure that an object has the fields of a dataclass, with values of their types.
-
-    Raises:
-        Damaged: with every field that is unknown, missing or of another type.
-    """
-    by_name = {one.name: one for one in known}
-    faults = [f"{name}: no such field. {nearest(name, by_name)}" for name in content if name not in by_name]
-    for name, one in by_name.items():
-        if name in content:
-            faults += _faults(name, str(one.type), content[name])
-        elif one.default is MISSING and one.default_factory is MISSING:
-            faults.append(f"{name}: missing")
-    if faults:
-        raise Damaged("; ".join(faults))
-
-
-def _faults(name: str, type_name: str, value: Any) -> Iterator[str]:
-    check, expected = _SPECIAL.get(name) or _KINDS[type_name.removesuffix(_OR_NULL)]
-    is_optional = type_name.endswith(_OR_NULL)
-    if not (check(value) or (is_optional and value is None)):
-        yield f"{name}: expected {expected}{' or null' if is_optional else ''}, got {show(value)}"
+def _faults(content: Mapping[str, Any]) -> Iterator[str]:
+    """The fields of an outcome that are unknown, missing or of another type."""
+    types = {one.name: str(one.type) for one in fields(Outcome)}
+    if "job" not in content:
+        yield "job: missing"
+    for name, value in content.items():
+        if name not in types:
+            yield f"{name}: no such field. {nearest(name, types)}"
+            continue
+        is_valid, expected = _SPECIAL.get(name) or _KINDS[types[name].removesuffix(" | None")]
+        is_optional = types[name].endswith(" | None")
+        if not (is_valid(value) or (is_optional and value is None)):
+            yield f"{name}: expected {expected}{' or null' if is_optional else ''}, got {show(value)}"
 
 
 def _is_number(value: Any) -> bool:
@@ -360,10 +306,6 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_path(value: Any) -> bool:
-    return _is_text(value) and "\0" not in value
-
-
 def _is_time(value: Any) -> bool:
     try:
         return _is_text(value) and datetime.fromisoformat(value).tzinfo is not None
@@ -371,10 +313,9 @@ def _is_time(value: Any) -> bool:
         return False
 
 
-Kind = tuple[Callable[[Any], bool], str]
-"""True for a value of a type, and the name of the type for messages."""
+_CLUSTER_JOB = re.compile(r"[0-9]\w*([_+.]\w+)*", re.ASCII)
 
-_KINDS: dict[str, Kind] = {
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "int": (lambda value: type(value) is int, "a whole number"),
     "float": (_is_number, "a number"),
     "str": (_is_text, "a string"),
@@ -384,14 +325,13 @@ _KINDS: dict[str, Kind] = {
         "names with numbers",
     ),
 }
-"""By the annotation of a field, without `| None`."""
+"""How values are checked, and what messages call them, by the annotation of a field without `| None`."""
 
-_SPECIAL: dict[str, Kind] = {
-    "job": (lambda value: type(value) is int and 0 <= value < MAX_JOBS, "the number of a job"),
-    "folder": (_is_path, "a path"),
-    "checkpoint": (_is_path, "a path"),
-    "started": (_is_time, "a time"),
-    "ended": (_is_time, "a time"),
+_SPECIAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "job": (lambda value: type(value) is int and 0 <= value < 10**9, "the number of a job"),
+    "status": (lambda value: value in STATUSES, either(STATUSES)),
+    **{name: (lambda value: _is_text(value) and "\0" not in value, "a path") for name in ("folder", "checkpoint")},
+    **{name: (_is_time, "a time") for name in ("started", "ended")},
     "cluster_job": (lambda value: _is_text(value) and bool(_CLUSTER_JOB.fullmatch(value)), "the number of a SLURM job"),
 }
-"""By the name of a field."""
+"""The same for fields whose values have a form, by name."""

@@ -6,19 +6,19 @@ import csv
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import printable
 from xlstm_hydra.configs import DeviceConfig, RunConfig, TrainTaskConfig
 from xlstm_hydra.formats import parse
@@ -27,13 +27,11 @@ from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import open_new, replace_file
 
 from ._jobs import job_folder
-from ._outcomes import Outcome
-from ._plots import Bar, plot_plans
+from ._outcomes import FAILED, INVALID, Outcome
+from ._plots import PlanRow, plot_plans
 
 if TYPE_CHECKING:
     from xlstm_hydra.devices import DetectedDevices
-
-log = logging.getLogger(__name__)
 
 HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher", "RayLauncher")
 """Classes of launchers whose jobs run on this machine."""
@@ -50,11 +48,8 @@ print("\\n" + json.dumps(asdict(detect_devices())))
 """A program that prints which devices there are."""
 
 
-class _Devices(NamedTuple):
-    """The devices of the job of a point."""
-
-    number: int
-    device: DeviceConfig
+_Devices = tuple[int, DeviceConfig]
+"""The number of devices of a job, and what each of them is."""
 
 
 def is_planned(run: RunConfig) -> bool:
@@ -165,13 +160,13 @@ class _Finder:
         found = local_devices(run.trainer.simulated_devices)
         if self.per_job is not None and found.platform == "gpu":
             found = replace(found, number=self.per_job, per_host=self.per_job)
-        return _Devices(found.number, device_of(found, run.device))
+        return found.number, device_of(found, run.device)
 
     def _on_cluster(self, run: RunConfig) -> _Devices | None:
         number = self.requested or run.known_devices()
         if run.device is None or run.trainer.simulated_devices is not None or number is None:
             return None
-        return _Devices(number, run.device)
+        return number, run.device
 
 
 def _requested(launcher: DictConfig) -> int | None:
@@ -232,38 +227,7 @@ HEAD = (
 )
 """The first line of the table, with short names of the kinds of memory."""
 
-FITS, TOO_LARGE, INVALID, FAILED = "fits", "does not fit", "invalid", "failed"
-
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Row:
-    """The plan of one job."""
-
-    job: int
-    overrides: str
-    """Those that not all jobs have."""
-    verdict: str
-    """fits, does not fit, invalid, or failed."""
-    reason: str = ""
-    """The rules that an invalid config breaks, or the error of a job that failed."""
-    memory: dict[str, int] | None = None
-    """Bytes on each device, by kind."""
-    total: int | None = None
-    """All of them."""
-    headroom: int | None = None
-    """Bytes of a device that stay free; negative where it does not fit."""
-    device: str | None = None
-    device_memory: int | None = None
-    """Bytes that a program can use of a device."""
-    num_devices: int | None = None
-    step_seconds: float | None = None
-    """The lower bound of the time of a step."""
-    tokens_per_second: float | None = None
-    """The upper bound of the tokens of all devices."""
-    bound_by: str | None = None
-    """What the bounds come from: compute, memory or network."""
+FITS, TOO_LARGE = "fits", "does not fit"
 
 
 def compare_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
@@ -282,12 +246,12 @@ def compare_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
     print("", *_lines(rows), sep="\n")
     _write_csv(rows, MEMORY_KINDS, folder / "plans.csv")
     replace_file(folder / "plans.json", json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    written = ["plans.csv", "plans.json", *plot_plans(folder, list(MEMORY_KINDS.values()), list(map(_bar, rows)))]
+    written = ["plans.csv", "plans.json", *plot_plans(folder, list(MEMORY_KINDS.values()), rows)]
     print(f"written: {', '.join(written)} in {folder}")
     return any(row.verdict == FITS for row in rows)
 
 
-def _rows(folder: Path, plans: Sequence[Outcome], kinds: Iterable[str]) -> Iterator[Row]:
+def _rows(folder: Path, plans: Sequence[Outcome], kinds: Iterable[str]) -> Iterator[PlanRow]:
     from xlstm_hydra.plan import PLAN_FILE
 
     for one, own in zip(plans, differing([one.overrides for one in plans]), strict=True):
@@ -295,16 +259,16 @@ def _rows(folder: Path, plans: Sequence[Outcome], kinds: Iterable[str]) -> Itera
         try:
             yield _row(one.job, overrides, parse(file.read_bytes(), "a plan", fix=""), kinds)
         except OSError:
-            yield Row(one.job, overrides, FAILED, one.reason or one.status)
+            yield PlanRow(one.job, overrides, FAILED, one.reason or one.status)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            yield Row(one.job, overrides, FAILED, f"{file} cannot be read: {error}")
+            yield PlanRow(one.job, overrides, FAILED, f"{file} cannot be read: {error}")
 
 
-def _row(job: int, overrides: str, content: dict[str, Any], kinds: Iterable[str]) -> Row:
+def _row(job: int, overrides: str, content: dict[str, Any], kinds: Iterable[str]) -> PlanRow:
     if "problems" in content:
-        return Row(job, overrides, INVALID, "; ".join(content["problems"]))
+        return PlanRow(job, overrides, INVALID, "; ".join(content["problems"]))
     memory, time = content["memory"], content["time"]
-    row = Row(
+    row = PlanRow(
         job,
         overrides,
         FITS if content["fits"] else TOO_LARGE,
@@ -330,7 +294,7 @@ def _row(job: int, overrides: str, content: dict[str, Any], kinds: Iterable[str]
 # ---- text
 
 
-def _lines(rows: Sequence[Row]) -> Iterator[str]:
+def _lines(rows: Sequence[PlanRow]) -> Iterator[str]:
     """The table, and under it why some have no figures."""
     from xlstm_hydra._table import table
 
@@ -344,7 +308,7 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
 _ENDS = {INVALID: "is invalid", FAILED: "failed"}
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: PlanRow) -> tuple[str, ...]:
     from xlstm_hydra._table import gib, in_ms
 
     memory = [""] * (HEAD.index("step") - HEAD.index("params"))
@@ -356,14 +320,14 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (str(row.job), row.overrides, *memory, step, rate, row.bound_by or "", row.verdict)
 
 
-def _devices(rows: Sequence[Row]) -> str:
+def _devices(rows: Sequence[PlanRow]) -> str:
     from xlstm_hydra._table import gib
 
     kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
     return printable(f", {' or '.join(f'{name} with {gib(size)}' for name, size in kinds)}") if kinds else ""
 
 
-def _write_csv(rows: Sequence[Row], kinds: Iterable[str], file: Path) -> None:
+def _write_csv(rows: Sequence[PlanRow], kinds: Iterable[str], file: Path) -> None:
     sizes = [f"{kind}_bytes" for kind in (*kinds, "total", "headroom", "device_memory")]
     names = ["job", "overrides", "verdict", "reason", "num_devices", "device", *sizes]
     names += ["step_seconds", "tokens_per_second", "bound_by"]
@@ -374,9 +338,3 @@ def _write_csv(rows: Sequence[Row], kinds: Iterable[str], file: Path) -> None:
             flat = asdict(row) | (row.memory or {})
             del flat["memory"]
             writer.writerow({name: flat.get(name.removesuffix("_bytes")) for name in names})
-
-
-def _bar(row: Row) -> Bar:
-    limit = None if row.device_memory is None else row.device_memory / GIB
-    sizes = [size / GIB for size in (row.memory or {}).values()]
-    return Bar(row.overrides or f"job {row.job}", sizes, limit, row.verdict)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra._colours import COLOURS
 from xlstm_hydra.runs import METRICS_FILE
 
-from ._jobs import job_folder, read_metrics, swept
+from ._jobs import finite, job_folder, read_metrics, swept
 from ._outcomes import COMPLETED, Outcome
 
 MAX_LINES = len(COLOURS) - 1
@@ -44,15 +45,33 @@ class Line(NamedTuple):
     best: dict[float, list[float]]
 
 
-class Bar(NamedTuple):
-    """The memory of a planned job, by kind."""
+@dataclass(frozen=True)
+class PlanRow:
+    """The plan of one job."""
 
-    label: str
-    sizes: Sequence[float]
-    """GiB on a device."""
-    limit: float | None
-    """GiB that a device has."""
+    job: int
+    overrides: str
+    """Those that not all jobs have."""
     verdict: str
+    """fits, does not fit, invalid, or failed."""
+    reason: str = ""
+    """The rules that an invalid config breaks, or the error of a job that failed."""
+    memory: dict[str, int] | None = None
+    """Bytes on each device, by kind."""
+    total: int | None = None
+    """All of them."""
+    headroom: int | None = None
+    """Bytes of a device that stay free; negative where it does not fit."""
+    device: str | None = None
+    device_memory: int | None = None
+    """Bytes that a program can use of a device."""
+    num_devices: int | None = None
+    step_seconds: float | None = None
+    """The lower bound of the time of a step."""
+    tokens_per_second: float | None = None
+    """The upper bound of the tokens of all devices."""
+    bound_by: str | None = None
+    """What the bounds come from: compute, memory or network."""
 
 
 def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
@@ -74,31 +93,32 @@ def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
     return _save(figure, folder, "sweep")
 
 
-def plot_plans(folder: Path, kinds: Sequence[str], bars: Sequence[Bar]) -> list[str]:
+def plot_plans(folder: Path, kinds: Sequence[str], plans: Sequence[PlanRow]) -> list[str]:
     """Plot plans as stacked bars, with a line for the memory of a device, in the folder of the sweep. Return the names
     of the files.
 
     Args:
         folder: that of the sweep.
         kinds: of memory, in words.
-        bars: of all jobs; one without a plan has no sizes.
+        plans: of all jobs.
     """
-    if not _has_matplotlib() or not any(bar.sizes for bar in bars):
+    if not _has_matplotlib() or not any(plan.memory for plan in plans):
         return []
-    figure = _new_figure(10, 1.8 + 0.4 * len(bars))
+    figure = _new_figure(10, 1.8 + 0.4 * len(plans))
     axes = figure.add_subplot()
-    rows, ends = range(len(bars)), [0.0] * len(bars)
-    for number, (kind, colour) in enumerate(zip(kinds, COLOURS, strict=True)):
-        sizes = [bar.sizes[number] if bar.sizes else 0.0 for bar in bars]
-        axes.barh(rows, sizes, left=ends, color=colour, label=kind)
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    for row, end, bar in zip(rows, ends, bars, strict=True):
-        axes.text(end, row, f" {f'{end:.1f}, {bar.verdict}' if bar.sizes else bar.verdict}", va="center")
-        if bar.limit is not None:
-            axes.vlines(bar.limit, row - 0.5, row + 0.5, color="black")
-    axes.set_yticks(rows, [bar.label for bar in bars])
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, 1.25 * max(*ends, *(bar.limit or 0.0 for bar in bars)))
+    sizes = [[size / 2**30 for size in (plan.memory or dict.fromkeys(kinds, 0)).values()] for plan in plans]
+    limits = [None if plan.device_memory is None else plan.device_memory / 2**30 for plan in plans]
+    ends = [0.0] * len(plans)
+    for kind, colour, column in zip(kinds, COLOURS, zip(*sizes, strict=True), strict=True):
+        axes.barh(range(len(plans)), column, left=ends, color=colour, label=kind)
+        ends = [end + size for end, size in zip(ends, column, strict=True)]
+    for row, (plan, end, limit) in enumerate(zip(plans, ends, limits, strict=True)):
+        axes.text(end, row, f" {f'{end:.1f}, ' if plan.memory else ''}{plan.verdict}", va="center")
+        if limit is not None:
+            axes.vlines(limit, row - 0.5, row + 0.5, color="black")
+    axes.set_yticks(range(len(plans)), [plan.overrides or f"job {plan.job}" for plan in plans])
+    axes.set_ylim(len(plans) - 0.5, -0.5)
+    axes.set_xlim(0, 1.25 * max(*ends, *(limit or 0.0 for limit in limits)))
     axes.set_xlabel("GiB on a device; the line is what it has")
     figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return _save(figure, folder, "plans")
@@ -164,15 +184,7 @@ def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> di
 
 def _numbers(point: dict[str, str]) -> dict[str, Any]:
     """A point with its numbers as such."""
-    return {key: value if (number := _number(value)) is None else number for key, value in point.items()}
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    return {key: value if (number := finite(value)) is None else number for key, value in point.items()}
 
 
 def _label(one: Outcome, point: dict[str, Any], points: Iterable[dict[str, Any]]) -> str:

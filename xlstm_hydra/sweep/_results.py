@@ -37,7 +37,6 @@ from ._outcomes import (
     Outcome,
     read_object,
     read_record,
-    remove_leftovers,
     repair_record,
     update_record,
 )
@@ -88,7 +87,6 @@ def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
 def _complete_record(folder: Path) -> OSError | None:
     """Write the outcomes of all jobs into the record. Return the error if it cannot be written, as on a full disk."""
     try:
-        remove_leftovers(folder)
         repair_record(folder)
         update_record(folder, reconciled(folder, read_record(folder)))
     except OSError as error:

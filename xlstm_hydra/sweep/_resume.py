@@ -75,7 +75,9 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     refuse_folders_outside(folder, known, RESUME_SWEEP)
     record = reconciled(folder, known)
     typed = [text for text in arguments if text not in (*named, TRUST, "-m", "--multirun")]
-    _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
+    searched = {key for point in swept([one.overrides for one in record]) for key in point}
+    if problems := list(_conflicts(typed, searched)):
+        raise ConfigError(problems)
     is_whole = bool(known) and len(record) >= len(known) + len(faults)  # else it is not known how many jobs there were
     if is_whole and all(one.status == COMPLETED for one in record):
         print(f"nothing is missing: all {len(record)} jobs are completed")
@@ -96,14 +98,8 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     return [*before, *own, *([] if is_trusted else _new_submitit_folder(folder, [*before, *typed])), *typed]
 
 
-def _refuse_others(typed: Sequence[str], points: set[str]) -> None:
-    """Make sure that the jobs which are run now are trained as those which are completed."""
-    problems = list(_problems(typed, points))
-    if problems:
-        raise ConfigError(problems)
-
-
-def _problems(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
+def _conflicts(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
+    """The arguments that would have the jobs run now differ from the completed ones."""
     for text in typed:
         if text.startswith("--from") or text.startswith("resume="):
             yield Problem.about(f"{RESUME_SWEEP} and {key_of(text)}", "cannot be given together", "Choose one.")

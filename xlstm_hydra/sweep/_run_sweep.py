@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,13 +15,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.errors import reason
 from xlstm_hydra.hydra import (
     OnInvalid,
     Point,
     SweeperConfig,
     SweepLoader,
-    by_job,
     check_points,
     common,
     differing,
@@ -56,8 +55,6 @@ from ._plans import is_planned, plan_points
 from ._results import finish_sweep
 from ._resume import RESUME
 from ._sweep_folder import check_job_folder, check_sweep_folder, start_sweep, undo_start
-
-log = logging.getLogger(__name__)
 
 _JOB_NUMBER = re.compile(r"hydra[.:]job\.(num|id)\b")
 """What stands in a config that asks for the number of its job."""
@@ -185,9 +182,9 @@ def _invalid(config: DictConfig, points: Sequence[Point], on_invalid: OnInvalid)
 
 def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
     """Return an error that says why no job was started: in one line if all points have one problem, else in a table."""
-    problems = by_job([point.overrides for point in points], found)
-    if len(problems) == 1 and len(found) == len(points):
-        return ConfigError(problems)
+    texts = jobs_with(found)
+    if len(texts) == 1 and len(found) == len(points):
+        return ConfigError([Problem.about("", *texts)])
     skip = "; hydra.sweeper.on_invalid=skip leaves them out" if len(found) < len(points) else ""
     fix = f"no job was started{skip}"
     return ConfigError([replace(Problem.about("", invalid_table(points, found, fix)), has_lines=True)])

@@ -7,7 +7,6 @@ stopped there again without a new step.
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import shlex
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import SlurmLauncherConfig
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError, Problem
@@ -29,8 +29,6 @@ from ._jobs import job_number
 from ._outcomes import FAILED, INTERRUPTED, RUNNING, now
 from ._slurm_states import ENDED, NO_PROGRESS, End, describe, end_of, is_blocked, is_held, states
 from ._work import Work, failed, result_of
-
-log = logging.getLogger(__name__)
 
 _SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
 

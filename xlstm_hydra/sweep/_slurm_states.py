@@ -129,8 +129,8 @@ def _signal_name(number: int) -> str:
 
 def states(jobs: Iterable[str]) -> dict[str, tuple[str, str]] | None:
     """State and reason of each job that the queue knows; None where it does not answer."""
-    wanted = sorted({job.partition("_")[0] for job in jobs})
-    done = _ask("squeue", "--array", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(wanted)}")
+    wanted = ",".join(sorted({job.partition("_")[0] for job in jobs}))
+    done = _ask("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={wanted}")
     if done is None or (done.returncode and "Invalid job id" not in done.stderr):
         return None
     lines = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)

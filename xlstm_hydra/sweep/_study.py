@@ -31,8 +31,6 @@ from ._outcomes import COMPLETED, RECORD_FILE, read_record
 from ._results import finish_sweep
 from ._sweep_folder import check_job_folder, make_sweep_folder, refuse_run_folder
 
-_DIRECTIONS = ("minimize", "maximize")
-
 _NOTHING_FOUND = ("No trials are completed", "Record does not exist")
 """Messages of versions of Optuna about a study without a completed trial."""
 
@@ -70,15 +68,10 @@ class StudyConfig(ConfigDict):
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> StudyConfig:
-        """Read the settings that the sweeper got.
-
-        Raises:
-            ConfigError: with every wrong value.
-        """
-        known = {each.name for each in fields(StudyConfig)}
-        plain = {key: _plain(value) for key, value in settings.items() if key in known}
+        """Read the settings that the sweeper got, or raise a ConfigError with every wrong value."""
+        names = [each.name for each in fields(StudyConfig) if each.name in settings]
         try:
-            return StudyConfig(**plain)
+            return StudyConfig(**{name: _plain(settings[name]) for name in names})
         except ConfigError as error:
             raise ConfigError([problem.at("hydra.sweeper") for problem in error.problems]) from None
 
@@ -87,7 +80,7 @@ class StudyConfig(ConfigDict):
         yield from at_least(self, 1, "n_trials", "n_jobs")
         yield from at_least(self, 0, "max_failure_rate")
         yield from below(self, 1, "max_failure_rate", inclusive=True)
-        if self.direction not in (*_DIRECTIONS, *([one] for one in _DIRECTIONS)):
+        if self.direction not in ("minimize", "maximize", ["minimize"], ["maximize"]):
             text = "must be minimize or maximize: the result of a run is one number"
             yield Problem({"direction": self.direction}, text)
         yield from self._objects()
@@ -117,11 +110,7 @@ class StudyConfig(ConfigDict):
             yield Problem(given, "is not a function", fix)
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:
-        """Return the overrides of `params`, then those of the command line.
-
-        Raises:
-            ConfigError: with each that Hydra cannot read.
-        """
+        """Parse the overrides of `params`, then those of the command line. Raise a ConfigError if one is malformed."""
         parser, found, problems = OverridesParser.create(), [], []
         for text in (*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments):
             try:
@@ -174,7 +163,7 @@ class Study:
         Raises:
             ConfigError: there is nothing to search, what all trials share is wrong, or the database cannot be opened.
         """
-        self.check(arguments)
+        self._check(arguments)
         with make_sweep_folder(self.folder):
             if isinstance(self.storage, str):
                 open_storage(self.storage, self.config.hydra.sweep.dir)
@@ -187,12 +176,8 @@ class Study:
         with _reported(self.folder), errors:
             self.theirs.sweep([text for text in arguments if text not in fixed])
 
-    def check(self, arguments: Sequence[str]) -> None:
-        """Make sure that there is something to search, and that nothing is wrong with what all trials share.
-
-        Raises:
-            ConfigError: there is not, or something is.
-        """
+    def _check(self, arguments: Sequence[str]) -> None:
+        """Make sure that there is something to search, and that nothing is wrong with what all trials share."""
         overrides = self.settings.overrides(arguments)
         fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
         searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
@@ -249,11 +234,7 @@ def _next_number(folder: Path) -> int:
 
 
 def _check_objective(config: DictConfig) -> None:
-    """Make sure that a run has a result to minimise.
-
-    Raises:
-        ConfigError: it has none.
-    """
+    """Make sure that a run has a result to minimize."""
     task, batches = (OmegaConf.select(config, key) for key in ("task.name", "trainer.eval_batches"))
     if task == "generate":
         fix = "Choose task=train, evaluate or plan."
@@ -276,9 +257,9 @@ _FIXES = {
     "readonly": "Choose a folder and a file that can be written.",
     "unable to open": "Choose a file in a folder that exists and can be written.",
     "full": "Free some disk space.",
+    "": "Choose another storage, such as the default, a file in the folder of the sweep.",
 }
-
-_HERE = "Choose another storage, such as the default, a file in the folder of the sweep."
+"""Ways out, by a part of the error."""
 
 
 class StorageError(OSError):
@@ -286,12 +267,8 @@ class StorageError(OSError):
 
 
 def storage_url(storage: str, sweep: str) -> str:
-    """The URL of a study's database, in which the characters of the sweep's folder stand for themselves.
-
-    Args:
-        storage: as composed, such as `sqlite:///a?b/study.db`.
-        sweep: the folder of the sweep, such as `a?b`.
-    """
+    """Return the URL of a study's database with the special characters of the folder `sweep` escaped: the composed one
+    may be `sqlite:///a?b/study.db`."""
     path = storage.removeprefix(SQLITE)
     if path == storage or not path.startswith(sweep) or not _SPECIAL & {*sweep}:
         return storage
@@ -302,17 +279,12 @@ def storage_url(storage: str, sweep: str) -> str:
 def open_storage(storage: str, sweep: str) -> None:
     """Open the database of a study for writing, and close it.
 
-    Args:
-        storage: as composed.
-        sweep: the folder of the sweep.
-
     Raises:
         ConfigError: it cannot be opened.
     """
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
-    failures = (SQLAlchemyError, sqlite3.Error, ImportError, OSError, RuntimeError, ValueError)
     try:
         study = RDBStorage(storage_url(storage, sweep))
         engine: Any = study.engine
@@ -322,10 +294,10 @@ def open_storage(storage: str, sweep: str) -> None:
                 connection.cursor().execute("CREATE TABLE is_it_writable (answer INTEGER)")
                 connection.rollback()
         study.remove_session()
-    except failures as error:
+    except (SQLAlchemyError, sqlite3.Error, ImportError, OSError, RuntimeError, ValueError) as error:
         shown = _without_password(storage)
         text = _reason(error).replace(storage, shown)
-        fix = next((fix for words, fix in _FIXES.items() if words in text), _HERE)
+        fix = next(fix for words, fix in _FIXES.items() if words in text)
         problem = Problem({"hydra.sweeper.storage": shown}, f"the database of the study cannot be opened: {text}", fix)
         raise ConfigError([problem]) from None
 

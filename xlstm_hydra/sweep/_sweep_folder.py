@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.errors import first_line
 from xlstm_hydra.hydra import SweepLoader, differing
@@ -28,7 +29,6 @@ from ._outcomes import (
     RECORD_LOCK,
     WAITING,
     Outcome,
-    log,
     read_record,
     repair_record,
     update_record,

@@ -23,12 +23,13 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import LocalLauncherConfig
 from xlstm_hydra.hydra import overrides_of_other
 from xlstm_hydra.problems import ConfigError, Problem
 
 from ._jobs import job_number
-from ._outcomes import RECORD_FILE, RUNNING, log, update_fields
+from ._outcomes import RECORD_FILE, RUNNING, update_fields
 from ._slurm_states import describe_logs
 
 _PARENT_DEATH_SIGNAL = 1
