@@ -107,7 +107,7 @@ def test_the_option_optuna_is_ours_in_our_command_and_the_plugins_in_other_apps(
 
 LR = "optimizer.lr=interval(0,1)"
 DOOMED_STUDIES = {
-    "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: no validation loss is measured"),
+    "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: a study minimizes the validation loss"),
     "no result": ([LR, "task=generate", "task.checkpoint=x"], "task='generate': has no result"),
     "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: there is nothing to search"),
     "no trial": ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
@@ -224,7 +224,7 @@ def test_a_job_that_makes_no_sense_is_refused_and_nothing_is_submitted(setting, 
 
 BAD_HERE = {
     "hydra/launcher=local hydra.launcher.jobs_at_once=0": "hydra.launcher.jobs_at_once=0: must be 1 or more",
-    "hydra/launcher=local hydra.launcher.gpus_per_job=4": "hydra.launcher.gpus_per_job=4: there are no GPUs here",
+    "hydra/launcher=local hydra.launcher.gpus_per_job=4": "hydra.launcher.gpus_per_job=4: this machine has no GPUs",
     "hydra/launcher=joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0: must not be 0",
 }
 
@@ -253,7 +253,7 @@ def test_more_gpus_than_there_are_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     done = run_command("-m", "hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra.launcher.gpus_per_job=2")
-    assert done.status == 2 and "4 GPUs are needed, and 3 can be used here (CUDA_VISIBLE_DEVICES=4,5,6)" in done.err
+    assert done.status == 2 and "4 GPUs are required, but 3 are available here (CUDA_VISIBLE_DEVICES=4,5,6)" in done.err
     two = LocalLauncherConfig(jobs_at_once=3, submitit_folder="")
     assert _gpus_of_slots(two) == [[4], [5], [6]]
 
@@ -263,7 +263,7 @@ def test_a_machine_without_slurm_is_told_and_nothing_is_submitted(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     done = run_command("-m", "hydra/launcher=slurm", "trainer.seed=1,2")
-    assert done.status == 2 and "there is no SLURM here (no sbatch and srun)" in done.err
+    assert done.status == 2 and "there is no SLURM here (sbatch or srun not found)" in done.err
 
 
 @pytest.mark.slow

@@ -72,13 +72,13 @@ def test_a_folder_that_has_a_sweep_is_refused_before_anything_is_planned(jobs, m
     monkeypatch.setattr(_sweep, "check_points", None)
     done = run_command("-m", "trainer.seed=2", SIMULATED, FOLDER)
     assert (done.status, len(jobs)) == (2, 1)
-    assert "a sweep is recorded there already, with 1 jobs, 1 of them completed" in done.err
+    assert "already contains a sweep with 1 jobs, 1 of them completed" in done.err
 
 
 BAD_SUBDIRS = {
     "${nope}": "hydra.sweep.subdir='${nope}': refers to a key that does not exist: nope",
     "/proc/${hydra.job.num}": "hydra.sweep.subdir='/proc/${hydra.job.num}': cannot be written: No such file",
-    "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Leave it out",
+    "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Remove it",
 }
 
 
@@ -126,8 +126,8 @@ def test_points_that_do_not_fit_stop_the_sweep_in_one_table(jobs):
     batch = f"trainer.batch_size=8,{TOO_LARGE}"
     done = run_command("-m", batch, "trainer.seed=1,2", SIMULATED)
     assert (done.status, jobs) == (2, [])
-    head, _, row = done.err.splitlines()
-    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip leaves them out")
+    head, row = done.err.splitlines()
+    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip skips them")
     assert f"trainer.batch_size={TOO_LARGE}" in row and "trainer.ignore_plan=false: a step needs " in row
 
 
@@ -211,14 +211,16 @@ def test_what_cannot_be_planned_is_said_in_a_line(compose, caplog):
     caplog.set_level(logging.INFO)
     assert _plans.plan_points({0: run_of(compose)}, launcher(nodes=1)) == {}
     [line] = caplog.messages
-    assert line.startswith("the points are not planned: the devices of their jobs are not known here; device=h100_80gb")
+    assert line.startswith(
+        "the points are not planned: the devices of their jobs are not known here. Set device, such as device=h100_80gb"
+    )
 
 
 def test_a_point_that_cannot_be_planned_is_launched_all_the_same_and_that_is_said(compose, monkeypatch, caplog):
     monkeypatch.setattr(xlstm_hydra.plan, "make_plan", None)
     here = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
     assert _plans.plan_points({3: run_of(compose, SIMULATED)}, here) == {}
-    assert caplog.messages[0].startswith("job 3 cannot be planned, and will be launched without a plan: TypeError: ")
+    assert caplog.messages[0].startswith("job 3 cannot be planned and will be launched without a plan: TypeError: ")
 
 
 # ---- launching

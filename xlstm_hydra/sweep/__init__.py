@@ -1,4 +1,4 @@
-"""Sweeps: points that are checked and planned, jobs and their launchers, one record of all jobs, results at the end."""
+"""Sweeps: check and plan points, launch jobs, record their outcomes, and report the results."""
 
 from ._jobs import record_if_job as record_if_job
 from ._jobs import record_job as record_job

@@ -1,4 +1,4 @@
-"""Plan the points of a sweep on the devices that their jobs will have, before the first one starts."""
+"""Plan the points of a sweep for the devices of their jobs, before any job starts, and compare plans in a table."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from xlstm_hydra.devices import DetectedDevices
 
 HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher", "RayLauncher")
-"""Classes of launchers whose jobs run on this machine."""
+"""Launcher classes whose jobs run on this machine."""
 
 MAX_WAYS_OUT = 3
-"""For so many plans that do not fit, it is reported what would fit."""
+"""Number of plans that do not fit for which changes are suggested."""
 
 _FIND_DEVICES = """
 import json, sys
@@ -45,46 +45,46 @@ from dataclasses import asdict
 from xlstm_hydra.devices import detect_devices
 print("\\n" + json.dumps(asdict(detect_devices())))
 """
-"""A program that prints which devices there are."""
+"""A program that prints the devices that JAX detects."""
 
 
 _Devices = tuple[int, DeviceConfig]
-"""The number of devices of a job, and what each of them is."""
+"""The number of devices of a job, and their kind."""
 
 
 def is_planned(run: RunConfig) -> bool:
-    """True if a run is refused if it does not fit."""
+    """True if a run is planned, and rejected if it does not fit."""
     return isinstance(run.task, TrainTaskConfig) and not run.trainer.ignore_plan
 
 
 def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int, list[Problem]]:
-    """Plan the runs of points, those with the same plan once.
+    """Plan the runs of points. Runs with the same plan are planned once.
 
     Args:
-        runs: by the numbers of the points.
-        launcher: the config of what will run them.
+        runs: the runs by the number of the point.
+        launcher: the config of the launcher.
 
     Returns:
-        What is wrong with those that cannot run, by their numbers.
+        The problems of the runs that cannot start, by the number of the point.
     """
     if not runs:
         return {}
     from xlstm_hydra.plan import PlanError, planning
-    from xlstm_hydra.step import plan_key  # JAX wakes up here
+    from xlstm_hydra.step import plan_key  # loads JAX
 
     find = _Finder(launcher)
     devices = {number: found for number, run in runs.items() if (found := find.devices(run)) is not None}
     _log_unplanned(runs, devices)
     keys = {number: (plan_key(runs[number]), repr(found)) for number, found in devices.items()}
     if (plans := len(set(keys.values()))) > 1:
-        log.info("planning %d points, which have %d different plans", len(keys), plans)
+        log.info("planning %d points with %d different plans", len(keys), plans)
     problems: dict[Any, list[Problem]] = {}
     failures: dict[Any, str] = {}
     for number, key in keys.items():
         if key not in problems:
             ways_out = sum(map(bool, problems.values())) < MAX_WAYS_OUT
             try:
-                with planning():  # nor does a failure of the user's model in it stop the sweep
+                with planning():  # a failure in the user's model does not stop the sweep
                     problems[key] = _problems(runs[number], devices[number], ways_out)
             except PlanError as error:
                 problems[key], failures[key] = [], error.reason
@@ -97,18 +97,18 @@ def _report_failures(reasons: Mapping[int, str]) -> None:
     for reason in dict.fromkeys(reasons.values()):
         numbers = [number for number, other in reasons.items() if other == reason]
         jobs = f"job{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
-        log.warning("%s cannot be planned, and will be launched without a plan: %s", jobs, reason)
+        log.warning("%s cannot be planned and will be launched without a plan: %s", jobs, reason)
 
 
 def _log_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices]) -> None:
     if left := len(runs) - len(devices):
         which = "the points are" if left == len(runs) else f"{left} of {len(runs)} points are"
-        fix = "device=h100_80gb (or another) says what the cluster has, hydra.launcher.gpus_per_node how many of them"
-        log.info("%s not planned: the devices of their jobs are not known here; %s", which, fix)
+        fix = "Set device, such as device=h100_80gb, and hydra.launcher.gpus_per_node."
+        log.info("%s not planned: the devices of their jobs are not known here. %s", which, fix)
 
 
 def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
-    """Return why a run cannot be started on those devices."""
+    """Return the problems that keep a run from starting on its devices."""
     from xlstm_hydra.configs import resolve_classes
     from xlstm_hydra.devices import no_accelerator
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
@@ -129,7 +129,7 @@ def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem
 
 
 def write_refusal(error: ConfigError, folder: Path) -> None:
-    """Leave in the folder of a job that was to make a plan why its config has none."""
+    """Write the problems of a config that cannot be planned to the folder of its job."""
     from xlstm_hydra.plan import FORMAT, PLAN_FILE, VERSION  # loads JAX
 
     content = {"format": FORMAT, "version": VERSION, "problems": [str(problem) for problem in error.problems]}
@@ -140,7 +140,7 @@ def write_refusal(error: ConfigError, folder: Path) -> None:
 
 
 class _Finder:
-    """Finds the devices that jobs have, once for those that request the same."""
+    """Find the devices of jobs, once for all jobs that request the same."""
 
     def __init__(self, launcher: DictConfig) -> None:
         self.is_here = str(launcher._target_).rpartition(".")[2] in HERE
@@ -170,7 +170,7 @@ class _Finder:
 
 
 def _requested(launcher: DictConfig) -> int | None:
-    """Return how many GPUs a launcher requests from a cluster for each job."""
+    """Return the number of GPUs that a launcher requests from a cluster for each job."""
     asked: Any = {key: OmegaConf.select(launcher, key) for key in ("nodes", "tasks_per_node", "gpus_per_node", "gres")}
     nodes, tasks = asked["nodes"] or 1, asked["tasks_per_node"] or 1
     of_task = OmegaConf.select(launcher, "gpus_per_task") or 0
@@ -180,10 +180,10 @@ def _requested(launcher: DictConfig) -> int | None:
 
 
 def local_devices(simulated: int | None) -> DetectedDevices:
-    """Return the devices that a job on this machine has.
+    """Return the devices of a job on this machine.
 
     Raises:
-        ConfigError: JAX finds none.
+        ConfigError: JAX detects no devices.
     """
     from xlstm_hydra.devices import DetectedDevices
 
@@ -193,8 +193,7 @@ def local_devices(simulated: int | None) -> DetectedDevices:
 
 
 def has_cpu_alone() -> bool:
-    """True if JAX certainly has no other devices than the CPU: it is set to use it, or nothing is installed that could
-    find others."""
+    """True if JAX can only have CPU devices: JAX_PLATFORMS selects them, or no plugin for others is installed."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -202,43 +201,43 @@ def has_cpu_alone() -> bool:
 
 
 def _cpu_devices(environ: os._Environ[str]) -> int:
-    """Return how many devices JAX makes of the CPU."""
+    """Return the number of devices that JAX creates on the CPU."""
     forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
     return int(environ.get("JAX_NUM_CPU_DEVICES") or (forced[1] if forced else 1))
 
 
 @cache
 def _devices_in_subprocess() -> DetectedDevices:
-    """Find the devices in another process, which takes 3 seconds and leaves them free for a job."""
+    """Detect the devices in another process, so that they stay free for jobs. This takes 3 seconds."""
     from xlstm_hydra.devices import DetectedDevices
 
     done = subprocess.run([sys.executable, "-c", _FIND_DEVICES], capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2]
-        raise ConfigError([Problem({}, f"JAX finds no devices on this machine: {reason}")])
+        raise ConfigError([Problem({}, f"JAX detects no devices on this machine: {reason}")])
     return DetectedDevices(**json.loads(done.stdout.strip().rpartition("\n")[2]))
 
 
 # ---- the plans side by side
 
 HEAD = (
-    *("job", "overrides", "params", "grads", "optim", "kept", "gathered", "logits", "working", "batch", "total"),
-    *("headroom", "step", "tokens/s", "bound by", "verdict"),
+    *("job", "overrides", "verdict", "memory", "free", "step", "tokens/s", "bound by"),
+    *("params", "grads", "optim", "kept", "gathered", "logits", "working", "batch"),
 )
-"""The first line of the table, with short names of the kinds of memory."""
+"""Header of the table, with short names for the kinds of memory at the end."""
 
 FITS, TOO_LARGE = "fits", "does not fit"
 
 
 def compare_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
-    """Print the plans of a sweep as one table, and leave it in the folder of the sweep, as CSV, as JSON and as a plot.
+    """Print the plans of a sweep as one table, and write them to its folder as CSV, JSON and a plot.
 
     Args:
-        folder: that of the sweep.
-        plans: the outcomes of the jobs that were to make plans.
+        folder: the folder of the sweep.
+        plans: the outcomes of the planning jobs.
 
     Returns:
-        True if one of them fits.
+        True if at least one plan fits.
     """
     from xlstm_hydra.plan import MEMORY_KINDS  # loads JAX
 
@@ -295,13 +294,14 @@ def _row(job: int, overrides: str, content: dict[str, Any], kinds: Iterable[str]
 
 
 def _lines(rows: Sequence[PlanRow]) -> Iterator[str]:
-    """The table, and under it why some have no figures."""
-    from xlstm_hydra._table import table
+    """The table, followed by the reason for each job without a plan."""
+    from xlstm_hydra._table import fitting, gib, table
 
-    yield f"memory of a device in GiB{_devices(rows)}:"
-    yield from table(
-        [HEAD, *map(_cells, rows)], left=[HEAD.index(name) for name in ("overrides", "bound by", "verdict")]
-    )
+    kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
+    devices = " or ".join(f"{name} with {gib(size)} GiB" for name, size in kinds)
+    yield printable(f"memory per device in GiB{f' ({devices})' if devices else ''}:")
+    lines = fitting([HEAD, *map(_cells, rows)])
+    yield from table(lines, left=[HEAD.index(name) for name in ("overrides", "verdict", "bound by")])
     yield from (printable(f"job {row.job} {_ENDS[row.verdict]}: {row.reason}") for row in rows if row.reason)
 
 
@@ -311,20 +311,13 @@ _ENDS = {INVALID: "is invalid", FAILED: "failed"}
 def _cells(row: PlanRow) -> tuple[str, ...]:
     from xlstm_hydra._table import gib, in_ms
 
-    memory = [""] * (HEAD.index("step") - HEAD.index("params"))
+    total, free, kinds = "", "", [""] * (len(HEAD) - HEAD.index("params"))
     if row.memory is not None:
-        free = row.headroom or 0
-        memory = [*map(gib, row.memory.values()), gib(row.total or 0), f"{'-' if free < 0 else ''}{gib(abs(free))}"]
+        headroom, kinds = row.headroom or 0, list(map(gib, row.memory.values()))
+        total, free = gib(row.total or 0), f"{'-' if headroom < 0 else ''}{gib(abs(headroom))}"
     step = "" if row.step_seconds is None else in_ms(row.step_seconds)
     rate = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
-    return (str(row.job), row.overrides, *memory, step, rate, row.bound_by or "", row.verdict)
-
-
-def _devices(rows: Sequence[PlanRow]) -> str:
-    from xlstm_hydra._table import gib
-
-    kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)
-    return printable(f", {' or '.join(f'{name} with {gib(size)}' for name, size in kinds)}") if kinds else ""
+    return (str(row.job), row.overrides, row.verdict, total, free, step, rate, row.bound_by or "", *kinds)
 
 
 def _write_csv(rows: Sequence[PlanRow], kinds: Iterable[str], file: Path) -> None:

@@ -1,4 +1,4 @@
-"""An Optuna study: its settings, `hydra.sweeper.*` with `hydra/sweeper=optuna`, and how Hydra's sweeper runs it."""
+"""Optuna studies (`hydra/sweeper=optuna`): the settings `hydra.sweeper.*`, running the trials, and the database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StudyConfig(ConfigDict):
     """The option `hydra/sweeper=optuna`. Settings that only one version of Hydra's plugin has are not checked."""
 
     sampler: Any = None
-    """An Optuna sampler, or what makes one. null: Optuna's default."""
+    """An Optuna sampler, or a config that creates one. null: Optuna's default."""
 
     direction: Any = "minimize"
     """minimize or maximize."""
@@ -55,13 +55,13 @@ class StudyConfig(ConfigDict):
     """Number of trials."""
 
     n_jobs: int = 1
-    """Number of trials that the launcher is given at a time."""
+    """Number of trials that are launched together."""
 
     max_failure_rate: float = 1.0
     """Share of the trials of a batch that may fail before the study ends."""
 
     params: dict[str, Any] | None = None
-    """Overrides that come before those of the command line, which replace them."""
+    """Overrides that are applied before those of the command line."""
 
     custom_search_space: str | None = None
     """Path of a function that suggests further values for each trial."""
@@ -123,18 +123,18 @@ class StudyConfig(ConfigDict):
 
 
 def _is_made_later(value: Any) -> bool:
-    """True for null, and for a config from which Hydra 1.4 makes an object when the study begins."""
+    """True for null, and for a config that Hydra 1.4 instantiates when the study starts."""
     return value is None or (isinstance(value, dict) and "_target_" in value)
 
 
 def _plain(value: Any) -> Any:
-    """Lists and dicts of OmegaConf as those of Python."""
+    """Convert lists and dicts of OmegaConf to plain ones."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 class Study:
-    """A study that Hydra's sweeper for Optuna runs. It is checked first that there is something to minimise; a study in
-    the folder of the sweep is continued; what is not searched reaches the jobs as it was typed."""
+    """A study that Hydra's Optuna sweeper runs. The objective is checked first, a study in the folder of the sweep is
+    continued, and overrides that are not searched reach the jobs unchanged."""
 
     def __init__(
         self, settings: Mapping[str, Any], context: HydraContext, task: TaskFunction, config: DictConfig
@@ -145,7 +145,7 @@ class Study:
         _check_objective(config)
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 
-        known = inspect.signature(OptunaSweeper).parameters  # of one version of the plugin or another
+        known = inspect.signature(OptunaSweeper).parameters  # they differ between versions of the plugin
         given: dict[str, Any] = {name: settings.get(name) for name in known}
         given |= {name: getattr(self.settings, name) for name in ("n_trials", "n_jobs", "max_failure_rate")}
         self.storage = given.get("storage")
@@ -155,20 +155,20 @@ class Study:
         self.theirs.setup(hydra_context=context, task_function=task, config=config)
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Run the trials, and leave with an exit status if none is completed.
+        """Run the trials. Exit with an error status if none is completed.
 
         Args:
             arguments: the overrides, some with several values.
 
         Raises:
-            ConfigError: there is nothing to search, what all trials share is wrong, or the database cannot be opened.
+            ConfigError: no key is searched, an override of all trials is invalid, or the database cannot be opened.
         """
         self._check(arguments)
         with make_sweep_folder(self.folder):
             if isinstance(self.storage, str):
                 open_storage(self.storage, self.config.hydra.sweep.dir)
         parsed = zip(arguments, OverridesParser.create().parse_overrides([*arguments]), strict=True)
-        searched = self.settings.params or {}  # of which what is typed may fix some
+        searched = self.settings.params or {}  # the command line may fix some of these
         fixed = [text for text, one in parsed if not one.is_sweep_override() and one.key_or_group not in searched]
         sweeper: Any = self.theirs.sweeper
         sweeper.launcher = _NumberedLauncher(sweeper.launcher, fixed, _next_number(self.folder))
@@ -177,12 +177,12 @@ class Study:
             self.theirs.sweep([text for text in arguments if text not in fixed])
 
     def _check(self, arguments: Sequence[str]) -> None:
-        """Make sure that there is something to search, and that nothing is wrong with what all trials share."""
+        """Make sure that a key is searched, and that the overrides that all trials share are valid."""
         overrides = self.settings.overrides(arguments)
         fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
         searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
         if not searched and not self.settings.custom_search_space:
-            fix = "For example 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
+            fix = "Add a search space, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
             raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
         loader = SweepLoader(self.loader)
         [point] = check_points(loader, self.config, [first_point(overrides)])
@@ -195,7 +195,7 @@ class Study:
 
 @contextmanager
 def _reported(folder: Path) -> Iterator[None]:
-    """Print at the end how the trials went. The command ends with an error if none is completed."""
+    """Print the results of the trials at the end. Exit with an error status if none is completed."""
     error: BaseException | None = None
     try:
         yield
@@ -207,19 +207,19 @@ def _reported(folder: Path) -> Iterator[None]:
         error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop
     status = finish_sweep(folder, error)
     if error is not None:
-        print("the same command goes on with the study, by new trials", file=sys.stderr)
+        print("to continue the study with new trials, run the same command again", file=sys.stderr)
     if error is not None or not any(outcome.status == COMPLETED for outcome in read_record(folder)):
         sys.exit(status)
 
 
 class _NumberedLauncher(Launcher):
-    """A launcher whose jobs begin at a number, and share overrides."""
+    """A launcher that numbers its jobs from a given number on and adds overrides to all of them."""
 
     def __init__(self, launcher: Launcher, shared: Sequence[str], first: int) -> None:
         self.launcher, self.shared, self.first = launcher, list(shared), first
 
     def setup(self, **settings: Any) -> None:
-        """Do nothing: it is set up already."""
+        """Do nothing: the launcher is already set up."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """See the class."""
@@ -228,7 +228,7 @@ class _NumberedLauncher(Launcher):
 
 
 def _next_number(folder: Path) -> int:
-    """Return the number of the first job which has no folder yet."""
+    """Return the first job number without a folder."""
     names = [path.name for path in folder.iterdir() if re.fullmatch(r"\d+", path.name)]
     return max(map(int, names), default=-1) + 1
 
@@ -238,9 +238,9 @@ def _check_objective(config: DictConfig) -> None:
     task, batches = (OmegaConf.select(config, key) for key in ("task.name", "trainer.eval_batches"))
     if task == "generate":
         fix = "Choose task=train, evaluate or plan."
-        raise ConfigError([Problem({"task": task}, "has no result that a study could minimise", fix)])
+        raise ConfigError([Problem({"task": task}, "has no result that a study could minimize", fix)])
     if task == "train" and batches == 0:
-        text, fix = "no validation loss is measured, which a study minimises", "Set it to 1 or more."
+        text, fix = "a study minimizes the validation loss, which is not measured", "Set it to 1 or more."
         raise ConfigError([Problem({"trainer.eval_batches": batches}, text, fix)])
 
 
@@ -249,7 +249,7 @@ def _check_objective(config: DictConfig) -> None:
 SQLITE = "sqlite:///"
 
 _SPECIAL = frozenset("?%#{}")
-"""Characters that have a meaning in the URL of a database, or in what Optuna makes of it."""
+"""Characters with a special meaning in the URL of a database or for Optuna."""
 
 _FIXES = {
     "locked": "Another process is using it: wait until it has ended, or choose another storage.",
@@ -288,7 +288,7 @@ def open_storage(storage: str, sweep: str) -> None:
     try:
         study = RDBStorage(storage_url(storage, sweep))
         engine: Any = study.engine
-        if engine.dialect.name == "sqlite":  # which opens what it cannot write
+        if engine.dialect.name == "sqlite":  # which also opens read-only files
             with closing(engine.raw_connection()) as connection:
                 connection.cursor().execute("BEGIN IMMEDIATE")
                 connection.cursor().execute("CREATE TABLE is_it_writable (answer INTEGER)")
@@ -304,7 +304,7 @@ def open_storage(storage: str, sweep: str) -> None:
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Turn errors of a study's database into a StorageError with one line.
+    """Turn errors of a study's database into a StorageError with a one-line message.
 
     Raises:
         StorageError: the database cannot be read or written.
@@ -335,14 +335,14 @@ def _without_password(storage: str) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it followed."""
+    """An error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _reason(error: BaseException) -> str:
-    """The words of the database, without those of the libraries around it."""
+    """The message of the database, without those of the libraries around it."""
     while isinstance(cause := getattr(error, "orig", None) or error.__cause__, BaseException):
         error = cause
     return first_line(error)

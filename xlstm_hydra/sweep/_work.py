@@ -1,4 +1,4 @@
-"""The work of a process of a job, wherever it runs, and what it returns to the process that sweeps."""
+"""The work of a job in its own process, its result, and the launcher for processes on this machine."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Work:
     context: HydraContext
     task: TaskFunction
     config: DictConfig
-    """That of the sweep."""
+    """The config of the sweep."""
 
     singletons: Any
-    """What Hydra knows in the sweeping process."""
+    """Hydra's global state in the sweeping process."""
 
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
-        """Do one job. Its process ends as the job did, so that the cluster sees it too."""
+        """Run one job. Its process exits with the status of the job, so that the cluster sees it too."""
         _take_signals_back()
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             _end_with_parent()
@@ -69,17 +69,17 @@ class Work:
         if done.status == JobStatus.FAILED:
             done.return_value = _portable(done._return_value)
             status = 2 if isinstance(done._return_value, ConfigError) else 1
-            atexit.register(_exit, status)  # when the result is written
+            atexit.register(_exit, status)  # after the result is written
         return done
 
     def task_noting_its_folder(self, config: DictConfig) -> Any:
-        """Do the task, once the batch script of the job knows where its checkpoints are."""
+        """Run the task, after writing its folder to a file for the batch script."""
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and _process() == 0:
             note_run_folder(Path(HydraConfig.get().runtime.output_dir))
         return self.task(config)
 
     def config_of(self, overrides: Sequence[str]) -> DictConfig:
-        """The config of a job, for this process of it."""
+        """Compose the config of a job for this process."""
         if process := _process():
             quiet = overrides_of_other(process, self.config.hydra.runtime.choices["hydra/job_logging"])
             overrides = [*overrides, *quiet]
@@ -93,13 +93,13 @@ class Work:
 
 
 def _take_signals_back() -> None:
-    """Signals mean to a run what they always do; submitit has answers of its own, of which a run knows nothing."""
+    """Restore the default handlers of the signals that submitit handles."""
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
 
 
 def _end_with_parent() -> None:
-    """Have this process save and leave when the one that watches it is killed, on Linux: nobody would know of it."""
+    """On Linux, make this process save and exit when the process that watches it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
@@ -116,7 +116,7 @@ def _job_id() -> str:
 
 
 def _portable(error: Any) -> BaseException:
-    """An error that the sweeping process can read, with what was to be seen here."""
+    """The error in a form that the sweeping process can unpickle, with its traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     error.add_note(f"On {os.uname().nodename}, in job {_job_id()}:\n{trace}")
     try:
@@ -134,11 +134,11 @@ def _exit(status: int) -> None:
 
 
 def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
-    """What the first process of a job returned, if it has yet.
+    """Return the result of the first process of a job; None if there is none yet.
 
     Args:
-        handle: submitit's job.
-        overrides: those of its point.
+        handle: the submitit job.
+        overrides: the overrides of its point.
     """
     from submitit.core.utils import pickle_load
 
@@ -153,18 +153,18 @@ def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
 
 
 def _last_line_first(trace: str) -> str:
-    """A traceback below its last line, which is shown as the reason."""
+    """Put the last line of a traceback first, because the first line is shown as the reason."""
     return f"{trace.strip().splitlines()[-1]}\n{trace}" if trace.strip() else trace
 
 
 def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
-    """The return of a job that has left none."""
+    """The result of a job that did not return one."""
     return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=error)
 
 
 def note_run_folder(run: Path) -> None:
-    """Write down the folder of a job's run for its batch script, which looks there for new checkpoints. If the file
-    cannot be written, log a warning."""
+    """Write the folder of a run to a file for its batch script, which looks there for new checkpoints. Log a warning if
+    the file cannot be written."""
     import submitit
 
     environment = submitit.JobEnvironment()
@@ -172,9 +172,7 @@ def note_run_folder(run: Path) -> None:
     try:
         file.write_text(f"{run.absolute()}\n", encoding="utf-8")
     except OSError as error:
-        log.warning(
-            "%s: cannot be written, so the batch script does not find new checkpoints: %s", file, error.strerror
-        )
+        log.warning("%s cannot be written, so the batch script will not find new checkpoints: %s", file, error.strerror)
 
 
 # ---- processes on this machine
@@ -182,34 +180,34 @@ def note_run_folder(run: Path) -> None:
 POLL_SECONDS = 0.5
 
 _DEVICES = ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
-"""What is there where GPUs are: NVIDIA's, AMD's, and those that Windows shows a Linux inside it."""
+"""Files on machines with GPUs of NVIDIA or AMD, or with Windows Subsystem for Linux."""
 
 A_YEAR = 60 * 24 * 365
-"""In minutes: submitit wants a limit."""
+"""In minutes. Submitit requires a limit."""
 
 
 def check_gpus(config: LocalLauncherConfig) -> None:
-    """Make sure that there are the GPUs that jobs are to have. The one of each by default need not be there.
+    """Make sure that the requested GPUs exist. The default of one GPU per job is not checked.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are not enough.
     """
     _gpus_of_slots(config)
     if config.gpus_per_job > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ and not _has_gpus():
-        fix = "Leave it out, or sweep on another machine, such as with hydra/launcher=slurm."
+        fix = "Remove it, or run the sweep on other machines, such as with hydra/launcher=slurm."
         raise ConfigError(
-            [Problem({"hydra.launcher.gpus_per_job": config.gpus_per_job}, "there are no GPUs here", fix)]
+            [Problem({"hydra.launcher.gpus_per_job": config.gpus_per_job}, "this machine has no GPUs", fix)]
         )
 
 
 def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
-    """Run a process for each point, some at a time, and wait for all of them. None of them ends the others. Whatever
-    ends this one, as Ctrl-C or SIGTERM, has those that run save and leave.
+    """Run a process for each point, several at a time, and wait for all of them. A failed process does not stop the
+    others. If this process is stopped, for example by Ctrl-C or SIGTERM, the running ones save and exit.
 
     Args:
-        config: what each of them gets.
-        work: what it does.
-        points: the overrides of each, by the number of the job.
+        config: the config of the launcher.
+        work: the work of each job.
+        points: the overrides of each job, by its number.
     """
     waiting, running, ended = list(points), dict[int, tuple[int, Any]](), dict[int, JobReturn]()
     gpus = _gpus_of_slots(config)
@@ -232,7 +230,7 @@ def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int,
 
 
 def _end_all(handles: Sequence[Any]) -> None:
-    """Have jobs save and leave, and wait until they have. Interrupted once more, they leave at once."""
+    """Make jobs save and exit, and wait for them. A second interrupt stops them at once."""
     _terminate(handles)
     try:
         while not all(handle.done() for handle in handles):
@@ -249,7 +247,7 @@ def _terminate(handles: Sequence[Any]) -> None:
 
 @contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """Processes that are started inside do not get Ctrl-C from the terminal: they are stopped in another way."""
+    """Start processes that ignore Ctrl-C from the terminal, because this process stops them with SIGTERM."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -270,10 +268,10 @@ def _start(config: LocalLauncherConfig, work: Work, overrides: Sequence[str], nu
 
 
 def _gpus_of_slots(config: LocalLauncherConfig) -> list[list[int]]:
-    """The numbers of the GPUs for each of the jobs that run at a time.
+    """The GPU numbers of each of the jobs that run at the same time.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are not enough.
     """
     count, seen = config.gpus_per_job, os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = config.jobs_at_once * count
@@ -281,8 +279,8 @@ def _gpus_of_slots(config: LocalLauncherConfig) -> list[list[int]]:
     gpus = list(range(here or wanted)) if seen is None else [int(text) for text in seen.split(",") if text.isdigit()]
     if wanted > len(gpus):
         given = {"hydra.launcher.jobs_at_once": config.jobs_at_once, "hydra.launcher.gpus_per_job": count}
-        visible = f"{len(gpus)} can be used here" + ("" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen})")
-        raise ConfigError([Problem(given, f"{wanted} GPUs are needed, and {visible}", "Set one of them lower.")])
+        visible = f"{len(gpus)} are available here" + ("" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen})")
+        raise ConfigError([Problem(given, f"{wanted} GPUs are required, but {visible}", "Reduce one of them.")])
     return [gpus[slot * count : (slot + 1) * count] for slot in range(config.jobs_at_once)]
 
 
@@ -291,7 +289,7 @@ def _nvidia_gpus() -> int:
 
 
 def _has_gpus() -> bool:
-    """Whether there may be GPUs, of any kind."""
+    """True if there may be GPUs of any vendor."""
     return bool(_nvidia_gpus()) or any(Path(name).exists() for name in _DEVICES)
 
 
