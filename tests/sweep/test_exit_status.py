@@ -91,7 +91,7 @@ def test_a_system_error_that_ends_a_sweep_is_reported_in_one_line(kind, tmp_path
     start_sweep(tmp_path / "sweep", [["trainer.seed=0"]])
     assert finish_sweep(tmp_path / "sweep", kind("no space left\nand more")) == 1
     printed = capsys.readouterr().err
-    assert "the sweep has ended early: no space left\n" in printed and "Traceback" not in printed
+    assert "the sweep ended early: no space left\n" in printed and "Traceback" not in printed
 
 
 @pytest.fixture

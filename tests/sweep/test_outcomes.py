@@ -108,7 +108,7 @@ def test_the_table_lists_the_best_job_first_and_only_differing_overrides(endings
     endings[2] = lambda folder: write_metrics(folder, [(20, 1.0, 1.5, None)])
     done = sweep("parallel=dp")
     rows = [line.split() for line in done.out.splitlines() if line.strip()[:1].isdigit()]
-    assert done.out.splitlines()[1] == "3 jobs: 3 completed (best: lowest loss)"
+    assert done.out.splitlines()[1] == "3 jobs: 3 completed (best: lowest validation_loss)"
     assert [row[0] for row in rows[1:]] == ["2", "0", "1"] and "parallel" not in done.out
     assert rows[1] == ["2", "trainer.seed=2", "completed", "1.5000", "20", "20", "0:00", "2/checkpoints/20"]
 

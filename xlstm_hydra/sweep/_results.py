@@ -199,7 +199,7 @@ def _table(record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str
     given = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
     metrics = {one.metric for one in record if one.metric}
     best = f" (best: lowest {next(iter(metrics))})" if len(metrics) == 1 else ""
-    yield f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {given}{best}"
+    yield printable(f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {given}{best}")
     rows = [_cells(one, " ".join(own[one.job]), len(metrics) > 1) for one in best_first(record)]
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     lines = [names, *([row[name] for name in names] for row in rows[:MAX_ROWS])]
