@@ -54,7 +54,7 @@ BAD_SWEEPS = [
     ("optimizer.lrr=1,2", ["xlstm-hydra: optimizer.lrr: no such key. Did you mean optimizer.lr?"]),
     (
         "parallel=dp,fsdpp optimizer.lr=1,-1",
-        ["  jobs 2, 3 (parallel=fsdpp): parallel='fsdpp': no such", "  jobs 1, 3 (optimizer.lr=-1): optimizer.lr=-1.0: "],
+        ["  jobs 2, 3 (parallel=fsdpp): parallel='fsdpp': no such", "  jobs 1, 3 (optimizer.lr=-1): optimizer.lr=-1.0"],
     ),
     ("parallel=fsdpp trainer.seed=1,2", ["xlstm-hydra: parallel='fsdpp': no such option."]),
     ("optimzer=3 optimizer.lr=1,-1", ["1. optimzer: no such key.", "2. job 1 (optimizer.lr=-1): "]),

@@ -77,7 +77,7 @@ _NAMES = {
     "_omegaconf": "REFUSED VERSION_BASE",
     "_options": "known_devices load_device",
     "_overrides": "shortest_overrides",
-    "_points": "SweepLoader by_job check_points common differing invalid_points is_run jobs_with",
+    "_points": "SweepLoader check_points common differing invalid_points is_run jobs_with",
     "_quote": "as_override expand_home quote_texts",
     "_refusals": "interval_types unset_variable",
     "_resolvers": "register register_resolvers",
