@@ -151,7 +151,6 @@ def test_importing_what_needs_no_device_loads_no_jax(tmp_path, module):
     ("arguments", "words"),
     [
         (["--help"], "Groups and their options"),
-        (["--version"], "xlstm-hydra"),
         (["--cfg", "job"], "embedding_dim: 128"),
         (["--info", "searchpath"], "xlstm-hydra"),
         (["-sc", "query=bash"], "parallel=fsdp_tp"),
