@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from io import StringIO
+from itertools import accumulate
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +25,14 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]
     with console.capture() as captured:
         console.print(grid)
     yield from (line.rstrip() for line in captured.get().splitlines())
+
+
+def fitting(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Drop the last columns of a table that is wider than the terminal. Without a terminal, all are kept."""
+    width = shutil.get_terminal_size((_NO_LIMIT, 1)).columns
+    ends = accumulate(max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    number = sum(end - 2 <= width for end in ends)
+    return [row[: max(number, 3)] for row in rows]
 
 
 _NO_LIMIT = 10**6

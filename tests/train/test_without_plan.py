@@ -86,4 +86,4 @@ def test_points_of_a_sweep_that_cannot_be_planned_are_launched_with_one_warning(
     runs = {number: tiny_run(trainer={"max_steps": 1, "batch_size": 8 * (number + 1)}) for number in range(3)}
     assert plan_points(runs, HERE) == {}
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith(f"jobs 0, 1, 2 cannot be planned, and will be launched without a plan: {REASON}")
+    assert warning.startswith(f"jobs 0, 1, 2 cannot be planned and will be launched without a plan: {REASON}")
