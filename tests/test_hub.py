@@ -1,4 +1,4 @@
-"""Models of Hugging Face that are not there in the form that is read: one message each, with the way out."""
+"""Models of Hugging Face in a form that cannot be read: one message with the way out for each."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_model_on_the_hub_is_named_with_the_command_that_downloads_it(tmp_path
     assert str(error.value).startswith(f"RUN={place!r}: ") and "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_missing_in_one_that_exists_is_no_model_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_folder_in_an_existing_one_is_not_taken_for_a_hub_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     with pytest.raises(ConfigError, match="no checkpoints in .* does not exist") as error:
@@ -40,7 +40,7 @@ def test_a_folder_that_is_missing_in_one_that_exists_is_no_model_on_the_hub(tmp_
 
 
 def model(folder, **files):
-    """A folder with these files, by name with `__` for the dots."""
+    """Write these files to a folder. In their names, `__` is a dot."""
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
     return folder
@@ -76,9 +76,12 @@ WEIGHTS = {
     ),
     "shards": (
         {"model__safetensors__index__json": INDEX, "model-2__safetensors": ""},
-        "of the 3 files that it lists, 2 are missing: model-1.safetensors, model-3.safetensors. Download them again",
+        "2 of the 3 listed files are missing: model-1.safetensors, model-3.safetensors. Download them again",
     ),
-    "empty": ({"model__safetensors": ""}, "model.safetensors: cannot be read: .* The file may be cut off; download it"),
+    "empty": (
+        {"model__safetensors": ""},
+        "model.safetensors: cannot be read: .* The file may be incomplete; download it",
+    ),
 }
 
 
@@ -90,12 +93,12 @@ def test_weights_that_cannot_be_read_are_one_message_with_the_way_out(tmp_path, 
 
 
 @pytest.mark.parametrize("text", [POINTER, POINTER.encode()], ids=["text", "bytes"])
-def test_a_pointer_of_git_lfs_in_place_of_metadata_is_named(text):
+def test_a_git_lfs_pointer_in_place_of_metadata_is_named(text):
     with pytest.raises(MetadataError, match="^a Git LFS pointer is in its place. Run git lfs pull in its repository"):
         read_record(text)
 
 
-def test_the_folder_of_a_run_may_have_a_config_json_of_its_own(tmp_path):
+def test_a_run_folder_may_have_its_own_config_json(tmp_path):
     (tmp_path / "checkpoints" / "20" / "metadata").mkdir(parents=True)
     (tmp_path / "checkpoints" / "20" / "metadata" / "metadata").write_text("{}")
     assert find_weights(str(model(tmp_path, config__json="{}")), "RUN") == tmp_path / "checkpoints" / "20"

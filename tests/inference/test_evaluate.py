@@ -76,7 +76,7 @@ REFUSED = {
     "no run": ({"checkpoint": "nope"}, r"task\.checkpoint='nope': no checkpoints in"),
     "another model": (
         {"model": MODEL | {"embedding_dim": 64}},
-        r"task\.checkpoint=.*are not those of this model: blocks",
+        r"task\.checkpoint=.*do not match the model: blocks",
     ),
 }
 

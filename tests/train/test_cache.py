@@ -65,7 +65,7 @@ def test_a_job_with_other_values_loads_all_programs_from_the_cache(sweep):
 
 def test_a_job_with_other_values_in_the_same_process_needs_no_cache(sweep):
     assert sweep[1][0]["programs"] == 0 and str(CompilationStats()).startswith(
-        "compiled: nothing, an earlier job of this"
+        "compiled: nothing, because an earlier job"
     )
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_program_is_reported_recompiled_and_replaced(damage, tmp_path,
     file.write_bytes(damage(file.read_bytes()))
     assert compiled(tmp_path).compiled == 1
     [line] = caplog.messages
-    assert line == f"a compiled program was cut off, and is compiled again: {file}"
+    assert line == f"a program in the compilation cache is truncated and will be compiled again: {file}"
     assert files(tmp_path).keys() == whole.keys() and compiled(tmp_path).from_cache == 1
 
 
@@ -149,13 +149,13 @@ def test_a_folder_that_cannot_be_created_is_reported_once_and_the_run_continues(
     (tmp_path / "file").touch()
     assert compiled(tmp_path / "file").compiled == 1
     [line] = caplog.messages
-    assert line == f"the folder of compiled programs cannot be read: {tmp_path}/file: Not a directory"
+    assert line == f"the compilation cache cannot be read: {tmp_path}/file: Not a directory"
 
 
 def test_a_folder_that_cannot_be_searched_is_reported_and_the_run_continues(tmp_path, caplog):
     assert compiled(tmp_path / ("x" * 300)).compiled == 1  # an error for root too, unlike missing permissions
     [line] = caplog.messages
-    assert line.startswith("the folder of compiled programs cannot be read: ") and line.endswith(": File name too long")
+    assert line.startswith("the compilation cache cannot be read: ") and line.endswith(": File name too long")
 
 
 def test_a_full_disk_is_reported_and_no_partial_file_remains(tmp_path, caplog, monkeypatch):
@@ -209,7 +209,7 @@ def test_the_cache_directory_is_in_the_home_folder_by_default(variable, monkeypa
 def test_nothing_is_cached_for_a_user_without_a_home_folder(own, monkeypatch, caplog):
     monkeypatch.setattr(f"{CACHE}.compiled_folder", lambda: None)
     assert compiled("auto").compiled == 1
-    assert caplog.messages == ["compiled programs are not kept: this user has no home folder"]
+    assert caplog.messages == ["compiled programs are not cached: this user has no home folder"]
 
 
 def test_a_cache_directory_set_for_jax_is_used(own, tmp_path):
@@ -238,7 +238,7 @@ def test_a_program_that_was_loaded_counts_as_used(own):
     assert time.time() - file.stat().st_mtime < 86400
 
 
-# ---- who may write there
+# ---- permissions
 
 
 def test_only_this_user_can_read_the_folders_and_files(own):
@@ -261,7 +261,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(how, mode, who, own, capl
     if how == "given to JAX":
         jax.config.update("jax_compilation_cache_dir", str(own))
     assert compiled(own if how == "typed" else "auto").compiled == 1
-    assert not files(own) and f"{own} is not used: {who} may write compiled programs there" in caplog.text
+    assert not files(own) and f"{own} is not used: {who} can write programs to it" in caplog.text
 
 
 def someone_else(path, monkeypatch):
@@ -275,7 +275,7 @@ def test_a_folder_of_another_user_is_not_used(own, monkeypatch, caplog):
     own.mkdir(parents=True)
     someone_else(own, monkeypatch)
     assert compiled("auto").compiled == 1
-    assert not files(own) and f"{own} is not used: its owner, the user " in caplog.text
+    assert not files(own) and f"{own} is not used: its owner (user " in caplog.text
 
 
 FOREIGN = {
@@ -292,7 +292,7 @@ def test_a_program_is_not_loaded_from_a_file(change, own, monkeypatch, caplog):
     [file] = own.iterdir()
     change(file, monkeypatch)
     assert compiled("auto").compiled == 1
-    assert f"the folder of compiled programs cannot be read: {own}: " in caplog.text
+    assert f"the compilation cache cannot be read: {own}: " in caplog.text
 
 
 def test_a_program_of_another_user_is_not_loaded(own, monkeypatch, caplog):
@@ -303,4 +303,4 @@ def test_a_program_of_another_user_is_not_loaded(own, monkeypatch, caplog):
         lambda status: "someone" if stat.S_ISREG(status.st_mode) else None,
     )
     assert compiled("auto").compiled == 1
-    assert f"someone may write {file.name}, and it would run here" in caplog.text
+    assert f"someone can write {file.name}, and this process would run it" in caplog.text

@@ -185,7 +185,7 @@ def test_an_error_in_one_process_ends_both_and_both_report_the_cause(tmp_path):
     statuses, texts = Pair(tmp_path, *ENDLESS, program=["fail.py"]).end()
     assert statuses == [1, 1]
     assert "process 1 failed:\nTraceback" in texts[1] and "ZeroDivisionError: a bug in one process" in texts[1]
-    assert "process 0 ends, because of process 1: ZeroDivisionError: a bug in one process" in texts[0]
+    assert "process 0 exits because process 1 failed: ZeroDivisionError: a bug in one process" in texts[0]
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_a_config_error_in_one_process_ends_both_with_status_2(tmp_path):
     assert statuses == [2, 2]
     refusal = "data.path='nowhere': no files found"
     assert f"xlstm-hydra: process 1: {refusal}" in texts[1]
-    assert f"process 0 ends, because of process 1: {refusal}" in texts[0]
+    assert f"process 0 exits because process 1 failed: {refusal}" in texts[0]
 
 
 LEAVE_LAST = """
@@ -219,7 +219,7 @@ def test_a_process_that_has_finished_exits_with_one_that_is_stopped(tmp_path):
     (tmp_path / "leave.py").write_text(LEAVE_LAST)
     statuses, texts = Pair(tmp_path, *ENDLESS, program=["leave.py"]).end()
     assert statuses == [7, 7], texts
-    assert "process 0 ends, because of process 1: left the run by sys.exit(7)" in texts[0]
+    assert "process 0 exits because process 1 failed: the program called sys.exit(7)" in texts[0]
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_a_process_that_times_out_reports_the_missing_process(tmp_path):
     both.started[1].kill()
     statuses, texts = both.end()
     assert statuses[0] == 1
-    assert "process 0 met not all of 2 processes at localhost:" in texts[0]
+    assert "process 0: not all of the 2 processes connected to localhost:" in texts[0]
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_a_command_that_is_refused_while_process_0_waits_ends_both(override, wor
     statuses, texts = both.end()
     assert statuses == [2, 2], texts
     assert "process 1: " in texts[1] and words in texts[1]
-    assert "process 0 ends, because of process 1: " in texts[0] and words in texts[0]
+    assert "process 0 exits because process 1 failed: " in texts[0] and words in texts[0]
 
 
 def test_an_error_in_all_processes_ends_each_immediately(tmp_path):
