@@ -85,4 +85,4 @@ def test_a_backend_that_the_devices_lack_is_refused_before_training():
     ):
         start_devices(run)
     task = GenerateTaskConfig(checkpoint="run", prompt_tokens=[1], max_new_tokens=4)
-    start_devices(dataclasses.replace(run, task=task))  # it always takes xla
+    start_devices(dataclasses.replace(run, task=task))  # the task always uses xla

@@ -38,7 +38,7 @@ def logits(model, params, reference):
 def assert_equal_logits(case, **changes):
     model, reference = load_model(case, **changes), data(case)
     ours = logits(model, load_params(case, model), reference)
-    # Llama's rotary positions: in the reference every token of the padding is at 0, here they go on.
+    # Llama's rotary positions: in the reference, all padding tokens have position 0; here, positions keep counting.
     here = slice(None) if case != "c_llama" else reference["inputs_segmentation"] != 0
     np.testing.assert_allclose(ours[here], reference["logits"][here], atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_the_initial_values_have_the_same_distribution(case):
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
         assert value.shape == theirs[path].shape, path
-        if value.size >= 64:  # of two random biases, the moments say nothing
+        if value.size >= 64:  # two random biases are too few to compare moments
             np.testing.assert_allclose(value.std(), theirs[path].std(), rtol=0.35, atol=1e-7, err_msg=path)
             np.testing.assert_allclose(value.mean(), theirs[path].mean(), atol=0.02 + 3 * value.std(), err_msg=path)
 

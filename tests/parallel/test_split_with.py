@@ -58,7 +58,7 @@ def test_the_suggested_changes_make_fsdp_shard_the_parameter(parameter, layout):
     assert placement.fsdp_axis is None
     way = split_with(placement, parallel, sizes)
     if way is None:
-        assert all(axis is not None for axis in placement.spec)  # no array axis is left
+        assert all(axis is not None for axis in placement.spec)  # no free array axis
         return
     assert placed(parameter, changed(parallel, way))[0].fsdp_axis is not None
 
