@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """Return `cap * tanh(x / cap)`, or `x` if `cap` is None."""
+    """Return `cap * tanh(x / cap)`. With `cap=None`, return `x`."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 

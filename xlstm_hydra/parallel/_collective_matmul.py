@@ -114,7 +114,7 @@ def _shift(x: jax.Array, axes: Axes, way: int) -> jax.Array:
 
 
 def _chain(x: jax.Array, axes: Axes, hops: int, way: int) -> list[jax.Array]:
-    """Arrays received in `hops` shifts, in each of which every device passes on the array received last."""
+    """Arrays received in `hops` shifts. In each shift, every device sends the array it received last."""
     received = []
     for _ in range(hops):
         x = _shift(x, axes, way)
