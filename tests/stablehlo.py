@@ -1,4 +1,4 @@
-"""The lowered program of loss and gradients, and what stands in it."""
+"""The lowered program of loss and gradients, and its collectives."""
 
 import collections
 import functools
@@ -25,7 +25,7 @@ def _lowered(family, text, _):
 
 
 def collectives(parallel, **kwargs):
-    """How often each collective stands in the program, by its element type."""
+    """Number of occurrences of each collective in the program, by element type."""
     on, program = lowered(parallel, **kwargs)
     return on, count_collectives(program)
 
