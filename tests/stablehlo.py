@@ -31,5 +31,5 @@ def collectives(parallel, **kwargs):
 
 
 def count_collectives(program):
-    """How often each collective stands in a lowered program, by its element type."""
+    """Count each kind of collective in a lowered program by its element type."""
     return collections.Counter((found.operation, found.dtype) for found in list_collectives(program))

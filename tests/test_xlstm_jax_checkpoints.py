@@ -64,7 +64,7 @@ FAST = [
     ("v1 without a feed-forward", "fsdp 8"),
     ("v1 with large epsilons", "tp 2"),
 ]
-"""Every variant and every layout; the other pairs are slow tests."""
+"""Each variant and each layout at least once. The remaining pairs are slow tests."""
 PAIRS = [
     pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow) for pair in itertools.product(VARIANTS, HERE)
 ]

@@ -31,7 +31,7 @@ _shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
 
 def shapes_of(model):
-    """The shape of every parameter by its path. A model with the same config is not traced again."""
+    """Shape of each parameter by its path. Each config is traced only once."""
     key = f"{model.class_path()} {json.dumps(model.model_config.to_dict())}"
     if key not in _shapes:
         _shapes[key] = {p.path: p.shape for p in list_parameters(model)}

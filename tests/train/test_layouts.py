@@ -21,11 +21,11 @@ CELLS = [(family, layout) for family, layouts in CHOICES.items() for layout in l
 FAST = {("v1", "dp8"), ("v1", "fsdp8"), ("v1", "dp2_fsdp2_tp2"), ("v0", "tp2_fsdp4"), ("v0", "tp4_dp2")}
 FAST |= {("llama", "dp2_fsdp2_tp2"), ("xlstm", "dp2_fsdp2_tp2")}
 OTHERS = {("v1", "tp4_dp2"), ("v1", "tp2_fsdp4"), ("v0", "dp8"), ("v0", "dp2_fsdp2_tp2"), ("llama", "fsdp8")}
-"""Every family and every layout, with few of their pairs: the other pairs are slow tests."""
+"""Each family and each layout at least once. The remaining pairs are slow tests."""
 
 
 def cells(fast, families=tuple(CHOICES)):
-    """Parametrize with the pairs of families and layouts. Those that are not `fast` are slow."""
+    """Parametrize a test with family and layout. Pairs that are not in `fast` are marked slow."""
     pairs = [pair for pair in CELLS if pair[0] in families]
     marks = {pair: () if pair in fast else (pytest.mark.slow,) for pair in pairs}
     return pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_microbatches_hold_the_same_examples_on_every_layout():
     assert_equal_results(results(program("v1", "dp2_fsdp2_tp2", **groups), params), results(one, params))
 
 
-# That whole blocks are, test_loss_and_gradients_are_those_of_one_device[v1-fsdp8] has.
+# Recomputing whole blocks is part of test_loss_and_gradients_are_those_of_one_device[v1-fsdp8].
 @pytest.mark.parametrize("remat", [["xLSTMResBlock", "FFNResBlock"], ["mLSTMBlock", "LMHead"]], ids=str)
 def test_recomputing_changes_no_gradient(remat):
     params, expected = single("v1")
