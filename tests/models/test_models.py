@@ -206,24 +206,28 @@ def test_an_option_changes_the_model(family, key, value):
         extra = {"ff_type": "ffn_gated", "ff_proj_factor": 2.2}
     before, after = FAMILIES[family](**extra), FAMILIES[family](**extra | {key: value})
     path, *texts = before.class_path(), *(json.dumps(model.model_config.to_dict()) for model in (before, after))
-    assert any(part(path, texts[0]) != part(path, texts[1]) for part in (program_of, initial_values_of))
+    assert any(part(path, texts[0]) != part(path, texts[1]) for part in (initialization, forward_pass))
+
+
+def initialization(path, text):
+    """Program that computes the initial values, as text."""
+    return traced_initialization(path, text)[0]
 
 
 @functools.cache
-def program_of(path, text):
-    """The forward pass, as text."""
-    model = with_config(path, text)
-    forward = functools.partial(apply_model, build_model(model))
-    shapes = jax.eval_shape(lambda: random_params(model))
-    tokens, borders = (jax.ShapeDtypeStruct((2, 16), dtype) for dtype in (jnp.int32, jnp.bool))
-    return str(jax.make_jaxpr(forward)(shapes, tokens, borders))
-
-
-@functools.cache
-def initial_values_of(path, text):
-    """The program that makes the initial values, as text."""
+def traced_initialization(path, text):
+    """Program that computes the initial values, as text, and their shapes."""
     module = build_model(with_config(path, text))
-    return str(jax.make_jaxpr(lambda: init_model(module, jax.random.key(0)))())
+    jaxpr, shapes = jax.make_jaxpr(lambda: init_model(module, jax.random.key(0)), return_shape=True)()
+    return str(jaxpr), shapes
+
+
+@functools.cache
+def forward_pass(path, text):
+    """Program of the forward pass, as text."""
+    forward = functools.partial(apply_model, build_model(with_config(path, text)))
+    tokens, borders = (jax.ShapeDtypeStruct((2, 16), dtype) for dtype in (jnp.int32, jnp.bool))
+    return str(jax.make_jaxpr(forward)(traced_initialization(path, text)[1], tokens, borders))
 
 
 @families
