@@ -72,7 +72,7 @@ def test_a_run_that_is_resumed_repeats_the_losses_bit_by_bit(finished, tmp_path)
     assert resumed == {step: whole[step] for step in resumed}
 
 
-@pytest.mark.parametrize("layout", ["tp2_fsdp4", "dp8"])
+@pytest.mark.parametrize("layout", ["tp2_fsdp4", pytest.param("dp8", marks=pytest.mark.slow)])
 def test_a_run_resumed_on_another_layout_continues_with_the_same_losses(finished, tmp_path, layout):
     train(run_of(LAYOUTS[layout], {"restore": f"{finished}@2"}), tmp_path)
     got, expected = ([float(table[step]) for step in (3, 4, 5, 6)] for table in (losses(tmp_path), losses(finished)))
