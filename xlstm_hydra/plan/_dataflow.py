@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._equations import RESHAPES, Atom, Call, Equation, Form, Program, Programs, Scan, Transposition, While
+from ._jaxpr import RESHAPES, Atom, Call, Equation, Form, Program, Programs, Scan, Transposition, While
 
 VIEWS = RESHAPES | {"reduce_precision"}
 """Operations whose result is an operand, seen in another way."""

@@ -28,9 +28,8 @@ from xlstm_hydra.parallel import Parameter, Placement, shard_parameter
 
 from ._counts import Counts, Exchange
 from ._memory import Memory
-from ._plan import Plan, axes_across
+from ._plan import Plan, StepTime, axes_across, step_time
 from ._probe import PHASES, Fit, Numbers, probe, probe_of
-from ._time import StepTime, step_time
 
 _KINDS = ("activations", "gathered", "logits", "working")
 """Kinds of memory that a phase of a step needs beside gradients."""

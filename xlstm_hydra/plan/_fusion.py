@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._dataflow import UPDATES, Graph, Operation, Value
-from ._equations import ELEMENTWISE, TRANSCENDENTAL, Collective, Product, Scan
+from ._jaxpr import ELEMENTWISE, TRANSCENDENTAL, Collective, Product, Scan
 
 DEAR = TRANSCENDENTAL | {"div", "rem"}
 """Operations on every element that are not computed twice."""

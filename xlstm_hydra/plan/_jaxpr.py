@@ -11,36 +11,244 @@ What JAX calls a primitive, and what its parameters are, differs between version
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.extend import core
 
 from xlstm_hydra._jax_internals import cudnn_assumed, cudnn_time_axis
+from xlstm_hydra.errors import TaskError
 from xlstm_hydra.step import ShardedLoss
 
-from ._equations import (
-    ATTENTION,
-    MOVES,
-    REDUCTIONS,
-    UPDATES,
-    Atom,
-    Attention,
-    Call,
-    Collective,
-    Convolution,
-    Equation,
-    Form,
-    Power,
-    Product,
-    Program,
-    Programs,
-    Scan,
-    Transposition,
-    UnknownForm,
-    While,
+COLLECTIVES = {
+    "all_gather": "all-gather",
+    "all_gather_invariant": "all-gather",
+    "all_gather_reduced": "all-gather",
+    "all_to_all": "all-to-all",
+    "pmax": "all-reduce",
+    "pmin": "all-reduce",
+    "ppermute": "collective-permute",
+    "psum": "all-reduce",
+    "psum_invariant": "all-reduce",
+    "ragged_all_to_all": "all-to-all",
+    "reduce_scatter": "reduce-scatter",
+    "unreduced_pmax": "all-reduce",
+    "unreduced_pmin": "all-reduce",
+    "unreduced_psum": "all-reduce",
+    "unreduced_reduce_scatter": "reduce-scatter",
+}
+"""What JAX calls the collectives."""
+
+RESHAPES = frozenset(
+    "bitcast_convert_type copy expand_dims from_edtype layout_constraint mesh_cast name optimization_barrier pcast "
+    "preduced pvary random_unwrap random_wrap reduced_vary_cast reduced_vary_cast_p relayout reshape reshard "
+    "sharding_constraint squeeze stop_gradient to_edtype vary_unreduced_cast vary_unreduced_cast_p "
+    "with_memory_space_constraint".split()
 )
+"""Primitives that give a value in another shape or under another name: nothing is computed or written."""
+
+VIEWS = RESHAPES | {"dynamic_slice", "slice", "split", "transpose"}
+"""These, and those that give a part of a value or its array axes in another order."""
+
+MOVES = VIEWS | frozenset(
+    "axis_index broadcast_in_dim broadcast_to concatenate device_put dynamic_update_slice empty gather iota pad rev "
+    "scatter stack tile unstack".split()
+)
+"""Primitives that place values and compute none."""
+
+TRANSCENDENTAL = frozenset(
+    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
+    "log2 logistic pow rsqrt sin sinh sqrt tan tanh".split()
+)
+"""Primitives that take several operations per element."""
+
+REDUCTIONS = frozenset(
+    "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min reduce_or "
+    "reduce_prod reduce_sum reduce_window".split()
+)
+"""Primitives that compute their operands on the way and write their result to memory."""
+
+ATTENTION = ("dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
+"""Attention by cuDNN."""
+
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general", *ATTENTION})
+"""Primitives that multiply and add."""
+
+FROM_MEMORY = PRODUCTS | {"sort", "top_k"}
+"""Primitives that read their operands from memory and write their result to it."""
+
+UPDATES = frozenset(
+    "dynamic_update_slice scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub scatter_add scatter_max "
+    "scatter_min scatter_mul scatter_sub".split()
+)
+"""Primitives that change a part of their first operand, where that is."""
+
+ELEMENTWISE = TRANSCENDENTAL | frozenset(
+    "abs add add_any and ceil clamp clz complex conj convert_element_type div eq eq_to floor ge gt imag integer_pow "
+    "is_finite le le_to lt lt_to max min mul mulhi ne neg nextafter not one_minus_square or population_count real rem "
+    "round select_n shift_left shift_right_arithmetic shift_right_logical sign square sub xor".split()
+)
+"""Primitives that compute every element of the result from the elements in the same place."""
+
+_OTHERS = frozenset(
+    "debug_callback debug_print random_bits random_clone random_fold_in random_seed random_split reduce_precision "
+    "rng_bit_generator".split()
+)
+
+KNOWN = MOVES | ELEMENTWISE | REDUCTIONS | FROM_MEMORY | UPDATES | _OTHERS
+"""Primitives that are counted by what they do. Of any other one, each element of the result counts as one operation."""
+
+
+# ---- what a program consists of
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Atom:
+    """A value of a program, or a literal."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """Element type by NumPy's name; empty for a value that is no array, such as a token."""
+    itemsize: int
+    literal: str | None = None
+    """The text of a literal."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.itemsize
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Program:
+    """A traced program, or a part of one."""
+
+    inputs: tuple[Atom, ...]
+    constants: tuple[Atom, ...]
+    equations: tuple[Equation, ...]
+    results: tuple[Atom, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Equation:
+    """One primitive that is applied to values."""
+
+    name: str
+    """Name of the primitive."""
+    inputs: tuple[Atom, ...]
+    results: tuple[Atom, ...]
+    form: Form
+    """The parameters that a plan depends on; None if there are none."""
+    scope: str
+    """Names of the transformations and modules that it stands in, joined with slashes."""
+    parameters: str
+    """All its parameters as text: two equations are the same if this and the inputs are."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Call:
+    """A program that runs once, with the inputs of the equation."""
+
+    program: Program
+    recomputes: bool = False
+    """True if it recomputes values for jax.checkpoint."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scan:
+    """A loop with a fixed number of rounds. Inputs: constants, carried values, stacks."""
+
+    body: Program
+    length: int
+    constants: int
+    """Number of inputs that every round reads whole."""
+    carried: int
+    """Number of values that a round hands to the next. They are the first results."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class While:
+    """A loop that ends on a condition. Its last inputs are the carried values."""
+
+    condition: Program
+    body: Program
+    constants: int
+    """Number of the body's inputs that are not carried."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Programs:
+    """Several programs of which one runs (`cond`), or programs of a primitive that is not known here."""
+
+    programs: tuple[Program, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Product:
+    """A matrix product (`dot_general`). Array axes of each of the two operands."""
+
+    contracted: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Convolution:
+    """A convolution."""
+
+    summed: tuple[int, ...]
+    """Array axes of the kernel that are summed over."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Collective:
+    """An exchange between devices."""
+
+    axes: tuple[str, ...]
+    """Names of the mesh axes."""
+    array_axis: int
+    """The array axis that is gathered or scattered; 0 for other exchanges."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Transposition:
+    """Array axes in another order."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Power:
+    """A power with an integer exponent."""
+
+    exponent: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Attention:
+    """Attention by cuDNN, forward or backward."""
+
+    time_axis: int
+    """Array axis of the keys."""
+    is_causal: bool
+
+
+Form = Call | Scan | While | Programs | Product | Convolution | Collective | Transposition | Power | Attention | None
+"""What an equation is, beyond a primitive and its operands."""
+
+
+class UnknownForm(TaskError):
+    """A program is not built as the JAX versions that are known here build it."""
+
+
+# ---- from JAX
 
 
 def trace_program(function: Callable[..., Any], *arguments: Any) -> Program:

@@ -31,8 +31,8 @@ from xlstm_hydra.parallel import Placement
 from xlstm_hydra.step import BATCH_TYPES, ShardedLoss, abstract_params
 
 from ._dataflow import Graph, Operation, Value, read_dataflow
-from ._equations import Collective, Program, Scan, While
 from ._fusion import Buffer, Fused, Step, fuse
+from ._jaxpr import Collective, Program, Scan, While
 
 
 @dataclass(frozen=True)

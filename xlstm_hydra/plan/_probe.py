@@ -15,9 +15,8 @@ from xlstm_hydra.step import build_sharded_loss
 
 from ._counts import Counts, count
 from ._dataflow import Graph, Operation, read_dataflow
-from ._equations import Call, Equation, Program, Scan, UnknownForm
 from ._fusion import fuse
-from ._jaxpr import trace_loss
+from ._jaxpr import Call, Equation, Program, Scan, UnknownForm, trace_loss
 from ._layouts import SHARDING, assembled, closed
 from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._plan import Plan

@@ -10,9 +10,8 @@ from xlstm_hydra._table import gib, in_bytes, in_ms, milliseconds, table, tera
 from xlstm_hydra.parallel import Placement, split_with
 
 from ._changes import Change
-from ._plan import Plan
+from ._plan import Plan, product_rate, step_traffic
 from ._search import Search, layout_overrides
-from ._time import product_rate, step_traffic
 
 MEMORY_KINDS = {
     "parameters": "parameters",
