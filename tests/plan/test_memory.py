@@ -6,7 +6,7 @@ import pytest
 from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.parallel import abstract_mesh
-from xlstm_hydra.plan import step_memory, trace_loss, trace_program, working_memory
+from xlstm_hydra.plan import read_program, step_memory, trace_loss, working_memory
 from xlstm_hydra.step import build_program, build_sharded_loss
 
 SIZES = {"embedding_dim": 64, "context_length": 128, "vocab_size": 128}
@@ -119,7 +119,7 @@ def test_the_moment_is_told_by_the_modules_that_are_computed():
 
 def most(function, *arguments):
     """Bytes that a function needs beside its arguments."""
-    return working_memory(trace_program(function, *arguments))
+    return working_memory(read_program(jax.make_jaxpr(function)(*arguments)))
 
 
 SQUARE = jnp.zeros((64, 64))

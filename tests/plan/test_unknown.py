@@ -14,12 +14,12 @@ from xlstm_hydra.plan import (
     changes_that_fit,
     count,
     make_plan,
+    read_program,
     report,
     search,
     summary,
     to_dict,
     too_large,
-    trace_program,
     working_memory,
 )
 
@@ -28,7 +28,7 @@ VERSIONS = r"\(xlstm-hydra \S+, jax \S+, jaxlib \S+, Python \S+\)"
 
 
 def traced(function):
-    return trace_program(function, SQUARE)
+    return read_program(jax.make_jaxpr(function)(SQUARE))
 
 
 def test_an_unknown_primitive_counts_as_one_operation_per_element_and_is_named():

@@ -6,10 +6,8 @@ from ._changes import too_large as too_large
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count
-from ._estimate import Estimate as Estimate
 from ._jaxpr import read_program as read_program
 from ._jaxpr import trace_loss as trace_loss
-from ._jaxpr import trace_program as trace_program
 from ._layouts import Refusal as Refusal
 from ._layouts import layouts as layouts
 from ._memory import Memory as Memory
@@ -18,6 +16,7 @@ from ._memory import working_memory as working_memory
 from ._own_costs import Activations as Activations
 from ._own_costs import DeviceShare as DeviceShare
 from ._own_costs import ModelCosts as ModelCosts
+from ._plan import Estimate as Estimate
 from ._plan import Plan as Plan
 from ._plan import PlanError as PlanError
 from ._plan import StepTime as StepTime

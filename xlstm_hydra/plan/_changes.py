@@ -11,10 +11,10 @@ from xlstm_hydra._table import in_bytes
 from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig, RunConfig, TrainerConfig
 from xlstm_hydra.problems import ConfigError, Problem, divisors
 
-from ._estimate import Estimate, LayoutEstimator
+from ._estimate import LayoutEstimator
 from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
-from ._plan import Plan, PlanError, make_plan, planning
+from ._plan import Estimate, Plan, PlanError, make_plan, planning
 from ._search import open_batch, typed_text
 
 _SURE = 0.85
@@ -35,7 +35,7 @@ class Change:
     overrides: tuple[str, ...]
     """What is typed behind what was typed."""
 
-    cost: Estimate | Plan
+    cost: Estimate
     """What the run then costs, as far as arithmetic tells where that is enough."""
 
     num_devices: int

@@ -176,7 +176,7 @@ class _Tally:
         if isinstance(form, Collective):
             for before, after in zip(equation.inputs, equation.results, strict=True):
                 size = max(before.bytes, after.bytes)
-                self.exchanges[exchange_name(name), form.axes, before.dtype, size] += times
+                self.exchanges[COLLECTIVES.get(name, name), form.axes, before.dtype, size] += times
         return self.results(equation, inputs, times)
 
     def work(self, equation: Equation, times: int) -> None:
@@ -286,11 +286,6 @@ _ATTENTION_PRODUCTS: dict[str, tuple[int, int]] = dict(zip(ATTENTION, [(1, 1), (
 scores and output; then scores once more, the gradients of queries, keys, scores and values."""
 
 
-def exchange_name(name: str) -> str:
-    """What XLA calls a collective; one that is not known here keeps JAX's name, so that it is not overlooked."""
-    return COLLECTIVES.get(name, name)
-
-
 def operations(equation: Equation) -> int:
     """Operations of an equation, as XLA counts them; those of a transcendental function are its elements."""
     name, inputs, form = equation.name, equation.inputs, equation.form
@@ -298,7 +293,7 @@ def operations(equation: Equation) -> int:
         return 0
     taken, given = inputs[0].size if inputs else 0, equation.results[0].size
     if isinstance(form, Collective):
-        return sum(result.size for result in equation.results) if exchange_name(name) == "all-reduce" else 0
+        return sum(result.size for result in equation.results) if COLLECTIVES.get(name) == "all-reduce" else 0
     if isinstance(form, Product):
         return 2 * given * math.prod(inputs[0].shape[axis] for axis in form.contracted[0])
     if isinstance(form, Convolution):  # padding included, which XLA leaves out

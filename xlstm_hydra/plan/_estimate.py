@@ -28,23 +28,11 @@ from xlstm_hydra.parallel import Parameter, Placement, shard_parameter
 
 from ._counts import Counts, Exchange
 from ._memory import Memory
-from ._plan import Plan, StepTime, axes_across, step_time
+from ._plan import Estimate, Plan, axes_across, step_time
 from ._probe import PHASES, Fit, Numbers, probe, probe_of
 
 _KINDS = ("activations", "gathered", "logits", "working")
 """Kinds of memory that a phase of a step needs beside gradients."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a layout costs, as far as arithmetic tells."""
-
-    run: RunConfig
-    sizes: Mapping[str, int]
-    memory: Memory
-    counts: Counts
-    time: StepTime | None
-    """None where the device's speeds are not known."""
 
 
 @dataclass(frozen=True)

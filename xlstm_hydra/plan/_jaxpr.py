@@ -23,24 +23,15 @@ from xlstm_hydra._jax_internals import cudnn_assumed, cudnn_time_axis
 from xlstm_hydra.errors import TaskError
 from xlstm_hydra.step import ShardedLoss
 
-COLLECTIVES = {
-    "all_gather": "all-gather",
-    "all_gather_invariant": "all-gather",
-    "all_gather_reduced": "all-gather",
-    "all_to_all": "all-to-all",
-    "pmax": "all-reduce",
-    "pmin": "all-reduce",
-    "ppermute": "collective-permute",
-    "psum": "all-reduce",
-    "psum_invariant": "all-reduce",
-    "ragged_all_to_all": "all-to-all",
-    "reduce_scatter": "reduce-scatter",
-    "unreduced_pmax": "all-reduce",
-    "unreduced_pmin": "all-reduce",
-    "unreduced_psum": "all-reduce",
-    "unreduced_reduce_scatter": "reduce-scatter",
+_COLLECTIVES = {
+    "all-gather": "all_gather all_gather_invariant all_gather_reduced",
+    "all-reduce": "pmax pmin psum psum_invariant unreduced_pmax unreduced_pmin unreduced_psum",
+    "all-to-all": "all_to_all ragged_all_to_all",
+    "collective-permute": "ppermute",
+    "reduce-scatter": "reduce_scatter unreduced_reduce_scatter",
 }
-"""What JAX calls the collectives."""
+COLLECTIVES = {name: operation for operation, names in _COLLECTIVES.items() for name in names.split()}
+"""XLA's name of each collective primitive of JAX."""
 
 RESHAPES = frozenset(
     "bitcast_convert_type copy expand_dims from_edtype layout_constraint mesh_cast name optimization_barrier pcast "
@@ -93,12 +84,14 @@ ELEMENTWISE = TRANSCENDENTAL | frozenset(
 )
 """Primitives that compute every element of the result from the elements in the same place."""
 
-_OTHERS = frozenset(
-    "debug_callback debug_print random_bits random_clone random_fold_in random_seed random_split reduce_precision "
-    "rng_bit_generator".split()
+KNOWN = MOVES.union(
+    ELEMENTWISE,
+    REDUCTIONS,
+    FROM_MEMORY,
+    UPDATES,
+    ("debug_callback", "debug_print", "reduce_precision"),
+    "random_bits random_clone random_fold_in random_seed random_split rng_bit_generator".split(),
 )
-
-KNOWN = MOVES | ELEMENTWISE | REDUCTIONS | FROM_MEMORY | UPDATES | _OTHERS
 """Primitives that are counted by what they do. Of any other one, each element of the result counts as one operation."""
 
 
@@ -251,16 +244,11 @@ class UnknownForm(TaskError):
 # ---- from JAX
 
 
-def trace_program(function: Callable[..., Any], *arguments: Any) -> Program:
-    """The program of a function for arguments of which only shapes and types matter."""
-    return read_program(jax.make_jaxpr(function)(*arguments))
-
-
 def read_program(jaxpr: Any) -> Program:
-    """The program in a jaxpr, open or closed.
+    """Return the program of an open or closed jaxpr.
 
     Raises:
-        UnknownForm: this JAX has other parameters for a primitive.
+        UnknownForm: the parameters of a primitive are not those of a known JAX version.
     """
     return _Reader().program(jaxpr)
 
@@ -345,21 +333,14 @@ def _mesh_axes(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(axis for axis in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(axis, str))
 
 
-def _product(params: Mapping[str, Any]) -> Product:
-    (left, right), (left_batch, right_batch) = params["dimension_numbers"]
-    return Product((tuple(left), tuple(right)), (tuple(left_batch), tuple(right_batch)))
-
-
-def _attention(params: Mapping[str, Any]) -> Attention:
-    return Attention(cudnn_time_axis(params["layout"]), "CAUSAL" in params["mask_type"].name)
-
-
 _READ: dict[str, Callable[[Mapping[str, Any]], Form]] = {
-    "dot_general": _product,
+    "dot_general": lambda params: Product(*params["dimension_numbers"]),
     "conv_general_dilated": lambda params: Convolution(tuple(params["dimension_numbers"].rhs_spec[1:])),
     "transpose": lambda params: Transposition(tuple(params["permutation"])),
     "integer_pow": lambda params: Power(params["y"]),
-    **dict.fromkeys(ATTENTION, _attention),
+    **dict.fromkeys(
+        ATTENTION, lambda params: Attention(cudnn_time_axis(params["layout"]), "CAUSAL" in params["mask_type"].name)
+    ),
 }
 """Reads the form of a primitive from its parameters, by its name."""
 
@@ -368,4 +349,4 @@ def trace_loss(loss: ShardedLoss) -> Program:
     """Loss and gradients: one `shard_map` whose body is what each device does."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     with cudnn_assumed():
-        return trace_program(loss.loss_and_gradients, loss.abstract_params, loss.abstract_batch, key)
+        return read_program(jax.make_jaxpr(loss.loss_and_gradients)(loss.abstract_params, loss.abstract_batch, key))

@@ -89,23 +89,29 @@ def planning(fix: str = "") -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a training step costs each device. `make_plan` makes one."""
+class Estimate:
+    """Cost of a training step on each device, computed from the programs of other layouts."""
 
     run: RunConfig
-    num_devices: int
-    device: DeviceConfig
     sizes: Mapping[str, int]
     """Size of each mesh axis."""
-    across_hosts: Mapping[str, int]
-    """The mesh axes along which the host changes somewhere, and how many hosts are along each."""
-    placements: tuple[Placement, ...]
     memory: Memory
     counts: Counts
-    bubble: float
-    """Share of the ticks in which a pipeline stage has nothing to do."""
     time: StepTime | None
-    """None where the device's speeds are not known."""
+    """None if the device's speeds are not known."""
+
+
+@dataclass(frozen=True)
+class Plan(Estimate):
+    """Cost of a training step on each device, computed from its own program by `make_plan`."""
+
+    num_devices: int
+    device: DeviceConfig
+    across_hosts: Mapping[str, int]
+    """Number of hosts along each mesh axis that crosses hosts."""
+    placements: tuple[Placement, ...]
+    bubble: float
+    """Fraction of the ticks in which a pipeline stage is idle."""
 
     @property
     def tokens(self) -> int:
@@ -258,16 +264,6 @@ class Traffic:
     seconds: float | None
     """Time to send them; None where the device's speeds are not known."""
 
-    @property
-    def wire_bytes(self) -> float:
-        """Bytes that each device sends."""
-        return self.within_hosts + self.across_hosts
-
-    @property
-    def crosses_hosts(self) -> bool:
-        """Whether any of them go to other hosts."""
-        return self.across_hosts > 0
-
 
 @dataclass(frozen=True)
 class StepTime:
@@ -319,7 +315,7 @@ def step_traffic(
     for exchange in counts.exchanges:
         alike.setdefault((exchange.axes, exchange.operation, exchange.dtype), []).append(exchange)
     rows = [_traffic(exchanges, sizes, across, device) for exchanges in alike.values()]
-    return tuple(sorted(rows, key=lambda row: (-(row.seconds or 0.0), -row.wire_bytes)))
+    return tuple(sorted(rows, key=lambda row: (-(row.seconds or 0.0), -row.within_hosts - row.across_hosts)))
 
 
 def _traffic(

@@ -14,10 +14,10 @@ from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.step import unused_settings
 
-from ._estimate import Estimate, LayoutEstimator
+from ._estimate import LayoutEstimator
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
-from ._plan import Plan, make_plan, planning
+from ._plan import Estimate, Plan, make_plan, planning
 
 SEARCH_VERSION = 1
 """Format of what `Search.to_dict` gives."""
@@ -40,9 +40,9 @@ class Search:
     """Bytes of a device's memory that a layout may need."""
     best: tuple[Plan, ...]
     """Plans of the best layouts that fit, the fastest first."""
-    fitting: tuple[Plan | Estimate, ...]
+    fitting: tuple[Estimate, ...]
     """All that are estimated to fit, the fastest first."""
-    dropped: tuple[Plan | Estimate, ...]
+    dropped: tuple[Estimate, ...]
     """Those that do not, from the one that needs least memory."""
     refused: tuple[Refusal, ...]
     """Those that the rules of the config do not allow."""
@@ -132,7 +132,7 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
         unused = [_unused_settings(estimator, one) for one in runs]
         refused += [one for one in unused if one is not None]
         runs = [one for one, refusal in zip(runs, unused, strict=True) if refusal is None]
-        estimates: list[Plan | Estimate] = [estimator.estimate(one) for one in runs]
+        estimates: list[Estimate] = [estimator.estimate(one) for one in runs]
         traced = estimator.traced
     else:
         estimates = [make_plan(one, num_devices, device) for one in runs]
@@ -173,7 +173,7 @@ def _nothing_fits(found: Search) -> Problem:
     return Problem(given, text, fix)
 
 
-def speed(one: Plan | Estimate) -> tuple[Any, ...]:
+def speed(one: Estimate) -> tuple[Any, ...]:
     """What layouts are sorted by: the predicted time of a step, where that is equal the time of all its parts, and then
     the memory."""
     time, memory = one.time, one.memory.total
@@ -220,7 +220,7 @@ def typed_text(value: Any) -> str:
 
 
 def _planned(
-    fitting: Sequence[Plan | Estimate],
+    fitting: Sequence[Estimate],
     num_devices: int,
     device: DeviceConfig,
     parameters: Sequence[Parameter],
@@ -238,7 +238,7 @@ def _planned(
             return
 
 
-def _row(typed: RunConfig, one: Plan | Estimate, *, brief: bool = False) -> dict[str, Any]:
+def _row(typed: RunConfig, one: Estimate, *, brief: bool = False) -> dict[str, Any]:
     """A layout with its numbers, as plain values."""
     time = one.time
     return {

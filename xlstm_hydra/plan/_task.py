@@ -61,7 +61,7 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
         plan: the plan.
         changes: changes with which it fits.
     """
-    config = plan.run.model.model_config
+    config, step = plan.run.model.model_config, plan.time
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -92,9 +92,15 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
             "open_loops": plan.counts.open_loops,
             "unknown_primitives": list(plan.counts.unknown),
         },
-        "communication": list(_exchanges(plan)),
+        "communication": [
+            asdict(row) | {"axes": list(row.axes)}
+            for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device)
+        ],
         "bubble": plan.bubble,
-        "time": _time(plan),
+        "time": None
+        if step is None
+        else asdict(step)
+        | {"seconds": step.seconds, "bound_by": step.bound_by, "tokens_per_second": plan.tokens_per_second},
         "changes": [
             {"overrides": list(change.overrides), "num_devices": change.num_devices, "memory": change.needed}
             for change in changes
@@ -120,19 +126,6 @@ def _array(plan: Plan, placement: Placement) -> dict[str, Any]:
         "whole_because": placement.whole_because,
         "split_with": split_with(placement, plan.run.parallel, plan.sizes) if whole else None,
     }
-
-
-def _exchanges(plan: Plan) -> Iterator[dict[str, Any]]:
-    for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device):
-        yield asdict(row) | {"axes": list(row.axes)}
-
-
-def _time(plan: Plan) -> dict[str, Any] | None:
-    step = plan.time
-    if step is None:
-        return None
-    own = {"compute": step.compute, "memory": step.memory, "network": dict(step.network)}
-    return own | {"seconds": step.seconds, "bound_by": step.bound_by, "tokens_per_second": plan.tokens_per_second}
 
 
 log = logging.getLogger("xlstm_hydra")
