@@ -23,7 +23,7 @@ import jax
 
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra._printable import printable_lines
-from xlstm_hydra._table import table
+from xlstm_hydra._table import fit_terminal, table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SubModelConfig, resolve_classes
 from xlstm_hydra.configs.device import DEFAULT_DEVICE
 from xlstm_hydra.devices import known_devices, no_accelerator, simulate_devices
@@ -144,7 +144,7 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     lines += summary(found) if is_short else [report(found, task.parameters), "", verdict(found)]
     lines += changes_report(changes)
     lines += ["", search_report(layouts)] if layouts is not None and task.search else []
-    print(printable_lines("\n".join(lines)), flush=True)
+    print(fit_terminal(printable_lines("\n".join(lines))), flush=True)
     if layouts is not None:
         _write(folder / SEARCH_FILE, layouts.to_dict())
     content = to_dict(found, changes)
@@ -179,7 +179,7 @@ def _laid_out(layouts: Search) -> RunConfig:
         print("parallel=auto: no layout fits; this is the plan of the layout that needs the least memory\n")
         return min(estimated, key=lambda one: one.memory.total).run
     chosen = layouts.chosen
-    print(f"parallel=auto: {layouts.why()}\n")
+    print(fit_terminal(f"parallel=auto: {layouts.why()}"), end="\n\n")
     return chosen
 
 
@@ -191,7 +191,7 @@ def _compiled(found: Plan) -> list[dict[str, Any]]:
         (row.what, row.unit, f"{row.plan:,.0f}", f"{row.compiler:,.0f}", f"{row.ratio:.4g}", row.note)
         for row in compared
     ]
-    print("\n".join(["", *table([head, *rows], left=(0, 1, 5))]))
+    print(fit_terminal("\n".join(["", *table([head, *rows], left=(0, 1, 5))])))
     return [asdict(row) for row in compared]
 
 
@@ -289,8 +289,7 @@ def compile_program(program: Program) -> Compiled:
 
 
 def _bytes(arrays: Any, shardings: Any) -> int:
-    """Bytes of a tree of arrays on each device, with the compiler's shardings. An array that the step does not read,
-    such as document borders that the model ignores, has no sharding and takes no memory."""
+    """Bytes of a tree of arrays on each device. An array that the step does not read has no sharding and no memory."""
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(
         math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
