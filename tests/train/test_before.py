@@ -34,7 +34,7 @@ def small_host(monkeypatch):
 def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "xlstm_hydra")
     monkeypatch.setattr(jax, "jit", None)
-    words = r"trainer.ignore_plan=false: a step needs .* MiB per device, but each of the 8 .* its share of the host's memory"
+    words = r"trainer.ignore_plan=false: a step needs .* MiB per device, but each of the 8 .* of the host's memory"
     with pytest.raises(ConfigError, match=words) as refused:
         train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
     assert str(refused.value).endswith("trainer.ignore_plan=true starts the run anyway.")

@@ -258,7 +258,7 @@ class LayoutEstimator:
         return kinds
 
     def _add_pipeline(self, kinds: dict[str, float], run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> None:
-        """Add the activations saved in every tick, the rows sent between stages, and the parameters read in all ticks."""
+        """Add the activations saved in every tick, the rows sent between stages and the parameters of all ticks."""
         none, kept = fit.at(0, shape.tensor), fit.at(shape.block_rows, shape.tensor)
         weights = none["memory", "forward", "activations"] / shape.stages
         tick = kept["memory", "forward", "activations"] / shape.stages - weights

@@ -1,6 +1,6 @@
-"""Traced programs as plain values. No other module reads JAX's jaxprs.
+"""Traced programs as plain values, independent of the JAX version. No other module reads JAX's jaxprs.
 
-What JAX calls a primitive, and what its parameters are, differs between versions. The versions from 0.10 on are known:
+Names and parameters of primitives differ between JAX versions. All versions since 0.10 are supported:
 
 | JAX | |
 |---|---|
@@ -39,31 +39,31 @@ RESHAPES = frozenset(
     "sharding_constraint squeeze stop_gradient to_edtype vary_unreduced_cast vary_unreduced_cast_p "
     "with_memory_space_constraint".split()
 )
-"""Primitives that give a value in another shape or under another name: nothing is computed or written."""
+"""Primitives that only change the shape or the name of a value, without computing or writing anything."""
 
 VIEWS = RESHAPES | {"dynamic_slice", "slice", "split", "transpose"}
-"""These, and those that give a part of a value or its array axes in another order."""
+"""Primitives of `RESHAPES`, and those that select a part of a value or permute its array axes."""
 
 MOVES = VIEWS | frozenset(
     "axis_index broadcast_in_dim broadcast_to concatenate device_put dynamic_update_slice empty gather iota pad rev "
     "scatter stack tile unstack".split()
 )
-"""Primitives that place values and compute none."""
+"""Primitives that move values without computing."""
 
 TRANSCENDENTAL = frozenset(
     "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
     "log2 logistic pow rsqrt sin sinh sqrt tan tanh".split()
 )
-"""Primitives that take several operations per element."""
+"""Primitives with several operations per element."""
 
 REDUCTIONS = frozenset(
     "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min reduce_or "
     "reduce_prod reduce_sum reduce_window".split()
 )
-"""Primitives that compute their operands on the way and write their result to memory."""
+"""Primitives that compute their operands on the fly and write their result to memory."""
 
 ATTENTION = ("dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
-"""Attention by cuDNN."""
+"""cuDNN attention, forward and backward."""
 
 PRODUCTS = frozenset({"conv_general_dilated", "dot_general", *ATTENTION})
 """Primitives that multiply and add."""
@@ -75,27 +75,22 @@ UPDATES = frozenset(
     "dynamic_update_slice scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub scatter_add scatter_max "
     "scatter_min scatter_mul scatter_sub".split()
 )
-"""Primitives that change a part of their first operand, where that is."""
+"""Primitives that update a part of their first operand in place."""
 
 ELEMENTWISE = TRANSCENDENTAL | frozenset(
     "abs add add_any and ceil clamp clz complex conj convert_element_type div eq eq_to floor ge gt imag integer_pow "
     "is_finite le le_to lt lt_to max min mul mulhi ne neg nextafter not one_minus_square or population_count real rem "
     "round select_n shift_left shift_right_arithmetic shift_right_logical sign square sub xor".split()
 )
-"""Primitives that compute every element of the result from the elements in the same place."""
+"""Primitives that compute every element of the result from the elements at the same position."""
 
-KNOWN = MOVES.union(
-    ELEMENTWISE,
-    REDUCTIONS,
-    FROM_MEMORY,
-    UPDATES,
-    ("debug_callback", "debug_print", "reduce_precision"),
-    "random_bits random_clone random_fold_in random_seed random_split rng_bit_generator".split(),
-)
-"""Primitives that are counted by what they do. Of any other one, each element of the result counts as one operation."""
+KNOWN = MOVES | ELEMENTWISE | REDUCTIONS | FROM_MEMORY | UPDATES
+KNOWN |= {"debug_callback", "debug_print", "reduce_precision", "rng_bit_generator"}
+KNOWN |= {f"random_{name}" for name in ("bits", "clone", "fold_in", "seed", "split")}
+"""Known primitives. For any other primitive, each element of the result counts as one operation."""
 
 
-# ---- what a program consists of
+# ---- programs
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -104,7 +99,7 @@ class Atom:
 
     shape: tuple[int, ...]
     dtype: str
-    """Element type by NumPy's name; empty for a value that is no array, such as a token."""
+    """NumPy name of the dtype; empty for a value other than an array, such as a token."""
     itemsize: int
     literal: str | None = None
     """The text of a literal."""
@@ -132,23 +127,23 @@ class Program:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Equation:
-    """One primitive that is applied to values."""
+    """A primitive applied to values."""
 
     name: str
     """Name of the primitive."""
     inputs: tuple[Atom, ...]
     results: tuple[Atom, ...]
     form: Form
-    """The parameters that a plan depends on; None if there are none."""
+    """Parameters that affect the plan; None if there are none."""
     scope: str
-    """Names of the transformations and modules that it stands in, joined with slashes."""
+    """Names of the enclosing transformations and modules, joined by slashes."""
     parameters: str
-    """All its parameters as text: two equations are the same if this and the inputs are."""
+    """All parameters as text, to find equations that compute the same from the same inputs."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
-    """A program that runs once, with the inputs of the equation."""
+    """A program that runs once with the inputs of the equation."""
 
     program: Program
     recomputes: bool = False
@@ -157,36 +152,36 @@ class Call:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scan:
-    """A loop with a fixed number of rounds. Inputs: constants, carried values, stacks."""
+    """A loop with a fixed number of iterations. Inputs: constants, carried values, stacks."""
 
     body: Program
     length: int
     constants: int
-    """Number of inputs that every round reads whole."""
+    """Number of inputs that every iteration reads completely."""
     carried: int
-    """Number of values that a round hands to the next. They are the first results."""
+    """Number of values passed from one iteration to the next. They are the first results."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class While:
-    """A loop that ends on a condition. Its last inputs are the carried values."""
+    """A loop that ends when its condition is false. Its last inputs are the carried values."""
 
     condition: Program
     body: Program
     constants: int
-    """Number of the body's inputs that are not carried."""
+    """Number of inputs of the body that are not carried."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Programs:
-    """Several programs of which one runs (`cond`), or programs of a primitive that is not known here."""
+    """The branches of a `cond`, or the programs of an unknown primitive."""
 
     programs: tuple[Program, ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Product:
-    """A matrix product (`dot_general`). Array axes of each of the two operands."""
+    """A matrix product (`dot_general`), as array axes of each of the two operands."""
 
     contracted: tuple[tuple[int, ...], tuple[int, ...]]
     batch: tuple[tuple[int, ...], tuple[int, ...]]
@@ -202,17 +197,17 @@ class Convolution:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Collective:
-    """An exchange between devices."""
+    """Communication between devices."""
 
     axes: tuple[str, ...]
     """Names of the mesh axes."""
     array_axis: int
-    """The array axis that is gathered or scattered; 0 for other exchanges."""
+    """Array axis that is gathered or scattered; 0 for other collectives."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Transposition:
-    """Array axes in another order."""
+    """A permutation of array axes."""
 
     order: tuple[int, ...]
 
@@ -226,7 +221,7 @@ class Power:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Attention:
-    """Attention by cuDNN, forward or backward."""
+    """cuDNN attention, forward or backward."""
 
     time_axis: int
     """Array axis of the keys."""
@@ -234,11 +229,11 @@ class Attention:
 
 
 Form = Call | Scan | While | Programs | Product | Convolution | Collective | Transposition | Power | Attention | None
-"""What an equation is, beyond a primitive and its operands."""
+"""Parameters of an equation that affect the plan."""
 
 
 class UnknownForm(TaskError):
-    """A program is not built as the JAX versions that are known here build it."""
+    """A program does not have the structure of any supported JAX version."""
 
 
 # ---- from JAX
@@ -254,14 +249,14 @@ def read_program(jaxpr: Any) -> Program:
 
 
 class _Reader:
-    """Reads every jaxpr once, however many equations share it."""
+    """Reads every jaxpr once, even if several equations share it."""
 
     def __init__(self) -> None:
         self._read: dict[int, Program] = {}
 
     def program(self, jaxpr: Any) -> Program:
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        if id(jaxpr) not in self._read:  # the outermost jaxpr keeps all of them alive meanwhile
+        if id(jaxpr) not in self._read:  # the outermost jaxpr keeps all others alive, so ids stay unique
             self._read[id(jaxpr)] = self._program(jaxpr)
         return self._read[id(jaxpr)]
 
@@ -318,7 +313,7 @@ def _atom(aval: Any, literal: str | None = None) -> Atom:
 
 
 def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers of a scan's constants and carried values."""
+    """Number of constants and of carried values of a scan."""
     if "num_consts" in params:  # JAX 0.10
         return params["num_consts"], params["num_carry"]
     constants, carried, _ = params["ft_in"].unpack()
@@ -326,7 +321,7 @@ def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _mesh_axes(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the mesh axes of a collective; axes that `jax.vmap` maps over have numbers."""
+    """Names of the mesh axes of a collective. Axes of `jax.vmap` are numbers and are skipped."""
     if name in MOVES:
         return ()
     axes = params.get("axes", params.get("axis_name"))
@@ -342,11 +337,11 @@ _READ: dict[str, Callable[[Mapping[str, Any]], Form]] = {
         ATTENTION, lambda params: Attention(cudnn_time_axis(params["layout"]), "CAUSAL" in params["mask_type"].name)
     ),
 }
-"""Reads the form of a primitive from its parameters, by its name."""
+"""Functions that read the form of a primitive from its parameters, by name."""
 
 
 def trace_loss(loss: ShardedLoss) -> Program:
-    """Loss and gradients: one `shard_map` whose body is what each device does."""
+    """Return the program of loss and gradients: one `shard_map` whose body is the program of each device."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     with cudnn_assumed():
         return read_program(jax.make_jaxpr(loss.loss_and_gradients)(loss.abstract_params, loss.abstract_batch, key))

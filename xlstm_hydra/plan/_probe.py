@@ -119,7 +119,7 @@ class Fit:
         self._known: dict[tuple[int, int], Numbers] = {}
 
     def at(self, rows: int, tensor: int) -> Numbers:
-        """Return the figures for this number of rows and devices. Zero rows give the part that is independent of rows."""
+        """Return the figures for this number of rows and devices. At 0 rows, only the part without rows remains."""
         if (rows, tensor) not in self._known:
             values = self._at_width(self._constant, tensor) + self._slope_at(tensor) * rows
             self._known[rows, tensor] = dict(zip(self._keys, values.tolist(), strict=True))
