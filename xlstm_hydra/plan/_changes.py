@@ -56,8 +56,8 @@ class Change:
 def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     """Return the smallest changes that make a run fit, the fastest first.
 
-    Changes of a single setting come first, then combinations of two, three and so on. If no combination is enough,
-    return the smallest number of devices that is.
+    Single changes are tried first, then combinations of two, three and so on, until some fit. If no combination fits,
+    return the smallest number of devices that does.
 
     Changes are estimated from the plan and one to three more traced programs. If an estimate is close to the limit, the
     changed run is planned. No changes are suggested for a model with its own `plan_costs`.

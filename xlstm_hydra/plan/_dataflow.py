@@ -35,7 +35,7 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Operation:
-    """An operation. Constant operands are None."""
+    """An operation. Constant operands are replaced by None."""
 
     name: str
     form: Form

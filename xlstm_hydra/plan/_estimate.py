@@ -298,7 +298,7 @@ class LayoutEstimator:
 
 
 def _times(part: str, shape: _Shape, stage_remat: bool) -> float:
-    """How often a device runs a phase for each part of the batch."""
+    """Number of times that a device runs a phase for each part of the batch."""
     if part == "outside":
         return 1
     return shape.ticks / shape.stages * (2 if part == "forward" and stage_remat else 1)

@@ -125,7 +125,7 @@ def own_memory_and_counts(
         gathered=_gathered(placements, parallel.remat, sizes),
         logits=activations.logits,
         working=activations.working,
-        moment="forward and backward pass",
+        moment="the forward and backward pass",
     )
     counts = Counts(
         product_flops={dtype: passes * flops for dtype, flops in activations.product_flops.items()},

@@ -114,7 +114,7 @@ def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int 
     Raises:
         PlanError: see `make_plan`.
     """
-    fix = "parallel=auto compares the plans of layouts; choose a layout instead, such as parallel=fsdp."
+    fix = "parallel=auto compares the plans of layouts; choose a layout, such as parallel=fsdp."
     with planning(fix if run.parallel.is_open() else ""):
         return _search(run, num_devices, device, best)
 
