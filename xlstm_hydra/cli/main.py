@@ -8,6 +8,7 @@ Of several processes all have the same one. What does not train ends with 143 wh
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -75,7 +76,9 @@ def _do_as_asked() -> None:
     """Do what the arguments ask for."""
     with _refusals_explained(), _verification(sys.argv[1:]):
         if "--version" in sys.argv[1:]:
-            print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
+            from ._version import print_version
+
+            print_version(xlstm_hydra.__version__)
             return
         sys.argv[1:] = expand_home(sys.argv[1:])
         check_primary(parse_known_flags(), CONFIG_NAME)
@@ -144,6 +147,7 @@ def _run(args: Any, resumed: str | None) -> None:
     from ._run import distributed_of, process_number, run_single
 
     gc.enable()
+    atexit.unregister(gc.freeze)  # what a run leaves behind is freed at exit
     own = Hydra.create_main_hydra2("xlstm-hydra", search_path(args))
     try:
         if is_sweep(args):

@@ -31,10 +31,12 @@ def register() -> None:
 def register_resolvers() -> None:
     """Teach OmegaConf the resolvers that our YAML files use: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
     `xlstm_batch`. Calling it twice is harmless."""
-    register_resolver("xlstm_rest", _rest, replace=True)
-    register_resolver("xlstm_blocks", _blocks, replace=True)
-    register_resolver("xlstm_checkpoint", _checkpoint, replace=True)
-    register_resolver("xlstm_batch", _batch, replace=True)
+    if OmegaConf.has_resolver("xlstm_batch"):
+        return
+    register_resolver("xlstm_rest", _rest)
+    register_resolver("xlstm_blocks", _blocks)
+    register_resolver("xlstm_checkpoint", _checkpoint)
+    register_resolver("xlstm_batch", _batch)
 
 
 def _rest(*sizes: int) -> int:
