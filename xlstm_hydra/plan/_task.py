@@ -307,7 +307,7 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
     yield Comparison("batch", "bytes", plan.memory.batch, compiled.batch)
     types = widened_types(plan.counts)
     note = f"not comparable: on CPU, XLA computes {' and '.join(types)} in float32" if types else ""
-    yield Comparison("peak memory", "bytes", plan.memory.total, compiled.total, note)
+    yield Comparison("all memory", "bytes", plan.memory.total, compiled.total, note)
     note = "loop bodies counted once, as XLA does; without the optimizer"
     yield Comparison("operations", "operations", plan.counts.flops_once, compiled.flops_once, note)
     planned, found = planned_collectives(plan.counts.exchanges, plan.sizes), lowered_collectives(compiled.collectives)
