@@ -1,4 +1,4 @@
-"""What layouts cost and that they compute the same: the tables of docs/layouts.md, written anew.
+"""What layouts cost and that they compute the same: the tables of docs/explanations/layouts.md, written anew.
 
     python benchmarks/layouts.py [equality] [collectives] [memory]
 

@@ -1,4 +1,4 @@
-"""How far plans agree with the compiler: the table of docs/plan.md, written anew.
+"""How far plans agree with the compiler: the table of docs/explanations/planner.md, written anew.
 
     python benchmarks/plan.py
 
@@ -98,4 +98,4 @@ def unrolled_flops(on: ShardedLoss) -> float:
 
 
 if __name__ == "__main__":
-    write("plan.md", "agreement", agreement())
+    write("planner.md", "agreement", agreement())
