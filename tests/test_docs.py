@@ -1,5 +1,6 @@
 """The commands and programs in docs/ work, its links lead somewhere, and its tables are what their scripts write."""
 
+import functools
 import os
 import re
 import runpy
@@ -7,7 +8,6 @@ import shlex
 import shutil
 import sys
 import tomllib
-from pathlib import Path
 
 import pages
 import pytest
@@ -35,11 +35,20 @@ def name(page):
 # ---- without training
 
 
+@pytest.fixture(scope="module")
+def saved_runs(tmp_path_factory):
+    """A folder with runs that have saved their configs, without arrays."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name, steps in {"my_run": (10, 20), "books": (50,)}.items():
+        for step in steps:
+            saved.save(folder / name, saved.composed(f"trainer.max_steps={max(steps)}"), step)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, with a run that has saved its config, without arrays."""
-    for step in (10, 20):
-        saved.save(tmp_path / "outputs/my_run", saved.composed("trainer.max_steps=20"), step)
+def folder(saved_runs, tmp_path, monkeypatch):
+    """The current folder, with those runs."""
+    shutil.copytree(saved_runs, tmp_path / "outputs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -52,20 +61,19 @@ def test_every_command_of_a_page_is_accepted_or_refused_as_shown(page, folder):
             done = run_command(*shlex.split(command.text)[1:])
             assert done.status == command.status
             pages.assert_shown(command, done.out + done.err)
-        else:
-            check(command.text)
     for line in pages.lines(*pages.blocks(page, "sh")):
         check(re.sub(r"\bRUN\b", "outputs/my_run", line))
 
 
 @pytest.mark.parametrize("page", THAT_RUN, ids=name)
-def test_every_program_of_a_page_compiles_and_those_without_arrays_run(page, folder):
+def test_every_program_of_a_page_compiles_and_those_without_arrays_run(page):
     for block in pages.blocks(page, "python"):
         code = compile(block.text, name(page), "exec")
         if not block.title and not HEAVY.search(block.text):
             exec(code, {})
 
 
+@functools.cache
 def check(line):
     """Check a command line without doing what it asks for."""
     words = shlex.split(line, comments=True)
@@ -75,7 +83,7 @@ def check(line):
 
 
 def check_run(words):
-    """The config, of a sweep that of its first job, composes and keeps all rules. Later commands may use the run."""
+    """The config, of a sweep that of its first job, composes and keeps all rules."""
     if any(word.startswith("resume_sweep=") for word in words):
         return
     if "-m" in words:
@@ -83,10 +91,7 @@ def check_run(words):
         words = [word for word in words if word != "-m" and word not in overrides] + first_job(overrides)
     done = run_command(*words, "--cfg", "job")
     assert done.status == 0, (words, done.err)
-    run = load(OmegaConf.create(done.out))
-    for trained in (Path(word.partition("=")[2]) for word in words if word.startswith("hydra.run.dir=")):
-        if not trained.exists():
-            saved.save(trained, run)
+    load(OmegaConf.create(done.out))
 
 
 def first_job(overrides):
@@ -182,7 +187,9 @@ def headings(page):
 
 
 def test_every_option_is_in_the_table_of_groups():
-    rows = re.findall(r"^\| `([\w/]+)` \| .*? \| (.*) \|$", (ROOT / "docs/reference/groups.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([\w/]+)` \| .*? \| (.*) \|$", (ROOT / "docs/reference/groups.md").read_text(), re.MULTILINE
+    )
     shown = {(group, option) for group, options in rows for option in re.findall(r"`(\w+)`", options)}
     files = [path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*/*.yaml")]
     hidden = ("xlstm_hydra", "hydra/help", "hydra/hydra_logging", "hydra/job_logging")
