@@ -2,11 +2,14 @@
 
 import gc
 import os
+import platform
 import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from unittest import mock
 
+import jax
 import pytest
 from command import run_command
 from omegaconf import OmegaConf
@@ -215,9 +218,19 @@ def test_a_folder_that_another_run_holds_is_refused(tmp_path):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_the_version_is_told_with_hydras():
+def test_the_version_lists_python_the_libraries_and_the_devices():
     done = run_command("--version")
-    assert done.status == 0 and done.out.startswith(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra 1.")
+    own, python, libraries, devices = done.out.splitlines()
+    assert done.status == 0 and own == f"xlstm-hydra {xlstm_hydra.__version__}"
+    assert python.startswith(f"Python {platform.python_version()} on ")
+    assert f"hydra-core {version('hydra-core')}, " in libraries and f"jax {version('jax')}, " in libraries
+    assert devices == "devices: 8 x cpu (cpu)"
+
+
+def test_the_version_is_printed_even_if_jax_cannot_start(monkeypatch):
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=RuntimeError("no driver")))
+    done = run_command("--version")
+    assert done.status == 0 and done.out.splitlines()[-1] == "devices: JAX cannot start: RuntimeError: no driver"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,9 @@ def _do_as_asked() -> None:
     """Do what the arguments ask for."""
     with _refusals_explained(), _verification(sys.argv[1:]):
         if "--version" in sys.argv[1:]:
-            print(f"xlstm-hydra {xlstm_hydra.__version__} (Hydra {hydra.__version__})")
+            from ._version import print_version
+
+            print_version(xlstm_hydra.__version__)
             return
         sys.argv[1:] = expand_home(sys.argv[1:])
         check_primary(parse_known_flags(), CONFIG_NAME)

@@ -1,0 +1,39 @@
+"""The output of `xlstm-hydra --version`: what an issue report needs."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+LIBRARIES = ("hydra-core", "omegaconf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+ACCELERATOR_LIBRARIES = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
+
+
+def print_version(own: str) -> None:
+    """Print the versions of this package, Python and the libraries, then the devices, which JAX needs seconds for."""
+    print(f"xlstm-hydra {own}")
+    print(f"Python {platform.python_version()} on {platform.platform()}")
+    found = {name: _installed(name) for name in (*LIBRARIES, *ACCELERATOR_LIBRARIES)}
+    missing = [name for name in LIBRARIES if found[name] is None]
+    print(", ".join(f"{name} {number}" for name, number in found.items() if number))
+    if missing:
+        print(f"not installed: {', '.join(missing)}")
+    print(f"devices: {_devices()}", flush=True)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> str:
+    """Return number and kind of the devices, or the reason why JAX finds none."""
+    try:
+        from xlstm_hydra.devices import detect_devices
+
+        found = detect_devices()
+    except Exception as error:  # a broken driver is what such a report is about
+        return f"JAX cannot start: {type(error).__name__}: {error}"
+    return f"{found.number} x {found.kind} ({found.platform})"
