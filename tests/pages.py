@@ -44,15 +44,15 @@ class Command(NamedTuple):
 
     @property
     def status(self):
-        return 2 if self.is_refused else 0
+        return 2 if self.is_rejected else 0
 
     @property
-    def is_refused(self):
+    def is_rejected(self):
         return self.output.startswith("xlstm-hydra: ")
 
     @property
     def is_light(self):
-        return self.is_refused or "--cfg" in self.text
+        return self.is_rejected or "--cfg" in self.text
 
 
 def blocks(page, *languages):

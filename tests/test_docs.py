@@ -54,7 +54,7 @@ def folder(saved_runs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
-def test_every_command_of_a_page_is_accepted_or_refused_as_shown(page, folder):
+def test_every_command_of_a_page_is_accepted_or_rejected_as_shown(page, folder):
     pages.write_files(page, folder)
     for command in pages.commands(*pages.blocks(page, "console")):
         if command.is_light:
@@ -206,7 +206,7 @@ def test_every_option_is_in_the_table_of_groups():
 
 @pytest.fixture
 def script(monkeypatch):
-    """What stands in a script, without running it."""
+    """Return the names of a script, without running it."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return lambda name: runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name=name)
 

@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import xlstm_hydra
+import xlstm_hydra.hydra
 
 ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
@@ -149,7 +151,6 @@ def test_importing_what_needs_no_device_loads_no_jax(tmp_path, module):
     ("arguments", "words"),
     [
         (["--help"], "Groups and their options"),
-        (["--version"], "xlstm-hydra"),
         (["--cfg", "job"], "embedding_dim: 128"),
         (["--info", "searchpath"], "xlstm-hydra"),
         (["-sc", "query=bash"], "parallel=fsdp_tp"),
@@ -174,6 +175,15 @@ def test_a_command_that_starts_no_run_loads_no_jax(tmp_path, arguments, words):
 
 def test_the_test_above_sees_a_package_that_is_loaded(tmp_path):
     assert "numpy" in loaded("import numpy", tmp_path)[0]
+
+
+def test_each_name_that_a_type_checker_sees_in_the_package_hydra_is_there():
+    tree = ast.parse((ROOT / "hydra" / "__init__.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    assert len(imports) > 40
+    for node in imports:
+        module, name = import_module(f".{node.module}", "xlstm_hydra.hydra"), node.names[0].name
+        assert getattr(xlstm_hydra.hydra, name) is getattr(module, name)
 
 
 EDGE = {"hydra", "omegaconf"}

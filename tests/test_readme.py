@@ -15,7 +15,7 @@ def test_it_is_short_and_so_are_the_outputs_that_it_shows():
         assert 1 < len(command.output.splitlines()) <= 6
 
 
-def test_the_two_commands_install_what_the_project_declares():
+def test_the_install_commands_match_the_project():
     commands = [block.text.strip() for block in pages.blocks(pages.README, "bash")]
     assert [command.partition("&&")[0].strip() for command in commands] == ["python3 -m venv .venv"] * 2
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -144,7 +144,7 @@ def test_a_new_run_from_one_that_was_lenient_is_strict(places, run):
 
 
 ALONE = {
-    "alone": (["--lenient"], "--lenient: requires a saved run whose record is read. Name it with --from RUN"),
+    "alone": (["--lenient"], "--lenient: only applies to commands that read a saved run. Add --from RUN"),
     "without effect": (["checkpoint.lenient=true"], "checkpoint.lenient=true, checkpoint.restore=null: has no effect"),
 }
 

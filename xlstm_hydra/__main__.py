@@ -1,6 +1,18 @@
-"""`python -m xlstm_hydra`."""
+"""`xlstm-hydra` as a process of its own, and `python -m xlstm_hydra`."""
 
-from xlstm_hydra.cli.main import main
+import atexit
+import gc
+
+
+def main() -> None:
+    """Run the command without garbage collection until a run starts: by then little is garbage, and freeing all objects
+    at exit takes a fifth of the time of `--cfg job`."""
+    gc.disable()
+    atexit.register(gc.freeze)
+    from xlstm_hydra.cli.main import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

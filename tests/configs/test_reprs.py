@@ -260,3 +260,12 @@ def test_nothing_that_a_text_names_is_imported():
 def test_python_does_not_warn_about_a_text_that_is_only_read(recwarn):
     assert parse_repr(r"['\d+']") == ["\\d+"]
     assert not recwarn.list
+
+
+def test_a_config_prints_its_fields_as_any_dataclass_does():
+    @dataclass(kw_only=True)
+    class Plain(ParallelConfig):
+        pass
+
+    assert "__repr__" not in ParallelConfig.__dict__ and "__repr__" in Plain.__dict__
+    assert repr(ParallelConfig()) == repr(Plain()).replace(Plain.__qualname__, "ParallelConfig")

@@ -18,7 +18,7 @@ from xlstm_hydra.configs import ConfigError, Problem
 
 @pytest.fixture(autouse=True)
 def jobs(tmp_path, monkeypatch):
-    """The jobs that were started: nothing is trained."""
+    """Jobs that were started. They do not train."""
     started = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append((run, folder)))
     monkeypatch.chdir(tmp_path)
@@ -38,7 +38,7 @@ def test_a_sweep_over_all_options_of_a_group_leaves_schemas_out(jobs):
 
 
 @pytest.mark.parametrize("batches", [(), ("hydra.sweeper.max_batch_size=1",)], ids=["one batch", "a batch per job"])
-def test_no_job_starts_when_the_last_point_is_bad(jobs, batches):
+def test_no_job_starts_if_the_last_point_is_invalid(jobs, batches):
     done = run_command("-m", "optimizer.lr=1e-3,3e-4,-1", *batches)
     assert (done.status, jobs) == (2, [])
     assert "1 of 3 points are invalid: no job was started; hydra.sweeper.on_invalid=skip leaves them out" in done.err
@@ -61,12 +61,12 @@ BAD_SWEEPS = [
     ("optimizer=sgd,adamw optimizer.beta1=0.9", ["  0    optimizer=sgd  optimizer.beta1: no such key."]),
     ("model=tiny,custom", ["  1    model=custom  model.model_class: missing"]),
     ("parallel=fsdp parallel.fsdp_axis_size=4 trainer.simulated_devices=4,6", ["  1    trainer.simulated_devices="]),
-    ("optimizer.lr=interval(0,1)", ["an interval has no end of values. Write hydra.sweeper.num_samples="]),
+    ("optimizer.lr=interval(0,1)", ["an interval has infinitely many values. Set hydra.sweeper.num_samples="]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "expected"), BAD_SWEEPS, ids=[line for line, _ in BAD_SWEEPS])
-def test_a_bad_sweep_tells_each_problem_once_with_the_jobs_that_have_it(jobs, line, expected):
+def test_an_invalid_sweep_reports_each_problem_once_with_its_jobs(jobs, line, expected):
     done = run_command("-m", *line.split(" "))
     assert (done.status, jobs) == (2, [])
     is_table = "points are invalid" in done.err
@@ -81,7 +81,7 @@ def test_hydras_own_values_can_be_used_in_a_sweep(jobs):
     assert [run.data.path.rpartition("/")[2] for run, _ in jobs] == ["0", "1"]
 
 
-def test_a_job_that_its_machine_refuses_lets_the_others_run(jobs, monkeypatch):
+def test_a_job_rejected_by_its_machine_does_not_stop_the_others(jobs, monkeypatch):
     def train(run, folder, overrides):
         jobs.append(run)
         if run.trainer.seed == 1:
@@ -131,6 +131,6 @@ def test_a_signal_whose_exception_python_drops_ends_the_sweep_before_the_next_jo
     assert len(jobs) == 1
 
 
-def test_an_engine_is_looked_at_beside_the_config_of_a_saved_run(jobs):
+def test_an_engine_is_checked_together_with_the_config_of_a_saved_run(jobs):
     done = run_command("--from", "nowhere", "-m", "hydra/launcher=basic", "trainer.seed=1,2")
     assert (done.status, jobs) == (2, []) and "--from='nowhere': no" in done.err, done.err

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from xlstm_hydra.problems import Problem, divisors, either
 
+from ._config_dict import config_dataclass
 from ._fields import LAYOUT, NUMERICS, PARAMETERS, affects
 from ._rules import at_least, one_of, unused
 from .language_model import LanguageModelConfig, is_cap, splits
@@ -18,7 +19,7 @@ BACKENDS = ("chunkwise", "quadratic", "recurrent")
 """Ways to compute the mLSTM cell, equal in exact arithmetic."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class CellConfig(LanguageModelConfig):
     """The settings that both mLSTM families give to the cell."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, dataclass_transform
 
 from xlstm_hydra.codec import Flags, decode, encode, register_class, same_fields, types_first
 from xlstm_hydra.problems import ConfigError, Problem
@@ -15,8 +15,18 @@ OPTIONS: dict[str, type[ConfigDict]] = {}
 """Our classes that are the schema of an option in `conf`, by the name that its defaults list uses."""
 
 
+@dataclass_transform(kw_only_default=True, field_specifiers=(field,))
+def config_dataclass(cls: type[T]) -> type[T]:
+    """Make a subclass of `ConfigDict` a dataclass with keyword arguments, as `@dataclass(kw_only=True)` would.
+
+    `ConfigDict` compares and prints configs of any class, so no code is generated for that: it would take a third of
+    the time in which all configs are imported.
+    """
+    return dataclass(kw_only=True, eq=False, repr=False)(cls)
+
+
 @register_class
-@dataclass(kw_only=True)
+@config_dataclass
 class ConfigDict:
     """Base of every config. Subclasses are dataclasses; `rules` says what must hold between their fields, and the
     metadata of a field, from `affects`, what another value of it changes.
@@ -47,6 +57,10 @@ class ConfigDict:
 
     def __eq__(self, other: object) -> bool:
         return same_fields(self, other) if type(self) is type(other) else NotImplemented
+
+    def __repr__(self) -> str:
+        values = (f"{each.name}={getattr(self, each.name)!r}" for each in fields(self) if each.repr)
+        return f"{type(self).__qualname__}({', '.join(values)})"
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xlstm_hydra.codec import TAG, dotted, register_class
-from xlstm_hydra.formats import error, path_part
 from xlstm_hydra.problems import Problem, nearest, show
 
 from ._config_dict import OPTIONS, ConfigDict
@@ -92,6 +91,8 @@ def families() -> dict[str, type[ConfigDict]]:
 
 def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]:
     """A problem for every `_type_` in the content that names a class which is not allowed."""
+    from xlstm_hydra.formats import path_part
+
     if isinstance(content, list):
         for index, item in enumerate(content):
             yield from (problem.at(f"[{index}]") for problem in refused_tags(item, classes))
@@ -142,6 +143,8 @@ def _imported(name: str) -> type | None:
     try:
         found = getattr(sys.modules.get(module) or importlib.import_module(module), attribute, None)
     except Exception as failed:  # whatever the user's module raises
+        from xlstm_hydra.formats import error
+
         text = f"{module}, whose import this program has allowed, fails: {type(failed).__name__}: {failed}"
         raise error("model", text) from failed
     if not isinstance(found, type) or not _is_allowed_module(found.__module__):

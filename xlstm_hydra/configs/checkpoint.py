@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import BOOKKEEPING, NUMERICS, affects
 from ._rules import at_least, one_of, unused
 
@@ -15,7 +15,7 @@ AUTO = "auto"
 """The value of `restore` that means the run's own folder."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class CheckpointConfig(ConfigDict, schema="checkpoint"):
     """Checkpoints hold parameters, optimizer state, step, random state, data position, and the config as metadata."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, own_name
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class DataConfig(ConfigDict):
     """What every source of tokens has. The examples are `model.context_length` long, `trainer.batch_size` at a time."""
 
@@ -37,7 +37,7 @@ class DataConfig(ConfigDict):
         yield from below(self, 1, "validation_fraction")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class ByteDataConfig(DataConfig):
     """Text as bytes: token ids 0 to 255, where a document begins with a 0. The order of the documents is shuffled once,
     by their names, before the corpus is cut."""
@@ -46,7 +46,7 @@ class ByteDataConfig(DataConfig):
     """Fill the last, shorter example with padding, which the loss leaves out; otherwise drop it."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class StdlibDataConfig(ByteDataConfig):
     """The source code of the Python standard library on this machine: real text with no download."""
 
@@ -54,7 +54,7 @@ class StdlibDataConfig(ByteDataConfig):
     """Which source this is."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class TextDataConfig(ByteDataConfig):
     """Text files. Each file is a document."""
 
@@ -74,7 +74,7 @@ class TextDataConfig(ByteDataConfig):
             yield Problem({"path": self.path}, "must be valid UTF-8, since the config of a run is saved as text", fix)
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class SyntheticDataConfig(DataConfig):
     """Sequences that a model can learn to predict: each repeats a random motif of its own. No files are read."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import BOOKKEEPING, affects
 from ._rules import at_least, below, one_of
 
@@ -24,7 +24,7 @@ SPEEDS = (
 """The fields that say how fast a device is."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class DeviceConfig(ConfigDict, schema="device"):
     """Memory and speed of one device, and of its links to others. Speeds are the maker's, for dense matrices;
     where all are 0 they are not known, and no time is told."""

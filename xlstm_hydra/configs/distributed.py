@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import LAYOUT, affects
 from ._process import ProcessInfo, slurm_process
 from ._rules import at_least, one_of, unused
@@ -16,7 +16,7 @@ _ADDRESS = ("coordinator_address", "num_processes", "process_id")
 _TIMEOUTS = ("heartbeat_timeout_seconds", "initialization_timeout_seconds")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class DistributedConfig(ConfigDict, schema="distributed"):
     """One process, or several that train one model together. All of them get the same command."""
 

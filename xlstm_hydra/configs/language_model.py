@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.codec import plain_dtypes
 from xlstm_hydra.problems import Problem, divisors, either
 
+from ._config_dict import config_dataclass
 from ._fields import NUMERICS, PARAMETERS, affects
 from ._rules import at_least, below, one_of, unused
 from .model import SubModelConfig
@@ -25,7 +26,7 @@ OUTPUT_INITS = ("wang", "wang2", "small", "zeros")
 wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class LanguageModelConfig(SubModelConfig):
     """What every language model of ours has: an embedding, a stack of residual blocks, and a head."""
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._rules import at_least
 
 _EARLY_S = 60
 """SLURM may send a signal so many seconds earlier than it was asked to."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class SlurmLauncherConfig(ConfigDict):
     """What each job of a sweep asks SLURM for, as an element of one array. null: not asked for."""
 
@@ -116,7 +116,7 @@ class SlurmLauncherConfig(ConfigDict):
         return self.nodes * self.tasks_per_node
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class LocalLauncherConfig(ConfigDict):
     """What each job of a sweep gets on this machine, where it is a process of its own."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem, divisors, either
 
+from ._config_dict import config_dataclass
 from ._fields import LAYOUT, NUMERICS, PARAMETERS, affects
 from ._rules import at_least, one_of
 from .language_model import LanguageModelConfig, splits
@@ -22,7 +23,7 @@ _FLASH_TYPES = ("bfloat16", "float16")
 _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class LlamaConfig(LanguageModelConfig, schema="llama"):
     """The Llama baseline: causal attention with rotary positions, then a gated feed-forward layer."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import BOOKKEEPING, affects
 from ._rules import at_least
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class LoggerConfig(ConfigDict, schema="logger"):
     """Progress on the terminal and metrics in the run folder."""
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem, divisors, either
 
 from ._cell_config import CellConfig
+from ._config_dict import config_dataclass
 from ._feed_forward_rules import optional_layer_rules, rounded_dim, rounding_rules
 from ._fields import NUMERICS, PARAMETERS, affects
 from ._rules import at_least, one_of
 from .language_model import NORMS, splits
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class OriginalLayerConfig(CellConfig):
     """The original mLSTM layer (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, skip."""
 
@@ -100,7 +101,7 @@ class OriginalLayerConfig(CellConfig):
             yield from splits(self, "qkv_proj_blocksize", tensor_parallel, groups, "number of blocks of channels")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field's name for it)
     """The original mLSTM block: the layer of arXiv 2405.04517 and, if wanted, a feed-forward layer after it."""
 
@@ -144,7 +145,7 @@ class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field
         yield from splits(self, "ff_proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
     """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, then (if wanted) a feed-forward layer."""
 

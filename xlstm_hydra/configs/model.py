@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from xlstm_hydra.codec import dotted
-from xlstm_hydra.formats import log_ignored
 from xlstm_hydra.problems import Problem, show
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import LAYOUT, PARAMETERS, affects
-from ._reading import read_configs
 from .parallel import ParallelConfig
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class SubModelConfig(ConfigDict):
     """Base of the config that a model class takes as its `config`.
 
@@ -69,7 +67,7 @@ class SubModelConfig(ConfigDict):
         yield from ()
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class ModelConfig(ConfigDict):
     """A model class with its config and its layout."""
 
@@ -109,6 +107,10 @@ class ModelConfig(ConfigDict):
         Raises:
             MetadataError: the text is not metadata that this version can read, with the path of the field.
         """
+        from xlstm_hydra.formats import log_ignored
+
+        from ._reading import read_configs
+
         recorded = read_configs(metadata_content)
         log_ignored("metadata", recorded.unset, recorded.unknown)
         model = recorded.groups["model"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import NUMERICS, affects
 from ._rules import at_least, below, own_name
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class OptimizerConfig(ConfigDict):
     """What every optimizer has. Clipping comes first, weight decay is decoupled from the gradient and scaled by the
     learning rate."""
@@ -55,7 +55,7 @@ class OptimizerConfig(ConfigDict):
             yield Problem(given, "without weight decay there is nothing to exclude", "Set {weight_decay} above 0.")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class AdamWConfig(OptimizerConfig):
     """Adam with decoupled weight decay (arXiv 1711.05101)."""
 
@@ -84,7 +84,7 @@ class AdamWConfig(OptimizerConfig):
         yield from below(self, 1, "beta1", "beta2")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class LionConfig(OptimizerConfig):
     """Lion (arXiv 2302.06675): the sign of an interpolated momentum. Wants a learning rate 3 to 10 times below
     AdamW's."""
@@ -111,7 +111,7 @@ class LionConfig(OptimizerConfig):
         yield from below(self, 1, "beta1", "beta2")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent, with momentum if asked for."""
 

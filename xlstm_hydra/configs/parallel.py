@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.codec import plain_dtypes
 from xlstm_hydra.problems import ConfigError, Problem, divisors, either, nearest, show
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, one_of, own_name
 
@@ -20,7 +20,7 @@ _SIZES = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_
 _NAMES = ("data_axis_name", "fsdp_axis_name", "pipeline_axis_name", "model_axis_name")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class ParallelConfig(ConfigDict, schema="parallel"):
     """Sizes and names of the mesh axes, and what is sharded, gathered and recomputed along them.
 
@@ -215,7 +215,7 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         return Problem(given, rule, f"{fix}.", also=() if inferred else tuple(sizes))
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class AutoParallelConfig(ParallelConfig, schema="auto"):
     """The layout that is predicted to be the fastest of those that the devices allow and have the memory for.
 

@@ -6,12 +6,12 @@ import itertools
 import math
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from xlstm_hydra.problems import ConfigError, Problem, divisors, either
 
-from ._config_dict import OPTIONS, ConfigDict
+from ._config_dict import OPTIONS, ConfigDict, config_dataclass
 from .checkpoint import CheckpointConfig
 from .data import ByteDataConfig, DataConfig, StdlibDataConfig, SyntheticDataConfig
 from .device import DeviceConfig
@@ -28,7 +28,7 @@ BYTES = 256
 """Token ids that byte-level text uses."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class RunConfig(ConfigDict):
     """Everything that one run is made from. `load` makes it from a composed Hydra config."""
 

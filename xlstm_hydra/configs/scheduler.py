@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import NUMERICS, affects
 from ._rules import at_least, own_name
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class SchedulerConfig(ConfigDict):
     """What every schedule has. The learning rate rises linearly from 0 to `optimizer.lr`, follows the main part, and
     falls linearly to its end. After that it stays."""
@@ -58,7 +58,7 @@ class SchedulerConfig(ConfigDict):
         )
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class ConstantConfig(SchedulerConfig):
     """`optimizer.lr` all the time."""
 
@@ -73,7 +73,7 @@ class ConstantConfig(SchedulerConfig):
             yield Problem(given, "a constant schedule without a cool-down has no length", "Set {decay_steps}=null.")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class _DecayConfig(SchedulerConfig):
     """A main part that falls."""
 
@@ -86,7 +86,7 @@ class _DecayConfig(SchedulerConfig):
         yield from at_least(self, 0, "end_lr_factor")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class CosineConfig(_DecayConfig):
     """Half a cosine from `optimizer.lr` down to `end_lr_factor` times that."""
 
@@ -94,7 +94,7 @@ class CosineConfig(_DecayConfig):
     """Which schedule this is."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class LinearConfig(_DecayConfig):
     """A straight line from `optimizer.lr` down to `end_lr_factor` times that."""
 
@@ -102,7 +102,7 @@ class LinearConfig(_DecayConfig):
     """Which schedule this is."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class ExponentialConfig(_DecayConfig):
     """The same ratio every step, from `optimizer.lr` down to `end_lr_factor` times that."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import BOOKKEEPING, affects
 from ._process import ProcessInfo
 from ._rules import at_least, below, one_of, own_name, unused
@@ -22,7 +22,7 @@ SPLITS = ("validation", "train", "all")
 """Parts of a corpus."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class TaskConfig(ConfigDict):
     """What is done with the run that the other groups describe."""
 
@@ -43,7 +43,7 @@ class TaskConfig(ConfigDict):
         return True
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class TrainTaskConfig(TaskConfig):
     """Train the model and save it."""
 
@@ -51,7 +51,7 @@ class TrainTaskConfig(TaskConfig):
     """Which task this is."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class _CheckpointTaskConfig(TaskConfig):
     """A task that uses the parameters of a checkpoint."""
 
@@ -67,7 +67,7 @@ class _CheckpointTaskConfig(TaskConfig):
             yield Problem({"checkpoint": self.checkpoint}, rule)
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class EvaluateTaskConfig(_CheckpointTaskConfig):
     """The loss of a checkpoint on the data of the group `data`, with the batches of `trainer.batch_size`. Every target
     counts the same."""
@@ -88,7 +88,7 @@ class EvaluateTaskConfig(_CheckpointTaskConfig):
         yield from at_least(self, 1, "num_batches")
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class GenerateTaskConfig(_CheckpointTaskConfig):
     """Continue a prompt, token by token, with the parameters of a checkpoint.
 
@@ -179,7 +179,7 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
         return False
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class PlanTaskConfig(TaskConfig):
     """Say what training would cost on devices that need not be there: memory, work, communication and time of a
     step."""

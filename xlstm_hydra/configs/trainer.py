@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem, divisors, either
 
-from ._config_dict import ConfigDict
+from ._config_dict import ConfigDict, config_dataclass
 from ._fields import BOOKKEEPING, LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, one_of
 
@@ -16,7 +16,7 @@ REMAT_POLICIES = ("nothing", "dots", "dots_with_no_batch_dims")
 """What a recomputed module may keep for the backward pass, by the names of `jax.checkpoint_policies`."""
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class TrainerConfig(ConfigDict, schema="trainer"):
     """The training loop."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from xlstm_hydra.problems import Problem, divisors, either
 
 from ._cell_config import is_range
+from ._config_dict import config_dataclass
 from ._feed_forward_rules import layer_rules, rounded_dim, rounding_rules
 from ._fields import NUMERICS, PARAMETERS, affects
 from ._rules import at_least, one_of, unused
@@ -25,7 +26,7 @@ _SLSTM_FIELDS = (
 )
 
 
-@dataclass(kw_only=True)
+@config_dataclass
 class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field's name for it)
     """xLSTM[a:b]: original mLSTM blocks, and sLSTM blocks at the places that are listed.
 

@@ -1,8 +1,6 @@
-"""The door to Hydra: our groups in its search path, and composed configs out of it, checked and typed."""
+"""Hydra integration: search path, overrides, composition, and the checked config of a run."""
 
 import importlib
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xlstm_hydra.conf_dir import conf_dir as conf_dir
@@ -67,13 +65,35 @@ if TYPE_CHECKING:
     from ._split import split as split
     from ._unreadable import unreadable as unreadable
 
-_SOURCE = Path(__file__).read_text(encoding="utf-8")
-_MODULES = {name: module for module, name in re.findall(r"^    from (\S+) import (\w+) as", _SOURCE, re.MULTILINE)}
-"""The module of each name above, which is imported when the name is first used: `--cfg job` needs few of them."""
+_NAMES = {
+    "_arguments": "expand_from is_sweep overrides_first parse_known_flags verifies",
+    "_composer": "Point",
+    "_explain": "explain file_problems located package_problem",
+    "_from_checkpoint": "SavedOptions",
+    "_hydra_part": "REQUIRED callbacks_of check_engines check_unused_engines hydra_rules launcher_rules "
+    "overrides_of_other require_engine",
+    "_interpolations": "unknown_engine",
+    "_lenient": "UNREADABLE",
+    "_load": "load make_model_config read validate",
+    "_omegaconf": "REFUSED VERSION_BASE",
+    "_options": "known_devices load_device",
+    "_overrides": "shortest_overrides",
+    "_points": "SweepLoader by_job check_points common differing invalid_points is_run jobs_with",
+    "_quote": "as_override expand_home quote_texts",
+    "_refusals": "interval_types unset_variable",
+    "_resolvers": "register register_resolvers",
+    "_schemas": "SCHEMAS OnInvalid SweeperConfig own_options schema_node",
+    "_search_path": "check_primary has_own_files search_path",
+    "_split": "check_basic_sweep first_point split",
+    "_unreadable": "unreadable",
+}
+"""Public names by module. A module is imported when one of its names is first used: `--cfg job` needs few of them."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_MODULES[name], __name__), name)
+    module = importlib.import_module(f".{_MODULES[name]}", __name__)
+    value = globals()[name] = getattr(module, name)
     return value
