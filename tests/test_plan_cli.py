@@ -105,10 +105,10 @@ INVALID = {
     "too many": (["task.num_devices=9999999999"], "must be less than 2147483648", ""),
     "device": (["task.device=h100"], "no such option. Did you mean 'h100_80gb'?", "Known: a100_40gb"),
     "table": (["task.parameters=some"], "not a known value", "Choose modules, all or none."),
-    "simulated": (["trainer.simulated_devices=16"], "a plan uses no device", "Leave this away."),
-    "gpus": (["distributed.local_device_ids=[0]"], "a plan uses no device", "task.num_devices says how many"),
+    "simulated": (["trainer.simulated_devices=16"], "has no effect on a plan", "Remove this setting."),
+    "gpus": (["distributed.local_device_ids=[0]"], "has no effect on a plan", "task.num_devices sets the number"),
     "heads": (["parallel=tp"], "must divide model.num_heads", "Set parallel.model_axis_size to 1, 2, 4 or 8"),
-    "restore": (["checkpoint.restore=x"], "only training goes on from a checkpoint", ""),
+    "restore": (["checkpoint.restore=x"], "only training can continue from a checkpoint", ""),
 }
 
 
@@ -126,7 +126,7 @@ def test_a_plan_is_not_made_by_each_of_many_processes(monkeypatch):
     for name, value in (srun | {"STEP_TASKS_PER_NODE": "1(x4)", "NODEID": 0}).items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     done = run_command(*TINY)
-    assert done.status == 2 and "this is process 0 of 4. Leave out srun." in done.err
+    assert done.status == 2 and "this is process 0 of 4. Run the command without srun." in done.err
 
 
 def batch_of(*overrides):

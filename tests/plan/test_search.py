@@ -143,7 +143,7 @@ class TestAuto:
             search(auto(medium_run()), 4, unknown).chosen  # noqa: B018
 
     def test_only_training_and_plans_have_a_layout_chosen(self):
-        with pytest.raises(ConfigError, match="a layout is chosen by what a step of training takes"):
+        with pytest.raises(ConfigError, match="parallel=auto chooses a layout for training only"):
             replace(auto(medium_run()), task=EvaluateTaskConfig(checkpoint="run"))
 
 
