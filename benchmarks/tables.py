@@ -1,4 +1,4 @@
-"""Tables of the pages in docs/explanations/. Each table is between two marks with the name of the script that writes it."""
+"""Tables of the pages in docs/explanations/. Each is between two marks that name the script that writes it."""
 
 from __future__ import annotations
 
