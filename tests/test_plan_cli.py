@@ -10,20 +10,24 @@ from typing import Any
 import pytest
 from command import run_command
 from omegaconf import OmegaConf
+from planning import shared_plan
 from tiny import FAMILIES
 
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.devices import known_devices
 from xlstm_hydra.hydra import _read
-from xlstm_hydra.plan import Comparison, Search, make_plan, plan
+from xlstm_hydra.plan import Comparison, Search, plan
 
 PLAN = ("task=plan", "hydra.run.dir=run")
 TINY = (*PLAN, "model.embedding_dim=64", "model.context_length=64", "task.num_devices=16")
+SMALL = ("device=h100_80gb", "device.memory_gib=0.004")
+"""A device that is too small for it."""
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xlstm_hydra.plan._task.make_plan", shared_plan)
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +85,26 @@ def test_all_parameters_are_shown_on_request_or_none():
     assert not any(path in shown["none"] for path in paths)
 
 
-def test_what_does_not_fit_ends_with_status_3_and_says_by_how_much():
-    done = run_command(*TINY, "device=h100_80gb", "device.memory_gib=0.004")
+@pytest.fixture(scope="module")
+def too_large(tmp_path_factory):
+    """A plan that does not fit: what it printed, and what it wrote."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("too_large"))
+        done = run_command(*TINY, *SMALL)
+        return done, json.loads(Path("run/plan.json").read_text())
+
+
+def test_what_does_not_fit_ends_with_status_3_and_says_by_how_much(too_large):
+    done, content = too_large
     assert done.status == 3
     assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the 3\.1 MiB", done.out)
-    content = json.loads(Path("run/plan.json").read_text())
     assert not content["fits"] and content["headroom"] < 0
 
 
-def test_with_what_is_said_to_fit_it_fits():
-    small = ("device=h100_80gb", "device.memory_gib=0.004")
-    assert run_command(*TINY, *small).status == 3
-    changes = json.loads(Path("run/plan.json").read_text())["changes"]
+def test_with_what_is_said_to_fit_it_fits(too_large):
+    changes = too_large[1]["changes"]
     assert changes
-    assert run_command(*TINY, *small, *changes[0]["overrides"]).status == 0
+    assert run_command(*TINY, *SMALL, *changes[0]["overrides"]).status == 0
 
 
 INVALID = {
@@ -167,7 +177,8 @@ def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
     assert OmegaConf.create(done.out).trainer.batch_size == TrainerConfig().batch_size
 
 
-def test_plans_of_a_sweep_are_told_in_short_and_one_that_does_not_fit_stops_no_other():
+def test_plans_of_a_sweep_are_told_in_short_and_one_that_does_not_fit_stops_no_other(monkeypatch):
+    monkeypatch.setattr("xlstm_hydra.plan._task.changes_that_fit", lambda plan: ())
     sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.004,50")
     done = run_command(*sweep, "task.parameters=all")
     assert done.status == 0  # one fits
@@ -179,7 +190,7 @@ def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
     def found(run, number, device, best):
         parallel = dataclasses.replace(run.parallel, remat=["mLSTMBlock"])
         changed = dataclasses.replace(run, model=dataclasses.replace(run.model, parallel=parallel))
-        plans = (make_plan(changed, number, device),)
+        plans = (shared_plan(changed, number, device),)
         values: dict[str, Any] = {field.name: () for field in dataclasses.fields(Search)}
         values |= {"run": run, "num_devices": number, "device": device, "limit": 2**30, "best": plans}
         return Search(**values)
