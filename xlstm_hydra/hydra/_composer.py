@@ -93,8 +93,10 @@ class Composer:
         choices = [override for override in single if _may_choose(override)]
         values = [override for override in single if not _may_choose(override)]
         wrong = {*unread, *own} | {override.key_or_group for override in several}
-        run, task, refused, broken = self.checked(self.base(choices), values, wrong)
-        if (leniently or refused or broken) and self.may_have_files(choices):
+        has_files = self.may_have_files(choices)
+        leniently = leniently and has_files
+        run, task, refused, broken = self.checked(self.base(choices, leniently), values, wrong)
+        if has_files and not leniently and (refused or broken):
             run, task, refused, broken = self.checked(self.base(choices, leniently=True), values, wrong)
         refused = [*unreadable, *refused]
         if not refused and not broken:
