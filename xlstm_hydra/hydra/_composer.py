@@ -214,20 +214,25 @@ class Composer:
     def one_by_one(self, choices: list[Override]) -> _Base:
         """What those options give which are not refused."""
         texts = [str(override.input_line) for override in choices]
+        compose = self.compose_leniently if self.may_have_files(choices) else self.composed
         try:
-            composed, problems, lost = self.compose_leniently(texts), [], set()
+            composed, problems, lost = compose(texts), [], set()
         except REFUSED:
-            composed, problems, lost = self.compose_leniently(()), [], set()
+            composed, problems, lost = compose(()), [], set()
             accepted: list[str] = []
             for override, text in zip(choices, texts, strict=True):
                 try:
-                    composed = self.compose_leniently([*accepted, text])
+                    composed = compose([*accepted, text])
                     accepted.append(text)
                 except REFUSED as error:
                     problems.append(refused(override, error, composed.cfg))
                     lost |= {override.key_or_group} & set(composed.cfg.hydra.runtime.choices)
         parts = _split_off_job(composed.cfg)
         return _Base(*parts, [*composed.problems, *problems], lost | composed.lost, composed)
+
+    def composed(self, choices: Sequence[str]) -> Composed:
+        """What those options give where no file of the user's is part of it, which takes half the time."""
+        return Composed(self.compose(choices), problems=[], lost=set(), wrong=set(), placed=[])
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, dict[str, Problem]]:
         """The base with other values, and a problem for the key of each that is refused."""
