@@ -26,17 +26,17 @@ def lines_of(done, start):
     return [line for line in done.out.splitlines() if line.strip().startswith(start)]
 
 
-def test_every_job_has_a_row_with_what_makes_it_differ_and_its_verdict(swept):
+def test_every_job_has_a_row_with_its_overrides_and_verdict(swept):
     done, _ = swept
     assert done.status == 0, done.err
     assert [line.split()[1] for line in lines_of(done, ("0 ", "1 ", "2 "))] == [
         *("parallel=dp", "parallel=fsdp", "parallel=tp")
     ]
     [dp], [fsdp], [tp] = (lines_of(done, f"{number} ") for number in range(3))
-    assert dp.endswith("fits") and fsdp.endswith("fits") and tp.endswith("invalid")
+    assert [line.split()[2] for line in (dp, fsdp, tp)] == ["fits", "fits", "invalid"]
 
 
-def test_a_layout_that_breaks_a_rule_is_a_row_with_the_reason_and_stops_no_other(swept):
+def test_an_invalid_layout_has_a_row_with_the_reason_and_does_not_stop_the_others(swept):
     done, folder = swept
     [reason] = lines_of(done, "job 2 is invalid: ")
     assert "parallel.model_axis_size must divide model.num_heads" in reason
@@ -57,14 +57,14 @@ def test_csv_and_json_have_the_rows_in_bytes(swept):
     assert in_csv[2]["total_bytes"] == "" and in_json[2]["memory"] is None
 
 
-def test_the_bars_of_the_picture_are_drawn_where_matplotlib_is(swept):
+def test_a_bar_chart_is_drawn_if_matplotlib_is_installed(swept):
     pytest.importorskip("matplotlib")
     done, folder = swept
     assert (folder / "plans.png").read_bytes().startswith(b"\x89PNG")
     assert "plans.png" in lines_of(done, "written: ")[0]
 
 
-def test_without_matplotlib_the_way_to_get_it_is_told(monkeypatch, tmp_path, capsys):
+def test_without_matplotlib_the_package_to_install_is_printed(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     update_record(tmp_path, [Outcome(job=0, status=COMPLETED, task="plan")])
     finish_sweep(tmp_path)
@@ -82,14 +82,14 @@ def test_the_status_says_that_no_plan_fits(tmp_path, monkeypatch):
     assert all(row["headroom"] < 0 for row in written)
 
 
-def test_a_sweep_of_which_no_plan_is_valid_is_refused(tmp_path, monkeypatch):
+def test_a_sweep_without_a_valid_plan_is_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_command("-m", "task=plan", "parallel=tp,fsdp_tp", "model.num_heads=3")
     assert done.status == 2 and "must divide" in done.err
 
 
 @pytest.mark.parametrize("word", ["parallel=dp,fsdpp", "optimizer.lr=a,1"])
-def test_a_word_that_means_nothing_is_refused_before_any_plan_is_made(word, tmp_path, monkeypatch):
+def test_an_unknown_word_is_rejected_before_planning(word, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_command("-m", "task=plan", word, "hydra.sweep.dir=sweep")
     assert done.status == 2 and done.out == ""

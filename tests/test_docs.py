@@ -1,4 +1,4 @@
-"""The tables in docs/ are those that their scripts would write."""
+"""The tables in docs/ match the scripts that write them."""
 
 import runpy
 from pathlib import Path
@@ -10,18 +10,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def script(monkeypatch):
-    """What stands in a script, without running it."""
+    """Constants of a script, read without running it."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return lambda name: runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name=name)
 
 
 def table_rows(page):
-    """The cells of every line of the tables of a page."""
+    """Cells of every table row of a page."""
     lines = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
 
 
-def test_every_family_is_shown_on_every_layout_as_equal_to_one_device(script):
+def test_the_page_lists_every_family_on_every_layout_as_equal_to_one_device(script):
     layouts = script("layouts")
     shown = {(row[0], row[1]): row[2:] for row in table_rows("layouts") if len(row) == 5}
     for family in layouts["FAMILIES"]:
@@ -30,7 +30,7 @@ def test_every_family_is_shown_on_every_layout_as_equal_to_one_device(script):
             assert loss < 1e-12 and gradients < 1e-8, (family, layout)
 
 
-def test_every_plan_is_shown_to_agree_with_the_compiler_as_the_page_says(script):
+def test_the_page_lists_every_plan_within_its_tolerance_of_the_compiler(script):
     shown = {row[0]: row[1:] for row in table_rows("plan") if len(row) == 8}
     comparable = 0
     for name in script("plan")["CASES"]:

@@ -5,7 +5,8 @@ import re
 import messages
 import pytest
 
-NOUNS = "checkpoint|class|config|device|field|file|folder|gpu|key|metadata|model|module|name|number|option|path|run|step|tpu"
+NOUNS = "checkpoint|class|config|device|field|file|folder|gpu|key|metadata|model|module|name|number|option|path"
+NOUNS += "|run|step|tpu"
 ODD = {
     "is no X": rf"(?<!there )\b(is|are|was|were) no (\w+ )?({NOUNS})s?\b",
     "none": r"(?<!there )\b(is|are) none( of|\b(?= *[.,;:)]|$))",

@@ -1,4 +1,4 @@
-"""The command `xlstm-metadata`: what a checkpoint was made from, without its parameters."""
+"""The command `xlstm-metadata`: show, compare, check and convert checkpoints."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ MAIN = "from xlstm_hydra.cli.metadata import main; main()"
 
 @pytest.fixture
 def told(capsys, monkeypatch):
-    """Runs the command; gives its exit status, what it printed, and its errors."""
+    """Run the command. Return its exit status, output and errors."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["xlstm-metadata", *map(str, arguments)])
@@ -51,7 +51,7 @@ def saved(tmp_path, run):
     return tmp_path / "run"
 
 
-def test_show_is_yaml_of_the_config_and_what_it_ran_with(told, saved, run):
+def test_show_prints_the_config_and_the_environment_as_yaml(told, saved, run):
     status, out, _ = told("show", f"{saved}@2")
     content = yaml.safe_load(out)
     assert status == 0 and content["writer"] == "xlstm_hydra" and content["overrides"] == ["parallel=fsdp"]
@@ -59,17 +59,17 @@ def test_show_is_yaml_of_the_config_and_what_it_ran_with(told, saved, run):
     assert content["parameters"] == "10 in 2 arrays"
 
 
-def test_show_as_json_says_the_same(told, saved):
+def test_show_prints_the_same_as_json(told, saved):
     assert json.loads(told("show", saved, "--json")[1]) == yaml.safe_load(told("show", saved)[1])
 
 
 @pytest.mark.parametrize("place", ["{}", "{}@4", "{}/checkpoints/4", "{}/checkpoints/4/metadata/metadata"])
-def test_a_place_is_a_run_a_step_a_checkpoint_or_a_file(told, saved, place):
+def test_a_source_is_a_run_a_step_a_checkpoint_or_a_file(told, saved, place):
     _, out, _ = told("show", place.format(saved), "--json")
     assert json.loads(out)["config"]["optimizer"]["lr"] == 0.5
 
 
-def test_a_field_that_nobody_knows_is_refused_or_listed(told, tmp_path, run):
+def test_an_unknown_field_is_rejected_or_listed(told, tmp_path, run):
     content = write_metadata(run)
     content["config"]["trainer"]["nonsense"] = 1
     place = save_text(tmp_path, json.dumps(content))
@@ -86,7 +86,7 @@ def test_overrides_are_a_command_line_for_a_shell(told, saved, run):
     assert json.loads(told("overrides", f"{saved}@2", "--json")[1])["overrides"] == overrides
 
 
-def test_differences_are_told_by_how_much_they_matter(told, saved):
+def test_differences_are_grouped_by_their_effect(told, saved):
     status, out, _ = told("diff", f"{saved}@2", saved)
     assert (status, out) == (1, "changes numerics\n  optimizer.lr: 0.0003 -> 0.5\n")
     assert told("diff", saved, saved)[:2] == (0, "no differences\n")
@@ -105,19 +105,19 @@ def test_a_reference_checkpoint_is_shown_repeated_compared_and_checked(told, sav
     status, out, _ = told("diff", saved, place)
     assert status == 1 and "changes the parameters" in out and "only one of the two recorded it: data" in out
     status, out, _ = told("check", place)
-    assert status == 0 and "every parameter on disk has the shape" in out
+    assert status == 0 and "all parameters on disk have the shapes of" in out
 
 
 REFUSED = {
     "no run": (["show", "nowhere"], "RUN='nowhere': no checkpoints in"),
-    "no step": (["overrides", "run@3"], "RUN='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
+    "no step": (["overrides", "run@3"], "RUN='run@3': no checkpoint of step 3. Saved steps: 2 or 4."),
     "the second": (["diff", "run", "nowhere"], "B='nowhere': no checkpoints in"),
     "no metadata": (["show", "empty.json"], "RUN=empty.json: not JSON"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_read_is_one_line(told, saved, monkeypatch, arguments, words):
+def test_an_unreadable_source_gives_one_message(told, saved, monkeypatch, arguments, words):
     monkeypatch.chdir(saved.parent)
     Path("empty.json").write_text("")
     status, out, err = told(*arguments)
@@ -125,14 +125,14 @@ def test_what_cannot_be_read_is_one_line(told, saved, monkeypatch, arguments, wo
     assert err.startswith(f"xlstm-metadata: {words}") and err.count("\n") == 1
 
 
-def test_a_checkpoint_without_parameters_is_one_line(told, saved):
+def test_a_checkpoint_without_parameters_gives_one_message(told, saved):
     status, _, err = told("check", f"{saved}@4")
     place = saved / "checkpoints" / "4"
-    assert status == 2 and err.count("\n") == 1 and "The checkpoint may be cut off; choose another step." in err
+    assert status == 2 and err.count("\n") == 1 and "The checkpoint may be incomplete; choose another step." in err
     assert err.startswith(f"xlstm-metadata: RUN={place}: its parameters cannot be read: ")
 
 
-def test_parameters_of_another_shape_are_named_with_what_was_expected_and_found(told, tmp_path):
+def test_wrong_shapes_are_reported_with_the_expected_ones(told, tmp_path):
     import numpy as np
     import orbax.checkpoint as ocp
 
@@ -148,14 +148,14 @@ def test_parameters_of_another_shape_are_named_with_what_was_expected_and_found(
 
 
 @pytest.mark.parametrize("arguments", [["show"], ["overrides"], ["diff", "run@2"]], ids=" ".join)
-def test_what_reads_metadata_alone_loads_no_jax(saved, arguments):
+def test_reading_metadata_does_not_load_jax(saved, arguments):
     code = f"import sys\nsys.argv = {['xlstm-metadata', *arguments, 'run']}\n{MAIN}"
     heavy, text = loaded(code, saved.parent)
     assert heavy == set() and "lr" in text
 
 
 @pytest.mark.parametrize(("environment", "colored"), [({}, True), ({"NO_COLOR": "1"}, False)], ids=["yes", "no"])
-def test_a_terminal_gets_colors_unless_it_wants_none(saved, environment, colored):
+def test_a_terminal_gets_colors_unless_no_color_is_set(saved, environment, colored):
     main, terminal = pty.openpty()
     command = [sys.executable, "-c", MAIN, "diff", f"{saved}@2", str(saved)]
     clean = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm-256color"}
@@ -178,4 +178,4 @@ def test_import_and_export_write_checkpoints(told, tmp_path):
     status, out, _ = told("import", tmp_path / "hf", tmp_path / "back", "--json")
     assert json.loads(out) == {"written": str(tmp_path / "back" / "checkpoints" / "0")}
     status, _, words = told("export", "--format", "hf", CHECKPOINTS / "a_mlstm_v0" / "run", tmp_path / "v0")
-    assert status == 2 and "Hugging Face's xLSTM has no such model" in words
+    assert status == 2 and "Hugging Face's xLSTM does not have this model class" in words

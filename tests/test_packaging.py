@@ -29,7 +29,7 @@ def run(*command, folder):
 
 
 def finds_our_groups(python, folder):
-    """In an empty folder, the command and an app of ten lines find our groups."""
+    """Make sure that the command and a small app find our groups in an empty folder."""
     folder.mkdir()
     assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in run(
         Path(python).parent / "xlstm-hydra", "--help", folder=folder
@@ -53,30 +53,30 @@ def environment_without_us(folder):
 
 
 def install(artifact, python):
-    """Install a wheel or an archive of sources, with no network."""
+    """Install a wheel or a source distribution without network."""
     offline = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
     run(sys.executable, "-m", "pip", f"--python={python}", "install", *offline, artifact, folder=artifact.parent)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with a wheel and a source distribution, built from a copy of what is in the checkout."""
+    """A folder with a wheel and a source distribution, built from a copy of the checkout."""
     folder = tmp_path_factory.mktemp("built")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, folder=folder)
     return folder
 
 
-def test_a_checkout_that_is_installed_in_place_is_found(tmp_path):
+def test_an_editable_install_is_found(tmp_path):
     finds_our_groups(sys.executable, tmp_path / "empty")
 
 
-def test_a_wheel_says_that_its_types_are_to_be_read(built):
+def test_a_wheel_is_marked_as_typed(built):
     [wheel] = built.glob("*.whl")
     assert "xlstm_hydra/py.typed" in zipfile.ZipFile(wheel).namelist()
 
 
 @pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"], ids=["wheel", "sdist"])
-def test_what_is_built_is_found_after_it_is_installed(built, tmp_path, pattern):
+def test_built_distributions_work_after_installation(built, tmp_path, pattern):
     [artifact] = built.glob(pattern)
     python = environment_without_us(tmp_path / "env")
     install(artifact, python)
@@ -85,7 +85,7 @@ def test_what_is_built_is_found_after_it_is_installed(built, tmp_path, pattern):
     finds_our_groups(python, tmp_path / "empty")
 
 
-def test_the_wheel_holds_every_yaml_file_and_no_tests(built):
+def test_the_wheel_contains_every_yaml_file_and_no_tests(built):
     [wheel] = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     yaml = {f"xlstm_hydra/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}

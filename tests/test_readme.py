@@ -18,7 +18,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(command, folder, status=0):
-    """Output of a command line that ends with this status, without the terminal that would draw a progress bar."""
+    """Output of a command line with this exit status, without a terminal, so that there is no progress bar."""
     program, *args = shlex.split(command)
     module = {"xlstm-hydra": "xlstm_hydra.cli.main", "xlstm-metadata": "xlstm_hydra.cli.metadata"}[program]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
@@ -43,7 +43,7 @@ FIGURES = (
 
 
 def assert_same_figures(text, expected):
-    """What is counted or planned is equal, and the losses are near: the corpus differs between versions of Python."""
+    """Counts and plans are equal, and losses are close: the corpus differs between versions of Python."""
     assert re.findall(FIGURES, text, re.MULTILINE) == re.findall(FIGURES, expected, re.MULTILINE)
     found, shown = (re.findall(r"(\w+ )?loss ([\d.]+)", part) for part in (text, expected))
     assert [name for name, _ in found] == [name for name, _ in shown]
@@ -51,7 +51,7 @@ def assert_same_figures(text, expected):
 
 
 def keys_and_values(text):
-    """What a message names of what was typed, and how many problems or points it counts."""
+    """Keys and values in a message, and the number of problems or points."""
     return re.findall(r"[\w.]+=[^\s:,]+|\d+ problems|\d+ of \d+ points", text)
 
 
@@ -68,7 +68,7 @@ def is_of_saved_run(block):
 
 
 @pytest.mark.parametrize("block", list(filter(is_refused, CONSOLE)), ids=lambda block: block[0])
-def test_a_refused_command_names_the_keys_and_values_that_the_readme_shows(block, tmp_path):
+def test_a_rejected_command_has_the_keys_and_values_of_the_readme(block, tmp_path):
     command, expected = block
     text = run(command, tmp_path, status=2)
     assert keys_and_values(text) == keys_and_values(expected)
@@ -76,13 +76,13 @@ def test_a_refused_command_names_the_keys_and_values_that_the_readme_shows(block
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", list(filter(is_training, CONSOLE)), ids=lambda block: block[0])
-def test_a_training_command_runs_and_gives_the_figures_of_the_readme(block, tmp_path):
+def test_a_training_command_prints_the_values_of_the_readme(block, tmp_path):
     command, expected = block
     assert_same_figures(run(command, tmp_path), expected)
 
 
 @pytest.mark.slow
-def test_what_the_readme_does_with_a_saved_run(tmp_path, monkeypatch, capsys):
+def test_the_commands_of_the_readme_for_a_saved_run(tmp_path, monkeypatch, capsys):
     for command, expected in filter(is_of_saved_run, CONSOLE):
         assert_same_figures(run(command, tmp_path), expected)
     [generate] = [line for line in README.splitlines() if "task=generate task.prompt" in line]
@@ -105,14 +105,14 @@ def test_the_program_of_the_readme_composes_checks_and_instantiates():
     assert names["model"].model_class.__name__ == "mLSTMv1"
 
 
-def test_the_plan_of_the_readme_is_made_without_hydra(capsys):
+def test_the_plan_of_the_readme_does_not_use_hydra(capsys):
     [snippet] = [code for code in PYTHON if "make_plan" in code]
     exec(snippet, {})
     first, told = capsys.readouterr().out.split("\n", 1)
     assert first.startswith("True ") and told.startswith("plan of mLSTMv1 with")
 
 
-def test_the_two_commands_install_what_the_project_declares():
+def test_the_install_commands_match_the_project():
     commands = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
     assert [command.partition("&&")[0].strip() for command in commands] == ["python3 -m venv .venv"] * 2
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

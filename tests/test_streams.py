@@ -22,7 +22,7 @@ def talk(run, folder, overrides):
 tasks.run_task = talk
 cli.main()
 """
-"""A run that talks much and trains nothing."""
+"""A run that prints a lot and does not train."""
 ON_FULL_DISK = """
 import os
 from xlstm_hydra import tasks
@@ -55,25 +55,25 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("line", SHOWN.values(), ids=SHOWN)
-def test_what_is_shown_to_nobody_is_no_error(line, tmp_path):
+def test_output_without_a_reader_is_not_an_error(line, tmp_path):
     done = in_shell(line, tmp_path, *COMMAND)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_message_with_nowhere_to_go_leaves_its_status(tmp_path):
+def test_a_message_that_cannot_be_printed_keeps_its_exit_status(tmp_path):
     done = in_shell('"$@" optimizer.lr=-1 2>&-', tmp_path, *COMMAND)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this machine")
-def test_an_output_on_a_full_disk_is_one_message(tmp_path):
+def test_output_to_a_full_disk_gives_one_message(tmp_path):
     done = in_shell('"$@" --cfg job >/dev/full', tmp_path, *COMMAND)
     assert done.returncode == 1
     assert done.stderr == "xlstm-hydra: standard output cannot be written: No space left on device\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this machine")
-def test_an_output_on_a_full_disk_is_not_given_up(tmp_path):
+def test_output_to_a_full_disk_is_tried_again(tmp_path):
     command = [sys.executable, "-c", ON_FULL_DISK, "hydra.run.dir=run"]
     done = in_shell('"$@" >/dev/full', tmp_path, *command)
     assert done.returncode == 1 and "No space left on device" in done.stderr
@@ -116,7 +116,7 @@ ANY = {
 
 
 @pytest.mark.parametrize("command", ANY.values(), ids=ANY)
-def test_a_removed_current_folder_is_one_message(command, tmp_path):
+def test_a_removed_current_folder_gives_one_message(command, tmp_path):
     (tmp_path / "gone").mkdir()
     (tmp_path / "command.py").write_text(f"from {command[0]} import main; main()")  # as an installed command does
     command = [sys.executable, str(tmp_path / "command.py"), *command[1:]]
@@ -126,7 +126,7 @@ def test_a_removed_current_folder_is_one_message(command, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_names_that_are_not_text_are_shown_escaped(tmp_path):
+def test_names_that_are_not_text_are_printed_with_escapes(tmp_path):
     (tmp_path / "talk.py").write_text(RUN.replace("range(5000)", "range(1)").replace("line %d", "\\udcff %d"))
     done = in_shell('PYTHONIOENCODING=ascii "$@"', tmp_path, sys.executable, "talk.py", "hydra.run.dir=run")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("\\udcff 0")

@@ -1,4 +1,4 @@
-"""The tasks: what is done with a run whose config is known to be good. JAX is loaded when one of them is."""
+"""The tasks, run once the config has been validated. JAX is loaded only when a task is."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from xlstm_hydra.configs import RunConfig, resolve_classes
 from xlstm_hydra.runs import find_starting_point, refuse_to_overwrite, step_of, verification
 
 Task = Callable[[RunConfig, Path, list[str]], float | None]
-"""Does something with a run in its folder, given the overrides with which its config was composed."""
+"""Function of a task: takes the config of a run, its folder, and the overrides that its config was composed from."""
 
 
 def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | None:
-    """Do the task of a run.
+    """Run the task of a run.
 
     Args:
         run: the checked config.
-        folder: of the run.
-        overrides: with which its config was composed.
+        folder: the run folder.
+        overrides: the overrides that its config was composed from.
 
     Returns:
-        What a sweeper minimizes: the loss at the end, or the time of a step that is planned. None: there is none.
+        The value that a sweeper minimises: the final loss, or the predicted step time of a plan. None if there is none.
     """
     return TASKS[run.task.name]()(run, folder, list(overrides))
 
@@ -52,15 +52,15 @@ def _plan() -> Task:
 
 
 TASKS = {"train": _train, "evaluate": _evaluate, "generate": _generate, "plan": _plan}
-"""What imports the function of a task, by the task's name."""
+"""For each task name, a function that imports the task and returns it."""
 
 
 def is_unfinished(run: RunConfig, folder: Path) -> bool:
-    """True if a run has something left to do in its folder. Nothing is written there yet, so that what is in it is not
-    lost to a run that will be refused.
+    """True if a run has something left to do in its folder. Nothing is written, so a run that is then refused leaves
+    the folder unchanged.
 
     Raises:
-        ConfigError: the folder has another run, or the checkpoint to start from is damaged or does not fit.
+        ConfigError: the folder contains another run, or the checkpoint to start from is damaged or does not match.
     """
     with verification(run.checkpoint.verify):
         start = find_starting_point(run, folder)

@@ -1,15 +1,15 @@
-"""A language model that xlstm_hydra has never heard of: plain Flax, with a config of its own.
+"""A language model of your own, in plain Flax and with its own config, trained by xlstm_hydra.
 
     xlstm-hydra --config-dir conf model=gru parallel=fsdp "parallel.fsdp_modules=[GRUBlock,Embed]"
     "parallel.remat=[GRUBlock]"
 
-What a checkpoint names is never imported unless a program allows it, so a saved run of this model is used by `run.py`:
+A checkpoint cannot import a class unless a program allows it, so use `run.py` for saved runs of this model:
 `python run.py resume=outputs/my_run`.
 
-It says nothing about devices, and trains on every layout. With tensor parallelism every device computes all of it,
-and the run says so; a class that declares a field `axes: xlstm_hydra.parallel.Axes` can do better, as the models of
-ours do. That its call takes `capacity` is what `task=generate` needs: it then begins each call where the last one
-stopped, with what that left in the collection `cache`.
+The model does not mention devices, and trains on every layout. With tensor parallelism, every device computes the whole
+model, and the run prints a warning; a class with a field `axes: xlstm_hydra.parallel.Axes` can split the work, as the
+built-in models do. `task=generate` requires the argument `capacity`: each call then continues from the state that the
+previous one left in the collection `cache`.
 """
 
 from collections.abc import Iterator
@@ -33,13 +33,13 @@ class GRUConfig(SubModelConfig):
     """Tokens per training example."""
 
     hidden: int = 128
-    """Width of the stream and of the recurrent state."""
+    """Width of the residual stream and of the recurrent state."""
 
     layers: int = 2
-    """Blocks in the stack."""
+    """Number of blocks."""
 
     def rules(self) -> Iterator[Problem]:
-        """Checked before JAX is imported, together with everything else."""
+        """Yield broken rules. They are checked with the rest of the config, before JAX is imported."""
         if self.layers < 1:
             yield Problem({"layers": self.layers}, "must be 1 or more")
 
@@ -67,8 +67,8 @@ class GRULanguageModel(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, capacity: int | None = None) -> jax.Array:
-        """See the class. `capacity`: the most tokens that will come in all, which a state of fixed size need not know.
-        None: these are all."""
+        """Compute logits. `capacity`: maximum number of tokens in all calls together, which a recurrent state does not
+        need to know. None: there are no further calls."""
         x = nn.Embed(self.config.vocab_size, self.config.hidden)(tokens)
         for _ in range(self.config.layers):
             x = GRUBlock(self.config.hidden)(x, capacity is not None)

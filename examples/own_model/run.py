@@ -1,9 +1,9 @@
-"""`xlstm-hydra` for runs of the model in this folder: their checkpoints may name its classes.
+"""Run `xlstm-hydra` and allow checkpoints to import the model in this folder.
 
     python run.py resume=outputs/my_run
     python run.py --from outputs/my_run task=generate task.prompt="def "
 
-An installed package says the same in its pyproject.toml, and needs no such program:
+An installed package does not need this program. It allows its model in its pyproject.toml:
 
     [project.entry-points."xlstm_hydra.models"]
     gru = "gru_lm"

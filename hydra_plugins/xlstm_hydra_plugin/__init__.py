@@ -1,1 +1,1 @@
-"""Shows the groups of xlstm_hydra to every Hydra app. Hydra runs this at each start, so it imports nothing."""
+"""Make the groups of xlstm_hydra available to every Hydra app. Hydra imports this at each start: keep it empty."""

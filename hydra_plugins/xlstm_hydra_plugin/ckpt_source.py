@@ -1,6 +1,6 @@
 """Saved runs as config sources: `hydra.searchpath=[ckpt:///runs/a@2000]`, then `model=ckpt` or `+from=ckpt`.
 
-With `?lenient` behind the address, fields of its record that are unknown are ignored, with a warning.
+With `?lenient` after the address, unknown fields of the metadata are ignored, with a warning.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class CheckpointConfigSource(ConfigSource):
-    """The groups that a checkpoint recorded, each with an option `ckpt`, and `ckpt@STEP` for the other checkpoints of
-    its run. `from` chooses all of them at once."""
+    """The groups in the metadata of a checkpoint, each with an option `ckpt`, and `ckpt@STEP` for other checkpoints of
+    the run. `from` selects all groups at once."""
 
     _found: SavedOptions | None = None
 
@@ -28,29 +28,29 @@ class CheckpointConfigSource(ConfigSource):
         return "ckpt"
 
     def available(self) -> bool:
-        """Whether the checkpoint is there and can be read."""
+        """True if the checkpoint exists and can be read."""
         try:
             return bool(self.options)
         except SearchPathException:
             return False
 
     def is_group(self, config_path: str) -> bool:
-        """Whether options stand under this path."""
+        """True if there are options below this path."""
         return any(True for _ in self._below(config_path))
 
     def is_config(self, config_path: str) -> bool:
-        """Whether there is such an option."""
+        """True if this option exists."""
         return config_path.removesuffix(".yaml") in self.options.paths
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """The groups and options right under a path."""
+        """Groups and options directly below a path."""
         below = list(self._below(config_path))
         groups = {rest.partition("/")[0] for rest in below if "/" in rest}
         configs = {rest for rest in below if "/" not in rest}
         return sorted({ObjectType.GROUP: groups, ObjectType.CONFIG: configs, None: groups | configs}[results_filter])
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """An option, made from what the checkpoint recorded."""
+        """Make an option from the metadata of the checkpoint."""
         path = config_path.removesuffix(".yaml")
         if path not in self.options.paths:
             raise ConfigLoadError(f"there is no {path} in {self.full_path()}")
@@ -62,7 +62,7 @@ class CheckpointConfigSource(ConfigSource):
 
     @property
     def options(self) -> SavedOptions:
-        """What the checkpoint gives, read when it is first asked for."""
+        """Options of the checkpoint, read on first use."""
         if self._found is None:
             from xlstm_hydra.hydra import SavedOptions
 
@@ -73,11 +73,11 @@ class CheckpointConfigSource(ConfigSource):
         return self._found
 
     def _below(self, path: str) -> Iterator[str]:
-        """The rest of every path that lies under this one."""
+        """Yield the rest of every path below this one."""
         start = f"{path.strip('/')}/".lstrip("/")
         return (other.removeprefix(start) for other in self.options.paths if other.startswith(start))
 
 
 def _one_line(error: Exception) -> SearchPathException:
-    """What Hydra tells the user without a traceback."""
+    """An error that Hydra prints without a traceback."""
     return SearchPathException(" ".join(str(error).split()))

@@ -1,4 +1,4 @@
-"""The folder `conf/` and the schemas of its options, seen from any Hydra app."""
+"""The folder `conf/` and the schemas of its options, available to every Hydra app."""
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_store import ConfigStore
@@ -12,11 +12,11 @@ SCHEMAS = "xlstm_hydra/schema/"
 
 
 class XlstmConfigSource(FileConfigSource):
-    """YAML files that step back where the app has registered a config of the same name.
+    """Our YAML files, except where the app has registered a config of the same name.
 
-    Hydra looks through files before it looks in the ConfigStore, so plain files of ours would take the place of another
-    app's own `config` or `optimizer/adamw`. Schemas are made when one of our files asks for them: an app that uses none
-    of ours pays for none, and its ConfigStore stays as it is.
+    Hydra searches files before the ConfigStore, so plain files of ours would replace another app's own `config` or
+    `optimizer/adamw`. Schemas are created when one of our files refers to them: an app that uses none of our files
+    spends no time on them, and its ConfigStore does not change.
     """
 
     @staticmethod
@@ -25,20 +25,20 @@ class XlstmConfigSource(FileConfigSource):
         return "xlstm"
 
     def is_config(self, config_path: str) -> bool:
-        """Whether we have this config and the app does not."""
+        """True if we have this config and the app does not."""
         path = config_path.rstrip("/")
         if ConfigStore.instance().get_type(self._normalize_file_name(path)) == ObjectType.CONFIG:
             return False
         return _schema(path) is not None or super().is_config(current_option(path))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """What a folder holds, without the folder that only our own files refer to."""
+        """Content of a folder, without the folder of the schemas."""
         return [name for name in super().list(config_path, results_filter) if name != "xlstm_hydra"]
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """A schema, or a YAML file, which is put on top of its schema here where that is its whole defaults list.
+        """Load a schema or a YAML file. A file whose defaults list only has its schema is merged into it here.
 
-        That is what Hydra would do with the list, which costs it 2 ms each.
+        Hydra would do the same, but takes 2 ms for each list.
         """
         if (schema := _schema(config_path)) is not None:
             return ConfigResult(config=schema, path=self.full_path(), provider=self.provider, header={"package": None})

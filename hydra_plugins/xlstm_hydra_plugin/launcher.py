@@ -1,4 +1,4 @@
-"""Launchers for the jobs of a sweep: on SLURM, and in processes of their own on this machine."""
+"""Launchers for the jobs of a sweep: on SLURM, and in separate processes on this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from xlstm_hydra.sweep import Work
 
 Launch = Callable[["Work", Mapping[int, Sequence[str]]], Sequence[JobReturn]]
-"""Runs a job for each point, by its number, and waits for all of them."""
+"""Runs a job for each point, by number, and waits for all jobs."""
 
 
 class _SubmititLauncher(Launcher):
-    """What both launchers share: settings, and the work that submitit pickles for a job."""
+    """Base of both launchers: settings, and the work that submitit pickles for a job."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings: dict[str, Any] = {
@@ -31,7 +31,7 @@ class _SubmititLauncher(Launcher):
         """Check the settings, and keep what all jobs share.
 
         Raises:
-            ConfigError: the jobs cannot be launched so.
+            ConfigError: jobs cannot be launched with these settings.
         """
         from xlstm_hydra.hydra import require_engine
 
@@ -39,7 +39,7 @@ class _SubmititLauncher(Launcher):
         self.shared, self.run = (hydra_context, task_function, config), self.checked(config)
 
     def checked(self, sweep: DictConfig) -> Launch:
-        """Make sure that jobs can be launched here with these settings, and return the function that does so."""
+        """Check that jobs can be launched here, and return the function that launches them."""
         raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -61,7 +61,7 @@ class _SubmititLauncher(Launcher):
 
 
 class SlurmLauncher(_SubmititLauncher):
-    """Each job is an element of an array of SLURM jobs. None ends the others, and each records its own end."""
+    """Runs each job as an element of a SLURM job array. A job that fails does not stop the others."""
 
     def checked(self, sweep: DictConfig) -> Launch:
         """See the base class."""
@@ -74,7 +74,7 @@ class SlurmLauncher(_SubmititLauncher):
 
 
 class LocalLauncher(_SubmititLauncher):
-    """Each job is a process of its own on this machine."""
+    """Runs each job in a separate process on this machine."""
 
     def checked(self, sweep: DictConfig) -> Launch:
         """See the base class."""

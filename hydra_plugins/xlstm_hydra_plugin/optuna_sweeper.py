@@ -1,4 +1,4 @@
-"""Optuna's sweeper, for runs whose result is their validation loss."""
+"""`hydra/sweeper=optuna`: minimize the validation loss."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ class OptunaSweeper(Sweeper):
         self.study = Study(self.settings, hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials. The command ends here, with the status that they leave, if none is completed."""
+        """Run the trials. If none is completed, the command exits here with their status."""
         self.study.run(arguments)

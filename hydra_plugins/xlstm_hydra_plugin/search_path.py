@@ -5,7 +5,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class XlstmSearchPathPlugin(SearchPathPlugin):
-    """Appends our `conf/`, behind the app's own files."""
+    """Appends our `conf/` after the app's own files."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """See the class."""

@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 
 
 class XlstmSweeper(Sweeper):
-    """Runs all combinations of the values that are typed. See `xlstm_hydra.hydra.SweeperConfig` for its settings."""
+    """Runs a job for each combination of values. See `xlstm_hydra.hydra.SweeperConfig` for its settings."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher, and have it compose jobs as we do."""
+        """Create the launcher, which composes jobs with our loader."""
         from xlstm_hydra.hydra import SweepLoader
 
         loader = SweepLoader(hydra_context.config_loader)
@@ -29,7 +29,7 @@ class XlstmSweeper(Sweeper):
         self.of_sweep = config, loader, launcher
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs. The command ends here, with the status that they leave."""
+        """Run the jobs. The command exits here with their status."""
         from xlstm_hydra.hydra import SweeperConfig
         from xlstm_hydra.sweep import run_sweep
 

@@ -44,7 +44,7 @@ WHITELIST = {} if VERSION_BASE else {"_execution_whitelist_": "xlstm_hydra.hydra
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_group_has_the_options_that_were_promised(group):
+def test_a_group_has_the_documented_options(group):
     assert {file.stem for file in (conf_dir() / group).glob("*.yaml")} >= GROUPS[group]
 
 
@@ -122,7 +122,7 @@ def test_module_names_on_the_command_line_win_over_the_blocks_of_the_model(compo
     assert (run.parallel.remat, run.parallel.fsdp_modules[-1]) == (["AttnBlock", "FFNBlock"], "TransformerBlock")
 
 
-def test_a_mistake_in_the_model_is_told_once_and_not_of_the_layout(compose):
+def test_a_mistake_in_the_model_is_reported_once_and_not_for_the_layout(compose):
     with pytest.raises(ConfigError) as caught:
         load(compose("parallel=fsdp", "model=llama_165m", "model.model_class=xlstm_hydra.models.Lama",
                      "model.config_class=null"))  # fmt: skip
@@ -166,7 +166,7 @@ def test_instantiate_gives_the_model_class_its_typed_config_and_the_composed_lay
     assert instantiate(cfg.model, parallel=cfg.parallel, **WHITELIST) == config
 
 
-def test_instantiating_a_model_warns_of_nothing(compose):
+def test_instantiating_a_model_prints_no_warning(compose):
     cfg = compose()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -33,7 +33,7 @@ CONFIGS = {
 
 
 class Options:
-    """What the suite asks for, in place of what a checkpoint recorded."""
+    """Options that the suite expects, in place of those of a checkpoint."""
 
     paths = tuple(CONFIGS)
 
@@ -43,7 +43,7 @@ class Options:
 
 
 class Source(CheckpointConfigSource):
-    """The source, reading from that."""
+    """The config source with those options."""
 
     def __init__(self, provider, path):
         super().__init__(provider, path)
@@ -53,4 +53,4 @@ class Source(CheckpointConfigSource):
 
 @pytest.mark.parametrize(("type_", "path"), [(Source, "ckpt://suite")])
 class TestCheckpointConfigSource(ConfigSourceTestSuite):
-    """Every test of the suite."""
+    """All tests of the suite."""

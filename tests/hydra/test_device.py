@@ -1,4 +1,4 @@
-"""The figures of devices: a group like any other, whose options `task.device` names too."""
+"""The group `device`, whose options `task.device` can also select."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ kinds: []
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A folder with a device of the user's own, for --config-dir."""
+    """A folder with a device of the user, for --config-dir."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own" / "device").mkdir(parents=True)
     (tmp_path / "own" / "device" / "mine.yaml").write_text(MINE)
@@ -36,14 +36,14 @@ def problems(cfg):
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_every_option_has_all_figures():
+def test_every_option_has_all_values():
     assert sorted(known_devices()) == NAMES
     for device in known_devices().values():
         assert device.has_speeds and 0 < device.memory_bytes <= device.memory_gib * 2**30
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_figure_of_an_accelerator_says_where_it_is_from(name):
+def test_every_value_of_an_accelerator_has_a_source(name):
     text = (conf_dir() / "device" / f"{name}.yaml").read_text()
     assert text.startswith("# ")  # the source of what has none of its own
     assert any(source in text for source in ("data sheet", "Google Cloud documentation", "Measured with JAX"))
@@ -61,35 +61,35 @@ def test_the_deprecated_name_of_a_device_is_printed_with_the_new_one_once():
 
 
 def recognised(kind):
-    """The name of a device with memory of its own that JAX calls so."""
+    """Name of the device option for a device kind of JAX."""
     return device_of(DetectedDevices(kind, "gpu", 1, 1, 2**30, 2**30, 1), None).name
 
 
-def test_a_device_is_recognised_by_what_jax_calls_it():
+def test_a_device_is_recognized_by_its_kind_in_jax():
     assert recognised("NVIDIA H100 80GB HBM3") == load_device("h100_80gb").name
     assert recognised("TPU v5 lite") == load_device("tpu_v5e").name
     assert recognised("abacus") == "abacus"
 
 
-def test_our_figures_are_read_without_hydra_as_with_it(monkeypatch):
+def test_devices_are_read_the_same_with_and_without_hydra(monkeypatch):
     monkeypatch.setattr("xlstm_hydra._hooks.hooks.known_devices", None)
     assert devices.known_devices() == known_devices()
 
 
-def test_another_apps_options_of_the_same_name_are_no_devices(mine):
+def test_options_of_another_apps_group_device_are_ignored(mine):
     (mine / "device" / "gpu.yaml").write_text("index: 0")
     with hydra.initialize_config_dir(str(mine), **VERSION_BASE):
         assert recognised("TPU v5 lite") == load_device("tpu_v5e").name
         assert "gpu" not in known_devices() and "mine" in known_devices()
 
 
-def test_a_device_of_the_users_own_is_recognised_by_its_kind(mine):
+def test_a_device_of_the_user_is_recognized_by_its_kind(mine):
     (mine / "device" / "mine.yaml").write_text(MINE.replace("[]", "[abacus]"))
     with hydra.initialize_config_dir(str(mine), **VERSION_BASE):
         assert recognised("abacus") == "mine"
 
 
-def test_no_two_options_are_recognised_by_the_same_name():
+def test_no_two_options_have_the_same_kind():
     kinds = [kind for device in known_devices().values() for kind in device.kinds]
     assert len(kinds) == len(set(kinds))
 
@@ -100,18 +100,18 @@ def test_a_plan_takes_the_device_by_its_name_or_by_its_group(compose):
     assert load(compose("task=plan")).device == load_device("h100_80gb")
 
 
-def test_a_run_that_is_no_plan_needs_no_device(compose):
+def test_only_a_plan_requires_a_device(compose):
     assert load(compose()).device is None
     assert load(compose("device=h200")).device == load_device("h200")
 
 
-def test_two_devices_are_refused_and_the_same_one_twice_is_not(compose):
+def test_two_different_devices_are_rejected(compose):
     [problem] = problems(compose("task=plan", "task.device=h200", "device=cpu"))
-    assert problem.startswith("task.device='h200', device.name='CPU, 2 cores': the plan can be for one kind of device")
+    assert problem.startswith("task.device='h200', device.name='CPU, 2 cores': a plan is for a single kind of device")
     assert load(compose("task=plan", "task.device=h200", "device=h200")).device == load_device("h200")
 
 
-def test_figures_can_be_changed_one_by_one(compose):
+def test_values_can_be_changed_one_by_one(compose):
     device = load(compose("task=plan", "device=h100_80gb", "device.memory_fraction=0.95")).device
     assert device is not None and device.memory_bytes == int(0.95 * load_device().memory_gib * 2**30)
 
@@ -119,14 +119,14 @@ def test_figures_can_be_changed_one_by_one(compose):
 UNKNOWN = "no such option. Did you mean 'h100_80gb'? Known: " + ", ".join(NAMES)
 
 
-def test_a_name_that_is_none_lists_those_that_there_are(compose):
+def test_an_unknown_name_lists_the_known_ones(compose):
     assert problems(compose("task=plan", "task.device=h100_80g")) == [f"task.device='h100_80g': {UNKNOWN}."]
     with pytest.raises(ConfigError, match="device='abacus': no such option. Known: a100_40gb"):
         load_device("abacus")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../device/cpu", "x y", "cpu,h200", "[cpu]", "${oc.env:HOME}", "null "])
-def test_a_name_is_a_name_whatever_it_would_mean_to_hydra(name):
+def test_a_name_is_not_parsed_by_hydras_grammar(name):
     with pytest.raises(ConfigError, match="no such option"):
         load_device(name)
 
@@ -141,18 +141,18 @@ def test_a_name_is_a_name_whatever_it_would_mean_to_hydra(name):
         ("device.devices_per_host=0", "device.devices_per_host=0: must be 1 or more"),
     ],
 )
-def test_a_figure_that_cannot_be_is_refused(compose, override, words):
+def test_an_invalid_value_is_rejected(compose, override, words):
     assert words in problems(compose("task=plan", "device=h200", override))[0]
 
 
 @pytest.mark.parametrize("override", ["task.device=mine", "device=mine"])
-def test_a_device_of_the_users_own_is_found_beside_ours(mine, override):
+def test_a_device_of_the_user_is_found_next_to_the_built_in_ones(mine, override):
     done = run_command("--config-dir", str(mine), "task=plan", override, "task.parameters=none")
     assert done.status == 0, done.err
     assert "8 x mine" in done.out
 
 
-def test_a_device_of_the_users_own_is_found_where_hydra_is_told_to_search(mine):
+def test_a_device_of_the_user_is_found_in_the_search_path(mine):
     search_path = f"hydra.searchpath=[file://{mine}]"
     done = run_command(search_path, "task=plan", "task.device=mine", "task.parameters=none")
     assert done.status == 0, done.err
@@ -162,22 +162,21 @@ def test_a_device_of_the_users_own_is_found_where_hydra_is_told_to_search(mine):
     assert done.status == 2 and "no such option" not in done.err
 
 
-def test_the_users_own_figures_are_checked_like_any(mine):
+def test_values_of_a_device_of_the_user_are_checked(mine):
     (mine / "device" / "mine.yaml").write_text(MINE.replace("memory_gib: 3", "memory_gib: -3"))
     done = run_command("--config-dir", str(mine), "task=plan", "task.device=mine")
     assert (done.status, done.err) == (2, "xlstm-hydra: device.memory_gib=-3.0: must be greater than 0\n")
 
 
-def test_a_figure_of_a_group_that_is_not_chosen_says_to_choose_one(tmp_path, monkeypatch):
+def test_a_value_without_an_option_of_the_group_asks_for_an_option(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_command("task=plan", "device.memory_gib=3")
     assert (done.status, done.err) == (
         2,
-        "xlstm-hydra: device: no such key. "
-        "No option of that group is chosen: write device=... beside device.memory_gib=...\n",
+        "xlstm-hydra: device: no such key. The config has no option of this group yet: add device=OPTION.\n",
     )
 
 
-def test_plans_without_a_source_of_options_can_have_figures_of_their_own():
+def test_plans_in_python_can_have_their_own_device():
     fields = load_device("cpu").to_dict()
     assert DeviceConfig(**fields) == load_device("cpu")

@@ -1,4 +1,4 @@
-"""Launchers and sweepers: what installs those that are missing, what they are asked for, and whose options they are."""
+"""Launchers and sweepers: missing packages, settings, and options with the same name in other apps."""
 
 import importlib.util
 import json
@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 import xlstm_hydra.train
 from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
 from xlstm_hydra.hydra import VERSION_BASE
-from xlstm_hydra.sweep import _local
 from xlstm_hydra.sweep import _run_sweep as _sweep
-from xlstm_hydra.sweep._local import _gpus_of_slots
+from xlstm_hydra.sweep import _work
 from xlstm_hydra.sweep._slurm import parameters
+from xlstm_hydra.sweep._work import _gpus_of_slots
 
 MODEL = "embedding_dim=32 num_blocks=1 num_heads=2 context_length=16 chunk_size=8".split()
 TINY = [
@@ -45,21 +45,19 @@ INSTALLED_BY = {
 
 @pytest.fixture
 def nothing_extra(monkeypatch):
-    """As in an environment with the base install only."""
+    """An environment with the base install only."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: module if module == "hydra" else None)
 
 
 @pytest.mark.parametrize(("choice", "line"), INSTALLED_BY.items(), ids=INSTALLED_BY)
-def test_an_engine_that_is_missing_names_what_installs_it_before_anything_is_composed(
-    choice, line, nothing_extra, monkeypatch
-):
+def test_a_missing_engine_is_reported_with_its_package_before_composing(choice, line, nothing_extra, monkeypatch):
     monkeypatch.setattr(hydra, "main", None)
     done = run_command("-m", choice, "optimizer.lr=-1,1")
     assert done.status == 2 and done.err.count("\n") == 1
     assert choice.lstrip("+").partition("=")[0] in done.err and "is not installed" in done.err and line in done.err
 
 
-def test_an_engine_that_a_file_chooses_and_that_is_missing_names_what_installs_it(tmp_path):
+def test_a_missing_engine_in_a_file_is_reported_with_its_package(tmp_path):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults: [override /hydra/launcher: rq]\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
@@ -71,7 +69,7 @@ MISSPELT = {"hydra/launcher=slrum": "slurm", "hydra/launcher=raay": "ray", "hydr
 
 
 @pytest.mark.parametrize(("choice", "meant"), MISSPELT.items(), ids=MISSPELT)
-def test_a_misspelt_engine_is_refused_with_what_was_meant(choice, meant):
+def test_a_misspelled_engine_is_rejected_with_the_nearest_name(choice, meant):
     done = run_command("-m", choice)
     assert done.status == 2 and f"no such option. Did you mean '{meant}'?" in done.err and "pip install '" in done.err
 
@@ -80,7 +78,7 @@ IDLE = ["hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra/sweeper=
 
 
 @pytest.mark.parametrize("text", IDLE)
-def test_what_runs_a_sweep_is_refused_where_there_is_none(text):
+def test_settings_of_a_sweep_are_rejected_in_a_single_run(text):
     done = run_command(text)
     assert (done.status, done.err) == (2, f"xlstm-hydra: {text}: only applies to sweeps. Add -m.\n")
 
@@ -107,20 +105,20 @@ def test_the_option_optuna_is_ours_in_our_command_and_the_plugins_in_other_apps(
 
 LR = "optimizer.lr=interval(0,1)"
 DOOMED_STUDIES = {
-    "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: no validation loss is measured"),
+    "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: a study minimizes the validation loss"),
     "no result": ([LR, "task=generate", "task.checkpoint=x"], "task='generate': has no result"),
     "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: there is nothing to search"),
     "no trial": ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
     "no such key": (["optimizer.lrr=interval(0,1)"], "optimizer.lrr: no such key. Did you mean optimizer.lr?"),
-    "an empty interval": (["optimizer.lr=interval(1e-2,1e-4)"], "interval(1e-2,1e-4): must end after it starts"),
-    "the logarithm of 0": (["optimizer.lr=tag(log,interval(0,1))"], "on a logarithmic scale must start above 0"),
+    "an empty interval": (["optimizer.lr=interval(1e-2,1e-4)"], "interval(1e-2,1e-4): the end of an interval must"),
+    "the logarithm of 0": (["optimizer.lr=tag(log,interval(0,1))"], "the start of a logarithmic interval must be "),
     "unreadable params": (["hydra.sweeper.params={optimizer.lr: 'interval(1'}"], "=interval(1: the ( is not closed"),
     "a rule that all trials break": ([LR, "model.num_heads=3"], "model.num_heads must divide the width"),
 }
 
 
 @pytest.mark.parametrize(("overrides", "words"), DOOMED_STUDIES.values(), ids=DOOMED_STUDIES)
-def test_a_study_that_nothing_can_come_of_is_refused_before_it_begins(overrides, words, tmp_path, monkeypatch):
+def test_a_study_that_cannot_succeed_is_rejected_before_it_starts(overrides, words, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     done = run_command("-m", "hydra/sweeper=optuna", *overrides)
@@ -139,7 +137,7 @@ BAD_SETTINGS = {
 }
 
 
-def test_all_wrong_settings_of_a_study_are_listed_before_anything_is_made(tmp_path, monkeypatch):
+def test_all_invalid_settings_of_a_study_are_reported_before_it_starts(tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     done = run_command("-m", "hydra/sweeper=optuna", LR, *(f"hydra.sweeper.{setting}" for setting in BAD_SETTINGS))
@@ -157,7 +155,7 @@ def test_a_wrong_setting_of_a_study_is_one_message(setting, tmp_path, monkeypatc
     assert (done.status, done.err.count("\n")) == (2, 1) and f"hydra.sweeper.{setting.partition('=')[0]}" in done.err
 
 
-def test_a_study_goes_on_in_its_folder_and_failed_trials_do_not_end_it(tmp_path, monkeypatch):
+def test_a_study_continues_in_its_folder_and_after_failed_trials(tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
     monkeypatch.chdir(tmp_path)
     seen = []
@@ -189,13 +187,13 @@ ASKED = {
 
 
 @pytest.mark.parametrize(("settings", "expected", "srun"), ASKED.values(), ids=ASKED)
-def test_what_a_job_is_given_is_asked_of_slurm(settings, expected, srun):
+def test_the_resources_of_a_job_are_requested_from_slurm(settings, expected, srun):
     found = parameters(SlurmLauncherConfig(name="x", submitit_folder="y", **settings))
     assert found.items() >= expected.items()
     assert found["srun_args"] == ["--kill-on-bad-exit=1", *srun]
 
 
-def test_a_job_that_may_not_go_back_into_the_queue_says_so():
+def test_a_job_that_must_not_be_requeued_says_so_to_slurm():
     additional = [
         parameters(SlurmLauncherConfig(name="x", submitit_folder="y", max_num_timeout=times))["additional_parameters"]
         for times in (0, 3)
@@ -207,14 +205,14 @@ BAD = {
     "timeout_min=-4": "xlstm-hydra: hydra.launcher.timeout_min=-4: must be 1 or more\n",
     "signal_delay_s=3540": "Set hydra.launcher.timeout_min to 61 or more, or hydra.launcher.signal_delay_s below 3540.",
     "timeout_min=1": "so the job would be stopped at the moment it starts. Set hydra.launcher.timeout_min to 4",
-    "gpus_per_task=1": "say the same in two ways",
+    "gpus_per_task=1": "request GPUs in two different ways",
     "mem_gb=-1": "must be greater than 0",
     "timeout=5": "no such key. Did you mean hydra.launcher.timeout_min?",
 }
 
 
 @pytest.mark.parametrize(("setting", "words"), BAD.items(), ids=BAD)
-def test_a_job_that_makes_no_sense_is_refused_and_nothing_is_submitted(setting, words, tmp_path, monkeypatch):
+def test_an_invalid_job_is_rejected_and_nothing_is_submitted(setting, words, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     done = run_command("-m", "hydra/launcher=slurm", f"hydra.launcher.{setting}", "trainer.seed=1,2")
@@ -224,50 +222,50 @@ def test_a_job_that_makes_no_sense_is_refused_and_nothing_is_submitted(setting, 
 
 BAD_HERE = {
     "hydra/launcher=local hydra.launcher.jobs_at_once=0": "hydra.launcher.jobs_at_once=0: must be 1 or more",
-    "hydra/launcher=local hydra.launcher.gpus_per_job=4": "hydra.launcher.gpus_per_job=4: there are no GPUs here",
+    "hydra/launcher=local hydra.launcher.gpus_per_job=4": "hydra.launcher.gpus_per_job=4: this machine has no GPUs",
     "hydra/launcher=joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0: must not be 0",
 }
 
 
 @pytest.mark.parametrize(("line", "words"), BAD_HERE.items(), ids=BAD_HERE)
-def test_a_launcher_here_that_makes_no_sense_is_refused_before_anything_is_planned(line, words, tmp_path, monkeypatch):
+def test_an_invalid_local_launcher_is_rejected_before_planning(line, words, tmp_path, monkeypatch):
     pytest.importorskip("submitit" if "local" in line else "hydra_plugins.hydra_joblib_launcher")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(_local, "_has_gpus", lambda: False)
+    monkeypatch.setattr(_work, "_has_gpus", lambda: False)
     monkeypatch.setattr(_sweep, "check_points", None)
     done = run_command("-m", *line.split(), "trainer.seed=1,2")
     assert (done.status, done.err.count("\n"), words in done.err) == (2, 1, True), done.err
     assert not list(tmp_path.iterdir())
 
 
-def test_processes_that_would_not_meet_are_refused(tmp_path, monkeypatch):
+def test_processes_that_could_not_connect_are_rejected(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     done = run_command("-m", "hydra/launcher=slurm_multinode", "distributed=none")
     assert done.status == 2 and "distributed='none', hydra.launcher.nodes=2" in done.err
 
 
-def test_more_gpus_than_there_are_are_refused(tmp_path, monkeypatch):
+def test_more_gpus_than_available_are_rejected(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     done = run_command("-m", "hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra.launcher.gpus_per_job=2")
-    assert done.status == 2 and "4 GPUs are needed, and 3 can be used here (CUDA_VISIBLE_DEVICES=4,5,6)" in done.err
+    assert done.status == 2 and "4 GPUs are required, but 3 are available here (CUDA_VISIBLE_DEVICES=4,5,6)" in done.err
     two = LocalLauncherConfig(jobs_at_once=3, submitit_folder="")
     assert _gpus_of_slots(two) == [[4], [5], [6]]
 
 
-def test_a_machine_without_slurm_is_told_and_nothing_is_submitted(tmp_path, monkeypatch):
+def test_a_machine_without_slurm_is_reported_and_nothing_is_submitted(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     done = run_command("-m", "hydra/launcher=slurm", "trainer.seed=1,2")
-    assert done.status == 2 and "there is no SLURM here (no sbatch and srun)" in done.err
+    assert done.status == 2 and "there is no SLURM here (sbatch or srun not found)" in done.err
 
 
 @pytest.mark.slow
-def test_jobs_on_this_machine_have_their_own_ends_and_do_not_end_each_other(tmp_path):
+def test_local_jobs_end_independently_of_each_other(tmp_path):
     pytest.importorskip("submitit")
     settings = ["hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra.sweep.dir=sweep"]
     settings += ["hydra.launcher.setup=['export SEEN=$CUDA_VISIBLE_DEVICES']"]
@@ -292,7 +290,7 @@ def test_jobs_on_this_machine_have_their_own_ends_and_do_not_end_each_other(tmp_
 
 
 def _children(process):
-    """All processes that come from one."""
+    """All descendants of a process."""
     found = [int(text) for text in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     return [*found, *(child for own in found for child in _children(own))]
 

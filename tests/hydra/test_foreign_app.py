@@ -1,4 +1,4 @@
-"""Other Hydra apps find our groups, and nothing of theirs changes because we are installed."""
+"""Other Hydra apps find our groups, and installing our package does not change them."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ class Theirs:
 
 @pytest.fixture
 def store():
-    """Hydra's ConfigStore, as it was again afterwards."""
+    """Hydra's ConfigStore, which is restored afterwards."""
     store = ConfigStore.instance()
     before = {name: dict(node) if isinstance(node, dict) else node for name, node in store.repo.items()}
     yield store
@@ -41,7 +41,7 @@ def store():
 
 @pytest.fixture
 def compose_in(tmp_path):
-    """Composes a config from the text of its YAML file and those of other files beside it."""
+    """Compose a config from the text of its YAML file and of other files."""
 
     def compose(text, *overrides, **files):
         for name, content in {"app": text, **files}.items():
@@ -66,7 +66,7 @@ def test_another_app_that_has_layouts_only_gets_those_of_our_mlstm_models(compos
     assert list(compose_in("defaults: [parallel@mesh: fsdp]").mesh.remat) == ["mLSTMBlock"]
 
 
-def test_another_app_can_put_our_groups_under_keys_of_its_own(compose_in):
+def test_another_app_can_put_our_groups_under_its_own_keys(compose_in):
     cfg = compose_in("defaults: [parallel@mesh: tp, optimizer@student.optimizer: lion]")
     assert (cfg.mesh.model_axis_size, cfg.student.optimizer.name) == (-1, "lion")
 
@@ -93,12 +93,12 @@ def test_a_yaml_file_of_another_app_wins_over_ours(compose_in):
     assert compose_in("defaults: [optimizer: adamw]", **{"optimizer/adamw": "theirs: 1"}).optimizer == {"theirs": 1}
 
 
-def test_options_of_another_app_stand_beside_ours_in_the_same_group(compose_in):
+def test_options_of_another_app_are_added_to_ours_in_the_same_group(compose_in):
     cfg = compose_in("defaults: [optimizer: mine]", "optimizer=lion", **{"optimizer/mine": "theirs: 1"})
     assert cfg.optimizer.name == "lion"
 
 
-def test_composing_leaves_the_config_store_of_another_app_as_it_was(store, compose_in):
+def test_composing_does_not_change_the_config_store_of_another_app(store, compose_in):
     before = str(store.repo)
     compose_in("defaults: [parallel: fsdp, model: tiny]")
     assert str(store.repo) == before
@@ -111,7 +111,7 @@ def test_registering_twice_is_harmless_and_gives_the_same_config(store, compose_
     assert compose_in("defaults: [parallel: fsdp, model: tiny]") == expected
 
 
-def test_an_app_of_ten_lines_runs_and_lists_our_groups_in_its_help(tmp_path):
+def test_a_small_app_runs_and_lists_our_groups_in_its_help(tmp_path):
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "app.yaml").write_text("defaults: [parallel: fsdp, model: tiny]")
 
@@ -126,7 +126,7 @@ def test_an_app_of_ten_lines_runs_and_lists_our_groups_in_its_help(tmp_path):
     assert "xlstm_hydra/" not in run("--help").stdout.partition("== Config ==")[0]
 
 
-def test_an_app_that_uses_nothing_of_ours_imports_nothing_of_ours(tmp_path):
+def test_an_app_that_does_not_use_our_groups_does_not_import_our_package(tmp_path):
     (tmp_path / "app.yaml").write_text("a: 1")
     code = f"""
 import sys, hydra

@@ -25,7 +25,7 @@ SECOND = ("model=llama_165m", "data=synthetic", "optimizer=sgd", "checkpoint=bes
 
 @pytest.fixture(scope="module")
 def runs():
-    """What two checkpoints of one run recorded."""
+    """Metadata of two checkpoints of a run."""
     return {2: composed(*FIRST), 4: composed(*SECOND)}
 
 
@@ -45,16 +45,16 @@ CHOICES = {"latest": ("", "ckpt", 4), "named": ("@2", "ckpt", 2), "option of a s
 
 
 @pytest.mark.parametrize(("suffix", "option", "step"), CHOICES.values(), ids=CHOICES)
-def test_all_groups_of_a_checkpoint_compose_to_the_run_that_it_recorded(compose, saved, runs, suffix, option, step):
+def test_all_groups_of_a_checkpoint_compose_to_the_saved_run(compose, saved, runs, suffix, option, step):
     assert load(compose(source(f"{saved}{suffix}"), f"+from={option}")) == runs[step]
 
 
-def test_the_folder_of_a_checkpoint_is_a_place_too(compose, saved, runs):
+def test_the_folder_of_a_checkpoint_is_accepted(compose, saved, runs):
     assert load(compose(source(saved / "checkpoints" / "2"), "+from=ckpt")) == runs[2]
 
 
 @pytest.mark.parametrize("group", ["model", "parallel", "optimizer", "scheduler", "trainer", "logger"])
-def test_one_group_of_a_checkpoint_leaves_the_others_alone(compose, saved, runs, group):
+def test_one_group_of_a_checkpoint_does_not_change_the_others(compose, saved, runs, group):
     run, default = load(compose(source(f"{saved}@2"), f"{group}=ckpt")), load(compose())
     expected = {name: getattr(runs[2] if name == group else default, name) for name in vars(default)}
     expected["model"] = dataclasses.replace(
@@ -69,7 +69,7 @@ def test_a_layout_is_chosen_for_the_model_of_a_checkpoint(compose, saved):
     assert isinstance(run.model.model_config, LlamaConfig) and run.model.model_config.num_blocks == 3
 
 
-def test_what_belonged_to_the_saved_run_alone_is_not_taken_over(compose, tmp_path):
+def test_settings_that_only_concern_the_saved_run_are_not_copied(compose, tmp_path):
     run = load(
         compose("checkpoint.restore=elsewhere@3", "distributed=none", "distributed.device_order=[dp,fsdp,pp,tp]")
     )
@@ -87,12 +87,12 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize(("overrides", "step"), PARAMETERS.values(), ids=PARAMETERS)
-def test_a_task_that_uses_a_checkpoint_takes_the_one_that_the_model_came_from(compose, saved, overrides, step):
+def test_a_task_uses_the_checkpoint_of_its_model_config(compose, saved, overrides, step):
     task: Any = load(compose(source(saved), "task=evaluate", *overrides)).task
     assert task.checkpoint == ("other" if step is None else str(saved / "checkpoints" / str(step)))
 
 
-def test_a_task_that_uses_a_checkpoint_asks_for_one_where_the_model_came_from_none(compose, saved):
+def test_a_task_requires_a_checkpoint_if_the_model_config_has_none(compose, saved):
     with pytest.raises(ConfigError, match="task.checkpoint: missing"):
         load(compose(source(saved), "task=evaluate", "+from=ckpt", "model=tiny"))
 
@@ -104,12 +104,12 @@ def test_options_are_typed(compose, saved):
         compose(source(saved), "optimizer=ckpt", "optimizer.lr=abc")
 
 
-def test_an_integral_float_is_an_integer_there_too(compose, saved):
+def test_an_integral_float_in_metadata_is_an_integer(compose, saved):
     cfg = compose(source(saved), "+from=ckpt", "trainer.max_steps=1e3", "model.vocab_size=512.0")
     assert (repr(cfg.trainer.max_steps), repr(cfg.model.vocab_size)) == ("1000", "512")
 
 
-def test_texts_of_a_checkpoint_are_taken_as_they_are(compose, tmp_path):
+def test_text_of_a_checkpoint_is_not_resolved(compose, tmp_path):
     text = r"${oc.env:HOME}/\${a}/\\"
     content = write_metadata(load(compose("data=text", "data.path=x")))
     content["config"]["data"]["path"] = text
@@ -117,7 +117,7 @@ def test_texts_of_a_checkpoint_are_taken_as_they_are(compose, tmp_path):
     assert OmegaConf.to_container(cfg.data, resolve=True)["path"] == text
 
 
-def test_what_has_no_effect_is_left_out_with_a_note():
+def test_values_without_effect_are_left_out_with_a_note():
     parallel = ParallelConfig(remat=["BlockStack"], fsdp_gather_dtype="bfloat16", tp_async_dense=True)
     config = mLSTMv1Config(embedding_dim=32, num_blocks=1, num_heads=4)
     model = ModelConfig("xlstm_hydra.models.mLSTMv1", parallel, config)
@@ -140,7 +140,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("text", "words"), BROKEN.values(), ids=BROKEN)
-def test_a_checkpoint_that_cannot_be_read_is_one_line(compose, tmp_path, text, words):
+def test_an_unreadable_checkpoint_gives_one_message(compose, tmp_path, text, words):
     place = tmp_path / "run" if text is None else save_text(tmp_path, text)
     with warnings.catch_warnings(), pytest.raises(SearchPathException) as caught:
         warnings.simplefilter("ignore")  # Hydra's own: the source is not available
@@ -159,7 +159,7 @@ def test_no_class_that_a_checkpoint_names_is_imported(compose, tmp_path):
 
 
 def shown(*arguments):
-    """The config that the command shows."""
+    """The config that the command prints."""
     done = run_command("--cfg", "job", *arguments)
     assert done.status == 0, done.err
     return OmegaConf.create(done.out)
@@ -175,19 +175,19 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("arguments", FLAGS.values(), ids=FLAGS)
-def test_the_flag_chooses_all_groups(saved, runs, monkeypatch, arguments):
+def test_the_flag_selects_all_groups(saved, runs, monkeypatch, arguments):
     monkeypatch.chdir(saved.parent)
     assert load(shown(*arguments)) == runs[4]
 
 
-def test_recipes_and_options_change_what_the_flag_gives(saved, runs, monkeypatch):
+def test_recipes_and_options_override_the_saved_config(saved, runs, monkeypatch):
     monkeypatch.chdir(saved.parent)
     cfg = shown("--from", "run@2", "debug=fast", "experiment=copying", "parallel=dp", "optimizer.lr=3")
     assert (cfg.checkpoint.save_last, cfg.data.name, cfg.optimizer.name) == (False, "synthetic", "lion")
     assert (cfg.parallel.fsdp_axis_size, cfg.optimizer.lr, cfg.model.context_length) == (1, 3.0, 64)
 
 
-def test_the_flag_keeps_the_search_path_that_was_typed(saved, tmp_path, monkeypatch):
+def test_the_flag_keeps_the_search_path_of_the_command_line(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
     (tmp_path / "mine" / "optimizer" / "own.yaml").write_text("defaults: [adamw]\nlr: 0.5\n")
@@ -206,7 +206,7 @@ def test_the_flag_keeps_the_search_path_of_the_primary_config(saved, tmp_path, m
     assert (cfg.optimizer.lr, cfg.scheduler.name) == (0.5, "linear")
 
 
-def test_steps_are_swept(saved, runs, monkeypatch):
+def test_a_sweep_can_run_over_steps(saved, runs, monkeypatch):
     monkeypatch.chdir(saved.parent)
     done = run_command("--from", "run", "-m", "from=ckpt@2,ckpt@4,ckpt@5", "optimizer.lr=-1")
     assert done.status == 2
@@ -215,11 +215,11 @@ def test_steps_are_swept(saved, runs, monkeypatch):
     assert "optimizer.lr=-1.0: must be 0 or more" in done.err
 
 
-def test_what_has_no_effect_is_told_by_the_flag(tmp_path, monkeypatch):
+def test_the_flag_reports_values_without_effect(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_text(tmp_path / "run", with_none_strings(tree("llama")), "checkpoint_20")
     done = run_command("--cfg", "job", "--from", "run")
-    note = "--from run: parallel.remat=['mLSTMBlock'] is left at []: no module class of this model"
+    note = "--from run: parallel.remat=['mLSTMBlock'] is reset to []: not a module class of this model"
     assert done.status == 0 and note in done.err
 
 
@@ -231,7 +231,7 @@ def test_a_run_of_xlstm_jax_is_a_config_source_too(compose, tmp_path, kind):
     assert {name: getattr(run, name) for name in groups} == groups
 
 
-def test_tab_completion_passes_the_flag_over(monkeypatch):
+def test_tab_completion_ignores_the_flag(monkeypatch):
     line = "xlstm-hydra --from outputs/run parallel=fsd"
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
@@ -239,10 +239,10 @@ def test_tab_completion_passes_the_flag_over(monkeypatch):
 
 
 REFUSED = {
-    "nothing": (["--from="], "--from: needs a run folder"),
-    "a flag": (["--from", "--cfg", "job"], "--from: needs a run folder"),
+    "nothing": (["--from="], "--from: requires a run folder"),
+    "a flag": (["--from", "--cfg", "job"], "--from: requires a run folder"),
     "no run": (["--from", "nope"], "--from='nope': no checkpoints in"),
-    "no step": (["--from", "run@3"], "--from='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
+    "no step": (["--from", "run@3"], "--from='run@3': no checkpoint of step 3. Saved steps: 2 or 4."),
     "twice": (["--from", "run", "--from=run"], "--from: given more than once"),
     "no source": (["hydra.searchpath=[ckpt://nope]", "model=tiny"], "hydra.searchpath='nope': no checkpoints in"),
     "no option": (["--from", "run", "optimizer=ckpt@3"], "optimizer='ckpt@3': no such option"),
@@ -250,7 +250,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_place_that_is_none_is_refused_in_one_line(saved, monkeypatch, arguments, words):
+def test_an_invalid_checkpoint_path_gives_one_message(saved, monkeypatch, arguments, words):
     monkeypatch.chdir(saved.parent)
     done = run_command(*arguments)
     assert (done.status, done.out) == (2, "")

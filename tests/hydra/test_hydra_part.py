@@ -1,4 +1,4 @@
-"""Flags and Hydra's own part of a config: what is wrong with them is reported like a mistake in a run."""
+"""Mistakes in flags and in the node `hydra` are reported like mistakes in a run."""
 
 from pathlib import Path
 
@@ -8,20 +8,20 @@ from command import run_command
 PATH = "A _target_ is the dotted path of a class that is installed or in the current folder."
 LINES = [
     # where configs come from
-    ("--config-name=nope", "--config-name='nope': there is no such config. Known: config. --config-dir=DIR adds a"),
+    ("--config-name=nope", "--config-name='nope': there is no such config. Known: config. Add a folder of your"),
     ("--config-name=confg", "--config-name='confg': there is no such config. Did you mean 'config'?"),
     ("--config-dir=nope", "--config-dir='nope': the folder does not exist. The current folder is "),
     ("--config-dir=file", "--config-dir='file': is a file, not a folder."),
     ("--config-dir=nope --cfg job", "--config-dir='nope': the folder does not exist."),
-    ("--config-path=nope", "--config-path='nope': the folder does not exist. A relative path is looked up in "),
+    ("--config-path=nope", "--config-path='nope': the folder does not exist. Relative paths are resolved from "),
     ("--config-path=/nope", "--config-path='/nope': the folder does not exist."),
-    ("--config-path=pkg://nope", "--config-path='pkg://nope': there is no such package. A package must be importable"),
+    ("--config-path=pkg://nope", "--config-path='pkg://nope': there is no such package. The package must be imp"),
     ("hydra.searchpath=[nope]", "hydra.searchpath='nope': the folder does not exist."),
     ("hydra.searchpath=[pkg://nope]", "hydra.searchpath='pkg://nope': there is no such package."),
-    ("hydra.searchpath=[s3x://nope]", "hydra.searchpath='s3x://nope': there is no config source for s3x://. Known: a"),
+    ("hydra.searchpath=[s3x://nope]", "hydra.searchpath='s3x://nope': no config source for s3x://. Known: "),
     ("hydra.searchpath=nope", "hydra.searchpath: expected a list of folders, got 'nope'. Write hydra.searchpath=[nop"),
     ("hydra.searchpath=[[nope]]", "hydra.searchpath: expected a list of folders, got the entry ['nope']"),
-    ("-m hydra.searchpath=[a],[b]", "hydra.searchpath=[a],[b]: the jobs of a sweep have the same search path. Write"),
+    ("-m hydra.searchpath=[a],[b]", "hydra.searchpath=[a],[b]: all jobs of a sweep share one search path. Write a"),
     # what is printed
     ("--cfg job -p nope", "--package=nope: no such key. Known: task, "),
     ("--cfg job -p model.num_head", "--package=model.num_head: no such key. Did you mean model.num_heads?"),
@@ -29,30 +29,30 @@ LINES = [
     ("--cfg hydra -p hydra.runn", "--package=hydra.runn: no such key. Did you mean hydra.run?"),
     ("--cfg job -p checkpoint.init_from", "--package=checkpoint.init_from: the value is null"),
     # groups
-    ("hydra/callbacks=nope", "hydra/callbacks: the group has no options. A folder with some is added with --config-"),
+    ("hydra/callbacks=nope", "hydra/callbacks: the group has no options. Add a folder that has some with --config-"),
     ("hydra/outptu=default", "hydra/outptu: no such group. Did you mean 'hydra/output'?"),
     ("foo/bar=x", "foo/bar: no such group. --info defaults lists all groups."),
     # values
-    ("hydra.output_subdir=/etc/passwd/x", "hydra.output_subdir='/etc/passwd/x': must be a path inside of the run's "),
-    ("-m hydra.output_subdir=../x", "hydra.output_subdir='../x': must be a path inside of the run's folder. Write a "),
+    ("hydra.output_subdir=/etc/passwd/x", "hydra.output_subdir='/etc/passwd/x': must be a relative path inside the "),
+    ("-m hydra.output_subdir=../x", "hydra.output_subdir='../x': must be a relative path inside the run folder. For "),
     ("+hydra.job.env_set.A=null", "hydra.job.env_set.A: expected str, got null. Write 'null' in quotes for the text"),
     ("+hydra.job.env_set.A=[1]", "hydra.job.env_set.A: expected str, got [1]"),
     ("-m hydra.sweeper.params={optimizer.lr:null}", "hydra.sweeper.params: expected str for optimizer.lr, got null."),
     ("-m +hydra.sweeper.params.trainer.seed=3", "hydra.sweeper.params.trainer.seed: cannot be set on its own. Write "),
     ("-m hydra.sweeper.params.trainer.seed=range(0,3)", "hydra.sweeper.params.trainer.seed: cannot be set on its own."),
-    ("-m hydra.verbose=true,false", "hydra.verbose=true,false: Hydra's own part is the same for all jobs of a sweep."),
+    ("-m hydra.verbose=true,false", "hydra.verbose=true,false: Hydra's own settings are the same for all jobs of "),
     # options of a saved run
-    ("from=ckpt@100", "from=ckpt@100: chooses an option of a saved run, and no run is named. Write --from RUN@100, "),
-    ("+from=ckpt", "+from=ckpt: chooses an option of a saved run, and no run is named. Write --from RUN, such as --"),
+    ("from=ckpt@100", "from=ckpt@100: selects a checkpoint of a saved run, but no run is given. Use --from RUN@100, "),
+    ("+from=ckpt", "+from=ckpt: selects a checkpoint of a saved run, but no run is given. Use --from RUN, for exam"),
     # what Hydra makes objects of
     ("+hydra.callbacks.x.y=3", f"hydra.callbacks.x._target_: missing. {PATH}"),
     ("-m +hydra.callbacks.x.y=3 trainer.seed=1,2", f"hydra.callbacks.x._target_: missing. {PATH}"),
-    ("+hydra.callbacks.x=3", f"hydra.callbacks.x: expected keys and values, one of them _target_, got 3. {PATH}"),
+    ("+hydra.callbacks.x=3", f"hydra.callbacks.x: expected a mapping with a _target_, got 3. {PATH}"),
     ("+hydra.callbacks.x._target_=nope.X", f"hydra.callbacks.x._target_: cannot import 'nope.X'. {PATH}"),
     ("-m +hydra.callbacks.x._target_=nope.X", f"hydra.callbacks.x._target_: cannot import 'nope.X'. {PATH}"),
     ("-m +hydra.launcher.nope=3", "hydra.launcher.nope: no such key"),
-    ("-m hydra.launcher._target_=nope.X", "hydra.launcher._target_='nope.X': is not a launcher that Hydra knows."),
-    ("-m hydra.sweeper._target_=nope.X", "hydra.sweeper._target_='nope.X': is not a sweeper that Hydra knows."),
+    ("-m hydra.launcher._target_=nope.X", "hydra.launcher._target_='nope.X': is not a launcher plugin of Hydra."),
+    ("-m hydra.sweeper._target_=nope.X", "hydra.sweeper._target_='nope.X': is not a sweeper plugin of Hydra."),
 ]  # fmt: skip
 
 
@@ -64,14 +64,14 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Callback")
 @pytest.mark.parametrize(("line", "words"), LINES, ids=[line for line, _ in LINES])
-def test_what_is_wrong_outside_of_the_run_gives_one_message_and_status_2(line, words):
+def test_a_mistake_outside_of_the_run_gives_one_message_and_status_2(line, words):
     done = run_command(*line.split(" "))
     assert done.status == 2
     assert done.err.startswith(f"xlstm-hydra: {words}") and done.err.count("\n") == 1
     assert [file.name for file in Path().iterdir()] == ["file"]
 
 
-def test_a_wrong_search_path_hides_the_options_that_it_would_have_brought():
+def test_options_from_an_invalid_search_path_are_not_reported_too():
     done = run_command("hydra.searchpath=[nope]", "model=mine", "experiment=mine")
     assert done.err.startswith("xlstm-hydra: hydra.searchpath='nope'") and done.err.count("\n") == 1
 
@@ -82,12 +82,12 @@ def test_a_search_path_in_a_primary_config_is_checked_and_located():
     done = run_command("--config-dir=conf", "--config-name=mine", "model=mine")
     assert done.status == 2 and "2 problems:" in done.err
     assert "conf/mine.yaml, line 3: hydra.searchpath='nope': the folder does not exist." in done.err
-    assert "conf/mine.yaml, line 3: hydra.searchpath='s3x://a': there is no config source" in done.err
+    assert "conf/mine.yaml, line 3: hydra.searchpath='s3x://a': no config source" in done.err
 
 
 @pytest.mark.parametrize("flags", [["-m"], ["hydra.mode=MULTIRUN"]], ids=" ".join)
-def test_a_run_is_not_continued_by_the_jobs_of_a_sweep(flags):
+def test_a_sweep_cannot_resume_a_run(flags):
     done = run_command("resume=x", *flags, "optimizer.lr=1,2")
     assert done.status == 2
-    assert done.err.startswith("xlstm-hydra: resume='x': continues one run, and a sweep starts several. Remove -m, or ")
+    assert done.err.startswith("xlstm-hydra: resume='x': resume continues a single run, and -m starts several. Remove ")
     assert "--from x" in done.err and "resume_sweep=DIR" in done.err

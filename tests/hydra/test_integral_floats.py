@@ -84,7 +84,7 @@ def test_every_other_reader_takes_one_too(read):
 
 
 @pytest.mark.parametrize("value", ["'0.1'", "'1e-3'", "9007199254740993", "true", "x"])
-def test_what_is_no_float_is_refused_as_in_python(value):
+def test_a_value_that_is_not_a_float_is_rejected_as_in_python(value):
     done = run_command(f"optimizer.lr={value}")
     assert done.status == 2 and done.err.startswith("xlstm-hydra: optimizer.lr: expected float, got ")
     with pytest.raises(ConfigError, match="lr: expected float"):
@@ -106,7 +106,7 @@ def test_text_of_an_environment_variable_is_read_as_a_number(compose, monkeypatc
     "value",
     ["1.5", "inf", "nan", "true", "null", "x", "'1.5'", "[1]", "1e400", "-1e400", "1e30", "9007199254740992.0", "'5'"],
 )
-def test_what_is_no_integer_is_refused_as_before(value):
+def test_a_value_that_is_not_an_integer_is_rejected(value):
     done = run_command(f"trainer.max_steps={value}")
     assert done.status == 2 and "trainer.max_steps: expected int, got " in done.err and done.err.count("\n") == 1
 

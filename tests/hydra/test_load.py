@@ -84,7 +84,7 @@ UNREADABLE = {
     "trainers": ({}, "no such group"),
     "model.model_class": ("???", "missing"),
 }
-"""Values that cannot be read, by key, each with what is reported for it and nothing else."""
+"""Unreadable values by key, each with the only problem reported for it."""
 OUT_OF_RANGE = {
     "trainer.batch_size": (-8, "must be 1 or more"),
     "trainer.gradient_accumulate_steps": (0, "must be 1 or more"),
@@ -92,18 +92,18 @@ OUT_OF_RANGE = {
     "model.dtype": ("bf16", "not a known value"),
     "model.norm_eps": (0.0, "must be greater than 0"),
     "parallel.fsdp_axis_size": (0, "an axis size is positive"),
-    "parallel.data_axis_name": ("d p", "an axis name is a word"),
+    "parallel.data_axis_name": ("d p", "an axis name must be a word"),
     "scheduler.cooldown_steps": (-1, "must be 0 or more"),
     "checkpoint.save_every_n_steps": (-3, "must be 0 or more"),
     "data.validation_fraction": (float("nan"), "must be greater than 0"),
     "logger.log_every_n_steps": (0, "must be 1 or more"),
     "distributed.name": ("slurm", "Choose none, auto or explicit"),
 }
-"""Values that break one rule each, whatever else is set."""
+"""Values that each break one rule, whatever the other values are."""
 
 
 @given(st.sets(st.sampled_from(sorted(UNREADABLE | OUT_OF_RANGE))))
-def test_every_invalid_value_is_reported_in_a_single_run_and_nothing_that_follows_from_it(tiny, keys):
+def test_every_invalid_value_is_reported_at_once_without_its_consequences(tiny, keys):
     cfg = OmegaConf.create(OmegaConf.to_container(tiny))  # without the schema, as `load` gets it from a plain dict
     for key in keys:
         OmegaConf.update(cfg, key, (UNREADABLE | OUT_OF_RANGE)[key][0])
@@ -165,7 +165,7 @@ def test_a_missing_class_is_reported_with_an_example(compose):
     assert problem.startswith("model.model_class: missing")
 
 
-def test_a_config_without_a_model_says_how_to_choose_one():
+def test_a_config_without_a_model_suggests_an_option():
     assert problems({"optimizer": {"name": "sgd", "lr": -1.0}}) == [
         "model: missing. Choose one, for example model=tiny.",
         "optimizer.lr=-1.0: must be 0 or more",
@@ -191,7 +191,7 @@ def test_a_rule_between_groups_is_silent_about_a_value_that_is_wrong_by_itself(c
     assert len(problems(compose("trainer.batch_size=-8", "trainer.simulated_devices=3"))) == 1
 
 
-def test_simulated_devices_are_checked_against_the_layout_before_there_are_any(compose):
+def test_simulated_devices_are_checked_against_the_layout_before_jax_starts(compose):
     [problem] = problems(compose("parallel=fsdp", "parallel.fsdp_axis_size=4", "trainer.simulated_devices=6"))
     assert "must divide the number of devices, 6. Sizes that divide 6: 1, 2, 3 or 6" in problem
 
@@ -204,7 +204,7 @@ def test_a_layout_on_too_few_devices_points_to_simulated_ones(compose):
 
 def test_a_layout_inside_the_model_that_is_not_the_composed_one_is_refused(compose):
     [problem] = problems(compose("parallel=fsdp", "model.parallel={fsdp_axis_size: 2}"))
-    assert problem.startswith("model.parallel: the layout is the group parallel")
+    assert problem.startswith("model.parallel: must be the same layout as the group parallel")
 
 
 def test_an_app_without_the_group_parallel_may_keep_the_layout_in_its_model(tiny):
@@ -244,12 +244,12 @@ def test_a_model_class_that_cannot_be_used_is_refused_before_anything_is_built(c
     ],
     ids=["nothing", "text", "a number as a group", "no name of a field"],
 )
-def test_what_is_no_config_is_one_message(data, words):
+def test_an_object_that_is_not_a_config_gives_one_message(data, words):
     with pytest.raises(ConfigError, match=words):
         load(data)
 
 
-def test_a_config_class_that_is_none_is_the_only_problem(compose):
+def test_an_invalid_config_class_is_the_only_problem(compose):
     with pytest.raises(ConfigError) as raised:
         load(compose("model.config_class=os.path"))
     assert [problem.keys for problem in raised.value.problems] == [("model.config_class",)]

@@ -1,4 +1,4 @@
-"""Nothing is imported from a folder that is named as a saved run or sweep, also where it is the current folder."""
+"""Nothing is imported from a folder that is given as a saved run or sweep, even if it is the current folder."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with a plugin of Hydra in it that says so."""
+    """A run folder with a Hydra plugin that prints when it is imported."""
     folder = tmp_path_factory.mktemp("run")
     save(folder, composed())
     (folder / "hydra_plugins").mkdir()
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
 
 
 def printed(arguments, folder):
-    """What a command prints in a folder."""
+    """Output of a command in a folder."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
@@ -42,12 +42,12 @@ def printed(arguments, folder):
 
 
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
-def test_a_plugin_in_a_run_that_is_the_current_folder_is_not_imported(run, arguments):
+def test_a_plugin_in_a_run_folder_is_not_imported_from_the_current_folder(run, arguments):
     text = printed([text.format(run) for text in arguments], run)
     assert text and "IMPORTED" not in text
 
 
-def test_a_plugin_in_the_current_folder_is_imported_where_no_run_is_named(run):
+def test_a_plugin_in_the_current_folder_is_imported_if_no_run_is_given(run):
     assert "IMPORTED" in printed(["-m", "xlstm_hydra", "--cfg", "job"], run)
 
 
@@ -64,7 +64,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_the_folder_of_a_run_is_known_by_every_place_that_names_it(tmp_path, monkeypatch, place):
+def test_every_form_of_a_checkpoint_path_gives_its_run_folder(tmp_path, monkeypatch, place):
     save(tmp_path / "run", composed())
     (tmp_path / "run" / "metadata.json").write_text("{}")
     (tmp_path / "latest").symlink_to("run/checkpoints/20")
@@ -95,17 +95,17 @@ def test_a_folder_is_named_by_every_key_that_reads_a_saved_run(text):
     assert Path("/a/run") in named_folders(text.replace("RUN", "/a/run").split())
 
 
-def test_a_place_may_be_in_the_home_folder(monkeypatch):
+def test_a_checkpoint_path_may_start_with_a_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert Path("/home/me/run") in run_folders(["~/run"])
 
 
-def test_a_folder_of_runs_that_is_called_checkpoints_is_no_run(tmp_path, monkeypatch):
+def test_a_folder_of_runs_named_checkpoints_is_not_a_run(tmp_path, monkeypatch):
     save(tmp_path / "checkpoints" / "mine", composed())
     monkeypatch.chdir(tmp_path)
     assert tmp_path not in run_folders(["checkpoints/mine", "checkpoints"])
 
 
 @pytest.mark.parametrize("place", ["", "x" * 5000, "\0", "gs://bucket/x"], ids=["nothing", "long", "NUL", "remote"])
-def test_a_place_that_cannot_be_a_folder_names_none(place):
+def test_an_invalid_checkpoint_path_has_no_run_folder(place):
     assert not [folder for folder in named_folders(["--from", place]) if os.path.exists(folder)]

@@ -1,4 +1,4 @@
-"""The shortest command line of a config: composing it gives the config back, and nothing can be left away."""
+"""The shortest command line of a config: it composes to the same config, and no argument can be removed."""
 
 import dataclasses
 import shlex
@@ -45,14 +45,14 @@ def test_no_command_line_is_shorter(line):
 
 
 def gives(run, overrides):
-    """Whether overrides compose to that run."""
+    """True if overrides compose to a run."""
     try:
         return composed(*overrides) == run
     except (ConfigError, ConfigCompositionException):
         return False
 
 
-def test_a_model_of_the_users_own_is_typed_field_by_field():
+def test_a_model_of_the_user_is_set_field_by_field():
     @dataclasses.dataclass(kw_only=True)
     class OwnConfig(configs.SubModelConfig):
         width: int
@@ -70,7 +70,7 @@ LARGE = [sample for sample in SAMPLES if "7B" in sample.parent.name or "llama" i
 
 
 @pytest.mark.parametrize("sample", LARGE, ids=lambda sample: sample.parent.name)
-def test_what_another_program_recorded_is_typed_without_what_it_did_not(sample):
+def test_a_record_of_another_program_only_sets_its_recorded_groups(sample):
     record = read_record(sample.read_text())
     groups, _ = without_unused(record.groups)
     run = composed(*shortest_overrides(record))
@@ -100,7 +100,7 @@ def values(hint):
 
 @st.composite
 def a_config(draw, config_class):
-    """A config with some fields that are not at their default."""
+    """A config in which some fields differ from their defaults."""
     known = {field.name: field for field in dataclasses.fields(config_class)}
     changed = draw(st.sets(st.sampled_from(sorted(known)), max_size=3))
     required = {name for name, field in known.items() if field.default is field.default_factory is dataclasses.MISSING}

@@ -1,4 +1,4 @@
-"""Mistakes in YAML files of the user's: one message with the file, the line or the key, and the way out."""
+"""Mistakes in the user's YAML files: one message with the file, the line or the key, and the fix."""
 
 import os
 import sys
@@ -13,72 +13,72 @@ MISTAKES = {
     # what a key or a value is
     "unknown key": ("trainer: {max_step: 3}", "line 2: trainer.max_step: no such key. Did you mean trainer.max_steps?"),
     "wrong type": ("trainer:\n  max_steps: abc", "line 3: trainer.max_steps: expected int, got 'abc'"),
-    "a list for keys": ("trainer: [1, 2]", "line 2: trainer: expected keys and values, got [1, 2]"),
-    "a value for keys": ("trainer: 3", "line 2: trainer: expected keys and values, got 3"),
+    "a list for keys": ("trainer: [1, 2]", "line 2: trainer: expected a mapping, got [1, 2]"),
+    "a value for keys": ("trainer: 3", "line 2: trainer: expected a mapping, got 3"),
     "unknown group": ("trainr: {seed: 3}", "line 2: trainr: no such group. Did you mean 'trainer'?"),
-    "a key with a dot": ("trainer.seed: 3", "line 2: trainer.seed: a key in a file has no dots. Write trainer: {seed:"),
+    "a key with a dot": ("trainer.seed: 3", "line 2: trainer.seed: keys in a file cannot contain dots. Write trainer"),
     "broken rule": ("optimizer:\n  lr: -1", "line 3: optimizer.lr=-1.0: must be 0 or more"),
     "missing value": ("defaults: [override /data: text]\ndata:\n  path: ???", "line 4: data.path: missing."),
     "missing interpolation": ("trainer:\n  seed: ${nope.x}", "line 3: trainer.seed='${nope.x}': refers to a key"),
     "missing resolver": ("trainer:\n  seed: ${nope:x}", "line 3: trainer.seed='${nope:x}': there is no resolver nope"),
     "key of Hydra's": ("hydra:\n  run:\n    dirr: x", "line 4: hydra.run.dirr: no such key. Did you mean hydra.run.di"),
-    "nothing for keys": ("trainer:", "line 2: trainer: expected keys and values, got null"),
+    "nothing for keys": ("trainer:", "line 2: trainer: expected a mapping, got null"),
     "another target": ("model:\n  _target_: os.x", "line 3: model._target_='os.x': must be xlstm_hydra.hydra.make_"),
     # the text of a file
     "null for a key": ("trainer:\n  ~: 3", "line 3, column 3: YAML reads the key ~ as null. For text, quote it"),
     "word for a key": ("trainer:\n  on: 3", "line 3, column 3: YAML reads the key on as true. For text, quote"),
-    "no key": ("trainer: {? : 3}", ": there is no key before the :"),
-    "tab": ("trainer:\n\tseed: 3", "line 3, column 1: tabs are not allowed here: indent YAML with spaces"),
+    "no key": ("trainer: {? : 3}", ": no key before the colon"),
+    "tab": ("trainer:\n\tseed: 3", "line 3, column 1: tabs are not allowed here; indent with spaces"),
     "duplicate key": ("trainer:\n  seed: 3\n  seed: 4", "line 4, column 3: duplicate key seed, first set on line 3."),
     "unclosed interpolation": ("trainer:\n  seed: ${x", "column 9: '${x' is not a valid interpolation. Write ${key}, "),
     "unclosed brace": ("trainer: {seed: 3\nmodel: {}", "expected a comma or }; this part starts on line 2"),
     "unclosed quote": ("a: 'x\nb: 3", "a quote is not closed; this part starts on line 2"),
-    "indentation": ("trainer:\n  seed: 3\n   max_steps: 3", "line 4, column 13: a key is not allowed here: check the "),
-    "reserved character": ("a: %x", "line 2, column 4: a value cannot start with '%': quote it"),
+    "indentation": ("trainer:\n  seed: 3\n   max_steps: 3", "line 4, column 13: a key is not allowed here; check the "),
+    "reserved character": ("a: %x", "line 2, column 4: a value cannot start with '%'; quote it"),
     "Python object": ("trainer: !!python/object:os.x {}", "line 2, column 10: the tag !!python/object:os.x is not sup"),
     "unknown alias": ("trainer: *x", "line 2, column 10: found undefined alias 'x'"),
     "alias in itself": ("a: &a [*a]", "line 2, column 4: an alias cannot refer to a node that contains it"),
-    "two documents": ("a: 1\n---\nb: 2", "line 3, column 1: the file has two documents: remove the line ---"),
-    "only a text": ("hello", "line 2, column 1: a config consists of keys and values, got a single value."),
-    "only a number": ("3", "line 2, column 1: a config consists of keys and values, got a single value."),
-    "a list": ("- a", "line 2, column 1: a config consists of keys and values, got a list."),
+    "two documents": ("a: 1\n---\nb: 2", "line 3, column 1: the file has two documents; remove the line ---"),
+    "only a text": ("hello", "line 2, column 1: a config must be a mapping, got a single value."),
+    "only a number": ("3", "line 2, column 1: a config must be a mapping, got a single value."),
+    "a list": ("- a", "line 2, column 1: a config must be a mapping, got a list."),
     "zero byte": ("a: \0", "line 2: the file contains a character that YAML does not allow: '\\x00'"),
     "not UTF-8": (b"\ntrainer: {x: \xff}", "line 2: the file is not UTF-8 text: it contains the byte 0xff. Save it as"),
     # the defaults list
     "unknown option": ("defaults:\n  - override /model: tinny", "line 3: model='tinny': no such option. Did you mean "),
     "unknown entry": ("defaults:\n  - othr", "line 3: experiment='othr': no such option. Did you mean 'other'?"),
-    "override of no group": ("defaults:\n  - override /foo: x", "line 3: override /foo: there is no such group to ove"),
-    "override before": ("defaults: [override /model: tiny, other]", "line 2: override /model: must come after the oth"),
+    "override of no group": ("defaults:\n  - override /foo: x", "line 3: override /foo: no such group."),
+    "override before": ("defaults: [override /model: tiny, other]", "line 2: override /model: must come after the ent"),
     "no list": ("defaults: tiny", "line 2, column 11: defaults must be a list, got a single value."),
-    "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got keys and values."),
-    "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or o"),
+    "keys for a list": ("defaults:\n  model: tiny", "line 3, column 3: defaults must be a list, got a mapping."),
+    "a number in it": ("defaults: [override /model: 3]", "line 2, column 12: an entry of defaults must be a name or a"),
     "two options": ("defaults: [override /optimizer: [sgd, adamw]]", "line 2: optimizer: expected one option, got ['s"),
-    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: an option of the group is chosen already. "),
-    "optional and chosen twice": ("defaults:\n  - optional /model: x", "line 3: model: an option of the group is ch"),
+    "chosen twice": ("defaults: [/optimizer: sgd]", "line 2: optimizer: the defaults list already has an option of "),
+    "optional and chosen twice": ("defaults:\n  - optional /model: x", "line 3: model: the defaults list already"),
     "override without a slash": (
         "defaults:\n  - override optimizer: sgd",
         "line 3: override optimizer: there is no group experiment/optimizer to override. Write `override /optimizer: ",
     ),
     "group without a slash": (
         "defaults:\n  - optimizer: sgd",
-        "line 3: experiment/optimizer='sgd': there is no such group. Write `/optimizer: sgd`: without the slash, a ",
+        "line 3: experiment/optimizer='sgd': there is no such group. Write `/optimizer: sgd`: without the slash, the ",
     ),
     "override at a package": (
         "defaults:\n  - override /model@foo: tiny",
-        "line 3: override /model@foo: the config has no model at foo. Write `override /model: tiny`.",
+        "line 3: override /model@foo: the config has no group model in the package foo. Write `override /model: tiny`.",
     ),
-    "two _self_": ("defaults:\n  - _self_\n  - other\n  - _self_", "line 5, column 5: _self_ is there already, on l"),
-    "misspelt keyword": ("defaults:\n  - overide /model: llama_7b", "column 5: 'overide' before /model is neither "),
-    "interpolation in it": ("defaults:\n  - override /model: ${nope}", "line 3: defaults: ${nope} refers to no group "),
+    "two _self_": ("defaults:\n  - _self_\n  - other\n  - _self_", "line 5, column 5: duplicate _self_, first listed"),
+    "misspelt keyword": ("defaults:\n  - overide /model: llama_7b", "expected `override` or `optional` before /mod"),
+    "interpolation in it": ("defaults:\n  - override /model: ${nope}", "line 3: defaults: ${nope} does not refer to a"),
     "interpolation of Hydra's": ("hydra:\n  run:\n    dir: a/${nope}", "line 4: hydra.run.dir='a/${nope}': refers to"),
-    "search path": ("hydra:\n  searchpath: [x]", "line 3: hydra.searchpath: can be set in a primary config only. Use"),
+    "search path": ("hydra:\n  searchpath: [x]", "line 3: hydra.searchpath: can only be set in the primary config."),
     "circle": ("defaults: [mine]", "defaults: the file includes itself: experiment/mine -> experiment/mine"),
 }  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder of experiments in the current one, of which `other` is fine."""
+    """A folder of experiments in the current folder. The experiment `other` is valid."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     write(tmp_path / "conf" / "experiment" / "other.yaml", HEADER + "trainer: {max_steps: 3}\n")
@@ -86,13 +86,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def write(file: Path, text: str | bytes) -> None:
-    """Write a file, also one that is no text."""
+    """Write a file of text or bytes."""
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def with_mistake(folder: Path, name: str) -> str:
-    """Write an experiment with a mistake; returns what is reported of it."""
+    """Write an experiment with a mistake, and return the expected message."""
     text, words = MISTAKES[name]
     text = HEADER.encode().rstrip() + text if isinstance(text, bytes) else HEADER + text
     write(folder / "experiment" / "mine.yaml", text)
@@ -100,7 +100,7 @@ def with_mistake(folder: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_in_a_file_gives_one_message_with_its_place(folder, name):
+def test_a_mistake_in_a_file_gives_one_message_with_its_location(folder, name):
     words = with_mistake(folder, name)
     done = run_command("--config-dir=conf", "experiment=mine")
     assert done.status == 2
@@ -124,7 +124,7 @@ def test_a_required_group_that_a_recipe_sets_to_null_is_rejected(folder, sweep):
     write(folder / "experiment" / "mine.yaml", HEADER + "defaults: [override /trainer: null]\n")
     done = run_command(*sweep, "--config-dir=conf", "experiment=mine", "task=plan")
     assert done.status == 2 and not list(folder.parent.glob("*run*/*/*"))
-    assert "trainer=null: a defaults list sets the group to null, and it is required. Choose one" in done.err
+    assert "trainer=null: the group is required, but a defaults list sets it to null. Choose an" in done.err
 
 
 @pytest.mark.parametrize("arguments", [["hydra.searchpath=[conf]"], ["hydra/sweeper=basic", "--config-dir=conf", "-m"]])
@@ -162,7 +162,7 @@ def test_mistakes_in_the_text_of_a_file_do_not_hide_each_other(folder):
 @pytest.mark.parametrize(
     "flags", [[], ["hydra.run.dir=b/${nope}"], ["-m", "trainer.seed=1,2"]], ids=["a run", "typed too", "a sweep"]
 )
-def test_an_interpolation_in_a_value_of_hydras_is_located_where_it_is(folder, flags):
+def test_an_interpolation_in_the_node_hydra_is_located(folder, flags):
     write(folder / "experiment" / "mine.yaml", HEADER + "hydra:\n  run: {dir: 'a/${nope}'}\n  sweep: {dir: '${x:}'}\n")
     done = run_command("--config-dir=conf", "experiment=mine", *flags)
     assert done.status == 2
@@ -181,17 +181,17 @@ def test_a_wrong_value_of_a_file_is_not_also_called_missing(folder):
 def test_a_group_without_values_does_not_hide_what_is_typed(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "trainer:\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.max_steps=-1", "trainer.sed=1")
-    assert "3 problems:" in done.err and "line 2: trainer: expected keys and values, got null" in done.err
+    assert "3 problems:" in done.err and "line 2: trainer: expected a mapping, got null" in done.err
     assert "trainer.max_steps=-1: must be" in done.err and "trainer.sed: no such key" in done.err
 
 
-def test_what_the_command_line_sets_is_not_said_to_be_in_a_file(folder):
+def test_a_value_of_the_command_line_is_not_located_in_a_file(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "trainer: {max_steps: 3}\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.max_steps=-3")
     assert done.err == "xlstm-hydra: trainer.max_steps=-3: must be 1 or more\n"
 
 
-def test_options_of_the_users_in_our_groups_are_located(folder):
+def test_options_of_the_user_in_our_groups_are_located(folder):
     write(folder / "optimizer" / "mine.yaml", "defaults: [adamw, _self_]\nlrr: 1\nlr: -2\n")
     write(folder / "scheduler" / "mine.yaml", "warmup_steps: 1\n")
     done = run_command("--config-dir=conf", "optimizer=mine", "scheduler=mine")
@@ -242,7 +242,7 @@ def test_a_file_that_cannot_be_opened_is_named(folder, monkeypatch):
     assert done.err == "xlstm-hydra: conf/experiment/mine.yaml: cannot be read: Permission denied\n"
 
 
-def test_a_circle_through_several_files_is_shown(folder):
+def test_a_cycle_through_several_files_is_shown(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "defaults: [yours]\n")
     write(folder / "experiment" / "yours.yaml", HEADER + "defaults: [mine]\n")
     done = run_command("--config-dir=conf", "experiment=yours")
@@ -251,7 +251,7 @@ def test_a_circle_through_several_files_is_shown(folder):
 
 FIRST = "The first line must be `# @package _global_`."
 HEADERS = {
-    "missing": ("trainer: {seed: 3}\n", "which is not part of a run, because it has no header."),
+    "missing": ("trainer: {seed: 3}\n", "part of a run config, because the file has no package header."),
     "misspelt": ("# @packge _global_\ntrainer: {seed: 3}\n", "because line 1 is not a header: '# @packge _global_'."),
     "colon": ("# @package: _global_\ntrainer: {seed: 3}\n", "because line 1 is not a header: '# @package: _global_'."),
     "after a comment": (
@@ -265,12 +265,12 @@ HEADERS = {
     ),
     "empty": ("", "the file has no values."),
     "only comments": ("# nothing\n", "the file has no values."),
-    "only defaults": ("defaults: [override /model: tiny]\n", "which is not part of a run, because it has no header."),
+    "only defaults": ("defaults: [override /model: tiny]\n", "because the file has no package header."),
 }
 
 
 def refused_recipe(folder: Path, name: str, *arguments: str, group: str = "experiment") -> bool:
-    """True if a command with a recipe names its file, what is wrong with its header, and what to write."""
+    """True if a command rejects a recipe with its file, the mistake in its header, and the fix."""
     text, words = HEADERS[name]
     write(folder / group / "mine.yaml", text)
     done = run_command("--config-dir=conf", *arguments)
@@ -278,12 +278,12 @@ def refused_recipe(folder: Path, name: str, *arguments: str, group: str = "exper
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_recipe_without_a_header_that_hydra_sees_is_named(folder, name):
+def test_a_recipe_without_a_valid_header_is_reported(folder, name):
     assert refused_recipe(folder, name, "experiment=mine")
 
 
 @pytest.mark.parametrize("name", ["missing", "behind a BOM", "empty"])
-def test_such_a_recipe_is_named_by_cfg_and_in_a_sweep_and_in_other_groups(folder, name):
+def test_an_invalid_header_is_reported_by_cfg_and_in_a_sweep_and_in_other_groups(folder, name):
     assert refused_recipe(folder, name, "experiment=mine", "--cfg", "job")
     assert refused_recipe(folder, name, "experiment=mine,null", "-m")
     assert refused_recipe(folder, name, "debug=mine", group="debug")
@@ -295,14 +295,14 @@ def test_such_a_recipe_is_named_by_cfg_and_in_a_sweep_and_in_other_groups(folder
     [
         (
             "# @package foo.bar",
-            "conf/experiment/mine.yaml: its header places its values at foo.bar, which is not part of",
+            "conf/experiment/mine.yaml: its header puts the values under foo.bar, which is not part of",
         ),
         ("# @package trainer.foo", "conf/experiment/mine.yaml, line 2: trainer.foo: no such key"),
         ("# @package", "conf/experiment/mine.yaml, line 1: cannot read the header '# @package'."),
         ("# @package _global_ x", "conf/experiment/mine.yaml, line 1: cannot read the header '# @package _global_ x'."),
     ],
 )
-def test_a_header_that_leads_nowhere_is_named(folder, header, words):
+def test_a_header_with_an_invalid_package_is_reported(folder, header, words):
     write(folder / "experiment" / "mine.yaml", f"{header}\nseed: 3\n")
     done = run_command("--config-dir=conf", "experiment=mine")
     assert done.status == 2 and words in done.err and done.err.count("\n") == 1
@@ -314,20 +314,20 @@ def test_a_recipe_with_nothing_but_a_header_changes_nothing(folder):
     assert (done.status, done.err) == (0, "")
 
 
-def test_cfg_prints_the_config_and_reports_what_is_wrong_in_files_of_the_users_only(folder):
+def test_cfg_prints_the_config_and_only_reports_mistakes_in_files(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "optimizer: {lr: -1}\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.max_steps=-1", "--cfg", "job")
     assert done.status == 2 and "lr: -1.0" in done.out
     assert done.err == "xlstm-hydra: conf/experiment/mine.yaml, line 2: optimizer.lr=-1.0: must be 0 or more\n"
 
 
-def test_a_rule_that_a_files_value_breaks_is_located_also_beside_values_that_do_not_resolve(folder):
+def test_a_broken_rule_is_located_even_if_another_value_does_not_resolve(folder):
     write(folder / "experiment" / "mine.yaml", HEADER + "optimizer: {lr: -1}\n")
     done = run_command("--config-dir=conf", "experiment=mine", "trainer.seed=${nope.x}")
     assert done.err.startswith("xlstm-hydra: 2 problems:") and "mine.yaml, line 2: optimizer.lr=-1.0" in done.err
 
 
-def test_a_file_outside_of_the_current_folder_has_its_whole_path(folder, monkeypatch):
+def test_a_file_outside_of_the_current_folder_has_its_absolute_path(folder, monkeypatch):
     with_mistake(folder, "unknown key")
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")

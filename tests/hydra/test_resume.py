@@ -15,7 +15,7 @@ TYPED = ("model.embedding_dim=64", "optimizer=lion", "trainer.max_steps=50", "da
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """The runs that were started, with their folders. Two checkpoints are in `run`, one of xlstm-jax in `theirs`."""
+    """Runs that were started, with their folders. `run` has two checkpoints, `theirs` has one of xlstm-jax."""
     monkeypatch.chdir(tmp_path)
     found = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: found.append((run, Path(folder))))
@@ -27,7 +27,7 @@ def started(tmp_path, monkeypatch):
     return found
 
 
-def test_a_run_goes_on_in_its_folder_with_its_config_and_new_overrides(started, tmp_path):
+def test_a_run_continues_in_its_folder_with_its_config_and_new_overrides(started, tmp_path):
     assert run_command("resume=run", "trainer.max_steps=90", "parallel=tp").status == 0
     ((run, folder),) = started
     assert folder == tmp_path / "run"
@@ -38,7 +38,7 @@ def test_a_run_goes_on_in_its_folder_with_its_config_and_new_overrides(started, 
     assert (tmp_path / "run" / ".hydra" / "resumed_at_30" / "overrides.yaml").exists()
 
 
-def test_an_earlier_step_goes_on_in_another_folder(started, tmp_path):
+def test_an_earlier_step_continues_in_another_folder(started, tmp_path):
     assert run_command("resume='run@20'", "hydra.run.dir=again").status == 0
     ((run, folder),) = started
     assert folder == tmp_path / "again" and run.checkpoint.restore.endswith("checkpoints/20")
@@ -54,7 +54,7 @@ def test_an_earlier_step_goes_on_in_another_folder(started, tmp_path):
         ("latest_of_all", "run/checkpoints/30"),
     ],
 )
-def test_a_run_is_named_by_the_folder_of_its_checkpoints_or_by_links_too(started, tmp_path, place, restored):
+def test_a_run_can_be_given_by_its_checkpoints_folder_or_a_link(started, tmp_path, place, restored):
     (tmp_path / "run" / "checkpoints" / "latest").symlink_to("30")
     (tmp_path / "latest_of_all").symlink_to("run/checkpoints/30")
     assert run_command(f"resume={place}").status == 0
@@ -62,10 +62,10 @@ def test_a_run_is_named_by_the_folder_of_its_checkpoints_or_by_links_too(started
     assert folder == tmp_path / "run" and run.checkpoint.restore == str(tmp_path / restored)
 
 
-def test_a_copy_of_a_checkpoint_continues_in_the_folder_that_is_named(started, tmp_path):
+def test_a_copy_of_a_checkpoint_continues_in_the_given_folder(started, tmp_path):
     shutil.copytree(tmp_path / "run" / "checkpoints" / "30", tmp_path / "30")
     done = run_command("resume=30")
-    assert done.status == 2 and "30 is not in the folder of a run" in done.err and "hydra.run.dir=DIR" in done.err
+    assert done.status == 2 and "30 is not inside a run folder" in done.err and "hydra.run.dir=DIR" in done.err
     assert run_command("resume=30", "hydra.run.dir=again").status == 0
     ((run, folder),) = started
     assert folder == tmp_path / "again" and run.checkpoint.restore == str(tmp_path / "30")
@@ -73,22 +73,22 @@ def test_a_copy_of_a_checkpoint_continues_in_the_folder_that_is_named(started, t
 
 REFUSED = {
     "no run": (["resume=nope"], r"resume='nope': no checkpoints in"),
-    "no step": (["resume=run@7"], "no checkpoint of step 7. Saved are steps 20 or 30"),
-    "nothing": (["resume="], "resume: needs a run folder. For example resume=outputs/my_run@200"),
+    "no step": (["resume=run@7"], "no checkpoint of step 7. Saved steps: 20 or 30"),
+    "nothing": (["resume="], "resume: requires a run folder. For example resume=outputs/my_run@200"),
     "twice": (["resume=run", "resume=run@20"], "resume: given more than once"),
     "and --from": (["resume=run", "--from", "run"], "resume and --from: cannot be given together"),
     "and restore": (
         ["resume=run", "checkpoint.restore=run"],
         "resume and checkpoint.restore: cannot be given together",
     ),
-    "later steps": (["resume=run@20"], r"has checkpoints of later steps already \(30\), which would be lost"),
+    "later steps": (["resume=run@20"], r"already has checkpoints of later steps \(30\), which would be"),
     "wrong override": (["resume=run", "trainer.max_step=90"], "Did you mean trainer.max_steps?"),
     "of another program": (["resume=theirs"], "xlstm_jax wrote it"),
 }
 
 
 @pytest.mark.parametrize(("typed", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_go_on_is_told_in_one_message(started, typed, words):
+def test_a_run_that_cannot_continue_gives_one_message(started, typed, words):
     done = run_command(*typed)
     assert done.status == 2 and not started
     assert words.replace("\\", "") in done.err

@@ -1,4 +1,4 @@
-"""The points of a sweep: Hydra's own for what can be counted, and random ones of intervals."""
+"""Points of a sweep: those of Hydra's own sweeper for countable values, and random ones for intervals."""
 
 import math
 
@@ -24,13 +24,13 @@ COUNTABLE = (
 
 
 @given(st.lists(st.sampled_from(COUNTABLE), max_size=5))
-def test_what_can_be_counted_gives_the_points_of_hydras_own_sweeper(texts):
+def test_countable_values_give_the_points_of_hydras_own_sweeper(texts):
     overrides = OverridesParser.create().parse_overrides(texts)
     assert split(overrides) == BasicSweeper.split_arguments(overrides, None)[0]
 
 
 @given(st.lists(st.sampled_from(COUNTABLE), max_size=5))
-def test_jobs_are_counted_as_they_are_made(texts):
+def test_the_counted_number_of_jobs_is_exact(texts):
     overrides = OverridesParser.create().parse_overrides(texts)
     made = len(split(overrides))
     assert split(overrides, max_jobs=made) == split(overrides)
@@ -43,7 +43,7 @@ NUMBERS = st.integers(-50, 50) | st.decimals(-50, 50, places=2)
 
 @example(0, 0.38, 0.38)  # the sum of two steps is rounded to less than the stop
 @given(NUMBERS, NUMBERS, NUMBERS.filter(lambda step: abs(step) > 0.1))
-def test_a_range_is_counted_as_it_is_made(start, stop, step):
+def test_the_counted_length_of_a_range_is_exact(start, stop, step):
     [override] = OverridesParser.create().parse_overrides([f"a=range({start},{stop},{step})"])
     made = len(list(override.sweep_iterator()))
     assume(made)
@@ -52,14 +52,14 @@ def test_a_range_is_counted_as_it_is_made(start, stop, step):
         split([override], max_jobs=made - 1)
 
 
-def test_the_first_point_is_that_of_the_sweep_whatever_its_size():
+def test_the_first_point_is_found_without_listing_the_sweep():
     overrides = OverridesParser.create().parse_overrides(
         ["a=range(3,2000000000)", "b=x,y", "c=shuffle(range(9))", "d=1"]
     )
     assert first_point(overrides) == ["a=3", "b=x", "c=0", "d=1"]
 
 
-def test_intervals_are_drawn_together_and_each_draw_meets_all_other_values():
+def test_each_draw_of_the_intervals_is_combined_with_all_other_values():
     found = points("a=interval(0,1) b=x,y c=interval(5,6)", num_samples=3)
     assert [point[1] for point in found] == ["b=x", "b=y"] * 3
     draws = [(point[0], point[2]) for point in found]
@@ -67,7 +67,7 @@ def test_intervals_are_drawn_together_and_each_draw_meets_all_other_values():
 
 
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(0, 20))
-def test_more_samples_leave_the_first_as_they_are_and_the_seed_decides(seed, few, more):
+def test_more_samples_keep_the_first_ones_of_a_seed(seed, few, more):
     line = "a=interval(0,1) b=1,2"
     first, second = (points(line, num_samples=number, seed=seed) for number in (few, few + more))
     assert second[: len(first)] == first == points(line, num_samples=few, seed=seed)
@@ -85,7 +85,7 @@ def test_more_samples_leave_the_first_as_they_are_and_the_seed_decides(seed, few
         ("tag(log,int(interval(1,1000)))", 1, 1000),
     ],
 )
-def test_what_is_drawn_lies_in_the_interval(interval, low, high):
+def test_draws_are_inside_the_interval(interval, low, high):
     drawn = [point[0].removeprefix("a=") for point in points(f"a={interval}", num_samples=300)]
     assert all(low <= float(value) <= high for value in drawn)
     middle = math.sqrt(low * high) if "log" in interval else (low + high) / 2
@@ -99,28 +99,28 @@ def test_both_ends_of_an_interval_of_integers_are_drawn():
     assert set(drawn) == {"a=1", "a=2", "a=3"}
 
 
-def test_what_is_shuffled_is_so_the_same_way_each_time():
+def test_shuffling_is_reproducible():
     first = points("a=shuffle(range(100))")
     assert first == points("a=shuffle(range(100))") != points("a=shuffle(range(100))", seed=1)
     assert first != points("a=range(100)")
 
 
 BAD = [
-    ("a=interval(0,1)", None, "an interval has no end of values. Write hydra.sweeper.num_samples=20 to draw some"),
+    ("a=interval(0,1)", None, "an interval has infinitely many values. Set hydra.sweeper.num_samples=20 to draw"),
     ("a=1,2", 3, "hydra.sweeper.num_samples=3: there is no interval to draw values from"),
-    ("a=interval(1,0)", 3, "a=interval(1,0): must end after it starts"),
-    ("a=tag(log,interval(0,1))", 3, "must start above 0"),
+    ("a=interval(1,0)", 3, "a=interval(1,0): the end of an interval must be larger than its start"),
+    ("a=tag(log,interval(0,1))", 3, "the start of a logarithmic interval must be larger than 0"),
     ("a=tag(lgo,interval(0,1))", 3, "no such tag: lgo. Known: log."),
-    ("a=range(3,1)", None, "a=range(3,1): is empty. A range ends before its stop: range(1,3) is 1 and 2."),
-    ("a=range(1,3),4", None, "a=range(1,3),4: several values cannot be one of several values. Write out each: 1,2,3."),
-    ("a=shuffle()", None, "a=shuffle(): is empty"),
+    ("a=range(3,1)", None, "a=range(3,1): has no values. The stop of a range is excluded: range(1,3) is "),
+    ("a=range(1,3),4", None, "a=range(1,3),4: sweeps cannot be nested. Write all values in one list: 1,2,3."),
+    ("a=shuffle()", None, "a=shuffle(): has no values"),
     ("a=range(1,5,0)", None, "a=range(1,5,0): the step of a range must not be 0"),
     ("a=range(1,5,0.0)", None, "a=range(1,5,0.0): the step of a range must not be 0"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("line", "number", "words"), BAD, ids=[line for line, _, _ in BAD])
-def test_what_has_no_values_is_refused(line, number, words):
+def test_invalid_values_of_a_sweep_are_rejected(line, number, words):
     with pytest.raises(ConfigError) as error:
         points(line, num_samples=number)
     assert words in str(error.value)

@@ -1,4 +1,4 @@
-"""What becomes of a sweep's points: planned before a job starts, skipped if so wanted, launched under their numbers."""
+"""Points of a sweep are planned before a job starts, skipped on request, and launched with their numbers."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ from planning import shared_plan
 import xlstm_hydra.plan
 import xlstm_hydra.train
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.sweep import _plan_points, read_record
+from xlstm_hydra.sweep import _plans, read_record
 from xlstm_hydra.sweep import _run_sweep as _sweep
 from xlstm_hydra.sweep._run_sweep import batches, numbered
 
@@ -19,12 +19,12 @@ SIMULATED = "trainer.simulated_devices=1"
 SKIP = "hydra.sweeper.on_invalid=skip"
 FOLDER = "hydra.sweep.dir=sweep"
 TOO_LARGE = 1_000_000
-"""A batch that no memory holds."""
+"""A batch that does not fit any memory."""
 
 
 @pytest.fixture(autouse=True)
 def jobs(tmp_path, monkeypatch):
-    """The jobs that were started: nothing is trained."""
+    """Jobs that were started. They do not train."""
     started = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append((run, folder.name)))
     monkeypatch.setattr(xlstm_hydra.plan, "make_plan", shared_plan)
@@ -48,14 +48,14 @@ def test_invalid_points_are_skipped_on_request_and_the_others_keep_their_numbers
     assert record[1].reason == "optimizer.lr=-1.0: must be 0 or more"
 
 
-def test_a_sweep_all_of_whose_points_are_invalid_has_nothing_to_skip(jobs, tmp_path):
+def test_a_sweep_with_only_invalid_points_is_rejected(jobs, tmp_path):
     done = run_command("-m", "optimizer.lr=-2,-1", SKIP, FOLDER)
     assert (done.status, jobs) == (2, [])
     assert not (tmp_path / "sweep").exists()
 
 
 BAD_SETTINGS = [
-    ("hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: must be 1 or more."),
+    ("hydra.sweeper.max_batch_size=0", "hydra.sweeper.max_batch_size=0: must be 1 or more, or null"),
     ("hydra.sweeper.num_samples=3", "there is no interval to draw values from"),
     ("hydra.sweeper.on_invalid=ignore", "hydra.sweeper.on_invalid: expected OnInvalid (stop, skip), got 'ignore'"),
     ("hydra.sweeper.on_invalidd=skip", "hydra.sweeper.on_invalidd: no such key. Did you mean hydra.sweeper.on_invalid"),
@@ -63,30 +63,30 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(("setting", "words"), BAD_SETTINGS, ids=[setting for setting, _ in BAD_SETTINGS])
-def test_a_setting_of_the_sweeper_that_makes_no_sense_is_refused(jobs, setting, words):
+def test_an_invalid_setting_of_the_sweeper_is_rejected(jobs, setting, words):
     done = run_command("-m", "trainer.seed=1,2", setting)
     assert (done.status, jobs) == (2, [])
     assert words in done.err
 
 
-def test_a_folder_that_has_a_sweep_is_refused_before_anything_is_planned(jobs, monkeypatch):
+def test_a_folder_with_a_sweep_is_rejected_before_planning(jobs, monkeypatch):
     assert run_command("-m", "trainer.seed=1", SIMULATED, FOLDER).status == 0
     monkeypatch.setattr(_sweep, "check_points", None)
     done = run_command("-m", "trainer.seed=2", SIMULATED, FOLDER)
     assert (done.status, len(jobs)) == (2, 1)
-    assert "a sweep is recorded there already, with 1 jobs, 1 of them completed" in done.err
+    assert "already contains a sweep with 1 jobs, 1 of them completed" in done.err
 
 
 BAD_SUBDIRS = {
     "${nope}": "hydra.sweep.subdir='${nope}': refers to a key that does not exist: nope",
     "/proc/${hydra.job.num}": "hydra.sweep.subdir='/proc/${hydra.job.num}': cannot be written: No such file",
-    "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Leave it out",
+    "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Remove it",
 }
 
 
 @pytest.mark.parametrize("sweeper", ["xlstm", "optuna"])
 @pytest.mark.parametrize(("subdir", "words"), BAD_SUBDIRS.items(), ids=["no value", "system folder", "long"])
-def test_a_name_that_no_folder_of_a_job_can_have_is_refused_before_a_job_starts(sweeper, subdir, words, jobs, tmp_path):
+def test_an_invalid_folder_name_of_a_job_is_rejected_before_a_job_starts(sweeper, subdir, words, jobs, tmp_path):
     if sweeper == "optuna":
         pytest.importorskip("optuna")
     values = "trainer.seed=1,2" if sweeper == "xlstm" else "optimizer.lr=interval(0.1,1)"
@@ -96,7 +96,7 @@ def test_a_name_that_no_folder_of_a_job_can_have_is_refused_before_a_job_starts(
     assert not list(tmp_path.iterdir())
 
 
-def test_names_of_the_users_are_taken_for_folders_of_jobs(jobs):
+def test_names_of_the_user_are_used_for_the_folders_of_jobs(jobs):
     assert run_command("-m", "hydra.sweep.subdir=x${hydra:job.num}", "trainer.seed=1,2", SIMULATED).status == 0
     assert folders(jobs) == ["x0", "x1"]
 
@@ -114,9 +114,9 @@ def test_a_sweep_in_the_folder_of_a_run_is_refused(sweeper, jobs):
     assert sorted(Path("run").rglob("*")) == before
 
 
-def test_integers_are_drawn_of_integers(jobs):
+def test_intervals_of_integers_give_integers(jobs):
     done = run_command("-m", "trainer.seed=tag(log,interval(1,10))", "hydra.sweeper.num_samples=3", SIMULATED)
-    words = "expected int, and draws of it are no integers. Write trainer.seed=int(tag(log,interval(1,10)))."
+    words = "expected int, but the interval gives floats. Write trainer.seed=int(tag(log,interval(1,10)))."
     assert (done.status, done.err.count("\n"), words in done.err) == (2, 1, True)
     assert run_command("-m", "trainer.seed=int(interval(1,10))", "hydra.sweeper.num_samples=3", SIMULATED).status == 0
 
@@ -128,8 +128,8 @@ def test_points_that_do_not_fit_stop_the_sweep_in_one_table(jobs):
     batch = f"trainer.batch_size=8,{TOO_LARGE}"
     done = run_command("-m", batch, "trainer.seed=1,2", SIMULATED)
     assert (done.status, jobs) == (2, [])
-    head, _, row = done.err.splitlines()
-    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip leaves them out")
+    head, row = done.err.splitlines()
+    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip skips them")
     assert f"trainer.batch_size={TOO_LARGE}" in row and "trainer.ignore_plan=false: a step needs " in row
 
 
@@ -148,16 +148,16 @@ def test_points_that_differ_in_values_are_planned_once(jobs, monkeypatch):
     assert (len(jobs), len(plans)) == (12, 2)
 
 
-def test_no_plan_is_made_where_rules_alone_stop_the_sweep(jobs, monkeypatch):
+def test_no_plan_is_made_if_broken_rules_stop_the_sweep(jobs, monkeypatch):
     monkeypatch.setattr(xlstm_hydra.plan, "make_plan", None)
     assert run_command("-m", "optimizer.lr=1,-1").status == 2
 
 
 def test_the_devices_of_this_machine_are_seen_in_another_process(monkeypatch):
-    monkeypatch.setattr(_plan_points, "has_cpu_alone", lambda: False)
-    _plan_points._devices_in_subprocess.cache_clear()
-    found = _plan_points.local_devices(None)
-    _plan_points._devices_in_subprocess.cache_clear()
+    monkeypatch.setattr(_plans, "has_cpu_alone", lambda: False)
+    _plans._devices_in_subprocess.cache_clear()
+    found = _plans.local_devices(None)
+    _plans._devices_in_subprocess.cache_clear()
     assert (found.kind, found.number, found.own_memory) == ("cpu", 8, None)
 
 
@@ -173,13 +173,11 @@ def test_the_devices_of_this_machine_are_seen_in_another_process(monkeypatch):
     ],
     ids=str,
 )
-def test_nobody_is_asked_for_devices_where_only_the_cpu_can_be_found(
-    monkeypatch, platforms, plugins, packages, expected
-):
+def test_no_process_looks_for_devices_if_only_the_cpu_is_available(monkeypatch, platforms, plugins, packages, expected):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr(_plan_points.importlib.metadata, "entry_points", lambda group: plugins)
-    monkeypatch.setattr(_plan_points.importlib.util, "find_spec", lambda name: name if name in packages else None)
-    assert _plan_points.has_cpu_alone() == expected
+    monkeypatch.setattr(_plans.importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(_plans.importlib.util, "find_spec", lambda name: name if name in packages else None)
+    assert _plans.has_cpu_alone() == expected
 
 
 def launcher(**options):
@@ -200,40 +198,42 @@ def run_of(compose, *overrides):
     ids=str,
 )
 def test_the_gpus_that_a_launcher_asks_for_are_counted(asked, number):
-    assert _plan_points._requested(launcher(**asked)) == number
+    assert _plans._requested(launcher(**asked)) == number
 
 
 def test_jobs_of_a_cluster_are_planned_for_the_device_that_is_chosen_and_the_number_that_is_asked_for(compose):
-    find = _plan_points._Finder(launcher(nodes=2, gpus_per_node=4, tasks_per_node=1))
+    find = _plans._Finder(launcher(nodes=2, gpus_per_node=4, tasks_per_node=1))
     assert find.devices(run_of(compose, "device=h200")) == (8, load_device("h200"))
     assert find.devices(run_of(compose)) is None
 
 
-def test_what_cannot_be_planned_is_said_in_a_line(compose, caplog):
+def test_a_point_that_cannot_be_planned_is_reported_in_one_line(compose, caplog):
     caplog.set_level(logging.INFO)
-    assert _plan_points.plan_points({0: run_of(compose)}, launcher(nodes=1)) == {}
+    assert _plans.plan_points({0: run_of(compose)}, launcher(nodes=1)) == {}
     [line] = caplog.messages
-    assert line.startswith("the points are not planned: the devices of their jobs are not known here; device=h100_80gb")
+    assert line.startswith(
+        "the points are not planned: the devices of their jobs are not known here. Set device, such as device=h100_80gb"
+    )
 
 
-def test_a_point_that_cannot_be_planned_is_launched_all_the_same_and_that_is_said(compose, monkeypatch, caplog):
+def test_a_point_that_cannot_be_planned_is_launched_with_a_message(compose, monkeypatch, caplog):
     monkeypatch.setattr(xlstm_hydra.plan, "make_plan", None)
     here = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
-    assert _plan_points.plan_points({3: run_of(compose, SIMULATED)}, here) == {}
-    assert caplog.messages[0].startswith("job 3 cannot be planned, and will be launched without a plan: TypeError: ")
+    assert _plans.plan_points({3: run_of(compose, SIMULATED)}, here) == {}
+    assert caplog.messages[0].startswith("job 3 cannot be planned and will be launched without a plan: TypeError: ")
 
 
 # ---- launching
 
 
-def test_hydras_own_sweeper_can_be_chosen_and_refuses_job_by_job(jobs):
+def test_hydras_own_sweeper_can_be_selected_and_rejects_single_jobs(jobs):
     done = run_command("-m", "hydra/sweeper=basic", "optimizer.lr=1e-3,-1", SIMULATED)
     assert (done.status, folders(jobs)) == (2, ["0"])
     assert "optimizer.lr=-1.0: must be 0 or more" in done.err
 
 
 @pytest.mark.parametrize("batches", [(), ("hydra.sweeper.max_batch_size=1",)], ids=["one batch", "a batch per job"])
-def test_a_job_that_fails_stops_no_other(jobs, monkeypatch, batches):
+def test_a_failing_job_does_not_stop_the_others(jobs, monkeypatch, batches):
     def train(run, folder, overrides):
         jobs.append((run, folder.name))
         if run.trainer.seed == 1:
@@ -245,24 +245,24 @@ def test_a_job_that_fails_stops_no_other(jobs, monkeypatch, batches):
     assert "out of luck" in done.err
 
 
-def test_the_same_run_is_done_once(jobs):
+def test_identical_points_run_once(jobs):
     assert run_command("-m", "optimizer.lr=1e-3,0.001,3e-4", SIMULATED).status == 0
     assert [run.optimizer.lr for run, _ in jobs] == [1e-3, 3e-4]
 
 
-def test_points_that_only_the_number_of_the_job_tells_apart_are_all_run(jobs):
+def test_points_that_only_differ_in_the_job_number_all_run(jobs):
     line = ["-m", "optimizer.lr=1e-3,0.001", "data=text", "data.path=${hydra:runtime.cwd}/${hydra:job.num}", SIMULATED]
     assert run_command(*line).status == 0
     assert folders(jobs) == ["0", "1"]
 
 
-def test_params_of_the_sweeper_are_swept_under_what_is_typed(jobs):
+def test_the_command_line_overrides_params_of_the_sweeper(jobs):
     params = "+hydra.sweeper.params={trainer.seed:'1,2',optimizer.lr:'1'}"
     assert run_command("-m", params, "optimizer.lr=2,3", SIMULATED).status == 0
     assert [(run.trainer.seed, run.optimizer.lr) for run, _ in jobs] == [(1, 2), (1, 3), (2, 2), (2, 3)]
 
 
-def test_a_sweep_of_draws_has_the_same_points_each_time(jobs):
+def test_random_points_are_reproducible(jobs):
     line = ["-m", "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.num_samples=3", SIMULATED]
     for _ in range(2):
         assert run_command(*line, f"hydra.sweep.dir=sweep{len(jobs)}").status == 0
@@ -286,7 +286,7 @@ def test_jobs_are_launched_in_batches(size, one_by_one, expected):
     assert [list(batch) for batch in batches(GAPS, size, one_by_one)] == expected
 
 
-def test_a_job_whose_number_hydra_would_count_wrongly_is_told_its_folder():
+def test_a_job_gets_its_folder_if_hydra_would_count_its_number_wrongly():
     assert numbered(GAPS) == [
         ["a=0"],
         ["a=1"],

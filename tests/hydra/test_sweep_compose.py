@@ -1,4 +1,4 @@
-"""The config of a sweep's job is the one that Hydra composes, down to flags, types and what is missing."""
+"""The config of a job equals the one that Hydra composes, including flags, types and missing values."""
 
 import copy
 import pickle
@@ -59,7 +59,7 @@ def keys(master):
 
 
 def dump(node, path):
-    """All that there is of a config, node by node."""
+    """Every property of every node of a config."""
     state = dict(node.__dict__)
     metadata, content = dict(state.pop("_metadata").__dict__), state.pop("_content", None)
     del state["_parent"], state["_flags_cache"]
@@ -74,7 +74,7 @@ def dump(node, path):
 
 
 def composed(loader, master, overrides):
-    """A job's config whole, or how it is refused."""
+    """Config of a job, or the error."""
     try:
         return list(dump(loader.load_sweep_config(master, list(overrides)), ""))
     except Exception as error:
@@ -96,7 +96,7 @@ def values(keys):
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_job_of_a_sweep_gets_the_config_that_hydra_composes_or_the_same_refusal(loader, master, keys, data):
+def test_a_job_gets_the_config_that_hydra_composes_or_the_same_error(loader, master, keys, data):
     single = st.one_of(choices(), values(keys), values(keys), values(keys), st.sampled_from(TEXTS))
     overrides = data.draw(st.lists(single, max_size=4))
     fast = SweepLoader(loader)
@@ -114,7 +114,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize("overrides", GOOD, ids=" ".join)
-def test_what_jobs_of_different_kinds_get_is_what_hydra_composes(loader, master, overrides):
+def test_jobs_of_different_kinds_get_the_config_that_hydra_composes(loader, master, overrides):
     fast = SweepLoader(loader)
     for point in ([], overrides, overrides[::-1], overrides):
         assert composed(fast, master, point) == composed(loader, master, point)
@@ -129,7 +129,7 @@ def test_points_that_differ_in_values_are_composed_once(loader, master, monkeypa
     assert len(calls) == 2
 
 
-def test_jobs_share_no_part_of_their_configs_that_can_change(loader, master):
+def test_jobs_share_nothing_mutable(loader, master):
     fast = SweepLoader(loader)
     first = fast.load_sweep_config(master, ["trainer.seed=1"])
     before = list(dump(fast.load_sweep_config(master, ["trainer.seed=2"]), ""))
@@ -139,7 +139,7 @@ def test_jobs_share_no_part_of_their_configs_that_can_change(loader, master):
     assert list(dump(fast.load_sweep_config(master, ["trainer.seed=2"]), "")) == before
 
 
-def test_values_that_resolvers_keep_are_those_of_the_sweep(loader, master):
+def test_cached_values_of_resolvers_come_from_the_sweep(loader, master):
     setup_globals()
     kept = copy.deepcopy(master)
     when = OmegaConf.select(kept, "hydra.run.dir")
@@ -147,7 +147,7 @@ def test_values_that_resolvers_keep_are_those_of_the_sweep(loader, master):
     assert job.hydra.run.dir == when
 
 
-def test_a_loader_that_was_pickled_composes_the_same_and_carries_nothing_along(loader, master):
+def test_a_pickled_loader_composes_the_same_without_its_cache(loader, master):
     fast = SweepLoader(loader)
     expected = composed(fast, master, ["optimizer.lr=3"])
     again = pickle.loads(pickle.dumps(fast))
@@ -160,7 +160,7 @@ def test_the_config_of_a_job_can_be_pickled(loader, master):
     assert list(dump(pickle.loads(pickle.dumps(job)), "")) == list(dump(job, ""))
 
 
-def test_a_change_of_the_config_of_a_job_changes_no_other(loader, master):
+def test_changing_the_config_of_a_job_does_not_change_others(loader, master):
     fast = SweepLoader(loader)
     first = fast.load_sweep_config(master, ["optimizer.lr=3"])
     expected = list(dump(copy.deepcopy(first), ""))

@@ -11,7 +11,7 @@ SWEEPER = "hydra/sweeper=xlstm"
 
 @pytest.fixture(autouse=True)
 def no_version_base():
-    """The suite's apps choose none, whatever another test has chosen."""
+    """Clear the state of other tests, which the suite's apps do not expect."""
     Plugins.instance()  # Hydra 1.4 registers its launchers once, and the suite takes back what it registers
     before = Singleton._instances.pop(VersionBase, None)
     yield
@@ -22,10 +22,10 @@ def no_version_base():
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the suite's apps are written for Hydra 1.1
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("basic", [SWEEPER, "hydra.sweeper.max_batch_size=2"])])
 class TestOurSweeperInBatches(BatchedSweeperTestSuite):
-    """All jobs in batches of two."""
+    """Run jobs in batches of two."""
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("basic", [SWEEPER])])
 class TestTheBasicLauncherWithOurSweeper(LauncherTestSuite):
-    """What every launcher must do, with jobs that our sweeper composes."""
+    """Hydra's tests of launchers, with jobs that our sweeper composes."""

@@ -15,7 +15,7 @@ from xlstm_hydra.streams import keep_streams, unwritten
 
 @contextmanager
 def command(name: str) -> Iterator[None]:
-    """Print what a command ends with as one message, and exit with its status. Only a bug is printed with a traceback.
+    """Print the error of a command as one message, and exit with its status. Only a bug has a traceback.
 
     Args:
         name: of the command, in front of each message.
@@ -24,14 +24,14 @@ def command(name: str) -> Iterator[None]:
     try:
         with _printable_logs():
             yield
-        _refuse_unwritten(name)
+        _check_output(name)
     except Preempted as error:
         if error.text:
             _print(f"{name}: {error}")
         raise
     except SystemExit as stop:
         if not stop.code:
-            _refuse_unwritten(name)
+            _check_output(name)
         raise
     except KeyboardInterrupt as error:
         _print(f"{name}: {'; '.join(['interrupted', *map(str, error.args)])}")
@@ -43,8 +43,8 @@ def command(name: str) -> Iterator[None]:
 
 @contextmanager
 def _printable_logs() -> Iterator[None]:
-    """Print warnings on standard error, with escapes in place of characters that are not printable. Hydra replaces this
-    when it configures the logging of a run."""
+    """Print warnings to stderr, with escapes for unprintable characters. Hydra replaces this when it configures the
+    logging of a run."""
     root = logging.getLogger()
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
@@ -57,7 +57,7 @@ def _printable_logs() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def _refuse_unwritten(name: str) -> None:
+def _check_output(name: str) -> None:
     if (reason := unwritten()) is not None:
         _print(f"{name}: {reason}")
         sys.exit(1)

@@ -29,19 +29,19 @@ from xlstm_hydra.runs import CONFIG_FILE, RunFolder, replace_file
 
 
 def run_single(cfg: DictConfig, context: HydraContext, resumed: str | None = None) -> float | None:
-    """Check a config, then have Hydra run its task. Nothing is written before the config is known to be good, and what
-    Hydra has written is removed if the task rejects the config.
+    """Check a config, then let Hydra run its task. Nothing is written before the config is valid, and the files of
+    Hydra are removed if the task rejects the config.
 
     Args:
-        cfg: the whole config, with Hydra's own part.
+        cfg: the whole config, including the node `hydra`.
         context: Hydra's loader and callbacks.
         resumed: the run that `resume=` names, if this run continues in its folder.
 
     Returns:
-        What the task returns.
+        The result of the task.
 
     Raises:
-        ConfigError: the config is wrong, or its folder cannot be used.
+        ConfigError: the config is invalid, or its folder cannot be used.
     """
     before = HydraConfig.instance().cfg
     try:
@@ -55,7 +55,7 @@ def run_sweep_job(cfg: DictConfig) -> float | None:
     """Check the config of a job of a sweep, then run its task.
 
     Returns:
-        What a sweeper minimizes: the loss at the end, or the time of a step that is planned. None: there is none.
+        The value that a sweeper minimizes: the final loss, or the planned time of a step. None: there is no value.
     """
     from xlstm_hydra.sweep import record_if_job, resume_job
 
@@ -98,10 +98,10 @@ def _run_in_folder(cfg: DictConfig, context: HydraContext, run: RunConfig, folde
 
 
 def _run_by_hydra(run: Callable[[], JobReturn], folder: RunFolder) -> JobReturn:
-    """Run a job, for which Hydra writes its record and starts its log. Errors of the task are in what it returns.
+    """Let Hydra run a job: it writes its record and configures logging. Errors of the task are in the result.
 
     Raises:
-        ConfigError: Hydra cannot.
+        ConfigError: Hydra cannot start the job.
     """
     try:
         with folder.writing():
@@ -129,7 +129,7 @@ def _write_and_run(cfg: DictConfig, run: RunConfig, folder: RunFolder, is_to_be_
 
 
 def _name_folder(cfg: DictConfig) -> Path:
-    """Return the folder of a run, and set it where the config may refer to it."""
+    """Return the folder of a run, and set `hydra.runtime.output_dir`, to which the config may refer."""
     HydraConfig.instance().set_config(cfg)
     path = os.path.abspath(str(cfg.hydra.run.dir))
     with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
@@ -159,8 +159,8 @@ def _files_before_task(cfg: DictConfig, folder: Path) -> Iterator[Path]:
 
 
 def _hold(run: RunConfig, folder: RunFolder, files: list[Path]) -> AbstractContextManager[bool]:
-    """Hold the folder of a run, in which no other run may write meanwhile; of several processes, the first one does.
-    Gives True if this process has to write the config."""
+    """Lock the folder of a run against other runs; of several processes, only the first one does. Yields True if this
+    process has to write the config."""
     if not _writes(run):
         return nullcontext(False)
     return folder.held(files, lambda: tasks.is_unfinished(run, folder.path))
@@ -180,15 +180,15 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
 
 
 def _watched(run: RunConfig) -> AbstractContextManager[object]:
-    """Training saves before it obeys a signal; other tasks end with it."""
+    """Catch signals during training, which saves before it stops. Other tasks stop at once."""
     return watched() if run.task.name == "train" else nullcontext()
 
 
 def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
-    """What is done inside is done by all processes of a run, or they end."""
+    """Connect all processes of a run inside this block; if one of them fails, all exit."""
     if run.distributed.process_info(os.environ) is None:
         return nullcontext()
-    from xlstm_hydra.devices import together  # JAX wakes up here, to meet the other processes
+    from xlstm_hydra.devices import together  # loads JAX, to connect to the other processes
 
     return together(run.distributed)
 
@@ -199,13 +199,13 @@ def _writes(run: RunConfig) -> bool:
 
 
 def process_number(config: DistributedConfig | None) -> int:
-    """The number of this process; 0 for the only one."""
+    """Return the number of this process; 0 if it is the only one."""
     process = config.process_info(os.environ) if config else None
     return process.process_id if process else 0
 
 
 def _load_for_all(cfg: DictConfig) -> RunConfig:
-    """Check the config in the environment of its task. If it is wrong, the other processes end too."""
+    """Check the config with the environment variables of its job. If it is invalid, the other processes exit too."""
     variables: Any = OmegaConf.to_container(cfg.hydra.job.env_set, resolve=True)
     try:
         with env_override(variables):
@@ -215,15 +215,15 @@ def _load_for_all(cfg: DictConfig) -> RunConfig:
 
 
 def _located(error: ConfigError) -> ConfigError:
-    """The same error, with the file and the line of what is wrong in a file of the user's."""
+    """Add file and line to the problems that are in the user's files."""
     cfg, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
     typed: Any = OmegaConf.to_container(cfg.overrides, resolve=False)
     return located(error, loader, cfg.job.config_name, [*typed["hydra"], *typed["task"]])
 
 
 def refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:
-    """Reject a config. If process 0 is waiting for this one already, its config is good, and it gets the reason; if all
-    have the same wrong config, nobody waits, and each ends on its own without JAX."""
+    """Reject a config in all processes. If process 0 is already waiting for this one, its own config is valid, and the
+    reason is sent to it. If all have the same invalid config, none waits, and each exits without loading JAX."""
     process = config.process_info(os.environ) if config else None
     if config is None or process is None or process.process_id == 0:
         raise error
@@ -246,7 +246,7 @@ def _is_open(address: str) -> bool:
 
 
 def distributed_of(cfg: DictConfig) -> DistributedConfig | None:
-    """The group `distributed` of a config; None if it is wrong, which is reported as a problem of its own."""
+    """Return the group `distributed` of a config; None if it is invalid, which is reported separately."""
     try:
         node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
         config = DistributedConfig.from_dict(DistributedConfig, node)

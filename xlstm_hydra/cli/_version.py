@@ -10,7 +10,7 @@ ACCELERATOR_LIBRARIES = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
 
 
 def print_version(own: str) -> None:
-    """Print the versions of this package, Python and the libraries, then the devices, which JAX needs seconds for."""
+    """Print the versions of this package, Python and the libraries, then the devices. Loading JAX takes seconds."""
     print(f"xlstm-hydra {own}")
     print(f"Python {platform.python_version()} on {platform.platform()}")
     found = {name: _installed(name) for name in (*LIBRARIES, *ACCELERATOR_LIBRARIES)}

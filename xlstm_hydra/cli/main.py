@@ -1,9 +1,16 @@
-"""The command `xlstm-hydra`: compose, check, then wake JAX up and do the task.
+"""The command `xlstm-hydra`: compose a config, check it, then load JAX and run the task.
 
-Exit status: 0 done, 1 failed while running, 2 the config or the command line is wrong, 3 what is planned does not fit
-the devices, 75 asked by a signal to stop, and saved, so that the same command or `resume=RUN` goes on, 130 interrupted.
-Of several processes all have the same one. What does not train ends with 143 where one gets SIGTERM.
-`--cfg` prints the config, and ends with 2 if something in the user's own YAML files is wrong, which is reported too.
+Exit status:
+    0: success.
+    1: the run failed.
+    2: the config or the command line is invalid. `--cfg` prints the config, and also exits with 2 if the user's own
+       YAML files have mistakes.
+    3: the planned run does not fit the devices.
+    75: stopped by a signal after saving; the same command or `resume=RUN` continues.
+    130: interrupted.
+    143: SIGTERM during a task other than training.
+
+All processes of a run exit with the same status.
 """
 
 from __future__ import annotations
@@ -59,21 +66,21 @@ from ._messages import command
 CONFIG_NAME = "config"
 
 _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
-"""Packages whose `ValueError` is about what the user has typed."""
+"""Packages whose `ValueError` is a mistake of the user."""
 
 
 def main() -> None:
     """Entry point of the console command."""
-    gc.disable()  # until a run starts: by then, little is garbage, and looking for it takes time
+    gc.disable()  # until a run starts: collecting takes time, and there is little garbage
     try:
         with command("xlstm-hydra"):
-            _do_as_asked()
+            _dispatch()
     finally:
         gc.enable()
 
 
-def _do_as_asked() -> None:
-    """Do what the arguments ask for."""
+def _dispatch() -> None:
+    """Run the command that the arguments describe."""
     with _refusals_explained(), _verification(sys.argv[1:]):
         if "--version" in sys.argv[1:]:
             from ._version import print_version
@@ -103,7 +110,7 @@ def _do_as_asked() -> None:
 
 
 def _verification(arguments: list[str]) -> AbstractContextManager[None]:
-    """Files of checkpoints are verified when they are read inside, unless the arguments turn that off."""
+    """Turn off the verification of checkpoint files inside this block if the arguments do so."""
     if verifies(arguments):
         return nullcontext()
     from xlstm_hydra.runs import verification
@@ -112,7 +119,7 @@ def _verification(arguments: list[str]) -> AbstractContextManager[None]:
 
 
 def _named_folders(arguments: list[str]) -> list[Path]:
-    """The folders of the saved runs and sweeps that the arguments name."""
+    """Folders of the saved runs and sweeps in the arguments."""
     if not any(word in text for text in arguments for word in ("from", "resume", "checkpoint", "ckpt:")):
         return []
     from xlstm_hydra.runs import named_folders
@@ -121,7 +128,7 @@ def _named_folders(arguments: list[str]) -> list[Path]:
 
 
 def _refuse_removed(overrides: list[str]) -> None:
-    """Reject an override that removes a group without which Hydra fails, or a run has other values than those shown."""
+    """Reject overrides that remove a required group: Hydra would fail, or print other values than the run has."""
     problems = []
     for text in overrides:
         key = text.removeprefix("~").partition("=")[0]
@@ -133,7 +140,7 @@ def _refuse_removed(overrides: list[str]) -> None:
 
 
 def _run_job(cfg: DictConfig) -> float | None:
-    """Run a job of a sweep. Returns what a sweeper minimizes. Hydra is given this function, also where it only prints a
+    """Run a job of a sweep, and return the value that a sweeper minimizes. Hydra requires this function even to print a
     config."""
     from ._run import run_sweep_job  # 30 ms, not for `--cfg job`
 
@@ -141,7 +148,7 @@ def _run_job(cfg: DictConfig) -> float | None:
 
 
 def _run(args: Any, resumed: str | None) -> None:
-    """Compose once, and start a run or a sweep. Hydra's own `main` would compose a first time to see which it is."""
+    """Compose, and start a run or a sweep. Hydra's own `main` would compose twice, first to find out the mode."""
     from xlstm_hydra.hydra import callbacks_of, check_basic_sweep, overrides_of_other
 
     from ._run import distributed_of, process_number, run_single
@@ -156,7 +163,7 @@ def _run(args: Any, resumed: str | None) -> None:
                 own.multirun(args.config_name or CONFIG_NAME, _run_job, _in_mode(args.overrides, RunMode.MULTIRUN))
             return
         cfg = _compose(own, args, args.overrides)
-        if (number := process_number(distributed_of(cfg))) > 0:  # it leaves no folder and no log
+        if (number := process_number(distributed_of(cfg))) > 0:  # it writes no folder and no log
             quiet = overrides_of_other(number, cfg.hydra.runtime.choices.get("hydra/job_logging"))
             cfg = _compose(own, args, [*args.overrides, "hydra.run.dir=.", *quiet])
         run_single(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks_of(cfg)), resumed)
@@ -170,7 +177,7 @@ def _compose(own: Hydra, args: Any, overrides: list[str]) -> DictConfig:
 
 
 def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
-    """The overrides, with the one that Hydra adds where the mode is not chosen."""
+    """The overrides, with the `hydra.mode` that Hydra adds if there is none."""
     is_chosen = any(text.startswith("hydra.mode=") for text in overrides)
     return [*overrides, *([] if is_chosen else [f"hydra.mode={mode.name}"])]
 
@@ -183,7 +190,7 @@ def _shows(args: Any) -> bool:
 
 @contextmanager
 def _refusals_explained() -> Iterator[None]:
-    """Make one message of what Hydra rejects while it composes."""
+    """Replace an error of Hydra while composing by one `ConfigError` with every mistake."""
     try:
         yield
     except Exception as error:
@@ -196,7 +203,7 @@ def _refusals_explained() -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """True for an error about what the user has typed: a `ValueError` that another package raises is a bug."""
+    """True for an error that the user caused: a `ValueError` from any other package is a bug."""
     if _is_from_defaults_list(error):
         return True
     if not isinstance(error, REFUSED):
@@ -215,7 +222,7 @@ def _is_from_defaults_list(error: Exception) -> bool:
 
 
 def _resumed_run(arguments: list[str]) -> str | None:
-    """The run that `resume=` names, if it continues in its folder."""
+    """The run in `resume=RUN`, if it continues in its own folder."""
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in arguments):
         return None
     runs = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")]
@@ -223,7 +230,7 @@ def _resumed_run(arguments: list[str]) -> str | None:
 
 
 def _resumed_sweep(arguments: list[str]) -> list[str]:
-    """The command line of a sweep that is to go on, in place of `resume_sweep=DIR`, and its current folder."""
+    """Replace `resume_sweep=DIR` by the command line of that sweep, and change to its current folder."""
     if not any(text.startswith("resume_sweep=") for text in arguments):
         return arguments
     from xlstm_hydra.sweep import expand_resume_sweep
@@ -232,7 +239,7 @@ def _resumed_sweep(arguments: list[str]) -> list[str]:
 
 
 def _typed_distributed() -> DistributedConfig | None:
-    """What was typed of `distributed`, where the rest of the command line does not compose."""
+    """Group `distributed` as typed, for a command line that does not compose."""
     args = get_args_parser().parse_intermixed_args()
     typed = [text for text in args.overrides if text.startswith("distributed")]
     if is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):
@@ -248,7 +255,7 @@ def _typed_distributed() -> DistributedConfig | None:
 
 
 def _explained(error: Exception) -> ConfigError | None:
-    """Return what Hydra rejected, each mistake on its own; None for an error that needs no explanation or is a bug."""
+    """Return every mistake that Hydra rejected; None for an error that needs no explanation or is a bug."""
     if isinstance(error, ConfigError) or has_started(error):
         return None
     from xlstm_hydra.hydra import UNREADABLE, explain, file_problems, unknown_engine, unset_variable
@@ -267,7 +274,7 @@ def _explained(error: Exception) -> ConfigError | None:
 
 
 def _check_package(args: Any) -> None:
-    """Make sure that the part of the config exists that is to be printed.
+    """Make sure that the part of the config to print exists.
 
     Raises:
         ConfigError: it does not.
@@ -282,10 +289,10 @@ def _check_package(args: Any) -> None:
 
 
 def _check_files(args: Any) -> None:
-    """Report what is wrong in the user's own files, which Hydra composes and shows without reading what it means.
+    """Report mistakes in the user's own files, which Hydra prints without checking.
 
     Raises:
-        ConfigError: with every problem of a run that is in one of them.
+        ConfigError: with every problem of a run that is in one of these files.
     """
     loader = _loader(args)
     if not has_own_files(loader, args.overrides):
@@ -297,7 +304,7 @@ def _check_files(args: Any) -> None:
 
 
 def _loader(args: Any) -> ConfigLoaderImpl:
-    """What Hydra composes with, given these arguments."""
+    """Hydra's config loader for these arguments."""
     return ConfigLoaderImpl(search_path(args))
 
 

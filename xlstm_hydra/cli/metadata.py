@@ -1,6 +1,6 @@
-"""The command `xlstm-metadata`: what a checkpoint was made from, and checkpoints from and for other programs.
+"""The command `xlstm-metadata`: show, compare, check and convert checkpoints.
 
-Exit status: 0 done, 1 there are differences or the check failed, 2 the source or its metadata is wrong.
+Exit status: 0 success, 1 there are differences or the check failed, 2 the source or its metadata is invalid.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="xlstm-metadata", description="What a checkpoint was made from, and checkpoints from and for others."
-    )
+    parser = argparse.ArgumentParser(prog="xlstm-metadata", description="Show, compare, check and convert checkpoints.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *sources: str) -> argparse.ArgumentParser:
@@ -66,30 +64,32 @@ def _parser() -> argparse.ArgumentParser:
         for source in sources:
             command.add_argument(source, help=_SOURCE)
         command.add_argument("--json", action="store_true", help="print JSON, for programs")
-        command.add_argument("--lenient", action="store_true", help="ignore fields that are unknown, and list them")
+        command.add_argument("--lenient", action="store_true", help="ignore unknown fields, and list them")
         if name != "check":
-            text = "read files as they are, without comparing them with the manifest of the checkpoint"
+            text = "do not compare files with the manifest of the checkpoint"
             command.add_argument("--no-verify", dest="verify", action="store_false", help=text)
         return command
 
-    add("show", _show, "Show the config, and what it ran with, as YAML.", "RUN")
+    add("show", _show, "Print the config and the environment of the run as YAML.", "RUN")
     add("overrides", _overrides, "Print the shortest command line that composes to the same config.", "RUN")
-    add("diff", _diff, "Tell what differs, and how much it matters.", "A", "B")
-    text = "Verify all files, of all checkpoints of a run unless a step is named, and the shapes of the parameters."
+    add("diff", _diff, "Print the differences between two configs, grouped by their effect.", "A", "B")
+    text = "Verify all files and the shapes of the parameters, of all checkpoints of a run or of a single step."
     add("check", _check, text, "RUN")
-    take = add("import", _import, "Make a checkpoint of ours from one of xlstm-jax or Hugging Face.", "RUN")
-    take.add_argument("OUT", help="the run folder to write it to")
-    take.add_argument("--format", choices=("xlstm_jax", "hf"), help="what it must be; its files tell which it is")
-    give = add("export", _export, "Write a checkpoint as a model that transformers loads.", "RUN")
-    give.add_argument("OUT", help="a new folder")
+    take = add("import", _import, "Convert a checkpoint of xlstm-jax or Hugging Face to xlstm-hydra.", "RUN")
+    take.add_argument("OUT", help="run folder to create")
+    take.add_argument(
+        "--format", choices=("xlstm_jax", "hf"), help="required format (default: detected from the files)"
+    )
+    give = add("export", _export, "Convert a checkpoint to a model that transformers can load.", "RUN")
+    give.add_argument("OUT", help="folder to create")
     give.add_argument("--format", choices=("hf",), required=True, help="hf: xLSTMForCausalLM of Hugging Face")
-    text = "export a model with reset_at_document_boundaries all the same, for rows that have one document each"
+    text = "also export a model with reset_at_document_boundaries, for input with one document per row"
     give.add_argument("--one-document-per-row", action="store_true", help=text)
     return parser
 
 
 def _read(arguments: argparse.Namespace, key: str = "RUN") -> Record:
-    """Return the record of the checkpoint that an argument names, or that a file is."""
+    """Return the record of the checkpoint or metadata file in an argument."""
     return record_named(getattr(arguments, key), key, lenient=arguments.lenient)
 
 
@@ -104,7 +104,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _summary(record: Record) -> dict[str, Any]:
-    """What a record says: where it comes from, the config of each group, and what stands in none."""
+    """Content of a record to print: its origin, the config of each group, and other entries."""
     groups = {name: config.to_dict() for name, config in record.groups.items()}
     groups["model"].pop("parallel", None)
     made = {name: value for name, value in record.content.items() if name not in ("config", "parameters", "format")}
@@ -167,8 +167,8 @@ def _check(arguments: argparse.Namespace) -> int:
     checkpoints = saved.values() or [_checkpoint_of(arguments.RUN)]
     found = [each for path in checkpoints if (each := _checked_if_kept(path, arguments.lenient))]
     if not found:
-        text = "its checkpoints were deleted while they were read"
-        raise ConfigError([Problem({"RUN": arguments.RUN}, text, "Try again if the run is still in progress.")])
+        text = "all of its checkpoints were deleted while they were read"
+        raise ConfigError([Problem({"RUN": arguments.RUN}, text, "If the run is still in progress, try again.")])
     if arguments.json:
         listed = [each.content() for each in found]
         newest = {key: listed[-1][key] for key in ("checkpoint", "misfits")}
@@ -183,16 +183,16 @@ def _check(arguments: argparse.Namespace) -> int:
 
 @dataclasses.dataclass
 class _Checked:
-    """What is right and wrong with a checkpoint."""
+    """Result of checking a checkpoint."""
 
     checkpoint: Path
     verdict: Verdict
     misfits: list[Misfit] = dataclasses.field(default_factory=list)
     """Parameters with another shape than expected."""
     against: str = "the model"
-    """What the shapes were compared with."""
+    """Source of the expected shapes."""
     error: ConfigError | None = None
-    """Why the shapes were not compared."""
+    """Reason why the shapes were not compared."""
 
     @property
     def status(self) -> int:
@@ -200,7 +200,7 @@ class _Checked:
         return 2 if self.error else 1 if self.misfits or self.verdict.damage else 0
 
     def content(self) -> dict[str, Any]:
-        """For programs."""
+        """Result as plain data, for `--json`."""
         verdict = {key: [each._asdict() for each in getattr(self.verdict, key)] for key in ("damage", "notes")}
         misfits = [each._asdict() for each in self.misfits]
         error = {"error": str(self.error)} if self.error else {}
@@ -213,7 +213,7 @@ class _Checked:
         }
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """For people, each with its style."""
+        """Lines to print, each with its style."""
         verdict, path = self.verdict, self.checkpoint
         yield from ((f"{path}: {each}", "bold red") for each in verdict.damage)
         yield from ((f"{path}: {each}", "yellow") for each in verdict.notes)
@@ -222,7 +222,7 @@ class _Checked:
         if verdict.damage or self.error:
             return
         if not self.misfits:
-            yield f"{path}: every parameter on disk has the shape that belongs to {self.against}", "green"
+            yield f"{path}: all parameters on disk have the shapes of {self.against}", "green"
         by = {"model": "by the model", "parameters": "by the recorded list"}
         for each in self.misfits:
             expected, found = _shape(each.expected), _shape(each.found)
@@ -230,7 +230,7 @@ class _Checked:
 
 
 def _checked_if_kept(checkpoint: Path, lenient: bool) -> _Checked | None:
-    """The same as `_checked`; None if a run in progress has deleted the checkpoint meanwhile."""
+    """Check a checkpoint; None if a run in progress has deleted it meanwhile."""
     try:
         found = _checked(checkpoint, lenient)
     except FileNotFoundError:
@@ -255,7 +255,7 @@ def _checked(checkpoint: Path, lenient: bool) -> _Checked:
         misfits = check_params(checkpoint, resolve_classes(record.model), recorded)
     except ConfigError as error:
         return _Checked(checkpoint, verdict, error=error)
-    return _Checked(checkpoint, verdict, misfits, "the model" + ", and to the recorded list" * (recorded is not None))
+    return _Checked(checkpoint, verdict, misfits, "the model" + " and of the recorded list" * (recorded is not None))
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -281,13 +281,15 @@ def _wrote(arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def _checkpoint_of(source: str) -> Path:
-    """The folder of a checkpoint, also where its metadata file was named."""
+    """Folder of a checkpoint, given itself or its metadata file."""
     file = to_path(source)
     if not file.is_file():
         return find_checkpoint(source, "RUN")
     if (file.parent.parent / "params").is_dir():
         return file.absolute().parents[1]
-    raise ConfigError([Problem({"RUN": source}, "there are no parameters beside it", "Name the checkpoint's folder.")])
+    raise ConfigError(
+        [Problem({"RUN": source}, "there are no parameters next to this file", "Name the folder of the checkpoint.")]
+    )
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -302,10 +304,10 @@ def _print_json(content: Any) -> None:
 
 
 def _print_yaml(content: Any) -> None:
-    import yaml  # what OmegaConf reads and writes with
+    import yaml  # a dependency of OmegaConf
 
     class Dumper(yaml.SafeDumper):
-        """Quotes text with characters that are not printable, in which an escape stands for each of them."""
+        """Quotes text with unprintable characters, which are escaped."""
 
         def represent_str(self, data: str) -> yaml.ScalarNode:
             return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
@@ -323,7 +325,7 @@ def _print_yaml(content: Any) -> None:
 
 
 def _print_lines(lines: Any) -> None:
-    """Lines, each with a style of rich's for people at a terminal."""
+    """Print lines, each in a style of rich if the output is a terminal."""
     if not _colored():
         for text, _ in lines:
             print(printable(text))

@@ -1,4 +1,4 @@
-"""The door to Hydra: our groups in its search path, and composed configs out of it, checked and typed."""
+"""Hydra integration: search path, overrides, composition, and the checked config of a run."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ._options import load_device as load_device
     from ._overrides import shortest_overrides as shortest_overrides
     from ._points import SweepLoader as SweepLoader
-    from ._points import by_job as by_job
     from ._points import check_points as check_points
     from ._points import common as common
     from ._points import differing as differing
@@ -78,7 +77,7 @@ _NAMES = {
     "_omegaconf": "REFUSED VERSION_BASE",
     "_options": "known_devices load_device",
     "_overrides": "shortest_overrides",
-    "_points": "SweepLoader by_job check_points common differing invalid_points is_run jobs_with",
+    "_points": "SweepLoader check_points common differing invalid_points is_run jobs_with",
     "_quote": "as_override expand_home quote_texts",
     "_refusals": "interval_types unset_variable",
     "_resolvers": "register register_resolvers",
@@ -87,7 +86,7 @@ _NAMES = {
     "_split": "check_basic_sweep first_point split",
     "_unreadable": "unreadable",
 }
-"""The names above by their modules, each imported when a name is first used: `--cfg job` needs few of them."""
+"""Public names by module. A module is imported when one of its names is first used: `--cfg job` needs few of them."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 

@@ -1,4 +1,4 @@
-"""Arguments that Hydra does not have: --from RUN[@STEP], resume=RUN[@STEP], and --lenient with either."""
+"""Arguments that we add to those of Hydra: --from RUN[@STEP], resume=RUN[@STEP], and --lenient with either."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LENIENT_FIELD = "checkpoint.lenient"
 
 
 def parse_known_flags() -> Any:
-    """Parse the flags of the command line; those that Hydra does not know are left out.
+    """Parse the flags that Hydra knows, and ignore the others.
 
     Raises:
         ConfigError: the value of a flag is missing or wrong.
@@ -43,42 +43,44 @@ def parse_known_flags() -> Any:
 
 
 def _refuse_flag(message: str) -> NoReturn:
-    """Raise what argparse reports, which would print the usage of all flags with it."""
+    """Raise an error of argparse as a `ConfigError`. argparse itself would also print the usage of all flags."""
     match = _FLAG_FAULT.fullmatch(message)
     flag, rule = (match[1] or "", match[2]) if match else ("", message)
     if wrong := _WRONG_CHOICE.fullmatch(rule):
         known = [name.strip("'") for name in wrong[2].split(", ")]
         raise ConfigError([Problem({flag: wrong[1]}, f"must be {either(known)}")])
     if extra := _NO_VALUE.fullmatch(rule):
-        raise ConfigError([Problem({flag: extra[1]}, "the flag takes no value", f"Write {flag}.")])
+        raise ConfigError([Problem({flag: extra[1]}, "does not take a value", f"Write {flag}.")])
     if rule == "expected one argument":
-        raise ConfigError([Problem.about(flag, "needs a value", f"Write {flag}=...")])
+        raise ConfigError([Problem.about(flag, "requires a value", f"Write {flag}=...")])
     raise ConfigError([Problem.about(flag, rule) if flag else Problem({}, rule)])
 
 
 _FLAG_FAULT = re.compile(r"(?:argument ([^/: ]+)\S*: )?(.*)")
 _WRONG_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 _NO_VALUE = re.compile(r"ignored explicit argument '(.*)'")
-"""What argparse reports of flags."""
+"""Error messages of argparse."""
 
 
 def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:
-    """Return the arguments of the command with overrides in place of `--from RUN[@STEP]` or `resume=RUN[@STEP]`.
+    """Replace `--from RUN[@STEP]` or `resume=RUN[@STEP]` in the arguments by overrides.
 
-    The first is a new run with the config of the old one. The second continues the old run, in its folder unless
-    `hydra.run.dir` names another. What is left out of the saved config is reported on stderr. With `--lenient`, fields
-    of the saved record that are unknown are ignored.
+    `--from` starts a new run with the config of a saved one. `resume` continues a saved run, in its folder unless
+    `hydra.run.dir` is set. Parts of the saved config that are left out are reported on stderr. `--lenient` ignores
+    unknown fields of the saved metadata.
 
     Args:
-        arguments: what was typed.
-        primary_search_path: given the parsed arguments, the `hydra.searchpath` of the primary config, which an override
-            replaces.
+        arguments: of the command.
+        primary_search_path: returns the `hydra.searchpath` of the primary config, which the new override of that key
+            must contain too.
 
     Raises:
-        ConfigError: no checkpoint is named, or a config source on the command line cannot be read.
+        ConfigError: there is no such checkpoint, or a config source on the command line cannot be read.
     """
     if {"-sc", "--shell-completion"} & {*arguments}:
-        os.environ["COMP_LINE"] = _TYPED_FLAG.sub("", os.environ.get("COMP_LINE", ""))  # Hydra knows no such flag
+        os.environ["COMP_LINE"] = _TYPED_FLAG.sub(
+            "", os.environ.get("COMP_LINE", "")
+        )  # Hydra does not know these flags
         return list(arguments)
     key, source, rest = _take_source([text for text in arguments if text != LENIENT])
     lenient = LENIENT in arguments
@@ -86,7 +88,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         rest = _restored_leniently(rest)
     _check_flags(rest)
     if source is None and not any(text.startswith(f"{SEARCH_PATH}=") for text in rest):
-        _refuse_options_of_no_run(rest)
+        _refuse_from_without_run(rest)
         return rest
     args = get_args_parser().parse_intermixed_args(rest)
     typed = [text for text in args.overrides if text.startswith(f"{SEARCH_PATH}=")]
@@ -96,8 +98,8 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if source is None:
         return rest
     if key == RESUME and is_sweep(args):
-        fix = f"Remove -m, or write --from {source} for new runs with its config. resume_sweep=DIR continues a sweep."
-        raise ConfigError([Problem({RESUME: source}, "continues one run, and a sweep starts several", fix)])
+        fix = f"Remove -m. For new runs with its config, use --from {source}; to continue a sweep, resume_sweep=DIR."
+        raise ConfigError([Problem({RESUME: source}, "resume continues a single run, and -m starts several", fix)])
     from ._from_checkpoint import overrides_of  # 20 ms, not for other commands
 
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
@@ -106,22 +108,22 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     return [*rest[:first], *overrides_of(key, source, others, searched, lenient=lenient)]
 
 
-def _refuse_options_of_no_run(arguments: list[str]) -> None:
-    """Reject the option of a saved run where none is named, nor a folder that may have an option `from`."""
+def _refuse_from_without_run(arguments: list[str]) -> None:
+    """Reject `from=...` without a saved run, unless a folder of the user may have a group of that name."""
     if any(text.startswith(("--config-", "-cd", "-cp", "-cn")) for text in arguments):
         return
     chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", "from@_global_")]
     problems = []
     for text in chosen:
-        step = "".join(text.partition("@")[1:])
-        fix = f"Write {FLAG} RUN{step if step[1:].isdigit() else ''}, such as {FLAG} outputs/my_run."
-        problems.append(Problem.about(text, "chooses an option of a saved run, and no run is named", fix))
+        step = match[0] if (match := re.search(r"@\d+$", text)) else ""
+        fix = f"Use {FLAG} RUN{step}, for example {FLAG} outputs/my_run{step}."
+        problems.append(Problem.about(text, "selects a checkpoint of a saved run, but no run is given", fix))
     if problems:
         raise ConfigError(problems)
 
 
 def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
-    """Return the key that names a checkpoint, the saved run that it names, and the other arguments."""
+    """Split arguments into the key `--from` or `resume`, its saved run (None: not given), and the rest."""
     sources: list[tuple[str, str]] = []
     rest, texts = [], iter(arguments)
     for text in texts:
@@ -135,32 +137,32 @@ def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
     if len(sources) > 1:
         keys = list(dict.fromkeys(key for key, _ in sources))
         text = "cannot be given together" if len(keys) > 1 else "given more than once"
-        raise ConfigError([Problem.about(" and ".join(keys), text, "Choose one run.")])
+        raise ConfigError([Problem.about(" and ".join(keys), text, "Name one run.")])
     key, source = sources[0] if sources else (FLAG, None)
     if source == "" or (source or "").startswith("-"):
         example = f"{key}{'=' if key == RESUME else ' '}outputs/my_run@200"
-        raise ConfigError([Problem.about(key, "needs a run folder", f"For example {example}.")])
+        raise ConfigError([Problem.about(key, "requires a run folder", f"For example {example}.")])
     return key, source, rest
 
 
 def _restored_leniently(arguments: list[str]) -> list[str]:
-    """The arguments of a run that names its checkpoint by itself, with --lenient as the override that it stands for.
+    """Append the override that --lenient means for a run with `checkpoint.restore=...`.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: `checkpoint.restore` is not set either.
     """
     if any(text.lstrip("+").startswith(f"{_RESTORE}=") for text in arguments):
         return [*arguments, as_override(_LENIENT_FIELD, True)]
-    text = "requires a saved run whose record is read"
-    fix = f"Name it with {FLAG} RUN, {RESUME}=RUN or {_RESTORE}=RUN; of a search path, write ckpt://RUN?lenient."
+    text = "only applies to commands that read a saved run"
+    fix = f"Add {FLAG} RUN, {RESUME}=RUN or {_RESTORE}=RUN. In hydra.searchpath, use ckpt://RUN?lenient."
     raise ConfigError([Problem.about(LENIENT, text, fix)])
 
 
 def _check_flags(arguments: list[str]) -> None:
-    """Refuse flags that there are not.
+    """Reject unknown flags.
 
     Raises:
-        ConfigError: with each, and with the override that it may stand for.
+        ConfigError: with each unknown flag, and the flag or override that may be meant.
     """
     parser = get_args_parser()
     _, unknown = parser.parse_known_intermixed_args(arguments)
@@ -188,10 +190,10 @@ def _check_flags(arguments: list[str]) -> None:
 
 
 def _sources(override: str) -> list[Any] | None:
-    """Return the list that was typed; None for null, and for what Hydra reports.
+    """Return the list in an override of `hydra.searchpath`. None: null, or a value that Hydra will reject.
 
     Raises:
-        ConfigError: it is another value.
+        ConfigError: the value is not a list.
     """
     try:
         parsed = OverridesParser.create().parse_override(override)
@@ -201,7 +203,8 @@ def _sources(override: str) -> list[Any] | None:
     if value is None or isinstance(value, list):
         return value
     if parsed.is_sweep_override():
-        raise ConfigError([Problem.about(override, "the jobs of a sweep have the same search path", "Write one list.")])
+        rule = "all jobs of a sweep share one search path"
+        raise ConfigError([Problem.about(override, rule, "Write a single list.")])
     rule, fix = f"expected a list of folders, got {show(value)}", f"Write {SEARCH_PATH}=[{value}]."
     raise ConfigError([Problem.about(SEARCH_PATH, rule, fix)])
 
@@ -212,7 +215,7 @@ def is_sweep(args: Any) -> bool:
 
 
 def overrides_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with all overrides before the flags: Hydra takes no second group of overrides behind a flag."""
+    """Move all overrides before the flags: Hydra does not accept further overrides after a flag."""
     overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
     rest, flags = iter(overrides), []
     expected = next(rest, None)
@@ -225,7 +228,7 @@ def overrides_first(arguments: Sequence[str]) -> list[str]:
 
 
 def verifies(arguments: Iterable[str]) -> bool:
-    """False if arguments turn `checkpoint.verify` off. That holds for the config of `--from` and `resume` too, which is
-    read before anything is composed."""
+    """False if arguments turn off `checkpoint.verify`. The config of `--from` or `resume` is read before anything is
+    composed, so the override must be found without Hydra."""
     typed = {key: value for key, _, value in (text.lstrip("+").partition("=") for text in arguments)}
     return typed.get("checkpoint.verify", "").lower() not in ("false", "no", "off", "0", "n", "f")

@@ -1,5 +1,4 @@
-"""A point composed and checked as far as it can be: every override that Hydra refuses, and every rule that the rest
-breaks. Hydra alone stops at the first mistake."""
+"""Compose and check a point of a sweep, or a single run, and collect every mistake. Hydra stops at the first one."""
 
 from __future__ import annotations
 
@@ -35,36 +34,36 @@ class Point:
 
     overrides: list[str]
     refused: list[Problem]
-    """What cannot be composed."""
+    """Problems with overrides that cannot be composed."""
     broken: list[Problem]
-    """Rules that the rest breaks."""
+    """Rules that the other overrides break."""
     task: str | None
     run: RunConfig
-    """What it is about, as far as it can be read."""
+    """The config, as far as it can be read."""
 
     @property
     def problems(self) -> list[Problem]:
-        """All that is wrong with it."""
+        """All problems of the point."""
         return [*self.refused, *self.broken]
 
 
 class _Base(NamedTuple):
-    """What the options of a point give, before single values are changed."""
+    """The config composed from the options of a point, before single values are set."""
 
     cfg: DictConfig
     job: DictConfig
-    """Hydra's own part."""
+    """The node `hydra`."""
     problems: list[Problem]
     lost: Collection[str] = ()
-    """Groups whose option was refused. What stands in the config instead is not what the user is talking about."""
+    """Groups whose option was rejected. The config has their defaults, about which no problem is reported."""
     composed: Composed | None = None
-    """Where its values are in files of the user's, if that was looked up."""
+    """Locations of the values in the user's files, if they were looked up."""
     references: Mapping[str, str] = MappingProxyType({})
-    """Values with interpolations that are typed for Hydra's own part, by their keys."""
+    """Interpolations that the user sets in the node `hydra`, by key."""
 
 
 class Composer:
-    """Composes what can be composed. What points share is composed once: groups take 50 ms, a value 0.1 ms."""
+    """Composes and checks points. Options that points share are composed once: they take 50 ms, a value 0.1 ms."""
 
     def __init__(
         self,
@@ -83,9 +82,14 @@ class Composer:
         unread: Collection[str] = (),
         leniently: bool = False,
     ) -> Point:
-        """One point; where nothing is wrong with it, what `more` finds counts as refused. `unread` are keys of other
-        overrides on its command line, which could not be read. `leniently`: look for mistakes in files of the user's
-        also where nothing else is wrong."""
+        """Compose and check one point.
+
+        Args:
+            overrides: of the point.
+            more: further rules, which are applied if there is no other problem.
+            unread: keys of other overrides on the command line, which could not be parsed.
+            leniently: look for mistakes in the user's files even if there is no other problem.
+        """
         readable, unreadable, own = self.readable(overrides)
         several = [override for override in readable if override.is_sweep_override()]
         unreadable += map(several_values, several)
@@ -106,8 +110,8 @@ class Composer:
     def checked(
         self, base: _Base, values: list[Override], wrong: Collection[str]
     ) -> tuple[RunConfig, str | None, list[Problem], list[Problem]]:
-        """A base with other values: the run and its task, what is refused, and which rules are broken. What may follow
-        from wrong values of the keys `wrong` is left out."""
+        """Set values in a base. Return the run, its task, the rejected values and the broken rules, without problems
+        that may follow from the keys in `wrong`."""
         cfg, found = self.apply(values, base.cfg)
         with _as_job(base.job):
             run, broken = read(cfg)
@@ -121,7 +125,7 @@ class Composer:
         return run, OmegaConf.select(cfg, "task.name"), refused, broken
 
     def job_problems(self, base: _Base, cfg: DictConfig) -> Iterator[Problem]:
-        """What is wrong with values of Hydra's own part that are typed, of which Hydra stops at the first."""
+        """Yield every problem with values in the node `hydra`. Hydra stops at the first one."""
         node: Any = base.job.hydra._get_node("verbose")
         verbose = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
         if not isinstance(verbose, bool | str | list):
@@ -143,22 +147,22 @@ class Composer:
                 yield unresolved(key, raw, error, whole)
 
     def references(self, base: _Base) -> dict[str, str]:
-        """Values with interpolations in Hydra's own part that are typed or in files of the user's, if those were looked
-        up. Points with the same options share them."""
+        """Interpolations in the node `hydra` that the command line or the user's files set. They are the same for all
+        points with the same options."""
         keys = [*self.hydra_keys(base), *(base.composed.hydra_keys() if base.composed else ())]
         return {key: raw for key in keys if "${" in str(raw := _raw(key, base.job))}
 
     def hydra_keys(self, base: _Base) -> list[str]:
-        """Return the keys of Hydra's own part that are typed."""
+        """Keys of the node `hydra` that the command line sets."""
         typed: Any = OmegaConf.to_container(base.job.hydra.overrides, resolve=False)
         return [self.parse(text).key_or_group for text in typed["hydra"]]
 
     def may_have_files(self, choices: list[Override]) -> bool:
-        """True if files of the user's may be part of the config."""
+        """True if the config may contain the user's files."""
         return self.has_files or any(override.key_or_group == "hydra.searchpath" for override in choices)
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem], set[str]]:
-        """The overrides that can be read; a problem for each other one, and their keys."""
+        """Parse overrides. Return those that are valid, a problem for each other one, and the keys of the others."""
         readable, problems, unread, rest = [], [], set(), list(overrides)
         while rest:
             number = num_pieces(rest)
@@ -173,10 +177,10 @@ class Composer:
         return readable, problems, unread
 
     def read(self, text: str) -> Override:
-        """An argument as an override.
+        """Parse an argument.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: it is not a valid override.
         """
         try:
             override = self.parse(text)
@@ -186,13 +190,13 @@ class Composer:
             raise ConfigError([unreadable(text, error)]) from None
         if _holds_sweep(override.value()):
             fix = "Write out the elements of the list."
-            raise ConfigError([Problem.about(text, "several values cannot be an element of a list", fix)])
+            raise ConfigError([Problem.about(text, "a sweep cannot be an element of a list", fix)])
         if problem := not_options(override):
             raise ConfigError([problem])
         return override
 
     def is_readable(self, text: str) -> bool:
-        """True if an argument is an override."""
+        """True if an argument is a valid override."""
         try:
             self.read(text)
         except ConfigError:
@@ -200,7 +204,7 @@ class Composer:
         return True
 
     def base(self, choices: list[Override], leniently: bool = False) -> _Base:
-        """What options alone give; `leniently`: also where files of the user's are wrong, and with their lines."""
+        """Compose options without values. `leniently`: despite mistakes in the user's files, and with line numbers."""
         key = tuple(str(override.input_line) for override in choices)
         if key not in self.bases or (leniently and self.bases[key].composed is None):
             try:
@@ -212,7 +216,7 @@ class Composer:
         return self.bases[key]
 
     def one_by_one(self, choices: list[Override]) -> _Base:
-        """What those options give which are not refused."""
+        """Compose the options that are not rejected."""
         texts = [str(override.input_line) for override in choices]
         compose = self.compose_leniently if self.may_have_files(choices) else self.composed
         try:
@@ -235,7 +239,7 @@ class Composer:
         return Composed(self.compose(choices), problems=[], lost=set(), wrong=set(), placed=[])
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, dict[str, Problem]]:
-        """The base with other values, and a problem for the key of each that is refused."""
+        """Set values in a copy of the base. Return it, and the problem with each rejected value, by key."""
         cfg, problems, accepted = copy_config(base), {}, []
         for override in values:
             try:
@@ -243,19 +247,19 @@ class Composer:
                 accepted.append(override)
             except REFUSED as error:
                 problems |= _parts(override, base) or {override.key_or_group: refused(override, error, base)}
-                cfg = copy_config(base)  # what is refused may have left something behind
+                cfg = copy_config(base)  # the rejected override may have changed a part of it
                 ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
         return cfg, problems
 
 
 def _holds_sweep(value: Any) -> bool:
-    """True for a list or dictionary with a range, a choice or an interval in it, which Hydra reads and cannot use."""
+    """True for a list or dictionary that contains a sweep: Hydra parses it, but cannot use it."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(isinstance(item, Sweep) or _holds_sweep(item) for item in items)
 
 
 def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:
-    """A config without Hydra's own part, and that part as of its first job."""
+    """Split a config into everything but the node `hydra`, and that node as the first job has it."""
     cfg = copy_config(composed)
     job = OmegaConf.masked_copy(cfg, "hydra")
     with open_dict(cfg), open_dict(job):
@@ -265,7 +269,7 @@ def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:
 
 
 def _raw(key: str, cfg: DictConfig) -> Any:
-    """A value as it stands there; None if it is keys and values."""
+    """The unresolved value of a key; None for a mapping."""
     path, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, path, throw_on_resolution_failure=False)
     node: Any = parent._get_node(name) if isinstance(parent, DictConfig) and name in parent.keys() else None
@@ -273,14 +277,14 @@ def _raw(key: str, cfg: DictConfig) -> Any:
 
 
 def _may_choose(override: Override) -> bool:
-    """Whether an override may choose the option of a group, or is for Hydra itself. A dictionary is values."""
+    """True if an override may select an option or is for Hydra itself. A dictionary always sets values."""
     key = override.key_or_group
     may = not isinstance(override.value(), dict) and (override.package is not None or "." not in key)
     return may or key.startswith("hydra.")
 
 
 def _parts(override: Override, cfg: DictConfig) -> dict[str, Problem]:
-    """The problems with single values of a dictionary, by their keys."""
+    """Problems with the single values of a dictionary, by key."""
     value: Any = override.value()
     if not isinstance(value, dict) or override.is_add() or override.is_delete():
         return {}
@@ -298,8 +302,8 @@ def _key_of(text: str) -> str:
 
 
 def _is_lost(problem: Problem, base: _Base, wrong: Collection[str]) -> bool:
-    """True if a problem may be there only because an option was refused, or the value of one of the keys `wrong`."""
-    if "" in base.lost:  # the primary config: nothing is what it should be
+    """True if a problem may only follow from a rejected option, or from the value of a key in `wrong`."""
+    if "" in base.lost:  # the primary config was rejected
         return True
     has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
     is_below = any(key == one or key.startswith(f"{one}.") for key in problem.keys for one in (*base.lost, *wrong))
@@ -308,7 +312,7 @@ def _is_lost(problem: Problem, base: _Base, wrong: Collection[str]) -> bool:
 
 @contextmanager
 def _as_job(job: DictConfig) -> Iterator[None]:
-    """What `${hydra:...}` in a config asks for, as if its job had started."""
+    """Resolve `${hydra:...}` inside this block as if the job had started."""
     config = cast(Any, HydraConfig.instance())
     before, config.cfg = config.cfg, job
     try:

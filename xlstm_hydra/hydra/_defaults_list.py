@@ -1,4 +1,4 @@
-"""The entries of defaults lists: the options that they lead to, and why Hydra rejects one."""
+"""Entries of defaults lists: the options that they name, and the reasons why Hydra rejects them."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ _NONE_EARLIER = re.compile(r"(Invalid Defaults List override) '.*'\.\s+No earlie
 _TWICE = re.compile(r"Multiple values for ([^ ]+)\. To override")
 _INTERPOLATION = re.compile(r"Error resolving interpolation '(.+?)', possible")
 _SEARCH_PATH = re.compile(r"Overriding hydra\.searchpath is only supported")
-"""What Hydra reports of an entry of a defaults list, with its group or value."""
+"""Error messages of Hydra about an entry of a defaults list."""
 
 
 class EntryFault(NamedTuple):
-    """What is wrong with an entry of a defaults list."""
+    """A problem with an entry of a defaults list."""
 
     problem: Problem
     number: int | None = None
-    """The number of the entry; None: not known."""
+    """Index of the entry. None: unknown."""
     is_misplaced: bool = False
-    """True if the entry only stands at the wrong position."""
+    """True if only the position of the entry is wrong."""
 
 
 def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]) -> EntryFault | None:
-    """Return why Hydra rejects an entry; None for other texts.
+    """Return the problem with an entry of a defaults list; None if the error is about something else.
 
     Args:
-        text: what Hydra reports.
-        entries: those of the file, with their numbers.
+        text: error message of Hydra.
+        entries: of the file, with their indices.
         groups: the groups that exist.
     """
     if _SEARCH_PATH.match(text):
         rule, fix = (
-            "can be set in a primary config only",
-            "Use --config-dir=DIR, or hydra.searchpath=[DIR] as argument.",
+            "can only be set in the primary config",
+            "Use --config-dir=DIR, or hydra.searchpath=[DIR] on the command line.",
         )
         return EntryFault(Problem.about("hydra.searchpath", rule, fix))
     chosen = [(number, entry) for number, entry in entries if isinstance(entry, GroupDefault)]
     if match := _INTERPOLATION.match(text):
         number = next((number for number, entry in chosen if match[1] in str(entry.value)), None)
-        return EntryFault(Problem.about("defaults", f"{match[1]} refers to no group of a defaults list"), number)
+        return EntryFault(Problem.about("defaults", f"{match[1]} does not refer to a group in a defaults list"), number)
     if match := _TWICE.match(text):
         found = _entry_of(match[1], chosen, is_override=False)
         return found and EntryFault(_chosen_twice(found[1]), found[0])
@@ -55,16 +55,18 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
         return None
     number, entry = found
     if match[1] == "Override":
-        problem = Problem.about(f"override {entry.group}", "must come after the others", "Move it to the end.")
+        rule = "must come after the entries without override"
+        problem = Problem.about(f"override {entry.group}", rule, "Move it to the end.")
         return EntryFault(problem, number, is_misplaced=True)
     return EntryFault(_nothing_to_override(entry, groups), number)
 
 
 def outside_group(entry: GroupDefault, groups: Iterable[str]) -> str:
-    """Return how an entry is written that means a group outside of the folder of its file; nothing for others."""
+    """Return the fix for an entry without the slash before a top-level group; an empty text for other entries."""
     if entry.group is not None and entry.group in groups and entry.group != entry.get_group_path():
         keyword = "override " if entry.is_override() else ""
-        return f"Write `{keyword}/{entry.group}: {entry.value}`: without the slash, a group is below that of its file."
+        written = f"{keyword}/{entry.group}: {entry.value}"
+        return f"Write `{written}`: without the slash, the name is relative to the group of the file."
     return ""
 
 
@@ -76,9 +78,8 @@ def _entry_of(key: str, chosen: list[tuple[int, GroupDefault]], is_override: boo
 
 def _chosen_twice(entry: GroupDefault) -> Problem:
     group = entry.get_group_path()
-    return Problem.about(
-        f"/{group}", "an option of the group is chosen already", f"Write `override /{group}: {entry.value}`."
-    )
+    rule = "the defaults list already has an option of this group"
+    return Problem.about(f"/{group}", rule, f"Write `override /{group}: {entry.value}`.")
 
 
 def _nothing_to_override(entry: GroupDefault, groups: list[str]) -> Problem:
@@ -86,15 +87,16 @@ def _nothing_to_override(entry: GroupDefault, groups: list[str]) -> Problem:
     if fix := outside_group(entry, groups):
         return Problem.about(f"override {entry.group}", f"there is no group {group} to override", fix)
     if entry.package is not None and group in groups:
-        name = f"override /{group}@{entry.package}"
-        return Problem.about(
-            name, f"the config has no {group} at {entry.package}", f"Write `override /{group}: {entry.value}`."
+        name, rule = (
+            f"override /{group}@{entry.package}",
+            f"the config has no group {group} in the package {entry.package}",
         )
-    return Problem.about(f"override /{group}", "there is no such group to override", nearest(group, groups))
+        return Problem.about(name, rule, f"Write `override /{group}: {entry.value}`.")
+    return Problem.about(f"override /{group}", "no such group", nearest(group, groups))
 
 
 def paths_of(default: Any) -> list[str]:
-    """The options that an entry of a defaults list names."""
+    """Paths of the options that an entry of a defaults list selects."""
     if default.is_self() or default.is_missing():
         return []
     if isinstance(default, GroupDefault) and isinstance(default.value, list):
@@ -103,12 +105,12 @@ def paths_of(default: Any) -> list[str]:
 
 
 def key_of(default: Any) -> str:
-    """The group that an entry is about, as an override names it."""
+    """Key with which an override selects the group of an entry."""
     return default.get_override_key() if isinstance(default, GroupDefault) else ""
 
 
 def circle(start: str, below: dict[str, set[str]]) -> list[str] | None:
-    """The way from an option back to itself."""
+    """Path through defaults lists from an option back to itself; None if there is none."""
     ways = [[start]]
     seen: set[str] = set()
     for way in ways:

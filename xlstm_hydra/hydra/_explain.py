@@ -26,16 +26,15 @@ from ._split import MAX_JOBS, first_point, split, typed_limit
 def explain(
     error: Exception, config_loader: Any, config_name: str | None, overrides: Sequence[str], *, sweep: bool
 ) -> list[Problem]:
-    """Every problem of a command line that Hydra refused.
+    """Return every problem of a command line that Hydra rejected.
 
     Args:
-        error: what Hydra raised.
-        config_loader: Hydra's.
+        error: that Hydra raised.
+        config_loader: of Hydra.
         config_name: name of the primary config.
-        overrides: the command line's.
-        sweep: whether an override may have several values.
+        overrides: of the command line.
+        sweep: True if overrides may have several values.
     """
-
     composer = _composer(config_loader, config_name)
     try:
         if not sweep:
@@ -64,7 +63,7 @@ def explain(
 
 
 def _composer(config_loader: Any, config_name: str | None) -> Composer:
-    """What composes and checks with one of Hydra's loaders."""
+    """Make a `Composer` that uses a config loader of Hydra."""
 
     def compose(choices: Sequence[str]) -> DictConfig:
         return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
@@ -83,12 +82,12 @@ def _composer(config_loader: Any, config_name: str | None) -> Composer:
 
 
 def file_problems(config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> list[Problem]:
-    """The problems of a run that are in files of the user's.
+    """Return the problems of a run that are in the user's files.
 
     Args:
-        config_loader: Hydra's.
+        config_loader: of Hydra.
         config_name: name of the primary config.
-        overrides: the command line's, of which those with several values are left out.
+        overrides: of the command line; those with several values are ignored.
     """
     if not has_own_files(config_loader, overrides):
         return []
@@ -100,11 +99,11 @@ def file_problems(config_loader: Any, config_name: str | None, overrides: Sequen
 
 
 def located(error: ConfigError, config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> ConfigError:
-    """An error of a run, in which problems that are in files of the user's have the file and the line.
+    """Add file and line to the problems of a run that are in the user's files.
 
     Args:
-        error: what the run was refused with.
-        config_loader: Hydra's.
+        error: with the problems.
+        config_loader: of Hydra.
         config_name: name of the primary config.
         overrides: of the run.
     """
@@ -115,7 +114,7 @@ def located(error: ConfigError, config_loader: Any, config_name: str | None, ove
 
 
 def package_problem(package: str, cfg: DictConfig, kind: str) -> Problem | None:
-    """Return the problem with a part of a config that is to be printed and does not exist.
+    """Return a problem if the part of a config to print does not exist.
 
     Args:
         package: the part.
@@ -133,7 +132,7 @@ def package_problem(package: str, cfg: DictConfig, kind: str) -> Problem | None:
 
 
 def _points_of(overrides: Sequence[Override]) -> tuple[list[list[str]], list[Problem]]:
-    """The points of a sweep; one where there are too many, which is a problem unless they are a search space."""
+    """Points of a sweep, or only the first if it is a search space or has too many, which is a problem."""
     is_study = any(override.key_or_group == "hydra/sweeper" and override.value() == "optuna" for override in overrides)
     if is_study:
         return [first_point(overrides)], []

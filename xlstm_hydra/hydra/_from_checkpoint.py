@@ -1,4 +1,4 @@
-"""The options that a saved run gives: each group that its checkpoints recorded, and `from` for all of them at once."""
+"""Config options from a saved run: one for each group in its metadata, and `from` for all groups at once."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ from ._quote import as_override, literal
 from ._schemas import SCHEMAS, ModelNode
 
 ALL = "from"
-"""The group whose options choose that of every other group."""
+"""Group whose options select the saved option of every other group."""
 
 NAME = "ckpt"
-"""The option of the checkpoint that the source names; that of another step is `ckpt@STEP`."""
+"""Option of the checkpoint that the source names. For other steps of the run it is `ckpt@STEP`."""
 
 _DEFAULT = "from@_global_"
-"""The entry of the primary config's defaults list for `from`: before the recipes, which may change what it gives."""
+"""Entry for `from` in the defaults list of the primary config. Recipes come later and override its values."""
 
 _RESUME = "resume"
 _SIMULATED = "trainer.simulated_devices"
 _LENIENT = "?lenient"
-"""What stands behind the address of a checkpoint whose record may have unknown fields."""
+"""Suffix of a checkpoint address: unknown fields of its metadata are ignored."""
 
 
 class SavedOptions:
-    """The options that the checkpoints of a run give, by paths such as `model/ckpt`."""
+    """Config options from the checkpoints of a run, by paths such as `model/ckpt`."""
 
     def __init__(self, source: str, key: str, *, lenient: bool = False) -> None:
         """Find the checkpoints, and read the metadata of the one that is named.
 
         Args:
             source: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
-            key: where the user typed it, for messages.
-            lenient: ignore fields of the records that are unknown, with a warning.
+            key: of the argument that names it, for messages.
+            lenient: ignore unknown fields of the metadata, with a warning.
 
         Raises:
-            ConfigError: there is none, or it cannot be read.
+            ConfigError: the checkpoint does not exist or cannot be read.
         """
         self._key, self._lenient = key, lenient
         if not source:
-            raise refused(source, "names no run", "Write ckpt:// and the folder of a run behind it.", key)
+            raise refused(source, "the run folder is missing", "Write ckpt://RUN.", key)
         self.checkpoint = find_checkpoint(source, key)
         if any("\ud800" <= letter <= "\udfff" for letter in str(self.checkpoint)):
-            text = "its path is not valid UTF-8, and the config of a run is saved as UTF-8 text"
-            raise refused(str(self.checkpoint), text, "Rename it, or link to the folder that has that name.", key)
+            text = "its path is not valid UTF-8, so it cannot be saved in the config of a run"
+            raise refused(str(self.checkpoint), text, "Rename the folder, or create a symbolic link to it.", key)
         run = run_of(self.checkpoint)
         saved = {} if run is None else saved_checkpoints(run)
         self._checkpoints = {NAME: self.checkpoint} | {f"{NAME}@{step}": path for step, path in saved.items()}
@@ -77,41 +77,42 @@ class SavedOptions:
 
     @classmethod
     def at(cls, address: str, key: str) -> SavedOptions:
-        """Find the checkpoints of an address without its scheme: a saved run, with `?lenient` behind it if its record
-        may have unknown fields."""
+        """Find the checkpoints of an address without its scheme: a saved run, and `?lenient` to ignore unknown
+        fields."""
         return cls(address.removesuffix(_LENIENT), key, lenient=address.endswith(_LENIENT))
 
     @property
     def address(self) -> str:
-        """The search path that leads to the same checkpoint from any folder, also when later ones have been saved."""
+        """Search path of the named checkpoint, valid in any folder and after further checkpoints have been saved."""
         return f"{NAME}://{self.checkpoint}{_LENIENT if self._lenient else ''}"
 
     @property
     def notes(self) -> list[str]:
-        """What the options of the named checkpoint leave out of what it recorded, and why."""
+        """Parts of the metadata that the options of the named checkpoint leave out, with the reasons."""
         return self._read[NAME][1]
 
     @property
     def writer(self) -> str:
-        """Which program wrote the named checkpoint: see `Record.writer`."""
+        """Program that wrote the named checkpoint: see `Record.writer`."""
         return self._read[NAME][2]
 
     def load(self, path: str) -> tuple[DictConfig, str | None]:
-        """The config of an option, and the package that its header would name.
+        """Return the config of an option, and the package of its header.
 
         Raises:
-            ConfigError: its checkpoint cannot be read, or recorded no such group.
+            ConfigError: its checkpoint cannot be read, or its metadata lacks the group.
         """
         group, _, name = path.partition("/")
         options = self._options(name)
         if group == ALL:
             return OmegaConf.create({"defaults": [{f"override /{other}": name} for other in options]}), "_global_"
         if group not in options:
-            raise refused(str(self._checkpoints[name]), f"recorded no {group}", "Choose another step.", self._key)
+            rule = f"its metadata has no group {group}"
+            raise refused(str(self._checkpoints[name]), rule, "Choose another step.", self._key)
         return copy.deepcopy(options[group]), None
 
     def _options(self, name: str) -> dict[str, DictConfig]:
-        """What a checkpoint recorded, as the option of each group."""
+        """Config of each group in the metadata of a checkpoint."""
         if name not in self._read:
             checkpoint = self._checkpoints[name]
             record = record_of(checkpoint, self._key, lenient=self._lenient)
@@ -123,18 +124,18 @@ class SavedOptions:
 
 
 def overrides_of(key: str, source: str, others: list[str], searched: list[Any], *, lenient: bool) -> list[str]:
-    """Return the overrides that stand for `--from RUN` or `resume=RUN`, with the others behind them. What is left out
-    of the saved config is reported on stderr.
+    """Return the overrides that replace `--from RUN` or `resume=RUN`, followed by the others. Parts of the saved config
+    that are left out are reported on stderr.
 
     Args:
         key: `--from` or `resume`.
         source: the saved run: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
         others: the other overrides.
-        searched: what else is in `hydra.searchpath`.
-        lenient: ignore fields of the record that are unknown.
+        searched: other entries of `hydra.searchpath`.
+        lenient: ignore unknown fields of the metadata.
 
     Raises:
-        ConfigError: no checkpoint is named, or it cannot be read or continued.
+        ConfigError: the checkpoint does not exist, or cannot be read or continued.
     """
     saved = SavedOptions(source, key, lenient=lenient)
     for note in saved.notes:
@@ -150,21 +151,21 @@ def overrides_of(key: str, source: str, others: list[str], searched: list[Any], 
 
 
 def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
-    """What makes a run go on where another has stopped, beside its config. The first `.hydra` of its folder stays.
+    """Return the overrides that continue a saved run, besides its config. Hydra's record of the first start is kept.
 
-    If no step was named, the run starts at its newest checkpoint, or at an earlier one if that turns out to be damaged.
+    If no step was named, the run continues from its newest checkpoint that is intact.
     """
     typed = {text.lstrip("+").partition("=")[0] for text in others}
     if RESTORE in typed:
-        fix = f"Leave one away: {_RESUME} takes the config of the run too."
+        fix = f"Remove one of them. Only {_RESUME} also restores the config of the run."
         raise ConfigError([Problem.about(f"{_RESUME} and {RESTORE}", "cannot be given together", fix)])
     run = run_of(checkpoint)
     source = checkpoint if run is None or not names_run else run
     settings: dict[str, Any] = {RESTORE: str(source), "checkpoint.init_from": None}
     if "hydra.run.dir" not in typed:
         if run is None:
-            text = f"{checkpoint} is not in the folder of a run, so it is not known where the run continues"
-            fix = "Name a folder: hydra.run.dir=DIR."
+            text = f"{checkpoint} is not inside a run folder, so there is no folder to continue in"
+            fix = "Set one with hydra.run.dir=DIR."
             raise ConfigError([Problem.about(_RESUME, text, fix)])
         settings["hydra.run.dir"] = str(run)
         settings["hydra.output_subdir"] = f".hydra/resumed_at_{step_of(checkpoint, _RESUME)}"
@@ -172,20 +173,20 @@ def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str
 
 
 def _planned(others: list[str]) -> list[str]:
-    """What a plan leaves away of a saved run: where it ran."""
+    """Return the overrides for the plan of a saved run: it does not use the simulated devices of that run."""
     keys = {text.partition("=")[0] for text in others}
     is_left = "task=plan" in others and _SIMULATED not in keys
     return [f"{_SIMULATED}=null"] if is_left else []
 
 
 def _in_defaults_list(text: str) -> str:
-    """A choice of `from`, such as of another step, moved to where the defaults list has it."""
+    """Rewrite `from=...`, such as for another step, to the entry in the defaults list."""
     key, equals, value = text.partition("=")
     return f"{_DEFAULT}={value}" if equals and key in ("from", "+from") else text
 
 
 def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:
-    """A config as an option holds it: on its schema, where it has one of ours."""
+    """Node of a config, merged into its schema if it is one of ours."""
     if not isinstance(config, ModelConfig):
         return _on_schema(type(config), _literal_fields(config))
     own = config.model_config
@@ -200,10 +201,10 @@ def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:
 
 
 def _literal_fields(config: ConfigDict) -> dict[str, Any]:
-    """Recorded values, which nothing resolves or calls."""
+    """Recorded values with escaped interpolations. A `_target_` is rejected: a checkpoint must not call anything."""
     fields = literal(config.to_dict())
     if called := [key for key, value in fields.items() if _has_target(value)]:
-        text = "holds a _target_, which names what is called, and a checkpoint calls nothing"
+        text = "contains a _target_, which is not allowed in a checkpoint"
         raise ConfigError([Problem.about(called[0], text)])
     return fields
 

@@ -1,4 +1,4 @@
-"""Hydra's own part of a config: launchers and sweepers, what installs those that are not here, and its rules."""
+"""The node `hydra` of a config: launchers, sweepers and the packages that provide them, and rules."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ ENGINES: dict[str, dict[str, tuple[str, str]]] = {
         "ax": ("hydra_plugins.hydra_ax_sweeper", "hydra-ax-sweeper"),
     },
 }
-"""Options that need more than the base install: the module that is then there, and what pip installs for it."""
+"""Options that need an extra package: the module that they import, and the package that provides it."""
 
 _OTHER_FILES = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath=", "+hydra.searchpath=")
-"""How an argument begins that brings files which are not ours."""
+"""Prefixes of arguments that add config files of the user."""
 
 _GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
-"""How an override begins that says how a sweep is run."""
+"""Prefixes of overrides that only concern sweeps."""
 
 REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
-"""Groups of which a run needs an option."""
+"""Groups that must have an option in every run."""
 
 SEARCH_PATH = "hydra.searchpath"
 _CALLBACKS = "hydra.callbacks"
@@ -60,14 +60,14 @@ TARGET_FORM = "A _target_ is the dotted path of a class that is installed or in 
 
 
 def check_engines(arguments: Sequence[str]) -> None:
-    """Refuse a launcher or sweeper that is not installed, or that there is none of this name. Where folders of the
-    user's or plugins of others may have it, only Hydra knows.
+    """Reject a launcher or sweeper that is not installed or does not exist. Unknown names are left to Hydra if folders
+    of the user or other plugins may provide them.
 
     Args:
-        arguments: what was typed.
+        arguments: of the command.
 
     Raises:
-        ConfigError: with the lines that install it, or those that there are.
+        ConfigError: with the command that installs it, or the known names.
     """
     chosen = _chosen(arguments)
     problems = [problem for group, name in chosen if (problem := not_installed(group, name))]
@@ -78,7 +78,7 @@ def check_engines(arguments: Sequence[str]) -> None:
 
 
 def not_installed(group: str, name: str) -> Problem | None:
-    """The problem with an option that needs what is not here, if it does."""
+    """Return a problem if an option needs a package that is not installed."""
     module, package = ENGINES.get(group, {}).get(name, ("hydra", ""))
     if _is_importable(module):
         return None
@@ -86,7 +86,7 @@ def not_installed(group: str, name: str) -> Problem | None:
 
 
 def _unknown(group: str, name: str) -> Problem:
-    """There is none of this name, with what installs those that are near it."""
+    """The problem with an unknown launcher or sweeper, with the packages that provide further ones."""
     names: dict[str, list[str]] = {}
     for other, (_, package) in ENGINES[group].items():
         names.setdefault(package, []).append(other)
@@ -96,12 +96,12 @@ def _unknown(group: str, name: str) -> Problem:
 
 
 def _known(group: str) -> list[str]:
-    """The options that the base install has, and those that others bring."""
+    """Options of the base install and of optional packages."""
     return sorted({"basic", *ENGINES[group], *(file.stem for file in (conf_dir() / group).glob("*.yaml"))})
 
 
 def _may_have_others(arguments: Sequence[str]) -> bool:
-    """Whether there may be options that are neither ours nor of the plugins that we know."""
+    """True if there may be options other than ours and those of known plugins."""
     if any(text.startswith(_OTHER_FILES) for text in arguments):
         return True
     known = {module for group in ENGINES.values() for module, _ in group.values()}
@@ -110,31 +110,31 @@ def _may_have_others(arguments: Sequence[str]) -> bool:
 
 
 def require_engine(group: str, name: str) -> None:
-    """Make sure that what an option needs is here.
+    """Make sure that the package for an option is installed.
 
     Raises:
-        ConfigError: it is not, with the line that installs it.
+        ConfigError: it is not; with the command that installs it.
     """
     if problem := not_installed(group, name):
         raise ConfigError([problem])
 
 
 def launcher_rules(launcher: Any) -> Iterator[Problem]:
-    """What is wrong with the settings of another's launcher, which it would tell when the sweep has begun.
+    """Yield problems with settings of a third-party launcher, which it would report only after the sweep has started.
 
     Args:
         launcher: `hydra.launcher`.
     """
     if str(launcher._target_).endswith(".JoblibLauncher") and launcher.n_jobs == 0:
-        fix = "Write how many jobs run at a time, or -1 for one on each core."
+        fix = "Set the number of jobs that run at a time, or -1 for one per core."
         yield Problem({"hydra.launcher.n_jobs": 0}, "must not be 0", fix)
 
 
 def check_unused_engines(arguments: Sequence[str]) -> None:
-    """Refuse what says how a sweep is run where there is none. Files may say it: they serve sweeps too.
+    """Reject overrides for sweeps on the command line of a single run. In files they are allowed.
 
     Args:
-        arguments: what was typed.
+        arguments: of the command.
 
     Raises:
         ConfigError: with each such argument.
@@ -143,7 +143,7 @@ def check_unused_engines(arguments: Sequence[str]) -> None:
     if args.multirun or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
         return
     if args.config_dir or args.config_path or args.config_name:
-        return  # a file may say that it is a sweep
+        return  # a file may set hydra.mode
     if any(text.lstrip("+").startswith(("hydra.mode=", "hydra.searchpath=")) for text in args.overrides):
         return
     if unused := [text for text in args.overrides if text.lstrip("+~").startswith(_GROUPS)]:
@@ -151,7 +151,7 @@ def check_unused_engines(arguments: Sequence[str]) -> None:
 
 
 def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """The options of the groups that were typed."""
+    """Launchers and sweepers in the arguments, as pairs of group and option."""
     pairs = [text.lstrip("+").partition("=") for text in arguments]
     return [(key, value.strip("'\"")) for key, _, value in pairs if key in ENGINES]
 
@@ -167,7 +167,7 @@ def callbacks_of(cfg: DictConfig) -> Callbacks:
     """Return the callbacks of a composed config.
 
     Raises:
-        ConfigError: Hydra's own part breaks a rule.
+        ConfigError: the node `hydra` breaks a rule.
     """
     if problems := [*hydra_rules(cfg)]:
         raise ConfigError(problems)
@@ -175,17 +175,17 @@ def callbacks_of(cfg: DictConfig) -> Callbacks:
 
 
 def hydra_rules(cfg: DictConfig) -> Iterator[Problem]:
-    """Yield every broken rule of Hydra's own part."""
+    """Yield every broken rule of the node `hydra`."""
     yield from callback_problems(cfg)
     yield from unchosen_groups(cfg.hydra.runtime.choices, cfg)
     record = cfg.hydra.output_subdir
     if record is not None and (os.path.isabs(record) or ".." in Path(record).parts):
-        fix = "Write a name such as .hydra, or null for no record."
-        yield Problem({"hydra.output_subdir": record}, "must be a path inside of the run's folder", fix)
+        fix = "For example .hydra, or null to write no record."
+        yield Problem({"hydra.output_subdir": record}, "must be a relative path inside the run folder", fix)
 
 
 def unchosen_groups(choices: Any, cfg: DictConfig) -> Iterator[Problem]:
-    """Yield a problem for each group that a defaults list sets to null: the run would have the values of the class.
+    """Yield a problem for each required group that a defaults list sets to null. The run would use class defaults.
 
     Args:
         choices: the option of each group, as Hydra records them.
@@ -193,30 +193,30 @@ def unchosen_groups(choices: Any, cfg: DictConfig) -> Iterator[Problem]:
     """
     for group in REQUIRED:
         if group in choices and choices[group] is None and group not in cfg:
-            fix = f"Choose one: `override /{group}: OPTION` in the file, or {group}=OPTION as argument."
-            yield Unread({group: None}, "a defaults list sets the group to null, and it is required", fix)
+            fix = f"Choose an option: `override /{group}: OPTION` in the file, or {group}=OPTION on the command line."
+            yield Unread({group: None}, "the group is required, but a defaults list sets it to null", fix)
 
 
 def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
-    """Yield a problem for each callback that names no class: Hydra would warn at each event of the run."""
+    """Yield a problem for each callback without a class. Hydra would only warn, at each event of the run."""
     callbacks: Any = OmegaConf.select(cfg, _CALLBACKS, throw_on_resolution_failure=False)
     if callbacks is None:
         return
     plain: Any = OmegaConf.to_container(callbacks, resolve=False)
     for name, value in plain.items():
         if not isinstance(value, dict):
-            rule = f"expected keys and values, one of them _target_, got {show(value)}"
+            rule = f"expected a mapping with a _target_, got {show(value)}"
             yield Problem.about(f"{_CALLBACKS}.{name}", rule, TARGET_FORM)
         elif "_target_" not in value:
             yield Problem.about(f"{_CALLBACKS}.{name}._target_", "missing", TARGET_FORM)
 
 
 def overrides_of_other(process: int, job_logging: str) -> list[str]:
-    """Overrides for a process that is not the first: no folder and no log of its own, and its number on what it says.
+    """Return overrides for a process other than the first: no folder, no log file, its number before each message.
 
     Args:
         process: its number, from 1.
-        job_logging: the option of that group which the run has chosen.
+        job_logging: the selected option of `hydra/job_logging`.
     """
     quiet = ["hydra.output_subdir=null"]
     if job_logging in ("none", "disabled"):

@@ -1,4 +1,4 @@
-"""Errors that belong to no single override: interpolations without a value, and objects that Hydra cannot make."""
+"""Errors that do not belong to a single override: unresolved interpolations, and objects that Hydra cannot make."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_RESOLVER = re.compile(r"Unsupported interpolation type '?([^' ]+)")
 _NO_VARIABLE = re.compile(r"Environment variable '(.+)' not found")
 _WRONG_VALUE = re.compile(r"While dereferencing interpolation .*?: Value ('.*?'|\S+) ")
 _FAILED = re.compile(r"(\w+) raised while resolving interpolation: (.*)")
-"""What OmegaConf reports of interpolations."""
+"""Error messages of OmegaConf about interpolations."""
 
 _KEY = "\nfull_key: "
 _ADVICE = ", set env var HYDRA_FULL_ERROR=1"
@@ -35,8 +35,8 @@ _NO_PLUGIN = re.compile(r"(?:Invalid plugin|Unknown plugin class :) '(.*?)'")
 
 
 def whole(error: Exception) -> Problem:
-    """An error that belongs to no single override; without the listing that Hydra puts under it."""
-    if isinstance(error, OverrideParseException):  # of one that no one typed, such as in hydra.sweeper.params
+    """Make a problem of an error that does not belong to a single override, without the listing that Hydra appends."""
+    if isinstance(error, OverrideParseException):  # not typed, such as in hydra.sweeper.params
         return unreadable(error.override, error)
     if isinstance(error, InstantiationException):
         return not_made(error)
@@ -49,22 +49,22 @@ def whole(error: Exception) -> Problem:
 
 
 def unresolved(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem:
-    """The problem with an interpolation that has no value.
+    """Return the problem with an interpolation that cannot be resolved.
 
     Args:
-        key: its key.
-        value: the interpolation, or what contains it.
-        error: what OmegaConf raised.
+        key: of the interpolation.
+        value: the interpolation, or a value that contains it.
+        error: that OmegaConf raised.
         cfg: the whole config.
     """
     return Unread({key: value}, *_why_unresolved(key, error, cfg))
 
 
 def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, str]:
-    """Why an interpolation has no value, and what to write."""
+    """Rule and fix for an interpolation that cannot be resolved."""
     text = first_line(error)
     if "GrammarParseError" in text:
-        return "the interpolation gives text that cannot be read as a value", ""
+        return "the interpolation resolves to text that cannot be parsed as a value", ""
     if match := _NO_KEY.search(text):
         name = match[2] or match[1]
         return f"refers to a key that does not exist: {name}", _near_key(name, cfg)
@@ -74,14 +74,14 @@ def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, s
     if "Recursive interpolation" in text:
         return "refers to itself", ""
     if "Interpolation to parent node" in text:
-        return "refers to a group that it is part of", "Name a single key of the group."
+        return "refers to a group that contains it", "Refer to a single key of the group."
     if match := _NO_VARIABLE.search(text):
         return f"the environment variable {match[1]} is not set", ""
     if match := _WRONG_VALUE.search(text):
         return f"expected {expected_type(key, cfg) or 'another type'}, got {match[1]}", ""
     if match := _FAILED.search(text):
         is_call = match[1] == "TypeError" and "argument" in match[2]
-        return "the resolver does not take these arguments" if is_call else f"the resolver failed: {match[2]}", ""
+        return "the resolver does not accept these arguments" if is_call else f"the resolver failed: {match[2]}", ""
     return text, ""
 
 
@@ -109,7 +109,7 @@ def not_made(error: Exception) -> Problem:
 
 
 def unknown_engine(error: Exception) -> Problem | None:
-    """Return the problem with a launcher or sweeper that is not a plugin, or that takes no such key; None for other
+    """Return the problem with a launcher or sweeper that is not a plugin, or that does not accept a key; None for other
     errors."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [str(frame.f_globals.get("__name__")) for frame in frames[-1:]]
@@ -120,10 +120,10 @@ def unknown_engine(error: Exception) -> Problem | None:
     group = "launcher" if any(frame.f_code.co_name == "instantiate_launcher" for frame in frames) else "sweeper"
     key, fix = f"hydra.{group}._target_", f"Choose an option with hydra/{group}=..."
     if match := _NO_PLUGIN.match(str(error)):
-        return Problem({key: match[1]}, f"is not a {group} that Hydra knows", fix)
+        return Problem({key: match[1]}, f"is not a {group} plugin of Hydra", fix)
     return Problem.about(key, " ".join(str(error).partition("\n\n")[0].split()), fix)
 
 
 def _with_notes(error: Exception) -> str:
-    """Return the text of an error, to which Hydra 1.4 adds the key as a note."""
+    """Text of an error with its notes: Hydra 1.4 adds the key as a note."""
     return "\n".join([str(error), *getattr(error, "__notes__", ())])

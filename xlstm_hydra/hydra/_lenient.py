@@ -1,6 +1,6 @@
-"""Composing in spite of what is wrong with files of the user's: each mistake becomes a problem with its file and line.
+"""Compose despite mistakes in the user's files. Each mistake becomes a problem with its file and line.
 
-Hydra stops at the first mistake, and often reports neither file nor key. This is used once something is wrong.
+Hydra stops at the first mistake, and often reports neither file nor key. This is only used after Hydra has failed.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from ._search_path import is_own
 from ._yaml_file import Fault, entry_line, header_faults, header_problem, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)
-"""What composing raises because of a file: also one that cannot be opened, or that leads back to itself."""
+"""Exceptions that a file can cause while composing: it may also be unreadable, or include itself."""
 
 _IN_FILE = re.compile(r"^In '?([^':\n]+)'?: (.*)", re.DOTALL)
 
 
 def compose_files(loader: ConfigLoader, config_name: str | None, overrides: Sequence[str]) -> Composed:
-    """Compose a config, whatever is wrong with the files of the user's.
+    """Compose a config despite mistakes in the user's files.
 
     Raises:
-        Exception: what Hydra raises for mistakes that are in none of those files.
+        Exception: of Hydra, for a mistake outside those files.
     """
     lenient = _LenientLoader(loader)
     cfg = lenient.compose(config_name, list(overrides))
@@ -53,11 +53,11 @@ def compose_files(loader: ConfigLoader, config_name: str | None, overrides: Sequ
 
 
 class _Again(Exception):
-    """A mistake was found and noted in what has been merged already: compose again without it."""
+    """A mistake was found in a file that is already merged: compose again without it."""
 
 
 class _LenientLoader(ConfigLoaderImpl):
-    """Hydra's loader, which notes what is wrong with a file of the user's and goes on without it."""
+    """Hydra's loader, except that it records mistakes in the user's files and continues without them."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         vars(self).update(vars(loader))
@@ -66,21 +66,21 @@ class _LenientLoader(ConfigLoaderImpl):
         self.wrong: set[str] = set()
         self.files: dict[str, OwnFile] = {}
         self.empty: set[str] = set()
-        """Options that are taken as empty."""
+        """Options that are treated as empty."""
         self.removed: set[tuple[str, int]] = set()
-        """Entries of defaults lists that are left out: the option and the number in its list."""
+        """Removed entries of defaults lists, by option and index."""
         self.unordered: set[str] = set()
-        """Options whose defaults list is put into order."""
+        """Options whose defaults list is sorted."""
         self.dropped: set[tuple[str, tuple[str, ...]]] = set()
-        """Values that are left out: the option and the path in its file."""
+        """Removed values, by option and path."""
 
     def note(self, problem: Problem, file: OwnFile, line: int | None = None, position: str = "") -> None:
-        """Keep a problem with a file."""
+        """Record a problem with a file."""
         found = in_file(problem, f"{file.name}{position}" if position else file.at(line))
         self.problems[str(found)] = found
 
     def compose(self, config_name: str | None, overrides: list[str]) -> DictConfig:
-        """The config without what is wrong in files of the user's, which is noted."""
+        """Compose without the mistakes in the user's files, which are recorded."""
         while True:
             self.placed: list[Placed] = []
             self.merged = OmegaConf.create()
@@ -96,13 +96,13 @@ class _LenientLoader(ConfigLoaderImpl):
                     raise
 
     def parse_overrides(self, config_name: str | None, overrides: list[str]) -> list[Override]:
-        """Parse overrides as Hydra 1.4 does, with the aliases of a primary config that can be read."""
+        """Parse overrides as Hydra 1.4 does, with the aliases of the primary config if it can be read."""
         parse: Any = getattr(super(), "parse_overrides", None)
         try:
             if parse is not None:
                 return parse(config_name, overrides)
         except UNREADABLE:
-            pass  # the file is read again, and its mistakes are noted
+            pass  # the file is read again, and its mistakes are recorded
         return OverridesParser.create().parse_overrides(overrides)
 
     def _parse_overrides_and_create_caching_repo(
@@ -116,7 +116,7 @@ class _LenientLoader(ConfigLoaderImpl):
     # ---- one file
 
     def read(self, option: str, source: ConfigSource) -> bool:
-        """Read the text of a file of the user's. False: it is to be taken as empty."""
+        """Read one of the user's files. False if it must be treated as empty."""
         if option in self.files:
             return option not in self.empty
         file = OwnFile(option, name_of(option, source))
@@ -134,14 +134,14 @@ class _LenientLoader(ConfigLoaderImpl):
         return not faults
 
     def lose(self, file: OwnFile) -> None:
-        """Go on as if a file were empty."""
+        """Treat a file as empty."""
         self.empty.add(file.option)
         self.lost.add(file.group)
 
     # ---- the defaults lists
 
     def blame(self, error: BaseException, typed: Collection[tuple[str, ...]]) -> None:
-        """Note a problem with the file that made Hydra raise this, if one did."""
+        """Record a problem with the file that caused an error, if there is one."""
         if isinstance(error, RecursionError):
             self.blame_circle()
         elif missing := getattr(error, "missing_cfg_file", None):
@@ -156,7 +156,7 @@ class _LenientLoader(ConfigLoaderImpl):
                 self.blame_defaults(option, text)
 
     def entries(self) -> Iterator[tuple[OwnFile, int, Any]]:
-        """Each entry of the defaults lists of the user's files."""
+        """Yield each entry of the defaults lists in the user's files, with its file and index."""
         for option, file in self.files.items():
             if file.result is not None and option not in self.empty:
                 for default in file.result.defaults_list or ():
@@ -166,14 +166,14 @@ class _LenientLoader(ConfigLoaderImpl):
                     yield file, found.number, found
 
     def with_key(self, text: str) -> Iterator[str]:
-        """The options whose defaults list has a group that a text names."""
+        """Yield the options whose defaults list has a group that occurs in a text."""
         for file, _, default in self.entries():
             names = [default.get_group_path(), str(default.value)] if isinstance(default, GroupDefault) else []
             if any(re.search(rf"(^|\W){re.escape(name)}(\W|$)", text) for name in names):
                 yield file.option
 
     def blame_entry(self, missing: str, options: Sequence[str]) -> None:
-        """Note that a defaults list names what there is not."""
+        """Record that a defaults list selects an option that does not exist."""
         group, _, name = missing.rpartition("/")
         for file, number, default in self.entries():
             if missing in paths_of(default):
@@ -187,7 +187,7 @@ class _LenientLoader(ConfigLoaderImpl):
                 self.lost.add(group)
 
     def blame_defaults(self, option: str, text: str) -> None:
-        """Note what Hydra does not accept in the defaults list of a file."""
+        """Record a mistake in the defaults list of a file."""
         if (file := self.files.get(option)) is None:
             return
         text = " ".join(text.partition("\n\n")[0].partition("\nAvailable")[0].split())
@@ -215,7 +215,7 @@ class _LenientLoader(ConfigLoaderImpl):
         return sorted({*self.repo.get_group_options("", ObjectType.GROUP)} - {"hydra"})
 
     def blame_lists(self) -> bool:
-        """Note entries that choose several options of a group that has one. False: there are none."""
+        """Record entries that select several options of a group with a single one. False if there are none."""
         before = len(self.removed)
         for file, number, default in self.entries():
             group = default.get_group_path() if isinstance(default, GroupDefault) else ""
@@ -226,7 +226,7 @@ class _LenientLoader(ConfigLoaderImpl):
         return len(self.removed) > before
 
     def blame_circle(self) -> None:
-        """Note files whose defaults lists lead back to themselves."""
+        """Record files whose defaults lists include themselves."""
         below: dict[str, set[str]] = {}
         for file, _, default in self.entries():
             below.setdefault(file.option, set()).update(paths_of(default))
@@ -254,7 +254,7 @@ class _LenientLoader(ConfigLoaderImpl):
         return replace(loaded, config=config)
 
     def without_wrong(self, config: Any, file: OwnFile, depth: int) -> Any:
-        """The config of a file without the values that do not fit what has been merged before."""
+        """Return the config of a file without the values that cannot be merged."""
         known = [path for path, _ in leaves(config) if (file.option, path) in self.dropped]
         if not known and refusal(self.merged, config) is None:
             return config
@@ -267,21 +267,21 @@ class _LenientLoader(ConfigLoaderImpl):
             if error is None:
                 fitting.merge_with(leaf)
             else:
-                if not empties(self.merged, path, value):  # what the group had stays
+                if not empties(self.merged, path, value):  # the group keeps its values
                     self.wrong.add(".".join(path))
                 self.drop(file, path, path[depth:], wrong_value(".".join(path), value, error, self.merged, self))
         return fitting
 
     def drop(self, file: OwnFile, path: tuple[str, ...], own: tuple[str, ...], problem: Problem) -> None:
-        """Leave out a value of a file."""
+        """Remove a value of a file, and record its problem."""
         self.dropped.add((file.option, path))
         self.note(problem, file, line_of(file.root, own))
 
     def blame_before(self, config: Any) -> None:
-        """Find the values of the user's that do not fit a config of ours which is merged after them.
+        """Find values in the user's files that conflict with a built-in config merged after them.
 
         Raises:
-            _Again: there are some.
+            _Again: such values were found.
         """
         found = False
         for file, package in self.placed:
@@ -299,7 +299,7 @@ class _LenientLoader(ConfigLoaderImpl):
 
 
 class _LenientRepository(CachingConfigRepository):
-    """Hydra's, in which files of the user's that cannot be read are empty."""
+    """Hydra's repository, except that unreadable files of the user are empty."""
 
     def __init__(self, loader: _LenientLoader) -> None:
         super().__init__(loader.repository)
@@ -332,7 +332,7 @@ class _LenientRepository(CachingConfigRepository):
         return file.result
 
     def numbered(self, result: ConfigResult | None, option: str) -> ConfigResult | None:
-        """The entries of a defaults list with their numbers in the file, and without those that are left out."""
+        """Number the entries of a defaults list, and drop those that were removed."""
         defaults: list[Any] = (result.defaults_list if result else None) or []
         for number, default in enumerate(defaults):
             default.number = number

@@ -1,4 +1,4 @@
-"""One door: a composed Hydra config becomes a checked `RunConfig`, and no `DictConfig` travels further."""
+"""The only place where a composed Hydra config becomes a checked `RunConfig`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def validate(cfg: DictConfig | Mapping[str, Any]) -> None:
 
 
 def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]:
-    """The run as far as it can be read, and every broken rule."""
+    """Return the run as far as it can be read, and every broken rule."""
     register_resolvers()
     problems: list[Problem] = []
     run = read_groups(cfg if isinstance(cfg, DictConfig) else config_of(cfg), problems)
@@ -58,11 +58,11 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
 def make_model_config(
     *, model_class: Any, config_class: str | None = None, parallel: Any = None, _checkpoint_: Any = None, **fields: Any
 ) -> ModelConfig:
-    """What a composed `model` node is the `_target_` of: the Flax class, its typed config, and the layout. Where that
-    config was saved is for the tasks.
+    """Make a model's config from its composed node, whose `_target_` this function is. Tasks read `_checkpoint_`
+    themselves.
 
     Raises:
-        ConfigError: a class that cannot be imported, or a field that breaks a rule.
+        ConfigError: a class cannot be imported, or a field breaks a rule.
     """
     del _checkpoint_
     node = {"model_class": model_class, "config_class": config_class, **_plain(fields)}

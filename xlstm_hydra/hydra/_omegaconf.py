@@ -1,5 +1,7 @@
-"""What is added to OmegaConf and Hydra: numbers as our configs read them (`trainer.max_steps=1e3` is 1000, and the text
-"1000" is refused), quick copies, single values of a config, and what differs between Hydra 1.3 and 1.4."""
+"""Extensions of OmegaConf, and the differences between Hydra 1.3 and 1.4.
+
+Numbers are read as our configs read them: `trainer.max_steps=1e3` is 1000, and the text "1000" is rejected.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +23,31 @@ from xlstm_hydra.codec import MISSING, Flags, read_scalar
 from xlstm_hydra.configs import RunConfig
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
-"""What Hydra, OmegaConf and YAML raise for a user's mistake while they compose."""
+"""Exceptions of Hydra, OmegaConf and YAML for a mistake of the user while composing."""
 
 IS_1_3 = tuple(map(int, __version__.split(".")[:2])) < (1, 4)
 
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if IS_1_3 else {}
-"""Keyword arguments of `hydra.main` and `hydra.initialize`: 1.3 warns without a version base, 1.4 warns of one."""
+"""Keyword arguments of `hydra.main` and `hydra.initialize`: 1.3 warns without a version base, 1.4 with one."""
 
 REPLACE: dict[str, Any] = {} if IS_1_3 else {"replace": True}
-"""Keyword arguments of `ConfigStore.store` for a name that may be there already."""
+"""Keyword arguments of `ConfigStore.store` for a name that may already exist."""
 
 register_resolver: Callable[..., None] = getattr(OmegaConf, "register_new_resolver" if IS_1_3 else "register_resolver")
-"""The function that makes a name known to OmegaConf's interpolations."""
+"""Function of OmegaConf that registers a resolver for interpolations."""
 
 _LOSSLESS = Flags(lossless=True)
 _WORDS = ("nan", "inf", "-inf")
-"""The floats that JSON holds as text, and so do saved configs."""
+"""Floats that JSON, and therefore a saved config, stores as text."""
 
 
 def yaml_loader() -> Any:
-    """Return the class with which OmegaConf loads YAML; each call makes one."""
+    """Return the class with which OmegaConf loads YAML; each call creates a new one."""
     return importlib.import_module("omegaconf._utils" if IS_1_3 else "omegaconf._yaml").get_yaml_loader()
 
 
 class IntegralNode(IntegerNode):
-    """An integer of a config, or an integral float. OmegaConf's own accepts text and no float at all."""
+    """Integer node that accepts integral floats, but no text. OmegaConf's own accepts text, but no floats."""
 
     def _validate_and_convert_impl(self, value: Any) -> int:
         if _is_resolved(self, value):
@@ -59,7 +61,7 @@ class IntegralNode(IntegerNode):
 
 
 class RealNode(FloatNode):
-    """A float of a config. OmegaConf's own accepts text."""
+    """Float node that does not accept text, unlike OmegaConf's own."""
 
     def _validate_and_convert_impl(self, value: Any) -> float:
         if _is_resolved(self, value) or (isinstance(value, str) and value in _WORDS):
@@ -76,7 +78,7 @@ _NODES: dict[Any, Any] = {IntegerNode: IntegralNode, FloatNode: RealNode}
 
 
 def _is_resolved(node: Any, value: Any) -> bool:
-    """True for text that an interpolation gives: `${oc.env:SEED}` has no other values."""
+    """True for text from an interpolation: `${oc.env:SEED}` always gives text."""
     return isinstance(value, str) and node._is_interpolation()
 
 
@@ -88,7 +90,7 @@ def _read(kind: type, value: Any, name: str) -> Any:
 
 
 def structured(schema: type) -> DictConfig:
-    """The node of a dataclass as `OmegaConf.structured` makes it, but for its numbers."""
+    """Make the node of a dataclass like `OmegaConf.structured`, but with our number nodes."""
     node = OmegaConf.structured(schema)
     _read_numbers(node)
     return node
@@ -109,7 +111,7 @@ def _read_numbers(node: Container) -> None:
 
 
 def copy_config(cfg: DictConfig) -> DictConfig:
-    """A config that shares nothing with this one that can change."""
+    """Copy a config. The copy shares nothing mutable with it."""
     return _copy(cfg, cfg._get_parent())
 
 
@@ -142,7 +144,7 @@ def _copy_metadata(metadata: Any) -> Any:
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The values of a config that are not keys and values themselves, unresolved."""
+    """Yield path and unresolved value of every leaf of a config."""
     plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
     if not isinstance(plain, dict) or not plain:
         if path:
@@ -153,14 +155,14 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 
 
 def nested(path: tuple[str, ...], value: Any) -> DictConfig:
-    """A config of one value."""
+    """A config with a single value at a path."""
     for key in reversed(path):
         value = {key: value}
     return cast(DictConfig, OmegaConf.create(value))
 
 
 def refusal(cfg: Any, other: Any) -> Exception | None:
-    """What OmegaConf raises when a config is merged into another."""
+    """Return the error that merging `other` into a config would raise; None if it would not."""
     for path, value in leaves(other):
         if empties(cfg, path, value):
             return ValidationError(f"{path[0]} cannot be null")
@@ -172,7 +174,7 @@ def refusal(cfg: Any, other: Any) -> Exception | None:
 
 
 def empties(cfg: Any, path: tuple[str, ...], value: Any) -> bool:
-    """True for a null in the place of a whole group, which OmegaConf accepts and a run does not."""
+    """True if a value sets a whole group to null, which OmegaConf accepts and a run does not."""
     if value is not None or len(path) != 1 or path[0] not in (*RunConfig.__dataclass_fields__, "hydra"):
         return False
     is_optional = type(None) in typing.get_args(typing.get_type_hints(RunConfig).get(path[0]))

@@ -1,4 +1,4 @@
-"""The options of a group, wherever Hydra finds them: ours, and those of the user where Hydra is up."""
+"""Options of a group: the built-in ones, and those of the user if Hydra is initialized."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ GROUP = "device"
 
 
 def sources() -> Sources:
-    """Config sources of Hydra, in order: as its job found them (`hydra.searchpath` too), unless that is over and
-    Hydra was initialized anew; where it is not up, ours alone."""
+    """Config sources of Hydra, in order: those of the current job with `hydra.searchpath`, or those with which Hydra
+    was initialized since; the built-in ones if it was not."""
     ours = (("hydra", "pkg://hydra.conf"), ("xlstm-hydra", f"xlstm://{conf_dir()}"))
     up, of_job = (), ()
     if GlobalHydra.instance().is_initialized():
@@ -51,8 +51,8 @@ def sources() -> Sources:
 
 @cache
 def loader(searched: Sources) -> ConfigLoaderImpl:
-    """Hydra's loader of options from these sources."""
-    Plugins.instance()  # which know the schemes of the sources
+    """Hydra's config loader for these sources."""
+    Plugins.instance()  # registers the schemes of the sources
     search_path = ConfigSearchPathImpl()
     for provider, path in searched:
         search_path.append(provider, path)
@@ -60,7 +60,7 @@ def loader(searched: Sources) -> ConfigLoaderImpl:
 
 
 def compose_options(searched: Sources, group: str, names: tuple[str, ...]) -> list[DictConfig]:
-    """The nodes of options, in one go: composing takes 0.1 s, and each option 0.02 s."""
+    """Compose options together: composing takes 0.1 s, and each option 0.02 s."""
     keys = [f"{group}.{number}" for number in range(len(names))]
     chosen = [as_override(f"+{group}@{key}", name) for key, name in zip(keys, names, strict=True)]
     cfg = loader(searched).load_configuration(None, chosen, RunMode.RUN)
@@ -68,12 +68,12 @@ def compose_options(searched: Sources, group: str, names: tuple[str, ...]) -> li
 
 
 def options_with(group: str, key: str, config_loader: ConfigLoader | None = None) -> list[str]:
-    """The options of a group whose config has a key, as they are typed.
+    """Return the options of a group that have a key, such as `data=text`.
 
     Args:
         group: name of the group.
-        key: that is looked for.
-        config_loader: Hydra's, where it is not up yet.
+        key: to look for.
+        config_loader: of Hydra, if it is not initialized yet.
     """
     keys_of = _option_keys(_sources_of(config_loader), group)
     return [f"{group}={name}" for name, keys in keys_of.items() if key in keys]
@@ -82,13 +82,13 @@ def options_with(group: str, key: str, config_loader: ConfigLoader | None = None
 def options_near(
     group: str, key: str, config_loader: ConfigLoader | None, cutoff: float
 ) -> tuple[str, list[str]] | None:
-    """Return the key of a group's options that is most like another one, and the options that have it.
+    """Return the most similar key in the options of a group, and the options that have it; None if none is similar.
 
     Args:
         group: name of the group.
-        key: the other one.
-        config_loader: Hydra's, where it is not up yet.
-        cutoff: similarity from 0 to 1 that it has at least.
+        key: to compare with.
+        config_loader: of Hydra, if it is not initialized yet.
+        cutoff: least similarity, from 0 to 1.
     """
     keys = {key for keys in _option_keys(_sources_of(config_loader), group).values() for key in keys if key[0] != "_"}
     near = near_name(key, sorted(keys), cutoff=cutoff)
@@ -121,7 +121,7 @@ def _keys(searched: Sources, group: str, names: tuple[str, ...]) -> list[frozens
 
 
 def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
-    """The name of an option that a group does not have."""
+    """Return the problem with an option that a group does not have."""
     options = sorted({*options, *ENGINES.get(str(key), ())})
     hint = nearest(str(name), options)
     listing = hint if hint.startswith(("Known", "There")) else f"{hint} Known: {', '.join(options)}."
@@ -129,14 +129,14 @@ def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
 
 
 def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
-    """The figures of an option of the group `device`: of ours, or of the user's where Hydra is up.
+    """Load an option of the group `device`, which may be the user's if Hydra is initialized.
 
     Args:
         name: of the option, such as h100_80gb.
-        key: where it was typed, for messages.
+        key: that names the option, for messages.
 
     Raises:
-        ConfigError: there is no such option, or its figures break a rule.
+        ConfigError: there is no such option, or its values break a rule.
     """
     searched = sources()
     options = loader(searched).get_group_options(GROUP)
@@ -152,7 +152,7 @@ def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
 
 
 def _reason(error: Exception) -> str:
-    """What Hydra says of a file, in one line; what is wrong in it stands in the error that it was raised from."""
+    """Error message of Hydra about a file and that of its cause, which has the details, in one line."""
     texts = [" ".join(str(each).split("\n    full_key")[0].split()) for each in (error, error.__cause__) if each]
     return " ".join(texts)
 
@@ -165,7 +165,7 @@ def _checked(values: dict[str, Any]) -> DeviceConfig:
 
 
 def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem]) -> DeviceConfig | None:
-    """The device that a run is about: that of the group `device`, or of a plan, the one that `task.device` names."""
+    """Return the device of a run: from the group `device`, or for a plan, from `task.device`."""
     if not isinstance(task, PlanTaskConfig) or (task.device is None and given is not None):
         return given
     try:
@@ -175,13 +175,13 @@ def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem
         return given
     if given is not None and given != named:
         both = {"task.device": task.device, "device.name": given.name}
-        problems.append(Problem(both, "the plan can be for one kind of device only", "Leave task.device away."))
+        problems.append(Problem(both, "a plan is for a single kind of device", "Remove task.device."))
     return named
 
 
 def known_devices() -> dict[str, DeviceConfig]:
-    """The figures of every option of the group `device`. In another app the group may hold something else: what cannot
-    be read as a device is left out."""
+    """Return every option of the group `device`, by name. In another app the group may have a different meaning, so
+    options that are not devices are left out."""
     searched = sources()
     names = tuple(loader(searched).get_group_options(GROUP))
     try:
@@ -199,7 +199,7 @@ def _device_or_none(name: str) -> DeviceConfig | None:
 
 @cache
 def _load(searched: Sources, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The plain values of options."""
+    """Plain values of options."""
     nodes: Any = [OmegaConf.to_container(node, resolve=True) for node in compose_options(searched, GROUP, names)]
     return nodes
 
@@ -209,7 +209,7 @@ def _in_sweep() -> bool:
 
 
 def _chooses_device() -> bool:
-    """True if the group `device` has been chosen, or if Hydra has not composed the config."""
+    """True if an option of the group `device` is selected, or if the config was not composed by Hydra."""
     return not HydraConfig.initialized() or HydraConfig.get().runtime.choices.get(GROUP) is not None
 
 

@@ -29,13 +29,13 @@ _RECIPES = ("experiment", "debug")
 """Groups that set others, in the order in which `conf/config.yaml` applies them."""
 
 _UNSEEN = ("_target_", "parallel", "_checkpoint_")
-"""What the node of a model has beside its config and the classes: it follows from the rest."""
+"""Keys of a model's node that follow from its other keys."""
 
 
 def shortest_overrides(config: RunConfig | Record) -> list[str]:
-    """The overrides with which `conf/config.yaml` composes to this config, as few characters as there are.
+    """Return the shortest overrides with which `conf/config.yaml` composes to this config.
 
-    Of a record, those groups are given that it has, and what has no effect is left away.
+    For a record, only its groups are set, and values without effect are omitted.
     """
     groups = config.groups() if isinstance(config, RunConfig) else without_unused(config.groups)[0]
     plain = {name: _plain_group(group) for name, group in groups.items()}
@@ -45,7 +45,7 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
 
 def shortest_layout(run: RunConfig) -> list[str]:
-    """The overrides with which the group `parallel` composes to the layout of a run, an option of it first."""
+    """Return the shortest overrides for the layout of a run: an option of `parallel`, then its fields."""
     groups = {name: _plain_group(group) for name, group in run.groups().items() if name in ("parallel", "model")}
     found = _Search(groups).group("parallel", ())
     assert found is not None, "every layout follows from any option by setting its fields"
@@ -58,7 +58,7 @@ def _shortest(found: list[list[str]]) -> list[str]:
 
 
 def _plain_group(config: ConfigDict) -> dict[str, Any]:
-    """The values that the node of a group has to give."""
+    """Values that the node of a group must have."""
     if not isinstance(config, ModelConfig):
         return config.to_dict()
     own = config.model_config
@@ -67,29 +67,29 @@ def _plain_group(config: ConfigDict) -> dict[str, Any]:
 
 
 class _Recipe(NamedTuple):
-    """What an option does that sets other groups."""
+    """An option that sets other groups."""
 
     override: str
     choices: dict[str, str]
-    """The options that it chooses in other groups."""
+    """Options that it selects in other groups."""
     values: dict[str, Any]
-    """The values that it sets in other groups."""
+    """Values that it sets in other groups."""
 
 
 class _Options(NamedTuple):
-    """What `conf/` has to choose from."""
+    """All options in `conf/`."""
 
     nodes: Mapping[str, Mapping[str, DictConfig]]
     """The node of every option, by group and name."""
     defaults: Mapping[str, str | None]
-    """The option of each group where none is chosen, if it has one then."""
+    """Default option of each group. None: no default."""
     recipes: tuple[tuple[_Recipe, ...], ...]
-    """The recipes to try: none, each one, and one of each kind together. A later kind has the last word."""
+    """Combinations of recipes to try: none, each one, and one of each kind. A later kind takes precedence."""
 
 
 @cache
 def _options() -> _Options:
-    """All options, in one composition: each stands under a package of its own."""
+    """Compose all options at once, each in its own package."""
     register_resolvers()
     loader = ConfigLoaderImpl(create_automatic_config_search_path(__file__, None, None))
     primary = loader.repository.load_config("config")
@@ -103,7 +103,7 @@ def _options() -> _Options:
     nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}
     for group, name in pairs:
         nodes[group][name] = cfg[group][name]
-        nodes[group][name]._set_parent(None)  # its interpolations are about the config that it will stand in
+        nodes[group][name]._set_parent(None)  # its interpolations refer to the config it will be part of
     kinds = ([_recipe(loader, group, name) for name in loader.get_group_options(group)] for group in _RECIPES)
     tried = itertools.product(*([None, *recipes] for recipes in kinds))
     return _Options(nodes, defaults, tuple(tuple(recipe for recipe in chosen if recipe) for chosen in tried))
@@ -119,7 +119,7 @@ def _recipe(loader: ConfigLoaderImpl, group: str, name: str) -> _Recipe:
 
 @cache
 def _candidate(group: str, name: str, recipes: tuple[str, ...]) -> DictConfig | None:
-    """The node of an option under recipes; None where they set a field that it does not have."""
+    """Node of an option after recipes; None if they set a field that it does not have."""
     node = copy.deepcopy(_options().nodes[group][name])
     OmegaConf.set_struct(node, False)
     known = {recipe.override: recipe for chosen in _options().recipes for recipe in chosen}
@@ -130,18 +130,18 @@ def _candidate(group: str, name: str, recipes: tuple[str, ...]) -> DictConfig | 
 
 
 class _Search:
-    """The shortest overrides of every group, each on its own: no option depends on another group but for the model's
-    blocks, which are known."""
+    """Searches for the shortest overrides, one group at a time: an option depends on no other group, except on the
+    model's blocks, which are known."""
 
     def __init__(self, wanted: Mapping[str, dict[str, Any]]) -> None:
         self.wanted = wanted
         self._found: dict[Any, list[str] | None] = {}
 
     def overrides(self, recipes: tuple[_Recipe, ...]) -> list[str] | None:
-        """The overrides of all groups, after those of recipes; None where they cannot be part of them."""
+        """Shortest overrides of all groups with these recipes; None if the recipes do not fit."""
         touched = {group for recipe in recipes for group in (*recipe.choices, *recipe.values)}
         if touched & _options().nodes.keys() - self.wanted.keys():
-            return None  # it would set what was not recorded
+            return None  # it would set a group that was not recorded
         texts = [recipe.override for recipe in recipes]
         for group in _options().nodes:
             if group in self.wanted:
@@ -151,7 +151,7 @@ class _Search:
         return texts
 
     def group(self, group: str, recipes: tuple[_Recipe, ...]) -> list[str] | None:
-        """The overrides of one group, after those of recipes; None where they cannot be part of them."""
+        """Shortest overrides of one group with these recipes; None if the recipes do not fit."""
         chosen = [recipe.choices[group] for recipe in recipes if group in recipe.choices]
         default = [_options().defaults[group], *chosen][-1]
         setting = tuple(recipe.override for recipe in recipes if group in recipe.values)
@@ -164,13 +164,13 @@ class _Search:
         return _shortest(found) if found else None
 
     def _values(self, group: str, node: DictConfig | None) -> list[str] | None:
-        """What has to be set in a node; None where it has fields that are not wanted."""
+        """Overrides that give a node the wanted values; None if it has other fields."""
         if node is None or node.keys() - self.wanted[group].keys() - set(_UNSEEN):
             return None
         wanted, given = self.wanted[group], self._resolved(group, node)
         explicit = (
             ["batch_size"] if group == "trainer" and self._is_plan() else []
-        )  # its default depends on all the rest
+        )  # its default depends on all other values
         changes = [key for key in wanted if key not in given or given[key] != wanted[key] or key in explicit]
         open_keys = [key for key in changes if key in node.keys() and OmegaConf.is_interpolation(node, key)]
         for key in [key for key in open_keys if key not in explicit]:
@@ -189,12 +189,12 @@ class _Search:
         return changed
 
     def _resolved(self, group: str, node: Any) -> dict[str, Any]:
-        """The plain values of a node beside the model that is wanted, as far as it has values."""
+        """Plain values of a node, resolved next to the wanted model."""
         beside = {"model": self.wanted.get("model", {})} if group == "parallel" else {}
         plain = to_plain(OmegaConf.create(beside | {group: node})[group], [])
         return {key: _finite(value) for key, value in plain.items() if group != "model" or key not in _UNSEEN}
 
 
 def _finite(value: Any) -> Any:
-    """A float that JSON cannot hold, as the text that stands for it there."""
+    """A float that JSON cannot represent, as text; any other value unchanged."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The YAML files that a user adds to ours, and where in them a problem is."""
+"""The user's own YAML files, and the location of problems in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ._yaml_file import header_problem, line_of
 
 @dataclass(frozen=True)
 class FileProblem(Problem):
-    """A problem with what stands in a file."""
+    """A problem with a file or a value in it."""
 
     where: str = field(default="", kw_only=True)
     """The file, and the line if it is known."""
@@ -30,7 +30,7 @@ class FileProblem(Problem):
         return f"{printable(self.where)}: {super().__str__()}"
 
     def with_full_keys(self, text: str) -> str:
-        """Without keys, braces are text of the file."""
+        """Without keys, braces are part of the file's text."""
         return super().with_full_keys(text) if self.given else text
 
 
@@ -42,34 +42,34 @@ def in_file(problem: Problem, where: str) -> FileProblem:
 
 @dataclass
 class OwnFile:
-    """A file of the user's."""
+    """One of the user's files."""
 
     option: str
-    """Its name in Hydra's tree, such as `experiment/mine`."""
+    """Name of the option, such as `experiment/mine`."""
     name: str
-    """Its path as the user knows it."""
+    """Path for messages."""
     data: bytes = b""
     root: yaml.Node | None = None
     result: ConfigResult | None = None
 
     def at(self, line: int | None) -> str:
-        """The file and a line of it."""
+        """Path for messages, with a line if it is known."""
         return self.name if line is None else f"{self.name}, line {line}"
 
     @property
     def group(self) -> str:
-        """The group whose option it is."""
+        """Group of the option."""
         return self.option.rpartition("/")[0]
 
 
 class Placed(NamedTuple):
-    """A file of the user's and the package of the config that its values are in."""
+    """One of the user's files, and the package of its values in the config."""
 
     file: OwnFile
     package: tuple[str, ...]
 
     def line(self, key: str) -> int | None:
-        """The line in which the file sets a key; None if it does not."""
+        """Line in which the file sets a key; None if it does not."""
         parts = tuple(key.split("."))
         depth = min(len(self.package), len(parts))
         return line_of(self.file.root, parts[depth:]) if parts[:depth] == self.package[:depth] else None
@@ -77,19 +77,19 @@ class Placed(NamedTuple):
 
 @dataclass
 class Composed:
-    """What could be composed."""
+    """A config that was composed despite mistakes."""
 
     cfg: DictConfig
     problems: list[Problem]
     lost: set[str]
     """Groups whose option could not be read."""
     wrong: set[str]
-    """Keys whose value was dropped because it is wrong."""
+    """Keys whose value was wrong and was dropped."""
     placed: list[Placed]
-    """The files of the user's, in the order in which they were merged."""
+    """The user's files, in the order in which they were merged."""
 
     def hydra_keys(self) -> Iterator[str]:
-        """Yield the keys of Hydra's own part that the files set."""
+        """Yield the keys of the node `hydra` that the files set."""
         for placed in self.placed:
             config = None if placed.file.result is None else placed.file.result.config
             for path, _ in leaves(config or {}):
@@ -97,7 +97,7 @@ class Composed:
                     yield key
 
     def locate(self, problem: Problem, typed: Collection[str]) -> Problem:
-        """A problem with the file and line of the values that it is about, where they are in a file.
+        """Add file and line to a problem whose values are in one of the files.
 
         Args:
             problem: about the composed config.
@@ -113,7 +113,8 @@ class Composed:
                     return self.misplaced(placed)
                 if isinstance(problem, UnknownGroup) and "." in key:
                     group, _, rest = key.partition(".")
-                    problem = Problem.about(key, "a key in a file has no dots", f"Write {group}: {{{rest}: ...}}.")
+                    fix = f"Write {group}: {{{rest}: ...}}."
+                    problem = Problem.about(key, "keys in a file cannot contain dots", fix)
                 return in_file(problem, placed.file.at(line))
         if isinstance(problem, Missing):
             for placed in reversed(self.placed):
@@ -122,19 +123,19 @@ class Composed:
         return problem
 
     def misplaced(self, placed: Placed) -> Problem:
-        """The problem with a file whose values are where nothing reads them."""
+        """Return the problem with a file whose values are outside all groups."""
         problem = header_problem(placed.file.data, ".".join(placed.package), placed.file.root is None)
         return in_file(problem, placed.file.name)
 
 
 def path_of(option: str, source: ConfigSource) -> Any:
-    """The file of an option."""
+    """Path of the file of an option."""
     name = ConfigSource._normalize_file_name(option)
     return Path(source.path, name) if source.scheme() == "file" else files(source.path) / name
 
 
 def name_of(option: str, source: ConfigSource) -> str:
-    """The name of the file of an option for users: as seen from here, if it is below."""
+    """Path of an option's file for messages: relative if it is inside the current folder."""
     if source.scheme() != "file":
         return f"{source.full_path()}/{ConfigSource._normalize_file_name(option)}"
     path, here = path_of(option, source), Path.cwd()

@@ -1,7 +1,8 @@
-"""The configs of a sweep's jobs: what jobs share is composed once, values are set in a copy of it, and all is checked
-before anything runs.
+"""Compose and check all jobs of a sweep before any of them runs.
 
-Hydra composes each job anew, which takes 0.1 s. Most jobs of a sweep choose the same options and differ in values."""
+Hydra composes each job from scratch, which takes 0.1 s. Most jobs select the same options and only differ in values, so
+options are composed once, and values are set in a copy.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +28,20 @@ from ._own_files import Composed
 from ._search_path import has_own_files
 
 _FOLDERS = ("hydra.sweep.subdir", "hydra.sweep.dir")
-"""Keys of Hydra's own part on which nothing in a composition depends."""
+"""Keys of the node `hydra` that do not affect the composition."""
 
 _dirname: Callable[..., str] | None = getattr(config_loader_impl, "get_overrides_dirname", None)
-"""What makes `hydra.job.override_dirname`, which Hydra 1.4 makes when it is asked for."""
+"""Function that computes `hydra.job.override_dirname`. Hydra 1.4 computes it on demand."""
 
 
 PLAN = "plan"
-"""The task whose jobs may break rules, if not all of them do."""
+"""Task whose jobs may break rules, if not all of them do."""
 
 
 class SweepLoader(ConfigLoaderImpl):
-    """Hydra's loader, with a `load_sweep_config` that gives what Hydra's gives, in 2 ms where only values differ.
+    """Hydra's loader with a faster `load_sweep_config`, which takes 2 ms if only values differ.
 
-    It may be pickled, as launchers do that run jobs in other processes; what it has composed stays behind.
+    Launchers that run jobs in other processes can pickle it, without its composed options.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
@@ -52,28 +53,28 @@ class SweepLoader(ConfigLoaderImpl):
         return self.__dict__ | {"_bases": {}, "_groups": {}}
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        """The config of a job.
+        """Return the config of a job.
 
         Args:
-            master_config: that of the sweep.
-            sweep_overrides: of the job.
+            master_config: config of the sweep.
+            sweep_overrides: overrides of the job.
         """
         try:
             parsed = [parse(text) for text in sweep_overrides]
             if any(map(_needs_hydra, parsed)):
                 return super().load_sweep_config(master_config, list(sweep_overrides))
             return self._from_base(master_config, parsed)
-        except Exception:  # what is wrong is said as Hydra says it
+        except Exception:  # Hydra reports the mistake
             return super().load_sweep_config(master_config, list(sweep_overrides))
 
     @staticmethod
     def identity(master: DictConfig) -> tuple[str, ...]:
-        """What all compositions of a sweep have in common: the primary config and Hydra's own overrides."""
+        """Return what all jobs of a sweep share: the primary config and the overrides of the node `hydra`."""
         typed: Any = OmegaConf.to_container(master.hydra.overrides, resolve=False)
         return (master.hydra.job.config_name, *typed["hydra"])
 
     def base(self, master_config: DictConfig, choices: Sequence[str]) -> DictConfig:
-        """What Hydra composes for a job with these overrides; not to be changed."""
+        """Compose a job with these overrides. The result is cached and must not be changed."""
         key = (*self.identity(master_config), *choices)
         if key not in self._bases:
             self._bases[key] = super().load_sweep_config(master_config, list(choices))
@@ -90,7 +91,7 @@ class SweepLoader(ConfigLoaderImpl):
         return cfg
 
     def _group_test(self, master: DictConfig) -> Callable[[str], bool]:
-        """What tells whether there is a group of some name, with the search path of a sweep."""
+        """Return a function that is True for names of groups in the search path of a sweep."""
         name, *always = key = self.identity(master)
         if key not in self._groups:
             _, repo = self._parse_overrides_and_create_caching_repo(name, always)
@@ -100,23 +101,23 @@ class SweepLoader(ConfigLoaderImpl):
 
 @lru_cache(maxsize=10_000)
 def parse(text: str) -> Override:
-    """An override of a job; not to be changed."""
+    """Parse an override of a job. The result is cached and must not be changed."""
     return OverridesParser.create().parse_override(text)
 
 
 def _needs_hydra(override: Override) -> bool:
-    """Whether an override is about Hydra itself, or no single value."""
+    """True if an override is for Hydra itself or has several values."""
     is_own = override.key_or_group.startswith("hydra") and override.get_key_element() not in _FOLDERS
     return is_own or override.is_sweep_override()
 
 
 def _may_choose(override: Override, is_group: Callable[[str], bool]) -> bool:
-    """Whether an override may choose the option of a group. Hydra takes a dictionary for values, in its turn."""
+    """True if an override may select an option. A dictionary always sets values."""
     return not isinstance(override.value(), dict) and (override.package is not None or is_group(override.key_or_group))
 
 
 def _note_overrides(cfg: DictConfig, overrides: Sequence[Override]) -> None:
-    """Write into Hydra's own part what it says of the overrides of a job and of its environment."""
+    """Write the overrides and the environment of a job into the node `hydra`."""
     own = [override for override in overrides if override.is_hydra_override()]
     task = [override for override in overrides if not override.is_hydra_override()]
     noted, job = cfg.hydra.overrides, cfg.hydra.job
@@ -137,7 +138,7 @@ def _note_overrides(cfg: DictConfig, overrides: Sequence[Override]) -> None:
 
 
 def is_run(cfg: DictConfig) -> bool:
-    """Whether a composed config is one of ours, and not that of another app that uses our sweeper."""
+    """True if a composed config is ours, and not that of another app that uses our sweeper."""
     found = OmegaConf.get_type(cfg, "trainer") if isinstance(cfg.get("trainer"), DictConfig) else None
     return isinstance(found, type) and issubclass(found, TrainerConfig)
 
@@ -146,7 +147,7 @@ def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Seque
     """Compose and check every point of a sweep.
 
     Args:
-        loader: what composes.
+        loader: that composes the jobs.
         master: the config of the sweep.
         points: the overrides of each job.
     """
@@ -161,10 +162,10 @@ def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Seque
 
 
 def invalid_points(points: Sequence[Point]) -> dict[int, list[Problem]]:
-    """The numbers of the points that are not to be launched, each with what is wrong with it.
+    """Return the problems of the points that must not be launched, by the number of the point.
 
-    Plans are compared in a table, where a layout that breaks a rule has its row with the reason; unless all do so, or
-    a device has no such name.
+    Plans are compared in a table, where a layout that breaks a rule has a row with the reason. Such a point is
+    launched, unless all points break rules or the point's `task.device` is unknown.
     """
     found = {number: point.problems for number, point in enumerate(points) if point.problems}
     if len(found) == len(points):
@@ -179,15 +180,16 @@ def _is_row(point: Point) -> bool:
 
 
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
-    """Jobs of a sweep run one after the other in the process that sweeps, or are submitted by it."""
+    """Rules for the jobs of a sweep, which the process of the sweep runs one after the other or submits."""
     if process := run.distributed.process_info(os.environ):
-        rule = f"a sweep is started by one process, and this is process {process.process_id} of {process.num_processes}"
-        fix = "Leave out -m, or sweep from one process that submits its jobs, such as hydra/launcher=slurm."
+        this = f"process {process.process_id} of {process.num_processes}"
+        rule = f"a sweep is started by a single process, but this is {this}"
+        fix = "Remove -m, or start the sweep in one process that submits the jobs, with hydra/launcher=slurm."
         yield Problem({"distributed.name": run.distributed.name}, rule, fix)
 
 
 def by_job(points: Sequence[Sequence[str]], found: Mapping[int, Sequence[Problem]]) -> list[Problem]:
-    """Return every problem once, with the jobs that have it and the overrides that make them differ from the others."""
+    """Return every problem once, with the jobs that have it and the overrides that distinguish these."""
     own = differing(points)
     return [
         Problem.about("", text if len(numbers) == len(points) else f"{_jobs(own, numbers)}: {text}")
@@ -211,7 +213,7 @@ def differing(points: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def common(own: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[str]:
-    """Return the overrides, of those in which points differ, that some of them have in common."""
+    """Return the distinguishing overrides that the points `numbers` share."""
     found = set.intersection(*(set(own[number]) for number in numbers))
     return [text for text in own[numbers[0]] if text in found]
 

@@ -1,4 +1,4 @@
-"""Values in Hydra's grammar: plain values written in it, and text such as paths that was typed without it, quoted."""
+"""Values in Hydra's override grammar: write plain values, and quote text that was typed without quotes."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _QUOTE = re.compile(r"(\\*)('|\Z)")
 
 HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
-"""Keys of Hydra's that take any text."""
+"""Keys of Hydra that take any text."""
 
 TEXTS = ("task.prompt",)
-"""Keys whose values are text whatever it would mean to Hydra."""
+"""Keys whose values are always text, whatever they mean in the grammar."""
 
 _PLAIN = re.compile(r"[\w./@%+-]*", re.ASCII)
-"""A value in which the grammar finds nothing special."""
+"""A value without special characters of the grammar."""
 
 _MEANT = re.compile(r"[\"'=\[{(]|.*\$\{|\w+\(", re.DOTALL)
-"""How a value starts that was written for the grammar, if with a mistake."""
+"""Start of a value that was written for the grammar, possibly with a mistake."""
 
 _HOME = re.compile(r"(^|[,\[(]\s*)(~[\w.-]*(?:/[^,\[\]()]*)?)(?=[,\])]|$)")
 
 
 def as_override(key: str, value: Any) -> str:
-    """`key=value` in Hydra's grammar, which gives the config that plain value."""
+    """Return `key=value` in Hydra's grammar, which sets a plain value."""
     return f"{key}={as_value(literal(value))}"
 
 
 def literal(value: Any) -> Any:
-    """A plain value whose strings OmegaConf takes as they are: no `${...}` in them is resolved."""
+    """Escape `${...}` in a plain value, so that OmegaConf does not resolve it."""
     if isinstance(value, str):
         return _INTERPOLATION.sub(r"\1\1\\${", value)
     if isinstance(value, dict):
@@ -54,7 +54,7 @@ def literal(value: Any) -> Any:
 
 
 def as_value(value: Any) -> str:
-    """A plain value in Hydra's grammar; `${...}` in a string stays an interpolation."""
+    """Return a plain value in Hydra's grammar; `${...}` in a string remains an interpolation."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -74,7 +74,7 @@ def _number(value: float) -> str:
 
 
 def _quoted(text: str) -> str:
-    """In single quotes, with a backslash before those in the text; backslashes count only before a quote."""
+    """Put text in single quotes. Quotes in it get a backslash; backslashes are only special before a quote."""
     return "'" + _QUOTE.sub(lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
@@ -89,7 +89,7 @@ def list_keys() -> set[str]:
 
 
 def _groups() -> dict[str, Any]:
-    """Return the class of every group. The base of our models is that of a node, with the fields of a model."""
+    """Return the class of every group; for `model` the base of our model configs, whose fields the node has."""
     return typing.get_type_hints(RunConfig) | {"model": SubModelConfig, "parallel": ParallelConfig}
 
 
@@ -103,7 +103,7 @@ def _keys(is_wanted: Callable[[Any], bool]) -> set[str]:
 
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the home folder in place of a `~` at the start of a value, which shells leave alone there."""
+    """Expand `~` at the start of values in arguments, where shells do not."""
     return [_expanded(text) for text in arguments]
 
 
@@ -116,8 +116,8 @@ def _expanded(text: str) -> str:
 
 
 def quote_texts(arguments: Sequence[str]) -> list[str]:
-    """The arguments of the command, in which text is quoted as Hydra's grammar asks for: of `task.prompt` always, of
-    other fields that take text where the grammar could not read it. What is quoted already is left alone."""
+    """Quote text in arguments for Hydra's grammar: always for `task.prompt`, and for other text fields if their value
+    cannot be parsed. Quoted values are not changed."""
     args = get_args_parser().parse_intermixed_args(list(arguments))
     is_sweep = args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
     return [_quoted_override(text, is_sweep) if text in args.overrides else text for text in arguments]

@@ -1,4 +1,4 @@
-"""A composed config read as plain values, and these as the groups of a run, as far as they can be read."""
+"""Read the groups of a run from a composed config, as far as possible."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from ._options import planned_device
 
 _STRICT = Flags(ignore_unknown=False)
 _LAYOUT = "${oc.select:parallel,null}"
-"""What the layout is in the model's node of our YAML files."""
+"""Value of `model.parallel` in our YAML files."""
 _TARGET = "xlstm_hydra.hydra.make_model_config"
-"""What makes the config of a model of its node, for `hydra.utils.instantiate`."""
+"""Value of `model._target_`: the function that `hydra.utils.instantiate` calls."""
 _NODE_KEYS = ("_target_", "model_class", "config_class", "parallel", "_checkpoint_")
 
 
 def config_of(data: Any) -> DictConfig:
-    """Plain data as a config.
+    """Make a config from plain data.
 
     Raises:
         ConfigError: it is not a mapping with text as keys.
@@ -55,7 +55,7 @@ def _wrong_keys(data: Mapping[Any, Any], path: str) -> Iterator[Problem]:
 
 
 def read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str] = ("hydra",)) -> RunConfig:
-    """The groups as far as they can be read, apart from the keys in `without`."""
+    """Read the groups as far as possible, except the keys in `without`. Problems are added to `problems`."""
     plain = to_plain(cfg, problems, without=(*without, "model.parallel") if _shows_layout(cfg) else without)
     groups: dict[str, Any] = {}
     hints_of_run = typing.get_type_hints(RunConfig)
@@ -73,21 +73,21 @@ def read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str]
 
 
 def fields_of(run: RunConfig) -> Iterator[str]:
-    """The keys of a run as the user types them."""
+    """Yield the keys of a run as the user types them."""
     for group, config in run.groups().items():
         own = config.model_config if isinstance(config, ModelConfig) else config
         yield from (f"{group}.{name}" for name in (() if own is None else hints(type(own))))
 
 
 def _shows_layout(cfg: DictConfig) -> bool:
-    """Whether the layout in the model's node is that of the group, so that it need not be read twice."""
+    """True if `model.parallel` only refers to the group `parallel`, so that it need not be read twice."""
     model = cfg.get("model") if "parallel" in cfg and not OmegaConf.is_missing(cfg, "model") else None
     child = model._get_node("parallel") if isinstance(model, DictConfig) and "parallel" in model.keys() else None
     return isinstance(child, Node) and child._value() == _LAYOUT
 
 
 def cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
-    """The rules between groups, without those that follow from a value that could not be read."""
+    """Return broken rules between groups, except those that follow from a value that could not be read."""
     found = (
         problem for part in run.rule_parts(os.environ) for problem in (_as_far_as_possible(part) if broken else part)
     )
@@ -95,7 +95,7 @@ def cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
 
 
 def _as_far_as_possible(rules: Iterable[Problem]) -> Iterator[Problem]:
-    """Rules of a run that is partly unknown, up to one that needs more than is known."""
+    """Yield broken rules of a partly read run, up to a rule that needs a missing value."""
     try:
         yield from rules
     except (AttributeError, TypeError, ArithmeticError):
@@ -103,7 +103,7 @@ def _as_far_as_possible(rules: Iterable[Problem]) -> Iterator[Problem]:
 
 
 def collect_field(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
-    """Return a value as its annotation says, and add what is wrong with it to `problems`, under its path."""
+    """Convert a value to its annotated type, and add its problems to `problems`."""
     value, found = collect(hint, data, _STRICT)
     problems.extend(independent((problem.at(path) for problem in found), problems))
     return value
@@ -112,7 +112,7 @@ def collect_field(hint: Any, data: Any, path: str, problems: list[Problem]) -> A
 def to_plain(
     node: DictConfig, problems: list[Problem], path: str = "", without: Sequence[str] = ("hydra",)
 ) -> dict[str, Any]:
-    """A node as plain values, without the keys that have none (`???`) or cannot be resolved."""
+    """Plain values of a node, without keys that are missing (`???`) or cannot be resolved."""
     plain: dict[str, Any] = {}
     for key in map(str, node):
         where = f"{path}.{key}" if path else key
@@ -123,9 +123,9 @@ def to_plain(
             continue
         try:
             value = node[key]
-            if isinstance(value, str) and value == "???":  # what an interpolation found; OmegaConf 2.4 tells it
+            if isinstance(value, str) and value == "???":  # found by an interpolation; OmegaConf 2.4 raises
                 raise MissingMandatoryValue
-            if isinstance(value, DictConfig):  # what is elsewhere has its problems reported there
+            if isinstance(value, DictConfig):  # problems are reported at the source
                 value = to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except (MissingMandatoryValue, InterpolationToMissingValueError):
@@ -140,7 +140,7 @@ _NOT_SIMPLE: Any = object()
 
 
 def _simple_value(node: DictConfig, key: str) -> Any:
-    """A value that stands there as it is, for which OmegaConf would take ten times longer."""
+    """A value that is not an interpolation, read without OmegaConf, which would take ten times longer."""
     content = node.__dict__["_content"]
     child = content.get(key) if isinstance(content, dict) else None
     value = child._value() if isinstance(child, ValueNode) else _NOT_SIMPLE
@@ -150,7 +150,7 @@ def _simple_value(node: DictConfig, key: str) -> Any:
 
 
 def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
-    """The model with its layout, as far as they can be read."""
+    """Read the model and its layout as far as possible."""
     node = plain.get("model")
     if not isinstance(node, Mapping):
         missing, node = Missing.about("model", "missing", "Choose one, for example model=tiny."), {}
@@ -159,7 +159,7 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
         problems.extend(independent([Missing.about("model.model_class", "missing", fix)], problems))
     if (target := node.get("_target_", _TARGET)) != _TARGET:
-        fix = "Remove it. model.model_class names the class of the model."
+        fix = "Remove it, and set the class of the model with model.model_class."
         problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))
     parallel = _read_parallel(plain, node, problems)
     is_known = "model_class" in node or node.get("config_class") is not None
@@ -170,28 +170,29 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
 
 
 def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: list[Problem]) -> ParallelConfig:
-    """The group `parallel`, to which the model's node points; in an app without the group, what the node holds."""
+    """Read the group `parallel`, or `model.parallel` in an app without that group."""
     own = node.get("parallel")
     if "parallel" not in plain:
         return collect_layout(own or {}, "model.parallel", problems)
     if own is not None and own != plain["parallel"]:
-        text = "the layout is the group parallel, and this is another one"
-        problems.append(Problem.about("model.parallel", text, "Set parallel=... or a field of parallel instead."))
+        text = "must be the same layout as the group parallel"
+        problems.append(Problem.about("model.parallel", text, "Set parallel=OPTION or a field of parallel instead."))
     return collect_layout(plain["parallel"] or {}, "parallel", problems)
 
 
 def collect_layout(data: Any, path: str, problems: list[Problem]) -> ParallelConfig:
-    """A layout, or one that is to be chosen, which has a name."""
+    """Read a layout. One with a `name` is chosen automatically (`parallel=auto`)."""
     is_open = isinstance(data, Mapping) and "name" in data
     return collect_field(AutoParallelConfig if is_open else ParallelConfig, data, path, problems)
 
 
 def config_fields(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the model's config in its node."""
     return {key: value for key, value in node.items() if key not in _NODE_KEYS}
 
 
 def config_class_of(node: Mapping[str, Any], problems: list[Problem]) -> Any:
-    """The class that the fields of a model node belong to."""
+    """Config class of a model's node; None if it cannot be imported."""
     path = node.get("config_class")
     try:
         if path is not None:
@@ -207,6 +208,6 @@ def _annotated_config(path: Any) -> Any:
     if not dataclasses.is_dataclass(hint):
         text = "its field `config` is not annotated with a config dataclass"
         raise ConfigError(
-            [Unread({"model.model_class": path}, text, "Annotate it, or name the dataclass in model.config_class.")]
+            [Unread({"model.model_class": path}, text, "Annotate it, or set model.config_class to the dataclass.")]
         )
     return hint

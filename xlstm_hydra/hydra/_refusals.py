@@ -1,4 +1,4 @@
-"""What Hydra refuses, said like our own rules: the key, what is wrong with it, the nearest name that is accepted."""
+"""Word errors of Hydra like our own rules: the key, its problem, and the nearest accepted name."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from ._quote import list_keys, text_keys
 from ._unreadable import INTERPOLATION_FORM, of_list_element, quoted_argument
 
 PARAMS = "hydra.sweeper.params."
-"""How keys begin whose values are overrides of a sweep."""
+"""Prefix of keys whose values are overrides of a sweep."""
 
 _MODEL_KEYS = ("model_class", "config_class", "parallel")
 """Keys of a model's node that its option sets."""
 
 _TYPO = 0.85
-"""Similarity from which a name is taken for another one that was mistyped, whatever else has the name."""
+"""Similarity from which a name counts as a typo, even if the exact name exists in another group."""
 
 
 def unset_variable(error: Exception) -> Problem | None:
-    """The problem with a name in `hydra.job.env_copy` if that is why composing has failed."""
+    """Return the problem with a variable in `hydra.job.env_copy` if it caused an error."""
     if not isinstance(error, KeyError):
         return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-2:]
@@ -52,16 +52,16 @@ def unset_variable(error: Exception) -> Problem | None:
 
 def of_params(key: str, text: str) -> Problem:
     """Return the problem with an override of a single key of `hydra.sweeper.params`."""
-    fix = f"Write {text.partition(PARAMS)[2]}, which the sweep uses in the same way."
+    fix = f"Write {text.partition(PARAMS)[2]}, which has the same effect."
     return Problem.about(key, "cannot be set on its own", fix)
 
 
 def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[Problem]:
-    """Intervals of numbers that are no integers, for fields that take integers.
+    """Yield a problem for each interval of floats for a field that takes integers.
 
     Args:
-        overrides: those of a sweep.
-        cfg: the config without them.
+        overrides: of a sweep.
+        cfg: config without the overrides.
     """
     for override in overrides:
         interval, key = override.value(), override.key_or_group
@@ -71,16 +71,16 @@ def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[P
         if expected in ("int", "int or null"):
             text = str(override.input_line)
             fix = f"Write {override.get_key_element()}=int({override.get_value_string()})."
-            yield Problem.about(text, f"expected {expected}, and draws of it are no integers", fix)
+            yield Problem.about(text, f"expected {expected}, but the interval gives floats", fix)
 
 
 def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
-    """An override that Hydra does not take.
+    """Return the problem with an override that Hydra rejects.
 
     Args:
-        override: the only new one.
-        error: what Hydra raised.
-        cfg: the config without it.
+        override: the rejected one.
+        error: that Hydra raised.
+        cfg: config without the override.
     """
     key, text = override.key_or_group, str(override.input_line)
     if "[" in key:
@@ -96,10 +96,10 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
     if "/" in key and not override.is_delete():
         return _no_such_group(override, choices)
     if override.is_delete():
-        rule = "a field cannot be removed" if exists else "there is nothing of that name to remove"
+        rule = "a field cannot be removed" if exists else "there is no such key to remove"
         return Problem.about(text, rule, "Set it to another value." if exists else "")
     if override.is_add() and (is_choice or exists):
-        return Problem.about(text, f"{key} is there already", f"Write {text[1:]}, without the +.")
+        return Problem.about(text, f"{key} already exists", f"Write {text[1:]}, without the +.")
     if is_choice and not isinstance(override.value(), str | list):
         return _no_option_name(override)
     if is_choice and override.is_force_add() and isinstance(override.value(), str):
@@ -114,7 +114,7 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
 
 
 def not_options(override: Override) -> Problem | None:
-    """Return the problem with a list for a group if it holds what cannot be names of options: Hydra fails at it."""
+    """Return a problem if a list for a group contains anything but names. Hydra would crash."""
     value: Any = override.value()
     is_wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
     return _no_option_name(override) if is_wrong and _options_of(override) else None
@@ -134,14 +134,14 @@ def _options_of(override: Override) -> list[str]:
 
 
 def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
-    """Return the problem with a group whose option the config does not choose."""
+    """Return the problem with a group that has no option in the config."""
     key, loader = override.key_or_group, override.config_loader
     options = [] if loader is None else loader.get_group_options(key)
     if options and not override.is_add():
         text = str(override.input_line)
-        return Problem.about(text, "the config chooses no option of this group", f"Write +{text.lstrip('+')}.")
+        return Problem.about(text, "the config has no option of this group yet", f"Write +{text.lstrip('+')}.")
     if key in choices:
-        return Problem.about(key, "the group has no options", "A folder with some is added with --config-dir=DIR.")
+        return Problem.about(key, "the group has no options", "Add a folder that has some with --config-dir=DIR.")
     known = nearest(key, map(str, choices))
     return Problem.about(
         key, "no such group", known if known.startswith("Did") else "--info defaults lists all groups."
@@ -149,23 +149,23 @@ def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
 
 
 def _forced_option(override: Override) -> Problem:
-    """An option that is typed with `++`, which sets a value."""
+    """Return the problem with `++group=option`, which would set a value."""
     key, name, loader = override.key_or_group, override.value(), override.config_loader
     options = loader.get_group_options(key) if loader else ()
     if name in options:
-        return Problem.about(str(override.input_line), "an option is chosen without the ++", f"Write {key}={name}.")
+        return Problem.about(str(override.input_line), "options are chosen without ++", f"Write {key}={name}.")
     return no_such_option(key, name, options)
 
 
 def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_loader: ConfigLoader) -> Problem:
-    """The problem with a value of a file that does not fit the config which it is merged into.
+    """Return the problem with a value of a file that cannot be merged into the config.
 
     Args:
-        key: its key.
-        value: what the file has there.
-        error: what OmegaConf raised.
-        cfg: the config without it.
-        config_loader: Hydra's.
+        key: of the value.
+        value: in the file.
+        error: that OmegaConf raised.
+        cfg: config without the value.
+        config_loader: of Hydra.
     """
     problem = _wrong_type(key, value, error, cfg) or unknown_key(key, cfg, config_loader)
     return problem or Problem({key: value}, first_line(error))
@@ -180,19 +180,19 @@ def _wrong_type(key: str, value: Any, error: Exception, cfg: DictConfig) -> Prob
                 key, f"expected {expected} for {wrong}, got {show(value[wrong])}", _quoted(value[wrong])
             )
     if isinstance(node, DictConfig):
-        return Unread.about(key, f"expected keys and values, got {show(value)}")
+        return Unread.about(key, f"expected a mapping, got {show(value)}")
     if isinstance(error, ValidationError | UnsupportedValueType) and (expected := expected_type(key, cfg)):
         return Unread.about(key, f"expected {expected}, got {show(value)}", _quoted(value) if expected == "str" else "")
     return None
 
 
 def _quoted(value: Any) -> str:
-    """Return how null is written as text."""
+    """Return the fix for null in place of text."""
     return "Write 'null' in quotes for the text null." if value is None else ""
 
 
 def missing_engine(error: Exception) -> Problem | None:
-    """What installs a launcher or sweeper that was chosen somewhere and that Hydra did not find."""
+    """Return the problem with a launcher or sweeper that Hydra did not find because it is not installed."""
     group, _, name = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
     return not_installed(group, name)
 
@@ -211,7 +211,7 @@ def _parent(key: str, cfg: DictConfig) -> tuple[Any, str]:
 
 
 def expected_type(key: str, cfg: DictConfig) -> str | None:
-    """The type of a field, in the words that `load` uses."""
+    """Type of a field, worded as in other messages; None if it is unknown."""
     parent, name = _parent(key, cfg)
     cls = OmegaConf.get_type(parent) if isinstance(parent, DictConfig) else None
     if cls and dataclasses.is_dataclass(cls):
@@ -226,34 +226,34 @@ def _expected_of_items(node: DictConfig) -> str | None:
 
 
 def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = None) -> Problem | None:
-    """The first part of a dotted key that leads nowhere."""
+    """Return the problem with the first part of a dotted key that does not exist."""
     parts = key.split(".")
     node: Any = cfg
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig):
-            return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value, without fields")
+            return Problem.about(key, f"{'.'.join(parts[:depth])} is a single value and has no fields")
         if part not in node:
             fix = _way_out(parts, depth, node, cfg, config_loader)
             return UnknownKey.about(".".join(parts[: depth + 1]), "no such key", fix)
         if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
-            text = "shows another part of the config, which is changed under its own name"
+            text = "cannot be set, because it is an interpolation of another part of the config"
             return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))
         node = OmegaConf.select(cfg, ".".join(parts[: depth + 1]))
     return None
 
 
 def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, loader: ConfigLoader | None) -> str:
-    """The key that was probably meant, or the options that have it: a sibling under its name here, the key of another
-    option of the group, a key of another group, a sibling with a name like it."""
+    """Suggest the key that was probably meant: a sibling with a very similar name, a key of another option of the
+    group, a key of another group, or a sibling with a similar name."""
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
-        return f"No option of that group is chosen: write {parts[0]}=... beside {'.'.join(parts)}=..."
+        return f"The config has no option of this group yet: add {parts[0]}=OPTION."
     siblings, has_schema = _typed_names(parts[:depth], node), dataclasses.is_dataclass(OmegaConf.get_type(node))
     meant = near_name(parts[depth], siblings, cutoff=_TYPO)
     if meant is None and parts[0] != "hydra":
         if depth == 1 and has_schema and (options := options_with(parts[0], parts[1], loader)):
-            return f"{either(options)} has it."
+            return f"It is a key of {either(options)}."
         if has_schema and depth == 1 and (found := options_near(parts[0], parts[1], loader, cutoff=_TYPO)):
-            return f"Did you mean {parts[0]}.{found[0]}? {either(found[1])} has it."
+            return f"Did you mean {parts[0]}.{found[0]}? It is a key of {either(found[1])}."
         if elsewhere := _same_name(parts[-1], cfg):
             return elsewhere
     if meant := meant or near_name(parts[depth], siblings):
@@ -264,7 +264,7 @@ def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, lo
 
 
 def _typed_names(path: list[str], node: DictConfig) -> list[str]:
-    """The keys of a node that a user types: without Hydra's own, and without what the option of a model sets."""
+    """Keys of a node that a user sets: without those of Hydra, and without those that a model's option sets."""
     names = [str(name) for name in node if name != "hydra" and not str(name).startswith("_")]
     fields = [name for name in names if path != ["model"] or name not in _MODEL_KEYS]
     return fields or names
@@ -276,27 +276,27 @@ def _same_name(name: str, cfg: DictConfig) -> str:
 
 
 def paths(tree: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all values that are not Hydra's own."""
+    """Yield the dotted keys of all values outside the node `hydra`."""
     for name, item in tree.items():
         if not name.startswith("_") and (prefix or name != "hydra"):
             yield from paths(item, f"{prefix}{name}.") if isinstance(item, dict) else [f"{prefix}{name}"]
 
 
 def several_values(override: Override) -> Problem:
-    """A sweep where one value is needed."""
+    """Return the problem with several values in a single run."""
     key, _, values = str(override.input_line).partition("=")
     name, is_choice = override.key_or_group, isinstance(override.value(), ChoiceSweep)
-    fix = "Add -m to run one job for each"
+    fix = "Add -m to run one job for each value"
     if is_choice and name in text_keys():
-        fix += f", or write {quoted_argument(key, values)} for one text"
+        fix += f", or write {quoted_argument(key, values)} for a single text"
     elif is_choice and (name in list_keys() or override.is_add()):
         fix += f", or write {key}=[{values}] for a list"
-    return Problem.about(str(override.input_line), "several values for one run", f"{fix}.")
+    return Problem.about(str(override.input_line), "several values for a single run", f"{fix}.")
 
 
 def several_for_hydra(override: Override) -> Problem:
-    """Return the problem with a sweep over a key of Hydra's own."""
+    """Return the problem with a sweep over a key of Hydra itself."""
     text = str(override.input_line)
     if override.key_or_group.startswith(PARAMS):
         return of_params(override.key_or_group, text)
-    return Problem.about(text, "Hydra's own part is the same for all jobs of a sweep", "Give it one value.")
+    return Problem.about(text, "Hydra's own settings are the same for all jobs of a sweep", "Give a single value.")

@@ -1,4 +1,4 @@
-"""What is registered with Hydra and OmegaConf: our schemas, and the resolvers that our YAML files use."""
+"""Register our schemas with Hydra, and the resolvers of our YAML files with OmegaConf."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BLOCKS = ("mLSTMBlock",)
 def register() -> None:
     """Put our dataclasses in Hydra's ConfigStore, as `xlstm_hydra/schema/*`. Calling it twice is harmless.
 
-    Composing our options needs no call: the plugin gives the schemas to whoever uses one of our groups, and leaves the
-    ConfigStore of an app that uses none as it is. This is for configs of your own that build on a schema.
+    Only configs of your own that build on a schema need this call. For our options, the plugin provides the schemas
+    when an app uses one of our groups, and does not change the ConfigStore.
     """
     register_resolvers()
     store = ConfigStore.instance()
@@ -29,7 +29,7 @@ def register() -> None:
 
 
 def register_resolvers() -> None:
-    """Teach OmegaConf the resolvers that our YAML files use: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
+    """Register the resolvers that our YAML files use: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
     `xlstm_batch`. Calling it twice is harmless."""
     if OmegaConf.has_resolver("xlstm_batch"):
         return
@@ -40,23 +40,23 @@ def register_resolvers() -> None:
 
 
 def _rest(*sizes: int) -> int:
-    """The size of the data axis beside others: what they leave (-1), or 1 where one of them takes all that is left."""
+    """Size of the data mesh axis: all remaining devices (-1), or 1 if another mesh axis already takes those."""
     return 1 if -1 in sizes else -1
 
 
 def _blocks(*others: str, _root_: Any) -> list[str]:
-    """Class names of the model's blocks, after `others`: what a layout shards and recomputes."""
+    """Class names in `others` and of the model's blocks, which a layout shards and recomputes."""
     return [*others, *_block_classes(_root_)]
 
 
 def _checkpoint(*, _root_: Any) -> str:
-    """The checkpoint that the model's config came from; missing where it came from none."""
+    """Checkpoint that the model's config was taken from; missing (`???`) if there is none."""
     return OmegaConf.select(_root_, "model._checkpoint_") or "???"
 
 
 def _block_classes(cfg: Any) -> tuple[str, ...]:
-    """Class names of the blocks of the model in a composed config. Where there is no model, or it does not say, those
-    of our mLSTM models, so that a layout composes without a model."""
+    """Class names of the blocks of the model in a composed config. If they are unknown, those of our mLSTM models, so
+    that a layout composes without a model."""
     model = cfg.get("model") if isinstance(cfg, DictConfig) else None
     if not isinstance(model, DictConfig):
         return _BLOCKS
@@ -73,8 +73,8 @@ def _block_classes(cfg: Any) -> tuple[str, ...]:
 
 
 def _batch(*, _root_: Any) -> int:
-    """The batch where none is typed: 8, or of a plan the least multiple of what its layout needs from 8 on, so that any
-    number of devices can be planned."""
+    """Default batch size: 8, or for a plan the smallest valid batch size of its layout from 8 on, so that any number of
+    devices can be planned."""
     default = TrainerConfig().batch_size
     if OmegaConf.select(_root_, "task.name") != PlanTaskConfig.name:
         return default

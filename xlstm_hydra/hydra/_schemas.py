@@ -1,4 +1,4 @@
-"""The schema of every option in `conf/`, and of the sweeper and the launchers that they choose."""
+"""Schemas of all options in `conf/`, including the sweeper and the launchers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from xlstm_hydra.problems import ConfigError, Problem, nearest
 from ._omegaconf import REPLACE, structured
 
 GROUP = "xlstm_hydra/schema"
-"""Where the schemas are in Hydra's tree: apart from the groups, so that `parallel=glob(*)` finds layouts only."""
+"""Group of the schemas, separate from the other groups so that `parallel=glob(*)` only matches layouts."""
 
 
 class OnInvalid(enum.Enum):
-    """What becomes of a sweep some of whose points are invalid."""
+    """Reaction of a sweep to invalid points."""
 
     stop = "stop"
     skip = "skip"
@@ -32,39 +32,39 @@ class OnInvalid(enum.Enum):
 
 @dataclass(kw_only=True)
 class SweeperConfig:
-    """The option `hydra/sweeper=xlstm`."""
+    """Settings of `hydra/sweeper=xlstm`."""
 
     _target_: str = "hydra_plugins.xlstm_hydra_plugin.sweeper.XlstmSweeper"
 
     max_batch_size: int | None = None
-    """The most jobs that a launcher gets at once; the next ones follow when those have ended. null: all."""
+    """Maximum number of jobs given to the launcher at once; the next ones start when these have ended. null: all."""
 
     max_jobs: int | None = 10_000
-    """The most jobs that a sweep may have. They are counted before any is made; a sweep with more is refused.
+    """Maximum number of jobs of a sweep. Jobs are counted before any is made, and a larger sweep is rejected.
     null: no limit."""
 
     params: dict[str, str] | None = field(default_factory=dict)
-    """Overrides that come before those of the command line, which replace them."""
+    """Overrides that are applied before those of the command line, which take precedence."""
 
     on_invalid: OnInvalid = OnInvalid.stop
-    """What becomes of the sweep where points break a rule or do not fit their devices: no job starts, or they are
-    skipped."""
+    """Reaction to points that break a rule or do not fit their devices. stop: no job starts. skip: the other jobs
+    start."""
 
     num_samples: int | None = None
-    """How many values are drawn of the intervals, together, each with all combinations of the other values."""
+    """Number of random draws from the intervals. Each draw runs with all combinations of the other values."""
 
     seed: int = 0
-    """Of what is drawn or shuffled."""
+    """Seed of random draws and of `shuffle(...)`."""
 
     resume: bool = False
-    """Whether to go on with the sweep that is in `hydra.sweep.dir`, with what is missing or failed."""
+    """True: continue the sweep in `hydra.sweep.dir` with its missing and failed jobs."""
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> SweeperConfig:
-        """The settings that the sweeper got.
+        """Make the config from the settings of the sweeper.
 
         Raises:
-            ConfigError: there is none of some name.
+            ConfigError: there is an unknown setting.
         """
         known = [each.name for each in fields(SweeperConfig) if each.name != "_target_"]
         if unknown := [key for key in settings if key not in known]:
@@ -74,42 +74,42 @@ class SweeperConfig:
         return SweeperConfig(**settings)
 
     def rules(self) -> Iterator[Problem]:
-        """Every broken rule."""
+        """Yield every broken rule."""
         for key in ("max_batch_size", "max_jobs", "num_samples"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more", f"Or leave {key} at null.")
+                yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more, or null")
 
 
 @dataclass(kw_only=True)
 class ModelNode:
-    """What the node of a model has beside the fields of its config."""
+    """Keys of a model's node besides the fields of its config."""
 
     _target_: str = "xlstm_hydra.hydra.make_model_config"
-    """What `hydra.utils.instantiate` calls."""
+    """Function that `hydra.utils.instantiate` calls."""
 
     model_class: str
     """Dotted path of the Flax class."""
 
     config_class: str | None = None
-    """Dotted path of the config that the class takes. null: what its field `config` is annotated with."""
+    """Dotted path of the model's config class. null: the annotation of the Flax class's field `config`."""
 
     parallel: Any = None
-    """The layout. null: one device, or as many as there are data-parallel."""
+    """The layout. null: data parallelism over all devices."""
 
     _checkpoint_: str | None = None
-    """The checkpoint that a saved run's config came from, whose parameters the other tasks use. null: from none."""
+    """Checkpoint that the config was taken from, whose parameters the other tasks use. null: none."""
 
 
 def _model_node(config_class: type) -> type:
     """A flat schema: the fields of a model's config and of its node side by side."""
     node = type(f"{config_class.__name__}Node", (ModelNode, config_class), {})
     globals()[node.__name__] = node  # where pickle looks for it, in the process of a job
-    return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # its fields are all that OmegaConf wants
+    return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # OmegaConf only needs its fields
 
 
 def _launcher_node(config_class: type, launcher: str) -> type:
-    """The schema of what a launcher of ours is made with."""
+    """Schema of the settings of one of our launchers."""
     target = field(default=f"hydra_plugins.xlstm_hydra_plugin.launcher.{launcher}")
     node = type(f"{launcher}Node", (config_class,), {"__annotations__": {"_target_": str}, "_target_": target})
     return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)
@@ -126,20 +126,20 @@ PLUGINS: dict[str, type] = {
     "slurm": _launcher_node(configs.SlurmLauncherConfig, "SlurmLauncher"),
     "local": _launcher_node(configs.LocalLauncherConfig, "LocalLauncher"),
 }
-"""The schemas of Hydra's own groups that we have options for."""
+"""Schemas of our options in Hydra's own groups."""
 
 
 def schema_node(name: str) -> DictConfig | None:
-    """The node of a schema in `xlstm_hydra/schema`; None where there is none of that name."""
+    """Return the node of a schema in `xlstm_hydra/schema`; None if the name is unknown."""
     schema = SCHEMAS.get(name) or PLUGINS.get(name)
     return None if schema is None else structured(schema)
 
 
 @contextmanager
 def own_options() -> Iterator[None]:
-    """Inside, our options of Hydra's own groups are in the place of those that plugins have registered under the same
-    names, such as `hydra/sweeper=optuna`. For our command only: other apps keep theirs."""
-    Plugins.instance()  # which registers them
+    """Replace options of plugins by ours of the same name, such as `hydra/sweeper=optuna`, inside this block. Only our
+    command does so; other apps keep theirs."""
+    Plugins.instance()  # registers them
     store, replaced = ConfigStore.instance(), {}
     for file in (conf_dir() / "hydra").glob("*/*.yaml"):
         path = file.relative_to(conf_dir()).as_posix()

@@ -1,4 +1,4 @@
-"""The sources in which Hydra looks for configs: those that flags and `hydra.searchpath` name must exist."""
+"""The config search path of Hydra, whose folders and packages must exist."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ._omegaconf import REFUSED
 
 _CHECKPOINT = "ckpt://"
 _INTERNAL = ("structured", "xlstm")
-"""Schemes that nobody types."""
+"""Schemes that users do not type."""
 
 
 def search_path(args: Any) -> ConfigSearchPath:
-    """Return the search path that Hydra makes of its flags.
+    """Return the search path that Hydra makes from its flags.
 
     Args:
         args: the parsed arguments of the command.
@@ -51,17 +51,17 @@ def search_path(args: Any) -> ConfigSearchPath:
 
 
 def check_primary(args: Any, default: str) -> None:
-    """Make sure that there is a primary config, and that the sources exist which it adds to the search path.
+    """Make sure that the primary config exists, and the sources that it adds to the search path.
 
     Args:
         args: the parsed arguments of the command.
         default: name of the built-in primary config.
 
     Raises:
-        ConfigError: a flag names what does not exist, there is no such config, or no such source.
+        ConfigError: the folder of a flag, the config or a source does not exist.
     """
     if args.config_name is None and args.config_path is None and args.config_dir is None or args.shell_completion:
-        return  # it is ours
+        return  # the built-in config
     from ._own_files import OwnFile, in_file, name_of, path_of  # 10 ms, not for other commands
     from ._yaml_file import line_of, read_yaml
 
@@ -70,7 +70,7 @@ def check_primary(args: Any, default: str) -> None:
     source = repository._find_object_source(name, ObjectType.CONFIG)
     if source is None:
         known = [option for option in repository.get_group_options("") if not option.startswith("_")]
-        fix = f"{nearest(name, known)} --config-dir=DIR adds a folder with others."
+        fix = f"{nearest(name, known)} Add a folder of your own configs with --config-dir=DIR."
         raise ConfigError([Problem({"--config-name": name}, "there is no such config", fix)])
     if not is_own(source):
         return
@@ -78,7 +78,7 @@ def check_primary(args: Any, default: str) -> None:
         loaded = source.load_config(name)
         added = OmegaConf.select(loaded.config, SEARCH_PATH)
     except (*REFUSED, OSError):
-        return  # Hydra reads it too, and its mistakes are reported then
+        return  # Hydra reads it again, and reports its mistakes
     if isinstance(added, ListConfig) and (problems := [*source_problems([*added])]):
         root, _ = read_yaml(path_of(name, source).read_bytes())
         file = OwnFile(name, name_of(name, source))
@@ -87,8 +87,8 @@ def check_primary(args: Any, default: str) -> None:
 
 
 def has_own_files(loader: ConfigLoader, overrides: Iterable[str] = ()) -> bool:
-    """True if files of the user's may be part of a config: if there is a config source that is neither ours nor
-    Hydra's, or if overrides add to the search path."""
+    """True if a config may contain the user's files: a config source is neither ours nor Hydra's, or an override adds
+    one."""
     is_added = any(text.lstrip("+").startswith(f"{SEARCH_PATH}=") for text in overrides)
     return is_added or any(map(is_own, loader.get_sources()))
 
@@ -124,16 +124,16 @@ def _missing(key: str, typed: str, source: str) -> Problem | None:
             return None
         rule = "is a file, not a folder" if os.path.isfile(path) else "the folder does not exist"
         return Problem({key: typed}, rule, _way_out(key, typed, path))
-    Plugins.instance()  # which know the schemes
+    Plugins.instance()  # registers the schemes
     types = SourcesRegistry.instance().types
     if scheme not in types:
         known = ", ".join(f"{name}://" for name in sorted(types) if name not in _INTERNAL)
-        return Problem({key: typed}, f"there is no config source for {scheme}://", f"Known: a folder, {known}.")
+        return Problem({key: typed}, f"no config source for {scheme}://", f"Known: folders, {known}.")
     try:
         is_there = types[scheme](key, source).available()
     except (SearchPathException, ImportError, ValueError):
         is_there = False
-    fix = "A package must be importable, and contain an __init__.py." if scheme == "pkg" else ""
+    fix = "The package must be importable and contain an __init__.py." if scheme == "pkg" else ""
     return None if is_there else Problem({key: typed}, f"there is no such {_KINDS.get(scheme, 'config source')}", fix)
 
 
@@ -143,7 +143,7 @@ _KINDS = {"pkg": "package"}
 def _way_out(key: str, typed: str, path: str) -> str:
     if key == "--config-path" and not os.path.isabs(typed):
         return (
-            f"A relative path is looked up in {Path(path).parent}. Write an absolute path, or --config-dir={typed} for "
-            "a folder beside the built-in configs."
+            f"Relative paths are resolved from {Path(path).parent}. Write an absolute path, or use "
+            f"--config-dir={typed} to add the folder to the built-in configs."
         )
     return f"The current folder is {os.getcwd()}."

@@ -1,6 +1,7 @@
-"""The points of a sweep: what is typed with several values, one combination after the other.
+"""Split the overrides of a sweep into points, one for each combination of values.
 
-They are counted before any is made: a range of any length costs nothing then."""
+Points are counted before any is made, so that a range of any length is counted at once.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +25,15 @@ MAX_JOBS, NUM_SAMPLES = "hydra.sweeper.max_jobs", "hydra.sweeper.num_samples"
 
 
 DIGITS = 6
-"""Of a number that was drawn."""
+"""Significant digits of a random draw."""
 
 
 _COUNTED = 100_000
-"""Numbers of a range that are counted one by one, in 10 ms."""
+"""Length up to which the values of a range are counted one by one, in 10 ms."""
 
 
 def num_values(override: Override) -> int:
-    """The number of values that an override takes in turn."""
+    """Return the number of values of an override."""
     found = override.value()
     if isinstance(found, RangeSweep):
         return _length(found)
@@ -44,7 +45,7 @@ def num_values(override: Override) -> int:
 
 
 def is_countable(values: RangeSweep) -> bool:
-    """True if a range has an end."""
+    """True if a range is finite."""
     numbers = (values.start, values.stop, values.step)
     return values.step != 0 and all(isinstance(one, int) or (one is not None and math.isfinite(one)) for one in numbers)
 
@@ -52,24 +53,24 @@ def is_countable(values: RangeSweep) -> bool:
 def _length(values: RangeSweep) -> int:
     start, stop, step = values.start, values.stop, values.step
     if start is None or stop is None or not is_countable(values):
-        return 1  # which is refused by a rule of its own
+        return 1  # another rule rejects it
     if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int):
         return max(0, -((start - stop) // step))
     length = max(0, int(((Decimal(stop) - Decimal(start)) / Decimal(step)).to_integral_value(ROUND_CEILING)))
-    # The steps are rounded as they are added up, so that there may be one value more.
+    # Steps are rounded as they are added up, which may give one more value.
     return length if length > _COUNTED else sum(1 for _ in values.range())
 
 
 def check_size(overrides: Iterable[Override], num_samples: int | None, max_jobs: int | None) -> None:
-    """Make sure that a sweep has no more jobs than are allowed.
+    """Make sure that a sweep does not have more jobs than allowed.
 
     Args:
         overrides: one for each key.
         num_samples: the number of values drawn from intervals, if there are intervals.
-        max_jobs: the limit; None: there is none.
+        max_jobs: the limit. None: no limit.
 
     Raises:
-        ConfigError: it has more.
+        ConfigError: it has more jobs.
     """
     counts = {override.get_key_element(): num_values(override) for override in overrides}
     factors = {key: count for key, count in counts.items() if count != 1}
@@ -81,10 +82,10 @@ def check_size(overrides: Iterable[Override], num_samples: int | None, max_jobs:
     of_each = " * ".join(f"{_shown(count)} ({key})" for key, count in factors.items())
     one_for = f", one for each value of {', '.join(factors)}"
     if [*factors] == [NUM_SAMPLES]:
-        one_for = f", as many as {NUM_SAMPLES} draws"
+        one_for = f", as set by {NUM_SAMPLES}"
     detail = f" = {of_each}" if len(factors) > 1 else one_for
     total = f"{_shown(number)} jobs{detail if factors else ''}"
-    fix = f"Sweep fewer values, or set {MAX_JOBS} to a larger number (null: no limit)."
+    fix = f"Sweep fewer values, or increase {MAX_JOBS} (null: no limit)."
     raise ConfigError([Problem({MAX_JOBS: max_jobs}, f"the sweep has {total}", fix)])
 
 
@@ -93,17 +94,17 @@ def _shown(number: int) -> str:
 
 
 def typed_limit(overrides: Iterable[Override]) -> int | None:
-    """The limit that was typed, or the default."""
+    """Return the limit on the command line, or the default."""
     typed: list[Any] = [override.value() for override in overrides if override.key_or_group == MAX_JOBS]
     is_limit = bool(typed) and (typed[-1] is None or type(typed[-1]) is int)
     return typed[-1] if is_limit else SweeperConfig.max_jobs
 
 
 def check_basic_sweep(texts: Sequence[str]) -> None:
-    """Apply the default limit to Hydra's own sweeper, which makes all jobs before any of our code sees them.
+    """Apply the default limit to Hydra's own sweeper, which makes all jobs before our code runs.
 
     Args:
-        texts: the overrides that were typed.
+        texts: overrides of the command line.
 
     Raises:
         ConfigError: there are more jobs.
@@ -113,7 +114,7 @@ def check_basic_sweep(texts: Sequence[str]) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(list(texts))
     except REFUSED:
-        return  # Hydra refuses it before it makes jobs
+        return  # Hydra rejects it before it makes jobs
     try:
         check_size({one.get_key_element(): one for one in overrides}.values(), None, SweeperConfig.max_jobs)
     except ConfigError as error:
@@ -126,15 +127,14 @@ def check_basic_sweep(texts: Sequence[str]) -> None:
 def split(
     overrides: Sequence[Override], num_samples: int | None = None, seed: int = 0, max_jobs: int | None = None
 ) -> list[list[str]]:
-    """The overrides of each job: all combinations of the values, in the order of Hydra's own sweeper. Where there are
-    intervals, those combinations for each of `num_samples` random values of them.
+    """Return the overrides of each job: all combinations of values, in the order of Hydra's own sweeper.
 
-    A later override of a key takes the place of an earlier one. The same `seed` gives the same points, and more samples
-    leave the first ones as they are.
+    Intervals are sampled `num_samples` times, each time with all combinations of the other values. A later override of
+    a key replaces an earlier one. The same `seed` gives the same points, and more samples do not change the first ones.
 
     Raises:
-        ConfigError: an interval without a number of samples, or one that is empty; a number of samples and no interval;
-            a key without values; more than `max_jobs` jobs, which are counted before any is made.
+        ConfigError: an interval is empty, or `num_samples` is missing; there are samples but no interval; a key has no
+            values; there are more than `max_jobs` jobs.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
@@ -154,10 +154,10 @@ def split(
 
 
 def first_point(overrides: Sequence[Override]) -> list[str]:
-    """The overrides of one job: the first value of each key, however many there are.
+    """Return the overrides of one job, with the first value of each key.
 
     Raises:
-        ConfigError: a key without values, or an interval that is empty.
+        ConfigError: a key has no values, or an interval is empty.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {str(one.input_line): _interval(one) for one in last.values() if one.is_interval_sweep()}
@@ -174,12 +174,12 @@ def _first_text(key: str, override: Override) -> str:
     if isinstance(found, IntervalSweep):
         return f"{key}={_draw(found, key)}"
     if isinstance(found, RangeSweep):
-        return f"{key}={found.start}"  # also of one that is shuffled, which Hydra would list whole
+        return f"{key}={found.start}"  # also if it is shuffled: Hydra would list the whole range
     return next(_texts(key, override))
 
 
 def _texts(key: str, override: Override) -> Iterator[str]:
-    """The override with each of its values."""
+    """Yield the override with each of its values."""
     if override.is_sweep_override():
         yield from (f"{key}={value}" for value in override.sweep_string_iterator())
     elif override.type.name == "EXTEND_LIST":  # of Hydra 1.4: its value alone is another override
@@ -196,24 +196,27 @@ def _value_rules(overrides: Iterable[Override]) -> Iterator[Problem]:
         elif isinstance(found, RangeSweep) and not is_countable(found):
             yield Problem.about(text, "the start, the stop and the step of a range must be finite")
         if isinstance(found, ChoiceSweep) and any(isinstance(item, Sweep) for item in found.list):
-            yield Problem.about(text, "several values cannot be one of several values", "Write out each: 1,2,3.")
+            yield Problem.about(text, "sweeps cannot be nested", "Write all values in one list: 1,2,3.")
 
 
 def _no_values(override: Override) -> Problem:
-    """What is wrong with an override whose values are none."""
+    """Return the problem with an override without values."""
     found, text, key = override.value(), str(override.input_line), override.key_or_group
     if isinstance(found, Glob):
         assert override.config_loader is not None, "without it, there would have been an error before"
         options = sorted(override.config_loader.get_group_options(key))
-        rule = f"matches none of {', '.join(options)}" if options else f"glob chooses options, and {key} has none"
-        return Problem.about(text, rule)
-    fix = "A range ends before its stop: range(1,3) is 1 and 2." if isinstance(found, RangeSweep) else "Give it values."
-    return Problem.about(text, "is empty", fix)
+        if not options:
+            return Problem.about(text, f"glob selects options of a group, and {key} has none")
+        return Problem.about(text, f"does not match any of {', '.join(options)}")
+    of_range = "The stop of a range is excluded: range(1,3) is 1 and 2."
+    return Problem.about(
+        text, "has no values", of_range if isinstance(found, RangeSweep) else "Give at least one value."
+    )
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Give `shuffle(...)`, which takes Python's own random numbers, the same ones each time."""
+    """Seed Python's random numbers, which `shuffle(...)` uses, inside this block."""
     before = random.getstate()
     random.seed(seed)
     try:
@@ -233,24 +236,24 @@ def _interval(override: Override) -> IntervalSweep:
 
 def _interval_rules(overrides: Sequence[Override], num_samples: int | None) -> Iterator[Problem]:
     if num_samples is not None and not overrides:
-        fix = "Write key=interval(0,1) for what is to be drawn, or leave this away."
+        fix = "Give a key an interval, such as optimizer.lr=interval(1e-4,1e-3), or remove num_samples."
         yield Problem({NUM_SAMPLES: num_samples}, "there is no interval to draw values from", fix)
     for override in overrides:
         text, interval = str(override.input_line), _interval(override)
         if num_samples is None:
-            fix = f"Write {NUM_SAMPLES}=20 to draw some at random, or search with hydra/sweeper=optuna."
-            yield Problem.about(text, "an interval has no end of values", fix)
+            fix = f"Set {NUM_SAMPLES}=20 to draw random values, or search with hydra/sweeper=optuna."
+            yield Problem.about(text, "an interval has infinitely many values", fix)
         else:
             yield from _bound_rules(text, interval)
 
 
 def _bound_rules(text: str, interval: IntervalSweep) -> Iterator[Problem]:
     if not _start(interval) < _end(interval):
-        yield Problem.about(text, "must end after it starts")
+        yield Problem.about(text, "the end of an interval must be larger than its start")
     elif not math.isfinite(_start(interval)) or not math.isfinite(_end(interval)):
-        yield Problem.about(text, "must start and end at finite numbers")
+        yield Problem.about(text, "the start and the end of an interval must be finite")
     elif "log" in interval.tags and _start(interval) <= 0:
-        yield Problem.about(text, "what is drawn on a logarithmic scale must start above 0")
+        yield Problem.about(text, "the start of a logarithmic interval must be larger than 0")
     elif unknown := interval.tags - {"log"}:
         yield Problem.about(text, f"no such tag: {', '.join(sorted(unknown))}", "Known: log.")
 
@@ -266,7 +269,7 @@ def _end(interval: IntervalSweep) -> float:
 
 
 def _draw(interval: IntervalSweep, seed: str) -> str:
-    """A value between start and end; of integers, the end may be drawn too."""
+    """Draw a value between start and end; for integers, the end is included."""
     start, end, share = _start(interval), _end(interval), random.Random(seed).random()
     whole = isinstance(start, int) and isinstance(end, int)
     low, high = (start - 0.5, end + 0.5) if whole else (start, end)

@@ -1,4 +1,4 @@
-"""Arguments that Hydra's grammar cannot read: which part of them is wrong, and how to write it."""
+"""Explain arguments that Hydra cannot parse: the part that is wrong, and the correct form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xlstm_hydra.problems import Problem, nearest
 from ._quote import as_override
 
 _CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
-"""What Hydra says of a function that it does not take."""
+"""Error message of Hydra about a function call."""
 
 _FUNCTIONS = {
     "choice": "values: choice(1,2,3)",
@@ -29,27 +29,27 @@ _FUNCTIONS = {
     "str": "values: str(3), or choice(...) or range(...)",
     "bool": "true and false, numbers, or choice(...) of them",
 }
-"""What each function of Hydra's grammar takes."""
+"""Arguments of each function in Hydra's grammar."""
 
 INTERPOLATION_FORM = "Write ${key}, or ${resolver:argument}."
 
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _KEY = re.compile(r"[\w$][\w$-]*([./@:][\w$-]+)*", re.ASCII)
 _OUTSIDE = re.compile(r"[^A-Za-z0-9_/\-+.$%*@?| \t:,()\[\]{}'\"\\=]")
-"""A character that Hydra's grammar takes in quotes only."""
+"""A character that must be quoted in Hydra's grammar."""
 
 
 def unreadable(text: str, error: Exception) -> Problem:
-    """The problem with an argument that Hydra cannot read.
+    """Return the problem with an argument that Hydra cannot parse.
 
     Args:
         text: the argument.
-        error: what Hydra raised. Its text is about tokens of a parser, which say nothing to a user.
+        error: that Hydra raised, whose text about parser tokens does not help a user.
     """
     key, equals, value = text.partition("=")
     if not equals:
-        name, colon, rest = text.partition(":")
-        fix = f"Write {name.strip()}={rest.strip()}." if colon and _KEY.fullmatch(name.strip()) else ""
+        name, rest = (part.strip() for part in text.partition(":")[::2])
+        fix = f"Write {name}={rest or 'VALUE'}." if _KEY.fullmatch(name) and not name[0].isdigit() else ""
         return Problem.about(text, "expected key=value or a flag", fix)
     if problem := _bad_key(text, key, value) or _bad_call(text, error):
         return problem
@@ -60,45 +60,46 @@ def unreadable(text: str, error: Exception) -> Problem:
 def _bad_key(text: str, key: str, value: str) -> Problem | None:
     name = key.lstrip("+~")
     if not name.strip():
-        return Problem.about(text, "there is no key before the =", "Write key=value, for example trainer.max_steps=3.")
+        return Problem.about(text, "no key before the =", "Write key=value, for example trainer.max_steps=3.")
     if _KEY.fullmatch(name):
         return None
     if _KEY.fullmatch(name.strip()):
         return Problem.about(text, "there is a space before the =", f"Write {key.strip()}={value.strip()}.")
     if "[" in name:
         return of_list_element(text)
-    return Problem.about(text, f"{name!r} is not a key", "A key is names joined by dots, such as trainer.max_steps.")
+    fix = "A key consists of names joined by dots, such as trainer.max_steps."
+    return Problem.about(text, f"{name!r} is not a valid key", fix)
 
 
 def of_list_element(text: str) -> Problem:
-    """The problem of an override of one element of a list, which Hydra 1.4 reads and 1.3 does not."""
+    """Return the problem with an override of a single list element. Hydra 1.4 can parse it, 1.3 cannot."""
     base = text.partition("=")[0].partition("[")[0]
     return Problem.about(text, "single elements of a list cannot be set", f"Write the whole list: {base}=[...].")
 
 
 def _bad_call(text: str, error: Exception) -> Problem | None:
-    """What is wrong with a function of Hydra's grammar, if that is what Hydra refused."""
+    """Return the problem with a function call, if Hydra rejected one."""
     if (match := _CALL.search(str(error))) is None:
         return None
     call, name = match[1], match[2]
     if name in _FUNCTIONS:
         return Problem.about(text, f"{call} has invalid arguments", f"{name} takes {_FUNCTIONS[name]}.")
     hint = nearest(name, _FUNCTIONS)
-    fix = f"""{hint} Text with brackets is quoted twice, such as 'data.path="a(b)"'."""
+    fix = f"""{hint} Text with brackets must be quoted twice, for example 'data.path="a(b)"'."""
     return Problem.about(text, f"there is no function {name}", fix)
 
 
 class _Flaw(NamedTuple):
-    """What is wrong with the quotes and brackets of a value."""
+    """A mistake in the quotes and brackets of a value."""
 
     rule: str
     fix: str
     is_open: bool = False
-    """True if something is not closed."""
+    """True if a quote or bracket is not closed."""
 
 
 def _structure(value: str) -> _Flaw | None:
-    """The first quote, bracket or interpolation that is not closed, or closes nothing."""
+    """Return the first quote, bracket or interpolation that is not closed or was not opened."""
     opened: list[str] = []
     position = 0
     while position < len(value):
@@ -135,16 +136,16 @@ def _end_of_quote(value: str, start: int) -> int | None:
 
 
 def _element(key: str, value: str) -> tuple[str, str]:
-    """What is wrong with a value whose brackets and quotes are closed."""
+    """Rule and fix for a value whose brackets and quotes are closed."""
     quoted = f"Write {quoted_argument(key, value)}"
     if value.startswith("="):
-        return "there are two = after the key", f"Write {key}={value.lstrip('= ')}."
+        return "there are two = signs after the key", f"Write {key}={value.lstrip('= ')}."
     if value.rstrip().endswith(","):
-        return "the value ends with a comma", f"Write {key}={value.rstrip(', ')}, or the next value after the comma."
+        return "the value ends with a comma", f"Write {key}={value.rstrip(', ')}, or add a value after the comma."
     if re.search(r"(^|[\[,(])\s*,|,\s*[\])}]", value):
-        return "a value is missing next to a comma", "Remove the comma, or write '' for an empty text."
+        return "there is no value next to a comma", "Remove the comma, or write '' for an empty text."
     if value.startswith("{") and "=" in value:
-        return "in braces, a colon separates a key and its value", f"Write {key}={value.replace('=', ':')}."
+        return "inside braces, use a colon between a key and its value", f"Write {key}={value.replace('=', ':')}."
     if value.startswith("("):
         return (
             "a value cannot start with (",
@@ -158,23 +159,23 @@ def _element(key: str, value: str) -> tuple[str, str]:
 
 
 def quoted_argument(key: str, value: str) -> str:
-    """An argument as it is typed in a shell, whose value is text as it is."""
+    """Return an argument for a shell, with its value quoted as plain text."""
     if not re.search(r"[\"'\\$`!]", value):
         return f"""'{key}="{value}"'"""
     return shlex.quote(as_override(key, value))
 
 
 def num_pieces(texts: Sequence[str]) -> int:
-    """The number of arguments, from the first on, that are one override which the shell has split at blanks; 1 if the
-    first stands alone."""
+    """Return the number of leading arguments that are one override, split by the shell at spaces; 1 if it was not
+    split."""
     whole, number = texts[0], 1
-    while number < len(texts) and _goes_on(whole, texts[number]):
+    while number < len(texts) and _is_continued(whole, texts[number]):
         whole, number = f"{whole} {texts[number]}", number + 1
     return number
 
 
-def _goes_on(left: str, right: str) -> bool:
-    """True if an argument ends in the middle of an override, and the next one can be its rest."""
+def _is_continued(left: str, right: str) -> bool:
+    """True if an argument ends in the middle of an override, and the next one may continue it."""
     if "=" in right.lstrip("="):
         return False
     flaw = _structure(left.partition("=")[2])
@@ -183,7 +184,7 @@ def _goes_on(left: str, right: str) -> bool:
 
 
 def split_at_blanks(texts: Sequence[str], is_readable: Callable[[str], bool]) -> Problem:
-    """The problem with arguments that are one override with blanks in it."""
+    """Return the problem with arguments that are one override, split at spaces."""
     text, dense = " ".join(texts), "".join(texts)
     rule = f"the shell splits arguments at spaces, so {texts[-1]} is a separate argument"
     if is_readable(dense):

@@ -1,4 +1,4 @@
-"""A YAML file of the user's: what is wrong with its text and header, with line and column, and where its keys are."""
+"""Read one of the user's YAML files: its mistakes with line and column, its header, and the lines of its keys."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ._unreadable import INTERPOLATION_FORM
 BOM = b"\xef\xbb\xbf"
 
 _TAG = "tag:yaml.org,2002:"
-_KINDS = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value", yaml.MappingNode: "keys and values"}
+_KINDS = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value", yaml.MappingNode: "a mapping"}
 _WORDS = (
-    (r"found character '\\t'", "tabs are not allowed here: indent YAML with spaces"),
-    (r"found character (\S+) that cannot start any token", r"a value cannot start with \1: quote it"),
+    (r"found character '\\t'", "tabs are not allowed here; indent with spaces"),
+    (r"found character (\S+) that cannot start any token", r"a value cannot start with \1; quote it"),
     (
         r"mapping values are not allowed here",
-        "a key is not allowed here: check the indentation, and quote text that contains ': '",
+        "a key is not allowed here; check the indentation, and quote text that contains ': '",
     ),
     (r"could not find expected ':'", "expected `key: value`"),
     (r"expected <block end>.*", "the indentation does not match the lines above"),
     (r"expected '?,'? or '?(.)'?, but got.*", r"expected a comma or \1"),
     (r"found unexpected end of stream", "a quote is not closed"),
-    (r"but found another document", "the file has two documents: remove the line ---"),
+    (r"but found another document", "the file has two documents; remove the line ---"),
 )
-"""What YAML reports, and plainer words for it."""
+"""Error messages of the YAML parser, and clearer words."""
 
 
-_ENTRY = ("an entry of defaults must be a name or one `group: option`", "For example `- override /model: tiny`.")
+_ENTRY = ("an entry of defaults must be a name or a single `group: option`", "For example `- override /model: tiny`.")
 _NO_KEYS = ("null", "bool", "timestamp", "binary")
-"""What YAML makes of some keys without quotes, and no key of a config is."""
+"""Types that YAML gives to some unquoted keys, and that a key of a config cannot have."""
 
 RECIPE = "# @package _global_"
 _HEADER = re.compile(r"\s*#\s*@package\s+(\S+)\s*")
@@ -47,23 +47,23 @@ _SIMILAR = re.compile(r"\s*#.*(@|_global_|\bpac?k?age?\b)", re.IGNORECASE)
 
 
 class Fault(NamedTuple):
-    """What is wrong at a position in a file."""
+    """A mistake at a position in a file."""
 
     rule: str
     fix: str = ""
     line: int | None = None
-    """Counted from 1. None: it is about the whole file."""
+    """Counted from 1. None: the whole file."""
     column: int | None = None
 
     @property
     def position(self) -> str:
-        """The position, as it follows the name of the file."""
+        """Position, as printed after the name of the file."""
         parts = {"line": self.line, "column": self.column}
         return "".join(f", {name} {number}" for name, number in parts.items() if number is not None)
 
 
 def read_yaml(data: bytes) -> tuple[yaml.Node | None, list[Fault]]:
-    """The nodes of a file, and all that is wrong with it. None: there are none, or they cannot be read."""
+    """Return the root node of a file (None: empty or unreadable), and its mistakes."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -83,7 +83,7 @@ def read_yaml(data: bytes) -> tuple[yaml.Node | None, list[Fault]]:
 
 
 def _in_python(text: str) -> yaml.MarkedYAMLError | None:
-    """Return what PyYAML's own parser reports: OmegaConf 2.4 loads with libyaml, whose errors say less."""
+    """Return the error of PyYAML's own parser: OmegaConf 2.4 uses libyaml, whose errors have fewer details."""
     try:
         yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -109,7 +109,7 @@ def _at(node: yaml.Node, rule: str, fix: str = "") -> Fault:
 
 def _root_faults(root: yaml.Node) -> Iterator[Fault]:
     if not isinstance(root, yaml.MappingNode):
-        yield _at(root, f"a config consists of keys and values, got {_KINDS[type(root)]}", "Write `key: value` lines.")
+        yield _at(root, f"a config must be a mapping, got {_KINDS[type(root)]}", "Write `key: value` lines.")
         return
     node = next((value for key, value in root.value if key.value == "defaults"), None)
     if node is None or not isinstance(node, yaml.SequenceNode):
@@ -135,19 +135,18 @@ def _name_of(item: yaml.Node) -> yaml.ScalarNode:
 
 
 def _word_faults(names: list[yaml.ScalarNode]) -> Iterator[Fault]:
-    """Words before the name of an entry that Hydra ignores, and a second `_self_`."""
+    """Yield unknown keywords of entries, which Hydra ignores, and a second `_self_`."""
     own = [name for name in names if name.value == "_self_"]
     yield from (
-        _at(name, f"_self_ is there already, on line {own[0].start_mark.line + 1}", "Remove one of them.")
+        _at(name, f"duplicate _self_, first listed on line {own[0].start_mark.line + 1}", "Remove one of them.")
         for name in own[1:]
     )
     for name in names:
         *words, last = name.value.split()
         for word in words:
             if word not in ("override", "optional"):
-                yield _at(
-                    name, f"{word!r} before {last} is neither override nor optional", f"Write `override {last}: ...`."
-                )
+                rule = f"expected `override` or `optional` before {last}, got {word!r}"
+                yield _at(name, rule, f"Write `override {last}: ...`.")
 
 
 def _is_text(node: yaml.Node) -> bool:
@@ -155,7 +154,7 @@ def _is_text(node: yaml.Node) -> bool:
 
 
 def _faults(node: yaml.Node, tags: Any, seen: set[int], above: tuple[int, ...]) -> Iterator[Fault]:
-    """All that is wrong in a node, and in those inside it, each once."""
+    """Yield every mistake in a node and the nodes inside it, each once."""
     if id(node) in above:
         yield _at(node, "an alias cannot refer to a node that contains it")
     if id(node) in seen:
@@ -189,7 +188,7 @@ def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
 
 def _not_text(key: yaml.ScalarNode, kind: str) -> Fault:
     if not key.value:
-        return _at(key, "there is no key before the :")
+        return _at(key, "no key before the colon")
     value = str(key.value.lower() in ("true", "yes", "on")).lower() if kind == "bool" else kind
     return _at(key, f"YAML reads the key {key.value} as {value}", f'For text, quote it: "{key.value}".')
 
@@ -201,7 +200,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _unloadable(text: str) -> list[Fault]:
-    """What only shows when the nodes become values."""
+    """Return mistakes that only appear when nodes are converted to values."""
     try:
         OmegaConf.create(yaml.load(text, Loader=yaml_loader()))
     except yaml.MarkedYAMLError as error:
@@ -212,7 +211,7 @@ def _unloadable(text: str) -> list[Fault]:
 
 
 def line_of(root: yaml.Node | None, path: Sequence[str]) -> int | None:
-    """The line of a key, counted from 1; None where the file does not have it. A key of the file may hold dots."""
+    """Return the line of a key, from 1; None if the file does not have it. A key of the file may contain dots."""
     if not path:
         return 1 if root is None else root.start_mark.line + 1
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
@@ -226,7 +225,7 @@ def line_of(root: yaml.Node | None, path: Sequence[str]) -> int | None:
 
 
 def entry_line(root: yaml.Node | None, number: int) -> int | None:
-    """The line of an entry of the defaults list."""
+    """Return the line of an entry of the defaults list."""
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value == "defaults" and isinstance(value, yaml.SequenceNode) and number < len(value.value):
             return value.value[number].start_mark.line + 1
@@ -234,27 +233,27 @@ def entry_line(root: yaml.Node | None, number: int) -> int | None:
 
 
 def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
-    """The problem with a file whose values are where nothing reads them.
+    """Return the problem with a file whose values are outside all groups.
 
     Args:
-        data: the file.
-        package: where its values are in the config.
-        is_empty: it has none.
+        data: content of the file.
+        package: of its values in the config.
+        is_empty: True if it has no values.
     """
     lines = data.removeprefix(BOM).decode("utf-8", "replace").splitlines()
     headers = {number: match[1] for number, line in enumerate(lines, 1) if (match := _HEADER.fullmatch(line))}
     if package in headers.values():
-        text = f"its header places its values at {package}, which is not part of a run"
-        return Problem({}, text, f"Write `{RECIPE}`, or the name of a group.")
+        text = f"its header puts the values under {package}, which is not part of a run config"
+        return Problem({}, text, f"Write `{RECIPE}`, or name a group in the header.")
     fix = f"The first line must be `{RECIPE}`."
     if is_empty and not headers:
         return Problem({}, "the file has no values", fix)
-    rule = f"its values are placed at {package}, which is not part of a run"
+    rule = f"its values go under {package}, which is not part of a run config"
     return Problem({}, f"{rule}{_reason(data, lines, headers)}", fix)
 
 
 def header_faults(data: bytes) -> Iterator[Fault]:
-    """Lines that Hydra takes for a header and cannot read."""
+    """Yield header lines that Hydra cannot parse."""
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not _HEADER_LINE.match(line):
             if line.strip():
@@ -264,7 +263,7 @@ def header_faults(data: bytes) -> Iterator[Fault]:
 
 
 def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:
-    """Why Hydra sees no header, where there is something like one."""
+    """Reason why Hydra does not find a header, if the file has a similar line."""
     if data.startswith(BOM) and headers:
         return ", because a byte order mark (BOM) before the header hides it; save the file as UTF-8 without BOM"
     if headers:
@@ -273,4 +272,4 @@ def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:
     for number, line in enumerate(lines, 1):
         if _SIMILAR.match(line):
             return f", because line {number} is not a header: {line.strip()!r}"
-    return ", because it has no header" if any(line.strip() for line in lines) else ""
+    return ", because the file has no package header" if any(line.strip() for line in lines) else ""
