@@ -5,7 +5,7 @@ from dataclasses import replace
 from tiny import tiny_run
 
 from xlstm_hydra.configs import DeviceConfig, RunConfig
-from xlstm_hydra.plan import Plan, make_plan
+from xlstm_hydra.plan import Change, Plan, changes_that_fit, make_plan
 from xlstm_hydra.step import plan_key
 
 MIB = 2**20
@@ -31,6 +31,7 @@ def medium_run(batch_size=32, **changes):
 
 
 _PLANS: dict[tuple[str, int, str], Plan] = {}
+_CHANGES: dict[tuple[str, int, str], tuple[Change, ...]] = {}
 
 
 def shared_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
@@ -39,3 +40,11 @@ def shared_plan(run: RunConfig, num_devices: int, device: DeviceConfig) -> Plan:
     if key not in _PLANS:
         _PLANS[key] = make_plan(run, num_devices, device)
     return replace(_PLANS[key], run=run)
+
+
+def shared_changes(plan: Plan) -> tuple[Change, ...]:
+    """Return what `changes_that_fit` does, once for each plan in a test process."""
+    key = plan_key(plan.run), plan.num_devices, repr(plan.device)
+    if key not in _CHANGES:
+        _CHANGES[key] = changes_that_fit(plan)
+    return _CHANGES[key]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from command import run_command
 from omegaconf import OmegaConf
-from planning import shared_plan
+from planning import shared_changes, shared_plan
 from tiny import FAMILIES
 
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
@@ -27,7 +27,14 @@ SMALL = ("device=h100_80gb", "device.memory_gib=0.004")
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("xlstm_hydra.plan._task.make_plan", shared_plan)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plans_are_shared():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xlstm_hydra.plan._task.make_plan", shared_plan)
+        patch.setattr("xlstm_hydra.plan._task.changes_that_fit", shared_changes)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +191,7 @@ def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
     assert OmegaConf.create(done.out).trainer.batch_size == TrainerConfig().batch_size
 
 
-def test_a_sweep_prints_summaries_and_continues_after_a_plan_that_does_not_fit(monkeypatch):
-    monkeypatch.setattr("xlstm_hydra.plan._task.changes_that_fit", lambda plan: ())
+def test_a_sweep_prints_summaries_and_continues_after_a_plan_that_does_not_fit():
     sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.004,50")
     done = run_command(*sweep, "task.parameters=all")
     assert done.status == 0  # one fits
