@@ -20,7 +20,7 @@ from xlstm_hydra.plan import Comparison, Search, plan
 
 PLAN = ("task=plan", "hydra.run.dir=run")
 TINY = (*PLAN, "model.embedding_dim=64", "model.context_length=64", "task.num_devices=16")
-SMALL = ("device=h100_80gb", "device.memory_gib=0.004")
+SMALL = ("device=h100_80gb", "device.memory_gib=0.0045")
 """A device that is too small for it."""
 
 
@@ -88,7 +88,7 @@ def test_the_table_of_parameters_adds_up(seven_billion):
 @pytest.mark.parametrize("columns", [60, 100])
 def test_no_line_is_wider_than_the_terminal(columns, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
-    done = run_command(*TINY, "parallel=fsdp", "device=h100_80gb", "device.memory_gib=0.004")
+    done = run_command(*TINY, "parallel=fsdp", *SMALL)
     assert done.status == 3 and max(map(len, done.out.partition("\nwritten: ")[0].splitlines())) <= columns
 
 
@@ -111,7 +111,7 @@ def too_large(tmp_path_factory):
 def test_a_run_that_does_not_fit_has_status_3_and_the_missing_memory(too_large):
     done, content = too_large
     assert done.status == 3
-    assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the available 3\.1 MiB", done.out)
+    assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the available 3\.5 MiB", done.out)
     assert not content["fits"] and content["headroom"] < 0
 
 
@@ -192,7 +192,7 @@ def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
 
 
 def test_a_sweep_prints_summaries_and_continues_after_a_plan_that_does_not_fit():
-    sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.004,50")
+    sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.0045,50")
     done = run_command(*sweep, "task.parameters=all")
     assert done.status == 0  # one fits
     assert "memory: does not fit, " in done.out and "memory: fits, " in done.out
