@@ -235,7 +235,7 @@ class Composer:
         return _Base(*parts, [*composed.problems, *problems], lost | composed.lost, composed)
 
     def composed(self, choices: Sequence[str]) -> Composed:
-        """What those options give where no file of the user's is part of it, which takes half the time."""
+        """Compose options without reading files of the user's, which takes half the time."""
         return Composed(self.compose(choices), problems=[], lost=set(), wrong=set(), placed=[])
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, dict[str, Problem]]:
