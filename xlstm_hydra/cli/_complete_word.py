@@ -66,6 +66,7 @@ _FOLDER_FLAGS = ("--config-dir", "--config-path")
 _RUN_KEYS = ("resume", "checkpoint.restore", "checkpoint.init_from", "task.checkpoint")
 _PATH_KEY = re.compile(r".*(path|dir|folder|file)")
 _PREFIX = re.compile(r"\+{1,2}|~|")
+_SOURCE = re.compile(r"file://([^],'\"]+)")
 _STEP = re.compile(r"(?:checkpoint_)?(\d+)")
 
 
@@ -120,26 +121,32 @@ def _known(before: Sequence[str]) -> KnownKeys:
     """Keys and options that the words before the cursor make available."""
     from ._known_keys import KnownKeys
 
-    values: dict[str, str] = {}
-    typed: list[str] = []
-    rest = iter(before)
-    for text in rest:
-        name, equals, value = text.partition("=")
-        if text.startswith("-"):
-            flag = SHORT.get(name, name)
-            values[flag] = value if equals else next(rest, "") if FLAGS.get(flag) else ""
-        else:
-            typed.append(text)
+    typed, values = _split(before)
     resumed = next((text.removeprefix("resume=") for text in typed if text.startswith("resume=")), "")
     run = values.get("--from") or resumed
+    named = [values[flag] for flag in _FOLDER_FLAGS if values.get(flag)]
+    named += [path for text in typed if text.startswith("hydra.searchpath=") for path in _SOURCE.findall(text)]
     return KnownKeys(
-        folders=tuple(
-            Path(os.path.expanduser(at)) for at in (values.get("--config-dir"), values.get("--config-path")) if at
-        ),
+        folders=tuple(Path(os.path.expanduser(path)) for path in named),
         config_name=values.get("--config-name") or "config",
         typed=tuple(typed),
         saved=_run_folder(run) if run else None,
     )
+
+
+def _split(before: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Split words into overrides, and flags with their values."""
+    typed: list[str] = []
+    values: dict[str, str] = {}
+    rest = iter(before)
+    for text in rest:
+        name, equals, value = text.partition("=")
+        flag = SHORT.get(name, name)
+        if not text.startswith("-"):
+            typed.append(text)
+        else:
+            values[flag] = value if equals else next(rest, "") if FLAGS.get(flag) else ""
+    return typed, values
 
 
 # ---- overrides

@@ -77,13 +77,15 @@ class KnownKeys:
         for folder in self._folders_of(parent):
             for item in _subfolders(folder):
                 name = f"{parent}/{item.name}" if parent else item.name
-                found[name] = found.get(name, False) or any(item.glob("*.yaml"))
-        return {name: has for name, has in found.items() if name != _INTERNAL and (has or self.groups(name))}
+                if name != _INTERNAL and (any(item.glob("*.yaml")) or any(item.glob("*/*.yaml"))):
+                    found[name] = found.get(name, False) or any(item.glob("*.yaml"))
+        return found
 
     def options(self, group: str) -> list[str]:
         """Return the options of a group."""
         found = {file.stem for folder in self._folders_of(group) for file in folder.glob("*.yaml")} if group else set()
-        return sorted(found | ({"ckpt"} if found and self.saved and group in self.chosen else set()))
+        is_saved = self.saved is not None and group in self._default_choices
+        return sorted(found | ({"ckpt"} if is_saved else set()))
 
     def config_names(self) -> list[str]:
         """Return the names of primary configs."""
@@ -92,7 +94,7 @@ class KnownKeys:
     @cached_property
     def chosen(self) -> dict[str, list[str]]:
         """Options by group: of the defaults list, of recipes on the command line, and typed."""
-        found = self._defaults("", self.config_name)
+        found = dict(self._default_choices)
         typed = [text.lstrip("+").partition("=") for text in self.typed if not text.startswith("~")]
         choices = {group.partition("@")[0]: value.split(",") for group, equals, value in typed if equals}
         choices = {group: values for group, values in choices.items() if self.options(group)}
@@ -141,6 +143,10 @@ class KnownKeys:
         if option == "ckpt" and self.saved:
             return True
         return option != "null" and "@package _global_" not in self._content(group, option)[1]
+
+    @cached_property
+    def _default_choices(self) -> dict[str, list[str]]:
+        return self._defaults("", self.config_name)
 
     def _defaults(self, group: str, name: str, depth: int = 0) -> dict[str, list[str]]:
         """Choices in the defaults list of a primary config, and of the configs it is based on."""
