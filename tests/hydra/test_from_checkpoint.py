@@ -231,13 +231,6 @@ def test_a_run_of_xlstm_jax_is_a_config_source_too(compose, tmp_path, kind):
     assert {name: getattr(run, name) for name in groups} == groups
 
 
-def test_tab_completion_ignores_the_flag(monkeypatch):
-    line = "xlstm-hydra --from outputs/run parallel=fsd"
-    monkeypatch.setenv("COMP_LINE", line)
-    monkeypatch.setenv("COMP_POINT", str(len(line)))
-    assert run_command("-sc", "query=bash").out.split() == ["parallel=fsdp", "parallel=fsdp_tp"]
-
-
 REFUSED = {
     "nothing": (["--from="], "--from: requires a run folder"),
     "a flag": (["--from", "--cfg", "job"], "--from: requires a run folder"),
