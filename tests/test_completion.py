@@ -203,7 +203,7 @@ def test_an_error_while_completing_prints_nothing(environ):
     out = io.StringIO()
     with mock.patch.dict(os.environ, environ), contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         completion.main(["-sc", "query=bash"])
-    assert out.getvalue().strip() == ""
+    assert out.getvalue() == ""
 
 
 @pytest.mark.parametrize("typed", ["install=tcsh", "remove=bash", ""])
@@ -226,7 +226,8 @@ TYPED = {
     "xlstm-hydra optimizer=lion optimizer.b": ["optimizer=lion", "optimizer.beta"],
     "xlstm-hydra --from outputs/my_run@2": ["--from", "outputs/my_run@200"],
     "xlstm-hydra data.path=my\\ data/": ["data.path=my data/a b.txt"],
-    "xlstm-metadata ch": ["check"],
+    "bin/xlstm-metadata ch": ["check"],
+    "~/bin/xlstm-hydra --mult": ["--multirun"],
 }
 
 

@@ -55,7 +55,7 @@ Node = dict[str, Any]
 
 @dataclass
 class KnownKeys:
-    """What a command line can refer to."""
+    """Groups, options and keys that a command line can refer to."""
 
     folders: tuple[Path, ...] = ()
     """Folders of the user's own options, which come before ours."""

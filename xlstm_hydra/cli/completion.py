@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     action, _, shell = next((text for text in arguments if "=" in text), "").partition("=")
     if action == "query":
         with suppress(Exception):
-            print(*query(shell, os.environ), sep="\n")
+            print("".join(f"{text}\n" for text in query(shell, os.environ)), end="")
     elif shell in _SCRIPTS and action in ("install", "uninstall"):
         print((_SCRIPTS if action == "install" else _REMOVAL)[shell], end="")
     else:
@@ -117,18 +117,21 @@ _NAMES = "xlstm-hydra xlstm-metadata"
 _SCRIPTS = {
     "bash": f"""\
 _xlstm_hydra() {{
-    local IFS=$'\\n'
-    COMPREPLY=($(COMP_LINE=$COMP_LINE COMP_POINT=$COMP_POINT COMP_WORDBREAKS=$COMP_WORDBREAKS \\
-        xlstm-hydra -sc query=bash 2>/dev/null))
+    local program=${{1/#\\~\\//$HOME/}} text
+    COMPREPLY=()
+    while IFS= read -r text; do
+        COMPREPLY+=("$text")
+    done < <(COMP_LINE=$COMP_LINE COMP_POINT=$COMP_POINT COMP_WORDBREAKS=$COMP_WORDBREAKS \\
+        "${{program%xlstm-*}}xlstm-hydra" -sc query=bash 2>/dev/null)
 }}
 complete -o nospace -F _xlstm_hydra {_NAMES}
 """,
     "zsh": f"""\
 (( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit; }}
 _xlstm_hydra() {{
-    local -a found
-    found=("${{(@f)$(COMP_LINE="${{(j: :)words[1,CURRENT-1]}} $PREFIX" COMP_POINT= \\
-        xlstm-hydra -sc query=zsh 2>/dev/null)}}")
+    local program=${{words[1]/#\\~\\//$HOME/}}
+    local -a found=(${{(f)"$(COMP_LINE="${{(j: :)words[1,CURRENT-1]}} $PREFIX" COMP_POINT= \\
+        ${{program%xlstm-*}}xlstm-hydra -sc query=zsh 2>/dev/null)"}})
     compadd -S '' -- ${{found:#* }}
     compadd -S ' ' -- ${{${{(M)found:#* }}% }}
 }}
@@ -136,7 +139,11 @@ compdef _xlstm_hydra {_NAMES}
 """,
     "fish": f"""\
 function _xlstm_hydra
-    COMP_LINE=(commandline -cp | string collect) COMP_POINT= xlstm-hydra -sc query=fish 2>/dev/null
+    set -lx COMP_LINE (commandline -cp | string collect)
+    set -lx COMP_POINT
+    set -l program (string replace -r '^~/' $HOME/ -- (commandline -po)[1])
+    set program (string replace -r 'xlstm-[a-z]+$' xlstm-hydra -- $program)
+    $program -sc query=fish 2>/dev/null
 end
 for name in {_NAMES}
     complete -c $name -f -a '(_xlstm_hydra)'
