@@ -210,7 +210,7 @@ def test_a_sweep_can_run_over_steps(saved, runs, monkeypatch):
     monkeypatch.chdir(saved.parent)
     done = run_command("--from", "run", "-m", "from=ckpt@2,ckpt@4,ckpt@5", "optimizer.lr=-1")
     assert done.status == 2
-    assert "2    from@_global_=ckpt@5  from='ckpt@5': no such option." in done.err
+    assert "job 2 (from@_global_=ckpt@5): from='ckpt@5': no such option." in done.err
     assert "Known: ckpt, ckpt@2, ckpt@4." in done.err
     assert "optimizer.lr=-1.0: must be 0 or more" in done.err
 
