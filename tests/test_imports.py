@@ -139,7 +139,7 @@ def loaded(code: str, folder: Path, **environment: str) -> tuple[set[str], str]:
 
 def command(*arguments: str) -> str:
     """A program that is the command with those arguments."""
-    return f"import sys\nsys.argv = {['xlstm-hydra', *arguments]}\nfrom xlstm_hydra.cli.main import main\nmain()"
+    return f"import sys\nsys.argv = {['xlstm-hydra', *arguments]}\nfrom xlstm_hydra.__main__ import main\nmain()"
 
 
 @pytest.mark.parametrize("module", ["", ".configs", ".hydra", ".sweep", ".metadata", ".cli"])
