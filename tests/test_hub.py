@@ -40,7 +40,7 @@ def test_a_missing_folder_in_an_existing_one_is_not_a_model_on_the_hub(tmp_path,
 
 
 def model(folder, **files):
-    """A folder with these files, by name with `__` for the dots."""
+    """Write these files to a folder. In their names, `__` is a dot."""
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
     return folder
@@ -79,9 +79,12 @@ WEIGHTS = {
     ),
     "shards": (
         {"model__safetensors__index__json": INDEX, "model-2__safetensors": ""},
-        "of the 3 files that it lists, 2 are missing: model-1.safetensors, model-3.safetensors. Download them again",
+        "2 of the 3 listed files are missing: model-1.safetensors, model-3.safetensors. Download them again",
     ),
-    "empty": ({"model__safetensors": ""}, "model.safetensors: cannot be read: .* The file may be cut off; download it"),
+    "empty": (
+        {"model__safetensors": ""},
+        "model.safetensors: cannot be read: .* The file may be incomplete; download it",
+    ),
 }
 
 
@@ -98,7 +101,7 @@ def test_a_pointer_of_git_lfs_in_place_of_metadata_is_named(text):
         read_record(text)
 
 
-def test_the_folder_of_a_run_may_have_a_config_json_of_its_own(tmp_path):
+def test_a_run_folder_may_have_its_own_config_json(tmp_path):
     (tmp_path / "checkpoints" / "20" / "metadata").mkdir(parents=True)
     (tmp_path / "checkpoints" / "20" / "metadata" / "metadata").write_text("{}")
     assert find_weights(str(model(tmp_path, config__json="{}")), "RUN") == tmp_path / "checkpoints" / "20"

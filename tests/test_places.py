@@ -115,7 +115,7 @@ def test_a_bucket_without_its_package_is_refused_with_the_way_out():
         find_checkpoint("gs://bucket/run")
 
 
-CUT_OFF = "its parameters cannot be read: DATA_LOSS: cut off. The checkpoint may be cut off; choose another step."
+CUT_OFF = "its parameters cannot be read: DATA_LOSS: cut off. The checkpoint may be incomplete; choose another step."
 TENSORSTORE = ValueError("DATA_LOSS: cut off [tensorstore_spec='{\"base\": 1}']")
 """What TensorStore says of an array, with where it lies in all detail."""
 
@@ -260,7 +260,7 @@ def test_a_file_in_place_of_a_checkpoint_folder_is_refused(name, tmp_path):
         refuse_to_overwrite(tmp_path, 0)
 
 
-@pytest.mark.parametrize(("content", "words"), [("", "is empty"), ('{"a": ', "is cut off")])
+@pytest.mark.parametrize(("content", "words"), [("", "is empty"), ('{"a": ', "is truncated")])
 def test_the_damaged_file_is_named(tmp_path, content, words):
     (tmp_path / "_METADATA").write_text(content)
     (tmp_path / "commit_success.txt").touch()
