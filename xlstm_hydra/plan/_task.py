@@ -40,7 +40,7 @@ from ._search import FEW, Search, search
 
 FORMAT, VERSION = "xlstm_hydra_plan", 1
 
-PLAN_FILE, SEARCH_FILE = "plan.json", "search.json"
+PLAN_FILE, PLAN_TEXT_FILE, SEARCH_FILE = "plan.json", "plan.txt", "search.json"
 """Files in the run folder: the complete plan, and all layouts of a search."""
 
 log = logging.getLogger("xlstm_hydra")
