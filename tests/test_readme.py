@@ -36,7 +36,7 @@ def run(command, folder, status=0):
 
 
 FIGURES = (
-    r"^mesh: +\d.*|^[\d,]+ parameters in .*|^changed: .*? \(|^plan of .*|^total .*"
+    r"^mesh +\d.*|^model +.*|^changed +.*? \(|^plan of .*|^total .*"
     r"|^a step takes .*|^\d+ layouts of .*|^ ?\d+ +[\d.]+ +[\d.]+ +\w+ +parallel=.*|^xlstm-hydra .*"
 )
 """Lines with figures that are the same on every machine."""

@@ -172,7 +172,7 @@ def planned():
     ("earlier", "peak", "words"),
     [
         (None, None, "peak memory: not reported on CPU"),
-        (0, 3 * GIB, r"3.00 GiB of peak memory per device \(predicted: "),
+        (0, 3 * GIB, r"peak memory 3.00 GiB per device \(predicted: "),
         (3 * GIB, 3 * GIB, "peak memory: not measured, because an earlier run of this process needed more"),
     ],
     ids=["not reported", "reported", "hidden by an earlier run"],
@@ -182,7 +182,7 @@ def test_peak_memory_is_of_this_run_or_not_reported(planned, earlier, peak, word
     caplog.set_level("INFO", "xlstm_hydra")
     programs = CompilationStats(total=5, from_cache=4, seconds=2.5)
     RunPlan(planned, earlier).compare(tmp_path, SimpleNamespace(seconds_per_step=0.25), programs)
-    assert re.search(f"measured: 250.0 ms per step .*, {words}", caplog.text)
+    assert re.search(f"measured 250.0 ms per step .*\n.*         {words}", caplog.text)
     measured = json.loads((tmp_path / "plan.json").read_text())["measured"]
     assert measured == {
         "step_seconds": 0.25,

@@ -61,8 +61,8 @@ def test_the_log_file_has_the_lines_of_steps_on_a_terminal(progress, terminal, l
         log.warning("a warning")
     log.info("the end")
     assert log_file.read_text().splitlines() == [
-        "step 10/20  loss 1.0000 (1.443 bits)  5 tokens/s",
-        "step 20/20  validation loss 2.0000 (2.885 bits per token)",
+        "step 10/20  loss 1.0000  (1.443 bits)  5 tokens/s",
+        "step 20/20  validation loss 2.0000  (2.885 bits/token)",
         "a warning",
         "the end",
     ]

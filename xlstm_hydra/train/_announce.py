@@ -36,7 +36,7 @@ def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: 
 
 
 def announce(
-    program: Program, plan: RunPlan, start: StartingPoint, resumed: Resumed | None, data: str, folder: Path
+    program: Program, plan: RunPlan, start: StartingPoint, resumed: Resumed | None, data: tuple[str, str], folder: Path
 ) -> None:
     """Log the model, the layout, the plan and the data of a run in an aligned block. Warn about settings that are
     probably not intended.
@@ -46,7 +46,7 @@ def announce(
         plan: its plan.
         start: the starting point of the run.
         resumed: the checkpoint that it continues from.
-        data: one line about the training data.
+        data: the number of training examples, and their unigram entropy.
         folder: the run folder.
     """
     if not is_first():
@@ -54,7 +54,8 @@ def announce(
     for key, text in _layout_facts(program):
         log_fact(key, text)
     plan.log_prediction(0 if resumed is None else resumed.step)
-    log_fact("data", data)
+    log_fact("data", data[0])
+    log_fact("", data[1])
     log_fact("run", short_path(folder))
     if start.weights is not None:
         log_fact("weights", f"from {short_path(start.weights)}")

@@ -144,8 +144,8 @@ def _train_from(
     plan.keep(folder)
     with status("reading data"):
         entropy = corpus.unigram_entropy()
-    examples = f"{len(corpus):,} examples, unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
-    announce(program, plan, start, resumed, examples, folder)
+    about = f"{len(corpus):,} examples", f"unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
+    announce(program, plan, start, resumed, about, folder)
     validation = _validation(program, held_out)
     with _open_checkpoints(run, folder) as checkpoints:
         loop = _Loop(program, batches, validation, checkpoints, metadata, corpus.unit, watch)
