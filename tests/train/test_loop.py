@@ -147,7 +147,7 @@ def test_a_vocabulary_larger_than_the_bytes_is_warned_about_once(tmp_path, caplo
 def test_a_vocabulary_that_the_data_fills_gives_no_warning(vocab_size, caplog):
     data = StdlibDataConfig() if vocab_size == 256 else SyntheticDataConfig(motif_length=4)
     program = build_program(tiny_run(data=data, model={"vocab_size": vocab_size}))
-    announce(program, RunPlan(None, None), "")
+    announce(program, RunPlan(None, None), [])
     assert caplog.text == ""
 
 

@@ -115,7 +115,7 @@ def test_by_default_there_are_up_to_four_microbatches_per_stage(rows, stages, co
 def test_the_run_logs_its_bubble(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "xlstm_hydra"), jax.enable_x64(False):
         train(tiny_run(parallel=LAYOUTS["pp2"], trainer={"max_steps": 1}), tmp_path)
-    assert "pipeline: 2 stages, 2 microbatches, bubble 33.3%" in caplog.text
+    assert "pipeline 2 stages, 2 microbatches, bubble 33.3%" in caplog.text
     assert bubble_fraction(4, 12) == 3 / 15
 
 

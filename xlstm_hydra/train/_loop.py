@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from xlstm_hydra._logging import log, log_fact
-from xlstm_hydra._printable import short_path
+from xlstm_hydra._logging import log
 from xlstm_hydra._status import status
 from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_params, read_logged, restore, to_json
 from xlstm_hydra.configs import LoggerConfig, RunConfig, resolve_classes
@@ -46,7 +45,7 @@ from xlstm_hydra.runs import (
 from xlstm_hydra.step import CompilationStats, Program, TrainState, build_program, compilation_cache
 
 from ._agree import agree_on_corpus, agree_on_run
-from ._announce import announce, announce_start
+from ._announce import announce, announce_result, announce_start, data_facts, origin_facts
 from ._diagnosis import faults_reported
 from ._log import MetricLog, Stopwatch, bits
 from ._planning import choose_layout, plan_program
@@ -128,8 +127,7 @@ def _train_from(
     choice = choose_layout(replace(run, model=resolve_classes(run.model)))
     run = choice.run
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
-    if is_first():
-        announce_start(run, folder, start, resumed)
+    announce_start(run, folder, start, resumed)
     mesh = build_mesh(run.parallel, order=run.distributed.device_order)
     program = build_program(run, mesh, build_optimizer)
     plan = plan_program(program)
@@ -144,8 +142,8 @@ def _train_from(
     plan.keep(folder)
     with status("reading data"):
         entropy = corpus.unigram_entropy()
-    about = f"{len(corpus):,} examples", f"unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
-    announce(program, plan, start, resumed, about, folder)
+    facts = [*data_facts(corpus, entropy), *origin_facts(folder, start, resumed)]
+    announce(program, plan, facts, int(state.step))
     validation = _validation(program, held_out)
     with _open_checkpoints(run, folder) as checkpoints:
         loop = _Loop(program, batches, validation, checkpoints, metadata, corpus.unit, watch)
@@ -158,17 +156,8 @@ def _train_from(
     if loop.stopped_after is not None:
         raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
     plan.compare(folder, loop.stopwatch, programs)
-    if is_first():
-        _log_result(metric_log, corpus.unit, entropy, folder)
+    announce_result(metric_log.best, corpus.unit, folder)
     return loop.validation_loss
-
-
-def _log_result(metric_log: MetricLog, unit: str, entropy: float, folder: Path) -> None:
-    if metric_log.best is not None:
-        loss, step = metric_log.best
-        log_fact("best", f"validation loss {loss:.4f} ({bits(loss):.3f} bits/{unit}) at step {step:,}")
-        log_fact("", f"unigram entropy {entropy * math.log(2):.4f} ({entropy:.3f} bits/{unit})")
-    log_fact("run", short_path(folder))
 
 
 def _preempted(watch: Watch, step: int, folder: Path | None) -> Preempted:
