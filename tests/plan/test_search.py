@@ -142,7 +142,7 @@ class TestAuto:
         with pytest.raises(ConfigError, match="no speeds are known for"):
             search(auto(medium_run()), 4, unknown).chosen  # noqa: B018
 
-    def test_only_training_and_plans_have_a_layout_chosen(self):
+    def test_only_training_and_plans_choose_a_layout(self):
         with pytest.raises(ConfigError, match="parallel=auto chooses a layout for training only"):
             replace(auto(medium_run()), task=EvaluateTaskConfig(checkpoint="run"))
 
