@@ -14,9 +14,11 @@ from command import run_command
 from tiny import LAYOUTS, tiny_run
 
 import xlstm_hydra.train
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra._table import duration
+from xlstm_hydra.configs import ConfigError, LoggerConfig, Problem
 from xlstm_hydra.devices import device_here
 from xlstm_hydra.hydra import load_device
+from xlstm_hydra.plan import facts, full_report, summary
 from xlstm_hydra.step import CompilationStats, build_program
 from xlstm_hydra.train import RunPlan, plan_program, train
 
@@ -191,3 +193,37 @@ def test_peak_memory_is_of_this_run_or_not_reported(planned, earlier, peak, word
         "programs_from_cache": 4,
         "compile_seconds": 2.5,
     }
+
+
+# ---- the facts at the start
+
+
+def test_the_facts_of_a_plan_fit_a_terminal_of_60_columns(planned):
+    lines = dict(facts(planned, done=1))
+    steps = planned.run.trainer.max_steps - 1
+    assert [key for key in lines if key] == ["device", "memory", "time"]
+    assert re.fullmatch(rf"at least .* ms per step \(\w+\), \d+:\d\d for {steps} steps", lines["time"])
+    assert lines["memory"].endswith(" on each device: fits") and max(map(len, summary(planned))) <= 60
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_whole_plan_is_printed_if_verbose_and_always_kept(verbose, planned, tmp_path, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
+    run = RunPlan(planned, None)
+    run.log_details(LoggerConfig(verbose=verbose).verbose)
+    run.keep(tmp_path)
+    assert caplog.messages == (full_report(planned).splitlines() if verbose else [])
+    assert (tmp_path / "plan.txt").read_text() == full_report(planned) + "\n"
+
+
+def test_a_run_without_a_plan_keeps_no_plan_of_an_earlier_start(planned, tmp_path):
+    RunPlan(planned, None).keep(tmp_path)
+    RunPlan(None, None, "no reason").keep(tmp_path)
+    assert not (tmp_path / "plan.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3723, "1:02:03"), (90061, "1 d 1:01:01")], ids=str
+)
+def test_durations_are_clock_times(seconds, text):
+    assert duration(seconds) == text

@@ -93,7 +93,9 @@ class RunPlan:
             content = missing(self.missing_because) if self.plan is None else to_dict(self.plan)
             content |= {"measured": None if measured is None else asdict(measured)}
             replace_file(folder / PLAN_FILE, to_json(content))
-            if self.plan is not None and measured is None:
+            if self.plan is None:
+                (folder / PLAN_TEXT_FILE).unlink(missing_ok=True)  # of an earlier start
+            elif measured is None:
                 replace_file(folder / PLAN_TEXT_FILE, full_report(self.plan) + "\n")
 
     def compare(self, folder: Path, stopwatch: Stopwatch, programs: CompilationStats) -> None:
