@@ -64,8 +64,8 @@ def facts(plan: Plan, done: int = 0) -> Iterator[tuple[str, str]]:
         return
     steps = plan.run.trainer.max_steps - done
     total = f"{duration(steps * plan.time.seconds)} for {steps:,} step{'' if steps == 1 else 's'}"
-    yield "time", f"at least {in_ms(plan.time.seconds)} per step ({plan.time.bound_by}), {total}"
-    yield "", f"at most {plan.tokens_per_second:,.0f} tokens/s"
+    yield "time", f"at least {in_ms(plan.time.seconds)} per step, bound by {plan.time.bound_by}"
+    yield "", f"{total}, at most {plan.tokens_per_second:,.0f} tokens/s"
 
 
 def summary(plan: Plan) -> list[str]:

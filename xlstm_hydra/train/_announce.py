@@ -90,8 +90,8 @@ def announce_result(best: tuple[float, int] | None, unit: str, folder: Path) -> 
 
 def _layout_facts(program: Program) -> Iterator[tuple[str, str]]:
     count, total, device = parameter_totals(program.placements)
-    size = in_bytes(total) if device == total else f"{in_bytes(total)}; {in_bytes(device)} on each device"
-    yield "model", f"{program.model.class_path().rpartition('.')[2]}, {count:,} parameters ({size})"
+    yield "model", f"{program.model.class_path().rpartition('.')[2]}, {count:,} parameters"
+    yield "", in_bytes(total) if device == total else f"{in_bytes(total)}, {in_bytes(device)} on each device"
     yield "mesh", describe_mesh(program.mesh)
     if (axes := program.axes).pipeline is not None:
         idle = bubble_fraction(axes.stages, axes.microbatches)

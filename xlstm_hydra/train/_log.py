@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from xlstm_hydra._logging import log
 from xlstm_hydra._status import drawn_by
@@ -87,8 +88,7 @@ class MetricLog:
 
     def __enter__(self) -> MetricLog:
         if self._config.progress and self._console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
-            bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console)
+            bar = Progress(*_bar_columns(), console=self._console)
             self._task = bar.add_task("", total=self._max_steps, completed=self._start, text=self._text)
             bar.start()
             self._bar = bar
@@ -126,8 +126,8 @@ class MetricLog:
         line = f"{self._columns.step(step)}  {text}"
         log.info("%s", line, extra={_HAS_BAR: self._bar is not None})
         if self._bar is not None and "loss" in metrics:
-            self._text = text
-            self._bar.update(self._task, text=text)
+            self._text = self._columns.short_text(metrics)
+            self._bar.update(self._task, text=self._text)
         elif self._bar is not None:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
 
@@ -236,6 +236,13 @@ def _report_damage(path: Path, found: MetricsFile) -> None:
         log.warning("the metrics as they were are kept in %s", aside)
 
 
+def _bar_columns() -> tuple[ProgressColumn, ...]:
+    """Columns of the progress bar. On a narrow terminal only the bar itself shrinks, and the text last."""
+    count = MofNCompleteColumn(table_column=Column(no_wrap=True))
+    left = TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True))
+    return TextColumn("step"), count, BarColumn(), TextColumn("{task.fields[text]}"), TextColumn("left"), left
+
+
 class _Columns:
     """Text of metrics in aligned columns: each number is as wide as the widest one before."""
 
@@ -259,6 +266,11 @@ class _Columns:
             rate = f"{metrics['tokens_per_second']:,.0f}"
             parts.append(f"{self._wide('rate', rate)} tokens/s")
         return "  ".join(parts)
+
+    def short_text(self, metrics: Mapping[str, float]) -> str:
+        """Return the loss and the throughput, in half the width of `text`."""
+        rate = f"  {metrics['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in metrics else ""
+        return f"loss {metrics['loss']:.4f}{rate}"
 
     def _losses(self, name: str, loss: float, unit: str) -> str:
         return f"{name}loss {self._wide(name, f'{loss:.4f}')}  {self._wide(unit, f'({bits(loss):.3f} {unit})')}"
