@@ -195,5 +195,5 @@ def choose_layout(run: RunConfig) -> Choice:
         found = search(run, jax.device_count(), device_here(run.device), best=FEW)
     chosen = found.chosen
     if is_first():
-        log.info("parallel=auto: %s", found.why())
+        log_fact("layout", found.why())
     return Choice(chosen, found)
