@@ -45,7 +45,7 @@ FIGURES = (
 def assert_same_figures(text, expected):
     """Counts and plans are equal, and losses are close: the corpus differs between versions of Python."""
     assert re.findall(FIGURES, text, re.MULTILINE) == re.findall(FIGURES, expected, re.MULTILINE)
-    found, shown = (re.findall(r"(\w+ )?loss ([\d.]+)", part) for part in (text, expected))
+    found, shown = (re.findall(r"(\w+ )?loss +([\d.]+)", part) for part in (text, expected))
     assert [name for name, _ in found] == [name for name, _ in shown]
     assert [float(value) for _, value in found] == pytest.approx([float(value) for _, value in shown], rel=0.05)
 

@@ -85,7 +85,7 @@ class RunPlan:
         """Log the whole plan, or only the primitives that the planner does not know."""
         if self.plan is not None:
             for line in full_report(self.plan).splitlines() if is_verbose else unknown_note(self.plan):
-                log.info("%s", line)
+                log.info("%s", line, extra={"indent": 4})
 
     def keep(self, folder: Path, measured: Measured | None = None) -> None:
         """Write the plan and the measurements to the run folder."""
