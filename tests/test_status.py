@@ -153,6 +153,12 @@ def test_without_a_status_line_long_work_is_two_plain_lines(is_dumb, request, mo
     assert text == "compiling ...\ncompiling: done after 0 s\n"
 
 
+def test_a_command_whose_output_is_read_by_programs_prints_no_status_in_a_pipe(pipe):
+    with status("planning", in_log=False):
+        time.sleep(0.4)
+    assert pipe.getvalue() == ""
+
+
 def test_a_pipe_beside_a_terminal_gets_the_plain_lines(terminal, monkeypatch):
     stream = io.StringIO()
     logs_to(stream, monkeypatch)

@@ -61,24 +61,25 @@ _lock = threading.RLock()
 
 
 @contextmanager
-def status(text: str) -> Iterator[None]:
+def status(text: str, in_log: bool = True) -> Iterator[None]:
     """Show what the work inside is, if it takes longer than a second and the log level of the process is INFO.
 
     Args:
         text: such as "compiling the training step".
+        in_log: if false, show it only on a terminal, for a command whose output is read by other programs.
     """
     if not log.isEnabledFor(logging.INFO):
         yield
         return
     text, start, done = printable(text), time.monotonic(), threading.Event()
-    thread = threading.Thread(target=_show, args=[text, start, done], name="status", daemon=True)
+    thread = threading.Thread(target=_show, args=[text, start, done, in_log], name="status", daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join(_JOIN_SECONDS)
-    if (seconds := time.monotonic() - start) > LONG_SECONDS:
+    if in_log and (seconds := time.monotonic() - start) > LONG_SECONDS:
         log.info("%s: done after %.0f s", text, seconds, extra={_IS_STATUS: True})
 
 
@@ -98,10 +99,11 @@ def erasure() -> str:
     return _REMOVE if _shown and _draw is _write else ""
 
 
-def _show(text: str, start: float, done: threading.Event) -> None:
+def _show(text: str, start: float, done: threading.Event, in_log: bool) -> None:
     if done.wait(PATIENCE_SECONDS):
         return
-    log.info("%s ...", text, extra={_IS_STATUS: True})
+    if in_log:
+        log.info("%s ...", text, extra={_IS_STATUS: True})
     if not _draws_line():
         return
     _shown.append(done)
