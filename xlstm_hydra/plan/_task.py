@@ -190,10 +190,7 @@ def _compiled(found: Plan) -> list[dict[str, Any]]:
     with status("compiling the training step", in_log=False):
         compared = list(compare(found, compile_step(found.run, found.num_devices)))
     head = (f"compiled for {found.num_devices} simulated devices", "unit", "plan", "compiler", "ratio", "")
-    rows = [
-        (row.what, row.unit, f"{row.plan:,.0f}", f"{row.compiler:,.0f}", f"{row.ratio:.4g}", row.note)
-        for row in compared
-    ]
+    rows = [(r.what, r.unit, f"{r.plan:,.0f}", f"{r.compiler:,.0f}", f"{r.ratio:.4g}", r.note) for r in compared]
     print(fit_terminal("\n".join(["", *table([head, *rows], left=(0, 1, 5))])))
     return [asdict(row) for row in compared]
 
