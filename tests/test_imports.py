@@ -17,7 +17,7 @@ ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
     {"": set(), "conf_dir": set(), "_printable": set(), "_colours": set(), "synonyms": set(), "_logging": set()},
-    {"problems": set(), "_table": {"rich"}},
+    {"problems": set(), "_table": {"rich"}, "_status": set()},
     {"errors": set(), "preemption": set(), "own_modules": set(), "streams": set()},
     {"codec": set()},
     {"formats": set()},

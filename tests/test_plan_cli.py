@@ -195,7 +195,7 @@ def test_a_sweep_prints_summaries_and_continues_after_a_plan_that_does_not_fit()
     sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.0045,50")
     done = run_command(*sweep, "task.parameters=all")
     assert done.status == 0  # one fits
-    assert "memory: does not fit, " in done.out and "memory: fits, " in done.out
+    assert "on each device: does not fit" in done.out and "on each device: fits" in done.out
     assert "partition specs" not in done.out and "not sharded" not in done.out
 
 

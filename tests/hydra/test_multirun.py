@@ -110,12 +110,12 @@ def test_layouts_and_numbers_of_devices_are_in_effect_in_every_job_of_a_real_swe
     command = [sys.executable, "-m", "xlstm_hydra", "-m", *sweep]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    meshes = [line for line in done.stdout.splitlines() if line.startswith("mesh: ")]
-    assert [line.partition("mesh: ")[2] for line in meshes] == [
-        "1 device (cpu): dp=1 fsdp=1 pp=1 tp=1",
-        "8 devices (cpu): dp=8 fsdp=1 pp=1 tp=1",
-        "1 device (cpu): dp=1 fsdp=1 pp=1 tp=1",
-        "8 devices (cpu): dp=1 fsdp=8 pp=1 tp=1",
+    meshes = [line for line in done.stdout.splitlines() if line.startswith("mesh ")]
+    assert [line.removeprefix("mesh").strip() for line in meshes] == [
+        "1 cpu device: dp=1 fsdp=1 pp=1 tp=1",
+        "8 cpu devices: dp=8 fsdp=1 pp=1 tp=1",
+        "1 cpu device: dp=1 fsdp=1 pp=1 tp=1",
+        "8 cpu devices: dp=1 fsdp=8 pp=1 tp=1",
     ]
     saved = [json.loads((tmp_path / "sweep" / str(number) / "metadata.json").read_text()) for number in range(4)]
     assert len(saved) == 4
