@@ -9,24 +9,25 @@ from xlstm_hydra.formats import _xlstm_jax_table as model
 from xlstm_hydra.formats import _xlstm_jax_training as training
 
 TEXT = (pages.ROOT / "docs/xlstm_jax.md").read_text(encoding="utf-8")
+BACKEND = "Backend of the cell"
 KINDS = ("mlstm", "mlstm_v1")
 SECTIONS = {
-    "model.parallel": [model.PARALLEL],
-    f"{model.MODEL} of xLSTMLMModel": [model.LANGUAGE_MODEL],
-    model.BLOCK: [model.BLOCKS],
-    model.LAYER: [model.LAYERS[kind] for kind in KINDS],
-    model.CELL: [model.CELLS[kind] for kind in KINDS],
-    model.FEED_FORWARD: [model.FEED_FORWARDS_V0, model.FEED_FORWARDS],
-    f"{model.MODEL} of LlamaTransformer": [model.LLAMA],
-    "optimizer": [training.OPTIMIZER],
-    "optimizer.scheduler": [training.SCHEDULER],
-    "trainer": [training.TRAINER],
-    "trainer.callbacks, saving checkpoints": [training.CALLBACKS["monitor"]],
-    "trainer.callbacks, logging the learning rate": [training.CALLBACKS["log_lr_key"]],
-    "trainer.callbacks, profiling": [training.CALLBACKS["profile_log_dir"]],
-    "trainer.callbacks, evaluation harness": [training.CALLBACKS["evaluation_tasks"]],
-    "trainer.logger": [training.LOGGER],
-    "trainer.logger.log_tools": [training.TOOL],
+    "Layout": [model.PARALLEL],
+    "xLSTM model": [model.LANGUAGE_MODEL],
+    "Block": [model.BLOCKS],
+    "Layer": [model.LAYERS[kind] for kind in KINDS],
+    "Cell": [model.CELLS[kind] for kind in KINDS],
+    "Feed-forward": [model.FEED_FORWARDS_V0, model.FEED_FORWARDS],
+    "Llama model": [model.LLAMA],
+    "Optimizer": [training.OPTIMIZER],
+    "Schedule": [training.SCHEDULER],
+    "Trainer": [training.TRAINER],
+    "Callback that saves checkpoints": [training.CALLBACKS["monitor"]],
+    "Callback that logs the learning rate": [training.CALLBACKS["log_lr_key"]],
+    "Callback of the profiler": [training.CALLBACKS["profile_log_dir"]],
+    "Callback of the evaluation harness": [training.CALLBACKS["evaluation_tasks"]],
+    "Logger": [training.LOGGER],
+    "Logging tools": [training.TOOL],
 }
 """The tables of fields by heading, one for each column of the page."""
 
@@ -60,7 +61,7 @@ def test_every_field_has_a_row_with_its_counterpart_or_the_reason(heading):
 
 
 def test_every_backend_has_a_row_with_its_settings():
-    shown = {code(cells[0])[0]: cells[1:] for cells in rows(f"{model.CELL}.backend")}
+    shown = {code(cells[0])[0]: cells[1:] for cells in rows(BACKEND)}
     assert shown.keys() == {*model.BACKENDS, "attention"}
     for name, (backend, _, settings) in model.BACKENDS.items():
         assert code(shown[name][0]) == [backend]
@@ -71,4 +72,4 @@ def test_every_backend_has_a_row_with_its_settings():
 
 def test_every_section_of_the_page_is_compared():
     headings = re.findall(r"^### (.*)$", TEXT.partition("## Fields in metadata")[2], re.MULTILINE)
-    assert {*headings} == {*SECTIONS, f"{model.CELL}.backend"}
+    assert {*headings} == {*SECTIONS, BACKEND}
