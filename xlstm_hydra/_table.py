@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from io import StringIO
 from itertools import accumulate
@@ -36,6 +37,13 @@ def fitting(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
 
 
 _NO_LIMIT = 10**6
+
+
+def fit_terminal(text: str) -> str:
+    """Return a text whose lines are wrapped between words at the width of the terminal, if the output is a terminal."""
+    width = shutil.get_terminal_size((_NO_LIMIT, 0)).columns
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join("\n".join(wrapper.wrap(line)) for line in text.splitlines())
 
 
 def gib(size: float) -> str:

@@ -34,10 +34,10 @@ def small_host(monkeypatch):
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(small_host, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "xlstm_hydra")
     monkeypatch.setattr(jax, "jit", None)
-    words = r"trainer.ignore_plan=false: a step needs .* MiB on a device, and each of the 8 .* its share of the memory"
+    words = r"trainer.ignore_plan=false: a step needs .* MiB per device, but each of the 8 .* of the host's memory"
     with pytest.raises(ConfigError, match=words) as refused:
         train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
-    assert str(refused.value).endswith("trainer.ignore_plan=true tries it all the same.")
+    assert str(refused.value).endswith("trainer.ignore_plan=true starts the run anyway.")
     assert "does not fit" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
@@ -47,7 +47,7 @@ def test_changes_that_fit_are_suggested(monkeypatch):
     needed = plan_program(program).plan.memory.total
     small = replace(load_device("h100_80gb"), memory_gib=0.8 * needed / GIB, memory_fraction=1)
     monkeypatch.setattr("xlstm_hydra.train._planning.device_here", lambda _: small)
-    with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true tries"):
+    with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true starts"):
         plan_program(program)
 
 
