@@ -18,7 +18,7 @@ def sentences(text):
 
 
 def pattern(sentence):
-    """A regular expression for a sentence of the package, whose variable parts are in braces or `%s`. None: it is too short."""
+    """A regular expression for a sentence of the package: parts in braces or `%s` vary. None: it is too short."""
     literals = re.split(r"\{.*?\}|%[sd]", sentence)
     return re.compile(".*".join(map(re.escape, literals))) if len(" ".join(literals).split()) >= WORDS else None
 
