@@ -20,7 +20,9 @@ from xlstm_hydra.problems import show
 from ._sources import functions_of, methods_of, own_classes
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
-_UNKNOWN_END = re.compile(r"(,|:|, not| =| of|; the devices are) \.\.\.$")
+_UNKNOWN = re.compile(r"(?<! to)(?<! process)(?<! kind)(?<! block)(?:,|:|, not| =| of|; the devices are)? \.\.\.|\(\.\.\.\)")
+"""Parts of a sentence that depend on values, and without which it can still be read."""
+
 _PACKAGE = "xlstm_hydra.configs"
 
 
@@ -40,7 +42,7 @@ class Rules:
     def add(self, keys: Iterable[str], text: str) -> None:
         """Add a rule about some keys."""
         keys = tuple(dict.fromkeys(key.removeprefix("/") for key in keys))
-        text = _PLACEHOLDER.sub(lambda match: f"{{{match[1].removeprefix('/')}}}", _UNKNOWN_END.sub("", text))
+        text = _PLACEHOLDER.sub(lambda match: f"{{{match[1].removeprefix('/')}}}", _UNKNOWN.sub("", text))
         if keys and text:
             self.sentences[keys, text] = None
 
@@ -231,7 +233,12 @@ class _Reader:
     def texts(self, node: ast.expr, scope: _Scope) -> list[str]:
         """Return the sentences of a generator."""
         match node:
-            case ast.GeneratorExp(elt=element, generators=[ast.comprehension(target=target, iter=iterable)]):
+            case ast.Name(id=name) if name in scope.unknown and (list_of := scope.unknown[name]):
+                return self.texts(list_of, scope.without(node))
+            case (
+                ast.GeneratorExp(elt=element, generators=[ast.comprehension(target=target, iter=iterable)])
+                | ast.ListComp(elt=element, generators=[ast.comprehension(target=target, iter=iterable)])
+            ):
                 return [self.text(element, inner) for inner in self.iterations(target, iterable, scope)]
         return []
 
