@@ -3,3 +3,6 @@
 from ._catalog import Catalog as Catalog
 from ._catalog import FieldEntry as FieldEntry
 from ._info import info as info
+from ._json_schema import schema_dir as schema_dir
+from ._json_schema import schemas as schemas
+from ._json_schema import write_schemas as write_schemas
