@@ -31,6 +31,7 @@ _SUMMARIES = {
     "experiment": "Recipes that set several groups at once.",
     "debug": "Small changes for debugging.",
     "model": "The model and its sizes.",
+    "hydra/help": "The text of `--help`.",
     "hydra/launcher": "The jobs of a sweep: processes here, or jobs of a cluster.",
     "hydra/sweeper": "The points of a sweep.",
 }
@@ -133,7 +134,9 @@ class Catalog:
         """Return a paragraph about a group."""
         if group in _SUMMARIES:
             return _SUMMARIES[group]
-        return meaning_of(configs.RunConfig, group) or next(map(paragraph_of, self.classes(group).values()), "")
+        comments = [option.comment for option in self.options[group].values() if option.comment]
+        paragraphs = [meaning_of(configs.RunConfig, group), *map(paragraph_of, self.classes(group).values()), *comments]
+        return next(filter(None, paragraphs), "")
 
     def fields(self, group: str) -> dict[str, list[FieldEntry]]:
         """Return the fields of all classes of a group, by key."""

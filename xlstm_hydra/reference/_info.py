@@ -87,10 +87,9 @@ def _field_lines(catalog: Catalog, key: str, entries: list[FieldEntry], width: i
         for label, attribute in FIELD_LINES.items()
         for text, owners in merged(entries, attribute)
     ]
-    every = len(catalog.classes(key_group(catalog, key)))
-    if entries[0].owner and len(entries) < every:
-        rows.append(("only in", ", ".join(entry.owner for entry in entries)))
-    rows += [("set by", text) for text in set_by_texts(catalog, key)]
+    if owners := only_in(catalog, key, entries):
+        rows.append(("only in", ", ".join(owners)))
+    rows += [("set by", f"{value}: {by}") for value, by in set_by_texts(catalog, key)]
     yield from _table(_without_repeats(rows), width)
 
 
@@ -99,22 +98,22 @@ def _without_repeats(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [*rows[:1], *(("" if last[0] == row[0] else row[0], row[1]) for last, row in pairwise(rows))]
 
 
-def key_group(catalog: Catalog, key: str) -> str:
-    """Return the group of a field."""
+def only_in(catalog: Catalog, key: str, entries: Sequence[FieldEntry]) -> list[str]:
+    """Return the names of the classes that have a field, or nothing if all classes of the group have it."""
     group = _group_of(catalog, key.rpartition(".")[0])
-    assert group is not None
-    return group
+    is_everywhere = not entries[0].owner or group is None or len(entries) == len(catalog.classes(group))
+    return [] if is_everywhere else [entry.owner for entry in entries]
 
 
-def set_by_texts(catalog: Catalog, key: str) -> list[str]:
-    """Return the values that options give to a field: the options, the value, and its comment."""
+def set_by_texts(catalog: Catalog, key: str) -> list[tuple[str, str]]:
+    """Return the values that options give to a field, each with its options and the comment in their files."""
     texts = []
     for value, options in catalog.set_by(key).items():
         names: dict[str, list[str]] = {}
         for option in options:
             names.setdefault(option.group or "the config", []).append(option.name)
         chosen = "; ".join(f"{group}={', '.join(found)}" for group, found in names.items())
-        texts.append(f"{value.text}: {chosen}" + (f" ({value.comment})" if value.comment else ""))
+        texts.append((value.text, chosen + (f" ({value.comment})" if value.comment else "")))
     return texts
 
 
@@ -131,11 +130,10 @@ def _group_lines(catalog: Catalog, group: str, width: int) -> Iterator[str]:
 
 
 def _field_table(catalog: Catalog, group: str, found: dict[str, list[FieldEntry]], width: int) -> Iterator[str]:
-    every = len(catalog.classes(group))
     rows = []
     for entries in found.values():
         first = entries[0]
-        owners = [entry.owner for entry in entries] if first.owner and len(entries) < every else []
+        owners = only_in(catalog, first.key, entries)
         defaults = ", ".join(text for text, _ in merged(entries, "default_text"))
         rows.append((first.name, first.type_text, defaults, with_owners(first_sentence(first.meaning), owners)))
     yield from _table(rows, width)
