@@ -1,10 +1,10 @@
-"""CPU seconds of `xlstm-hydra --cfg job`, against a bare Hydra app of the same groups and values in plain YAML.
+"""CPU time of `xlstm-hydra --cfg job`, compared with a plain Hydra app with the same groups and values in YAML.
 
     python benchmarks/compose.py [REPEATS]
 
-The two take turns, so that a busy machine slows both. The bare app sees no plugin, ours included. The ratio to stay
-below is 1.3, in an environment without extras: Hydra imports every plugin that is installed. PYTHONDONTWRITEBYTECODE
-is unset: without `.pyc` files the time would be that of compiling Python.
+The two commands alternate, so a busy machine slows down both. The plain app has no plugins. The ratio must stay below
+1.3 in an environment without extras, because Hydra imports every installed plugin. PYTHONDONTWRITEBYTECODE is unset:
+without `.pyc` files, Python would compile all modules in every run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xlstm_hydra.hydra import conf_dir
 
 BARE_APP = """
 import sys
-sys.modules["hydra_plugins"] = None  # as if no plugin were installed
+sys.modules["hydra_plugins"] = None  # hide installed plugins
 import hydra
 version = {"version_base": "1.3"}
 if hydra.__version__ >= "1.4":
@@ -42,13 +42,13 @@ main()
 
 
 def main() -> None:
-    """Measure both in turns and print the medians and their ratio."""
+    """Measure both commands alternately, and print the medians and their ratio."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         ours = [sys.executable, "-m", "xlstm_hydra"]
         commands = {"bare": [sys.executable, write_bare_app(Path(folder), ours)], "ours": ours}
-        for command in commands.values():  # writes the .pyc files
+        for command in commands.values():  # write the .pyc files
             cpu_seconds(command, folder)
         times = {name: [] for name in commands}
         for _ in range(repeats):
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def write_bare_app(folder: Path, ours: list[str]) -> str:
-    """An app of the same groups and options: each option is a YAML file of the values that ours composes to."""
+    """Write an app with the same groups and options. Each option is a YAML file with the values that ours composes."""
     groups = OmegaConf.load(conf_dir() / "config.yaml").defaults
     values = OmegaConf.create(subprocess.check_output([*ours, "--cfg", "job"], cwd=folder, text=True))
     defaults = []
@@ -80,7 +80,7 @@ def write_bare_app(folder: Path, ours: list[str]) -> str:
 
 
 def cpu_seconds(command: list[str], folder: str) -> float:
-    """User and system time of one process that prints its composed config."""
+    """Return the user and system time of one process that prints its composed config."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([*command, "--cfg", "job"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

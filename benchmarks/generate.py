@@ -1,10 +1,10 @@
-"""Milliseconds per generated token after 64 tokens and after 4096, for each family: what a recurrent state is for.
+"""Milliseconds per generated token after 64 and after 4096 tokens, for each family.
 
     python benchmarks/generate.py [REPEATS]
 
-The prompts are read at once, then tokens follow one by one. With a state of fixed size the ratio of the two is 1, up to
-noise; attention looks at all that came before, so that its cost grows. The lengths take turns, and the least time
-counts, which a busy machine disturbs least.
+The prompt is processed in one call, then tokens are generated one by one. With a recurrent state of fixed size, the
+ratio of both times is about 1. The cost of attention grows with the number of earlier tokens. The lengths alternate,
+and the minimum counts, which is affected least by other load on the machine.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ STEPS = 50
 
 
 def main() -> None:
-    """Measure every family and print the least times and ratios."""
+    """Measure every family, and print the minimum times and their ratios."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     print(f"{jax.devices()[0].device_kind}, {STEPS} tokens at a time, {repeats} times")
     for name, model in MODELS.items():
         runs = [Run(model, length, length + STEPS * (repeats + 1)) for length in LENGTHS]
-        times = [[run.milliseconds() for run in runs] for _ in range(repeats + 1)][1:]  # the first compiles
+        times = [[run.milliseconds() for run in runs] for _ in range(repeats + 1)][1:]  # the first round compiles
         short, long = (min(column) for column in zip(*times, strict=True))
         print(
             f"{name:<9} {short:7.3f} ms after {LENGTHS[0]}, {long:7.3f} ms after {LENGTHS[1]}, ratio {long / short:.2f}"
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 class Run:
-    """A model that has read a prompt."""
+    """A model after its prompt."""
 
     def __init__(self, model: ModelConfig, length: int, capacity: int) -> None:
         module = build_model(model)
@@ -63,7 +63,7 @@ class Run:
         self._step = jax.jit(step, donate_argnums=1)
 
     def milliseconds(self) -> float:
-        """Per token, over the next ones."""
+        """Return the milliseconds per token over the next tokens."""
         start = time.perf_counter()
         for _ in range(STEPS):
             self._token, self._cache = self._step(self._params, self._cache, self._token)

@@ -1,11 +1,11 @@
-"""Seconds of small jobs that differ in the learning rate alone: what the jobs of a sweep share.
+"""Seconds of small jobs that differ only in the learning rate, to show the effect of sharing compiled programs.
 
     python benchmarks/jobs.py [OVERRIDES]
 
-A job of the tiny model takes three steps and one validation. The first of a sweep compiles; the second runs in the same
-process, as Hydra's basic launcher starts it; the others have a process of their own, as on a cluster, and find what the
-sweep has kept or do not look. Beside the time of each is its ratio to that of the first. A process of its own imports
-for some seconds before the job begins, which is told apart.
+A job of the tiny model does three steps and one validation. The first job of a sweep compiles. The second job runs in
+the same process, as with Hydra's basic launcher. The other jobs have their own processes, as on a cluster, with or
+without the compilation cache of the sweep. The table has the time of each job, and its ratio to the first. A new
+process spends some seconds on imports before the job starts; this time is listed separately.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def run(*overrides: str) -> float:
-    """Run a sweep in a process of its own, without caches of others. Returns when it was started."""
+    """Run a sweep in a new process, without other caches. Returns its start time."""
     hidden = ("JAX_COMPILATION_CACHE_DIR", "PYTHONDONTWRITEBYTECODE")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     command = [sys.executable, "-m", "xlstm_hydra", "-m", *SMALL, *overrides, *sys.argv[1:]]
@@ -55,17 +55,17 @@ def run(*overrides: str) -> float:
 
 
 def outcome(job: Path) -> dict[str, Any]:
-    """What a job has left of itself."""
+    """Read the record of a job."""
     return json.loads((job / "outcome.json").read_text())
 
 
 def began(job: Path) -> float:
-    """When a job began, in seconds since 1970."""
+    """Return the start time of a job, in seconds since 1970."""
     return datetime.fromisoformat(outcome(job)["started"]).timestamp()
 
 
 def seconds(job: Path) -> float:
-    """How long a job took."""
+    """Return the seconds that a job took."""
     return datetime.fromisoformat(outcome(job)["ended"]).timestamp() - began(job)
 
 

@@ -1,8 +1,8 @@
-"""What layouts cost and that they compute the same: the tables of docs/layouts.md, written anew.
+"""Costs of the layouts, and a check that all compute the same. Updates the tables of docs/layouts.md.
 
     python benchmarks/layouts.py [equality] [collectives] [memory]
 
-Eight simulated CPU devices. Without names, all tables are written.
+Uses eight simulated CPU devices. Without names, all tables are updated.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ FAMILIES = {
 
 
 def main() -> None:
-    """Write the tables that are asked for."""
+    """Write the selected tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("tables", nargs="*", choices=[[], *TABLES], default=list(TABLES))
     for name in parser.parse_args().tables or TABLES:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def program(overrides: str, devices: int = 8, dtype: str | None = None) -> Program:
-    """The program of a command line."""
+    """Build the program of a command line."""
     with initialize(version_base="1.3", config_path=None):
         run = load(compose("config", overrides=[f"trainer.simulated_devices={devices}", *overrides.split()]))
     run = dataclasses.replace(run, model=resolve_classes(run.model))
@@ -82,7 +82,7 @@ def program(overrides: str, devices: int = 8, dtype: str | None = None) -> Progr
 
 
 def equality() -> Iterable[list[str]]:
-    """Loss and gradients of each layout in float64, against one device."""
+    """Compare loss and gradients of each layout in float64 with those of one device."""
     yield ["model", "layout", "loss", "difference of the loss", "of the gradients"]
     with jax.enable_x64(True):
         for family, changes in FAMILIES.items():
@@ -96,18 +96,18 @@ def equality() -> Iterable[list[str]]:
 
 
 def largest(tree: Any) -> float:
-    """The largest absolute value in a tree of arrays."""
+    """Return the largest absolute value in a tree of arrays."""
     return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
 def some_params(on: Program) -> Any:
-    """Parameters away from their symmetric start."""
+    """Return parameters changed from their symmetric initial values."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape), on.abstract_state.params)
 
 
 def results(on: Program, params: Any) -> Any:
-    """Loss and gradients of a fixed batch with uneven padding."""
+    """Return loss and gradients of a fixed batch with uneven padding."""
     rng, config = np.random.default_rng(0), on.model.model_config
     assert config is not None
     tokens = rng.integers(0, config.get("vocab_size"), (8, config.get("context_length") + 1))
@@ -122,13 +122,13 @@ def results(on: Program, params: Any) -> Any:
 
 
 def lowered(on: Program) -> Any:
-    """Loss and gradients of a program, lowered for its shapes."""
+    """Lower the loss and gradients of a program for its shapes."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.jit(on.loss_and_gradients).lower(on.abstract_state.params, on.abstract_batch, key)
 
 
 def collective_table() -> Iterable[list[str]]:
-    """What a step of a published size sends, from its StableHLO."""
+    """List the communication of a step of a published size, from its StableHLO."""
     yield ["layout", "operation", "type", "devices", "inside loops", "in the text", "per step", "MiB per step"]
     model = "model=mlstm_v1_165m model.context_length=1024 trainer.batch_size=16"
     bf16 = "parallel.fsdp_gather_dtype=bfloat16 parallel.fsdp_grad_scatter_dtype=bfloat16"
@@ -157,7 +157,7 @@ def collective_table() -> Iterable[list[str]]:
 
 
 def memory() -> Iterable[list[str]]:
-    """Temporary memory of a step by depth, from XLA's analysis."""
+    """List the temporary memory of a step by number of blocks, from XLA's analysis."""
     depths = (4, 8, 16)
     yield ["layout", *(f"{depth} blocks" for depth in depths), "MiB per block"]
     model = "model.embedding_dim=256 model.vocab_size=512 model.num_heads=4 data=synthetic trainer.batch_size=32"
@@ -180,7 +180,7 @@ def memory() -> Iterable[list[str]]:
 
 
 def temporary(overrides: str) -> float:
-    """MiB of temporaries on each device."""
+    """Return the MiB of temporaries on each device."""
     return lowered(program(overrides)).compile().memory_analysis().temp_size_in_bytes / MIB
 
 

@@ -1,9 +1,9 @@
-"""Milliseconds from a metadata text to typed configs, after import: of ours and of the formats of xlstm-jax.
+"""Milliseconds from a metadata text to typed configs, after import, for our own format and those of xlstm-jax.
 
     python benchmarks/metadata.py [FILE ...]
 
-Without files: the frozen samples of ours and invented files of each published format, from the tests. The median of
-100 readings of each; the goal is below 2 ms. Ends with status 1 if one takes longer.
+Without files, the benchmark reads the frozen samples of our format and invented files of each published format, from
+the tests. It reports the median of 100 readings of each, and exits with status 1 if one is not below 2 ms.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def samples(files: list[str]) -> dict[str, bytes]:
 
 
 def milliseconds(text: bytes, repeats: int = 100) -> float:
-    """The median time of one reading."""
+    """Return the median time of one reading, in milliseconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How far plans agree with the compiler: the table of docs/plan.md, written anew.
+"""Comparison of plans with the compiler. Updates the table of docs/plan.md.
 
     python benchmarks/plan.py
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-# It simulates the devices, so it comes before JAX.
+# Must be imported before JAX, because it simulates the devices.
 from layouts import FAMILIES, FSDP, FSDP_TP, MIB, program  # isort: split
 
 import jax
@@ -49,11 +49,11 @@ CASES = {
     "Llama, medium, fsdp=8, no remat": f"{LLAMA_MEDIUM} {FSDP} parallel.remat=[] trainer.batch_size=16",
     "Llama, medium, dp=8, in 2 parts": f"{LLAMA_MEDIUM} trainer.batch_size=16 trainer.gradient_accumulate_steps=2",
 }
-"""What is planned, as overrides. The models are in float32 where nothing else is said."""
+"""Overrides of the planned runs. Models are in float32 by default."""
 
 
 def agreement() -> Iterable[list[str]]:
-    """Plan and compiler, side by side."""
+    """Write the figures of plan and compiler side by side."""
     arrays = "parameters, gradients, optimizer"
     yield ["config", arrays, "collectives", "of bytes", "memory", "memory ratio", "operations", "operations ratio"]
     device = load_device("cpu")
@@ -81,7 +81,7 @@ def agreement() -> Iterable[list[str]]:
 
 
 def unrolled_flops(on: ShardedLoss) -> float:
-    """Operations of loss and gradients as XLA counts them, where all loops are written out."""
+    """Return XLA's number of operations of loss and gradients, with all loops unrolled."""
     scan, key = jax.lax.scan, jax.eval_shape(lambda: jax.random.key(0))
 
     def unrolled(*args: Any, **settings: Any) -> Any:
@@ -89,7 +89,7 @@ def unrolled_flops(on: ShardedLoss) -> float:
 
     jax.lax.scan = unrolled
     try:
-        # A function of its own, or JAX would take the program that it has traced before.
+        # A new function, because JAX would otherwise reuse the traced program.
         function = jax.jit(lambda *of: on.loss_and_gradients(*of))
         found: Any = function.lower(on.abstract_params, on.abstract_batch, key).cost_analysis()
     finally:

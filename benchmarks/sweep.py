@@ -1,11 +1,11 @@
-"""CPU seconds to compose and check the jobs of a sweep, rules and plans included, against Hydra's own sweeper.
+"""CPU time to compose, check and plan the jobs of a sweep, compared with Hydra's own sweeper.
 
     python benchmarks/sweep.py [JOBS]
 
-1,000 jobs that differ in values. Hydra's basic sweeper composes each job to see whether it is legal, and its launcher
-composes it again; it plans nothing and knows no rules. Some of its jobs are measured and the rest reckoned from them.
-Ours composes, checks and plans all of them, for which it imports JAX, and then composes each for the launcher. No job
-is run. The ratio to reach is 15.
+By default, the sweep has 1,000 jobs that differ in values. Hydra's basic sweeper composes each job to validate it, and
+its launcher composes it again; it has no plans and no rules. Only some of its jobs are measured, and the total is
+extrapolated. Our sweeper composes, checks and plans all jobs, for which it imports JAX, and then composes each one for
+the launcher. No job is run. The ratio should be at least 15.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from xlstm_hydra.hydra import SweepLoader, check_points, invalid_points, split
 from xlstm_hydra.sweep import is_planned, plan_points
 
 MEASURED = 50
-"""Jobs of Hydra's that are measured."""
+"""Number of measured jobs of Hydra's sweeper."""
 
 
 def main() -> None:
-    """Measure both and print the seconds and their ratio."""
+    """Measure both sweepers, and print the seconds and their ratio."""
     jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     path = create_automatic_config_search_path(cli.__file__, None, None)
     loader = Hydra.create_main_hydra2("xlstm-hydra", path).config_loader
@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def hydras(loader: Any, master: Any, arguments: list[str], number: int) -> None:
-    """What Hydra does with the first jobs."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra runs the module anew when it starts
+    """Run Hydra's sweeper on the first jobs."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # Hydra reloads the module when it starts
 
     sweeper = BasicSweeper(max_batch_size=None)
     sweeper.hydra_context, sweeper.config = SimpleNamespace(config_loader=loader), master  # pyright: ignore
@@ -60,7 +60,7 @@ def hydras(loader: Any, master: Any, arguments: list[str], number: int) -> None:
 
 
 def ours(loader: SweepLoader, master: Any, arguments: list[str]) -> None:
-    """What our sweeper does with all jobs before they run, and what the launcher asks of it."""
+    """Run our sweeper on all jobs until they would start, and compose each one as the launcher does."""
     points = check_points(
         loader, master, split(OverridesParser.create(config_loader=loader).parse_overrides(arguments))
     )

@@ -1,4 +1,4 @@
-"""Tables of the pages in docs/, each between two marks that name the script that writes it."""
+"""Tables of the pages in docs/. Each table is between two marks with the name of the script that writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def write(page: str, name: str, rows: Iterable[list[str]]) -> None:
-    """Put a table between its two marks in a page, and on the terminal."""
+    """Write a table between its two marks in a page, and print it."""
     header, *body = rows
     lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
     begin, end = f"<!-- {name}: written by benchmarks/{Path(sys.argv[0]).name} -->\n", f"<!-- end of {name} -->"

@@ -1,11 +1,11 @@
-"""Time to read a checkpoint alone, and with the verification of its files.
+"""Time to read a checkpoint with and without verification of its files.
 
     python benchmarks/verify.py [GiB] [--folder DIR]
 
-Reads a checkpoint of float32 parameters, 1 GiB unless given, from a new folder in DIR (the current folder), with and
-without `verified`, in turns. Warm: the files are in the page cache, which is the hard case for the ratio, as nothing
-waits for the disk. Cold: they are dropped from the page cache before (Linux only; a virtual disk may have a cache of
-its own). The ratio is that of the medians.
+Reads a checkpoint of float32 parameters (default: 1 GiB) from a new folder in DIR (default: the current folder),
+alternating with and without `verified`. Warm: the files are in the page cache, which is the worst case for the ratio,
+because no time is spent waiting for the disk. Cold: the files are dropped from the page cache before each reading
+(Linux only; a virtual disk may have its own cache). The ratio is computed from the medians.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def save(checkpoint: Path, length: int) -> dict[str, Any]:
 
 
 def compare(checkpoint: Path, wanted: dict[str, Any], prepare: Callable[[], None]) -> tuple[float, float]:
-    """The median time of reading alone and of reading with verification, taken in turns after one round of both."""
+    """Return the median times of reading without and with verification, measured alternately after a warm-up round."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(ROUNDS + 1):
         for is_verified, found in enumerate(times):
@@ -75,7 +75,7 @@ def compare(checkpoint: Path, wanted: dict[str, Any], prepare: Callable[[], None
 
 
 def read(checkpoint: Path, wanted: dict[str, Any]) -> None:
-    """Read the parameters as a run does."""
+    """Read the parameters like a run."""
     with ocp.StandardCheckpointer() as reader:
         jax.block_until_ready(reader.restore(checkpoint / "params", wanted))
 

@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices for everyone. JAX is imported by the tests that need it, not here."""
+"""Eight simulated CPU devices for all tests. JAX is only imported by the tests that need it."""
 
 import atexit
 import logging

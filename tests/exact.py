@@ -16,7 +16,7 @@ APART = {
     "xlstm": {"reset_at_document_boundaries": True},
     "llama": {"mask_across_document_boundaries": True},
 }
-"""What keeps the documents of a row apart."""
+"""Options that separate the documents of a row."""
 
 
 def program(family, layout=None, **groups):
@@ -29,7 +29,7 @@ def program(family, layout=None, **groups):
 
 
 def single(family, **model):
-    """Parameters away from their symmetric start, and their loss and gradients on one device."""
+    """Parameters changed from their symmetric initial values, with their loss and gradients on one device."""
     return _single(family, json.dumps(model or APART[family]))
 
 

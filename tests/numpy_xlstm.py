@@ -1,5 +1,5 @@
-"""The models of xlstm-jax in NumPy, in float64, from the words of MODEL_SPEC.md and independent of the package: logits
-from the tree of one device, scanned or not, and the recorded model config."""
+"""The models of xlstm-jax in NumPy and float64, written from MODEL_SPEC.md and independent of the package. They compute
+logits from the parameter tree of one device, scanned or not, and the recorded model config."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def logits(tree, config, tokens, borders):
         tree: arrays by path, without the boxes, of a model that was trained without tensor parallelism.
         config: `model.model_config` as xlstm-jax records it.
         tokens: (B, S).
-        borders: true where a document begins, (B, S).
+        borders: True for the first token of each document, (B, S).
     """
     tree = {path.removesuffix(".value"): np.asarray(array, np.float64) for path, array in tree.items()}
     x = tree["token_embedding.sharded.embedding"][0][tokens]
@@ -149,7 +149,7 @@ def _heads(layer, config, q, k, v, i, f, norms, borders):
 
 
 def _cell(q, k, v, i, f, eps):
-    """The recurrent form, from states of zero."""
+    """The recurrent form, starting from zero states."""
     (B, S, H, dk), dv = q.shape, v.shape[-1]
     C, n, m = np.zeros((B, H, dk, dv)), np.zeros((B, H, dk)), np.zeros((B, H))
     log_f, out = np.log(sigmoid(f)), []

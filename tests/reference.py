@@ -1,4 +1,4 @@
-"""Checkpoints written by xlstm-jax, from `../shared/reference`, as configs and parameters of ours."""
+"""Checkpoints written by xlstm-jax, from `../shared/reference`, converted to our configs and parameters."""
 
 import json
 import os
@@ -37,7 +37,7 @@ _TOP = (
 
 
 def load_model(case: str, **changes) -> ModelConfig:
-    """The model config of a reference checkpoint, in our flat names."""
+    """The model config of a reference checkpoint, with our flat names."""
     saved = json.loads((CHECKPOINTS / case / "config.json").read_text())["model_config"]
     if "mlstm_block" not in saved:
         context = json.loads((CHECKPOINTS / case / "run.json").read_text())["context"]
@@ -74,7 +74,7 @@ def load_params(case: str, model: ModelConfig, file: str = "params.npz") -> dict
 
 
 def _put_llama(tree: dict, path: list[str], array: np.ndarray, config) -> None:
-    """Llama's parameters, scanned: heads and their width are two array axes there, and one here."""
+    """The scanned parameters of Llama. xlstm-jax has two array axes for heads and head width, and we have one."""
     names = {"block": "blocks", "pre_norm": f"{path[-3]}_norm"}
     keep = [names.get(name, name) for name in path if name not in ("sharded", "block_stack")]
     layers = array.shape[:1] if "block" in path else ()

@@ -1,4 +1,4 @@
-"""The lowered program of loss and gradients, and what stands in it."""
+"""The lowered program of loss and gradients, and its collectives."""
 
 import collections
 
@@ -17,6 +17,6 @@ def lowered(parallel, family="v1", **groups):
 
 
 def collectives(parallel, **kwargs):
-    """How often each collective stands in the program, by its element type."""
+    """Number of occurrences of each collective in the program, by element type."""
     on, program = lowered(parallel, **kwargs)
     return on, collections.Counter((found.operation, found.dtype) for found in list_collectives(program))

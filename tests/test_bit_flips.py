@@ -1,4 +1,4 @@
-"""One flipped bit in any file of a checkpoint is noticed, whatever reads it, and the file is named."""
+"""Any reader detects one flipped bit in any file of a checkpoint, and names the file."""
 
 import errno
 import json
@@ -36,10 +36,10 @@ from xlstm_hydra.step import TrainState
 MANIFEST, WRITER = "manifest.json", "xlstm_hydra.checkpoint._integrity.write_manifest"
 
 MODEL = {"gate_soft_cap": 15.0, "logits_soft_cap": 30.0, "lm_head_dtype": None, "proj_factor": 4.0}
-"""What Hugging Face can have."""
+"""Model options that Hugging Face supports."""
 RUN = tiny_run(model=MODEL, checkpoint=CheckpointConfig(restore="auto"))
 OPTIONAL = ("opt_state", "progress", "data")
-"""Items that nobody reads who wants the parameters alone."""
+"""Items that are not read if only the parameters are needed."""
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,22 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def run(saved, tmp_path):
-    """A copy that may be damaged."""
+    """A copy of the run that a test may damage."""
     return shutil.copytree(saved[0], tmp_path / "run")
 
 
 def files_of(checkpoint):
-    """Its files that have a bit to flip."""
+    """Files of a checkpoint that are not empty."""
     return sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.stat().st_size)
 
 
 def listed_in(checkpoint):
-    """The files that its manifest lists."""
+    """Files listed in the manifest of a checkpoint."""
     return json.loads((checkpoint / MANIFEST).read_text())["files"]
 
 
 def flip(file, seed=0):
-    """Flip one bit somewhere in a file. Returns the content that it had."""
+    """Flip one bit of a file. Returns the original content."""
     content, bits = file.read_bytes(), random.Random(f"{file.name} {seed}")
     changed = bytearray(content)
     changed[bits.randrange(len(changed))] ^= 1 << bits.randrange(8)
@@ -78,7 +78,7 @@ def flip(file, seed=0):
 
 
 def each_flipped(checkpoint, *left_out, times=3):
-    """The name of every file, with a bit flipped while it is looked at."""
+    """Yield the name of every file while one of its bits is flipped."""
     files = [file for file in files_of(checkpoint) if file.relative_to(checkpoint).parts[0] not in left_out]
     assert len(files) > 5
     for file in files:
@@ -89,7 +89,7 @@ def each_flipped(checkpoint, *left_out, times=3):
 
 
 def resume(checkpoint, params):
-    """Read all that a run continues from."""
+    """Read everything that a resumed run needs."""
     read_metadata_text(checkpoint)
     target = TrainState(params, {"count": jax.numpy.zeros(())}, jax.numpy.asarray(0), jax.numpy.zeros(()))
     positions = []
@@ -97,7 +97,7 @@ def resume(checkpoint, params):
     return int(state.step), positions, read_logged(checkpoint)
 
 
-def test_no_flipped_bit_goes_unnoticed_by_a_run_that_continues(run, saved):
+def test_a_resumed_run_detects_a_flipped_bit(run, saved):
     checkpoint = run / "checkpoints" / "4"
     assert resume(checkpoint, saved[1])[:2] == (4, [0])
     for name in each_flipped(checkpoint):
@@ -105,7 +105,7 @@ def test_no_flipped_bit_goes_unnoticed_by_a_run_that_continues(run, saved):
             resume(checkpoint, saved[1])
 
 
-def test_no_flipped_bit_in_what_it_reads_goes_unnoticed_by_load_checkpoint(run, saved):
+def test_load_checkpoint_detects_a_flipped_bit_in_the_files_it_reads(run, saved):
     checkpoint = run / "checkpoints" / "4"
     for name in each_flipped(checkpoint, *OPTIONAL, times=1):
         with pytest.raises(DamagedCheckpoint, match=f"^checkpoint={checkpoint}: {name} is damaged"):
@@ -115,7 +115,7 @@ def test_no_flipped_bit_in_what_it_reads_goes_unnoticed_by_load_checkpoint(run, 
     jax.tree.map(lambda got, expected: (got == expected).all() or pytest.fail(), load_checkpoint(run)[1], saved[1])
 
 
-def test_no_flipped_bit_in_a_large_file_goes_unnoticed_while_it_is_read(run, monkeypatch):
+def test_a_flipped_bit_in_a_large_file_is_detected_while_it_is_read(run, monkeypatch):
     monkeypatch.setattr("xlstm_hydra.runs._verify._LARGE", 0)
     for name in each_flipped(run / "checkpoints" / "4", *OPTIONAL, "metadata", "_CHECKPOINT_METADATA", times=1):
         with pytest.raises(DamagedCheckpoint, match=f"{name} is damaged"):
@@ -124,7 +124,7 @@ def test_no_flipped_bit_in_a_large_file_goes_unnoticed_while_it_is_read(run, mon
 
 @pytest.fixture
 def check(monkeypatch, capsys):
-    """Runs `xlstm-metadata check --json`; gives its exit status and what it found."""
+    """Function that runs `xlstm-metadata check --json` and returns its exit status and findings."""
 
     def run(place):
         monkeypatch.setattr(sys, "argv", ["xlstm-metadata", "check", "--json", str(place)])
@@ -135,14 +135,14 @@ def check(monkeypatch, capsys):
     return run
 
 
-def test_no_flipped_bit_goes_unnoticed_by_check_which_names_the_file(run, check):
+def test_check_detects_a_flipped_bit_and_names_the_file(run, check):
     assert check(run)[0] == 0
     for name in each_flipped(run / "checkpoints" / "2"):
         status, found = check(f"{run}@2")
         assert status == 1 and [each["file"] for each in found["checkpoints"][0]["damage"]] == [name]
 
 
-def test_check_looks_at_every_checkpoint_of_a_run(run, check, monkeypatch):
+def test_check_verifies_every_checkpoint_of_a_run(run, check, monkeypatch):
     flip(run / "checkpoints" / "2" / "params" / "_METADATA")
     monkeypatch.chdir(run.parent)
     status, found = check("run")
@@ -152,7 +152,7 @@ def test_check_looks_at_every_checkpoint_of_a_run(run, check, monkeypatch):
     assert damage == [["params/_METADATA"], []]
 
 
-def test_no_flipped_bit_in_what_a_checkpoint_says_of_itself_keeps_a_run_from_the_one_before(run):
+def test_a_flipped_bit_in_the_metadata_makes_a_run_use_the_checkpoint_before(run):
     assert find_starting_point(RUN, run).checkpoint == run / "checkpoints" / "4"
     for _ in each_flipped(run / "checkpoints" / "4", "params", "opt_state", "progress"):
         start = find_starting_point(RUN, run)
@@ -160,7 +160,7 @@ def test_no_flipped_bit_in_what_a_checkpoint_says_of_itself_keeps_a_run_from_the
         assert start.skipped == start.damaged == (run / "checkpoints" / "4",)
 
 
-def test_no_flipped_bit_goes_unnoticed_by_export(run, tmp_path):
+def test_export_detects_a_flipped_bit(run, tmp_path):
     checkpoint = run / "checkpoints" / "4"
     for file in (checkpoint / "params" / "_METADATA", *(checkpoint / "params" / "d").iterdir()):
         content = flip(file)
@@ -170,7 +170,7 @@ def test_no_flipped_bit_goes_unnoticed_by_export(run, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_one(run):
+def test_a_damaged_step_is_refused_but_a_run_uses_its_last_intact_checkpoint(run):
     flip(run / "checkpoints" / "4" / "data" / "metadata")
     for place, step in (("auto", 2), (str(run), 2), (f"{run}@4", 4)):
         start = find_starting_point(tiny_run(checkpoint=CheckpointConfig(restore=place)), run)
@@ -179,7 +179,7 @@ def test_a_step_that_is_named_is_refused_and_a_run_goes_back_to_the_last_intact_
 
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])
-def test_a_run_that_is_complete_goes_back_to_the_last_intact_checkpoint_too(run, item):
+def test_a_complete_run_also_uses_its_last_intact_checkpoint(run, item):
     complete = replace(RUN, trainer=replace(RUN.trainer, max_steps=4))
     assert find_starting_point(complete, run).is_done(4)
     flip(next(file for file in files_of(run / "checkpoints" / "4" / item) if file.parent.name == "d"))
@@ -190,10 +190,10 @@ def test_a_run_that_is_complete_goes_back_to_the_last_intact_checkpoint_too(run,
         assert find_starting_point(complete, run).is_done(4)
 
 
-def test_a_run_without_an_intact_checkpoint_is_refused_with_the_command_that_names_the_files(run):
+def test_a_run_without_an_intact_checkpoint_is_refused_with_the_check_command(run):
     for step in (2, 4):
         flip(run / "checkpoints" / str(step) / "metadata" / "metadata")
-    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` names the damaged files"):
+    with pytest.raises(ConfigError, match=f"can be read.*`xlstm-metadata check {run}` lists the damaged files"):
         find_starting_point(RUN, run)
 
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_without_a_manifest_is_read_with_one_note(run, check, caplo
     checkpoint = run / "checkpoints" / "4"
     (checkpoint / MANIFEST).unlink()
     load_checkpoint(f"{run}@4")
-    assert [record.levelname for record in caplog.records] == ["WARNING"]  # it was saved with one
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # the checkpoint was saved with a manifest
     assert "4 has no manifest.json: the save was interrupted" in caplog.text
     assert check(f"{run}@4")[1]["checkpoints"][0]["damage"][0]["file"] == MANIFEST
     file = checkpoint / "_CHECKPOINT_METADATA"
@@ -227,7 +227,7 @@ def test_a_checkpoint_without_a_manifest_is_read_with_one_note(run, check, caplo
 
 
 @pytest.mark.parametrize("num_deleted", [1, 2])
-def test_check_leaves_out_what_a_run_in_progress_deletes_meanwhile(run, check, monkeypatch, capsys, num_deleted):
+def test_check_ignores_checkpoints_that_a_run_deletes_meanwhile(run, check, monkeypatch, capsys, num_deleted):
     steps = [run / "checkpoints" / "2", run / "checkpoints" / "4"]
 
     def judge_late(checkpoint):
@@ -249,7 +249,7 @@ def test_check_leaves_out_what_a_run_in_progress_deletes_meanwhile(run, check, m
 CHANGES = {
     "a file is missing": (lambda folder: (folder / "params" / "_METADATA").unlink(), "params/_METADATA", "is missing"),
     "an item is missing": (lambda folder: shutil.rmtree(folder / "data"), "data/metadata", "is missing"),
-    "a file is cut off": (lambda folder: (folder / "data" / "metadata").write_text("{"), "data/metadata", "1 bytes"),
+    "a file is truncated": (lambda folder: (folder / "data" / "metadata").write_text("{"), "data/metadata", "1 bytes"),
     "a file that Orbax may read": (lambda folder: (folder / "params" / "new").touch(), "params/new", "is not listed"),
     "a link out of it": (lambda folder: link(folder / "data" / "metadata"), "data/metadata", "leads out of the check"),
 }
@@ -269,14 +269,14 @@ def test_check_names_other_changes_of_a_checkpoint(run, check, change, name, wor
     assert words in problem
 
 
-def test_a_pipe_in_the_place_of_a_file_is_damage(run):
+def test_a_pipe_in_place_of_a_file_is_damage(run):
     file = run / "checkpoints" / "4" / "data" / "metadata"
     file.unlink()
     os.mkfifo(file)
     assert judge(run / "checkpoints" / "4").damage == [("data/metadata", "is not a file")]
 
 
-def test_a_note_of_the_user_beside_the_items_is_no_damage(run, check):
+def test_a_users_file_next_to_the_items_is_not_damage(run, check):
     (run / "checkpoints" / "4" / "notes.txt").touch()
     status, found = check(f"{run}@4")
     assert status == 0
@@ -284,7 +284,7 @@ def test_a_note_of_the_user_beside_the_items_is_no_damage(run, check):
 
 
 def rewritten(checkpoint, **changes):
-    """A manifest with other fields, and with the digest that belongs to them."""
+    """A manifest with changed fields and a correct digest of its own."""
     import xxhash
 
     content = json.loads((checkpoint / MANIFEST).read_text())
@@ -310,7 +310,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
-def test_a_manifest_that_names_what_it_may_not_is_refused(run, changes):
+def test_a_manifest_with_forbidden_paths_is_refused(run, changes):
     checkpoint = run / "checkpoints" / "4"
     rewritten(checkpoint, **changes)
     with pytest.raises(ConfigError, match=f"{MANIFEST} is (damaged|not supported)") as refused:
@@ -319,13 +319,13 @@ def test_a_manifest_that_names_what_it_may_not_is_refused(run, changes):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"version": 1}', "\xff"], ids=lambda text: text[:10])
-def test_a_manifest_that_is_none_is_refused(run, text):
+def test_an_invalid_manifest_is_refused(run, text):
     (run / "checkpoints" / "4" / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(DamagedCheckpoint, match=f"{MANIFEST} is damaged: it is not a manifest"):
         read_metadata_text(run / "checkpoints" / "4")
 
 
-def test_a_manifest_is_there_as_a_whole_or_not_at_all(run, monkeypatch):
+def test_a_manifest_is_written_atomically(run, monkeypatch):
     checkpoint = run / "checkpoints" / "4"
     (checkpoint / MANIFEST).unlink()
     with monkeypatch.context() as patch:
@@ -338,7 +338,7 @@ def test_a_manifest_is_there_as_a_whole_or_not_at_all(run, monkeypatch):
 
 
 @pytest.mark.parametrize("file", ["array_metadatas/process_0", "_sharding"])
-def test_without_a_manifest_altered_files_of_orbax_that_it_stumbles_over_are_damage_too(run, saved, file):
+def test_without_a_manifest_errors_of_orbax_in_altered_files_are_damage(run, saved, file):
     checkpoint = run / "checkpoints" / "4"
     (checkpoint / MANIFEST).unlink()
     altered = checkpoint / "params" / file
@@ -348,14 +348,14 @@ def test_without_a_manifest_altered_files_of_orbax_that_it_stumbles_over_are_dam
 
 
 def save_in_background(folder, step):
-    """Save a step in the background. Returns what waits for it."""
+    """Save a step in the background. Returns the open checkpoints."""
     checkpoints, nothing = Checkpoints(folder, CheckpointConfig()), jax.numpy.zeros(())
     state = TrainState({"a": nothing}, {"count": nothing}, jax.numpy.asarray(step), nothing)
     checkpoints.save(state, SimpleNamespace(position=0), {}, None)  # pyright: ignore[reportArgumentType]
     return checkpoints
 
 
-def test_a_manifest_is_written_in_the_background_and_is_waited_for_at_the_end(tmp_path, monkeypatch):
+def test_a_manifest_is_written_in_the_background_and_awaited_at_the_end(tmp_path, monkeypatch):
     may_end = threading.Event()
     monkeypatch.setattr(WRITER, lambda checkpoint: may_end.wait() and write_manifest(checkpoint))
     checkpoints = save_in_background(tmp_path, 3)
@@ -377,7 +377,7 @@ def test_a_manifest_that_cannot_be_written_is_an_error_of_the_save(tmp_path, mon
         save_in_background(tmp_path, 3).close()
 
 
-def test_of_several_processes_each_verifies_other_files_and_all_know_the_result(run):
+def test_processes_verify_different_files_and_share_the_result(run):
     checkpoint, texts, barrier = run / "checkpoints" / "4", {}, threading.Barrier(3)
     damaged = [file for file in files_of(checkpoint) if file.name != MANIFEST]
     assert len(damaged) == len(listed_in(checkpoint))

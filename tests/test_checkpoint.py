@@ -1,4 +1,4 @@
-"""Saved, restored on any layout, resumed bit by bit."""
+"""Checkpoints are saved, restored on any layout, and resumed bit by bit."""
 
 import csv
 import dataclasses
@@ -51,7 +51,7 @@ def losses(folder):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of six steps on fsdp=8 that saved every second one."""
+    """A run of six steps on fsdp=8 that has saved every second step."""
     folder = tmp_path_factory.mktemp("finished")
     train(run_of(LAYOUTS["fsdp8"]), folder)
     return folder
@@ -73,24 +73,24 @@ def test_a_run_that_is_resumed_repeats_the_losses_bit_by_bit(finished, tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["tp2_fsdp4", "dp8"])
-def test_a_run_resumed_on_another_layout_goes_on_alike(finished, tmp_path, layout):
+def test_a_run_resumed_on_another_layout_continues_with_the_same_losses(finished, tmp_path, layout):
     train(run_of(LAYOUTS[layout], {"restore": f"{finished}@2"}), tmp_path)
     got, expected = ([float(table[step]) for step in (3, 4, 5, 6)] for table in (losses(tmp_path), losses(finished)))
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
-def test_a_checkpoint_goes_round_the_layouts_unchanged(finished):
+def test_a_checkpoint_is_unchanged_after_a_round_trip_through_all_layouts(finished):
     states = [restored_onto(LAYOUTS[layout], f"{finished}@4") for layout in ("fsdp8", "tp2_fsdp4", "dp8")]
     for other in states[1:]:
         jax.tree.map(np.testing.assert_array_equal, states[0], other)
 
 
-def test_the_latest_step_is_restored_where_none_is_named(finished):
+def test_the_latest_step_is_restored_by_default(finished):
     assert find_checkpoint(str(finished)).name == "6"
     assert find_checkpoint(f"{finished}@4").name == "4"
 
 
-def test_the_metadata_gives_the_config_back(finished):
+def test_the_config_is_restored_from_the_metadata(finished):
     text = read_metadata_text(find_checkpoint(str(finished)))
     assert read_record(text).groups == run_of(LAYOUTS["fsdp8"]).groups()
     model = ModelConfig.from_metadata(text)
@@ -98,7 +98,7 @@ def test_the_metadata_gives_the_config_back(finished):
     assert model.parallel.fsdp_axis_size == 8 and model.model_config.dropout == 0.1
 
 
-def test_the_run_folder_tells_what_the_run_was_made_from(finished):
+def test_the_run_folder_records_the_origin_of_the_run(finished):
     record = json.loads((finished / "metadata.json").read_text())
     assert record["packages"]["jax"] == jax.__version__ and "git" in record
     assert record["parameters"]["token_embedding.embedding"] == {"shape": [32, 32], "dtype": "float32"}
@@ -131,23 +131,23 @@ def test_the_best_are_kept(tmp_path):
 
 REFUSED = {
     "no run": ({}, "nowhere", r"checkpoint.restore='nowhere': no checkpoints in"),
-    "no step": ({}, "{run}@5", r"no checkpoint of step 5. Saved are steps 2, 4 or 6"),
+    "no step": ({}, "{run}@5", r"no checkpoint of step 5. Saved steps: 2, 4 or 6"),
     "other model": ({"model": {"num_blocks": 1}}, "{run}@2", r"num_blocks=1: .* saved with 2, and the parameters"),
     "other optimizer": ({"optimizer": SGDConfig()}, "{run}@2", "optimizer.name='sgd': .* saved with 'adamw'"),
     "other batches": ({"trainer": {"batch_size": 16}}, "{run}", r"batch_size=16: the checkpoint was saved with 8"),
     "other seed": ({"trainer": {"seed": 7}}, "{run}", r"trainer.seed=7: the checkpoint was saved with 0"),
     "other data": ({"data": StdlibDataConfig(), "model": {"vocab_size": 256}}, "{run}", r"data.name='stdlib'"),
-    "nothing left to do": ({"trainer": {"max_steps": 4}}, "{run}@4", "has done 4 steps already"),
+    "nothing left to do": ({"trainer": {"max_steps": 4}}, "{run}@4", "has already completed 4 steps"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "place", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_continued_is_refused(finished, tmp_path, changes, place, words):
+def test_a_run_that_cannot_continue_from_the_checkpoint_is_refused(finished, tmp_path, changes, place, words):
     with pytest.raises(ConfigError, match=words):
         train(run_of(LAYOUTS["fsdp8"], {"restore": place.format(run=finished)}, **changes), tmp_path)
 
 
-def test_a_state_of_another_shape_is_named(finished):
+def test_a_state_of_another_shape_is_refused(finished):
     other = build_program(run_of(LAYOUTS["fsdp8"], optimizer=SGDConfig(momentum=0.9)))
     with pytest.raises(ConfigError, match="arrays of opt_state differ"):
         restore(find_checkpoint(str(finished)), other.abstract_state, None)
@@ -162,14 +162,14 @@ def test_a_run_cannot_continue_from_a_damaged_checkpoint(finished, tmp_path, ite
     (checkpoint / "manifest.json").unlink()  # with one, the file is named: see test_bit_flips.py
     shutil.rmtree(checkpoint / item)
     on = build_program(run_of(LAYOUTS["fsdp8"]))
-    words = f"^checkpoint.restore={checkpoint}: its {words}.* cannot be read: .*cut off; choose another step.$"
+    words = f"^checkpoint.restore={checkpoint}: its {words}.* cannot be read: .*incomplete; choose another step.$"
     with pytest.raises(ConfigError, match=words):
         restore(checkpoint, on.abstract_state, None)
 
 
-def test_a_folder_with_later_checkpoints_is_not_written_over(finished):
+def test_a_folder_with_later_checkpoints_is_not_overwritten(finished):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match=r"hydra.run.dir=.* has checkpoints of later steps already \(2, 4 or 6\)"):
+    with pytest.raises(ConfigError, match=r"hydra.run.dir=.* already has checkpoints of later steps \(2, 4 or 6\)"):
         train(run_of(LAYOUTS["fsdp8"]), finished)
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
         LAYOUTS["dp8"], optimizer=SGDConfig(lr=1e30, grad_clip_norm=None), model={"logits_soft_cap": None}
     )
     with pytest.raises(
-        FloatingPointError, match="in the checkpoints are finite, .* resume=RUN@STEP hydra.run.dir=DIR continues"
+        FloatingPointError, match="checkpoints have finite parameters.* resume=RUN@STEP hydra.run.dir=DIR continues"
     ):
         train(explosive, tmp_path)
     for step in (tmp_path / "checkpoints").glob("[0-9]*"):
@@ -192,7 +192,7 @@ def text_run(path, **checkpoint):
     return run_of(LAYOUTS["dp8"], checkpoint, data=data, model={"vocab_size": 256}, trainer={"max_steps": 2})
 
 
-def test_a_corpus_that_has_changed_is_refused(tmp_path):
+def test_a_changed_corpus_is_refused(tmp_path):
     book = tmp_path / "book.txt"
     book.write_bytes(b"to be or not to be " * 100)
     train(text_run(book), tmp_path / "run")
@@ -202,9 +202,9 @@ def test_a_corpus_that_has_changed_is_refused(tmp_path):
         train(changed, tmp_path / "again")
 
 
-def test_a_finite_loss_with_a_gradient_that_is_not_is_not_saved(tmp_path):
+def test_a_step_with_a_non_finite_gradient_is_not_saved(tmp_path):
     broken = run_of(LAYOUTS["dp8"], optimizer=SGDConfig(lr=1e38, grad_clip_norm=None), trainer={"max_steps": 1})
-    with pytest.raises(FloatingPointError, match="param_norm of step 1 is"):
+    with pytest.raises(FloatingPointError, match="param_norm is .* at step 1"):
         train(broken, tmp_path)
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
@@ -216,7 +216,7 @@ def test_a_run_folder_may_have_an_at_sign_in_its_name(finished, tmp_path):
     assert find_checkpoint(f"{link}@4").name == "4"
 
 
-def test_metrics_of_steps_that_are_done_again_stand_once(tmp_path):
+def test_metrics_of_repeated_steps_are_written_once(tmp_path):
     train(run_of(LAYOUTS["dp8"], trainer={"max_steps": 4}), tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "4")
     train(run_of(LAYOUTS["dp8"], {"restore": f"{tmp_path}@2"}), tmp_path, overrides=["trainer.max_steps=6"])

@@ -1,4 +1,4 @@
-"""Tokens: every byte once, shuffled, cut over processes, resumable."""
+"""Examples: every byte is a target once; batches are shuffled, split over processes, and resumable."""
 
 import itertools
 import os
@@ -25,7 +25,7 @@ def text(path, **changes):
 
 
 def stream(corpus):
-    """The inputs of all examples, with the last target, without padding."""
+    """Inputs of all examples and the last target, without padding."""
     examples = [corpus[index] for index in range(len(corpus))]
     return [examples[0]["inputs"][0], *(t for e in examples for t in e["targets"][e["loss_mask"]])]
 
@@ -38,13 +38,13 @@ def test_every_byte_of_the_corpus_is_a_target_once(books):
     assert [counts[ord(letter)] for letter in "abc"] == [100, 7, 58] and counts[0] == 3
 
 
-def test_targets_are_the_inputs_one_token_later(books):
+def test_targets_are_the_inputs_shifted_by_one_token(books):
     train, _ = open_corpus(text(books), 16, 256)
     example = train[2]
     np.testing.assert_array_equal(example["inputs"][1:], example["targets"][:-1])
 
 
-def test_a_border_stands_where_a_document_begins(books):
+def test_borders_mark_the_first_token_of_each_document(books):
     train, _ = open_corpus(text(books), 16, 256)
     for index in range(len(train)):
         example = train[index]
@@ -73,7 +73,7 @@ def test_a_path_is_a_file_a_folder_or_a_glob(books, path, size):
     assert len(stream(train)) + len(stream(validation)) == size
 
 
-def test_a_folder_includes_linked_folders_once_and_leaves_out_what_is_hidden(books, tmp_path_factory):
+def test_a_folder_includes_linked_folders_once_and_no_hidden_files(books, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     (other / "d.txt").write_bytes(b"d" * 30)
     (books / "link").symlink_to(other)
@@ -84,14 +84,14 @@ def test_a_folder_includes_linked_folders_once_and_leaves_out_what_is_hidden(boo
     assert len(stream(train)) + len(stream(validation)) == 168 + 31
 
 
-def test_the_fingerprint_tells_a_changed_corpus(books):
+def test_the_fingerprint_changes_with_the_corpus(books):
     before = open_corpus(text(books), 16, 256)[0].fingerprint()
     assert before == open_corpus(text(books), 16, 256)[0].fingerprint()
     (books / "c.md").write_bytes(b"c" * 59)
     assert before != open_corpus(text(books), 16, 256)[0].fingerprint()
 
 
-def test_the_order_of_documents_does_not_depend_on_where_they_lie(books, tmp_path_factory):
+def test_the_order_of_documents_does_not_depend_on_their_folder(books, tmp_path_factory):
     import shutil
 
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
@@ -109,7 +109,7 @@ def test_a_corpus_that_is_too_small_is_refused(books):
         open_corpus(text(books), 100, 256)
 
 
-def test_the_unigram_entropy_is_that_of_the_frequencies(tmp_path):
+def test_the_unigram_entropy_is_the_entropy_of_the_frequencies(tmp_path):
     (tmp_path / "x").write_bytes(b"ab" * 5000)
     train, _ = open_corpus(text(tmp_path), 16, 256)
     assert train.unigram_entropy() == pytest.approx(1.0, abs=2e-3)
@@ -121,7 +121,7 @@ def test_the_standard_library_is_a_corpus_of_megabytes():
     assert 4 < train.unigram_entropy() < 5.5
 
 
-def test_synthetic_sequences_repeat_themselves():
+def test_synthetic_sequences_are_periodic():
     train, validation = open_corpus(SyntheticDataConfig(num_examples=20, motif_length=4), 16, 32)
     np.testing.assert_array_equal(train[3]["inputs"][4:], train[3]["inputs"][:-4])
     assert len(train) + len(validation) == 20
@@ -130,7 +130,7 @@ def test_synthetic_sequences_repeat_themselves():
 
 @pytest.fixture
 def numbered():
-    """Examples that tell their own index."""
+    """Examples that contain their own index."""
     train, _ = open_corpus(SyntheticDataConfig(num_examples=41, validation_fraction=0.02), 16, 32)
     examples = [train[i] for i in range(len(train))]
     return [example | {"inputs": np.full(16, index)} for index, example in enumerate(examples)]
@@ -147,13 +147,13 @@ def test_an_epoch_has_every_example_once_in_a_new_order(numbered):
     assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
 
 
-def test_the_seed_sets_the_order(numbered):
+def test_the_seed_determines_the_order(numbered):
     orders = [taken(numbered, train_batches(numbered, SyntheticDataConfig(seed=seed), 8), 3) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_together_see_the_batches_of_one(numbered, processes):
+def test_processes_together_load_the_batches_of_one_process(numbered, processes):
     whole = taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8), 7)
     rows = [range(8)[i * 8 // processes : (i + 1) * 8 // processes] for i in range(processes)]
     parts = [taken(numbered, train_batches(numbered, SyntheticDataConfig(), 8, mine), 7) for mine in rows]
@@ -187,7 +187,7 @@ def test_the_position_is_the_same_for_any_rows(numbered):
     assert taken(numbered, part, 1) == [[rows[row] for row in (1, 2, 6)]]
 
 
-def test_spread_batches_are_always_the_same_and_padded_where_examples_run_out(numbered):
+def test_spread_batches_are_deterministic_and_padded_at_the_end(numbered):
     batches = list(spread_batches(numbered[:10], 8, 3))
     assert len(batches) == 2
     assert batches[1]["loss_mask"][:2].all() and not batches[1]["loss_mask"][2:].any()
@@ -196,7 +196,7 @@ def test_spread_batches_are_always_the_same_and_padded_where_examples_run_out(nu
         np.testing.assert_array_equal(whole["inputs"], np.concatenate([left["inputs"], right["inputs"]]))
 
 
-def test_names_of_files_may_be_any_bytes(tmp_path):
+def test_file_names_may_contain_any_bytes(tmp_path):
     (tmp_path / "plain.txt").write_bytes(b"a" * 100)
     (tmp_path / os.fsdecode(b"\xff\xfe.txt")).write_bytes(b"b" * 100)
     (tmp_path / "two\nlines.txt").write_bytes(b"c" * 100)
@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_read_is_named(error, books, monkeypatch):
         open_corpus(text(books), 16, 256)
 
 
-def test_what_is_not_a_file_is_left_out_of_a_folder_with_a_warning(books, caplog):
+def test_paths_that_are_not_files_are_skipped_with_a_warning(books, caplog):
     os.mkfifo(books / "fifo")
     train, validation = open_corpus(text(books), 16, 256)
     assert len(stream(train)) + len(stream(validation)) == 168
@@ -269,14 +269,14 @@ def test_a_path_that_is_not_a_file_or_a_folder_is_refused(path, words, books, mo
         open_corpus(text(path), 16, 256)
 
 
-def test_a_glob_finds_a_file_once_where_links_lead_in_circles(books):
+def test_a_glob_finds_each_file_once_despite_circular_links(books):
     (books / "sub" / "up").symlink_to("..")
     train, validation = open_corpus(text(books / "**" / "*.txt"), 2, 256)
     assert len(stream(train)) + len(stream(validation)) == 109
 
 
 @pytest.mark.parametrize("change", [lambda file: file.write_bytes(b""), lambda file: file.unlink()])
-def test_a_file_that_changes_while_it_is_read_is_named(change, books):
+def test_a_file_that_is_truncated_during_a_read_is_named(change, books):
     train, _ = open_corpus(text(books), 16, 256)
     change(books / "a.txt")
     with pytest.raises(OSError, match="a.txt"):

@@ -1,4 +1,4 @@
-"""What differs between two runs, and how much it matters."""
+"""Differences between two runs, and their effects."""
 
 import dataclasses
 import json
@@ -28,19 +28,19 @@ def silent(config_class):
 
 
 @pytest.mark.parametrize("config_class", [ModelConfig, *OPTIONS.values()], ids=lambda cls: cls.__name__)
-def test_every_field_of_ours_says_what_it_changes(config_class):
+def test_every_field_declares_its_effect(config_class):
     assert silent(config_class) == []
 
 
-def test_the_test_above_sees_a_field_that_does_not_say_it():
+def test_the_test_above_finds_a_field_without_an_effect():
     assert silent(OwnConfig) == ["width"]
 
 
-def test_of_a_model_of_the_users_own_any_field_may_change_the_parameters():
+def test_every_field_of_a_users_model_may_change_the_parameters():
     assert effect_of(OwnConfig, "width") == configs.Effect("parameters", compiled=True)
 
 
-def test_a_subclass_that_changes_a_default_need_not_say_again_what_the_field_changes():
+def test_a_subclass_that_changes_a_default_inherits_the_effect():
     assert effect_of(OwnConfig, "bias") == effect_of(configs.mLSTMConfig, "bias")
     assert effect_of(configs.LionConfig, "lr").traced and effect_of(configs.AdamWConfig, "weight_decay").traced
 
@@ -62,7 +62,7 @@ KINDS_OF = {
 
 
 @pytest.mark.parametrize(("key", "kind"), KINDS_OF.items(), ids=KINDS_OF)
-def test_a_key_as_it_is_typed_tells_how_much_it_matters(key, kind):
+def test_the_kind_of_effect_follows_from_a_typed_key(key, kind):
     assert kind_of(key) == kind
 
 
@@ -70,7 +70,7 @@ def test_equal_runs_do_not_differ():
     assert diff(composed("parallel=fsdp"), composed("parallel=fsdp")) == []
 
 
-def test_what_matters_most_comes_first():
+def test_the_strongest_effects_come_first():
     before = composed()
     after = composed("logger=quiet", "parallel.data_axis_size=1", "optimizer.lr=3", "model.num_blocks=3")
     assert diff(before, after) == [
@@ -93,7 +93,7 @@ def test_a_record_is_compared_with_a_run():
     assert diff(read_record(json.dumps(write_metadata(run))), run) == []
 
 
-def test_groups_that_one_side_did_not_record_are_told():
+def test_groups_that_only_one_side_recorded_are_listed():
     record = read_record(json.dumps(write_metadata(composed())))
     part = dataclasses.replace(record, groups={name: record.groups[name] for name in ("model", "parallel")})
     assert diff(record, part) == []

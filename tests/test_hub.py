@@ -1,4 +1,4 @@
-"""Models of Hugging Face that are not there in the form that is read: one message each, with the way out."""
+"""Hugging Face models that cannot be read: one message each, with the fix."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_a_model_on_the_hub_is_named_with_the_command_that_downloads_it(tmp_path
     assert str(error.value).startswith(f"RUN={place!r}: ") and "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_missing_in_one_that_exists_is_no_model_on_the_hub(tmp_path, monkeypatch):
+def test_a_missing_folder_in_an_existing_one_is_not_a_model_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
     with pytest.raises(ConfigError, match="no checkpoints in .* does not exist") as error:
@@ -40,7 +40,7 @@ def test_a_folder_that_is_missing_in_one_that_exists_is_no_model_on_the_hub(tmp_
 
 
 def model(folder, **files):
-    """A folder with these files, by name with `__` for the dots."""
+    """Write these files to a folder. In their names, `__` is a dot."""
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
     return folder
@@ -49,36 +49,42 @@ def model(folder, **files):
 FOLDERS = {
     "a whole model": (
         {"config__json": "{}", "model__safetensors": ""},
-        "is a folder with a model of Hugging Face, not",
+        "is a folder with a Hugging Face model, not",
     ),
-    "no config": ({"model__safetensors": ""}, r"has weights of Hugging Face \(model.safetensors\), but no config.json"),
-    "pickled": ({"pytorch_model__bin": ""}, r"pickled files only \(pytorch_model.bin\).*save_pretrained"),
+    "no config": ({"model__safetensors": ""}, r"has Hugging Face weights \(model.safetensors\), but no config.json"),
+    "pickled": ({"pytorch_model__bin": ""}, r"has only pickled weights \(pytorch_model.bin\).*save_pretrained"),
 }
 
 
 @pytest.mark.parametrize(("files", "words"), FOLDERS.values(), ids=FOLDERS)
-def test_a_folder_of_hugging_face_is_named_where_a_run_is_expected(tmp_path, files, words):
+def test_a_hugging_face_folder_given_as_a_run_is_explained(tmp_path, files, words):
     with pytest.raises(ConfigError, match=f"^RUN='{tmp_path}': .*{words}"):
         find_checkpoint(str(model(tmp_path, **files)), "RUN")
 
 
 WEIGHTS = {
     "none": ({}, "has no model.safetensors. Download the whole model: hf download"),
-    "pickled": ({"pytorch_model__bin": ""}, r"pickled files only \(pytorch_model.bin\), .*can run code. Convert them"),
+    "pickled": (
+        {"pytorch_model__bin": ""},
+        r"only pickled weights \(pytorch_model.bin\), .*can run code. Convert them",
+    ),
     "no index": ({"model-1__safetensors": ""}, "neither model.safetensors nor .*index.json, but model-1.safetensors"),
     "pointer": (
         {"model__safetensors": POINTER},
-        "model.safetensors: cannot be read: a Git LFS pointer .* git lfs pull",
+        "model.safetensors: cannot be read: the file is only a Git LFS pointer.* git lfs pull",
     ),
     "pointer of an index": (
         {"model__safetensors__index__json": POINTER},
-        "index.json: cannot be read: a Git LFS pointer .* git lfs pull",
+        "index.json: cannot be read: the file is only a Git LFS pointer.* git lfs pull",
     ),
     "shards": (
         {"model__safetensors__index__json": INDEX, "model-2__safetensors": ""},
-        "of the 3 files that it lists, 2 are missing: model-1.safetensors, model-3.safetensors. Download them again",
+        "2 of the 3 listed files are missing: model-1.safetensors, model-3.safetensors. Download them again",
     ),
-    "empty": ({"model__safetensors": ""}, "model.safetensors: cannot be read: .* The file may be cut off; download it"),
+    "empty": (
+        {"model__safetensors": ""},
+        "model.safetensors: cannot be read: .* The file may be incomplete; download it",
+    ),
 }
 
 
@@ -91,11 +97,11 @@ def test_weights_that_cannot_be_read_are_one_message_with_the_way_out(tmp_path, 
 
 @pytest.mark.parametrize("text", [POINTER, POINTER.encode()], ids=["text", "bytes"])
 def test_a_pointer_of_git_lfs_in_place_of_metadata_is_named(text):
-    with pytest.raises(MetadataError, match="^a Git LFS pointer is in its place. Run git lfs pull in its repository"):
+    with pytest.raises(MetadataError, match="^the file is only a Git LFS pointer. Run git lfs pull in its repository"):
         read_record(text)
 
 
-def test_the_folder_of_a_run_may_have_a_config_json_of_its_own(tmp_path):
+def test_a_run_folder_may_have_its_own_config_json(tmp_path):
     (tmp_path / "checkpoints" / "20" / "metadata").mkdir(parents=True)
     (tmp_path / "checkpoints" / "20" / "metadata" / "metadata").write_text("{}")
     assert find_weights(str(model(tmp_path, config__json="{}")), "RUN") == tmp_path / "checkpoints" / "20"

@@ -1,4 +1,4 @@
-"""Models of Hugging Face's xLSTM: written, so that transformers computes the same, and read back."""
+"""Models of Hugging Face's xLSTM: exported for transformers with the same logits, and imported again."""
 
 import json
 import shutil
@@ -45,12 +45,12 @@ def run_of(**model):
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
 def exported(request, tmp_path_factory):
-    """A checkpoint of ours, and the same as a model of Hugging Face."""
+    """A checkpoint of ours, and its export as a model of Hugging Face."""
     folder = tmp_path_factory.mktemp("run")
     run = run_of(**request.param)
     save_untrained(run, folder, params=random_params(run.model))
     with pytest.MonkeyPatch.context() as patch:
-        if run.model.model_config.bias:  # as a large model would be written
+        if run.model.model_config.bias:  # split into files like a large model
             patch.setattr("xlstm_hydra.checkpoint._leaves._BYTES_PER_FILE", 10_000)
         export_checkpoint(str(folder), folder / "exported")
     files = len(list((folder / "exported").glob("*.safetensors")))
@@ -73,7 +73,7 @@ def test_transformers_computes_the_same_logits(exported):
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_what_was_written_is_read_back(exported):
+def test_an_exported_model_is_read_back(exported):
     ours, theirs = map(load_checkpoint, exported)
     back = load_params(exported[1], ours.config)
     jax.tree.map(np.testing.assert_array_equal, ours.params, back)
@@ -110,14 +110,14 @@ def test_a_model_of_hugging_face_becomes_a_checkpoint_of_ours(exported, tmp_path
     ],
     ids=str,
 )
-def test_what_hugging_face_cannot_say_is_refused_with_its_field(changes, tmp_path):
+def test_a_field_that_hugging_face_does_not_support_is_refused(changes, tmp_path):
     ((key, _),) = changes.items()
     save(tmp_path / "run", run_of(**changes))
     with pytest.raises(ConfigError, match=f"^model.{key}=.*Hugging Face"):
         export_checkpoint(str(tmp_path / "run"), tmp_path / "exported")
 
 
-def test_a_model_that_is_reset_at_documents_is_written_where_rows_have_one(tmp_path):
+def test_a_model_with_document_resets_is_exported_for_single_document_rows(tmp_path):
     run = run_of(reset_at_document_boundaries=True, reset_fgate_value=-20.0, backend="quadratic", chunk_size=64)
     save_untrained(run, tmp_path, params=random_params(run.model))
     out = export_checkpoint(str(tmp_path), tmp_path / "exported", one_document_per_row=True)
@@ -128,7 +128,7 @@ def test_a_model_that_is_reset_at_documents_is_written_where_rows_have_one(tmp_p
 def test_a_model_of_another_family_is_refused(tmp_path):
     run = tiny_run("v0")
     save_untrained(run, tmp_path, params=random_params(run.model))
-    with pytest.raises(ConfigError, match="Hugging Face's xLSTM has no such model"):
+    with pytest.raises(ConfigError, match="Hugging Face's xLSTM does not have this model class"):
         export_checkpoint(str(tmp_path), tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
 
@@ -143,7 +143,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def theirs(sound, tmp_path):
-    """One that may be damaged."""
+    """A copy of the model that a test may damage."""
     return shutil.copytree(sound, tmp_path / "theirs")
 
 
@@ -175,23 +175,26 @@ DAMAGED = {
     "fused weights": (said(weight_mode="fused"), "weight_mode: expected 'single', got 'fused'"),
     "wrong type": (said(num_heads="four"), "config.json: num_heads: expected int"),
     "broken rule": (said(num_heads=3), "config.json: .*num_heads=3"),
-    "not of ours": (said(xlstm_hydra={"droput": 1}), "config.json: xlstm_hydra.droput: .*'dropout'"),
+    "unknown field of ours": (said(xlstm_hydra={"droput": 1}), "config.json: xlstm_hydra.droput: .*'dropout'"),
     "unknown field": (said(num_head=1), "^/.*config.json: num_head: no such field. Did you mean 'num_heads'"),
-    "strange field": (said(zzz=1), "zzz: no such field. Take it out if the model is the same without it"),
+    "strange field": (said(zzz=1), "zzz: no such field. Remove it if it does not change the model"),
     "another class": (said(architectures=["LlamaForCausalLM"]), "architectures: expected .*xLSTM.*, got .*Llama"),
-    "two depths": (said(num_blocks=3), "num_hidden_layers=2, num_blocks=3: two names of one thing must agree"),
-    "no number": (said(hidden_size="wide", embedding_dim=None), "hidden_size: expected a number above 0, got 'wide'"),
+    "two depths": (said(num_blocks=3), "num_hidden_layers=2, num_blocks=3: two names of one field must"),
+    "not a number": (
+        said(hidden_size="wide", embedding_dim=None),
+        "hidden_size: expected a number above 0, got 'wide'",
+    ),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json: cannot be read"),
-    "cut off": (cut, "model.safetensors: cannot be read: .*incomplete.* The file may be cut off; download it again"),
+    "truncated": (cut, "model.safetensors: cannot be read: .*incomplete.* The file may be incomplete; download it"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors. Download the wh"),
     "our name": (said(use_bias="yes"), "config.json: use_bias: expected bool, got 'yes'"),
     "our rule": (said(output_logit_soft_cap=0), "output_logit_soft_cap=0.0: must .* Set output_logit_soft_cap=null"),
-    "truth for a number": (said(ffn_proj_factor=True), "ffn_proj_factor: expected a number above 0, got true"),
-    "null": (said(num_heads=None), "num_heads: expected a value, got null. Without the field, it is 8"),
-    "tied to a word": (said(tie_word_embeddings="yes"), "tie_word_embeddings: expected true or false, got 'yes'"),
+    "true for a number": (said(ffn_proj_factor=True), "ffn_proj_factor: expected a number above 0, got true"),
+    "null": (said(num_heads=None), "num_heads: expected a value, got null. If the field is absent, its value is 8"),
+    "text for a boolean": (said(tie_word_embeddings="yes"), "tie_word_embeddings: expected true or false, got 'yes'"),
     "a bias": (with_array(NORM_BIAS, lambda arrays, name: arrays[name].fill(1)), f"{NORM_BIAS} are not all zero"),
-    "missing": (with_array("lm_head.weight", dict.pop), r"lm_head.weight: expected \(32, 32\), found nothing"),
-    "more blocks": (said(num_hidden_layers=1, num_blocks=1), "backbone.blocks.1.ffn.proj_down.bias: expected nothing"),
+    "missing": (with_array("lm_head.weight", dict.pop), r"lm_head.weight: expected \(32, 32\), got no array"),
+    "more blocks": (said(num_hidden_layers=1, num_blocks=1), "backbone.blocks.1.ffn.proj_down.bias: expected no arr"),
 }
 
 
@@ -202,7 +205,7 @@ def test_a_damaged_model_is_one_clear_error(theirs, damage, words):
         load_checkpoint(theirs)
 
 
-def test_another_type_of_model_is_one_problem_whatever_its_fields_are(theirs):
+def test_another_model_type_is_one_problem_whatever_its_fields(theirs):
     (theirs / "config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 1e4, "head_dim": 8}))
     words = "config.json: model_type: expected 'xlstm', got 'llama'. Other models of Hugging Face are not supported.?$"
     with pytest.raises(ConfigError, match=words):
@@ -213,7 +216,7 @@ def config_of(folder) -> Any:
     return recorded_model(folder, "RUN").model_config
 
 
-def test_a_soft_cap_that_is_null_is_none_and_one_that_is_missing_is_the_default(theirs):
+def test_a_null_soft_cap_is_none_and_a_missing_one_is_the_default(theirs):
     said(gate_soft_cap=None, output_logit_soft_cap=None)(theirs)
     config = config_of(theirs)
     assert (config.gate_soft_cap, config.logits_soft_cap) == (None, None)

@@ -1,4 +1,4 @@
-"""What JAX does not promise to keep is read in three modules: traced programs, lowered ones, private modules."""
+"""Internals of JAX are used in three modules only: traced programs, lowered programs, private modules."""
 
 import ast
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def is_internal(name: str) -> bool:
 
 
 def accesses(source: str) -> Iterator[str]:
-    """What a module reads of JAX's internals."""
+    """Uses of JAX internals in a module."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Import(names):
@@ -45,12 +45,12 @@ def accesses(source: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if module_of(file) not in READERS], ids=module_of)
-def test_a_module_reads_no_internals_of_jax(file):
+def test_other_modules_use_no_internals_of_jax(file):
     assert list(accesses(file.read_text(encoding="utf-8"))) == []
 
 
 @pytest.mark.parametrize("name", sorted(READERS))
-def test_the_modules_that_read_them_exist_and_do(name):
+def test_the_listed_modules_exist_and_use_internals(name):
     (file,) = (file for file in FILES if module_of(file) == name)
     assert list(accesses(file.read_text(encoding="utf-8")))
 
@@ -74,15 +74,15 @@ WRONG = {
 
 
 @pytest.mark.parametrize("source", WRONG)
-def test_the_test_above_sees_an_access(source):
+def test_an_access_to_internals_is_detected(source):
     assert list(accesses(source)) == WRONG[source]
 
 
-def test_the_test_above_leaves_parameters_of_a_model_alone():
+def test_parameters_of_a_model_are_not_taken_for_internals():
     assert list(accesses("state.params.items(), jax.tree.leaves(state.params), 'jax._src.numpy.scalar_types'")) == []
 
 
-def test_a_jax_that_names_a_function_differently_does_not_make_a_program_look_cut_off(monkeypatch):
+def test_a_renamed_function_of_jax_does_not_make_a_program_look_truncated(monkeypatch):
     monkeypatch.delattr("jax._src.compilation_cache.decompress_executable")
     with pytest.raises(AttributeError, match="decompress_executable"):
         is_whole_program(b"whole")

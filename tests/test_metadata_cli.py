@@ -110,7 +110,7 @@ def test_a_reference_checkpoint_is_shown_repeated_compared_and_checked(told, sav
 
 REFUSED = {
     "no run": (["show", "nowhere"], "RUN='nowhere': no checkpoints in"),
-    "no step": (["overrides", "run@3"], "RUN='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
+    "no step": (["overrides", "run@3"], "RUN='run@3': no checkpoint of step 3. Saved steps: 2 or 4."),
     "the second": (["diff", "run", "nowhere"], "B='nowhere': no checkpoints in"),
     "no metadata": (["show", "empty.json"], "RUN=empty.json: not JSON"),
 }
@@ -128,7 +128,7 @@ def test_an_unreadable_source_gives_one_message(told, saved, monkeypatch, argume
 def test_a_checkpoint_without_parameters_gives_one_message(told, saved):
     status, _, err = told("check", f"{saved}@4")
     place = saved / "checkpoints" / "4"
-    assert status == 2 and err.count("\n") == 1 and "The checkpoint may be cut off; choose another step." in err
+    assert status == 2 and err.count("\n") == 1 and "The checkpoint may be incomplete; choose another step." in err
     assert err.startswith(f"xlstm-metadata: RUN={place}: its parameters cannot be read: ")
 
 
@@ -178,4 +178,4 @@ def test_import_and_export_write_checkpoints(told, tmp_path):
     status, out, _ = told("import", tmp_path / "hf", tmp_path / "back", "--json")
     assert json.loads(out) == {"written": str(tmp_path / "back" / "checkpoints" / "0")}
     status, _, words = told("export", "--format", "hf", CHECKPOINTS / "a_mlstm_v0" / "run", tmp_path / "v0")
-    assert status == 2 and "Hugging Face's xLSTM has no such model" in words
+    assert status == 2 and "Hugging Face's xLSTM does not have this model class" in words

@@ -1,4 +1,4 @@
-"""Schedules, weight decay, clipping."""
+"""Learning rate schedules, weight decay and gradient clipping."""
 
 import math
 
@@ -46,7 +46,7 @@ def test_a_schedule_follows_its_formula(config, formula):
 
 
 @schedules
-def test_warm_up_and_cool_down_are_linear_and_join_the_main_part(config, formula):
+def test_warmup_and_cooldown_are_linear_and_join_the_main_part(config, formula):
     got = rates(config(warmup_steps=20, cooldown_steps=30, cooldown_lr_factor=0.01))
     np.testing.assert_allclose(got[:21], np.linspace(0, 1, 21), atol=1e-5)
     np.testing.assert_allclose(got[20:71], [formula(step / 50) for step in range(51)], atol=1e-5)
@@ -54,7 +54,7 @@ def test_warm_up_and_cool_down_are_linear_and_join_the_main_part(config, formula
 
 
 @schedules
-def test_after_its_end_a_schedule_stays(config, formula):
+def test_a_schedule_is_constant_after_its_end(config, formula):
     got = rates(config(decay_steps=50, cooldown_steps=10, cooldown_lr_factor=0.3), steps=[40, 50, 60, 100])
     np.testing.assert_allclose(got, [formula(1), 0.3, 0.3, 0.3], atol=1e-5)
 
@@ -95,7 +95,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize(("model", "optimizer", "expected"), MASKS.values(), ids=MASKS)
-def test_the_patterns_choose_what_decays(model, optimizer, expected):
+def test_the_patterns_select_the_parameters_with_weight_decay(model, optimizer, expected):
     assert mask(model, **optimizer) == expected
 
 
@@ -125,13 +125,13 @@ def test_the_gradient_is_clipped_by_norm_then_by_value():
     ],
     ids=["adamw", "lion", "sgd"],
 )
-def test_the_numbers_that_a_step_is_given_are_those_that_count(config, changes):
+def test_a_step_uses_the_numbers_in_its_arguments(config, changes):
     changes = changes | {"lr": 0.3, "weight_decay": 0.2, "grad_clip_norm": 0.5, "grad_clip_value": 0.1}
     ones = jax.tree.map(jnp.ones_like, PARAMS)
 
     @jax.jit
     def second(numbers):
-        """The second step of the run without the changes."""
+        """Second step, compiled for the run without the changes."""
         on = {"grad_clip_value": 1.0} | ({"momentum": 0.9} if config is SGDConfig else {})
         chain = build_optimizer(tiny_run(optimizer=config(**on)), PARAMS, numbers)
         return chain.update(ones, chain.update(ones, chain.init(PARAMS), PARAMS)[1], PARAMS)[0]

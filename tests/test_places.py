@@ -1,4 +1,4 @@
-"""Where checkpoints are, and which ones are finished."""
+"""Finding checkpoints, and telling complete from incomplete ones."""
 
 import asyncio
 import errno
@@ -43,12 +43,12 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("place", "step"), PLACES.values(), ids=PLACES)
-def test_a_place_names_a_checkpoint(run, place, step):
+def test_a_source_refers_to_a_checkpoint(run, place, step):
     checkpoint = find_checkpoint(place.format(run))
     assert step_of(checkpoint) == step and read_metadata_text(checkpoint) == f"text of {step}"
 
 
-def test_a_checkpoint_that_was_moved_elsewhere_is_a_place(run, tmp_path):
+def test_a_moved_checkpoint_is_found(run, tmp_path):
     shutil.move(run / "checkpoints" / "2", tmp_path / "2")
     assert find_checkpoint(str(tmp_path / "2")) == tmp_path / "2"
 
@@ -67,11 +67,11 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize(("name", "content"), UNFINISHED.values(), ids=UNFINISHED)
-def test_a_save_that_is_not_finished_is_not_there(run, name, content):
+def test_an_incomplete_save_is_not_found(run, name, content):
     save_text(run, "", name)
     mark(run, name, content)
     assert saved_steps(run) == [2, 10]
-    with pytest.raises(ConfigError, match="no checkpoint of step 12. Saved are steps 2 or 10"):
+    with pytest.raises(ConfigError, match="no checkpoint of step 12. Saved steps: 2 or 10"):
         find_checkpoint(f"{run}@12")
 
 
@@ -98,7 +98,7 @@ def bucket(run, monkeypatch):
 
 
 @pytest.mark.parametrize(("suffix", "step"), [("", 10), ("@2", 2), ("/checkpoints/2", 2)])
-def test_a_bucket_is_a_place(bucket, suffix, step):
+def test_a_source_may_be_a_bucket(bucket, suffix, step):
     checkpoint = find_checkpoint(f"{bucket}{suffix}")
     assert checkpoint == epath.Path(f"gs://bucket/run/checkpoints/{step}")
     assert read_metadata_text(checkpoint) == f"text of {step}"
@@ -115,12 +115,12 @@ def test_a_bucket_without_its_package_is_refused_with_the_way_out():
         find_checkpoint("gs://bucket/run")
 
 
-CUT_OFF = "its parameters cannot be read: DATA_LOSS: cut off. The checkpoint may be cut off; choose another step."
+CUT_OFF = "its parameters cannot be read: DATA_LOSS: cut off. The checkpoint may be incomplete; choose another step."
 TENSORSTORE = ValueError("DATA_LOSS: cut off [tensorstore_spec='{\"base\": 1}']")
 """What TensorStore says of an array, with where it lies in all detail."""
 
 
-def test_what_is_raised_for_damaged_files_is_told_as_one_error():
+def test_errors_about_damaged_files_become_one_error():
     with pytest.raises(ConfigError) as told, reading("parameters"):
         raise TENSORSTORE
     assert str(told.value) == CUT_OFF and told.value.__cause__ is TENSORSTORE
@@ -150,7 +150,7 @@ def test_other_errors_stay_as_they_are(error):
 
 
 REFUSED = {
-    "no step": ("{}@abc", "expected a step number after '@', got 'abc'. Saved are steps 2 or 10."),
+    "no step": ("{}@abc", "expected a step number after '@', got 'abc'. Saved steps: 2 or 10."),
     "an empty step": ("{}@", "expected a step number after '@', got ''"),
     "no run": ("{}/nope@2", "/nope/checkpoints: the folder "),
     "no run, in a folder with an at sign": ("{}/me@home/nope", "/me@home/nope/checkpoints: the folder "),
@@ -158,7 +158,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("place", "words"), REFUSED.values(), ids=REFUSED)
-def test_a_place_without_a_checkpoint_is_told_as_it_was_meant(tmp_path, place, words):
+def test_a_source_without_a_checkpoint_is_explained(tmp_path, place, words):
     for step in (2, 10):
         save_text(tmp_path / "run", "{}", step)
     with pytest.raises(ConfigError, match=re.escape(words)):
@@ -212,14 +212,14 @@ NOT_ONE = {
     "a folder of runs": ("runs", "is a folder of runs, not a run; it contains the runs runs/0, runs/1"),
     "a misspelt run": ("rnu", "the folder {}/rnu does not exist. Did you mean run"),
     "a file of a run": ("run/config.yaml", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
-    "another step of a copy": ("best@3", "best is the checkpoint of step 2. Leave out '@3'."),
-    "a save that did not end": ("run/checkpoints/12", "12 is not a complete checkpoint: it was not saved completely"),
+    "another step of a copy": ("best@3", "best is the checkpoint of step 2. Remove '@3'."),
+    "a save that did not end": ("run/checkpoints/12", "12 is incomplete: the checkpoint was not saved completely"),
     "a stray file": ("run/checkpoints/14", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
 }
 
 
 @pytest.mark.parametrize(("place", "words"), NOT_ONE.values(), ids=NOT_ONE)
-def test_what_is_not_a_checkpoint_is_named_with_what_is_there_instead(copied, place, words):
+def test_a_path_that_is_not_a_checkpoint_is_described(copied, place, words):
     save_text(copied / "run", "{}", 12)
     mark(copied / "run", 12, '{"commit_timestamp_nsecs": null}')
     (copied / "run" / "config.yaml").touch()
@@ -236,7 +236,7 @@ INCOMPLETE = {
 
 
 @pytest.mark.parametrize("make", INCOMPLETE.values(), ids=INCOMPLETE)
-def test_the_latest_checkpoint_is_a_complete_one_and_others_are_warned_of(tmp_path, make, caplog):
+def test_the_latest_complete_checkpoint_is_used_and_others_are_logged(tmp_path, make, caplog):
     for step in (2, 10):
         save_text(tmp_path, "{}", step)
     make(tmp_path / "checkpoints" / "12")
@@ -248,19 +248,19 @@ def test_an_empty_folder_is_not_listed_among_the_saved_steps(tmp_path):
     for step in (2, 10):
         save_text(tmp_path, "{}", step)
     (tmp_path / "checkpoints" / "6").mkdir()
-    with pytest.raises(ConfigError, match=r"no checkpoint of step 6\. Saved are steps 2 or 10\.$"):
+    with pytest.raises(ConfigError, match=r"no checkpoint of step 6\. Saved steps: 2 or 10\.$"):
         find_checkpoint(f"{tmp_path}@6")
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/6"])
-def test_a_file_that_stands_where_a_checkpoint_would_be_saved_is_refused(name, tmp_path):
+def test_a_file_in_place_of_a_checkpoint_folder_is_refused(name, tmp_path):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=f"{name} is a file, but a checkpoint would be saved there"):
         refuse_to_overwrite(tmp_path, 0)
 
 
-@pytest.mark.parametrize(("content", "words"), [("", "is empty"), ('{"a": ', "is cut off")])
+@pytest.mark.parametrize(("content", "words"), [("", "is empty"), ('{"a": ', "is truncated")])
 def test_the_damaged_file_is_named(tmp_path, content, words):
     (tmp_path / "_METADATA").write_text(content)
     (tmp_path / "commit_success.txt").touch()
@@ -272,7 +272,7 @@ def test_the_damaged_file_is_named(tmp_path, content, words):
 def test_a_pointer_of_git_lfs_in_place_of_arrays_is_named(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (tmp_path / "d").write_text(pointer)
-    with pytest.raises(ConfigError, match="its parameters cannot be read: .*/d: a Git LFS pointer"):
+    with pytest.raises(ConfigError, match="its parameters cannot be read: .*/d: the file is only a Git LFS pointer"):
         with reading("parameters", tmp_path):
             raise ValueError("what TensorStore says")
 

@@ -1,4 +1,4 @@
-"""What `task=plan` checks, prints, writes and returns."""
+"""The task `plan`: checks, output, files and exit status."""
 
 import dataclasses
 import json
@@ -36,22 +36,22 @@ def seven_billion(tmp_path_factory):
         return done, json.loads(Path("run/plan.json").read_text())
 
 
-def test_a_plan_of_a_large_run_is_made_on_this_machine(seven_billion):
+def test_a_large_run_is_planned_on_a_small_machine(seven_billion):
     done, content = seven_billion
     assert (done.status, done.err) == (0, "")
     assert "6,865,424,896 parameters" in done.out
-    assert "devices  256 x NVIDIA H100 SXM 80GB, 8 to a host: 32 hosts" in done.out
+    assert "devices  256 x NVIDIA H100 SXM 80GB, 8 per host: 32 hosts" in done.out
     assert "mesh     dp=32 fsdp=8 pp=1 tp=1; dp crosses hosts" in done.out
     assert content["fits"] and content["num_hosts"] == 32
 
 
-def test_it_says_of_which_devices_its_figures_are_where_none_are_chosen(seven_billion):
-    assert seven_billion[0].out.startswith("no device is chosen, so these are NVIDIA H100 SXM 80GB; task.device=...")
-    assert "no device is chosen" not in run_command(*TINY, "task.device=h100_80gb").out
-    assert "no device is chosen" not in run_command(*TINY, "device=h100_80gb").out
+def test_the_default_device_is_named(seven_billion):
+    assert seven_billion[0].out.startswith("No device is chosen; the plan is for NVIDIA H100 SXM 80GB.")
+    assert "No device is chosen" not in run_command(*TINY, "task.device=h100_80gb").out
+    assert "No device is chosen" not in run_command(*TINY, "device=h100_80gb").out
 
 
-def test_what_is_written_adds_up(seven_billion):
+def test_the_figures_in_the_file_add_up(seven_billion):
     content = seven_billion[1]
     memory = dict(content["memory"])
     memory.pop("moment")
@@ -67,29 +67,36 @@ def test_what_is_written_adds_up(seven_billion):
     assert content["time"]["tokens_per_second"] == content["tokens"] / content["time"]["seconds"]
 
 
-def test_the_table_of_parameters_adds_up_whatever_its_detail(seven_billion):
+def test_the_table_of_parameters_adds_up(seven_billion):
     out, content = seven_billion[0].out, seven_billion[1]
-    rows = re.findall(r"^(?:blocks|lm_head|token_embedding)\S* +\S+ +(\d+) +([\d,]+) ", out, re.MULTILINE)
+    rows = re.findall(r"^(?:blocks|lm_head|token_embedding)\S* +(\d+) +([\d,]+) ", out, re.MULTILINE)
     assert sum(int(arrays) for arrays, _ in rows) == len(content["parameters"]["arrays"])
     assert sum(int(elements.replace(",", "")) for _, elements in rows) == content["parameters"]["elements"]
 
 
-def test_all_parameters_are_shown_on_request_or_none():
+@pytest.mark.parametrize("columns", [60, 100])
+def test_no_line_is_wider_than_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = run_command(*TINY, "parallel=fsdp", "device=h100_80gb", "device.memory_gib=0.004")
+    assert done.status == 3 and max(map(len, done.out.partition("\nwritten: ")[0].splitlines())) <= columns
+
+
+def test_the_table_of_parameters_can_be_complete_or_omitted():
     shown = {detail: run_command(*TINY, f"task.parameters={detail}").out for detail in ("all", "none")}
     paths = [array["path"] for array in json.loads(Path("run/plan.json").read_text())["parameters"]["arrays"]]
     assert all(f"\n{path} " in shown["all"] for path in paths)
     assert not any(path in shown["none"] for path in paths)
 
 
-def test_what_does_not_fit_ends_with_status_3_and_says_by_how_much():
+def test_a_run_that_does_not_fit_has_status_3_and_the_missing_memory():
     done = run_command(*TINY, "device=h100_80gb", "device.memory_gib=0.004")
     assert done.status == 3
-    assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the 3\.1 MiB", done.out)
+    assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the available 3\.1 MiB", done.out)
     content = json.loads(Path("run/plan.json").read_text())
     assert not content["fits"] and content["headroom"] < 0
 
 
-def test_with_what_is_said_to_fit_it_fits():
+def test_the_suggested_changes_make_the_run_fit():
     small = ("device=h100_80gb", "device.memory_gib=0.004")
     assert run_command(*TINY, *small).status == 3
     changes = json.loads(Path("run/plan.json").read_text())["changes"]
@@ -105,15 +112,15 @@ INVALID = {
     "too many": (["task.num_devices=9999999999"], "must be less than 2147483648", ""),
     "device": (["task.device=h100"], "no such option. Did you mean 'h100_80gb'?", "Known: a100_40gb"),
     "table": (["task.parameters=some"], "not a known value", "Choose modules, all or none."),
-    "simulated": (["trainer.simulated_devices=16"], "a plan uses no device", "Leave this away."),
-    "gpus": (["distributed.local_device_ids=[0]"], "a plan uses no device", "task.num_devices says how many"),
+    "simulated": (["trainer.simulated_devices=16"], "has no effect on a plan", "Remove this setting."),
+    "gpus": (["distributed.local_device_ids=[0]"], "has no effect on a plan", "task.num_devices sets the number"),
     "heads": (["parallel=tp"], "must divide model.num_heads", "Set parallel.model_axis_size to 1, 2, 4 or 8"),
-    "restore": (["checkpoint.restore=x"], "only training goes on from a checkpoint", ""),
+    "restore": (["checkpoint.restore=x"], "only training can continue from a checkpoint", ""),
 }
 
 
 @pytest.mark.parametrize(("overrides", "rule", "fix"), INVALID.values(), ids=INVALID)
-def test_what_cannot_be_is_one_error_with_the_choices(overrides, rule, fix):
+def test_an_invalid_plan_is_one_error_with_the_choices(overrides, rule, fix):
     done = run_command(*TINY, *overrides)
     assert done.status == 2
     assert rule in done.err and fix in done.err
@@ -121,12 +128,12 @@ def test_what_cannot_be_is_one_error_with_the_choices(overrides, rule, fix):
         assert done.err.count("\n") == 1
 
 
-def test_a_plan_is_not_made_by_each_of_many_processes(monkeypatch):
+def test_only_one_process_plans(monkeypatch):
     srun = {"STEP_ID": 0, "STEP_NUM_TASKS": 4, "PROCID": 0, "JOB_ID": 1, "STEP_NODELIST": "n[1-4]", "LOCALID": 0}
     for name, value in (srun | {"STEP_TASKS_PER_NODE": "1(x4)", "NODEID": 0}).items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     done = run_command(*TINY)
-    assert done.status == 2 and "this is process 0 of 4. Leave out srun." in done.err
+    assert done.status == 2 and "this is process 0 of 4. Run the command without srun." in done.err
 
 
 def batch_of(*overrides):
@@ -151,7 +158,7 @@ def batch_of(*overrides):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_the_default_batch_of_a_plan_is_one_that_its_layout_can_use(overrides, size):
+def test_the_default_batch_of_a_plan_is_valid_for_its_layout(overrides, size):
     assert batch_of(*overrides) == size
 
 
@@ -167,15 +174,15 @@ def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
     assert OmegaConf.create(done.out).trainer.batch_size == TrainerConfig().batch_size
 
 
-def test_plans_of_a_sweep_are_told_in_short_and_one_that_does_not_fit_stops_no_other():
+def test_a_sweep_prints_summaries_and_continues_after_a_plan_that_does_not_fit():
     sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.004,50")
     done = run_command(*sweep, "task.parameters=all")
     assert done.status == 0  # one fits
-    assert "...): does not fit\n" in done.out and "...): fits\n" in done.out
-    assert "split over" not in done.out and "whole:" not in done.out
+    assert "memory: does not fit, " in done.out and "memory: fits, " in done.out
+    assert "partition specs" not in done.out and "not sharded" not in done.out
 
 
-def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
+def test_a_search_prints_the_overrides_of_the_best_layouts(monkeypatch):
     def found(run, number, device, best):
         parallel = dataclasses.replace(run.parallel, remat=["mLSTMBlock"])
         changed = dataclasses.replace(run, model=dataclasses.replace(run.model, parallel=parallel))
@@ -193,7 +200,7 @@ def test_a_search_shows_what_selects_the_best_layouts(monkeypatch):
     assert json.loads(Path("run/plan.json").read_text())["memory"]["total"] == best["memory_bytes"]
 
 
-def test_the_compilers_figures_stand_beside_those_of_the_plan(monkeypatch):
+def test_the_compilers_figures_are_printed_next_to_the_plan(monkeypatch):
     compared = [Comparison("parameters", "bytes", 100, 80), Comparison("operations", "operations", 7, 7, "a note")]
     monkeypatch.setattr("xlstm_hydra.plan._task.compile_step", lambda run, number: number)
     monkeypatch.setattr("xlstm_hydra.plan._task.compare", lambda plan, compiled: compared if compiled == 16 else [])
@@ -214,5 +221,5 @@ def test_python_can_plan_without_hydra(tmp_path, capsys, monkeypatch):
         device=known_devices()["cpu"],
     )
     assert 0 < plan(run, tmp_path) < math.inf
-    assert "8 x CPU, 2 cores, 1 to a host: 8 hosts" in capsys.readouterr().out
+    assert "8 x CPU, 2 cores, 1 per host: 8 hosts" in capsys.readouterr().out
     assert json.loads((tmp_path / "plan.json").read_text())["device"]["platform"] == "cpu"

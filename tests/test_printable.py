@@ -1,4 +1,4 @@
-"""Text from a file cannot move the cursor, begin a message of its own or reverse what follows, wherever it is shown."""
+"""Text from a file cannot move the cursor, start a new message or reverse the writing direction."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A command that is rejected leaves every folder as it was, and a folder that cannot be used is one message."""
+"""A rejected command leaves every folder unchanged, and a folder that cannot be used is one message."""
 
 import errno
 import fcntl
@@ -37,8 +37,8 @@ def make_link(path):
 UNUSABLE = {
     "a file": (lambda: Path("run").touch(), "run", "cannot be written: it is not a folder"),
     "below a file": (lambda: Path("run").touch(), "run/a/b", "/run cannot be written: it is not a folder"),
-    "a link to nothing": (lambda: make_link("run"), "run", "cannot be written: it is a link to nothing"),
-    "below a link to nothing": (lambda: make_link("run"), "run/a", "/run cannot be written: it is a link to nothing"),
+    "a link to nothing": (lambda: make_link("run"), "run", "cannot be written: it is a broken link"),
+    "below a link to nothing": (lambda: make_link("run"), "run/a", "/run cannot be written: it is a broken link"),
     "a long name": (lambda: None, "a" * 300, "cannot be written: File name too long"),
     "a system folder": (lambda: None, "/proc/no/run", "/proc/no cannot be written: No such file or directory"),
     "a NUL": (lambda: None, '"a\0b"', "cannot be written: its name contains a NUL character"),
@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_used_is_one_message_and_nothing_is_started(prep
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
-def test_whatever_the_system_says_of_a_new_folder_is_one_message(number, monkeypatch):
+def test_every_system_error_about_a_new_folder_is_one_message(number, monkeypatch):
     def fail(self, *_, **__):
         raise OSError(number, "the reason", str(self))
 
@@ -102,12 +102,12 @@ REJECTED = {
     "a rule": (["optimizer.lr=-1"], "must be 0 or more"),
     "an unknown key": (["optimizer.lrr=1"], "Did you mean optimizer.lr?"),
     "an unknown option": (["model=tinyy"], "Did you mean 'tiny'?"),
-    "checkpoints of later steps": ([], "has checkpoints of later steps already (20), which would be lost"),
+    "checkpoints of later steps": ([], "already has checkpoints of later steps (20), which would be overwritten"),
     "no such checkpoint": (["checkpoint.restore=nowhere"], "no checkpoints in"),
     "another run in the folder": (["checkpoint.restore=auto"], "another run is writing in this folder"),
     "devices that are not there": (["checkpoint.restore=auto", "trainer.seed=3"], "not on this machine"),
     "a resumed run, by its devices": (["resume=run", "trainer.max_steps=99"], "not on this machine"),
-    "a resumed run, by its step": (["resume=run@7"], "no checkpoint of step 7. Saved are steps 20."),
+    "a resumed run, by its step": (["resume=run@7"], "no checkpoint of step 7. Saved steps: 20."),
     "of the log": (["hydra.job_logging.root.level=LOUD", "checkpoint.restore=auto"], "hydra.job_logging: Unable to"),
 }
 
@@ -146,7 +146,7 @@ def test_a_rejected_command_leaves_no_new_folder(run_with_record, folder, typed)
     assert content() == before
 
 
-def test_what_else_is_in_a_new_folder_stays_when_the_run_is_rejected(monkeypatch):
+def test_other_files_in_a_new_folder_stay_when_the_run_is_rejected(monkeypatch):
     def refuse(run, folder, overrides):
         (folder / "mine.txt").write_text("mine")
         raise ConfigError([Problem({}, "not on this machine")])
@@ -243,7 +243,7 @@ def test_a_rejected_run_is_restored_before_another_one_may_start(tmp_path):
     assert seen == [[".lock", "config.yaml"]] and not folder.path.exists()
 
 
-def test_a_lock_file_that_a_rejected_run_removes_does_not_let_two_runs_in(tmp_path, monkeypatch):
+def test_a_lock_file_removed_by_a_rejected_run_does_not_admit_two_runs(tmp_path, monkeypatch):
     lock, flock = tmp_path / ".lock", fcntl.flock
 
     def removed_meanwhile(file, operation):
@@ -258,7 +258,7 @@ def test_a_lock_file_that_a_rejected_run_removes_does_not_let_two_runs_in(tmp_pa
 
 
 @pytest.mark.parametrize("size", [10, 3 * 2**20], ids=["small", "large"])
-def test_a_log_has_its_content_back(tmp_path, size):
+def test_the_content_of_a_log_is_restored(tmp_path, size):
     log = tmp_path / "xlstm-hydra.log"
     log.write_bytes(b"x" * size)
     with pytest.raises(ConfigError):

@@ -1,4 +1,4 @@
-"""Checkpoints are used, whoever wrote them: loaded, begun from, made into ours."""
+"""Checkpoints of any program can be loaded, used to initialize a run, and imported."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ needs_reference = pytest.mark.skipif(
 
 
 def run_of(layout="dp8", model=None, **checkpoint):
-    """One step that changes nothing."""
+    """One step with a learning rate of zero."""
     return tiny_run(
         "v1",
         LAYOUTS[layout],
@@ -39,7 +39,7 @@ def run_of(layout="dp8", model=None, **checkpoint):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """The same parameters as a run of ours, as a model of Hugging Face, and as a run made from that."""
+    """The same parameters as a run of ours, as a model of Hugging Face, and as a run imported from that model."""
     folder = tmp_path_factory.mktemp("places")
     run = run_of()
     save_untrained(run, folder / "ours", params=random_params(run.model))
@@ -49,13 +49,13 @@ def places(tmp_path_factory):
 
 
 def assert_same_params(place, other):
-    """Whatever each says of itself, they are the same for our model."""
+    """Check that all formats give the same parameters of our model."""
     model = run_of().model
     got, expected = (load_params(find_checkpoint(str(each)), model) for each in (place, other))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-def test_three_lines_give_a_model_with_its_parameters(places):
+def test_load_checkpoint_returns_a_model_with_its_parameters(places):
     model, params, config = load_checkpoint(places / "ours")
     tokens = np.arange(32).reshape(2, 16)
     expected = apply_model(build_model(run_of().model), params, tokens)
@@ -65,7 +65,7 @@ def test_three_lines_give_a_model_with_its_parameters(places):
 
 
 @pytest.mark.parametrize("backend", ["pallas_triton", "cudnn"])
-def test_a_kernel_that_is_not_here_does_not_keep_a_model_from_being_used(tmp_path, backend):
+def test_a_model_with_an_unavailable_kernel_can_be_used(tmp_path, backend):
     run = tiny_run("llama", model={"attention_backend": backend, "dtype": "bfloat16", "num_blocks": 1})
     save_untrained(run, tmp_path, params=random_params(run.model))
     model, params, config = load_checkpoint(tmp_path)
@@ -73,14 +73,14 @@ def test_a_kernel_that_is_not_here_does_not_keep_a_model_from_being_used(tmp_pat
     assert jnp.isfinite(model.apply({"params": params}, np.arange(16)[None])).all()
 
 
-def test_a_layout_may_be_asked_for_with_them(places):
+def test_parameters_can_be_loaded_onto_a_layout(places):
     whole = load_checkpoint(places / "ours").params
     params = load_checkpoint(f"{places / 'ours'}@2", ParallelConfig(**LAYOUTS["tp2_fsdp4"])).params
     jax.tree.map(np.testing.assert_array_equal, params, whole)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
 
 
-def test_a_place_without_a_checkpoint_is_told_as_it_was_given(tmp_path):
+def test_a_path_without_a_checkpoint_is_reported_as_given(tmp_path):
     with pytest.raises(ConfigError, match=f"^checkpoint='{tmp_path}': no checkpoints in "):
         load_checkpoint(tmp_path)
 
@@ -99,7 +99,7 @@ def test_damaged_parameters_are_one_error_with_the_checkpoint(places, tmp_path, 
     checkpoint = find_checkpoint(str(shutil.copytree(places / "ours", tmp_path / "run")))
     (checkpoint / "manifest.json").unlink()  # with one, the file is named: see test_bit_flips.py
     damage(checkpoint / "params")
-    words = f"^task.checkpoint={checkpoint}: its parameters cannot be read: .*cut off; choose another step.$"
+    words = f"^task.checkpoint={checkpoint}: its parameters cannot be read: .*incomplete; choose another step.$"
     with pytest.raises(ConfigError, match=words) as told:
         load_params(checkpoint, run_of().model, key="task.checkpoint")
     assert "\n" not in str(told.value)
@@ -109,14 +109,14 @@ def test_damaged_parameters_are_one_error_with_the_checkpoint(places, tmp_path, 
 @pytest.mark.parametrize(
     "changes", [{"init_from": "{}/ours"}, {"init_from": "{}/hf"}, {"restore": "{}/imported"}], ids=str
 )
-def test_a_run_begins_with_the_parameters_of_any_place(places, tmp_path, changes):
+def test_a_run_starts_with_the_parameters_of_any_checkpoint(places, tmp_path, changes):
     train(run_of(**{key: place.format(places) for key, place in changes.items()}), tmp_path)
     assert find_checkpoint(str(tmp_path)).name == "1"
     assert_same_params(tmp_path, places / "ours")
 
 
 def test_parameters_of_another_model_are_refused_before_anything_is_compiled(places, tmp_path):
-    words = "^checkpoint.init_from=.*its parameters are not those of this model: blocks.*expected .* found .* and 13"
+    words = "^checkpoint.init_from=.*its parameters do not match the model: blocks.*expected .* got .* and 13"
     with pytest.raises(ConfigError, match=words):
         train(run_of(model={"embedding_dim": 64}, init_from=str(places / "ours")), tmp_path)
 
@@ -129,7 +129,7 @@ def test_parameters_of_another_model_are_refused_before_anything_is_compiled(pla
     ],
     ids=str,
 )
-def test_what_cannot_be_begun_from_is_refused(values, words):
+def test_a_checkpoint_that_cannot_initialize_a_run_is_refused(values, words):
     with pytest.raises(ConfigError, match=words):
         CheckpointConfig(**values)
 
@@ -139,25 +139,25 @@ def write_to(form, places, out):
 
 
 @pytest.mark.parametrize("form", ["import", "export"])
-def test_a_folder_that_holds_anything_is_not_written_into(places, form):
+def test_a_folder_that_is_not_empty_is_not_written_to(places, form):
     before = sorted((places / "imported").rglob("*"))
-    with pytest.raises(ConfigError, match="^OUT='.*imported': is there already"):
+    with pytest.raises(ConfigError, match="^OUT='.*imported': already exists"):
         write_to(form, places, places / "imported")
     assert sorted((places / "imported").rglob("*")) == before
 
 
 @pytest.mark.parametrize("form", ["import", "export"])
-def test_a_place_that_cannot_be_written_to_is_one_error(places, tmp_path, monkeypatch, form):
+def test_a_folder_that_cannot_be_written_is_one_error(places, tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
-    Path("run.unfinished").mkdir()  # who knows whose
+    Path("run.unfinished").mkdir()  # of another process
     for place in (Path("file/run"), Path("/proc/run"), Path("run")):
         with pytest.raises(ConfigError, match=f"^OUT='/.*{place.name}': cannot be written: .*Choose another folder"):
             write_to(form, places, place)
 
 
 @pytest.mark.parametrize("form", ["import", "export"])
-def test_what_is_not_whole_has_no_name(places, tmp_path, monkeypatch, form):
+def test_an_incomplete_folder_does_not_get_its_name(places, tmp_path, monkeypatch, form):
     def full(*args, **kwargs):
         raise OSError("no space left")
 
@@ -182,13 +182,13 @@ def test_a_checkpoint_of_xlstm_jax_becomes_one_of_ours(case, tmp_path):
 
 
 @needs_reference
-def test_what_cannot_be_imported_is_refused(places, tmp_path):
+def test_a_checkpoint_that_cannot_be_imported_is_refused(places, tmp_path):
     theirs = str(CHECKPOINTS / "b_mlstm_v1" / "run")
-    with pytest.raises(ConfigError, match="^RUN=.*: is a checkpoint of ours already"):
+    with pytest.raises(ConfigError, match="^RUN=.*: is already a checkpoint of xlstm-hydra"):
         import_checkpoint(str(places / "ours"), tmp_path)
-    with pytest.raises(ConfigError, match="^RUN=.*: is of the format xlstm_jax, not hf"):
+    with pytest.raises(ConfigError, match="^RUN=.*: expected a checkpoint of format hf, got xlstm_jax"):
         import_checkpoint(theirs, tmp_path, "hf")
     import_checkpoint(theirs, tmp_path)
-    with pytest.raises(ConfigError, match="^OUT=.*: is there already. Choose a new folder"):
+    with pytest.raises(ConfigError, match="^OUT=.*: already exists. Choose a new folder"):
         import_checkpoint(theirs, tmp_path)
     assert not [*tmp_path.parent.glob("*unfinished")]

@@ -1,4 +1,4 @@
-"""Fields of a record that this version does not know: null has no effect, and `--lenient` ignores other values."""
+"""Unknown fields in metadata: null has no effect, and `--lenient` ignores other values."""
 
 import dataclasses
 import json
@@ -44,10 +44,10 @@ def record_at(place, **settings):
 
 @pytest.mark.parametrize("value", [None, "None"])
 @pytest.mark.parametrize("path", [NEW, "model.parallel.colour", "optimizer.colour", "trainer.logger.colour", "colour"])
-def test_a_newer_field_that_is_null_is_read_with_a_note(path, value):
+def test_an_unknown_field_that_is_null_is_ignored_with_a_note(path, value):
     record, plain = (read_record(nested(tree("mlstm_v1", change))) for change in ({path: value}, {}))
     assert record.groups == plain.groups and record.unset == (path,) and not record.unknown
-    note = f"{path}=null: this version does not know the field, and null has no effect"
+    note = f"{path}=null: unknown field; null has no effect"
     assert set(record.notes) - set(plain.notes) == {note}
 
 
@@ -108,7 +108,7 @@ def test_a_run_from_a_record_may_be_lenient(places, caplog, arguments, field):
     assert done.status == 0 and caplog.text.count(f"{IGNORED}{field}") == 1
 
 
-def test_the_address_of_a_lenient_source_is_lenient_too(places):
+def test_a_lenient_checkpoint_source_reads_leniently(places):
     saved = SavedOptions("newer", "--from", lenient=True)
     assert SavedOptions.at(saved.address.removeprefix("ckpt://"), "hydra.searchpath").checkpoint == saved.checkpoint
     with pytest.raises(ConfigError, match=r"ckpt://RUN\?lenient ignores unknown fields"):

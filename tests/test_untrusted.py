@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: the content of a run folder, a checkpoint, a sweep folder or a git repository that someone
+"""The promises of SECURITY.md: the content of a run folder, checkpoint, sweep folder or git repository that someone
 else has made is never run, imported, resolved, or used as a path that leads out of that folder."""
 
 import copy
@@ -196,18 +196,18 @@ def test_the_origin_in_a_config_file_is_not_resolved(tmp_path):
 
 
 @pytest.mark.parametrize("entry", [ENTRIES["--from"], ENTRIES["resume"]], ids=["--from", "resume"])
-def test_recorded_places_of_compiled_programs_and_weights_are_left_out_with_a_note(entry, record, trained):
+def test_recorded_paths_of_compiled_programs_and_weights_are_dropped_with_a_note(entry, record, trained):
     save_text(Path("run").absolute(), json.dumps(record))
     done = run_command(*entry)
     [run] = trained
     assert (done.status, run.trainer.compilation_cache_dir, run.checkpoint.init_from) == (0, "auto", None)
     place = f"xlstm-hydra: {entry[0].partition('=')[0]} run: "
-    rule = "is left at auto: compiled programs are not loaded from a folder that was recorded"
+    rule = "is reset to auto: compiled programs are not loaded from a recorded folder"
     assert f"{place}trainer.compilation_cache_dir='cache' {rule}\n" in done.err
-    assert f"{place}checkpoint.init_from='a' is left out: weights are not read from a place that was" in done.err
+    assert f"{place}checkpoint.init_from='a' is ignored: weights are not read from a recorded path" in done.err
 
 
-def test_a_recorded_place_may_be_typed_again(record, trained):
+def test_a_recorded_path_may_be_typed_again(record, trained):
     save_text(Path("run").absolute(), json.dumps(record))
     typed = ["trainer.compilation_cache_dir=cache", "checkpoint.init_from=a"]
     assert run_command("--from", "run", "hydra.run.dir=new", *typed).status == 0
@@ -292,7 +292,7 @@ def test_a_run_is_not_resumed_where_a_link_leads_out_of_its_folder(name, elsewhe
 
 @pytest.mark.parametrize("make", [os.mkfifo], ids=["a pipe"])
 @pytest.mark.parametrize("name", [".lock", "config.yaml", "metrics.csv", "checkpoints/20/data"])
-def test_a_run_does_not_wait_for_what_is_no_file(name, make, trained, tmp_path):
+def test_a_run_does_not_wait_for_a_pipe_or_device(name, make, trained, tmp_path):
     save(tmp_path / "run", composed_once(), step=20)
     make(tmp_path / "run" / name)
     done = run_command("hydra.run.dir=run", quiet=False)
@@ -338,7 +338,7 @@ def test_a_checkpoint_is_not_read_through_a_link_that_leads_out_of_its_run(name,
     link(tmp_path / "run" / name, elsewhere / target)
     with pytest.raises(ConfigError, match=rf"{name} is a link to {elsewhere}.*which leads out of the folder") as error:
         find_checkpoint(place, "RUN")
-    assert "Copy what it leads to, or name that folder itself." in str(error.value)
+    assert "Copy the target, or give its folder instead." in str(error.value)
 
 
 def test_a_link_beside_the_checkpoint_that_is_read_does_not_matter(elsewhere, tmp_path):
@@ -421,7 +421,7 @@ AGAIN |= {"-m": ["-m", "trainer.seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep
 
 
 @pytest.mark.parametrize(("name", "again"), [*((name, "resume_sweep") for name in IN_A_SWEEP), ("1/.hydra", "-m")])
-def test_a_sweep_does_not_go_on_where_a_link_leads_out_of_its_folder(name, again, swept, elsewhere, trained):
+def test_a_sweep_is_not_resumed_if_a_link_leads_out_of_its_folder(name, again, swept, elsewhere, trained):
     link(swept / name, elsewhere / "run")
     before = content(".")
     done = run_command(*AGAIN[again], quiet=False)
@@ -430,13 +430,13 @@ def test_a_sweep_does_not_go_on_where_a_link_leads_out_of_its_folder(name, again
 
 
 @pytest.mark.parametrize("folder", ["../../x", "/etc", ".."])
-def test_a_sweep_does_not_go_on_if_the_recorded_folder_of_a_job_is_elsewhere(folder, swept, trained):
+def test_a_sweep_is_not_resumed_if_the_recorded_folder_of_a_job_is_elsewhere(folder, swept, trained):
     lines = [json.loads(line) for line in (swept / "sweep.jsonl").read_text().splitlines()]
     lines[1]["folder"] = folder
     (swept / "sweep.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     done = run_command("resume_sweep=sweep", quiet=False)
     assert (done.status, trained) == (2, [])
-    assert f"the recorded folder of its job 1 is {folder!r}, which is not in the folder of the sweep" in done.err
+    assert f"the recorded folder of its job 1 is {folder!r}, which is outside the folder of the sweep" in done.err
 
 
 # ---- the git state

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: every variant of xlstm-jax's trees becomes our parameters, and nothing else does."""
+"""Parameter trees of xlstm-jax: every variant is converted to our parameters, and other trees are refused."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ MODELS = {
     "llama": ("llama", {}, ONE),
     "llama options": ("llama", {"use_bias": True, "qk_norm": True}, ONE),
 }
-"""Family, changes to its config, and the layouts that xlstm-jax could train it on."""
+"""Family, changes to its config, and the layouts that xlstm-jax could train it with."""
 VARIANTS = [(name, layout) for name, (*_, layouts) in MODELS.items() for layout in layouts]
 
 
@@ -42,7 +42,7 @@ def model_of(name, **changes):
 
 
 def values(model):
-    """Parameters by path whose elements are all different."""
+    """Parameters by path, with distinct elements."""
     rng = np.random.default_rng(0)
     return {p.path: rng.normal(size=p.shape).astype(np.float32) for p in list_parameters(model)}
 
@@ -59,7 +59,7 @@ def test_every_variant_of_a_tree_becomes_our_parameters(name, layout, scan):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_blocks_may_be_scanned_there_and_not_here(scan):
+def test_blocks_may_be_scanned_on_one_side_only(scan):
     model = model_of("v1")
     params = values(model)
     tree = xlstm_jax_tree.write(params, model.model_config, scan=scan)
@@ -71,8 +71,8 @@ def test_blocks_may_be_scanned_there_and_not_here(scan):
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_a_ring_multiplies_the_same_as_our_dense_layers(devices):
-    """Every step of the ring, as MODEL_SPEC describes it, against the whole product."""
+def test_a_ring_computes_the_same_product_as_our_dense_layers(devices):
+    """Compare the steps of the ring, as described in MODEL_SPEC, with the whole product."""
     model = model_of("v0 feed-forward")
     tree = xlstm_jax_tree.write(values(model), model.model_config, scan=False, tp=devices, ring=True)
     rng = np.random.default_rng(1)
@@ -87,7 +87,7 @@ def test_a_ring_multiplies_the_same_as_our_dense_layers(devices):
         return x @ ours[f"blocks.{module}.kernel"][1] + ours[f"blocks.{module}.bias"][1]
 
     def up(module, x):
-        """What each device makes of a stream of which it has a share and receives the others."""
+        """Output of each device, which has one shard of the input and receives the others."""
         shares = np.split(x, devices, 1)
         steps = range(devices)
         return [
@@ -97,7 +97,7 @@ def test_a_ring_multiplies_the_same_as_our_dense_layers(devices):
         ]
 
     def down(module, x):
-        """Partial sums that travel around the ring, halves in opposite directions, until they are whole."""
+        """Partial sums that move around the ring, one half in each direction, until they are complete."""
         inputs = np.split(x, devices, 1)
 
         def product(j, d):
@@ -131,18 +131,18 @@ def changed(path, array):
 
 NORM = "xlstm_block_stack.blocks.block.xlstm_res_block.xlstm_norm.sharded.scale"
 BROKEN = {
-    "missing": (without(f"{NORM}.value"), rf"{NORM}: expected \(2, 1, 32\), found nothing"),
-    "extra": (changed("lm_head.bias", np.ones(32)), r"lm_head.bias: expected nothing, found \(32,\)"),
-    "reshaped": (changed("lm_head.out_norm.scale", np.ones(3)), r"out_norm.scale: expected \(32,\), found \(3,\)"),
+    "missing": (without(f"{NORM}.value"), rf"{NORM}: expected \(2, 1, 32\), got no array"),
+    "extra": (changed("lm_head.bias", np.ones(32)), r"lm_head.bias: expected no array, got \(32,\)"),
+    "reshaped": (changed("lm_head.out_norm.scale", np.ones(3)), r"out_norm.scale: expected \(32,\), got \(3,\)"),
 }
 
 
 @pytest.mark.parametrize(("change", "words"), BROKEN.values(), ids=BROKEN)
-def test_a_leaf_that_does_not_fit_is_named(change, words):
+def test_a_leaf_of_the_wrong_shape_is_named(change, words):
     model = model_of("v1")
     tree = xlstm_jax_tree.write(values(model), model.model_config)
     change(tree)
-    with pytest.raises(ConfigError, match=f"^its parameters are not those of this model: .*{words}"):
+    with pytest.raises(ConfigError, match=f"^its parameters do not match the model: .*{words}"):
         convert(tree, model)
 
 
@@ -151,10 +151,12 @@ def test_norms_of_queries_that_differ_between_devices_are_refused():
     tree = xlstm_jax_tree.write(values(model), model.model_config, tp=2)
     path = "xlstm_block_stack.blocks.block.xlstm_res_block.xlstm.inner_layer.sharded.mlstm_cell.q_norm.scale"
     tree[f"{path}.value"][:, 1] += 1
-    with pytest.raises(ConfigError, match=f"^{path} is not the same on the 2"):
+    with pytest.raises(ConfigError, match=f"^{path} differs between the 2"):
         convert(tree, model)
 
 
 def test_a_model_that_xlstm_jax_does_not_have_is_refused():
-    with pytest.raises(ConfigError, match="xlstm-jax only has models with a mLSTMConfig, mLSTMv1Config or LlamaConfig"):
+    with pytest.raises(
+        ConfigError, match="not a model of xlstm-jax, which has mLSTMConfig, mLSTMv1Config or LlamaConfig"
+    ):
         convert({"token_embedding.sharded.embedding": np.zeros((1, 1))}, FAMILIES["xlstm"]())

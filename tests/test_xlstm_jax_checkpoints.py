@@ -1,4 +1,4 @@
-"""Checkpoints in the format of xlstm-jax, of every kind of model that it has, give their own logits on our layouts."""
+"""Checkpoints of every kind of model of xlstm-jax give the logits of xlstm-jax on our layouts."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ VARIANTS = {
     "v1 without a feed-forward": ("v1", SMALL | {"ff_type": None, "bias": True, "add_qk_norm": True}, TP4, False),
     "v1 with large epsilons": ("v1", SMALL | {"norm_eps": 0.3, "cell_norm_eps": 0.2, "cell_eps": 0.7}, {}, True),
 }
-"""Our family, the fields of its config, the layout that it was trained on, and whether its blocks were scanned."""
+"""Our family, the fields of its config, the layout that it was trained with, and True for scanned blocks."""
 HERE = {
     "one device": None,
     "fsdp 8": {"data_axis_size": 1, "fsdp_axis_size": 8, **FSDP},
@@ -54,12 +54,12 @@ HERE = {
 }
 RNG = np.random.default_rng(7)
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""Compiled in a third of the time."""
+"""Options that compile in a third of the time."""
 BATCH = {"inputs": RNG.integers(0, 32, (8, 16)), "document_borders": RNG.random((8, 16)) < 0.2}
 
 
 def written(name):
-    """The metadata, the tree and the logits of a variant."""
+    """Metadata, tree and logits of a variant."""
     family, fields, layout, scan = VARIANTS[name]
     model = FAMILIES[family](**fields)
     params = {path: np.asarray(x) for path, x in traverse_util.flatten_dict(random_params(model), sep=".").items()}
@@ -73,7 +73,7 @@ def written(name):
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def saved(request, tmp_path_factory):
-    """The folder of a run of xlstm-jax, and the logits of its model."""
+    """Folder of a run of xlstm-jax, and the logits of its model."""
     folder = tmp_path_factory.mktemp("run")
     text, tree, expected = written(request.param)
     step = folder / "checkpoints" / "checkpoint_20"
@@ -85,7 +85,7 @@ def saved(request, tmp_path_factory):
 
 
 def logits_on(layout, loaded, batch):
-    """The logits that our layouts compute, (B, S, V)."""
+    """Logits computed on our layouts, (B, S, V)."""
     model = replace(loaded.config, parallel=layout)
     run = RunConfig(model=model, data=SyntheticDataConfig(motif_length=4), trainer=TrainerConfig(batch_size=8))
     on = build_sharded_loss(run, build_mesh(layout))
@@ -94,13 +94,13 @@ def logits_on(layout, loaded, batch):
 
 
 def alone(loaded):
-    """The logits that the loaded module computes on one device."""
+    """Logits of the loaded module on one device."""
     params = jax.device_put(loaded.params, jax.devices()[0])
     return quick(lambda params: apply_model(loaded.model, params, *BATCH.values()))(params)
 
 
 @pytest.mark.parametrize("here", HERE)
-def test_a_checkpoint_of_every_kind_gives_its_own_logits(saved, here):
+def test_every_kind_of_checkpoint_gives_the_logits_of_xlstm_jax(saved, here):
     folder, expected = saved
     layout = HERE[here] and ParallelConfig(**HERE[here])
     loaded = load_checkpoint(folder, layout)
@@ -122,7 +122,7 @@ def test_the_model_in_numpy_gives_the_logits_of_xlstm_jax(case):
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the reference checkpoints are not on this machine")
 @pytest.mark.parametrize("here", ["fsdp 8", "tp 2"])
 @pytest.mark.parametrize("case", ["a_mlstm_v0", "b_mlstm_v1", "c_llama", "d_8dev_mlstm_v0_fsdp2_tp2"])
-def test_the_checkpoints_of_xlstm_jax_give_their_own_logits_on_our_layouts(case, here):
+def test_the_reference_checkpoints_give_the_logits_of_xlstm_jax_on_our_layouts(case, here):
     layout, found = ParallelConfig(**HERE[here]), np.load(CHECKPOINTS / case / "reference.npz")
     if case == "c_llama" and layout.fsdp_modules:
         layout = replace(layout, fsdp_modules=["TransformerBlock"], remat=["TransformerBlock"])

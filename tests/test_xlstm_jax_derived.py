@@ -42,32 +42,32 @@ def read(kind, changes=(), write=nested):
 
 @pytest.mark.parametrize("write", ERAS.values(), ids=ERAS)
 @pytest.mark.parametrize(("kind", "changes"), INITIAL.values(), ids=INITIAL)
-def test_a_derived_field_with_its_initial_value_says_nothing(kind, changes, write):
+def test_a_derived_field_may_have_its_initial_value(kind, changes, write):
     record, derived = read(kind, changes, write), read(kind, write=write)
     assert record.model == derived.model and record.notes == derived.notes
 
 
-def test_the_settings_of_a_backend_may_be_underived():
+def test_the_settings_of_a_backend_may_have_initial_values():
     underived = {f"{CELL}.backend": QUADRATIC | {"kwargs": {"context_length": -1}}}
     assert read("mlstm", underived).model == read("mlstm", {f"{CELL}.backend": QUADRATIC}).model
 
 
 NEITHER = {
-    "count": (f"{FEED_FORWARD}._num_blocks", 2, f": is 2, but 3 follows from {MODEL}.num_blocks=3$"),
-    "width": (f"{FEED_FORWARD}._proj_up_dim", 64, f": is 64, but 192 follows from .*{FEED_FORWARD}.proj_factor=2.5"),
+    "count": (f"{FEED_FORWARD}._num_blocks", 2, f": expected 3 from {MODEL}.num_blocks=3, got 2$"),
+    "width": (f"{FEED_FORWARD}._proj_up_dim", 64, f": expected 192 from .*{FEED_FORWARD}.proj_factor=2.5.*, got 64"),
     "rounded the other way": (
         f"{FEED_FORWARD}._proj_up_dim",
         -64,
-        ": is -64, but 192 follows from .*_dim=64",
+        ": expected 192 from .*_dim=64.*, got -64",
     ),
     "width of the model": (f"{FEED_FORWARD}.embedding_dim", 0, f"=0, {MODEL}.embedding_dim=64: differ"),
     "heads": (f"{CELL}.num_heads", 1, f"=1, {LAYER}.num_heads=4: differ"),
-    "map of the blocks": (f"{MODEL}._block_map", "0", f": is '0', but '0,0,0' follows from {MODEL}.num_blocks=3"),
+    "map of the blocks": (f"{MODEL}._block_map", "0", f": expected '0,0,0' from {MODEL}.num_blocks=3, got '0'"),
 }
 
 
 @pytest.mark.parametrize(("path", "value", "words"), NEITHER.values(), ids=NEITHER)
-def test_a_derived_field_with_another_value_than_its_initial_and_its_own_is_an_error(path, value, words):
+def test_any_other_value_of_a_derived_field_is_an_error(path, value, words):
     with pytest.raises(MetadataError, match=f"^{path}{words}"):
         read("mlstm_v1", {path: value})
 

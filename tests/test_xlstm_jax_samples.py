@@ -1,4 +1,4 @@
-"""Metadata of xlstm-jax, of every commit that there is a sample of, against the objects that it was written from."""
+"""Sample metadata of many commits of xlstm-jax, compared with the objects it was written from."""
 
 import json
 
@@ -60,5 +60,5 @@ def test_every_group_of_a_sample_is_read_or_its_absence_explained(case):
     record = read_record((METADATA / case / "metadata.json").read_bytes())
     wanted = {"model", "parallel", "optimizer", "scheduler", "trainer", "checkpoint", "logger"}
     for name in wanted - set(record.groups):
-        assert any(f"no group {name}" in note for note in record.notes)
+        assert any(f"without the group {name}" in note for note in record.notes)
     assert record.writer == "xlstm_jax" and not record.unknown

@@ -1,4 +1,4 @@
-"""Small runs that compile in seconds and still have every kind of parameter."""
+"""Small runs that compile in seconds but have every kind of parameter."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ SHARED = {
 
 
 def cells(changes):
-    """Four heads and two chunks per example, where there are chunks."""
+    """A model with four heads and, for families with chunks, two chunks per example."""
     return {"num_heads": 4} | ({"chunk_size": 8} if changes.get("backend", "chunkwise") == "chunkwise" else {})
 
 
@@ -61,7 +61,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: Any = None, **groups: Any) -> RunConfig:
-    """A run of a tiny model. `groups` are changes to the trainer, or whole configs of other groups."""
+    """A run of a tiny model. `groups` has changes to the trainer, or complete configs of other groups."""
     model_config = FAMILIES[family](**(model or {}))
     model_config.parallel = with_blocks_of(model_config, ParallelConfig(**(parallel or {})))
     trainer = TrainerConfig(**{"batch_size": 8, "max_steps": 6, "eval_batches": 0} | groups.pop("trainer", {}))
@@ -74,7 +74,7 @@ def tiny_run(family: str = "v1", parallel: dict[str, Any] | None = None, model: 
 
 
 def with_blocks_of(model: ModelConfig, parallel: ParallelConfig) -> ParallelConfig:
-    """The layout with the names of this model's blocks where it has those of mLSTM."""
+    """The layout, with the block names of mLSTM replaced by those of this model."""
     blocks = model.model_config.block_classes()
 
     def own(names):
@@ -84,7 +84,7 @@ def with_blocks_of(model: ModelConfig, parallel: ParallelConfig) -> ParallelConf
 
 
 def batch(rows=8, seed=0):
-    """Tokens with uneven padding: some rows have hardly a target, one has none."""
+    """Tokens with uneven padding: some rows have few targets, and one has none."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 32, (rows, 17))
     lengths = rng.integers(1, 17, rows)

@@ -1,4 +1,4 @@
-"""A checkpoint without the training."""
+"""Checkpoints of untrained models."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from xlstm_hydra.step import TrainState
 
 
 def save_untrained(run, folder, step=2, params=None):
-    """Parameters, the initial ones unless given, as a checkpoint in `folder`. Returns them."""
+    """Save parameters (by default, the initial ones) as a checkpoint in `folder`. Returns them."""
     if params is None:
         params = jax.jit(lambda: init_model(build_model(run.model), jax.random.key(1)))()
     checkpoints = Checkpoints(folder, CheckpointConfig(async_save=False))

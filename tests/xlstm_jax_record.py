@@ -1,4 +1,4 @@
-"""Metadata that xlstm-jax would have written for a model of ours: the other direction than in the package."""
+"""Conversion of our model configs to the metadata that xlstm-jax writes: the inverse of the package's conversion."""
 
 from xlstm_hydra.configs import ParallelConfig, mLSTMv1Config
 
@@ -27,8 +27,8 @@ def record(config, *, scan=True, **parallel):
     """The metadata as an object.
 
     Args:
-        config: of our original mLSTM or v1 family.
-        scan: whether the blocks were scanned there.
+        config: config of our original mLSTM or v1 family.
+        scan: record scanned blocks.
         parallel: changes to the layout.
     """
     layout, layers = ParallelConfig(**parallel).to_dict(), config.num_blocks

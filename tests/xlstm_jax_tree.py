@@ -1,5 +1,5 @@
-"""Our parameters as xlstm-jax would have them on disk, from the words of MODEL_SPEC.md: the other direction than in the
-package, and independent of it. And a disk that is not one."""
+"""Conversion of our parameters to the trees that xlstm-jax writes, as described in MODEL_SPEC.md: the inverse of the
+package's conversion, and independent of it. Also a simulated disk."""
 
 import numpy as np
 
@@ -15,11 +15,11 @@ def write(params, config, *, scan=True, tp=1, ring=False, boxed=False):
 
     Args:
         params: our parameters by path, of a model with `scan_blocks`.
-        config: the model's.
-        scan: whether the blocks are one stack there.
-        tp: tensor-parallel devices.
-        ring: tp_async_dense.
-        boxed: whether every array is in a box, as with FSDP; what tensor parallelism splits always is.
+        config: config of the model.
+        scan: write scanned blocks.
+        tp: number of tensor-parallel devices.
+        ring: use collective matmuls (`tp_async_dense`).
+        boxed: put every array in a box, as with FSDP. Arrays split by tensor parallelism are always in boxes.
     """
     family = {"mLSTMConfig": v0, "mLSTMv1Config": v1, "LlamaConfig": llama}[type(config).__name__]
     blocks = [
@@ -44,12 +44,12 @@ def write(params, config, *, scan=True, tp=1, ring=False, boxed=False):
 
 
 def over(array, axis, tp):
-    """An axis for the devices in front; each has a share of array axis `axis`."""
+    """Add a leading axis for the devices, each with a shard of array axis `axis`."""
     return np.stack(np.split(array, tp, axis))
 
 
 def dense(block, name, tp, tree, path):
-    """The output is split."""
+    """A layer with a split output."""
     for leaf, axis in (("kernel", 1), ("bias", 0)):
         if f"{name}.{leaf}" in block:
             array = block[f"{name}.{leaf}"]
@@ -58,7 +58,7 @@ def dense(block, name, tp, tree, path):
 
 
 def dense_down(block, name, tp, tree, path):
-    """The input is split; the biases of all devices are added."""
+    """A layer with a split input. The biases of all devices are summed."""
     if tp == 1:
         return dense(block, name, tp, tree, path)
     tree[f"{path}.module.sharded.kernel"] = over(block[f"{name}.kernel"], 0, tp)
@@ -68,7 +68,7 @@ def dense_down(block, name, tp, tree, path):
 
 
 def copy(block, ours, tree, theirs, axis, tp):
-    """Arrays with the devices in front; `axis` None: the same on each."""
+    """Arrays with a leading axis for the devices. `axis` None: equal on all devices."""
     if ours in block:
         tree[theirs] = np.stack([block[ours]] * tp) if axis is None else over(block[ours], axis, tp)
 
@@ -113,7 +113,7 @@ def v0(block, config, tp, ring):
 
 
 def feed_forward(block, config, tp, ring, tree):
-    """Only the gated layer keeps dense layers for the way up where there is a ring."""
+    """With a ring, only the gated layer uses dense layers for the up-projections."""
     if config.ff_type is None:
         return
     norms(block, tree, tp, FFN, "ffn_norm", "ffn_post_norm")
@@ -130,8 +130,8 @@ def feed_forward(block, config, tp, ring, tree):
 
 
 def put_up_ring(block, tree, tp, module, theirs, *ours):
-    """`theirs`.shard_j on device d multiplies the features of device d - j, and makes that device's share of `ours`,
-    side by side."""
+    """Split `ours` into the kernels `theirs`.shard_j. On device d, the kernel multiplies the features of device d - j
+    and computes the shards of all of `ours` side by side."""
     for j in range(tp):
         devices = []
         for d in range(tp):
@@ -145,8 +145,8 @@ def put_up_ring(block, tree, tp, module, theirs, *ours):
 
 
 def put_down_ring(block, tree, tp, module):
-    """The first half of the features that proj_down.shard_j on device d makes ends on device d + tp - 1 - j; the second
-    half, which goes the other way round, on device d - (tp - 1 - j)."""
+    """Split `proj_down` into shards. The first half of the features computed by shard_j on device d arrives on device
+    d + tp - 1 - j; the second half, sent in the other direction, arrives on device d - (tp - 1 - j)."""
 
     def halves(shares, d, j):
         up, down = (shares[(d + way * (tp - 1 - j)) % tp] for way in (1, -1))
@@ -201,7 +201,7 @@ def llama(block, config, tp, ring):
 
 
 class Memory:
-    """A tree on an imaginary disk."""
+    """A tree on a simulated disk."""
 
     def __init__(self, tree):
         self._tree = {path.removesuffix(".value"): array for path, array in tree.items()}
@@ -215,5 +215,5 @@ class Memory:
 
 
 def convert(tree, model):
-    """A tree of xlstm-jax as our parameters by path."""
+    """Convert a tree of xlstm-jax to our parameters by path."""
     return dict(checkpoint.convert(Memory(tree), model, {p.path for p in list_parameters(model)}))

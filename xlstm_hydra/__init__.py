@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """`load_checkpoint`, which needs JAX, and `__version__`, a tenth of the start-up time: found when asked for."""
+    """Load `load_checkpoint` (needs JAX) and `__version__` (a tenth of the start-up time) on first use."""
     if name == "load_checkpoint":
         from xlstm_hydra.checkpoint import load_checkpoint
 

@@ -1,12 +1,12 @@
-"""`xlstm-hydra` as a process of its own, and `python -m xlstm_hydra`."""
+"""Entry point of the command `xlstm-hydra` and of `python -m xlstm_hydra`."""
 
 import atexit
 import gc
 
 
 def main() -> None:
-    """Run the command without garbage collection until a run starts: by then little is garbage, and freeing all objects
-    at exit takes a fifth of the time of `--cfg job`."""
+    """Run the command without garbage collection until a run starts. Until then there is little garbage, and freeing
+    all objects at exit takes a fifth of the time of `--cfg job`."""
     gc.disable()
     atexit.register(gc.freeze)
     from xlstm_hydra.cli.main import main

@@ -1,5 +1,5 @@
-"""Functions of the package `hydra` for the packages below it, which do not import it. It sets them when it is imported;
-without Hydra, each has an answer of its own."""
+"""Functions that the package `hydra` provides to packages that must not import it. It sets them when it is imported.
+Without Hydra, the defaults below apply."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from xlstm_hydra.configs import DeviceConfig, RunConfig
 
 @dataclass
 class Hooks:
-    """What the packages below `hydra` can ask."""
+    """The functions that `hydra` provides."""
 
     known_devices: Callable[[], Mapping[str, DeviceConfig]] | None = None
-    """Return the figures of every option of the group `device`, the user's own included. None: there are only ours."""
+    """Return the config of every option of the group `device`, including the user's own. None: only ours exist."""
 
     shortest_layout: Callable[[RunConfig], list[str]] | None = None
-    """Return the shortest overrides that compose to the layout of a run. None: all its fields are set."""
+    """Return the shortest overrides that reproduce the layout of a run. None: every field of it is printed."""
 
     in_sweep: Callable[[], bool] = lambda: False
-    """True if the task is one job of a sweep."""
+    """Return True if the task is one job of a sweep."""
 
     chooses_device: Callable[[], bool] = lambda: True
-    """True if the config of the task says itself which device it is about."""
+    """Return True if the config of the task selects the device itself."""
 
 
 hooks = Hooks()

@@ -3,4 +3,4 @@
 import logging
 
 log = logging.getLogger("xlstm_hydra")
-"""What a run reports on the terminal and in its log file."""
+"""Logger of everything that a run reports on the terminal and in its log file."""

@@ -1,4 +1,4 @@
-"""Text that comes from files, on its way into messages, logs and tables."""
+"""Escape text from files before it is shown in messages, logs and tables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return a text in which each character that is not printable is replaced by its escape, such as `\\x1b` or `\\n`:
-    text in a file must not move the cursor, begin a line of its own, or reverse the direction of what follows.
+    """Return a text with every unprintable character replaced by its escape, such as `\\x1b` or `\\n`. Text from a file
+    must not be able to move the cursor, start a new line, or reverse the writing direction.
 
     Args:
-        text: from anywhere.
-        keep: characters that stay as they are.
+        text: any text.
+        keep: characters that are not escaped.
     """
     if text.isprintable():
         return text
@@ -24,32 +24,32 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines, with escapes in place of characters that are not printable."""
+    """Return a text of several lines with unprintable characters escaped."""
     return printable(text, keep="\n\t")
 
 
 class PrintableFormatter(logging.Formatter):
-    """Writes log messages with escapes in place of characters that are not printable. Further lines of a message are
-    indented, so that text from a file cannot pass for another message."""
+    """Format log messages with unprintable characters escaped. The second and later lines of a message are indented, so
+    that text from a file cannot be mistaken for another message."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (a name of the standard library)
-        """Return the text of a record."""
+        """Return the formatted message of a record."""
         first, *others = printable_lines(super().formatMessage(record)).split("\n")
         return "\n".join([first, *(line if line[:1] in ("", " ", "\t") else f"  {line}" for line in others)])
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Return the text of a traceback."""
+        """Return a traceback as text."""
         return printable_lines(super().formatException(ei))
 
 
 def shell_line(words: Iterable[str]) -> str:
-    """Return a command line that a shell reads as these words. Those with characters that are not printable are the
-    output of `printf`, which gives them back in any shell."""
+    """Return a command line that a shell splits into these words. Words with unprintable characters are written as a
+    call of `printf`, which works in every shell."""
     return " ".join(shlex.quote(word) if word.isprintable() else f"\"$(printf '{_escaped(word)}')\"" for word in words)
 
 
 def _escaped(word: str) -> str:
-    """A word as the format of `printf`."""
+    """Return a word as a format string for `printf`."""
     special = {"\\": r"\\", "'": r"\047", "%": "%%"}
     return "".join(special.get(char, char) if char.isprintable() else _octal(char) for char in word)
 

@@ -1,9 +1,12 @@
-"""Tables and figures as text: sizes in bytes, times in ms, work in TFLOP."""
+"""Tables and numbers as text: sizes in bytes, times in ms, FLOPs in TFLOP."""
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from io import StringIO
+from itertools import accumulate
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +16,7 @@ from xlstm_hydra._printable import printable
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]:
-    """Lines with columns, those in `left` flush left, the others flush right."""
+    """Yield the lines of a table. Columns in `left` are left-aligned, all others right-aligned."""
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     for column in range(len(rows[0])):
         grid.add_column(justify="left" if column in left else "right", no_wrap=True)
@@ -25,32 +28,47 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]
     yield from (line.rstrip() for line in captured.get().splitlines())
 
 
+def fitting(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Drop the last columns of a table that is wider than the terminal. Without a terminal, all are kept."""
+    width = shutil.get_terminal_size((_NO_LIMIT, 1)).columns
+    ends = accumulate(max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    number = sum(end - 2 <= width for end in ends)
+    return [row[: max(number, 3)] for row in rows]
+
+
 _NO_LIMIT = 10**6
 
 
+def fit_terminal(text: str) -> str:
+    """Return a text whose lines are wrapped between words at the width of the terminal, if the output is a terminal."""
+    width = shutil.get_terminal_size((_NO_LIMIT, 0)).columns
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join("\n".join(wrapper.wrap(line)) for line in text.splitlines())
+
+
 def gib(size: float) -> str:
-    """GiB with two digits behind the point, or two that mean something."""
+    """Return GiB with two decimals, or two significant digits for small sizes."""
     number = size / 2**30
     return f"{number:,.2f}" if number >= 0.1 or number == 0 else f"{number:.2g}" if number >= 1e-4 else "<1e-4"
 
 
 def in_bytes(size: float) -> str:
-    """GiB with two digits behind the point; MiB or KiB with one where that is too little to see."""
+    """Return a size with its unit: GiB with two decimals; for small sizes, MiB or KiB with one."""
     if size == 0 or size >= 0.1 * 2**30:
         return f"{gib(size)} GiB"
     return f"{size / 2**20:,.1f} MiB" if size >= 0.1 * 2**20 else f"{size / 2**10:,.1f} KiB"
 
 
 def milliseconds(seconds: float) -> str:
-    """Milliseconds with a digit behind the point, or two that mean something."""
+    """Return milliseconds with one decimal, or two significant digits for short times."""
     return f"{1e3 * seconds:,.1f}" if seconds >= 1e-3 or seconds == 0 else f"{1e3 * seconds:.2g}"
 
 
 def in_ms(seconds: float) -> str:
-    """The same with its unit."""
+    """Return milliseconds with their unit."""
     return f"{milliseconds(seconds)} ms"
 
 
 def tera(flops: float) -> str:
-    """TFLOP with a digit behind the point, or two that mean something."""
+    """Return TFLOP with one decimal, or two significant digits for small numbers."""
     return f"{flops / 1e12:,.1f}" if flops >= 1e12 else f"{flops / 1e12:.2g}"

@@ -1,15 +1,15 @@
-"""Where `conf/` is. On its own, because the plugin asks at the start of every Hydra app on the machine."""
+"""Path of `conf/`. A module of its own, because the plugin needs it at the start of every Hydra app on the machine."""
 
 import sys
 from functools import cache
 from pathlib import Path
 
 _RENAMED = {"device/v6e": "device/tpu_v6e"}
-"""Deprecated names of options, which still work: the new name under the old one."""
+"""Deprecated names of options that still work, with their new names."""
 
 
 def conf_dir() -> Path:
-    """The folder of our YAML files: inside the installed package, or at the top of a checkout."""
+    """Return the folder of our YAML files: in the installed package, or at the root of a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
@@ -17,7 +17,7 @@ def conf_dir() -> Path:
 
 @cache
 def current_option(path: str) -> str:
-    """Return the path of an option by its current name. A note is printed where it was typed by a deprecated one."""
+    """Return the path of an option with its current name. Print a note if the given name is deprecated."""
     if path not in _RENAMED:
         return path
     new = _RENAMED[path]

@@ -1,15 +1,15 @@
-"""Errors that are not bugs: a wrong config, and conditions of the machine or of the run.
+"""Errors that are not bugs: an invalid config, or a condition of the machine or of the run.
 
-Commands print each of these as one message, and anything else with its traceback and where to report it. Code that
-meets a condition raises what fits, with a text that needs no traceback beside it:
+Commands print each of these as a single message. Any other error is printed with its traceback and the address for bug
+reports. Code raises one of the following, with a message that is clear without a traceback:
 
 - `ConfigError` if the user can correct it before the run starts (exit status 2);
-- an `OSError` that names the file, as `open` raises it, or one with a text of its own (exit status 1);
-- `FloatingPointError` with a text, for numbers that are not finite (exit status 1);
-- `TaskError` for anything else that keeps a task from being done (exit status 1).
+- an `OSError` that names the file, as `open` raises it, or one with its own message (exit status 1);
+- `FloatingPointError` with a message, for numbers that are not finite (exit status 1);
+- `TaskError` for anything else that prevents a task from finishing (exit status 1).
 
-`MemoryError`, device memory that is exhausted and devices that JAX cannot use are recognized too (exit status 1).
-With HYDRA_FULL_ERROR=1 the traceback is printed in every case.
+`MemoryError`, exhausted device memory and devices that JAX cannot use are recognised too (exit status 1).
+HYDRA_FULL_ERROR=1 prints the traceback in every case.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from xlstm_hydra._printable import printable, printable_lines
 from xlstm_hydra.problems import ConfigError
 
 REPORT = "This is a bug in xlstm-hydra. Please report it with this traceback."
-"""Printed under the traceback of a bug."""
+"""Printed after the traceback of a bug."""
 
 
 class TaskError(Exception):
-    """A task cannot be done. The text says why and what can be done (exit status 1)."""
+    """A task cannot be finished. The message gives the reason and the fix (exit status 1)."""
 
 
 _FOLDER_NOTE = "The run's folder is "
 
 _OURS = (errno.EBADF, errno.EFAULT, errno.ENOTSOCK)
-"""Numbers of errors that no machine causes, only a program."""
+"""`errno` values that are caused by a bug, never by the machine."""
 
 _WAYS_OUT = {
     errno.ENOSPC: "Free some space",
@@ -45,19 +45,19 @@ _WAYS_OUT = {
     errno.EPERM: "Give this user access to it",
     errno.EMFILE: "Raise the limit of open files (ulimit -n)",
 }
-"""The way out, by the number of an `OSError`."""
+"""The fix for an `OSError`, by `errno`."""
 
 _OF_FOLDERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Numbers of errors that may not occur in another folder."""
+"""`errno` values that another folder may avoid."""
 
 _DEVICE_MEMORY = (
     "Use a smaller trainer.batch_size or model.context_length, activation checkpointing (parallel.remat), or more "
-    "shards (parallel=fsdp); xlstm-hydra task=plan with the same arguments shows the memory that is required."
+    "shards (parallel=fsdp). xlstm-hydra task=plan with the same arguments prints the memory required."
 )
 
 
 def message_of(error: BaseException) -> str | None:
-    """Return the message of an error that is not a bug; None for a bug."""
+    """Return the message of an error that is not a bug, or None for a bug."""
     if isinstance(error, ConfigError | FloatingPointError | TaskError):
         return str(error) if error.args else None
     if isinstance(error, OSError):
@@ -76,22 +76,22 @@ def message_of(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a message, without its full stop; of an error without one, its kind."""
+    """Return the first line of an error's message without its full stop, or the class name if there is no message."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def status_of(error: BaseException) -> int:
-    """Return the exit status of an error: 2 if the config is wrong, 1 otherwise."""
+    """Return the exit status of an error: 2 for an invalid config, 1 otherwise."""
     return 2 if isinstance(error, ConfigError) else 1
 
 
 def wants_traceback() -> bool:
-    """True if the user asks for the traceback of every error."""
+    """True if the user wants the traceback of every error."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def note_folder(error: BaseException, folder: str) -> None:
-    """Note that an error was raised after the run in a folder had started."""
+    """Mark an error as raised after the run in this folder had started."""
     error.add_note(f"{_FOLDER_NOTE}{folder}")
 
 
@@ -101,8 +101,8 @@ def has_started(error: BaseException) -> bool:
 
 
 def text_of(error: BaseException, head: str) -> str:
-    """Return the text of an error: the message of a condition behind `head`, or the traceback of a bug and where to
-    report it."""
+    """Return the printed text of an error: `head` and the message, or for a bug the traceback and the address for
+    reports."""
     message, trace = message_of(error), "".join(traceback.format_exception(error))
     if message is None:
         return printable_lines(f"{trace}{bug_report(error)}")
@@ -111,8 +111,8 @@ def text_of(error: BaseException, head: str) -> str:
 
 
 def _is_found_by_jax(error: BaseException) -> bool:
-    """True for a number that is not finite and that JAX was asked to find (trainer.debug_nans): its place is wanted.
-    JAX removes its own frames from a traceback, and adds a note about it."""
+    """True if JAX itself found a number that is not finite (trainer.debug_nans). The user then needs the traceback,
+    from which JAX removes its own frames and adds a note about it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames[-1:]]
     is_filtered = any("JAX has removed its internal frames" in note for note in getattr(error, "__notes__", ()))
@@ -120,11 +120,11 @@ def _is_found_by_jax(error: BaseException) -> bool:
 
 
 def bug_report(error: BaseException) -> str:
-    """Return where to report a traceback, with the versions that a report needs."""
+    """Return the address for bug reports, with the versions that a report needs."""
     if file := _own_file(error):
         return f"The error was raised by {file}, which is not part of xlstm-hydra."
     where = "".join(f"\n{url}" for url in _issue_pages())
-    import platform  # for this alone
+    import platform  # needed only here
 
     packages = versions("xlstm-hydra", "hydra-core", "omegaconf", "jax", "flax", "orbax-checkpoint")
     return f"{REPORT}\n{packages}, {platform.platform()}{where}"
@@ -140,7 +140,7 @@ def _folder_notes(error: BaseException) -> list[str]:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error in one line."""
+    """Return an error as a single line."""
     message = message_of(error)
     text = traceback.format_exception_only(error)[0] if message is None else message
     text = " ".join(text.split()) if isinstance(error, ConfigError) else text.strip().partition("\n")[0]
@@ -159,7 +159,7 @@ def _of_system(error: OSError) -> str | None:
 
 
 def way_out(error: OSError) -> str | None:
-    """Return what to do about an error of the system, without a full stop; None if that is not known."""
+    """Return the fix for a system error, without a full stop, or None if there is no known fix."""
     return None if error.errno is None else _WAYS_OUT.get(error.errno)
 
 
@@ -168,8 +168,8 @@ def _is_name(name: object) -> bool:
 
 
 def _own_file(error: BaseException) -> str | None:
-    """Return the file of the user's own program that raised an error: the last one below the current folder or on the
-    path of modules that is neither ours nor installed."""
+    """Return the file of the user's own code that raised an error, or None: the innermost file of the traceback that
+    is neither part of this package nor installed."""
     trace = error.__traceback__
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
     package, standard = Path(__file__).parent, Path(os.__file__).parent
@@ -184,7 +184,7 @@ def _own_file(error: BaseException) -> str | None:
 
 
 def _version(name: str) -> str:
-    from importlib import metadata  # 10 ms, for this alone
+    from importlib import metadata  # takes 10 ms, needed only here
 
     try:
         return metadata.version(name)

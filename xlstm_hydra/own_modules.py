@@ -1,4 +1,4 @@
-"""The modules of a user: found in the current folder, unless it is one that may come from someone else."""
+"""Import the user's own modules from the current folder, unless that folder may come from someone else."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from xlstm_hydra.problems import ConfigError, Problem
 
 _SAFE_PATH = "PYTHONSAFEPATH"
-"""Has Python not look for modules in the current folder when it starts."""
+"""Environment variable that keeps Python from importing modules from the current folder."""
 
 
 def find_own_modules(named: Iterable[Path] = ()) -> None:
-    """Find the user's own modules in the current folder, which a console command would not. Where the current folder
-    is one that the user names as a saved run or sweep, or in it, nothing in it is imported.
+    """Make modules in the current folder importable, as `python -m` does but a console command does not. If the current
+    folder is, or is inside, a saved run or sweep that the user names, nothing in it is imported.
 
     Args:
-        named: folders that are read, and may come from someone else.
+        named: folders that are read and may come from someone else.
 
     Raises:
-        ConfigError: there is no current folder any more.
+        ConfigError: the current folder no longer exists.
     """
     try:
         folder = os.getcwd()
@@ -39,8 +39,8 @@ def change_folder(folder: Path, *, import_modules: bool) -> None:
     """Change the current folder.
 
     Args:
-        folder: the new one.
-        import_modules: find modules in it too, here and in processes that are started later.
+        folder: the new current folder.
+        import_modules: make its modules importable, in this process and in those started later.
     """
     before = os.getcwd()
     sys.path[:] = [entry or before for entry in sys.path]
@@ -52,6 +52,6 @@ def change_folder(folder: Path, *, import_modules: bool) -> None:
 
 
 def _import_nothing_from(folder: str) -> None:
-    """Remove a folder from where modules are found, also in processes that are started in it."""
+    """Exclude a folder from the import path, also in processes started in it."""
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or folder) != os.path.realpath(folder)]
     os.environ[_SAFE_PATH] = "1"

@@ -1,17 +1,17 @@
-"""Signals that ask for an end: noted at once, whatever the main thread is in, and obeyed when all is saved.
+"""Preemption: a signal that asks the process to stop is noticed immediately, and obeyed once everything is saved.
 
-SIGTERM, SIGUSR1 and SIGUSR2 ask for it: clusters send one of them some time before they kill. So does SIGHUP, which a
-terminal sends when it is closed. Python runs its handlers between two of its own operations, so not while the main
-thread compiles or waits for other processes; but the handler below them writes the signal's number into a pipe at once
-(`signal.set_wakeup_fd`), which a thread reads here. What follows:
+SIGTERM, SIGUSR1 and SIGUSR2 are such signals: clusters send one of them some time before they kill a job. SIGHUP is
+another, sent when a terminal is closed. Python runs signal handlers only between bytecode instructions, so not while
+the main thread compiles or waits for other processes. The C-level handler, however, writes the signal number into a
+pipe immediately (`signal.set_wakeup_fd`), and a thread here reads that pipe. Then:
 
-- Before there is anything to save, the first signal raises `Preempted` in the main thread. Where it does not get there
-  within `PATIENCE_SECONDS`, the process ends from the thread.
-- As soon as there is something to lose (`Watch.defer`), the first signal is only noted, and training asks for it.
-- A second signal ends the process at once, with 128 + its number; a second SIGHUP is ignored.
+- Before there is anything to save, the first signal raises `Preempted` in the main thread. If the main thread does not
+  react within `PATIENCE_SECONDS`, the reader thread ends the process.
+- Once there is something to save (`Watch.defer`), the first signal is only recorded. Training checks for it.
+- A second signal ends the process immediately, with status 128 + its number. A second SIGHUP is ignored.
 
-A handler that a program had for the signal before, such as submitit's, which requeues the job, is called when all is
-saved. A signal that the program ignores stays ignored.
+If the program already had a handler for the signal, such as submitit's, which requeues the job, it is called after
+saving. A signal that the program ignores stays ignored.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from typing import NoReturn
 log = logging.getLogger("xlstm_hydra")
 
 STATUS = 75
-"""Exit status of what was asked to end and is to be started again: EX_TEMPFAIL."""
+"""Exit status of a preempted run, which should be started again: EX_TEMPFAIL."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-"""Those that ask for it."""
+"""The signals that ask the process to stop."""
 
 SAME_SECONDS = 0.3
-"""Signals that come this close together are one: `timeout` and SLURM send theirs to a process and to its group."""
+"""Signals that arrive this close together count as one: `timeout` and SLURM signal a process and its group."""
 
 PATIENCE_SECONDS = 10.0
-"""How long the main thread may compile on where it has nothing to save."""
+"""How long the main thread may take to react to a signal when it has nothing to save."""
 
 
 class Preempted(SystemExit):
-    """What runs was asked to end, has saved what there was, and is to be started again. Its text says what is saved."""
+    """The run was asked to stop, has saved its state, and should be started again. The text lists what was saved."""
 
     def __init__(self, text: str, by_all: bool = False) -> None:
         """Args:
         text: for the user.
-        by_all: whether all processes of the run have agreed on it.
+        by_all: True if all processes of the run have agreed to stop.
         """
         super().__init__(STATUS)
         self.text, self.by_all = text, by_all
@@ -61,32 +61,32 @@ class Preempted(SystemExit):
 
 
 class Watch:
-    """What signals have asked for so far. `watched` makes one."""
+    """The signals received so far. `watched` creates one."""
 
     def __init__(self) -> None:
         self.request: int | None = None
-        """The number of the signal that came first, here or in another process of the run."""
+        """Number of the first signal received, here or in another process of the run."""
         self.is_interrupted = False
-        """Whether SIGINT has come. Python drops what its handler raises where that is inside a callback, such as JAX's
-        for the garbage collector."""
+        """True once SIGINT was received. Python drops the KeyboardInterrupt if it is raised inside a callback, such as
+        JAX's garbage-collector callback."""
         self.before_leaving: Callable[[int, str], None] | None = None
-        """Called with the status and the reason before a second signal ends the process."""
+        """Called with the exit status and the reason before a second signal ends the process."""
         self.are_busy: Callable[[], bool] = lambda: False
-        """Whether processes that this one has started still have something to save. They get the signal too."""
+        """Return True while child processes, which get the signal too, still have something to save."""
         self._is_deferred = self._has_raised = False
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._first_at = 0.0
 
     def defer(self) -> None:
-        """From here on there is something to lose: requests are noted, and obeyed by who asks for them."""
+        """Only record signals from now on, because there is something to save. The caller must check `request`."""
         self._is_deferred = True
 
     def refuse_to_begin(self) -> None:
-        """Raise where an end was asked for during something that has ended since.
+        """Raise if a signal arrived during earlier work, so that new work does not start.
 
         Raises:
-            KeyboardInterrupt: by SIGINT.
-            Preempted: by another signal.
+            KeyboardInterrupt: the signal was SIGINT.
+            Preempted: it was another signal.
         """
         if self.is_interrupted:
             raise KeyboardInterrupt
@@ -94,22 +94,22 @@ class Watch:
             self._raise(self.request)
 
     def hand_over(self) -> None:
-        """Give the signal to the handler that the program had for it before. Who has asked has its answer then."""
+        """Call the handler that the program had installed for the signal, now that everything is saved."""
         handler = self._handlers.get(self.request) if self.request is not None else None
         if handler is None:
             return
         try:
             handler(self.request or 0, None)
         except SystemExit:
-            pass  # it ends, with our status
+            pass  # the process exits anyway, with our status
 
     def _raise(self, number: int) -> NoReturn:
         self._has_raised = True
         self._pass_on(number)
-        raise Preempted(f"{name_of(number)}: ended with nothing new to save")
+        raise Preempted(f"{name_of(number)}: stopped with nothing new to save")
 
     def _pass_on(self, number: int) -> None:
-        """Let the workers of this process save: who has started them kills them as soon as this thread goes on."""
+        """Signal the workers and wait while they save. Their parent kills them as soon as this thread continues."""
         workers = active_children()
         for worker in workers:
             if worker.pid is not None:
@@ -119,13 +119,13 @@ class Watch:
             time.sleep(0.1)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        """In the main thread, between two operations of Python."""
+        """Handle a signal in the main thread, between bytecode instructions."""
         self.request = self.request or number
         if not self._is_deferred and not self._has_raised:
             self._raise(number)
 
     def _note(self, number: int) -> None:
-        """In the thread that reads the pipe."""
+        """Record a signal in the thread that reads the pipe."""
         now = time.monotonic()
         if not self._first_at:
             self._first_at, self.request = now, self.request or number
@@ -133,21 +133,21 @@ class Watch:
                 text = "%s: the run saves and stops after this step; a second signal stops it immediately"
                 log.warning(text, name_of(number))
             threading.Thread(target=self._end_if_stuck, daemon=True).start()
-        elif number != signal.SIGHUP and now - self._first_at > SAME_SECONDS:  # shell and terminal each send a SIGHUP
-            self._end(128 + number, f"ended at once by a second signal, {name_of(number)}")
+        elif number != signal.SIGHUP and now - self._first_at > SAME_SECONDS:  # both shell and terminal send SIGHUP
+            self._end(128 + number, f"stopped immediately by a second signal, {name_of(number)}")
 
     def _end_if_stuck(self) -> None:
         time.sleep(PATIENCE_SECONDS)
         if _active is self and not self._is_deferred and not self._has_raised:
             self.hand_over()
             name = name_of(self.request or 0)
-            self._end(STATUS, f"{name}: ended while it was compiling or starting; nothing new is saved")
+            self._end(STATUS, f"{name}: stopped while compiling or starting; nothing new was saved")
 
     def _end(self, status: int, text: str) -> NoReturn:
         try:
             os.write(2, f"xlstm-hydra: {text}\n".encode())
         except OSError:
-            pass  # the terminal is gone
+            pass  # the terminal is closed
         try:
             if self.before_leaving is not None:
                 self.before_leaving(status, text)
@@ -158,17 +158,17 @@ class Watch:
 _active: Watch | None = None
 
 _ended_worker: int | None = None
-"""The signal that has ended what this process did, where it is a worker, which is given other things to do then."""
+"""In a worker process: the signal that ended its last job. It also ends the jobs that the worker is given later."""
 
 
 def name_of(number: int) -> str:
-    """`SIGTERM`."""
+    """Return the name of a signal, such as `SIGTERM`."""
     return signal.Signals(number).name
 
 
 @contextmanager
 def waiting_while(are_busy: Callable[[], bool]) -> Iterator[None]:
-    """Where something is watched and workers of this process get a signal, wait for what they have to save."""
+    """Inside `watched`, if a signal arrives, wait for the workers of this process to save."""
     if _active is not None:
         _active.are_busy = are_busy
     try:
@@ -179,27 +179,27 @@ def waiting_while(are_busy: Callable[[], bool]) -> Iterator[None]:
 
 
 def refuse_to_begin() -> None:
-    """See `Watch.refuse_to_begin`, where something is watched."""
+    """Call `Watch.refuse_to_begin` inside `watched`; do nothing outside."""
     if _active is not None:
         _active.refuse_to_begin()
 
 
 def hand_over() -> None:
-    """See `Watch.hand_over`, where something is watched."""
+    """Call `Watch.hand_over` inside `watched`; do nothing outside."""
     if _active is not None:
         _active.hand_over()
 
 
 @contextmanager
 def watched() -> Iterator[Watch]:
-    """Watch for signals while what is inside is done. Inside another `watched`, that one goes on watching.
+    """Watch for signals inside the `with` block. A nested `watched` shares the outer watch.
 
     Raises:
-        Preempted: an end is asked for before there is anything to save.
+        Preempted: a signal arrives before there is anything to save.
     """
     global _active, _ended_worker
     if threading.current_thread() is not threading.main_thread():
-        log.warning("not in the main thread, so that SIGTERM ends this run without saving")
+        log.warning("this run is not in the main thread: SIGTERM will end it without saving")
         yield Watch()
         return
     if _active is not None:
@@ -207,7 +207,7 @@ def watched() -> Iterator[Watch]:
         try:
             yield _active
         finally:
-            _active._is_deferred = _active.request is not None  # which came too late, and ends what comes next
+            _active._is_deferred = _active.request is not None  # it came too late to stop this work, and stops the next
         return
     watch = Watch()
     watch.request = _ended_worker
@@ -227,7 +227,7 @@ def watched() -> Iterator[Watch]:
 
 @contextmanager
 def _noting(watch: Watch) -> Iterator[None]:
-    """Install the handlers and the pipe, and put back what was there before."""
+    """Install the handlers and the pipe, and restore the previous ones at the end."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     watch._handlers = {number: handler for number, handler in before.items() if callable(handler)}
@@ -251,7 +251,7 @@ def _noting(watch: Watch) -> Iterator[None]:
 
 
 def _read(watch: Watch, read: int, before_fd: int, numbers: set[int]) -> None:
-    """Note the signals whose numbers come out of the pipe, until a zero does. All go on to the pipe before."""
+    """Record the signals whose numbers arrive in the pipe, until a zero does. Forward them to the previous pipe."""
     while number := os.read(read, 1)[0]:
         if before_fd >= 0:
             os.write(before_fd, bytes([number]))
@@ -262,7 +262,7 @@ def _read(watch: Watch, read: int, before_fd: int, numbers: set[int]) -> None:
 
 
 def _forget_in_child() -> None:
-    """A process that was forked from this one has the pipe too, and its signals are not ours."""
+    """Detach a forked child from the pipe, which it inherits: its signals do not concern this process."""
     if _active is not None:
         signal.set_wakeup_fd(-1)
 

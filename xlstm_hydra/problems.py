@@ -1,4 +1,4 @@
-"""How a broken rule is worded: the key as typed, the values, the rule, and the way out."""
+"""Broken rules, reported as the keys as typed, their values, the rule and the fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xlstm_hydra.synonyms import meant, same_meaning
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
 _HIDDEN = ...
-"""Stands in `Problem.given` for a value that the rule tells in its own words."""
+"""Placeholder in `Problem.given` for a value that the text of the rule already contains."""
 
 
 @dataclass(frozen=True)
@@ -24,51 +24,51 @@ class Problem:
     """One broken rule.
 
     Keys are relative to the config that states the rule; `at` puts them where the user types them. A key with a leading
-    slash is already whole (`/parallel.model_axis_size`). Keys in braces in `rule` or `fix` are printed the same way.
+    slash is already complete (`/parallel.model_axis_size`). Keys in braces in `rule` or `fix` are printed the same way.
     """
 
     given: Mapping[str, Any]
-    """Every key that takes part, with its value."""
+    """The keys that the rule involves, with their values."""
 
     rule: str
-    """What should hold."""
+    """The rule, without a full stop."""
 
     fix: str = ""
-    """What to type instead."""
+    """What to type instead, in whole sentences."""
 
     unused: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    """The keys whose value has no effect as things are, each with a value that says so and keeps the rule."""
+    """Keys whose value has no effect here, each with the value that it should have instead."""
 
     also: tuple[str, ...] = field(default=(), kw_only=True)
-    """Further keys on which the rule depends, which are not printed."""
+    """Further keys that the rule depends on. They are not printed."""
 
     prefix: str = field(default="", kw_only=True)
 
     has_lines: bool = field(default=False, kw_only=True)
-    """True if the rule is a text of several lines. Otherwise a line break comes from a file, and is escaped."""
+    """True if the rule itself has several lines. Otherwise line breaks come from a file, and are escaped."""
 
     @classmethod
     def about(cls, key: str, text: str, fix: str = "") -> Problem:
-        """A problem that tells the value in its own words, such as `expected int, got 'abc'`; braces stay braces."""
+        """A problem whose text contains the value, such as `expected int, got 'abc'`. Braces are printed unchanged."""
         return cls({key: _HIDDEN}, text, fix)
 
     def at(self, path: str) -> Problem:
-        """The same problem, seen from the config that holds this one under `path`."""
+        """Return the same problem with `path` in front of its keys."""
         return replace(self, prefix=_join(path, self.prefix)) if path else self
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys that take part, as the user types them."""
+        """The keys that the rule involves, as the user types them."""
         return tuple(map(self._whole, self.given))
 
     @property
     def all_keys(self) -> tuple[str, ...]:
-        """The keys on which the rule depends, printed or not."""
+        """All keys that the rule depends on, printed or not."""
         return (*self.keys, *map(self._whole, self.also))
 
     @property
     def unused_keys(self) -> dict[str, Any]:
-        """`unused`, by the keys as the user types them."""
+        """`unused`, with the keys as the user types them."""
         return {self._whole(key): value for key, value in self.unused.items()}
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Problem:
         return printable(f"{head}: {text}" if head else text, keep="\n" if self.has_lines else "")
 
     def with_full_keys(self, text: str) -> str:
-        """The rule or the fix with its keys as the user types them; braces in `about` are no keys."""
+        """Return a rule or fix with its keys as the user types them. Braces in texts of `about` are not keys."""
         if _HIDDEN in self.given.values():
             return text
         return _PLACEHOLDER.sub(lambda match: self._whole(match[1]), text)
@@ -89,14 +89,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class UnknownField(Problem):
-    """A field that a class does not have, which a lenient reading lets pass."""
+    """A field that the class does not have. Lenient reading ignores it."""
 
     is_null: bool = field(default=False, kw_only=True)
     """True if its value is null."""
 
     @classmethod
     def of(cls, key: str, value: Any, text: str, fix: str = "") -> UnknownField:
-        """The problem of a field with this value."""
+        """Return the problem for a field with this value."""
         return cls({key: _HIDDEN}, text, fix, is_null=value is None)
 
 
@@ -109,12 +109,12 @@ class UnknownKey(Problem):
 
 
 def placed(problems: Iterable[Problem], keys: Iterable[str]) -> list[Problem]:
-    """The problems, where an unknown field that has no counterpart beside it is given the key elsewhere that has its
-    name or meaning.
+    """Improve the suggestions for unknown fields. If no field next to one has its name or meaning, suggest the field
+    elsewhere that does.
 
     Args:
-        problems: with keys as `keys` has them.
-        keys: of all fields.
+        problems: their keys start at the same config as `keys`.
+        keys: dotted keys of all fields.
     """
     keys = list(keys)
     return [
@@ -131,19 +131,19 @@ def _placed(problem: UnknownField, keys: list[str]) -> Problem:
 
 @dataclass(frozen=True)
 class Unread(Problem):
-    """A value that is missing or cannot be read, so that no rule about it can be checked."""
+    """A value that is missing or cannot be read. Rules that depend on it are not checked."""
 
     whole: bool = field(default=False, kw_only=True)
-    """True if nothing else can be read of the config that holds the key."""
+    """True if the whole config that contains the key cannot be read."""
 
     def hides(self, key: str) -> bool:
-        """True if a rule about this key, as the user types it, follows from what could not be read."""
+        """True if a rule about this key, as the user types it, depends on the unreadable value."""
         own = [name.rpartition(".")[0] if self.whole else name for name in self.keys]
         return any(not name or _is_below(key, name) or _is_below(name, key) for name in own)
 
 
 class Missing(Unread):
-    """A value that is required and not given."""
+    """A required value that is not given."""
 
 
 def _is_below(key: str, other: str) -> bool:
@@ -151,8 +151,8 @@ def _is_below(key: str, other: str) -> bool:
 
 
 def independent(found: Iterable[Problem], known: Iterable[Problem]) -> list[Problem]:
-    """The problems that do not follow from a value that is missing or cannot be read, each once and none that is
-    known."""
+    """Return the new problems, each once: those that are not known yet and do not depend on a missing or unreadable
+    value."""
     known = list(known)
     unread = [problem for problem in known if isinstance(problem, Unread)]
     texts = {str(problem) for problem in known}
@@ -165,13 +165,13 @@ def independent(found: Iterable[Problem], known: Iterable[Problem]) -> list[Prob
 
 
 class ConfigError(ValueError):
-    """A config that breaks rules: all of them, in `problems`."""
+    """The config breaks rules. `problems` lists all of them."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
-        super().__init__(self.problems)  # what pickle gives back to __init__, on the way out of a worker process
+        super().__init__(self.problems)  # pickle passes this to __init__ when the error leaves a worker process
 
-    def __repr__(self) -> str:  # what Hydra prints of an error inside `instantiate`
+    def __repr__(self) -> str:  # Hydra prints this for an error inside `instantiate`
         return f"ConfigError: {self}"
 
     def __str__(self) -> str:
@@ -188,7 +188,7 @@ def _join(left: str, right: str) -> str:
 
 
 class _Short(reprlib.Repr):
-    """`repr` that costs no more than it shows, whatever the value's size and depth."""
+    """A `repr` of bounded length and cost, however large or deep the value is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ def show(value: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`Did you mean 'x'?`, or the whole list where nothing is near."""
+    """Return `Did you mean 'x'?`, or the list of known names if none is similar."""
     known = list(known)
     if near := near_name(name, known):
         return f"Did you mean {near!r}?"
@@ -221,8 +221,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def near_name(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is meant by `name`, if one is near enough."""
-    import difflib  # only a wrong name needs it
+    """Return the known name that `name` most likely means, or None if none is similar enough."""
+    import difflib  # needed only for a wrong name
 
     lowered = {option.lower(): option for option in known}
     if same := lowered.get(str(name).lower()) or meant(str(name), lowered.values()):
@@ -235,14 +235,14 @@ def near_name(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | Non
 
 
 def divisors(number: int) -> list[int]:
-    """All positive divisors, ascending; beyond 2**32, those up to 2**16 and their counterparts."""
+    """Return the positive divisors in ascending order; above 2**32, only those up to 2**16 and their cofactors."""
     number = abs(number)
     small = [d for d in range(1, min(math.isqrt(number), 2**16) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
 
 def either(options: Iterable[Any]) -> str:
-    """`1, 2 or 4`; a long list loses its middle."""
+    """Join options as `1, 2 or 4`. The middle of a long list is omitted."""
     texts = [str(option) for option in options]
     if len(texts) > 12:
         texts = [*texts[:6], "...", *texts[-5:]]

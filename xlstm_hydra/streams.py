@@ -1,4 +1,4 @@
-"""Standard output and error that may go away: a closed pipe or terminal must not end a run."""
+"""Safe standard output and error: a closed pipe or terminal must not end a run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from weakref import WeakSet
 log = logging.getLogger("xlstm_hydra")
 
 _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
-"""Numbers of errors of a pipe or terminal that nobody reads any more."""
-
+"""`errno` values of a pipe or terminal that is closed at the other end."""
 
 _failed = WeakSet[logging.FileHandler]()
-"""Log files that a warning was logged about."""
+"""Log files that a warning has been logged about."""
 
 
 class _Stream(io.FileIO):
-    """A file descriptor. What cannot be written is discarded, and the first reason is kept. If nobody reads it any
-    more, all that follows is discarded too."""
+    """A file descriptor that discards output it cannot write, and keeps the first error. Once the reader has gone, all
+    later output is discarded."""
 
     failed: OSError | None = None
 
@@ -38,7 +37,7 @@ class _Stream(io.FileIO):
 
 
 class LogFile(logging.FileHandler):
-    """The log file of a run. If it cannot be written, such as on a full disk, one warning is logged."""
+    """The log file of a run. If it cannot be written, for example because the disk is full, log one warning."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a name of the standard library)
         """See `warn_once`."""
@@ -51,20 +50,20 @@ class LogFile(logging.FileHandler):
 
 
 def warn_once(handler: logging.FileHandler, record: logging.LogRecord) -> None:
-    """Log one warning about a log file that cannot be written, where `logging` prints a traceback for every line."""
+    """Log a single warning about a log file that cannot be written. `logging` would print a traceback for each line."""
     error = sys.exception()
     if not isinstance(error, OSError):
         logging.FileHandler.handleError(handler, record)
     elif handler not in _failed:
-        _failed.add(handler)  # first: the warning goes to the same file
+        _failed.add(handler)  # before the warning, which goes to the same file
         log.warning("the log %s cannot be written: %s", handler.baseFilename, error.strerror)
 
 
 def keep_streams() -> None:
-    """Make standard output and error safe to write, whatever becomes of what reads them.
+    """Make standard output and error safe to write even if their reader goes away.
 
-    A stream that is closed when the program starts is opened on the null device: otherwise the next file that is opened
-    would get its number, and what is printed would be written into that file.
+    A stream that is closed when the program starts is opened on the null device. Otherwise the next opened file would
+    get its descriptor, and printed text would end up in that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -78,14 +77,14 @@ def keep_streams() -> None:
 
 
 def unwritten() -> str | None:
-    """Flush standard output. Returns why it could not be written, if somebody may still want to read it."""
+    """Flush standard output. Return the reason if output was lost, unless its reader has gone."""
     sys.stdout.flush()
     error = getattr(_raw(sys.stdout), "failed", None)
     return None if error is None or error.errno in _GONE else f"standard output cannot be written: {error.strerror}"
 
 
 def _guarded(stream: Any) -> io.TextIOWrapper:
-    """Return a stream on the same file descriptor, in which a character that it cannot encode is escaped."""
+    """Return a stream on the same file descriptor that escapes characters it cannot encode."""
     stream.flush()
     raw = _Stream(stream.fileno(), "w", closefd=False)
     binary: Any = raw if stream.write_through else io.BufferedWriter(raw)
@@ -99,7 +98,7 @@ def _raw(stream: Any) -> Any:
 
 
 def _discard(number: int) -> None:
-    """Open the null device under the number of a file."""
+    """Open the null device on a given file descriptor."""
     null = os.open(os.devnull, os.O_RDWR)
     if null != number:
         os.dup2(null, number)

@@ -1,4 +1,4 @@
-"""Other names of fields, as other programs for language models call them."""
+"""Names that other language-model programs use for our fields."""
 
 from __future__ import annotations
 
@@ -102,19 +102,19 @@ SYNONYMS: dict[str, str] = {
     "gpus_per_node": "num_gpus n_gpus gpus",
     "mem_gb": "mem memory",
 }
-"""The words of other programs for each field, with spaces between them. A word may stand for several fields, of which
-a config has one."""
+"""Names in other programs for each field, separated by spaces. A name may stand for several fields if every config has
+at most one of them."""
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name that another program's name for a field stands for, the first in the order of the table."""
+    """Return the known field that another program's name stands for: the first match in the table, or None."""
     given, known = _plain(name), {*known}
     found = (field for field, words in SYNONYMS.items() if field in known and given in words.split())
     return next(found, None)
 
 
 def same_meaning(name: str, paths: Iterable[str]) -> list[str]:
-    """The dotted keys that end in a name, or else in the one that it stands for."""
+    """Return the dotted keys that end in a name or, if there are none, in the field that it stands for."""
     last = {path: path.rpartition(".")[2] for path in paths}
     found = [path for path in last if last[path] == name]
     wanted = None if found else meant(name, last.values())

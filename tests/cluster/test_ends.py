@@ -1,4 +1,4 @@
-"""The ends of jobs on SLURM: in words, with the cause, and with logs that exist."""
+"""The ends of SLURM jobs are described in words, with the cause and with logs that exist."""
 
 import pickle
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from command import run_command
 
 from xlstm_hydra.configs import SlurmLauncherConfig
-from xlstm_hydra.sweep import Outcome, _local, _slurm, _work, finish_sweep, read_record, start_sweep, update_record
+from xlstm_hydra.sweep import Outcome, _slurm, _work, finish_sweep, read_record, start_sweep, update_record
 from xlstm_hydra.sweep import _slurm_states as _states
 from xlstm_hydra.sweep._slurm import teardown
 from xlstm_hydra.sweep._slurm_states import NO_PROGRESS, End
@@ -18,7 +18,7 @@ from xlstm_hydra.sweep._work import note_run_folder
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Commands of SLURM that print what they are told to."""
+    """Fake SLURM commands with given output."""
 
     def says(**texts):
         for name, (status, text) in texts.items():
@@ -39,9 +39,9 @@ ENDS = {
     "left": ("FAILED|3:0|NonZeroExitCode", "FAILED (it exited with status 3)"),
     "by a signal": ("FAILED|0:11|None", "FAILED (it was killed by SIGSEGV)"),
     "cancelled": ("CANCELLED by 1000|0:0|None", "CANCELLED (it was cancelled)"),
-    "memory": ("OUT_OF_MEMORY|0:125|OutOfMemory", "OUT_OF_MEMORY (it used more memory than it had asked for"),
-    "time": ("TIMEOUT|0:0|TimeLimit", "TIMEOUT (it had reached its time limit (hydra.launcher.timeout_min))"),
-    "node": ("NODE_FAIL|1:0|NodeDown", "NODE_FAIL (a node of it failed, reason NodeDown)"),
+    "memory": ("OUT_OF_MEMORY|0:125|OutOfMemory", "OUT_OF_MEMORY (it used more memory than requested"),
+    "time": ("TIMEOUT|0:0|TimeLimit", "TIMEOUT (it reached its time limit (hydra.launcher.timeout_min))"),
+    "node": ("NODE_FAIL|1:0|NodeDown", "NODE_FAIL (one of its nodes failed, reason NodeDown)"),
     "not started": ("FAILED|0:53|JobLaunchFailure", "FAILED (its node could not start it, reason JobLaunchFailure)"),
     "stopped": ("FAILED|75:0|NonZeroExitCode", "FAILED (a signal stopped it, and it was not requeued)"),
     "no progress": (
@@ -49,12 +49,12 @@ ENDS = {
         "FAILED (it reached its time limit twice without a new checkpoint)",
     ),
     "no command": ("FAILED|127:0|NonZeroExitCode", "FAILED (a command in its batch script was not found)"),
-    "no result": ("COMPLETED|0:0|None", "COMPLETED (it left no result)"),
+    "no result": ("COMPLETED|0:0|None", "COMPLETED (it exited without a result)"),
 }
 
 
 @pytest.mark.parametrize(("line", "expected"), ENDS.values(), ids=ENDS)
-def test_the_end_of_a_job_is_told_in_words(line, expected, slurm):
+def test_the_end_of_a_job_is_described_in_words(line, expected, slurm):
     slurm(sacct=(0, line))
     assert str(_states.end_of("7_1")).startswith(expected)
     state, code, reason = line.split("|")
@@ -62,18 +62,18 @@ def test_the_end_of_a_job_is_told_in_words(line, expected, slurm):
     assert str(_states.end_of("7_1")).startswith(expected)
 
 
-def test_an_end_of_which_nobody_knows_is_unknown(slurm):
+def test_an_unrecorded_end_is_unknown(slurm):
     assert _states.end_of("7").state == "UNKNOWN"
 
 
-def test_the_queue_tells_states_and_a_controller_that_does_not_answer_ends_no_job(slurm):
+def test_the_queue_reports_states_and_an_unreachable_controller_ends_no_job(slurm):
     slurm(squeue=(0, "7_0|RUNNING|None\n7_1|PENDING|Resources"))
     assert _states.states(["7_0", "7_1"]) == {"7_0": ("RUNNING", "None"), "7_1": ("PENDING", "Resources")}
     slurm(squeue=(1, ""))
     assert _states.states(["7_0"]) is None
 
 
-def test_a_sweep_of_which_slurm_takes_no_job_leaves_no_record_and_can_be_started_again(slurm, tmp_path, monkeypatch):
+def test_a_sweep_rejected_by_slurm_leaves_no_record_and_can_be_started_again(slurm, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     slurm(sbatch=(1, ""), srun=(0, ""))
@@ -83,7 +83,7 @@ def test_a_sweep_of_which_slurm_takes_no_job_leaves_no_record_and_can_be_started
         done = run_command(*line)
         assert (done.status, done.out) == (2, "")
         assert "hydra.launcher.partition='gpuu'" in done.err
-        assert "SLURM takes no such job: invalid partition specified: gpuu\n" in done.err
+        assert "SLURM rejected the job: invalid partition specified: gpuu\n" in done.err
     assert not [path for path in (tmp_path / "sweep").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml")]
 
 
@@ -99,7 +99,7 @@ def test_jobs_that_are_cancelled_before_the_array_is_split_have_the_end_of_the_a
 
 @pytest.fixture
 def paths(tmp_path):
-    """Those of a job's first process, as submitit has them; none of the files exists."""
+    """The paths of a job's first process in submitit. None of the files exists."""
     (tmp_path / "7_1").mkdir()
     return SimpleNamespace(
         folder=tmp_path / "7_1", stderr=tmp_path / "7_1" / "log.err", stdout=tmp_path / "7_1" / "log.out"
@@ -125,7 +125,7 @@ LOGS = {
 
 
 @pytest.mark.parametrize(("text", "words"), LOGS.values(), ids=LOGS)
-def test_the_cause_in_a_log_is_told_with_the_log(text, words, paths):
+def test_the_cause_in_a_log_is_reported_with_the_path_of_the_log(text, words, paths):
     paths.stderr.write_text(text)
     told = _states.describe("7_1", End("FAILED", 1, nodes="node1"), paths)
     assert told.startswith("SLURM job 7_1 ended as FAILED") and words in told
@@ -142,7 +142,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize(("end", "words"), SILENT.values(), ids=SILENT)
-def test_a_job_without_logs_is_told_without_the_name_of_a_log(end, words, paths):
+def test_a_job_without_logs_is_reported_without_a_path(end, words, paths):
     told = _states.describe("7_1", end, paths)
     assert words in told and ".err" not in told and ".out" not in told
 
@@ -162,14 +162,14 @@ def handle(tmp_path):
     return SimpleNamespace(task=lambda number: SimpleNamespace(paths=paths))
 
 
-def test_an_error_of_a_node_is_told_by_its_last_line(handle, tmp_path):
+def test_an_unknown_error_is_reported_by_its_last_line(handle, tmp_path):
     trace = "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'mine'\n"
     (tmp_path / "result.pkl").write_bytes(pickle.dumps(("error", trace)))
     done = _work.result_of(handle, [])
     assert str(done._return_value) == f"ModuleNotFoundError: No module named 'mine'\n{trace}"
 
 
-def test_a_result_that_is_cut_off_fails_its_job_alone(handle, tmp_path):
+def test_a_truncated_result_fails_only_its_job(handle, tmp_path):
     (tmp_path / "result.pkl").write_bytes(pickle.dumps(("success", "x" * 100))[:50])
     assert "the result of the job cannot be read: " in str(_work.result_of(handle, [])._return_value)
 
@@ -179,7 +179,7 @@ UNKNOWN = {"module": b"cno_such_module\nThing\n.", "attribute": b"cos\nno_such_t
 
 
 @pytest.mark.parametrize("result", UNKNOWN.values(), ids=UNKNOWN)
-def test_a_result_of_another_environment_fails_its_job_alone(result, handle, tmp_path):
+def test_a_result_from_another_environment_fails_only_its_job(result, handle, tmp_path):
     (tmp_path / "result.pkl").write_bytes(result)
     assert "the result of the job cannot be read: " in str(_work.result_of(handle, [])._return_value)
 
@@ -189,7 +189,7 @@ def test_a_result_of_another_environment_fails_its_job_alone(result, handle, tmp
 
 @pytest.fixture
 def script(slurm, tmp_path):
-    """Runs the end of a batch script after a run with an exit status, some seconds after its start."""
+    """Run the end of a batch script after a run with an exit status and a duration in seconds."""
     config = SlurmLauncherConfig(name="x", submitit_folder=f"{tmp_path}/a b/%j", timeout_min=5, max_num_timeout=3)
     files = tmp_path / "a b" / "7_1"
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -224,7 +224,7 @@ def test_a_job_that_reaches_its_time_limit_twice_without_a_new_checkpoint_is_not
     assert "xlstm-hydra: not requeued: no new checkpoint since the last requeue, at step 0" in error
 
 
-def test_a_job_that_another_one_pushes_out_is_requeued_whatever_it_has_saved(script):
+def test_a_preempted_job_is_requeued_with_or_without_a_new_checkpoint(script):
     assert all(script(75, seconds=10, restarts=number)[1] for number in range(3))
 
 
@@ -241,20 +241,20 @@ def test_a_job_that_was_cancelled_is_not_requeued(script, slurm):
     assert script(75) == (75, False, "")
 
 
-def test_a_run_folder_that_is_not_known_has_no_checkpoints(script, slurm, tmp_path):
+def test_an_unknown_run_folder_has_no_checkpoints(script, slurm, tmp_path):
     slurm(ls=(0, "12"))  # as of /checkpoints
     (tmp_path / "a b" / "7_1" / "7_1_run").unlink()
     assert script(75) == (75, True, "")
     assert (tmp_path / "a b" / "7_1" / "7_1_requeued_at").read_text() == "0\n"
 
 
-def test_a_run_folder_that_cannot_be_noted_is_one_warning(tmp_path, monkeypatch, caplog):
+def test_a_run_folder_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch, caplog):
     submitit = pytest.importorskip("submitit")
     paths = SimpleNamespace(folder=tmp_path / "nowhere")
     monkeypatch.setattr(submitit, "JobEnvironment", lambda: SimpleNamespace(job_id="7_1", paths=paths))
     note_run_folder(tmp_path / "run")
     [line] = caplog.messages
-    assert line.startswith(f"{tmp_path}/nowhere/7_1_run: cannot be written, so ")
+    assert line.startswith(f"{tmp_path}/nowhere/7_1_run cannot be written, so ")
     assert line.endswith(": No such file or directory")
 
 
@@ -263,7 +263,7 @@ def test_a_run_folder_that_cannot_be_noted_is_one_warning(tmp_path, monkeypatch,
 
 @pytest.fixture
 def cluster(slurm, tmp_path, monkeypatch):
-    """A SLURM that takes two jobs as array 7, of which the test says what becomes."""
+    """A fake SLURM that accepts two jobs as array 7. The test defines how they end."""
     pytest.importorskip("submitit")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_slurm.time, "sleep", lambda seconds: None)
@@ -284,16 +284,16 @@ CANCELLED = "JobState=CANCELLED ExitCode=0:0 Reason=Priority NodeList="
 UNSEEN = "JobState=FAILED ExitCode=0:53 Reason=JobLaunchFailure NodeList=node2"
 
 
-def test_a_job_that_was_killed_beside_one_that_was_cancelled_decides_the_exit_status(cluster):
+def test_a_killed_job_outweighs_a_cancelled_one_in_the_exit_status(cluster):
     done = cluster(KILLED, CANCELLED)
     assert done.status == 1 and "2 jobs: 1 interrupted, 1 lost" in done.out
-    assert "lost: SLURM job 7_0 ended as OUT_OF_MEMORY (it used more memory than it had asked for" in done.err
+    assert "lost: SLURM job 7_0 ended as OUT_OF_MEMORY (it used more memory than requested" in done.err
     assert (
         "interrupted: SLURM job 7_1 ended as CANCELLED (it was cancelled, reason Priority). It never start" in done.err
     )
 
 
-def test_a_folder_that_the_nodes_do_not_see_is_named_with_the_way_out(cluster, tmp_path):
+def test_a_folder_that_nodes_cannot_access_is_reported_with_the_fix(cluster, tmp_path):
     done = cluster(UNSEEN, UNSEEN)
     folder = tmp_path / "sweep" / ".submitit" / "7_0"
     assert done.status == 1
@@ -303,7 +303,7 @@ def test_a_folder_that_the_nodes_do_not_see_is_named_with_the_way_out(cluster, t
     )
 
 
-def test_a_job_that_makes_no_progress_has_failed_whatever_it_has_recorded_itself(cluster):
+def test_a_job_without_progress_has_failed_whatever_it_recorded(cluster):
     done = cluster(f"JobState=FAILED ExitCode={NO_PROGRESS}:0 NodeList=a", CANCELLED)
     assert done.status == 1 and read_record(Path("sweep"))[0].status == "failed"
     assert "it reached its time limit twice without a new checkpoint" in done.err
@@ -320,7 +320,7 @@ WAITING = {
 
 
 @pytest.mark.parametrize(("reason", "words"), WAITING.values(), ids=WAITING)
-def test_a_job_that_waits_in_vain_is_warned_of_once(reason, words, caplog):
+def test_a_job_that_cannot_start_is_reported_once(reason, words, caplog):
     job, warned = _slurm.SlurmJob(0, "7_0", [], None), set()
     for _ in range(2):
         _slurm._warn_once(job, "PENDING", reason, warned)
@@ -330,20 +330,20 @@ def test_a_job_that_waits_in_vain_is_warned_of_once(reason, words, caplog):
 UNREACHABLE = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
 
 
-def test_a_controller_that_does_not_answer_is_not_blamed_on_the_job(cluster, tmp_path):
+def test_an_unreachable_controller_is_not_reported_as_an_error_of_the_job(cluster, tmp_path):
     (tmp_path / "sbatch").write_text(f"#!/bin/sh\necho '{UNREACHABLE}' >&2\nexit 1\n")
     done = cluster()
     assert done.status == 2 and "hydra/launcher: SLURM's controller does not answer: Batch job submission" in done.err
     assert not Path("sweep/sweep.jsonl").exists()
 
 
-def test_an_answer_of_sbatch_that_names_no_job_is_one_message(cluster, slurm):
+def test_an_sbatch_answer_without_a_job_id_is_one_message(cluster, slurm):
     slurm(sbatch=(0, "thank you"))
     done = cluster()
     assert done.status == 2 and "Could not make sense of sbatch output" in done.err and done.err.count("\n") == 1
 
 
-def test_a_folder_of_submitit_that_cannot_be_written_is_one_message(cluster, tmp_path):
+def test_an_unwritable_submitit_folder_is_one_message(cluster, tmp_path):
     (tmp_path / "file").touch()
     done = run_command(
         *("-m", "hydra/launcher=slurm", "trainer.seed=1,2", "hydra.sweep.dir=sweep", "trainer.ignore_plan=true"),
@@ -352,7 +352,7 @@ def test_a_folder_of_submitit_that_cannot_be_written_is_one_message(cluster, tmp
     assert done.status == 2 and "cannot be written: " in done.err and "hydra.launcher.submitit_folder=" in done.err
 
 
-def test_jobs_of_a_queue_that_does_not_answer_are_not_taken_as_lost(slurm, tmp_path, capsys):
+def test_jobs_are_not_lost_while_squeue_does_not_answer(slurm, tmp_path, capsys):
     slurm(squeue=(1, ""))
     start_sweep(tmp_path / "sweep", [["trainer.seed=0"]])
     update_record(tmp_path / "sweep", [Outcome(job=0, status="running", cluster_job="7_0")])
@@ -361,7 +361,7 @@ def test_jobs_of_a_queue_that_does_not_answer_are_not_taken_as_lost(slurm, tmp_p
     assert "scancel 7_0" in capsys.readouterr().out
 
 
-def test_jobs_on_a_cluster_are_not_lost_nor_started_again_by_a_machine_without_squeue(tmp_path, monkeypatch, caplog):
+def test_a_machine_without_squeue_neither_loses_nor_restarts_cluster_jobs(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("PATH", str(tmp_path))
     folder, points = tmp_path / "sweep", [[f"trainer.seed={job}"] for job in range(3)]
     start_sweep(folder, points)
@@ -375,11 +375,11 @@ def test_jobs_on_a_cluster_are_not_lost_nor_started_again_by_a_machine_without_s
     assert "assumed to be running. Run this on a machine with squeue to see which have ended." in caplog.text
 
 
-def test_a_process_on_this_machine_that_was_killed_is_lost_with_its_log(paths, tmp_path):
+def test_a_killed_local_process_is_lost_and_its_log_is_reported(paths, tmp_path):
     paths.stderr.write_text("Killed\n")
     handle = SimpleNamespace(task=lambda number: SimpleNamespace(paths=paths))
     changes = {}
     work = SimpleNamespace(update_fields=changes.update)
-    done = _local._lost(3, handle, work, {3: ["trainer.seed=1"]})
+    done = _work._lost(3, handle, work, {3: ["trainer.seed=1"]})
     assert changes == {3: {"status": "running", "reason": str(done._return_value)}}
     assert str(done._return_value).endswith(f"(was it killed?). Last line: Killed. Log: {paths.stderr}")

@@ -1,4 +1,4 @@
-"""Configs through JSON text and back, and what it takes to be the same."""
+"""Round trips of configs through JSON text, and comparison of the results."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Whatever the types and the values: written, read, and equal; and junk is refused in words."""
+"""Property tests: values of all types survive a round trip, and junk is refused with a message."""
 
 # ruff: noqa: UP007, UP045 (typing's spelling of unions here, the new one in test_reading.py)
 
@@ -141,7 +141,7 @@ TYPES = st.recursive(st.sampled_from(LEAVES), containers, max_leaves=6)
 
 @MANY
 @given(spec=TYPES, data=st.data())
-def test_any_value_of_any_type_comes_back_through_json_text(spec, data):
+def test_any_value_of_any_type_survives_a_json_round_trip(spec, data):
     annotation, values = spec
     config = holding(annotation, data.draw(values))
     back = through_json(config)
@@ -259,7 +259,7 @@ CLASSES = [
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 @settings(MANY, max_examples=25)
 @given(data=st.data())
-def test_every_config_class_comes_back_through_json_text(cls, data):
+def test_every_config_class_survives_a_json_round_trip(cls, data):
     config = data.draw(configs_of(cls))
     back = through_json(config, ignore_extensive_attributes=False)
     assert back == config
@@ -298,7 +298,7 @@ def damaged_runs(draw):
 
 @MANY
 @given(data=damaged_runs(), flags=st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_junk_is_read_or_refused_with_words_and_nothing_else(data, flags):
+def test_junk_is_read_or_refused_with_a_message(data, flags):
     try:
         run = ConfigDict.from_dict(RunConfig, data, *flags)
     except ConfigError as error:

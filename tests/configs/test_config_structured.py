@@ -1,4 +1,4 @@
-"""Hydra can hold every group: OmegaConf accepts each class as a structured config."""
+"""OmegaConf accepts the class of every group as a structured config."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A config constructed in Python has values of the annotated types, or is refused with every value that has not."""
+"""Configs constructed in Python have the annotated types. Every value of a wrong type is reported."""
 
 import dataclasses
 import enum
@@ -203,7 +203,7 @@ def test_replace_checks_types_too():
         dataclasses.replace(TrainerConfig(), max_steps=1.5)  # pyright: ignore[reportArgumentType]
 
 
-def test_an_argument_that_is_missing_or_unknown_is_an_error_of_python_itself():
+def test_a_missing_or_unknown_argument_is_a_type_error_of_python():
     with pytest.raises(TypeError, match="embedding_dim"):
         mLSTMv1Config(num_blocks=2, num_heads=4)  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="max_step"):
@@ -218,7 +218,7 @@ def test_a_post_init_that_converts_first_sees_checked_values():
     assert OwnConfig(sizes=[3.0, 1]).sizes == (1, 3)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_subclass_that_does_not_call_its_base_is_checked_all_the_same():
+def test_a_subclass_that_does_not_call_its_base_is_still_checked():
     @dataclass
     class Silent(ConfigDict):
         size: int = 1
@@ -244,7 +244,7 @@ EXOTIC = [
 
 
 @pytest.mark.parametrize(("annotation", "value"), EXOTIC, ids=[str(hint) for hint, _ in EXOTIC])
-def test_a_value_that_fits_a_rare_annotation_stays_the_very_object(annotation, value):
+def test_a_value_that_fits_a_rare_annotation_is_the_same_object(annotation, value):
     assert make_dataclass("Holder", [("v", annotation)], bases=(ConfigDict,))(value).v is value
 
 

@@ -1,4 +1,4 @@
-"""How many processes there are, read from what was typed or from what `srun` says. No JAX."""
+"""The processes of a run, from the config or from the environment of `srun`. No JAX."""
 
 import pytest
 
@@ -26,8 +26,8 @@ def step(tasks=4, rank=2, local=0, **changes):
 
 BAD = {
     "an unknown name": ({"name": "mpi"}, "Choose none, auto or explicit"),
-    "no address": ({"name": "explicit"}, "coordinator_address=null, num_processes=null, process_id=null: several"),
-    "half an address": (EXPLICIT | {"process_id": None}, "process_id=null: several processes need all of"),
+    "no address": ({"name": "explicit"}, "coordinator_address=null, num_processes=null, process_id=null: all of addr"),
+    "half an address": (EXPLICIT | {"process_id": None}, "process_id=null: all of address, number of processes"),
     "no port": (EXPLICIT | {"coordinator_address": "node7"}, "coordinator_address='node7': must be host:port"),
     "a port that is none": (EXPLICIT | {"coordinator_address": "node7:0"}, "must be host:port"),
     "a number too high": (EXPLICIT | {"process_id": 2}, "process_id=2, num_processes=2: processes are numbered from 0"),
@@ -35,19 +35,19 @@ BAD = {
     "an address for srun": (EXPLICIT | {"name": "auto"}, "coordinator_address='node7:1234', name='auto': has no effe"),
     "a timeout for one process": ({"heartbeat_timeout_seconds": 10}, "has no effect with this name"),
     "no time": ({"name": "auto", "heartbeat_timeout_seconds": 0}, "heartbeat_timeout_seconds=0: must be 1 or more"),
-    "a device twice": ({"local_device_ids": [0, 0]}, "must be different numbers"),
-    "no device": ({"local_device_ids": []}, "must be different numbers from 0, at least one"),
+    "a device twice": ({"local_device_ids": [0, 0]}, "must contain at least one number"),
+    "no device": ({"local_device_ids": []}, "must contain at least one number, all different"),
 }
 
 
 @pytest.mark.parametrize(("fields", "words"), BAD.values(), ids=BAD)
-def test_settings_that_make_no_sense_are_refused(fields, words):
+def test_invalid_settings_are_refused(fields, words):
     with pytest.raises(ConfigError) as caught:
         DistributedConfig(**fields)
     assert words in str(caught.value)
 
 
-def test_explicit_settings_are_the_place():
+def test_explicit_settings_give_the_address_and_process_ids():
     assert DistributedConfig(**EXPLICIT).process_info({})[:3] == ("node7:1234", 2, 1)
 
 
@@ -65,7 +65,7 @@ def test_tasks_that_a_batch_script_leaves_idle_are_counted():
     assert idle_tasks(step()) == idle_tasks({}) == 0
 
 
-def test_none_is_one_process_whatever_the_environment_says():
+def test_with_none_there_is_one_process_in_any_environment():
     assert DistributedConfig(name="none").process_info(step()) is None
 
 
@@ -110,7 +110,7 @@ def test_tasks_of_a_host_share_the_gpus_that_they_all_see(changes, ids):
     assert AUTO.process_info(step(rank=1, local=1, **changes)).local_device_ids == ids
 
 
-def test_typed_devices_come_before_those_of_slurm():
+def test_typed_device_ids_override_those_of_slurm():
     typed = DistributedConfig(name="auto", local_device_ids=[3])
     assert typed.process_info(step(CUDA_VISIBLE_DEVICES="0,1")).local_device_ids == (3,)
 
@@ -119,15 +119,15 @@ BROKEN = {
     "no rank": ({"SLURM_PROCID": None}, "SLURM_PROCID is not set. Start the run with srun, or set name=none"),
     "no number": ({"SLURM_PROCID": "x"}, "SLURM_PROCID='x' must be a number"),
     "too high": ({"SLURM_PROCID": "4"}, "SLURM_PROCID=4 must be below SLURM_STEP_NUM_TASKS=4"),
-    "no list": ({"SLURM_STEP_NODELIST": ""}, "names no host"),
+    "no list": ({"SLURM_STEP_NODELIST": ""}, "contains no host"),
     "no form": ({"SLURM_STEP_TASKS_PER_NODE": "two"}, "is not of the form 2(x3),1"),
     "too many": ({"SLURM_NODEID": "7"}, "SLURM_NODEID=7 is not among the hosts"),
-    "uneven": ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "2 tasks of this host all see 3 GPUs"),
+    "uneven": ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, "the 2 tasks of this host cannot share 3 GPUs"),
 }
 
 
 @pytest.mark.parametrize(("changes", "words"), BROKEN.values(), ids=BROKEN)
-def test_an_environment_that_makes_no_sense_is_refused(changes, words):
+def test_an_inconsistent_slurm_environment_is_refused(changes, words):
     with pytest.raises(ConfigError) as caught:
         AUTO.process_info(step(**changes))
     assert words in str(caught.value)
@@ -153,19 +153,19 @@ def test_devices_are_simulated_in_every_process(tiny_model):
         run_of(tiny_model, DistributedConfig(**EXPLICIT), simulated_devices=8)
 
 
-def test_what_srun_started_counts_at_launch_and_not_in_a_saved_run(tiny_model):
+def test_the_processes_of_srun_count_at_launch_but_not_in_a_saved_run(tiny_model):
     run = run_of(tiny_model, AUTO, simulated_devices=4)
     assert list(run.launch_rules(step(tasks=2, rank=0))) == []
     [problem] = run.launch_rules({})
     assert "number of devices, 4" in str(problem)
 
 
-def test_sizes_that_are_known_are_checked_whatever_srun_will_start(tiny_model):
+def test_known_sizes_are_checked_before_srun_starts_anything(tiny_model):
     with pytest.raises(ConfigError, match=r"trainer.batch_size=9, .*fsdp_axis_size\(8\)"):
         run_of(tiny_model, AUTO, simulated_devices=4, batch_size=9)
 
 
-def test_the_record_of_a_run_does_not_say_where_its_processes_were():
+def test_process_addresses_are_not_recorded():
     order = ["dp", "fsdp", "pp", "tp"]
     here = DistributedConfig(**EXPLICIT, local_device_ids=[0], heartbeat_timeout_seconds=9, device_order=order)
     assert here.lasting() == DistributedConfig(name="auto", device_order=order)
@@ -179,7 +179,7 @@ def test_a_device_order_names_every_mesh_axis_once(tiny_model, order):
 
 
 def test_simulated_devices_cannot_be_chosen_by_number(tiny_model):
-    with pytest.raises(ConfigError, match="simulated devices are no GPUs to choose from"):
+    with pytest.raises(ConfigError, match="simulated devices are not GPUs"):
         run_of(tiny_model, DistributedConfig(local_device_ids=[0]), simulated_devices=8)
 
 
@@ -187,6 +187,6 @@ def test_only_gpus_are_chosen_by_number(tiny_model):
     run = run_of(tiny_model, DistributedConfig(local_device_ids=[0]))
     assert list(run.platform_rules("gpu")) == []
     [problem] = run.platform_rules("tpu")
-    assert "distributed.local_device_ids=[0]: chooses among GPUs, and the devices here are of the kind tpu" in str(
+    assert "distributed.local_device_ids=[0]: selects GPUs, but the platform of the devices present is tpu" in str(
         problem
     )

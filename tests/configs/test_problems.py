@@ -1,4 +1,4 @@
-"""How problems are said."""
+"""Wording of problems."""
 
 import enum
 import pickle
@@ -11,7 +11,7 @@ from xlstm_hydra.configs import ConfigDict, ConfigError, Problem, at_least, belo
 from xlstm_hydra.problems import divisors, either, nearest, show
 
 
-def test_a_problem_names_the_keys_with_their_values_the_rule_and_the_way_out():
+def test_a_problem_shows_the_keys_their_values_the_rule_and_the_fix():
     problem = Problem({"width": 10, "num_heads": 3}, "{num_heads} must divide {width}", "Set {num_heads} to 2.")
     assert str(problem) == "width=10, num_heads=3: num_heads must divide width. Set num_heads to 2."
 
@@ -39,7 +39,7 @@ def test_a_path_is_joined_as_it_is_typed(steps, expected):
     assert str(problem) == expected
 
 
-def test_braces_in_a_told_value_stay_braces():
+def test_braces_in_a_value_are_not_replaced():
     assert str(Problem.about("lr", "expected float, got '{lr}'").at("a")) == "a.lr: expected float, got '{lr}'"
 
 
@@ -50,7 +50,7 @@ def test_an_error_numbers_all_of_its_problems():
     assert isinstance(ConfigError([]), ValueError)
 
 
-def test_an_error_comes_out_of_another_process_whole():
+def test_an_error_can_be_pickled():
     error = ConfigError([Problem({"a": 1}, "bad"), Problem.about("b", "{c}").at("d")])
     back = pickle.loads(pickle.dumps(error))
     assert back.problems == error.problems and str(back) == str(error)
@@ -104,7 +104,7 @@ def test_long_values_are_cut(value):
     assert len(show(value)) <= 80
 
 
-def test_values_without_end_can_be_shown():
+def test_recursive_values_can_be_shown():
     value = []
     value.append(value)
     assert len(show(value)) <= 80

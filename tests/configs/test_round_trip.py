@@ -230,7 +230,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("annotation", "value"), CASES, ids=[f"{hint}-{value!r}".partition(" at 0x")[0][:90] for hint, value in CASES]
 )
-def test_a_value_comes_back_with_its_type_through_json_text(annotation, value):
+def test_a_value_keeps_its_type_in_a_json_round_trip(annotation, value):
     config = holding(annotation, value)
     for back in (through_json(config), decode(type(config), config.to_dict(), Flags(as_written=True))):
         assert back == config
@@ -259,7 +259,7 @@ LOOSE = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "expected"), LOOSE, ids=[f"{h}-{v!r}"[:80] for h, v, _ in LOOSE])
-def test_a_value_of_a_near_type_comes_back_as_what_the_annotation_says_and_still_equal(annotation, value, expected):
+def test_a_value_of_a_similar_type_gets_the_annotated_type_and_stays_equal(annotation, value, expected):
     config = holding(annotation, value)
     back = through_json(config)
     assert back == config
@@ -290,7 +290,7 @@ def test_configs_that_mean_different_things_differ(left, right):
     assert left != right
 
 
-def test_fields_that_do_not_compare_or_are_not_given_do_not_hinder_a_round_trip():
+def test_fields_without_comparison_or_init_do_not_prevent_a_round_trip():
     @dataclass
     class Counter(ConfigDict):
         steps: int
@@ -320,7 +320,7 @@ def test_a_value_without_a_plain_form_is_refused_with_its_path(value):
     assert config == config
 
 
-def test_get_gives_fields_and_properties_and_nothing_else():
+def test_get_returns_only_fields_and_properties():
     class WithProperty(A):
         @property
         def twice(self):

@@ -1,4 +1,4 @@
-"""Every rule of every group: one value that breaks it, and the words that the user reads."""
+"""Every rule of every group: a value that breaks it, and the message."""
 
 import pytest
 
@@ -100,8 +100,12 @@ RANGES = [
     (generate, {"stop_token": -1}, "must be 0 or more"),
     (generate, {"top_p": 0.0}, "must be greater than 0"),
     (generate, {"top_p": 1.1}, "must be at most 1"),
-    (generate, {"prompt_tokens": []}, "needs one token id or more, each 0 or more. For example [464,2068]."),
-    (generate, {"prompt_tokens": [3, -1]}, "needs one token id or more, each 0 or more. For example [464,2068]."),
+    (generate, {"prompt_tokens": []}, "must contain at least one token id, each 0 or more. For example [464,2068]."),
+    (
+        generate,
+        {"prompt_tokens": [3, -1]},
+        "must contain at least one token id, each 0 or more. For example [464,2068].",
+    ),
     (AdamWConfig, {"lr": -1.0}, "must be 0 or more"),
     (AdamWConfig, {"weight_decay": -0.1}, "must be 0 or more"),
     (AdamWConfig, {"grad_clip_norm": 0.0}, "must be greater than 0"),
@@ -118,7 +122,7 @@ RANGES = [
     (ConstantConfig, {"cooldown_steps": -1}, "must be 0 or more"),
     (ConstantConfig, {"decay_steps": 0}, "must be 1 or more"),
     (CosineConfig, {"end_lr_factor": -0.1}, "must be 0 or more"),
-    (ExponentialConfig, {"end_lr_factor": 0.0}, "an exponential never reaches 0"),
+    (ExponentialConfig, {"end_lr_factor": 0.0}, "an exponential decay never reaches 0"),
     (TrainerConfig, {"max_steps": 0}, "must be 1 or more"),
     (TrainerConfig, {"batch_size": 0}, "must be 1 or more"),
     (TrainerConfig, {"gradient_accumulate_steps": 0}, "must be 1 or more"),
@@ -128,14 +132,14 @@ RANGES = [
     (TrainerConfig, {"seed": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_every_n_steps": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_batches": -1}, "must be 0 or more"),
-    (TrainerConfig, {"compilation_cache_dir": " "}, "must name a folder. null keeps nothing."),
+    (TrainerConfig, {"compilation_cache_dir": " "}, "must name a folder. Set it to null for no cache."),
     (
         TrainerConfig,
         {"compilation_cache_dir": "gs://b/c"},
-        "is no folder of this host. Leave compilation_cache_dir=auto",
+        "must be a folder on this host. Leave compilation_cache_dir=auto",
     ),
     (ParallelConfig, {"model_axis_size": 0}, "an axis size is positive, or -1 to be inferred"),
-    (ParallelConfig, {"data_axis_name": "d p"}, "an axis name is a word of letters, digits and _"),
+    (ParallelConfig, {"data_axis_name": "d p"}, "an axis name must be a word of letters, digits and _"),
     (ParallelConfig, {"fsdp_min_weight_size": -1}, "must be 0 or more"),
     (ParallelConfig, {"fsdp_gather_dtype": "bf16"}, "Choose float32, bfloat16, float16 or null"),
     (ParallelConfig, {"fsdp_grad_scatter_dtype": "int8"}, "Choose float32, bfloat16, float16 or null"),
@@ -162,9 +166,9 @@ RANGES = [
     (mlstm, {"gate_soft_cap": 0.0}, "must be a finite number other than 0. Set gate_soft_cap=null for no cap."),
     (mlstm, {"chunk_size": 0}, "must be 1 or more"),
     (mlstm, {"backend": "triton"}, "Choose chunkwise, quadratic or recurrent"),
-    (mlstm, {"fgate_bias_init_range": [1.0]}, "is [low, high], for example [3.0,6.0]"),
-    (mlstm, {"igate_bias_init_range": "x"}, "is a number, [low, high], or null"),
-    (mlstm, {"igate_bias_init_range": [1, 2, 3]}, "is a number, [low, high], or null"),
+    (mlstm, {"fgate_bias_init_range": [1.0]}, "must be [low, high], for example [3.0,6.0]"),
+    (mlstm, {"igate_bias_init_range": "x"}, "must be a number, [low, high], or null"),
+    (mlstm, {"igate_bias_init_range": [1, 2, 3]}, "must be a number, [low, high], or null"),
     (mlstm, {"proj_factor": 0.0}, "must be greater than 0"),
     (mlstm, {"proj_factor": float("nan")}, "must be greater than 0"),
     (mlstm, {"proj_factor": float("inf")}, "must be greater than 0 and finite"),
@@ -182,7 +186,11 @@ RANGES = [
     (mlstm_v1, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
     (mlstm_v1, {"cell_norm_type_v1": "rms"}, "Choose layernorm or rmsnorm"),
     (llama, {"head_dim": 0}, "must be 1 or more"),
-    (llama, {"head_dim": 1}, "positions turn pairs of channels: must be even. Choose 2, 4, 8, 16, 32, 64 or 128."),
+    (
+        llama,
+        {"head_dim": 1},
+        "must be even, because rotary positions rotate pairs of channels. Choose 2, 4, 8, 16, 32, 64 or 128.",
+    ),
     (llama, {"theta": 0.0}, "must be greater than 0"),
     (llama, {"theta": float("inf")}, "must be greater than 0 and finite"),
     (llama, {"ffn_multiple_of": 0}, "must be 1 or more"),
@@ -195,11 +203,11 @@ RANGES = [
     (llama, {"lm_head_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
     (xlstm, {"slstm_at": [0, 2, -1]}, "there is no block -1 or 2. Blocks are 0 to 1."),
     (xlstm, {"num_blocks": 0}, "must be 1 or more"),
-    (xlstm, {"slstm_at": [1, 0, 1]}, "names block 1 more than once"),
+    (xlstm, {"slstm_at": [1, 0, 1]}, "lists block 1 more than once"),
     (xlstm, {"slstm_conv1d_kernel_size": -1}, "must be 0 or more"),
     (xlstm, {"slstm_proj_factor": 0.0}, "must be greater than 0"),
     (xlstm, {"slstm_forget_gate": "tanh"}, "Choose sigmoid or exp"),
-    (xlstm, {"slstm_fgate_bias_init_range": [1.0]}, "is [low, high], for example [3.0,6.0]"),
+    (xlstm, {"slstm_fgate_bias_init_range": [1.0]}, "must be [low, high], for example [3.0,6.0]"),
     (xlstm, {"ff_type": "mlp"}, "Choose ffn_gated or ffn"),
     (xlstm, {"act_fn": "silu"}, "Choose gelu, relu"),
     (xlstm, {"ff_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
@@ -218,7 +226,7 @@ def test_a_value_out_of_range_is_refused_with_its_key(make, values, words):
 
 
 RELATIONS = [
-    (generate, {"prompt": "Once", "prompt_tokens": [3]}, "there can be one prompt only. Leave one of them away."),
+    (generate, {"prompt": "Once", "prompt_tokens": [3]}, "only one prompt is allowed. Remove one of them."),
     *(
         (
             generate,
@@ -232,13 +240,13 @@ RELATIONS = [
     (
         AdamWConfig,
         {"weight_decay": 0.0, "weight_decay_exclude": ["bias"]},
-        "without weight decay there is nothing to exclude",
+        "has no effect without weight decay",
     ),
     (mlstm_v1, {"tie_weights": True, "init_distribution_out": "uniform"}, "has no effect with this tie_weights"),
     (mlstm_v1, {"add_post_blocks_norm": False, "norm_eps": 0.5}, "has no effect with this add_post_blocks_norm"),
     (mlstm_v1, {"backend": "quadratic", "chunk_size": 8}, "has no effect with this backend. Leave chunk_size at 64"),
-    (SGDConfig, {"nesterov": True}, "nesterov=true, momentum=0.0: Nesterov needs a momentum. Set momentum"),
-    (ConstantConfig, {"cooldown_lr_factor": 0.1}, "cooldown_steps=0: without a cool-down its end has no effect"),
+    (SGDConfig, {"nesterov": True}, "nesterov=true, momentum=0.0: Nesterov momentum needs a momentum. Set momentum"),
+    (ConstantConfig, {"cooldown_lr_factor": 0.1}, "cooldown_steps=0: has no effect without a cool-down"),
     (
         TrainerConfig,
         {"batch_size": 6, "gradient_accumulate_steps": 4},
@@ -280,17 +288,21 @@ RELATIONS = [
         {"head_dim": 48},
         "embedding_dim=128, head_dim=48: head_dim must divide embedding_dim. Set head_dim to 2, 4, 8, 16, 32, 64",
     ),
-    (llama, {"embedding_dim": 3, "head_dim": 3}, "must be even. Set embedding_dim to an even number."),
+    (
+        llama,
+        {"embedding_dim": 3, "head_dim": 3},
+        "must be even, because rotary positions rotate pairs of channels. Set embedding_dim",
+    ),
     (
         llama,
         {"attention_backend": "cudnn", "dtype": "float32"},
-        "attention_backend='cudnn', dtype='float32': cuDNN computes attention in 16 bits only. Set dtype to",
+        "attention_backend='cudnn', dtype='float32': cuDNN attention supports only 16-bit types. Set dtype to",
     ),
-    (llama, {"attention_backend": "cudnn", "head_dim": 4}, "cuDNN computes heads whose width is a multiple of 8"),
+    (llama, {"attention_backend": "cudnn", "head_dim": 4}, "cuDNN attention supports head widths that are mult"),
     (
         llama,
         {"attention_backend": "cudnn", "mask_across_document_boundaries": True, "context_length": 65},
-        "context_length=65: cuDNN masks documents in examples of an even length only. Set context_length to 66.",
+        "cuDNN attention can mask documents only if the context length is even. Set context_length to 66.",
     ),
     (xlstm, {"slstm_proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
     (xlstm, {"embedding_dim": 126}, "num_heads must divide embedding_dim for the sLSTM. Set num_heads to 1, 2, 3, 6"),
@@ -306,7 +318,7 @@ RELATIONS = [
 
 
 @pytest.mark.parametrize(("make", "values", "words"), RELATIONS, ids=[words[-40:] for _, _, words in RELATIONS])
-def test_values_that_do_not_fit_together_are_refused_with_all_keys(make, values, words):
+def test_inconsistent_values_are_refused_with_all_keys(make, values, words):
     problems = broken(make, **values)
     assert any(words in text for text in problems), problems
 
@@ -314,12 +326,12 @@ def test_values_that_do_not_fit_together_are_refused_with_all_keys(make, values,
 BETWEEN = [
     (
         {"task": GENERATE, "config": llama, "model": {"causal": False}},
-        "model.causal=false: the model predicts tokens from later ones too, and cannot continue a text.",
+        "model.causal=false: a model that also sees later tokens cannot continue a text.",
     ),
     (
         {"task": GENERATE, "config": llama},
-        "task.max_new_tokens=62, model.context_length=64: with the 4 tokens of the prompt they are more than the model "
-        "was trained to see. Set task.max_new_tokens to at most 61, or model.context_length higher to go on",
+        "task.max_new_tokens=62, model.context_length=64: together with the 4 tokens of the prompt, they exceed the "
+        "context length. Set task.max_new_tokens to at most 61, or model.context_length higher to exceed",
     ),
     (
         {"task": GENERATE, "model": {"vocab_size": 32}},
@@ -333,7 +345,7 @@ BETWEEN = [
         {"task": generate(prompt_tokens=[3, 256])},
         "task.prompt_tokens=256, model.vocab_size=256: token ids must be below model.vocab_size",
     ),
-    ({"task": generate(top_k=257)}, "there are fewer token ids. Leave task.top_k away to draw among all."),
+    ({"task": generate(top_k=257)}, "exceeds the vocabulary size. Remove task.top_k to sample from all tokens."),
     (
         {"parallel": {"pipeline_axis_size": 4}, "model": {"num_blocks": 6}},
         "model.num_blocks=6, parallel.pipeline_axis_size=4: parallel.pipeline_axis_size must divide model.num_blocks. "
@@ -341,15 +353,15 @@ BETWEEN = [
     ),
     (
         {"parallel": {"pipeline_axis_size": 2}, "model": {"scan_blocks": False}},
-        "the pipeline cuts the scanned stack of blocks. Set model.scan_blocks=true.",
+        "a pipeline needs the blocks as one scanned stack. Set model.scan_blocks=true.",
     ),
     (
         {"parallel": {"pipeline_axis_size": 2}, "config": SubModelConfig},
-        "a model with a SubModelConfig does not say how its blocks are cut into stages",
+        "a model with a SubModelConfig does not define how its blocks divide into stages",
     ),
     (
         {"parallel": {"pipeline_axis_size": 2}, "trainer": TrainerConfig(pipeline_microbatches=1)},
-        "with fewer microbatches than stages some stages are idle all the time. "
+        "with fewer microbatches than stages, some stages would always be idle. "
         "Set trainer.pipeline_microbatches to 2 or more",
     ),
     (
@@ -366,16 +378,16 @@ BETWEEN = [
     ({"trainer": TrainerConfig(pipeline_remat=True)}, "parallel.pipeline_axis_size=1: there is no pipeline. Set"),
     (
         {"parallel": {"tp_async_dense": True}},
-        "parallel.tp_async_dense=true: there is nothing to exchange where parallel.model_axis_size is 1.",
+        "parallel.tp_async_dense=true: has no effect if parallel.model_axis_size is 1.",
     ),
     (
         {"parallel": {"model_axis_size": -1, "data_axis_size": 4, "tp_async_dense": True}}
         | {"trainer": TrainerConfig(simulated_devices=4)},
-        "where parallel.model_axis_size is 1, as it is inferred to be. Set parallel.model_axis_size to 2 or more",
+        "has no effect if parallel.model_axis_size is 1, which is inferred here. Set parallel.model_axis_size to 2",
     ),
     (
         {"parallel": {"fsdp_modules": ["Embed"], "fsdp_gather_dtype": "bfloat16"}},
-        "parallel.fsdp_gather_dtype='bfloat16': there is nothing to exchange where parallel.fsdp_axis_size is 1.",
+        "parallel.fsdp_gather_dtype='bfloat16': has no effect if parallel.fsdp_axis_size is 1.",
     ),
     (
         {"config": mlstm_v1, "model": {"reset_fgate_value": -5.0}},
@@ -383,16 +395,19 @@ BETWEEN = [
         "_document_boundaries. Leave model.reset_fgate_value at -25.0.",
     ),
     ({"trainer": TrainerConfig(remat_policy="dots")}, "nothing is recomputed, because parallel.remat is empty"),
-    ({"parallel": {"remat": ["mLSTMBlok"]}}, "parallel.remat='mLSTMBlok': no module class of this model. Did you mean"),
+    (
+        {"parallel": {"remat": ["mLSTMBlok"]}},
+        "parallel.remat='mLSTMBlok': not a module class of this model. Did you mean",
+    ),
     (
         {"parallel": {"fsdp_modules": ["Foo"]}},
-        "parallel.fsdp_modules='Foo': no module class of this model. Known: Embed",
+        "parallel.fsdp_modules='Foo': not a module class of this model. Known: Embed",
     ),
     ({"parallel": {"fsdp_gather_dtype": "bfloat16"}}, "nothing is sharded or gathered, because parallel."),
     (
         {"parallel": {"fsdp_min_weight_size": 5}},
         "parallel.fsdp_min_weight_size=5: nothing is sharded or gathered, because parallel.fsdp_modules is empty. "
-        "Name modules there, or leave this at 262144.",
+        "List modules there, or leave this at 262144.",
     ),
     (
         {"parallel": {"model_axis_size": 4}, "model": {"qkv_proj_blocksize": 128}},
@@ -416,7 +431,7 @@ BETWEEN = [
     ),
     (
         {"parallel": {"remat": ["FFNResBlock"]}, "config": mlstm_v1, "model": {"ff_type": None}},
-        "parallel.remat='FFNResBlock': no module class of this model. Did you mean",
+        "parallel.remat='FFNResBlock': not a module class of this model. Did you mean",
     ),
     (
         {"parallel": {"model_axis_size": 8}, "config": llama},
@@ -435,7 +450,7 @@ BETWEEN = [
             "model": {"attention_backend": "cudnn"},
             "trainer": TrainerConfig(simulated_devices=1),
         },
-        "model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs; the devices are cpu. Set model.attention_",
+        "model.attention_backend='cudnn': cuDNN needs NVIDIA GPUs, not cpu. Set model.attention_",
     ),
     (
         {
@@ -452,7 +467,7 @@ BETWEEN = [
             "config": xlstm,
             "model": {"num_blocks": 8, "slstm_at": [3, 7]},
         },
-        "parallel.pipeline_axis_size must divide the number of periods of 4 blocks, 2. Set parallel.pipeline_axis_size "
+        "parallel.pipeline_axis_size must divide the number of groups of 4 blocks, 2. Set parallel.pipeline_axis_size "
         "to 1 or 2, or model.num_blocks to 16 and model.slstm_at to [3,7,11,15].",
     ),
     (
@@ -475,24 +490,24 @@ BETWEEN = [
     ),
     (
         {"checkpoint": CheckpointConfig(keep="best", save_every_n_steps=50)},
-        "every checkpoint needs a validation loss of its step. Set trainer.eval_every_n_steps to 5, 10, 25 or 50.",
+        "every saved step needs a validation loss. Set trainer.eval_every_n_steps to 5, 10, 25 or 50.",
     ),
     (
         {"config": SubModelConfig},
-        "its config SubModelConfig needs a field vocab_size: the data takes its shape from it",
+        "its config SubModelConfig needs a field vocab_size, which determines the shape of the data",
     ),
-    ({"config": ConfigDict}, "needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not Config"),
+    ({"config": ConfigDict}, "its config must be a subclass of xlstm_hydra.configs.SubModelConfig, not Config"),
 ]
 
 
 @pytest.mark.parametrize(("values", "words"), BETWEEN, ids=[words[:50] for _, words in BETWEEN])
-def test_groups_that_do_not_fit_together_are_refused_with_whole_keys(values, words):
+def test_inconsistent_groups_are_refused_with_complete_keys(values, words):
     problems = broken(run, **values)
     assert any(words in text for text in problems), problems
 
 
 @pytest.mark.parametrize("model_class", [None, 3, "", "a b", "a..B", "a.B()"], ids=repr)
-def test_a_model_class_that_is_no_class_is_refused(model_class):
+def test_a_model_class_must_be_a_class_or_its_path(model_class):
     text = "model_class: expected a class or its dotted path, got "
     assert any(problem.startswith(text) for problem in broken(ModelConfig, model_class=model_class))
 
@@ -500,8 +515,8 @@ def test_a_model_class_that_is_no_class_is_refused(model_class):
 @pytest.mark.parametrize(
     "other", [ParallelConfig(), AdamWConfig(), LoggerConfig()], ids=lambda other: type(other).__name__
 )
-def test_the_config_of_another_group_is_not_that_of_a_model(other):
-    text = f"model_config: must be the config of a model, not a {type(other).__name__}. A config of your own is a "
+def test_a_config_of_another_group_is_not_a_model_config(other):
+    text = f"model_config: must be the config of a model, got a {type(other).__name__}. Derive your own config from "
     [problem] = broken(ModelConfig, model_class="a.B", model_config=other)
     assert problem.startswith(text)
 
@@ -519,7 +534,7 @@ def test_the_period_is_the_shortest_after_which_the_kinds_of_blocks_repeat(num_b
     assert xlstm(num_blocks=num_blocks, slstm_at=slstm_at).scan_period() == period
 
 
-def test_a_task_that_reads_no_data_asks_nothing_of_it():
+def test_a_task_that_reads_no_data_does_not_check_it():
     small = {"vocab_size": 32, "context_length": 16, "chunk_size": 16}
     data = SyntheticDataConfig(motif_length=16), StdlibDataConfig()
     task = generate(prompt_tokens=[1])
@@ -528,7 +543,7 @@ def test_a_task_that_reads_no_data_asks_nothing_of_it():
         run(model=small, data=source, task=task, parallel={"data_axis_size": 3})
 
 
-def test_a_run_of_defaults_breaks_no_rule():
+def test_a_default_run_breaks_no_rule():
     assert run().parallel == ParallelConfig()
     assert run(config=mlstm_v1).schedule_steps == 300
 
@@ -564,6 +579,6 @@ def test_sizes_that_do_not_give_the_number_of_devices_are_refused_with_those_tha
     ],
     ids=["negative caps", "dropout of nothing", "kernel of others"],
 )
-def test_what_published_runs_were_configured_with_can_be_said(make, values):
+def test_the_published_runs_can_be_configured(make, values):
     config = make(**values)
     assert {name: getattr(config, name) for name in values} == values

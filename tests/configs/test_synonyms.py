@@ -1,4 +1,4 @@
-"""Names that other programs have for our fields."""
+"""Names that other programs use for our fields."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ FIELDS = {cls.__name__: [field.name for field in dataclasses.fields(cls)] for cl
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_an_unknown_field_of_another_programs_name_suggests_ours(cls, name, field):
+def test_a_field_name_of_another_program_suggests_ours(cls, name, field):
     with pytest.raises(ConfigError) as caught:
         ConfigDict.from_dict(cls, {name: 1}, ignore_extensive_attributes=False)
     assert any(f"Did you mean {field!r}?" in str(problem) for problem in caught.value.problems)
@@ -69,7 +69,7 @@ def test_an_unknown_field_that_another_part_of_the_config_has_is_found_there():
     ]
 
 
-def test_every_field_of_the_table_exists_somewhere():
+def test_every_field_in_the_table_exists():
     assert SYNONYMS.keys() <= {name for names in FIELDS.values() for name in names}
 
 
@@ -79,7 +79,7 @@ def test_only_fields_that_a_config_has_are_suggested(names):
     assert all(meant(word, names) in (None, *names) for word in words)
 
 
-def test_no_word_stands_twice_for_one_field():
+def test_no_synonym_is_listed_twice_for_a_field():
     assert all(len(set(text.split())) == len(text.split()) for text in SYNONYMS.values())
 
 

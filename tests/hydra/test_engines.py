@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 import xlstm_hydra.train
 from xlstm_hydra.configs import LocalLauncherConfig, SlurmLauncherConfig
 from xlstm_hydra.hydra import VERSION_BASE
-from xlstm_hydra.sweep import _local
 from xlstm_hydra.sweep import _run_sweep as _sweep
-from xlstm_hydra.sweep._local import _gpus_of_slots
+from xlstm_hydra.sweep import _work
 from xlstm_hydra.sweep._slurm import parameters
+from xlstm_hydra.sweep._work import _gpus_of_slots
 
 MODEL = "embedding_dim=32 num_blocks=1 num_heads=2 context_length=16 chunk_size=8".split()
 TINY = [
@@ -105,7 +105,7 @@ def test_the_option_optuna_is_ours_in_our_command_and_the_plugins_in_other_apps(
 
 LR = "optimizer.lr=interval(0,1)"
 DOOMED_STUDIES = {
-    "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: no validation loss is measured"),
+    "no validation": ([LR, "trainer.eval_batches=0"], "trainer.eval_batches=0: a study minimizes the validation loss"),
     "no result": ([LR, "task=generate", "task.checkpoint=x"], "task='generate': has no result"),
     "nothing to search": (["optimizer.lr=0.1"], "hydra/sweeper=optuna: there is nothing to search"),
     "no trial": ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: must be 1 or more"),
@@ -205,7 +205,7 @@ BAD = {
     "timeout_min=-4": "xlstm-hydra: hydra.launcher.timeout_min=-4: must be 1 or more\n",
     "signal_delay_s=3540": "Set hydra.launcher.timeout_min to 61 or more, or hydra.launcher.signal_delay_s below 3540.",
     "timeout_min=1": "so the job would be stopped at the moment it starts. Set hydra.launcher.timeout_min to 4",
-    "gpus_per_task=1": "say the same in two ways",
+    "gpus_per_task=1": "request GPUs in two different ways",
     "mem_gb=-1": "must be greater than 0",
     "timeout=5": "no such key. Did you mean hydra.launcher.timeout_min?",
 }
@@ -222,7 +222,7 @@ def test_an_invalid_job_is_rejected_and_nothing_is_submitted(setting, words, tmp
 
 BAD_HERE = {
     "hydra/launcher=local hydra.launcher.jobs_at_once=0": "hydra.launcher.jobs_at_once=0: must be 1 or more",
-    "hydra/launcher=local hydra.launcher.gpus_per_job=4": "hydra.launcher.gpus_per_job=4: there are no GPUs here",
+    "hydra/launcher=local hydra.launcher.gpus_per_job=4": "hydra.launcher.gpus_per_job=4: this machine has no GPUs",
     "hydra/launcher=joblib hydra.launcher.n_jobs=0": "hydra.launcher.n_jobs=0: must not be 0",
 }
 
@@ -232,7 +232,7 @@ def test_an_invalid_local_launcher_is_rejected_before_planning(line, words, tmp_
     pytest.importorskip("submitit" if "local" in line else "hydra_plugins.hydra_joblib_launcher")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(_local, "_has_gpus", lambda: False)
+    monkeypatch.setattr(_work, "_has_gpus", lambda: False)
     monkeypatch.setattr(_sweep, "check_points", None)
     done = run_command("-m", *line.split(), "trainer.seed=1,2")
     assert (done.status, done.err.count("\n"), words in done.err) == (2, 1, True), done.err
@@ -251,7 +251,7 @@ def test_more_gpus_than_available_are_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     done = run_command("-m", "hydra/launcher=local", "hydra.launcher.jobs_at_once=2", "hydra.launcher.gpus_per_job=2")
-    assert done.status == 2 and "4 GPUs are needed, and 3 can be used here (CUDA_VISIBLE_DEVICES=4,5,6)" in done.err
+    assert done.status == 2 and "4 GPUs are required, but 3 are available here (CUDA_VISIBLE_DEVICES=4,5,6)" in done.err
     two = LocalLauncherConfig(jobs_at_once=3, submitit_folder="")
     assert _gpus_of_slots(two) == [[4], [5], [6]]
 
@@ -261,7 +261,7 @@ def test_a_machine_without_slurm_is_reported_and_nothing_is_submitted(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: None)
     done = run_command("-m", "hydra/launcher=slurm", "trainer.seed=1,2")
-    assert done.status == 2 and "there is no SLURM here (no sbatch and srun)" in done.err
+    assert done.status == 2 and "there is no SLURM here (sbatch or srun not found)" in done.err
 
 
 @pytest.mark.slow

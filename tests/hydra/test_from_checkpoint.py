@@ -219,7 +219,7 @@ def test_the_flag_reports_values_without_effect(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_text(tmp_path / "run", with_none_strings(tree("llama")), "checkpoint_20")
     done = run_command("--cfg", "job", "--from", "run")
-    note = "--from run: parallel.remat=['mLSTMBlock'] is left at []: no module class of this model"
+    note = "--from run: parallel.remat=['mLSTMBlock'] is reset to []: not a module class of this model"
     assert done.status == 0 and note in done.err
 
 
@@ -242,7 +242,7 @@ REFUSED = {
     "nothing": (["--from="], "--from: requires a run folder"),
     "a flag": (["--from", "--cfg", "job"], "--from: requires a run folder"),
     "no run": (["--from", "nope"], "--from='nope': no checkpoints in"),
-    "no step": (["--from", "run@3"], "--from='run@3': no checkpoint of step 3. Saved are steps 2 or 4."),
+    "no step": (["--from", "run@3"], "--from='run@3': no checkpoint of step 3. Saved steps: 2 or 4."),
     "twice": (["--from", "run", "--from=run"], "--from: given more than once"),
     "no source": (["hydra.searchpath=[ckpt://nope]", "model=tiny"], "hydra.searchpath='nope': no checkpoints in"),
     "no option": (["--from", "run", "optimizer=ckpt@3"], "optimizer='ckpt@3': no such option"),

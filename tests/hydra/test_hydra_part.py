@@ -18,7 +18,7 @@ LINES = [
     ("--config-path=pkg://nope", "--config-path='pkg://nope': there is no such package. The package must be imp"),
     ("hydra.searchpath=[nope]", "hydra.searchpath='nope': the folder does not exist."),
     ("hydra.searchpath=[pkg://nope]", "hydra.searchpath='pkg://nope': there is no such package."),
-    ("hydra.searchpath=[s3x://nope]", "hydra.searchpath='s3x://nope': there is no config source for s3x://. Known: "),
+    ("hydra.searchpath=[s3x://nope]", "hydra.searchpath='s3x://nope': no config source for s3x://. Known: "),
     ("hydra.searchpath=nope", "hydra.searchpath: expected a list of folders, got 'nope'. Write hydra.searchpath=[nop"),
     ("hydra.searchpath=[[nope]]", "hydra.searchpath: expected a list of folders, got the entry ['nope']"),
     ("-m hydra.searchpath=[a],[b]", "hydra.searchpath=[a],[b]: all jobs of a sweep share one search path. Write a"),
@@ -82,7 +82,7 @@ def test_a_search_path_in_a_primary_config_is_checked_and_located():
     done = run_command("--config-dir=conf", "--config-name=mine", "model=mine")
     assert done.status == 2 and "2 problems:" in done.err
     assert "conf/mine.yaml, line 3: hydra.searchpath='nope': the folder does not exist." in done.err
-    assert "conf/mine.yaml, line 3: hydra.searchpath='s3x://a': there is no config source" in done.err
+    assert "conf/mine.yaml, line 3: hydra.searchpath='s3x://a': no config source" in done.err
 
 
 @pytest.mark.parametrize("flags", [["-m"], ["hydra.mode=MULTIRUN"]], ids=" ".join)

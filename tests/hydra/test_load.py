@@ -92,7 +92,7 @@ OUT_OF_RANGE = {
     "model.dtype": ("bf16", "not a known value"),
     "model.norm_eps": (0.0, "must be greater than 0"),
     "parallel.fsdp_axis_size": (0, "an axis size is positive"),
-    "parallel.data_axis_name": ("d p", "an axis name is a word"),
+    "parallel.data_axis_name": ("d p", "an axis name must be a word"),
     "scheduler.cooldown_steps": (-1, "must be 0 or more"),
     "checkpoint.save_every_n_steps": (-3, "must be 0 or more"),
     "data.validation_fraction": (float("nan"), "must be greater than 0"),

@@ -27,7 +27,7 @@ MISTAKES = {
     # the text of a file
     "null for a key": ("trainer:\n  ~: 3", "line 3, column 3: YAML reads the key ~ as null. For text, quote it"),
     "word for a key": ("trainer:\n  on: 3", "line 3, column 3: YAML reads the key on as true. For text, quote"),
-    "no key": ("trainer: {? : 3}", ": there is no key before the colon"),
+    "no key": ("trainer: {? : 3}", ": no key before the colon"),
     "tab": ("trainer:\n\tseed: 3", "line 3, column 1: tabs are not allowed here; indent with spaces"),
     "duplicate key": ("trainer:\n  seed: 3\n  seed: 4", "line 4, column 3: duplicate key seed, first set on line 3."),
     "unclosed interpolation": ("trainer:\n  seed: ${x", "column 9: '${x' is not a valid interpolation. Write ${key}, "),

@@ -84,7 +84,7 @@ LINES = [
     ("parallel.remat=[A,,B]", "parallel.remat=[A,,B]: there is no value next to a comma."),
     ("trainer.max_steps==3", "trainer.max_steps==3: there are two = signs after the key. Write trainer.max_steps=3."),
     ("trainer.max_steps:3", "trainer.max_steps:3: expected key=value or a flag. Write trainer.max_steps=3."),
-    ("=3", "=3: there is no key before the =. Write key=value, for example trainer.max_steps=3."),
+    ("=3", "=3: no key before the =. Write key=value, for example trainer.max_steps=3."),
     ("trainer..max_steps=3", "'trainer..max_steps' is not a valid key. A key consists of names joined"),
     ("parallel.remat[0]=A", "single elements of a list cannot be set. Write the whole list: parallel.remat=[...]."),
     ("optimizer.lr=1=2", """the value contains =, which must be quoted. Write 'optimizer.lr="1=2"'."""),

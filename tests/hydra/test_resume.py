@@ -73,7 +73,7 @@ def test_a_copy_of_a_checkpoint_continues_in_the_given_folder(started, tmp_path)
 
 REFUSED = {
     "no run": (["resume=nope"], r"resume='nope': no checkpoints in"),
-    "no step": (["resume=run@7"], "no checkpoint of step 7. Saved are steps 20 or 30"),
+    "no step": (["resume=run@7"], "no checkpoint of step 7. Saved steps: 20 or 30"),
     "nothing": (["resume="], "resume: requires a run folder. For example resume=outputs/my_run@200"),
     "twice": (["resume=run", "resume=run@20"], "resume: given more than once"),
     "and --from": (["resume=run", "--from", "run"], "resume and --from: cannot be given together"),
@@ -81,7 +81,7 @@ REFUSED = {
         ["resume=run", "checkpoint.restore=run"],
         "resume and checkpoint.restore: cannot be given together",
     ),
-    "later steps": (["resume=run@20"], r"has checkpoints of later steps already \(30\), which would be lost"),
+    "later steps": (["resume=run@20"], r"already has checkpoints of later steps \(30\), which would be"),
     "wrong override": (["resume=run", "trainer.max_step=90"], "Did you mean trainer.max_steps?"),
     "of another program": (["resume=theirs"], "xlstm_jax wrote it"),
 }

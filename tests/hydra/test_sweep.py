@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 import xlstm_hydra.plan
 import xlstm_hydra.train
 from xlstm_hydra.hydra import load_device
-from xlstm_hydra.sweep import _plan_points, read_record
+from xlstm_hydra.sweep import _plans, read_record
 from xlstm_hydra.sweep import _run_sweep as _sweep
 from xlstm_hydra.sweep._run_sweep import batches, numbered
 
@@ -72,13 +72,13 @@ def test_a_folder_with_a_sweep_is_rejected_before_planning(jobs, monkeypatch):
     monkeypatch.setattr(_sweep, "check_points", None)
     done = run_command("-m", "trainer.seed=2", SIMULATED, FOLDER)
     assert (done.status, len(jobs)) == (2, 1)
-    assert "a sweep is recorded there already, with 1 jobs, 1 of them completed" in done.err
+    assert "already contains a sweep with 1 jobs, 1 of them completed" in done.err
 
 
 BAD_SUBDIRS = {
     "${nope}": "hydra.sweep.subdir='${nope}': refers to a key that does not exist: nope",
     "/proc/${hydra.job.num}": "hydra.sweep.subdir='/proc/${hydra.job.num}': cannot be written: No such file",
-    "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Leave it out",
+    "a" * 300 + "${hydra.job.num}": "${hydra.job.num}': cannot be written: File name too long. Remove it",
 }
 
 
@@ -126,8 +126,8 @@ def test_points_that_do_not_fit_stop_the_sweep_in_one_table(jobs):
     batch = f"trainer.batch_size=8,{TOO_LARGE}"
     done = run_command("-m", batch, "trainer.seed=1,2", SIMULATED)
     assert (done.status, jobs) == (2, [])
-    head, _, row = done.err.splitlines()
-    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip leaves them out")
+    head, row = done.err.splitlines()
+    assert head.endswith("2 of 4 points are invalid: no job was started; hydra.sweeper.on_invalid=skip skips them")
     assert f"trainer.batch_size={TOO_LARGE}" in row and "trainer.ignore_plan=false: a step needs " in row
 
 
@@ -152,10 +152,10 @@ def test_no_plan_is_made_if_broken_rules_stop_the_sweep(jobs, monkeypatch):
 
 
 def test_the_devices_of_this_machine_are_seen_in_another_process(monkeypatch):
-    monkeypatch.setattr(_plan_points, "has_cpu_alone", lambda: False)
-    _plan_points._devices_in_subprocess.cache_clear()
-    found = _plan_points.local_devices(None)
-    _plan_points._devices_in_subprocess.cache_clear()
+    monkeypatch.setattr(_plans, "has_cpu_alone", lambda: False)
+    _plans._devices_in_subprocess.cache_clear()
+    found = _plans.local_devices(None)
+    _plans._devices_in_subprocess.cache_clear()
     assert (found.kind, found.number, found.own_memory) == ("cpu", 8, None)
 
 
@@ -173,9 +173,9 @@ def test_the_devices_of_this_machine_are_seen_in_another_process(monkeypatch):
 )
 def test_no_process_looks_for_devices_if_only_the_cpu_is_available(monkeypatch, platforms, plugins, packages, expected):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr(_plan_points.importlib.metadata, "entry_points", lambda group: plugins)
-    monkeypatch.setattr(_plan_points.importlib.util, "find_spec", lambda name: name if name in packages else None)
-    assert _plan_points.has_cpu_alone() == expected
+    monkeypatch.setattr(_plans.importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(_plans.importlib.util, "find_spec", lambda name: name if name in packages else None)
+    assert _plans.has_cpu_alone() == expected
 
 
 def launcher(**options):
@@ -196,27 +196,29 @@ def run_of(compose, *overrides):
     ids=str,
 )
 def test_the_gpus_that_a_launcher_asks_for_are_counted(asked, number):
-    assert _plan_points._requested(launcher(**asked)) == number
+    assert _plans._requested(launcher(**asked)) == number
 
 
 def test_jobs_of_a_cluster_are_planned_for_the_device_that_is_chosen_and_the_number_that_is_asked_for(compose):
-    find = _plan_points._Finder(launcher(nodes=2, gpus_per_node=4, tasks_per_node=1))
+    find = _plans._Finder(launcher(nodes=2, gpus_per_node=4, tasks_per_node=1))
     assert find.devices(run_of(compose, "device=h200")) == (8, load_device("h200"))
     assert find.devices(run_of(compose)) is None
 
 
 def test_a_point_that_cannot_be_planned_is_reported_in_one_line(compose, caplog):
     caplog.set_level(logging.INFO)
-    assert _plan_points.plan_points({0: run_of(compose)}, launcher(nodes=1)) == {}
+    assert _plans.plan_points({0: run_of(compose)}, launcher(nodes=1)) == {}
     [line] = caplog.messages
-    assert line.startswith("the points are not planned: the devices of their jobs are not known here; device=h100_80gb")
+    assert line.startswith(
+        "the points are not planned: the devices of their jobs are not known here. Set device, such as device=h100_80gb"
+    )
 
 
 def test_a_point_that_cannot_be_planned_is_launched_with_a_message(compose, monkeypatch, caplog):
     monkeypatch.setattr(xlstm_hydra.plan, "make_plan", None)
     here = OmegaConf.create({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"})
-    assert _plan_points.plan_points({3: run_of(compose, SIMULATED)}, here) == {}
-    assert caplog.messages[0].startswith("job 3 cannot be planned, and will be launched without a plan: TypeError: ")
+    assert _plans.plan_points({3: run_of(compose, SIMULATED)}, here) == {}
+    assert caplog.messages[0].startswith("job 3 cannot be planned and will be launched without a plan: TypeError: ")
 
 
 # ---- launching

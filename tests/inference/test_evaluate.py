@@ -1,4 +1,4 @@
-"""The loss of a checkpoint is that of its parameters, whatever the layout, and each target counts once."""
+"""Evaluation gives the loss of the saved parameters on every layout, and counts each target once."""
 
 import json
 import math
@@ -20,14 +20,14 @@ DATA = StdlibDataConfig(validation_fraction=1e-5)
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run folder and the parameters that are saved in it."""
+    """A run folder and the parameters saved in it."""
     folder = tmp_path_factory.mktemp("saved")
     return folder, save_untrained(tiny_run(model=MODEL, data=DATA), folder)
 
 
 @pytest.fixture
 def evaluated(saved, tmp_path):
-    """Evaluates what is saved, with changes, and gives what was written."""
+    """Function that evaluates the saved run, with changes, and returns the written result."""
 
     def run(layout="dp8", model=MODEL, data=DATA, batch_size=8, **task):
         logger = LoggerConfig(progress=False, csv=False, tensorboard=False)
@@ -43,7 +43,7 @@ def evaluated(saved, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["dp8", "tp2_fsdp4"])
-def test_each_target_of_the_part_counts_once(saved, evaluated, layout):
+def test_each_target_of_the_split_counts_once(saved, evaluated, layout):
     result = evaluated(layout, batch_size=40)
     corpus = open_corpus(DATA, 16, 256)[1]
     assert len(corpus) % 40, "a batch should be padded"
@@ -56,7 +56,7 @@ def test_each_target_of_the_part_counts_once(saved, evaluated, layout):
     assert result["loss"] == pytest.approx(losses[rows["loss_mask"]].mean(), rel=1e-6)
 
 
-def test_a_text_however_short_is_evaluated_whole(evaluated, tmp_path):
+def test_the_whole_text_is_evaluated_however_short_it_is(evaluated, tmp_path):
     (tmp_path / "note.txt").write_text("to be or not to be")
     data = TextDataConfig(path=str(tmp_path / "note.txt"))
     assert evaluated(data=data, split="all")["targets"] == 18
@@ -65,7 +65,7 @@ def test_a_text_however_short_is_evaluated_whole(evaluated, tmp_path):
         evaluated(data=data, split="all")
 
 
-def test_bits_and_perplexity_of_some_batches_follow_from_the_loss(evaluated):
+def test_bits_and_perplexity_follow_from_the_loss(evaluated):
     result = evaluated(num_batches=2, split="train")
     assert result["batches"] == 2 and result["split"] == "train" and result["step"] == 2
     assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2))
@@ -76,12 +76,12 @@ REFUSED = {
     "no run": ({"checkpoint": "nope"}, r"task\.checkpoint='nope': no checkpoints in"),
     "another model": (
         {"model": MODEL | {"embedding_dim": 64}},
-        r"task\.checkpoint=.*are not those of this model: blocks",
+        r"task\.checkpoint=.*do not match the model: blocks",
     ),
 }
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_does_not_fit_is_told_under_the_key_of_the_task(evaluated, changes, words):
+def test_a_checkpoint_that_does_not_fit_is_reported_under_the_key_of_the_task(evaluated, changes, words):
     with pytest.raises(ConfigError, match=words):
         evaluated(**changes)

@@ -1,4 +1,4 @@
-"""What is generated, shown and written."""
+"""Generated tokens, as printed and as written."""
 
 import json
 
@@ -21,7 +21,7 @@ SAMPLER = "xlstm_hydra.inference._generate.sample_tokens"
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model of bytes and one of synthetic tokens: their run folders, and the parameters of the first."""
+    """Folder with a run on bytes and a run on synthetic tokens, and the parameters of the first."""
     folder = tmp_path_factory.mktemp("saved")
     params = save_untrained(tiny_run(model=MODEL, data=StdlibDataConfig()), folder / "bytes")
     save_untrained(tiny_run(), folder / "tokens")
@@ -30,7 +30,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def generated(saved, tmp_path, capsys):
-    """Generates, and gives what was written and shown."""
+    """Function that generates, and returns the written result and the printed text."""
 
     def run(of="bytes", layout=None, **task):
         task = GenerateTaskConfig(**{"checkpoint": str(saved[0] / of), "max_new_tokens": 12} | task)
@@ -41,7 +41,7 @@ def generated(saved, tmp_path, capsys):
     return run
 
 
-def test_the_likeliest_tokens_are_those_of_the_whole_forward_pass(saved, generated):
+def test_greedy_tokens_equal_those_of_the_full_forward_pass(saved, generated):
     [sample] = generated(prompt="ab", temperature=0.0)[0]["samples"]
     tokens = [0, 97, 98, *sample["tokens"]]
     module = build_model(tiny_run(model=MODEL, parallel={}).model)
@@ -50,7 +50,7 @@ def test_the_likeliest_tokens_are_those_of_the_whole_forward_pass(saved, generat
     np.testing.assert_array_equal(likeliest[: len(sample["tokens"])], sample["tokens"])
 
 
-def test_a_sample_depends_on_the_seed_and_its_number_only(generated):
+def test_a_sample_depends_only_on_the_seed_and_its_number(generated):
     many, one, other = (generated(num_samples=n, seed=seed)[0]["samples"] for n, seed in ((3, 5), (1, 5), (1, 6)))
     assert one[0] == many[0] and one[0] != other[0]
     assert len({str(sample["tokens"]) for sample in many}) == 3
@@ -60,14 +60,14 @@ def test_a_sharded_model_generates_the_same(generated):
     assert generated(layout="tp2_fsdp4", seed=3)[0]["samples"] == generated(seed=3)[0]["samples"]
 
 
-def test_the_prompt_and_the_first_sample_are_shown_as_they_come_then_the_others(generated):
+def test_the_first_sample_is_printed_token_by_token_then_the_others(generated):
     written, shown = generated(prompt="Größe ", num_samples=2)
     texts = ["".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in s["text"]) for s in written["samples"]]
     assert shown == f"--- sample 1/2\nGröße {texts[0]}\n--- sample 2/2\nGröße {texts[1]}\n"
 
 
 def steps(*rows):
-    """In the place of the model: these tokens, then Ctrl-C."""
+    """Replacement for the model: yields these tokens, then raises as Ctrl-C does."""
 
     def sample_tokens(*args):
         yield from (np.asarray(row) for row in rows)
@@ -83,40 +83,42 @@ def test_a_sample_ends_before_the_next_document(generated, monkeypatch):
     assert all(sample["stopped"] for sample in written["samples"]) and shown.count("hi\n") == 1
 
 
-def test_a_character_is_shown_when_it_is_complete_and_controls_never(generated, monkeypatch):
+def test_only_complete_characters_and_no_control_characters_are_printed(generated, monkeypatch):
     monkeypatch.setattr(
         "xlstm_hydra.inference._generate.sample_tokens", steps([0xC3], [0xA9], [0x1B], [0xFF], [33], [0])
     )
     assert generated()[1] == "é\ufffd\ufffd!\n"
 
 
-def test_after_ctrl_c_what_there_is_has_been_written(generated, monkeypatch, tmp_path):
+def test_after_ctrl_c_the_tokens_generated_so_far_are_written(generated, monkeypatch, tmp_path):
     monkeypatch.setattr(SAMPLER, steps([104], [105]))
-    with pytest.raises(KeyboardInterrupt, match=r"what was generated so far is in .*generated\.json"):
+    with pytest.raises(KeyboardInterrupt, match=r"the text generated so far is in .*generated\.json"):
         generated()
     assert json.loads((tmp_path / "generated.json").read_text())["samples"][0]["text"] == "hi"
 
 
-def test_token_ids_go_in_and_come_out_for_other_vocabularies(generated):
+def test_other_vocabularies_use_token_ids_for_prompt_and_output(generated):
     written, shown = generated(of="tokens", prompt_tokens=[3, 1, 4])
     [sample] = written["samples"]
     assert len(sample["tokens"]) == 12 and max(sample["tokens"]) < 32 and "text" not in sample
     assert shown == "".join(f"{token} " for token in [3, 1, 4, *sample["tokens"]]) + "\n"
 
 
-def test_text_is_refused_where_tokens_are_not_known_to_be_bytes(saved, tmp_path):
+def test_a_text_prompt_is_refused_unless_tokens_are_known_to_be_bytes(saved, tmp_path):
     save_untrained(tiny_run(model=MODEL), tmp_path / "run")  # of synthetic data
     task = GenerateTaskConfig(checkpoint=str(tmp_path / "run"), prompt="Once")
     run = tiny_run(model=MODEL, parallel={"data_axis_size": 8}, task=task)
-    with pytest.raises(ConfigError, match=r"task\.prompt='Once': .* not say that its tokens are bytes.*prompt_tokens"):
+    with pytest.raises(
+        ConfigError, match=r"task\.prompt='Once': .* not record that its tokens are bytes.*prompt_tokens"
+    ):
         generate(run, tmp_path)
 
 
-def test_a_class_that_keeps_nothing_is_refused_with_what_it_would_need(saved):
+def test_a_class_without_a_cache_is_refused_with_a_way_out(saved):
     class Forgetful(nn.Module):
         def __call__(self, tokens): ...
 
     run = tiny_run(task=GenerateTaskConfig(checkpoint=str(saved[0] / "tokens"), prompt_tokens=[1]))
     run.model.model_class = Forgetful
-    with pytest.raises(ConfigError, match=r"Forgetful'.* takes no `capacity`.*Build it on .*LanguageModel"):
+    with pytest.raises(ConfigError, match=r"Forgetful'.* has no `capacity`.*Derive the class from .*LanguageModel"):
         generate(run)

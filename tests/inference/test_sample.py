@@ -1,4 +1,4 @@
-"""How a token is drawn."""
+"""Sampling of a token from logits."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ ROWS = 4000
 
 
 def shares(**options):
-    """How often each token is drawn."""
+    """Observed frequency of each token."""
     logits = jnp.tile(jnp.log(jnp.asarray(PROBABILITIES)) + 3, (ROWS, 1))
     options = {"temperature": 1.0} | options
     keys = jax.random.split(jax.random.key(0), ROWS)
@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("options", "expected"), OPTIONS.values(), ids=OPTIONS)
-def test_tokens_are_drawn_as_often_as_the_options_say(options, expected):
+def test_token_frequencies_match_the_options(options, expected):
     got = shares(**options)
     np.testing.assert_allclose(got, expected, atol=0.03)
     assert not got[expected == 0].any()

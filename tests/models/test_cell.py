@@ -1,4 +1,4 @@
-"""The three forms of the mLSTM cell are one function."""
+"""The three forms of the mLSTM cell compute the same function."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def inputs(seed=0, dtype=jnp.float64, gate_scale=3.0):
 
 
 def naive(q, k, v, i, f):
-    """The recurrence of the paper without any stabilisation, in plain Python floats."""
+    """The recurrence of the paper without a stabilizer, in Python floats."""
     q, k, v, i, f = (np.asarray(x, np.float64) for x in (q, k, v, i, f))
     h = np.zeros_like(v)
     for b in range(B):
@@ -48,7 +48,7 @@ def naive(q, k, v, i, f):
 
 
 @pytest.mark.parametrize("form", [mlstm_quadratic, *FORMS.values()], ids=["quadratic", *FORMS])
-def test_it_is_the_recurrence_of_the_paper(form):
+def test_it_computes_the_recurrence_of_the_paper(form):
     np.testing.assert_allclose(form(*inputs(), eps=0.0), naive(*inputs()), rtol=1e-11, atol=1e-13)
 
 
@@ -67,7 +67,7 @@ def test_all_forms_give_the_same_gradient(form, argument):
 
 
 @pytest.mark.parametrize("argument", range(5), ids=NAMES)
-def test_the_gradient_is_that_of_finite_differences(argument):
+def test_the_gradient_equals_finite_differences(argument):
     values = list(inputs(seed=3, gate_scale=1.0))
     direction = jnp.asarray(np.random.default_rng(4).normal(size=values[argument].shape))
 
@@ -118,11 +118,11 @@ def grad_of(length):
     return jax.jit(jax.grad(lambda *x: mlstm_chunkwise(*x, chunk_size=16).sum(), range(5))).lower(*shapes)
 
 
-def test_the_program_does_not_grow_with_the_length():
+def test_the_size_of_the_program_does_not_depend_on_the_length():
     short, long = (len(grad_of(length).as_text()) for length in (64, 4096))
     assert long < 1.05 * short
 
 
-def test_the_backward_pass_keeps_memory_linear_in_the_length():
+def test_the_memory_of_the_backward_pass_is_linear_in_the_length():
     short, long = (grad_of(length).compile().memory_analysis().temp_size_in_bytes for length in (1024, 4096))
     assert long < 4.5 * short

@@ -1,4 +1,4 @@
-"""Continuing tokens from what a model keeps gives what reading all of them at once gives."""
+"""Continuing from a cache gives the same logits as one pass over all tokens."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ CASES = [
     ),
 ]
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""Compiled in a third of the time."""
+"""Options that compile in a third of the time."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def float64():
 
 
 def in_float64(family, **changes):
-    """A module, with parameters away from their symmetric start."""
+    """A module, with parameters changed from their symmetric initial values."""
     model = FAMILIES[family](**changes)
     for key in {"dtype", "lm_head_dtype", "gate_dtype"} & set(model.model_config.__dataclass_fields__):
         setattr(model.model_config, key, "float64")
@@ -68,7 +68,7 @@ def in_float64(family, **changes):
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)
-def test_a_model_continues_as_if_it_read_all_at_once(family, changes):
+def test_continuing_equals_one_pass_over_all_tokens(family, changes):
     module, params = in_float64(family, **changes)
     rng = np.random.default_rng(1)
     tokens, borders = rng.integers(0, 32, (2, T)), rng.random((2, T)) < 0.15
@@ -83,7 +83,7 @@ def test_a_model_continues_as_if_it_read_all_at_once(family, changes):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_kept_grows_with_the_tokens_in_attention_only(family):
+def test_only_the_cache_of_attention_grows_with_the_tokens(family):
     module, params = in_float64(family)
 
     def size(capacity):
@@ -95,7 +95,7 @@ def test_what_is_kept_grows_with_the_tokens_in_attention_only(family):
 
 
 def in_pieces(advance, state, x, cuts):
-    """The outputs of a cell that continues from each piece to the next, put together."""
+    """Concatenated outputs of a cell that continues from one piece to the next."""
     outputs = []
     for piece in zip(*(jnp.split(jnp.asarray(array), cuts, axis=1) for array in x), strict=True):
         state, h = advance(state, *piece)

@@ -1,4 +1,4 @@
-"""What holds for every family: sizes, causality, names, options that do something."""
+"""Properties of every model family: sizes, causality, names, and effects of all options."""
 
 import functools
 import json
@@ -73,7 +73,7 @@ def some_tokens(seed=0, rows=2):
 
 
 def params_of(model):
-    """Parameters away from the zeros that gates are initialised with."""
+    """Parameters changed from the initial zeros of the gates."""
     shapes = jax.eval_shape(lambda: init_model(build_model(model), jax.random.key(0)))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
@@ -81,7 +81,7 @@ def params_of(model):
 
 @functools.cache
 def compiled(path, text, train):
-    """The forward pass of a model, compiled once for all its tests."""
+    """Forward pass of a model, compiled once for all tests."""
     model = ModelConfig(path, model_config=type_of(path).from_dict(type_of(path), json.loads(text)))
     module = build_model(resolve_classes(model))
     return jax.jit(lambda params, *args, key=None: apply_model(module, params, *args, train=train, dropout_key=key))
@@ -131,7 +131,7 @@ APART = {
 
 
 @families
-def test_a_document_sees_nothing_of_the_one_before_it_if_they_are_kept_apart(family):
+def test_a_document_is_independent_of_earlier_ones_if_documents_are_separated(family):
     model = FAMILIES[family](**APART[family])
     borders = jnp.zeros((2, 16), bool).at[:, 8].set(True)
     tokens = some_tokens()
@@ -140,7 +140,7 @@ def test_a_document_sees_nothing_of_the_one_before_it_if_they_are_kept_apart(fam
 
 
 @families
-def test_blocks_scanned_or_not_compute_the_same(family):
+def test_scanned_and_separate_blocks_compute_the_same(family):
     scanned, unrolled = FAMILIES[family](), FAMILIES[family](scan_blocks=False)
     params = params_of(scanned)
     separate = {key: value for key, value in params.items() if key != "blocks"}
@@ -209,7 +209,7 @@ def test_an_option_changes_the_model(family, key, value):
 
 
 def fingerprint(model):
-    """The program and the initial values, as text."""
+    """Lowered program and initial values, as text."""
     module = build_model(model)
     init = lambda: init_model(module, jax.random.key(0))  # noqa: E731
     forward = lambda params, tokens: apply_model(module, params, tokens, tokens == 0)  # noqa: E731
@@ -218,7 +218,7 @@ def fingerprint(model):
 
 @families
 @pytest.mark.parametrize("add_embedding_dropout", [False, True], ids=["branches", "embedding too"])
-def test_dropout_is_active_in_training_only(family, add_embedding_dropout):
+def test_dropout_is_only_active_in_training(family, add_embedding_dropout):
     rate = {"dropout_rate" if family == "llama" else "dropout": 0.5}
     model = FAMILIES[family](add_embedding_dropout=add_embedding_dropout, **rate)
     keys = [jax.random.key(1), jax.random.key(2)]
@@ -229,19 +229,19 @@ def test_dropout_is_active_in_training_only(family, add_embedding_dropout):
 
 
 @pytest.mark.parametrize("key", ["remat", "fsdp_modules"])
-def test_a_name_that_is_no_module_class_is_refused_with_those_that_are(key):
+def test_an_unknown_module_class_is_refused_with_the_known_ones(key):
     model = FAMILIES["v1"]()
     model.parallel = ParallelConfig(**{key: ["mLSTMBlok"]})
     with pytest.raises(ConfigError, match=rf"parallel\.{key}='mLSTMBlok'.*Did you mean 'mLSTMBlock'"):
         list_parameters(model)
 
 
-def test_tied_weights_leave_no_second_table():
+def test_tied_weights_have_a_single_table():
     paths = [parameter.path for parameter in list_parameters(FAMILIES["v1"](tie_weights=True))]
     assert "token_embedding.embedding" in paths and "lm_head.out_dense.kernel" not in paths
 
 
-def test_initial_standard_deviations_are_those_of_the_formulas():
+def test_initial_standard_deviations_follow_their_formulas():
     model = FAMILIES["v1"](embedding_dim=256, num_heads=4, num_blocks=3, vocab_size=512)
     values = traverse_util.flatten_dict(init_model(build_model(model), jax.random.key(0)), sep=".")
     small, wang = math.sqrt(2 / (5 * 256)), 2 / (3 * math.sqrt(256))

@@ -1,4 +1,4 @@
-"""The weights of xlstm-jax give their own logits in our models."""
+"""Weights of xlstm-jax give the logits of xlstm-jax in our models."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def logits(model, params, reference):
 def assert_equal_logits(case, **changes):
     model, reference = load_model(case, **changes), data(case)
     ours = logits(model, load_params(case, model), reference)
-    # Llama's rotary positions: in the reference every token of the padding is at 0, here they go on.
+    # Llama's rotary positions: in the reference, all padding tokens have position 0; here, positions keep counting.
     here = slice(None) if case != "c_llama" else reference["inputs_segmentation"] != 0
     np.testing.assert_allclose(ours[here], reference["logits"][here], atol=1e-5)
 
@@ -81,13 +81,13 @@ def test_the_initial_values_have_the_same_distribution(case):
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
         assert value.shape == theirs[path].shape, path
-        if value.size >= 64:  # of two random biases, the moments say nothing
+        if value.size >= 64:  # two random biases are too few to compare moments
             np.testing.assert_allclose(value.std(), theirs[path].std(), rtol=0.35, atol=1e-7, err_msg=path)
             np.testing.assert_allclose(value.mean(), theirs[path].mean(), atol=0.02 + 3 * value.std(), err_msg=path)
 
 
 def on_disk(case, shardings=None, **changes):
-    """The parameters as they are read from the checkpoint itself."""
+    """Parameters read from the checkpoint on disk."""
     model = load_model(case, **changes)
     return model, checkpoint.load_params(find_checkpoint(str(CHECKPOINTS / case / "run")), model, shardings)
 
@@ -104,12 +104,12 @@ def test_a_checkpoint_on_disk_gives_its_own_logits_and_loss(case):
     np.testing.assert_allclose(losses[mask].mean(), reference["token_loss"][mask].mean(), atol=1e-6)
 
 
-def test_what_is_read_from_disk_is_what_an_independent_reading_gives(case):
+def test_an_independent_reader_gets_the_same_parameters(case):
     model, params = on_disk(case)
     jax.tree.map(np.testing.assert_array_equal, params, load_params(case, model))
 
 
-def test_a_checkpoint_of_xlstm_jax_goes_onto_our_layouts():
+def test_a_checkpoint_of_xlstm_jax_can_be_loaded_onto_our_layouts():
     model, whole = on_disk(ALL[-1])
     model.parallel = ParallelConfig(**LAYOUTS["tp2_fsdp4"])
     run = RunConfig(model=model, data=SyntheticDataConfig(), trainer=TrainerConfig(batch_size=8))
@@ -119,9 +119,9 @@ def test_a_checkpoint_of_xlstm_jax_goes_onto_our_layouts():
     assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings
 
 
-def test_the_gradients_of_tensor_parallel_devices_are_equal_but_for_their_number():
-    """There, each device averages over its own targets, and arrays that are stacked over two devices get twice the
-    gradient."""
+def test_the_gradients_of_tensor_parallel_devices_are_equal_up_to_a_factor():
+    """In xlstm-jax, each device averages over its own targets, and arrays that are stacked over two devices have twice
+    the gradient."""
     case = ALL[-1]
     model, params = on_disk(case, scan_blocks=True)
     reference = data(case)

@@ -29,7 +29,7 @@ def sigmoid(x):
 
 
 def naive(x, recurrent, borders=None, forget_gate="sigmoid"):
-    """The equations of section 2.2 as they stand: four matrices per head, no stabiliser."""
+    """The equations of section 2.2, unchanged: four matrices per head, no stabilizer."""
     x, recurrent = np.asarray(x), np.asarray(recurrent)
     forget = {"sigmoid": sigmoid, "exp": np.exp}[forget_gate]
     rows, length, _, heads, width = x.shape
@@ -49,19 +49,19 @@ def naive(x, recurrent, borders=None, forget_gate="sigmoid"):
 
 
 @gates
-def test_it_is_the_recurrence_of_the_paper(forget_gate):
+def test_it_computes_the_recurrence_of_the_paper(forget_gate):
     got = slstm(*inputs(), forget_gate=forget_gate)
     np.testing.assert_allclose(got, naive(*inputs(), forget_gate=forget_gate), rtol=1e-11, atol=1e-13)
 
 
 @gates
-def test_large_gates_give_what_more_digits_give_without_a_stabiliser(forget_gate):
+def test_with_large_gates_the_result_equals_high_precision_without_a_stabilizer(forget_gate):
     x, recurrent = (np.asarray(array, np.longdouble) for array in inputs(scale=80.0))
     expected = naive(x, recurrent, forget_gate=forget_gate)
     np.testing.assert_allclose(slstm(*inputs(scale=80.0), forget_gate=forget_gate), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_document_begins_with_the_initial_state():
+def test_a_document_starts_from_the_initial_state():
     borders = np.zeros((B, T), bool)
     borders[0, 5] = borders[1, 0] = borders[1, 9] = True
     got = slstm(*inputs(), jnp.asarray(borders))
@@ -70,7 +70,7 @@ def test_a_document_begins_with_the_initial_state():
     np.testing.assert_allclose(got[:1, 5:], slstm(x[:1, 5:], recurrent), rtol=1e-12, atol=1e-14)
 
 
-def test_one_step_after_the_other_is_the_whole():
+def test_single_steps_give_the_whole_sequence():
     x, recurrent = inputs()
     state = slstm_start((B, H, V), x.dtype)
     outputs = []
@@ -80,7 +80,7 @@ def test_one_step_after_the_other_is_the_whole():
     np.testing.assert_allclose(jnp.stack(outputs, 1), slstm(x, recurrent), rtol=1e-12)
 
 
-def test_a_soft_cap_bounds_the_input_and_forget_gates_alone():
+def test_a_soft_cap_only_bounds_the_input_and_forget_gates():
     x, recurrent = inputs(scale=20.0)
     capped = x.at[:, :, 1:3].set(0.5 * jnp.tanh(x[:, :, 1:3] / 0.5))
     np.testing.assert_allclose(slstm(x, 0 * recurrent, gate_soft_cap=0.5), slstm(capped, 0 * recurrent), rtol=1e-12)
@@ -88,7 +88,7 @@ def test_a_soft_cap_bounds_the_input_and_forget_gates_alone():
 
 @gates
 @pytest.mark.parametrize("argument", range(2), ids=ARGUMENTS)
-def test_the_gradient_is_that_of_finite_differences(argument, forget_gate):
+def test_the_gradient_equals_finite_differences(argument, forget_gate):
     values = list(inputs(seed=3))
     direction = jnp.asarray(np.random.default_rng(4).normal(size=values[argument].shape))
     borders = jnp.zeros((B, T), bool).at[0, 7].set(True)
@@ -128,7 +128,7 @@ def test_output_and_gradient_are_finite_at_extreme_gates(dtype, forget_gate):
             assert jnp.all(jnp.isfinite(gradient)), name
 
 
-def test_the_program_does_not_grow_with_the_length():
+def test_the_size_of_the_program_does_not_depend_on_the_length():
     def text(length):
         shapes = jax.ShapeDtypeStruct((1, length, 4, 2, 8), jnp.float32), jax.ShapeDtypeStruct((2, 8, 4, 8), "float32")
         return jax.jit(jax.grad(lambda *args: slstm(*args).sum(), (0, 1))).lower(*shapes).as_text()

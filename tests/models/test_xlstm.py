@@ -1,4 +1,4 @@
-"""xLSTM[a:b]: where the sLSTM blocks are, and what the stack makes of it."""
+"""xLSTM[a:b]: positions of the sLSTM blocks, and the scanned stack."""
 
 import math
 
@@ -29,7 +29,7 @@ def published():
         return load(compose("config", overrides=["model=xlstm_7_1"])).model
 
 
-def test_xlstm_7_1_has_the_number_of_parameters_that_its_formulas_give():
+def test_xlstm_7_1_has_the_number_of_parameters_of_its_formulas():
     D, heads, vocab, kernel = 768, 4, 50304, 4
     inner, ff = 2 * D, 1024
     mlstm = D + 2 * D * inner + inner * D + 3 * inner * 4 + kernel * inner + inner  # norm, up, down, q k v, convolution
@@ -50,7 +50,7 @@ def paths(**changes):
     return {parameter.path for parameter in list_parameters(FAMILIES["xlstm"](**changes))}
 
 
-def test_the_blocks_that_are_listed_are_slstm_blocks_and_the_others_mlstm_blocks():
+def test_listed_blocks_are_slstm_blocks_and_the_others_mlstm_blocks():
     names = paths(slstm_at=[2, 0], num_blocks=4, scan_blocks=False)
     assert {path.split(".")[0] for path in names if ".slstm." in path} == {"blocks_0", "blocks_2"}
     assert {path.split(".")[0] for path in names if ".xlstm." in path} == {"blocks_1", "blocks_3"}
@@ -61,7 +61,7 @@ def test_the_blocks_that_are_listed_are_slstm_blocks_and_the_others_mlstm_blocks
     [([], [""]), ([1, 3], ["block_0", "block_1"]), ([0, 3], [f"block_{i}" for i in range(4)]), ([0, 1, 2, 3], [""])],
     ids=["none", "every second", "no pattern", "all"],
 )
-def test_one_period_of_the_stack_is_compiled(slstm_at, kinds):
+def test_only_one_period_of_the_stack_is_compiled(slstm_at, kinds):
     extra = {"chunk_size": 64} if len(slstm_at) == 4 else {}
     inside = {
         path.split(".")[1] for path in paths(slstm_at=slstm_at, num_blocks=4, **extra) if path.startswith("blocks")
@@ -72,7 +72,7 @@ def test_one_period_of_the_stack_is_compiled(slstm_at, kinds):
         assert inside == set(kinds)
 
 
-def test_the_program_does_not_grow_with_the_number_of_periods():
+def test_the_size_of_the_program_does_not_depend_on_the_number_of_periods():
     def size(num_blocks):
         model = FAMILIES["xlstm"](num_blocks=num_blocks)
         params = jax.eval_shape(lambda: init_model(build_model(model), jax.random.key(0)))
@@ -109,7 +109,7 @@ def reference_block(params, x, heads=4):
     return x + (gelu * (h @ ffn["proj_up"]["kernel"])) @ ffn["proj_down"]["kernel"]
 
 
-def test_the_block_is_that_of_the_paper():
+def test_the_block_computes_the_equations_of_the_paper():
     with jax.enable_x64(True):
         config = FAMILIES["xlstm"](norm_type="layernorm").model_config
         for key in ("dtype", "gate_dtype"):
@@ -126,7 +126,7 @@ X_BTD = jax.random.normal(jax.random.key(1), (1, 16, 32))
 
 
 def layer_and_params(**changes):
-    """One sLSTM layer as a function of its parameters, and their initial values."""
+    """An sLSTM layer as a function of its parameters, and their initial values."""
     layer = sLSTMLayer(FAMILIES["xlstm"](**changes).model_config)
     inputs = BlockInputs(jnp.arange(1))
     params = meta.unbox(jax.jit(lambda: layer.init(jax.random.key(0), X_BTD, inputs))()["params"])
@@ -134,7 +134,7 @@ def layer_and_params(**changes):
 
 
 @pytest.mark.parametrize(("gates", "reads"), [(("zgate", "ogate"), False), (("igate", "fgate"), True)])
-def test_the_convolution_feeds_the_input_and_forget_gates_alone(gates, reads):
+def test_the_convolution_only_feeds_the_input_and_forget_gates(gates, reads):
     layer, params = layer_and_params()
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     for gate in {"zgate", "igate", "fgate", "ogate"} - set(gates):

@@ -1,4 +1,4 @@
-"""Piece by piece, dense layers give what they give at once."""
+"""Collective matmuls give the same results as gathering, multiplying and scattering."""
 
 import re
 
@@ -15,7 +15,7 @@ SIZES = (2, 3, 4, 8)
 
 
 def layer(size, overlap):
-    """stream -> hidden -> stream on `size` devices, as a function of global arrays."""
+    """Return a function of global arrays that runs two layers, stream -> hidden -> stream, on `size` devices."""
     axes = Axes(tensor="tp", tensor_size=size, overlap=overlap)
 
     def local(x, up, down):
@@ -34,7 +34,7 @@ def arrays(dtype=float):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_values_and_gradients_are_those_of_the_whole_product(size):
+def test_values_and_gradients_equal_those_of_the_full_product(size):
     with jax.enable_x64(True):
         inputs = arrays()
         whole = lambda x, up, down: jnp.tanh(x @ up) @ down  # noqa: E731
@@ -48,7 +48,7 @@ def test_values_and_gradients_are_those_of_the_whole_product(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_permutes_stand_where_gather_and_scatter_stood(size):
+def test_permutes_replace_gather_and_scatter(size):
     at_once, by_pieces = (layer(size, overlap).lower(*arrays()).as_text() for overlap in (False, True))
     assert at_once.count("stablehlo.all_gather") == at_once.count("stablehlo.reduce_scatter") == 1
     assert "all_gather" not in by_pieces and "reduce_scatter" not in by_pieces
@@ -56,7 +56,7 @@ def test_permutes_stand_where_gather_and_scatter_stood(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pieces_go_both_ways_round_the_ring(size):
+def test_shards_are_sent_in_both_directions_of_the_ring(size):
     text = layer(size, True).lower(*arrays()).as_text()
     pairs = re.findall(r"source_target_pairs = dense<\[\[(\d+), (\d+)\]", text)
     ways = [(int(target) - int(source)) % size for source, target in pairs]
@@ -65,7 +65,7 @@ def test_pieces_go_both_ways_round_the_ring(size):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_in_bfloat16_the_result_is_as_close_to_the_truth_as_at_once(size):
+def test_in_bfloat16_the_error_is_not_larger_than_without_collective_matmul(size):
     inputs, exact = arrays(jnp.bfloat16), [np.asarray(x, np.float64) for x in arrays(jnp.bfloat16)]
     truth = np.tanh(exact[0] @ exact[1]) @ exact[2]
     errors = [np.abs(np.asarray(layer(size, overlap)(*inputs), np.float64) - truth).max() for overlap in (True, False)]

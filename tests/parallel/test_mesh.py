@@ -1,4 +1,4 @@
-"""From sizes to a mesh."""
+"""Meshes: axis sizes, order of devices, descriptions."""
 
 from typing import Any, NamedTuple
 
@@ -24,14 +24,14 @@ def layout(*sizes, **changes):
 
 
 @pytest.mark.parametrize("axis", range(4), ids=SIZES)
-def test_any_one_size_is_inferred(axis):
+def test_any_single_size_can_be_inferred(axis):
     sizes = [2, 2, 1, 1]
     sizes[axis] = -1
     inferred = list(layout(*sizes).axis_sizes(16).values())
     assert inferred[axis] * (4 // [2, 2, 1, 1][axis]) == 16
 
 
-def test_sizes_are_in_mesh_order_under_their_names():
+def test_sizes_are_named_and_in_mesh_order():
     sizes = layout(2, 4, 1, 3, data_axis_name="replica").axis_sizes(24)
     assert list(sizes.items()) == [("replica", 2), ("fsdp", 4), ("pp", 1), ("tp", 3)]
 
@@ -55,7 +55,7 @@ def test_a_product_that_is_not_the_number_of_devices_is_refused_with_the_way_out
         layout(*sizes).axis_sizes(devices)
 
 
-def test_a_mesh_that_does_not_fit_names_the_keys_as_typed():
+def test_a_mesh_that_does_not_fit_is_reported_with_the_keys_as_typed():
     with pytest.raises(ConfigError, match=r"parallel\.fsdp_axis_size=3: .* must divide the number of devices, 8"):
         build_mesh(layout(-1, 3, 1, 1))
 
@@ -66,7 +66,7 @@ def test_the_mesh_has_all_four_axes():
     assert describe_mesh(mesh) == "8 devices (cpu): dp=2 fsdp=2 pp=1 tp=2"
 
 
-def test_axes_of_size_one_are_never_named():
+def test_mesh_axes_of_size_one_are_never_named():
     parallel = layout(1, -1, 1, 1)
     mesh = build_mesh(parallel)
     assert mesh_axes(parallel, mesh) == Axes(tensor=None, tensor_size=1, batch=("fsdp",))
@@ -79,7 +79,7 @@ def test_one_device_needs_no_collective():
 
 
 class Device(NamedTuple):
-    """As much of a device as a mesh looks at."""
+    """The attributes of a device that the mesh depends on."""
 
     id: int
     process_index: int
@@ -88,7 +88,7 @@ class Device(NamedTuple):
 
 
 def hosts(*counts, platform="cpu"):
-    """Devices of hosts of these sizes, with one process each, in an order that tells nothing."""
+    """Devices of hosts with these numbers of devices, one process each, in random order."""
     numbers = [host for host, count in enumerate(counts) for _ in range(count)]
     return [Device(index, host, platform) for index, host in enumerate(numbers)][::-1]
 
@@ -99,7 +99,7 @@ def mesh_of(parallel, devices, order=None):
 
 
 class FakeMesh(NamedTuple):
-    """A mesh of such devices."""
+    """A mesh of these devices."""
 
     devices: Any
     axis_names: tuple[str, ...]
@@ -130,29 +130,29 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("sizes", "counts", "order", "across"), PLACES.values(), ids=PLACES)
-def test_the_busiest_axes_stay_inside_a_host_unless_told_otherwise(sizes, counts, order, across):
+def test_the_busiest_mesh_axes_stay_within_a_host_by_default(sizes, counts, order, across):
     mesh = mesh_of(layout(*sizes), hosts(*counts), order)
     assert axes_across_hosts(mesh) == across
     assert len(set(mesh.devices.flat)) == sum(counts)
 
 
-def test_neighbours_in_a_host_are_in_the_order_of_their_numbers():
+def test_neighbors_in_a_host_are_ordered_by_id():
     mesh = mesh_of(layout(2, 1, 1, 4), hosts(4, 4))
     assert [[device.id for device in row] for row in mesh.devices.reshape(2, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_gpus_of_several_processes_on_a_host_are_neighbours():
+def test_gpus_of_several_processes_on_a_host_are_neighbors():
     devices = [Device(index, index, "cuda", slice_index=index % 2) for index in range(8)]
     assert axes_across_hosts(mesh_of(layout(2, 1, 1, 4), devices)) == ("dp",)
 
 
-def test_the_description_tells_which_axes_cross_hosts():
+def test_the_description_lists_the_mesh_axes_that_cross_hosts():
     devices = hosts(8, 8, platform="cuda")
     expected = "16 devices (cuda) in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts"
     assert describe_mesh(mesh_of(layout(-1, 8, 1, 1), devices)) == expected
     assert describe_mesh(mesh_of(layout(2, 2, 1, 4), hosts(4, 4, 4, 4))).endswith("; dp and fsdp cross hosts")
 
 
-def test_a_real_mesh_takes_the_order_too():
+def test_the_order_applies_to_a_real_mesh():
     mesh = build_mesh(layout(2, 1, 1, 4), order=["dp", "fsdp", "pp", "tp"])
     assert [device.id for device in mesh.devices[0].flat] == [0, 2, 4, 6]

@@ -1,4 +1,4 @@
-"""Where parameters live, and the reasons where they are whole."""
+"""Placement of parameters on the mesh, and the reasons if they are not sharded."""
 
 import jax
 import pytest
@@ -23,25 +23,25 @@ def placed(sizes=SIZES, modules=("mLSTMBlock",), min_size=0, **changes):
     return shard_parameter(parameter(**changes), parallel, sizes)
 
 
-def test_named_array_axes_go_to_the_tensor_axis_and_the_largest_free_one_to_fsdp():
+def test_named_array_axes_use_the_tensor_mesh_axis_and_fsdp_uses_the_largest_free_one():
     placement = placed()
     assert placement.spec == jax.P(None, "fsdp", "tp")
     assert placement.fsdp_axis == -2 and placement.whole_because is None
     assert placement.bytes_per_device == 3 * 64 * 96 * 4 // 8
 
 
-def test_of_equal_array_axes_the_last_is_taken():
+def test_of_equal_array_axes_fsdp_uses_the_last():
     assert placed(shape=(64, 64), names=(None, None)).spec == jax.P(None, "fsdp")
 
 
-def test_an_array_axis_that_does_not_divide_is_passed_over():
+def test_an_array_axis_that_is_not_divisible_is_skipped():
     assert placed(shape=(64, 99), names=(None, None)).spec == jax.P("fsdp", None)
 
 
 def test_the_stacking_array_axis_is_never_split():
     placement = placed(shape=(64, 3, 5), names=("layers", None, None))
     assert placement.spec == jax.P(None, None, None)
-    assert placement.whole_because == "no free array axis of (3, 5) divides by parallel.fsdp_axis_size=4"
+    assert placement.whole_because == "no free array axis of (3, 5) is divisible by parallel.fsdp_axis_size=4"
 
 
 REASONS = {
@@ -52,19 +52,19 @@ REASONS = {
 
 
 @pytest.mark.parametrize(("changes", "words"), REASONS.values(), ids=REASONS)
-def test_a_parameter_left_whole_says_why(changes, words):
+def test_a_parameter_that_is_not_sharded_has_a_reason(changes, words):
     import re
 
     assert re.search(words, placed(**changes).whole_because)
 
 
-def test_the_size_of_one_block_on_one_tensor_device_decides():
+def test_the_minimum_size_applies_to_one_block_on_one_tensor_parallel_device():
     # 64 * 96 / 2 elements of one of three blocks.
     assert placed(min_size=64 * 96 // 2).fsdp_axis is not None
     assert placed(min_size=64 * 96 // 2 + 1).fsdp_axis is None
 
 
-def test_an_array_axis_that_the_tensor_axis_does_not_divide_is_refused():
+def test_an_array_axis_that_is_not_divisible_by_the_tensor_mesh_axis_is_refused():
     with pytest.raises(
         ConfigError, match=r"parallel.model_axis_size=2: must divide array axis 'mlp' of blocks.up.kernel"
     ):
@@ -72,7 +72,7 @@ def test_an_array_axis_that_the_tensor_axis_does_not_divide_is_refused():
 
 
 def test_an_unknown_array_axis_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"names its array axis .wings., which no mesh axis .* one of vocab, heads"):
+    with pytest.raises(ConfigError, match=r"an array axis with the unknown name .wings.. Known: vocab, heads"):
         placed(names=("layers", "wings", None))
 
 

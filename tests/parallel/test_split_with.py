@@ -1,4 +1,4 @@
-"""What is said to split a parameter splits it."""
+"""The changes suggested by `split_with` make FSDP shard the parameter."""
 
 import re
 from dataclasses import replace
@@ -33,7 +33,7 @@ LAYOUTS = {
 
 
 def changed(parallel, way):
-    """The layout with the changes that the words ask for."""
+    """Apply the suggested changes to a layout."""
     changes = {}
     if found := re.search(r"parallel\.fsdp_axis_size of (\d+)", way):
         changes["fsdp_axis_size"] = int(found[1])
@@ -52,18 +52,18 @@ def placed(parameter, parallel):
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("parameter", SHAPES.values(), ids=SHAPES)
-def test_what_is_said_to_split_a_parameter_splits_it(parameter, layout):
+def test_the_suggested_changes_make_fsdp_shard_the_parameter(parameter, layout):
     parallel = ParallelConfig(**layout)
     placement, sizes = placed(parameter, parallel)
     assert placement.fsdp_axis is None
     way = split_with(placement, parallel, sizes)
     if way is None:
-        assert all(axis is not None for axis in placement.spec)  # no array axis is left
+        assert all(axis is not None for axis in placement.spec)  # no free array axis
         return
     assert placed(parameter, changed(parallel, way))[0].fsdp_axis is not None
 
 
-def test_nothing_splits_what_has_no_array_axis_for_it():
+def test_there_is_no_suggestion_without_a_free_array_axis():
     parallel = ParallelConfig(fsdp_axis_size=2, model_axis_size=2)
     for whole in (parameter(48, names=("heads",)), parameter(1, 1), parameter(4, 1, names=("layers", None))):
         placement, sizes = placed(whole, parallel)

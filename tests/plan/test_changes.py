@@ -1,4 +1,4 @@
-"""The smallest changes that make a run fit: each does, by its plan."""
+"""Suggested changes that make a run fit, checked by planning them."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ SHARDED = {**FSDP, "data_axis_size": -1, "fsdp_axis_size": 2}
 
 
 def planned(share, parallel=None, number=4, **changes):
-    """The plan of a run on devices with a share of the memory that it needs."""
+    """The plan of a run on devices with this fraction of its peak memory."""
     plan = make_plan(medium_run(parallel=parallel, **changes), number, device())
     return replace(plan, device=device(plan.memory.total * share / MIB))
 
@@ -24,7 +24,7 @@ def found():
     return plan, changes_that_fit(plan)
 
 
-def test_each_change_fits_by_its_plan(found):
+def test_every_suggested_change_fits(found):
     plan, changes = found
     assert changes
     for change in changes:
@@ -32,7 +32,7 @@ def test_each_change_fits_by_its_plan(found):
         assert make_plan(change.cost.run, change.num_devices, plan.device).fits, change.overrides
 
 
-def test_they_are_single_changes_of_what_was_typed_the_fastest_first(found):
+def test_suggestions_are_single_changes_the_fastest_first(found):
     _, changes = found
     keys = {text.partition("=")[0] for change in changes for text in change.overrides}
     assert "trainer.gradient_accumulate_steps" in keys and "parallel.fsdp_axis_size" in keys
@@ -40,16 +40,16 @@ def test_they_are_single_changes_of_what_was_typed_the_fastest_first(found):
     assert [change.seconds_per_row for change in changes] == sorted(change.seconds_per_row for change in changes)
 
 
-def test_where_nothing_is_recomputed_the_blocks_can_be():
+def test_remat_is_suggested_if_nothing_is_recomputed():
     plan = planned(0.8, SHARDED | {"remat": []})
     changes = changes_that_fit(plan, most=9)
     assert ("parallel.remat=[mLSTMBlock]",) in [change.overrides for change in changes]
 
 
-def test_where_no_change_is_enough_more_devices_are():
+def test_more_devices_are_suggested_if_no_change_is_enough():
     wide = {"embedding_dim": 256, "vocab_size": 4096}
     plan = planned(0.75, {**SHARDED, "fsdp_axis_size": 4}, model=wide, batch_size=4)
-    assert changes_that_fit(plan) == ()  # a run that trains has the devices that it has
+    assert changes_that_fit(plan) == ()  # training cannot have more devices
     (change,) = changes_that_fit(replace(plan, run=replace(plan.run, task=PlanTaskConfig(num_devices=4))))
     assert change.num_devices > 4
     assert make_plan(change.cost.run, change.num_devices, plan.device).fits

@@ -1,4 +1,4 @@
-"""Runs with the same key have the same plan: what is left out of it changes no plan."""
+"""Runs with the same key have the same plan."""
 
 import copy
 
@@ -21,7 +21,7 @@ from xlstm_hydra.step import plan_key
 
 
 def changed(value):
-    """Another value of the same kind, also where no rule would allow it."""
+    """Another value of the same type, valid or not."""
     if isinstance(value, bool) or value is None:
         return not value
     if isinstance(value, int | float):
@@ -30,7 +30,7 @@ def changed(value):
 
 
 def with_changed(run, places):
-    """The run with other values in some places, unchecked."""
+    """The run with other values of some fields, unchecked."""
     run = copy.deepcopy(run)
     for group, name in places:
         setattr(getattr(run, group), name, changed(getattr(getattr(run, group), name)))
@@ -38,18 +38,18 @@ def with_changed(run, places):
 
 
 def places(run):
-    """All fields of all groups of a run, the model's and the layout's apart."""
+    """All fields of a run except those of model and layout."""
     groups = {name: config for name, config in run.groups().items() if name not in ("model", "parallel")}
     yield from ((group, name) for group, config in groups.items() for name in config.__dataclass_fields__)
 
 
 def left_out(run):
-    """The fields that may change without another key."""
+    """The fields that do not affect the key."""
     return [place for place in places(run) if plan_key(with_changed(run, [place])) == plan_key(run)]
 
 
 @pytest.mark.parametrize("optimizer", [AdamWConfig(), LionConfig(), SGDConfig(momentum=0.9)], ids=lambda one: one.name)
-def test_no_field_that_is_left_out_of_the_key_changes_the_plan(optimizer):
+def test_fields_outside_the_key_do_not_change_the_plan(optimizer):
     run = medium_run(optimizer=optimizer, scheduler=CosineConfig(warmup_steps=1))
     idle = left_out(run)
     assert {("optimizer", "lr"), ("trainer", "seed"), ("data", "seed"), ("logger", "csv")} <= set(idle)
@@ -69,14 +69,14 @@ def test_no_field_that_is_left_out_of_the_key_changes_the_plan(optimizer):
         ("distributed", "device_order", ["dp", "fsdp", "pp", "tp"]),
     ],
 )
-def test_what_changes_a_plan_is_in_its_key(group, name, value):
+def test_fields_that_change_the_plan_are_in_the_key(group, name, value):
     run = medium_run()
     other = copy.deepcopy(run)
     setattr(getattr(other, group), name, value)
     assert plan_key(other) != plan_key(run)
 
 
-def test_every_field_of_the_model_and_of_the_layout_is_in_the_key():
+def test_every_field_of_model_and_layout_is_in_the_key():
     run = medium_run()
     for part in (run.model.model_config, run.parallel):
         for name, value in part.to_dict().items():
@@ -95,12 +95,12 @@ REQUIRED = {
     configs.LionConfig: {"grad_clip_value": 1.0},
     configs.SGDConfig: {"grad_clip_value": 1.0, "momentum": 0.9, "weight_decay": 0.1},
 }
-"""What an option needs, or what is on before the change: a number that is switched on or off is another step."""
+"""Required fields, and fields that are on before the change, because switching them on or off changes the step."""
 OTHERS = [cls for cls in OPTIONS.values() if not issubclass(cls, configs.SubModelConfig | configs.ParallelConfig)]
 
 
 @pytest.mark.parametrize("config_class", OTHERS, ids=lambda cls: cls.__name__)
-def test_a_field_of_another_group_is_in_the_key_if_and_only_if_it_is_compiled_in(config_class):
+def test_fields_of_other_groups_are_in_the_key_if_they_are_compiled_in(config_class):
     run = medium_run()
     group = next(group for group in run.__dataclass_fields__ if config_class in options_of(group))
     setattr(run, group, config_class(**REQUIRED.get(config_class, {})))
@@ -110,7 +110,7 @@ def test_a_field_of_another_group_is_in_the_key_if_and_only_if_it_is_compiled_in
     ]
 
 
-def test_the_device_is_no_part_of_the_key():
+def test_the_device_is_not_in_the_key():
     run, other = medium_run(), medium_run()
     other.device = DeviceConfig(**device().to_dict())
     assert plan_key(run) == plan_key(other)

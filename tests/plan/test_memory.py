@@ -1,4 +1,4 @@
-"""What a step needs of a device's memory, as predicted and as the compiler says."""
+"""Peak memory of a step: the plan agrees with the compiler."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import pytest
 from tiny import FSDP, LAYOUTS, tiny_run
 
 from xlstm_hydra.parallel import abstract_mesh
-from xlstm_hydra.plan import step_memory, trace_loss, trace_program, working_memory
+from xlstm_hydra.plan import read_program, step_memory, trace_loss, working_memory
 from xlstm_hydra.step import build_program, build_sharded_loss
 
 SIZES = {"embedding_dim": 64, "context_length": 128, "vocab_size": 128}
@@ -61,7 +61,7 @@ SLOW = {
     [*CHECKED.values(), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW.values())],
     ids=[*CHECKED, *SLOW],
 )
-def test_the_compiler_finds_the_same_arguments_and_needs_as_much_memory(family, layout, model):
+def test_arguments_equal_and_memory_is_close_to_the_compilers(family, layout, model):
     arguments, whole = compiled(run(family, layout, **model))
     memory = predicted(family, layout, **model)
     assert memory.parameters + memory.optimizer + memory.batch == arguments
@@ -69,19 +69,19 @@ def test_the_compiler_finds_the_same_arguments_and_needs_as_much_memory(family, 
 
 
 @pytest.mark.slow
-def test_microbatches_that_are_added_up_need_as_much_memory_as_the_compiler_says():
+def test_memory_with_gradient_accumulation_is_close_to_the_compilers():
     trainer = {"gradient_accumulate_steps": 4, "batch_size": 64}
     assert predicted(trainer=trainer).total == pytest.approx(compiled(run(trainer=trainer))[1], rel=0.1)
 
 
-def test_fsdp_divides_parameters_and_optimizer_and_shows_what_is_gathered():
+def test_fsdp_divides_parameters_and_optimizer_and_gathers_parameters():
     whole, shared = predicted(), predicted(layout="fsdp8")
     assert 8 * shared.parameters == pytest.approx(whole.parameters, rel=0.01)  # a few sizes do not divide by 8
     assert 8 * shared.optimizer == pytest.approx(whole.optimizer, rel=0.01)
     assert whole.gathered == 0 < shared.gathered
 
 
-def test_remat_leaves_less_for_the_backward_pass():
+def test_remat_saves_fewer_activations():
     kept, policy = {"data_axis_size": 8}, {"trainer": {"remat_policy": "dots"}}
     blocks = {"data_axis_size": 8, "remat": ["mLSTMBlock"]}
     nothing, some, everything = predicted(layout=blocks), predicted(layout=blocks, **policy), predicted(layout=kept)
@@ -96,42 +96,42 @@ def test_more_rows_never_need_less_memory(layout):
     assert sizes[-1] > sizes[0]
 
 
-def test_a_large_vocabulary_shows_in_the_logits():
+def test_a_large_vocabulary_needs_memory_for_logits():
     small, large = predicted(vocab_size=128), predicted(vocab_size=8192)
     assert large.logits >= 2 * 128 * 8192 * 4 > small.logits  # two rows of 128 tokens on each device, in float32
 
 
-def test_a_narrower_type_needs_less_memory_and_leaves_the_parameters_alone():
+def test_a_narrower_dtype_needs_less_memory_except_for_parameters():
     narrow, wide = predicted(dtype="bfloat16"), predicted(dtype="float32")
     assert narrow.parameters == wide.parameters
     assert narrow.total < wide.total
 
 
-def test_the_update_is_the_moment_where_there_are_more_parameters_than_activations():
+def test_the_update_is_the_peak_if_parameters_exceed_activations():
     memory = predicted("llama", context_length=8, embedding_dim=256)
     assert memory.moment == "the optimizer's update"
     assert (memory.activations, memory.gradients) == (0, memory.parameters)
 
 
-def test_the_moment_is_told_by_the_modules_that_are_computed():
+def test_the_peak_is_described_by_its_modules():
     assert predicted(layout="fsdp8").moment.startswith("the backward pass of blocks.ffn_res_block")
 
 
 def most(function, *arguments):
     """Bytes that a function needs beside its arguments."""
-    return working_memory(trace_program(function, *arguments))
+    return working_memory(read_program(jax.make_jaxpr(function)(*arguments)))
 
 
 SQUARE = jnp.zeros((64, 64))
 BYTES = SQUARE.size * 4
 
 
-def test_what_is_computed_element_by_element_is_never_stored():
+def test_elementwise_results_are_not_stored():
     assert most(lambda x: (jnp.sin(x) * 2 + 1) @ x, SQUARE) == 2 * BYTES  # the operand, and the product
     assert most(lambda x: ((x * 2 + 1).T * 3 + x).sum(), SQUARE) < 2 * BYTES
 
 
-def test_what_nobody_reads_any_more_is_given_up():
+def test_a_result_is_freed_after_its_last_reader():
     def chain(x):
         for _ in range(5):
             x = x @ SQUARE
@@ -140,7 +140,7 @@ def test_what_nobody_reads_any_more_is_given_up():
     assert most(chain, SQUARE) == 2 * BYTES
 
 
-def test_a_loop_stacks_what_every_round_leaves():
+def test_a_loop_stacks_the_results_of_its_iterations():
     def stacked(x):
         return jax.lax.scan(lambda x, _: (x @ SQUARE, x), x, length=10)[1]
 

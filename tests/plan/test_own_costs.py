@@ -53,7 +53,7 @@ def exchanged(planned, axes):
 
 @pytest.mark.parametrize("layout", ["dp8", "fsdp8"])
 @pytest.mark.parametrize("parts", [1, 2], ids=lambda parts: f"{parts} parts")
-def test_the_exchanges_of_its_parameters_are_those_of_a_traced_model(layout, parts):
+def test_parameters_cause_the_same_collectives_as_in_a_traced_model(layout, parts):
     batch = {"batch_size": 16, "gradient_accumulate_steps": parts}
     own, traced = plan(layout, **batch), plan(layout, TRACED.model_class, **batch)
     assert exchanged(own, ("dp", "fsdp")) == exchanged(traced, ("dp", "fsdp"))
@@ -61,14 +61,14 @@ def test_the_exchanges_of_its_parameters_are_those_of_a_traced_model(layout, par
     assert own.memory.optimizer == traced.memory.optimizer
 
 
-def test_what_it_says_is_in_the_plan():
+def test_the_plan_contains_the_costs_of_the_model():
     planned = plan("dp8", batch_size=64, gradient_accumulate_steps=4)
     assert (planned.memory.activations, planned.memory.working, planned.memory.logits) == (2000, 400, 30)
     assert planned.counts.product_flops == {"bfloat16": 8e6}
     assert replace(PASS, count=12) in planned.counts.exchanges
 
 
-def test_a_name_that_is_none_of_its_modules_is_refused():
+def test_an_unknown_module_class_is_refused():
     run = tiny_run(parallel=LAYOUTS["fsdp8"] | {"remat": ["Dense"]})
     with pytest.raises(ConfigError, match="Known: Embed, LMHead, mLSTMBlock"):
         make_plan(replace(run, model=replace(run.model, model_class=Untraceable)), 8, H100)

@@ -1,4 +1,4 @@
-"""The search: every candidate could be typed, its estimate is near its plan, and what is said to select it does."""
+"""The search: candidates are valid, estimates are close to plans, and the printed overrides select the layout."""
 
 import json
 import random
@@ -21,7 +21,7 @@ def auto(run, **fields):
 
 @pytest.fixture(scope="module")
 def found():
-    """Of four devices, with one choice of what is recomputed."""
+    """A search on four devices with one choice of `remat`."""
     return search(auto(medium_run(), remat=["mLSTMBlock"]), 4, device(), best=2)
 
 
@@ -30,7 +30,7 @@ def candidates(run, number):
     return [one for one in every if isinstance(one, RunConfig)], [one for one in every if isinstance(one, Refusal)]
 
 
-def test_every_candidate_keeps_the_rules_and_the_batch_and_all_are_different():
+def test_candidates_are_valid_and_distinct_and_keep_the_batch():
     runs, refused = candidates(medium_run(), 8)
     assert len(runs) > 100 and refused
     assert {run.trainer.batch_size for run in runs} == {32}
@@ -40,14 +40,14 @@ def test_every_candidate_keeps_the_rules_and_the_batch_and_all_are_different():
     assert len(set(texts)) == len(texts)
 
 
-def test_a_layout_that_the_model_does_not_allow_is_refused_with_its_rule():
+def test_an_invalid_layout_is_refused_with_its_rule():
     _, refused = candidates(medium_run(), 8)
     told = {refusal.sizes: str(refusal.problems[0]) for refusal in refused}
     assert "must divide model.num_heads" in told[1, 1, 1, 8]
 
 
 @pytest.mark.parametrize(("stages", "time", "memory"), [(1, 0.07, 0.1), (2, 0.1, 0.2)], ids=["no pipeline", "pipeline"])
-def test_estimates_are_near_the_plans(found, stages, time, memory):
+def test_estimates_are_close_to_plans(found, stages, time, memory):
     estimates = [one for one in (*found.fitting, *found.dropped) if one.sizes["pp"] == stages]
     for estimate in random.Random(0).sample(estimates, 3):
         plan = make_plan(estimate.run, 4, device())
@@ -58,17 +58,17 @@ def test_estimates_are_near_the_plans(found, stages, time, memory):
         assert estimate.memory.batch == plan.memory.batch, text
 
 
-def test_all_estimates_come_from_a_few_programs(found):
+def test_few_programs_are_traced(found):
     assert found.tried > 40 and found.traced <= 5
 
 
-def test_the_best_are_plans_in_order_that_fit(found):
+def test_the_best_layouts_are_plans_that_fit_in_order(found):
     assert [plan.time.seconds for plan in found.best] == sorted(plan.time.seconds for plan in found.best)
     assert all(plan.memory.total <= found.limit for plan in found.best)
     assert found.best[0].run in [one.run for one in found.fitting[:2]]
 
 
-def test_what_does_not_fit_is_dropped_and_told(found):
+def test_layouts_that_do_not_fit_are_listed_with_the_reason(found):
     half = sorted(one.memory.total for one in found.fitting)[found.tried // 2] / MIB
     small = search(auto(medium_run(), remat=["mLSTMBlock"], headroom=0), 4, device(half), best=0)
     assert small.fitting and small.dropped and small.tried == found.tried
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_dropped_and_told(found):
     assert all("needs" in row["because"] for row in told["dropped"])
 
 
-def test_what_selects_a_candidate_composes_to_it():
+def test_the_overrides_of_a_candidate_compose_to_it():
     texts = ["model=tiny", "trainer.batch_size=16", "trainer.max_steps=7"]
 
     def composed(overrides):
@@ -99,51 +99,51 @@ FLAT = {"pipeline_axis_size": 1, "model_axis_size": 1}
 class TestAuto:
     """What `parallel=auto` chooses from."""
 
-    def test_sizes_that_are_given_are_kept_and_the_others_are_tried(self):
+    def test_given_sizes_are_kept_and_others_vary(self):
         runs, _ = candidates(auto(medium_run(), model_axis_size=2, pipeline_axis_size=1), 8)
         sizes = {tuple(run.parallel.axis_sizes(8).values()) for run in runs}
         assert sizes == {(4, 1, 1, 2), (2, 2, 1, 2), (1, 4, 1, 2)}
 
-    def test_remat_and_modules_that_are_given_are_kept(self):
+    def test_given_remat_and_modules_are_kept(self):
         runs, _ = candidates(auto(medium_run(), remat=["FFNResBlock"], fsdp_modules=["LMHead"]), 4)
         assert {tuple(run.parallel.remat) for run in runs} == {("FFNResBlock",)}
         assert {tuple(run.parallel.fsdp_modules) for run in runs} == {(), ("LMHead",)}
 
-    def test_no_type_is_chosen(self):
+    def test_no_dtype_is_chosen(self):
         model = {"dtype": "bfloat16"}
         free, _ = candidates(medium_run(model=model), 4)
         kept, _ = candidates(auto(medium_run(model=model)), 4)
         assert {run.parallel.fsdp_gather_dtype for run in free} == {None, "bfloat16"}
         assert {run.parallel.fsdp_gather_dtype for run in kept} == {None}
 
-    def test_a_batch_is_not_cut_where_its_dropout_would_change(self):
+    def test_no_accumulation_is_chosen_if_it_changes_dropout(self):
         runs, _ = candidates(auto(medium_run(model={"dropout": 0.1})), 4)
         assert {run.trainer.gradient_accumulate_steps for run in runs} == {1}
 
-    def test_the_choice_is_the_same_each_time_and_leaves_memory_free(self):
+    def test_the_choice_is_deterministic_and_leaves_memory_free(self):
         run = auto(medium_run(), headroom=0.5, remat=["mLSTMBlock"], **FLAT)
         first, second = (search(run, 2, device(32), best=FEW) for _ in range(2))
         assert first.chosen == second.chosen and not first.chosen.parallel.is_open()
         assert first.best[0].memory.total <= 16 * MIB
-        assert f"of {first.tried} layouts {len(first.fitting)} fit" in first.why()
+        assert f"{len(first.fitting)} of {first.tried} layouts fit" in first.why()
 
-    def test_where_nothing_fits_the_nearest_miss_is_told(self):
-        with pytest.raises(ConfigError, match=r"of \d+ layouts on 4 devices .*none fits.* parallel=.*Use more devices"):
+    def test_if_nothing_fits_the_smallest_layout_is_reported(self):
+        with pytest.raises(ConfigError, match=r"none of \d+ layouts on 4 x .* fits .* parallel=.*Use more devices"):
             search(auto(medium_run(), remat=["mLSTMBlock"], **FLAT), 4, device(1)).chosen  # noqa: B018
 
-    def test_where_no_layout_is_allowed_its_rule_is_told(self):
+    def test_if_no_layout_is_valid_the_rule_is_reported(self):
         run = auto(tiny_run("v1", trainer={"batch_size": 4}), **FLAT)
         with pytest.raises(ConfigError, match="trainer.batch_size=4, .*the batch must divide over"):
             search(run, 8, device()).chosen  # noqa: B018
 
-    def test_devices_of_unknown_speed_cannot_be_chosen_for(self):
+    def test_devices_of_unknown_speed_have_no_fastest_layout(self):
         speeds = ("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops")
         unknown = device(**dict.fromkeys((*speeds, "host_bandwidth", "network_bandwidth"), 0.0))
-        with pytest.raises(ConfigError, match="not known without the speeds"):
+        with pytest.raises(ConfigError, match="no speeds are known for"):
             search(auto(medium_run()), 4, unknown).chosen  # noqa: B018
 
-    def test_only_training_and_plans_have_a_layout_chosen(self):
-        with pytest.raises(ConfigError, match="a layout is chosen by what a step of training takes"):
+    def test_only_training_and_plans_choose_a_layout(self):
+        with pytest.raises(ConfigError, match="parallel=auto chooses a layout for training only"):
             replace(auto(medium_run()), task=EvaluateTaskConfig(checkpoint="run"))
 
 

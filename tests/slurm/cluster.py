@@ -49,7 +49,7 @@ PartitionName=tests Nodes=ALL Default=YES MaxTime=60 DefaultTime=10 State=UP
 
 
 def why_not() -> str | None:
-    """What keeps a cluster from being started here, if anything does."""
+    """Return the reason why no cluster can be started here; None if there is none."""
     if missing := [name for name in PROGRAMS if _program(name) is None]:
         return f"SLURM is not installed ({', '.join(missing)} missing): apt-get install {PACKAGES}"
     return None if os.geteuid() == 0 else "SLURM's daemons want to be started by root"
@@ -60,7 +60,7 @@ def _program(name: str) -> str | None:
 
 
 class Cluster:
-    """A cluster that is up between `start` and `stop`."""
+    """A cluster that runs between `start` and `stop`."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -110,7 +110,7 @@ class Cluster:
         raise RuntimeError("\n".join(["the nodes are not idle", *logs]))
 
     def ask(self, *command: str) -> str:
-        """What a command of SLURM prints."""
+        """Return the output of a SLURM command."""
         return self._run(*command).stdout
 
     def _run(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -146,7 +146,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _end(pid_file: Path) -> None:
-    """End the process that wrote a file, which is removed when it is gone."""
+    """End the process with the ID in a file, and remove the file."""
     if not pid_file.exists():
         return
     pid = int(pid_file.read_text())

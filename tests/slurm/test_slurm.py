@@ -1,4 +1,4 @@
-"""On a real SLURM: every job of a sweep has its own end, and what was interrupted goes on to the same numbers."""
+"""On a real SLURM: every job of a sweep ends by itself, and interrupted jobs resume to the same losses."""
 
 import csv
 import json
@@ -70,7 +70,7 @@ class Commands:
         self.start(name, sys.executable, "-m", "xlstm_hydra", "-m", *TINY, *own, *overrides)
 
     def end(self, name):
-        """Exit status and what was said."""
+        """Return the exit status and the output."""
         status = self.started[name].wait(timeout=300)
         return status, (self.folder / f"{name}.log").read_text()
 
@@ -135,14 +135,14 @@ def commands(tmp_path_factory):
         cluster.stop()
 
 
-def test_what_slurm_does_not_take_is_one_message(commands):
+def test_a_job_that_slurm_rejects_is_one_message(commands):
     status, said = commands.end("partition")
     assert status == 2
-    message = "hydra.launcher.partition='nowhere': SLURM takes no such job: invalid partition specified: nowhere"
+    message = "hydra.launcher.partition='nowhere': SLURM rejected the job: invalid partition specified: nowhere"
     assert message in said and "Traceback" not in said
 
 
-def test_a_folder_that_the_nodes_do_not_see_is_one_cause_with_the_way_out(commands):
+def test_a_folder_that_nodes_cannot_access_is_one_message_with_the_fix(commands):
     status, said = commands.end("unseen")
     assert status == 1 and "2 jobs: 2 lost" in said
     assert "left no log in" in said and "Set hydra.sweep.dir to a folder on a file system that all nodes share." in said
@@ -162,7 +162,7 @@ def processes_of(job):
                 yield int(folder.name)
 
 
-def test_a_job_that_is_killed_and_one_whose_node_fails_tell_their_causes_and_can_go_on(commands, monkeypatch):
+def test_killed_jobs_and_failed_nodes_are_reported_and_can_be_resumed(commands, monkeypatch):
     queue = commands.cluster.ask("squeue", "--noheader", "--array", "--states=R", "--format=%i %A %N").splitlines()
     jobs = {job: (raw, node) for job, raw, node in map(str.split, queue)}
     killed, failed = (jobs[outcome["cluster_job"]] for outcome in record(commands.folder / "ending"))
@@ -170,9 +170,9 @@ def test_a_job_that_is_killed_and_one_whose_node_fails_tell_their_causes_and_can
         os.kill(process, signal.SIGKILL)
     commands.cluster.ask("scontrol", "update", f"NodeName={failed[1]}", "State=DOWN", "Reason=test")
     status, said = commands.end("ending")
-    assert status in (1, 75), said  # 75: the job on the node that failed was told to end, and has saved
+    assert status in (1, 75), said  # 75: the job on the node that failed was stopped and has saved
     assert "#0: SLURM job" in said and "FAILED (it was killed by SIGKILL" in said
-    assert "#1: SLURM job" in said and "NODE_FAIL (a node of it failed" in said
+    assert "#1: SLURM job" in said and "NODE_FAIL (one of its nodes failed" in said
     outcomes = record(commands.folder / "ending")
     assert outcomes[0]["status"] == "lost" and "killed by SIGKILL" in outcomes[0]["reason"]
     monkeypatch.chdir(commands.folder / "ending")
@@ -189,7 +189,7 @@ def all_submitted(folder):
     return outcomes and all(outcome["cluster_job"] for outcome in outcomes)
 
 
-def test_ctrl_c_tells_what_goes_on_without_the_command_and_how_to_end_it(commands):
+def test_ctrl_c_lists_the_jobs_that_continue_and_how_to_cancel_them(commands):
     deadline = time.monotonic() + 60
     while not all_submitted(commands.folder / "interrupted"):
         assert time.monotonic() < deadline, (commands.folder / "interrupted.log").read_text()
@@ -203,7 +203,7 @@ def test_ctrl_c_tells_what_goes_on_without_the_command_and_how_to_end_it(command
     commands.cluster.ask("scancel", *jobs)
 
 
-def test_four_trainings_end_with_a_record_of_each(commands):
+def test_four_trainings_are_recorded(commands):
     status, said = commands.end("four")
     assert status == 0, said
     outcomes = record(commands.folder / "four")
@@ -228,7 +228,7 @@ def test_a_job_on_two_nodes_trains_like_one_process_and_leaves_one_folder(comman
     assert len(steps) == 2  # the loss, and the validation loss
 
 
-def test_the_script_without_a_sweep_does_the_same(commands, alone):
+def test_the_script_without_a_sweep_gives_the_same_losses(commands, alone):
     status, said = commands.end("script")
     [log] = (commands.folder / "script").glob("*.log")
     assert status == 0, log.read_text()
@@ -236,12 +236,12 @@ def test_the_script_without_a_sweep_does_the_same(commands, alone):
     np.testing.assert_allclose(losses(run), alone, rtol=1e-5)
 
 
-def test_a_job_that_reaches_its_time_limit_goes_on_to_the_same_losses(commands, tmp_path):
+def test_a_job_resumed_after_its_time_limit_reaches_the_same_losses(commands, tmp_path):
     expected = in_one_process(tmp_path, *LONG)
     status, said = commands.end("timeout")
     assert status == 0, said
     folder = commands.folder / "timeout"
-    for number in range(2):  # of an array, each element goes back on its own
+    for number in range(2):  # each task of an array is requeued on its own
         [log] = (folder / "sweep" / ".submitit").glob(f"*_{number}/*_log.out")
         said = log.read_text()
         assert "SIGTERM: the run saves and stops" in said and said.count("step 300/300  loss") == 1

@@ -1,4 +1,4 @@
-"""The exit status of a sweep is that of its worst job: one that may go on hides none that failed."""
+"""The exit status of a sweep is that of its worst job: a failed job outweighs one that can be resumed."""
 
 import itertools
 import sys
@@ -22,7 +22,7 @@ WORST_FIRST = [
 
 @pytest.fixture
 def status_of(tmp_path, monkeypatch):
-    """Return the exit status of a sweep whose jobs have these statuses, and which an error may have ended."""
+    """Return the exit status of a sweep whose jobs have these statuses, and which may have ended with an error."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
     numbers = itertools.count()
 
@@ -46,7 +46,7 @@ def test_every_status_has_a_rank():
 @pytest.mark.parametrize(
     "statuses", list(itertools.combinations_with_replacement(dict(WORST_FIRST), 2)), ids=" and ".join
 )
-def test_of_two_jobs_the_worse_one_decides(statuses, status_of):
+def test_the_worse_of_two_jobs_determines_the_status(statuses, status_of):
     worst = next(status for name, status in WORST_FIRST if name in statuses)
     for order in itertools.permutations(statuses):
         assert status_of(*order) == worst
@@ -63,17 +63,17 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("error", "completed", "lost"), ENDS.values(), ids=ENDS)
-def test_what_ends_the_sweep_itself_decides_where_it_is_a_signal(error, completed, lost, status_of):
+def test_a_signal_that_ends_the_sweep_determines_its_status(error, completed, lost, status_of):
     assert status_of("completed", error=error) == completed
     assert status_of("completed", "lost", "preempted", error=error) == lost
 
 
-def test_skipped_points_are_no_failure_unless_all_are_skipped(status_of):
+def test_skipped_points_are_not_a_failure_unless_all_are_skipped(status_of):
     assert status_of("completed", "invalid") == 0
     assert status_of("invalid", "invalid") == 2
 
 
-def test_a_lost_job_and_a_cancelled_one_are_both_in_the_table(tmp_path, capsys):
+def test_lost_and_cancelled_jobs_are_in_the_table(tmp_path, capsys):
     start_sweep(tmp_path / "sweep", [["trainer.seed=0"], ["trainer.seed=1"]])
     lost = Outcome(job=0, overrides=["trainer.seed=0"], status="running", reason="SLURM job 7_0 ended as OUT_OF_MEMORY")
     cancelled = Outcome(job=1, overrides=["trainer.seed=1"], status="interrupted", reason="SLURM job 7_1: CANCELLED")
@@ -87,16 +87,16 @@ def test_a_lost_job_and_a_cancelled_one_are_both_in_the_table(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", [OSError, BrokenProcessPool], ids=["a disk", "a worker"])
-def test_an_error_of_the_machine_that_ends_a_sweep_is_one_line(kind, tmp_path, capsys):
+def test_a_system_error_that_ends_a_sweep_is_reported_in_one_line(kind, tmp_path, capsys):
     start_sweep(tmp_path / "sweep", [["trainer.seed=0"]])
     assert finish_sweep(tmp_path / "sweep", kind("no space left\nand more")) == 1
     printed = capsys.readouterr().err
-    assert "the sweep has ended early: no space left\n" in printed and "Traceback" not in printed
+    assert "the sweep ended early: no space left\n" in printed and "Traceback" not in printed
 
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """From the call on, nothing can be written into new files."""
+    """Make every later write to a new file fail."""
     opened = Path.open
 
     def open_full(file, mode="r", *arguments, **options):

@@ -1,4 +1,4 @@
-"""What a sweep records of its jobs, what it tells at its end, and with which status it ends."""
+"""The record of a sweep, its report at the end, and its exit status."""
 
 import contextlib
 import csv
@@ -44,19 +44,19 @@ ROWS = [
 
 
 def write_metrics(folder, rows=ROWS):
-    """What a training run leaves in its folder."""
+    """Write the metrics of a training run to its folder."""
     with (Path(folder) / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def save(folder, step):
-    """A checkpoint, as far as it is looked for."""
+    """Make a folder that is taken for a checkpoint."""
     (Path(folder) / "checkpoints" / str(step)).mkdir(parents=True)
 
 
 @pytest.fixture(autouse=True)
 def endings(tmp_path, monkeypatch):
-    """How the training of a seed ends: with a loss, or an error. Nothing is trained."""
+    """The end of the training of each seed: a loss or an error. Nothing is trained."""
     found = {}
 
     def train(run, folder, overrides):
@@ -97,18 +97,18 @@ def test_each_job_has_its_metrics_and_its_checkpoint_in_one_line_of_the_record()
     assert json.loads(Path("sweep/1/outcome.json").read_text()) == lines[1]
 
 
-def test_all_jobs_wait_in_the_record_from_the_start_on(endings):
+def test_all_jobs_are_recorded_as_waiting_from_the_start(endings):
     seen = []
     endings[1] = lambda folder: seen.extend(outcome.status for outcome in record())
     sweep()
     assert seen == ["completed", "running", "waiting"]
 
 
-def test_the_table_has_the_best_first_and_only_what_differs(endings):
+def test_the_table_lists_the_best_job_first_and_only_differing_overrides(endings):
     endings[2] = lambda folder: write_metrics(folder, [(20, 1.0, 1.5, None)])
     done = sweep("parallel=dp")
     rows = [line.split() for line in done.out.splitlines() if line.strip()[:1].isdigit()]
-    assert done.out.splitlines()[1] == "3 jobs: 3 completed"
+    assert done.out.splitlines()[1] == "3 jobs: 3 completed (best: lowest validation_loss)"
     assert [row[0] for row in rows[1:]] == ["2", "0", "1"] and "parallel" not in done.out
     assert rows[1] == ["2", "trainer.seed=2", "completed", "1.5000", "20", "20", "0:00", "2/checkpoints/20"]
 
@@ -120,7 +120,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize(("error", "words"), CONDITIONS.values(), ids=CONDITIONS)
-def test_a_job_that_a_condition_of_the_machine_ends_shows_a_message_and_no_traceback(endings, error, words):
+def test_a_job_ended_by_a_system_error_shows_a_message_without_a_traceback(endings, error, words):
     Path("sweep/1").mkdir(parents=True)
     Path("sweep/1/error.txt").write_text("that of an earlier attempt")
     endings[1] = error
@@ -130,7 +130,7 @@ def test_a_job_that_a_condition_of_the_machine_ends_shows_a_message_and_no_trace
     assert "Traceback" not in done.err and "earlier" not in done.err and not Path("sweep/1/error.txt").exists()
 
 
-def test_a_failed_job_shows_its_traceback_and_last_metrics_and_hides_no_other(endings):
+def test_a_failed_job_shows_its_traceback_and_last_metrics_and_other_jobs_are_listed(endings):
     endings[1] = ValueError("a bug at step 21")
     done = sweep()
     assert done.status == 1
@@ -139,13 +139,13 @@ def test_a_failed_job_shows_its_traceback_and_last_metrics_and_hides_no_other(en
     assert "last metrics: step 20, loss 2, tokens_per_second 300, validation_loss 3.7" in done.err
     assert "Traceback (most recent call last)" in done.err and "in train" in done.err
     assert "ValueError" in Path("sweep/1/error.txt").read_text()
-    assert "xlstm-hydra resume_sweep=sweep runs what is missing or failed" in done.err
+    assert "to run the missing and failed jobs: xlstm-hydra resume_sweep=sweep" in done.err
 
 
-def test_equal_errors_are_told_once(endings):
+def test_equal_errors_are_reported_once(endings):
     endings.update({seed: ValueError("the same") for seed in (0, 2)})
     done = sweep()
-    assert done.err.count("Traceback") == 1 and "2 jobs (0, 2): failed: ValueError: the same" in done.err
+    assert done.err.count("Traceback") == 1 and "jobs 0, 2: failed: ValueError: the same" in done.err
 
 
 REFUSED = ConfigError([Problem({"trainer.seed": 1}, "not on this machine")])
@@ -157,7 +157,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize(("error", "status", "word"), ENDINGS.values(), ids=ENDINGS)
-def test_the_others_run_where_one_job_does_not_get_through(endings, error, status, word):
+def test_the_other_jobs_run_if_one_job_fails(endings, error, status, word):
     endings[1] = error
     if word != "left":
         assert sweep().status == status
@@ -171,7 +171,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize(("error", "status", "word"), STOPS.values(), ids=STOPS)
-def test_what_stops_the_sweep_is_recorded_and_the_way_on_is_told(endings, error, status, word):
+def test_an_interrupted_sweep_is_recorded_and_prints_the_command_that_resumes_it(endings, error, status, word):
     endings[1] = error
     done = sweep()
     assert done.status == status
@@ -185,8 +185,8 @@ def test_a_second_sweep_into_the_folder_is_refused_and_loses_nothing(endings):
     before = {file: file.read_bytes() for file in Path("sweep").rglob("*") if file.is_file()}
     done = sweep(seeds="7,8")
     assert done.status == 2
-    assert "a sweep is recorded there already, with 3 jobs, 3 of them completed" in done.err
-    assert "resume_sweep=sweep goes on" in done.err
+    assert "already contains a sweep with 3 jobs, 3 of them completed" in done.err
+    assert "To run the missing and failed jobs: xlstm-hydra resume_sweep=sweep" in done.err
     after = {file: file.read_bytes() for file in before if file.name != "multirun.yaml"}
     assert after.items() <= before.items()
 
@@ -200,35 +200,35 @@ def test_a_sweep_in_a_folder_where_another_process_sweeps_is_refused(tmp_path):
         finish_sweep(tmp_path / "sweep")
 
 
-def test_evaluations_have_outcomes_too(monkeypatch):
+def test_evaluations_are_recorded_too(monkeypatch):
     monkeypatch.setattr(xlstm_hydra.inference, "evaluate", lambda run, folder, overrides: 2.5)
     done = run_command("-m", "task=evaluate", "task.checkpoint=run", "trainer.seed=1,2", "hydra.sweep.dir=sweep")
     assert done.status == 0, done.err
     assert {(one.task, one.metric, one.best, one.result) for one in record()} == {("evaluate", "loss", 2.5, 2.5)}
 
 
-def test_hydras_own_sweeper_leaves_a_record_too():
+def test_sweeps_of_hydras_own_sweeper_are_recorded_too():
     done = sweep("hydra/sweeper=basic")
     assert done.status == 0, done.err
     assert [outcome.status for outcome in record()] == ["completed"] * 3
 
 
-def test_every_field_and_every_status_is_explained():
+def test_every_field_and_every_status_is_documented():
     page = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
     names = [*STATUSES, *(field.name for field in dataclasses.fields(Outcome))]
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
-# ---- what jobs leave behind that the sweep did not see
+# ---- outcomes that are only in the folders of the jobs
 
 
 def running(folder, job, error=None):
-    """A job that is in the middle, or ends with an error."""
+    """A running job, which may end with an error."""
     (folder / str(job)).mkdir(parents=True)
     return record_job(folder, folder / str(job), job, [f"trainer.seed={job}"], "train")
 
 
-def test_a_job_that_died_is_lost_and_one_that_holds_its_folder_is_not(tmp_path, capsys):
+def test_a_dead_job_is_lost_and_one_that_locks_its_folder_is_running(tmp_path, capsys):
     folder = tmp_path / "sweep"
     start_sweep(folder, [["trainer.seed=0"], ["trainer.seed=1"]])
     jobs = [running(folder, job) for job in (0, 1)]
@@ -244,9 +244,9 @@ def test_a_job_that_died_is_lost_and_one_that_holds_its_folder_is_not(tmp_path, 
     assert "still running or queued: job 1" in told.out and "lost: OUT_OF_MEMORY" in told.err
 
 
-def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, monkeypatch):
+def test_running_cluster_jobs_are_listed_with_the_command_that_cancels_them(tmp_path, capsys, monkeypatch):
     squeue = tmp_path / "squeue"
-    squeue.write_text("#!/bin/sh\nprintf '17_0 R\\n17_1 PD\\n17_2 CG\\n'\n")
+    squeue.write_text("#!/bin/sh\nprintf '17_0|RUNNING|None\\n17_1|PENDING|Resources\\n17_2|COMPLETING|None\\n'\n")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     folder = tmp_path / "sweep"
@@ -254,10 +254,7 @@ def test_what_runs_on_a_cluster_is_told_with_how_to_stop_it(tmp_path, capsys, mo
     start_sweep(folder, points)
     update_record(folder, [Outcome(job=job, overrides=points[job], cluster_job=f"17_{job}") for job in range(3)])
     assert finish_sweep(folder, KeyboardInterrupt()) == 130
-    assert (
-        "still running or queued: jobs 0, 1\nto stop what is on the cluster: scancel 17_0 17_1"
-        in capsys.readouterr().out
-    )
+    assert "still running or queued: jobs 0, 1\nto cancel the SLURM jobs: scancel 17_0 17_1" in capsys.readouterr().out
     assert start_sweep(folder, points, resume=True) == [2]
     finish_sweep(folder)
 
@@ -278,7 +275,7 @@ def test_a_job_that_failed_before_it_could_record_anything_has_its_error(monkeyp
     assert "job 1 (trainer.seed=1): failed: ImportError: no module of that name" in done.err
 
 
-def test_what_a_race_has_lost_is_mended_from_the_folders_of_the_jobs(tmp_path):
+def test_updates_lost_in_a_race_are_restored_from_the_folders_of_the_jobs(tmp_path):
     folder = tmp_path / "sweep"
     points = [[f"trainer.seed={job}"] for job in range(2)]
     start_sweep(folder, points)
@@ -292,7 +289,7 @@ def test_what_a_race_has_lost_is_mended_from_the_folders_of_the_jobs(tmp_path):
     ]
 
 
-def test_a_job_goes_on_where_its_outcome_cannot_be_written(tmp_path):
+def test_a_job_continues_if_its_outcome_cannot_be_written(tmp_path):
     (tmp_path / "sweep" / "0").mkdir(parents=True)
     (tmp_path / "sweep" / "sweep.jsonl").mkdir()
     with record_job(tmp_path / "sweep", tmp_path / "sweep" / "0", 0, []) as own:
@@ -300,7 +297,7 @@ def test_a_job_goes_on_where_its_outcome_cannot_be_written(tmp_path):
     assert json.loads((tmp_path / "sweep" / "0" / "outcome.json").read_text())["status"] == "completed"
 
 
-def test_a_job_that_has_saved_is_not_lost_whatever_its_launcher_has_seen(tmp_path):
+def test_a_job_that_recorded_its_preemption_is_not_lost(tmp_path):
     (tmp_path / "0").mkdir()
     with pytest.raises(Preempted), record_job(tmp_path, tmp_path / "0", 0, ["a=1"]):
         raise Preempted("SIGTERM: saved step 3")
@@ -309,7 +306,7 @@ def test_a_job_that_has_saved_is_not_lost_whatever_its_launcher_has_seen(tmp_pat
     assert [outcome.status for outcome in read_record(tmp_path)] == ["preempted"]
 
 
-def test_a_damaged_row_of_metrics_is_named_and_the_others_are_used(endings):
+def test_a_damaged_row_of_metrics_is_reported_and_the_others_are_used(endings):
     def damage(folder):
         with (Path(folder) / "metrics.csv").open("a") as file:
             file.write("30,\x1b[2J\n")
@@ -317,11 +314,11 @@ def test_a_damaged_row_of_metrics_is_named_and_the_others_are_used(endings):
     endings[1] = damage
     done = sweep(seeds="0,1")
     assert record()[1].best == 3.5 and record()[1].steps == 20
-    assert f"{Path('sweep/1/metrics.csv').absolute()}, line 7: expected 4 values, got 2; it is left out" in done.err
+    assert f"{Path('sweep/1/metrics.csv').absolute()}, line 7: expected 4 values, got 2; skipped" in done.err
     assert "\x1b" not in done.err + done.out
 
 
-def test_what_a_foreign_record_holds_cannot_change_the_terminal(endings):
+def test_a_foreign_record_cannot_send_escape_sequences_to_the_terminal(endings):
     endings[1] = ValueError("\x1b[2J\u202e evil")
     sweep(seeds="0,1")
     lines = [json.loads(line) for line in Path("sweep/sweep.jsonl").read_text().splitlines()]

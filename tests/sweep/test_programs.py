@@ -1,4 +1,4 @@
-"""What a sweep tells of the programs that its jobs have compiled."""
+"""The report of a sweep about the programs that its jobs have compiled."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from xlstm_hydra.sweep import COMPLETED, Outcome, finish_sweep, start_sweep, upd
 
 @pytest.fixture
 def printed(tmp_path, monkeypatch, capsys):
-    """Return the line about programs at the end of a sweep whose jobs have left these plans."""
+    """Return the line about programs at the end of a sweep whose jobs have written these plans."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # no plots
 
     def finish(*plans):
@@ -32,10 +32,10 @@ def measured(programs, from_cache, seconds):
     )
 
 
-def test_the_programs_of_all_jobs_are_summed_up(printed):
+def test_the_compiled_programs_of_all_jobs_are_summed(printed):
     jobs = measured(7, 0, 20.0), measured(7, 6, 2.0), measured(0, 0, 0.0), measured(0, 0, 0.0)
     expected = (
-        "compiled: 8 of 14 programs, 22.0 s in all; 6 came from the cache (43%); 2 jobs ran those of the job before"
+        "compiled: 8 of 14 programs, 22.0 s in all; 6 came from the cache (43%); 2 jobs reused those of an earlier job"
     )
     assert printed(*jobs) == [expected]
 

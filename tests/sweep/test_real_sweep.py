@@ -1,4 +1,4 @@
-"""A sweep of two trainings in a process of its own, which is killed and goes on."""
+"""A sweep of two trainings in its own process, which is killed and resumed."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ RUN = ["debug=fast", "trainer.max_steps=12", "checkpoint.save_every_n_steps=2", 
 
 
 def command(folder, *arguments):
-    """The command in a process of its own, with one device."""
+    """Start the command in its own process, with one device."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
     line = [sys.executable, "-m", "xlstm_hydra", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -23,10 +23,10 @@ def command(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_goes_on_from_its_checkpoints_to_its_results(tmp_path):
+def test_a_killed_sweep_resumes_from_its_checkpoints_with_the_same_results(tmp_path):
     sweep = tmp_path / "sweep"
     first = command(tmp_path, "-m", "optimizer.lr=1e-3,1e-4", *RUN)
-    while not list(sweep.glob("0/checkpoints/4*")):  # that of step 2 is whole then
+    while not list(sweep.glob("0/checkpoints/4*")):  # the one of step 2 is complete then
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)

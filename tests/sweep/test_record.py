@@ -1,4 +1,4 @@
-"""The record of a sweep is whole at every moment, whoever writes it and whenever they die."""
+"""The record of a sweep is intact at any time, even if processes write at the same time or die."""
 
 import fcntl
 import json
@@ -32,7 +32,7 @@ while True:
 
 
 def writer(folder, *arguments):
-    """A process that puts jobs into the record."""
+    """Start a process that writes jobs to the record."""
     return subprocess.Popen([sys.executable, "-c", WRITER, str(folder), *map(str, arguments)])
 
 
@@ -57,7 +57,7 @@ def test_the_record_has_the_last_outcome_of_each_job_by_number(tmp_path_factory,
     assert read_record(folder) == [last[job] for job in sorted(last)]
 
 
-def test_an_amended_field_leaves_the_others_as_they_are(tmp_path):
+def test_changing_a_field_keeps_the_others(tmp_path):
     update_record(tmp_path, [Outcome(job=3, overrides=["a=1"], status="running")])
     update_fields(tmp_path, {3: {"cluster_job": "17_3"}, 4: {"status": "lost"}})
     running, lost = read_record(tmp_path)
@@ -65,14 +65,14 @@ def test_an_amended_field_leaves_the_others_as_they_are(tmp_path):
     assert (lost.job, lost.status) == (4, "lost")
 
 
-def test_no_update_of_processes_that_write_at_once_is_lost(tmp_path):
+def test_no_update_is_lost_if_processes_write_at_the_same_time(tmp_path):
     update_record(tmp_path, [Outcome(job=job) for job in range(40)])
     processes = [writer(tmp_path, first, 10) for first in range(0, 40, 10)]
     assert [process.wait() for process in processes] == [0] * 4
     assert [outcome.status for outcome in read_record(tmp_path)] == ["completed"] * 40
 
 
-def test_writers_that_are_killed_leave_a_whole_record_that_others_go_on_with(tmp_path):
+def test_killed_writers_leave_an_intact_record_that_others_can_update(tmp_path):
     update_record(tmp_path, [Outcome(job=job) for job in range(300)])
     process = writer(tmp_path, 0, 250, "--for-ever")
     while read_record(tmp_path)[0].status == "waiting":
@@ -87,7 +87,7 @@ def test_writers_that_are_killed_leave_a_whole_record_that_others_go_on_with(tmp
     process.wait()
     update_record(tmp_path, [Outcome(job=299, status="lost")])
     assert read_record(tmp_path)[299].status == "lost"
-    outcomes.remove_leftovers(tmp_path)
+    outcomes.repair_record(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".sweep.lock", "sweep.jsonl"]
 
 
@@ -95,13 +95,13 @@ def no_locks(*_):
     raise OSError("no locks available")
 
 
-def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_supported(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     update_record(tmp_path, [Outcome(job=0, status="running")])
     assert read_record(tmp_path)[0].status == "running"
 
 
-def test_a_lock_that_is_never_let_go_is_waited_for_and_passed(tmp_path, monkeypatch):
+def test_a_lock_that_is_never_released_is_ignored_after_a_while(tmp_path, monkeypatch):
     monkeypatch.setattr(outcomes, "PATIENCE_SECONDS", 0.05)
     with outcomes._locked(tmp_path):
         update_record(tmp_path, [Outcome(job=0)])
@@ -112,7 +112,7 @@ def test_an_update_parses_none_of_the_jobs_that_it_does_not_change(tmp_path, mon
     job = Outcome(job=0, overrides=[f"a.b.c{number}=1e-3" for number in range(9)], metrics=dict.fromkeys("abcdef", 1.0))
     update_record(tmp_path, [replace(job, job=number) for number in range(1000)])
     parsed = []
-    monkeypatch.setattr(outcomes, "_parsed", lambda line: parsed.append(line) or Outcome(**json.loads(line)))
+    monkeypatch.setattr(outcomes, "parse_outcome", lambda line: parsed.append(line) or Outcome(**json.loads(line)))
     update_record(tmp_path, [replace(job, job=3, status="running")])
     update_fields(tmp_path, {7: {"status": "lost"}})
     assert len(parsed) == 1  # 10 ms for a thousand
@@ -122,14 +122,14 @@ BAD = {"cut off": '{"job": 0, "over', "of a newer version": json.dumps({"job": 0
 
 
 @pytest.mark.parametrize("text", BAD.values(), ids=BAD)
-def test_a_record_that_cannot_be_read_is_told(tmp_path, text):
+def test_a_record_that_cannot_be_read_is_reported(tmp_path, text):
     (tmp_path / "sweep.jsonl").write_text(text)
     with pytest.raises(ConfigError, match="its sweep.jsonl cannot be read"):
         read_record(tmp_path)
 
 
 def lines_of(*changed, jobs=5):
-    """A record of completed jobs, with these lines in place of theirs."""
+    """Lines of a record of completed jobs, some of them replaced."""
     lines = [json.dumps({"job": job, "overrides": [f"a={job}"], "status": "completed"}) for job in range(jobs)]
     return [dict(changed).get(job, line) for job, line in enumerate(lines)]
 
@@ -147,7 +147,7 @@ DAMAGED = {
     "NaN": ('{"job": 2, "best": NaN}', "best: NaN is not JSON"),
     "a huge number": ('{"job": 2, "best": 1e999}', "best: 1e999 is too large for a number"),
     "many digits": ('{"job": 2, "steps": ' + "9" * 5000 + "}", "steps: a whole number of 5000 digits"),
-    "duplicate keys": ('{"job": 2, "job": 3}', "job: stands there twice"),
+    "duplicate keys": ('{"job": 2, "job": 3}', "job: duplicate key"),
     "an unknown field": ('{"job": 2, "colour": "red"}', "colour: no such field"),
     "an unknown status": ('{"job": 2, "status": "done"}', "status: expected waiting, running, completed"),
     "no time": ('{"job": 2, "started": "noon"}', "started: expected a time or null, got 'noon'"),
@@ -161,18 +161,18 @@ DAMAGED = {
     "half of a line": ('{"job": 2, "overr', "not JSON: Unterminated string"),
     "an empty line": ("", "not JSON: Expecting value at column 1"),
     "escape sequences": ('{"job": 2, "\\u001b[2Jx\\n": 1}', "\\x1b[2Jx\\n: no such field"),
-    "the same job": ('{"job": 1}', "job 1 has a line above already"),
+    "the same job": ('{"job": 1}', "job 1 has an earlier line"),
 }
 
 
 def write_lines(folder, lines, end=b"\n"):
-    """A record with those lines."""
+    """Write a record with these lines."""
     data = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
     (folder / "sweep.jsonl").write_bytes(data + end)
 
 
 @pytest.mark.parametrize(("line", "words"), DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_line_is_named_and_the_others_are_used(tmp_path, caplog, line, words):
+def test_a_damaged_line_is_reported_and_the_others_are_used(tmp_path, caplog, line, words):
     caplog.set_level("INFO", "xlstm_hydra")
     write_lines(tmp_path, lines_of((2, line)))
     assert [one.job for one in read_record(tmp_path)] == [0, 1, 3, 4]
@@ -191,12 +191,12 @@ def test_a_damaged_line_stays_in_its_place_until_it_is_reported(tmp_path, caplog
     assert "line 3: not JSON" in caplog.text and "line 4: not JSON" in caplog.text
 
 
-def test_a_last_line_that_is_cut_off_is_one_note(tmp_path, caplog):
+def test_a_truncated_last_line_is_logged_once(tmp_path, caplog):
     caplog.set_level("INFO", "xlstm_hydra")
     write_lines(tmp_path, [*lines_of(), '{"job": 5, "over'], end=b"")
     assert outcomes.repair_record(tmp_path) == 1 and [one.job for one in read_record(tmp_path)] == list(range(5))
     (note,) = caplog.records
-    assert note.levelname == "INFO" and "line 6: it is cut off, as by a kill" in note.getMessage()
+    assert note.levelname == "INFO" and "line 6: truncated, as by a killed process" in note.getMessage()
     assert not (tmp_path / "sweep.jsonl.damaged").exists()
 
 

@@ -1,4 +1,4 @@
-"""`resume_sweep=DIR` runs what is missing or failed, with the command line of the sweep, in the same folders."""
+"""`resume_sweep=DIR` runs the missing and failed jobs of a sweep with its command line, in the same folders."""
 
 import json
 import os
@@ -22,7 +22,7 @@ UNPLANNED = "trainer.ignore_plan=true"
 
 @pytest.fixture(autouse=True)
 def sweep(tmp_path, monkeypatch):
-    """How the training of a seed ends. Nothing is trained, and nothing drawn."""
+    """The end of the training of each seed. Nothing is trained or plotted."""
 
     class Sweep:
         endings = {}
@@ -65,7 +65,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize(("error", "missing"), STOPS.values(), ids=STOPS)
-def test_only_what_is_missing_runs_again_each_in_its_folder(sweep, tmp_path, error, missing):
+def test_only_missing_and_failed_jobs_run_again_in_their_folders(sweep, tmp_path, error, missing):
     sweep.endings[1] = error
     sweep.start("optimizer.lr=2e-3")
     before = read_record(Path("sweep"))[0]
@@ -79,7 +79,7 @@ def test_only_what_is_missing_runs_again_each_in_its_folder(sweep, tmp_path, err
     assert sweep.statuses() == ["completed"] * 3 and read_record(Path("sweep"))[0] == before
 
 
-def test_where_nothing_is_missing_the_results_are_told_and_nothing_runs(sweep):
+def test_a_completed_sweep_prints_its_results_and_runs_nothing(sweep):
     sweep.start()
     done = sweep.resume()
     assert (done.status, sweep.runs) == (0, [])
@@ -88,7 +88,7 @@ def test_where_nothing_is_missing_the_results_are_told_and_nothing_runs(sweep):
     assert (done.status, sweep.runs) == (2, []) and "trainer.max_steps: would make" in done.err
 
 
-def test_a_sweep_can_go_on_from_another_folder_and_more_than_once(sweep, tmp_path, monkeypatch):
+def test_a_sweep_can_be_resumed_from_another_folder_and_repeatedly(sweep, tmp_path, monkeypatch):
     sweep.endings.update({0: ValueError(), 1: ValueError()})
     sweep.start()
     (tmp_path / "elsewhere").mkdir()
@@ -97,14 +97,18 @@ def test_a_sweep_can_go_on_from_another_folder_and_more_than_once(sweep, tmp_pat
     train = xlstm_hydra.train.train
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, *rest: (_ for _ in ()).throw(OSError("again")))
     done = run_command("resume_sweep=../sweep")
-    assert done.status == 1 and "goes on in" in done.err and sweep.statuses() == ["failed", "failed", "completed"]
+    assert (
+        done.status == 1
+        and "resuming the sweep in" in done.err
+        and sweep.statuses() == ["failed", "failed", "completed"]
+    )
     monkeypatch.setattr(xlstm_hydra.train, "train", train)
     assert sweep.resume(place=tmp_path / "sweep").status == 0
     assert len(sweep.runs) == 2 and sweep.statuses() == ["completed"] * 3
     assert len(json.loads((tmp_path / "sweep" / "command.json").read_text())) == 3
 
 
-def test_a_job_that_still_runs_is_not_started_again(sweep):
+def test_a_running_job_is_not_started_again(sweep):
     sweep.endings[1] = KeyboardInterrupt()
     sweep.start()
     with hold_folder(Path("sweep/1")):
@@ -113,7 +117,7 @@ def test_a_job_that_still_runs_is_not_started_again(sweep):
     assert done.status == 1 and sweep.statuses()[2] == "completed"
 
 
-def test_points_that_were_skipped_as_invalid_are_checked_anew(sweep):
+def test_skipped_invalid_points_are_checked_again(sweep):
     done = sweep.start("hydra.sweeper.on_invalid=skip", "optimizer.lr=1e-3,-1", seeds="0,1")
     assert done.status == 0 and sweep.statuses() == ["completed", "invalid", "completed", "invalid"]
     assert read_record(Path("sweep"))[1].reason == "optimizer.lr=-1.0: must be 0 or more"
@@ -121,7 +125,7 @@ def test_points_that_were_skipped_as_invalid_are_checked_anew(sweep):
     assert sweep.runs == [] and sweep.statuses() == ["completed", "invalid", "completed", "invalid"]
 
 
-def test_how_jobs_run_may_be_typed_anew(sweep):
+def test_settings_of_how_jobs_run_may_be_changed(sweep):
     sweep.endings[1] = ValueError()
     sweep.start("logger.log_every_n_steps=5")
     done = sweep.resume("logger.log_every_n_steps=7", "parallel=fsdp", "trainer.ignore_plan=true")
@@ -130,7 +134,7 @@ def test_how_jobs_run_may_be_typed_anew(sweep):
     assert (run.logger.log_every_n_steps, run.parallel.fsdp_axis_size, run.trainer.seed) == (7, -1, 1)
 
 
-def test_what_was_typed_at_one_resume_does_not_hinder_the_next(sweep):
+def test_arguments_of_one_resumption_do_not_block_the_next(sweep):
     sweep.endings.update({1: ValueError(), 2: ValueError()})
     sweep.start()
     sweep.resume("logger.csv=false", endings={2: ValueError()})
@@ -140,18 +144,18 @@ def test_what_was_typed_at_one_resume_does_not_hinder_the_next(sweep):
 
 
 WRONG = {
-    "other steps": (["trainer.max_steps=600"], "trainer.max_steps: would make the jobs that are run now others"),
-    "another model": (["model=mlstm_120m"], "model: would make the jobs"),
-    "what is swept": (["trainer.seed=0,1,2,3"], "trainer.seed: the jobs of this sweep differ in it"),
-    "a group left out": (["~debug"], "debug: would make the jobs that are run now others"),
-    "another folder": (["hydra.sweep.dir=x"], "hydra.sweep.dir: follows from resume_sweep"),
+    "other steps": (["trainer.max_steps=600"], "trainer.max_steps: would make the remaining jobs differ"),
+    "another model": (["model=mlstm_120m"], "model: would make the remaining jobs"),
+    "what is swept": (["trainer.seed=0,1,2,3"], "trainer.seed: the jobs of this sweep differ in this key"),
+    "a group left out": (["~debug"], "debug: would make the remaining jobs differ"),
+    "another folder": (["hydra.sweep.dir=x"], "hydra.sweep.dir: is set by resume_sweep"),
     "a run": (["resume=x"], "resume_sweep and resume: cannot be given together"),
     "twice": (["resume_sweep=sweep"], "resume_sweep: given more than once"),
 }
 
 
 @pytest.mark.parametrize(("typed", "words"), WRONG.values(), ids=WRONG)
-def test_what_would_make_another_sweep_of_it_is_refused(sweep, typed, words):
+def test_arguments_that_would_change_the_sweep_are_rejected(sweep, typed, words):
     sweep.endings[1] = ValueError()
     sweep.start()
     done = sweep.resume(*typed)
@@ -162,12 +166,12 @@ PLACES = {"nothing": "", "no folder": "nowhere", "no sweep": "."}
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_a_place_that_is_no_sweep_is_refused(sweep, place):
+def test_a_folder_without_a_sweep_is_rejected(sweep, place):
     done = sweep.resume(place=place)
     assert done.status == 2 and done.err.startswith("xlstm-hydra: resume_sweep")
 
 
-def test_a_sweep_that_is_at_work_is_refused(sweep):
+def test_a_running_sweep_is_rejected(sweep):
     sweep.endings[1] = ValueError()
     sweep.start()
     with lock_folder(Path("sweep"), ".sweeping.lock", "sweep"):
@@ -175,17 +179,17 @@ def test_a_sweep_that_is_at_work_is_refused(sweep):
     assert done.status == 2 and "another process is sweeping in this folder" in done.err
 
 
-def test_points_that_are_others_now_are_refused(sweep):
+def test_changed_points_are_rejected(sweep):
     sweep.endings[1] = ValueError()
     sweep.start()
     commands = json.loads(Path("sweep/command.json").read_text())
     commands[0]["arguments"][1] = "trainer.seed=0,5,2"
     Path("sweep/command.json").write_text(json.dumps(commands))
     done = sweep.resume()
-    assert done.status == 2 and "its job 1 is 'trainer.seed=1', and would be 'trainer.seed=5'" in done.err
+    assert done.status == 2 and "its job 1 is 'trainer.seed=1', but would become 'trainer.seed=5'" in done.err
 
 
-def test_a_sweep_that_slurm_has_started_again_goes_on_by_itself(sweep, monkeypatch):
+def test_a_sweep_restarted_by_slurm_resumes_by_itself(sweep, monkeypatch):
     sweep.endings[1] = SystemExit(75)
     assert sweep.start().status == 75
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -197,7 +201,7 @@ def test_a_sweep_that_slurm_has_started_again_goes_on_by_itself(sweep, monkeypat
 
 
 def record_by_hand(arguments, cwd):
-    """A sweep of three jobs of which none has run, without running it. Returns its files with their times."""
+    """Write the files of a sweep of three jobs that have not run. Return them with their times."""
     Path("sweep").mkdir()
     points = [{"job": seed, "overrides": [f"trainer.seed={seed}", UNPLANNED]} for seed in range(3)]
     Path("sweep/sweep.jsonl").write_text("".join(f"{json.dumps(point)}\n" for point in points))
@@ -211,7 +215,7 @@ def files():
 
 
 def change_command(**changes):
-    """Change the recorded command of the sweep as someone else could."""
+    """Change the recorded command of the sweep, as another person could."""
     file = Path("sweep/command.json")
     commands = json.loads(file.read_text())
     commands[-1] |= changes
@@ -284,7 +288,7 @@ def test_a_recorded_command_that_can_load_code_needs_trust(sweep, tmp_path, argu
 
 def test_a_flag_and_its_folder_are_listed_as_one(sweep, tmp_path):
     record_by_hand([*BASE, "--config-dir", "mine"], tmp_path)
-    assert "other folders: --config-dir mine (a folder with other options). It is:" in sweep.resume().err
+    assert "other folders: --config-dir mine (adds a folder with options). The command is:" in sweep.resume().err
 
 
 def test_a_sweep_that_was_recorded_by_hand_runs(sweep, tmp_path):
@@ -293,7 +297,7 @@ def test_a_sweep_that_was_recorded_by_hand_runs(sweep, tmp_path):
     assert done.status == 0 and [run.trainer.seed for run, _ in sweep.runs] == [0, 1, 2], done.err
 
 
-def test_jobs_leave_their_pickles_in_a_new_folder_each_time(tmp_path):
+def test_each_resumption_uses_a_new_folder_for_pickles(tmp_path):
     own = "hydra.launcher.submitit_folder={}/sweep/.submitit/{}/%j"
     record_by_hand([*BASE, "hydra/launcher=local", own.format(tmp_path, "0123abcd")], tmp_path)
     found = [text for text in expand_resume_sweep(["resume_sweep=sweep"]) if "submitit_folder" in text]
@@ -314,7 +318,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("arguments", HARMLESS.values(), ids=HARMLESS)
-def test_a_sweep_that_loads_nothing_goes_on_without_trust(sweep, arguments):
+def test_a_sweep_that_loads_no_code_resumes_without_trust(sweep, arguments):
     sweep.endings[1] = ValueError()
     started = sweep.start(*arguments, seeds="0,1")
     assert started.status == 1, started.err
@@ -322,7 +326,7 @@ def test_a_sweep_that_loads_nothing_goes_on_without_trust(sweep, arguments):
     assert (done.status, [run.trainer.seed for run, _ in sweep.runs]) == (0, [1]), done.err
 
 
-def test_a_sweep_from_a_checkpoint_goes_on_without_trust(sweep, tmp_path):
+def test_a_sweep_from_a_checkpoint_resumes_without_trust(sweep, tmp_path):
     save(tmp_path / "run", composed("model.embedding_dim=64", "data=synthetic"))
     sweep.endings[1] = ValueError()
     assert sweep.start("--from", "run").status == 1
@@ -336,14 +340,14 @@ def test_a_trusted_command_is_printed_and_run(sweep):
     Path("conf/experiment/mine.yaml").write_text("# @package _global_\noptimizer: {lr: 0.5}\n")
     sweep.start("--config-dir=conf", "experiment=mine")
     refused = sweep.resume()
-    assert refused.status == 2 and "--config-dir=conf (a folder with other options)" in refused.err
+    assert refused.status == 2 and "--config-dir=conf (adds a folder with options)" in refused.err
     done = sweep.resume("--trust")
     assert (done.status, [run.optimizer.lr for run, _ in sweep.runs]) == (0, [0.5]), done.err
     assert "the recorded command of the sweep is: xlstm-hydra " in done.err and "--config-dir=conf" in done.err
     assert "--trust" not in Path("sweep/command.json").read_text()
 
 
-def test_trust_is_for_sweeps_that_go_on_only(sweep):
+def test_trust_only_applies_to_resumed_sweeps(sweep):
     done = run_command("--trust")
     assert done.status == 2 and "--trust: only applies to resume_sweep=DIR" in done.err
 
@@ -354,12 +358,12 @@ def test_a_command_that_was_typed_elsewhere_needs_trust(sweep, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     change_command(cwd=str(tmp_path / "elsewhere"))
     done = sweep.resume()
-    assert (done.status, sweep.runs) == (2, []) and "neither the current folder nor above the sweep's" in done.err
+    assert (done.status, sweep.runs) == (2, []) and "neither the current folder nor a parent of the sweep's" in done.err
     assert sweep.resume("--trust", place=tmp_path / "sweep").status == 0 and Path.cwd() == tmp_path / "elsewhere"
 
 
 @pytest.mark.parametrize("is_trusted", [False, True], ids=["not trusted", "trusted"])
-def test_modules_beside_a_sweep_are_imported_if_it_is_trusted(sweep, tmp_path, monkeypatch, is_trusted):
+def test_modules_next_to_a_trusted_sweep_are_imported(sweep, tmp_path, monkeypatch, is_trusted):
     sweep.endings[1] = ValueError()
     sweep.start()
     (tmp_path / "elsewhere").mkdir()
@@ -386,12 +390,12 @@ COMMANDS = {
     "a relative folder": ('[{"arguments": [], "cwd": "../x"}]', "[0].cwd: expected the absolute path of a folder"),
     "a NUL": ('[{"arguments": [], "cwd": "/\\u0000"}]', "[0].cwd: expected the absolute path of a folder"),
     "deep nesting": ("[" * 9000 + "]" * 9000, "nested too deeply to be a list of commands"),
-    "twice": ('[{"arguments": [], "cwd": "/", "cwd": "/"}]', "stands there twice"),
+    "twice": ('[{"arguments": [], "cwd": "/", "cwd": "/"}]', "duplicate key"),
 }
 
 
 @pytest.mark.parametrize(("text", "words"), COMMANDS.values(), ids=COMMANDS)
-def test_a_record_of_commands_that_no_sweep_has_written_is_refused(sweep, tmp_path, text, words):
+def test_a_command_file_not_written_by_a_sweep_is_rejected(sweep, tmp_path, text, words):
     record_by_hand(BASE, tmp_path)
     Path("sweep/command.json").write_text(text)
     done = sweep.resume()
@@ -410,7 +414,7 @@ def test_a_job_whose_line_is_damaged_runs_again_unless_its_folder_has_its_outcom
     assert [run.trainer.seed for run, _ in sweep.runs] == [2] and sweep.statuses() == ["completed"] * 3
 
 
-def test_a_record_without_a_readable_line_is_made_again(sweep):
+def test_a_record_without_a_readable_line_is_recreated(sweep):
     sweep.start()
     Path("sweep/sweep.jsonl").write_bytes(b"\xff\n\0\n{\n")
     for job in (0, 1):

@@ -1,4 +1,4 @@
-"""The database of an Optuna study: any folder will do, and what is wrong with it is one message."""
+"""The database of an Optuna study: it works in any folder, and its errors are one message."""
 
 import errno
 import sqlite3
@@ -20,7 +20,7 @@ STUDY = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "optimizer.lr
 
 @pytest.fixture(autouse=True)
 def trials(tmp_path, monkeypatch):
-    """What each trial does first; nothing is trained."""
+    """Functions that trials call first; nothing is trained."""
     found = []
 
     def train(run, folder, overrides):
@@ -58,7 +58,7 @@ URLS = {
 
 
 @pytest.mark.parametrize(("storage", "sweep", "url"), URLS.values(), ids=URLS)
-def test_only_the_folder_of_the_sweep_is_quoted_in_a_storage(storage, sweep, url):
+def test_only_the_folder_of_the_sweep_is_escaped_in_a_storage_url(storage, sweep, url):
     assert storage_url(storage, sweep) == url
 
 
@@ -99,13 +99,13 @@ def test_a_database_that_another_process_has_locked_is_one_message():
     assert "database is locked. Another process is using it" in done.err
 
 
-def test_a_database_that_fails_in_the_middle_ends_the_sweep_without_a_traceback(trials):
+def test_a_database_that_fails_during_a_study_ends_it_without_a_traceback(trials):
     locked = []
     trials.append(lambda: locked.append(lock("sweep/study.db")))
     done = run_command(*STUDY, "hydra.sweep.dir=sweep")
     locked[0].close()
     assert done.status == 1 and "1 job: 1 completed" in done.out
-    assert "the sweep has ended early: the database of the study" in done.err and "database is locked\n" in done.err
+    assert "the sweep ended early: the database of the study" in done.err and "database is locked\n" in done.err
     assert "Traceback" not in done.err
 
 

@@ -4,6 +4,6 @@ import pytest
 
 @pytest.fixture
 def float64():
-    """Arrays are float64 unless told otherwise."""
+    """Arrays are float64 by default."""
     with jax.enable_x64(True):
         yield

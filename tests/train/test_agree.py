@@ -1,4 +1,4 @@
-"""What processes compare before they train: what must be the same, and what may differ."""
+"""Processes compare their configs, checkpoints and corpora before they train; some fields may differ."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ OF_FIRST = "xlstm_hydra.train._agree.broadcast_text"
 
 @pytest.fixture
 def other(monkeypatch):
-    """Returns what process 1 of 2 is told that has other groups, or another checkpoint, than process 0."""
+    """Function that returns the problems of process 1 of 2 if its groups or its checkpoint differ from process 0."""
     monkeypatch.setattr(runtime, "num_processes", lambda: 2)
 
     def find(run=RUN, checkpoints=(None, None), **groups):
@@ -55,17 +55,17 @@ def process(number):
     )
 
 
-def test_who_and_where_a_process_is_and_what_it_shows_may_differ(other):
+def test_process_ids_paths_and_logger_options_may_differ(other):
     run = dataclasses.replace(RUN, distributed=process(0), data=TextDataConfig(path="here"))
     assert other(run, distributed=process(1), data=TextDataConfig(path="there")) == []
     assert other(logger=LoggerConfig(progress=False)) == []
 
 
-def test_a_class_is_its_dotted_path(other):
+def test_a_class_equals_its_dotted_path(other):
     assert other(model=resolve_classes(RUN.model)) == []
 
 
-def test_every_key_that_differs_is_told_as_it_is_typed_with_both_values(other):
+def test_every_key_that_differs_is_reported_with_both_values(other):
     model = FAMILIES["v1"](vocab_size=300)
     model.parallel.fsdp_axis_size = 2
     told = "\n".join(other(model=model, trainer=TrainerConfig(seed=3)))
@@ -83,31 +83,31 @@ def test_another_model_is_a_difference(other):
 
 @pytest.fixture
 def as_process_1(monkeypatch):
-    """As if this were process 1 of 2, and process 0 had said what the list holds."""
+    """This process acts as process 1 of 2. Values in the list are broadcast by process 0."""
     said = []
     monkeypatch.setattr(runtime, "num_processes", lambda: 2)
     monkeypatch.setattr(OF_FIRST, lambda key, text: said.pop() if said else text)
     return said
 
 
-def test_processes_with_the_same_run_and_corpus_go_on(as_process_1):
+def test_processes_with_the_same_run_and_corpus_continue(as_process_1):
     agree_on_run(RUN, None)
     agree_on_corpus(RUN.data, "abc")
 
 
 def test_another_corpus_is_refused(as_process_1):
     as_process_1.append("xyz")
-    with pytest.raises(ConfigError, match=r"data.path='b': the corpus is not the one of process 0: .* same files"):
+    with pytest.raises(ConfigError, match=r"data.path='b': the corpus differs from that of process 0: .* same files"):
         agree_on_corpus(TextDataConfig(path="b"), "abc")
     as_process_1.append("xyz")
-    with pytest.raises(ConfigError, match=r"data.name='stdlib': the corpus is not the one of process 0"):
+    with pytest.raises(ConfigError, match=r"data.name='stdlib': the corpus differs from that of process 0"):
         agree_on_corpus(StdlibDataConfig(), "abc")
 
 
 CHECKPOINTS = {
-    "none": (None, ("x", 4), "reads none, process 0 the checkpoint of step 4"),
-    "another step": (("x", 2), ("x", 4), "of step 2, process 0 the check"),
-    "another run": (("x", 4), ("y", 4), "step 4 of another run than process 0"),
+    "none": (None, ("x", 4), "reads no checkpoint, but process 0 reads the checkpoint of step 4"),
+    "another step": (("x", 2), ("x", 4), "of step 2, but process 0 reads the check"),
+    "another run": (("x", 4), ("y", 4), "and process 0 read the checkpoint of step 4 of different runs"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`parallel=auto`: the run trains with the layout that was chosen, and is one with that layout ever after."""
+"""`parallel=auto`: the run trains with the chosen layout, and is recorded with it."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,14 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run whose tensor parallelism is given."""
+    """A run with a fixed degree of tensor parallelism."""
     place = tmp_path_factory.mktemp("auto")
     done = run_command(*SMALL, "parallel.model_axis_size=2", f"hydra.run.dir={place}")
     assert done.status == 0, done.err
     return place
 
 
-def test_the_run_is_recorded_with_the_layout_and_what_was_given_is_kept(folder):
+def test_the_run_is_recorded_with_the_layout_and_given_fields_are_kept(folder):
     layout = record_of(find_checkpoint(str(folder)), "run").groups["parallel"]
     assert type(layout) is ParallelConfig
     assert layout.axis_sizes(4)["tp"] == 2 and layout.pipeline_axis_size == 1
@@ -47,14 +47,14 @@ def test_the_config_in_the_run_folder_has_the_same_layout(folder):
     assert written["trainer"] == recorded["trainer"].to_dict()
 
 
-def test_what_it_was_chosen_from_stands_in_the_run_folder(folder):
+def test_the_candidate_layouts_are_written_to_the_run_folder(folder):
     told = json.loads(Path(folder, "search.json").read_text(encoding="utf-8"))
     seconds = [row["seconds"] for row in told["best"]]
     assert seconds == sorted(seconds) and told["num_devices"] == 4
     assert all(row["sizes"]["tp"] == 2 for row in told["candidates"])
 
 
-def test_the_plan_of_the_run_is_that_of_the_search(folder):
+def test_the_plan_of_the_run_is_the_one_found_by_the_search(folder):
     search, plan = (json.loads(Path(folder, name).read_text(encoding="utf-8")) for name in ("search.json", "plan.json"))
     assert search["best"][0]["sizes"] == plan["mesh"]
 
@@ -66,11 +66,11 @@ def test_the_plan_of_the_run_is_that_of_the_search(folder):
         (["parallel.headroom=1"], "parallel.headroom=1.0: must be less than 1"),
         (["parallel.remat=[mLSTMBlok]"], "Did you mean 'mLSTMBlock'"),
         (["parallel.name=best"], "the name of AutoParallelConfig is auto"),
-        (["task=evaluate", "task.checkpoint=run"], "a layout is chosen by what a step of training takes"),
+        (["task=evaluate", "task.checkpoint=run"], "parallel=auto chooses a layout for training only"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_what_cannot_be_is_refused_before_any_layout_is_tried(tmp_path, monkeypatch, arguments, words):
+def test_impossible_settings_are_refused_before_any_layout_is_tried(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     done = run_command(*SMALL, *arguments)
     assert done.status == 2 and words in done.err

@@ -1,4 +1,4 @@
-"""What a run is told before it starts, and what stands beside that when it ends."""
+"""Checks and predictions before a run starts, and the measurements beside them at its end."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from xlstm_hydra.train import RunPlan, plan_program, train
 
 GIB = 2**30
 SMALL = 2**20
-"""Bytes of memory that no run fits in."""
+"""Bytes of memory, too few for any run."""
 
 
 @pytest.fixture
@@ -31,34 +31,34 @@ def small_host(monkeypatch):
     monkeypatch.setattr("xlstm_hydra.plan._changes.changes_that_fit", lambda plan: ())
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_computed_or_written(small_host, tmp_path, monkeypatch, caplog):
+def test_a_run_that_does_not_fit_is_refused_before_it_starts(small_host, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "xlstm_hydra")
     monkeypatch.setattr(jax, "jit", None)
-    words = r"trainer.ignore_plan=false: a step needs .* MiB on a device, and each of the 8 .* its share of the memory"
+    words = r"trainer.ignore_plan=false: a step needs .* MiB per device, but each of the 8 .* of the host's memory"
     with pytest.raises(ConfigError, match=words) as refused:
         train(tiny_run(parallel=LAYOUTS["dp8"]), tmp_path)
-    assert str(refused.value).endswith("trainer.ignore_plan=true tries it all the same.")
+    assert str(refused.value).endswith("trainer.ignore_plan=true starts the run anyway.")
     assert "does not fit" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_could_be_typed_instead_is_told(monkeypatch):
+def test_changes_that_fit_are_suggested(monkeypatch):
     program = build_program(tiny_run(parallel=LAYOUTS["dp8"], trainer={"batch_size": 64}))
     needed = plan_program(program).plan.memory.total
     small = replace(load_device("h100_80gb"), memory_gib=0.8 * needed / GIB, memory_fraction=1)
     monkeypatch.setattr("xlstm_hydra.train._planning.device_here", lambda _: small)
-    with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true tries"):
+    with pytest.raises(ConfigError, match=r"It fits with (trainer|parallel)\.\w+=.*\. trainer.ignore_plan=true starts"):
         plan_program(program)
 
 
-def test_ignore_plan_trains_all_the_same_and_says_so_once(small_host, caplog):
+def test_ignore_plan_trains_anyway_with_one_warning(small_host, caplog):
     run = tiny_run(parallel=LAYOUTS["dp8"], trainer={"ignore_plan": True})
     assert not plan_program(build_program(run)).plan.fits
     [line] = caplog.messages
     assert line.startswith("trainer.ignore_plan=true: a step needs ")
 
 
-def test_a_refused_run_leaves_the_config_that_stands_in_its_folder(tmp_path, monkeypatch):
+def test_a_refused_run_does_not_change_the_config_in_its_folder(tmp_path, monkeypatch):
     def refuse(*_):
         raise ConfigError([Problem({"trainer.ignore_plan": False}, "too large")])
 
@@ -72,7 +72,7 @@ def test_a_refused_run_leaves_the_config_that_stands_in_its_folder(tmp_path, mon
 @pytest.mark.parametrize(
     "path, words", [("nope", "no files found"), ("empty", "no files found"), ("fifo", "is a FIFO")]
 )
-def test_missing_data_is_reported_before_a_device_starts_and_leaves_nothing(task, path, words, tmp_path, monkeypatch):
+def test_missing_data_is_reported_before_anything_starts(task, path, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "fifo")
@@ -89,7 +89,7 @@ def test_missing_data_is_reported_before_a_device_starts_and_leaves_nothing(task
 
 
 def devices(monkeypatch, kind="NVIDIA H100 80GB HBM3", limits=(70, 60), platform="gpu"):
-    """Let JAX have devices of its own memory, in GiB."""
+    """Let JAX report these devices, with memory limits in GiB."""
     told = [{"bytes_limit": limit * GIB} if limit else None for limit in limits]
     found = [
         SimpleNamespace(device_kind=kind, platform=platform, slice_index=0, memory_stats=lambda told=told: told)
@@ -117,30 +117,30 @@ except ConfigError as error:
 """
 
 
-def test_no_device_is_started_by_a_run_whose_data_is_missing(tmp_path):
+def test_a_run_with_missing_data_starts_no_device(tmp_path):
     done = subprocess.run([sys.executable, "-c", MISSING_DATA], cwd=tmp_path, capture_output=True, text=True)
     assert "data.path='nope': no files found" in done.stderr and done.stderr.endswith("Devices: False\n"), done.stderr
 
 
-def test_a_device_has_the_speed_of_its_kind_and_the_memory_of_the_least_one(monkeypatch):
+def test_a_device_has_the_speed_of_its_kind_and_the_smallest_memory_limit(monkeypatch):
     devices(monkeypatch)
     known = load_device("h100_80gb")
     assert device_here(None) == replace(known, memory_gib=60, memory_fraction=1, devices_per_host=2)
 
 
-def test_of_a_device_that_nobody_knows_only_the_memory_is_planned(monkeypatch):
+def test_only_memory_is_planned_on_an_unknown_device(monkeypatch):
     devices(monkeypatch, kind="NVIDIA L4", limits=(20,))
     here = device_here(None)
     assert (here.name, here.memory_gib, here.has_speeds) == ("NVIDIA L4", 20, False)
 
 
-def test_figures_that_are_chosen_are_taken_but_for_the_memory(monkeypatch):
+def test_configured_figures_are_used_except_for_the_memory(monkeypatch):
     devices(monkeypatch, kind="NVIDIA L4", limits=(20,))
     here = device_here(load_device("a100_40gb"))
     assert (here.name, here.memory_gib) == ("NVIDIA A100 SXM 40GB", 20)
 
 
-def test_a_device_that_does_not_tell_its_memory_has_that_of_its_kind(monkeypatch):
+def test_a_device_that_does_not_report_its_memory_has_that_of_its_kind(monkeypatch):
     devices(monkeypatch, limits=(None,))
     assert device_here(None).memory_bytes == pytest.approx(load_device("h100_80gb").memory_bytes, abs=1)
 
@@ -152,7 +152,7 @@ def test_the_process_with_the_least_memory_counts_for_all(monkeypatch):
     assert device_here(None).memory_gib == 50
 
 
-def test_simulated_devices_share_what_their_host_has_over_all_its_processes(monkeypatch):
+def test_simulated_devices_share_the_memory_of_their_host_over_all_processes(monkeypatch):
     monkeypatch.setattr("xlstm_hydra.devices._detected.host_memory", lambda: 64 * GIB)
     alone, known = device_here(None), load_device("cpu")
     assert (alone.memory_gib, alone.memory_bandwidth) == (64 / 8, known.memory_bandwidth / 8)
@@ -172,12 +172,12 @@ def planned():
     ("earlier", "peak", "words"),
     [
         (None, None, "peak memory: not reported on CPU"),
-        (0, 3 * GIB, r"3.00 GiB on a device \(predicted: "),
-        (3 * GIB, 3 * GIB, "an earlier run of this process needed more memory"),
+        (0, 3 * GIB, r"3.00 GiB of peak memory per device \(predicted: "),
+        (3 * GIB, 3 * GIB, "peak memory: not measured, because an earlier run of this process needed more"),
     ],
-    ids=["no device tells it", "told", "hidden by an earlier run"],
+    ids=["not reported", "reported", "hidden by an earlier run"],
 )
-def test_the_peak_of_memory_is_that_of_this_run_or_none(planned, earlier, peak, words, tmp_path, monkeypatch, caplog):
+def test_peak_memory_is_of_this_run_or_not_reported(planned, earlier, peak, words, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("xlstm_hydra.train._planning.peak_memory", lambda: peak)
     caplog.set_level("INFO", "xlstm_hydra")
     programs = CompilationStats(total=5, from_cache=4, seconds=2.5)

@@ -1,4 +1,4 @@
-"""Compiled programs that are kept for the next job."""
+"""The compilation cache: compiled programs are saved for the next job."""
 
 import csv
 import errno
@@ -22,7 +22,7 @@ CACHE = "xlstm_hydra.step._compilation_cache"
 
 @pytest.fixture(scope="module", autouse=True)
 def _all_is_kept():
-    """Also what is compiled at once, whatever the environment of the tests says."""
+    """Cache programs that compile quickly too, whatever the environment of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
         yield
@@ -32,7 +32,7 @@ def _all_is_kept():
 
 
 def job(folder, cache, seed=0, **optimizer):
-    """Train two steps. Returns what was measured, and the rows of the metrics as text."""
+    """Train two steps. Returns the measurements, and the rows of the metrics as text."""
     trainer = {"max_steps": 2, "eval_batches": 1, "seed": seed, "compilation_cache_dir": cache and str(cache)}
     train(tiny_run("llama", LAYOUTS["dp8"], trainer=trainer, optimizer=AdamWConfig(**optimizer)), folder)
     measured = json.loads((folder / "plan.json").read_text())["measured"]
@@ -56,7 +56,7 @@ def sweep(tmp_path_factory):
     return done
 
 
-def test_a_job_with_other_values_gets_all_programs_from_the_cache(sweep):
+def test_a_job_with_other_values_loads_all_programs_from_the_cache(sweep):
     first, _, second, _ = (measured for measured, _ in sweep)
     assert first["programs"] >= 4 and first["programs_from_cache"] == 0
     assert second["programs_from_cache"] == second["programs"] >= 4
@@ -65,7 +65,7 @@ def test_a_job_with_other_values_gets_all_programs_from_the_cache(sweep):
 
 def test_a_job_with_other_values_in_the_same_process_needs_no_cache(sweep):
     assert sweep[1][0]["programs"] == 0 and str(CompilationStats()).startswith(
-        "compiled: nothing, an earlier job of this"
+        "compiled: nothing, because an earlier job"
     )
 
 
@@ -77,7 +77,7 @@ def test_a_program_from_the_cache_computes_the_same_bits(sweep):
 
 OTHERS = {
     "nesterov": {"optimizer": AdamWConfig(nesterov=True)},
-    "what decays": {"optimizer": AdamWConfig(weight_decay_exclude=["dense"])},
+    "weight decay": {"optimizer": AdamWConfig(weight_decay_exclude=["dense"])},
     "no clipping": {"optimizer": AdamWConfig(grad_clip_norm=None)},
     "batch": {"trainer": {"batch_size": 16}},
     "model": {"model": {"dropout_rate": 0.1}},
@@ -86,7 +86,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
-def test_what_computes_something_else_shares_no_compiled_step(changes):
+def test_runs_with_different_computations_share_no_compiled_step(changes):
     plain = {"family": "llama", "parallel": LAYOUTS["dp8"]}
     one, same = build_program(tiny_run(**plain)), build_program(tiny_run(**plain, optimizer=AdamWConfig(lr=0.5)))
     assert same.train_step is one.train_step and same.schedule(0) != one.schedule(0)
@@ -99,7 +99,7 @@ NUMBER = np.arange(3, dtype=np.float32)
 
 
 def compiled(place, **changes):
-    """Compile a small program as a run would, and look what became of it."""
+    """Compile a small program as a run does, and return the statistics."""
     config = TrainerConfig(compilation_cache_dir=place if place is None else str(place), **changes)
     with compilation_cache(config) as programs:
         assert jax.jit(lambda x: 3 * x + 1)(NUMBER).tolist() == [1, 4, 7]
@@ -110,7 +110,7 @@ def files(folder):
     return {file.name: file.stat().st_size for file in folder.iterdir()}
 
 
-def test_a_second_run_finds_what_the_first_has_compiled(tmp_path):
+def test_a_second_run_finds_the_programs_of_the_first(tmp_path):
     first, second = compiled(tmp_path), compiled(tmp_path)
     assert (first.compiled, first.from_cache) == (1, 0) and "compiled: 1 of 1 programs, " in str(first)
     assert (second.compiled, second.from_cache) == (0, 1)
@@ -118,7 +118,7 @@ def test_a_second_run_finds_what_the_first_has_compiled(tmp_path):
     assert len(files(tmp_path)) == 1
 
 
-def test_the_settings_of_jax_and_its_listeners_are_what_they_were(tmp_path):
+def test_settings_and_listeners_of_jax_are_restored(tmp_path):
     before = dict(jax.config.values)
     programs = compiled(tmp_path)
     assert dict(jax.config.values) == before
@@ -134,31 +134,31 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_program_is_told_compiled_again_and_replaced(damage, tmp_path, caplog):
+def test_a_damaged_program_is_reported_recompiled_and_replaced(damage, tmp_path, caplog):
     compiled(tmp_path)
     whole = files(tmp_path)
     [file] = tmp_path.iterdir()
     file.write_bytes(damage(file.read_bytes()))
     assert compiled(tmp_path).compiled == 1
     [line] = caplog.messages
-    assert line == f"a compiled program was cut off, and is compiled again: {file}"
+    assert line == f"a program in the compilation cache is truncated and will be compiled again: {file}"
     assert files(tmp_path).keys() == whole.keys() and compiled(tmp_path).from_cache == 1
 
 
-def test_a_folder_that_cannot_be_made_is_told_once_and_the_run_goes_on(tmp_path, caplog):
+def test_a_folder_that_cannot_be_created_is_reported_once_and_the_run_continues(tmp_path, caplog):
     (tmp_path / "file").touch()
     assert compiled(tmp_path / "file").compiled == 1
     [line] = caplog.messages
-    assert line == f"the folder of compiled programs cannot be read: {tmp_path}/file: Not a directory"
+    assert line == f"the compilation cache cannot be read: {tmp_path}/file: Not a directory"
 
 
-def test_a_folder_that_cannot_be_searched_is_reported_and_the_run_goes_on(tmp_path, caplog):
+def test_a_folder_that_cannot_be_searched_is_reported_and_the_run_continues(tmp_path, caplog):
     assert compiled(tmp_path / ("x" * 300)).compiled == 1  # an error for root too, unlike missing permissions
     [line] = caplog.messages
-    assert line.startswith("the folder of compiled programs cannot be read: ") and line.endswith(": File name too long")
+    assert line.startswith("the compilation cache cannot be read: ") and line.endswith(": File name too long")
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, caplog, monkeypatch):
+def test_a_full_disk_is_reported_and_no_partial_file_remains(tmp_path, caplog, monkeypatch):
     def full(path, value):
         path.open("wb").close()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -169,7 +169,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, caplog, monkeyp
     assert not files(tmp_path)
 
 
-def test_what_a_kill_has_left_behind_is_removed_and_what_is_being_written_is_not(tmp_path):
+def test_partial_files_of_killed_runs_are_removed_but_not_files_being_written(tmp_path):
     old, new = tmp_path / ".a.new", tmp_path / ".b.new"
     for file in (old, new):
         file.touch()
@@ -183,7 +183,7 @@ def test_what_a_kill_has_left_behind_is_removed_and_what_is_being_written_is_not
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The folder of compiled programs of this user; JAX has not been given one."""
+    """The compilation cache directory of this user. JAX has no other one set."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", None)
@@ -191,14 +191,14 @@ def own(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_programs_are_kept_in_the_cache_folder_of_the_user_for_all_runs(own):
+def test_programs_of_all_runs_are_kept_in_the_cache_directory_of_the_user(own):
     assert compiled("auto").compiled == 1
     assert compiled("auto").from_cache == 1
     assert len(files(own)) == 1
 
 
 @pytest.mark.parametrize("variable", [None, "", "relative"], ids=["unset", "empty", "relative"])
-def test_the_cache_folder_of_the_user_is_in_the_home_folder_unless_told_otherwise(variable, monkeypatch):
+def test_the_cache_directory_is_in_the_home_folder_by_default(variable, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if variable is not None:
@@ -206,24 +206,24 @@ def test_the_cache_folder_of_the_user_is_in_the_home_folder_unless_told_otherwis
     assert compiled_folder() == Path("/home/me/.cache/xlstm_hydra/compiled")
 
 
-def test_nothing_is_kept_for_a_user_without_a_home_folder(own, monkeypatch, caplog):
+def test_nothing_is_cached_for_a_user_without_a_home_folder(own, monkeypatch, caplog):
     monkeypatch.setattr(f"{CACHE}.compiled_folder", lambda: None)
     assert compiled("auto").compiled == 1
-    assert caplog.messages == ["compiled programs are not kept: this user has no home folder"]
+    assert caplog.messages == ["compiled programs are not cached: this user has no home folder"]
 
 
-def test_a_folder_that_jax_has_been_given_is_used(own, tmp_path):
+def test_a_cache_directory_set_for_jax_is_used(own, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
     assert compiled("auto").compiled == 1
     assert [file.name for file in tmp_path.iterdir()] == ["mine"]
 
 
-def test_null_keeps_nothing(own, tmp_path):
+def test_null_turns_the_cache_off(own, tmp_path):
     assert compiled(None).compiled == 1
     assert not files(tmp_path)
 
 
-def test_what_no_run_has_loaded_for_a_month_is_removed_from_the_cache_folder_of_the_user_alone(own, tmp_path):
+def test_programs_not_loaded_for_a_month_are_removed_only_from_the_cache_directory_of_the_user(own, tmp_path):
     for folder, place in {own: "auto", tmp_path / "named": tmp_path / "named"}.items():
         compiled(place)
         os.utime(next(folder.iterdir()), (0, 0))
@@ -238,10 +238,10 @@ def test_a_program_that_was_loaded_counts_as_used(own):
     assert time.time() - file.stat().st_mtime < 86400
 
 
-# ---- who may write there
+# ---- permissions
 
 
-def test_folders_and_files_are_made_for_this_user_alone(own):
+def test_only_this_user_can_read_the_folders_and_files(own):
     before = os.umask(0)
     try:
         compiled("auto")
@@ -255,17 +255,17 @@ WRITERS = {"everyone": (0o777, "everyone"), "its group": (0o770, "its group")}
 
 @pytest.mark.parametrize(("mode", "who"), WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize("how", ["auto", "typed", "given to JAX"])
-def test_a_folder_in_which_others_may_put_programs_is_not_used(how, mode, who, own, caplog):
+def test_a_folder_that_others_may_write_to_is_not_used(how, mode, who, own, caplog):
     own.mkdir(parents=True)
     own.chmod(mode)
     if how == "given to JAX":
         jax.config.update("jax_compilation_cache_dir", str(own))
     assert compiled(own if how == "typed" else "auto").compiled == 1
-    assert not files(own) and f"{own} is not used: {who} may write compiled programs there" in caplog.text
+    assert not files(own) and f"{own} is not used: {who} can write programs to it" in caplog.text
 
 
 def someone_else(path, monkeypatch):
-    """Let a path belong to another user, also for those who cannot give it away."""
+    """Let a path appear to belong to another user, even for a user who cannot change its owner."""
     monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
     if path.stat().st_uid == 0:
         os.chown(path, 12345, -1)
@@ -275,14 +275,14 @@ def test_a_folder_of_another_user_is_not_used(own, monkeypatch, caplog):
     own.mkdir(parents=True)
     someone_else(own, monkeypatch)
     assert compiled("auto").compiled == 1
-    assert not files(own) and f"{own} is not used: its owner, the user " in caplog.text
+    assert not files(own) and f"{own} is not used: its owner (user " in caplog.text
 
 
 FOREIGN = {
-    "that everyone may write": lambda file, _: file.chmod(0o666),
-    "that its group may write": lambda file, _: file.chmod(0o660),
-    "that is a link": lambda file, _: file.rename(file.with_name("other")) and file.symlink_to("other"),
-    "that is a pipe": lambda file, _: (file.unlink(), os.mkfifo(file)),
+    "writable by everyone": lambda file, _: file.chmod(0o666),
+    "writable by its group": lambda file, _: file.chmod(0o660),
+    "a link": lambda file, _: file.rename(file.with_name("other")) and file.symlink_to("other"),
+    "a pipe": lambda file, _: (file.unlink(), os.mkfifo(file)),
 }
 
 
@@ -292,7 +292,7 @@ def test_a_program_is_not_loaded_from_a_file(change, own, monkeypatch, caplog):
     [file] = own.iterdir()
     change(file, monkeypatch)
     assert compiled("auto").compiled == 1
-    assert f"the folder of compiled programs cannot be read: {own}: " in caplog.text
+    assert f"the compilation cache cannot be read: {own}: " in caplog.text
 
 
 def test_a_program_of_another_user_is_not_loaded(own, monkeypatch, caplog):
@@ -303,4 +303,4 @@ def test_a_program_of_another_user_is_not_loaded(own, monkeypatch, caplog):
         lambda status: "someone" if stat.S_ISREG(status.st_mode) else None,
     )
     assert compiled("auto").compiled == 1
-    assert f"someone may write {file.name}, and it would run here" in caplog.text
+    assert f"someone can write {file.name}, and this process would run it" in caplog.text

@@ -1,4 +1,4 @@
-"""The plan beside what the compiler says."""
+"""The plan compared with the memory that the compiler reports."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ def rows(run, compiled):
     return {(row.what, row.unit): row for row in compare(make_plan(run, 8, load_device("cpu")), compiled)}
 
 
-def test_the_compiler_has_the_same_arrays_exchanges_and_operations(run, compiled):
+def test_the_plan_has_the_arrays_collectives_and_operations_of_the_compiler(run, compiled):
     found = rows(run, compiled)
     for what in ("parameters", "gradients", "optimizer state", "batch"):
         assert found.pop((what, "bytes")).ratio == 1
@@ -35,7 +35,7 @@ def test_the_compiler_has_the_same_arrays_exchanges_and_operations(run, compiled
     assert {row.ratio for row in found.values()} == {1}
 
 
-def test_a_difference_shows(run, compiled):
+def test_a_difference_is_detected(run, compiled):
     odd = [each for each in compiled.collectives if each.operation == "all-gather"][0]
     others = replace(compiled, collectives=(*compiled.collectives[1:], replace(odd, dtype="bf16")))
     found = rows(run, others)
@@ -43,6 +43,6 @@ def test_a_difference_shows(run, compiled):
     assert found["all-reduce of int32 over 4 devices", "times"].ratio == math.inf
 
 
-def test_memory_that_cpus_cannot_show_is_said_to_be_not_comparable(run, compiled):
+def test_memory_that_cpus_do_not_report_is_not_comparable(run, compiled):
     half = tiny_run("llama", parallel=LAYOUTS["dp2_fsdp2_tp2"], model={"dtype": "bfloat16"})
     assert "not comparable" in rows(half, compiled)["all memory", "bytes"].note

@@ -1,4 +1,4 @@
-"""No dead field: for every field of `ParallelConfig`, what can be seen to change when it does.
+"""No dead field: for every field of `ParallelConfig`, a visible effect of changing it.
 
 A field without an entry in `EVIDENCE` fails, so that none can be added that nothing shows.
 """
@@ -21,7 +21,7 @@ EVIDENCE = {}
 
 
 def shows(field):
-    """Enter a function as the evidence of a field."""
+    """Register a function as the evidence of a field."""
     return lambda function: EVIDENCE.setdefault(field, function)
 
 
@@ -41,7 +41,7 @@ def sharded(on):
 
 
 def types(layout, operation):
-    """How many collectives of a kind there are in the lowered step, by element type."""
+    """Number of collectives of a kind in the lowered step, by element type."""
     return collections.Counter(c.dtype for c in list_collectives(lowered(layout)[1]) if c.operation == operation)
 
 
@@ -79,7 +79,7 @@ def heads_channels_and_vocabulary_are_split():
 
 
 def renamed(field, new, layout):
-    """The name is that of a mesh axis, and in the specs and collectives that use the axis."""
+    """The mesh has an axis of this name, and specs and collectives use the name."""
     old = getattr(ParallelConfig(), field)
     before, after = built(layout), built(layout | {field: new})
     assert tuple(after.mesh.shape) == tuple(new if name == old else name for name in before.mesh.shape)
@@ -118,7 +118,7 @@ def fewer_activations_are_kept():
         return program.compile().memory_analysis().temp_size_in_bytes
 
     assert memory(["mLSTMBlock"]) < 0.7 * memory([])
-    with pytest.raises(ConfigError, match=r"parallel.remat='Blok': no module class of this model.*Known: Embed"):
+    with pytest.raises(ConfigError, match=r"parallel.remat='Blok': not a module class of this model.*Known: Embed"):
         built({"remat": ["Blok"]})
 
 
@@ -128,7 +128,9 @@ def the_named_modules_are_sharded_and_no_other():
         on = built(SHARDED | {"fsdp_modules": modules, "remat": []})
         owners = {p.parameter.path: set(p.parameter.modules) for p in on.placements}
         assert sharded(on) == {path for path, classes in owners.items() if classes & set(modules)} != set()
-    with pytest.raises(ConfigError, match="fsdp_modules='Embd': no module class of this model. Did you mean 'Embed'"):
+    with pytest.raises(
+        ConfigError, match="fsdp_modules='Embd': not a module class of this model. Did you mean 'Embed'"
+    ):
         built(SHARDED | {"fsdp_modules": ["Embd"]})
 
 
@@ -164,22 +166,22 @@ def permutes_take_the_place_of_gathers_and_scatters():
     assert types(by_pieces, "collective-permute")
     assert not types(by_pieces, "all-gather") and not types(by_pieces, "reduce-scatter")
     assert specs(built(at_once)) == specs(built(by_pieces))
-    with pytest.raises(ConfigError, match="tp_async_dense=true: there is nothing to exchange"):
+    with pytest.raises(ConfigError, match="tp_async_dense=true: has no effect"):
         tiny_run(parallel={"tp_async_dense": True})
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ParallelConfig)])
-def test_the_field_does_what_it_says(field):
+def test_the_field_has_its_documented_effect(field):
     assert field in EVIDENCE, f"nothing shows that parallel.{field} does anything; write its evidence above"
     EVIDENCE[field]()
 
 
-def test_no_evidence_is_of_a_field_that_is_gone():
+def test_all_evidence_is_of_existing_fields():
     assert set(EVIDENCE) == {field.name for field in dataclasses.fields(ParallelConfig)}
 
 
 @pytest.mark.parametrize("field", list(ParallelConfig().sizes()))
-def test_any_one_axis_takes_the_devices_that_are_left(field):
+def test_any_one_mesh_axis_takes_the_remaining_devices(field):
     sizes = dict.fromkeys(ParallelConfig().sizes(), 1) | {field: -1}
     other = next(name for name in sizes if name != field)
     on = built(sizes | {other: 2})

@@ -1,4 +1,4 @@
-"""Conditions of the machine that end a run: one message, nothing else printed, nothing saved lost."""
+"""Errors of the machine that end a run: one message, no other output, and no checkpoint is lost."""
 
 import errno
 import logging
@@ -28,7 +28,7 @@ def run_of(logger=None, **checkpoint):
 
 @pytest.fixture
 def before_saving(monkeypatch):
-    """Do something once, right before a step is saved, when what was saved before is on disk."""
+    """Call a function once, right before a step is saved, when all earlier checkpoints are on disk."""
 
     def add(step, action):
         save, actions = Checkpoints.save, [action]
@@ -46,7 +46,7 @@ def before_saving(monkeypatch):
 
 @pytest.fixture
 def file_limit():
-    """Set the size that no file of this process may exceed, which is reported as a full disk is."""
+    """Set the maximum file size of this process. Exceeding it is reported like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -61,23 +61,23 @@ SAVES = {
 
 
 @pytest.mark.parametrize(("checkpoint", "step", "whole"), SAVES.values(), ids=SAVES)
-def test_a_save_that_fails_ends_the_run_with_one_message_and_what_is_saved_stays(
+def test_a_failed_save_ends_the_run_with_one_message_and_keeps_earlier_checkpoints(
     checkpoint, step, whole, before_saving, file_limit, tmp_path, capfd, caplog
 ):
     before_saving(step, lambda: file_limit(2000))
     with pytest.raises(RunEnded) as ended:
         train(run_of(**checkpoint), tmp_path)
     file_limit(resource.RLIM_INFINITY)
-    saved = f"complete checkpoint is step {whole[-1]}." if whole else "No checkpoint is complete."
+    saved = f"complete checkpoint is step {whole[-1]}." if whole else "There is no complete checkpoint."
     way_out = f"then continue with xlstm-hydra resume={tmp_path}" if whole else "then start the run again."
     assert str(ended.value).startswith(f"saving step {step} in {tmp_path}/checkpoints failed: File too large")
     assert saved in str(ended.value) and str(ended.value).endswith(f"Allow larger files (ulimit -f), {way_out}")
     assert capfd.readouterr().err == "" and not [record for record in caplog.records if record.exc_info]
-    assert "has saved the step" not in caplog.text
+    assert "the step was saved" not in caplog.text
     assert saved_steps(tmp_path) == whole
 
 
-def test_the_run_continues_from_what_is_saved_once_the_cause_is_gone(before_saving, file_limit, tmp_path):
+def test_the_run_resumes_once_the_cause_is_fixed(before_saving, file_limit, tmp_path):
     before_saving(4, lambda: file_limit(2000))
     with pytest.raises(RunEnded):
         train(run_of(), tmp_path)
@@ -86,19 +86,19 @@ def test_the_run_continues_from_what_is_saved_once_the_cause_is_gone(before_savi
     assert saved_steps(tmp_path) == [2, 4, 6]
 
 
-def test_checkpoints_that_are_removed_meanwhile_end_the_run_with_one_message(before_saving, tmp_path, capfd):
+def test_checkpoints_removed_during_the_run_end_it_with_one_message(before_saving, tmp_path, capfd):
     def replace_by_file():
         shutil.rmtree(tmp_path / "checkpoints")
         (tmp_path / "checkpoints").touch()
 
     before_saving(4, replace_by_file)
-    with pytest.raises(RunEnded, match="^saving step 4 in .*/checkpoints failed: .*No checkpoint is complete"):
+    with pytest.raises(RunEnded, match="^saving step 4 in .*/checkpoints failed: .*There is no complete checkpoint"):
         train(run_of(), tmp_path)
     assert capfd.readouterr().err == ""
 
 
 def full_disk_for(name, open_new):
-    """A function that opens new files, of which one does not fit on the disk."""
+    """Return a function that opens new files; the file of this name does not fit on the disk."""
     return lambda file, **how: open("/dev/full", "w", **how) if name in file.name else open_new(file, **how)
 
 
@@ -139,8 +139,8 @@ CAUSES = {
     "full": (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded", "/run/a"), "Disk quota exceeded: /run/a"),
     "of TensorStore": (ValueError("RESOURCE_EXHAUSTED: Failed [os_error_code='28'] [x='1']"), "No space left on"),
-    "a folder is gone": (ValueError("No ArrayMetadata found for process_index=0"), "No such file or directory"),
-    "without number": (ValueError("PERMISSION_DENIED: Error opening"), "Permission denied"),
+    "a missing folder": (ValueError("No ArrayMetadata found for process_index=0"), "No such file or directory"),
+    "no errno": (ValueError("PERMISSION_DENIED: Error opening"), "Permission denied"),
 }
 
 
@@ -151,12 +151,12 @@ def test_errors_of_the_system_are_recognized_however_deep(error, words, tmp_path
         raise Exception("while saving") from error
 
 
-def test_the_end_of_another_process_is_not_taken_for_a_fault_of_this_machine(tmp_path):
+def test_the_end_of_another_process_is_not_an_error_of_this_machine(tmp_path):
     with pytest.raises(RuntimeError, match="UNAVAILABLE"), saving(4, tmp_path):
         raise RuntimeError("UNAVAILABLE: the coordinator has ended")
 
 
-def test_what_orbax_can_do_without_does_not_end_a_run(caplog):
+def test_an_optional_write_of_orbax_does_not_end_a_run(caplog):
     listener, absl = Listener(), logging.getLogger("absl")
     try:
         with caplog.at_level(logging.WARNING):
@@ -174,11 +174,11 @@ def test_what_orbax_can_do_without_does_not_end_a_run(caplog):
     logged = [record.getMessage() for record in caplog.records]
     assert logged == [
         "Orbax falls back",
-        "Orbax reported an error, but has saved the step: ValueError: from error",
+        "Orbax reported an error, but the step was saved: ValueError: from error",
     ]
 
 
-def test_what_orbax_reported_of_a_run_that_failed_is_not_printed_in_the_next_one(caplog):
+def test_errors_that_orbax_logged_in_a_failed_run_are_not_printed_in_the_next_one(caplog):
     first = Listener()
     try:
         raise ValueError("of the first run")
@@ -188,7 +188,7 @@ def test_what_orbax_reported_of_a_run_that_failed_is_not_printed_in_the_next_one
     assert first not in logging.getLogger("absl").filters and not caplog.records
 
 
-def test_a_shell_reads_the_command_that_continues_a_run_in_a_folder_with_spaces(tmp_path):
+def test_the_resume_command_is_quoted_for_the_shell(tmp_path):
     (tmp_path / "a run" / "checkpoints" / "4").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunEnded) as ended:
         patch.setattr(_faults, "saved_steps", lambda folder: [4])
@@ -198,12 +198,12 @@ def test_a_shell_reads_the_command_that_continues_a_run_in_a_folder_with_spaces(
     assert shlex.split(typed) == ["xlstm-hydra", f"resume={tmp_path}/a run"]
 
 
-def test_a_bug_while_saving_stays_a_bug(tmp_path):
+def test_a_bug_while_saving_is_reported_as_a_bug(tmp_path):
     with pytest.raises(TypeError, match="a mistake of ours"), saving(4, tmp_path):
         raise TypeError("a mistake of ours")
 
 
-def test_a_message_names_data_that_cannot_be_read_too(tmp_path):
-    with pytest.raises(RunEnded, match="^No such file or directory: /books/a.txt. No checkpoint is complete"):
+def test_data_that_cannot_be_read_is_named_in_the_message(tmp_path):
+    with pytest.raises(RunEnded, match="^No such file or directory: /books/a.txt. There is no complete checkpoint"):
         with faults_reported(tmp_path):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/books/a.txt")

@@ -1,4 +1,4 @@
-"""A run that is killed goes on from its last whole checkpoint as if nothing had been."""
+"""A run that is killed continues from its last complete checkpoint as if it had never been interrupted."""
 
 import csv
 import json
@@ -41,12 +41,12 @@ for line in sys.stdin:
         sys.exit()
     print(child, flush=True)
 """
-"""A process that has imported everything, and has started no device, of which each run is a copy."""
+"""A process that has imported everything but started no device. Each run is a fork of it."""
 
 
 @pytest.fixture(scope="module")
 def forks():
-    """Give it an order, and have its answer."""
+    """Send an order, and return the answer."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
     process = subprocess.Popen(
         [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -65,7 +65,7 @@ def forks():
 
 
 class Killed:
-    """The same command again and again, in the processes of a run, until it gets to its end."""
+    """The same command, repeated in the processes of a run until it completes."""
 
     def __init__(self, forks, folder, commands):
         folder.mkdir()
@@ -78,7 +78,7 @@ class Killed:
         self.alive = [self.forks(arguments=arguments, folder=str(self.folder), output=output) for arguments in commands]
 
     def kill(self):
-        """By SIGKILL, all that still run."""
+        """Kill all processes that are still running."""
         for process in self.alive:
             os.kill(process, signal.SIGKILL)
         statuses = self.end()
@@ -86,7 +86,7 @@ class Killed:
         return statuses
 
     def end(self):
-        """Exit statuses, once all have ended."""
+        """Wait for all processes and return their exit statuses."""
         statuses = [self.forks(wait=process) for process in self.alive]
         self.alive = []
         return statuses
@@ -95,7 +95,7 @@ class Killed:
         return all(state(process) != "Z" for process in self.alive)
 
     def to_the_end(self):
-        """Returns what metrics.csv has in the end, by folder, but for the speed."""
+        """Return the final metrics.csv of each folder, without the throughput."""
         self.start()
         statuses = self.end()
         assert statuses == [0] * len(statuses), (self.folder / "output.txt").read_text()
@@ -104,7 +104,7 @@ class Killed:
 
 
 def state(process):
-    """Letter of what a process does; Z: it has ended."""
+    """State letter of a process; Z: it has exited."""
     with open(f"/proc/{process}/stat") as file:
         return file.read().rpartition(")")[2].split()[0]
 
@@ -115,7 +115,7 @@ def rows(file):
 
 
 def progress(folder):
-    """Changes with every step that is logged, saved or being saved."""
+    """Value that changes with every step that is logged, saved or being saved."""
     return sum(1 for path in folder.rglob("*") if path.parent.name == "checkpoints"), [
         file.stat().st_size for file in folder.rglob("metrics.csv")
     ]
@@ -126,7 +126,7 @@ def one(*overrides):
 
 
 def two(folder):
-    """Two processes with a device each."""
+    """Two processes with one device each."""
     with socket.create_server(("", 0)) as free:
         place = {"coordinator_address": f"localhost:{free.getsockname()[1]}", "num_processes": 2}
     settings = ["distributed=explicit", *(f"distributed.{key}={value}" for key, value in place.items())]
@@ -135,7 +135,7 @@ def two(folder):
 
 
 def sweep(folder):
-    """Three short runs; what is left of them, where there is a record of them."""
+    """Three short runs, or those without a recorded result."""
     if (folder / "sweep" / "sweep.jsonl").exists():
         return [["resume_sweep=sweep"]]
     rates = "optimizer.lr=1e-2,1e-3,1e-4"
@@ -147,8 +147,8 @@ SCENARIOS = {
     "fsdp": (one("parallel=fsdp", "parallel.fsdp_axis_size=2"), 2),
     "best": (one("checkpoint.keep=best", "trainer.eval_every_n_steps=1", "checkpoint.max_to_keep=1"), 4),
     "in the foreground": (one("checkpoint.async_save=false", "logger.log_every_n_steps=3"), 4),
-    "seldom": (one("checkpoint.save_every_n_steps=5", "logger.log_every_n_steps=4"), 4),
-    "own cache": (one("trainer.compilation_cache_dir=cache"), 4),
+    "rare saves": (one("checkpoint.save_every_n_steps=5", "logger.log_every_n_steps=4"), 4),
+    "separate cache": (one("trainer.compilation_cache_dir=cache"), 4),
     "two processes": (two, 4),
     "sweep": (sweep, 5),
 }
@@ -163,7 +163,7 @@ def test_a_run_killed_at_random_moments_repeats_the_losses_of_one_that_was_not(n
     for _ in range(kills):
         before = progress(killed.folder)
         killed.start()
-        if moments.random() < 0.7:  # while it trains; else while it starts, compiles or reads
+        if moments.random() < 0.7:  # during training; otherwise while it starts, compiles or reads
             while killed.is_running() and progress(killed.folder) == before:
                 time.sleep(0.005)
         time.sleep(moments.random() * 0.8)
@@ -173,7 +173,7 @@ def test_a_run_killed_at_random_moments_repeats_the_losses_of_one_that_was_not(n
     assert not list(killed.folder.glob("run/checkpoints/*tmp*"))
 
 
-def test_a_checkpoint_that_was_being_deleted_is_none(tmp_path):
+def test_a_partly_deleted_checkpoint_is_ignored(tmp_path):
     trash = tmp_path / "checkpoints" / "deleted"
     (trash / "4" / "params").mkdir(parents=True)
     (tmp_path / "checkpoints" / "6.orbax-checkpoint-tmp-1").mkdir()
@@ -183,12 +183,12 @@ def test_a_checkpoint_that_was_being_deleted_is_none(tmp_path):
 
 
 def open_metrics(folder, first_step):
-    """As a run does that continues after a step."""
+    """Open the metrics as a run that continues after this step."""
     with MetricLog(LoggerConfig(progress=False), folder, first_step, 9):
         pass
 
 
-def test_a_row_that_was_cut_off_is_left_out(tmp_path):
+def test_an_incomplete_row_is_omitted(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\r\n1,5.0\r\n2,4.0\r\n1")
     open_metrics(tmp_path, 2)
@@ -198,9 +198,9 @@ def test_a_row_that_was_cut_off_is_left_out(tmp_path):
 
 DAMAGED = {
     "another step": (b"1x,4.0,1", "line 3: step: expected a whole number, got '1x'"),
-    "no step": (b",4.0,1", "line 3: step: expected a whole number, got null"),
+    "missing step": (b",4.0,1", "line 3: step: expected a whole number, got null"),
     "a negative step": (b"-1,4.0,1", "line 3: step: expected a whole number"),
-    "no number": (b"2,4.z,1", "line 3: loss: expected a number, got '4.z'"),
+    "invalid number": (b"2,4.z,1", "line 3: loss: expected a number, got '4.z'"),
     "a missing value": (b"2,4.0", "line 3: expected 3 values, got 2"),
     "a NUL byte": (b"2,4\x000,1", "line 3: loss: expected a number, got '4\\x000'"),
     "no UTF-8": (b"2,\xff,1", "line 3: not UTF-8: invalid start byte at byte 2"),
@@ -211,7 +211,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("line", "words"), DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog, line, words):
+def test_a_damaged_row_is_reported_and_the_others_are_kept(tmp_path, caplog, line, words):
     path = tmp_path / "metrics.csv"
     before = b"step,loss,own\r\n1,5.0,\r\n" + line + b"\r\n3,nan,2\r\n4,1.0,2\r\n"
     path.write_bytes(before)
@@ -222,7 +222,7 @@ def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog, line, word
     assert words in caplog.text and (tmp_path / "metrics.csv.damaged").read_bytes() == before
 
 
-def test_a_damaged_head_is_named_and_the_file_is_kept(tmp_path, caplog):
+def test_a_damaged_header_is_reported_and_the_file_is_kept(tmp_path, caplog):
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"st\x85ep,loss\r\n1,5.0\r\n")
     open_metrics(tmp_path, 3)

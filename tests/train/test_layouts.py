@@ -1,4 +1,4 @@
-"""The layout is not the model: values, losses and gradients are those of one device.
+"""The layout does not change the model: values, losses and gradients equal those of one device.
 
 In float64, where rounding cannot hide a wrong factor on a small gradient; the last test is in float32.
 """
@@ -42,7 +42,7 @@ VARIANTS = {
     "tied weights": {"tie_weights": True},
     "norms and biases": {"bias": True, "add_post_norm": True, "add_qk_norm": True, "norm_type": "layernorm"},
     "blocks not scanned": {"scan_blocks": False},
-    "wide values": {"v_dim_factor": 2.0},
+    "larger value dimension": {"v_dim_factor": 2.0},
     "large epsilons": {"norm_eps": 0.5, "cell_norm_eps": 0.5, "cell_eps": 0.5},
     "no soft caps, no final norm": {"add_post_blocks_norm": False, "logits_soft_cap": 5.0},
 }
@@ -51,12 +51,12 @@ V0_VARIANTS = {
     "gated feed-forward": {"ff_type": "ffn_gated", "bias": True},
     "gates by head": {"gate_linear_headwise": True},
     "gates from the up-projection": {"gate_input": "x_mlstm"},
-    "queries and keys in one": {"vmap_qk": True, "bias": True},
+    "stacked queries and keys": {"vmap_qk": True, "bias": True},
 }
 LLAMA_VARIANTS = {
     "tied weights, no scan": {"tie_weights": True, "scan_blocks": False},
     "norms and biases": {"use_bias": True, "add_post_norm": True, "qk_norm": True, "norm_type": "layernorm"},
-    "all tokens in sight": {"ffn_dim_multiplier": 0.5, "causal": False},
+    "no causal mask": {"ffn_dim_multiplier": 0.5, "causal": False},
 }
 VARIANT_CASES = [
     pytest.param(family, model, id=f"{family}-{name}")
@@ -71,7 +71,7 @@ VARIANT_CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "model"), VARIANT_CASES)
-def test_every_option_gives_the_same_gradients_on_all_axes(family, model):
+def test_every_option_has_the_same_gradients_on_all_mesh_axes(family, model):
     one = program(family, model=model)
     params = moved(one)
     many = program(family, "dp2_fsdp2_tp2", model=model)
@@ -86,8 +86,8 @@ def test_a_feed_forward_layer_after_the_original_layer_has_the_gradients_of_one_
 
 
 LLAMA_EXCHANGES = {
-    "in a pipeline": {"pipeline_axis_size": 2, "model_axis_size": 2, "fsdp_axis_size": 2, "data_axis_size": 1, **FSDP},
-    "piece by piece": {"model_axis_size": 4, "data_axis_size": 2, "tp_async_dense": True},
+    "pipeline": {"pipeline_axis_size": 2, "model_axis_size": 2, "fsdp_axis_size": 2, "data_axis_size": 1, **FSDP},
+    "async dense": {"model_axis_size": 4, "data_axis_size": 2, "tp_async_dense": True},
 }
 
 
@@ -98,13 +98,13 @@ def test_llama_has_the_gradients_of_one_device(parallel):
 
 
 MIXED_LAYOUTS = {
-    "stages of one period": {"data_axis_size": 2, "pipeline_axis_size": 2, "model_axis_size": 2},
+    "pipeline, one period per stage": {"data_axis_size": 2, "pipeline_axis_size": 2, "model_axis_size": 2},
     "collective matmul": {"data_axis_size": 2, "model_axis_size": 4, "tp_async_dense": True},
 }
 
 
 @pytest.mark.parametrize("layout", MIXED_LAYOUTS.values(), ids=MIXED_LAYOUTS)
-def test_a_stack_of_two_kinds_of_blocks_is_the_same_in_a_pipeline_and_with_collective_matmul(layout):
+def test_a_stack_of_two_kinds_of_blocks_supports_pipelines_and_collective_matmul(layout):
     model = {"dropout": 0.3}
     params, expected = single("xlstm", **model)
     assert_equal_results(results(program("xlstm", layout, model=model), params), expected)
@@ -120,7 +120,7 @@ XLSTM_VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", XLSTM_VARIANTS.values(), ids=XLSTM_VARIANTS)
-def test_every_option_of_the_slstm_gives_the_same_gradients_on_all_axes(model):
+def test_every_slstm_option_has_the_same_gradients_on_all_mesh_axes(model):
     one = program("xlstm", model=model)
     params = moved(one)
     only = {"fsdp_modules": ["sLSTMBlock"], "remat": ["sLSTMBlock"]} if "num_blocks" in model else {}
@@ -156,7 +156,7 @@ def test_recomputing_changes_no_gradient(remat):
 
 
 @pytest.mark.parametrize("policy", ["dots", "dots_with_no_batch_dims"])
-def test_what_recomputation_keeps_changes_no_gradient(policy):
+def test_no_recomputation_policy_changes_a_gradient(policy):
     params, expected = single("v1")
     on = program("v1", "tp2_fsdp4", trainer={"remat_policy": policy})
     assert_equal_results(results(on, params), expected)
@@ -176,7 +176,7 @@ def test_collective_matmul_gives_the_same_loss_and_gradients(family, layout):
     assert_equal_results(results(program(family, ASYNC[layout] | {"tp_async_dense": True}), params), expected)
 
 
-def test_gathering_in_bfloat16_is_rounding_the_weights():
+def test_gathering_in_bfloat16_rounds_the_weights():
     params, _ = single("v1")
     gathered = program("v1", LAYOUTS["fsdp8"] | {"fsdp_gather_dtype": "bfloat16"})
     sharded = {placement.parameter.path for placement in gathered.placements if placement.fsdp_axis is not None}
@@ -208,7 +208,7 @@ def test_an_fsdp_axis_without_modules_shards_the_batch_only():
     assert_equal_results(results(bare, params), expected)
 
 
-def test_parameters_really_live_where_the_report_says():
+def test_parameters_are_placed_as_reported():
     on = program("v1", {"data_axis_size": 1, "fsdp_axis_size": 4, "model_axis_size": 2, **FSDP})
     arrays = traverse_util.flatten_dict(on.init().params, sep=".")
     for placement in on.placements:
@@ -218,7 +218,7 @@ def test_parameters_really_live_where_the_report_says():
 
 @functools.cache
 def at_the_start(family):
-    """Initial parameters, and their loss and gradients on one device, in float32."""
+    """Initial parameters with their loss and gradients on one device, in float32."""
     run = tiny_run(family, model=CLOSED[family])
     one = build_program(run, build_mesh(run.parallel, jax.devices()[:1]))
     params = jax.device_get(one.init().params)

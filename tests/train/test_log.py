@@ -16,7 +16,7 @@ METRICS = {"loss": 1.0, "tokens_per_second": 5.0}
 
 
 class Terminal:
-    """A terminal, and what it is sent."""
+    """A terminal that records its output."""
 
     def __init__(self):
         self.master, slave = os.openpty()

@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind."""
+"""The log, the metrics and the files of a run."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_a_model_learns_what_can_be_learned(tmp_path):
+def test_a_model_learns_synthetic_data(tmp_path):
     # After 80 steps the loss is at its steepest, and rounding, which depends on the processor, decides between 2.4 and
     # 3.1. After 200 steps nine seeds have ended between 1.0 and 1.9.
     run = tiny_run(
@@ -47,7 +47,7 @@ def test_a_model_learns_what_can_be_learned(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Seven steps with a line every three, validation every five, on dp=8."""
+    """A run of seven steps on dp=8, with a line of metrics every three steps and validation every five."""
     folder = tmp_path_factory.mktemp("run")
     logger = LoggerConfig(log_every_n_steps=3)
     trainer = {"max_steps": 7, "eval_batches": 2, "eval_every_n_steps": 5}
@@ -60,7 +60,7 @@ def finished(tmp_path_factory):
     return folder, loss, lines
 
 
-def test_metrics_are_written_at_the_asked_steps(finished):
+def test_metrics_are_written_at_the_configured_steps(finished):
     folder, _, _ = finished
     assert [int(row["step"]) for row in rows(folder) if row["loss"]] == [1, 3, 6, 7]
     assert [int(row["step"]) for row in rows(folder) if row["validation_loss"]] == [5, 7]
@@ -77,7 +77,7 @@ def test_tensorboard_gets_the_same_metrics(finished):
     assert any((finished[0] / "tensorboard").iterdir())
 
 
-def test_the_mesh_the_parameters_and_the_entropy_to_beat_are_told(finished):
+def test_the_mesh_the_parameters_and_the_unigram_entropy_are_logged(finished):
     text = "\n".join(finished[2])
     assert "mesh: 8 devices (cpu): dp=8 fsdp=1 pp=1 tp=1" in text
     assert "bytes on each device" in text
@@ -85,7 +85,7 @@ def test_the_mesh_the_parameters_and_the_entropy_to_beat_are_told(finished):
     assert "tokens/s" in text and "bits per byte" in text
 
 
-def test_the_plan_is_told_before_the_first_step_and_compared_after_the_last(finished):
+def test_the_plan_is_logged_before_the_first_step_and_compared_after_the_last(finished):
     folder, _, lines = finished
     content = json.loads((folder / "plan.json").read_text())
     assert content["fits"] and content["measured"]["step_seconds"] > 0 and content["measured"]["peak_bytes"] is None
@@ -123,30 +123,28 @@ WARNINGS = {
 
 
 @pytest.mark.parametrize(("parallel", "words"), WARNINGS.values(), ids=WARNINGS)
-def test_a_layout_that_probably_is_not_meant_is_warned_of(parallel, words, tmp_path, caplog):
+def test_a_layout_that_is_probably_unintended_is_warned_about(parallel, words, tmp_path, caplog):
     train(tiny_run(parallel=parallel, trainer={"max_steps": 1}), tmp_path)
     assert words in caplog.text
 
 
-def test_no_validation_and_no_checkpoint_if_none_is_asked_for(tmp_path):
+def test_validation_and_checkpoints_can_be_turned_off(tmp_path):
     run = tiny_run(parallel=LAYOUTS["dp8"], checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False))
     assert train(run, tmp_path) is None
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_vocabulary_that_the_bytes_do_not_fill_is_warned_of_once(tmp_path, caplog):
+def test_a_vocabulary_larger_than_the_bytes_is_warned_about_once(tmp_path, caplog):
     run = tiny_run(
         data=StdlibDataConfig(), model={"vocab_size": 300}, trainer={"max_steps": 1}, parallel=LAYOUTS["dp8"]
     )
     train(run, tmp_path)
-    words = (
-        "data.name=stdlib has only 256 token ids: the other rows of the embedding and of the LM head are never trained"
-    )
+    words = "data.name=stdlib has only 256 token ids, but model.vocab_size is 300: the other rows of the embedding and"
     assert caplog.text.count(words) == 1 and "Set model.vocab_size=256?" in caplog.text
 
 
 @pytest.mark.parametrize("vocab_size", [256, 300])
-def test_a_vocabulary_that_the_data_fills_is_not_warned_of(vocab_size, caplog):
+def test_a_vocabulary_that_the_data_fills_gives_no_warning(vocab_size, caplog):
     data = StdlibDataConfig() if vocab_size == 256 else SyntheticDataConfig(motif_length=4)
     program = build_program(tiny_run(data=data, model={"vocab_size": vocab_size}))
     announce(program, RunPlan(None, None), "")
@@ -168,7 +166,7 @@ def test_a_run_with_the_config_of_a_checkpoint_logs_that_its_weights_are_random(
     (tmp_path / "config.yaml").write_text(json.dumps({"model": {"_checkpoint_": origin}}))
     paths = {name: Path(path) for name, path in start.items()}
     announce_start(tiny_run(), tmp_path, StartingPoint(**{"checkpoint": None} | paths), None)
-    expected = f"the weights are random: checkpoint.init_from={shown} starts from its weights, resume={shown} continues"
+    expected = f"the weights are random. checkpoint.init_from={shown} starts from its weights; resume={shown} continues"
     assert (expected in caplog.text) == (shown is not None) == ("random" in caplog.text)
 
 

@@ -1,4 +1,4 @@
-"""A Flax class that knows nothing of us trains on every layout."""
+"""A plain Flax class, written without this package, trains on every layout."""
 
 import runpy
 import sys
@@ -63,14 +63,14 @@ def test_its_loss_and_gradients_are_those_of_one_device(layout):
         np.testing.assert_allclose(gradient, expected[1][path], atol=1e-5, err_msg=path)
 
 
-def test_fsdp_really_shards_it():
+def test_fsdp_shards_its_parameters():
     on = build_program(own("fsdp8"))
     arrays = traverse_util.flatten_dict(on.init().params, sep=".")
     kernel = arrays["GRUBlock_0.GRUCell_0.hn.kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
 
 
-def test_it_continues_tokens_as_if_it_read_all_at_once():
+def test_generation_equals_one_pass_over_all_tokens():
     module = build_model(own(layers=1).model)
     quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     params = quick(lambda: init_model(module, jax.random.key(0)))()
@@ -98,13 +98,13 @@ def test_it_is_chosen_by_a_yaml_option():
     assert type(config).__name__ == "GRUConfig" and (config.hidden, config.layers) == (96, 3)
 
 
-def test_it_is_chosen_by_overrides_alone():
+def test_it_can_be_chosen_by_overrides_only():
     run = load(composed("model=custom", "model.model_class=gru_lm.GRULanguageModel", "+model.hidden=24"))
     assert resolve_classes(run.model).model_class is sys.modules["gru_lm"].GRULanguageModel
     assert run.model.model_config.hidden == 24
 
 
-def test_a_field_named_axes_of_another_kind_is_left_alone():
+def test_an_unrelated_field_named_axes_is_not_changed():
     class Other(nn.Module):
         config: Any
         axes: str = "xyz"
@@ -113,7 +113,7 @@ def test_a_field_named_axes_of_another_kind_is_left_alone():
 
 
 MISTAKES = {
-    "its own rule": (["model=gru", "model.layers=0"], r"model\.layers=0: must be 1 or more"),
+    "custom rule": (["model=gru", "model.layers=0"], r"model\.layers=0: must be 1 or more"),
     "unknown field": (["model=gru", "+model.hiden=3"], r"model\.hiden: no such field in GRUConfig.*'hidden'"),
     "wrong type": (["model=gru", "model.hidden=wide"], r"model\.hidden: expected int, got 'wide'"),
     "no such class": (["model=gru", "model.model_class=gru_lm.GRU"], r"gru_lm has no GRU"),
@@ -122,14 +122,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("overrides", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_its_config_is_checked_like_ours(overrides, words):
+def test_its_config_is_checked_like_a_built_in_one(overrides, words):
     with pytest.raises(ConfigError, match=words):
         load(composed(*overrides))
 
 
-def test_names_of_modules_that_it_does_not_have_are_refused_when_it_is_built():
+def test_unknown_module_names_are_refused_when_the_model_is_built():
     with pytest.raises(
-        ConfigError, match=r"parallel.fsdp_modules='mLSTMBlock': no module class of this model.*GRUBlock"
+        ConfigError, match=r"parallel.fsdp_modules='mLSTMBlock': not a module class of this model.*GRUBlock"
     ):
         run = own("fsdp8")
         run.model.parallel.fsdp_modules = ["mLSTMBlock"]
@@ -141,15 +141,15 @@ IDLE = {
         {"model_axis_size": 2, "tp_async_dense": True},
         r"GRULanguageModel has no tensor-parallel layer",
     ),
-    "types of a gather that never is": (
+    "dtypes of unused collectives": (
         {"fsdp_axis_size": 2, "fsdp_modules": ["GRUBlock"], "fsdp_gather_dtype": "bfloat16"},
-        r"fsdp_min_weight_size=262144: .*has no parameter that is sharded and gathered. Set parallel.fsdp_min_weight",
+        r"fsdp_min_weight_size=262144: .*has no parameter that is sharded and gathered. Lower parallel.fsdp_min_we",
     ),
 }
 
 
 @pytest.mark.parametrize(("parallel", "words"), IDLE.values(), ids=IDLE)
-def test_what_it_takes_no_part_in_is_refused(parallel, words):
+def test_parallelism_that_it_does_not_support_is_refused(parallel, words):
     run = own()
     run.model.parallel = ParallelConfig(**parallel)
     with pytest.raises(ConfigError, match=words):
@@ -173,7 +173,7 @@ def test_it_trains_and_saves(tmp_path):
     assert (tmp_path / "checkpoints" / "3").is_dir()
 
 
-def test_the_program_of_the_example_goes_on_with_a_saved_run_which_the_command_refuses(tmp_path, monkeypatch):
+def test_the_example_program_resumes_a_run_that_the_command_refuses(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append(run.model))
     monkeypatch.chdir(tmp_path)

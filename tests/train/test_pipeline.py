@@ -1,4 +1,4 @@
-"""A pipeline computes what one device computes, with the blocks cut into stages."""
+"""A pipeline, with the blocks split into stages, gives the results of one device."""
 
 import logging
 
@@ -35,7 +35,7 @@ def test_loss_and_gradients_are_those_of_one_device(family, layout):
 SETTINGS = {
     "two microbatches": {"pipeline_microbatches": 2},
     "as many microbatches as rows": {"pipeline_microbatches": 4},
-    "stages computed again": {"pipeline_remat": True},
+    "stages recomputed": {"pipeline_remat": True},
 }
 
 
@@ -48,7 +48,7 @@ def test_no_setting_of_the_pipeline_changes_a_gradient(trainer):
     assert_equal_results(results(on, params), expected)
 
 
-def test_accumulating_sends_one_part_after_the_other_through_the_pipeline():
+def test_gradient_accumulation_runs_the_pipeline_once_per_part():
     trainer = {"gradient_accumulate_steps": 2}
     one = program("v1", model=MODEL, trainer=trainer)
     params = moved(one)
@@ -60,7 +60,7 @@ def test_accumulating_sends_one_part_after_the_other_through_the_pipeline():
     assert_equal_results(results(on, params), results(one, params))
 
 
-def test_tied_weights_get_the_gradients_of_both_ends():
+def test_tied_weights_get_the_gradients_of_embedding_and_head():
     params, expected = single("v1", **MODEL, tie_weights=True)
     on = program("v1", LAYOUTS["pp2_tp2_dp2"], model=MODEL | {"tie_weights": True})
     assert_equal_results(results(on, params), expected)
@@ -81,7 +81,7 @@ def test_validation_gives_the_loss_of_one_device():
     np.testing.assert_allclose(*losses, rtol=1e-12)
 
 
-def test_each_device_holds_the_blocks_of_its_stage_alone():
+def test_each_device_holds_only_the_blocks_of_its_stage():
     on = program("v1", LAYOUTS["pp4"], model=MODEL)
     arrays = traverse_util.flatten_dict(on.init().params, sep=".")
     for placement in on.placements:
@@ -95,7 +95,7 @@ def test_each_device_holds_the_blocks_of_its_stage_alone():
         )
 
 
-def test_only_the_stream_moves_between_stages_and_every_stage_computes_a_share_of_the_head():
+def test_only_activations_move_between_stages_and_the_head_is_split_over_stages():
     on, found = collectives(LAYOUTS["pp4"] | {"data_axis_size": 2}, model={"num_blocks": 4})
     assert found["collective-permute", "f32"] == 2  # in the loop over ticks, forwards and backwards
     assert found["reduce-scatter", "f32"] == found["all-gather", "f32"] == 1  # what the last stage hands out
@@ -107,19 +107,19 @@ def test_only_the_stream_moves_between_stages_and_every_stage_computes_a_share_o
 @pytest.mark.parametrize(
     ("rows", "stages", "count"), [(8, 2, 8), (64, 2, 8), (12, 2, 6), (2, 2, 2), (64, 4, 16)], ids=str
 )
-def test_without_a_setting_there_are_up_to_four_microbatches_a_stage(rows, stages, count):
+def test_by_default_there_are_up_to_four_microbatches_per_stage(rows, stages, count):
     run = tiny_run(parallel={"pipeline_axis_size": stages}, model={"num_blocks": 4}, trainer={"batch_size": rows})
     assert run.trainer.microbatches(1, 1, stages) == count
 
 
-def test_the_run_tells_its_bubble(tmp_path, caplog):
+def test_the_run_logs_its_bubble(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "xlstm_hydra"), jax.enable_x64(False):
         train(tiny_run(parallel=LAYOUTS["pp2"], trainer={"max_steps": 1}), tmp_path)
     assert "pipeline: 2 stages, 2 microbatches, bubble 33.3%" in caplog.text
     assert bubble_fraction(4, 12) == 3 / 15
 
 
-def test_a_class_that_cuts_nothing_is_refused_though_its_config_would_allow_it():
+def test_a_class_without_stages_is_refused_even_if_its_config_allows_them():
     from flax import linen as nn
 
     class Own(nn.Module):
@@ -131,7 +131,7 @@ def test_a_class_that_cuts_nothing_is_refused_though_its_config_would_allow_it()
 
     run = tiny_run(parallel=LAYOUTS["pp2"])
     run.model = ModelConfig(Own, ParallelConfig(**LAYOUTS["pp2"]), run.model.model_config)
-    with pytest.raises(ConfigError, match=r"pipeline_axis_size=2: .*Own cuts no stack of blocks into stages"):
+    with pytest.raises(ConfigError, match=r"pipeline_axis_size=2: .*Own does not support pipeline parallelism"):
         build_program(run)
 
 
@@ -144,6 +144,6 @@ def memory(**trainer):
 
 
 @pytest.mark.slow
-def test_computing_stages_again_keeps_fewer_activations():
+def test_recomputing_stages_keeps_fewer_activations():
     block_inputs = 32 * 16 * 64 * 4 * 3  # the rows of a device through the 3 blocks of a stage that are not its first
     assert memory() - memory(pipeline_remat=True) > block_inputs

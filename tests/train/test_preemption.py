@@ -1,4 +1,4 @@
-"""A run that a signal asks to end saves first, and goes on later as if nothing had been."""
+"""A run that is stopped by a signal saves a checkpoint first, and resumes later as if it had never stopped."""
 
 import csv
 import os
@@ -34,14 +34,14 @@ RUN = tiny_run(
 
 
 def rows(folder):
-    """All that stands in metrics.csv but the speed."""
+    """Rows of metrics.csv, without the throughput."""
     with (folder / "metrics.csv").open() as file:
         return [{**row, "tokens_per_second": ""} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The rows of a run that nobody stopped, its result, and its folder."""
+    """A run that was never stopped: the rows of its metrics, its result and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     return rows_and_result(folder)
 
@@ -53,7 +53,7 @@ def rows_and_result(folder):
 
 @pytest.fixture
 def signal_after(monkeypatch):
-    """Send this process a signal when a step is done."""
+    """Send this process a signal after a step."""
 
     def prepare(**signals):
         def send(self, step):
@@ -67,23 +67,21 @@ def signal_after(monkeypatch):
 
 @pytest.fixture
 def heard(tmp_path):
-    """What a handler that the program has for SIGUSR2 finds saved when it is called."""
+    """Checkpoints on disk when a SIGUSR2 handler of the program itself is called."""
     found = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: found.append((number, saved_steps(tmp_path))))
     yield found
     signal.signal(signal.SIGUSR2, before)
 
 
-def test_a_run_that_is_stopped_again_and_again_leaves_the_metrics_of_one_that_was_not(
-    whole, signal_after, heard, tmp_path
-):
+def test_a_run_that_is_stopped_repeatedly_has_the_metrics_of_an_uninterrupted_run(whole, signal_after, heard, tmp_path):
     signal_after(step_2="SIGTERM", step_7="SIGUSR1", step_9="SIGUSR2", step_13="SIGTERM")
     before = [signal.getsignal(number) for number in preemption.SIGNALS]
     for name, saved, kept in (("SIGTERM", 2, [2]), ("SIGUSR1", 7, [6, 7]), ("SIGUSR2", 9, [6, 9])):
-        with pytest.raises(Preempted, match=rf"{name}: saved step {saved} in (.*); resume=\1 goes on") as stop:
+        with pytest.raises(Preempted, match=rf"{name}: saved step {saved} in (.*); resume=\1 continues the") as stop:
             train(RUN, tmp_path)
         assert stop.value.code == STATUS
-        assert saved_steps(tmp_path) == kept  # the best, and the one to go on from
+        assert saved_steps(tmp_path) == kept  # the best, and the latest
     assert train(RUN, tmp_path) == whole[1]  # a signal after the last step comes too late
     assert rows(tmp_path) == whole[0]
     assert saved_steps(tmp_path) == saved_steps(whole[2])
@@ -92,11 +90,11 @@ def test_a_run_that_is_stopped_again_and_again_leaves_the_metrics_of_one_that_wa
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_run_that_is_done_is_not_done_again(whole, caplog):
+def test_a_complete_run_is_not_repeated(whole, caplog):
     caplog.set_level("INFO", "xlstm_hydra")
     run = replace(RUN, trainer=replace(RUN.trainer, max_steps=saved_steps(whole[2])[-1]))
     assert train(run, whole[2]) == pytest.approx(float(validation_losses(whole[0])[run.trainer.max_steps]))
-    assert "has done its" in caplog.text and "mesh" not in caplog.text
+    assert "has already completed its" in caplog.text and "mesh" not in caplog.text
     other = replace(run, optimizer=replace(run.optimizer, lr=7.0))
     with pytest.raises(ConfigError, match=r"optimizer.lr=7.0: the run in this folder is complete"):
         train(other, whole[2])
@@ -106,13 +104,13 @@ def validation_losses(table):
     return {int(row["step"]): row["validation_loss"] for row in table if row["validation_loss"]}
 
 
-def test_a_run_that_saves_nothing_says_so(signal_after, tmp_path):
+def test_a_run_that_saves_nothing_reports_that(signal_after, tmp_path):
     signal_after(step_3="SIGTERM")
-    with pytest.raises(Preempted, match="SIGTERM: ended after step 3; nothing is saved, as checkpoint.save_every"):
+    with pytest.raises(Preempted, match="SIGTERM: stopped after step 3 without saving: checkpoint.save_every"):
         train(replace(RUN, checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False)), tmp_path)
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(whole, tmp_path, caplog):
     run = replace(RUN, checkpoint=replace(SAVING, keep="latest", max_to_keep=5, save_every_n_steps=3))
     train(run, tmp_path)
     saved = tmp_path / "checkpoints"
@@ -123,7 +121,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, tmp_pat
     train(run, tmp_path)
     assert re.search(r"checkpoints/12: params/.* is damaged: it has 10 bytes, expected", caplog.text)
     assert "checkpoints/9: metadata/metadata is damaged: it has 11 bytes, expected" in caplog.text
-    assert all(f"{saved}/{step} is damaged; it is moved to" in caplog.text for step in (9, 12))
+    assert all(f"{saved}/{step} is damaged and was moved to" in caplog.text for step in (9, 12))
     assert validation_losses(rows(tmp_path)) == validation_losses(whole[0])
     assert saved_steps(tmp_path) == [3, 6, 9, 12, 13]
     assert {path.name for path in (tmp_path / "damaged_checkpoints").iterdir()} == {"9_1", "12_1"}
@@ -131,7 +129,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(whole, tmp_pat
 
 
 def resume_in_another_folder(run, folder, other, caplog):
-    """A bit is flipped in what only Orbax reads of the newest checkpoint, and the run is named without a step."""
+    """A bit is flipped in a file of the newest checkpoint that only Orbax reads; the run is named without a step."""
     file = folder / "checkpoints" / "13" / "progress" / "array_metadatas" / "process_0"
     content = file.read_bytes()
     file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -143,7 +141,7 @@ def resume_in_another_folder(run, folder, other, caplog):
 
 STARTS = {
     "named": ("other", None, "other/checkpoints/5"),
-    "anew": (None, None, None),
+    "from scratch": (None, None, None),
     "auto": ("auto", None, "own/checkpoints/9"),
     "restarted": (None, "1", "own/checkpoints/9"),
     "restarted, named": ("other", "1", "own/checkpoints/9"),
@@ -162,7 +160,7 @@ def two_folders(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("place", "restarts", "expected"), STARTS.values(), ids=STARTS)
-def test_where_a_run_begins(place, restarts, expected, two_folders, monkeypatch):
+def test_starting_point_of_a_run(place, restarts, expected, two_folders, monkeypatch):
     if restarts is not None:
         monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
     run = replace(RUN, checkpoint=CheckpointConfig(restore=place))
@@ -171,14 +169,14 @@ def test_where_a_run_begins(place, restarts, expected, two_folders, monkeypatch)
     assert find_starting_point(replace(RUN, checkpoint=SAVING), two_folders / "none").checkpoint is None
 
 
-def test_a_folder_in_which_all_is_damaged_is_not_begun_anew(two_folders):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(two_folders):
     with pytest.raises(ConfigError, match="none of the checkpoints in .*own/checkpoints can be read"):
         find_starting_point(
             RUN, two_folders / "own", [two_folders / "own" / "checkpoints" / name for name in ("3", "9")]
         )
 
 
-def test_what_is_not_in_the_main_thread_is_told_that_it_hears_no_signal(caplog):
+def test_outside_the_main_thread_a_warning_says_that_signals_are_not_received(caplog):
     def body():
         with watched():
             pass
@@ -189,7 +187,7 @@ def test_what_is_not_in_the_main_thread_is_told_that_it_hears_no_signal(caplog):
     assert "not in the main thread" in caplog.text
 
 
-def test_a_sweep_ends_with_its_job_and_goes_on_from_what_that_has_saved(tmp_path, monkeypatch):
+def test_a_sweep_stops_with_its_job_and_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     started = []
 
     def preempted_once(run, folder, overrides):
@@ -213,7 +211,7 @@ BUSY = """
 import hashlib, signal, sys, threading
 import xlstm_hydra.train
 from xlstm_hydra import cli, preemption
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # even if the tests run under nohup
 sys.setswitchinterval(1000)  # "ready" comes out when the main thread is in the C function, and not before
 preemption.PATIENCE_SECONDS, preemption.SAME_SECONDS = 0.2, 0.05
 with preemption.watched() as watch:
@@ -227,31 +225,36 @@ with preemption.watched() as watch:
 @pytest.mark.parametrize(
     ("phase", "signals", "status", "words"),
     [
-        ("starting", ["SIGTERM"], STATUS, "SIGTERM: ended while it was compiling or starting; nothing new is saved"),
-        ("saving", ["SIGUSR2", "SIGTERM"], 128 + signal.SIGTERM, "ended at once by a second signal, SIGTERM"),
-        ("starting", ["SIGHUP"], STATUS, "SIGHUP: ended while it was compiling or starting; nothing new is saved"),
-        ("saving", ["SIGHUP", "SIGHUP", "SIGTERM"], 128 + signal.SIGTERM, "ended at once by a second signal, SIGTERM"),
+        ("starting", ["SIGTERM"], STATUS, "SIGTERM: stopped while compiling or starting; nothing new was saved"),
+        ("saving", ["SIGUSR2", "SIGTERM"], 128 + signal.SIGTERM, "stopped immediately by a second signal, SIGTERM"),
+        ("starting", ["SIGHUP"], STATUS, "SIGHUP: stopped while compiling or starting; nothing new was saved"),
+        (
+            "saving",
+            ["SIGHUP", "SIGHUP", "SIGTERM"],
+            128 + signal.SIGTERM,
+            "stopped immediately by a second signal, SIGTERM",
+        ),
     ],
     ids=["first", "second", "a closed terminal", "a terminal that closes twice"],
 )
-def test_a_signal_is_heard_while_the_main_thread_hears_nothing(phase, signals, status, words):
+def test_a_signal_is_received_while_the_main_thread_is_busy(phase, signals, status, words):
     with subprocess.Popen(
         [sys.executable, "-c", BUSY, phase], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         try:
             error = answer(process, signals)
         finally:
-            process.kill()  # where it has not ended, it never would
+            process.kill()  # a process that has not ended by now hangs
     assert (process.returncode, words in error) == (status, True), error
 
 
 def answer(process, signals):
-    """Send signals to a busy process, and return what it has printed when it ends."""
+    """Send signals to a busy process, and return its output when it ends."""
     assert process.stdout.readline() == b"ready\n"
     noted = b""
     for earlier, name in enumerate(signals):
         if earlier:
-            noted = noted or process.stderr.readline()  # that the first one has been noted
+            noted = noted or process.stderr.readline()  # the first signal has been received
             time.sleep(0.15)
         process.send_signal(getattr(signal, name))
     _, error = process.communicate(timeout=300)
@@ -259,7 +262,7 @@ def answer(process, signals):
 
 
 @pytest.mark.slow
-def test_two_processes_save_the_same_step_and_go_on_from_it(tmp_path):
+def test_two_processes_save_the_same_step_and_resume_from_it(tmp_path):
     layout = ["parallel=fsdp", "parallel.fsdp_min_weight_size=0", "trainer.simulated_devices=4", "hydra.run.dir=run"]
     layout += ["trainer.max_steps=2000", "checkpoint.save_every_n_steps=0", "logger.log_every_n_steps=1"]
     both = Pair(tmp_path, *TINY, *layout)

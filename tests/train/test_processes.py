@@ -1,4 +1,4 @@
-"""Two processes with four simulated devices each do what one process with eight does, and end together."""
+"""Two processes with four simulated devices each train like one process with eight, and exit together."""
 
 import contextlib
 import csv
@@ -38,7 +38,7 @@ LAYOUTS = {
     "fsdp_tp": (["parallel=fsdp_tp", "parallel.fsdp_min_weight_size=0", FAR_TP], "tp crosses hosts"),
 }
 PATIENCE = 600
-"""Seconds after which a process hangs, also on a busy machine."""
+"""Seconds after which a process counts as hanging, even on a busy machine."""
 SECONDS_TO_END = 90
 """Shorter than processes wait for each other (`initialization_timeout_seconds`)."""
 
@@ -47,7 +47,7 @@ class Pair:
     """The same command in two processes."""
 
     def __init__(self, folder, *overrides, program=("-m", "xlstm_hydra"), each=((), ())):
-        """Start the processes that `each` has overrides for (None: not yet)."""
+        """Start the processes with their own overrides in `each` (None: not yet)."""
         with socket.create_server(("", 0)) as free:
             self.address = f"localhost:{free.getsockname()[1]}"
         self.folder, self.program, self.started = folder, program, []
@@ -81,7 +81,7 @@ class Pair:
 
 
 def spoken(text):
-    """What is ours in an output. Gloo prints its lines in pieces, which several threads may mix."""
+    """Remove the lines of Gloo from an output. It prints them in pieces, which several threads may mix."""
     return [line for line in text.splitlines() if "[Gloo]" not in line and "peer ranks" not in line and line.strip()]
 
 
@@ -180,16 +180,16 @@ ENDLESS = [*TINY, "trainer.max_steps=100000", "checkpoint=none", "trainer.simula
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_ends_both_with_its_cause(tmp_path):
+def test_an_error_in_one_process_ends_both_and_both_report_the_cause(tmp_path):
     (tmp_path / "fail.py").write_text(FAIL_LATE)
     statuses, texts = Pair(tmp_path, *ENDLESS, program=["fail.py"]).end()
     assert statuses == [1, 1]
     assert "process 1 failed:\nTraceback" in texts[1] and "ZeroDivisionError: a bug in one process" in texts[1]
-    assert "process 0 ends, because of process 1: ZeroDivisionError: a bug in one process" in texts[0]
+    assert "process 0 exits because process 1 failed: ZeroDivisionError: a bug in one process" in texts[0]
 
 
 @pytest.mark.slow
-def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
+def test_a_config_error_in_one_process_ends_both_with_status_2(tmp_path):
     (tmp_path / "book").write_bytes(b"to be or not to be " * 100)
     each = ([f"data.path={tmp_path}/book"], ["data.path=nowhere"])
     settings = [text for text in ENDLESS if not text.startswith("data")]
@@ -197,7 +197,7 @@ def test_what_only_one_process_refuses_ends_both_with_status_2(tmp_path):
     assert statuses == [2, 2]
     refusal = "data.path='nowhere': no files found"
     assert f"xlstm-hydra: process 1: {refusal}" in texts[1]
-    assert f"process 0 ends, because of process 1: {refusal}" in texts[0]
+    assert f"process 0 exits because process 1 failed: {refusal}" in texts[0]
 
 
 LEAVE_LAST = """
@@ -215,11 +215,11 @@ cli.main()
 """
 
 
-def test_a_process_that_is_done_still_ends_with_one_that_leaves(tmp_path):
+def test_a_process_that_has_finished_exits_with_one_that_is_stopped(tmp_path):
     (tmp_path / "leave.py").write_text(LEAVE_LAST)
     statuses, texts = Pair(tmp_path, *ENDLESS, program=["leave.py"]).end()
     assert statuses == [7, 7], texts
-    assert "process 0 ends, because of process 1: left the run by sys.exit(7)" in texts[0]
+    assert "process 0 exits because process 1 failed: the program called sys.exit(7)" in texts[0]
 
 
 @pytest.mark.slow
@@ -234,12 +234,12 @@ def test_processes_that_were_given_different_runs_end_before_they_train(tmp_path
 
 
 def signal_once_training(folder, both, number):
-    """Send a signal to process 1. Returns how long both took to end, their statuses and texts."""
+    """Send a signal to process 1. Returns the seconds until both processes exit, their statuses and outputs."""
     try:
         metrics, patience = folder / "run" / "metrics.csv", time.monotonic() + PATIENCE
         while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2) and time.monotonic() < patience:
             if any(process.poll() is not None for process in both.started):
-                break  # it has failed, and its text is in the result
+                break  # it has failed; its output is in the result
             time.sleep(0.2)
         both.started[1].send_signal(number)
         sent = time.monotonic()
@@ -254,7 +254,7 @@ def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
     seconds, statuses, texts = signal_once_training(tmp_path, both, signal.SIGKILL)
     assert seconds < SECONDS_TO_END
     assert statuses[0] not in (0, None) and statuses[1] == -signal.SIGKILL
-    # Whichever notices first: the heartbeat, or an exchange that fails.
+    # Either the heartbeat or a failing collective ends it first.
     assert "another task died" in texts[0] or "another process may have died" in texts[0]
 
 
@@ -282,17 +282,17 @@ def test_sigterm_to_one_process_of_a_program_that_trains_twice_ends_both(tmp_pat
     assert "process 1: SIGTERM: the run saves and stops" in texts[1] or "SIGTERM: the run saves and stops" in texts[1]
 
 
-def test_a_process_that_waits_in_vain_says_what_for(tmp_path):
+def test_a_process_that_times_out_reports_the_missing_process(tmp_path):
     both = Pair(tmp_path, *ENDLESS, "distributed.initialization_timeout_seconds=3")
     both.started[1].kill()
     statuses, texts = both.end()
     assert statuses[0] == 1
-    assert "process 0 met not all of 2 processes at localhost:" in texts[0]
+    assert "process 0: not all of the 2 processes connected to localhost:" in texts[0]
 
 
 @pytest.fixture
 def second_task(monkeypatch, tmp_path):
-    """As if `srun -N2 -n2` had started this process as its second task; it does not wait for the first one."""
+    """Set the environment of the second task of `srun -N2 -n2`. The task does not wait for the first one."""
     step = {"STEP_ID": 0, "STEP_NUM_TASKS": 2, "PROCID": 1, "NODEID": 1, "LOCALID": 0, "JOB_ID": 7}
     step |= {"STEP_NODELIST": "node[1-2]", "STEP_TASKS_PER_NODE": "1(x2)"}
     for name, value in step.items():
@@ -301,14 +301,14 @@ def second_task(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_task_that_is_not_the_first_leaves_no_file(second_task, monkeypatch, tmp_path):
+def test_a_task_other_than_the_first_writes_no_file(second_task, monkeypatch, tmp_path):
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
     assert run_command("hydra.run.dir=run").status == 0
     assert run_command().status == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_a_file_says_is_not_the_first_leaves_no_file(second_task, monkeypatch, tmp_path):
+def test_a_process_that_a_config_file_makes_not_the_first_writes_no_file(second_task, monkeypatch, tmp_path):
     monkeypatch.delenv("SLURM_PROCID")
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
     (tmp_path / "work").mkdir()
@@ -322,7 +322,7 @@ def test_a_process_that_a_file_says_is_not_the_first_leaves_no_file(second_task,
     assert list((tmp_path / "work").iterdir()) == []
 
 
-def test_the_record_of_a_run_does_not_say_where_its_process_0_was(monkeypatch, tmp_path):
+def test_the_record_of_a_run_does_not_have_the_address_of_process_0(monkeypatch, tmp_path):
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: 1.0)
     monkeypatch.setattr(xlstm_hydra.devices, "together", lambda config: contextlib.nullcontext())
     monkeypatch.chdir(tmp_path)
@@ -336,7 +336,7 @@ def test_the_record_of_a_run_does_not_say_where_its_process_0_was(monkeypatch, t
 
 
 def is_open(address):
-    """True if something listens at an address."""
+    """True if a server listens at this address."""
     host, _, port = address.rpartition(":")
     with socket.socket() as client:
         return client.connect_ex((host, int(port))) == 0
@@ -359,10 +359,10 @@ def test_a_command_that_is_refused_while_process_0_waits_ends_both(override, wor
     statuses, texts = both.end()
     assert statuses == [2, 2], texts
     assert "process 1: " in texts[1] and words in texts[1]
-    assert "process 0 ends, because of process 1: " in texts[0] and words in texts[0]
+    assert "process 0 exits because process 1 failed: " in texts[0] and words in texts[0]
 
 
-def test_what_all_processes_refuse_ends_each_at_once(tmp_path):
+def test_an_error_in_all_processes_ends_each_immediately(tmp_path):
     started = time.monotonic()
     statuses, texts = Pair(tmp_path, *ENDLESS, "optimizer.lr=-1").end()
     assert statuses == [2, 2] and time.monotonic() - started < SECONDS_TO_END
@@ -382,7 +382,7 @@ def test_a_sweep_in_several_tasks_is_refused(second_task):
     assert "a sweep is started by a single process, but this is process 1 of 2" in done.err
 
 
-def test_a_port_that_is_taken_is_refused():
+def test_a_port_in_use_is_refused():
     from xlstm_hydra.configs import ConfigError, DistributedConfig
     from xlstm_hydra.devices import join
 

@@ -1,4 +1,4 @@
-"""Which fields need another compiled program, and which do not: the jobs of a sweep share what they compile."""
+"""Fields that need another compiled program and fields that do not. The jobs of a sweep share compiled programs."""
 
 import dataclasses
 import pathlib
@@ -50,7 +50,7 @@ SAME = {
         **{"restore": None, "init_from": None, "lenient": False, "verify": False},
     },
 }
-"""Another value of every field that needs no other program."""
+"""Another value of every field that does not need another program."""
 
 OTHER = {
     AdamWConfig: "name nesterov weight_decay_include weight_decay_exclude",
@@ -59,19 +59,19 @@ OTHER = {
     TrainerConfig: "batch_size gradient_accumulate_steps pipeline_microbatches pipeline_remat remat_policy"
     " simulated_devices debug_nans",
 }
-"""The fields that need one, beside those of the model and the layout."""
+"""Fields that need another program, besides those of the model and the layout."""
 
 OF_THE_PROCESS = {"simulated_devices", "debug_nans"}
-"""Those of them that change what JAX does in the whole process, and no step on the same devices."""
+"""Fields of these that change JAX settings of the whole process, but no step on the same devices."""
 
 ON = {SGDConfig: {"momentum": 0.9}}
-"""What is on before the change: whether there is a momentum, or clipping, is another program."""
+"""Features that are on before the change. Turning momentum or clipping on or off needs another program."""
 
 DP8 = {"parallel": LAYOUTS["dp8"], "model": {"vocab_size": 256}}
 
 
 @pytest.mark.parametrize("config", SAME, ids=lambda config: config.__name__)
-def test_it_is_known_of_every_field_whether_it_needs_another_program(config):
+def test_every_field_is_listed_as_needing_another_program_or_not(config):
     names = {field.name for field in dataclasses.fields(config)}
     other = set(OTHER.get(config, "").split())
     assert names == set(SAME[config]) | other
@@ -79,7 +79,7 @@ def test_it_is_known_of_every_field_whether_it_needs_another_program(config):
 
 
 def lowered(run):
-    """What is compiled for a run."""
+    """Lowered steps of a run."""
     program = build_program(run)
     step = program.train_step.lower(program.abstract_state, program.abstract_batch, program.abstract_numbers)
     init = program.init_step.lower(program._seed, None)
@@ -92,7 +92,7 @@ def text(stages):
 
 @pytest.fixture(scope="module")
 def before():
-    """By optimizer, what is compiled for a run."""
+    """Text of the lowered program of a run, by optimizer."""
     found = {}
     for config in (AdamWConfig, LionConfig, SGDConfig):
         optimizer = config(grad_clip_value=1.0, **ON.get(config, {}))
@@ -127,12 +127,12 @@ def test_other_values_need_no_other_program(optimizer, scheduler, data, before):
     [{"grad_clip_norm": None}, {"grad_clip_value": None}, {"momentum": 0.0}, {"nesterov": True}],
     ids=str,
 )
-def test_what_is_switched_on_or_off_is_another_program(changes, before):
+def test_turning_a_feature_on_or_off_needs_another_program(changes, before):
     on = {"grad_clip_value": 1.0, "momentum": 0.9} | changes
     assert text(lowered(tiny_run("llama", optimizer=SGDConfig(**on), **DP8)))[0] != before[SGDConfig][0]
 
 
-def test_the_program_is_the_one_that_runs():
+def test_the_compared_program_is_the_one_that_runs():
     program = build_program(tiny_run("llama", **DP8))
     planned = program.train_step.lower(program.abstract_state, program.abstract_batch, program.abstract_numbers)
     state = jax.eval_shape(program.init_step, program._seed, None)

@@ -20,13 +20,13 @@ def test_jax_keeps_the_state_of_several_processes(name):
 @pytest.mark.parametrize(
     "name", ["key_value_set", "key_value_try_get", "blocking_key_value_get", "wait_at_barrier", "shutdown"]
 )
-def test_the_client_of_the_store_can_do_what_is_asked_of_it(name):
+def test_the_client_of_the_store_has_the_needed_methods(name):
     from jax._src.lib import _jax
 
     assert hasattr(_jax.DistributedRuntimeClient, name)
 
 
-def test_jax_can_leave_sigterm_alone_and_tells_whether_devices_have_started():
+def test_jax_can_ignore_sigterm_and_reports_whether_devices_have_started():
     assert runtime.PREEMPTION_SERVICE in jax.config.values
     jax.devices()
     assert backends_are_initialized()
@@ -47,7 +47,7 @@ def test_one_process_is_process_0_of_1():
     ],
     ids=["nothing provides them", "they are in use"],
 )
-def test_devices_that_cannot_be_started_are_a_problem_with_a_way_out(error, words, monkeypatch):
+def test_devices_that_cannot_start_are_a_problem_with_a_way_out(error, words, monkeypatch):
     def fail():
         raise error
 

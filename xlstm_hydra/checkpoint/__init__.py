@@ -1,4 +1,4 @@
-"""What a run saves and how it, or only its parameters, are read back onto any layout."""
+"""Checkpoints: saving a run, and restoring all of it or only its parameters onto any layout."""
 
 from ._faults import SaveError as SaveError
 from ._faults import reason as reason

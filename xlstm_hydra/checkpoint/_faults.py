@@ -1,9 +1,9 @@
-"""Errors of Orbax and TensorStore: one that says what is wrong (a full disk, a damaged checkpoint), instead of the many
+"""Errors of Orbax and TensorStore: one error with the cause (a full disk, a damaged checkpoint) instead of the many
 tracebacks that their threads print.
 
-Orbax closes the event loop as soon as one request of TensorStore has failed, and raises that one's error. The others
-end later: in threads of TensorStore, which find the loop closed, or in futures that nobody reads. Python would print a
-traceback for each.
+Orbax closes the event loop as soon as one request of TensorStore fails, and raises the error of that request. The other
+requests end later: in threads of TensorStore, where the loop is closed, or in futures that are never read. Python would
+print a traceback for each of them.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ log = logging.getLogger("xlstm_hydra")
 
 _ABSL = logging.getLogger("absl")
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
-"""How TensorStore gives the number of the system's error, in the text of a `ValueError`."""
+"""The errno of the operating system in a `ValueError` of TensorStore."""
 _STATUSES = {"NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES, "UNAVAILABLE": errno.EIO}
-"""What such a text begins with, where it has no number."""
+"""Start of such a message that has no errno, with the errno that it means."""
 _GONE = ("Checkpoint directory does not exist", "No ArrayMetadata found")
-"""How Orbax begins the text of a `ValueError` where a folder that it has made is not there any more."""
+"""Start of a `ValueError` of Orbax if a folder that it created no longer exists."""
 
 
 _ORBAX = "/orbax/"
-"""Part of the names of Orbax's own files."""
+"""Part of the path of every source file of Orbax."""
 
 _MARKS = (_ORBAX, "[tensorstore_spec=", "[os_error_code=")
-"""What the name of a file of Orbax, or the text of an error of TensorStore, has in it."""
+"""Text that identifies a source file of Orbax or an error of TensorStore."""
 
 
 class SaveError(OSError):
-    """A step was not saved. `str` gives the step, the folder and the reason."""
+    """A step could not be saved. The message has the step, the folder and the reason."""
 
     def __init__(self, step: int | None, folder: Path, cause: OSError) -> None:
         what = "writing the checkpoints" if step is None else f"saving step {step}"
@@ -58,20 +58,20 @@ class SaveError(OSError):
 
 
 def reason(error: OSError) -> str:
-    """The reason in the system's words, and the file, where it is known."""
+    """Return the error text of the operating system, and the file if it is known."""
     text = error.strerror or str(error)
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     return text if name is None else f"{text}: {name}"
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """The system's error that an error of Orbax or TensorStore has come from, or None."""
+    """Return the error of the operating system that caused an error of Orbax or TensorStore; None if there is none."""
     while error is not None:
         if isinstance(error, OSError):
             return error
         text = str(error)
         code = int(found[1]) if (found := _CODE.search(text)) else None
-        if code is None and isinstance(error, ValueError):  # an error of another process may begin alike
+        if code is None and isinstance(error, ValueError):  # other types may come from another process
             code = errno.ENOENT if text.startswith(_GONE) else _STATUSES.get(text.partition(":")[0])
         if code is not None:
             return OSError(code, os.strerror(code))
@@ -98,7 +98,8 @@ def saving(step: int | None, folder: Path) -> Iterator[None]:
 
 
 class Listener(logging.Filter):
-    """Keeps the errors that Orbax's threads log, while something is saved. The main thread raises one of them."""
+    """Log filter that collects the errors logged by Orbax's threads during a save. The main thread raises one of
+    them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,23 +110,23 @@ class Listener(logging.Filter):
         _ABSL.addFilter(self)
 
     def stop(self) -> None:
-        """Let everything be printed again, where no thread is left that may log an error."""
+        """Stop collecting. Call it when no thread of Orbax is running any more."""
         _ABSL.removeFilter(self)
         self.report()
 
     def raise_heard(self) -> None:
-        """Raise what was heard, if anything was: an error of the system rather than what follows from it."""
+        """Raise a collected error, if there is one. Errors of the operating system come first: they are the cause."""
         if self._heard:
             raise next((error for error in self._heard if system_error(error)), self._heard[0])
 
     def report(self) -> None:
-        """Log what was heard of a step that is saved all the same, and forget it."""
+        """Log and discard the collected errors. The step was saved in spite of them."""
         heard, self._heard = self._heard, []
         for text in dict.fromkeys(f"{type(error).__name__}: {error}".partition("\n")[0] for error in heard):
-            log.warning("Orbax reported an error, but has saved the step: %s", text)
+            log.warning("Orbax reported an error, but the step was saved: %s", text)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Keep an error, and print anything else: a warning is about something that Orbax can do without."""
+        """Collect errors, and print everything else. Warnings do not affect the save."""
         error = record.exc_info[1] if record.exc_info else None
         if error is None or record.levelno < logging.ERROR:
             return True
@@ -135,8 +136,8 @@ class Listener(logging.Filter):
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Keep the errors that Orbax's threads log while a checkpoint is saved: one is raised, and threads that are left
-    may still log others. Those of a checkpoint that is saved all the same are logged as warnings."""
+    """Collect the errors that Orbax's threads log during a save. If the checkpoint was saved, log them as warnings. If
+    it was not, keep collecting: remaining threads may log more."""
     listener = Listener()
     yield
     listener.stop()
@@ -144,15 +145,15 @@ def listening() -> Iterator[None]:
 
 @contextmanager
 def reading(what: str, folder: Path | None = None) -> Iterator[None]:
-    """Raise errors of Orbax and TensorStore about files that are missing or cut off as a `DamagedCheckpoint`.
+    """Raise errors of Orbax and TensorStore about missing or truncated files as a `DamagedCheckpoint`.
 
     Args:
-        what: is read.
-        folder: where it lies, to find the damaged file.
+        what: name of the content, for the message.
+        folder: its folder, searched for the damaged file.
 
     Raises:
-        DamagedCheckpoint: files are missing or cut off.
-        OSError: the machine cannot read them.
+        DamagedCheckpoint: files are missing or truncated.
+        OSError: the operating system cannot read the files.
     """
     _ignore_abandoned_requests()
     try:
@@ -169,15 +170,15 @@ def reading(what: str, folder: Path | None = None) -> Iterator[None]:
         reason = broken or str(error.__cause__ or error).partition("\n")[0].partition(" [tensorstore_spec")[0]
         text, fix = (
             f"its {what} cannot be read: {reason.removesuffix('.')}",
-            "The checkpoint may be cut off; choose another step.",
+            "The checkpoint may be incomplete; choose another step.",
         )
         raise DamagedCheckpoint([Problem.about("", text, fix)]) from error
 
 
 def _is_of_reading(error: Exception) -> bool:
-    """True for an error about what a file holds: those of files and of their text, an `Exception` and no more, which
-    Orbax raises for what TensorStore says of an array, and what Orbax's code meets where altered JSON is other than it
-    expects. Such an error that another module raises is a bug."""
+    """True for an error about the content of a file: errors of files and of parsing; a plain `Exception`, which Orbax
+    raises for errors of TensorStore; and type and attribute errors that Orbax's own code raises for unexpected JSON.
+    The same errors raised by another module are bugs."""
     if type(error) is Exception or isinstance(error, OSError | KeyError | ValueError):
         return True
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -185,8 +186,8 @@ def _is_of_reading(error: Exception) -> bool:
 
 
 def _of_machine(error: BaseException | None) -> int | None:
-    """Return the number of the system's error, such as a network that is down, after which the checkpoint may be whole;
-    None for another error, and for a file that is not there."""
+    """Return the errno of an operating system error that does not imply a damaged checkpoint, such as a network
+    failure. None for any other error, and for a missing file."""
     while error is not None:
         found = _CODE.search(str(error))
         number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
@@ -197,7 +198,7 @@ def _of_machine(error: BaseException | None) -> int | None:
 
 
 def _broken_files(folder: Path) -> Iterator[str]:
-    """Files that are empty or not whole, and how."""
+    """Yield a description of each empty or truncated file."""
     for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "commit_success.txt"):
         if file.stat().st_size == 0:
             yield f"{file} is empty"
@@ -207,12 +208,12 @@ def _broken_files(folder: Path) -> Iterator[str]:
             try:
                 json.loads(file.read_bytes())
             except ValueError:
-                yield f"{file} is cut off"
+                yield f"{file} is truncated"
 
 
 @functools.cache
 def _ignore_abandoned_requests() -> None:
-    """From now on, print nothing about requests of TensorStore that end after their event loop."""
+    """Never print messages about requests of TensorStore that end after their event loop was closed."""
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -225,7 +226,8 @@ def _ignore_abandoned_requests() -> None:
 
 @functools.cache
 def _end_abandoned_requests() -> None:
-    """Let the coroutines of such requests end while Python is whole: at its end they print that they cannot import."""
+    """Collect the coroutines of such requests at exit, before modules are unloaded. Later, they would print import
+    errors."""
     atexit.register(gc.collect)
 
 
@@ -240,7 +242,7 @@ def _is_coroutine_of_orbax(value: object) -> bool:
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
-    """True if asyncio logs a task or future of Orbax that nobody waits for any more."""
+    """True if asyncio logs an abandoned task or future of Orbax."""
     error = record.exc_info[1] if record.exc_info else None
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)] if error else []
     return any(mark in text for text in (record.getMessage(), str(error), *files) for mark in _MARKS)

@@ -1,10 +1,10 @@
-"""The parameter trees of xlstm-jax, in all their variants, as ours.
+"""Conversion of the parameter trees of xlstm-jax, in all their variants, to ours.
 
-There, a tree depends on the layout that it was trained on. An array that tensor parallelism splits has an axis for the
-devices in front, marked by `sharded` in its path. Dense layers change their names with it, and collective matmuls have
-a kernel for every step of the ring. FSDP does not show, but for boxes around the arrays.
+A parameter tree of xlstm-jax depends on the layout it was trained with. An array that is split by tensor parallelism
+has an extra leading axis for the devices, and `sharded` in its path. The names of dense layers change with tensor
+parallelism, and collective matmuls have one kernel for each step of the ring. FSDP only adds boxes around the arrays.
 
-Array axes are counted from the end everywhere: a scanned stack of blocks adds one in front.
+Array axes are counted from the end everywhere, because a scanned stack of blocks adds a leading axis.
 """
 
 from __future__ import annotations
@@ -27,55 +27,55 @@ _EMBEDDING = "token_embedding.sharded.embedding"
 
 @dataclass(frozen=True)
 class _Tree:
-    """What the layout made of a tree."""
+    """A parameter tree of xlstm-jax."""
 
     config: Any
-    """Of the model."""
+    """Config of the model."""
 
     devices: int
-    """Tensor-parallel devices that it was trained on."""
+    """Number of tensor-parallel devices that the model was trained with."""
 
     leaves: Mapping[str, Shape]
     """Shape of every leaf by path."""
 
     def ring(self, module: str) -> bool:
-        """True if this dense layer of every block is a collective matmul."""
+        """True if this dense layer is a collective matmul in every block."""
         return any(f".{module}.shard_" in path for path in self.leaves)
 
 
 _How = Callable[[Sequence[Parameter], str, _Tree], Iterator[Part]]
-"""Parameters of ours, the path of their module there -> parts."""
+"""Function from our parameters, the path of their module in xlstm-jax and the tree to parts."""
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Where a family has its parameters there."""
+    """Paths of the parameters of a model family in xlstm-jax."""
 
     scanned: str
-    """What the paths inside a scanned stack of blocks begin with."""
+    """Path prefix inside a scanned stack of blocks."""
 
     block: str
-    """What the paths inside a block of its own begin with, but for its number."""
+    """Path prefix inside a separate block, without its number."""
 
     modules: Mapping[str, tuple[_How, str]]
-    """For each module of ours inside a block: how its parameters are made, and the path of their module there."""
+    """For each module of ours inside a block: the conversion of its parameters, and its path in xlstm-jax."""
 
 
 def is_xlstm_jax_tree(leaves: Mapping[str, Shape]) -> bool:
-    """Whether leaves are those of an xlstm-jax checkpoint."""
+    """True for the leaves of an xlstm-jax checkpoint."""
     return _EMBEDDING in leaves
 
 
 def xlstm_jax_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Part]:
-    """How the leaves of an xlstm-jax checkpoint become the parameters of `model`.
+    """Return the mapping from the leaves of an xlstm-jax checkpoint to the parameters of `model`.
 
     Raises:
-        ConfigError: xlstm-jax has no such model, or the order of the leaves is not known.
+        ConfigError: xlstm-jax does not have this model, or a module of its blocks.
     """
     family = _FAMILIES.get(type(model.model_config))
     if family is None:
         known = either(config.__name__ for config in _FAMILIES)
-        raise ConfigError([Problem.about(model.class_path(), f"xlstm-jax only has models with a {known}")])
+        raise ConfigError([Problem.about(model.class_path(), f"not a model of xlstm-jax, which has {known}")])
     tree = _Tree(config_of(model), leaves.get(_EMBEDDING, (1,))[0], leaves)
     layers = config_of(model).num_blocks
     scanned = any(path.startswith(f"{family.scanned}.") for path in leaves)
@@ -85,7 +85,7 @@ def xlstm_jax_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Par
     groups: dict[tuple[_How, str], list[Parameter]] = {}
     for module, members in _by_module(block).items():
         if module not in family.modules:
-            raise ConfigError([Problem.about(model.class_path(), f"the blocks of xlstm-jax have no {module}")])
+            raise ConfigError([Problem.about(model.class_path(), f"the blocks of xlstm-jax have no module {module}")])
         groups.setdefault(family.modules[module], []).extend(members)
     for (how, theirs), members in groups.items():
         parts += [all_blocks(part, names, layers) for part in how(members, theirs, tree)]
@@ -102,7 +102,7 @@ def _by_module(parameters: Sequence[Parameter]) -> dict[str, list[Parameter]]:
 def _outer(module: str, members: Sequence[Parameter], tree: _Tree) -> Iterator[Part]:
     if module == "token_embedding":
         return _wrapped(members, f"{module}.sharded", tree)
-    return _plain(members, module, tree)  # the head is split like FSDP does it, if at all
+    return _plain(members, module, tree)  # the head is only sharded by FSDP, which does not change the tree
 
 
 def _module(parameter: Parameter) -> str:
@@ -113,18 +113,18 @@ def _leaf(parameter: Parameter) -> str:
     return parameter.path.rpartition(".")[2]
 
 
-# How parameters are made.
+# Conversions of single modules.
 
 
 def _plain(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """The same arrays."""
+    """Arrays that need no conversion."""
     del tree
     for parameter in parameters:
         yield Part((parameter.path,), {f"{theirs}.{_leaf(parameter)}": parameter.shape})
 
 
 def _wrapped(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """Arrays with an axis for the devices in front: each had a share or, where nothing is split, one of its own."""
+    """Arrays with a leading axis for the devices. Each device has a shard or, if nothing is split, its own copy."""
     for parameter in parameters:
         path, local, axis = f"{theirs}.{_leaf(parameter)}", _local(parameter, tree), _split_axis(parameter)
 
@@ -136,7 +136,7 @@ def _wrapped(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Itera
 
 
 def _split_axis(parameter: Parameter) -> int | None:
-    """The array axis that tensor parallelism splits, counted from the end."""
+    """Return the array axis that tensor parallelism splits, counted from the end; None: no axis."""
     for axis, name in enumerate(parameter.names):
         if name is not None and ARRAY_AXES[name] == "model_axis_name":
             return axis - len(parameter.names)
@@ -144,7 +144,7 @@ def _split_axis(parameter: Parameter) -> int | None:
 
 
 def _local(parameter: Parameter, tree: _Tree) -> Shape:
-    """Shape of one device's share."""
+    """Shape of the shard of one device."""
     shape, axis = list(parameter.shape), _split_axis(parameter)
     if axis is not None:
         shape[axis] //= tree.devices
@@ -152,19 +152,19 @@ def _local(parameter: Parameter, tree: _Tree) -> Shape:
 
 
 def _shares(x: np.ndarray, local_axes: int) -> list[np.ndarray]:
-    """What each device had, of an array with an axis for them in front of its local ones."""
+    """Split an array along the device axis, which precedes its local axes."""
     return list(np.moveaxis(x, -local_axes - 1, 0))
 
 
 def _one_of_equals(shares: Sequence[np.ndarray]) -> np.ndarray:
     if any((share != shares[0]).any() for share in shares):
-        text = f"is not the same on the {len(shares)} tensor-parallel devices that it was trained on"
-        raise NotOurs(f"{text}, and this model has one for all heads")
+        text = f"differs between the {len(shares)} tensor-parallel devices that the model was trained on"
+        raise NotOurs(f"{text}, but this model shares one array between all heads")
     return shares[0]
 
 
 def _dense(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """A dense layer whose output is split."""
+    """A dense layer with a split output axis."""
     if tree.ring(theirs):
         return (_ring([parameter], theirs, tree, _columns_up) for parameter in parameters)
     if tree.devices == 1:
@@ -173,7 +173,7 @@ def _dense(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterato
 
 
 def _down(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """A dense layer whose input is split. Each device had a bias as wide as the output, and all were added."""
+    """A dense layer with a split input axis. Each device has a bias of the full output width; they are summed."""
     for parameter in parameters:
         if tree.ring(theirs):
             yield _ring([parameter], theirs, tree, _columns_down)
@@ -185,7 +185,7 @@ def _down(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator
 
 
 def _up(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """The up-projections to the output gate and to the cell: two dense layers, or one ring that makes both."""
+    """The up-projections to the output gate and to the cell: two dense layers, or one ring that computes both."""
     ring = f"{theirs}.proj_up"
     if not tree.ring(ring):
         for module, members in _by_module(parameters).items():
@@ -199,13 +199,14 @@ def _up(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[P
 
 
 def _gate(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """A gate that reads its own heads' channels only, or one that reads all, whose inputs are concatenated there."""
+    """A gate that reads only the channels of its own heads, or one that reads all channels. xlstm-jax concatenates the
+    kernels of its inputs."""
     by_name = {_leaf(parameter): parameter for parameter in parameters}
     kernels = [by_name.pop(name) for name in ("q_kernel", "k_kernel", "v_kernel", "x_kernel") if name in by_name]
     yield from _wrapped([*by_name.values()], theirs, tree)
     if kernels:
         ends = np.cumsum([kernel.shape[0] for kernel in kernels])
-        shape = (1, int(ends[-1]), kernels[0].shape[1])  # with tensor parallelism, gates read their own heads' only
+        shape = (1, int(ends[-1]), kernels[0].shape[1])  # with tensor parallelism, gates only read their own heads
         yield Part(
             tuple(kernel.path for kernel in kernels),
             {f"{theirs}.kernel": shape},
@@ -214,7 +215,7 @@ def _gate(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator
 
 
 def _attention(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """Dense layers in which the heads and their width are two array axes there, and one here."""
+    """Dense layers with two array axes for heads and head width in xlstm-jax, and one axis here."""
     config = tree.config
     for parameter in parameters:
         sizes = zip(parameter.names, parameter.shape, strict=True)
@@ -226,20 +227,21 @@ def _attention(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Ite
         yield Part((parameter.path,), {f"{theirs}.{_leaf(parameter)}": shape}, join)
 
 
-# Collective matmul. Its kernels are those of single steps of a ring of devices.
+# Collective matmuls have one kernel for each step of the ring of devices.
 
 _Shards = Mapping[tuple[int, int], np.ndarray]
-"""What a device (the second number) multiplies with, or adds, at a step (the first)."""
+"""Kernel or bias by step of the ring and device."""
 _Columns = Callable[[_Shards, int, Callable[[list[np.ndarray]], np.ndarray]], list[np.ndarray]]
-"""Shards, number of devices, how the shards of a column become one -> the columns that each device has in the end."""
+"""Function from the shards, the number of devices and the function that joins the shards of a column to the columns of
+each device."""
 
 
 def _ring(parameters: Sequence[Parameter], theirs: str, tree: _Tree, columns: _Columns) -> Part:
-    """A layer whose output on each device is that of `parameters`, side by side."""
+    """A layer that computes the outputs of `parameters` side by side on each device."""
     devices, leaf = tree.devices, _leaf(parameters[0])
     sharded = "sharded." if devices > 1 else ""
     steps = {f"{theirs}.shard_{step}.{sharded}{leaf}": step for step in range(devices)}
-    if leaf == "bias":  # all steps add to the same output, so that some can do without
+    if leaf == "bias":  # all steps add to the same output, so some steps have no bias
         steps = {path: step for path, step in steps.items() if path in tree.leaves} or dict([*steps.items()][:1])
     widths = [parameter.shape[-1] // devices for parameter in parameters]
     local = (*(size // devices for size in parameters[0].shape[:-1]), sum(widths))
@@ -259,14 +261,14 @@ def _ring(parameters: Sequence[Parameter], theirs: str, tree: _Tree, columns: _C
 
 
 def _columns_up(shards, devices, rows) -> list[np.ndarray]:
-    """At step j, device d multiplies the share of the input that came from device d - j, whichever way it travelled."""
+    """Join the kernels of an up-projection. At step j, device d multiplies the input shard of device d - j."""
     orders = [[((d - source) % devices, d) for source in range(devices)] for d in range(devices)]
     return [rows([shards[key] for key in order if key in shards]) for order in orders]
 
 
 def _columns_down(shards, devices, rows) -> list[np.ndarray]:
-    """The product of device d at step j travels devices - 1 - j places and ends, summed with those of others: its first
-    half of the columns upwards, from device d to d + 1, the second half downwards."""
+    """Join the kernels of a down-projection. The product of device d at step j moves devices - 1 - j places and is
+    summed with others: the first half of its columns upwards, from device d to d + 1, the second half downwards."""
 
     def column(end: int, way: int) -> np.ndarray:
         order = [((way * (d - end) - 1) % devices, d) for d in range(devices)]
@@ -276,12 +278,13 @@ def _columns_down(shards, devices, rows) -> list[np.ndarray]:
 
 
 def _half(x: np.ndarray, way: int) -> np.ndarray:
-    """The columns of a shard that travel upwards (1) or downwards (-1); of an odd number, more travel downwards."""
+    """Return the columns of a shard that move upwards (1) or downwards (-1). If the number is odd, the extra column
+    moves downwards."""
     middle = x.shape[-1] // 2
     return x[..., :middle] if way == 1 else x[..., middle:]
 
 
-# Where the families have what.
+# Modules of each family.
 
 _RES, _FFN = "xlstm_res_block", "ffn_res_block"
 _LAYER = f"{_RES}.xlstm"
@@ -289,12 +292,12 @@ _INNER = f"{_LAYER}.inner_layer.sharded"
 
 
 def _same(how: _How, *modules: str) -> dict[str, tuple[_How, str]]:
-    """Modules that have the same path there."""
+    """Modules with the same path in xlstm-jax."""
     return {module: (how, module) for module in modules}
 
 
 def _below(how: _How, theirs: str, *names: str) -> dict[str, tuple[_How, str]]:
-    """Modules of our mixing layer that are in another module there."""
+    """Modules of our mixing layer that belong to another module in xlstm-jax."""
     return {f"{_LAYER}.{name}": (how, f"{theirs}.{name}") for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Models of Hugging Face's `xLSTMForCausalLM`, which are of our v1 family: their config and their parameters."""
+"""Conversion of the config and the parameters of Hugging Face's `xLSTMForCausalLM`, the counterpart of `mLSTMv1`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HAS: dict[str, Any] = {
     "ff_type": "ffn_gated",
     "act_fn": "swish",
 }
-"""Fields of ours that are not in a config there, and what all models there are like."""
+"""Fields of ours without a counterpart at Hugging Face, with the only value that its models have."""
 _SAME = {
     "vocab_size": "vocab_size",
     "embedding_dim": "hidden_size",
@@ -46,7 +46,7 @@ _SAME = {
     "cell_norm_eps": "norm_eps",
     "cell_eps": "eps",
 }
-"""Fields of ours, and what they are called there."""
+"""Fields of ours, with their names at Hugging Face."""
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 50304,
     "hidden_size": 4096,
@@ -64,13 +64,13 @@ _DEFAULTS: dict[str, Any] = {
     "ffn_round_up_to_multiple_of": 64,
     "dtype": "float32",
 }
-"""What a config that does not say it means."""
+"""Default values of the fields at Hugging Face."""
 _WIDTH = ("proj_factor", "round_proj_up_dim_up", "round_proj_up_to_multiple_of")
 _OURS = tuple(field.name for field in fields(mLSTMv1Config) if field.name not in (*_SAME, *_HAS, *_WIDTH))
-"""Fields that mean nothing there, which a model of ours has under `xlstm_hydra` all the same, for the way back. There,
-everything is computed in the type that the weights are loaded in."""
+"""Fields of ours without a meaning at Hugging Face. They are exported under `xlstm_hydra`, for importing the model
+again. Hugging Face computes everything in the dtype that the weights are loaded in."""
 _SIZES = ("hidden_size", "ffn_proj_factor", "ffn_round_up_to_multiple_of", "chunk_size", "context_length")
-"""Numbers that others are computed from."""
+"""Fields that other values are computed from. They must be positive."""
 _ONLY: dict[str, Any] = {
     "model_type": "xlstm",
     "weight_mode": "single",
@@ -78,62 +78,62 @@ _ONLY: dict[str, Any] = {
     "add_out_norm": True,
     "architectures": ["xLSTMForCausalLM"],
 }
-"""Fields there that we have no other value for."""
+"""Fields of Hugging Face, with the only supported value."""
 _NO_CAP = ("gate_soft_cap", "output_logit_soft_cap")
-"""Fields there of which null means something else than their default: no soft cap."""
+"""Fields of Hugging Face with a meaning of null that is not the default: no soft cap."""
 _TIED = "tie_word_embeddings"
 _HEAD = "lm_head.weight"
 _ALIASES = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "dtype": "torch_dtype"}
 _IGNORED = (
-    # how it is computed there
+    # implementation choices at Hugging Face
     "chunkwise_kernel sequence_kernel step_kernel mode return_last_states autocast_kernel_dtype inference_state_dtype "
     "max_inference_chunksize norm_reduction_force_float32 use_cache "
-    # what earlier versions wrote and none reads
+    # written by earlier versions and never read
     "add_embedding_dropout add_forward_backend_padding add_post_blocks_norm add_post_norm add_qk_norm cell_norm_eps "
     "force_bos_token_insert head_dim igate_bias_init_range mlstm_round_up_to_multiple_of "
-    # what any model has there: its tokens, files, and results
+    # fields of every model: tokens, files, outputs
     "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix "
     "transformers_version _name_or_path _attn_implementation_autoset auto_map finetuning_task task_specific_params "
     "problem_type id2label label2id is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size "
     "tie_encoder_decoder output_attentions output_hidden_states return_dict chunk_size_feed_forward torchscript "
     "use_bfloat16 tf_legacy_loss pruned_heads "
-    # how earlier versions generate
+    # generation settings of earlier versions
     "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
     "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"
 ).split()
-"""Fields there that the logits do not depend on."""
+"""Fields of Hugging Face that do not affect the logits."""
 _KNOWN = {*_DEFAULTS, *_ONLY, *_ALIASES.values(), *_IGNORED, "xlstm_hydra"}
 
 
 def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> dict[str, Any]:
-    """The content of `config.json` for a model of ours.
+    """Return the content of Hugging Face's `config.json` for a model.
 
     Args:
-        model: with its class.
-        one_document_per_row: whether it may be a model that is reset where a document begins within a row, which is
-            never so there.
+        model: the model config; `model_class` must be the class itself.
+        one_document_per_row: allow a model that is reset at document borders within a row. Hugging Face's xLSTM never
+            resets its state within a row.
 
     Raises:
-        ConfigError: with every field that cannot be said there.
+        ConfigError: the model cannot be expressed there. Lists every field that prevents it.
     """
     config = model.model_config
     if not isinstance(config, mLSTMv1Config):
-        text = "Hugging Face's xLSTM has no such model"
-        raise ConfigError([Problem.about(model.class_path(), text, f"It has those of {MODEL_CLASS}.")])
+        text = "Hugging Face's xLSTM does not have this model class"
+        raise ConfigError([Problem.about(model.class_path(), text, f"It only has the models of {MODEL_CLASS}.")])
     if problems := [problem.at("model") for problem in _inexpressible(config, one_document_per_row)]:
         raise ConfigError(problems)
     width, multiple = config.ff_dim(), config.round_proj_up_to_multiple_of
     content = {theirs: config.get(ours) for ours, theirs in _SAME.items()}
-    # Caches there are made for widths that are multiples of 64, whatever the widths are.
+    # Hugging Face allocates caches for multiples of 64, which only fit such widths.
     has_cache = config.qk_dim() % 64 == config.v_dim() % 64 == 0
     return {
         **_ONLY,
         **content,
         "embedding_dim": config.embedding_dim,
         "num_blocks": config.num_blocks,
-        # The width itself: how it is rounded there is not quite how it is here.
+        # The exact width, because Hugging Face rounds it differently.
         "ffn_proj_factor": width / config.embedding_dim,
         "ffn_round_up_to_multiple_of": multiple if multiple > 1 else width,
         "autocast_kernel_dtype": config.dtype,
@@ -148,36 +148,37 @@ def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> d
 
 def _inexpressible(config: mLSTMv1Config, one_document_per_row: bool) -> Iterator[Problem]:
     if config.reset_at_document_boundaries and not one_document_per_row:
-        text = "Hugging Face's xLSTM goes on from one document of a row to the next"
-        fix = "Give --one-document-per-row to export it for rows that have no second one."
+        text = "Hugging Face's xLSTM does not reset its state between the documents of a row"
+        fix = "Add --one-document-per-row to export the model for rows with a single document."
         yield Problem({"reset_at_document_boundaries": True}, text, fix)
     for key, value in _HAS.items():
         if config.get(key) != value:
-            yield Problem({key: config.get(key)}, f"Hugging Face's xLSTM can only be {value!r} here")
+            yield Problem({key: config.get(key)}, f"Hugging Face's xLSTM only supports {show(value)}")
     for key in ("gate_soft_cap", "logits_soft_cap"):
         if config.get(key) is None:
             yield Problem({key: None}, "Hugging Face's xLSTM always has a soft cap")
     if config.norm_eps != config.cell_norm_eps:
         given = {"norm_eps": config.norm_eps, "cell_norm_eps": config.cell_norm_eps}
-        yield Problem(given, "Hugging Face's xLSTM has one for both")
+        yield Problem(given, "Hugging Face's xLSTM uses one value for both, so they must be equal")
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """True if a folder holds a model of Hugging Face. The folder of a run may have a config of that name, too."""
+    """True if a folder contains a model of Hugging Face. A run folder, which may also have a file `config.json`, does
+    not count."""
     return (folder / CONFIG).is_file() and not (folder / "checkpoints").is_dir()
 
 
 def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
-    """The config of a model there as ours, with its class as a dotted path.
+    """Read the config of a Hugging Face model as a config of ours, with the class as a dotted path.
 
-    What it does not say, such as how the model was initialised, is at its default.
+    Fields without a counterpart there, such as the initialization, have their default values.
 
     Args:
-        folder: with the model.
+        folder: the folder of the model.
         lenient: ignore unknown fields, with a warning.
 
     Raises:
-        ConfigError: it is no xLSTM model, or one that ours cannot be.
+        ConfigError: the folder does not contain an xLSTM model, or the model is not supported.
     """
     file = folder / CONFIG
     try:
@@ -206,7 +207,7 @@ def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
 
 
 def _as_in_file(problem: Problem) -> Problem:
-    """A broken rule of our config, with the keys as they stand in the file."""
+    """Return a broken rule of our config with the keys of the file."""
     names = _SAME | {"proj_factor": "ffn_proj_factor", "round_proj_up_to_multiple_of": "ffn_round_up_to_multiple_of"}
 
     def rename(text: str) -> str:
@@ -219,14 +220,14 @@ def _as_in_file(problem: Problem) -> Problem:
 
 
 def _unknown(keys: list[str]) -> Iterator[str]:
-    """What is wrong with unknown fields; the last one has what to type to ignore them."""
+    """Messages about unknown fields. The last one names the option that ignores them."""
     for key in keys:
         way = " --lenient (in Python, lenient=True) ignores unknown fields." if key == keys[-1] else ""
         yield f"{key}: no such field. {_hint(key)}{way}"
 
 
 def _wrong(found: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with known fields, before any is converted."""
+    """Messages about wrong values of known fields, before any field is converted."""
     said = {key: value for key, value in found.items() if value is not None}
     for key, value in _ONLY.items():
         if key != _TIED and said.get(key, value) != value:
@@ -235,15 +236,15 @@ def _wrong(found: dict[str, Any]) -> Iterator[str]:
         yield f"{_TIED}: expected true or false, got {show(said[_TIED])}"
     for key, default in _DEFAULTS.items():
         if key in found and key not in said and key not in (*_NO_CAP, *_ALIASES):
-            yield f"{key}: expected a value, got null. Without the field, it is {show(default)}"
+            yield f"{key}: expected a value, got null. If the field is absent, its value is {show(default)}"
     for key, alias in _ALIASES.items():
         if key in said and said.get(alias, said[key]) != said[key]:
-            yield f"{key}={show(said[key])}, {alias}={show(said[alias])}: two names of one thing must agree"
+            yield f"{key}={show(said[key])}, {alias}={show(said[alias])}: two names of one field must have equal values"
 
 
 def _hint(key: str) -> str:
     near = nearest(key, _KNOWN)
-    return near if near.startswith("Did") else "Take it out if the model is the same without it."
+    return near if near.startswith("Did") else "Remove it if it does not change the model."
 
 
 def _problem(file: Path, text: str) -> Problem:
@@ -272,7 +273,7 @@ def _config(content: dict[str, Any], own: Any, tied: bool) -> mLSTMv1Config:
         **own,
     }
     config = mLSTMv1Config.from_dict(mLSTMv1Config, fields, ignore_extensive_attributes=False)
-    if config.ff_dim() != width:  # rounded up once too often
+    if config.ff_dim() != width:  # our rounding went one multiple too high
         config = mLSTMv1Config.from_dict(mLSTMv1Config, fields | {"proj_factor": (width - multiple / 2) / dim})
     return config
 
@@ -296,14 +297,14 @@ _MODULES = {
     f"{_FFN}.proj_up": "ffn.proj_up",
     f"{_FFN}.proj_down": "ffn.proj_down",
 }
-"""Modules of ours, outside and inside the blocks, and theirs."""
+"""Modules of ours, outside and inside the blocks, with their names at Hugging Face."""
 _BLOCK = "backbone.blocks."
 _NORMS = ("norm_mlstm", "mlstm_layer.multihead_norm", "norm_ffn")
-"""Modules there that have a bias if the dense layers do."""
+"""Modules of Hugging Face with a bias if the dense layers have one."""
 
 
 def hugging_face_parts(model: ModelConfig) -> list[Part]:
-    """How the arrays of a model there become the parameters of `model`."""
+    """Return the mapping from the arrays of a Hugging Face model to the parameters of `model`."""
     outer, block = outer_and_block_parameters(model)
     config: Any = model.model_config
     names = [f"{_BLOCK}{index}" for index in range(config.num_blocks)]
@@ -315,7 +316,7 @@ def hugging_face_parts(model: ModelConfig) -> list[Part]:
 
 
 def _part(parameter: Parameter) -> Part:
-    """Dense layers are transposed there, and the heads of a norm are one array axis."""
+    """Return the part of one parameter. Hugging Face transposes dense layers and flattens the heads of a norm."""
     module, _, leaf = parameter.path.rpartition(".")
     name = f"{_MODULES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
     if leaf == "kernel":
@@ -331,7 +332,11 @@ def _no_bias(x: np.ndarray) -> list[np.ndarray]:
 
 
 def written_arrays(model: ModelConfig, arrays: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of a model there, from all parameters of ours, with the blocks as one stack."""
+    """Convert our parameters, with stacked blocks, to the arrays of a Hugging Face model.
+
+    Yields:
+        The name and the array of each tensor.
+    """
     by_path = {path: part for part in hugging_face_parts(model) for path in part.into}
     for path, array in arrays:
         transposed, blocks = path.endswith(".kernel"), path.startswith(f"{BLOCKS}.")
@@ -339,5 +344,5 @@ def written_arrays(model: ModelConfig, arrays: Iterable[tuple[str, np.ndarray]])
         for (name, shape), one in zip(names, array if blocks else [array], strict=True):
             yield name, one.T if transposed else one.reshape(shape)
     for part in hugging_face_parts(model):
-        if not part.into:  # the biases of norms, of which we have none
+        if not part.into:  # biases of norms, which our models do not have
             yield from ((name, np.zeros(shape, np.float32)) for name, shape in part.leaves.items())

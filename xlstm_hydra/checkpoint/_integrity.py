@@ -1,4 +1,4 @@
-"""Integrity of a checkpoint: its manifest, written once it is saved, and its verification while it is read."""
+"""Integrity of checkpoints: the manifest is written after a save, and verified when the checkpoint is read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ._hugging_face import is_hugging_face
 _POLL_SECONDS = 0.02
 
 _PATIENCE_SECONDS = 3600.0
-"""Time that a process waits for the others, which verify other files of a slow disk."""
+"""Seconds that a process waits for the others, which may verify other files on a slow disk."""
 
 
 class Sealing:
-    """A thread that waits for the end of a save and then lists the files of the step in its manifest.
+    """A thread that waits for the end of a save and then writes the manifest of the step.
 
-    A process that is killed in between leaves a checkpoint that is finished, and marked as one that gets a manifest.
+    If the process is killed in between, the checkpoint is complete and still marked as waiting for its manifest.
     """
 
     def __init__(self, checkpoint: Path, is_saving: Callable[[], bool]) -> None:
@@ -36,29 +36,31 @@ class Sealing:
         try:
             while self._is_saving():
                 time.sleep(_POLL_SECONDS)
-            if self._checkpoint.is_dir() and is_finished(self._checkpoint):  # neither failed nor deleted as a bad one
+            if self._checkpoint.is_dir() and is_finished(
+                self._checkpoint
+            ):  # False if the save failed or the checkpoint was already deleted
                 write_manifest(self._checkpoint)
         except Exception as error:
             self._error = error
 
     def raise_failed(self) -> None:
-        """Raise what has kept the manifest from being written, if anything has."""
+        """Raise the error that prevented writing the manifest, if there is one."""
         if self._error is not None:
             raise self._error
 
     def wait(self) -> None:
-        """Wait until the manifest is written, and raise what has kept it from being written."""
+        """Wait until the manifest is written. Raises the error that prevented it."""
         self._thread.join()
         self.raise_failed()
 
 
 @contextmanager
 def verified(checkpoint: Path, key: str, *items: str) -> Iterator[None]:
-    """Verify some items (all, if none is given) of a checkpoint that are read inside: see `runs.verified_files`. A
-    folder of Hugging Face has no manifest.
+    """Verify the given items of a checkpoint (all by default) while they are read inside; see `runs.verified_files`. A
+    folder of Hugging Face has no manifest and is not verified.
 
     Raises:
-        DamageFound: a file differs from the manifest, whatever else was raised inside.
+        DamageFound: a file differs from the manifest. Takes precedence over errors raised inside.
     """
     if is_hugging_face(checkpoint):
         yield

@@ -1,4 +1,4 @@
-"""The arrays of a parameter tree on disk, a tree that Orbax wrote or safetensors files of Hugging Face: read a few at a
+"""Parameter trees on disk, in the format of Orbax or as safetensors files of Hugging Face. Arrays are read a few at a
 time, as arrays on the host."""
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ._faults import reading
 Shape = tuple[int, ...]
 
 _BOX = "value"
-"""Last name in the path of an array that stood in a box (`flax.linen.Partitioned`) when it was saved."""
+"""Last name in the path of an array that was saved in a box (`flax.linen.Partitioned`)."""
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""File names that Hugging Face gives to a model: one file, or the list of its many."""
+"""File names of a model of Hugging Face: the single file, or the index of several files."""
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _BYTES_PER_FILE = 4 * 2**30
-_AGAIN = "The file may be cut off; download it again."
+_AGAIN = "The file may be incomplete; download it again."
 
 
 class Leaves(Protocol):
@@ -39,20 +39,20 @@ class Leaves(Protocol):
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
-        """Shape by path."""
+        """Shape of each array by path."""
         ...
 
     def read(self, paths: Sequence[str]) -> list[np.ndarray]:
-        """Some of them, in this order."""
+        """Read the arrays at these paths, in this order."""
         ...
 
     def name(self, path: str) -> str:
-        """A path as it stands on disk."""
+        """Return the path as written on disk."""
         ...
 
 
 class OrbaxLeaves:
-    """The arrays of one item of a checkpoint by path, without the boxes that they stood in."""
+    """The arrays of one item of an Orbax checkpoint. Paths omit the boxes of Flax."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,7 +63,7 @@ class OrbaxLeaves:
         self.shapes: dict[str, Shape] = {path: tuple(leaves[names].shape) for path, names in self._on_disk.items()}
 
     def read(self, paths: Sequence[str]) -> list[np.ndarray]:
-        """Some of them, in this order."""
+        """Read the arrays at these paths, in this order."""
         wanted = {self._on_disk[path]: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
         tree = traverse_util.unflatten_dict(wanted)
         with reading("parameters", self._folder), ocp.PyTreeCheckpointer() as reader:
@@ -72,7 +72,7 @@ class OrbaxLeaves:
         return [found[self._on_disk[path]] for path in paths]
 
     def name(self, path: str) -> str:
-        """A path as it stands on disk."""
+        """Return the path as written on disk."""
         return ".".join(self._on_disk.get(path, (path,)))
 
 
@@ -81,7 +81,7 @@ def _names(path: Any) -> tuple[str, ...]:
 
 
 class SafetensorsLeaves:
-    """The arrays of a folder with a model of Hugging Face."""
+    """The arrays of a model of Hugging Face."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
@@ -91,17 +91,18 @@ class SafetensorsLeaves:
                 self._files[name], self.shapes[name] = file, shape
 
     def read(self, paths: Sequence[str]) -> list[np.ndarray]:
-        """Some of them, in this order."""
+        """Read the arrays at these paths, in this order."""
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             return [np.asarray(_open(self._files[path]).get_tensor(path)) for path in paths]
 
     def name(self, path: str) -> str:
-        """A path as it stands on disk."""
+        """Return the path, which is the name on disk."""
         return path
 
 
 def write_safetensors(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write arrays as one file, or as several with an index where they are large. One file is in memory at a time.
+    """Write arrays as one safetensors file, or as several files of at most 4 GiB with an index. One file is in memory
+    at a time.
 
     Raises:
         OSError: a file cannot be written.
@@ -135,13 +136,13 @@ def _files(folder: Path) -> list[Path]:
         return [folder / MODEL]
     files = _listed(index)
     if missing := [file.name for file in files if not file.is_file()]:
-        text = f"{index}: of the {len(files)} files that it lists, {len(missing)} are missing: {', '.join(missing[:8])}"
+        text = f"{index}: {len(missing)} of the {len(files)} listed files are missing: {', '.join(missing[:8])}"
         raise ConfigError([Problem.about("", text, "Download them again.")])
     return files
 
 
 def _listed(index: Path) -> list[Path]:
-    """The files that an index lists."""
+    """Return the files listed in an index."""
     try:
         text = index.read_text(encoding="utf-8")
         if is_lfs_pointer(text):
@@ -156,10 +157,10 @@ def _listed(index: Path) -> list[Path]:
 
 def _shapes(file: Path) -> dict[str, Shape]:
     opened = _open(file)
-    slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+    slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     for name, array in slices.items():
         if array.get_dtype() not in _DTYPES:
-            text = f"{name} has the type {array.get_dtype()}, known are {', '.join(_DTYPES)}"
+            text = f"{name} has dtype {array.get_dtype()}; supported: {', '.join(_DTYPES)}"
             raise _unreadable(file, text)
     return {name: tuple(array.get_shape()) for name, array in slices.items()}
 
@@ -175,7 +176,7 @@ def _open(file: Path) -> Any:
 
 
 def _save(library: Any, arrays: Mapping[str, np.ndarray], file: Path) -> None:
-    """Write one file. The library gives an error of the system as a text, which ends with its number."""
+    """Write one file. The library reports errors of the operating system as text that contains the errno."""
     try:
         _library("safetensors.numpy").save_file(arrays, file, metadata={"format": "pt"})
     except library.SafetensorError as error:
@@ -190,7 +191,7 @@ def _is_lfs_pointer(file: Path) -> bool:
 
 
 def _library(name: str) -> Any:
-    import importlib  # the library belongs to an extra
+    import importlib  # the library is an optional dependency
 
     try:
         return importlib.import_module(name)

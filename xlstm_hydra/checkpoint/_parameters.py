@@ -1,4 +1,4 @@
-"""The parameters of any checkpoint, of ours or of others: read onto any layout, checked, or as a model with them."""
+"""Reading the parameters of any checkpoint: written by this package, by xlstm-jax or by Hugging Face."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ from ._leaves import Leaves, OrbaxLeaves, SafetensorsLeaves, Shape
 from ._parts import assemble, differing, own_parts, parameters_of, refuse_misfits
 
 _KEY = "checkpoint"
-"""What names the checkpoint of `load_checkpoint`, for messages."""
+"""Name of the argument of `load_checkpoint`, for messages."""
 
 
 def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key: str = RESTORE) -> Any:
-    """The parameters of a checkpoint, of ours or of others: a tree of float32 arrays of natural global shape.
+    """Read the parameters of any checkpoint for a model.
 
-    The blocks may be scanned in the one and not in the other. Each process reads what it needs of our checkpoints, and
-    of the others a few whole arrays after the other.
+    The blocks may be scanned in the checkpoint and not in the model, or the other way round. If no conversion is
+    needed, each process reads only its own shards. Otherwise, it reads whole arrays, a few at a time.
 
     Args:
-        checkpoint: its folder, as `find_checkpoint` gives it, or a folder of Hugging Face.
-        model: what the parameters are for, with the class itself as its `model_class`.
-        shardings: tree of a sharding per parameter. None: whole on the first device.
-        key: where the user named the checkpoint, for messages.
+        checkpoint: checkpoint path as returned by `find_weights`.
+        model: config of the model that gets the parameters; `model_class` must be the class itself.
+        shardings: tree with the sharding of each parameter. None: whole arrays on the first local device.
+        key: name of the option or argument with the checkpoint, for messages.
+
+    Returns:
+        The tree of parameters: float32 arrays with their global shapes.
 
     Raises:
-        ConfigError: the parameters on disk cannot be read, or are not those of the model, naming the first that differ.
+        ConfigError: the parameters cannot be read or belong to another model. Names the first arrays that differ.
     """
     shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
@@ -58,24 +61,27 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
 
 
 def open_leaves(checkpoint: Path) -> Leaves:
-    """The parameters of a checkpoint as they are on disk.
+    """Open the parameters of a checkpoint, in the format they have on disk.
 
     Raises:
-        ConfigError: they cannot be read.
+        ConfigError: the parameters cannot be read.
     """
     return SafetensorsLeaves(checkpoint) if is_hugging_face(checkpoint) else OrbaxLeaves(checkpoint / "params")
 
 
 def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters of ours by path, one after the other, from those of any checkpoint.
+    """Convert the parameters of any checkpoint to those of `model`, one at a time.
 
     Args:
         leaves: the parameters on disk.
-        model: what they are for.
-        wanted: paths of our parameters, which say whether the blocks are one stack.
+        model: config of the model that gets the parameters.
+        wanted: paths of the parameters of the model. They determine whether blocks are stacked.
+
+    Yields:
+        The path and the float32 array of each parameter.
 
     Raises:
-        ConfigError: they are not those of the model.
+        ConfigError: the parameters belong to another model.
     """
     if isinstance(leaves, SafetensorsLeaves):
         parts = hugging_face_parts(model)
@@ -87,7 +93,7 @@ def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Itera
 
 
 def _restore(folder: Path, shapes: Mapping[str, Shape], where: Mapping[str, Sharding]) -> Any:
-    """Arrays that need no conversion, straight to where they shall be."""
+    """Read arrays that need no conversion directly onto their devices."""
     wanted = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where[path]) for path, shape in shapes.items()}
     with reading("parameters", folder), ocp.StandardCheckpointer() as reader:
         return reader.restore(folder, traverse_util.unflatten_dict(wanted, sep="."))
@@ -98,33 +104,33 @@ def _to_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
 
 
 class Loaded(NamedTuple):
-    """What `load_checkpoint` gives."""
+    """A model with its parameters, as returned by `load_checkpoint`."""
 
     model: nn.Module
-    """The Flax module, for `model.apply({"params": params}, tokens)`. Where these devices cannot compute the recorded
-    `attention_backend`, it has xla, the same function."""
+    """The Flax module, for `model.apply({"params": params}, tokens)`. If these devices do not support the recorded
+    `attention_backend`, the module uses the backend `xla`, which computes the same function."""
 
     params: Any
-    """The tree of its parameters, on all devices."""
+    """The tree of parameters, float32, on all devices."""
 
     config: ModelConfig
-    """The class, its config, and the layout that it was trained on, as recorded."""
+    """The recorded model class, its config, and the layout that the model was trained with."""
 
 
 def load_checkpoint(
     checkpoint: str | Path, parallel: ParallelConfig | None = None, *, lenient: bool = False, verify: bool = True
 ) -> Loaded:
-    """A model with its parameters, from a checkpoint of ours, of xlstm-jax, or of Hugging Face's xLSTM.
+    """Load a model with its parameters from a checkpoint of this package, of xlstm-jax, or of Hugging Face's xLSTM.
 
     Args:
-        checkpoint: a run folder, at its latest step or with `@STEP` behind it, or a folder of Hugging Face.
-        parallel: the layout over all devices. None: each has all parameters.
-        lenient: ignore fields of its record that are unknown, with a warning.
-        verify: compare the files that are read with the manifest of the checkpoint, if it has one.
+        checkpoint: a run folder (its latest step), a run folder with `@STEP` appended, or a folder of Hugging Face.
+        parallel: the layout over all devices. None: parameters are replicated on every device.
+        lenient: ignore unknown fields of its metadata, with a warning.
+        verify: compare the files with the manifest of the checkpoint, if it has one.
 
     Raises:
-        ConfigError: there is no such checkpoint, it is damaged or cannot be read, or the layout does not fit it or the
-            devices.
+        ConfigError: the checkpoint does not exist, is damaged or cannot be read, or the layout does not fit the model
+            or the devices.
     """
     with verification(verify):
         folder = find_weights(str(checkpoint), _KEY)
@@ -136,7 +142,7 @@ def load_checkpoint(
 
 
 def _computable(config: ModelConfig) -> ModelConfig:
-    """The model with attention that these devices compute."""
+    """Replace an attention backend that these devices do not support."""
     model = config.model_config
     if isinstance(model, LlamaConfig) and any(model.platform_rules(jax.default_backend())):
         return replace(config, model_config=replace(model, attention_backend="xla"))
@@ -144,34 +150,34 @@ def _computable(config: ModelConfig) -> ModelConfig:
 
 
 def find_weights(source: str, key: str) -> Path:
-    """The folder of the checkpoint that a source names: `RUN`, `RUN@STEP`, or a folder of Hugging Face.
+    """Return the checkpoint path of `RUN`, `RUN@STEP`, or a folder of Hugging Face.
 
     Args:
-        source: what the user typed.
-        key: where, for messages.
+        source: text that the user typed.
+        key: name of the option or argument with this text, for messages.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no checkpoint.
     """
     folder = Path(source).expanduser()
     if not is_hugging_face(folder):
         return find_checkpoint(source, key)
     folder = folder.absolute()
-    is_cached = folder.parent.name == "snapshots"  # its files are links into the folder `blobs` beside that one
-    refuse_links_out(folder.parents[1] if is_cached else folder, [folder], {key: source}, "Copy what it leads to.")
+    is_cached = folder.parent.name == "snapshots"  # its files link to the folder `blobs` beside `snapshots`
+    refuse_links_out(folder.parents[1] if is_cached else folder, [folder], {key: source}, "Copy the target instead.")
     return folder
 
 
 def recorded_model(folder: Path, key: str, *, lenient: bool = False) -> ModelConfig:
-    """The model that a checkpoint is of, with its class as a dotted path. Nothing that it names is imported.
+    """Read the model config of a checkpoint, with the class as a dotted path. Imports nothing that the metadata names.
 
     Args:
-        folder: as `find_weights` gives it.
-        key: where the user named it, for messages.
-        lenient: ignore fields of its record that are unknown, with a warning.
+        folder: checkpoint path as returned by `find_weights`.
+        key: name of the option or argument with the checkpoint, for messages.
+        lenient: ignore unknown fields of its metadata, with a warning.
 
     Raises:
-        ConfigError: its record cannot be read.
+        ConfigError: the metadata cannot be read.
     """
     if is_hugging_face(folder):
         return read_config(folder, lenient=lenient)
@@ -179,34 +185,37 @@ def recorded_model(folder: Path, key: str, *, lenient: bool = False) -> ModelCon
 
 
 class Misfit(NamedTuple):
-    """An array whose shape on disk is another one than it should have."""
+    """An array on disk that is missing, unexpected, or of another shape."""
 
     leaf: str
-    """Its path as it stands on disk."""
+    """Path of the array on disk."""
 
     expected: Shape | None
-    """The shape that it should have. None: it should not be there."""
+    """Expected shape; None if the array is unexpected."""
 
     found: Shape | None
-    """The shape that it has. None: it is not there."""
+    """Shape on disk; None if the array is missing."""
 
     source: str
-    """What says so: `model`, or `parameters`, the list in the metadata."""
+    """Source of the expected shape: `model`, or `parameters`, the list in the metadata."""
 
 
 def check_params(
     checkpoint: Path, model: ModelConfig, recorded: Mapping[str, Any] | None = None, key: str = "RUN"
 ) -> list[Misfit]:
-    """Compare the parameters of a checkpoint, of ours or of xlstm-jax, with what its metadata says.
+    """Compare the parameters of a checkpoint of this package or of xlstm-jax with its metadata.
 
     Args:
-        checkpoint: its folder.
-        model: the recorded model, with the class itself as its `model_class`.
+        checkpoint: the checkpoint path.
+        model: the recorded model; `model_class` must be the class itself.
         recorded: the recorded list of parameters, if there is one: for each path, `{"shape": [...]}`.
-        key: where the user named the checkpoint, for messages.
+        key: name of the option or argument with the checkpoint, for messages.
+
+    Returns:
+        The arrays whose shapes differ.
 
     Raises:
-        ConfigError: the parameters cannot be read, or are a tree of xlstm-jax whose order is not known.
+        ConfigError: the parameters cannot be read, or are a tree of xlstm-jax with an unknown structure.
     """
     with attributed_to(key, checkpoint):
         leaves = OrbaxLeaves(checkpoint / "params")

@@ -1,8 +1,8 @@
-"""From the leaves of a parameter tree on disk to our parameters, a few at a time.
+"""Conversion of the leaves of a parameter tree on disk to our parameters, a few at a time.
 
-A format says in a list of `Part`s which leaves become which parameters of ours. What is common to all formats is here:
-that every leaf is used exactly once and has the shape it must have, and that the stack of blocks may be one array or
-many on either side.
+Each format describes the conversion as a list of `Part`s: groups of leaves, and the parameters they become. This module
+has the common rules: every leaf is used exactly once and must have the expected shape, and the blocks may be stacked or
+separate on either side.
 """
 
 from __future__ import annotations
@@ -22,44 +22,46 @@ from xlstm_hydra.problems import ConfigError, Problem, either
 from ._leaves import Leaves, Shape
 
 BLOCKS = "blocks"
-"""Name of the stack of blocks in our tree: `blocks.x` where it is scanned, `blocks_0.x`, `blocks_1.x` elsewhere."""
+"""Name of the blocks in our tree: `blocks.x` if they are scanned; otherwise `blocks_0.x`, `blocks_1.x` etc."""
 _LISTED = 3
-"""Leaves that an error names before it counts the rest."""
+"""Maximum number of leaves that an error names."""
 
 
 class NotOurs(Exception):
-    """Leaves hold values that no parameters of ours mean the same as; how it goes on after their names."""
+    """The values of the leaves cannot be expressed by our parameters. The text completes a sentence that starts with
+    the names of the leaves."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Leaves that belong together, and the parameters that they become.
+    """A group of leaves, and the parameters they become.
 
-    For one block, paths begin below it, and `join` counts array axes from the end, so that it works on a stack too.
+    In a part of one block, paths are relative to the block. `join` counts array axes from the end, so it also works on
+    stacked blocks.
     """
 
     into: tuple[str, ...]
     """Paths of our parameters."""
 
     leaves: Mapping[str, Shape]
-    """Path and shape of the leaves."""
+    """Shapes of the leaves by path."""
 
     join: Callable[..., Sequence[np.ndarray]] = lambda *arrays: arrays
-    """The leaves, in this order, -> our parameters, in theirs."""
+    """Function from the leaves, in the order of `leaves`, to our parameters, in the order of `into`."""
 
 
 def config_of(model: ModelConfig) -> Any:
-    """The config of the model's class, whose family decides what fields it has."""
+    """Return the config of the model class. Its fields depend on the family."""
     return model.model_config
 
 
 def parameters_of(model: ModelConfig) -> list[Parameter]:
-    """Its parameters, whatever the layout: one from elsewhere may name modules that are not ours."""
+    """Return the parameters of a model without its layout, which may name modules of another program."""
     return list_parameters(replace(model, parallel=ParallelConfig()))
 
 
 def outer_and_block_parameters(model: ModelConfig) -> tuple[list[Parameter], list[Parameter]]:
-    """Our parameters outside the stack of blocks, and those of one block, with paths that begin below it."""
+    """Return our parameters outside the blocks, and those of one block with paths relative to it."""
     outer, block = [], []
     for parameter in parameters_of(replace(model, model_config=replace(config_of(model), scan_blocks=True))):
         stem, _, rest = parameter.path.partition(".")
@@ -71,11 +73,11 @@ def outer_and_block_parameters(model: ModelConfig) -> tuple[list[Parameter], lis
 
 
 def all_blocks(part: Part, names: str | Sequence[str], layers: int) -> Part:
-    """A part of one block as one of all of them.
+    """Return a part of one block as a part of all blocks.
 
     Args:
-        part: of one block.
-        names: what stands before its paths on disk: one name for a stack, or a name for each block.
+        part: the part of one block.
+        names: path prefixes on disk: one name for stacked blocks, or a name for each block.
         layers: number of blocks.
     """
     into = tuple(f"{BLOCKS}.{path}" for path in part.into)
@@ -91,7 +93,7 @@ def all_blocks(part: Part, names: str | Sequence[str], layers: int) -> Part:
 
 
 def own_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Part]:
-    """Our own tree, whichever way it has its blocks, if these are all alike."""
+    """Return the parts of our own tree. If all blocks are of one kind, they may be stacked or separate on disk."""
     config = config_of(model)
     if not (isinstance(config, LanguageModelConfig) and config.scan_period() == 1):
         return [Part((parameter.path,), {parameter.path: parameter.shape}) for parameter in parameters_of(model)]
@@ -103,38 +105,38 @@ def own_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Part]:
 
 
 def differing(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
-    """The paths of arrays that are on one side only, or have another shape there."""
+    """Return the sorted paths of arrays that are missing on one side or have different shapes."""
     return sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
 
 
 def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
-    """Make sure that every leaf is there, has the right shape, and is used.
+    """Check that every leaf exists, has the expected shape, and is used.
 
     Raises:
-        ConfigError: naming the leaves for which that is not so, as they are called on disk.
+        ConfigError: names the leaves that differ, with their paths on disk.
     """
     expected = {path: shape for part in parts for path, shape in part.leaves.items()}
     assert len(expected) == sum(len(part.leaves) for part in parts), "a leaf is used twice"
     wrong = []
     for path in differing(expected, leaves.shapes):
         found, wanted = leaves.shapes.get(path), expected.get(path)
-        wrong.append(f"{leaves.name(path)}: expected {wanted or 'nothing'}, found {found or 'nothing'}")
+        wrong.append(f"{leaves.name(path)}: expected {wanted or 'no array'}, got {found or 'no array'}")
     if wrong:
         more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
-        text = f"its parameters are not those of this model: {'; '.join(wrong[:_LISTED])}{more}"
+        text = f"its parameters do not match the model: {'; '.join(wrong[:_LISTED])}{more}"
         raise ConfigError([Problem({}, text, "Choose the model that it was saved with.")])
 
 
 def assemble(parts: Sequence[Part], leaves: Leaves, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters by path, as float32 arrays. The leaves of one part are in memory at a time.
+    """Yield our parameters by path, as float32 arrays. Only the leaves of one part are in memory at a time.
 
     Args:
-        parts: how they are made.
-        leaves: what they are made from.
-        wanted: paths of the parameters: where one in a stack of blocks is not among them, those of its blocks are.
+        parts: the conversion.
+        leaves: the arrays on disk.
+        wanted: paths of the parameters. A stacked parameter that is not among them is split into its blocks.
 
     Raises:
-        ConfigError: leaves hold values that our parameters cannot have.
+        ConfigError: the values of the leaves cannot be expressed by our parameters.
     """
     for part in parts:
         for path, array in zip(part.into, _join(part, leaves), strict=True):

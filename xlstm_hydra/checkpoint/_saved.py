@@ -1,8 +1,8 @@
-"""Saving a run and getting it back, on any layout. The files are Orbax's.
+"""Saving and restoring a run, on any layout, with Orbax.
 
-`<run>/checkpoints/<step>/` holds the items params, opt_state, progress (step and random state), data (the position
-in it, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`), and manifest.json with the digests of their files. An
-unfinished save is never listed. Nothing there depends on the number of processes.
+`<run>/checkpoints/<step>/` contains the items params, opt_state, progress (step and random state), data (the position
+in the data, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`), and manifest.json with the digests of their
+files. An unfinished save is never listed. The files do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -41,27 +41,35 @@ from ._parts import differing
 log = logging.getLogger("xlstm_hydra")
 
 _TRASH = "deleted"
-"""Checkpoints that are not kept move in here in one step before their files go, so that a process which is killed
-meanwhile leaves none behind that looks whole."""
+"""Folder that checkpoints are moved to before their files are deleted. The move is atomic, so a process that is killed
+while it deletes files does not leave a checkpoint that looks complete."""
 
 _POLL_SECONDS = 0.01
 
 
 class Logged(NamedTuple):
-    """What the log of a run goes on from."""
+    """State of the log of a run, saved so that a resumed run writes the same metrics."""
 
     losses: tuple[float, ...] = ()
-    """Those of the steps since the last line of metrics, which the next one is the mean of."""
+    """Losses of the steps since the last line of metrics. The next line has their mean."""
 
     validation_loss: float | None = None
-    """The last one, where the checkpoint has one."""
+    """The last validation loss in nats per token, if there is one."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder.
+    """The checkpoints of one run folder. Use it as a context manager.
 
-    With `keep=best` they are ranked by their validation loss. Where a run was asked to stop there is a checkpoint
-    without one, which is kept until a later one is there.
+    With `keep=best`, checkpoints are ranked by their validation loss. The checkpoint of a run that was asked to stop
+    has no validation loss; it is kept until a later checkpoint is saved.
+
+    Args:
+        run_folder: the run folder.
+        config: the checkpoint options.
+
+    Raises:
+        ConfigError: the folder of the checkpoints is a link that leads out of the run folder.
+        SaveError: the folder of the checkpoints cannot be written.
     """
 
     def __init__(self, run_folder: Path, config: CheckpointConfig) -> None:
@@ -89,16 +97,16 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Close. If something else has failed, a save that fails too is only logged."""
+        """Close. If another error was raised, a failing save is only logged."""
         if isinstance(error, SaveError) and jax.process_count() > 1:
-            return  # Orbax would wait for the other processes, which end with this one
+            return  # Orbax would wait for the other processes, which exit together with this one
         self._has_failed = error is not None
         try:
             self.close()
         except SaveError as another:
             if error is None:
                 raise
-            if not isinstance(error, OSError):  # it has the same cause
+            if not isinstance(error, OSError):  # an OSError has the same cause
                 log.warning("%s", another)
 
     def save(
@@ -109,17 +117,17 @@ class Checkpoints:
         validation_loss: float | None,
         losses: Sequence[float] = (),
     ) -> None:
-        """Save a step, in the background if the config says so. A step that is already saved is left as it is.
+        """Save a step, in the background if `async_save` is set. A step that is already saved is skipped.
 
         Args:
-            state: after the step.
-            data: the training batches.
-            metadata: what stands beside it.
-            validation_loss: the last one; None where the run was asked to stop.
-            losses: those of the steps since the last line of metrics.
+            state: training state after the step.
+            data: the training batches, for their position.
+            metadata: saved as the item `metadata`.
+            validation_loss: the last validation loss in nats per token; None if the run was asked to stop.
+            losses: losses of the steps since the last line of metrics.
 
         Raises:
-            SaveError: this step, or the one before in the background, cannot be saved.
+            SaveError: this step, or the previous one in the background, cannot be saved.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -159,10 +167,10 @@ class Checkpoints:
         )
 
     def check(self) -> None:
-        """Find out, without waiting, if the save in the background has failed.
+        """Raise the error of a failed background save. Does not wait.
 
         Raises:
-            SaveError: it has.
+            SaveError: the save has failed.
         """
         if self._in_background is not None:
             with saving(self._in_background, self._folder):
@@ -171,10 +179,10 @@ class Checkpoints:
                     self._sealing.raise_failed()
 
     def close(self) -> None:
-        """Wait until everything is on disk.
+        """Wait until all checkpoints are on disk.
 
         Raises:
-            SaveError: something is not.
+            SaveError: a checkpoint cannot be saved.
         """
         try:
             self._wait()
@@ -183,7 +191,7 @@ class Checkpoints:
                 self._empty_trash()
                 self._manager.close()
         except Exception:
-            with suppress(Exception):  # the same once more
+            with suppress(Exception):  # the same error again
                 self._manager.close()
             raise
         if not self._has_failed:
@@ -192,7 +200,7 @@ class Checkpoints:
     def _wait(self) -> None:
         """Wait for the save in the background."""
         while self._in_background is not None and self._manager.is_saving_in_progress():
-            self.check()  # the processes that have not failed keep Orbax waiting
+            self.check()  # Orbax itself would wait for the processes that have not failed
             time.sleep(_POLL_SECONDS)
         with saving(self._in_background, self._folder):
             self._manager.wait_until_finished()
@@ -206,11 +214,11 @@ class Checkpoints:
         self._in_background = None
 
     def _is_unsaved(self) -> bool:
-        """True if there was a save in the background and it left no checkpoint. Orbax raises why only once."""
+        """True if a background save left no checkpoint. Orbax raises the reason only once."""
         return self._in_background is not None and not (self._folder / str(self._in_background)).exists()
 
     def _delete_stopgaps(self) -> None:
-        """What was there before this run without a rank goes where a later one is there, on disk."""
+        """Delete earlier checkpoints without a validation loss once a later checkpoint is on disk."""
         if self._stopgaps and max(self._manager.all_steps()) > max(self._stopgaps):
             self._manager.wait_until_finished()
             for step in self._stopgaps:
@@ -226,7 +234,7 @@ class Checkpoints:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without Orbax's warning that a checkpoint has no rank, where it is meant to have none."""
+    """Suppress Orbax's warning about a checkpoint without a metric, which is intended here."""
     absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
     absl.setLevel(logging.ERROR)
     try:
@@ -236,12 +244,15 @@ def _unwarned() -> Iterator[None]:
 
 
 def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
-    """Read a checkpoint onto the layout of `target`, and move `data` to the position it was saved at.
+    """Restore a checkpoint onto the layout of `target`, and move `data` to the saved position.
 
     Args:
-        checkpoint: its folder.
-        target: shapes, types and shardings (`jax.ShapeDtypeStruct`) of the state wanted.
+        checkpoint: the checkpoint path.
+        target: the expected state as a tree of `jax.ShapeDtypeStruct`: shapes, dtypes and shardings.
         data: the training batches.
+
+    Returns:
+        The training state.
 
     Raises:
         ConfigError: the checkpoint is damaged, or its parameters or optimizer state have other names or shapes.
@@ -275,17 +286,21 @@ def _restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
 
 
 def read_logged(checkpoint: Path) -> Logged:
-    """What the log goes on from, which earlier versions did not save."""
+    """Read the saved state of the log. It is empty for checkpoints of earlier versions, which did not save it.
+
+    Raises:
+        ConfigError: the checkpoint is damaged.
+    """
     with attributed_to(RESTORE, checkpoint), reading("position in the data", checkpoint / "data"):
         content = json.loads(read_verified(checkpoint, "data/metadata", RESTORE))
     return Logged(tuple(content.get("losses", ())), content.get("validation_loss"))
 
 
 def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
-    """Make sure that an item (`params` or `opt_state`) of a checkpoint has the names and shapes wanted.
+    """Check that an item (`params` or `opt_state`) of a checkpoint has the expected names and shapes.
 
     Raises:
-        ConfigError: it has others, or cannot be read.
+        ConfigError: names or shapes differ, or the item cannot be read.
     """
     what = "parameters" if item == "params" else "optimizer state"
     with attributed_to(RESTORE, checkpoint), reading(what, checkpoint / item):
@@ -296,19 +311,23 @@ def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
     if not wrong:
         return
     path = wrong[0]
-    has, wants = (show(tree.get(path, "nothing")) for tree in (shapes, expected))
+    got, wants = (show(tree.get(path, "no array")) for tree in (shapes, expected))
     what = "model" if item == "params" else "optimizer"
-    text = f"{len(wrong)} arrays of {item} differ: at {path} the checkpoint has {has}, this config wants {wants}"
-    fix = f"Choose the {what} that it was saved with; it stands in {checkpoint / 'metadata' / 'metadata'}."
+    text = f"{len(wrong)} arrays of {item} differ: {path}: expected {wants}, the checkpoint has {got}"
+    fix = f"Choose the {what} that it was saved with, recorded in {checkpoint / 'metadata' / 'metadata'}."
     raise refused(str(checkpoint), text, fix)
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their path, so that empty nodes do not count."""
+    """Return the leaves of a tree by their path. Empty nodes are dropped."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """A record as indented JSON text."""
+    """Return `content` as indented JSON text, with a newline at the end.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

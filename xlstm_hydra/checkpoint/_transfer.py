@@ -1,4 +1,4 @@
-"""Checkpoints of others as ours, and ours as those of others: parameters and config, nothing else."""
+"""Import and export of checkpoints: parameters and config, without optimizer state."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 def import_checkpoint(
     source: str, out: str | Path, form: str | None = None, key: str = "RUN", *, lenient: bool = False
 ) -> Path:
-    """Write what xlstm-jax or Hugging Face's xLSTM has trained as a checkpoint of ours, of the same step.
+    """Import a checkpoint of xlstm-jax or of Hugging Face's xLSTM as a checkpoint of this package, with the same step.
 
-    It has parameters and config. A run that continues from it begins with a new optimizer state, at the start of its
-    data. All parameters are in memory once.
+    The new checkpoint has parameters and config. A run that continues from it starts with a new optimizer state and at
+    the beginning of its data. All parameters are held in host memory.
 
     Args:
         source: `RUN` or `RUN@STEP` of xlstm-jax, or a folder of Hugging Face.
-        out: the run folder to write it to, a new one.
-        form: what it must be, xlstm_jax or hf. None: either.
-        key: where the user named the source, for messages.
-        lenient: ignore fields of its record that are unknown, with a warning.
+        out: the run folder to write, which must be new or empty.
+        form: required format of the source, `xlstm_jax` or `hf`. None: either.
+        key: name of the option or argument with the source, for messages.
+        lenient: ignore unknown fields of its metadata, with a warning.
 
     Returns:
-        The folder of the checkpoint.
+        The path of the new checkpoint.
 
     Raises:
-        ConfigError: it cannot be read, is not what its config says, or `out` is no new folder.
+        ConfigError: the source cannot be read, its parameters do not match its config, or `out` is not a new folder.
     """
     folder, out = find_weights(source, key), _new_folder(out)
     with verified(folder, key, "params", "metadata"), attributed_to(key, folder):
@@ -75,7 +75,7 @@ def import_checkpoint(
         model = read_config(folder, lenient=lenient) if record is None else record.model
         run, step, origin = _hugging_face_run(folder, model) if record is None else _recorded_run(folder, record)
         if form not in (None, origin["writer"]):
-            raise ConfigError([Problem({}, f"is of the format {origin['writer']}, not {form}")])
+            raise ConfigError([Problem({}, f"expected a checkpoint of format {form}, got {origin['writer']}")])
         model = resolve_classes(run.model)
         shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
         params = dict(convert(open_leaves(folder), model, shapes))
@@ -92,22 +92,22 @@ def import_checkpoint(
 
 
 def _hugging_face_run(folder: Path, model: ModelConfig) -> tuple[RunConfig, int, dict[str, Any]]:
-    """A model of Hugging Face as a run of ours; its step; and what is recorded of where it comes from."""
+    """Return a model of Hugging Face as a run of ours, its step, and the record of its origin."""
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return _run({"model": model}, 0), 0, {"checkpoint": str(folder), "writer": "hf", "metadata": content}
 
 
 def _recorded_run(folder: Path, record: Record) -> tuple[RunConfig, int, dict[str, Any]]:
-    """The same of a checkpoint that another program recorded."""
+    """Return a checkpoint of another program as a run of ours, its step, and the record of its origin."""
     if record.writer == FORMAT:
-        raise ConfigError([Problem({}, "is a checkpoint of ours already")])
+        raise ConfigError([Problem({}, "is already a checkpoint of xlstm-hydra")])
     groups, notes = starting_groups(record)
     origin = {"checkpoint": str(folder), "writer": record.writer, "metadata": record.content}
     return _run(groups, step_of(folder)), step_of(folder), origin | {"notes": [*record.notes, *notes]}
 
 
 def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
-    """A whole run with recorded groups. Layout and data are no part of what is imported; for these it has what fits."""
+    """Return a complete run with the recorded groups. Layout and data are not imported; they get valid defaults."""
     known: dict[str, Any] = {name: config for name, config in groups.items() if name != "parallel"}
     model = replace(known["model"], parallel=ParallelConfig())
     vocab, context = model.model_config.vocab_size, model.model_config.context_length
@@ -121,23 +121,24 @@ def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
 def export_checkpoint(
     source: str, out: str | Path, key: str = "RUN", *, one_document_per_row: bool = False, lenient: bool = False
 ) -> Path:
-    """Write any checkpoint of the v1 family as a model that `transformers.xLSTMForCausalLM` loads.
+    """Export a checkpoint of the v1 family as a model for `transformers.xLSTMForCausalLM`, without a tokenizer.
 
-    No more than 4 GiB of arrays are in memory at a time. There is no tokenizer in it.
+    At most 4 GiB of arrays are in memory at a time.
 
     Args:
-        source: `RUN` or `RUN@STEP`, of ours or of xlstm-jax.
-        out: a new folder.
-        key: where the user named the source, for messages.
-        one_document_per_row: export a model with `reset_at_document_boundaries` all the same. There, the next document
-            of a row is read as if it belonged to the last.
-        lenient: ignore fields of its record that are unknown, with a warning.
+        source: `RUN` or `RUN@STEP`, of this package or of xlstm-jax.
+        out: the folder to write, which must be new or empty.
+        key: name of the option or argument with the source, for messages.
+        one_document_per_row: allow a model with `reset_at_document_boundaries`. The exported model does not reset its
+            state between the documents of a row.
+        lenient: ignore unknown fields of its metadata, with a warning.
 
     Returns:
-        The folder.
+        The absolute path of `out`.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, or with every field that cannot be said there.
+        ConfigError: the checkpoint cannot be read, or its model cannot be expressed there. Lists every field that
+            prevents it.
     """
     folder, out = find_weights(source, key), _new_folder(out)
     model = resolve_classes(recorded_model(folder, key, lenient=lenient))
@@ -156,7 +157,7 @@ def _new_folder(out: str | Path) -> Path:
     out = Path(out).expanduser().absolute()
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError([Problem({"OUT": str(out)}, "is there already", "Choose a new folder.")])
+            raise ConfigError([Problem({"OUT": str(out)}, "already exists", "Choose a new folder.")])
     except OSError as error:
         raise _unwritable(out, error) from error
     return out
@@ -164,7 +165,7 @@ def _new_folder(out: str | Path) -> Path:
 
 @contextmanager
 def _written_whole(out: Path) -> Iterator[Path]:
-    """A folder to write in, which only gets its name when all is in it."""
+    """Provide a temporary folder that is renamed to `out` once everything is written."""
     unfinished = out.with_name(f"{out.name}.unfinished")
     try:
         unfinished.mkdir(parents=True)
@@ -173,12 +174,12 @@ def _written_whole(out: Path) -> Iterator[Path]:
     try:
         yield unfinished
         if out.is_dir():
-            out.rmdir()  # it is empty
+            out.rmdir()  # empty, as `_new_folder` has checked
         unfinished.rename(out)
     except OSError as error:
         raise _unwritable(out, error) from error
     finally:
-        for _ in range(20):  # a thread of Orbax may still write in it
+        for _ in range(20):  # a thread of Orbax may still write to it
             shutil.rmtree(unfinished, ignore_errors=True)
             if not unfinished.exists():
                 break
@@ -186,6 +187,6 @@ def _written_whole(out: Path) -> Iterator[Path]:
 
 
 def _unwritable(out: Path, error: OSError) -> ConfigError:
-    if isinstance(error, SaveError):  # which names a folder that is not there any more
+    if isinstance(error, SaveError):  # its message names the temporary folder
         error = system_error(error.__cause__) or error
     return ConfigError([Problem({"OUT": str(out)}, f"cannot be written: {error}", "Choose another folder.")])

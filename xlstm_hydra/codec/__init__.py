@@ -1,4 +1,4 @@
-"""Plain values <-> dataclasses, on the standard library alone."""
+"""Conversion between plain values and dataclasses, with no dependency but the standard library."""
 
 from ._construct import types_first as types_first
 from ._decode import collect as collect

@@ -1,4 +1,4 @@
-"""Types of the values that a config is constructed with in Python."""
+"""Type checks and conversions for configs that are constructed in Python."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _LOSSLESS = Flags(lossless=True)
 
 
 def types_first(post_init: Callable[..., None]) -> Callable[..., None]:
-    """A `__post_init__` that checks and converts the types of all fields before anything else.
+    """Make a `__post_init__` check and convert the types of all fields first.
 
-    Where one calls that of a base class, the types are checked once, by the outermost.
+    If it calls the `__post_init__` of a base class, the types are checked only once, by the outermost one.
     """
 
     @functools.wraps(post_init)
@@ -35,7 +35,7 @@ def types_first(post_init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _rules_of_others(config: Any, wrong: list[Problem]) -> list[Problem]:
-    """The rules that are broken whatever the values of wrong types should be."""
+    """Return the broken rules that do not depend on the values of wrong types."""
     keys = {re.split(r"[.\[]", key)[0] for problem in wrong for key in problem.keys}
     values = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(config)}
     rest = partial(type(config), {name: value for name, value in values.items() if name not in keys})
@@ -43,8 +43,8 @@ def _rules_of_others(config: Any, wrong: list[Problem]) -> list[Problem]:
 
 
 def convert_fields(config: Any) -> list[Problem]:
-    """Convert the value of every field to its annotated type, where that loses nothing: 3 to 3.0, a tuple to a list.
-    Return a problem for every value of another type."""
+    """Convert the value of every field to its annotated type if no information is lost: 3 to 3.0, a tuple to a list.
+    Return a problem for every value of a wrong type."""
     problems: list[Problem] = []
     for name, hint, plain, items in _checks(type(config)):
         value = getattr(config, name, None)
@@ -58,19 +58,19 @@ def convert_fields(config: Any) -> list[Problem]:
 
 
 class _Check(NamedTuple):
-    """What a field is checked for."""
+    """Type check of a field."""
 
     name: str
     hint: Any
     plain: frozenset[Any]
-    """Types of values that need no closer look."""
+    """Types of values that are accepted without further checks."""
     items: frozenset[Any]
-    """Types of the elements of a list that needs no closer look."""
+    """Types of the elements of lists that are accepted without further checks."""
 
 
 @functools.cache
 def _checks(cls: type) -> list[_Check]:
-    """The fields of a class that do not allow everything."""
+    """Return the checks of all fields whose annotation is more specific than `Any`."""
     named = {name: (hint, _parts(hint)) for name, hint in hints(cls).items()}
     return [
         _Check(name, hint, _plain(parts), _plain(item_hint(part, 0) for part in parts if kind(part) is list))
@@ -84,7 +84,7 @@ def _plain(parts: Iterable[Any]) -> frozenset[Any]:
 
 
 def _parts(hint: Any) -> list[Any]:
-    """The members of a union, None included; of any other annotation, itself."""
+    """Return the members of a union, including None, or a list with the annotation itself."""
     hint = strip(hint)
     if kind(hint) is not typing.Union:
         return [hint]

@@ -1,6 +1,6 @@
-"""Plain JSON values -> typed values, led by annotations. Nothing is ever imported for it.
+"""Convert plain JSON values to typed values according to annotations, without importing any module.
 
-Every reader returns the value, or `MISSING`, with the problems it met. Their keys are relative to that value.
+Every reader returns the value, or `MISSING`, and the problems it found. Their keys are relative to that value.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def decode(hint: Any, data: Any, flags: Flags = Flags()) -> Any:
     """Read plain data as a value of the annotated type.
 
     Raises:
-        ConfigError: with one problem for every wrong value, missing field and (unless ignored) unknown field.
+        ConfigError: with a problem for every wrong value, missing field and (unless ignored) unknown field.
     """
     value, problems = collect(hint, data, flags)
     if problems:
@@ -63,7 +63,7 @@ def decode(hint: Any, data: Any, flags: Flags = Flags()) -> Any:
 
 
 def collect(hint: Any, data: Any, flags: Flags = Flags()) -> Result:
-    """Like `decode`, but returns what could be read (a dataclass as a `partial` instance) with all problems."""
+    """Like `decode`, but return the readable part (a dataclass as a `partial` instance) and all problems."""
     try:
         value, problems = read(hint, data, dataclasses.replace(flags, attempts={}))
     except RecursionError:
@@ -74,7 +74,7 @@ def collect(hint: Any, data: Any, flags: Flags = Flags()) -> Result:
 
 
 def read(hint: Any, data: Any, flags: Flags) -> Result:
-    """The value that plain data stands for under an annotation."""
+    """Read plain data as a value of the annotated type."""
     hint = hint if type(hint) is type else strip(hint)
     if flags.lossless and (is_loose(hint) or _is_own(hint, data)):
         return data, []
@@ -91,7 +91,8 @@ def read(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _is_own(hint: Any, data: Any) -> bool:
-    """True if a value is an instance of the annotated class; a number or text is left to its reader."""
+    """True if a value is an instance of the annotated class. False for numbers and strings, which have their own
+    readers."""
     try:
         if not isinstance(hint, type):
             return kind(hint) is typing.Union and type(data) in members(hint)
@@ -125,7 +126,7 @@ def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
         return _read_dataclass(found, data, flags)
     if isinstance(found, type) and issubclass(found, enum.Enum):
         return read(found, data.get("value"), flags)
-    text = f"{TAG} {show(data[TAG])} is no class that this program has loaded for configs"
+    text = f"{TAG} {show(data[TAG])} is not a config class that this program has loaded"
     return MISSING, [Unread.about("", text, "Import the module that defines it, or call register_class with it.")]
 
 
@@ -151,13 +152,13 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
             problems.append(Unread.about("", f"missing, expected {type_name(fields[name])}").at(name))
     if not flags.ignore_unknown:
         strangers = [name for name in data if name not in fields and name != TAG]
-        # Many unknown names are another format, where guessing what was meant only takes long.
+        # Many unknown names mean another format, where suggestions only take time.
         problems += [_unknown(declared, cls, name, data[name], index < 20) for index, name in enumerate(strangers)]
     values = {name: value for name, (value, _) in found.items() if value is not MISSING}
     if not problems:
         return _construct(cls, values)
     config = partial(cls, values)
-    # Rules between nested configs need all of these.
+    # Rules between nested configs need all of them.
     return config, problems if _has_nested_problems(found) else problems + other_problems(config, problems)
 
 
@@ -166,7 +167,7 @@ def _has_nested_problems(found: Mapping[str, Result]) -> bool:
 
 
 def _written(hint: Any, data: Any, flags: Flags) -> Result:
-    """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
+    """Parse a string that is the `repr` of a list, a dict or a dataclass. Return any other value unchanged."""
     if not isinstance(data, str) or not flags.converts or not _is_repr(data):
         return data, []
     try:
@@ -180,13 +181,14 @@ def _is_repr(text: str) -> bool:
 
 
 def _named(declared: Any, data: Instance) -> Any:
-    """The declared class or the subclass that a `repr` calls by its name; None where there is none."""
+    """Return the declared class or its subclass with the name in a `repr`, or None."""
     found = (cls for cls in (declared, *subclasses(declared)) if cls.__name__ == data.last_name)
     return next(found, None)
 
 
 def _unknown(declared: Any, cls: Any, name: Any, value: Any, guess: bool) -> Problem:
-    """A field that a class does not have, with the one that was probably meant, or the names of the classes with it."""
+    """Return the problem for an unknown field, with a suggestion: a similar field, or the classes that have this
+    field."""
     family = [sub.__dict__.get("name") for sub in subclasses(declared) if guess and name in hints(sub)]
     named = [f"name={other}" for other in family if isinstance(other, str)]
     fix = f"{either(named)} has it." if named else nearest(str(name), hints(cls)) if guess else ""
@@ -228,10 +230,10 @@ def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _attempt(member: Any, data: Any, flags: Flags) -> Result:
-    """`read`, once for each member and data: the members of nested unions would be tried again for each one outside."""
+    """Call `read` once per member and data. Otherwise nested unions would read their members many times."""
     key = (member, id(data), flags)
     if key not in flags.attempts:
-        flags.attempts[key] = (data, read(member, data, flags))  # with the data, so that its id stays taken
+        flags.attempts[key] = (data, read(member, data, flags))  # stores the data too, so that its id is not reused
     return flags.attempts[key][1]
 
 
@@ -245,7 +247,7 @@ def _num_unknown(member: Any, data: Any) -> int:
 
 
 def _is_alike(member: Any, data: Any) -> bool:
-    """Whether data has the outer form of a member, so that only something inside it is wrong."""
+    """True if data has the outer structure of a member, so that only its contents are wrong."""
     if isinstance(data, str):
         nests = dataclasses.is_dataclass(kind(member)) or kind(member) in (*SEQUENCES, *MAPPINGS)
         return kind(member) in CLASSES or (nests and _is_repr(data))
@@ -282,12 +284,12 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
         return data, []
     try:
         return SEQUENCES[origin](value for value, _ in found), []
-    except TypeError:  # an element of a set that is not hashable
+    except TypeError:  # an unhashable element of a set
         return _mismatch(hint, data)
 
 
 def _is_other(origin: Any, data: Any, flags: Flags) -> bool:
-    """True if a collection is not converted to another kind: a set has no order to give to a list."""
+    """True if a collection must not be converted to another kind. A set, for example, has no order for a list."""
     if isinstance(data, origin):
         return False
     if flags.lossless:
@@ -307,7 +309,7 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     key_hint, value_hint = mapping_hints(hint)
     lenient = dataclasses.replace(
         flags, exact=False, as_written=False
-    )  # JSON keys are strings, so a key is always converted
+    )  # JSON keys are strings, so keys are always converted
     steps = [key if isinstance(key, str) else show(key) for key, _ in pairs]
     keys = [read(key_hint, key, lenient) for key, _ in pairs]
     values = [read(value_hint, value, flags) for _, value in pairs]
@@ -317,7 +319,7 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
         return data, []
     try:
         return {key: value for (key, _), (value, _) in zip(keys, values, strict=True)}, []
-    except TypeError:  # a key that is not hashable
+    except TypeError:  # an unhashable key
         return _mismatch(hint, data)
 
 
@@ -329,7 +331,7 @@ def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
     value = read_class(hint, data, flags)
     if value is not MISSING:
         return value, []
-    text = f"expected {type_name(hint)} that is registered, got {show(data)}"
+    text = f"expected a registered {type_name(hint)}, got {show(data)}"
     return MISSING, [Unread.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
 
 

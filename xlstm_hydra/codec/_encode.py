@@ -1,7 +1,7 @@
-"""Typed values -> plain JSON values.
+"""Convert typed values to plain JSON values.
 
-A value whose annotation does not tell its type (in a union, under `Any`, of a subclass of the declared class) gets a
-`_type_` tag, and only then.
+A value gets a `_type_` tag only if its annotation does not determine its type: in a union, under `Any`, or for a
+subclass of the declared class.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from ._scalars import Flags, dtype_name, unwrap
 
 
 def encode_fields(config: Any) -> dict[str, Any]:
-    """A dataclass as a dict of plain JSON values."""
+    """Return a dataclass as a dict of plain JSON values."""
     return {name: _at(name, encode, getattr(config, name), hint) for name, hint in hints(type(config)).items()}
 
 
 def encode(value: Any, hint: Any = Any) -> Any:
-    """One value as plain JSON, so that `decode(hint, encode(value, hint))` gives it back.
+    """Return a value as plain JSON. `decode(hint, encode(value, hint))` restores it.
 
     Raises:
-        ConfigError: something in it has no plain form (a lambda, an array, bytes), with its path.
+        ConfigError: a part of it has no plain form (a lambda, an array, bytes). The message contains its path.
     """
     hint = strip(hint)
     if kind(hint) is typing.Union:
@@ -84,7 +84,7 @@ def _encode_union(value: Any, hint: Any) -> Any:
             return plain if _gives_back(hint, plain, value) else {TAG: type_name(member), "value": plain}
     if unwrap(value) is not value:
         return _encode_union(unwrap(value), hint)
-    # Not quite of any type: an int as a float, a list as a tuple.
+    # The value is not exactly of any member type: an int for a float, a list for a tuple.
     readable = (plain for plain in (encode(value, member) for member in options) if not read(hint, plain, Flags())[1])
     return next(readable, encode(value))
 
@@ -95,7 +95,7 @@ def _gives_back(hint: Any, plain: Any, value: Any) -> bool:
 
 
 def _tag(value: Any) -> str | None:
-    """What tells the type of a value under `Any`; None where JSON itself does."""
+    """Return the tag for the type of a value under `Any`, or None if JSON preserves the type."""
     if isinstance(value, enum.Enum):
         return dotted(type(value))
     if isinstance(value, float):
@@ -131,7 +131,7 @@ def _plain(value: Any, hint: Any) -> Any:
 
 
 def _plain_number(value: float | str) -> Any:
-    """Also a float that is not finite, and an instance of a user's subclass of int, float or str."""
+    """Convert an int, float or str, including non-finite floats and instances of subclasses."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -150,11 +150,11 @@ def _encode_mapping(value: Mapping[Any, Any], hint: Any) -> dict[str, Any]:
     return {TAG: PAIRS, "value": [list(pair) for pair in zip(keys, items, strict=True)]}
 
 
-# ---- comparing
+# ---- comparison
 
 
 def same(left: Any, right: Any, hint: Any = Any) -> bool:
-    """Whether two values are written the same way: NaN equals NaN, and a class equals its dotted path."""
+    """True if two values are encoded the same way: NaN equals NaN, and a class equals its dotted path."""
     try:
         return encode(left, hint) == encode(right, hint)
     except ConfigError:
@@ -162,7 +162,7 @@ def same(left: Any, right: Any, hint: Any = Any) -> bool:
 
 
 def same_fields(left: Any, right: Any) -> bool:
-    """Whether two instances of one dataclass are the `same` in every field that takes part in comparison."""
+    """True if two instances of a dataclass are the `same` in every field that is used for comparison."""
     annotations = hints(type(left))
     return all(
         same(getattr(left, field.name, None), getattr(right, field.name, None), annotations.get(field.name, Any))
@@ -172,7 +172,7 @@ def same_fields(left: Any, right: Any) -> bool:
 
 
 def _identical(left: Any, right: Any) -> bool:
-    """Equality of type and value, where NaN equals NaN and all spellings of a dtype are equal."""
+    """True if type and value are equal. NaN equals NaN, and all spellings of a dtype are equal."""
     if dtype_name(left) is not None:
         return dtype_name(left) == dtype_name(right)
     if left is right or type(left) is not type(right):

@@ -1,4 +1,4 @@
-"""What an annotation says: its parts, its name for users, and the classes it allows."""
+"""Analysis of type annotations: their parts, their names for users, and the classes they allow."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from xlstm_hydra.problems import Missing, Problem, Unread, nearest, show
+from xlstm_hydra.problems import Missing, Problem, Unread, either, nearest, show
 
 T = TypeVar("T")
 
 TAG = "_type_"
-"""The key that tells the type of a value where its annotation does not."""
+"""Key with the type of a value whose annotation does not determine it."""
 
 PAIRS = "items"
-"""The tag of a mapping that is written as a list of pairs, because strings would not tell its keys."""
+"""Tag of a mapping that is written as a list of pairs, because its keys cannot be restored from strings."""
 
 SEQUENCES = {list: list, tuple: tuple, set: set, frozenset: frozenset}
 SEQUENCES |= {abc.Sequence: list, abc.MutableSequence: list, abc.Iterable: list, abc.Collection: list, abc.Set: set}
@@ -31,19 +31,19 @@ _registered: dict[str, Any] = {}
 
 
 def register_class(cls: T, *names: str) -> T:
-    """Allow configs to name a class or function, also under other `names`; nothing else is ever looked up."""
+    """Allow configs to refer to a class or function, also under other `names`. No other classes are ever looked up."""
     for name in (dotted(cls), *names):
         _registered[name] = cls
     return cls
 
 
 def registered() -> Mapping[str, Any]:
-    """Every registered class and function by the names that configs may use."""
+    """Return every registered class and function, by the names that configs may use."""
     return _registered
 
 
 def find_class(name: str) -> Any:
-    """A registered class, or a subclass of a registered dataclass, by its dotted path; None where there is none."""
+    """Return a registered class, or a subclass of a registered dataclass, by its dotted path, or None."""
     if name in _registered:
         return _registered[name]
     parents = [cls for cls in _registered.values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
@@ -51,23 +51,23 @@ def find_class(name: str) -> Any:
 
 
 def dotted(cls: Any) -> str:
-    """`module.QualifiedName` of a class or function."""
+    """Return `module.QualifiedName` of a class or function."""
     parts = cls.__module__.split(".")
-    # Our classes are named as users import them, so that records outlive a move between our modules.
+    # Our classes have the paths that users import, so that metadata stays valid if a class moves between our modules.
     module = ".".join(parts[:2]) if parts[0] == __name__.partition(".")[0] else cls.__module__
     return f"{module}.{cls.__qualname__}"
 
 
 def subclasses(cls: type) -> list[type]:
-    """All subclasses, direct or not; of two with one name, the one that was defined last comes first."""
+    """Return all direct and indirect subclasses. Of two with the same name, the one defined last comes first."""
     direct = [sub for sub in reversed(type.__subclasses__(cls)) if sub is not cls]
     return list(dict.fromkeys([*direct, *(below for sub in direct for below in subclasses(sub))]))
 
 
 def hints(cls: type) -> dict[str, Any]:
-    """The resolved annotations of the fields that `cls(...)` accepts. A default of None allows None.
+    """Return the resolved annotations of the fields that `cls(...)` accepts. A default of None allows None.
 
-    An annotation that cannot be evaluated, since it is meant for type checkers only, counts as `Any`.
+    An annotation that cannot be evaluated, because it is meant only for type checkers, counts as `Any`.
     """
     try:
         return _evaluated(cls)
@@ -100,21 +100,22 @@ def _evaluated_alone(cls: Any, name: str) -> Any:
 
 
 def required(cls: Any) -> Iterator[str]:
-    """Names of the fields that `cls(...)` cannot do without."""
+    """Yield the names of the required fields of `cls(...)`."""
     for field in dataclasses.fields(cls):
         if field.init and field.default is field.default_factory is dataclasses.MISSING:
             yield field.name
 
 
 def variant(declared: Any, data: Mapping[Any, Any]) -> tuple[Any, list[Problem]]:
-    """The class that `data` is for, among the declared one and its subclasses.
+    """Return the class to read `data` as: the declared class or one of its subclasses.
 
-    A tag decides; else, if the declared class leaves `name` open, the subclass whose `name` it is.
+    A tag determines it. Without a tag, if `name` is a required field of the declared class, the subclass with this
+    `name` is chosen.
     """
     family = subclasses(declared)
     if TAG in data:
         found = next((cls for cls in (declared, *family) if dotted(cls) == data[TAG]), None)
-        text = f"{TAG} {show(data[TAG])} is no loaded subclass of {declared.__name__}"
+        text = f"{TAG} {show(data[TAG])} is not a loaded subclass of {declared.__name__}"
         fix = "Import the module that defines it first."
         return found, [] if found else [Unread.about("", text, fix)]
     names = {cls.__dict__["name"]: cls for cls in reversed(family) if isinstance(cls.__dict__.get("name"), str)}
@@ -126,13 +127,13 @@ def variant(declared: Any, data: Mapping[Any, Any]) -> tuple[Any, list[Problem]]
             return None, [Unread({"name": name}, "not a known value", nearest(str(name), names), whole=True)]
         return None, [replace(Missing.about("name", "missing", f"Known: {', '.join(names)}."), whole=True)]
     if data and family and not hints(declared):
-        text = f"which {declared.__name__} this is, is not said"
+        text = f"ambiguous: could be {either(cls.__name__ for cls in family)}"
         return None, [Unread.about("", text, f"Add {TAG} with the dotted path of its class.")]
     return declared, []
 
 
 def strip(hint: Any) -> Any:
-    """Without `Annotated`, `Final`, `NewType` and type aliases."""
+    """Return an annotation without `Annotated`, `Final`, `NewType` and type aliases."""
     while True:
         if typing.get_origin(hint) in (typing.Annotated, typing.Final):
             hint = typing.get_args(hint)[0]
@@ -145,34 +146,34 @@ def strip(hint: Any) -> Any:
 
 
 def kind(hint: Any) -> Any:
-    """`list` of `list[int]`, and `Union` of both spellings of a union."""
+    """Return the outer type: `list` for `list[int]`, and `Union` for both spellings of a union."""
     origin = typing.get_origin(hint) or hint
     return typing.Union if origin is types.UnionType else origin
 
 
 def is_loose(hint: Any) -> bool:
-    """Whether an annotation allows everything."""
+    """True if an annotation allows any value."""
     return hint is Any or hint is object or isinstance(hint, typing.TypeVar)
 
 
 def is_config(value: Any) -> bool:
-    """Whether a value is an instance of a dataclass."""
+    """True if a value is an instance of a dataclass."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def members(union: Any) -> list[Any]:
-    """The members of a union but None."""
+    """Return the members of a union without None."""
     return [strip(member) for member in typing.get_args(union) if member is not type(None)]
 
 
 def fixed_length(hint: Any) -> int | None:
-    """The length of a tuple whose annotation lists its elements."""
+    """Return the length of a tuple whose annotation lists its elements, otherwise None."""
     args = typing.get_args(hint)
     return None if typing.get_origin(hint) is not tuple or Ellipsis in args else len(args)
 
 
 def item_hint(hint: Any, index: int) -> Any:
-    """The annotation of an element of a sequence."""
+    """Return the annotation of an element of a sequence."""
     args = typing.get_args(hint)
     if kind(hint) not in SEQUENCES or not args:
         return Any
@@ -180,13 +181,13 @@ def item_hint(hint: Any, index: int) -> Any:
 
 
 def mapping_hints(hint: Any) -> tuple[Any, Any]:
-    """The annotations of the keys and the values of a mapping."""
+    """Return the annotations of the keys and values of a mapping."""
     args = typing.get_args(hint)
     return (args[0], args[1]) if kind(hint) in MAPPINGS and args else (Any, Any)
 
 
 def type_name(hint: Any) -> str:
-    """An annotation as a user reads it: `int`, `list[str]`, `float or null`, `'a' or 'b'`."""
+    """Return the name of an annotation for users: `int`, `list[str]`, `float or null`, `'a' or 'b'`."""
     hint = strip(hint)
     args = typing.get_args(hint)
     if hint is type(None):
@@ -208,5 +209,5 @@ def _arg_name(arg: Any) -> str:
 
 
 def flatten(problems: Iterable[tuple[str, list[Problem]]]) -> list[Problem]:
-    """The problems of the parts of a value, each under its step from that value."""
+    """Collect the problems of the parts of a value, with the step to each part in their keys."""
     return [problem.at(step) for step, found in problems for problem in found]

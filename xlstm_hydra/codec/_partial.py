@@ -1,4 +1,4 @@
-"""Configs of which some values are missing or could not be read, so that the rules about the others can be checked."""
+"""Partial configs: some values are missing or unreadable, but rules about the others can be checked."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from xlstm_hydra.problems import ConfigError, Problem, independent
 
 from ._hints import hints, is_config, kind, required
 
-_STAND_INS = {bool: False, int: 1, float: 1.0, str: "x", list: []}
-"""Values in the place of those that are required and could not be read, by type."""
+_PLACEHOLDERS = {bool: False, int: 1, float: 1.0, str: "x", list: []}
+"""Placeholders for required values that could not be read, by type."""
 
 
 def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
-    """An instance that has not passed its own rules, so that the rules between groups can still be tried."""
+    """Return an instance without checking its own rules, so that the rules between groups can be checked."""
     config = object.__new__(cls)
     for field in dataclasses.fields(cls):
         if field.name in values:
@@ -28,25 +28,25 @@ def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
 
 
 def partial(cls: Any, values: Mapping[str, Any]) -> Any:
-    """An instance like `unchecked`, with stand-ins for the required values that are missing."""
+    """Return an instance like `unchecked`, with placeholders for missing required values."""
     types = {name: kind(hints(cls)[name]) for name in required(cls)}
-    missing = {name: type_ for name, type_ in types.items() if name not in values and type_ in _STAND_INS}
-    return unchecked(cls, {name: type_(_STAND_INS[type_]) for name, type_ in missing.items()} | dict(values))
+    missing = {name: type_ for name, type_ in types.items() if name not in values and type_ in _PLACEHOLDERS}
+    return unchecked(cls, {name: type_(_PLACEHOLDERS[type_]) for name, type_ in missing.items()} | dict(values))
 
 
 def keys_of(config: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of the fields of a dataclass and of those that it holds."""
+    """Yield the dotted keys of all fields of a dataclass and of its nested dataclasses."""
     for name in hints(type(config)) if is_config(config) else ():
         yield f"{prefix}{name}"
         yield from keys_of(getattr(config, name, None), f"{prefix}{name}.")
 
 
 def other_problems(config: Any, known: Sequence[Problem]) -> list[Problem]:
-    """The rules of its own that a partial config breaks, without those that follow from a known problem."""
+    """Return the broken rules of a partial config, without those caused by a known problem."""
     try:
         getattr(config, "__post_init__", bool)()
     except ConfigError as error:
         return independent(error.problems, known)
     except (AttributeError, ValueError, TypeError, ArithmeticError):
-        pass  # of a class of the user's, which does not expect a value that is missing
+        pass  # a user's class that does not expect missing values
     return []

@@ -1,6 +1,6 @@
-"""Python's own text for a value (`repr`), read back without evaluating anything.
+"""Parse the `repr` of a value without evaluating any code.
 
-xlstm-jax wrote what JSON could not hold this way: `ParallelConfig(remat=('mLSTMBlock',))`, `['.*kernel']`,
+xlstm-jax used it for values that JSON does not support: `ParallelConfig(remat=('mLSTMBlock',))`, `['.*kernel']`,
 `<class 'jax.numpy.bfloat16'>`.
 """
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_LENGTH = 100_000
-"""Characters that a text may have."""
+"""Maximum length of a text in characters."""
 
 MAX_DEPTH = 32
-"""Brackets within brackets that a text may have."""
+"""Maximum nesting of brackets."""
 
 CLASS = "<class '"
-"""What the text of a class begins with."""
+"""Prefix of the text of a class."""
 
 _CLASS_END = "'>"
 
@@ -30,39 +30,39 @@ _WRAPPERS = ("set", "frozenset", "dtype", "PosixPath", "PurePosixPath", "Windows
 
 
 def class_in(text: str) -> str | None:
-    """`a.B` from `<class 'a.B'>`; None where the text has another form."""
+    """Return `a.B` for `<class 'a.B'>`, or None if the text has another form."""
     is_class = text.startswith(CLASS) and text.endswith(_CLASS_END)
     return text[len(CLASS) : -len(_CLASS_END)] if is_class else None
 
 
 @dataclass(frozen=True)
 class Instance:
-    """`Name(field=value, ...)`: the class by its name, and what its fields were."""
+    """An instance `Name(field=value, ...)`: the name of the class and the values of its fields."""
 
     name: str
     """Name of the class, as in `__qualname__`."""
 
     fields: dict[str, Any]
-    """The values, plain or instances again."""
+    """The values, plain or again instances."""
 
     @property
     def last_name(self) -> str:
-        """Name of the class without what it is in: some classes print their module too."""
+        """Name of the class without its module, which some classes print too."""
         return self.name.rpartition(".")[2]
 
 
 class ReprError(ValueError):
-    """A text that is no `repr` of plain values, classes and dataclasses."""
+    """The text is not the `repr` of plain values, classes and dataclasses."""
 
 
 def parse_repr(text: str) -> Any:
-    """The plain value that a `repr` stands for.
+    """Return the plain value that a `repr` represents.
 
-    Lists, tuples, sets, dicts, numbers, strings and None are themselves. A dataclass becomes an `Instance`; a class
-    stays the text `<class 'a.B'>`, a dotted name and a dtype its name, an enum member its member's name.
+    Lists, tuples, dicts, numbers, strings and None are returned as such, sets as lists. A dataclass becomes an
+    `Instance`. A class stays the text `<class 'a.B'>`; a dotted name, a dtype and an enum member become their names.
 
     Raises:
-        ReprError: it is something else, or too long or too deep.
+        ReprError: the text has another form, is too long, or is nested too deeply.
     """
     if len(text) > MAX_LENGTH:
         raise ReprError(f"longer than {MAX_LENGTH:,} characters")
@@ -77,13 +77,13 @@ def parse_repr(text: str) -> Any:
 
 
 def _parsed(text: str) -> ast.Expression:
-    with warnings.catch_warnings():  # such as that of "\d", which whoever wrote the text has to see, not its reader
+    with warnings.catch_warnings():  # about "\d", for example, which concerns the writer of the text
         warnings.simplefilter("ignore")
         return ast.parse(text, mode="eval")
 
 
 def _quote_angles(text: str) -> str:
-    """The text with everything in angle brackets, which is no Python, as a string or a name; strings stay."""
+    """Replace everything in angle brackets, which is not valid Python, by a string or a name. Strings are unchanged."""
     if "<" not in text and text.count("(") + text.count("[") + text.count("{") <= MAX_DEPTH:
         return text
     parts, at, depth = [], 0, 0
@@ -112,7 +112,7 @@ def _end_of_string(text: str, start: int) -> int:
 
 
 def _angle(text: str, start: int) -> tuple[str, int]:
-    """What stands for `<...>` at `start`, and where the text goes on."""
+    """Return the replacement of the `<...>` at `start`, and the position after it."""
     if text.startswith(_LOCALS, start):
         return _LOCALS_NAME, start + len(_LOCALS)
     if text.startswith(CLASS, start):
@@ -135,17 +135,17 @@ def _end_of_enum(text: str, at: int) -> int:
 def _value(node: ast.expr) -> Any:
     reader = _NODES.get(type(node))
     if reader is None:
-        raise ReprError(f"a {type(node).__name__} is no plain value")
+        raise ReprError(f"a {type(node).__name__} is not a plain value")
     return reader(node)
 
 
 def _constant(node: ast.Constant) -> Any:
     if isinstance(node.value, bytes | complex) or node.value is Ellipsis:
-        raise ReprError(f"a {type(node.value).__name__} is no plain value")
+        raise ReprError(f"a {type(node.value).__name__} is not a plain value")
     if isinstance(node.value, int) and abs(node.value) >= 2**63:
-        raise ReprError("an integer of more than 64 bits")
+        raise ReprError("an integer has more than 64 bits")
     if node.value == math.inf:
-        raise ReprError("a number that is too large")
+        raise ReprError("a number is too large")
     return node.value
 
 
@@ -153,12 +153,12 @@ def _signed(node: ast.UnaryOp) -> Any:
     value = _value(node.operand) if isinstance(node.operand, ast.Constant | ast.Name) else None
     if isinstance(node.op, ast.USub) and isinstance(value, int | float) and not isinstance(value, bool):
         return -value
-    raise ReprError("only a number has a sign")
+    raise ReprError("only a number can have a sign")
 
 
 def _dict(node: ast.Dict) -> dict[Any, Any]:
     if None in node.keys:
-        raise ReprError("a ** is no plain value")
+        raise ReprError("** is not supported")
     return _unique([(_value(key), _value(value)) for key, value in zip(node.keys, node.values, strict=True) if key])
 
 
@@ -166,9 +166,9 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     try:
         found = dict(pairs)
     except TypeError:
-        raise ReprError("a key that is not hashable") from None
+        raise ReprError("a key is not hashable") from None
     if len(found) < len(pairs):
-        raise ReprError("a key stands there twice")
+        raise ReprError("duplicate key")
     return found
 
 
@@ -177,9 +177,9 @@ def _call(node: ast.Call) -> Any:
     if name in _WRAPPERS and not node.keywords and len(node.args) <= 1:
         return _value(node.args[0]) if node.args else []
     if node.args:
-        raise ReprError(f"{name}(...) has a value without a name")
+        raise ReprError(f"{name}(...) has a positional argument")
     if any(keyword.arg is None for keyword in node.keywords):
-        raise ReprError("a ** is no plain value")
+        raise ReprError("** is not supported")
     return Instance(name, _unique([(str(keyword.arg), _value(keyword.value)) for keyword in node.keywords]))
 
 
@@ -194,7 +194,7 @@ def _dotted(node: ast.expr) -> str:
         names.append(node.attr)
         node = node.value
     if not isinstance(node, ast.Name):
-        raise ReprError("what is called is no name")
+        raise ReprError("only a class name can be called")
     return ".".join([node.id, *reversed(names)]).replace(_LOCALS_NAME, _LOCALS)
 
 

@@ -1,4 +1,4 @@
-"""Plain JSON values -> single values: numbers, words, paths, enums, dtypes, classes. `MISSING` where none fits."""
+"""Convert plain JSON values to scalars: numbers, strings, paths, enums, dtypes, classes. `MISSING` if impossible."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ from ._reprs import class_in
 _DTYPE_MODULES = ("", "numpy", "np", "jax.numpy", "jnp", "ml_dtypes", "jax._src.numpy.scalar_types")
 
 _EXACT = 2**53
-"""Integral floats from here on stand for several integers."""
+"""From here on, integers are no longer exact as floats."""
 
 _PLAIN = {type(None), bool, int, float, str, list, dict, tuple}
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
-"""What is returned where no value could be read."""
+"""Returned if no value could be read."""
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What `ConfigDict.from_dict` was asked to tolerate, at every level."""
+    """Options of `ConfigDict.from_dict`, applied at every level."""
 
     strict_classnames: bool = False
-    """Accept a class or dtype only in the form `<class 'a.B'>`."""
+    """Accept classes and dtypes only in the form `<class 'a.B'>`."""
 
     ignore_unknown: bool = True
-    """Skip fields that a class does not have."""
+    """Ignore fields that a class does not have."""
 
     none_to_zero: bool = False
     """Read None as 0 where an int is expected."""
 
     exact: bool = False
-    """Refuse conversions such as `"5"` to 5; used to choose between the members of a union."""
+    """Allow no conversions such as `"5"` to 5. Used to choose between the members of a union."""
 
     as_written: bool = False
-    """Accept only what `ConfigDict.to_dict` writes: every field, and no conversions but those of JSON itself."""
+    """Accept only the output of `ConfigDict.to_dict`: all fields, and no conversions except those of JSON itself."""
 
     lossless: bool = False
-    """Read a value that a config is constructed with: it stays as it is, or is converted without loss of information,
-    such as 3 to 3.0, 3.0 to 3 and a tuple to a list. Text is never read as anything else."""
+    """Convert only without loss of information, such as 3 to 3.0, 3.0 to 3 and a tuple to a list, and never a string.
+    Used when a config is constructed in Python."""
 
     attempts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What members of unions made of which data, so that nested unions do not multiply."""
+    """Cached results of reading members of unions, which prevents exponential time for nested unions."""
 
     @property
     def converts(self) -> bool:
-        """Whether `"5"` may become 5, and a `repr` the value that it stands for."""
+        """True if `"5"` may be converted to 5, and a `repr` to its value."""
         return not (self.exact or self.as_written or self.lossless)
 
 
 def unwrap(value: Any) -> Any:
-    """A NumPy or JAX scalar as the Python number it holds; anything else as it is."""
+    """Convert a NumPy or JAX scalar to a Python number. Return any other value unchanged."""
     if type(value) in _PLAIN or getattr(value, "shape", None) != () or not hasattr(value, "item"):
         return value
     inner = value.item()
-    return float(inner) if type(inner) is type(value) else inner  # np.longdouble stays what it is
+    return float(inner) if type(inner) is type(value) else inner  # np.longdouble has no Python counterpart
 
 
 def read_scalar(hint: Any, data: Any, flags: Flags) -> Any:
-    """A single value of the annotated type."""
+    """Read a scalar of the annotated type."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and kind(hint) is numpy.dtype:
         return read_dtype(data, flags)
@@ -88,7 +88,8 @@ def read_scalar(hint: Any, data: Any, flags: Flags) -> Any:
 
 
 def _read_unknown(hint: Any, data: Any) -> Any:
-    """A value under an annotation without a plain form, such as `numpy.typing.NDArray`, as far as it can be judged."""
+    """Accept a value under an annotation without a plain form, such as `numpy.typing.NDArray`, unless it is clearly
+    wrong."""
     origin = kind(hint)
     return MISSING if isinstance(origin, type) and not isinstance(data, origin) else data
 
@@ -157,7 +158,7 @@ def _read_enum(hint: type[enum.Enum], data: Any) -> Any:
 
 
 def read_class(hint: Any, data: Any, flags: Flags) -> Any:
-    """A class or function that was registered, or that is given as itself."""
+    """Return a registered class or function, or one that is given as an object."""
     name = _class_name(data, flags) or ""
     value = data if callable(data) else registered().get(name) or _scalar_type(name)
     bounds = typing.get_args(hint) if kind(hint) is type else ()
@@ -167,14 +168,14 @@ def read_class(hint: Any, data: Any, flags: Flags) -> Any:
 
 
 def _scalar_type(name: str) -> Any:
-    """The scalar type of NumPy or JAX, where that is loaded, of a dotted path such as `jax.numpy.int16`."""
+    """Return the NumPy or JAX scalar type at a dotted path such as `jax.numpy.int16`, if the library is loaded."""
     module, _, name = name.rpartition(".")
     found = vars(sys.modules[module]).get(name) if module in _DTYPE_MODULES and module in sys.modules else None
     return MISSING if numpy_type(found) is None else found
 
 
 def _class_name(data: Any, flags: Flags) -> str | None:
-    """`a.B` from `<class 'a.B'>`, or from `a.B` itself unless the strict form is asked for."""
+    """Return `a.B` for `<class 'a.B'>`, and for `a.B` itself unless the strict form is required."""
     if not isinstance(data, str):
         return None
     name = class_in(data)
@@ -182,7 +183,7 @@ def _class_name(data: Any, flags: Flags) -> str | None:
 
 
 def read_dtype(data: Any, flags: Flags) -> Any:
-    """A NumPy dtype from its name, from `<class 'jax.numpy.bfloat16'>`, or from anything that has one."""
+    """Return a NumPy dtype from its name, from `<class 'jax.numpy.bfloat16'>`, or from an object with a dtype."""
     numpy = sys.modules.get("numpy")
     name = _class_name(data, flags) if isinstance(data, str) else dtype_name(data)
     if numpy is None or name is None:
@@ -197,8 +198,8 @@ def read_dtype(data: Any, flags: Flags) -> Any:
 
 
 def plain_dtypes(config: Any) -> None:
-    """Put the names of types, in the fields `*dtype`, in their plain form: `bfloat16` for `jax.numpy.bfloat16` and for
-    `<class 'jax.numpy.bfloat16'>`, None for 'None'. What names no type stays, for the rules to refuse."""
+    """Convert the names of data types in the fields `*dtype` to their short form: `bfloat16` for `jax.numpy.bfloat16`
+    and `<class 'jax.numpy.bfloat16'>`, None for 'None'. Invalid names are kept, and the rules report them."""
     for key, value in [*vars(config).items()]:
         if key.endswith("dtype") and isinstance(value, str):
             module, _, name = (_class_name(value, Flags()) or "").rpartition(".")
@@ -207,7 +208,7 @@ def plain_dtypes(config: Any) -> None:
 
 
 def dtype_name(value: Any) -> str | None:
-    """`bfloat16` for a NumPy dtype, a NumPy scalar type or a `jax.numpy` scalar type; None for anything else."""
+    """Return the name, such as `bfloat16`, of a dtype, NumPy scalar type or `jax.numpy` scalar type; otherwise None."""
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return None
@@ -219,7 +220,7 @@ def dtype_name(value: Any) -> str | None:
 
 
 def numpy_type(hint: Any) -> Any:
-    """The NumPy scalar type that `np.float32` or `jnp.float32` stands for; None for anything else."""
+    """Return the NumPy scalar type of `np.float32` or `jnp.float32`, or None for anything else."""
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(hint, type):
         return None

@@ -1,4 +1,4 @@
-"""What may be said: one dataclass per group, on the standard library alone."""
+"""The config schema: one dataclass per group, with no dependency but the standard library."""
 
 from typing import TYPE_CHECKING, Any
 

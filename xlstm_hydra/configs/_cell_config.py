@@ -1,4 +1,4 @@
-"""The settings of the mLSTM cell, which several families share."""
+"""Config fields of the mLSTM cell, shared by several model families."""
 
 from __future__ import annotations
 
@@ -16,62 +16,64 @@ from .language_model import LanguageModelConfig, is_cap, splits
 from .parallel import DTYPES
 
 BACKENDS = ("chunkwise", "quadratic", "recurrent")
-"""Ways to compute the mLSTM cell, equal in exact arithmetic."""
+"""Implementations of the mLSTM cell, equal in exact arithmetic."""
 
 
 @config_dataclass
 class CellConfig(LanguageModelConfig):
-    """The settings that both mLSTM families give to the cell."""
+    """Fields of all families with an mLSTM cell."""
 
     num_heads: int = field(metadata=affects(PARAMETERS))
-    """Heads per block. Must divide the widths that are split into heads."""
+    """Number of heads per block. Must divide the widths of queries and values."""
 
     bias: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Give the dense layers inside the blocks a bias. The gates always have one, the head never."""
+    """Add a bias to the dense layers inside the blocks. The gates always have one, the output head never."""
 
     dropout: float = field(default=0.0, metadata=affects(NUMERICS))
-    """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
+    """Probability that training drops an element of a residual branch's output. 0: no dropout."""
 
     qk_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
-    """Width of queries and keys, as a multiple of the width that the cell works on."""
+    """Width of queries and keys, as a multiple of the width of the cell's input."""
 
     v_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
-    """Width of values, as a multiple of the width that the cell works on."""
+    """Width of values, as a multiple of the width of the cell's input."""
 
     gate_soft_cap: float | None = field(default=None, metadata=affects(NUMERICS))
-    """Gate pre-activations become c * tanh(gate / c), which is the same for c and -c. null: no cap."""
+    """Soft cap c of the gate pre-activations: they become c * tanh(gate / c). The sign of c has no effect. null: no
+    cap."""
 
     gate_dtype: str = field(default="float32", metadata=affects(NUMERICS))
-    """Type that the gate pre-activations are computed in."""
+    """Data type of the gate pre-activations: float32, bfloat16 or float16."""
 
     igate_bias_init_range: Any = field(default=None, metadata=affects(NUMERICS))
-    """Initial bias of the input gates: a number for all heads, [low, high] spread evenly over the heads, or
-    null for normal values with standard deviation 0.1."""
+    """Initial biases of the input gates: a number for all heads, or [low, high] for values evenly spaced over the
+    heads.
+    null: normally distributed with standard deviation 0.1."""
 
     fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0], metadata=affects(NUMERICS))
-    """Initial bias of the forget gates, [low, high], spread evenly over the heads."""
+    """Initial biases of the forget gates, [low, high]: evenly spaced from low to high over the heads."""
 
     add_qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
     """Normalise queries and keys per head."""
 
     reset_at_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
-    """Set the forget gate to `reset_fgate_value` where a new document begins, so that the cell sees next to
-    nothing of the last one."""
+    """Set the forget gate to `reset_fgate_value` at the first token of every document, so that the cell forgets the
+    previous document almost entirely."""
 
     reset_fgate_value: float = field(default=-25.0, metadata=affects(NUMERICS))
-    """Forget-gate pre-activation at the first token of a document, where `reset_at_document_boundaries` is true."""
+    """Forget-gate pre-activation at the first token of a document, if `reset_at_document_boundaries` is set."""
 
     cell_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
-    """Added to the normaliser that the output of the cell is divided by: max(|n q|, exp(-m)) + cell_eps, where m is the
-    stabiliser. 0: nothing is added."""
+    """Epsilon added to the normaliser of the cell's output, which becomes max(|n q|, exp(-m)) + cell_eps with the
+    stabiliser m. 0: nothing is added."""
 
     backend: str = field(default="chunkwise", metadata=affects(LAYOUT))
-    """How the cell is computed: chunkwise (linear in the context length), quadratic (all pairs at once) or recurrent
-    (token by token)."""
+    """Implementation of the cell: chunkwise (linear in the context length), quadratic (all pairs of tokens at once) or
+    recurrent (one token after the other)."""
 
     chunk_size: int = field(default=64, metadata=affects(LAYOUT))
-    """Tokens that the chunkwise form computes at once. Must divide the context length; larger chunks need more
-    memory."""
+    """Number of tokens that the chunkwise backend computes at once. Must divide `context_length`. Larger chunks need
+    more memory."""
 
     def __post_init__(self) -> None:
         if isinstance(self.igate_bias_init_range, tuple):
@@ -79,15 +81,15 @@ class CellConfig(LanguageModelConfig):
         super().__post_init__()
 
     def inner_dim(self) -> int:
-        """Width that the cell works on."""
+        """Width of the cell's input."""
         return self.embedding_dim
 
     def qk_dim(self) -> int:
-        """Width of the queries, all heads together."""
+        """Width of the queries of all heads together."""
         return int(self.inner_dim() * self.qk_dim_factor)
 
     def v_dim(self) -> int:
-        """Width of the values, all heads together."""
+        """Width of the values of all heads together."""
         return int(self.inner_dim() * self.v_dim_factor)
 
     def block_classes(self) -> tuple[str, ...]:
@@ -95,16 +97,16 @@ class CellConfig(LanguageModelConfig):
         return ("mLSTMBlock",)
 
     def dropout_probability(self) -> float:
-        """`dropout`."""
+        """Return `dropout`."""
         return self.dropout
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The heads are cut over the tensor-parallel devices too."""
+        """Also check that the heads divide over the tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         yield from splits(self, "num_heads", tensor_parallel)
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges, names, and widths that divide into heads."""
+        """Check ranges, names, and that the heads divide the widths."""
         yield from super().rules()
         yield from self.dropout_rules("dropout")
         yield from at_least(self, 1, "num_heads")
@@ -128,12 +130,12 @@ class CellConfig(LanguageModelConfig):
             yield Problem(given, "{chunk_size} must divide {context_length}", f"Set {{chunk_size}} to {choices}.")
 
     def unused_rules(self) -> Iterator[Problem]:
-        """The forget gate at a border that is none."""
+        """Check that `reset_fgate_value` is set only if it has an effect."""
         if not self.reset_at_document_boundaries:
             yield from unused(self, "reset_fgate_value", "reset_at_document_boundaries", False)
 
     def _has_mlstm(self) -> bool:
-        """Whether any block has an mLSTM cell."""
+        """True if any block has an mLSTM cell."""
         return True
 
     def _has_widths(self) -> bool:
@@ -145,7 +147,7 @@ class CellConfig(LanguageModelConfig):
         value = self.igate_bias_init_range
         numbers = value if isinstance(value, list) and len(value) == 2 else [value]
         if value is not None and not all(_is_number(number) for number in numbers):
-            rule = "is a number, [low, high], or null"
+            rule = "must be a number, [low, high], or null"
             yield Problem({"igate_bias_init_range": value}, rule, "For example -10.0.")
 
     def _head_rules(self) -> Iterator[Problem]:
@@ -161,10 +163,10 @@ class CellConfig(LanguageModelConfig):
 
 
 def is_range(config: CellConfig, key: str) -> Iterator[Problem]:
-    """The rule that a field is a pair of finite numbers."""
+    """Check that a field is a pair of finite numbers."""
     value = getattr(config, key)
     if len(value) != 2 or not all(map(math.isfinite, value)):
-        yield Problem({key: value}, "is [low, high], for example [3.0,6.0]")
+        yield Problem({key: value}, "must be [low, high], for example [3.0,6.0]")
 
 
 def _is_number(value: Any) -> bool:

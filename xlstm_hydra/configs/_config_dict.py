@@ -1,4 +1,4 @@
-"""`ConfigDict`: a dataclass that checks its own rules and converts to plain JSON values and back."""
+"""`ConfigDict`: the base of all configs. It checks their rules and converts them to and from plain JSON values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xlstm_hydra.problems import ConfigError, Problem
 T = TypeVar("T")
 
 OPTIONS: dict[str, type[ConfigDict]] = {}
-"""Our classes that are the schema of an option in `conf`, by the name that its defaults list uses."""
+"""Our config classes that are schemas of options in `conf`, by their name in a defaults list."""
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
@@ -28,15 +28,16 @@ def config_dataclass(cls: type[T]) -> type[T]:
 @register_class
 @config_dataclass
 class ConfigDict:
-    """Base of every config. Subclasses are dataclasses; `rules` says what must hold between their fields, and the
-    metadata of a field, from `affects`, what another value of it changes.
+    """Base class of every config. Subclasses are dataclasses. Their `rules` check relations between fields, and the
+    metadata of a field, set with `affects`, declares what a change of the field affects.
 
-    Two configs are equal if they have the same class and their fields mean the same: NaN equals NaN, a class equals its
-    dotted path, `jnp.bfloat16` its dtype, and a list the tuple that the annotation asks for.
+    Two configs are equal if they have the same class and their fields have the same meaning: NaN equals NaN, a class
+    equals its dotted path, `jnp.bfloat16` equals its dtype, and a list equals a tuple if the annotation is a tuple.
 
     Raises:
-        ConfigError: on construction, with every value of a wrong type, and every rule that the other values break. An
-            int is accepted for a float, an integral float for an int, a tuple for a list.
+        ConfigError: on construction, with every value of a wrong type and every broken rule between the other values.
+            An
+            int is accepted for a float, an integral float for an int, and a tuple for a list.
     """
 
     def __init_subclass__(cls, schema: str | None = None, **kwargs: Any) -> None:
@@ -44,7 +45,7 @@ class ConfigDict:
         name = schema or cls.__dict__.get("name")
         if isinstance(name, str) and cls.__module__.startswith(__name__.rpartition(".")[0]):
             OPTIONS[name] = cls
-        # Standing in the class itself, it is not replaced by the comparison that @dataclass would generate.
+        # @dataclass generates no __eq__ for a class that defines its own.
         if "__eq__" not in cls.__dict__:
             cls.__eq__ = ConfigDict.__eq__
         if "__post_init__" in cls.__dict__:
@@ -65,21 +66,21 @@ class ConfigDict:
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def rules(self) -> Iterator[Problem]:
-        """Every broken rule that needs nothing but this config."""
+        """Yield every broken rule between the fields of this config."""
         yield from ()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a field or property, or `default` where there is none of that name."""
+        """Return the value of a field or property, or `default` if there is no field or property of that name."""
         is_value = key in self.__dataclass_fields__ or isinstance(getattr(type(self), key, None), property)
         return getattr(self, key, default) if is_value else default
 
     def to_dict(self) -> dict[str, Any]:
-        """This config as plain JSON values: `from_dict(type(self), self.to_dict()) == self`.
+        """Return this config as plain JSON values. `from_dict(type(self), self.to_dict()) == self`.
 
         Non-finite floats become `"nan"`, `"inf"`, `"-inf"`; dtypes, enums, paths and classes become strings.
 
         Raises:
-            ConfigError: a value has no plain form, such as an array, with the path of its field.
+            ConfigError: a value cannot be converted, such as an array. The message contains the path of its field.
         """
         return encode(self, type(self))
 
@@ -91,17 +92,17 @@ class ConfigDict:
         ignore_extensive_attributes: bool = True,
         none_to_zero_for_ints: bool = False,
     ) -> T:
-        """Read plain data as a `config_class`, nested dataclasses included. The flags hold at every level.
+        """Read plain data as a `config_class`, including nested dataclasses. The flags apply at every level.
 
-        Where the type of a field calls for it, the `repr` of a dataclass, list, tuple or dict is read too, a dtype in
-        any spelling, and 'None' as null. A field that may hold a string keeps every string, 'None' included, but for
-        our own fields that name a type, such as `gate_dtype`: they take the same spellings as a dtype.
+        Depending on the type of a field, strings are converted: the `repr` of a dataclass, list, tuple or dict, any
+        spelling of a dtype, and 'None' for null. A field that may contain a string keeps every string, even 'None'. Our
+        own fields for data types, such as `gate_dtype`, are an exception: they accept any spelling of a dtype.
 
         Args:
             config_class: any dataclass.
-            data: what `to_dict` gave, or the same with strings where numbers are meant, or with such texts.
-            strict_classname_parsing: accept a class or dtype only in the form `<class 'a.B'>`.
-            ignore_extensive_attributes: skip fields that the class does not have; otherwise refuse them.
+            data: the output of `to_dict`, or the same data with numbers or other values written as strings.
+            strict_classname_parsing: accept classes and dtypes only in the form `<class 'a.B'>`.
+            ignore_extensive_attributes: ignore fields that the class does not have. False: they are errors.
             none_to_zero_for_ints: read None as 0 where an int is expected.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The parts that the feed-forward layers of several families share: names, rounded widths, and their rules."""
+"""Names, rounded widths and rules of feed-forward layers, shared by several model families."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ._rules import at_least, one_of, unused
 from .parallel import DTYPES
 
 ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
-"""Activation functions of the feed-forward layer; gelu is the tanh approximation."""
+"""Activation functions of the feed-forward layer. gelu is the tanh approximation."""
 
 FF_TYPES = ("ffn_gated", "ffn")
 """Kinds of feed-forward layers."""
 
 
 def rounded_dim(config: Any, factor: float, prefix: str = "") -> int:
-    """`factor * embedding_dim`, rounded to the multiple that the config asks for. 0 where there is no such width.
+    """Return `factor * embedding_dim`, rounded as the config requires, or 0 if the result is not a valid width.
 
     Args:
-        config: of a family.
-        factor: of the embedding width.
-        prefix: of the names of the two fields that define the rounding.
+        config: the config of a model family.
+        factor: the width as a multiple of the embedding width.
+        prefix: prefix of the names of the two fields that define the rounding.
     """
     multiple = max(getattr(config, f"{prefix}round_proj_up_to_multiple_of"), 1)
     units = factor * config.embedding_dim / multiple
@@ -34,7 +34,7 @@ def rounded_dim(config: Any, factor: float, prefix: str = "") -> int:
 
 
 def rounding_rules(config: Any, key: str, name: str, prefix: str = "") -> Iterator[Problem]:
-    """The rule that rounding leaves something of the width `name`, which the factor `key` gives."""
+    """Check that the width `name`, computed from the factor `key`, is not rounded to 0."""
     multiple_key = f"{prefix}round_proj_up_to_multiple_of"
     multiple, factor = getattr(config, multiple_key), getattr(config, key)
     exists = multiple > 0 and 0 < factor < math.inf and config.embedding_dim > 0
@@ -44,15 +44,15 @@ def rounding_rules(config: Any, key: str, name: str, prefix: str = "") -> Iterat
 
 
 def layer_rules(config: Any, *, optional: bool = False) -> Iterator[Problem]:
-    """The rules of `ff_type` (which may be null where `optional`), `act_fn` and `ff_dtype`."""
+    """Check `ff_type` (may be null if `optional`), `act_fn` and `ff_dtype`."""
     yield from one_of(config, "ff_type", FF_TYPES, optional=optional)
     yield from one_of(config, "act_fn", ACTIVATIONS)
     yield from one_of(config, "ff_dtype", DTYPES, optional=True)
 
 
 def optional_layer_rules(config: Any, prefix: str) -> Iterator[Problem]:
-    """The rules of a feed-forward layer that a family can do without, where the names of the fields that define its
-    width have this prefix. Without the layer, they must all be left at their defaults."""
+    """Check an optional feed-forward layer whose width fields have this prefix. Without the layer, all its fields must
+    be left at their defaults."""
     width = [f"{prefix}{name}" for name in ("proj_factor", "round_proj_up_dim_up", "round_proj_up_to_multiple_of")]
     yield from layer_rules(config, optional=True)
     if config.ff_type is None:

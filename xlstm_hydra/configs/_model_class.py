@@ -1,4 +1,5 @@
-"""The classes that a dotted path in a config names. This is what imports a user's own modules, and JAX with them."""
+"""Import of the classes that dotted paths in a config refer to. This loads the user's own modules, and with them
+JAX."""
 
 from __future__ import annotations
 
@@ -12,23 +13,21 @@ from .model import ModelConfig
 
 
 def locate_class(path: Any, key: str) -> Any:
-    """Import the class that a dotted path names.
+    """Import the class at a dotted path.
 
     Args:
-        path: what the user typed.
-        key: where, for messages.
+        path: the dotted path as typed by the user.
+        key: the key of the path in messages.
 
     Raises:
-        ConfigError: the path does not lead to a class.
+        ConfigError: there is no class at this path.
     """
     module_name, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name) if module_name else None
     except ImportError as error:
         missing = f"cannot import it: {error}"
-        raise ConfigError(
-            [Unread({key: path}, missing, "It must be installed, or be in the current folder.")]
-        ) from None
+        raise ConfigError([Unread({key: path}, missing, "It must be installed or in the current folder.")]) from None
     except AttributeError:
         module = importlib.import_module(module_name)
         known = [item for item, value in vars(module).items() if isinstance(value, type)]
@@ -39,10 +38,10 @@ def locate_class(path: Any, key: str) -> Any:
 
 
 def resolve_classes(model: ModelConfig) -> ModelConfig:
-    """Return the same model with the class itself in place of its dotted path. This is what imports JAX.
+    """Return the model config with the class itself instead of its dotted path. This imports JAX.
 
     Raises:
-        ConfigError: the path does not lead to a class.
+        ConfigError: there is no class at this path.
     """
     if not isinstance(model.model_class, str):
         return model

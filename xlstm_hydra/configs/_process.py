@@ -1,4 +1,4 @@
-"""What `srun` tells a process about the others, read from its environment."""
+"""Position of a process in a SLURM job step, read from the environment variables that `srun` sets."""
 
 from __future__ import annotations
 
@@ -7,84 +7,85 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 FIRST_PORT, PORTS = 61440, 4096
-"""Ports above those that systems hand out by themselves."""
+"""Ports above the ephemeral range of most systems."""
 
 _OWN = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU")
-"""Any of these: every task sees GPUs of its own, unless `_BIND` says otherwise."""
+"""If any of these is set, every task sees only its own GPUs, unless `_BIND` is set to none."""
 
 _BIND = ("SLURM_GPU_BIND", "SLURM_TRES_BIND")
-"""How tasks were bound to GPUs, such as `gres/gpu:single:1`. `none` at the end: every task sees all."""
+"""Binding of tasks to GPUs, such as `gres/gpu:single:1`. If it ends with `none`, every task sees all GPUs."""
 
 
 class ProcessInfo(NamedTuple):
-    """A process among several that train one model."""
+    """One of several processes that train one model."""
 
     coordinator_address: str
     """`host:port` of process 0."""
 
     num_processes: int
-    """How many there are."""
+    """Number of processes."""
 
     process_id: int
-    """Number of this one."""
+    """Number of this process, from 0."""
 
     local_device_ids: tuple[int, ...] | None
-    """Numbers of the GPUs that it uses, of those that it sees. None: all."""
+    """Indices of the GPUs that it uses, among those visible to it. None: all."""
 
 
 def slurm_process(environ: Mapping[str, str]) -> ProcessInfo | None:
-    """Return the process of a task of a job step, or None where there is no step or it has one task.
+    """Return the position of this process in its job step, or None without a step or if the step has a single task.
 
-    The step counts, not the job: a batch script that runs the command without `srun` is one process.
+    The step matters, not the job: a batch script that runs the command without `srun` is a single process.
 
     Raises:
-        ValueError: a variable is missing or makes no sense.
+        ValueError: a variable is missing or invalid.
     """
     if "SLURM_STEP_ID" not in environ or _number(environ, "SLURM_STEP_NUM_TASKS") == 1:
         return None
     count, rank = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_PROCID")
     if rank >= count:
         raise ValueError(f"SLURM_PROCID={rank} must be below SLURM_STEP_NUM_TASKS={count}")
-    # Steps of one job may run side by side.
+    # Steps of one job may run at the same time and need different ports.
     port = FIRST_PORT + (_number(environ, "SLURM_JOB_ID") + 61 * _number(environ, "SLURM_STEP_ID")) % PORTS
     host = first_host(_text(environ, "SLURM_STEP_NODELIST"))
     return ProcessInfo(f"{host}:{port}", count, rank, _gpus(environ))
 
 
 def idle_tasks(environ: Mapping[str, str]) -> int:
-    """Tasks of the job beside this process, where it stands in the batch script without `srun`; else 0."""
+    """Return the number of other tasks of the job if the command runs in the batch script without `srun`, otherwise
+    0."""
     tasks = environ.get("SLURM_NTASKS", "1")
     return int(tasks) - 1 if tasks.isdigit() and "SLURM_STEP_ID" not in environ else 0
 
 
 def first_host(nodelist: str) -> str:
-    """The first of `node[001-004,007],login`: `node001`."""
+    """Return the first host of a list: `node001` for `node[001-004,007],login`."""
     match = re.match(r"([^,\[\]]*)(?:\[([^\]\-,]+)[^\]]*\])?([^,\[\]]*)", nodelist)
     host = "".join(part or "" for part in match.groups()) if match else ""
     if not host:
-        raise ValueError(f"SLURM_STEP_NODELIST={nodelist!r} names no host")
+        raise ValueError(f"SLURM_STEP_NODELIST={nodelist!r} contains no host")
     return host
 
 
 def _gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """A task's share of the GPUs that all tasks of its host see."""
+    """Return the task's share of the GPUs that all tasks of its host see."""
     tasks = _tasks_on_host(environ)
     if tasks == 1 or _has_own_gpus(environ):
         return None
     local = _number(environ, "SLURM_LOCALID")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return (local,)  # how many there are is not known here; one for each task is the custom
+        return (local,)  # the number of GPUs is unknown; one per task is common
     gpus = len([name for name in visible.split(",") if name.strip()])
     if gpus % tasks:
         seen = f"{gpus} GPUs (CUDA_VISIBLE_DEVICES={visible})"
-        raise ValueError(f"{tasks} tasks of this host all see {seen}, which do not divide; use srun --gpus-per-task")
+        raise ValueError(f"the {tasks} tasks of this host cannot share {seen} evenly; use srun --gpus-per-task")
     share = gpus // tasks
     return tuple(range(local * share, (local + 1) * share)) or None
 
 
 def _has_own_gpus(environ: Mapping[str, str]) -> bool:
-    """Whether SLURM shows a task no GPUs but its own."""
+    """True if SLURM shows every task only its own GPUs."""
     bindings = [environ[name].strip().lower() for name in _BIND if environ.get(name)]
     if bindings:
         return not any(binding.endswith("none") for binding in bindings)
@@ -92,7 +93,7 @@ def _has_own_gpus(environ: Mapping[str, str]) -> bool:
 
 
 def _tasks_on_host(environ: Mapping[str, str]) -> int:
-    """From `2(x3),1`: tasks on each of three hosts and on a fourth."""
+    """Return the number of tasks on this host. `2(x3),1` means 2 tasks on each of three hosts and 1 on a fourth."""
     text = _text(environ, "SLURM_STEP_TASKS_PER_NODE")
     counts: list[int] = []
     for part in text.split(","):

@@ -1,4 +1,4 @@
-"""The metadata beside a checkpoint -> configs, from the plain groups that `formats` reads."""
+"""Read the metadata of a checkpoint into configs, using the plain groups from `formats`."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ from ._registry import (
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedConfigs:
-    """The configs that a metadata text records, and how the reading went."""
+    """The configs in a metadata text, with notes about fields that could not be used."""
 
     writer: str
-    """xlstm_hydra or xlstm_jax."""
+    """The program that wrote the metadata: xlstm_hydra or xlstm_jax."""
 
     groups: Mapping[str, ConfigDict]
-    """The config of every group that was recorded, by the group's name: all of them in our own metadata; those that
-    xlstm-jax has too (model, parallel, optimizer, scheduler, trainer, checkpoint, logger) in its."""
+    """The config of every recorded group, by name. Our own metadata has all groups; that of xlstm-jax has model,
+    parallel, optimizer, scheduler, trainer, checkpoint and logger."""
 
     content: Mapping[str, Any]
-    """The whole text as plain JSON values."""
+    """The whole metadata as plain JSON values."""
 
     unknown: tuple[str, ...] = ()
-    """Paths of fields that nobody knows, which only a lenient reading lets pass."""
+    """Paths of unknown fields, which only lenient reading allows."""
 
     unset: tuple[str, ...] = ()
-    """Paths of fields that nobody knows and that are null, so that they have no effect."""
+    """Paths of unknown fields that are null and therefore have no effect."""
 
     notes: tuple[str, ...] = ()
-    """What was recorded, and why it stands in no group: it had no effect, or there is no counterpart."""
+    """Notes about recorded values that are in no group, because they had no effect or have no counterpart."""
 
 
 def read_configs(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> RecordedConfigs:
@@ -70,8 +70,8 @@ def read_configs(text: str | bytes, *, lenient: bool = False, classes: Iterable[
 
 
 def _class(name: str) -> Any:
-    """A config class of ours by its name. Importing those that build on `ModelConfig` here would be a cycle, as
-    `ModelConfig.from_metadata` reads metadata."""
+    """Return one of our config classes by name. Importing it here would be an import cycle, because
+    `ModelConfig.from_metadata` uses this module."""
     return find_class(f"{__package__}.{name}")
 
 
@@ -91,7 +91,7 @@ def _read_own(content: dict[str, Any], classes: Iterable[type], lenient: bool) -
     problems += [problem.at("config") for problem in wrong]
     passed = [problem for problem in problems if isinstance(problem, UnknownField) and (lenient or problem.is_null)]
     problems = [problem for problem in problems if problem not in passed]
-    if wrong and not problems:  # its own rules have not been looked at yet
+    if wrong and not problems:  # its own rules have not been checked yet
         run, wrong = collect(run_class, config, Flags(as_written=True))
         problems = [problem.at("config") for problem in wrong]
     if run is not None and not problems:
@@ -117,7 +117,7 @@ def _refused_classes(config: dict[str, Any], classes: Mapping[str, type]) -> Ite
         yield from (problem.at("model.model_class") for problem in refused_model_class(model["model_class"], classes))
 
 
-# ---- that of xlstm-jax
+# ---- metadata of xlstm-jax
 
 
 def _read_foreign(content: dict[str, Any], lenient: bool) -> RecordedConfigs:
@@ -143,8 +143,8 @@ def _read_foreign(content: dict[str, Any], lenient: bool) -> RecordedConfigs:
 
 
 def _build(plain: Mapping[str, PlainGroup], notes: list[str], broken: list[Problem]) -> dict[str, Any]:
-    """The config of every group that can be built. The rules that others break are added to `broken`, or to `notes` if
-    they can be left out."""
+    """Return the config of every group that can be built. Rules broken by the others are added to `broken`, or to
+    `notes` if the group is optional."""
     configs: dict[str, Any] = {}
     for name, group in plain.items():
         reason: Any = group.unsupported
@@ -156,26 +156,26 @@ def _build(plain: Mapping[str, PlainGroup], notes: list[str], broken: list[Probl
         except (ValueError, ArithmeticError) as wrong:
             reason = wrong
         if reason and group.is_optional:
-            notes.append(f"{group.path}: there is no group {name}, because it cannot say this: {reason}")
+            notes.append(f"{group.path}: read without the group {name}, because its values are not supported: {reason}")
         elif reason:
             broken += _as_recorded(reason, group)
     return configs
 
 
 def _with_defaults(group: PlainGroup) -> dict[str, Any]:
-    """The values of a group, with ours where a note is needed that they were not recorded."""
+    """Return the values of a group, with our defaults for those that were not recorded and need a note."""
     values = dict(group.values)
     for name in group.not_recorded:
         values.setdefault(name, _class(group.class_name).__dataclass_fields__[name].default)
-    if "batch_size" in values and (parts := values["gradient_accumulate_steps"]) > 1:  # which it must divide into
+    if "batch_size" in values and (parts := values["gradient_accumulate_steps"]) > 1:  # which must divide the batch
         values["batch_size"] = -(-values["batch_size"] // parts) * parts
     return values
 
 
 def _as_recorded(wrong: Exception, group: PlainGroup) -> list[Problem]:
-    """What is wrong with a config of ours, with the keys as they stand in the file."""
+    """Return the problems of one of our configs, with the keys of the file."""
     if not isinstance(wrong, ConfigError):
-        return [Problem.about(group.path, f"is no model: {wrong}")]
+        return [Problem.about(group.path, f"not a valid model: {wrong}")]
     fields = _class(group.class_name).__dataclass_fields__
     paths = {name: group.paths.get(name, f"{group.path}.{name}") for name in fields}
 
@@ -196,19 +196,19 @@ def _as_recorded(wrong: Exception, group: PlainGroup) -> list[Problem]:
 
 
 def _read_own_model(group: PlainGroup, reading: Reading, broken: list[Problem]) -> tuple[str, Any]:
-    """A model class that xlstm-jax did not publish, with a config of the class that annotates its field `config`. What
-    is wrong is added to `broken`, but for unknown fields."""
+    """Read a model class that xlstm-jax did not publish, and its config, whose class is the annotation of the field
+    `config`. Problems are added to `broken`, except unknown fields."""
     cls, data = allowed_class(group.class_name), group.values.get("model_config")
     class_key, path = f"{group.path}.model_class", f"{group.path}.model_config"
     config_class = None if cls is None else config_class_of(cls)
     if cls is None:
         name = group.values["model_class"]
-        text = f"{show(name)} is no model class that xlstm-jax published or this program has allowed"
+        text = f"{show(name)} is neither a model class published by xlstm-jax nor allowed in this program"
         broken.append(Problem.about(class_key, text, f"{nearest(str(name), PUBLISHED_CLASSES)} {WAY_OUT}"))
     elif not isinstance(data, dict):
         broken.append(Problem.about(path, f"expected an object, got {show(data)}" if data else "missing"))
     elif config_class is None:
-        broken.append(Problem.about(class_key, f"{cls.__name__} does not say of which class its config is"))
+        broken.append(Problem.about(class_key, f"the field config of {cls.__name__} is not annotated with a dataclass"))
     else:
         for problem in collect(config_class, data, Flags(ignore_unknown=False))[1]:
             if isinstance(problem, UnknownField):

@@ -1,4 +1,4 @@
-"""Which classes metadata may name: ours, and what the user's program has allowed in Python. A file allows nothing."""
+"""The classes that metadata may refer to: ours, and those that the user's program allows in Python, never by a file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from xlstm_hydra.problems import Problem, nearest, show
 from ._config_dict import OPTIONS, ConfigDict
 
 OURS = "xlstm_hydra."
-"""What the dotted paths of our own classes begin with."""
+"""Prefix of the dotted paths of our own classes."""
 
 ENTRY_POINTS = "xlstm_hydra.models"
-"""Group of the entry points by which an installed package allows its modules: their values are module names."""
+"""Entry-point group with which an installed package allows its modules. The values are module names."""
 
 WAY_OUT = (
-    "In Python, call xlstm_hydra.metadata.register_model_class with the class, or allow_modules with its module; "
-    f"an installed package allows its modules by entry points of the group {ENTRY_POINTS}."
+    "In Python, call xlstm_hydra.metadata.register_model_class with the class, or allow_modules with its module. "
+    f"An installed package can allow its modules with entry points of the group {ENTRY_POINTS}."
 )
-"""What to do about a class that may not be named."""
+"""The fix for a class that is not allowed."""
 
 _allowed: dict[str, type] = {}
 _prefixes: set[str] = set()
 
 
 def register_model_class(cls: type, *config_classes: type) -> type:
-    """Allow metadata to name a model class of yours, and the class of its config. Usable as a decorator.
+    """Allow metadata to refer to your own model class and its config class. Can be used as a decorator.
 
     Args:
-        cls: the Flax class. The class that annotates its field `config` is allowed with it.
-        config_classes: further config classes.
+        cls: the Flax class. The class in the annotation of its field `config` is allowed too.
+        config_classes: additional config classes to allow.
     """
     annotated = config_class_of(cls)
     for allowed in (cls, *([annotated] if annotated else []), *config_classes):
@@ -45,15 +45,15 @@ def register_model_class(cls: type, *config_classes: type) -> type:
 
 
 def allow_modules(prefix: str) -> None:
-    """Allow metadata to name the classes that a module, or one below it, defines. What they import from elsewhere
-    is not allowed with them. Reading then imports the modules that are named."""
+    """Allow metadata to refer to the classes defined in a module or its submodules. Classes that they import from
+    elsewhere are not allowed. Reading metadata imports the modules it refers to."""
     if not all(part.isidentifier() for part in prefix.split(".")):
-        raise ValueError(f"{prefix!r} is no module: expected a dotted name such as my_project.models")
+        raise ValueError(f"{prefix!r} is not a module name: expected a dotted name such as my_project.models")
     _prefixes.add(prefix)
 
 
 def config_class_of(cls: type) -> type | None:
-    """The class that annotates the field `config` of a model class; None where it is not known."""
+    """Return the class in the annotation of a model class's field `config`, or None if it cannot be found."""
     hint = next((parent.__annotations__["config"] for parent in cls.__mro__ if "config" in _annotations(parent)), None)
     if isinstance(hint, str):  # from __future__ import annotations
         hint = vars(sys.modules[cls.__module__]).get(hint)
@@ -65,18 +65,18 @@ def _annotations(cls: type) -> Mapping[str, Any]:
 
 
 def refused_model_class(name: Any, classes: Mapping[str, type]) -> list[Problem]:
-    """Why metadata may not name this model class (of ours, or of the user's): one problem, or none."""
+    """Return a problem if metadata may not refer to this model class, otherwise an empty list."""
     if not isinstance(name, str):
         return [Problem.about("", f"expected the dotted path of a class, got {show(name)}")]
     ours = families()
     if name in ours or is_allowed(name, classes):
         return []
-    text = f"{show(name)} is no model class that this program has allowed"
+    text = f"{show(name)} is not a model class that this program allows"
     return [Problem.about("", text, f"{nearest(name, [*ours, *_allowed, *classes])} {WAY_OUT}")]
 
 
 def refused_config(class_path: str, config: Any) -> Iterator[Problem]:
-    """The rule that a model class of ours has a config of its own class, or of one that the user derived from it."""
+    """Check that one of our model classes has a config of its config class or of a subclass."""
     expected = families().get(class_path)
     if expected and getattr(config, "flax_class", None) != class_path:
         text = f"{show(class_path)} takes a {expected.__name__}, but model_config is a {type(config).__name__}"
@@ -84,13 +84,13 @@ def refused_config(class_path: str, config: Any) -> Iterator[Problem]:
 
 
 def families() -> dict[str, type[ConfigDict]]:
-    """The configs of our model families, by the dotted path of the model class."""
+    """Return the config classes of our model families, by the dotted path of the model class."""
     named = {getattr(cls, "flax_class", ""): cls for cls in OPTIONS.values()}
     return {path: named[path] for path in sorted(filter(None, named))}
 
 
 def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]:
-    """A problem for every `_type_` in the content that names a class which is not allowed."""
+    """Yield a problem for every `_type_` in the content that refers to a class that is not allowed."""
     from xlstm_hydra.formats import path_part
 
     if isinstance(content, list):
@@ -100,31 +100,31 @@ def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]
         return
     for key, value in content.items():
         if key == TAG and not _may_be_named(value, classes):
-            text = f"{show(value)} is no class that this program has allowed"
+            text = f"{show(value)} is not a class that this program allows"
             yield Problem.about("", text, WAY_OUT).at(TAG)
         yield from (problem.at(path_part(key)) for problem in refused_tags(value, classes))
 
 
 def allowed_class(name: str) -> type | None:
-    """The class of this dotted path, if the program has allowed it."""
+    """Return the class at a dotted path if the program allows it, otherwise None."""
     return _allowed.get(name) or _imported(name)
 
 
 def _may_be_named(tag: Any, classes: Mapping[str, type]) -> bool:
-    """True if a tag is one of ours, a plain type, or an allowed class."""
+    """True if a tag refers to one of our classes, a plain type, or an allowed class."""
     return isinstance(tag, str) and ("." not in tag or tag.startswith(OURS) or is_allowed(tag, classes))
 
 
 def is_allowed(name: str, classes: Mapping[str, type]) -> bool:
-    """True if a dotted path leads to a class that the program has allowed. Imports its module only if that is
-    allowed by prefix."""
+    """True if a dotted path refers to a class that the program allows. Its module is imported only if its prefix is
+    allowed."""
     return name in classes or allowed_class(name) is not None
 
 
 @functools.cache
 def _installed() -> frozenset[str]:
-    """The modules that installed packages allow."""
-    from importlib.metadata import entry_points  # only a name that is not ours needs it
+    """Return the modules that installed packages allow."""
+    from importlib.metadata import entry_points  # needed only for a name that is not ours
 
     return frozenset(entry.value for entry in entry_points(group=ENTRY_POINTS))
 
@@ -134,7 +134,7 @@ def _is_allowed_module(module: str) -> bool:
 
 
 def _imported(name: str) -> type | None:
-    """The class of an allowed module."""
+    """Import a class from an allowed module, or return None."""
     module, _, attribute = name.rpartition(".")
     if not _is_allowed_module(module):
         return None
@@ -145,7 +145,7 @@ def _imported(name: str) -> type | None:
     except Exception as failed:  # whatever the user's module raises
         from xlstm_hydra.formats import error
 
-        text = f"{module}, whose import this program has allowed, fails: {type(failed).__name__}: {failed}"
+        text = f"the import of {module}, which this program allows, failed: {type(failed).__name__}: {failed}"
         raise error("model", text) from failed
     if not isinstance(found, type) or not _is_allowed_module(found.__module__):
         return None

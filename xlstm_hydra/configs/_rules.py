@@ -1,4 +1,4 @@
-"""The rules that many fields have: ranges, names, and fields that have no effect beside others."""
+"""Common rules: ranges, names, and fields without effect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xlstm_hydra.problems import Problem, either, near_name, show
 
 
 def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = False) -> Iterator[Problem]:
-    """The rule that a field names one of `options` (or is null, where `optional`)."""
+    """Check that a field is one of `options` (or null, if `optional`)."""
     value, options = getattr(config, key), list(options)
     if value in options or (optional and value is None):
         return
@@ -22,7 +22,7 @@ def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = Fa
 
 
 def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterator[Problem]:
-    """The rule that numbers are finite and `>= low` (`> low` where `above`); a field that is null is not looked at."""
+    """Check that numbers are finite and `>= low` (`> low` if `above`). Fields that are null are skipped."""
     for key in keys:
         value = getattr(config, key)
         if value is not None and not (low < value < math.inf if above else low <= value < math.inf):
@@ -31,7 +31,7 @@ def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterat
 
 
 def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:
-    """The rule that numbers are `< high` (`<= high` where `inclusive`). NaN is left to `at_least`."""
+    """Check that numbers are `< high` (`<= high` if `inclusive`). `at_least` reports NaN."""
     for key in keys:
         value = getattr(config, key)
         if value is not None and (value > high if inclusive else value >= high):
@@ -39,14 +39,14 @@ def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iter
 
 
 def own_name(config: Any) -> Iterator[Problem]:
-    """The rule that `name`, by which plain data finds its class, is the class's own."""
+    """Check that `name`, which identifies the class in plain data, is that of the class."""
     name = getattr(type(config), "name", None)
     if isinstance(name, str) and config.name != name:
         yield Problem({"name": config.name}, f"the name of {type(config).__name__} is {name}", f"Set {{name}}={name}.")
 
 
 def unused(config: Any, key: str, because: str, value: Any, fix: str = "") -> Iterator[Problem]:
-    """The rule that a field which has no effect, since `because` has this value, is left at its default."""
+    """Check that a field is left at its default if it has no effect because the field `because` has this value."""
     known = next(field for field in fields(config) if field.name == key)
     default = known.default if known.default_factory is MISSING else known.default_factory()
     if getattr(config, key) != default:

@@ -1,4 +1,4 @@
-"""What is saved and what is restored."""
+"""Config group `checkpoint`: saving, restoring and initial parameters."""
 
 from __future__ import annotations
 
@@ -12,48 +12,53 @@ from ._fields import BOOKKEEPING, NUMERICS, affects
 from ._rules import at_least, one_of, unused
 
 AUTO = "auto"
-"""The value of `restore` that means the run's own folder."""
+"""Value of `restore` that means the run's own folder."""
 
 
 @config_dataclass
 class CheckpointConfig(ConfigDict, schema="checkpoint"):
-    """Checkpoints hold parameters, optimizer state, step, random state, data position, and the config as metadata."""
+    """Saving of checkpoints, and the starting point of a run.
+
+    A checkpoint contains the parameters, optimizer state, step, random state, data position, and the config as
+    metadata."""
 
     save_every_n_steps: int = field(default=100, metadata=affects(BOOKKEEPING))
-    """Steps between checkpoints. 0: only at the end."""
+    """Steps between checkpoints. 0: save only at the end."""
 
     save_last: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Save after the last step too."""
+    """Also save a checkpoint after the last step."""
 
     max_to_keep: int = field(default=2, metadata=affects(BOOKKEEPING))
-    """Checkpoints that are kept; older or worse ones are deleted."""
+    """Number of checkpoints to keep. Older ones (worse ones if `keep` is best) are deleted."""
 
     keep: str = field(default="latest", metadata=affects(BOOKKEEPING))
-    """Which ones are kept: latest, or best (lowest validation loss)."""
+    """Checkpoints to keep: latest, or best (lowest validation loss)."""
 
     async_save: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Write in the background while training goes on."""
+    """Write checkpoints in the background while training continues."""
 
     verify: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Compare the files that are read of a checkpoint with the digests in its manifest. If one is damaged, a run that
-    continues at the newest checkpoint goes back to the last intact one; a checkpoint that is named with its step is
-    refused. false: read files as they are. Those of a checkpoint without a manifest, as of xlstm-jax, always are."""
+    """Compare the files of a checkpoint with the digests in its manifest when they are read. If a file is damaged, a
+    run that continues from the newest checkpoint falls back to the last intact one; a checkpoint that was requested by
+    its step is an error. false: read files unchecked. Checkpoints without a manifest, such as those of xlstm-jax, are
+    never checked."""
 
     restore: str | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Run folder to continue from, at its latest step, or at step N with `@N` behind it. The layout may differ.
-    auto: at the newest checkpoint in the run's own folder, or anew where it has none. null: start anew."""
+    """Run folder to continue from, at its latest step, or at step N with `RUN@N`. The layout may differ. auto: continue
+    from the newest checkpoint in the run's own folder, or start from scratch if there is none. null: start from
+    scratch."""
 
     lenient: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Ignore fields in the record of the checkpoint to continue from that this version does not know, such as those of
-    a later version, and log which they are. false: such a record is an error. `--lenient` sets it."""
+    """Ignore and log unknown fields in the metadata of the checkpoint to continue from, such as fields of a later
+    version of xlstm-hydra. false: an unknown field is an error. `--lenient` sets this to true."""
 
     init_from: str | None = field(default=None, metadata=affects(NUMERICS, compiled=False))
-    """What a new run takes its first parameters from, and nothing else: a run folder of ours or of xlstm-jax, at its
-    latest step, or at step N with `@N` behind it, or a folder with an xLSTM model of Hugging Face. The layout may
-    differ. null: random values."""
+    """Source of the initial parameters of a new run; nothing else is read from it. A run folder of xlstm-hydra or
+    xlstm-jax, at its latest step, or at step N with `RUN@N`, or a folder with an xLSTM model in Hugging Face format.
+    The layout may differ. null: random initial values."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges and names."""
+        """Check ranges and names."""
         yield from at_least(self, 0, "save_every_n_steps")
         yield from at_least(self, 1, "max_to_keep")
         yield from one_of(self, "keep", ("latest", "best"))
@@ -65,5 +70,5 @@ class CheckpointConfig(ConfigDict, schema="checkpoint"):
             yield from unused(self, "lenient", "restore", None)
         if self.restore not in (None, AUTO) and self.init_from is not None:
             given = {"init_from": self.init_from, "restore": self.restore}
-            text = "a run that continues has its parameters already"
-            yield Problem(given, text, "Set {init_from}=null to continue, or {restore}=null to start anew.")
+            text = "a run that continues already has its parameters"
+            yield Problem(given, text, "Set {init_from}=null to continue, or {restore}=null to start from scratch.")

@@ -1,4 +1,4 @@
-"""What a kind of accelerator has and how fast it is: the figures that a plan is made with."""
+"""Config group `device`: memory and speed of a kind of accelerator, used for planning."""
 
 from __future__ import annotations
 
@@ -15,61 +15,61 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 """Kinds of devices, as JAX names them."""
 
 DEFAULT_DEVICE = "h100_80gb"
-"""The option of a plan that names no device."""
+"""The device that is planned for by default."""
 
 SPEEDS = (
     *("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops"),
     *("host_bandwidth", "network_bandwidth"),
 )
-"""The fields that say how fast a device is."""
+"""The fields for the speed of a device."""
 
 
 @config_dataclass
 class DeviceConfig(ConfigDict, schema="device"):
-    """Memory and speed of one device, and of its links to others. Speeds are the maker's, for dense matrices;
-    where all are 0 they are not known, and no time is told."""
+    """Memory and speed of one device and of its links to others. Speeds are the manufacturer's figures for dense
+    matrices. If all speeds are 0, they are unknown and no times are predicted."""
 
     name: str = field(metadata=affects(BOOKKEEPING))
-    """What the device is called in plans."""
+    """Name of the device in plans."""
 
     platform: str = field(metadata=affects(BOOKKEEPING))
-    """Its kind: cpu, gpu or tpu."""
+    """JAX platform of the device: cpu, gpu or tpu."""
 
     kinds: list[str] = field(metadata=affects(BOOKKEEPING))
-    """What JAX calls such a device (`jax.Device.device_kind`), by which a run knows what it has. Empty: no device is
-    taken for one."""
+    """JAX's names of the device (`jax.Device.device_kind`), by which a run recognises it. Empty: the device is never
+    recognised."""
 
     memory_gib: float = field(metadata=affects(BOOKKEEPING))
-    """Memory that programs can allocate, in GiB (2**30 bytes)."""
+    """Memory available to programs, in GiB (2**30 bytes)."""
 
     memory_fraction: float = field(default=1.0, metadata=affects(BOOKKEEPING))
-    """Share of it that JAX takes and a program can use: what XLA_CLIENT_MEM_FRACTION sets on a GPU."""
+    """Fraction of `memory_gib` that JAX allocates, between 0 and 1. On a GPU, XLA_CLIENT_MEM_FRACTION sets it."""
 
     memory_bandwidth: float = field(metadata=affects(BOOKKEEPING))
-    """Speed at which it is read or written, in GB/s (10**9 bytes)."""
+    """Bandwidth of reading or writing the memory, in GB/s (10**9 bytes per second)."""
 
     float32_tflops: float = field(metadata=affects(BOOKKEEPING))
-    """Matrix products in float32 as JAX computes them by default, in TFLOP/s."""
+    """Speed of float32 matrix products at JAX's default precision, in TFLOP/s."""
 
     bfloat16_tflops: float = field(metadata=affects(BOOKKEEPING))
-    """Matrix products in bfloat16, in TFLOP/s."""
+    """Speed of bfloat16 matrix products, in TFLOP/s."""
 
     float16_tflops: float = field(metadata=affects(BOOKKEEPING))
-    """Matrix products in float16, in TFLOP/s."""
+    """Speed of float16 matrix products, in TFLOP/s."""
 
     devices_per_host: int = field(metadata=affects(BOOKKEEPING))
-    """Devices that the fast links connect: those of a host, or of a slice of TPUs."""
+    """Number of devices connected by the fast links: those of one host, or of one TPU slice."""
 
     host_bandwidth: float = field(metadata=affects(BOOKKEEPING))
-    """Bytes that a device can send to others of its host while it receives as many, in GB/s."""
+    """Bandwidth between a device and the others of its host, per direction with both in use, in GB/s."""
 
     network_bandwidth: float = field(metadata=affects(BOOKKEEPING))
-    """The same to devices of other hosts, in GB/s."""
+    """Bandwidth between a device and those of other hosts, per direction with both in use, in GB/s."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges; either all speeds are known or none."""
+        """Check ranges, and that either all speeds are given or none."""
         if not self.name.strip():
-            yield Problem({"name": self.name}, "must have letters, since plans call the device so")
+            yield Problem({"name": self.name}, "must not be empty, because plans show it")
         yield from one_of(self, "platform", PLATFORMS)
         yield from at_least(self, 0, "memory_gib", above=True)
         yield from at_least(self, 0, *SPEEDS, above=any(self.get(speed) for speed in SPEEDS))
@@ -78,21 +78,21 @@ class DeviceConfig(ConfigDict, schema="device"):
         yield from at_least(self, 1, "devices_per_host")
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """The rule that the figures are of the devices that there are."""
+        """Check that the figures are for the platform of the devices present."""
         if self.platform in PLATFORMS and self.platform != platform:
-            fix = "Leave the group device away: devices are recognised."
-            yield Problem({"platform": self.platform}, f"the devices here are of the kind {platform}", fix)
+            fix = "Remove the group device: the devices are recognised without it."
+            yield Problem({"platform": self.platform}, f"the platform of the devices present is {platform}", fix)
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that a program can use, in bytes."""
+        """Memory available to a program, in bytes."""
         return int(self.memory_gib * self.memory_fraction * 2**30)
 
     @property
     def has_speeds(self) -> bool:
-        """Whether its speeds are known, so that the time of a step can be told."""
+        """True if the speeds are known, so that the time of a step can be predicted."""
         return all(self.get(speed) for speed in SPEEDS)
 
     def divided(self, parts: int) -> DeviceConfig:
-        """What each of several simulated devices has of this one."""
+        """Return the share of this device that each of several simulated devices has."""
         return replace(self, memory_gib=self.memory_gib / parts, **{key: self.get(key) / parts for key in SPEEDS})

@@ -1,4 +1,4 @@
-"""How many processes a run has, how they find each other, and which devices are neighbours."""
+"""Config group `distributed`: the processes of a run, how they connect, and the order of their devices."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ _TIMEOUTS = ("heartbeat_timeout_seconds", "initialization_timeout_seconds")
 
 @config_dataclass
 class DistributedConfig(ConfigDict, schema="distributed"):
-    """One process, or several that train one model together. All of them get the same command."""
+    """The processes of a run: one, or several that train one model together and are started with the same command."""
 
     name: str = field(default="none", metadata=affects(LAYOUT, compiled=False))
-    """none: one process, whatever the environment says. auto: as many as `srun` started, else one. explicit: as
-    `coordinator_address`, `num_processes` and `process_id` say."""
+    """How processes are found. none: a single process, regardless of the environment. auto: the processes that `srun`
+    started, or a single one without `srun`. explicit: from `coordinator_address`, `num_processes` and `process_id`."""
 
     coordinator_address: str | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """`host:port` of process 0, which all others can reach; process 0 opens the port. null: not explicit."""
+    """`host:port` of process 0, which all other processes can reach. Required if `name` is explicit, otherwise null."""
 
     num_processes: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """Processes in the run. null: not explicit."""
+    """Number of processes in the run. Required if `name` is explicit, otherwise null."""
 
     process_id: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """Number of this process, from 0. Process 0 writes the run folder. null: not explicit."""
+    """Number of this process, from 0. Process 0 writes the run folder. Required if `name` is explicit, otherwise
+    null."""
 
     local_device_ids: list[int] | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """Numbers of the GPUs that this process uses, of those that it sees. null: all, or its share of them where `srun`
-    put several processes on a host and gave no process GPUs of its own. There is no such choice on a CPU or TPU."""
+    """Indices of the GPUs that this process uses, among those visible to it. null: all visible GPUs, or an equal share
+    of them if `srun` started several processes on a host that all see the same GPUs. Not supported on CPU and TPU."""
 
     heartbeat_timeout_seconds: int = field(default=20, metadata=affects(LAYOUT, compiled=False))
-    """A process that has given no sign of life for this long is dead, and the others end. Without effect where `auto`
-    finds one process."""
+    """Seconds without a heartbeat after which a process counts as dead and the others stop. No effect if there is only
+    one process."""
 
     initialization_timeout_seconds: int = field(default=120, metadata=affects(LAYOUT, compiled=False))
-    """How long processes wait for each other at the start and at the end. Without effect where `auto` finds one
+    """Seconds that processes wait for each other at the start and at the end. No effect if there is only one
     process."""
 
     device_order: list[str] | None = field(default=None, metadata=affects(LAYOUT))
-    """The four mesh axes from the one whose devices are closest together, inside a host, to the one whose devices are
-    farthest apart. null: tensor, FSDP, pipeline, data axis."""
+    """Names of the four mesh axes, from the one whose devices are closest together (inside a host) to the one whose
+    devices are farthest apart. null: tensor, FSDP, pipeline, data."""
 
     def rules(self) -> Iterator[Problem]:
-        """What belongs to which name; ranges."""
+        """Check ranges, and that only fields with an effect under this `name` are set."""
         yield from one_of(self, "name", ("none", "auto", "explicit"))
         yield from at_least(self, 1, "num_processes", *_TIMEOUTS)
         yield from at_least(self, 0, "process_id")
@@ -65,15 +66,15 @@ class DistributedConfig(ConfigDict, schema="distributed"):
                 yield from unused(self, key, "name", self.name)
         ids = self.local_device_ids
         if ids is not None and (not ids or len(set(ids)) < len(ids) or min(ids) < 0):
-            yield Problem({"local_device_ids": ids}, "must be different numbers from 0, at least one")
+            yield Problem({"local_device_ids": ids}, "must contain at least one number, all different and 0 or more")
 
     def _address_rules(self) -> Iterator[Problem]:
-        """All three are there, and each makes sense."""
+        """Check that all three fields are given and valid."""
         missing = [key for key in _ADDRESS if getattr(self, key) is None]
         if missing:
             given = {"name": self.name} | {key: None for key in missing}
             fix = "Set {coordinator_address}=host:port and {num_processes}, and another {process_id} in each process."
-            yield Problem(given, "several processes need all of address, number and count", fix)
+            yield Problem(given, "all of address, number of processes and process id are required", fix)
         if self.coordinator_address is not None and not _is_address(self.coordinator_address):
             rule = "must be host:port, with a port from 1 to 65535"
             given = {"coordinator_address": self.coordinator_address}
@@ -84,23 +85,23 @@ class DistributedConfig(ConfigDict, schema="distributed"):
             yield Problem(given, rule, "Set {process_id} lower, or {num_processes} higher.")
 
     def lasting(self) -> DistributedConfig:
-        """What belongs in the record of a run: without who and where its processes were, which the next start says."""
+        """Return the part that is recorded for a run. The addresses and ids of processes differ at every start."""
         name = "none" if self.name == "none" else "auto"
         return DistributedConfig(name=name, device_order=self.device_order)
 
     @property
     def known_processes(self) -> int | None:
-        """Processes in the run, or None where only the environment of the command tells."""
+        """Number of processes in the run, or None if only the environment of the command determines it."""
         return {"none": 1, "explicit": self.num_processes}.get(self.name)
 
     def process_info(self, environ: Mapping[str, str]) -> ProcessInfo | None:
-        """Where this process is among several, or None where it is the only one.
+        """Return the position of this process among several, or None if it is the only one.
 
         Args:
             environ: the environment of the process.
 
         Raises:
-            ConfigError: SLURM's part of the environment makes no sense. The keys are relative to this config.
+            ConfigError: SLURM's environment variables are inconsistent. The keys are relative to this config.
         """
         if self.name == "none":
             return None

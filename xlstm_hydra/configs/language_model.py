@@ -1,4 +1,4 @@
-"""What every language model of ours has: an embedding, a stack of residual blocks, and a head."""
+"""Config fields that all our language models share: an embedding, a stack of residual blocks, and a head."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from .model import SubModelConfig
 from .parallel import DTYPES
 
 NORMS = ("layernorm", "rmsnorm")
-"""Normalisation layers; both have a scale and no bias."""
+"""Normalisation layers. Both have a scale and no bias."""
 
 INIT_DISTRIBUTIONS = ("normal", "truncated_normal", "uniform")
-"""Distributions that initial values are drawn from; the standard deviation is set by the layer."""
+"""Distributions of initial values. The layer sets the standard deviation."""
 
 OUTPUT_INITS = ("wang", "wang2", "small", "zeros")
-"""Standard deviations for the projections back to the residual stream, D wide in L blocks: wang 2/(L sqrt(D)),
-wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
+"""Values of `output_init_fn`."""
 
 
 @config_dataclass
 class LanguageModelConfig(SubModelConfig):
-    """What every language model of ours has: an embedding, a stack of residual blocks, and a head."""
+    """Config fields that all our language models share: an embedding, a stack of residual blocks, and a head."""
 
     vocab_size: int = field(default=50304, metadata=affects(PARAMETERS))
-    """Number of token ids."""
+    """Size of the vocabulary: token ids are 0 to `vocab_size` - 1."""
 
     embedding_dim: int = field(metadata=affects(PARAMETERS))
     """Width D of the residual stream."""
@@ -43,66 +42,68 @@ class LanguageModelConfig(SubModelConfig):
     """Tokens per training example."""
 
     dtype: str = field(default="bfloat16", metadata=affects(NUMERICS))
-    """Type that activations are computed in: float32, bfloat16 or float16. Parameters are always kept in float32."""
+    """Data type of activations: float32, bfloat16 or float16. Parameters are always stored in float32."""
 
     lm_head_dtype: str | None = field(default="float32", metadata=affects(NUMERICS))
-    """Type that the projection to the vocabulary is computed in. null: `dtype`. The loss is always float32."""
+    """Data type of the projection to the vocabulary. null: same as `dtype`. The loss is always computed in float32."""
 
     logits_soft_cap: float | None = field(default=None, metadata=affects(NUMERICS))
-    """Logits become c * tanh(logits / c), which is the same for c and -c. null: no cap."""
+    """Soft cap c of the logits: they become c * tanh(logits / c). The sign of c has no effect. null: no cap."""
 
     tie_weights: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Use the embedding table as the projection to the vocabulary."""
+    """Use the embedding table as the weights of the projection to the vocabulary."""
 
     weight_decay_on_embedding: bool = field(default=False, metadata=affects(NUMERICS))
-    """Apply the optimizer's weight decay to the embedding table too."""
+    """Also apply the optimizer's weight decay to the embedding table."""
 
     add_embedding_dropout: bool = field(default=False, metadata=affects(NUMERICS))
-    """Apply dropout to the embedded tokens."""
+    """Also apply dropout to the embedded tokens."""
 
     add_post_blocks_norm: bool = field(default=True, metadata=affects(PARAMETERS))
     """Normalise the residual stream before the projection to the vocabulary."""
 
     add_post_norm: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Normalise the output of every residual branch before it is added to the stream."""
+    """Normalise the output of every residual branch before it is added to the residual stream."""
 
     norm_type: str = field(default="rmsnorm", metadata=affects(NUMERICS))
-    """Norm before every residual branch and before the head: layernorm or rmsnorm."""
+    """Norm before every residual branch and before the output head: layernorm or rmsnorm."""
 
     norm_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
-    """Added to the variance in the norm before the head."""
+    """Epsilon added to the variance in the norm before the output head."""
 
     cell_norm_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
-    """Added to the variance in every norm inside the blocks."""
+    """Epsilon added to the variance in every norm inside the blocks."""
 
     scan_blocks: bool = field(default=True, metadata=affects(PARAMETERS))
-    """Compile one block and scan it over the stack, with parameters stacked along a leading array axis. Otherwise every
-    block is compiled and stored on its own."""
+    """Compile one block and scan it over the stack, with the parameters of all blocks stacked along a leading array
+    axis.
+    false: compile every block, and store its parameters separately."""
 
     init_distribution: str = field(default="normal", metadata=affects(NUMERICS))
-    """Distribution of the initial values inside the blocks: normal, truncated_normal (cut at two standard deviations,
-    not rescaled) or uniform."""
+    """Distribution of the initial parameters of the blocks: normal, truncated_normal (truncated at two standard
+    deviations, not rescaled) or uniform."""
 
     init_distribution_embed: str = field(default="normal", metadata=affects(NUMERICS))
-    """Distribution of the initial embedding table."""
+    """Distribution of the initial embedding table, with the same choices as `init_distribution`."""
 
     init_distribution_out: str = field(default="normal", metadata=affects(NUMERICS))
-    """Distribution of the initial projection to the vocabulary."""
+    """Distribution of the initial projection to the vocabulary, with the same choices as `init_distribution`."""
 
     output_init_fn: str = field(default="wang", metadata=affects(NUMERICS))
-    """Standard deviation of the initial projections back to the residual stream: wang, wang2, small or zeros."""
+    """Standard deviation of the initial projections back to the residual stream, D wide in L blocks: wang 2/(L
+    sqrt(D)), wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
 
     def __post_init__(self) -> None:
         plain_dtypes(self)
         super().__post_init__()
 
     def dropout_probability(self) -> float:
-        """Probability that an element of a residual branch's output is dropped in training, from the field that the
-        family has for it."""
+        """Return the probability that training drops an element of a residual branch's output. Each family has its own
+        field for it."""
         raise NotImplementedError
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges and names."""
+        """Check ranges and names."""
         yield from at_least(self, 1, "vocab_size", "embedding_dim", "num_blocks", "context_length")
         yield from at_least(self, 0, "norm_eps", "cell_norm_eps", above=True)
         yield from is_cap(self, "logits_soft_cap")
@@ -118,40 +119,41 @@ class LanguageModelConfig(SubModelConfig):
             yield from unused(self, "norm_eps", "add_post_blocks_norm", False)
 
     def dropout_rules(self, key: str) -> Iterator[Problem]:
-        """The rules of the field that `dropout_probability` gives."""
+        """Check the field that `dropout_probability` returns."""
         yield from at_least(self, 0, key)
         yield from below(self, 1, key)
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The vocabulary and the residual stream are cut over the tensor-parallel devices."""
+        """Check that the vocabulary and the residual stream divide over the tensor-parallel devices."""
         for key in ("vocab_size", "embedding_dim"):
             yield from splits(self, key, tensor_parallel)
 
     def scan_period(self) -> int:
-        """Blocks after which the kinds of blocks in the stack repeat: as many are scanned in one step."""
+        """Return the number of blocks after which the pattern of block kinds repeats. One scan step runs as many
+        blocks."""
         return 1
 
     def pipeline_rules(self, stages: int) -> Iterator[Problem]:
-        """Stages are equal shares of the scanned stack."""
+        """Check that the scanned stack divides into equal stages."""
         if stages > 1 and not self.scan_blocks:
             given = {"scan_blocks": False, "/parallel.pipeline_axis_size": stages}
-            yield Problem(given, "the pipeline cuts the scanned stack of blocks", "Set {scan_blocks}=true.")
+            yield Problem(given, "a pipeline needs the blocks as one scanned stack", "Set {scan_blocks}=true.")
         period = self.scan_period()
         units = self.num_blocks // max(period, 1)
         if self.num_blocks > 0 and self.num_blocks % period == 0 and units % stages:
-            what = "{num_blocks}" if period == 1 else f"the number of periods of {period} blocks, {units}"
+            what = "{num_blocks}" if period == 1 else f"the number of groups of {period} blocks, {units}"
             given = {"num_blocks": self.num_blocks, "/parallel.pipeline_axis_size": stages}
             longer = self.longer_stack(-(-units // stages) * stages * period)
             fix = f"Set {{/parallel.pipeline_axis_size}} to {either(divisors(units))}, or {longer}."
             yield Problem(given, f"{{/parallel.pipeline_axis_size}} must divide {what}", fix)
 
     def longer_stack(self, num_blocks: int) -> str:
-        """What to type for a stack of this many blocks, a multiple of the period."""
+        """Return what to type for a stack of this many blocks, a multiple of the period."""
         return f"{{num_blocks}} to {num_blocks}"
 
 
 def is_cap(config: SubModelConfig, key: str) -> Iterator[Problem]:
-    """The rule that a cap is a finite number other than 0, or null."""
+    """Check that a cap is a finite number other than 0, or null."""
     value = getattr(config, key)
     if value is not None and not (value != 0 and math.isfinite(value)):
         yield Problem({key: value}, "must be a finite number other than 0", f"Set {{{key}}}=null for no cap.")
@@ -160,8 +162,8 @@ def is_cap(config: SubModelConfig, key: str) -> Iterator[Problem]:
 def splits(
     config: SubModelConfig, key: str, tensor_parallel: int, width: int | None = None, what: str = ""
 ) -> Iterator[Problem]:
-    """The rule that a field, or the `width` that follows from it (`what` it is), divides over the tensor-parallel
-    devices."""
+    """Check that a field, or the `width` that follows from it, divides over the tensor-parallel devices. `what` names
+    the width in the message."""
     value = getattr(config, key)
     number = value if width is None else width
     if number < 1 or number % tensor_parallel == 0:

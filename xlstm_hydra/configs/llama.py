@@ -14,10 +14,10 @@ from ._rules import at_least, one_of
 from .language_model import LanguageModelConfig, splits
 
 ATTENTION_BACKENDS = ("xla", "cudnn")
-"""Implementations that `jax.nn.dot_product_attention` offers."""
+"""Implementations of `jax.nn.dot_product_attention`."""
 
 PUBLISHED_BACKENDS = (*ATTENTION_BACKENDS, "pallas_triton")
-"""Names of implementations in published metadata, of which we have the first two."""
+"""Implementations that published metadata may name. Only the first two exist here."""
 
 _FLASH_TYPES = ("bfloat16", "float16")
 _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
@@ -30,57 +30,60 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
     flax_class = "xlstm_hydra.models.Llama"
 
     head_dim: int = field(default=128, metadata=affects(PARAMETERS))
-    """Width of a head; the embedding width gives their number. Even, because positions turn pairs of channels."""
+    """Width of a head. The number of heads is `embedding_dim / head_dim`. Must be even, because rotary positions rotate
+    pairs of channels."""
 
     qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Normalise queries and keys per head, before positions turn them."""
+    """Normalise queries and keys per head, before the rotary positions."""
 
     causal: bool = field(default=True, metadata=affects(NUMERICS))
-    """Let a token see itself and earlier tokens only. Otherwise it sees the whole example, targets included, which is
-    for encoders only."""
+    """Let a token attend only to itself and earlier tokens. false: it attends to the whole example, including the
+    targets, which only makes sense for encoders."""
 
     theta: float = field(default=500000.0, metadata=affects(NUMERICS))
-    """Base of the rotary positions: the slowest pair of channels turns once in about 2 pi theta tokens."""
+    """Base of the rotary positions. The slowest pair of channels completes one rotation in about 2 pi theta tokens."""
 
     mask_across_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
-    """Let a token see its own document only. Positions start anew with every document in any case."""
+    """Let a token attend only to its own document. Positions restart at every document in either case."""
 
     attention_backend: str | None = field(default="xla", metadata=affects(LAYOUT))
-    """How attention is computed: xla (on any device), cudnn (flash attention, on NVIDIA GPUs with `dtype` bfloat16 or
-    float16), or null for what JAX chooses. A checkpoint may name pallas_triton too, which no device here computes.
-    `task=generate` always takes xla."""
+    """Implementation of attention: xla (any device), cudnn (flash attention, on NVIDIA GPUs with `dtype` bfloat16 or
+    float16), or null (JAX's choice). The metadata of a checkpoint may contain pallas_triton, which cannot be run here.
+    `task=generate` always uses xla."""
 
     ffn_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
-    """The feed-forward width, 8/3 of the embedding width, is rounded up to a multiple of this."""
+    """The feed-forward width, 8/3 of the embedding width times `ffn_dim_multiplier`, is rounded up to a multiple of
+    this."""
 
     ffn_dim_multiplier: float = field(default=1.0, metadata=affects(PARAMETERS))
-    """Factor on the feed-forward width, before it is rounded."""
+    """Factor of the feed-forward width, applied before rounding."""
 
     use_bias: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Give the dense layers inside the blocks a bias. The head never has one."""
+    """Add a bias to the dense layers inside the blocks. The output head never has one."""
 
     dropout_rate: float = field(default=0.0, metadata=affects(NUMERICS))
-    """Probability that an element of a residual branch's output is dropped in training. 0: no dropout."""
+    """Probability that training drops an element of a residual branch's output. 0: no dropout."""
 
     lm_head_dtype: str | None = None
-    """Type that the projection to the vocabulary is computed in. null: `dtype`, as published. The loss is always
-    float32."""
+    """Data type of the projection to the vocabulary. null: same as `dtype`, as in the published models. The loss is
+    always computed in float32."""
 
     output_init_fn: str = "wang2"
-    """Standard deviation of the initial projections back to the residual stream: wang, wang2, small or zeros."""
+    """Standard deviation of the initial projections back to the residual stream, D wide in L blocks: wang 2/(L
+    sqrt(D)), wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
 
     def num_heads(self) -> int:
-        """Heads per block."""
+        """Number of heads per block."""
         return self.embedding_dim // max(self.head_dim, 1)
 
     def ff_dim(self) -> int:
-        """Width of the feed-forward layer. 0 where there is no such width."""
+        """Width of the feed-forward layer, or 0 if the fields give no valid width."""
         width = 8 * self.embedding_dim // 3 * self.ffn_dim_multiplier
         multiple = max(self.ffn_multiple_of, 1)
         return -(-int(width) // multiple) * multiple if 0 < width < math.inf else 0
 
     def dropout_probability(self) -> float:
-        """`dropout_rate`."""
+        """Return `dropout_rate`."""
         return self.dropout_rate
 
     def block_classes(self) -> tuple[str, ...]:
@@ -93,7 +96,7 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
         return (*names, "Dense", "Norm", *(["HeadNorm"] if self.qk_norm else []))
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges, names, and heads that fit in the embedding."""
+        """Check ranges, names, and that the heads divide the embedding width."""
         yield from super().rules()
         yield from self.dropout_rules("dropout_rate")
         yield from at_least(self, 1, "head_dim", "ffn_multiple_of")
@@ -112,7 +115,9 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
         fits = [d for d in divisors(self.embedding_dim) if d % 2 == 0 and d <= 256]
         choose = f"Choose {either(fits)}." if fits else "Set {embedding_dim} to an even number."
         if self.head_dim % 2:
-            yield Problem({"head_dim": self.head_dim}, "positions turn pairs of channels: must be even", choose)
+            yield Problem(
+                {"head_dim": self.head_dim}, "must be even, because rotary positions rotate pairs of channels", choose
+            )
         elif self.embedding_dim % self.head_dim:
             given = {"embedding_dim": self.embedding_dim, "head_dim": self.head_dim}
             yield Problem(
@@ -123,43 +128,43 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
         backend = {"attention_backend": "cudnn"}
         if self.dtype not in _FLASH_TYPES:
             fix = f"Set {{dtype}} to {either(_FLASH_TYPES)}, or {{attention_backend}}=xla."
-            yield Problem({**backend, "dtype": self.dtype}, "cuDNN computes attention in 16 bits only", fix)
+            yield Problem({**backend, "dtype": self.dtype}, "cuDNN attention supports only 16-bit types", fix)
         if self.head_dim not in _FLASH_HEAD_DIMS:
-            text = "cuDNN computes heads whose width is a multiple of 8 up to 256 (128 before Hopper)"
+            text = "cuDNN attention supports head widths that are multiples of 8 up to 256 (128 before Hopper)"
             fix = "Set {head_dim} to such a number, or {attention_backend}=xla."
             yield Problem({**backend, "head_dim": self.head_dim}, text, fix)
         if self.mask_across_document_boundaries and self.context_length % 2:
             given = {**backend, "mask_across_document_boundaries": True, "context_length": self.context_length}
-            text = "cuDNN masks documents in examples of an even length only"
+            text = "cuDNN attention can mask documents only if the context length is even"
             yield Problem(given, text, f"Set {{context_length}} to {self.context_length + 1}.")
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """cuDNN computes on NVIDIA GPUs; what only other programs have computes nowhere."""
+        """Check that the attention backend exists here and runs on the platform."""
         if self.attention_backend in PUBLISHED_BACKENDS and self.attention_backend not in ATTENTION_BACKENDS:
             given, fix = (
                 {"attention_backend": self.attention_backend},
-                "Set {attention_backend}=xla, the same function.",
+                "Set {attention_backend}=xla, which gives the same results.",
             )
-            yield Problem(given, "there is no such kernel here", fix)
+            yield Problem(given, "this kernel is not available here", fix)
         if self.attention_backend == "cudnn" and platform != "gpu":
             given = {"attention_backend": "cudnn"}
-            yield Problem(given, f"cuDNN needs NVIDIA GPUs; the devices are {platform}", "Set {attention_backend}=xla.")
+            yield Problem(given, f"cuDNN needs NVIDIA GPUs, not {platform}", "Set {attention_backend}=xla.")
 
     def generation_rules(self, prompt_length: int, max_new_tokens: int) -> Iterator[Problem]:
-        """No token may see later ones, and positions beyond the context were never trained."""
+        """Check that the model is causal, and that the text stays within the context length it was trained with."""
         if not self.causal:
-            rule = "the model predicts tokens from later ones too, and cannot continue a text"
-            yield Problem({"/model.causal": False}, rule, "Choose a model that was trained with {/model.causal}=true.")
+            rule = "a model that also sees later tokens cannot continue a text"
+            yield Problem({"/model.causal": False}, rule, "Use a model that was trained with {/model.causal}=true.")
         if prompt_length + max_new_tokens - 1 > self.context_length > 0:
             given = {"max_new_tokens": max_new_tokens, "/model.context_length": self.context_length}
-            rule = f"with the {prompt_length} tokens of the prompt they are more than the model was trained to see"
-            fix = "Set {/model.context_length} higher to go on all the same."
+            rule = f"together with the {prompt_length} tokens of the prompt, they exceed the context length"
+            fix = "Set {/model.context_length} higher to exceed it anyway."
             if (fits := self.context_length - prompt_length + 1) > 0:
                 fix = f"Set {{max_new_tokens}} to at most {fits}, or {fix[4:]}"
             yield Problem(given, rule, fix)
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The heads and the feed-forward width are cut over the tensor-parallel devices too."""
+        """Also check that the heads and the feed-forward width divide over the tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         if self.head_dim > 0 and self.embedding_dim % self.head_dim == 0:
             yield from splits(self, "head_dim", tensor_parallel, self.num_heads(), "number of heads")

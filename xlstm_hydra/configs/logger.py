@@ -1,4 +1,4 @@
-"""What is shown and written while a run goes on."""
+"""Config group `logger`: the progress and metrics of a run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ class LoggerConfig(ConfigDict, schema="logger"):
     """Progress on the terminal and metrics in the run folder."""
 
     log_every_n_steps: int = field(default=10, metadata=affects(BOOKKEEPING))
-    """Steps between two lines of metrics; a line averages the loss over them."""
+    """Steps between two lines of metrics. Each line contains the loss averaged over these steps."""
 
     progress: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Show a progress bar on a terminal (elsewhere: a line of text per `log_every_n_steps`)."""
+    """Show a progress bar on a terminal. Without a terminal, a line of text is printed every `log_every_n_steps`
+    steps."""
 
     csv: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Write `metrics.csv` in the run folder."""
+    """Write the metrics to `metrics.csv` in the run folder."""
 
     tensorboard: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Write TensorBoard events in the run folder's `tensorboard`."""
+    """Write TensorBoard events to `tensorboard/` in the run folder."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges."""
+        """Check ranges."""
         yield from at_least(self, 1, "log_every_n_steps")

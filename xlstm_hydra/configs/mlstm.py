@@ -1,4 +1,4 @@
-"""The two mLSTM families: the original block, and v1, the architecture of xLSTM 7B (arXiv 2503.13427)."""
+"""Options of the config group `model`: the original mLSTM, and v1, the architecture of xLSTM 7B (arXiv 2503.13427)."""
 
 from __future__ import annotations
 
@@ -17,46 +17,47 @@ from .language_model import NORMS, splits
 
 @config_dataclass
 class OriginalLayerConfig(CellConfig):
-    """The original mLSTM layer (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, skip."""
+    """The original mLSTM layer (arXiv 2405.04517): up-projection, causal convolution, head-wise projections and a skip
+    connection."""
 
     proj_factor: float = field(default=2.0, metadata=affects(PARAMETERS))
     """Width of the up-projection, as a multiple of the embedding width."""
 
     round_proj_up_dim_up: bool = field(default=True, metadata=affects(PARAMETERS))
-    """Round the up-projected width up to the multiple below; otherwise down."""
+    """Round the up-projected width up to a multiple of `round_proj_up_to_multiple_of`. false: round down."""
 
     round_proj_up_to_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
-    """The up-projected width is a multiple of this."""
+    """The up-projected width is rounded to a multiple of this number of channels."""
 
     conv1d_kernel_size: int = field(default=4, metadata=affects(PARAMETERS))
-    """Tokens that the causal convolution sees: the current one and those before it."""
+    """Number of tokens that the causal convolution sees: the current one and those before it."""
 
     qkv_proj_blocksize: int = field(default=4, metadata=affects(PARAMETERS))
     """Channels per block of the block-diagonal maps to queries, keys and values."""
 
     vmap_qk: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Keep the maps to queries and keys in one parameter."""
+    """Store the maps to queries and keys as one parameter."""
 
     gate_input: str = field(default="qkv", metadata=affects(PARAMETERS))
-    """What the gates read: qkv (queries, keys and values), x_mlstm (the up-projection), x_mlstm_conv (after the
+    """Input of the gates: qkv (queries, keys and values), x_mlstm (the up-projection), x_mlstm_conv (after the
     convolution) or x_mlstm_conv_act (after its activation)."""
 
     gate_linear_headwise: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Let the gates of a head read that head's channels only."""
+    """Compute the gates of a head only from the channels of that head."""
 
     cell_norm_type: str = field(default="layernorm", metadata=affects(NUMERICS))
-    """Norm of queries and keys (if any) and of the cell's output, per head: layernorm or rmsnorm."""
+    """Norm of the cell's output and, if `add_qk_norm` is set, of queries and keys, per head: layernorm or rmsnorm."""
 
     def inner_dim(self) -> int:
-        """The up-projected width."""
+        """Return the up-projected width."""
         return rounded_dim(self, self.proj_factor)
 
     def qk_dim(self) -> int:
-        """Width of the queries, all heads together."""
+        """Width of the queries of all heads together."""
         return round(self.qk_dim_factor * self.inner_dim())
 
     def v_dim(self) -> int:
-        """Width of the values, all heads together."""
+        """Width of the values of all heads together."""
         return round(self.v_dim_factor * self.inner_dim())
 
     def module_classes(self) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ class OriginalLayerConfig(CellConfig):
         return (*outer, "CausalConv1d", "HeadwiseDense", "Gate")
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges, names, and blocks of channels that divide the widths."""
+        """Check ranges, names, and that the blocks of channels divide the widths."""
         yield from super().rules()
         yield from at_least(self, 0, "proj_factor", above=True)
         yield from at_least(self, 1, "round_proj_up_to_multiple_of", "conv1d_kernel_size", "qkv_proj_blocksize")
@@ -94,7 +95,7 @@ class OriginalLayerConfig(CellConfig):
                 yield Problem(given, rule, f"Choose {{{factor}}} so that it is, such as 0.5, 1 or 2.")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Blocks of channels are cut over the tensor-parallel devices like the heads."""
+        """Also check that the blocks of channels divide over the tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         groups, rest = divmod(self.inner_dim(), max(self.qkv_proj_blocksize, 1))
         if self._has_mlstm() and rest == 0 and self.num_heads % tensor_parallel == 0:
@@ -103,31 +104,31 @@ class OriginalLayerConfig(CellConfig):
 
 @config_dataclass
 class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field's name for it)
-    """The original mLSTM block: the layer of arXiv 2405.04517 and, if wanted, a feed-forward layer after it."""
+    """The original mLSTM block: the layer of arXiv 2405.04517, optionally followed by a feed-forward layer."""
 
     flax_class = "xlstm_hydra.models.mLSTM"
 
     ff_type: str | None = field(default=None, metadata=affects(PARAMETERS))
-    """Feed-forward layer after the mLSTM layer in every block. ffn_gated: act(x Wg) * (x Wu), then down.
-    ffn: act(x Wu), then down. null: no feed-forward layer, as in the published models."""
+    """Feed-forward layer after the mLSTM layer in every block, followed by a down-projection. ffn_gated:
+    act(x Wg) * (x Wu). ffn: act(x Wu). null: no feed-forward layer, as in the published models."""
 
     ff_proj_factor: float = field(default=4 / 3, metadata=affects(PARAMETERS))
     """Width of the feed-forward layer, as a multiple of the embedding width."""
 
     ff_round_proj_up_dim_up: bool = field(default=True, metadata=affects(PARAMETERS))
-    """Round the feed-forward width up to the multiple below; otherwise down."""
+    """Round the feed-forward width up to a multiple of `ff_round_proj_up_to_multiple_of`. false: round down."""
 
     ff_round_proj_up_to_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
-    """The feed-forward width is a multiple of this."""
+    """The feed-forward width is rounded to a multiple of this number of channels."""
 
     act_fn: str = field(default="gelu", metadata=affects(NUMERICS))
-    """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
+    """Activation function of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
 
     ff_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
-    """Type that the feed-forward layer is computed in. null: `dtype`."""
+    """Data type of the feed-forward layer. null: same as `dtype`."""
 
     def ff_dim(self) -> int:
-        """Width of the feed-forward layer. 0 where there is none."""
+        """Width of the feed-forward layer, or 0 without one."""
         return 0 if self.ff_type is None else rounded_dim(self, self.ff_proj_factor, "ff_")
 
     def module_classes(self) -> tuple[str, ...]:
@@ -135,19 +136,20 @@ class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field
         return (*super().module_classes(), *(() if self.ff_type is None else ("FFNResBlock", "FeedForward")))
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges and names."""
+        """Check ranges and names."""
         yield from super().rules()
         yield from optional_layer_rules(self, "ff_")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The feed-forward width is cut over the tensor-parallel devices too."""
+        """Also check that the feed-forward width divides over the tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         yield from splits(self, "ff_proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")
 
 
 @config_dataclass
 class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
-    """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, then (if wanted) a feed-forward layer."""
+    """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, optionally followed by a feed-forward
+    layer."""
 
     flax_class = "xlstm_hydra.models.mLSTMv1"
 
@@ -158,26 +160,26 @@ class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
     """Width of the feed-forward layer, as a multiple of the embedding width."""
 
     round_proj_up_dim_up: bool = field(default=True, metadata=affects(PARAMETERS))
-    """Round the feed-forward width up to the multiple below; otherwise down."""
+    """Round the feed-forward width up to a multiple of `round_proj_up_to_multiple_of`. false: round down."""
 
     round_proj_up_to_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
-    """The feed-forward width is a multiple of this."""
+    """The feed-forward width is rounded to a multiple of this number of channels."""
 
     ff_type: str | None = field(default="ffn_gated", metadata=affects(PARAMETERS))
-    """Feed-forward layer. ffn_gated: act(x Wg) * (x Wu), then down. ffn: act(x Wu), then down. null: no feed-forward
-    layer."""
+    """Feed-forward layer, followed by a down-projection. ffn_gated: act(x Wg) * (x Wu). ffn: act(x Wu). null: no
+    feed-forward layer."""
 
     act_fn: str = field(default="swish", metadata=affects(NUMERICS))
-    """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
+    """Activation function of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
 
     ff_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
-    """Type that the feed-forward layer is computed in. null: `dtype`."""
+    """Data type of the feed-forward layer. null: same as `dtype`."""
 
     cell_norm_type_v1: str = field(default="layernorm", metadata=affects(NUMERICS))
-    """Norm of the cell's output, per head: layernorm or rmsnorm. Queries and keys are normalised by `norm_type`."""
+    """Norm of the cell's output, per head: layernorm or rmsnorm. The norm of queries and keys is `norm_type`."""
 
     def ff_dim(self) -> int:
-        """Width of the feed-forward layer. 0 where there is none."""
+        """Width of the feed-forward layer, or 0 without one."""
         return 0 if self.ff_type is None else rounded_dim(self, self.proj_factor)
 
     def module_classes(self) -> tuple[str, ...]:
@@ -186,12 +188,12 @@ class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
         return (*names, *(() if self.ff_type is None else ("FFNResBlock", "FeedForward")))
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges and names."""
+        """Check ranges and names."""
         yield from super().rules()
         yield from one_of(self, "cell_norm_type_v1", NORMS)
         yield from optional_layer_rules(self, "")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The feed-forward width is cut over the tensor-parallel devices too."""
+        """Also check that the feed-forward width divides over the tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         yield from splits(self, "proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")

@@ -1,4 +1,4 @@
-"""How gradients become updates. The learning rate over time is the scheduler's."""
+"""Config group `optimizer`: how gradients become updates. The scheduler sets the learning rate over time."""
 
 from __future__ import annotations
 
@@ -15,32 +15,35 @@ from ._rules import at_least, below, own_name
 
 @config_dataclass
 class OptimizerConfig(ConfigDict):
-    """What every optimizer has. Clipping comes first, weight decay is decoupled from the gradient and scaled by the
-    learning rate."""
+    """Fields of every optimizer. Gradients are clipped first. Weight decay is decoupled from the gradient and scaled by
+    the learning rate."""
 
     name: str = field(metadata=affects(NUMERICS))
-    """Which optimizer this is."""
+    """Name of the optimizer, set by the option."""
 
     lr: float = field(default=1e-3, metadata=affects(NUMERICS, traced=True))
     """Peak learning rate."""
 
     grad_clip_norm: float | None = field(default=1.0, metadata=affects(NUMERICS, traced=True))
-    """Scale the gradient down to this global norm where it is larger. null: no clipping."""
+    """Maximum global norm of the gradient; a larger gradient is scaled down to it. null: no clipping by norm."""
 
     grad_clip_value: float | None = field(default=None, metadata=affects(NUMERICS, traced=True))
-    """Clip every element of the gradient to plus or minus this, after the clipping by norm. null: no clipping."""
+    """Maximum absolute value of every element of the gradient, clipped after `grad_clip_norm`. null: no clipping by
+    value."""
 
     weight_decay: float = field(default=0.0, metadata=affects(NUMERICS, traced=True))
-    """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
+    """Weight decay: every step subtracts `lr * weight_decay` times the parameter. 0: no decay."""
 
     weight_decay_include: list[str] = field(default_factory=lambda: [".*kernel"], metadata=affects(NUMERICS))
-    """Regular expressions, searched in the dotted path of a parameter: those that match any of them decay."""
+    """Regular expressions, searched for in the dotted paths of parameters. Weight decay applies to parameters that
+    match one."""
 
     weight_decay_exclude: list[str] = field(default_factory=list, metadata=affects(NUMERICS))
-    """Regular expressions: parameters that match any of them do not decay, whatever includes them."""
+    """Regular expressions. Weight decay does not apply to parameters that match one, even if they match
+    `weight_decay_include`."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges and regular expressions."""
+        """Check ranges and regular expressions."""
         yield from own_name(self)
         yield from at_least(self, 0, "lr", "weight_decay")
         yield from at_least(self, 0, "grad_clip_norm", "grad_clip_value", above=True)
@@ -52,7 +55,7 @@ class OptimizerConfig(ConfigDict):
                     yield Problem({key: pattern}, f"not a regular expression: {error}")
         if self.weight_decay == 0 and self.weight_decay_exclude:
             given = {"weight_decay_exclude": self.weight_decay_exclude, "weight_decay": 0}
-            yield Problem(given, "without weight decay there is nothing to exclude", "Set {weight_decay} above 0.")
+            yield Problem(given, "has no effect without weight decay", "Set {weight_decay} above 0.")
 
 
 @config_dataclass
@@ -60,25 +63,25 @@ class AdamWConfig(OptimizerConfig):
     """Adam with decoupled weight decay (arXiv 1711.05101)."""
 
     name: str = "adamw"
-    """Which optimizer this is."""
+    """Name of the optimizer, set by the option."""
 
     beta1: float = field(default=0.9, metadata=affects(NUMERICS, traced=True))
-    """Decay of the mean of the gradient."""
+    """Decay rate of the running mean of the gradient, in [0, 1)."""
 
     beta2: float = field(default=0.95, metadata=affects(NUMERICS, traced=True))
-    """Decay of the mean of the squared gradient."""
+    """Decay rate of the running mean of the squared gradient, in [0, 1)."""
 
     eps: float = field(default=1e-8, metadata=affects(NUMERICS, traced=True))
-    """Added to the root of the mean squared gradient."""
+    """Epsilon added to the root of the mean squared gradient."""
 
     weight_decay: float = 0.1
-    """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
+    """Weight decay: every step subtracts `lr * weight_decay` times the parameter. 0: no decay."""
 
     nesterov: bool = field(default=False, metadata=affects(NUMERICS))
-    """Use the Nesterov momentum of NAdam."""
+    """Use Nesterov momentum, as in NAdam."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges."""
+        """Check ranges."""
         yield from super().rules()
         yield from at_least(self, 0, "beta1", "beta2", "eps")
         yield from below(self, 1, "beta1", "beta2")
@@ -86,26 +89,26 @@ class AdamWConfig(OptimizerConfig):
 
 @config_dataclass
 class LionConfig(OptimizerConfig):
-    """Lion (arXiv 2302.06675): the sign of an interpolated momentum. Wants a learning rate 3 to 10 times below
-    AdamW's."""
+    """Lion (arXiv 2302.06675): updates with the sign of an interpolated momentum. Needs a learning rate 3 to 10 times
+    smaller than AdamW."""
 
     name: str = "lion"
-    """Which optimizer this is."""
+    """Name of the optimizer, set by the option."""
 
     lr: float = 1e-4
     """Peak learning rate."""
 
     beta1: float = field(default=0.9, metadata=affects(NUMERICS, traced=True))
-    """Weight of the momentum in the update."""
+    """Weight of the momentum in the update, in [0, 1)."""
 
     beta2: float = field(default=0.99, metadata=affects(NUMERICS, traced=True))
-    """Decay of the momentum."""
+    """Decay rate of the momentum, in [0, 1)."""
 
     weight_decay: float = 0.1
-    """Share of a parameter that is subtracted per unit of learning rate. 0: no decay."""
+    """Weight decay: every step subtracts `lr * weight_decay` times the parameter. 0: no decay."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges."""
+        """Check ranges."""
         yield from super().rules()
         yield from at_least(self, 0, "beta1", "beta2")
         yield from below(self, 1, "beta1", "beta2")
@@ -113,25 +116,25 @@ class LionConfig(OptimizerConfig):
 
 @config_dataclass
 class SGDConfig(OptimizerConfig):
-    """Stochastic gradient descent, with momentum if asked for."""
+    """Stochastic gradient descent, optionally with momentum."""
 
     name: str = "sgd"
-    """Which optimizer this is."""
+    """Name of the optimizer, set by the option."""
 
     lr: float = 0.1
     """Peak learning rate."""
 
     momentum: float = field(default=0.0, metadata=affects(NUMERICS, traced=True))
-    """Decay of the momentum. 0: none."""
+    """Decay rate of the momentum, in [0, 1). 0: no momentum."""
 
     nesterov: bool = field(default=False, metadata=affects(NUMERICS))
-    """Look ahead along the momentum."""
+    """Use Nesterov momentum. Requires a momentum above 0."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges; Nesterov needs a momentum."""
+        """Check ranges, and that Nesterov has a momentum."""
         yield from super().rules()
         yield from at_least(self, 0, "momentum")
         yield from below(self, 1, "momentum")
         if self.nesterov and self.momentum == 0:
             given = {"nesterov": True, "momentum": self.momentum}
-            yield Problem(given, "Nesterov needs a momentum", "Set {momentum}, for example to 0.9.")
+            yield Problem(given, "Nesterov momentum needs a momentum", "Set {momentum}, for example to 0.9.")

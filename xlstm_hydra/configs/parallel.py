@@ -1,4 +1,4 @@
-"""How a run is laid out over devices."""
+"""Config group `parallel`: the layout of a run over devices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._fields import LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, one_of, own_name
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""The floating-point types that a run can compute and communicate in."""
+"""Floating-point types for computation and communication."""
 
 _SIZES = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_size")
 _NAMES = ("data_axis_name", "fsdp_axis_name", "pipeline_axis_name", "model_axis_name")
@@ -22,54 +22,58 @@ _NAMES = ("data_axis_name", "fsdp_axis_name", "pipeline_axis_name", "model_axis_
 
 @config_dataclass
 class ParallelConfig(ConfigDict, schema="parallel"):
-    """Sizes and names of the mesh axes, and what is sharded, gathered and recomputed along them.
+    """The layout over devices: sizes and names of the mesh axes, sharding, and recomputation.
 
-    The product of the four sizes is the number of devices.
+    The product of the four sizes must equal the number of devices.
     """
 
     data_axis_size: int = field(default=-1, metadata=affects(LAYOUT))
-    """Replicas that see different examples and hold the same parameters. -1: whatever devices the other axes leave."""
+    """Size of the data axis: replicas with different examples and the same parameters. -1: all devices that the other
+    axes leave."""
 
     fsdp_axis_size: int = field(default=1, metadata=affects(LAYOUT))
-    """Devices that see different examples and share every sharded parameter, gradient and optimizer moment.
-    -1: whatever devices the other axes leave. 1: parameters are whole on each replica."""
+    """Size of the FSDP axis: devices with different examples, over which parameters, gradients and optimizer moments
+    are sharded. -1: all devices that the other axes leave. 1: no sharding of parameters."""
 
     pipeline_axis_size: int = field(default=1, metadata=affects(LAYOUT))
-    """Stages that the stack of blocks is cut into. -1: whatever devices the other axes leave. 1: no pipeline."""
+    """Size of the pipeline axis: stages into which the stack of blocks is divided. -1: all devices that the other axes
+    leave. 1: no pipeline."""
 
     model_axis_size: int = field(default=1, metadata=affects(LAYOUT))
-    """Devices that share the heads, channels and vocabulary of one model (tensor parallelism).
-    -1: whatever devices the other axes leave. 1: no tensor parallelism."""
+    """Size of the tensor-parallel axis: devices over which heads, channels and vocabulary are divided. -1: all devices
+    that the other axes leave. 1: no tensor parallelism."""
 
     data_axis_name: str = field(default="dp", metadata=affects(LAYOUT))
-    """Name of the data mesh axis, as it appears in partition specs and reports."""
+    """Name of the data axis of the mesh in partition specs and reports."""
 
     fsdp_axis_name: str = field(default="fsdp", metadata=affects(LAYOUT))
-    """Name of the FSDP mesh axis."""
+    """Name of the FSDP axis of the mesh in partition specs and reports."""
 
     pipeline_axis_name: str = field(default="pp", metadata=affects(LAYOUT))
-    """Name of the pipeline mesh axis."""
+    """Name of the pipeline axis of the mesh in partition specs and reports."""
 
     model_axis_name: str = field(default="tp", metadata=affects(LAYOUT))
-    """Name of the tensor-parallel mesh axis."""
+    """Name of the tensor-parallel axis of the mesh in partition specs and reports."""
 
     remat: list[str] = field(default_factory=list, metadata=affects(LAYOUT))
-    """Class names of the modules whose activations are recomputed in the backward pass. Empty: all are kept."""
+    """Class names of the modules whose activations are recomputed in the backward pass. Empty: all activations are
+    stored."""
 
     fsdp_modules: list[str] = field(default_factory=list, metadata=affects(LAYOUT))
-    """Class names of the modules whose parameters are sharded over the FSDP axis. Empty: none are. Where that axis has
-    one device nothing is sharded, and the run says so."""
+    """Class names of the modules whose parameters are sharded over the FSDP axis. Empty: no parameters are sharded. If
+    the axis has size 1, nothing is sharded and the run logs it."""
 
     fsdp_min_weight_size: int = field(default=262144, metadata=affects(LAYOUT))
-    """Elements (of one block's array, on one tensor-parallel device) that a parameter needs to be sharded over the FSDP
-    axis; a smaller one stays whole. 0: every parameter is sharded."""
+    """Minimum number of elements for a parameter to be sharded over the FSDP axis, counted for one block and one
+    tensor-parallel device. Smaller parameters are replicated. 0: all parameters are sharded."""
 
     fsdp_gather_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
-    """Type that a sharded parameter is cast to before its all-gather. null: no cast."""
+    """Data type to which a sharded parameter is cast before its all-gather: float32, bfloat16 or float16. null: no
+    cast."""
 
     fsdp_grad_scatter_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
-    """Type that the gradient of a sharded parameter is cast to before its reduce-scatter. null: the parameter's
-    type."""
+    """Data type to which the gradient of a sharded parameter is cast before its reduce-scatter: float32, bfloat16 or
+    float16. null: the data type of the parameter."""
 
     tp_async_dense: bool = field(default=False, metadata=affects(LAYOUT))
     """Overlap the communication of tensor-parallel dense layers with their computation (collective matmul)."""
@@ -79,12 +83,12 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         super().__post_init__()
 
     def rules(self) -> Iterator[Problem]:
-        """Sizes, names and types, each on its own."""
+        """Check sizes, names and data types."""
         yield from self.size_rules()
         names = {name: getattr(self, name) for name in _NAMES}
         for name, value in names.items():
             if not value.isidentifier():
-                yield Problem({name: value}, "an axis name is a word of letters, digits and _")
+                yield Problem({name: value}, "an axis name must be a word of letters, digits and _")
         if len(set(names.values())) < len(names):
             twice = {key: value for key, value in names.items() if list(names.values()).count(value) > 1}
             yield Problem(twice, "axis names must differ", "The defaults are dp, fsdp, pp and tp.")
@@ -94,14 +98,14 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         yield from one_of(self, "fsdp_grad_scatter_dtype", DTYPES, optional=True)
 
     def size_rules(self) -> Iterator[Problem]:
-        """Sizes on their own, without the number of devices."""
+        """Check the sizes without the number of devices."""
         for name, size in self.sizes().items():
             if size < 1 and size != -1:
                 yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
         yield from self.inference_rules()
 
     def inference_rules(self) -> Iterator[Problem]:
-        """How many sizes can be left to be inferred."""
+        """Check that at most one size is inferred."""
         inferred = {name: size for name, size in self.sizes().items() if size == -1}
         if len(inferred) > 1:
             keep = "{" + next(iter(inferred)) + "}"
@@ -110,7 +114,7 @@ class ParallelConfig(ConfigDict, schema="parallel"):
             )
 
     def module_name_rules(self, known: tuple[str, ...]) -> Iterator[Problem]:
-        """The rule that `remat` and `fsdp_modules` name module classes that the model has. Keys are whole."""
+        """Check that `remat` and `fsdp_modules` list module classes of the model. Keys are complete."""
         for key in ("remat", "fsdp_modules"):
             named = self.get(key)
             for name in named:
@@ -118,17 +122,17 @@ class ParallelConfig(ConfigDict, schema="parallel"):
                     hint = nearest(name, known)
                     fix = hint if hint.startswith("Known") else f"{hint} Known: {', '.join(known)}."
                     neutral = {f"parallel.{key}": [other for other in named if other in known]}
-                    yield Problem({f"parallel.{key}": name}, "no module class of this model", fix, unused=neutral)
+                    yield Problem({f"parallel.{key}": name}, "not a module class of this model", fix, unused=neutral)
 
     def task_rules(self, task: str) -> Iterator[Problem]:
-        """The rule that a layout which is still to be chosen is one for training. Keys are whole."""
+        """Check that parallel=auto is used only for training and plans. Keys are complete."""
         if self.is_open() and task not in ("train", "plan"):
             given = {"parallel.name": self.get("name"), "task.name": task}
-            rule = "a layout is chosen by what a step of training takes"
-            yield Problem(given, rule, "Choose one, such as parallel=dp or parallel=fsdp.")
+            rule = "parallel=auto chooses a layout for training only"
+            yield Problem(given, rule, "Choose a layout, such as parallel=dp or parallel=fsdp.")
 
     def unused_fsdp_rules(self) -> Iterator[Problem]:
-        """The rule that how parameters are sharded is left at its defaults where no module's are. Keys are whole."""
+        """Check that settings of sharding are left at their defaults if no modules are sharded. Keys are complete."""
         default = ParallelConfig()
         changed = {
             key: self.get(key)
@@ -137,36 +141,36 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         }
         if changed and not self.fsdp_modules and not self.is_open():
             rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
-            fix = f"Name modules there, or leave this at {either(show(default.get(key)) for key in changed)}."
+            fix = f"List modules there, or leave this at {either(show(default.get(key)) for key in changed)}."
             neutral = {f"parallel.{key}": default.get(key) for key in changed}
             yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, unused=neutral)
 
     def unused_axis_rules(self, size_key: str, *keys: str) -> Iterator[Problem]:
-        """The rule that settings of a mesh axis are left at their defaults where it has one device. Keys are whole."""
+        """Check that settings of a mesh axis of size 1 are left at their defaults. Keys are complete."""
         given = {f"parallel.{key}": self.get(key) for key in keys if self.get(key)}
         if given:
             size = self.get(size_key)
-            rule = f"there is nothing to exchange where parallel.{size_key} is 1"
+            rule = f"has no effect if parallel.{size_key} is 1"
             if size == -1:
-                rule += ", as it is inferred to be"
+                rule += ", which is inferred here"
             default = ParallelConfig()
             neutral = {f"parallel.{key}": default.get(key) for key in keys if self.get(key)}
-            yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or leave this away.", unused=neutral)
+            yield Problem(given, rule, f"Set parallel.{size_key} to 2 or more, or remove this setting.", unused=neutral)
 
     def is_open(self) -> bool:
-        """Whether the layout is still to be chosen, once the devices are known."""
+        """True if the layout is chosen later, when the devices are known."""
         return False
 
     def sizes(self) -> dict[str, int]:
-        """The four sizes by field name, in mesh order."""
+        """Return the four sizes by field name, in mesh order."""
         return {name: getattr(self, name) for name in _SIZES}
 
     def known_size(self) -> int:
-        """The product of the sizes that are not inferred."""
+        """Return the product of the sizes that are not inferred."""
         return math.prod(size for size in self.sizes().values() if size != -1)
 
     def usable_near(self, num_devices: int) -> list[int]:
-        """The numbers of devices next to this one that the sizes can multiply to."""
+        """Return the closest numbers of devices that the sizes can multiply to."""
         known = self.known_size()
         if -1 not in self.sizes().values():
             return [known]
@@ -174,15 +178,16 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         return [number for number in (lower, lower + known) if number > 0]
 
     def axis_names(self) -> tuple[str, str, str, str]:
-        """The four axis names, in mesh order."""
+        """Return the four axis names, in mesh order."""
         return (self.data_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.model_axis_name)
 
     def busiest_axes(self) -> tuple[str, str, str, str]:
-        """The four axis names from the one that communicates most, whose devices should be neighbours, to the least."""
+        """Return the four axis names, from the axis that communicates most, whose devices should be close, to the
+        least."""
         return (self.model_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.data_axis_name)
 
     def axis_sizes(self, num_devices: int) -> dict[str, int]:
-        """The size of each mesh axis by its name, in mesh order, with -1 replaced.
+        """Return the size of each mesh axis by name, in mesh order, with -1 replaced.
 
         Raises:
             ConfigError: the sizes do not multiply to `num_devices`. The keys are relative to this config.
@@ -217,52 +222,51 @@ class ParallelConfig(ConfigDict, schema="parallel"):
 
 @config_dataclass
 class AutoParallelConfig(ParallelConfig, schema="auto"):
-    """The layout that is predicted to be the fastest of those that the devices allow and have the memory for.
+    """The layout with the best predicted speed among those that fit on the devices and in their memory.
 
-    It is chosen when the number and kind of the devices is known, and the run is then one with that layout. What
-    changes the results is never chosen: the batch and all types stay as they are. `remat` and `fsdp_modules` are kept
-    where they name modules, and chosen where they are empty, and so are `trainer.pipeline_microbatches` where it is
-    null and `trainer.gradient_accumulate_steps` where it is 1. Settings of a mesh axis that is chosen to have one
-    device are left away.
-    """
+    It is chosen when the number and kind of the devices are known; the run then has that layout. Settings that change
+    the results, such as the batch size and data types, are never changed. `remat` and `fsdp_modules` are chosen if they
+    are empty, `trainer.pipeline_microbatches` if it is null, and `trainer.gradient_accumulate_steps` if it is 1.
+    Settings of mesh axes that get size 1 are dropped."""
 
     name: str = field(default="auto", metadata=affects(LAYOUT))
-    """Says that the layout is to be chosen."""
+    """Name of the layout: auto."""
 
     data_axis_size: int = -1
-    """As in a layout. -1: chosen."""
+    """Size of the data axis. -1: chosen automatically."""
 
     fsdp_axis_size: int = -1
-    """As in a layout. -1: chosen."""
+    """Size of the FSDP axis. -1: chosen automatically."""
 
     pipeline_axis_size: int = -1
-    """As in a layout. -1: chosen."""
+    """Size of the pipeline axis. -1: chosen automatically."""
 
     model_axis_size: int = -1
-    """As in a layout. -1: chosen."""
+    """Size of the tensor-parallel axis. -1: chosen automatically."""
 
     fsdp_min_weight_size: int = 16384
-    """As in a layout, where one with FSDP is chosen."""
+    """Minimum number of elements for a parameter to be sharded over the FSDP axis, if that axis is used. Smaller
+    parameters are replicated. 0: all parameters are sharded."""
 
     headroom: float = field(default=0.1, metadata=affects(LAYOUT))
-    """Share of the devices' memory that the layout must leave free, for what a plan does not see."""
+    """Fraction of the device memory that the layout must leave free, for memory that the plan does not predict."""
 
     def rules(self) -> Iterator[Problem]:
-        """Also its name, and a share below 1."""
+        """Check the name and the headroom too."""
         yield from super().rules()
         yield from own_name(self)
         yield from at_least(self, 0, "headroom")
         yield from below(self, 1, "headroom")
 
     def inference_rules(self) -> Iterator[Problem]:
-        """Any number of sizes can be chosen."""
+        """Allow any number of sizes to be chosen."""
         yield from ()
 
     def is_open(self) -> bool:
-        """It is."""
+        """Return True: the layout is always chosen later."""
         return True
 
     def axis_sizes(self, num_devices: int) -> dict[str, int]:
-        """As of any layout, but a size that is still to be chosen is -1."""
-        super().axis_sizes(num_devices)  # whether those that are given can be kept
+        """Return the size of each mesh axis as in any layout, with -1 for sizes still to be chosen."""
+        super().axis_sizes(num_devices)  # raises if the given sizes cannot be kept
         return dict(zip(self.axis_names(), self.sizes().values(), strict=True))

@@ -1,4 +1,4 @@
-"""A whole run: all groups, and the rules between them."""
+"""The config of a run: all groups, and the rules between them."""
 
 from __future__ import annotations
 
@@ -25,66 +25,66 @@ from .task import PlanTaskConfig, TaskConfig, TrainTaskConfig
 from .trainer import TrainerConfig
 
 BYTES = 256
-"""Token ids that byte-level text uses."""
+"""Number of token ids that byte-level text uses."""
 
 
 @config_dataclass
 class RunConfig(ConfigDict):
-    """Everything that one run is made from. `load` makes it from a composed Hydra config."""
+    """The complete config of a run. `load` builds it from a composed Hydra config."""
 
     model: ModelConfig
-    """The model and its layout."""
+    """The model, and its layout over devices."""
 
     task: TaskConfig = field(default_factory=TrainTaskConfig)
-    """What is done."""
+    """The task: train, evaluate, generate or plan."""
 
     data: DataConfig = field(default_factory=StdlibDataConfig)
-    """Where tokens come from."""
+    """The source of tokens."""
 
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
-    """How gradients become updates."""
+    """The optimizer, with gradient clipping and weight decay."""
 
     scheduler: SchedulerConfig = field(default_factory=ConstantConfig)
-    """The learning rate over time."""
+    """The learning-rate schedule."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """How long and with what batches."""
+    """The training loop: steps, batches and validation."""
 
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """What is saved and restored."""
+    """Saving, restoring and initial parameters."""
 
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    """What is shown and written."""
+    """Progress on the terminal, and metrics in the run folder."""
 
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """How many processes there are, and how their devices are ordered."""
+    """The processes of the run, and the order of their devices."""
 
     device: DeviceConfig | None = None
-    """Figures of the devices. null: of those that there are, as far as they are known; for a plan, see
-    `PlanTaskConfig.device`."""
+    """Memory and speed of the devices. null: those of the devices present, if they are recognised. For plans, see
+    `task.device`."""
 
     @property
     def parallel(self) -> ParallelConfig:
-        """The layout, which the model carries."""
+        """The layout over devices, which is part of the model config."""
         return self.model.parallel
 
     def groups(self) -> dict[str, ConfigDict]:
-        """The config of every group by its name, the layout too; without a group that has none."""
+        """Return the config of every group by name, including the layout. Groups that are null are omitted."""
         groups = {name: getattr(self, name) for name in ("parallel", *self.__dataclass_fields__)}
         return {name: config for name, config in groups.items() if config is not None}
 
     @property
     def schedule_steps(self) -> int:
-        """Length of the learning-rate schedule."""
+        """Length of the learning-rate schedule in steps."""
         return self.trainer.max_steps if self.scheduler.decay_steps is None else self.scheduler.decay_steps
 
     def rules(self) -> Iterator[Problem]:
-        """Every broken rule between groups. Those that need the number of devices are in `device_rules`."""
+        """Check the rules between groups. Rules that need the number of devices are in `device_rules`."""
         for part in self.rule_parts():
             yield from part
 
     def rule_parts(self, environ: Mapping[str, str] | None = None) -> Iterator[Iterator[Problem]]:
-        """`rules` in parts, each of which can be tried on its own. With an environment, also `launch_rules`."""
+        """Yield `rules` in parts that can be checked separately. With an environment, include `launch_rules`."""
         yield self._model_rules()
         yield self._task_rules()
         yield self._layout_rules()
@@ -101,7 +101,7 @@ class RunConfig(ConfigDict):
             yield self._known_size_rules()
 
     def known_devices(self) -> int | None:
-        """The number of devices, where the config gives one above 0: those of a plan, or simulated ones."""
+        """Return the number of planned or simulated devices, or None if the config does not give it."""
         if isinstance(self.task, PlanTaskConfig):
             per_host = None if self.device is None else self.device.devices_per_host
             factors = [per_host if self.task.num_devices is None else self.task.num_devices]
@@ -111,14 +111,14 @@ class RunConfig(ConfigDict):
         return math.prod(known) if len(known) == len(factors) else None
 
     def fitting_batch(self) -> int:
-        """Return the batch of a plan for which none is given: the least multiple of what its layout needs from the
-        default on, so that any number of devices can be planned."""
+        """Return the batch size of a plan without one: the smallest multiple of what its layout requires that is not
+        below the default. Any number of devices can then be planned."""
         default, unit = TrainerConfig().batch_size, self._batch_unit()
         return -(-default // unit) * unit
 
     def _batch_unit(self) -> int:
-        """Return what must divide the batch, as far as the sizes of the mesh axes are known. Of a layout that is still
-        to be chosen, what divides it over all the devices that tensor parallelism and pipelines leave."""
+        """Return the number that must divide the batch, as far as the sizes of the mesh axes are known. If the layout
+        is still to be chosen, assume data parallelism over all devices that tensor parallelism and pipelines leave."""
         if self.parallel.is_open():
             own = [max(self.parallel.pipeline_axis_size, 1), max(self.parallel.model_axis_size, 1)]
             return self.trainer.batch_unit(max((self.known_devices() or 1) // math.prod(own), 1), 1, own[0])
@@ -130,7 +130,7 @@ class RunConfig(ConfigDict):
         return self.trainer.batch_unit(data, fsdp, pipeline)
 
     def _is_counted_at_launch(self) -> bool:
-        """True if `launch_rules` knows the number of devices and checks the layout against it."""
+        """True if `launch_rules` determines the number of devices and checks the layout."""
         return self.distributed.name == "auto" and (self.trainer.simulated_devices or 0) > 0
 
     def _known_platform(self) -> str | None:
@@ -139,7 +139,7 @@ class RunConfig(ConfigDict):
         return None if self.trainer.simulated_devices is None else "cpu"
 
     def launch_rules(self, environ: Mapping[str, str]) -> Iterator[Problem]:
-        """Every broken rule that needs to know how many processes were started, which is not known of a saved run."""
+        """Check the rules that depend on the number of started processes, which is unknown for a saved run."""
         if self.distributed.name != "auto":
             return
         try:
@@ -156,8 +156,8 @@ class RunConfig(ConfigDict):
             yield from self.device_rules((self.trainer.simulated_devices or 0) * processes)
 
     def device_rules(self, num_devices: int) -> Iterator[Problem]:
-        """Every broken rule that needs the number of devices."""
-        if any(self.parallel.size_rules()):  # reported for the layout, and nothing can be inferred from such sizes
+        """Check the rules that depend on the number of devices."""
+        if any(self.parallel.size_rules()):  # already reported, and no size can be inferred
             yield from self._known_size_rules()
             return
         try:
@@ -174,10 +174,10 @@ class RunConfig(ConfigDict):
             yield replace(problem, also=follows)
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """Every broken rule that needs the kind of the devices: cpu, gpu or tpu."""
+        """Check the rules that depend on the platform of the devices: cpu, gpu or tpu."""
         ids = self.distributed.local_device_ids
         if ids is not None and platform != "gpu" and self.trainer.simulated_devices is None:
-            rule = f"chooses among GPUs, and the devices here are of the kind {platform}"
+            rule = f"selects GPUs, but the platform of the devices present is {platform}"
             yield Problem({"distributed.local_device_ids": ids}, rule, "Set distributed.local_device_ids to null.")
         if self.device is not None:
             yield from (problem.at("device") for problem in self.device.platform_rules(platform))
@@ -185,14 +185,14 @@ class RunConfig(ConfigDict):
             yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 
     def _number_hint(self, num_devices: int) -> str:
-        """How to have another number of devices than this, which the layout cannot use."""
+        """Return how to get a number of devices that the layout can use, unlike this one."""
         simulated, needed = self.trainer.simulated_devices, self.parallel.known_size()
         if isinstance(self.task, PlanTaskConfig):
             return f" Or set {{/task.num_devices}} to {either(self.parallel.usable_near(num_devices))}."
         if simulated is not None:
             count = num_devices // simulated
-            told = f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}."
-            return told if count > 1 else ""
+            hint = f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}."
+            return hint if count > 1 else ""
         return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
 
     def _known_size_rules(self) -> Iterator[Problem]:
@@ -201,7 +201,7 @@ class RunConfig(ConfigDict):
     def _size_rules(
         self, data: int | None, fsdp: int | None, pipeline: int | None, tensor: int | None
     ) -> Iterator[Problem]:
-        """Every broken rule between the sizes of the mesh axes (None: not known yet) and the other groups."""
+        """Check the rules between the sizes of the mesh axes (None: not known yet) and the other groups."""
         if self.task.reads_data():
             yield from self.trainer.batch_rules(data or 1, fsdp or 1, pipeline)
         if pipeline is not None:
@@ -224,15 +224,13 @@ class RunConfig(ConfigDict):
             yield from (problem.at("model") for problem in self.model.rules())
             return
         if not isinstance(config, SubModelConfig):
-            text = (
-                f"needs a config that is a subclass of xlstm_hydra.configs.SubModelConfig, not {type(config).__name__}"
-            )
-            yield Problem({"model.model_class": self.model.class_path()}, text, "Name it in model.config_class.")
+            text = f"its config must be a subclass of xlstm_hydra.configs.SubModelConfig, not {type(config).__name__}"
+            yield Problem({"model.model_class": self.model.class_path()}, text, "Set model.config_class.")
             return
         yield from (problem.at("model") for problem in config.unused_rules())
         for key in ("vocab_size", "context_length"):
             if not isinstance(config.get(key), int):
-                text = f"its config {type(config).__name__} needs a field {key}: the data takes its shape from it"
+                text = f"its config {type(config).__name__} needs a field {key}, which determines the shape of the data"
                 yield Problem({"model.model_class": self.model.class_path()}, text)
         if config.get("weight_decay_on_embedding") and self.optimizer.weight_decay == 0:
             given = {"model.weight_decay_on_embedding": True, "optimizer.weight_decay": 0}
@@ -240,7 +238,7 @@ class RunConfig(ConfigDict):
             yield Problem(given, rule, fix, unused={"model.weight_decay_on_embedding": False})
 
     def _task_rules(self) -> Iterator[Problem]:
-        """What is done with the model, and the data where it is read."""
+        """Check the task against the model and, if the task reads data, the data against the model."""
         config = self.model.model_config
         if not isinstance(config, SubModelConfig):
             return
@@ -259,7 +257,7 @@ class RunConfig(ConfigDict):
             yield Problem(
                 given,
                 f"bytes need {BYTES} token ids",
-                f"Choose data of the model's tokens, such as data=synthetic, or set model.vocab_size={BYTES} or more.",
+                f"Choose data with fewer token ids, such as data=synthetic, or set model.vocab_size={BYTES} or more.",
             )
 
     def _layout_rules(self) -> Iterator[Problem]:
@@ -268,7 +266,7 @@ class RunConfig(ConfigDict):
         if self.trainer.remat_policy != "nothing" and not parallel.remat and not parallel.is_open():
             given = {"trainer.remat_policy": self.trainer.remat_policy}
             rule = "nothing is recomputed, because parallel.remat is empty"
-            fix = "Name modules there, or leave the policy away."
+            fix = "Add modules to parallel.remat, or remove trainer.remat_policy."
             yield Problem(given, rule, fix, unused={"trainer.remat_policy": "nothing"})
         known = (
             self.model.model_config.module_classes() if isinstance(self.model.model_config, SubModelConfig) else None
@@ -283,18 +281,18 @@ class RunConfig(ConfigDict):
             yield from self.task.place_rules(self.distributed, self.trainer)
         names = self.parallel.axis_names()
         if order is not None and len(set(names)) == len(names) and sorted(order) != sorted(names):
-            rule = f"must have each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
+            rule = f"must list each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
             fix = f"The default is [{','.join(self.parallel.busiest_axes())}]."
             yield Problem({"distributed.device_order": order}, rule, fix)
         if ids is not None and self.trainer.simulated_devices is not None:
             given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
-            yield Problem(given, "simulated devices are no GPUs to choose from", "Set one of them to null.")
+            yield Problem(given, "simulated devices are not GPUs", "Set one of them to null.")
 
     def _checkpoint_rules(self) -> Iterator[Problem]:
         trainer, checkpoint = self.trainer, self.checkpoint
         if checkpoint.restore is not None and self.task.name != "train":
             given = {"checkpoint.restore": checkpoint.restore, "task.name": self.task.name}
-            yield Problem(given, "only training goes on from a checkpoint", "Write --from RUN instead.")
+            yield Problem(given, "only training can continue from a checkpoint", "Use --from RUN instead.")
         if checkpoint.keep != "best":
             return
         if trainer.eval_batches == 0:
@@ -315,11 +313,11 @@ class RunConfig(ConfigDict):
                 "trainer.eval_every_n_steps": trainer.eval_every_n_steps,
             }
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
-            rule = "every checkpoint needs a validation loss of its step"
+            rule = "every saved step needs a validation loss"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
 
 
 def options_of(group: str) -> list[type[ConfigDict]]:
-    """Return our classes that a group of a run can have. The fields of `model` are those of its config as well."""
+    """Return our config classes for a group of a run. For `model`, include those of `model_config`."""
     groups = typing.get_type_hints(RunConfig) | {"parallel": ParallelConfig, "model": ModelConfig | SubModelConfig}
     return [cls for cls in (ModelConfig, *OPTIONS.values()) if issubclass(cls, groups.get(group, ()))]

@@ -1,4 +1,4 @@
-"""The learning rate over time: warm-up, a main part, and a cool-down."""
+"""Config group `scheduler`: the learning rate over time, with warm-up, main part and cool-down."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from ._rules import at_least, own_name
 
 @config_dataclass
 class SchedulerConfig(ConfigDict):
-    """What every schedule has. The learning rate rises linearly from 0 to `optimizer.lr`, follows the main part, and
-    falls linearly to its end. After that it stays."""
+    """Fields of every schedule. The learning rate rises linearly from 0 to `optimizer.lr` (warm-up), follows the main
+    part, and falls linearly to its final value (cool-down), where it stays."""
 
     name: str = field(metadata=affects(NUMERICS, compiled=False))
-    """Which schedule this is."""
+    """Name of the schedule, set by the option."""
 
     warmup_steps: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
-    """Steps of the linear rise from 0. 0: no warm-up."""
+    """Steps of the linear rise from 0 to `optimizer.lr`. 0: no warm-up."""
 
     cooldown_steps: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
     """Steps of the linear fall at the end. 0: no cool-down."""
 
     cooldown_lr_factor: float = field(default=0.0, metadata=affects(NUMERICS, compiled=False))
-    """Learning rate after the cool-down, as a multiple of `optimizer.lr`."""
+    """Final learning rate after the cool-down, as a multiple of `optimizer.lr`."""
 
     decay_steps: int | None = field(default=None, metadata=affects(NUMERICS, compiled=False))
-    """Length of the whole schedule in steps, warm-up and cool-down included. null: `trainer.max_steps`."""
+    """Length of the whole schedule in steps, including warm-up and cool-down. null: `trainer.max_steps`."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges; the parts must fit in the whole."""
+        """Check ranges, and that the cool-down factor has an effect."""
         yield from own_name(self)
         yield from at_least(self, 0, "warmup_steps", "cooldown_steps", "cooldown_lr_factor")
         yield from at_least(self, 1, "decay_steps")
         if self.cooldown_steps == 0 and self.cooldown_lr_factor != 0:
             given = {"cooldown_lr_factor": self.cooldown_lr_factor, "cooldown_steps": 0}
-            yield Problem(given, "without a cool-down its end has no effect", "Set {cooldown_steps} above 0.")
+            yield Problem(given, "has no effect without a cool-down", "Set {cooldown_steps} above 0.")
 
     def length_rules(self, max_steps: int) -> Iterator[Problem]:
-        """The rule that the parts fit in the schedule, where `trainer.max_steps` is this. Keys are whole."""
+        """Check that warm-up and cool-down fit in a run of `max_steps` steps. Keys are complete."""
         warmup, cooldown = self.warmup_steps, self.cooldown_steps
         total, whole = self.decay_steps, "scheduler.decay_steps"
         if total is None:
@@ -60,13 +60,13 @@ class SchedulerConfig(ConfigDict):
 
 @config_dataclass
 class ConstantConfig(SchedulerConfig):
-    """`optimizer.lr` all the time."""
+    """A constant learning rate, `optimizer.lr`."""
 
     name: str = "constant"
-    """Which schedule this is."""
+    """Name of the schedule, set by the option."""
 
     def rules(self) -> Iterator[Problem]:
-        """The length matters for the cool-down only."""
+        """Check that a length is given only with a cool-down, where it has an effect."""
         yield from super().rules()
         if self.decay_steps is not None and self.cooldown_steps == 0:
             given = {"decay_steps": self.decay_steps, "cooldown_steps": 0}
@@ -75,43 +75,43 @@ class ConstantConfig(SchedulerConfig):
 
 @config_dataclass
 class _DecayConfig(SchedulerConfig):
-    """A main part that falls."""
+    """A schedule whose main part decays."""
 
     end_lr_factor: float = field(default=0.1, metadata=affects(NUMERICS, compiled=False))
     """Learning rate at the end of the main part, as a multiple of `optimizer.lr`."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges."""
+        """Check ranges."""
         yield from super().rules()
         yield from at_least(self, 0, "end_lr_factor")
 
 
 @config_dataclass
 class CosineConfig(_DecayConfig):
-    """Half a cosine from `optimizer.lr` down to `end_lr_factor` times that."""
+    """Half a cosine from `optimizer.lr` down to `end_lr_factor * optimizer.lr`."""
 
     name: str = "cosine"
-    """Which schedule this is."""
+    """Name of the schedule, set by the option."""
 
 
 @config_dataclass
 class LinearConfig(_DecayConfig):
-    """A straight line from `optimizer.lr` down to `end_lr_factor` times that."""
+    """A linear decay from `optimizer.lr` to `end_lr_factor * optimizer.lr`."""
 
     name: str = "linear"
-    """Which schedule this is."""
+    """Name of the schedule, set by the option."""
 
 
 @config_dataclass
 class ExponentialConfig(_DecayConfig):
-    """The same ratio every step, from `optimizer.lr` down to `end_lr_factor` times that."""
+    """An exponential decay from `optimizer.lr` to `end_lr_factor * optimizer.lr`."""
 
     name: str = "exponential"
-    """Which schedule this is."""
+    """Name of the schedule, set by the option."""
 
     def rules(self) -> Iterator[Problem]:
-        """An exponential never reaches 0."""
+        """Check that the end is above 0, which an exponential never reaches."""
         yield from super().rules()
         if self.end_lr_factor == 0:
             given = {"end_lr_factor": self.end_lr_factor}
-            yield Problem(given, "an exponential never reaches 0", "Set it above 0, for example to 0.1.")
+            yield Problem(given, "an exponential decay never reaches 0", "Set {end_lr_factor} above 0, such as 0.1.")

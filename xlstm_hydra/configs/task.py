@@ -1,4 +1,4 @@
-"""What the command does with a run."""
+"""Config group `task`: train, evaluate, generate or plan."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from .model import SubModelConfig
 from .trainer import TrainerConfig
 
 PARAMETER_ROWS = ("modules", "all", "none")
-"""What the table of parameters of a plan has lines for."""
+"""Values of `PlanTaskConfig.parameters`."""
 
 SPLITS = ("validation", "train", "all")
-"""Parts of a corpus."""
+"""Parts of a corpus that can be evaluated."""
 
 
 @config_dataclass
 class TaskConfig(ConfigDict):
-    """What is done with the run that the other groups describe."""
+    """Fields of every task."""
 
     name: str = field(metadata=affects(BOOKKEEPING))
-    """Which task this is."""
+    """Name of the task, set by the option."""
 
     def rules(self) -> Iterator[Problem]:
-        """The name is the class's own."""
+        """Check that the name is that of the class."""
         yield from own_name(self)
 
     def model_rules(self, model: SubModelConfig) -> Iterator[Problem]:
-        """Every broken rule between the task and the model; keys are those of the task."""
+        """Yield every broken rule between the task and the model. Keys are relative to the task."""
         del model
         yield from ()
 
     def reads_data(self) -> bool:
-        """Whether examples of the group `data` are read, `trainer.batch_size` at a time."""
+        """True if the task reads examples of the group `data`, in batches of `trainer.batch_size`."""
         return True
 
 
 @config_dataclass
 class TrainTaskConfig(TaskConfig):
-    """Train the model and save it."""
+    """Train the model and save checkpoints."""
 
     name: str = "train"
-    """Which task this is."""
+    """Name of the task, set by the option."""
 
 
 @config_dataclass
@@ -56,11 +56,11 @@ class _CheckpointTaskConfig(TaskConfig):
     """A task that uses the parameters of a checkpoint."""
 
     checkpoint: str = field(metadata=affects(BOOKKEEPING))
-    """Run folder whose parameters are used, those of its latest step, or of step N with `@N` behind it. The config
-    must have the same model; `--from RUN` takes both from there. The layout may differ."""
+    """Run folder with the parameters to use, from its latest step, or from step N with `RUN@N`. The model in the config
+    must be the same; `--from RUN` sets both. The layout may differ."""
 
     def rules(self) -> Iterator[Problem]:
-        """There must be a checkpoint."""
+        """Check that a checkpoint is given."""
         yield from super().rules()
         if not self.checkpoint.partition("@")[0].strip():
             rule = "must name a run folder, such as outputs/my_run or outputs/my_run@200"
@@ -69,20 +69,20 @@ class _CheckpointTaskConfig(TaskConfig):
 
 @config_dataclass
 class EvaluateTaskConfig(_CheckpointTaskConfig):
-    """The loss of a checkpoint on the data of the group `data`, with the batches of `trainer.batch_size`. Every target
-    counts the same."""
+    """Compute the loss of a checkpoint on the data of the group `data`, in batches of `trainer.batch_size`. The loss is
+    the mean over all target tokens."""
 
     name: str = "evaluate"
-    """Which task this is."""
+    """Name of the task, set by the option."""
 
     split: str = field(default="validation", metadata=affects(BOOKKEEPING))
-    """Part of the corpus: validation or train, as `data.validation_fraction` cuts it, or all of it."""
+    """Part of the corpus to evaluate: validation, train (as split by `data.validation_fraction`) or all."""
 
     num_batches: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Batches, evenly spread over the part. null: all of it."""
+    """Number of batches to evaluate, spread evenly over the part. null: all batches."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges and names."""
+        """Check ranges and names."""
         yield from super().rules()
         yield from one_of(self, "split", SPLITS)
         yield from at_least(self, 1, "num_batches")
@@ -92,43 +92,45 @@ class EvaluateTaskConfig(_CheckpointTaskConfig):
 class GenerateTaskConfig(_CheckpointTaskConfig):
     """Continue a prompt, token by token, with the parameters of a checkpoint.
 
-    The layout says where the parameters live, and the compiler makes the exchanges; all data-parallel devices compute
-    the same. A model trained on bytes is given `prompt`, any other `prompt_tokens`.
+    The layout defines how the parameters are sharded, and the compiler inserts the communication. All data-parallel
+    devices compute the same samples. Set `prompt` for a model that was trained on bytes, and `prompt_tokens` for any
+    other model.
     """
 
     name: str = "generate"
-    """Which task this is."""
+    """Name of the task, set by the option."""
 
     prompt: str = field(default="", metadata=affects(BOOKKEEPING))
-    """Beginning of a document, which the model continues. Empty: the model begins it too."""
+    """Text for the model to continue, the beginning of a document. Empty: generate a document from its beginning."""
 
     prompt_tokens: list[int] | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Token ids to continue, for a model that was not trained on bytes. null: `prompt`."""
+    """Token ids for the model to continue, if it was not trained on bytes. null: use `prompt`."""
 
     max_new_tokens: int = field(default=256, metadata=affects(BOOKKEEPING))
-    """Tokens after which a sample ends."""
+    """Maximum number of generated tokens per sample."""
 
     stop_token: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Token that ends a sample before; it is no part of it. null: in text the byte 0, with which the next document
-    begins, and none after `prompt_tokens`."""
+    """Token id that ends a sample early, and is not part of it. null: for text the byte 0, with which the next document
+    would begin; with `prompt_tokens`, no such token."""
 
     num_samples: int = field(default=1, metadata=affects(BOOKKEEPING))
-    """Continuations of the same prompt, computed side by side."""
+    """Number of continuations of the same prompt, generated together."""
 
     temperature: float = field(default=1.0, metadata=affects(BOOKKEEPING))
-    """The logits are divided by this before a token is drawn. 0: take the likeliest token."""
+    """Sampling temperature: the logits are divided by it. 0: always choose the most likely token."""
 
     top_k: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Draw among this many of the likeliest tokens. null: among all."""
+    """Sample only from this number of most likely tokens. null: from all tokens."""
 
     top_p: float = field(default=1.0, metadata=affects(BOOKKEEPING))
-    """Draw among the fewest tokens whose probabilities sum to this, after `top_k`. 1: among all."""
+    """Sample only from the smallest set of most likely tokens whose probabilities sum to this, after `top_k`. 1: no
+    limit."""
 
     seed: int = field(default=0, metadata=affects(BOOKKEEPING))
-    """Seed of what is drawn. The samples differ from each other, and each depends on the seed and its number only."""
+    """Random seed for sampling. Every sample differs, and depends only on the seed and its own index."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges, one prompt, and nothing that greedy sampling leaves without effect."""
+        """Check ranges, that only one prompt is given, and that all settings of sampling have an effect."""
         yield from super().rules()
         yield from at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
         yield from at_least(self, 0, "temperature", "seed", "stop_token")
@@ -137,7 +139,7 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
         yield from below(self, 1, "top_p", inclusive=True)
         yield from self._prompt_rules()
         if self.temperature == 0:
-            fix = "With {temperature}=0 the likeliest token is taken: set {temperature} above 0, or leave this away."
+            fix = "Set {temperature} above 0 to sample, or remove this setting."
             for key in ("top_k", "top_p", "seed", "num_samples"):
                 yield from unused(self, key, "temperature", 0, fix)
 
@@ -146,19 +148,19 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
             return
         if self.prompt:
             given = {"prompt": self.prompt, "prompt_tokens": self.prompt_tokens}
-            yield Problem(given, "there can be one prompt only", "Leave one of them away.")
+            yield Problem(given, "only one prompt is allowed", "Remove one of them.")
         if not self.prompt_tokens or min(self.prompt_tokens) < 0:
-            rule = "needs one token id or more, each 0 or more"
+            rule = "must contain at least one token id, each 0 or more"
             yield Problem({"prompt_tokens": self.prompt_tokens}, rule, "For example [464,2068].")
 
     def tokens(self) -> list[int]:
-        """The prompt as the model reads it. Text is a document of bytes, which begins with a 0."""
+        """Return the prompt as token ids. Text becomes bytes, with the token 0 that begins every document."""
         if self.prompt_tokens is not None:
             return self.prompt_tokens
         return [0, *self.prompt.encode("utf-8", errors="surrogateescape")]
 
     def model_rules(self, model: SubModelConfig) -> Iterator[Problem]:
-        """Token ids are below the size of the vocabulary, and the model can read so many of them."""
+        """Check the token ids against the vocabulary, and the length against the model."""
         size = model.get("vocab_size")
         if not isinstance(size, int) or size < 1:
             return
@@ -170,57 +172,59 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
             fix = "Give token ids in {prompt_tokens}."
             yield Problem({"prompt": self.prompt, "/model.vocab_size": size}, "text needs 256 token ids", fix)
         if self.top_k is not None and self.top_k > size:
-            fix = "Leave {top_k} away to draw among all."
-            yield Problem({"top_k": self.top_k, "/model.vocab_size": size}, "there are fewer token ids", fix)
+            fix = "Remove {top_k} to sample from all tokens."
+            yield Problem({"top_k": self.top_k, "/model.vocab_size": size}, "exceeds the vocabulary size", fix)
         yield from model.generation_rules(len(self.tokens()), self.max_new_tokens)
 
     def reads_data(self) -> bool:
-        """There is the prompt instead."""
+        """Return False: the input is the prompt."""
         return False
 
 
 @config_dataclass
 class PlanTaskConfig(TaskConfig):
-    """Say what training would cost on devices that need not be there: memory, work, communication and time of a
-    step."""
+    """Predict the memory, FLOPs, communication and time of a training step, on devices that need not be present."""
 
     name: str = "plan"
-    """Which task this is."""
+    """Name of the task, set by the option."""
 
     num_devices: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Devices of the planned run, over all hosts. null: as many as one host of the device has."""
+    """Number of devices of the planned run, over all hosts. null: the devices of one host
+    (`device.devices_per_host`)."""
 
     device: str | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Name of an option of the group `device`: the kind of the devices. null: what that group is set to."""
+    """Option of the group `device` to plan for, such as `h100_80gb`. null: the config of the group `device`."""
 
     parameters: str = field(default="modules", metadata=affects(BOOKKEEPING))
-    """Lines of the table of parameters: one for each of the modules, or all of them, or none."""
+    """Rows of the parameter table: modules (one per module), all (one per parameter) or none (no table)."""
 
     compile: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Compile the step for as many simulated CPU devices as well, and show what the compiler says beside the plan."""
+    """Also compile the step for the same number of simulated CPU devices, and show the compiler's figures next to the
+    plan."""
 
     search: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Compare the layouts that so many devices allow, and show the best ones. The exit status is then that of the best
-    one."""
+    """Compare the possible layouts on this number of devices, and show the best ones. The exit status is that of the
+    best layout."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges."""
+        """Check ranges."""
         yield from super().rules()
         yield from at_least(self, 1, "num_devices")
         yield from below(self, 2**31, "num_devices")
         yield from one_of(self, "parameters", PARAMETER_ROWS)
 
     def place_rules(self, distributed: DistributedConfig, trainer: TrainerConfig) -> Iterator[Problem]:
-        """What says where a run is started has no effect on its plan. Keys are whole."""
+        """Check that settings without effect on a plan, such as addresses of processes, are not set. Keys are
+        complete."""
         placed = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
         values = {f"distributed.{key}": distributed.get(key) for key in placed}
         values["trainer.simulated_devices"] = trainer.simulated_devices
         if given := {key: value for key, value in values.items() if value is not None}:
-            rule = "a plan uses no device, and task.num_devices says how many the run has"
-            yield Problem(given, rule, "Leave this away.", unused=dict.fromkeys(given))
+            rule = "has no effect on a plan, which uses no devices; task.num_devices sets the number of the planned run"
+            yield Problem(given, rule, "Remove this setting.", unused=dict.fromkeys(given))
 
     def launch_rules(self, process: ProcessInfo | None) -> Iterator[Problem]:
-        """A plan is made once, wherever the run will have its processes."""
+        """Check that a single process makes the plan."""
         if process is not None:
-            rule = f"a plan is made by one process, and this is process {process.process_id} of {process.num_processes}"
-            yield Problem({"name": self.name}, rule, "Leave out srun.")
+            rule = f"a plan needs one process, but this is process {process.process_id} of {process.num_processes}"
+            yield Problem({"name": self.name}, rule, "Run the command without srun.")

@@ -1,4 +1,4 @@
-"""How long and with what batches."""
+"""Config group `trainer`: the training loop."""
 
 from __future__ import annotations
 
@@ -13,67 +13,67 @@ from ._fields import BOOKKEEPING, LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, one_of
 
 REMAT_POLICIES = ("nothing", "dots", "dots_with_no_batch_dims")
-"""What a recomputed module may keep for the backward pass, by the names of `jax.checkpoint_policies`."""
+"""Values of `remat_policy`, similar to the names in `jax.checkpoint_policies`."""
 
 
 @config_dataclass
 class TrainerConfig(ConfigDict, schema="trainer"):
-    """The training loop."""
+    """The training loop: steps, batches, validation, and where it runs."""
 
     max_steps: int = field(default=300, metadata=affects(NUMERICS, compiled=False))
-    """Optimizer steps in the whole run."""
+    """Number of optimizer steps in the whole run."""
 
     batch_size: int = field(default=8, metadata=affects(NUMERICS))
     """Examples per optimizer step, over all devices and processes."""
 
     gradient_accumulate_steps: int = field(default=1, metadata=affects(LAYOUT))
-    """Parts that a step's batch is computed in, one after the other, to save memory. The gradient is that of the
-    whole."""
+    """Number of parts into which the batch of a step is split. They are computed one after the other to save memory.
+    The gradient is that of the whole batch."""
 
     pipeline_microbatches: int | None = field(default=None, metadata=affects(LAYOUT))
-    """Parts that the rows of each device go through the pipeline in, at least as many as there are stages. More parts
-    leave the stages idle for a smaller share of the time, (stages - 1) / (parts + stages - 1). null: up to 4 per stage,
-    as far as the rows divide."""
+    """Number of microbatches into which the examples of each device are split for the pipeline, at least the number of
+    stages. More microbatches reduce the idle fraction of the time, (stages - 1) / (microbatches + stages - 1). null: up
+    to 4 per stage, as far as the examples divide."""
 
     pipeline_remat: bool = field(default=False, metadata=affects(LAYOUT))
-    """Keep only what enters a pipeline stage for the backward pass, and compute the whole stage again there. Beside
-    `parallel.remat` it is a second recomputation."""
+    """Recompute every whole pipeline stage in the backward pass, so that only its input is stored. If `parallel.remat`
+    is also set, modules are recomputed twice."""
 
     remat_policy: str = field(default="nothing", metadata=affects(LAYOUT))
-    """What the modules that `parallel.remat` names keep for the backward pass instead of recomputing it: nothing (least
-    memory), dots (the result of every matrix product) or dots_with_no_batch_dims (of those products only that are not
-    batched, as dense layers are and the products inside the cell are not)."""
+    """Intermediate results that the modules in `parallel.remat` store instead of recomputing: nothing (least memory),
+    dots (the results of all matrix products) or dots_with_no_batch_dims (only those of unbatched products, such as
+    dense layers, but not the batched products inside the cell)."""
 
     seed: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
-    """Seed of the initial parameters and of dropout."""
+    """Random seed for the initial parameters and dropout."""
 
     eval_every_n_steps: int = field(default=100, metadata=affects(BOOKKEEPING))
-    """Steps between validations. 0: only at the end."""
+    """Steps between validations. 0: validate only at the end."""
 
     eval_batches: int = field(default=8, metadata=affects(BOOKKEEPING))
-    """Batches per validation, always the same ones. 0: no validation at all."""
+    """Number of batches per validation, the same ones every time. 0: no validation."""
 
     simulated_devices: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """Run each process on this many simulated CPU devices, to try a layout. null: on the devices that there are."""
+    """Number of simulated CPU devices per process, for trying a layout without the hardware. null: use the real
+    devices."""
 
     compilation_cache_dir: str | None = field(default="auto", metadata=affects(BOOKKEEPING))
-    """Folder that what training compiles is kept in, for later runs that need the same programs; all processes must see
-    it. Whoever may write in it can run code here, so a folder that others than this user may write is not used, and a
-    folder that a checkpoint recorded is replaced by auto. auto: the one that JAX has been given, as by
-    `JAX_COMPILATION_CACHE_DIR`, else `~/.cache/xlstm_hydra/compiled` (in `XDG_CACHE_HOME` if that is set). null:
-    nothing is kept."""
+    """Folder in which compiled programs are cached for later runs. All processes must have access to it. Anyone who can
+    write to it can run code in this process, so a folder that other users can write to is not used, and a folder from
+    the metadata of a checkpoint is replaced by auto. auto: JAX's own setting, such as `JAX_COMPILATION_CACHE_DIR`, or
+    else `~/.cache/xlstm_hydra/compiled` (inside `XDG_CACHE_HOME` if that is set). null: no cache."""
 
     ignore_plan: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Train also where the plan says that the devices have too little memory."""
+    """Train even if the predicted memory exceeds that of the devices."""
 
     check_for_nan: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Stop with an error at the first loss that is not finite, before it is saved."""
+    """Stop with an error at the first loss that is not finite, before a checkpoint with it is saved."""
 
     debug_nans: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Stop at the first operation that gives NaN and show where it is. Slow."""
+    """Stop at the first operation that produces a NaN and show its place in the code. Slow."""
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges; parts must divide the batch."""
+        """Check ranges, and that the parts divide the batch."""
         yield from at_least(self, 1, "max_steps", "batch_size", "gradient_accumulate_steps")
         yield from at_least(self, 1, "pipeline_microbatches", "simulated_devices")
         yield from one_of(self, "remat_policy", REMAT_POLICIES)
@@ -91,18 +91,18 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         if folder is None or folder == "auto":
             return
         if not folder.strip():
-            yield Problem({"compilation_cache_dir": folder}, "must name a folder", "null keeps nothing.")
+            yield Problem({"compilation_cache_dir": folder}, "must name a folder", "Set it to null for no cache.")
         elif "://" in folder:
-            fix = "Leave {compilation_cache_dir}=auto, and set JAX_COMPILATION_CACHE_DIR, which JAX reads itself."
-            yield Problem({"compilation_cache_dir": folder}, "is no folder of this host", fix)
+            fix = "Leave {compilation_cache_dir}=auto, and set JAX_COMPILATION_CACHE_DIR, which JAX itself reads."
+            yield Problem({"compilation_cache_dir": folder}, "must be a folder on this host", fix)
 
     def batch_rules(self, data: int, fsdp: int, pipeline: int | None) -> Iterator[Problem]:
-        """The rule that the batch divides on mesh axes of these sizes. Keys are whole."""
+        """Check that the batch divides over mesh axes of these sizes. Keys are complete."""
         batch, parts = self.batch_size, max(self.gradient_accumulate_steps, 1)
         if batch < 1:
             return
         needed, microbatches = self.batch_unit(data, fsdp, pipeline), max(self.pipeline_microbatches or 1, 1)
-        if batch % parts:  # reported for the trainer
+        if batch % parts:  # reported by the trainer's own rules
             needed, parts = needed // parts, 1
         terms = {
             "parallel.data_axis_size": data,
@@ -124,14 +124,14 @@ class TrainerConfig(ConfigDict, schema="trainer"):
             yield Problem({"trainer.batch_size": batch, **given}, rule, f"Set trainer.batch_size to {choices}.")
 
     def batch_unit(self, data: int, fsdp: int, pipeline: int | None) -> int:
-        """Return what must divide the batch on mesh axes of these sizes."""
+        """Return the number that must divide the batch on mesh axes of these sizes."""
         stages, microbatches = max(pipeline or 1, 1), max(self.pipeline_microbatches or 1, 1)
         # The rows must divide into microbatches for the stages, and into one share per stage for the head.
         rows = math.lcm(stages, microbatches) if stages > 1 else 1
         return data * fsdp * max(self.gradient_accumulate_steps, 1) * rows
 
     def microbatches(self, data: int, fsdp: int, pipeline: int) -> int:
-        """Return the number of parts that the rows of a device go through a pipeline in, for a batch that divides."""
+        """Return the number of microbatches of a pipeline, for a batch that divides."""
         if pipeline == 1:
             return 1
         if self.pipeline_microbatches is not None:
@@ -140,7 +140,7 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         return max(count for count in divisors(rows) if count <= 4 * pipeline)
 
     def pipeline_rules(self, stages: int) -> Iterator[Problem]:
-        """The rules of the settings of the pipeline, where there is one and where there is none. Keys are whole."""
+        """Check the pipeline settings for this number of stages. Keys are complete."""
         where, microbatches = {"parallel.pipeline_axis_size": stages}, self.pipeline_microbatches
         settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": self.pipeline_remat}
         given = {key: value for key, value in settings.items() if value}
@@ -151,4 +151,4 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         if microbatches is not None and 0 < microbatches < stages:
             given = {"trainer.pipeline_microbatches": microbatches, **where}
             fix = f"Set trainer.pipeline_microbatches to {stages} or more, or remove it."
-            yield Problem(given, "with fewer microbatches than stages some stages are idle all the time", fix)
+            yield Problem(given, "with fewer microbatches than stages, some stages would always be idle", fix)

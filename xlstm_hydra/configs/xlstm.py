@@ -1,4 +1,4 @@
-"""The xLSTM[a:b] family (arXiv 2405.04517): a stack in which some blocks are sLSTM blocks, the others mLSTM blocks."""
+"""Options of the config group `model`: xLSTM[a:b] (arXiv 2405.04517), a stack of sLSTM and mLSTM blocks."""
 
 from __future__ import annotations
 
@@ -28,46 +28,48 @@ _SLSTM_FIELDS = (
 
 @config_dataclass
 class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field's name for it)
-    """xLSTM[a:b]: original mLSTM blocks, and sLSTM blocks at the places that are listed.
+    """xLSTM[a:b]: a stack of original mLSTM blocks, with sLSTM blocks at the positions in `slstm_at`.
 
-    An sLSTM block (section 2.2) has a scalar memory per channel whose gates read the last output of their head; a
-    gated feed-forward layer follows. Fields that begin with `slstm_`, and the three of the feed-forward layer, are of
-    the sLSTM blocks. `gate_soft_cap` and `gate_dtype` (of input and forget gates), `cell_norm_type` and the rounding
-    of widths are of both kinds; the other fields of the mLSTM layer keep their names and are its own.
-    """
+    An sLSTM block (section 2.2) has a scalar memory per channel, whose gates read the last output of their head. A
+    feed-forward layer follows. The fields that begin with `slstm_` and the three of the feed-forward layer (`ff_type`,
+    `act_fn`, `ff_dtype`) apply to the sLSTM blocks. `gate_soft_cap`, `gate_dtype` (input and forget gates),
+    `cell_norm_type` and the rounding of widths apply to both kinds of blocks. All other fields of the layer apply to
+    the mLSTM blocks."""
 
     flax_class = "xlstm_hydra.models.xLSTM"
 
     slstm_at: list[int] = field(default_factory=list, metadata=affects(PARAMETERS))
-    """Numbers of the sLSTM blocks, from 0, in any order; all others are mLSTM blocks. Where `scan_blocks` is set, the
-    blocks after which this pattern repeats are compiled as one; a pattern that never repeats compiles every block."""
+    """Indices of the sLSTM blocks, from 0, in any order. All other blocks are mLSTM blocks. If `scan_blocks` is set,
+    one period of the pattern is compiled and scanned; if the pattern does not repeat, every block is compiled."""
 
     slstm_conv1d_kernel_size: int = field(default=4, metadata=affects(PARAMETERS))
-    """Tokens that the causal convolution before the sLSTM's input and forget gates sees: the current one and those
-    before it. 0: no convolution."""
+    """Number of tokens seen by the causal convolution before the input and forget gates of the sLSTM: the current one
+    and those before it. 0: no convolution."""
 
     slstm_forget_gate: str = field(default="sigmoid", metadata=affects(NUMERICS))
-    """The sLSTM's forget gate, a function of its pre-activation: sigmoid or exp. The input gate is always exp."""
+    """Activation function of the sLSTM's forget gate: sigmoid or exp. The input gate always uses exp."""
 
     slstm_fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0], metadata=affects(NUMERICS))
-    """Initial bias of the sLSTM's forget gates, [low, high], spread evenly over the channels of every head."""
+    """Initial biases of the sLSTM's forget gates, [low, high]: evenly spaced from low to high over the channels of
+    every head."""
 
     slstm_proj_factor: float = field(default=4 / 3, metadata=affects(PARAMETERS))
-    """Width of the feed-forward layer after the sLSTM, as a multiple of the embedding width; it is rounded like the
+    """Width of the feed-forward layer after the sLSTM, as a multiple of the embedding width. It is rounded like the
     up-projection of the mLSTM blocks."""
 
     ff_type: str = field(default="ffn_gated", metadata=affects(PARAMETERS))
-    """Feed-forward layer of the sLSTM blocks. ffn_gated: act(x Wg) * (x Wu), then down. ffn: act(x Wu), then down."""
+    """Feed-forward layer of the sLSTM blocks, followed by a down-projection. ffn_gated: act(x Wg) * (x Wu). ffn: act(x
+    Wu)."""
 
     act_fn: str = field(default="gelu", metadata=affects(NUMERICS))
-    """Activation of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
+    """Activation function of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
 
     ff_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
-    """Type that the feed-forward layer is computed in. null: `dtype`."""
+    """Data type of the feed-forward layer. null: same as `dtype`."""
 
     reset_at_document_boundaries: bool = False
-    """Forget the last document where a new one begins: the mLSTM sets its forget gate to `reset_fgate_value`, the
-    sLSTM starts from its initial state."""
+    """Reset the memory at the start of every document: the mLSTM sets its forget gate to `reset_fgate_value`, the sLSTM
+    restarts from its initial state."""
 
     def __post_init__(self) -> None:
         self.slstm_at = sorted(self.slstm_at)
@@ -78,11 +80,11 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
         return rounded_dim(self, self.slstm_proj_factor)
 
     def is_slstm(self, block: int) -> bool:
-        """Whether the block of this number, of the stack or of its period, is an sLSTM block."""
+        """True if the block with this index in the stack or in its period is an sLSTM block."""
         return block in self.slstm_at
 
     def scan_period(self) -> int:
-        """Blocks after which the pattern of sLSTM and mLSTM blocks repeats."""
+        """Return the number of blocks after which the pattern of sLSTM and mLSTM blocks repeats."""
         places = self._slstm_places()
         for period in divisors(self.num_blocks):
             first = {block for block in places if block < period}
@@ -93,7 +95,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
         return 1
 
     def block_classes(self) -> tuple[str, ...]:
-        """Class names of the kinds of blocks that the stack has."""
+        """Class names of the kinds of blocks in the stack."""
         return (*(["mLSTMBlock"] if self._has_mlstm() else []), *(["sLSTMBlock"] if self.slstm_at else []))
 
     def module_classes(self) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
         return tuple(names)
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges, names, places, and fields of blocks that there are none of."""
+        """Check ranges, names, positions, and that fields of absent kinds of blocks are not set."""
         yield from super().rules()
         yield from self._place_rules()
         yield from at_least(self, 0, "slstm_conv1d_kernel_size")
@@ -141,20 +143,20 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
             given = {"slstm_at": self.slstm_at, "num_blocks": self.num_blocks}
             yield Problem(given, f"there is no block {either(outside)}", f"Blocks are 0 to {self.num_blocks - 1}.")
         if twice := sorted({block for block in self.slstm_at if self.slstm_at.count(block) > 1}):
-            yield Problem({"slstm_at": self.slstm_at}, f"names block {either(twice)} more than once")
+            yield Problem({"slstm_at": self.slstm_at}, f"lists block {either(twice)} more than once")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """The feed-forward width is cut over the tensor-parallel devices too."""
+        """Also check that the feed-forward width divides over the tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         if self.slstm_at:
             yield from splits(self, "slstm_proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")
 
     def longer_stack(self, num_blocks: int) -> str:
-        """What to type for a stack that repeats the same pattern."""
+        """Return what to type for a longer stack with the same pattern."""
         period = self.scan_period()
         first = [block for block in self.slstm_at if block < period]
         if num_blocks > 1000:
-            return f"{{num_blocks}} to {num_blocks} with the {{slstm_at}} of every {period} blocks"
+            return f"{{num_blocks}} to {num_blocks} and repeat {{slstm_at}} every {period} blocks"
         places = [start + block for start in range(0, num_blocks, period) for block in first]
         return f"{{num_blocks}} to {num_blocks} and {{slstm_at}} to [{','.join(map(str, places))}]"
 

@@ -1,4 +1,4 @@
-"""Batches of examples: shuffled, cut over processes, and resumable. The loading is grain's."""
+"""Batches of examples: shuffled, split over processes, and resumable. Examples are loaded with grain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._corpus import Example, Source
 
 
 class _Rows:
-    """The examples of one process: of every global batch from `first_batch` on, the same rows, in the same order."""
+    """The examples of one process: the same rows, in the same order, of every global batch from `first_batch` on."""
 
     def __init__(self, examples: Any, batch_size: int, rows: Sequence[int], first_batch: int) -> None:
         self._examples, self._batch, self._rows, self._first = examples, batch_size, rows, first_batch
@@ -28,7 +28,8 @@ class _Rows:
 
 
 class Batches:
-    """Endless batches of one process. The position in them is a number of batches, the same in all processes."""
+    """Infinite iterator over the batches of one process. Its position is the number of batches taken, which is the same
+    in all processes."""
 
     def __init__(self, examples: Any, batch_size: int, rows: Sequence[int], prefetch: int) -> None:
         self._examples, self._batch, self._rows, self._prefetch = examples, batch_size, rows, prefetch
@@ -44,11 +45,11 @@ class Batches:
 
     @property
     def position(self) -> int:
-        """Batches taken since the beginning of the data."""
+        """Number of batches taken since the beginning of the data."""
         return self._position
 
     def seek(self, position: int) -> None:
-        """Go to where `position` batches have been taken."""
+        """Move to the position after the first `position` batches."""
         rows = grain.MapDataset.source(_Rows(self._examples, self._batch, self._rows, position))
         threads, buffered = (1, self._prefetch * len(self._rows)) if self._prefetch else (0, 0)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
@@ -57,23 +58,36 @@ class Batches:
 
 
 def train_batches(corpus: Source, config: DataConfig, batch_size: int, rows: Sequence[int] | None = None) -> Batches:
-    """Endless batches, shuffled anew in every epoch.
+    """Return infinite training batches, reshuffled in every epoch.
 
-    Which examples form a global batch does not depend on who loads which of its rows.
+    The examples of a global batch do not depend on the number of processes or on the rows that each one loads.
 
     Args:
         corpus: the examples.
-        config: its `seed` sets the order.
+        config: its `seed` determines the order, and `prefetch` the number of batches to load ahead.
         batch_size: examples per step over all processes.
-        rows: those of a global batch that this process loads; all, if None.
+        rows: rows of each global batch that this process loads. None: all.
+
+    Returns:
+        Batches with the arrays of an `Example`, each of shape `[len(rows), context_length]`.
     """
     examples = grain.MapDataset.source(corpus).seed(config.seed).shuffle().repeat()
     return Batches(examples, batch_size, range(batch_size) if rows is None else rows, config.prefetch)
 
 
 def spread_batches(corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None) -> Iterator[Example]:
-    """These rows (all, if None) of the first `count` batches, evenly spread over the corpus and always the same. A
-    batch that the corpus does not fill is filled with padding."""
+    """Yield batches of examples that are evenly spread over the corpus and always the same. An incomplete batch is
+    padded.
+
+    Args:
+        corpus: the examples.
+        batch_size: examples per batch over all processes.
+        count: maximum number of batches.
+        rows: rows of each global batch to load. None: all.
+
+    Yields:
+        Batches with the arrays of an `Example`, each of shape `[len(rows), context_length]`.
+    """
     wanted = min(count * batch_size, len(corpus))
     chosen = np.linspace(0, len(corpus) - 1, wanted).round().astype(int)
     padding = {key: np.zeros_like(value) for key, value in corpus[0].items()}

@@ -1,8 +1,8 @@
-"""Tokens in fixed-length examples.
+"""Corpora: token sequences split into examples of fixed length.
 
-An example is a dict of arrays of `context_length`: `inputs` and `targets` (the inputs one token later), int32;
-`document_borders`, true where an input begins a document or the example; and `loss_mask`, false where a target is
-padding.
+An example is a dict of arrays of shape `[context_length]`: `inputs` and `targets` (the inputs shifted by one token),
+int32; `document_borders`, bool, True for the first input of a document and of the example; and `loss_mask`, bool, False
+for targets that are padding.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ._files import find_documents, show_path
 Example = dict[str, np.ndarray]
 
 SEPARATOR = 0
-"""Byte that every document begins with."""
+"""Token before every document."""
 
 ENTROPY_SAMPLE = 1 << 24
-"""Bytes that the unigram entropy is measured on at most."""
+"""Maximum number of bytes used to estimate the unigram entropy."""
 
 
 class Source(Protocol):
@@ -39,10 +39,10 @@ class Source(Protocol):
 
 
 class ByteCorpus:
-    """Documents as one long stream of bytes, cut into examples. Files are read where an example needs them.
+    """Documents as one stream of bytes, split into examples. Files are read when an example needs them.
 
-    Example i holds the stream's bytes [start + i * length, start + (i + 1) * length] as inputs, so that each byte of
-    the range but the first is a target once.
+    The inputs of example i are the bytes [start + i * length, start + (i + 1) * length) of the stream, so each byte of
+    the range except the first is a target exactly once.
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class ByteCorpus:
         return _example(tokens, documents)
 
     def read(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [begin, end) of the stream, and for each the number of its document, from 1 within the range."""
+        """Return the tokens [begin, end) of the stream, and the number of the document of each token. Documents are
+        numbered from 1 within the range."""
         first = int(np.searchsorted(self._offsets, begin, side="right")) - 1
         tokens = np.full(end - begin, SEPARATOR, np.int32)
         documents = np.zeros(end - begin, np.int32)
@@ -82,15 +83,15 @@ class ByteCorpus:
         return tokens, documents
 
     unit = "byte"
-    """What a token is."""
+    """Name of a token in messages."""
 
     def fingerprint(self) -> str:
-        """Changes whenever a token may be elsewhere: when a file is added, removed, renamed or of another size."""
+        """Return a digest that changes if tokens may have moved: if a file is added, removed, renamed or resized."""
         record = [self._length, self._start, self._stop, self._names, self._offsets.tolist()]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def unigram_entropy(self) -> float:
-        """Bits per byte of a model that knows the frequency of each byte and nothing else."""
+        """Return the entropy of the byte frequencies, in bits per byte. A unigram model cannot have a lower loss."""
         tokens, _ = self.read(self._start, min(self._stop, self._start + ENTROPY_SAMPLE))
         counts = np.bincount(tokens, minlength=256)
         shares = counts[counts > 0] / counts.sum()
@@ -98,7 +99,7 @@ class ByteCorpus:
 
 
 def _example(tokens: np.ndarray, documents: np.ndarray) -> Example:
-    """An example from length + 1 tokens and the number of each one's document, 0 for padding."""
+    """Return an example, given length + 1 tokens and the document number of each token (0: padding)."""
     borders = np.diff(documents[:-1], prepend=-1) != 0
     return {"inputs": tokens[:-1], "targets": tokens[1:], "document_borders": borders, "loss_mask": documents[1:] > 0}
 
@@ -108,12 +109,12 @@ def _read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
         stream.seek(offset)
         content = stream.read(count)
     if len(content) < count:
-        raise OSError(f"{show_path(file)} has become shorter while the run was reading it")
+        raise OSError(f"{show_path(file)} was truncated while the run was reading it")
     return np.frombuffer(content, np.uint8)
 
 
 class SyntheticCorpus:
-    """Sequences that repeat a random motif of their own, made when they are asked for."""
+    """Sequences that each repeat their own random motif, generated on demand."""
 
     def __init__(self, config: SyntheticDataConfig, length: int, vocab_size: int, start: int, stop: int) -> None:
         self._config, self._length, self._vocab_size = config, length, vocab_size
@@ -129,15 +130,15 @@ class SyntheticCorpus:
         return _example(tokens, np.ones_like(tokens))
 
     unit = "token"
-    """What a token is."""
+    """Name of a token in messages."""
 
     def fingerprint(self) -> str:
-        """Changes whenever another example may be made."""
+        """Return a digest of everything that the examples depend on."""
         record = [self._config.to_dict(), self._length, self._vocab_size, self._start, self._stop]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def unigram_entropy(self) -> float:
-        """Bits per token of a model that knows the frequency of each token and nothing else."""
+        """Return the entropy of the token frequencies, which are uniform, in bits per token."""
         return math.log2(self._vocab_size)
 
 
@@ -145,10 +146,10 @@ Corpus = ByteCorpus | SyntheticCorpus
 
 
 def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tuple[Corpus, Corpus]:
-    """Training and validation examples of a source.
+    """Return the training and the validation examples of a corpus.
 
     Raises:
-        ConfigError: there are no files at `data.path`, or too little in them.
+        ConfigError: there are no files at `data.path`, or they have too few bytes.
     """
     if isinstance(config, SyntheticDataConfig):
         count = config.num_examples
@@ -163,7 +164,7 @@ def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tup
     if total - held_out <= context_length:
         given = {"model.context_length": context_length, "data.validation_fraction": config.validation_fraction}
         rule = f"the corpus has {total} bytes, too few for an example of each of training and validation"
-        raise ConfigError([Problem(given, rule, "Add text, or set model.context_length lower.")])
+        raise ConfigError([Problem(given, rule, "Add text, or lower model.context_length.")])
     cut = total - held_out
     train, validation = (
         ByteCorpus(root, files, sizes, context_length, *part, pad=config.pad_last) for part in ((0, cut), (cut, total))
@@ -172,10 +173,10 @@ def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tup
 
 
 def open_whole_corpus(config: DataConfig, context_length: int, vocab_size: int) -> Corpus:
-    """All examples of a source, with nothing kept out of them.
+    """Return all examples of a corpus, without a validation split.
 
     Raises:
-        ConfigError: there are no files at `data.path`, or too little in them.
+        ConfigError: there are no files at `data.path`, or they have too few bytes.
     """
     if isinstance(config, SyntheticDataConfig):
         return SyntheticCorpus(config, context_length, vocab_size, 0, config.num_examples)

@@ -1,4 +1,4 @@
-"""The files of a corpus, in an order that depends on their names only. Names may be any bytes."""
+"""The files of a corpus, in an order that depends only on their names. Names may contain any bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xlstm_hydra.problems import ConfigError, Problem
 log = logging.getLogger("xlstm_hydra")
 
 _SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
-"""Folders of the standard library that are not part of the corpus."""
+"""Folders of the standard library that are excluded from the corpus."""
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -31,10 +31,10 @@ _FIX = "Give a file, a folder with files in it, or a glob such as 'books/**/*.tx
 
 
 def find_documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]:
-    """Return the folder that names are relative to, the files, and their sizes.
+    """Return the root folder of a corpus, its files, and their sizes in bytes.
 
     Raises:
-        ConfigError: there are none at `data.path`, or some cannot be read.
+        ConfigError: there are no files at `data.path`, or some cannot be read.
     """
     if isinstance(config, TextDataConfig):
         with_key = {"data.path": config.path}
@@ -55,7 +55,7 @@ def find_documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]
 
 
 def show_path(path: Path | str) -> str:
-    """A path as text that can be printed anywhere on one line, whatever bytes its name has."""
+    """Return a path as printable text on one line, whatever bytes its name contains."""
     text = _bytes(str(path)).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else repr(text)[1:-1]
 
@@ -65,7 +65,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _text_files(path: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and what may be files at a path."""
+    """Return the root folder of a path, and the paths below it that may be files."""
     expanded = Path(os.path.expanduser(path))
     if glob.has_magic(path) and not os.path.lexists(expanded):
         plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts))
@@ -84,7 +84,7 @@ def _text_files(path: str) -> tuple[Path, list[Path]]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """What matches a glob and is not a folder, once each, whichever links lead there."""
+    """Return the paths that match a glob and are not folders. A file reached through several links is listed once."""
     found: dict[str, Path] = {}
     for name in sorted(glob.glob(pattern, recursive=True)):
         if not os.path.isdir(name):
@@ -93,7 +93,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _walk(root: Path) -> list[Path]:
-    """All that is not a folder below a folder, linked folders too, without what is hidden."""
+    """Return all paths below a folder that are not folders. Links are followed, hidden names are skipped."""
     files, seen = [], set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         real = os.path.realpath(folder)
@@ -109,10 +109,10 @@ def _raise(error: OSError) -> None:
 
 
 def _sizes(given: dict[str, str], files: Iterable[Path]) -> Iterator[tuple[Path, int]]:
-    """The files with their sizes. What is not a file, such as a FIFO, is left out with a warning.
+    """Yield the files with their sizes. Paths that are not regular files, such as FIFOs, are skipped with a warning.
 
     Raises:
-        ConfigError: some cannot be read.
+        ConfigError: some files cannot be read.
     """
     unreadable, others = [], []
     for file in files:
@@ -129,7 +129,7 @@ def _sizes(given: dict[str, str], files: Iterable[Path]) -> Iterator[tuple[Path,
             yield file, status.st_size
     if unreadable:
         more = f"; {len(unreadable)} files cannot be read" if len(unreadable) > 1 else ""
-        fix = "Make them readable, remove them, or give a glob that does not match them."
+        fix = "Make them readable, remove them, or use a glob that does not match them."
         raise ConfigError([Problem(given, f"{unreadable[0]}{more}", fix)])
     if others:
         log.warning("skipped %d paths that are not regular files, for example %s", len(others), others[0])

@@ -1,4 +1,4 @@
-"""The devices that JAX detects, and what it reports of their memory."""
+"""The devices that JAX detects, and the memory that it reports."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ MEMORY = "xlstm_hydra/memory"
 
 @dataclass(frozen=True)
 class DetectedDevices:
-    """What JAX reports of the devices that there are."""
+    """The devices as reported by JAX."""
 
     kind: str
-    """What it calls them."""
+    """JAX's name of the kind of device, such as `NVIDIA H100 80GB HBM3`."""
     platform: str
+    """JAX's name of the platform: `cpu`, `gpu` or `tpu`."""
     number: int
-    """Of all processes."""
+    """Number of devices of all processes."""
     per_host: int
-    """The most that a host has."""
+    """Largest number of devices on one host."""
     own_memory: int | None
-    """Bytes that the device with the least has; None where JAX does not report it."""
+    """Smallest memory of a device, in bytes; None if JAX does not report it."""
     host_share: float
-    """Bytes that each device has of its host's memory, which those use that have none of their own."""
+    """Bytes of host memory per device, for devices without memory of their own."""
     sharing: int
-    """Devices that share a host."""
+    """Number of devices that share a host."""
 
     @classmethod
     def simulated(cls, number: int) -> DetectedDevices:
-        """So many CPU devices of this host."""
+        """Return this number of simulated CPU devices on this host."""
         return cls("cpu", "cpu", number, number, None, host_memory() / number, number)
 
 
 def detect_devices() -> DetectedDevices:
-    """Return the devices of all processes, each with the memory that this one knows. Starts them."""
+    """Return the devices of all processes, with the memory known to this process. Starts the devices."""
     devices, local = jax.devices(), len(jax.local_devices())
     limits = _memory_stats("bytes_limit")
     return DetectedDevices(
@@ -57,7 +58,7 @@ def detect_devices() -> DetectedDevices:
 
 
 def detect_in_all_processes() -> DetectedDevices:
-    """Return the same with the least memory that a device of any process has. All processes call this."""
+    """Return the devices with the smallest memory over all processes. All processes must call this."""
     mine = detect_devices()
     memory = {"host": socket.gethostname(), "devices": mine.sharing, "own": mine.own_memory, "shared": host_memory()}
     processes = [json.loads(text) for text in gather_texts(MEMORY, json.dumps(memory))]
@@ -74,29 +75,28 @@ def detect_in_all_processes() -> DetectedDevices:
 
 
 def peak_memory() -> int | None:
-    """Return the bytes that the device of this process which needed most has needed so far; None where JAX does not
-    report it."""
+    """Return the highest peak memory of the devices of this process, in bytes; None if JAX does not report it."""
     peaks = _memory_stats("peak_bytes_in_use")
     return None if peaks is None else max(peaks)
 
 
 def host_memory() -> int:
-    """Return the bytes of memory that this host has."""
+    """Return the memory of this host, in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def host_of(device: Any) -> int:
-    """Return a number that devices share whose links to each other are fast: that of their host, or of their process
-    where only that is known."""
+    """Return a number that is equal for devices with fast links to each other: the host of the device, or its process
+    if the host is unknown."""
     if device.platform in ("gpu", "cuda", "rocm"):
-        for name in ("slice_index", "partition_index"):  # JAX has had both names
+        for name in ("slice_index", "partition_index"):  # JAX has used both names
             if getattr(device, name, None) is not None:
                 return getattr(device, name)
     return device.process_index
 
 
 def _memory_stats(name: str) -> list[int] | None:
-    """A figure of the memory of each device of this process; None unless JAX reports it of all of them."""
+    """Return a memory statistic of each device of this process; None unless JAX reports it for all of them."""
     found = [(device.memory_stats() or {}).get(name) for device in jax.local_devices()]
     known = [figure for figure in found if figure is not None]
     return known if len(known) == len(found) else None

@@ -1,4 +1,4 @@
-"""The figures of devices: of each kind that is known, and of those that a run has."""
+"""Speed and memory figures of devices: for all known kinds, and for the devices of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ._detected import DetectedDevices, detect_in_all_processes
 
 
 def known_devices() -> Mapping[str, DeviceConfig]:
-    """Return the figures of all kinds of devices that are known, by name: those of `conf/device`, and with Hydra those
-    of the user's own options."""
+    """Return the figures of all known kinds of devices by name: from `conf/device` and, if Hydra is running, from the
+    user's own options."""
     return _ours() if hooks.known_devices is None else hooks.known_devices()
 
 
@@ -33,17 +33,19 @@ def _ours() -> Mapping[str, DeviceConfig]:
 
 
 def device_here(chosen: DeviceConfig | None) -> DeviceConfig:
-    """Return the figures of the devices that there are, with the memory that they really have. All processes call
-    this."""
+    """Return the figures of the devices present, with their real memory. All processes must call this.
+
+    Args:
+        chosen: the figures in the config; None: detect the kind of device.
+    """
     return device_of(detect_in_all_processes(), chosen)
 
 
 def device_of(detected: DetectedDevices, chosen: DeviceConfig | None) -> DeviceConfig:
-    """Return the figures of devices: those chosen, or those known of their kind, or none, with the memory that they
-    really have, or that which was chosen if it is less.
+    """Return the figures of detected devices: the chosen ones, otherwise those of their kind. An unknown kind has speed
+    0. The memory is the real one, or the chosen one if that is smaller.
 
-    Devices of which neither JAX nor the figures know the memory share what their host has, its speed too, and so do
-    simulated ones.
+    If the memory is unknown, or if the devices are simulated, they share the memory and the speed of their host.
     """
     known = chosen or next((each for each in known_devices().values() if detected.kind in each.kinds), None)
     figures = known or _unknown(detected)
@@ -54,14 +56,14 @@ def device_of(detected: DetectedDevices, chosen: DeviceConfig | None) -> DeviceC
         memory, sharing = detected.host_share, detected.sharing
     if chosen is not None:
         memory = min(memory, chosen.memory_bytes / sharing)
-    # A slice of TPUs is as good as a host.
+    # The links within a TPU slice are as fast as those within a host.
     per_host = max(detected.per_host, figures.devices_per_host) if figures.platform == "tpu" else detected.per_host
     here = figures.divided(sharing)
     return replace(here, memory_gib=memory / 2**30, memory_fraction=1.0, devices_per_host=per_host)
 
 
 def _unknown(detected: DetectedDevices) -> DeviceConfig:
-    platform = detected.platform if detected.platform in PLATFORMS else "gpu"  # of a maker that JAX has a plugin for
+    platform = detected.platform if detected.platform in PLATFORMS else "gpu"  # devices of a JAX plugin
     speeds = dict.fromkeys(SPEEDS, 0.0)
     return DeviceConfig(
         name=detected.kind, platform=platform, kinds=[detected.kind], memory_gib=1, devices_per_host=1, **speeds

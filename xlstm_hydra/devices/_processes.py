@@ -1,4 +1,4 @@
-"""Several processes that train one model: how they meet, share a folder, and end together."""
+"""Several processes that train one model: they connect, share a folder, and exit together."""
 
 from __future__ import annotations
 
@@ -29,48 +29,49 @@ from xlstm_hydra.problems import ConfigError, Problem
 from . import runtime
 
 FAILURE, FOLDER, END = "xlstm_hydra/failure", "xlstm_hydra/folder", "xlstm_hydra/end"
-"""Keys in the store that process 0 keeps for all."""
+"""Keys in the key-value store of process 0."""
 
 POLL_SECONDS = 1.0
-"""How often a process asks whether another one has failed."""
+"""Seconds between two checks for a failure of another process."""
 
 SHARED_SECONDS = 15.0
-"""How long a folder that process 0 has made may take to be seen by the others."""
+"""Seconds until a folder created by process 0 must be visible to the other processes."""
 
 AGREE_SECONDS = 60.0
-"""How long a process waits for what process 0 says next."""
+"""Seconds that a process waits for a value from another process."""
 
 _numbers = itertools.count()
-"""Numbers of the things that all processes do, in the same order: a key in the store is used once."""
+"""Numbers of the operations that all processes do in the same order. They make the keys in the store unique."""
 
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
-"""Whether `together` holds already."""
+"""True inside `together`."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM has come, and nothing watches for it (see `xlstm_hydra.preemption`)."""
+    """SIGTERM was received, and no `xlstm_hydra.preemption.watched` handles it."""
 
 
 class Failure(NamedTuple):
-    """Why a process ends, as it tells the others."""
+    """The reason why a process exits, as published to the other processes."""
 
     process: int
     status: int
     """Exit status."""
     text: str
+    """Message."""
 
 
 def join(config: DistributedConfig) -> None:
-    """Meet the other processes, if there are any. Must come before anything that uses a device.
+    """Connect to the other processes, if there are any. Must be called before anything that uses a device.
 
-    A process that does not meet them in time ends.
+    The process exits with status 1 if the others do not connect within `initialization_timeout_seconds`.
 
     Raises:
         ConfigError: process 0 cannot open its port.
     """
     process = config.process_info(os.environ)
     if config.name == "auto" and (idle := idle_tasks(os.environ)):
-        log.warning("SLURM has %d more tasks for this job, which do nothing: start the run with srun to use them", idle)
+        log.warning("SLURM has %d more tasks for this job, which are idle: start the run with srun to use them", idle)
     if process is None or jax.distributed.is_initialized():
         return
     if process.process_id > 0:
@@ -88,8 +89,8 @@ def join(config: DistributedConfig) -> None:
             process.num_processes,
             process.process_id,
             local_device_ids=process.local_device_ids,
-            cluster_detection_method="deactivate",  # it would give each process one GPU
-            initialization_timeout=patience + 30,  # when JAX gives up, it aborts without a word that helps
+            cluster_detection_method="deactivate",  # cluster detection gives each process one GPU
+            initialization_timeout=patience + 30,  # longer than the timer, because JAX aborts without a useful message
             heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
             shutdown_timeout_seconds=patience,
         )
@@ -98,7 +99,7 @@ def join(config: DistributedConfig) -> None:
 
 
 def _refuse_taken_port(address: str) -> None:
-    """JAX ends with a segmentation fault there."""
+    """Raise an error if the port is in use. JAX would crash with a segmentation fault."""
     port = int(address.rpartition(":")[2])
     dual = socket.has_dualstack_ipv6()
     try:
@@ -107,22 +108,22 @@ def _refuse_taken_port(address: str) -> None:
         ).close()
     except OSError as error:
         text = f"process 0 cannot open the port: {error.strerror}"
-        fix = "Choose another port; where srun has chosen this one, use distributed=explicit."
+        fix = "Choose another port. If the port was derived from the SLURM job, use distributed=explicit."
         raise ConfigError([Problem({"distributed.coordinator_address": address}, text, fix)]) from None
 
 
 def _give_up(process: ProcessInfo, seconds: int) -> NoReturn:
     text = (
-        f"met not all of {process.num_processes} processes at {process.coordinator_address} within {seconds} s "
-        "(distributed.initialization_timeout_seconds). Were all started, with the same address and count? Is the port "
-        "free on the host of process 0, and can the others reach it?"
+        f"not all of the {process.num_processes} processes connected to {process.coordinator_address} within {seconds} "
+        "s (distributed.initialization_timeout_seconds). Check that all were started with the same address and number "
+        "of processes, that the port is free on the host of process 0, and that the other hosts can reach it."
     )
-    print(f"xlstm-hydra: process {process.process_id} {text}", file=sys.stderr)
+    print(f"xlstm-hydra: process {process.process_id}: {text}", file=sys.stderr)
     _leave(1)
 
 
 def next_key(name: str) -> str:
-    """Return a key in the store for the next thing that all processes do."""
+    """Return a unique key in the store for the next operation that all processes do."""
     return f"{name}/{next(_numbers)}"
 
 
@@ -132,12 +133,16 @@ def is_distributed() -> bool:
 
 
 def is_first() -> bool:
-    """True if this process is the one that writes and logs. Starts no device."""
+    """True for process 0, which writes files and logs. Starts no device."""
     return runtime.process_id() == 0
 
 
 def broadcast_text(key: str, text: str) -> str:
-    """Return the text of process 0. All processes call this, each with a text of its own."""
+    """Return the text of process 0. All processes must call this, each with its own text.
+
+    Raises:
+        RuntimeError: process 0 has not published its text within `AGREE_SECONDS`.
+    """
     if not is_distributed():
         return text
     key = next_key(key)
@@ -148,7 +153,11 @@ def broadcast_text(key: str, text: str) -> str:
 
 
 def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
-    """Return the texts of all processes, in their order. All processes call this, each with its own."""
+    """Return the texts of all processes, ordered by process. All processes must call this, each with its own text.
+
+    Raises:
+        RuntimeError: a process has not published its text within `seconds`.
+    """
     if not is_distributed():
         return [text]
     key = next_key(key)
@@ -157,10 +166,10 @@ def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[st
 
 
 def agree_on_folder(folder: Path) -> Path:
-    """Return the run folder of process 0, made if it is not there, in all processes.
+    """Return the run folder of process 0 in all processes. With several processes, process 0 creates it.
 
     Raises:
-        FileNotFoundError: this process does not see it.
+        FileNotFoundError: the folder is not visible to this process.
     """
     if not is_distributed():
         return folder
@@ -171,7 +180,7 @@ def agree_on_folder(folder: Path) -> Path:
     deadline = time.monotonic() + SHARED_SECONDS
     while not folder.is_dir():
         if time.monotonic() > deadline:
-            text = f"process {runtime.process_id()} does not see the run folder {folder} of process 0"
+            text = f"the run folder {folder} of process 0 is not visible to process {runtime.process_id()}"
             raise FileNotFoundError(f"{text}; hydra.run.dir must be on a file system that all hosts share")
         time.sleep(0.2)
     return folder
@@ -179,13 +188,14 @@ def agree_on_folder(folder: Path) -> Path:
 
 @contextmanager
 def together(config: DistributedConfig) -> Iterator[None]:
-    """What is done inside, all processes do. When one fails, it says why, and all of them end at once.
+    """Connect all processes, and make them exit together if one fails. All processes must do the same inside.
 
-    They do not return then: Python's own exit would wait for the dead, and the others for their next collective. With
-    one process, or inside another `together`, nothing is changed. JAX lets the processes part when Python ends.
+    A process that fails prints the reason, and all processes exit immediately. They do not return, because Python's own
+    exit would wait for the failed process, and the others would wait in their next collective. With one process, or
+    inside another `together`, nothing changes. The processes stay connected until Python exits.
 
     Raises:
-        Preempted: all have agreed to stop, and have saved.
+        Preempted: all processes have agreed to stop, and the run is saved.
     """
     if _inside.get() or config.process_info(os.environ) is None:
         yield
@@ -214,7 +224,7 @@ def together(config: DistributedConfig) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends what is done as Ctrl-C does, unless the program has an answer of its own, as training has."""
+    """Make SIGTERM interrupt the program like Ctrl-C, unless it has its own handler, as training does."""
     is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
@@ -231,7 +241,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
-    """Tell the others and the terminal, and end this process."""
+    """Publish and print the error, and exit."""
     _end_undisturbed()
     process = config.process_info(os.environ)
     number = process.process_id if process else 0
@@ -248,16 +258,16 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
         is_bug = message_of(error) is None
         print(f"{head} failed:\n" * is_bug + text_of(error, head), file=sys.stderr)
         if isinstance(error, jax.errors.JaxRuntimeError) or "by peer" in str(error):
-            text = "where an exchange has failed, another process may have died; its own last lines say why"
+            text = "if a collective has failed, another process may have died; see the last lines of its output"
             print(f"{head}: {text}", file=sys.stderr)
     if number == 0:
         sys.stderr.flush()
-        time.sleep(3 * POLL_SECONDS)  # the others ask this process
+        time.sleep(3 * POLL_SECONDS)  # the others read the failure from this process
     _leave(failure.status)
 
 
 def _end_undisturbed() -> None:
-    """Another signal would cut short what takes a few seconds at most."""
+    """Ignore further signals: exiting takes a few seconds at most."""
     if threading.current_thread() is threading.main_thread():
         for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
@@ -266,21 +276,21 @@ def _end_undisturbed() -> None:
 def _failure_of(error: BaseException, number: int) -> Failure:
     if isinstance(error, ConfigError):
         return Failure(number, 2, str(error))
-    hint = "resume=RUN goes on from the last checkpoint of a run"
+    hint = "resume=RUN continues from the last checkpoint of a run"
     if isinstance(error, KeyboardInterrupt):
         return Failure(number, 130, f"interrupted; {error or hint}")
     if isinstance(error, Terminated):
-        return Failure(number, 143, f"ended by SIGTERM; {hint}")
+        return Failure(number, 143, f"stopped by SIGTERM; {hint}")
     if isinstance(error, Preempted):
         return Failure(number, STATUS, str(error))
     if isinstance(error, SystemExit):
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return Failure(number, status, f"left the run by sys.exit({error.code!r})")
+        return Failure(number, status, f"the program called sys.exit({error.code!r})")
     return Failure(number, 1, reason(error))
 
 
 def _publish(failure: Failure) -> Failure:
-    """Put a failure where all can read it. Returns the first one: later ones follow from it."""
+    """Publish a failure to all processes. Returns the first published failure, which caused the others."""
     try:
         runtime.publish(FAILURE, json.dumps(failure))
         return failure
@@ -294,15 +304,20 @@ def _published() -> Failure | None:
 
 
 def announce_end(status: int, text: str) -> None:
-    """Tell the other processes why this one is about to end at once."""
+    """Publish to the other processes why this process is about to exit.
+
+    Args:
+        status: its exit status.
+        text: the message.
+    """
     number = runtime.process_id()
     _within(POLL_SECONDS, lambda: _publish(Failure(number, status, text)))
     if number == 0:
-        time.sleep(1.5 * POLL_SECONDS)  # the others ask this process
+        time.sleep(1.5 * POLL_SECONDS)  # the others read it from this process
 
 
 def _end_with_others(done: threading.Event) -> None:
-    """Wait until another process has failed; the main thread may be waiting for it in a collective."""
+    """Exit if another process fails. The main thread may be waiting for that process in a collective."""
     number = runtime.process_id()
     while not done.wait(POLL_SECONDS):
         failure = _published()
@@ -313,7 +328,7 @@ def _end_with_others(done: threading.Event) -> None:
 def _exit(cause: Failure, number: int) -> NoReturn:
     if cause.status == STATUS:
         hand_over()
-    print(f"xlstm-hydra: process {number} ends, because of process {cause.process}: {cause.text}", file=sys.stderr)
+    print(f"xlstm-hydra: process {number} exits because process {cause.process} failed: {cause.text}", file=sys.stderr)
     _leave(cause.status)
 
 
@@ -325,7 +340,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def _within(seconds: float, function: Callable[[], Failure]) -> Failure | None:
-    """The result of a call that may hang, or None."""
+    """Return the result of a call that may hang; None after a timeout."""
     results: list[Failure] = []
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()

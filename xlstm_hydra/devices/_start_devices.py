@@ -1,4 +1,4 @@
-"""The devices that JAX has in this process: those of a run, simulated ones, or none but the CPU."""
+"""Selection of the devices that JAX uses in this process: those of a run, simulated devices, or only the CPU."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from xlstm_hydra.problems import ConfigError, Problem
 from ._processes import join
 
 _real: dict[str, object] = {}
-"""What the settings were before a run of this process changed them."""
+"""Original values of the JAX settings that a run of this process has changed."""
 
 
 def start_devices(run: RunConfig) -> None:
-    """Set up the devices that the run asks for, in all its processes, and check that its layout fits them.
+    """Start the devices of a run in all its processes, and check that its layout fits them.
 
     Raises:
-        ConfigError: with every rule between the config and the number and kind of devices that is broken.
+        ConfigError: JAX cannot start the devices, or the config does not fit their number or kind. Lists every broken
+            rule.
     """
     join(run.distributed)
     wanted: dict[str, object] = {}
@@ -37,14 +38,14 @@ def start_devices(run: RunConfig) -> None:
 
 
 def _device_count() -> int:
-    """The number of devices. JAX starts them here.
+    """Start the devices and return their number.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: JAX cannot start them.
     """
     try:
         return jax.device_count()
-    except (RuntimeError, AssertionError) as error:  # the second if nothing provides what JAX_PLATFORMS names
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no plugin provides JAX_PLATFORMS
         reason = str(error).partition("\n")[0].rstrip(".") or "there is no such device, or its plugin is not installed"
         platforms = jax.config.values["jax_platforms"]
         fix = "JAX_PLATFORMS selects the devices that JAX uses, for example JAX_PLATFORMS=cpu."
@@ -52,14 +53,14 @@ def _device_count() -> int:
 
 
 def simulate_devices(number: int) -> None:
-    """Have so many simulated CPU devices, and no others."""
+    """Use this number of simulated CPU devices, and no other devices."""
     _change(_simulated(number))
 
 
 @contextmanager
 def no_accelerator() -> Iterator[None]:
-    """Keep JAX, which makes a few constants while it traces, from taking the memory of a GPU for them, and leave it as
-    it was: what the process does next may need other devices."""
+    """Use only the CPU inside. Tracing creates a few constants, for which JAX would otherwise reserve the memory of a
+    GPU. The previous devices are available again afterwards."""
     before, had_devices = jax.config.values["jax_platforms"], backends_are_initialized()
     if before == "cpu" and had_devices:
         yield
@@ -77,18 +78,18 @@ def _simulated(number: int) -> dict[str, object]:
 
 
 def _change(wanted: Mapping[str, object]) -> None:
-    """Make the settings those that the process was started with, but for `wanted`."""
+    """Change the JAX settings to `wanted`, and reset all others that earlier runs have changed."""
     for name in wanted:
         _real.setdefault(name, jax.config.values[name])
     _set({**_real, **wanted})
 
 
 def _set(wanted: Mapping[str, object]) -> None:
-    """Change the settings, also after an earlier job of the same sweep has started its devices."""
+    """Change JAX settings, even if an earlier job of the same sweep has already started its devices."""
     if all(jax.config.values[name] == value for name, value in wanted.items()):
         return
     if jax.distributed.is_initialized() and backends_are_initialized():
-        rule = "the devices of several processes cannot change once these have met"
+        rule = "the devices cannot change after several processes have connected"
         raise ConfigError([Problem({"trainer.simulated_devices": wanted.get("jax_num_cpu_devices")}, rule)])
     clear_backends()
     for name, value in wanted.items():

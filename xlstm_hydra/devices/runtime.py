@@ -1,4 +1,4 @@
-"""The other processes of a run, and the key-value store that process 0 keeps for all."""
+"""Processes of a run, and the key-value store of process 0."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import jax
 from xlstm_hydra._jax_internals import distributed_state
 
 PREEMPTION_SERVICE = "jax_enable_preemption_service"
-"""JAX's setting that has SIGTERM only noted down, for a program to ask about."""
+"""Setting of JAX that makes SIGTERM only set a flag for the program to query."""
 
 
 def leave_sigterm_alone() -> None:
-    """Keep JAX from taking SIGTERM, before the processes meet."""
+    """Prevent JAX from handling SIGTERM. Must be called before the processes connect."""
     if PREEMPTION_SERVICE in jax.config.values:
         jax.config.update(PREEMPTION_SERVICE, False)
 
@@ -24,21 +24,21 @@ def process_id() -> int:
 
 
 def num_processes() -> int:
-    """How many have met. Starts no device, unlike `jax.process_count`."""
+    """Number of connected processes. Starts no device, unlike `jax.process_count`."""
     return distributed_state().num_processes if _store() is not None else 1
 
 
 def publish(key: str, text: str) -> None:
-    """Put a text where all processes can read it.
+    """Publish a text to all processes.
 
     Raises:
-        RuntimeError: there is one under this key already, or process 0 is gone.
+        RuntimeError: the key already exists, or process 0 is gone.
     """
     _store().key_value_set(key, text)
 
 
 def published(key: str) -> str | None:
-    """What is under a key now; None too where process 0 is gone."""
+    """Return the text published under a key; None if there is none or process 0 is gone."""
     try:
         return _store().key_value_try_get(key)
     except RuntimeError:
@@ -46,23 +46,23 @@ def published(key: str) -> str | None:
 
 
 def wait_for(key: str, seconds: float) -> str:
-    """What is under a key, once it is there.
+    """Wait for the text published under a key, and return it.
 
     Raises:
-        RuntimeError: it has not come in time.
+        RuntimeError: the key was not published within `seconds`.
     """
     return _store().blocking_key_value_get(key, round(1000 * seconds))
 
 
 def wait_for_all(name: str, seconds: float) -> None:
-    """Return when all processes have come to the point of this name.
+    """Wait until all processes have reached the barrier of this name.
 
     Raises:
-        RuntimeError: they have not in time, or one is gone.
+        RuntimeError: a process has not reached it within `seconds`, or is gone.
     """
     _store().wait_at_barrier(name, round(1000 * seconds))
 
 
 def _store() -> Any:
-    """The client of the key-value store that process 0 keeps for all."""
+    """The client of the key-value store."""
     return distributed_state().client

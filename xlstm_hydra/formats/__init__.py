@@ -1,4 +1,4 @@
-"""The text of a checkpoint's metadata -> plain groups: ours by version, and that of xlstm-jax."""
+"""Read the metadata text of a checkpoint into plain groups: our own in all its versions, and that of xlstm-jax."""
 
 from ._json_text import LFS_POINTER as LFS_POINTER
 from ._json_text import MetadataError as MetadataError

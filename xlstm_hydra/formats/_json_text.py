@@ -1,4 +1,4 @@
-"""Text -> one JSON object, strictly: whatever is wrong with it is one `MetadataError`."""
+"""Strict parsing of a JSON object. Every error is a `MetadataError`."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from typing import Any
 from xlstm_hydra.problems import ConfigError, Problem, show
 
 MAX_SIZE = 16 * 2**20
-"""Bytes (of a text: characters) that metadata may have; that of the largest models is below 100 kB."""
+"""Maximum size of metadata in bytes (or characters). The largest models need less than 100 kB."""
 
 MAX_DEPTH = 64
-"""Objects within objects that metadata may have."""
+"""Maximum nesting depth of metadata."""
 
 MAX_VALUES = 50_000
-"""Objects, lists and values that metadata may have: enough for a list of ten thousand parameters, and soon read."""
+"""Maximum number of objects, lists and values in metadata: enough for ten thousand parameters, and quick to read."""
 
-LFS_POINTER = "a Git LFS pointer is in its place. Run git lfs pull in its repository to download the file"
-"""What is wrong with a file of which Git has not downloaded the content."""
+LFS_POINTER = "the file is only a Git LFS pointer. Run git lfs pull in its repository to download it"
+"""Message for a file whose content Git has not downloaded."""
 
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
-"""A text without this holds no half of a character. One with it may, or may hold two that are one character."""
+"""Matches every text with a lone surrogate, but also some with valid surrogate pairs."""
 
 
 class MetadataError(ConfigError):
-    """Metadata that cannot be read, with the path of every field that is wrong."""
+    """Metadata cannot be read. The problems contain the paths of all wrong fields."""
 
 
 class _Fault(str):
-    """Stands for a value that JSON has no place for, until its path is known."""
+    """Placeholder for an invalid JSON value until its path is known."""
 
 
 def parse(text: str | bytes, what: str = "metadata", fix: str = "The file may be cut off.") -> dict[str, Any]:
-    """The JSON object that a text is.
+    """Parse a text as a JSON object.
 
     Args:
         text: the text.
-        what: it should be, for messages.
-        fix: the way out where it is not JSON.
+        what: what the text should be, for messages.
+        fix: the fix for a text that is not JSON.
 
     Raises:
-        MetadataError: it is none, or something in it is no proper JSON.
+        MetadataError: the text is not a JSON object, or a part of it is invalid JSON.
     """
     if not isinstance(text, str | bytes):
         raise error("", f"expected text, got a {type(text).__name__}", "Read the file first.")
     if len(text) > MAX_SIZE:
-        raise error("", f"{len(text):,} bytes are no {what}: at most {MAX_SIZE:,} are read")
+        raise error("", f"too large for {what}: {len(text):,} bytes, at most {MAX_SIZE:,} are allowed")
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         if is_lfs_pointer(text):
@@ -77,18 +77,18 @@ def parse(text: str | bytes, what: str = "metadata", fix: str = "The file may be
 
 
 def error(path: str, text: str, fix: str = "") -> MetadataError:
-    """A `MetadataError` with one problem."""
+    """Return a `MetadataError` with one problem."""
     return MetadataError([Problem.about(path, text, fix)])
 
 
 def is_lfs_pointer(text: bytes | str) -> bool:
-    """True if the content of a file, or its first bytes, is what Git has in place of a file that LFS stores."""
+    """True if the content of a file, or its first bytes, is a Git LFS pointer."""
     start = text[: len(_LFS_START)]
     return (start.encode("utf-8", "replace") if isinstance(start, str) else start) == _LFS_START
 
 
 def path_part(name: object) -> str:
-    """A key as a part of a path: printable, and not too long."""
+    """Return a key as a part of a path: printable, and not too long."""
     text = str(name)
     text = text if text.isprintable() else show(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -103,18 +103,18 @@ def _decoder(faults: list[_Fault], what: str) -> json.JSONDecoder:
         content = dict(pairs)
         if len(content) < len(pairs):
             seen: set[str] = set()
-            content |= {name: fault("stands there twice") for name, _ in pairs if name in seen or seen.add(name)}
+            content |= {name: fault("duplicate key") for name, _ in pairs if name in seen or seen.add(name)}
         return content
 
     def integer(text: str) -> Any:
-        return int(text) if len(text) < 20 else fault(f"a whole number of {len(text)} digits is no {what}")
+        return int(text) if len(text) < 20 else fault(f"a whole number of {len(text)} digits is too long for {what}")
 
     def number(text: str) -> Any:
         value = float(text)
         return value if math.isfinite(value) else fault(f"{path_part(text)} is too large for a number")
 
     def constant(text: str) -> Any:
-        return fault(f"{text} is not JSON. Numbers that are not finite are written as strings")
+        return fault(f"{text} is not JSON. Numbers that are not finite must be strings")
 
     return json.JSONDecoder(object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=constant)
 
@@ -123,7 +123,7 @@ def _located(value: Any) -> Iterator[Problem]:
     if isinstance(value, _Fault):
         yield Problem.about("", str(value))
     elif isinstance(value, str) and _SURROGATE.search(value):
-        yield Problem.about("", f"{show(value)} holds half of a character (a lone surrogate), which is no text")
+        yield Problem.about("", f"{show(value)} contains a lone surrogate (half a character)")
     elif isinstance(value, dict):
         for name, item in value.items():
             found = (*_located(name), *_located(item))
@@ -134,13 +134,13 @@ def _located(value: Any) -> Iterator[Problem]:
 
 
 def _refuse_bulk(content: Any, what: str) -> None:
-    """Refuse what is deeper or larger than metadata, before anything looks closer."""
+    """Refuse content that is nested too deeply or too large, before anything else is checked."""
     level, count = [content], 0
     for _ in range(MAX_DEPTH):
         level = [item for value in level if isinstance(value, dict | list) for item in _items(value)]
         count += len(level)
         if count > MAX_VALUES:
-            raise error("", f"more than {MAX_VALUES:,} values are no {what}")
+            raise error("", f"too large for {what}: more than {MAX_VALUES:,} values")
         if not level:
             return
     raise RecursionError

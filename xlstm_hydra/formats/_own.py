@@ -1,4 +1,4 @@
-"""The text beside a checkpoint: one JSON object with a version, written simply and read strictly."""
+"""Our own metadata format: a JSON object with a version number, read strictly."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 from ._json_text import error, parse, path_part
 
 VERSION = 2
-"""Version of the records that are written."""
+"""Version of the metadata that is written."""
 
 FORMAT = "xlstm_hydra"
-"""Marks a text as ours."""
+"""Value of the key `format` that identifies our metadata."""
 
 STRICT = Flags(ignore_unknown=False, as_written=True)
-"""How our own records are read."""
+"""Flags for reading our own metadata."""
 
 _CELL = {"cell_eps": 1e-6}
 _FEED_FORWARD = {
@@ -32,8 +32,8 @@ _CHECKPOINT = {"lenient": False, "verify": True}
 
 
 def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
-    """In version 1, the cell always added 1e-6, original mLSTM blocks had no feed-forward layer, and checkpoints had no
-    manifest and were read strictly."""
+    """Upgrade version 1, in which the epsilon of the cell was always 1e-6, original mLSTM blocks had no feed-forward
+    layer, and checkpoints had no manifest and were read strictly."""
     content = content | {"version": 2}
     if not isinstance(config := content.get("config"), dict):
         return content
@@ -46,8 +46,8 @@ def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _new_fields_of(fields: Any) -> dict[str, Any]:
-    """The config of a model of version 1, with the fields that were added. A family is recognised by its fields, as the
-    config of a user's model may be a subclass of ours."""
+    """Return the upgraded model config of version 1. The family is recognised by its fields, because the config of a
+    user's model may be a subclass of ours."""
     if not isinstance(fields, dict) or "reset_fgate_value" not in fields:
         return {}
     is_original = "conv1d_kernel_size" in fields and "slstm_at" not in fields
@@ -55,7 +55,7 @@ def _new_fields_of(fields: Any) -> dict[str, Any]:
 
 
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _v1_to_v2}
-"""For each old version, what turns its content into the next one's."""
+"""For each old version, the function that upgrades its content to the next version."""
 
 
 EXTRAS: Mapping[str, Any] = {
@@ -70,32 +70,32 @@ EXTRAS: Mapping[str, Any] = {
     "history": list[dict[str, Any]],
     "imported": dict[str, Any],
 }
-"""What may be recorded beside the config, with its type: `provenance`, the list of parameters, a digest of the
-data, how the steps before were made, and where parameters come from that others trained."""
+"""Further keys that the metadata may contain, with their types: those of `provenance`, the list of parameters, a digest
+of the corpus, the history of earlier runs, and the origin of imported parameters."""
 
 
 def read_metadata(text: str | bytes) -> dict[str, Any]:
-    """The content of a metadata text in the current version.
+    """Return the content of our own metadata text, upgraded to the current version.
 
     Raises:
-        MetadataError: not JSON, not ours, or of a version that this program does not know.
+        MetadataError: the text is not JSON, not our format, or has an unknown version.
     """
     return upgrade(parse(text))
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """Metadata of ours, of any version, in the current version.
+    """Upgrade our own metadata from any version to the current one.
 
     Raises:
-        MetadataError: not ours, or of a version that this program does not know.
+        MetadataError: the content is not our format or has an unknown version.
     """
     if content.get("format") != FORMAT:
         text = f"expected {FORMAT!r}, got {show(content.get('format'))}"
-        raise error("format", text, "This is no metadata of xlstm_hydra.")
+        raise error("format", text, "This is not metadata of xlstm_hydra.")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         is_newer = type(version) is int and version > VERSION
-        fix = "A newer xlstm-hydra wrote it; upgrade to read it." if is_newer else "It is a whole number from 1 on."
+        fix = "A newer xlstm-hydra wrote it; upgrade to read it." if is_newer else "Versions are whole numbers."
         raise error("version", f"expected 1 to {VERSION}, got {show(version)}", fix)
     for old in range(version, VERSION):
         content = _UPGRADES[old](content)
@@ -103,7 +103,7 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def problems_beside(content: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every problem of what stands beside the config, in the current version."""
+    """Yield every problem with the keys other than `config`, in the current version."""
     known = ("format", "version", "config", *EXTRAS)
     for index, name in enumerate(name for name in content if name not in known):
         guess = nearest(name, known) if index < 20 else ""
@@ -114,7 +114,7 @@ def problems_beside(content: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _problems_of(name: str, value: Any) -> Iterator[Problem]:
-    if name == "parameters" and isinstance(value, dict):  # thousands, which a closer look would make slow
+    if name == "parameters" and isinstance(value, dict):  # thousands of entries, for which `collect` would be slow
         wrong = (path for path, parameter in value.items() if not _is_parameter(parameter))
         yield from (Problem.about(path_part(path), "expected a shape and a dtype") for path in wrong)
     else:

@@ -1,4 +1,4 @@
-"""How a table says what each field of a foreign format is, the reader that such a table drives, and what it gives."""
+"""Reader for foreign metadata formats, driven by tables that map every recorded field to one of our fields."""
 
 from __future__ import annotations
 
@@ -15,71 +15,72 @@ from ._json_text import path_part
 from ._value_types import Kind, WrongType, mapping, optional
 
 REQUIRED: Any = object()
-"""Default of a field that was recorded at all times, so that it may not be missing."""
+"""Default of a field that was always recorded and therefore must not be missing."""
 
 Derive = Callable[[Mapping[str, Any]], Any]
-"""The value of a field, from those of all others by path."""
+"""Computes the value of a field from the values of all others, by path."""
 
 
 @dataclass(kw_only=True)
 class PlainGroup:
-    """The fields of one config of ours, by our names, as another program recorded them."""
+    """The values of one of our configs, by our field names, as recorded by another program."""
 
     class_name: str = ""
-    """Name of the config class in `xlstm_hydra.configs`. Empty: there is none for what was recorded."""
+    """Name of the config class in `xlstm_hydra.configs`. Empty: no config class can represent the recorded values."""
 
     path: str
-    """Where it was recorded."""
+    """Path at which the group was recorded."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
-    """By the names of our fields. One that was not recorded is left out."""
+    """Values by our field names. Fields that were not recorded are omitted."""
 
     paths: Mapping[str, str] = field(default_factory=dict)
-    """Where a field of ours was recorded, if not below `path` by the same name."""
+    """Recorded paths of our fields, if they differ from `path` and our name."""
 
     not_recorded: Mapping[str, str] = field(default_factory=dict)
-    """Notes about fields that were not recorded, with {} for the value that they have here."""
+    """Notes about fields that were not recorded, with {} for the value used here."""
 
     notes: list[str] = field(default_factory=list)
-    """Other notes about this group."""
+    """Other notes about the group."""
 
     is_optional: bool = False
-    """True if the group is left out, with a note, where our config cannot express what was recorded."""
+    """True if the group is omitted, with a note, when our config cannot represent the recorded values."""
 
     unsupported: str = ""
-    """Why no config of ours can express what was recorded."""
+    """Reason why none of our configs can represent the recorded values. Empty: one can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """What a recorded field is: one field of ours, a copy of another, derived from others, or without counterpart."""
+    """Meaning of a recorded field: one of our fields, a copy of another, derived from others, or without
+    counterpart."""
 
     kind: Kind
     target: str = ""
-    """Name of the field of ours that it is."""
+    """Name of our field with the same meaning."""
 
     copy_of: str = ""
-    """Path of the field that it copies."""
+    """Path of the field that it is a copy of."""
 
     derive: Derive | None = None
-    """Its value, from all others by path."""
+    """For a derived field: computes its value from all others."""
 
     initial: Derive = lambda _: ()
-    """Of a copied or derived field: the values that it may have before that, from all others by path, beside null.
-    xlstm-jax records one of them where it copies or derives in another object only, such as the feed-forward layers of
-    blocks that are not scanned."""
+    """For a copied or derived field: the values other than null that it may have before it is set. xlstm-jax recorded
+    one of them if it set the field only in another object, as for the feed-forward layers of blocks that are not
+    scanned."""
 
     usual: Any = REQUIRED
-    """Without counterpart: the value that needs no note."""
+    """For a field without counterpart: the value that needs no note."""
 
     supported: Any = REQUIRED
-    """Without counterpart: the only supported value, which means what is done here; any other is refused."""
+    """For a field without counterpart: the only supported value, which matches our behaviour. Others are errors."""
 
     why: str = ""
-    """Without counterpart: the reason."""
+    """For a field without counterpart: the reason."""
 
     default: Any = REQUIRED
-    """Value where it was not recorded: what was done before there was such a field."""
+    """Value if it was not recorded: the behaviour before the field was introduced."""
 
 
 Table = Mapping[str, Field]
@@ -88,27 +89,28 @@ Table = Mapping[str, Field]
 
 @dataclass
 class Reading:
-    """What has been read so far, and what was met on the way."""
+    """The values read so far, with problems and notes."""
 
     lenient: bool = False
     values: dict[str, Any] = field(default_factory=dict)
-    """By path. A field that was not recorded has its value of the time before."""
+    """Values by path. Fields that were not recorded have their defaults."""
 
     fields: dict[str, Field] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     unset: list[str] = field(default_factory=list)
-    """Paths of fields that nobody knows and that are null."""
+    """Paths of unknown fields that are null."""
 
     notes: list[str] = field(default_factory=list)
 
     def part(self) -> Reading:
-        """A reading of another part of the same text, with values of its own."""
+        """Return a reading for another part of the same text, with separate values but shared problems and notes."""
         shared = {"problems": self.problems, "unknown": self.unknown, "unset": self.unset, "notes": self.notes}
         return Reading(self.lenient, **shared)
 
     def section(self, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Read every field of a section; returns its data. `sections` are those inside it, read by others."""
+        """Read every field of a section and return its data. `sections` are nested sections, which are read
+        separately."""
         try:
             data = mapping(data)
         except WrongType as wrong:
@@ -118,7 +120,7 @@ class Reading:
             if name in table:
                 self.value(join(path, name), value, table[name])
             elif name not in sections:
-                # Many unknown names are another format, where guessing what was meant only takes long.
+                # Many unknown names mean another format, where suggestions only take time.
                 guess = nearest(name, [*table, *sections]) if len(self.problems) < 20 else ""
                 self.unknown_field(join(path, path_part(name)), guess, is_null=value in (None, "None"))
         for name, entry in table.items():
@@ -135,7 +137,7 @@ class Reading:
             self.problem(path, f"expected {wrong}, got {show(value)}")
 
     def missing(self, path: str, entry: Field) -> None:
-        """Give a field that was not recorded its value of the time before."""
+        """Set a field that was not recorded to its default."""
         if entry.default is REQUIRED:
             self.problem(path, "missing")
             return
@@ -144,18 +146,18 @@ class Reading:
             self.fields[path] = entry
 
     def unknown_field(self, path: str, fix: str, *, is_null: bool) -> None:
-        """Record a field that nobody knows. One that is null has no effect: it is of a later version, and not used."""
+        """Add an unknown field. If it is null it has no effect: a later version added it, and it was not used."""
         if is_null or self.lenient:
             (self.unset if is_null else self.unknown).append(path)
         else:
             self.problems.append(UnknownField.of(path, ..., "no such field", fix))
 
     def problem(self, path: str, what: str, fix: str = "") -> None:
-        """Record something that is wrong."""
+        """Add a problem."""
         self.problems.append(Problem.about(path, what, fix))
 
     def check(self) -> None:
-        """Compare what copies others or follows from them, and note what has no counterpart."""
+        """Check copied and derived fields, and add notes about fields without counterpart."""
         for path, entry in self.fields.items():
             value = self.values[path]
             if value is not None and value not in (self._computed(entry.initial) or ()):
@@ -164,11 +166,11 @@ class Reading:
             if entry.usual is not REQUIRED and value != entry.usual:
                 self.notes.append(f"{path}={show(value)}: {entry.why}")
             if entry.supported is not REQUIRED and value != entry.supported:
-                text = f"cannot be said here: expected {show(entry.supported)}, got {show(value)}"
+                text = f"not supported: expected {show(entry.supported)}, got {show(value)}"
                 self.problem(path, text, entry.why)
 
     def _computed(self, compute: Derive) -> Any:
-        """A value from the others; None if these are wrong themselves."""
+        """Compute a value from the others. None: these are wrong themselves."""
         try:
             return compute(self.values)
         except (KeyError, ArithmeticError, TypeError, ValueError):
@@ -177,7 +179,7 @@ class Reading:
     def _check_copy(self, path: str, other: str) -> None:
         if other in self.values and self.values[path] != self.values[other]:
             given = {path: self.values[path], other: self.values[other]}
-            self.problems.append(Problem(given, "differ, and one field here cannot say both"))
+            self.problems.append(Problem(given, "differ, but correspond to a single field here"))
 
     def _check_derived(self, path: str, derive: Derive | None) -> None:
         expected = None if derive is None else self._computed(derive)
@@ -185,20 +187,20 @@ class Reading:
             used = _Used(self.values)
             derive(used)
             sources = ", ".join(f"{name}={show(self.values[name])}" for name in used.names)
-            text = f"is {show(self.values[path])}, but {show(expected)} follows from {sources}"
+            text = f"expected {show(expected)} from {sources}, got {show(self.values[path])}"
             self.problems.append(Problem.about(path, text))
 
     def flat(self) -> dict[str, Any]:
-        """The values by our names."""
+        """Return the values by our field names."""
         return {entry.target: self.values[path] for path, entry in self.fields.items() if entry.target}
 
     def paths(self) -> dict[str, str]:
-        """Our names, and where each was recorded."""
+        """Return the recorded paths by our field names."""
         return {entry.target: path for path, entry in self.fields.items() if entry.target}
 
 
 class _Used(dict[str, Any]):
-    """Values that remember which of them were asked for."""
+    """A dict of values that records which ones are accessed."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -210,47 +212,49 @@ class _Used(dict[str, Any]):
 
 
 def join(path: str, name: str) -> str:
-    """A field's path from that of its section."""
+    """Return the path of a field in a section."""
     return f"{path}.{name}" if path else name
 
 
 def maps_to(name: str, kind: Kind, default: Any = REQUIRED) -> Field:
-    """A field that is the one of ours with this name."""
+    """Return an entry for a field that corresponds to our field of this name."""
     return Field(kind=kind, target=name, default=default)
 
 
 def copy_of(path: str, kind: Kind, default: Any = REQUIRED, *initial: Any) -> Field:
-    """A copy of the field at this path, with the values that it may have before it is copied."""
+    """Return an entry for a copy of the field at this path. `initial` are the values that it may have before
+    copying."""
     return Field(kind=kind, copy_of=path, default=default, initial=lambda _: initial)
 
 
 def derived(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
-    """A field that follows from others, with the values beside null that it may have before it is derived."""
+    """Return an entry for a field derived from others. `initial` are the values that it may have before, besides
+    null."""
     return Field(kind=optional(kind), derive=derive, initial=initial)
 
 
 def supported_only(kind: Kind, value: Any, why: str, default: Any = REQUIRED) -> Field:
-    """A field without counterpart, of which only one value is supported."""
+    """Return an entry for a field without counterpart that supports only one value."""
     return Field(kind=kind, supported=value, why=why, default=default)
 
 
 def no_counterpart(kind: Kind, usual: Any, why: str, default: Any = REQUIRED) -> Field:
-    """A field without counterpart, which is noted unless it has its usual value."""
+    """Return an entry for a field without counterpart, which needs a note unless it has its usual value."""
     return Field(kind=kind, usual=usual, why=why, default=default)
 
 
 def unset_note(path: str) -> str:
-    """The note about an unknown field that is null."""
-    return f"{path}=null: this version does not know the field, and null has no effect"
+    """Return the note about an unknown field that is null."""
+    return f"{path}=null: unknown field; null has no effect"
 
 
 def log_ignored(path: str, unset: Iterable[str], unknown: Sequence[str]) -> None:
-    """Log the unknown fields of a record that are ignored, once for each record.
+    """Log the ignored unknown fields in metadata, once per file.
 
     Args:
-        path: of the record, for messages.
-        unset: paths of those that are null.
-        unknown: paths of those that a lenient reading let pass.
+        path: the path of the metadata, for messages.
+        unset: paths of unknown fields that are null.
+        unknown: paths of unknown fields that lenient reading ignored.
     """
     for name in unset:
         _log_once(f"{path}: {unset_note(name)}")

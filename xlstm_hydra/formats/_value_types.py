@@ -1,4 +1,4 @@
-"""The types of the values in a foreign format: each reads a recorded value as what it stands for."""
+"""Types of values in foreign metadata. Each is a function that reads a recorded value."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ _DTYPE_PREFIXES = ("", "jax.numpy", "jnp", "numpy", "jax._src.numpy.scalar_types
 
 
 class WrongType(Exception):  # noqa: N818 (it never leaves this package)
-    """A value of another type than the field's, with what was expected."""
+    """A recorded value has the wrong type. The message is the expected type."""
 
 
 Kind = Callable[[Any], Any]
-"""Reads a recorded value as what it stands for, or raises `WrongType`."""
+"""Reads a recorded value, or raises `WrongType`."""
 
 
 def integer(data: Any) -> int:
-    """A whole number."""
+    """Read a whole number."""
     if type(data) is int or (type(data) is float and data.is_integer() and abs(data) < 2**53):
         return int(data)
     raise WrongType("a whole number")
 
 
 def number(data: Any) -> float:
-    """A finite number."""
+    """Read a finite number."""
     if type(data) is int or (type(data) is float and math.isfinite(data)):
         return float(data)
     raise WrongType("a number")
 
 
 def boolean(data: Any) -> bool:
-    """True or false."""
+    """Read a Boolean."""
     if isinstance(data, bool):
         return data
     raise WrongType("true or false")
 
 
 def string(data: Any) -> str:
-    """A word."""
+    """Read a string."""
     if isinstance(data, str):
         return data
     raise WrongType("a string")
 
 
 def dtype(data: Any) -> str:
-    """The name of a floating-point type: `bfloat16`, `jax.numpy.bfloat16` or `<class 'jax.numpy.bfloat16'>`."""
+    """Read the name of a floating-point type: `bfloat16`, `jax.numpy.bfloat16` or `<class 'jax.numpy.bfloat16'>`."""
     module, _, name = _named(data).rpartition(".")
     if module in _DTYPE_PREFIXES and name.isidentifier() and name != "None":
         return name
-    raise WrongType("the name of a type such as bfloat16")
+    raise WrongType("the name of a data type such as bfloat16")
 
 
 def class_path(data: Any) -> str:
-    """The dotted path of a class: `a.B` or `<class 'a.B'>`."""
+    """Read the dotted path of a class: `a.B` or `<class 'a.B'>`."""
     name = _named(data)
     if all(part.isidentifier() for part in name.split(".")):
         return name
@@ -64,24 +64,24 @@ def class_path(data: Any) -> str:
 
 
 def _named(data: Any) -> str:
-    """The dotted path in a text, which may be that of a class; nothing where there is no text."""
+    """Return the dotted path in a text such as `a.B` or `<class 'a.B'>`. Empty if the data is not a text."""
     name = data if isinstance(data, str) else ""
     return class_in(name) or name
 
 
 def null(data: Any) -> None:
-    """Nothing: null or 'None'."""
+    """Read null, which may be written as 'None'."""
     if data is not None and data != "None":
         raise WrongType("null")
 
 
 def anything(data: Any) -> Any:
-    """Any value at all."""
+    """Read any value."""
     return data
 
 
 def optional(kind: Kind) -> Kind:
-    """Also null, which was written as 'None' for some time."""
+    """Allow null too. Some versions wrote it as 'None'."""
 
     def read(data: Any) -> Any:
         if data is None or (isinstance(data, str) and data == "None"):
@@ -95,7 +95,7 @@ def optional(kind: Kind) -> Kind:
 
 
 def list_of(kind: Kind) -> Kind:
-    """A list or a tuple, or its `repr`."""
+    """Read a list or a tuple, or its `repr`."""
 
     def read(data: Any) -> list[Any]:
         data = from_repr(data)
@@ -110,7 +110,7 @@ def list_of(kind: Kind) -> Kind:
 
 
 def mapping(data: Any) -> dict[str, Any]:
-    """An object, or the `repr` of a dict or of a dataclass."""
+    """Read an object, or the `repr` of a dict or dataclass."""
     data = from_repr(data)
     if isinstance(data, Instance):
         return data.fields
@@ -120,15 +120,15 @@ def mapping(data: Any) -> dict[str, Any]:
 
 
 def classes(data: Any) -> dict[str, str]:
-    """Names with the dotted paths of classes."""
+    """Read an object with dotted paths of classes as values."""
     return {name: class_path(item) for name, item in mapping(data).items()}
 
 
 def from_repr(data: Any) -> Any:
-    """What a string stands for that is the `repr` of a list, a dict or a dataclass; anything else as it is."""
+    """Parse a string that is the `repr` of a list, a dict or a dataclass. Return any other value unchanged."""
     if not isinstance(data, str) or not data.rstrip().endswith((")", "]", "}")):
         return data
     try:
         return parse_repr(data)
     except ReprError as error:
-        raise WrongType(f"a value that can be read ({error})") from None
+        raise WrongType(f"a readable value ({error})") from None

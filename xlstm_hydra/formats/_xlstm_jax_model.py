@@ -1,4 +1,4 @@
-"""The metadata of xlstm-jax, of all its commits -> plain groups of ours, led by the tables."""
+"""Read the metadata of xlstm-jax, of all its commits, into plain groups according to the tables."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from ._value_types import WrongType, class_path, from_repr, mapping
 from ._xlstm_jax_training import read_training
 
 WRITER = "xlstm_jax"
-"""What `Record.writer` is for it."""
+"""Value of `Record.writer` for xlstm-jax."""
 
 _LAYOUT = "ParallelConfig"
 
 SECTIONS = ("model", "optimizer", "trainer")
-"""What it recorded."""
+"""Top-level sections of its metadata."""
 
 
 def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
-    """True if a JSON object looks like what xlstm-jax recorded."""
+    """True if a JSON object looks like metadata of xlstm-jax."""
     return "format" not in content and any(section in content for section in SECTIONS)
 
 
 def read_xlstm_jax(content: Mapping[str, Any], lenient: bool) -> tuple[dict[str, PlainGroup], Reading]:
-    """Return the groups that were recorded, as far as they can be read, and the reading with its problems.
+    """Return the recorded groups that can be read, and the reading with its problems.
 
-    The model is the groups `parallel` and `model_config`. Where xlstm-jax did not publish its class, it is the group
-    `model` instead of the latter, which holds `model_class` and `model_config` as they were recorded, and whose
-    `class_name` is the dotted path of the model class.
-    """
+    The model consists of the groups `parallel` and `model_config`. For a model class that xlstm-jax did not publish,
+    the group `model` replaces the latter. It contains the recorded `model_class` and `model_config`, and its
+    `class_name` is the dotted path of the model class."""
     reading = Reading(lenient=lenient)
     reading.section("", content, {}, SECTIONS)
     groups = _read_model(reading, content.get("model"))
@@ -55,7 +54,7 @@ def _read_model(reading: Reading, data: Any) -> dict[str, PlainGroup]:
 
 
 def _read_class(reading: Reading, data: Mapping[str, Any]) -> str | None:
-    """The dotted path of the model class, empty where it is not one. None: it is missing."""
+    """Return the dotted path of the model class, empty if it is not a valid path, or None if it is missing."""
     if "model_class" not in data:
         reading.problem("model.model_class", "missing")
         return None
@@ -68,13 +67,13 @@ def _read_class(reading: Reading, data: Mapping[str, Any]) -> str | None:
 def _read_config(
     reading: Reading, families: Mapping[str, str], data: Mapping[str, Any], parallel: PlainGroup | None
 ) -> PlainGroup | None:
-    """The config of a published model class.
+    """Read the config of a published model class.
 
     Args:
-        reading: so far.
-        families: config classes of ours by the type of the layer, one of which it is.
+        reading: the reading so far.
+        families: our config classes that it may correspond to, by layer type.
         data: the section with the model.
-        parallel: its layout.
+        parallel: the layout of the model.
     """
     config = data.get("model_config")
     if not isinstance(config, dict):
@@ -93,7 +92,7 @@ def _read_config(
     values = reading.flat() if is_llama else _xlstm_values(reading)
     if reading.problems:
         return None
-    note = f"{table.MODEL}.context_length was not recorded; it is {{}} here"
+    note = f"{table.MODEL}.context_length was not recorded; using {{}}"
     not_recorded = {"context_length": note} if is_llama else {}
     return PlainGroup(
         class_name=class_name, path=table.MODEL, values=values, paths=reading.paths(), not_recorded=not_recorded
@@ -101,7 +100,7 @@ def _read_config(
 
 
 def _read_parallel(reading: Reading, path: str, data: Any) -> PlainGroup | None:
-    """A layout: an object, or the `repr` of one."""
+    """Read a layout: an object, or its `repr`."""
     own, before = reading.part(), len(reading.problems)
     try:
         layout = from_repr(data)
@@ -120,11 +119,11 @@ def _compare_parallel(reading: Reading, copy: PlainGroup | None, parallel: Plain
     for name, value in parallel.values.items():
         if copy.values[name] != value:
             given = {f"{copy.path}.{name}": copy.values[name], f"{parallel.path}.{name}": value}
-            reading.problems.append(Problem(given, "differ, and one field here cannot say both"))
+            reading.problems.append(Problem(given, "differ, but correspond to a single field here"))
 
 
 def _copies_of_parallel(reading: Reading, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The layouts of the parts of the model, by path. Each part that is an object has one, which may be null."""
+    """Return the layouts recorded in the parts of the model, by path. Each part that is an object has one or null."""
     found = {}
     for path in (table.MODEL, table.BLOCK, table.LAYER, table.CELL, table.FEED_FORWARD):
         part: Any = {"model": {"model_config": config}}
@@ -132,7 +131,7 @@ def _copies_of_parallel(reading: Reading, config: Mapping[str, Any]) -> dict[str
             part = part.get(name) if isinstance(part, dict) else None
         if isinstance(part, dict) and "parallel" in part:
             found[f"{path}.parallel"] = part["parallel"]
-        elif isinstance(part, dict) and path != table.CELL:  # the cell had none at first
+        elif isinstance(part, dict) and path != table.CELL:  # early versions had none in the cell
             reading.problem(f"{path}.parallel", "missing")
     return found
 
@@ -150,7 +149,7 @@ def _read_xlstm(reading: Reading, config: Any, families: Mapping[str, str], para
     _read_backend(reading, cell.get("backend"))
     _read_feed_forward(reading, block.get("feedforward"), kind)
     if "gate_linear_headwise" not in cell and parallel is not None and parallel.values["model_axis_size"] > 1:
-        text = "was not recorded, and each tensor-parallel device computed its gates from its own channels alone"
+        text = "was not recorded; each tensor-parallel device computed its gates only from its own channels"
         reading.notes.append(f"{table.CELL}.gate_linear_headwise {text}")
     return families[kind]
 
@@ -170,8 +169,8 @@ def _read_backend(reading: Reading, data: Any) -> None:
     if name is None:
         return
     if name not in table.BACKENDS:
-        fix = "softmax attention is another operator" if name == "attention" else nearest(name, table.BACKENDS)
-        reading.problem(f"{path}.name", f"cannot be said here: no backend {show(name)}", fix)
+        fix = "It is softmax attention, another operator." if name == "attention" else nearest(name, table.BACKENDS)
+        reading.problem(f"{path}.name", f"not supported: backend {show(name)}", fix)
         return
     ours, settings_class, settings = table.BACKENDS[name]
     try:
@@ -184,42 +183,42 @@ def _read_backend(reading: Reading, data: Any) -> None:
         reading.section(f"{path}.kwargs", given, settings)
     else:
         reading.problem(f"{path}.kwargs", f"expected the settings of {name}, got {show(data.get('kwargs'))}")
-    reading.notes.append(f"{path}.name={name}: the cell is computed by backend={ours} here, equal up to rounding")
+    reading.notes.append(f"{path}.name={name}: the cell is computed with backend={ours} here, equal up to rounding")
 
 
 def _xlstm_values(reading: Reading) -> dict[str, Any]:
-    """The values by our names, where they need more than their recorded value."""
+    """Return the values by our field names, converted where the recorded value is not enough."""
     values = reading.flat()
     backend = table.BACKENDS[reading.values[f"{table.CELL}.backend.name"]][0]
     values["backend"] = backend
-    if values["gate_dtype"] is None:  # when gates had no type of their own
+    if values["gate_dtype"] is None:  # early versions had no separate data type for gates
         values["gate_dtype"] = values["dtype"]
     chunk, context = values.pop("chunk_size", None), values["context_length"]
     if backend == "chunkwise":
         values["chunk_size"] = _chunk_size(reading, chunk, context)
     bias = values["fgate_bias_init_range"]
     if bias is None:
-        text = "cannot be said here: expected a number or [low, high], got null"
+        text = "not supported: expected a number or [low, high], got null"
         reading.problem(f"{table.CELL}.fgate_bias_init_range", text)
-    elif not isinstance(bias, list):  # a range without width
+    elif not isinstance(bias, list):  # the same value for all heads
         values["fgate_bias_init_range"] = [bias, bias]
     return values
 
 
 def _chunk_size(reading: Reading, recorded: int | None, context: int) -> int:
-    """The recorded size, which the rules of our config judge; where it cannot cut the context, one that can."""
+    """Return the recorded chunk size, or one that divides the context length if it does not."""
     wanted = 64 if recorded is None else recorded
     if wanted < 1 or context < 1 or context % wanted == 0:
         return wanted
     size = max(size for size in divisors(context) if size <= 64)
     what = "was not recorded" if recorded is None else f"={recorded} does not divide the context length {context}"
     path = f"{table.CELL}.backend.kwargs.chunk_size"
-    reading.notes.append(f"{path}{'' if recorded else ' '}{what}; it is {size} here, which is equal up to rounding")
+    reading.notes.append(f"{path}{'' if recorded else ' '}{what}; using {size}, which is equal up to rounding")
     return size
 
 
 def _mapping_or_empty(data: Any) -> dict[str, Any]:
-    """An object, or nothing where it is none, which the reading of it will tell."""
+    """Return an object, or an empty one if the data is not an object. `section` reports that later."""
     try:
         return mapping(data)
     except WrongType:

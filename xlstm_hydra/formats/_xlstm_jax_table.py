@@ -1,6 +1,6 @@
-"""What every field is that xlstm-jax has recorded beside a checkpoint, as tables: the formats of all its commits.
+"""Tables of all fields that xlstm-jax recorded with a checkpoint, for the formats of all its commits.
 
-Paths are those in the file. `default` is what a field was at the commits that did not have it yet.
+Paths are those in the file. `default` is the behaviour of earlier commits, which did not have the field.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ PUBLISHED_CLASSES = {
     },
     "xlstm_jax.models.llama.llama.LlamaTransformer": {"": "LlamaConfig"},
 }
-"""The published model classes, and the class of our config for each, by the type of the layer."""
+"""The published model classes, each with our config class by layer type."""
 
 _UNSET = -1
-"""The value of sizes that are copied from elsewhere, before they are."""
+"""Value of copied sizes before they are set."""
 
-_IN_V1 = "mlstm_v1 has no use for it"
-_IN_V0 = "layer type mlstm has no use for it"
+_IN_V1 = "not used by mlstm_v1"
+_IN_V0 = "not used by the layer type mlstm"
 _SLSTM = "xlstm-jax had no sLSTM blocks that could be trained in parallel."
-_SPEED = "it says how fast, not what is computed"
-_DISPLAY = "it says what is shown, not what is computed"
+_SPEED = "it affects only speed"
+_DISPLAY = "it affects only the output"
 
 
 def bias_range(data: Any) -> Any:
-    """Initial bias of the gates: a number, [low, high], or null."""
+    """Read the initial bias of the gates: a number, [low, high], or null."""
     data = None if isinstance(data, str) and data == "None" else from_repr(data)
     return list_of(number)(data) if isinstance(data, list | tuple) else optional(number)(data)
 
@@ -53,7 +53,7 @@ def _rounded(section: str) -> Derive:
 
 
 def _width(section: str) -> Field:
-    """A width inside a section, which xlstm-jax first computes while the width of the model is unset."""
+    """Return an entry for a width in a section. xlstm-jax first computed it before the width of the model was set."""
     width = _rounded(section)
 
     def initial(values: Mapping[str, Any]) -> tuple[int, ...]:
@@ -98,9 +98,9 @@ LANGUAGE_MODEL: Table = {
     "norm_eps": maps_to("norm_eps", number, default=1e-6),
     "init_distribution_embed": maps_to("init_distribution_embed", string, default="normal"),
     "init_distribution_out": maps_to("init_distribution_out", string, default="normal"),
-    "tie_weights": no_counterpart(boolean, False, "it had no effect: embedding and head were two parameters"),
-    "add_post_blocks_norm": no_counterpart(boolean, True, "it had no effect: the norm before the head was there"),
-    "weight_decay_on_embedding": no_counterpart(boolean, False, "it had no effect: the embedding did not decay"),
+    "tie_weights": no_counterpart(boolean, False, "it had no effect: embedding and head had separate parameters"),
+    "add_post_blocks_norm": no_counterpart(boolean, True, "it had no effect: there always was a norm before the head"),
+    "weight_decay_on_embedding": no_counterpart(boolean, False, "it had no effect: the embedding had no weight decay"),
     "slstm_block": supported_only(optional(anything), None, _SLSTM),
     "slstm_at": supported_only(list_of(integer), [], _SLSTM),
     "_block_map": derived(_block_map, string),
@@ -206,10 +206,10 @@ FEED_FORWARDS_V0: Table = {
     "round_proj_up_dim_up": maps_to("ff_round_proj_up_dim_up", boolean),
     "round_proj_up_to_multiple_of": maps_to("ff_round_proj_up_to_multiple_of", integer),
 }
-"""The same fields beside layer type mlstm, whose own width has the plain names."""
+"""The same fields for the layer type mlstm, where our names have the prefix ff_."""
 
 NO_FEED_FORWARD = maps_to("ff_type", optional(string), default=None)
-"""The field of ours that expresses that there is no such section."""
+"""Entry for a missing feed-forward section."""
 
 LLAMA: Table = {
     **{name: maps_to(name, integer) for name in ("vocab_size", "embedding_dim", "num_blocks", "head_dim")},
@@ -223,8 +223,8 @@ LLAMA: Table = {
     "logits_soft_cap": maps_to("logits_soft_cap", optional(number), default=None),
 }
 
-_NORMALISER = "The cell's normaliser is at least exp(-m) here, and other limits are another function."
-_ROUNDING = "it is the type that a kernel computed in, which is the kernel's own here"
+_NORMALISER = "Here, the normaliser of the cell is at least exp(-m). Other lower bounds give a different function."
+_ROUNDING = "it was the data type of a kernel, which each kernel chooses itself here"
 
 
 def _option(kind: Any, usual: Any, why: str = _SPEED) -> Any:
@@ -280,4 +280,4 @@ BACKENDS: Mapping[str, tuple[str, str, Table]] = {
         {**_RECURRENT, "backend_name": no_counterpart(string, "", _SPEED, default="")},
     ),
 }
-"""For each published backend of the cell: ours, the class of its settings, and the settings."""
+"""For each published backend of the cell: our backend, the class of its settings, and the settings."""

@@ -1,8 +1,7 @@
-"""Optimizer, schedule, trainer, checkpoints and logger of xlstm-jax -> plain groups of ours.
+"""Read optimizer, schedule, trainer, checkpoints and logger of xlstm-jax into plain groups.
 
-A group that cannot express what was recorded is left out, with a note that says why. The model can be read all the
-same.
-"""
+If one of our groups cannot represent the recorded values, it is omitted with a note that gives the reason. The model
+can still be read."""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ from xlstm_hydra.problems import show
 from ._table_reader import REQUIRED, Field, PlainGroup, Reading, Table, no_counterpart
 from ._value_types import WrongType, anything, boolean, integer, list_of, mapping, number, optional, string
 
-_DISPLAY = "it says what is shown, not what is computed"
+_DISPLAY = "it affects only the output"
 _EPOCHS = "there are no epochs here"
-_MACHINE_PATH = "it is a place of the machine that trained"
-_OURS = "it is always so here"
+_MACHINE_PATH = "it is a path on the machine that ran the training"
+_OURS = "it is always true here"
 
 OPTIMIZER: Table = {
     "name": Field(kind=string),
@@ -25,9 +24,9 @@ OPTIMIZER: Table = {
     "nesterov": Field(kind=boolean),
     **{name: Field(kind=optional(number)) for name in ("grad_clip_norm", "grad_clip_value")},
     **{name: Field(kind=optional(list_of(string))) for name in ("weight_decay_include", "weight_decay_exclude")},
-    "use_sharded_clip_norm": no_counterpart(boolean, True, "the norm is that of whole parameters here", default=True),
-    "alpha": no_counterpart(number, 8.0, "AdEMAMix alone uses it", default=8.0),
-    "beta3": no_counterpart(number, 0.9999, "AdEMAMix alone uses it", default=0.9999),
+    "use_sharded_clip_norm": no_counterpart(boolean, True, "the norm covers whole parameters here", default=True),
+    "alpha": no_counterpart(number, 8.0, "only AdEMAMix uses it", default=8.0),
+    "beta3": no_counterpart(number, 0.9999, "only AdEMAMix uses it", default=0.9999),
 }
 
 SCHEDULER: Table = {
@@ -43,7 +42,7 @@ TRAINER: Table = {
     "check_for_nan": Field(kind=boolean, default=False),
     "check_val_every_n_steps": Field(kind=integer, default=-1),
     "check_val_every_n_epoch": no_counterpart(integer, 1, _EPOCHS),
-    "seed_eval": no_counterpart(integer, 0, "evaluation draws no random numbers here"),
+    "seed_eval": no_counterpart(integer, 0, "evaluation uses no random numbers here"),
     "debug": no_counterpart(boolean, False, "steps are always compiled here"),
     "donate_train_state": no_counterpart(boolean, True, _OURS),
     "gradient_accumulate_scan": no_counterpart(boolean, False, _OURS, default=False),
@@ -92,10 +91,10 @@ CALLBACKS: Mapping[str, Table] = {
         **{name: Field(kind=optional(integer), default=None) for name in ("limit_requests", "context_length")},
         **{name: Field(kind=optional(integer), default=None) for name in ("batch_size", "num_fewshot")},
         "system_instruction": Field(kind=optional(string), default=None),
-        "apply_chat_template": Field(kind=anything, default=None),  # a truth, or a template
+        "apply_chat_template": Field(kind=anything, default=None),  # a Boolean or a template
     },
 }
-"""The published callbacks, each by a field that no other one has."""
+"""The published callbacks, each identified by a field that no other callback has."""
 
 LOGGER: Table = {
     "log_every_n_steps": Field(kind=integer),
@@ -127,11 +126,11 @@ _Config = tuple[str, dict[str, Any]]
 
 
 class _Unsupported(Exception):  # noqa: N818 (it never leaves this module)
-    """Why no config of ours can express what was recorded."""
+    """None of our configs can represent the recorded values. The message is the reason."""
 
 
 def read_training(reading: Reading, content: Mapping[str, Any]) -> dict[str, PlainGroup]:
-    """Every group but the model's."""
+    """Read every group except the model."""
     optimizer, scheduler = _read_optimizer(reading, content)
     trainer, logger, saving = _read_trainer(reading, content)
     if reading.problems:
@@ -151,7 +150,7 @@ def read_training(reading: Reading, content: Mapping[str, Any]) -> dict[str, Pla
 
 
 def _group(path: str, read: Callable[[list[str]], _Config]) -> PlainGroup:
-    """The group that a function reads, which is given the list of notes."""
+    """Return the group read by a function, which appends its notes to the list that it is given."""
     notes: list[str] = []
     try:
         class_name, values = read(notes)
@@ -161,7 +160,7 @@ def _group(path: str, read: Callable[[list[str]], _Config]) -> PlainGroup:
 
 
 def _values(reading: Reading, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields of one section by name."""
+    """Return the fields of a section by name."""
     own = reading.part()
     own.section(path, data, table, sections)
     own.check()
@@ -184,15 +183,15 @@ def _optimizer(given: Mapping[str, Any], lr: float, notes: list[str]) -> _Config
     include, exclude = given["weight_decay_include"], given["weight_decay_exclude"]
     every = {"lr": lr, **clips, "weight_decay_include": [".*"] if include is None else include}
     if decay == 0 and exclude:
-        notes.append("optimizer.weight_decay_exclude: there was no weight decay")
+        notes.append("optimizer.weight_decay_exclude: no effect without weight decay")
     elif exclude:
         every["weight_decay_exclude"] = exclude
     if decay > 0 and name in ("adam", "nadam", "sgd"):
         raise _Unsupported(
-            f"{name} with optimizer.weight_decay={decay} let the parameters grow by that share every step"
+            f"{name} with optimizer.weight_decay={decay} let the parameters grow by that factor every step"
         )
     if given["nesterov"] and name != "sgd":
-        notes.append(f"optimizer.nesterov=true: {name} had no use for it")
+        notes.append(f"optimizer.nesterov=true: not used by {name}")
     betas = {key: given[key] for key in ("beta1", "beta2")}
     if name in _ADAM:
         return "AdamWConfig", {**every, **betas, "eps": given["eps"], "weight_decay": decay, "nesterov": _ADAM[name]}
@@ -200,7 +199,7 @@ def _optimizer(given: Mapping[str, Any], lr: float, notes: list[str]) -> _Config
         return "LionConfig", {**every, **betas, "weight_decay": decay}
     if name == "sgd":
         return "SGDConfig", {**every, "momentum": given["beta1"], "nesterov": given["nesterov"]}
-    raise _Unsupported(f"optimizer.name={show(given['name'])} is no optimizer of ours")
+    raise _Unsupported(f"there is no optimizer {show(given['name'])} here")
 
 
 def _scheduler(given: Mapping[str, Any], notes: list[str]) -> _Config:
@@ -209,37 +208,37 @@ def _scheduler(given: Mapping[str, Any], notes: list[str]) -> _Config:
     if given["cooldown_steps"]:
         steps["cooldown_lr_factor"] = _share(given["cooldown_lr"], lr, "cooldown_lr")
     elif given["cooldown_lr"]:
-        notes.append("optimizer.scheduler.cooldown_lr: there was no cool-down")
+        notes.append("optimizer.scheduler.cooldown_lr: no effect without a cool-down")
     if name == "constant" or (name in _SCHEDULES and total == 0 and not any(steps.values())):
         if name != "constant":
-            notes.append(f"optimizer.scheduler.decay_steps=0: {name} of no steps is constant")
+            notes.append(f"optimizer.scheduler.decay_steps=0: {name} with 0 steps is constant")
         return "ConstantConfig", {**steps, "decay_steps": total if total and given["cooldown_steps"] else None}
     if name not in _SCHEDULES:
-        raise _Unsupported(f"optimizer.scheduler.name={show(name)} is no schedule of ours")
+        raise _Unsupported(f"there is no schedule {show(name)} here")
     return _SCHEDULES[name], {**steps, "decay_steps": total, "end_lr_factor": _end(given, lr)}
 
 
 def _end(given: Mapping[str, Any], lr: float) -> float:
-    """The learning rate at the end of the main part, as a share of the peak. Neither recorded: 0."""
+    """Return the learning rate at the end of the main part, as a fraction of the peak, or 0 if it was not recorded."""
     factor = given["end_lr_factor"]
     if given["end_lr"] is None:
         return factor or 0.0
     share = _share(given["end_lr"], lr, "end_lr")
     if factor is not None and factor != share:
-        raise _Unsupported(f"optimizer.scheduler.end_lr gives {share} of lr, and end_lr_factor={factor}")
+        raise _Unsupported(f"optimizer.scheduler.end_lr is {share} times lr, but end_lr_factor={factor}")
     return share
 
 
 def _share(value: float, lr: float, name: str) -> float:
     if lr == 0 and value != 0:
-        raise _Unsupported(f"optimizer.scheduler.{name}={value} is no share of lr=0")
+        raise _Unsupported(f"optimizer.scheduler.{name}={value} is not a multiple of lr=0")
     return value / lr if value else 0.0
 
 
 def _read_trainer(
     reading: Reading, content: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The values of the trainer, of its logger, and of the callback that saved."""
+    """Return the values of the trainer, of its logger, and of the callback that saved checkpoints."""
     if "trainer" not in content:
         reading.notes.append("trainer was not recorded")
         return {}, {}, {}
@@ -255,7 +254,7 @@ def _read_trainer(
 
 
 def _read_callbacks(reading: Reading, data: Any) -> dict[str, Any]:
-    """The values of the callback that saved."""
+    """Return the values of the callback that saved checkpoints."""
     try:
         callbacks = [mapping(callback) for callback in list_of(mapping)(data)]
     except WrongType as wrong:
@@ -266,10 +265,10 @@ def _read_callbacks(reading: Reading, data: Any) -> dict[str, Any]:
         path = f"trainer.callbacks[{index}]"
         mark = next((mark for mark in CALLBACKS if mark in callback), None)
         if mark is None:
-            reading.problem(path, f"no callback is known that has the fields {', '.join(map(show, callback))}")
+            reading.problem(path, f"no known callback has the fields {', '.join(map(show, callback))}")
             continue
         known = dict(CALLBACKS[mark])
-        if "save_top_k" in callback:  # the first name of max_to_keep
+        if "save_top_k" in callback:  # the earlier name of max_to_keep
             known["max_to_keep"] = Field(kind=optional(integer), default=None)
         values = _values(reading, path, callback, known)
         saving = values if mark == "monitor" else saving
@@ -286,8 +285,8 @@ def _trainer(given: Mapping[str, Any], scheduler: Mapping[str, Any]) -> PlainGro
     }
     source = "the length of the schedule" if steps else "the default"
     not_recorded = {
-        "batch_size": "trainer.batch_size was not recorded; it is {} here",
-        "max_steps": f"trainer.max_steps was not recorded; it is {{}}, {source}, here",
+        "batch_size": "trainer.batch_size was not recorded; using {}",
+        "max_steps": f"trainer.max_steps was not recorded; using {{}}, {source}",
     }
     return PlainGroup(
         class_name="TrainerConfig",
@@ -299,14 +298,14 @@ def _trainer(given: Mapping[str, Any], scheduler: Mapping[str, Any]) -> PlainGro
 
 
 def _checkpoint(given: Mapping[str, Any], trainer: Mapping[str, Any], notes: list[str]) -> _Config:
-    """It saved after validations, at least every so many steps or epochs."""
+    """Read the callback, which saved after a validation if the given number of steps or epochs had passed."""
     validations = max(trainer["check_val_every_n_steps"], 0)
     kept = given["save_top_k"] if given["max_to_keep"] is None else given["max_to_keep"]
     if kept is None:
-        raise _Unsupported("max_to_keep=null keeps every checkpoint")
+        raise _Unsupported("max_to_keep=null, which keeps every checkpoint")
     by_loss = (given["monitor"] or "").endswith(("perplexity", "loss")) and given["mode"] == "min"
     if given["monitor"] and not by_loss:
-        notes.append(f"trainer.callbacks: the best by {given['monitor']} were kept; the latest are here")
+        notes.append(f"trainer.callbacks: the best checkpoints by {given['monitor']} were kept; here, the latest are")
     return "CheckpointConfig", {
         "save_every_n_steps": given["every_n_steps"] if given["every_n_steps"] > 0 else validations,
         "max_to_keep": kept,

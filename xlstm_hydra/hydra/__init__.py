@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from ._options import load_device as load_device
     from ._overrides import shortest_overrides as shortest_overrides
     from ._points import SweepLoader as SweepLoader
-    from ._points import by_job as by_job
     from ._points import check_points as check_points
     from ._points import common as common
     from ._points import differing as differing
@@ -78,7 +77,7 @@ _NAMES = {
     "_omegaconf": "REFUSED VERSION_BASE",
     "_options": "known_devices load_device",
     "_overrides": "shortest_overrides",
-    "_points": "SweepLoader by_job check_points common differing invalid_points is_run jobs_with",
+    "_points": "SweepLoader check_points common differing invalid_points is_run jobs_with",
     "_quote": "as_override expand_home quote_texts",
     "_refusals": "interval_types unset_variable",
     "_resolvers": "register register_resolvers",

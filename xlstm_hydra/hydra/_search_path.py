@@ -128,7 +128,7 @@ def _missing(key: str, typed: str, source: str) -> Problem | None:
     types = SourcesRegistry.instance().types
     if scheme not in types:
         known = ", ".join(f"{name}://" for name in sorted(types) if name not in _INTERNAL)
-        return Problem({key: typed}, f"there is no config source for {scheme}://", f"Known: folders, {known}.")
+        return Problem({key: typed}, f"no config source for {scheme}://", f"Known: folders, {known}.")
     try:
         is_there = types[scheme](key, source).available()
     except (SearchPathException, ImportError, ValueError):

@@ -60,7 +60,7 @@ def unreadable(text: str, error: Exception) -> Problem:
 def _bad_key(text: str, key: str, value: str) -> Problem | None:
     name = key.lstrip("+~")
     if not name.strip():
-        return Problem.about(text, "there is no key before the =", "Write key=value, for example trainer.max_steps=3.")
+        return Problem.about(text, "no key before the =", "Write key=value, for example trainer.max_steps=3.")
     if _KEY.fullmatch(name):
         return None
     if _KEY.fullmatch(name.strip()):

@@ -188,7 +188,7 @@ def _key_faults(node: yaml.MappingNode) -> Iterator[Fault]:
 
 def _not_text(key: yaml.ScalarNode, kind: str) -> Fault:
     if not key.value:
-        return _at(key, "there is no key before the colon")
+        return _at(key, "no key before the colon")
     value = str(key.value.lower() in ("true", "yes", "on")).lower() if kind == "bool" else kind
     return _at(key, f"YAML reads the key {key.value} as {value}", f'For text, quote it: "{key.value}".')
 

@@ -1,4 +1,4 @@
-"""Using the parameters of a checkpoint: its loss on a corpus, and the texts that it continues."""
+"""Evaluation of a checkpoint on a corpus, and generation of text with its parameters."""
 
 from ._evaluate import evaluate as evaluate
 from ._generate import generate as generate

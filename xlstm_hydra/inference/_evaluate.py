@@ -1,4 +1,4 @@
-"""The loss of a checkpoint on a corpus."""
+"""Evaluation: the loss of a checkpoint on a corpus."""
 
 from __future__ import annotations
 
@@ -26,9 +26,17 @@ RESULT = "evaluation.json"
 
 
 def evaluate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
-    """Compute the loss of a checkpoint and write it to `evaluation.json` in `folder`. Returns it, in nats per target.
+    """Compute the loss of a checkpoint and write it to `evaluation.json` in `folder`.
 
-    In several processes all of them call this, and where one fails all end instead of raising (see `together`).
+    With several processes, all of them must call this. If one fails, all exit instead of raising (see `together`).
+
+    Args:
+        run: the config; its task is an `EvaluateTaskConfig`.
+        folder: folder of the result.
+        overrides: the command line, recorded in the result.
+
+    Returns:
+        The mean loss in nats per target token.
 
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint.
@@ -63,7 +71,7 @@ def _open(data: DataConfig, split: str, context_length: int, vocab_size: int) ->
 
 
 def _sum_losses(program: Program, params: Any, corpus: Corpus, num_batches: int | None) -> tuple[float, int, int]:
-    """The sum of the losses of all targets, the number of targets, and the number of batches."""
+    """Return the total loss in nats, the number of target tokens, and the number of batches."""
     size, every = program.run.trainer.batch_size, program.run.logger.log_every_n_steps
     whole = math.ceil(len(corpus) / size)
     count = min(whole, num_batches or whole)
@@ -79,7 +87,7 @@ def _sum_losses(program: Program, params: Any, corpus: Corpus, num_batches: int 
 
 
 def _losses(program: Program, params: Any, batches: Iterator[Any]) -> Iterator[Any]:
-    """The sum of the losses and the number of targets of each batch, not waited for."""
+    """Yield the total loss and the number of targets of each batch, without waiting for the device."""
     for batch in batches:
         yield program.eval_step(params, program.put(batch))
 

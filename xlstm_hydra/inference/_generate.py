@@ -1,4 +1,4 @@
-"""Continuing a prompt with the parameters of a checkpoint."""
+"""Generation: continuing a prompt with the parameters of a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,21 +26,26 @@ from ._load_model import KEY, find, read_params, start, write_result
 from ._sample import sample_tokens
 
 Decode = Callable[[Iterable[int]], str]
-"""Turns the next tokens of a sequence into what is shown of them."""
+"""Function from the next tokens of a sequence to printed text."""
 
 RESULT = "generated.json"
 """Name of the file in the run folder."""
 
 
 def generate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> None:
-    """Continue a prompt. The first sample is shown as it comes, the others after it; all are written to
-    `generated.json` in `folder`, also after Ctrl-C.
+    """Continue a prompt. The first sample is printed token by token, the others after it. All are written to
+    `generated.json` in `folder`, even after Ctrl-C.
 
-    In several processes all of them call this, and where one fails all end instead of raising (see `together`).
+    With several processes, all of them must call this. If one fails, all exit instead of raising (see `together`).
+
+    Args:
+        run: the config; its task is a `GenerateTaskConfig`.
+        folder: folder of the result.
+        overrides: the command line, recorded in the result.
 
     Raises:
         ConfigError: the run does not fit the devices or the checkpoint, or the model cannot continue tokens.
-        KeyboardInterrupt: after what there is has been written.
+        KeyboardInterrupt: interrupted by Ctrl-C. The tokens generated so far have been written.
     """
     with verification(run.checkpoint.verify), together(run.distributed):
         _generate(run, Path(folder), overrides)
@@ -61,7 +66,7 @@ def _generate(run: RunConfig, folder: Path, overrides: list[str] | None) -> None
     try:
         samples.take(sample_tokens(build_model(run.model), params, task, mesh))
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"what was generated so far is in {folder / RESULT}") from None
+        raise KeyboardInterrupt(f"the text generated so far is in {folder / RESULT}") from None
     finally:
         content = {"samples": samples.content(), "task": task.to_dict()} | provenance(overrides)
         write_result(folder / RESULT, checkpoint, content)
@@ -70,12 +75,14 @@ def _generate(run: RunConfig, folder: Path, overrides: list[str] | None) -> None
 
 def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, checkpoint: Path) -> None:
     if not keeps_cache(run.model.model_class):
-        text = "cannot continue tokens: its call takes no `capacity`, with which it would keep what the next call needs"
-        fix = "Build it on xlstm_hydra.models.LanguageModel, or see xlstm_hydra.models.continue_model."
+        text = (
+            "this model cannot generate: its `__call__` has no `capacity` argument, so it keeps no state between calls"
+        )
+        fix = "Derive the class from xlstm_hydra.models.LanguageModel, or see xlstm_hydra.models.continue_model."
         raise ConfigError([Problem({"model.model_class": run.model.class_path()}, text, fix)])
     if task.prompt_tokens is None and not _is_of_bytes(run.model, checkpoint):
-        text = "the checkpoint does not say that its tokens are bytes, as those of text would be"
-        fix = "Give token ids in task.prompt_tokens, from the tokenizer that the model was trained with."
+        text = "a text prompt needs a model of bytes, and the checkpoint does not record that its tokens are bytes"
+        fix = "Set task.prompt_tokens to token ids, from the tokenizer that the model was trained with."
         raise ConfigError([Problem({"task.prompt": task.prompt}, text, fix)])
 
 
@@ -86,7 +93,7 @@ def _is_of_bytes(model: ModelConfig, checkpoint: Path) -> bool:
 
 @dataclass
 class _Samples:
-    """What has been generated."""
+    """The generated tokens, printed as they arrive."""
 
     task: GenerateTaskConfig
     tokens: list[list[int]] = field(default_factory=list)
@@ -98,7 +105,7 @@ class _Samples:
         self.stopped = [False] * self.task.num_samples
 
     def take(self, steps: Iterator[np.ndarray]) -> None:
-        """Show and keep tokens until all samples have ended."""
+        """Print and store tokens until all samples have ended."""
         decode = self._begin(0)
         try:
             for tokens_B in steps:
@@ -123,7 +130,7 @@ class _Samples:
                 self.tokens[number].append(token)
 
     def _begin(self, number: int) -> Decode:
-        """Show what is before a sample."""
+        """Print the header and the prompt of a sample."""
         count = self.task.num_samples
         if count > 1:
             self._show(f"--- sample {number + 1}/{count}\n")
@@ -132,7 +139,7 @@ class _Samples:
         return decode
 
     def _decoder(self) -> tuple[Decode, list[int]]:
-        """How tokens are shown, and the prompt without the beginning of its document."""
+        """Return the decoder, and the prompt without the separator at its start."""
         if self.task.prompt_tokens is None:
             return _byte_decoder(), self.task.tokens()[1:]
         return _id_decoder(), self.task.tokens()
@@ -151,10 +158,10 @@ class _Samples:
         return found
 
     def speed(self) -> str:
-        """Milliseconds per token. The first two are left out: the steps are compiled there."""
+        """Describe the throughput. The first two tokens are not counted: the program is compiled there."""
         text = f"{len(self.times)} tokens in each of {self.task.num_samples} samples"
         if ended := sum(self.stopped):
-            text += f", of which {ended} ended at the stop token"
+            text += f" ({ended} ended at the stop token)"
         steady = self.times[1:]
         if len(steady) < 2:
             return text
@@ -162,19 +169,19 @@ class _Samples:
 
 
 def _byte_decoder() -> Decode:
-    """UTF-8. A character is given when its last byte has come; bytes that are none become U+FFFD."""
+    """Decode UTF-8. A character is returned with its last byte; invalid bytes become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    no_byte = b"\xff"  # what is not valid UTF-8 anywhere
+    no_byte = b"\xff"  # never valid in UTF-8
     return lambda tokens: decoder.decode(b"".join(bytes([token]) if token < 256 else no_byte for token in tokens))
 
 
 def _id_decoder() -> Decode:
-    """Numbers with a space behind each."""
+    """Print token ids, each followed by a space."""
     return lambda tokens: "".join(f"{token} " for token in tokens)
 
 
 def _print(text: str) -> None:
-    """Put text on the terminal at once, without the control characters that could do something to it."""
+    """Print text immediately. Control characters, which could affect the terminal, are replaced."""
     safe = (char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
     sys.stdout.write("".join(safe))
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What every task that uses a checkpoint begins and ends with."""
+"""The first and last steps of every task that uses a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from xlstm_hydra.runs import find_checkpoint, known_step, replace_file, run_of
 from xlstm_hydra.train import agree_on_run
 
 KEY = "task.checkpoint"
-"""What names the checkpoint."""
+"""Key of the option that names the checkpoint."""
 
 
 def find(run: RunConfig) -> Path:
-    """Return the checkpoint of a task, the same in all processes. No device starts here.
+    """Return the checkpoint path of a task, and check that all processes have the same run and checkpoint. Starts no
+    device.
 
     Raises:
-        ConfigError: there is no such checkpoint, or another process has another run or checkpoint.
+        ConfigError: the checkpoint does not exist, or process 0 has another run or checkpoint.
     """
     checkpoint = find_checkpoint(run.task.get("checkpoint"), KEY)
     agree_on_run(run, checkpoint)
@@ -30,7 +31,7 @@ def find(run: RunConfig) -> Path:
 
 
 def start(run: RunConfig) -> RunConfig:
-    """Set up the devices. Returns the run with its model class.
+    """Start the devices. Returns the run with its model class imported.
 
     Raises:
         ConfigError: the run does not fit the devices.
@@ -40,22 +41,22 @@ def start(run: RunConfig) -> RunConfig:
 
 
 def read_params(run: RunConfig, checkpoint: Path, shardings: Any) -> Any:
-    """The parameters of a checkpoint, and nothing else of it.
+    """Read only the parameters of a checkpoint, placed with `shardings`.
 
     Raises:
-        ConfigError: they are those of another model.
+        ConfigError: the parameters belong to another model.
     """
     params = load_params(checkpoint, run.model, shardings, KEY)
     run_folder, step = run_of(checkpoint), known_step(checkpoint)
     if run_folder is None or step is None:
-        log.info("parameters of %s", checkpoint)
+        log.info("parameters loaded from %s", checkpoint)
     else:
-        log.info("parameters of step %d of %s", step, run_folder)
+        log.info("parameters loaded from step %d of %s", step, run_folder)
     return params
 
 
 def write_result(file: Path, checkpoint: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, beside what it was made from."""
+    """Write a result as JSON, with the path and the step of its checkpoint."""
     if is_first():
         file.parent.mkdir(parents=True, exist_ok=True)
         origin = {"checkpoint": str(checkpoint), "step": known_step(checkpoint)}

@@ -1,4 +1,4 @@
-"""Tokens one by one, each drawn from what the model makes of those before it.
+"""Sampling of tokens, one by one.
 
 Axes: B samples, T time, V the vocabulary.
 """
@@ -20,10 +20,10 @@ from xlstm_hydra.models import continue_model
 
 
 def sample_tokens(module: nn.Module, params: Any, task: GenerateTaskConfig, mesh: Mesh) -> Iterator[np.ndarray]:
-    """The next token (B,) of all samples, up to `max_new_tokens` times.
+    """Yield the next token of all samples, `int32[B]`, up to `task.max_new_tokens` times.
 
-    The prompt is read at once, but for its last token; from there on each token is one step. What there is to compute
-    follows the parameters onto their devices.
+    All tokens of the prompt but the last are read in one call; after that, each token is one step. The computation runs
+    on the devices of the parameters.
     """
     prompt_BT = np.tile(np.asarray(task.tokens(), np.int32), (task.num_samples, 1))
     capacity = prompt_BT.shape[1] + task.max_new_tokens - 1
@@ -49,7 +49,19 @@ def sample_tokens(module: nn.Module, params: Any, task: GenerateTaskConfig, mesh
 def draw(
     logits_BV: jax.Array, keys_B: jax.Array, temperature: float, top_k: int | None = None, top_p: float = 1.0
 ) -> jax.Array:
-    """A token for each row, from its own key. See `GenerateTaskConfig` for the options."""
+    """Draw a token for each row, with its own key. `GenerateTaskConfig` documents the options.
+
+    Args:
+        logits_BV: `float[B, V]`.
+        keys_B: random keys, one for each row.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: draw from the `k` most likely tokens; None: from all.
+        top_p: draw from the smallest set of most likely tokens with at least this total probability
+            (nucleus sampling, Holtzman et al., https://arxiv.org/abs/1904.09751).
+
+    Returns:
+        Token ids, `int32[B]`.
+    """
     if temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / temperature
@@ -62,7 +74,7 @@ def draw(
 
 
 def _in_nucleus(logits_BV: jax.Array, top_p: float) -> jax.Array:
-    """Whether a token is needed for the likeliest ones to have the probability `top_p` together."""
+    """True for the tokens of the smallest set of most likely tokens with a total probability of at least `top_p`."""
     order_BV = jnp.argsort(-logits_BV, axis=-1)
     sorted_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV), order_BV, axis=-1)
     likelier_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV

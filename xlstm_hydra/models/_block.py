@@ -1,7 +1,8 @@
-"""What the blocks of all families share (residual branches, feed-forward layer), and the block of both mLSTM families.
+"""Residual branches and the feed-forward layer, shared by the blocks of all families, and the block of both mLSTM
+families.
 
-Axes: B batch, T time, D share of the residual stream, E its whole width, F this device's share of the feed-forward
-width, H this device's heads.
+Axes: B batch, T time, D local shard of the residual stream, E its global width, F local shard of the feed-forward
+width, H local heads.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from ._layers import ACTIVATIONS, Dense, Norm, dropout, output_init, small_init,
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """(B, T, heads * width) -> (B, T, heads, width)."""
+    """Reshape `[..., heads * width]` to `[..., heads, width]`."""
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def post_process_gates(
     i_BTH: jax.Array, f_BTH: jax.Array, inputs: BlockInputs, config: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Soft cap, then the reset of the forget gate where a document begins."""
+    """Apply the soft cap to both gates, `[B, T, H]`, and reset the forget gate at the first token of each document."""
     i_BTH, f_BTH = soft_cap(i_BTH, config.gate_soft_cap), soft_cap(f_BTH, config.gate_soft_cap)
     borders_BT = inputs.document_borders_BT
     if config.reset_at_document_boundaries and borders_BT is not None:
@@ -44,7 +45,11 @@ def run_cell(
     f_BTH: jax.Array,
     inputs: BlockInputs,
 ) -> jax.Array:
-    """The mLSTM cell of a layer, (B, T, H, V): in the form that its config names, or after the tokens before."""
+    """Run the mLSTM cell of a layer, in the form selected by `backend`, or from the cached state if there is one.
+
+    Returns:
+        h, `[B, T, H, V]`.
+    """
     config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
     qkvif, options = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH), {"chunk_size": config.chunk_size, "eps": config.cell_eps}
     (B, _, H, K), V = q_BTHK.shape, v_BTHV.shape[-1]
@@ -57,8 +62,7 @@ def run_cell(
 
 
 class Residual(nn.Module):
-    """x + branch(norm(x)). Subclasses say what the branch is; the class name is what `remat` and `fsdp_modules`
-    match."""
+    """x + branch(norm(x)). Subclasses define the branch. `remat` and `fsdp_modules` match their class names."""
 
     config: Any
     axes: Axes = Axes()
@@ -66,8 +70,15 @@ class Residual(nn.Module):
     def residual(
         self, x_BTD: jax.Array, branch: Any, inputs: BlockInputs, name: str, *, whole: bool = True
     ) -> jax.Array:
-        """Norm, branch on the whole width (or, without `whole`, on this device's share of it), dropout, norm again if
-        asked for, sum."""
+        """Apply norm, branch, dropout, the optional post norm, and the sum. Maps `[B, T, D]` to `[B, T, D]`.
+
+        Args:
+            x_BTD: the residual stream.
+            branch: function from the normalized stream to `[B, T, D]`.
+            inputs: the other inputs of the block.
+            name: prefix of the norms' names.
+            whole: pass the gathered stream, of width E, to the branch, instead of the local shard.
+        """
         config, axes = self.config, self.axes
 
         def norm(suffix: str) -> Norm:
@@ -80,13 +91,13 @@ class Residual(nn.Module):
 
 
 class xLSTMResBlock(Residual):  # noqa: N801
-    """x + mLSTM(norm(x)), for the layer that is given."""
+    """x + mLSTM(norm(x)), with the mLSTM layer class `layer`."""
 
     layer: Any = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         layer = self.layer(self.config, self.axes, name="xlstm")
         return self.residual(x_BTD, lambda x_BTE: layer(x_BTE, inputs), inputs, "xlstm")
 
@@ -101,7 +112,7 @@ class mLSTMBlock(nn.Module):  # noqa: N801
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         mixing = xLSTMResBlock(self.config, self.axes, self.layer, name="xlstm_res_block")
         x_BTD = mixing(x_BTD, inputs)
         if self.feed_forward is not None:
@@ -110,7 +121,7 @@ class mLSTMBlock(nn.Module):  # noqa: N801
 
 
 class FeedForward(nn.Module):
-    """act(x Wg) * (x Wu) Wd, or (where not `gated`) act(x Wu) Wd, with a hidden width of `features`."""
+    """(act(x Wg) * (x Wu)) Wd or, if not `gated`, act(x Wu) Wd, with the hidden width `features` (arXiv 2002.05202)."""
 
     config: Any
     features: int
@@ -122,7 +133,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array | Pieces) -> jax.Array:
-        """(B, T, E) -> (B, T, D)."""
+        """Map `[B, T, E]` to `[B, T, D]`."""
         config, axes = self.config, self.axes
         bias = nn.initializers.zeros_init() if self.bias else None
         init = small_init(config.embedding_dim, config.init_distribution)
@@ -142,7 +153,7 @@ class FFNResBlock(Residual):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         config = self.config
         dtype, gated = config.ff_dtype or config.dtype, config.ff_type == "ffn_gated"
         layer = FeedForward(
@@ -152,5 +163,5 @@ class FFNResBlock(Residual):
 
 
 def feed_forward_of(config: Any) -> type[FFNResBlock] | None:
-    """Return the class of the residual feed-forward layer of an mLSTM block. None: the block has none."""
+    """Return the class of the residual feed-forward layer of an mLSTM block; None if the block does not have one."""
     return None if config.ff_type is None else FFNResBlock

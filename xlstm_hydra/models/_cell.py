@@ -1,17 +1,16 @@
-"""The mLSTM cell in three forms that are equal in exact arithmetic (arXiv 2405.04517, section 2.3; 2503.14376 for
-chunks).
+"""The mLSTM cell (arXiv 2405.04517, section 2.3; 2503.14376 for chunks), in three forms that are equal in exact
+arithmetic.
 
 With F_t the cumulative sum of the log forget gates and D_tj = F_t - F_j + i_j for j <= t,
 
     w_tj = exp(D_tj - m_t) (q_t . k_j / sqrt(K))
     h_t = sum_j w_tj v_j / (max(|sum_j w_tj|, exp(-m_t)) + eps)
 
-where m_t = max(F_t, max_j D_tj) keeps exp() finite. Without eps the factor exp(-m_t) cancels, so m_t carries no
-gradient. F_t is there because the recurrence, as published, starts with m_0 = 0; only through eps does the output
-depend on it.
+where m_t = max(F_t, max_j D_tj) keeps exp() finite. Without eps, the factor exp(-m_t) cancels, so m_t has no gradient.
+The maximum includes F_t because the published recurrence starts with m_0 = 0; this only affects the output through eps.
 
 Axes: B batch, T time (L within a chunk, S when summed over), H heads, K key width, V value width. Gates are
-pre-activations. Sums and states are float32 (float64 for float64 inputs), whatever the type of q, k and v.
+pre-activations. Sums and states are float32 (float64 for float64 inputs), whatever the dtype of q, k and v.
 """
 
 from __future__ import annotations
@@ -27,13 +26,25 @@ from xlstm_hydra.parallel import vary_like
 EPS = 1e-6
 
 State = tuple[jax.Array, jax.Array, jax.Array]
-"""(C, n, m): (B, H, K, V), (B, H, K) and (B, H)."""
+"""The state (C, n, m), with the shapes `[B, H, K, V]`, `[B, H, K]` and `[B, H]`."""
 
 
 def mlstm_quadratic(
     q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, i_BTH: jax.Array, f_BTH: jax.Array, *, eps: float = EPS
 ) -> jax.Array:
-    """All pairs of tokens at once: time and memory quadratic in T. Returns h, (B, T, H, V), in the type of v."""
+    """Compute the mLSTM for all pairs of tokens at once. Time and memory are quadratic in T.
+
+    Args:
+        q_BTHK: queries, `[B, T, H, K]`.
+        k_BTHK: keys, `[B, T, H, K]`.
+        v_BTHV: values, `[B, T, H, V]`.
+        i_BTH: pre-activations of the input gate, `[B, T, H]`.
+        f_BTH: pre-activations of the forget gate, `[B, T, H]`.
+        eps: added to the denominator.
+
+    Returns:
+        h, `[B, T, H, V]`, in the dtype of v.
+    """
     scale, acc = q_BTHK.shape[-1] ** -0.5, _accumulator(q_BTHK)
     i_BHT, f_BHT = (jnp.moveaxis(gate.astype(acc), 1, 2) for gate in (i_BTH, f_BTH))
     cumulative_BHT = jnp.cumsum(jax.nn.log_sigmoid(f_BHT), axis=-1)
@@ -56,10 +67,21 @@ def mlstm_chunkwise(
     chunk_size: int,
     eps: float = EPS,
 ) -> jax.Array:
-    """Quadratic inside chunks of L tokens, recurrent between them: time and memory linear in T.
+    """Compute the mLSTM in chunks: quadratic within a chunk, recurrent between chunks. Time and memory are linear in T.
 
-    The scan keeps one state per chunk for the backward pass and recomputes the rest. Returns h, (B, T, H, V), in the
-    type of v.
+    The scan saves one state per chunk for the backward pass and recomputes the rest.
+
+    Args:
+        q_BTHK: queries, `[B, T, H, K]`.
+        k_BTHK: keys, `[B, T, H, K]`.
+        v_BTHV: values, `[B, T, H, V]`.
+        i_BTH: pre-activations of the input gate, `[B, T, H]`.
+        f_BTH: pre-activations of the forget gate, `[B, T, H]`.
+        chunk_size: tokens per chunk; at most T tokens are used.
+        eps: added to the denominator.
+
+    Returns:
+        h, `[B, T, H, V]`, in the dtype of v.
 
     Raises:
         ValueError: T is not a multiple of `chunk_size`.
@@ -83,8 +105,12 @@ def mlstm_continue(
     chunk_size: int,
     eps: float = EPS,
 ) -> tuple[State, jax.Array]:
-    """Any number of tokens after those that have led to a state: whole chunks, then the rest as a shorter one; a single
-    token is one step of the recurrence. Returns the state after them, and h as `mlstm_chunkwise`."""
+    """Continue from a state with any number of tokens: complete chunks, then a shorter chunk with the rest. A single
+    token is one step of the recurrence. See `mlstm_chunkwise` for the arguments.
+
+    Returns:
+        The final state, and h, `[B, T, H, V]`, in the dtype of v.
+    """
     inputs = (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH)
     T, acc = q_BTHK.shape[1], _accumulator(q_BTHK)
     if T == 1:
@@ -99,19 +125,19 @@ def mlstm_continue(
 
 
 def mlstm_start(B: int, H: int, K: int, V: int, dtype: Any) -> State:
-    """The state before the first token: zeros."""
+    """Return the initial state, which is zero."""
     return jnp.zeros((B, H, K, V), dtype), jnp.zeros((B, H, K), dtype), jnp.zeros((B, H), dtype)
 
 
 def _start_of(q_BTHK: jax.Array, *others: jax.Array) -> State:
-    """The state before these inputs."""
+    """Return the initial state for these inputs."""
     B, _, H, K = q_BTHK.shape
     state = mlstm_start(B, H, K, others[1].shape[-1], _accumulator(q_BTHK))
     return jax.tree.map(lambda x: vary_like(x, q_BTHK, *others), state)
 
 
 def _scan_chunks(state: State, inputs: tuple[jax.Array, ...], chunk_size: int, eps: float) -> tuple[State, jax.Array]:
-    """Chunks of equal size, one after the other. Returns the state after them and h, (B, T, H, V)."""
+    """Process chunks of equal size. Returns the final state, and h, `[B, T, H, V]`."""
     q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH = inputs
     (B, T, H, _), V, acc = q_BTHK.shape, v_BTHV.shape[-1], _accumulator(q_BTHK)
 
@@ -125,7 +151,7 @@ def _scan_chunks(state: State, inputs: tuple[jax.Array, ...], chunk_size: int, e
 
 
 def _chunk(state: State, chunk: Any, eps: float) -> tuple[State, jax.Array]:
-    """One chunk: what its tokens see of each other, what they see of the state, and the state after them."""
+    """Process one chunk: the contributions of its tokens and of the state to h, and the next state."""
     C_BHKV, n_BHK, m_BH = state
     q_BHLK, k_BHLK, v_BHLV, i_BHL, f_BHL = chunk
     acc, dtype = C_BHKV.dtype, v_BHLV.dtype
@@ -157,7 +183,11 @@ def _chunk(state: State, chunk: Any, eps: float) -> tuple[State, jax.Array]:
 def mlstm_recurrent(
     q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, i_BTH: jax.Array, f_BTH: jax.Array, *, eps: float = EPS
 ) -> jax.Array:
-    """Token by token, with a state of fixed size. Returns h, (B, T, H, V), in the type of v."""
+    """Compute the mLSTM token by token, with a state of fixed size. See `mlstm_quadratic` for the arguments.
+
+    Returns:
+        h, `[B, T, H, V]`, in the dtype of v.
+    """
     acc = _accumulator(q_BTHK)
     inputs = tuple(x.astype(acc) for x in (q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH))
     tokens = tuple(jnp.moveaxis(x, 1, 0) for x in inputs)
@@ -175,7 +205,7 @@ def mlstm_step(
     *,
     eps: float = EPS,
 ) -> tuple[State, jax.Array]:
-    """One token after those that have led to a state. Returns the state after it and h, (B, H, V)."""
+    """Process one token. Arguments have the dtype of the state. Returns the next state, and h, `[B, H, V]`."""
     C_BHKV, n_BHK, m_BH = state
     logf_BH = jax.nn.log_sigmoid(f_BH)
     new_m_BH = jax.lax.stop_gradient(jnp.maximum(logf_BH + m_BH, i_BH))
@@ -190,14 +220,14 @@ def mlstm_step(
 
 
 def _masked_decay(cumulative_BHT: jax.Array, i_BHT: jax.Array) -> jax.Array:
-    """D_ts, minus infinity where s is later than t."""
+    """Return D, `[B, H, T, S]`, with minus infinity for s > t."""
     T = i_BHT.shape[-1]
     decay_BHTS = cumulative_BHT[..., :, None] - cumulative_BHT[..., None, :] + i_BHT[..., None, :]
     return jnp.where(jnp.tril(jnp.ones((T, T), bool)), decay_BHTS, -jnp.inf)
 
 
 def _normaliser(weight_sum: jax.Array, m: jax.Array, eps: float) -> jax.Array:
-    # exp(-m) overflows for closed input gates; beyond the clip the output is 0 in any case.
+    # exp(-m) overflows for closed input gates. Beyond this limit, the output is 0 anyway.
     floor = jnp.exp(jnp.minimum(-m, 0.9 * jnp.log(jnp.finfo(m.dtype).max)))
     return jnp.maximum(jnp.abs(weight_sum), floor) + eps
 
@@ -211,4 +241,4 @@ CELLS: dict[str, Callable[..., jax.Array]] = {
     "quadratic": lambda *args, chunk_size, **kwargs: mlstm_quadratic(*args, **kwargs),
     "recurrent": lambda *args, chunk_size, **kwargs: mlstm_recurrent(*args, **kwargs),
 }
-"""The form of each `model.backend`. All take q, k, v, i, f and the keyword `chunk_size`."""
+"""Forms of the cell by `model.backend`. All take q, k, v, i, f and the keyword `chunk_size`."""

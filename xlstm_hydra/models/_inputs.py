@@ -1,8 +1,8 @@
-"""Inputs of a block beside the residual stream, and the state that it keeps to continue tokens.
+"""Inputs of a block besides the residual stream, and the state for continuing tokens.
 
-The state is the Flax collection `cache`. Training keeps nothing. Where `BlockInputs.capacity` is set, every layer whose
-output depends on earlier tokens begins from what an earlier call has left there, and leaves there what the next one
-needs.
+The state is the Flax collection `cache`, which is not used in training. If `BlockInputs.capacity` is set, every layer
+with outputs that depend on earlier tokens starts from the state of the previous call, and saves its state for the next
+call.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 CACHE = "cache"
-"""Name of the collection."""
+"""Name of the Flax collection with the state."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BlockInputs:
-    """Inputs of a block beside the residual stream.
+    """Inputs of a block besides the residual stream.
 
     Axes: B rows (of a batch, or of a microbatch), T time.
     """
 
     rows_B: jax.Array
-    """Number of each row in the global batch, which its dropout depends on."""
+    """Index of each row in the global batch, for dropout."""
 
     document_borders_BT: jax.Array | None = None
-    """True where a document begins. None: one document per row."""
+    """True for the first token of each document. None: one document per row."""
 
     dropout_key: jax.Array | None = None
-    """Random key of all dropout. None: nothing is dropped."""
+    """Random key of all dropout. None: no dropout."""
 
     block: jax.Array | int = 0
-    """Number of the block in the stack, which its dropout depends on."""
+    """Index of the block in the stack, for dropout."""
 
     capacity: int | None = field(default=None, metadata={"static": True})
-    """Layers continue the tokens of earlier calls, and keep what the next call needs; attention has room for so many
-    tokens in all, the others have no limit. None: these are all the tokens, and nothing is kept."""
+    """Maximum number of tokens of all calls together, if layers continue the tokens of earlier calls. It limits only
+    attention. None: the call has all tokens, and no state is kept."""
 
     def at_block(self, block: jax.Array | int) -> BlockInputs:
-        """The same for another block."""
+        """Return the inputs of another block."""
         return replace(self, block=block)
 
     def segments_BT(self) -> jax.Array | None:
-        """Number of each token's document in its row. None: one document per row."""
+        """Return the number of each token's document within its row, `int32[B, T]`. None: one document per row."""
         borders = self.document_borders_BT
         return None if borders is None else jnp.cumsum(borders.astype(jnp.int32), axis=1)
 
 
 def kept(module: nn.Module, inputs: BlockInputs, name: str, start: Callable[[], Any]) -> Any:
-    """Return what a module keeps under a name, as a variable that begins as `start()`; None if nothing is kept."""
+    """Return the cached state of a module as a variable, initialized with `start()`. None if no state is kept."""
     return None if inputs.capacity is None else module.variable(CACHE, name, start)

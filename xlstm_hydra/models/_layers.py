@@ -1,6 +1,6 @@
-"""Layers that every family is built from. Each computes on its share of the tensor mesh axis; see `parallel.Axes`.
+"""Layers shared by all families. Each layer computes its shard of the tensor mesh axis; see `parallel.Axes`.
 
-Axes: B batch, T time, D this device's share of the residual stream, E its whole width, H heads, V head width.
+Axes: B batch, T time, D local shard of the residual stream, E its global width, H local heads, V head width.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(x / cap); None: x."""
+    """Return `cap * tanh(x / cap)`. With `cap=None`, return `x`."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def init_with(std: float, distribution: str) -> Initializer:
-    """Values of this standard deviation. A truncated normal is cut at two of them and not rescaled."""
+    """Return an initializer with this standard deviation. A truncated normal distribution is truncated at two standard
+    deviations and not rescaled."""
     if distribution == "uniform":
         bound = math.sqrt(3) * std
         return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -48,12 +49,13 @@ def init_with(std: float, distribution: str) -> Initializer:
 
 
 def small_init(dim: int, distribution: str) -> Initializer:
-    """Standard deviation sqrt(2 / (5 dim)) (arXiv 1910.05895)."""
+    """Return an initializer with standard deviation `sqrt(2 / (5 dim))` (arXiv 1910.05895)."""
     return init_with(math.sqrt(2 / (5 * dim)), distribution)
 
 
 def output_init(name: str, dim: int, num_blocks: int, distribution: str) -> Initializer:
-    """The initialiser of a projection back to a stream `dim` wide; see `configs.language_model.OUTPUT_INITS`."""
+    """Return the initializer of a projection to the residual stream of width `dim`. `name` is one of
+    `configs.language_model.OUTPUT_INITS`."""
     if name == "zeros":
         return nn.initializers.zeros_init()
     if name == "small":
@@ -62,7 +64,8 @@ def output_init(name: str, dim: int, num_blocks: int, distribution: str) -> Init
 
 
 def bias_range_init(value: float | list[float] | None) -> Initializer:
-    """A constant, values spread evenly over the heads, or (None) a normal of standard deviation 0.1."""
+    """Return a bias initializer: a constant, evenly spaced values from the first to the last head, or (for None) a
+    normal distribution with standard deviation 0.1."""
     if value is None:
         return init_with(0.1, "normal")
     low, high = value if isinstance(value, list) else (value, value)
@@ -70,17 +73,17 @@ def bias_range_init(value: float | list[float] | None) -> Initializer:
 
 
 def named(init: Initializer, *names: str | None) -> Initializer:
-    """An initialiser whose parameter says what its array axes are; see `parallel.ARRAY_AXES`."""
+    """Return an initializer that names the array axes of its parameter; see `parallel.ARRAY_AXES`."""
     return nn.with_partitioning(init, names)
 
 
 OVERLAPPING = ("Dense", "Gate")
-"""Class names of the layers that `parallel.tp_async_dense` computes piece by piece."""
+"""Class names of the layers that use collective matmul if `parallel.tp_async_dense` is set."""
 
 
 class Dense(nn.Module):
-    """x W + b. `split` names the array axis that the tensor mesh axis splits: the output's (then x must be whole), or,
-    where `reduce` is set, the input's (then the result is this device's share of the stream)."""
+    """x W + b. `split` is the name of the array axis that the tensor mesh axis splits. It is the output axis, and x
+    must be gathered; or, if `reduce` is set, the input axis, and the result is the local shard of the stream."""
 
     features: int
     split: str
@@ -92,7 +95,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array | Pieces) -> jax.Array:
-        """(..., input) -> (..., output), both as `split` and `reduce` say."""
+        """Map `[..., input]` to `[..., output]`. One of both axes is sharded, depending on `reduce`."""
         out = self.features if self.reduce else self.axes.local(self.features)
         names = (self.split, "embed") if self.reduce else ("embed", self.split)
         width = x.width if isinstance(x, Pieces) else x.shape[-1]
@@ -110,15 +113,15 @@ class Dense(nn.Module):
 
 
 def normalise(x: jax.Array, norm_type: str, eps: float, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """x with the mean taken off (layernorm) and divided by its root mean square, in float32 at least."""
+    """Divide `x` by its root mean square, after subtracting the mean for `layernorm`. Computes in float32 or wider."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if norm_type == "layernorm":
-        x = x - mean(x)  # before squaring: E[x^2] - E[x]^2 would lose the digits of a small variance
+        x = x - mean(x)  # before squaring: E[x^2] - E[x]^2 loses precision if the variance is small
     return x * jax.lax.rsqrt(mean(jnp.square(x)) + eps)
 
 
 class Norm(nn.Module):
-    """Normalises the residual stream over its whole width, of which this device has a share."""
+    """Normalization of the residual stream over its global width."""
 
     norm_type: str
     eps: float
@@ -127,7 +130,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         scale_D = self.param("scale", named(nn.initializers.ones_init(), "stream"), (x_BTD.shape[-1],), jnp.float32)
         width = x_BTD.shape[-1] * self.axes.tensor_size
 
@@ -138,7 +141,7 @@ class Norm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Normalises every head on its own. `per_head`: with a scale for each head, otherwise one scale for all."""
+    """Separate normalization of each head. With `per_head`, each head has its own scale; otherwise they share one."""
 
     norm_type: str
     eps: float
@@ -147,7 +150,7 @@ class HeadNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHV: jax.Array) -> jax.Array:
-        """(B, T, H, V) -> (B, T, H, V)."""
+        """Map `[B, T, H, V]` to `[B, T, H, V]`."""
         shape, names = (x_BTHV.shape[-2:], ("heads", None)) if self.per_head else (x_BTHV.shape[-1:], (None,))
         scale = self.param("scale", named(nn.initializers.ones_init(), *names), shape, jnp.float32)
         x_BTHV = normalise(x_BTHV, self.norm_type, self.eps, lambda x: x.mean(-1, keepdims=True))
@@ -155,10 +158,10 @@ class HeadNorm(nn.Module):
 
 
 def dropout(x_BTD: jax.Array, rate: float, axes: Axes, inputs: BlockInputs, site: str) -> jax.Array:
-    """Drop elements of the residual stream with probability `rate` and scale the rest up, if `inputs` has a key.
+    """Apply dropout with probability `rate` to the residual stream, if `inputs` has a random key.
 
-    What is dropped depends on the row's number in the global batch, on the block, on `site` (a name for the place in
-    it) and on the whole width, never on the layout.
+    The dropped elements depend on the index of the row in the global batch, on the block, on `site` (the name of the
+    dropout within the block) and on the global width, but not on the layout.
     """
     if inputs.dropout_key is None or rate == 0:
         return x_BTD

@@ -1,10 +1,8 @@
-"""What connects Flax Linen to the layout: which parameters there are, gathering them where they are used, remat by
-name.
+"""Connection between Flax Linen and the layout: listing parameters, gathering them on use, and remat by class name.
 
-It works on any Linen module, ours or a user's, without a line in the module: a parameter sharded by FSDP is put in a
-box that Linen opens at the moment the owning module reads it, inside whatever scan or remat the module runs in, and
-remat is wrapped around calls by class name. So each parameter is gathered once per use, by the innermost module,
-inside the remat.
+This works with any Linen module, including a user's own, without changes to the module. A parameter that is sharded by
+FSDP is put in a box that Linen opens when the owning module reads it, inside any scan or remat. Remat is applied to
+calls by class name. Each parameter is therefore gathered once per use, by the innermost module, inside the remat.
 """
 
 from __future__ import annotations
@@ -29,16 +27,16 @@ from ._inputs import CACHE
 
 
 def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
-    """The module of a `ModelConfig` whose `model_class` is a class.
+    """Build the module of a `ModelConfig`; `model_class` must be the class itself.
 
-    It is called with `config`, and with `axes` if the class declares a field of that name. A class that does not is
-    computed whole on every tensor-parallel device.
+    The class is called with `config`, and with `axes` if it declares this field. Without the field, every
+    tensor-parallel device computes the whole model.
     """
     return model.model_class(config=model.model_config, **({"axes": axes} if knows_axes(model) else {}))
 
 
 def knows_axes(model: ModelConfig) -> bool:
-    """Whether the model class declares a field `axes: Axes`, and so takes part in tensor parallelism."""
+    """True if the model class declares a field `axes: Axes` and therefore supports tensor parallelism."""
     field = getattr(model.model_class, "__dataclass_fields__", {}).get("axes")
     return field is not None and (field.type is Axes or str(field.type).rpartition(".")[2] == "Axes")
 
@@ -52,7 +50,17 @@ def apply_model(
     train: bool = False,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits of a module, which is given `document_borders_BT` and `train` only if its call takes them."""
+    """Return the logits of a module, `[B, T, V]`. `document_borders_BT` and `train` are only passed if the call of the
+    module accepts them.
+
+    Args:
+        module: a language model.
+        params: its parameters.
+        tokens_BT: token ids, `int[B, T]`.
+        document_borders_BT: True for the first token of each document, `bool[B, T]`. None: one document per row.
+        train: apply dropout.
+        dropout_key: random key for dropout.
+    """
     logits: Any = module.apply(
         {"params": params},
         tokens_BT,
@@ -71,17 +79,20 @@ def continue_model(
     *,
     capacity: int,
 ) -> tuple[jax.Array, Any]:
-    """Logits of tokens after those that have led to a cache, and the cache after them.
+    """Compute the logits of the next tokens, given the cache of all earlier tokens.
 
-    The call of the module must take `capacity`, and keep what it needs in the collection `cache`; see `keeps_cache`.
+    The call of the module must accept `capacity`, and keep its state in the collection `cache`; see `keeps_cache`.
 
     Args:
         module: a language model, built without `axes`.
         params: its parameters.
-        cache: what this function gave for the tokens before; `{}` at the beginning.
-        tokens_BT: the tokens that follow, one or more.
-        document_borders_BT: true where a document begins, as in training. None: nowhere.
-        capacity: the same in all calls: how many tokens there may be in all. Only attention is limited by it.
+        cache: cache returned for the earlier tokens; `{}` at the beginning.
+        tokens_BT: one or more next tokens, `int[B, T]`.
+        document_borders_BT: True for the first token of each document, as in training. None: no document starts.
+        capacity: maximum number of tokens of all calls together, the same in all calls. It only limits attention.
+
+    Returns:
+        The logits `[B, T, V]`, and the cache after these tokens.
     """
     logits, changed = module.apply(
         {"params": params, CACHE: cache},
@@ -94,7 +105,7 @@ def continue_model(
 
 
 def keeps_cache(model_class: type) -> bool:
-    """Whether the call of a model class takes `capacity`, so that it can continue tokens."""
+    """True if the call of a model class accepts `capacity`, so that the model can continue tokens."""
     return "capacity" in inspect.signature(model_class.__call__).parameters
 
 
@@ -105,21 +116,29 @@ def _accepted(module: nn.Module, document_borders_BT: jax.Array | None, train: b
 
 
 def init_model(module: nn.Module, key: jax.Array) -> Any:
-    """Initial parameters, as a tree of arrays of natural shape. `module` must have been built without `axes`."""
+    """Return the initial parameters as a tree of global arrays.
+
+    Args:
+        module: a model, built without `axes`.
+        key: random key.
+
+    Raises:
+        ValueError: the module has variables other than parameters.
+    """
     tokens_BT = jnp.zeros((1, module.config.context_length), jnp.int32)  # pyright: ignore[reportAttributeAccessIssue]
     variables = module.init({"params": key}, tokens_BT)
     if extra := sorted(set(variables) - {"params"}):
         raise ValueError(
-            f"{type(module).__name__} has variables besides its parameters ({', '.join(extra)}); none are kept"
+            f"{type(module).__name__} has variables other than parameters ({', '.join(extra)}), which are not supported"
         )
     return meta.unbox(variables["params"])
 
 
 def list_parameters(model: ModelConfig) -> list[Parameter]:
-    """Every parameter of a model, without allocating it.
+    """List all parameters of a model, without allocating them.
 
     Raises:
-        ConfigError: `remat` or `fsdp_modules` names a class that is no module of the model.
+        ConfigError: `remat` or `fsdp_modules` names a class that is not a module of the model.
     """
     module = build_model(model)
     classes: dict[tuple[str, ...], str] = {}
@@ -139,10 +158,10 @@ def list_parameters(model: ModelConfig) -> list[Parameter]:
 
 
 def param_shardings(model: ModelConfig, mesh: Mesh) -> Any:
-    """Where the layout of a model puts each parameter on a mesh, as a tree.
+    """Return a tree with the sharding of each parameter of a model on a mesh.
 
     Raises:
-        ConfigError: as `list_parameters`.
+        ConfigError: see `list_parameters` and `shard_parameter`.
     """
     placements = [shard_parameter(parameter, model.parallel, mesh.shape) for parameter in list_parameters(model)]
     flat = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
@@ -166,11 +185,11 @@ class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
     scatter_dtype: str | None = struct.field(pytree_node=False)
 
     def unbox(self) -> jax.Array:
-        """The whole parameter."""
+        """Gather the parameter."""
         axis = self.axis + self.value.ndim
         if axis < 0:
             name = f"metadata_params={{nn.PARTITION_NAME: {LAYERS!r}}}"
-            raise ValueError(f"the array axis of a scan was sharded; name it: nn.scan(..., {name})")
+            raise ValueError(f"FSDP has sharded the array axis of a scan. Name this axis: nn.scan(..., {name})")
         return gather_parameter(self.value, self.axis_name, axis, self.gather_dtype, self.scatter_dtype)
 
     def replace_boxed(self, val: Any) -> Any:
@@ -178,16 +197,16 @@ class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> _Sharded:
-        """Axes are counted from the end, so a stacking axis in front changes nothing."""
+        """Return self: axes are counted from the end, so a leading axis changes nothing."""
         return self
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> _Sharded:
-        """As `add_axis`."""
+        """Return self, see `add_axis`."""
         return self
 
 
 def box_sharded(params: Any, placements: Sequence[Placement], model: ModelConfig) -> Any:
-    """The parameter tree with the parameters that FSDP shards in boxes that gather them on use."""
+    """Return the parameter tree, with each parameter that FSDP shards in a box that gathers it on use."""
     parallel = model.parallel
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep=".")
     for placement in placements:
@@ -212,14 +231,14 @@ _POLICIES = {
 
 @contextlib.contextmanager
 def remat_by_name(names: Sequence[str], policy: str = "nothing", *, scanned: str | None = None) -> Iterator[None]:
-    """Recompute, in the backward pass, the activations inside every module whose class is named.
+    """Recompute the activations inside all modules of the named classes in the backward pass.
 
     Args:
         names: class names.
-        policy: what is kept all the same; see `TrainerConfig.remat_policy`. A gathered parameter is no product, so
-            none of them keeps it.
-        scanned: name of the module that the model scans over, if any. A scan keeps the compiler from undoing the
-            recomputation by itself; elsewhere it must be told to.
+        policy: activations that are saved anyway; see `TrainerConfig.remat_policy`. No policy saves gathered
+            parameters, because they are not products.
+        scanned: name of the module that the model scans over, if any. Inside a scan, the compiler cannot undo the
+            recomputation; elsewhere, it must be prevented from doing so.
     """
     running: set[tuple[str, ...]] = set()
 

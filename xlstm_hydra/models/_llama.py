@@ -1,6 +1,7 @@
-"""The Llama baseline: attention with rotary positions, then a gated feed-forward layer (arXiv 2302.13971, 2104.09864).
+"""The Llama baseline (arXiv 2302.13971): attention with rotary embeddings (arXiv 2104.09864), then a gated feed-forward
+layer.
 
-Axes: B batch, T time (S when summed over), D share of the residual stream, E its whole width, H this device's heads,
+Axes: B batch, T time (S when summed over), D local shard of the residual stream, E its global width, H local heads,
 K head width.
 """
 
@@ -23,7 +24,7 @@ from ._lm import LanguageModel
 
 
 def positions_BT(inputs: BlockInputs, T: int) -> jax.Array:
-    """Number of each token in its document; (1, T) where there is one document per row."""
+    """Return the position of each token in its document, `int[B, T]`, or `int[1, T]` if each row is one document."""
     index_1T = jnp.arange(T)[None]
     borders_BT = inputs.document_borders_BT
     if borders_BT is None:
@@ -32,8 +33,19 @@ def positions_BT(inputs: BlockInputs, T: int) -> jax.Array:
 
 
 def rotate(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
-    """Turn channels 2i and 2i + 1 by position * theta^(-2i / K), so that the product of a query and a key depends on
-    the distance between them. Angles are float32 at least; in bfloat16, late positions would run together."""
+    """Apply rotary embeddings (arXiv 2104.09864): rotate channels 2i and 2i + 1 by `position * theta^(-2i / K)`. The
+    product of a query and a key then depends on the distance between their tokens.
+
+    Angles are float32 or wider; bfloat16 could not distinguish late positions.
+
+    Args:
+        x_BTHK: queries or keys, `[B, T, H, K]`.
+        position_BT: positions, `[B, T]` or `[1, T]`.
+        theta: base of the frequencies.
+
+    Returns:
+        `[B, T, H, K]`, in the dtype of `x_BTHK`.
+    """
     K, acc = x_BTHK.shape[-1], jnp.promote_types(x_BTHK.dtype, jnp.float32)
     frequency = theta ** (-jnp.arange(0, K, 2, dtype=acc) / K)
     angle = position_BT[..., None, None].astype(acc) * frequency[None, None, None]
@@ -43,14 +55,14 @@ def rotate(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array
 
 
 class Attention(nn.Module):
-    """Softmax attention over the tokens that each token may see, and the projection back."""
+    """Multi-head softmax attention with the output projection."""
 
     config: LlamaConfig
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array | Pieces, inputs: BlockInputs) -> jax.Array:
-        """(B, T, E) -> (B, T, D)."""
+        """Map `[B, T, E]` to `[B, T, D]`."""
         config, axes = self.config, self.axes
         init = small_init(config.embedding_dim, config.init_distribution)
         q_BTHK, k_BTHK, v_BTHK = (
@@ -69,7 +81,7 @@ class Attention(nn.Module):
 
     def _attend(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, inputs: BlockInputs) -> jax.Array:
         config, position = self.config, positions_BT(inputs, q_BTHK.shape[1])
-        # Initial values, and their shapes, are the same without the kernel, which these devices may not have.
+        # Initialization does not depend on the kernel, which may not be available on these devices.
         backend: Any = "xla" if self.is_initializing() else config.attention_backend
         return jax.nn.dot_product_attention(
             rotate(q_BTHK, position, config.theta),
@@ -84,8 +96,8 @@ class Attention(nn.Module):
     def _attend_to_past(
         self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, inputs: BlockInputs
     ) -> jax.Array:
-        """To the tokens of earlier calls too, whose turned keys and values are kept; always by XLA, which takes any
-        mask and length. S is the capacity."""
+        """Attend to the tokens of earlier calls too. Their rotated keys and their values are cached. Always uses XLA,
+        which supports every mask and length. S is the capacity."""
         config, (B, T), S = self.config, q_BTHK.shape[:2], inputs.capacity
         assert S is not None
         count = self.variable(CACHE, "count", jnp.zeros, (), jnp.int32)
@@ -119,7 +131,7 @@ class Attention(nn.Module):
         )
 
     def _scale(self) -> float:
-        # As in the published weights: by the number of heads, of all devices together, not by their width.
+        # As in the published weights: the scale depends on the global number of heads, not on the head width.
         return self.config.num_heads() ** -0.5
 
     def _dense(self, name: str, init: Initializer, *, reduce: bool = False) -> Dense:
@@ -128,7 +140,7 @@ class Attention(nn.Module):
         return Dense(config.embedding_dim, "heads", config.dtype, init, self.axes, reduce, bias, name=name)
 
     def _mask(self, inputs: BlockInputs) -> jax.Array | None:
-        """(B, 1, T, S): whether both tokens are in the same document. None: all are."""
+        """Return a mask `[B, 1, T, S]`, True if both tokens are in the same document. None: no mask."""
         segments_BT = inputs.segments_BT()
         if segments_BT is None or not self.config.mask_across_document_boundaries:
             return None
@@ -140,7 +152,7 @@ class AttnBlock(Residual):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         attention = Attention(self.config, self.axes, name="attn")
         return self.residual(x_BTD, lambda x_BTE: attention(x_BTE, inputs), inputs, "attn")
 
@@ -150,21 +162,21 @@ class FFNBlock(Residual):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         config = self.config
         layer = FeedForward(config, config.ff_dim(), config.dtype, self.axes, bias=config.use_bias, name="ffn")
         return self.residual(x_BTD, layer, inputs, "ffn")
 
 
 class TransformerBlock(nn.Module):
-    """One block of the stack: residual attention, then the residual feed-forward layer."""
+    """A block of the stack: the residual attention layer, then the residual feed-forward layer."""
 
     config: LlamaConfig
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         x_BTD = AttnBlock(self.config, self.axes, name="attn")(x_BTD, inputs)
         return FFNBlock(self.config, self.axes, name="ffn")(x_BTD, inputs)
 
@@ -176,5 +188,5 @@ class Llama(LanguageModel):
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """Attention, then feed-forward layer."""
+        """Return a transformer block."""
         return TransformerBlock(config, axes, name=name)

@@ -1,7 +1,7 @@
-"""The frame of every language model: embedding, head, and the stack of blocks, one after the other, scanned over depth,
-or cut into pipeline stages.
+"""The common parts of all language models: embedding, head, and the stack of blocks, which are called one by one,
+scanned over depth, or split into pipeline stages.
 
-Axes: B batch, T time, D this device's share of the residual stream, E its whole width, V its share of the vocabulary.
+Axes: B batch, T time, D local shard of the residual stream, E its global width, V local shard of the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from ._layers import Dense, Norm, dropout, named, small_init, soft_cap
 
 
 class Embed(nn.Module):
-    """The embedding table, split over the stream."""
+    """The embedding table, sharded along the residual stream."""
 
     config: Any
     axes: Axes = Axes()
 
     def setup(self) -> None:
-        """The table."""
+        """Create the table."""
         config = self.config
         init = named(small_init(config.embedding_dim, config.init_distribution_embed), None, "stream")
         shape = (config.vocab_size, self.axes.local(config.embedding_dim))
         self.embedding = self.param("embedding", init, shape, jnp.float32)
 
     def __call__(self, tokens_BT: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """Token ids (B, T) -> (B, T, D)."""
+        """Map token ids `[B, T]` to `[B, T, D]`."""
         x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(self.config.dtype)
         rate = self.config.dropout_probability() if self.config.add_embedding_dropout else 0.0
         return dropout(x_BTD, rate, self.axes, inputs, "token_embedding")
 
     def head_kernel(self) -> jax.Array:
-        """The table as a projection to this device's share of the vocabulary, (E, V)."""
+        """Return the table as a projection to the local shard of the vocabulary, `[E, V]`."""
         return self.axes.all_to_all(self.embedding, split=0, concat=1).T
 
 
@@ -51,7 +51,7 @@ class LMHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, tied_kernel_EV: jax.Array | None = None) -> jax.Array:
-        """(B, T, D) -> logits (B, T, V) in float32."""
+        """Map `[B, T, D]` to logits `[B, T, V]` in float32. `tied_kernel_EV` replaces the projection's own kernel."""
         config, axes = self.config, self.axes
         if config.add_post_blocks_norm:
             x_BTD = Norm(config.norm_type, config.norm_eps, config.dtype, axes, name="out_norm")(x_BTD)
@@ -66,17 +66,17 @@ class LMHead(nn.Module):
 
 
 class BlockGroup(nn.Module):
-    """The blocks of one period of a stack in which not all are alike; it is what such a stack scans over."""
+    """The blocks of one period of a stack with different kinds of blocks. Such a stack is scanned over its periods."""
 
     family: Any
-    """The `LanguageModel` class, whose `block` makes them."""
+    """The `LanguageModel` class with the method `block`."""
 
     config: Any
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         for index in range(self.config.scan_period()):
             block = self.family.block(self.config, self.axes, f"block_{index}", index)
             x_BTD = block(x_BTD, inputs.at_block(inputs.block + index))
@@ -84,7 +84,8 @@ class BlockGroup(nn.Module):
 
 
 def run_stack(family: Any, config: Any, axes: Axes, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-    """All blocks of a model, inside its compact call. In a pipeline the result is that of `Axes.stage_rows`."""
+    """Run all blocks of a model, inside its compact call. Maps `[B, T, D]` to `[B, T, D]`; with a pipeline, the result
+    only has the rows of `Axes.stage_rows`."""
     if not config.scan_blocks:
         for index in range(config.num_blocks):
             block = family.block(config, axes, f"blocks_{index}", index)
@@ -123,14 +124,15 @@ def run_stack(family: Any, config: Any, axes: Axes, x_BTD: jax.Array, inputs: Bl
 
 
 class LanguageModel(nn.Module):
-    """Tokens to logits. A family is a subclass that says what a block is."""
+    """Base class of language models, which map tokens to logits. Subclasses define `block`."""
 
     config: Any
     axes: Axes = Axes()
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """Block number `index` of the stack, or of its period: (B, T, D), `BlockInputs` -> (B, T, D)."""
+        """Return block number `index` of the stack or of its period. The block maps `[B, T, D]` and `BlockInputs` to
+        `[B, T, D]`."""
         raise NotImplementedError
 
     @nn.compact
@@ -142,16 +144,18 @@ class LanguageModel(nn.Module):
         train: bool = False,
         capacity: int | None = None,
     ) -> jax.Array:
-        """Token ids (B, T) -> logits (B, T, V) in float32, where V is this device's share of the vocabulary.
-
-        In a pipeline, the logits are those of this stage's share of the rows; see `Axes.stage_rows`.
+        """Compute the logits of all tokens.
 
         Args:
-            tokens_BT: integers below `vocab_size`.
-            document_borders_BT: true where a document begins. None: one document.
-            train: apply dropout, for which the RNG stream `dropout` is needed.
-            capacity: continue the tokens of earlier calls, of which all together are no more than this; see
-                `continue_model`. None: these are all the tokens.
+            tokens_BT: token ids below `vocab_size`, `int[B, T]`.
+            document_borders_BT: True for the first token of each document, `bool[B, T]`. None: one document per row.
+            train: apply dropout, which needs the RNG stream `dropout`.
+            capacity: continue the tokens of earlier calls, with at most this number of tokens in total; see
+                `continue_model`. None: the call has all tokens.
+
+        Returns:
+            Logits `float32[B, T, V]`; V is the local shard of the vocabulary. With a pipeline, only the rows of
+            `Axes.stage_rows`.
         """
         config, axes, rows = self.config, self.axes, tokens_BT.shape[0]
         key = self.make_rng("dropout") if train and config.dropout_probability() > 0 else None

@@ -1,8 +1,8 @@
 """The original mLSTM block (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, learnable
 skip.
 
-Axes: B batch, T time, D share of the residual stream, E its whole width, I this device's inner channels in G groups,
-H its heads, K key and V value width.
+Axes: B batch, T time, D local shard of the residual stream, E its global width, I local inner channels in G groups,
+H local heads, K key width, V value width.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ZEROS = nn.initializers.zeros_init()
 
 
 class CausalConv1d(nn.Module):
-    """A convolution over time for every channel on its own, which sees the current token and those before it."""
+    """Depthwise causal convolution over time."""
 
     kernel_size: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x_BTI: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, I) -> (B, T, I)."""
+        """Map `[B, T, I]` to `[B, T, I]`."""
         (B, _, channels), size = x_BTI.shape, self.kernel_size
         init = init_with(1 / math.sqrt(3 * size), "uniform")
         kernel = self.param("kernel", named(init, None, None, "channels"), (size, 1, channels), jnp.float32)
@@ -56,7 +56,8 @@ class CausalConv1d(nn.Module):
 
 
 class HeadwiseDense(nn.Module):
-    """A block-diagonal linear map: each group of channels is mapped on its own. `stack` maps share one parameter."""
+    """Block-diagonal linear map: each group of channels is mapped separately. With `stack`, this number of maps share
+    one stacked parameter."""
 
     groups: int
     features: int
@@ -68,7 +69,7 @@ class HeadwiseDense(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTI: jax.Array) -> jax.Array:
-        """(B, T, I) -> (B, T, out), or (stack, B, T, out)."""
+        """Map `[B, T, I]` to `[B, T, out]`, or to `[stack, B, T, out]`."""
         groups = self.axes.local(self.groups)
         x_BTGD = split_heads(x_BTI.astype(self.dtype), groups)
         width, out = x_BTGD.shape[-1], self.axes.local(self.features) // groups
@@ -84,10 +85,10 @@ class HeadwiseDense(nn.Module):
 
 
 class Gate(nn.Module):
-    """One gate per head, from inputs that are split over the tensor mesh axis.
+    """One gate per head, computed from inputs that are split over the tensor mesh axis.
 
-    Each input has its own kernel, so that its share of the channels meets its share of the rows. `headwise`: a head
-    reads its own channels only.
+    Each input has its own kernel, so the shard of its channels matches the shard of the kernel's rows. With `headwise`,
+    a head only reads its own channels.
     """
 
     num_heads: int
@@ -98,7 +99,7 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, **inputs_BTI: jax.Array) -> jax.Array:
-        """Named inputs (B, T, any) -> pre-activations (B, T, H)."""
+        """Map named inputs `[B, T, width]` to pre-activations `[B, T, H]`."""
         heads = self.axes.local(self.num_heads)
         inputs = {name: x.astype(self.dtype) for name, x in inputs_BTI.items()}
         if self.headwise:
@@ -118,14 +119,15 @@ class Gate(nn.Module):
 
 
 class mLSTMLayer(nn.Module):  # noqa: N801
-    """Up-projection, convolution, head-wise queries, keys and values, cell, skip, gate, projection back."""
+    """The original mLSTM layer: up-projection, convolution, block-diagonal projections to queries, keys and values,
+    cell, learnable skip, output gate, down-projection."""
 
     config: OriginalLayerConfig
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array | Pieces, inputs: BlockInputs) -> jax.Array:
-        """(B, T, E) -> (B, T, D)."""
+        """Map `[B, T, E]` to `[B, T, D]`."""
         config, axes = self.config, self.axes
         init = small_init(config.embedding_dim, config.init_distribution)
         bias = _ZEROS if config.bias else None
@@ -197,5 +199,5 @@ class mLSTM(LanguageModel):  # noqa: N801
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """One mLSTM layer and, if the config has one, a feed-forward layer."""
+        """Return an mLSTM block: an mLSTM layer and, if the config has one, a feed-forward layer."""
         return mLSTMBlock(config, mLSTMLayer, feed_forward_of(config), axes=axes, name=name)

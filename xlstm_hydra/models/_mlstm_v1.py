@@ -1,6 +1,7 @@
-"""mLSTM v1, the architecture of xLSTM 7B (arXiv 2503.13427): mLSTM layer on the embedding width, then feed-forward.
+"""mLSTM v1, the architecture of xLSTM 7B (arXiv 2503.13427): an mLSTM layer on the embedding width, then a feed-forward
+layer.
 
-Axes: B batch, T time, D share of the residual stream, E its whole width, H this device's heads, K key and V value
+Axes: B batch, T time, D local shard of the residual stream, E its global width, H local heads, K key width, V value
 width.
 """
 
@@ -23,14 +24,15 @@ _ZEROS = nn.initializers.zeros_init()
 
 
 class mLSTMLayerV1(nn.Module):  # noqa: N801
-    """Queries, keys, values and gates from the stream; cell; head norm; output gate; projection back."""
+    """The mLSTM layer: projections to queries, keys, values and gates; cell; head norm; output gate; output
+    projection."""
 
     config: mLSTMv1Config
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array | Pieces, inputs: BlockInputs) -> jax.Array:
-        """(B, T, E) -> (B, T, D)."""
+        """Map `[B, T, E]` to `[B, T, D]`."""
         config, axes = self.config, self.axes
         H = axes.local(config.num_heads)
         bias = _ZEROS if config.bias else None
@@ -73,5 +75,5 @@ class mLSTMv1(LanguageModel):  # noqa: N801
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """One mLSTM layer and, unless the config has none, a feed-forward layer."""
+        """Return an mLSTM block: an mLSTM layer and, if the config has one, a feed-forward layer."""
         return mLSTMBlock(config, mLSTMLayerV1, feed_forward_of(config), axes=axes, name=name)

@@ -1,14 +1,14 @@
 """The sLSTM cell (arXiv 2405.04517, section 2.2): a scalar memory per channel, exponential gates, and memory mixing.
 
-With pre-activations z, i, f, o to which every head adds what its recurrent weights make of its last output h,
+With pre-activations z, i, f, o, to which every head adds the product of its recurrent weights and its last output h,
 
     m_t = max(log f_t + m_(t-1), i_t),  log f_t = log sigmoid(f) or f
     c_t = exp(log f_t + m_(t-1) - m_t) c_(t-1) + exp(i_t - m_t) tanh(z_t)
     n_t = exp(log f_t + m_(t-1) - m_t) n_(t-1) + exp(i_t - m_t)
     h_t = sigmoid(o_t) c_t / n_t
 
-m_t keeps exp() finite and cancels in c / n, so it carries no gradient. It starts at minus infinity, so that n_t is at
-least 1: one of the two factors above is exp(0).
+m_t keeps exp() finite and cancels in c / n, so it has no gradient. It starts at minus infinity, so n_t is at least 1:
+one of the two factors above is exp(0).
 
 Axes: B batch, T time, H heads, V and W channels of a head, G the four pre-activations in the order z, i, f, o.
 """
@@ -40,14 +40,17 @@ def slstm(
     forget_gate: str = "sigmoid",
     gate_soft_cap: float | None = None,
 ) -> jax.Array:
-    """All time steps, one after the other. Returns h, (B, T, H, V), in float32, or float64 for float64 inputs.
+    """Run the sLSTM recurrence over all time steps.
 
     Args:
-        x_BTGHV: what the input contributes to the pre-activations, biases included.
-        recurrent_HVGW: recurrent weights of each head.
-        borders_BT: true where a document begins; the step starts from the initial state there. None: nowhere.
+        x_BTGHV: contribution of the input to the pre-activations, including biases, `float[B, T, 4, H, V]`.
+        recurrent_HVGW: recurrent weights of each head, `float[H, V, 4, V]`.
+        borders_BT: True for the first token of each document, where the state is reset. None: no resets.
         forget_gate: a key of `FORGET_GATES`.
-        gate_soft_cap: cap of the pre-activations of input and forget gate. None: no cap.
+        gate_soft_cap: soft cap of the pre-activations of input and forget gates. None: no cap.
+
+    Returns:
+        h, `[B, T, H, V]`, in float32, or in float64 for float64 inputs.
     """
     B, _, _, H, V = x_BTGHV.shape
     start = slstm_start((B, H, V), jnp.promote_types(x_BTGHV.dtype, jnp.float32))
@@ -65,7 +68,7 @@ def slstm_continue(
     forget_gate: str = "sigmoid",
     gate_soft_cap: float | None = None,
 ) -> tuple[State, jax.Array]:
-    """As `slstm`, after the tokens that have led to a state. Returns the state after these tokens too."""
+    """Run the recurrence of `slstm` from a given state. Returns the final state, and h `[B, T, H, V]`."""
     acc = jnp.promote_types(x_BTGHV.dtype, jnp.float32)
     start = slstm_start(state[0].shape, acc)
 
@@ -75,7 +78,7 @@ def slstm_continue(
             state = jax.tree.map(lambda new, old: jnp.where(border_B[:, None, None], new, old), start, state)
         return step(state, x_BGHV.astype(acc), recurrent_HVGW.astype(acc))
 
-    # The backward pass keeps the states alone: half the memory, and one small product more per step.
+    # Only the states are saved for the backward pass: half the memory, for one more small product per step.
     one_step = partial(slstm_step, forget_gate=forget_gate, gate_soft_cap=gate_soft_cap)
     step = jax.checkpoint(one_step, prevent_cse=False)
     tokens = (jnp.moveaxis(x_BTGHV, 1, 0), None if borders_BT is None else borders_BT.T)
@@ -84,7 +87,7 @@ def slstm_continue(
 
 
 def slstm_start(shape: tuple[int, ...], dtype: Any) -> State:
-    """The initial state (c, n, h, m): zeros, and minus infinity for the stabiliser."""
+    """Return the initial state (c, n, h, m), each of `shape`: zeros, and minus infinity for the stabilizer m."""
     zeros = jnp.zeros(shape, dtype)
     return zeros, zeros, zeros, jnp.full(shape, -jnp.inf, dtype)
 
@@ -97,7 +100,7 @@ def slstm_step(
     forget_gate: str = "sigmoid",
     gate_soft_cap: float | None = None,
 ) -> tuple[State, jax.Array]:
-    """One token: the new state (c, n, h, m) and h."""
+    """Run one time step. Returns the new state (c, n, h, m), and h `[B, H, V]`."""
     c, n, h, m = state
     z, i, f, o = jnp.moveaxis(x_BGHV + jnp.einsum("bhv,hvgw->bghw", h, recurrent_HVGW), 1, 0)
     i, f = soft_cap(i, gate_soft_cap), soft_cap(f, gate_soft_cap)

@@ -1,7 +1,7 @@
 """xLSTM[a:b] (arXiv 2405.04517): a stack of original mLSTM blocks and sLSTM blocks.
 
-Axes: B batch, T time, D share of the residual stream, G the four pre-activations, H this device's heads, V channels of
-a head. A device's heads are its share of the stream, so the sLSTM needs no exchange over the tensor mesh axis.
+Axes: B batch, T time, D local shard of the residual stream, G the four pre-activations, H local heads, V channels of a
+head. The local heads are the local shard of the stream, so the sLSTM needs no communication over the tensor mesh axis.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ _ZEROS = nn.initializers.zeros_init()
 
 
 class sLSTMLayer(nn.Module):  # noqa: N801
-    """Convolution, pre-activations head by head, cell, head norm. The width is that of the stream throughout."""
+    """The sLSTM layer: convolution, head-wise projections to pre-activations, cell, head norm. All of them have the
+    width of the residual stream."""
 
     config: xLSTMConfig
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         config, heads = self.config, self.axes.local(self.config.num_heads)
         conv_BTD = x_BTD
         if config.slstm_conv1d_kernel_size:
@@ -67,7 +68,7 @@ class sLSTMLayer(nn.Module):  # noqa: N801
         return h_BTHV
 
     def _project(self, name: str, x_BTD: jax.Array, dtype: Any) -> jax.Array:
-        """One pre-activation of every channel, (B, T, H, V), from the channels of its head."""
+        """Return one of the four pre-activations, `[B, T, H, V]`, computed from the channels of the same head."""
         config, heads = self.config, self.axes.local(self.config.num_heads)
         init = small_init(config.embedding_dim, config.init_distribution)
         project = HeadwiseDense(config.num_heads, config.embedding_dim, dtype, init, self.axes, name=name)
@@ -79,7 +80,7 @@ class sLSTMLayer(nn.Module):  # noqa: N801
 
 
 def _per_head(spread: float | list[float]) -> Any:
-    """The same initial biases for every head."""
+    """Return an initializer with the same biases for every head."""
     init = bias_range_init(spread)
     return lambda key, shape, dtype=jnp.float32: jnp.broadcast_to(init(key, shape[1:], dtype), shape)
 
@@ -89,20 +90,20 @@ class sLSTMResBlock(Residual):  # noqa: N801
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         layer = sLSTMLayer(self.config, self.axes, name="slstm")
         return self.residual(x_BTD, lambda x_BTD: layer(x_BTD, inputs), inputs, "slstm", whole=False)
 
 
 class sLSTMBlock(nn.Module):  # noqa: N801
-    """One block of the stack: the residual sLSTM layer, then the residual feed-forward layer."""
+    """A block of the stack: the residual sLSTM layer, then the residual feed-forward layer."""
 
     config: xLSTMConfig
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-        """(B, T, D) -> (B, T, D)."""
+        """Map `[B, T, D]` to `[B, T, D]`."""
         x_BTD = sLSTMResBlock(self.config, self.axes, name="slstm_res_block")(x_BTD, inputs)
         return FFNResBlock(self.config, self.axes, name="ffn_res_block")(x_BTD, inputs)
 
@@ -114,7 +115,7 @@ class xLSTM(LanguageModel):  # noqa: N801
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """An sLSTM block where the config says so, otherwise an original mLSTM block."""
+        """Return an sLSTM block if the config selects this index for one; otherwise an original mLSTM block."""
         if config.is_slstm(index):
             return sLSTMBlock(config, axes, name=name)
         return mLSTMBlock(config, mLSTMLayer, feed_forward=None, axes=axes, name=name)

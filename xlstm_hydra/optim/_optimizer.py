@@ -1,4 +1,4 @@
-"""Optimizer and schedule of a run, from Optax."""
+"""Optimizer and learning rate schedule of a run, built with Optax."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.problems import ConfigError, Problem
 
 Schedule = Callable[[int], float]
-"""The learning rate of each step, from step 0."""
+"""Function from the step, counted from 0, to the learning rate."""
 
 _MAIN_PART: dict[type[SchedulerConfig], Callable[[Any, float], float]] = {
     ConstantConfig: lambda config, done: 1.0,
@@ -34,14 +34,15 @@ _MAIN_PART: dict[type[SchedulerConfig], Callable[[Any, float], float]] = {
     LinearConfig: lambda config, done: _between(1.0, config.end_lr_factor, done),
     ExponentialConfig: lambda config, done: config.end_lr_factor**done,
 }
-"""What the peak is multiplied by when a share of the main part is done."""
+"""Factor of the peak learning rate, as a function of the completed fraction of the main part."""
 
 
 def learning_rate(run: RunConfig) -> Schedule:
-    """The learning rate of each step, from step 0.
+    """Return the learning rate schedule of a run.
 
-    The warm-up reaches `optimizer.lr` at step `warmup_steps`, the main part its end at `total - cooldown_steps`, and
-    the cool-down its end at `total`. It is computed here and not in the compiled step, which has it as an argument.
+    The warmup reaches `optimizer.lr` at step `warmup_steps`. The main part ends at step `total - cooldown_steps`, and
+    the cooldown at step `total`, where `total` is `run.schedule_steps`. The rate is computed on the host and passed to
+    the compiled step as an argument, so other schedules need no other program.
     """
     config, lr, total = run.scheduler, run.optimizer.lr, run.schedule_steps
     warmup, cooldown = config.warmup_steps, config.cooldown_steps
@@ -67,11 +68,11 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def decay_mask(run: RunConfig, params: Any) -> Any:
-    """A tree of booleans: which parameters weight decay applies to.
+    """Return a tree of booleans: True for parameters with weight decay.
 
     Raises:
-        ConfigError: weight decay is on, and a pattern of `optimizer.weight_decay_include` or `_exclude` matches
-        nothing.
+        ConfigError: weight decay is on, and a pattern of `optimizer.weight_decay_include` or
+            `optimizer.weight_decay_exclude` matches no parameter.
     """
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
     paths = [_dotted(path) for path, _ in flat]
@@ -86,7 +87,7 @@ def decay_mask(run: RunConfig, params: Any) -> Any:
         if _matches(name, optimizer.weight_decay_exclude):
             return False
         if on_embedding is not None and name.startswith("token_embedding."):
-            return on_embedding  # the model's own switch
+            return on_embedding  # set by `model.weight_decay_on_embedding`
         return _matches(name, optimizer.weight_decay_include)
 
     return jax.tree_util.tree_map_with_path(decays, params)
@@ -112,8 +113,10 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 
 def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
-    """The numbers of an optimizer that a compiled step has as arguments, so that other values need no other program.
-    The learning rate is there at its peak; what is null, such as clipping, is not there."""
+    """Return the numbers that a compiled step takes as arguments, so that other values need no other program.
+
+    `lr` is the peak learning rate. Fields that are null, such as disabled clipping, are omitted.
+    """
     numbers = {name: config.get(name) for name, effect in effects_of(type(config)).items() if effect.traced}
     return {name: float(value) for name, value in numbers.items() if value is not None}
 
@@ -121,13 +124,19 @@ def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
 def build_optimizer(
     run: RunConfig, params: Any, numbers: Mapping[str, Any] | None = None
 ) -> optax.GradientTransformation:
-    """Clipping, the optimizer's direction, decoupled weight decay, learning rate, in this order.
+    """Build the optimizer: gradient clipping, update direction, decoupled weight decay, learning rate, in this order.
+
+    The directions are AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101), Lion (Chen et al.,
+    https://arxiv.org/abs/2302.06675) and SGD with momentum.
 
     Args:
-        run: the config. Whether there are clipping, momentum and Nesterov's look ahead is read from it.
+        run: the config. It determines if there is clipping, momentum and Nesterov momentum.
         params: the parameter tree, or its shapes.
-        numbers: those that a step works with, under the names of `hyperparameters`. None: the run's, with the learning
-            rate at its peak.
+        numbers: values of a step by the names of `hyperparameters`. None: the values of the run, with the peak
+            learning rate.
+
+    Raises:
+        ConfigError: see `decay_mask`.
     """
     config, mask = run.optimizer, decay_mask(run, params)
     numbers = hyperparameters(config) if numbers is None else numbers
@@ -135,8 +144,8 @@ def build_optimizer(
     by_value = optax.clip(numbers["grad_clip_value"]) if config.grad_clip_value else optax.identity()
     decay = optax.add_decayed_weights(numbers["weight_decay"], mask=mask)
     direction = _DIRECTIONS[type(config)](config, numbers)
-    # Always five links, so that the state of one run fits another that clips or decays differently; and the last one
-    # counts steps, as it does in every checkpoint.
+    # Always five links, so that the optimizer state fits runs with other clipping or decay. The last link counts steps,
+    # as in all checkpoints.
     return optax.chain(by_norm, by_value, direction, decay, optax.scale_by_learning_rate(lambda _: numbers["lr"]))
 
 

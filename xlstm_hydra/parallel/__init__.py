@@ -1,4 +1,4 @@
-"""`ParallelConfig` -> mesh, partition specs, and the collectives that use them. Free of any model framework."""
+"""Parallelism: the mesh of a `ParallelConfig`, partition specs, and collectives. Independent of any model framework."""
 
 from ._axes import Axes as Axes
 from ._axes import vary_like as vary_like

@@ -1,4 +1,4 @@
-"""The mesh axes as code inside `shard_map` sees them."""
+"""Mesh axes and their collectives, for code inside `shard_map`."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from xlstm_hydra._jax_internals import varying_axes
 
 @dataclass(frozen=True)
 class Axes:
-    """The tensor, pipeline and batch mesh axes, with the collectives that modules need over them.
+    """The tensor, pipeline and batch mesh axes, with the collectives that modules need.
 
-    The default is one device: every method is then the identity, so a module written with `Axes` computes the same
-    global arrays inside and outside `shard_map`. Mesh axes of size 1 are never named, so that they cost no collective.
+    The default is one device. Every method is then the identity, so a module written with `Axes` computes the same
+    global arrays inside and outside `shard_map`. Mesh axes of size 1 are never named, so they need no collectives.
     """
 
     tensor: str | None = None
-    """Name of the tensor-parallel mesh axis; None where it has size 1."""
+    """Name of the tensor-parallel mesh axis; None if its size is 1."""
 
     tensor_size: int = 1
     """Number of tensor-parallel devices."""
 
     batch: tuple[str, ...] = ()
-    """Names of the mesh axes that the batch is split over, the outermost first."""
+    """Names of the mesh axes that the batch is split over, outermost first."""
 
     overlap: bool = False
-    """Whether dense layers exchange their shares piece by piece, while they multiply (collective matmul)."""
+    """True if dense layers overlap communication and computation (collective matmul)."""
 
     pipeline: str | None = None
-    """Name of the pipeline mesh axis; None where it has size 1."""
+    """Name of the pipeline mesh axis; None if its size is 1."""
 
     stages: int = 1
     """Number of pipeline stages."""
 
     microbatches: int = 1
-    """Parts that a batch goes through the pipeline in."""
+    """Number of microbatches of a pipeline."""
 
     stage_remat: bool = False
-    """Whether a stage keeps only what enters it for the backward pass."""
+    """True if a stage saves only its inputs for the backward pass, and recomputes the rest."""
 
     @property
     def summed(self) -> tuple[str, ...]:
@@ -49,27 +49,29 @@ class Axes:
         return self.batch if self.pipeline is None else (*self.batch, self.pipeline)
 
     def local(self, size: int) -> int:
-        """This device's share of an array axis of `size`."""
+        """Return the local size of an array axis of global size `size` that is split by tensor parallelism.
+
+        Raises:
+            ValueError: the number of tensor-parallel devices does not divide `size`.
+        """
         if size % self.tensor_size:
-            raise ValueError(
-                f"an array axis of size {size} does not divide over {self.tensor_size} tensor-parallel devices"
-            )
+            raise ValueError(f"the number of tensor-parallel devices ({self.tensor_size}) must divide {size}")
         return size // self.tensor_size
 
     def gather(self, x: jax.Array, axis: int = -1) -> jax.Array:
-        """Put the shares of an array axis together on every tensor-parallel device."""
+        """All-gather the shards of an array axis over the tensor-parallel devices."""
         if self.tensor is None:
             return x
         return jax.lax.all_gather(x, self.tensor, axis=axis % x.ndim, tiled=True)
 
     def reduce_scatter(self, x: jax.Array, axis: int = -1) -> jax.Array:
-        """Sum over the tensor-parallel devices; each keeps its share of an array axis."""
+        """Sum over the tensor-parallel devices; each device keeps its shard of an array axis."""
         if self.tensor is None:
             return x
         return jax.lax.psum_scatter(x, self.tensor, scatter_dimension=axis % x.ndim, tiled=True)
 
     def all_to_all(self, x: jax.Array, split: int, concat: int) -> jax.Array:
-        """Give up the share of array axis `concat` for a share of array axis `split`."""
+        """Reshard over the tensor-parallel devices: array axis `split` becomes sharded, and `concat` complete."""
         if self.tensor is None:
             return x
         return jax.lax.all_to_all(x, self.tensor, split_axis=split, concat_axis=concat, tiled=True)
@@ -79,7 +81,7 @@ class Axes:
         return x if self.tensor is None else jax.lax.psum(x, self.tensor)
 
     def max(self, x: jax.Array) -> jax.Array:
-        """Maximum over the tensor-parallel devices. Has no gradient."""
+        """Maximum over the tensor-parallel devices, without a gradient."""
         x = jax.lax.stop_gradient(x)
         return x if self.tensor is None else jax.lax.pmax(x, self.tensor)
 
@@ -88,7 +90,7 @@ class Axes:
         return 0 if self.tensor is None else jax.lax.axis_index(self.tensor)
 
     def batch_index(self) -> jax.Array | int:
-        """Index of this device among those that the batch is split over."""
+        """Index of this device among the devices that the batch is split over."""
         return jax.lax.axis_index(self.batch) if self.batch else 0
 
     def batch_sum(self, x: jax.Array) -> jax.Array:
@@ -96,15 +98,16 @@ class Axes:
         return jax.lax.psum(x, self.batch) if self.batch else x
 
     def loss_sum(self, x: jax.Array) -> jax.Array:
-        """Sum over the devices that each compute a part of the loss."""
+        """Sum over all devices that compute a part of the loss."""
         return jax.lax.psum(x, self.summed) if self.summed else x
 
     def stage(self) -> jax.Array | int:
-        """This device's pipeline stage."""
+        """Index of this device's pipeline stage."""
         return 0 if self.pipeline is None else jax.lax.axis_index(self.pipeline)
 
     def stage_rows(self, x: jax.Array) -> jax.Array:
-        """The rows of a local batch whose logits this pipeline stage computes: equal, contiguous shares."""
+        """Return the rows of a local batch for which this pipeline stage computes the logits: equal, contiguous shares
+        of the array axis 0."""
         if self.pipeline is None:
             return x
         rows = x.shape[0] // self.stages
@@ -112,12 +115,13 @@ class Axes:
 
 
 def vary_over(x: jax.Array, names: Any) -> jax.Array:
-    """`x`, marked as varying over the mesh axes `names` as well. Its gradient is then summed over them."""
+    """Return `x`, marked as varying over the mesh axes `names` too. Its gradient is then summed over them."""
     missing = tuple(name for name in names if name not in varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def vary_like(x: jax.Array, *others: jax.Array) -> jax.Array:
-    """`x`, marked as varying wherever one of `others` does: what a loop's initial carry needs."""
+    """Return `x`, marked as varying over all mesh axes that one of `others` varies over, as the initial carry of a loop
+    must be."""
     names = sorted(frozenset[str]().union(*map(varying_axes, others)))
     return vary_over(jnp.asarray(x), names)

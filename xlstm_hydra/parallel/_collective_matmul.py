@@ -1,9 +1,10 @@
-"""Dense layers over the tensor mesh axis: gather, multiply, reduce-scatter, or (collective matmul) all of it piece by
-piece, so that one piece travels while another is multiplied.
+"""Matrix products over the tensor mesh axis: all-gather, multiply, reduce-scatter; or a collective matmul, which sends
+one shard while it multiplies another.
 
-The pieces travel both ways round the ring at once, each half of it, so that N devices need N/2 steps.
+A collective matmul sends shards around the ring in both directions at once, so N devices need N/2 steps. See Wang et
+al., "Overlap communication with dependent computation via decomposition" (ASPLOS 2023).
 
-Axes: E the whole width of the stream, D this device's share of it, F this device's share of another array axis.
+Axes: E the global width of the residual stream, D its local shard, F the local shard of another array axis.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ from ._axes import Axes
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Pieces:
-    """The shares of the stream's width as they have arrived on a device: its own, then those of the devices after it,
-    then those of the devices before it, each the nearest first."""
+    """The shards of the residual stream in order of arrival on a device: its own, then those of the following devices,
+    then those of the preceding devices, the nearest ones first."""
 
     shares: tuple[jax.Array, ...]
-    """Arrays (..., D), one per tensor-parallel device."""
+    """Arrays of shape `[..., D]`, one per tensor-parallel device."""
 
     @property
     def width(self) -> int:
-        """E, the width that they have together."""
+        """E, the global width."""
         return len(self.shares) * self.shares[0].shape[-1]
 
 
 def gather_stream(x: jax.Array, axes: Axes) -> jax.Array | Pieces:
-    """The whole width (..., E) of a share (..., D), for `column_matmul`. Several layers can read what is gathered
-    once."""
+    """Gather a shard `[..., D]` to the global width `[..., E]`, for `column_matmul`. Several layers can use the result.
+
+    Returns:
+        The gathered array or, for collective matmuls, the `Pieces`.
+    """
     if not axes.overlap or axes.tensor is None:
         return axes.gather(x)
     after, before = _hops(axes)
@@ -41,8 +45,11 @@ def gather_stream(x: jax.Array, axes: Axes) -> jax.Array | Pieces:
 
 
 def column_matmul(x: jax.Array | Pieces, kernel_EF: jax.Array, axes: Axes) -> jax.Array:
-    """The gathered stream times a kernel of which this device has the columns: (..., F). The product has the type of
-    the kernel."""
+    """Multiply the gathered stream `[..., E]` by the local columns `[E, F]` of a kernel.
+
+    Returns:
+        `[..., F]`, in the dtype of the kernel.
+    """
     if not isinstance(x, Pieces):
         return jnp.dot(x.astype(kernel_EF.dtype), kernel_EF)
     after, before = _hops(axes)
@@ -58,20 +65,23 @@ def column_matmul(x: jax.Array | Pieces, kernel_EF: jax.Array, axes: Axes) -> ja
 
 
 def row_matmul(x: jax.Array, kernel_FE: jax.Array, axes: Axes) -> jax.Array:
-    """A share (..., F) times a kernel of which this device has the rows, summed over the devices; each keeps its share
-    (..., D) of the columns. The product has the type of the kernel."""
+    """Multiply a shard `[..., F]` by the local rows `[F, E]` of a kernel, and sum over the tensor-parallel devices.
+
+    Returns:
+        The local shard `[..., D]` of the sum, in the dtype of the kernel.
+    """
     x = x.astype(kernel_FE.dtype)
     if not axes.overlap or axes.tensor is None:
         return axes.reduce_scatter(jnp.dot(x, kernel_FE))
     width = kernel_FE.shape[1] // axes.tensor_size
 
     def part(distance: int) -> jax.Array:
-        """What this device adds to the share of the device `distance` places after it."""
+        """Contribution of this device to the shard of the device `distance` places after it."""
         columns = jax.lax.dynamic_slice_in_dim(kernel_FE, _ring(axes, distance) * width, width, axis=1)
         return jnp.dot(x, columns)
 
     def collect(hops: int, way: int) -> jax.Array | None:
-        """The sum of what up to `hops` devices on one side add, picked up on the way."""
+        """Sum of the contributions of `hops` devices on one side, accumulated along the ring."""
         total = None
         for distance in range(hops, 0, -1):
             mine = part(way * distance)
@@ -87,12 +97,12 @@ def row_matmul(x: jax.Array, kernel_FE: jax.Array, axes: Axes) -> jax.Array:
 
 
 def _hops(axes: Axes) -> tuple[int, int]:
-    """How far pieces travel each way so that every device meets every other."""
+    """Number of hops in each direction after which every shard has reached every device."""
     return axes.tensor_size // 2, (axes.tensor_size - 1) // 2
 
 
 def _ring(axes: Axes, distance: int) -> jax.Array:
-    """Number of the device `distance` places after this one."""
+    """Index of the device `distance` places after this one."""
     return (axes.index() + distance) % axes.tensor_size  # pyright: ignore[reportReturnType]
 
 
@@ -104,7 +114,7 @@ def _shift(x: jax.Array, axes: Axes, way: int) -> jax.Array:
 
 
 def _chain(x: jax.Array, axes: Axes, hops: int, way: int) -> list[jax.Array]:
-    """What arrives when everybody passes on, `hops` times, what it has."""
+    """Arrays received in `hops` shifts. In each shift, every device sends the array it received last."""
     received = []
     for _ in range(hops):
         x = _shift(x, axes, way)

@@ -1,5 +1,5 @@
-"""The collectives of a lowered program, with their types before any compiler changes them: on CPU, XLA turns bfloat16
-collectives into float32 ones when it compiles. No other module reads StableHLO."""
+"""Collectives of a lowered program, with their dtypes before compilation: on CPU, XLA compiles bfloat16 collectives to
+float32. No other module reads StableHLO."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class Collective:
     """Element type in MLIR's spelling, such as bf16."""
 
     bytes: int
-    """Bytes of its larger side on each device: what is gathered, what is scattered, what is sent."""
+    """Bytes on each device of the larger of operand and result."""
 
     devices: int
-    """Devices that exchange with each other."""
+    """Number of devices that communicate with each other."""
 
     loops: int
-    """Loops (scans) that it stands in."""
+    """Number of loops (scans) around it."""
 
     executions: int
-    """How often it runs: the product of the lengths of those loops."""
+    """Number of executions: the product of the lengths of these loops."""
 
 
 def list_collectives(lowered: Any) -> list[Collective]:
-    """Every collective of a program from `jax.jit(f).lower(...)`, in the order of its text.
+    """Return all collectives of a program from `jax.jit(f).lower(...)`, in program order.
 
-    A function that is called several times counts as often.
+    Collectives of a function are listed once for each call.
 
     Raises:
-        TaskError: this JAX writes them in a way that is not known.
+        TaskError: the program of this JAX version cannot be read.
     """
     symbols = _symbols(lowered)
     try:
@@ -61,17 +61,17 @@ def list_collectives(lowered: Any) -> list[Collective]:
 
 
 def list_local_results(lowered: Any) -> list[int]:
-    """Bytes that each device has of each result of a program that is one `shard_map`."""
+    """Return the bytes on each device of each result of a program that consists of one `shard_map`."""
     (block,) = _symbols(lowered)["main"].regions[0].blocks
     for op in block.operations:
-        if op.operation.name == "sdy.manual_computation":  # there is none on one device
+        if op.operation.name == "sdy.manual_computation":  # absent on one device
             (block,) = op.regions[0].blocks
     *_, last = block.operations
     return [_bytes(value.type) for value in last.operands]
 
 
 def _symbols(lowered: Any) -> dict[str, Any]:
-    """The functions and meshes of a program, by their names."""
+    """Functions and meshes of a program by name."""
     module = lowered.compiler_ir("stablehlo")
     return {str(op.attributes["sym_name"]).strip('"'): op for op in module.body.operations}
 
@@ -101,7 +101,7 @@ def _collective(op: Any, symbols: Mapping[str, Any], loops: int, executions: int
 
 
 def _group_size(groups: Any, symbols: Mapping[str, Any]) -> int:
-    """Devices of each group of a collective."""
+    """Number of devices in each group of a collective."""
     if hasattr(groups.type, "shape"):  # JAX 0.10: a table with a row for each group
         return groups.type.shape[1]
     mesh = re.search(r"mesh = @\"?([^,\"]+)", str(groups))  # newer: names of axes of a mesh
@@ -118,7 +118,7 @@ def _bytes(kind: Any) -> int:
 
 
 def _ring_size(op: Any) -> int:
-    """Devices that a permute connects: those on the way from one to where it ends or comes back to."""
+    """Number of devices in the chain or ring of a permute."""
     following = {int(source): int(target) for source, target in _pairs(op.attributes["source_target_pairs"])}
     starts = set(following) - set(following.values()) or {min(following)}
     first = at = min(starts)
@@ -134,9 +134,9 @@ def _pairs(attribute: Any) -> list[tuple[int, int]]:
 
 
 def _trip_count(op: Any) -> int:
-    """Rounds of a `while` that a scan was lowered to: its counter runs from 0 to a constant."""
+    """Number of iterations of a `while` that was lowered from a scan: its counter runs from 0 to a constant."""
     (block,) = op.regions[0].blocks
     for inner in block.operations:
         if inner.operation.name == "stablehlo.constant":
             return int(next(iter(inner.attributes["value"])))
-    raise ValueError("a loop without a fixed number of rounds")
+    raise ValueError("a loop without a fixed number of iterations")

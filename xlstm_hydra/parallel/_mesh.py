@@ -1,4 +1,4 @@
-"""From axis sizes to a mesh. The arithmetic is `ParallelConfig.axis_sizes`; only `build_mesh` asks for devices."""
+"""Meshes. `ParallelConfig.axis_sizes` computes their sizes; only `build_mesh` needs devices."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from xlstm_hydra.problems import ConfigError, Problem
 from ._axes import Axes
 
 AnyMesh = Mesh | AbstractMesh
-"""Of devices, or of sizes alone, on which a program can be traced and not run."""
+"""A mesh of devices, or an abstract mesh of sizes, on which a program can be traced but not run."""
 
 
 def build_mesh(
     parallel: ParallelConfig, devices: Sequence[Any] | None = None, order: Sequence[str] | None = None
 ) -> Mesh:
-    """The mesh of a layout.
+    """Build the mesh of a layout.
 
     Args:
         parallel: the layout.
-        devices: all there are, if None.
-        order: the axes from the one whose devices are closest together to the one whose devices are farthest apart;
-            the busiest ones are the closest, if None.
+        devices: the devices. None: all devices.
+        order: names of the mesh axes, ordered from the closest devices to the most distant ones. None: the axes with
+            the most communication have the closest devices.
 
     Raises:
-        ConfigError: the axis sizes do not multiply to the number of devices.
+        ConfigError: the product of the mesh axis sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _axis_sizes(parallel, len(devices))
@@ -41,18 +41,18 @@ def build_mesh(
 
 
 def abstract_mesh(parallel: ParallelConfig, num_devices: int) -> AbstractMesh:
-    """The sizes of a layout's mesh axes on so many devices, without any.
+    """Build the abstract mesh of a layout for this number of devices, without using any device.
 
     Raises:
-        ConfigError: as `build_mesh`.
+        ConfigError: see `build_mesh`.
     """
     sizes = _axis_sizes(parallel, num_devices)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=_auto(sizes))
 
 
 def _auto(sizes: Mapping[str, int]) -> tuple[AxisType, ...]:
-    """Types of the mesh axes. The default of `AbstractMesh` is Explicit since JAX 0.11.2: `jax.shard_map` then rejects
-    arrays whose own sharding is not that of `in_specs`."""
+    """Types of the mesh axes. The default of `AbstractMesh` is Explicit since JAX 0.11.2; `jax.shard_map` would then
+    reject arrays with a sharding other than `in_specs`."""
     return (AxisType.Auto,) * len(sizes)
 
 
@@ -63,16 +63,16 @@ def _axis_sizes(parallel: ParallelConfig, num_devices: int) -> dict[str, int]:
         raise ConfigError(problem.at("parallel") for problem in error.problems) from None
     if parallel.is_open():
         text, fix = (
-            "is a layout that is still to be chosen",
-            "`xlstm_hydra.plan.search(...).chosen` is the run with one.",
+            "the layout has not been chosen yet",
+            "`xlstm_hydra.plan.search(...).chosen` is the run with a layout.",
         )
         raise ConfigError([Problem({"parallel.name": parallel.get("name")}, text, fix)])
     return sizes
 
 
 def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_first: Sequence[str]) -> np.ndarray:
-    """The devices as an array of shape `sizes`, in which neighbours along the first axis of `closest_first` share a
-    host if any do, then those along the second."""
+    """Arrange devices in an array of shape `sizes`. Neighbors along the first mesh axis of `closest_first` share a host
+    if possible, then neighbors along the second axis, and so on."""
     outer_first = list(reversed(closest_first))
     shape = [sizes[name] for name in outer_first]
     if devices[0].platform == "tpu" and len({getattr(device, "slice_index", 0) for device in devices}) == 1:
@@ -85,20 +85,20 @@ def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_fir
 
 
 def axes_across_hosts(mesh: Mesh) -> tuple[str, ...]:
-    """Names of the mesh axes along which the host changes somewhere."""
+    """Return the names of the mesh axes that cross hosts."""
     hosts = np.vectorize(host_of, otypes=[int])(mesh.devices)
     first = (hosts.take([0], axis) for axis in range(hosts.ndim))
     return tuple(name for name, here in zip(mesh.axis_names, first, strict=True) if (hosts != here).any())
 
 
 def mesh_axes(parallel: ParallelConfig, mesh: AnyMesh, *, microbatches: int = 1, stage_remat: bool = False) -> Axes:
-    """The axes that code inside `shard_map` over this mesh works with.
+    """Return the axes for code inside `shard_map` over this mesh.
 
     Args:
         parallel: the layout.
         mesh: its mesh.
-        microbatches: parts that a batch goes through the pipeline in.
-        stage_remat: whether a stage keeps only what enters it for the backward pass.
+        microbatches: number of microbatches of the pipeline.
+        stage_remat: save only the inputs of a stage for the backward pass.
     """
     tensor, pipeline = parallel.model_axis_name, parallel.pipeline_axis_name
     size, stages = mesh.shape[tensor], mesh.shape[pipeline]
@@ -115,19 +115,20 @@ def mesh_axes(parallel: ParallelConfig, mesh: AnyMesh, *, microbatches: int = 1,
 
 
 def batch_axes(parallel: ParallelConfig, mesh: AnyMesh) -> tuple[str, ...]:
-    """Names of the mesh axes larger than 1 that the batch is split over."""
+    """Return the names of the mesh axes that the batch is split over, without those of size 1."""
     names = (parallel.data_axis_name, parallel.fsdp_axis_name)
     return tuple(name for name in names if mesh.shape[name] > 1)
 
 
 def batch_spec(parallel: ParallelConfig, mesh: AnyMesh) -> PartitionSpec:
-    """How the first array axis of a batch is split."""
+    """Return the partition spec of a batch, which is split along its array axis 0."""
     axes = batch_axes(parallel, mesh)
     return PartitionSpec(axes) if axes else PartitionSpec()
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """`16 devices (cuda) in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts`; for one process without them."""
+    """Return a line such as `16 devices (cuda) in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts`. The number of
+    processes and the host boundaries are omitted for one process."""
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     noun = "device" if mesh.size == 1 else "devices"
     head = f"{mesh.size} {noun} ({mesh.devices.flat[0].platform})"

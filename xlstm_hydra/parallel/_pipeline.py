@@ -1,12 +1,12 @@
-"""Pipeline parallelism: the stack of blocks cut into stages, one per device of the pipeline mesh axis.
+"""Pipeline parallelism: the blocks are split into stages, one per device of the pipeline mesh axis.
 
-GPipe (arXiv 1811.06965): a batch goes through the stages in M microbatches. In tick t, stage s computes microbatch
-t - s and passes it on; after M + S - 1 ticks all have left the last of S stages. The backward pass is the transpose of
-this loop, so it runs the same schedule backwards.
+GPipe (arXiv 1811.06965): a batch passes through the S stages in M microbatches. In tick t, stage s computes microbatch
+t - s and sends it to the next stage; after M + S - 1 ticks, all microbatches have left the last stage. The backward
+pass is the transpose of this loop, so it runs the same schedule backwards.
 
-Embedding and head are not cut: every stage holds them (FSDP can shard them) and computes what costs little or divides
-evenly. The embedding is a lookup, which all stages make and the first one uses. The head is a large product, so the
-last stage hands every stage an equal share of the rows, and no stage waits for another's head.
+Embedding and head are not split into stages: every stage has them (FSDP can shard them). All stages look up the
+embeddings, which is cheap, and the first stage uses them. The head is a large product, so the last stage sends every
+stage an equal share of the rows, and all stages compute the logits of their rows in parallel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Step = Callable[[Stage, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def bubble_fraction(stages: int, microbatches: int) -> float:
-    """The share of ticks in which a stage has nothing to do, (S - 1) / (M + S - 1)."""
+    """Return the fraction of ticks in which a stage is idle: `(S - 1) / (M + S - 1)` (arXiv 1811.06965, section 2)."""
     return (stages - 1) / (microbatches + stages - 1)
 
 
@@ -34,14 +34,14 @@ def run_pipeline(
     """Send the rows of `x` through all stages.
 
     Args:
-        scan: called as `scan(step, carry, ticks)`, it runs `step(stage, carry, tick)` over the ticks like
-            `jax.lax.scan`, where `stage(x, inputs)` computes this device's blocks on one microbatch.
-        x: rows (B, ...), where B is a multiple of the number of microbatches and of stages.
-        inputs: a tree of arrays (B, ...) that go with the rows.
+        scan: function `scan(step, carry, ticks)` that runs `step(stage, carry, tick)` over the ticks like
+            `jax.lax.scan`. `stage(x, inputs)` computes this device's blocks for one microbatch.
+        x: rows `[B, ...]`; B must be a multiple of the number of microbatches and of the number of stages.
+        inputs: tree of further arrays `[B, ...]`, split like `x`.
         axes: the mesh axes, with a pipeline axis.
 
     Returns:
-        What the last stage gives for the rows that `Axes.stage_rows` gives this stage, (B / stages, ...).
+        Outputs of the last stage for the rows in `Axes.stage_rows` of this stage, `[B / stages, ...]`.
     """
     assert axes.pipeline is not None
     name, count, stages = axes.pipeline, axes.microbatches, axes.stages
@@ -52,8 +52,8 @@ def run_pipeline(
     x_parts, input_parts = cut(x), jax.tree.map(cut, inputs)
 
     def step(stage: Stage, received: jax.Array, tick: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Before its first and after its last microbatch a stage computes one anew, and nobody uses the result: its
-        # values are as good as real ones, where those of zeros might not be finite.
+        # Before its first and after its last microbatch, a stage repeats a microbatch, and the result is not used.
+        # Zeros as inputs might give values that are not finite.
         part = jnp.clip(tick - axes.stage(), 0, count - 1)
         start = jax.lax.dynamic_index_in_dim(x_parts, part, keepdims=False)
         here = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, part, keepdims=False), input_parts)

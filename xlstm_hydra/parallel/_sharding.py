@@ -1,7 +1,7 @@
-"""Sharding of parameters: a table for the tensor axis, a rule for the FSDP axis, the reason where neither applies; and
-the gather of a sharded parameter where it is used.
+"""Sharding of parameters: a table for the tensor mesh axis, a rule for the FSDP mesh axis, the reason if a parameter is
+not sharded, and the gather of a sharded parameter.
 
-Parameters are global arrays of natural shape. Nothing here needs a device.
+Parameters are global arrays. No function here needs a device.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ LAYERS = "layers"
 
 ARRAY_AXES: dict[str, str | None] = {
     "vocab": "model_axis_name",  # token ids, in the head
-    "heads": "model_axis_name",  # heads, and everything that is a number of heads wide
+    "heads": "model_axis_name",  # heads, and widths that are a multiple of the number of heads
     "channels": "model_axis_name",  # the up-projected channels of the original block
     "mlp": "model_axis_name",  # the feed-forward width
-    "stream": "model_axis_name",  # the residual stream where it is kept, normalised and added to
-    "embed": None,  # the residual stream where a product sums over it or makes it
+    "stream": "model_axis_name",  # the residual stream in parameters that are added to it or multiply it elementwise
+    "embed": None,  # the residual stream as input or output of a matrix product
     LAYERS: "pipeline_axis_name",  # the stack of scanned blocks
 }
-"""The mesh axis that splits a named array axis of a parameter, by the field of `ParallelConfig` that names it; None:
-none does. An array axis without a name is whole, but for FSDP."""
+"""Field of `ParallelConfig` with the name of the mesh axis that splits an array axis, by the name of the array axis.
+None: it is not split. An array axis without a name can only be split by FSDP."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What must be known of a parameter to shard it."""
+    """The properties of a parameter that its sharding depends on."""
 
     path: str
     """Names from the root of the parameter tree, joined with dots."""
@@ -46,7 +46,7 @@ class Parameter:
     """Global shape."""
 
     dtype: str
-    """Type it is stored in."""
+    """Dtype that the parameter is stored in."""
 
     itemsize: int
     """Bytes per element."""
@@ -60,20 +60,20 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a parameter lives, and why it is not split further."""
+    """The placement of a parameter on a mesh."""
 
     parameter: Parameter
     spec: PartitionSpec
-    """Mesh axis per array axis."""
+    """Mesh axis of each array axis."""
 
     fsdp_axis: int | None
-    """Array axis split over the FSDP mesh axis, counted from the end; None: not sharded."""
+    """Array axis split by the FSDP mesh axis, counted from the end. None: not sharded by FSDP."""
 
     whole_because: str | None
-    """Why the FSDP mesh axis does not split it; None where it does."""
+    """Reason why FSDP does not shard the parameter; None if it does."""
 
     shards: int
-    """Number of pieces; bytes per device are the whole divided by it."""
+    """Number of shards. The bytes per device are the total bytes divided by it."""
 
     @property
     def bytes_per_device(self) -> int:
@@ -82,23 +82,23 @@ class Placement:
 
 
 def shard_parameter(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, int]) -> Placement:
-    """Decide where a parameter lives.
+    """Return the placement of a parameter.
 
     Args:
-        parameter: its global shape, axis names and owners.
+        parameter: its global shape, names of array axes, and modules.
         parallel: the layout.
-        sizes: the size of each mesh axis by name, from `ParallelConfig.axis_sizes`.
+        sizes: size of each mesh axis by name, from `ParallelConfig.axis_sizes`.
 
     Raises:
-        ConfigError: an array axis does not divide over the mesh axis that it belongs to, or has a name that
-            `ARRAY_AXES` does not know.
+        ConfigError: the size of an array axis is not divisible by the size of its mesh axis, or the name of an array
+            axis is not in `ARRAY_AXES`.
     """
     spec: list[str | None] = [None] * len(parameter.shape)
     local = list(parameter.shape)
     for axis, name in enumerate(parameter.names):
         if name is not None and name not in ARRAY_AXES:
-            text = f"{parameter.path} names its array axis {name!r}, which no mesh axis is known for"
-            fix = f"Name it None, or one of {', '.join(ARRAY_AXES)}."
+            text = f"{parameter.path} has an array axis with the unknown name {name!r}"
+            fix = f"Known: {', '.join(ARRAY_AXES)}, or None."
             raise ConfigError([Problem({}, text, fix)])
         field = ARRAY_AXES[name] if name is not None else None
         if field is None or (size := sizes[parallel.get(field)]) == 1:
@@ -106,7 +106,7 @@ def shard_parameter(parameter: Parameter, parallel: ParallelConfig, sizes: Mappi
         if local[axis] % size:
             given = {f"parallel.{field.replace('_name', '_size')}": size}
             raise ConfigError(
-                [Problem(given, f"must divide array axis {name!r} of {parameter.path} {parameter.shape}")]
+                [Problem(given, f"must divide array axis {name!r} of {parameter.path} with shape {parameter.shape}")]
             )
         spec[axis], local[axis] = parallel.get(field), local[axis] // size
     axis, reason = _fsdp_axis(parameter, parallel, local, spec, sizes[parallel.fsdp_axis_name])
@@ -120,7 +120,7 @@ def shard_parameter(parameter: Parameter, parallel: ParallelConfig, sizes: Mappi
 def _fsdp_axis(
     parameter: Parameter, parallel: ParallelConfig, local: list[int], spec: list[str | None], fsdp_size: int
 ) -> tuple[int | None, str | None]:
-    """The array axis to split over the FSDP mesh axis, or the reason why there is none."""
+    """Return the array axis that FSDP splits, or the reason why there is none."""
     if fsdp_size == 1:
         return None, "parallel.fsdp_axis_size is 1 on this mesh"
     if not set(parameter.modules) & set(parallel.fsdp_modules):
@@ -131,22 +131,22 @@ def _fsdp_axis(
     if elements < parallel.fsdp_min_weight_size:
         return None, f"{elements} elements, fewer than parallel.fsdp_min_weight_size={parallel.fsdp_min_weight_size}"
     free = [axis for axis in own if spec[axis] is None]
-    # The largest array axis keeps the pieces contiguous and even; of equals, the last.
+    # Prefer the largest array axis, which is the most likely to be divisible. Of equal ones, prefer the last.
     for axis in sorted(free, key=lambda axis: (local[axis], axis), reverse=True):
         if local[axis] % fsdp_size == 0:
             return axis, None
     shape = tuple(local[axis] for axis in free)
-    return None, f"no free array axis of {shape} divides by parallel.fsdp_axis_size={fsdp_size}"
+    return None, f"no free array axis of {shape} is divisible by parallel.fsdp_axis_size={fsdp_size}"
 
 
 def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[str, int]) -> str | None:
-    """What would let the FSDP mesh axis split a parameter that it does not split. None: nothing would, as there is no
-    array axis for it.
+    """Return the changes to the layout with which FSDP would shard a parameter that it does not shard. None if no
+    change helps, because the parameter has no free array axis.
 
     Args:
-        placement: of the parameter.
+        placement: placement of the parameter.
         parallel: the layout.
-        sizes: of the mesh axes.
+        sizes: sizes of the mesh axes by name.
     """
     parameter, devices = placement.parameter, sizes[parallel.fsdp_axis_name]
     own = [axis for axis, name in enumerate(parameter.names) if name != LAYERS]
@@ -170,10 +170,14 @@ def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[st
 def gather_parameter(
     shard: jax.Array, axis_name: str, axis: int, gather_dtype: str | None, scatter_dtype: str | None
 ) -> jax.Array:
-    """The whole parameter from its shards along array axis `axis`.
+    """All-gather a parameter from its shards along array axis `axis`. Its gradient is reduce-scattered.
 
-    The shard is cast to `gather_dtype` before the all-gather, so the result holds values of that type, in the shard's
-    own type. The gradient is cast to `scatter_dtype` before it is summed and scattered. None: no cast.
+    Args:
+        shard: the local shard.
+        axis_name: the FSDP mesh axis.
+        axis: the array axis that is split.
+        gather_dtype: dtype for the all-gather. The result has rounded values in the dtype of the shard. None: no cast.
+        scatter_dtype: dtype for the reduce-scatter of the gradient. None: no cast.
     """
     del scatter_dtype
     sent = shard if gather_dtype is None else shard.astype(jnp.dtype(gather_dtype))
@@ -195,7 +199,7 @@ gather_parameter.defvjp(_forward, _backward)
 
 
 def _report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, str, str]]:
-    """Path, global shape, spec, bytes per device and reason of each parameter, as text."""
+    """Rows of the report: path, global shape, spec, bytes per device and reason of each parameter."""
     return [
         (
             printable(placement.parameter.path),
@@ -209,7 +213,8 @@ def _report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, s
 
 
 def sharding_report(placements: Iterable[Placement]) -> str:
-    """Return a table of all parameters: shape, spec, bytes per device, why one is whole; with the totals at the end."""
+    """Return a table of all parameters with shape, spec, bytes per device and the reason if FSDP does not shard one.
+    The totals are on the last line."""
     placements = list(placements)
     header = ("parameter", "shape", "spec", "bytes/device", "")
     rows = [header, *_report_rows(placements)]
@@ -222,7 +227,7 @@ def sharding_report(placements: Iterable[Placement]) -> str:
 
 
 def sharding_summary(placements: Iterable[Placement]) -> str:
-    """One line: how many parameters are sharded, and how many bytes of them each device holds."""
+    """Return one line with the number of parameters, their total bytes, and the bytes per device."""
     placements = list(placements)
     sharded = [placement for placement in placements if placement.fsdp_axis is not None]
     total = sum(placement.bytes_per_device * placement.shards for placement in placements)

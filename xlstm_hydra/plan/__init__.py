@@ -1,23 +1,13 @@
-"""What a config will cost, with no device: memory, work, communication and time of a training step."""
+"""Cost of a config, computed without devices: memory, work, communication and time of a training step."""
 
 from ._changes import Change as Change
 from ._changes import changes_that_fit as changes_that_fit
 from ._changes import too_large as too_large
-from ._compiled import Comparison as Comparison
-from ._compiled import Compiled as Compiled
-from ._compiled import compare as compare
-from ._compiled import compile_program as compile_program
-from ._compiled import compile_step as compile_step
-from ._compiled import lowered_collectives as lowered_collectives
-from ._compiled import planned_collectives as planned_collectives
-from ._compiled import widened_types as widened_types
 from ._counts import Counts as Counts
 from ._counts import Exchange as Exchange
 from ._counts import count as count
-from ._estimate import Estimate as Estimate
 from ._jaxpr import read_program as read_program
 from ._jaxpr import trace_loss as trace_loss
-from ._jaxpr import trace_program as trace_program
 from ._layouts import Refusal as Refusal
 from ._layouts import layouts as layouts
 from ._memory import Memory as Memory
@@ -26,12 +16,17 @@ from ._memory import working_memory as working_memory
 from ._own_costs import Activations as Activations
 from ._own_costs import DeviceShare as DeviceShare
 from ._own_costs import ModelCosts as ModelCosts
+from ._plan import Estimate as Estimate
 from ._plan import Plan as Plan
 from ._plan import PlanError as PlanError
+from ._plan import StepTime as StepTime
+from ._plan import Traffic as Traffic
 from ._plan import axes_across as axes_across
 from ._plan import make_plan as make_plan
 from ._plan import plan_sharded_loss as plan_sharded_loss
 from ._plan import planning as planning
+from ._plan import step_time as step_time
+from ._plan import step_traffic as step_traffic
 from ._report import MEMORY_KINDS as MEMORY_KINDS
 from ._report import changes_report as changes_report
 from ._report import report as report
@@ -46,10 +41,14 @@ from ._task import FORMAT as FORMAT
 from ._task import PLAN_FILE as PLAN_FILE
 from ._task import SEARCH_FILE as SEARCH_FILE
 from ._task import VERSION as VERSION
+from ._task import Comparison as Comparison
+from ._task import Compiled as Compiled
+from ._task import compare as compare
+from ._task import compile_program as compile_program
+from ._task import compile_step as compile_step
+from ._task import lowered_collectives as lowered_collectives
 from ._task import missing as missing
 from ._task import plan as plan
+from ._task import planned_collectives as planned_collectives
 from ._task import to_dict as to_dict
-from ._time import StepTime as StepTime
-from ._time import Traffic as Traffic
-from ._time import step_time as step_time
-from ._time import step_traffic as step_traffic
+from ._task import widened_types as widened_types

@@ -1,4 +1,4 @@
-"""The smallest changes that make a run fit that does not, and why such a run is refused."""
+"""The smallest changes that would make a run fit, and the error message if it does not fit."""
 
 from __future__ import annotations
 
@@ -11,62 +11,63 @@ from xlstm_hydra._table import in_bytes
 from xlstm_hydra.configs import AutoParallelConfig, PlanTaskConfig, RunConfig, TrainerConfig
 from xlstm_hydra.problems import ConfigError, Problem, divisors
 
-from ._estimate import Estimate, LayoutEstimator
+from ._estimate import LayoutEstimator
 from ._layouts import assembled, block_classes, shardable_classes
 from ._own_costs import own_costs
-from ._plan import Plan, PlanError, make_plan, planning
+from ._plan import Estimate, Plan, PlanError, make_plan, planning
 from ._search import open_batch, typed_text
 
 _SURE = 0.85
-"""Share of the memory below which an estimate is taken at its word. A larger one, or that of a batch in parts, is
-planned."""
+"""Share of the device's memory up to which an estimate is trusted. Above it, the changed run is planned."""
 
 _MOST_DEVICES = 2**16
-_WIDEST = 8
+_MOST_TENSOR_PARALLEL = 8
 
 Fields = Mapping[str, Any]
-"""Fields of the layout and of the trainer, by their keys."""
+"""Values of the fields of layout and trainer by their keys."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something else to type, with which a run fits."""
+    """Overrides that make a run fit."""
 
     overrides: tuple[str, ...]
-    """What is typed behind what was typed."""
+    """Overrides to add to the command line."""
 
-    cost: Estimate | Plan
-    """What the run then costs, as far as arithmetic tells where that is enough."""
+    cost: Estimate
+    """Cost of the changed run: its plan, or an estimate that is accurate enough."""
 
     num_devices: int
-    """Devices that it then has."""
+    """Number of devices of the changed run."""
 
     @property
     def needed(self) -> int:
-        """Bytes that it then needs on a device."""
+        """Peak memory of a device in bytes."""
         return self.cost.memory.total
 
     @property
     def seconds_per_row(self) -> float:
-        """Predicted time of a step for each example; 0 where the device's speeds are not known."""
+        """Predicted step time per example; 0 if the device's speeds are not known."""
         time = self.cost.time
         return 0.0 if time is None else time.seconds / self.cost.run.trainer.batch_size
 
 
 @planning()
 def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
-    """The smallest changes that make a run fit, the fastest first: single ones, or if there are none, of two or three
-    things at once. If none of these does, the smallest number of devices that would.
+    """Return the smallest changes that make a run fit, the fastest first.
 
-    They are estimated by arithmetic from the plan, for which one to three programs more are traced; where it is close,
-    they are planned. A model that says itself what it costs has none.
+    Single changes are tried first, then combinations of two, three and so on, until some fit. If no combination fits,
+    return the smallest number of devices that does.
+
+    Changes are estimated from the plan and one to three more traced programs. If an estimate is close to the limit, the
+    changed run is planned. No changes are suggested for a model with its own `plan_costs`.
 
     Args:
-        plan: of the run, which does not fit.
-        most: how many are given at most.
+        plan: the plan of a run that does not fit.
+        most: maximum number of changes.
 
     Raises:
-        PlanError: as `make_plan`.
+        PlanError: see `make_plan`.
     """
     if own_costs(plan.run) is not None:
         return ()
@@ -74,12 +75,12 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     tried = _Tried(plan, aspects)
     found = _fewest(tried, plan, most) or _fewest(_Tried(plan, [*aspects, _tensor_parallel(plan)]), plan, most)
     if found or not isinstance(plan.run.task, PlanTaskConfig):
-        return found  # a run that is no plan has the devices that it has
+        return found  # only a plan can have more devices
     return tuple(_made_sure(tried.larger(), plan))
 
 
 def _fewest(tried: _Tried, plan: Plan, most: int) -> tuple[Change, ...]:
-    """The changes of as few things at once as are enough, the fastest first."""
+    """The changes of as few settings as possible that make the run fit, the fastest first."""
     for number in tried.by_number:
         found = sorted(tried.fitting(number), key=lambda change: (change.seconds_per_row, change.needed))
         if sure := tuple(itertools.islice(_made_sure(found, plan), most)):
@@ -88,7 +89,7 @@ def _fewest(tried: _Tried, plan: Plan, most: int) -> tuple[Change, ...]:
 
 
 def _made_sure(changes: Iterable[Change], plan: Plan) -> Iterator[Change]:
-    """The changes with which the run of a plan really fits: where an estimate may be wrong, it is planned."""
+    """The changes with which the run really fits. If an estimate may be wrong, the changed run is planned."""
     device, parameters = plan.device, [placement.parameter for placement in plan.placements]
     for change in changes:
         run, stages = change.cost.run, change.cost.sizes[change.cost.run.parallel.pipeline_axis_name]
@@ -100,7 +101,7 @@ def _made_sure(changes: Iterable[Change], plan: Plan) -> Iterator[Change]:
 
 
 class _Tried:
-    """Changes of a run, and whether it fits with them."""
+    """All valid changes of a run, and the estimates of the changed runs."""
 
     def __init__(self, plan: Plan, aspects: Sequence[Sequence[Fields]]) -> None:
         self.plan, self.limit = plan, plan.device.memory_bytes
@@ -117,7 +118,7 @@ class _Tried:
         self.estimator = LayoutEstimator([plan.run, *runs], plan.num_devices, plan.device, self.parameters, known=plan)
 
     def valid(self, fields: Fields, num_devices: int) -> RunConfig | None:
-        """The run with these fields; None where its rules do not allow them, or where nothing else has room."""
+        """The run with these fields; None if they break a rule."""
         try:
             run = changed(self.plan.run, fields)
         except ConfigError:  # such as more parts than the smaller batch has rows
@@ -127,7 +128,7 @@ class _Tried:
         return None if [*run.rules(), *run.device_rules(num_devices)] else run
 
     def fitting(self, number: int) -> Iterator[Change]:
-        """Of each combination of so many aspects, the first change that fits."""
+        """For each combination of this number of settings, the first change that fits."""
         for group in self.by_number[number]:
             for fields, run in group:
                 if (change := self.change(fields, run, self.estimator)) is not None:
@@ -135,16 +136,16 @@ class _Tried:
                     break
 
     def change(self, fields: Fields, run: RunConfig, estimator: LayoutEstimator) -> Change | None:
-        """The change, if the run fits with it."""
+        """The change, if it makes the run fit."""
         if estimator.state_bytes(run) > self.limit:
-            return None  # whatever else there is
+            return None  # parameters and optimizer state alone do not fit
         cost = estimator.estimate(run)
         typed = {**fields, **open_batch(run, self.plan.run)}
         texts = tuple(f"{key}={typed_text(value)}" for key, value in typed.items())
         return Change(texts, cost, estimator.num_devices) if cost.memory.total <= self.limit else None
 
     def larger(self) -> Iterator[Change]:
-        """The run on the fewest times as many devices that are enough, whose parameters they share."""
+        """The run on 2, 4, 8, ... times as many devices, the first that fits. All devices share the parameters."""
         plan, (data, fsdp, *_) = self.plan, self.plan.sizes.values()
         times = 2
         while plan.num_devices * times <= _MOST_DEVICES:
@@ -162,7 +163,7 @@ class _Tried:
 
 
 def changed(run: RunConfig, fields: Fields) -> RunConfig:
-    """The run with other fields of its layout and trainer."""
+    """Return the run with changed fields of its layout and trainer."""
     groups: dict[str, dict[str, Any]] = {"parallel": {}, "trainer": {}}
     for key, value in fields.items():
         group, _, name = key.partition(".")
@@ -172,7 +173,7 @@ def changed(run: RunConfig, fields: Fields) -> RunConfig:
 
 
 def _aspects(plan: Plan) -> list[list[Fields]]:
-    """What can be changed, and for each what it can be changed to, the smallest change first."""
+    """Settings that can be changed, each with its possible changes, the smallest first."""
     run, (data, fsdp, stages, _) = plan.run, plan.sizes.values()
     parts = run.trainer.gradient_accumulate_steps
     rows = run.trainer.batch_size // (data * fsdp)
@@ -191,11 +192,11 @@ def _aspects(plan: Plan) -> list[list[Fields]]:
 
 
 def _tensor_parallel(plan: Plan) -> list[Fields]:
-    """Tensor parallelism instead of data parallelism, or of FSDP where there is none."""
+    """Changes that replace data parallelism by tensor parallelism, or FSDP if there is no data parallelism."""
     data, fsdp, stages, tensor = plan.sizes.values()
     found = []
     for times in (2, 4, 8):
-        if tensor * times > _WIDEST or (data * fsdp) % times:
+        if tensor * times > _MOST_TENSOR_PARALLEL or (data * fsdp) % times:
             continue
         fewer, shares = (data // times, fsdp) if data % times == 0 else (1, data * fsdp // times)
         found.append(_sizes(plan, (fewer, shares, stages, tensor * times)))
@@ -203,7 +204,7 @@ def _tensor_parallel(plan: Plan) -> list[Fields]:
 
 
 def _sharded(plan: Plan, fsdp_size: int) -> dict[str, Any]:
-    """All large parameters shared by so many devices."""
+    """Fields that shard all large parameters over this number of devices."""
     run, (data, fsdp, stages, tensor) = plan.run, plan.sizes.values()
     parameters = [placement.parameter for placement in plan.placements]
     modules = run.parallel.fsdp_modules
@@ -216,7 +217,7 @@ def _sharded(plan: Plan, fsdp_size: int) -> dict[str, Any]:
 
 
 def _recomputed(plan: Plan) -> dict[str, Any]:
-    """The blocks recomputed in the backward pass."""
+    """Fields that recompute the blocks in the backward pass."""
     blocks, before = block_classes(plan.run), plan.run.parallel.remat
     if not blocks or set(blocks) <= set(before):
         return {}
@@ -224,7 +225,7 @@ def _recomputed(plan: Plan) -> dict[str, Any]:
 
 
 def _sizes(plan: Plan, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
-    """The sizes of the mesh axes, as far as they are not as before and not inferred."""
+    """Fields of the mesh axes that change and are not inferred."""
     typed = plan.run.parallel.sizes()
     pairs = zip(typed, typed.values(), sizes, strict=True)
     return {f"parallel.{key}": size for key, before, size in pairs if before not in (-1, size)}
@@ -236,21 +237,27 @@ def _value(run: RunConfig, key: str) -> Any:
 
 
 def too_large(plan: Plan, ways_out: bool = True) -> Problem:
-    """What a step needs, what there is, and, in `ways_out`, what would fit, which takes 2 s to find."""
+    """Return the error message for a run that does not fit.
+
+    Args:
+        plan: the plan of the run.
+        ways_out: if true, suggest changes that would fit. Finding them takes about 2 s.
+    """
     ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
     here = f"each of the {number} devices" if number > 1 else "the device"
-    share = ", its share of the memory here" if plan.device.platform == "cpu" else ""
+    share = ", its share of the host's memory" if plan.device.platform == "cpu" else ""
     needed, there = in_bytes(plan.memory.total), in_bytes(plan.device.memory_bytes)
-    rule = f"a step needs {needed} on a device, and {here} ({plan.device.name}) has {there}{share}"
-    fix = "" if ignore else f"{_ways_out(plan) if ways_out else ''}{{trainer.ignore_plan}}=true tries it all the same."
+    rule = f"a step needs {needed} per device, but {here} ({plan.device.name}) has {there}{share}"
+    fix = "" if ignore else f"{_ways_out(plan) if ways_out else ''}{{trainer.ignore_plan}}=true starts the run anyway."
     return Problem({"trainer.ignore_plan": ignore}, rule, fix)
 
 
 def _ways_out(plan: Plan) -> str:
     try:
         ways = [" ".join(change.overrides) for change in changes_that_fit(plan)]
-    except PlanError:  # that of the run is known, and counts
+    except PlanError:  # the run does not fit, with or without suggestions
         return ""
     if ways:
         return f"It fits with {', or with '.join(ways)}. "
-    return "No other layout or batch is enough; xlstm-hydra task=plan with task.num_devices=... tells what would be. "
+    way = "`xlstm-hydra task=plan task.num_devices=N` shows how many would be needed."
+    return f"No layout or smaller batch fits on these devices. {way} "

@@ -1,24 +1,27 @@
-"""Operations, memory traffic and collectives of a traced program, on each device.
+"""Operations, memory traffic and collectives of a traced program on each device.
 
-`count` walks the program that JAX traced, loops as often as they run. Inside `shard_map` every shape is a device's own,
-so that what is counted is what each device does.
+`count` walks the program that JAX traced and counts the body of a loop as often as it runs. Shapes inside `shard_map`
+are those of one device, so the counts are those of one device.
 
-Operations are counted as XLA counts them (`HloCostAnalysis`): two per multiplication and addition of a matrix product
-or convolution, one per element of what works element by element, one per element that a reduction takes in beyond
-those that it gives, one per element of an all-reduce. Functions such as exp, which take many, are counted apart.
+Operations are counted like XLA's `HloCostAnalysis`: two per multiplication and addition of a matrix product or
+convolution, one per element of an elementwise operation, one per element that a reduction removes, and one per element
+of an all-reduce. Transcendental functions such as exp are counted separately.
 
-Memory traffic is that of a program whose elementwise operations are fused: a value is written and read again where a
-matrix product, a reduction, a collective, a loop or the like makes or uses it; what lies between is computed
-on the way, from those of these values that it depends on.
+Memory traffic assumes that elementwise operations are fused. Values are written and read where a matrix product, a
+reduction, a collective, a loop or a similar operation produces or consumes them. Everything in between is computed on
+the fly from such values.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ._equations import (
+from ._jaxpr import (
+    ATTENTION,
+    COLLECTIVES,
     FROM_MEMORY,
     KNOWN,
     MOVES,
@@ -28,88 +31,90 @@ from ._equations import (
     UPDATES,
     VIEWS,
     Atom,
+    Attention,
     Call,
     Collective,
+    Convolution,
     Equation,
+    Power,
+    Product,
     Program,
     Programs,
     Scan,
     While,
-    exchange_name,
-    operations,
 )
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A collective of a step, as often as it runs."""
+    """A collective of a step, and how often it runs."""
 
     operation: str
     """all-gather, reduce-scatter, all-reduce, all-to-all or collective-permute."""
 
     axes: tuple[str, ...]
-    """Names of the mesh axes whose devices exchange with each other."""
+    """Names of the mesh axes over which devices communicate."""
 
     dtype: str
-    """Element type, by NumPy's name."""
+    """NumPy name of the dtype."""
 
     bytes: int
-    """Bytes of its larger side on each device: what is gathered, what is scattered, what is sent."""
+    """Bytes of its larger side on each device: the gathered, scattered or sent array."""
 
     count: int
-    """How often it runs in a step."""
+    """Number of executions per step."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What each device does in a step."""
+    """Operations, memory traffic and collectives of each device in a step."""
 
     product_flops: dict[str, float] = field(default_factory=dict)
-    """Floating-point operations of matrix products and convolutions, by the type of their operands."""
+    """Floating-point operations of matrix products and convolutions by the dtype of their operands."""
 
     other_flops: float = 0.0
-    """Operations of everything else, one per element."""
+    """All other operations, one per element."""
 
     transcendentals: float = 0.0
-    """Elements of which exp, log, tanh and the like are computed. XLA counts them apart."""
+    """Elements to which exp, log, tanh and similar functions are applied. XLA counts them separately."""
 
     traffic: float = 0.0
-    """Bytes read from and written to memory, as far as operations are not fused."""
+    """Bytes read from and written to memory by operations that are not fused."""
 
     exchanges: tuple[Exchange, ...] = ()
-    """Collectives, alike ones together."""
+    """Collectives, with equal ones merged."""
 
     flops_once: float = 0.0
-    """`flops` if the body of each loop ran once: what XLA's `cost_analysis` says of a program with loops."""
+    """`flops` with the body of each loop counted once, like XLA's `cost_analysis` of a program with loops."""
 
     open_loops: int = 0
-    """Loops whose number of rounds is known only when they run. One round of each is counted."""
+    """Number of loops with an unknown number of iterations. One iteration of each is counted."""
 
     unknown: tuple[str, ...] = ()
-    """Names of primitives that are not known here. Of these, each element of the result is counted as one operation."""
+    """Names of unknown primitives. Each element of their results counts as one operation."""
 
     @property
     def flops(self) -> float:
-        """All operations but the transcendental ones, as XLA's `cost_analysis` counts them."""
+        """All operations except the transcendental ones, like XLA's `cost_analysis`."""
         return sum(self.product_flops.values()) + self.other_flops
 
 
 def count(program: Program) -> Counts:
-    """The counts of a program from `trace_loss`."""
+    """Return the counts of a program."""
     tally = _Tally()
     tally.run(program, _in_memory(program.inputs), 1)
     return tally.counts()
 
 
 class _Value:
-    """A value of the program: in memory, or computed on the way from others that are."""
+    """A value of the program: stored in memory, or computed on the fly from stored values."""
 
     __slots__ = ("bytes", "sources")
 
     def __init__(self, size: int, sources: frozenset[_Value] | None = None) -> None:
         self.bytes = size
         self.sources = sources
-        """The values in memory that it is computed from. None: it is in memory itself."""
+        """The stored values that it is computed from. None: it is stored itself."""
 
 
 _NOTHING = frozenset[_Value]()
@@ -126,7 +131,7 @@ class _Tally:
         self.unknown: dict[str, None] = {}
 
     def counts(self) -> Counts:
-        """What has been counted."""
+        """Return the totals."""
         found = tuple(Exchange(*kind, count=times) for kind, times in self.exchanges.items())
         return Counts(
             product_flops=dict(self.products),
@@ -140,14 +145,14 @@ class _Tally:
         )
 
     def run(self, program: Program, inputs: Sequence[_Value], times: int) -> list[_Value]:
-        """Count a program that runs so many times, and give what comes out of it."""
+        """Count a program that runs `times` times, and return its results."""
         values: dict[Atom, _Value] = dict(zip(program.inputs, inputs, strict=True))
 
         def read(atom: Atom) -> _Value:
             if atom.literal is not None:
                 return _Value(0, _NOTHING)
             if atom not in values:
-                values[atom] = _Value(atom.bytes)  # a constant of the program, or what another phase of it makes
+                values[atom] = _Value(atom.bytes)  # a constant of the program, or a result of another phase
             return values[atom]
 
         for equation in program.equations:
@@ -156,7 +161,7 @@ class _Tally:
         return [read(atom) for atom in program.results]
 
     def step(self, equation: Equation, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count one equation, and give its results."""
+        """Count an equation, and return its results."""
         name, form = equation.name, equation.form
         if isinstance(form, Scan):
             return self.loop(equation, form, inputs, times)
@@ -171,7 +176,7 @@ class _Tally:
         if isinstance(form, Collective):
             for before, after in zip(equation.inputs, equation.results, strict=True):
                 size = max(before.bytes, after.bytes)
-                self.exchanges[exchange_name(name), form.axes, before.dtype, size] += times
+                self.exchanges[COLLECTIVES.get(name, name), form.axes, before.dtype, size] += times
         return self.results(equation, inputs, times)
 
     def work(self, equation: Equation, times: int) -> None:
@@ -187,7 +192,7 @@ class _Tally:
             self.other += times * number
 
     def results(self, equation: Equation, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count what an equation reads and writes, and give its results."""
+        """Count the memory traffic of an equation, and return its results."""
         name, sizes = equation.name, [result.bytes for result in equation.results]
         if name in VIEWS and inputs[0].sources is None:
             return [inputs[0] if size == inputs[0].bytes else _Value(size) for size in sizes]
@@ -211,20 +216,20 @@ class _Tally:
         return [_Value(size) for size in sizes]
 
     def read(self, values: Iterable[_Value], times: int) -> None:
-        """Count the bytes from which values are computed, each once."""
+        """Count the bytes of the stored values that some values are computed from, each once."""
         sources = _NOTHING.union(*map(_sources, values))
         self.traffic += times * sum(source.bytes for source in sources)
 
     def store(self, value: _Value, times: int) -> None:
-        """Put a value into memory, unless it is there."""
+        """Store a value in memory if it is not stored yet."""
         if value.sources is not None:
             self.read([value], times)
             self.traffic += times * value.bytes
             value.sources = None
 
     def loop(self, equation: Equation, scan: Scan, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count a scan: its body as often as it runs. Each round reads a slice of the stacked inputs, and writes one of
-        the stacked outputs and the carry."""
+        """Count all iterations of a scan. Each reads a slice of the stacked inputs, and writes a slice of the stacked
+        outputs and the carried values."""
         for value in inputs:
             self.store(value, times)
         for value in self.run(scan.body, _in_memory(scan.body.inputs), times * scan.length):
@@ -232,7 +237,7 @@ class _Tally:
         return _in_memory(equation.results)
 
     def choices(self, equation: Equation, form: While | Programs, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count the costliest of several programs of which one runs (`cond`), or each once where we know no better."""
+        """Count the most expensive branch of a `cond`; otherwise count every program of the equation once."""
         for value in inputs:
             self.store(value, times)
         tallies = []
@@ -268,3 +273,49 @@ def _sources(value: _Value) -> frozenset[_Value]:
 
 def _in_memory(atoms: Iterable[Atom]) -> list[_Value]:
     return [_Value(atom.bytes) for atom in atoms]
+
+
+# ---- operations
+
+_SEVERAL = {"one_minus_square": 2, "random_bits": 29}
+"""Operations per element of primitives with more than one. For random bits: Threefry as XLA counts it, with the body of
+its loop counted once."""
+
+_ATTENTION_PRODUCTS: dict[str, tuple[int, int]] = dict(zip(ATTENTION, [(1, 1), (3, 2)], strict=True))
+"""Number of attention products with the width of the keys and of the values (FlashAttention, arXiv 2205.14135): scores
+and output in the forward pass; scores again and the gradients of queries, keys, scores and values in the backward."""
+
+
+def operations(equation: Equation) -> int:
+    """Return the operations of an equation as XLA counts them; for transcendental functions, the number of elements."""
+    name, inputs, form = equation.name, equation.inputs, equation.form
+    if not equation.results:
+        return 0
+    taken, given = inputs[0].size if inputs else 0, equation.results[0].size
+    if isinstance(form, Collective):
+        return sum(result.size for result in equation.results) if COLLECTIVES.get(name) == "all-reduce" else 0
+    if isinstance(form, Product):
+        return 2 * given * math.prod(inputs[0].shape[axis] for axis in form.contracted[0])
+    if isinstance(form, Convolution):  # includes padding, unlike XLA
+        return 2 * given * math.prod(inputs[1].shape[axis] for axis in form.summed)
+    if isinstance(form, Attention):
+        return _attention(equation, form)
+    if isinstance(form, Power):
+        power = abs(form.exponent)  # by squaring
+        return given * (power.bit_length() + power.bit_count() - 2 + (form.exponent < 0))
+    if name.startswith("reduce_") or name in ("argmax", "argmin"):
+        return taken - given
+    if (times := _SEVERAL.get(name)) is not None:
+        return times * given
+    if name in MOVES or (name == "convert_element_type" and inputs[0].dtype == equation.results[0].dtype):
+        return 0
+    return inputs[-1].size if name in UPDATES else given
+
+
+def _attention(equation: Equation, form: Attention) -> int:
+    """Operations of the products of attention, or half of them for causal attention."""
+    queries, keys, values = (atom.shape for atom in equation.inputs[:3])
+    of_keys, of_values = _ATTENTION_PRODUCTS[equation.name]
+    pairs = math.prod(queries[:-1]) * keys[form.time_axis]
+    flops = 2 * pairs * (of_keys * keys[-1] + of_values * values[-1])
+    return flops // 2 if form.is_causal else flops

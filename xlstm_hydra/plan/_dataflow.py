@@ -1,7 +1,7 @@
-"""A traced program as operations and the values that they hand on.
+"""A traced program as a graph of operations and values.
 
-Calls are taken apart; what only looks at memory in another way (a reshape) is no operation; what nobody reads is left
-out. Loops keep their bodies.
+Calls are inlined. Reshapes are not operations, and operations whose results are not read are removed. Loops keep their
+bodies.
 """
 
 from __future__ import annotations
@@ -10,48 +10,48 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._equations import RESHAPES, Atom, Call, Equation, Form, Program, Programs, Scan, Transposition, While
+from ._jaxpr import RESHAPES, Atom, Call, Equation, Form, Program, Programs, Scan, Transposition, While
 
 VIEWS = RESHAPES | {"reduce_precision"}
-"""Operations whose result is an operand, seen in another way."""
+"""Operations whose result shares the memory of an operand."""
 
 SUMS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")
-"""Operations that compute a product while they sum it."""
+"""Reductions that compute the product of their operands on the fly."""
 
 UPDATES = ("scatter-add", "dynamic_update_slice")
-"""Operations that change a part of their first operand, in its place."""
+"""Operations that update a part of their first operand in place."""
 
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """What an operation makes, or an argument."""
+    """The result of an operation, or an argument."""
 
     shape: tuple[int, ...]
     bytes: int
     source: Operation | None = None
     readers: list[tuple[Operation, int]] = field(default_factory=list)
-    """Operations that read it, and the number of the operand that it is."""
+    """Operations that read it, each with the position of the operand."""
 
 
 @dataclass(eq=False, slots=True)
 class Operation:
-    """One operation. An operand that is a constant is None."""
+    """An operation. Constant operands are replaced by None."""
 
     name: str
     form: Form
-    """Its parameters, as far as a plan depends on them."""
+    """Parameters that affect the plan."""
     shapes: list[tuple[int, ...]]
-    """Shapes of the operands, as it sees them."""
+    """Shapes of the operands in the equation."""
     operands: list[Value | None]
     results: list[Value]
     bodies: list[Graph] = field(default_factory=list)
     scope: str = ""
-    """Names of the transformations and modules that it stands in, joined with slashes; those outside a loop are not
-    known inside."""
+    """Names of the enclosing transformations and modules, joined by slashes. In the body of a loop, the names outside
+    the loop are not known."""
 
     @property
     def backward(self) -> bool:
-        """Whether it belongs to the backward pass. In the body of a loop of that pass, nothing says so."""
+        """True if it belongs to the backward pass. The scope inside the body of a loop does not show it."""
         return "transpose(" in self.scope
 
 
@@ -65,14 +65,14 @@ class Graph:
 
 
 def read_dataflow(program: Program) -> Graph:
-    """The dataflow of a program."""
+    """Return the dataflow graph of a program."""
     graph = _graph(program)
     _drop_unread(graph)
     return graph
 
 
 def _graph(program: Program, filled: Collection[int] = ()) -> Graph:
-    """The dataflow of a program, with what nobody reads. Inputs that are `filled` with a number are made inside."""
+    """The dataflow graph including unread operations. Inputs in `filled` are filled with a number inside."""
     arguments = [_value(atom) for atom in program.inputs]
     reader = _Reader()
     given = [reader.fill(value) if number in filled else value for number, value in enumerate(arguments)]
@@ -88,14 +88,14 @@ def _value(atom: Atom, source: Operation | None = None) -> Value:
 
 
 class _Reader:
-    """Takes calls apart, and computes once what is computed twice from the same values."""
+    """Inlines calls, and merges operations that compute the same from the same values."""
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
         self.same: dict[Any, Operation] = {}
 
     def read(self, program: Program, arguments: Sequence[Value | None], scope: str = "") -> list[Value | None]:
-        """Append the operations of a program, which stands in a scope of names; returns its results."""
+        """Append the operations of a program in a scope of names, and return its results."""
         known: dict[Atom, Value | None] = dict(zip(program.inputs, arguments, strict=True))
         known |= dict.fromkeys(program.constants)
 
@@ -107,7 +107,7 @@ class _Reader:
             inner_scope = f"{scope}/{equation.scope}"
             if isinstance(form, Call):
                 if form.recomputes:
-                    self.same = {}  # what is computed anew is not what was computed before
+                    self.same = {}  # a recomputation is not merged with the first computation
                 results = self.read(form.program, operands, inner_scope)
             elif isinstance(form, Scan) and form.length == 1:
                 results = self.read(form.body, operands, inner_scope)
@@ -119,7 +119,7 @@ class _Reader:
         return [value_of(atom) for atom in program.results]
 
     def fill(self, like: Value) -> Value:
-        """An array that is filled with a number."""
+        """Return an array that is filled with a number."""
         operation = Operation("broadcast_in_dim", None, [], [], [])
         operation.results.append(value := Value(like.shape, like.bytes, operation))
         self.operations.append(operation)
@@ -137,7 +137,7 @@ class _Reader:
         if equation.name in ("split", "unstack"):
             parts = [self._append("slice", equation, operands, [result], scope) for result in equation.results]
             return [part.results[0] for part in parts]
-        # A constant that came as an argument of a call is not known here, and so not compared.
+        # Constants that were passed as arguments of a call are unknown here, so they are never merged.
         atoms = zip(equation.inputs, operands, strict=True)
         read = tuple(atom.literal or id(equation if value is None else value) for atom, value in atoms)
         first = equation.results[0]
@@ -154,7 +154,7 @@ class _Reader:
         filled = [number for number in range(scan.constants) if _is_filled(operands[number])]
         operation.bodies = [_graph(scan.body, filled)]
         first, inside = scan.carried, operation.bodies[0].results
-        stacks: dict[Any, Value] = {}  # what is stacked twice is stacked once
+        stacks: dict[Any, Value] = {}  # equal stacks are merged
         stacked = zip(inside[first:], operation.results[first:], strict=True)
         return [*operation.results[:first], *(stacks.setdefault(id(value), stack) for value, stack in stacked)]
 
@@ -178,8 +178,8 @@ def _shapes(equation: Equation) -> list[tuple[int, ...]]:
 
 
 def _changes_nothing(equation: Equation, operands: Sequence[Value | None]) -> bool:
-    """A conversion to the same type, or a transposition that moves array axes of size 1 alone or has a product
-    computed the other way round."""
+    """True for a conversion to the same dtype, a transposition of array axes of size 1 only, and a transposition that
+    swaps the operands of a product."""
     before, after = equation.inputs[:1], equation.results[0]
     if equation.name == "convert_element_type":
         return before[0].dtype == after.dtype
@@ -196,7 +196,7 @@ def _changes_nothing(equation: Equation, operands: Sequence[Value | None]) -> bo
 
 
 def _simpler(equation: Equation, operands: list[Value | None]) -> tuple[str, list[Value | None], list[tuple[int, ...]]]:
-    """Name, operands and their shapes of what is computed in place of an operation with the same result."""
+    """Name, operands and shapes of the operation that XLA uses in place of this one."""
     name, shapes = equation.name, _shapes(equation)
     if name == "div" and operands[1] is None:
         return "mul", operands, shapes
@@ -211,7 +211,7 @@ def _simpler(equation: Equation, operands: list[Value | None]) -> tuple[str, lis
 
 
 def _drop_unread(graph: Graph) -> None:
-    """Leave out the operations whose results nobody reads, in the bodies of loops too."""
+    """Remove operations whose results are not read, also in the bodies of loops."""
     read = {id(value) for value in graph.results}
     kept = []
     for operation in reversed(graph.operations):
@@ -236,7 +236,7 @@ def _drop_unread(graph: Graph) -> None:
 
 
 def _drop_unread_operands(loop: Operation, scan: Scan) -> None:
-    """Leave out what the body of a loop is given and does not read."""
+    """Remove operands of a loop that its body does not read."""
     (body,) = loop.bodies
     carried = range(scan.constants, scan.constants + scan.carried)
     for number, value in enumerate(body.arguments):

@@ -1,14 +1,14 @@
-"""Memory, counts and time of many layouts from the programs of a few.
+"""Memory, work and time of many layouts, estimated from the traced programs of a few.
 
-A program is traced for each choice of what is recomputed, with tensor parallelism and without, at the smallest and the
-largest number of rows that a device is given. Everything between follows from how a step is made:
+A program is traced for each choice of recomputed modules, with and without tensor parallelism, for the smallest and the
+largest number of rows per device. The rest follows from the structure of a step:
 
-- The work of a device, and what it keeps, grow evenly with its rows.
-- Tensor parallelism divides the work and what is kept, but for the residual stream where it is gathered.
-- FSDP and data parallelism change only the shares of parameters, gradients and optimizer state, which `shard_parameter`
-  gives, and which mesh axes the gradients are summed over. Gathered parameters are as large as ever.
-- Gradient accumulation repeats all but the sums of the gradients, and holds a second set of them.
-- A stage of a pipeline does one share of the blocks in each of microbatches + stages - 1 ticks, with the rows of a
+- The work and the saved activations of a device grow linearly with its rows.
+- Tensor parallelism divides both, except for the residual stream where it is gathered.
+- FSDP and data parallelism change only the shares of parameters, gradients and optimizer state (`shard_parameter`) and
+  the mesh axes over which gradients are summed. Gathered parameters keep their size.
+- Gradient accumulation repeats everything except the sums of the gradients, and keeps a second set of gradients.
+- A pipeline stage computes its share of the blocks in each of microbatches + stages - 1 ticks, with the rows of one
   microbatch, and its share of the rows outside the blocks.
 """
 
@@ -28,29 +28,16 @@ from xlstm_hydra.parallel import Parameter, Placement, shard_parameter
 
 from ._counts import Counts, Exchange
 from ._memory import Memory
-from ._plan import Plan, axes_across
+from ._plan import Estimate, Plan, axes_across, step_time
 from ._probe import PHASES, Fit, Numbers, probe, probe_of
-from ._time import StepTime, step_time
 
 _KINDS = ("activations", "gathered", "logits", "working")
-"""Kinds of memory that a phase of a step needs beside gradients."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a layout costs, as far as arithmetic tells."""
-
-    run: RunConfig
-    sizes: Mapping[str, int]
-    memory: Memory
-    counts: Counts
-    time: StepTime | None
-    """None where the device's speeds are not known."""
+"""Kinds of memory of a phase of a step besides gradients."""
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """Sizes of a layout, and what a device is given at a time."""
+    """Sizes of a layout, and the rows that a device computes at a time."""
 
     data: int
     fsdp: int
@@ -59,7 +46,7 @@ class _Shape:
     parts: int
     microbatches: int
     rows: int
-    """Rows of a device in a part of the batch."""
+    """Rows per device in one part of the batch."""
 
     @property
     def ticks(self) -> int:
@@ -67,17 +54,17 @@ class _Shape:
 
     @property
     def block_rows(self) -> int:
-        """Rows that go through a block at a time."""
+        """Rows per block in one tick."""
         return self.rows // self.microbatches
 
     @property
     def outer_rows(self) -> int:
-        """Rows outside the blocks."""
+        """Rows per device outside the blocks."""
         return self.rows // self.stages
 
 
 class LayoutEstimator:
-    """Estimates of runs that differ in their layout only."""
+    """Estimates the costs of runs that differ only in their layout."""
 
     def __init__(
         self,
@@ -87,19 +74,19 @@ class LayoutEstimator:
         parameters: Sequence[Parameter],
         known: Plan | None = None,
     ) -> None:
-        """Prepare for some runs.
+        """Prepare the estimates of some runs.
 
         Args:
-            runs: those that estimates are wanted of.
-            num_devices: how many there are.
-            device: what they are.
-            parameters: of the model.
-            known: a plan of one of them, which takes the place of a program that would be traced, where it can.
+            runs: the runs to estimate.
+            num_devices: number of devices.
+            device: properties of each device.
+            parameters: parameters of the model.
+            known: a plan of one of the runs, used in place of a traced program where possible.
         """
         self.num_devices, self.device, self.parameters = num_devices, device, parameters
         shapes = [self._shape(run) for run in runs]
         rows = {shape.block_rows for shape in shapes} | {shape.outer_rows for shape in shapes}
-        # What a single row needs is not typical: some arrays are then small enough to be made twice.
+        # The memory of a single row is not typical: some of its arrays are small enough to be computed twice.
         self.rows = sorted({min(max(min(rows), 2), max(rows)), max(rows)})
         widths = sorted({shape.tensor for shape in shapes if shape.tensor > 1})
         self.widths = sorted({*widths[:1], *widths[-1:]})
@@ -114,7 +101,7 @@ class LayoutEstimator:
             self._learn(known)
 
     def estimate(self, run: RunConfig) -> Estimate:
-        """Memory, counts and time of a run."""
+        """Estimate memory, counts and time of a run."""
         sizes, shape = run.parallel.axis_sizes(self.num_devices), self._shape(run)
         counts = self._counts(run, shape, sizes)
         across = axes_across(run, sizes, self.device.devices_per_host)
@@ -122,18 +109,18 @@ class LayoutEstimator:
         return Estimate(run, sizes, self._memory(run, shape), counts, time)
 
     def on(self, num_devices: int) -> LayoutEstimator:
-        """The same for another number of devices."""
+        """Return the estimator for another number of devices."""
         other = copy.copy(self)
         other.num_devices, other._placements = num_devices, {}
         return other
 
     def state_bytes(self, run: RunConfig) -> int:
-        """Bytes on a device that a run needs for parameters and optimizer, however small its batch is."""
+        """Return the bytes of parameters and optimizer state on a device."""
         parameters = sum(placement.bytes_per_device for placement in self.placements(run))
         return round(parameters * (1 + self.optimizer_share))
 
     def placements(self, run: RunConfig) -> tuple[Placement, ...]:
-        """Where every parameter lives."""
+        """Return the placements of all parameters."""
         sizes = run.parallel.axis_sizes(self.num_devices)
         key = tuple(sizes.values())
         if key not in self._placements:
@@ -147,7 +134,7 @@ class LayoutEstimator:
         return _Shape(data, fsdp, stages, tensor, parts, run.trainer.microbatches(data, fsdp, stages), rows)
 
     def _fit(self, run: RunConfig, tensor: int) -> tuple[Fit, Mapping[str, str]]:
-        """The numbers of the programs that are like this one but for their sizes, and their moments in words."""
+        """The figures for all sizes of a run, and a description of the peak of each phase."""
         remat, is_split = tuple(run.parallel.remat), tensor > 1
         if (remat, is_split) not in self._fits:
             widths, rows = self.widths if is_split else [1], self.rows
@@ -163,7 +150,7 @@ class LayoutEstimator:
         return probe(run, tensor, rows, self.sharded, self.parameters)
 
     def _learn(self, plan: Plan) -> None:
-        """Take a plan for a program, where it is like one."""
+        """Use a plan in place of a traced program if it has no pipeline and no gradient accumulation."""
         shape = self._shape(plan.run)
         if shape.parts * shape.stages == 1 and (shape.fsdp > 1 or self.sharded is None):
             self._known[tuple(plan.run.parallel.remat), shape.tensor, shape.rows] = probe_of(plan, shape.rows)
@@ -175,7 +162,7 @@ class LayoutEstimator:
         gathers, total = ("all-gather", (run.parallel.fsdp_axis_name,)), defaultdict[Any, float](float)
         for part in PHASES:
             times = shape.parts * _times(part, shape, run.trainer.pipeline_remat)
-            # What the forward pass gathers, it gathers before the first tick, if it is not done twice.
+            # The forward pass gathers parameters before the first tick, unless a pipeline recomputes its stages.
             is_early = part == "forward" and not (shape.stages > 1 and run.trainer.pipeline_remat)
             for (where, *key), value in numbers[part].items():
                 if where == part:
@@ -194,7 +181,7 @@ class LayoutEstimator:
         )
 
     def _part_exchanges(self, run: RunConfig, total: Numbers, sizes: Mapping[str, int]) -> Iterator[Exchange]:
-        """The collectives of all parts of a batch, but for those that sum gradients."""
+        """The collectives of all parts of a batch, except the sums of gradients."""
         parallel = run.parallel
         batch_axes = {parallel.data_axis_name, parallel.fsdp_axis_name}
         for (kind, *key), size in list(total.items()):
@@ -211,9 +198,8 @@ class LayoutEstimator:
                 yield Exchange(operation, named, dtype, round(size / times), round(times))
 
     def _added_traffic(self, run: RunConfig, shape: _Shape) -> float:
-        """Bytes that are read and written to add up the gradients of parts of the batch, and in the ticks of a
-        pipeline: the gradients of the stage's parameters, and the rows that a microbatch is taken from, forwards and
-        backwards."""
+        """Memory traffic of gradient accumulation and of pipeline ticks. A tick reads and writes the gradients of the
+        stage's parameters and, forward and backward, the rows that contain its microbatch."""
         gradients = sum(placement.bytes_per_device for placement in self.placements(run))
         added = 3.0 * gradients * (shape.parts - 1)
         if shape.stages > 1:
@@ -222,7 +208,7 @@ class LayoutEstimator:
         return added
 
     def _unshared_traffic(self, run: RunConfig, total: Numbers, shape: _Shape) -> float:
-        """Bytes that the program's gathers and scatters over two devices read and write beyond those of the run's."""
+        """Memory traffic by which gathers and scatters over two devices, as traced, exceed those of the run."""
         if self.sharded is None:
             return 0.0
         axes = (run.parallel.fsdp_axis_name,)
@@ -230,7 +216,7 @@ class LayoutEstimator:
         return exchanged * (1.5 if shape.fsdp == 1 else 1 / 2 - 1 / shape.fsdp)
 
     def _gradient_sums(self, run: RunConfig, sizes: Mapping[str, int]) -> Iterator[Exchange]:
-        """What sums the gradients over the devices that computed parts of the loss with the same parameters."""
+        """The all-reduces of gradients over devices that have the same parameters."""
         names = run.parallel.axis_names()[:3]
         for placement in self.placements(run):
             if axes := tuple(name for name in names if sizes[name] > 1 and name not in placement.spec):
@@ -248,7 +234,7 @@ class LayoutEstimator:
             if phase in shares:
                 kinds = self._phase_memory(run, fit, shape, phase)
                 kinds["gradients"] = parameters * (shares[phase] + (shape.parts > 1))
-                if shape.stages > 1 and phase == "backward":  # those of one tick, and their sum so far
+                if shape.stages > 1 and phase == "backward":  # the gradients of one tick and their sum so far
                     kinds["gradients"] += self._stage_bytes(run)
                 moments[phase] = kinds
         phase = max(moments, key=lambda phase: sum(moments[phase].values()))
@@ -261,7 +247,7 @@ class LayoutEstimator:
         )
 
     def _phase_memory(self, run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> dict[str, float]:
-        """What a phase needs beside gradients."""
+        """Memory of a phase besides gradients."""
         rows = shape.outer_rows if phase == "outside" else shape.block_rows
         here = fit.at(rows, shape.tensor)
         kinds = {kind: here["memory", phase, kind] for kind in _KINDS}
@@ -272,11 +258,11 @@ class LayoutEstimator:
         return kinds
 
     def _add_pipeline(self, kinds: dict[str, float], run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> None:
-        """What is kept of every tick, what goes from stage to stage, and the weights that all ticks read."""
+        """Add the activations saved in every tick, the rows sent between stages and the parameters of all ticks."""
         none, kept = fit.at(0, shape.tensor), fit.at(shape.block_rows, shape.tensor)
         weights = none["memory", "forward", "activations"] / shape.stages
         tick = kept["memory", "forward", "activations"] / shape.stages - weights
-        is_recomputed = run.trainer.pipeline_remat  # of a tick only what enters the stage is kept
+        is_recomputed = run.trainer.pipeline_remat  # only the input of the stage is saved in each tick
         stream, whole = (_stream_bytes(run, rows, shape.tensor) for rows in (shape.block_rows, shape.rows))
         stacked = (stream if is_recomputed else tick) * shape.ticks
         if phase == "outside":
@@ -292,12 +278,12 @@ class LayoutEstimator:
         kinds["activations"] += stacked + weights
 
     def _stage_bytes(self, run: RunConfig) -> int:
-        """This device's share of its stage's parameters."""
+        """Bytes of this device's share of its stage's parameters."""
         pipeline = run.parallel.pipeline_axis_name
         return sum(placement.bytes_per_device for placement in self.placements(run) if pipeline in placement.spec)
 
     def _whole_stage_bytes(self, run: RunConfig) -> int:
-        """A stage's whole parameters, in the type that they are computed with."""
+        """Bytes of a stage's gathered parameters in the dtype of the computation."""
         config, pipeline = run.model.model_config, run.parallel.pipeline_axis_name
         assert isinstance(config, LanguageModelConfig)
         fsdp, size = run.parallel.fsdp_axis_name, run.parallel.axis_sizes(self.num_devices)
@@ -312,15 +298,15 @@ class LayoutEstimator:
 
 
 def _times(part: str, shape: _Shape, stage_remat: bool) -> float:
-    """How often a part of the program runs on a device for each part of the batch."""
+    """Number of times that a device runs a phase for each part of the batch."""
     if part == "outside":
         return 1
     return shape.ticks / shape.stages * (2 if part == "forward" and stage_remat else 1)
 
 
 def _stage_exchanges(run: RunConfig, shape: _Shape) -> Iterator[Exchange]:
-    """What the stages of a pipeline hand on: each tick's rows forwards and their gradients backwards, and at the end
-    each stage's share of the last stage's rows."""
+    """The collectives between pipeline stages: in each tick the rows forward and their gradients backward, and at the
+    end each stage's share of the rows of the last stage."""
     name, dtype = (run.parallel.pipeline_axis_name,), run.model.model_config.get("dtype")  # pyright: ignore[reportOptionalMemberAccess]
     tick, whole = (_stream_bytes(run, rows, shape.tensor) for rows in (shape.block_rows, shape.rows))
     yield Exchange("collective-permute", name, dtype, tick, 2 * shape.ticks * shape.parts)
@@ -329,7 +315,7 @@ def _stage_exchanges(run: RunConfig, shape: _Shape) -> Iterator[Exchange]:
 
 
 def _stream_bytes(run: RunConfig, rows: int, tensor: int) -> int:
-    """A device's share of the residual stream of so many rows."""
+    """Bytes of a device's share of the residual stream."""
     config = run.model.model_config
     assert isinstance(config, LanguageModelConfig)
     return rows * config.context_length * config.embedding_dim // tensor * _itemsize(config.dtype)

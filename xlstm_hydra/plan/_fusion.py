@@ -1,16 +1,15 @@
-"""Which results of a program are stored: fusion, as XLA does it.
+"""The results of a program that are stored, following XLA's fusion.
 
-An elementwise operation, a broadcast, a slice and the like are computed inside whatever reads them, as often as it is
-read. A result is stored where
+Elementwise operations, broadcasts, slices and similar operations are computed inside each operation that reads them. A
+result is stored if
 
-- something needs it in memory: a product of matrices, a reduction, a collective, a loop, the end of the program;
-- computing it again is dear (an exponential, a division) and several read it;
-- it is made from several arrays in the forward pass, and both passes read it.
+- a matrix product, a reduction, a collective, a loop or the end of the program needs it in memory;
+- it is expensive to compute (an exponential, a division) and several operations read it;
+- it is computed from several arrays in the forward pass, and both passes read it.
 
-What is stored and cheap to make from a single array is made again all the same by those that can, which read that
-array and not the result. A reduction of a product of two arrays reads the two. A product of matrices needs the array
-axes of its operands in order, and reads a copy where they are not; so does a collective along another than the first
-array axis.
+If a stored result is cheap to compute from a single array, its readers still compute it from that array. A reduction of
+a product of two arrays reads the two arrays. A matrix product needs the array axes of its operands in order, and
+otherwise reads a transposed copy. So does a collective along any but the first array axis.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._dataflow import UPDATES, Graph, Operation, Value
-from ._equations import ELEMENTWISE, TRANSCENDENTAL, Collective, Product, Scan
+from ._jaxpr import ELEMENTWISE, TRANSCENDENTAL, Collective, Product, Scan
 
-DEAR = TRANSCENDENTAL | {"div", "rem"}
-"""Operations on every element that are not computed twice."""
+EXPENSIVE = TRANSCENDENTAL | {"div", "rem"}
+"""Elementwise operations that are not computed twice."""
 
 MOVING = frozenset("broadcast_in_dim concatenate dynamic_slice gather iota pad rev slice stack transpose".split())
-"""Operations that put elements in other places, and are computed inside their readers too."""
+"""Operations that move elements. They are also computed inside their readers."""
 
 
 @dataclass(eq=False, slots=True)
@@ -37,7 +36,7 @@ class Buffer:
     bytes: int
     maker: Step
     at_start: bool = False
-    """Whether it is there from the start of the program or of the body."""
+    """True if it exists from the start of the program or of the body."""
 
     start: int = 0
     end: int = 0
@@ -47,11 +46,11 @@ class Buffer:
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """What is computed in one go."""
+    """Operations that are computed together."""
 
     operation: Operation | None
     reads: dict[Buffer, bool]
-    """What it reads; true where a result of the same size may take its place."""
+    """Buffers that it reads; true if a result of the same size may reuse the buffer."""
 
     makes: list[Buffer] = field(default_factory=list)
 
@@ -62,18 +61,17 @@ class Fused:
 
     steps: list[Step]
     kept: list[Buffer]
-    """What is there at the end."""
+    """Buffers that exist at the end."""
 
 
 def fuse(graph: Graph, carried: range = range(0), sliced: range = range(0), is_body: bool = False) -> Fused:
-    """The steps of a program, or of the body of a loop.
+    """Return the steps of a program, or of the body of a loop.
 
     Args:
         graph: the program.
-        carried: numbers of the arguments that a round of the loop gets from the one before; it is their results that
-            come first.
-        sliced: numbers of the arguments that are slices of stacks.
-        is_body: whether the results have places outside.
+        carried: positions of the carried arguments. Their results come first.
+        sliced: positions of the arguments that are slices of stacks.
+        is_body: true if the results have buffers outside.
     """
     return _Fusion(graph, carried, sliced, is_body).run()
 
@@ -90,7 +88,7 @@ class _Fusion:
             del self.buffers[value, "as it is"]
 
     def run(self) -> Fused:
-        """The steps, in the order of the program."""
+        """Return the steps in the order of the program."""
         self._choose_stored()
         copies = [self._copy_of_carried(number) for number in self.carried]
         for value in [value for value in self.slices if value in self.stored]:
@@ -111,11 +109,11 @@ class _Fusion:
         return Fused(self.steps, kept)
 
     def _choose_stored(self) -> None:
-        """A value is stored if a reader needs it in memory, or if it is dear and several results depend on it."""
+        """Select the values that a reader needs in memory, and expensive values on which several results depend."""
         roots: dict[Value, set[Any]] = {}
         results = set(self.graph.results)
 
-        def visit(value: Value, dear: bool) -> None:
+        def visit(value: Value, expensive: bool) -> None:
             found: set[Any] = set()
             for reader, number in value.readers:
                 need = need_of(reader, number)
@@ -127,13 +125,13 @@ class _Fusion:
             if (
                 (value, "as it is") in found
                 or (value in results and not self.is_body)
-                or (dear and len(roots[value]) > 1)
+                or (expensive and len(roots[value]) > 1)
             ):
                 self.stored.add(value)
 
         for operation in reversed(self.graph.operations):
             if _is_fused(operation):
-                visit(operation.results[0], operation.name in DEAR or _is_read_in_both_passes(operation))
+                visit(operation.results[0], operation.name in EXPENSIVE or _is_read_in_both_passes(operation))
         for value in self.slices:
             visit(value, False)
 
@@ -170,16 +168,15 @@ class _Fusion:
             self._make(value, "as it is", {step.makes[0]: False}, operation)
 
     def _read_from_memory(self, operation: Operation) -> bool:
-        """Whether those that could compute the result of an operation themselves read it all the same: it is stored,
-        and not made from a single array of its size."""
+        """True if readers read a stored result instead of computing it: it depends on several arrays of its size."""
         return operation.results[0] in self.stored and not _is_unary(operation)
 
     def _reads(self, value: Value | None) -> dict[Buffer, bool]:
-        """What must be read to compute a value inside its reader."""
+        """Buffers that must be read to compute a value inside its reader."""
         return {} if value is None else self.sources[value]
 
     def _buffer(self, value: Value, need: str) -> Buffer | None:
-        """Where a value is stored so that it can be read as needed; None: outside."""
+        """The buffer of a value in the required order of array axes; None: a buffer outside."""
         if need == "flat" and (value, "as it is") in self.buffers:
             need = "as it is"
         if (value, need) not in self.buffers:
@@ -196,17 +193,17 @@ class _Fusion:
         return buffer
 
     def _view(self, buffer: Buffer) -> Buffer:
-        """The same buffer with array axes merged: nothing is done, but what reads it has to wait a turn."""
+        """A view of a buffer with merged array axes. It costs nothing, but its readers run one step later."""
         self.steps.append(step := Step(None, {buffer: False}))
         step.makes.append(view := Buffer(buffer.value, 0, step))
         return view
 
     def _copy_of_carried(self, number: int) -> Buffer:
-        """The body works on a copy of what it gets, for the new value takes the place of the old one."""
+        """A copy of a carried argument, because the new value overwrites the old one."""
         return self._make(self.graph.arguments[number], "as it is", {})
 
     def _settle_carried(self, copy: Buffer, result: Value, last: Step) -> None:
-        """No copy where the old value is read by nothing but what makes the new one, and no second one for that."""
+        """Remove the copy if only the computation of the new value reads the old one; remove a second buffer too."""
         buffer = self.buffers.get((result, "as it is"))
         readers = [step for step in self.steps if copy in step.reads and step is not last]
         updated = buffer is not None and buffer is not copy and readers == [buffer.maker] and buffer.maker.reads[copy]
@@ -221,8 +218,8 @@ def _is_fused(operation: Operation) -> bool:
 
 
 def _is_unary(operation: Operation) -> bool:
-    """Whether a cheap operation reads one array of the size of its result at most, beside smaller ones."""
-    if operation.name in DEAR:
+    """True for a cheap operation that reads at most one array of the size of its result."""
+    if operation.name in EXPENSIVE:
         return False
     size = math.prod(operation.results[0].shape)
     large = [
@@ -234,7 +231,7 @@ def _is_unary(operation: Operation) -> bool:
 
 
 def _is_read_in_both_passes(operation: Operation) -> bool:
-    """Whether both passes read what an operation makes from several arrays: no reader is computed beside the other."""
+    """True if both passes read the result of an operation on several arrays, so that its readers cannot be fused."""
     passes = {reader.backward for reader, _ in operation.results[0].readers}
     return len(passes) == 2 and not _is_unary(operation)
 
@@ -244,8 +241,8 @@ def _is_broadcast(value: Value) -> bool:
 
 
 def need_of(operation: Operation, number: int) -> str:
-    """How an operation reads an operand: "fused", from memory "as it is" or, with its array axes merged, "flat"; or
-    "moved", with its array axes in another order."""
+    """Return how an operation reads an operand: "fused", from memory "as it is", "flat" with merged array axes, or
+    "moved" with permuted array axes."""
     if _is_fused(operation):
         return "fused"
     if isinstance(operation.form, Product):
@@ -256,7 +253,7 @@ def need_of(operation: Operation, number: int) -> str:
 
 
 def _crosses(operation: Operation) -> bool:
-    """Whether a collective goes along another than the first array axis."""
+    """True for a collective along any but the first array axis."""
     form = operation.form
     return isinstance(form, Collective) and math.prod(operation.shapes[0][: form.array_axis]) > 1
 
@@ -267,6 +264,6 @@ def _need_of_product(operation: Operation, product: Product, number: int) -> str
     first, summed = ([axis for axis in some if axis in axes] for some in (batch, contracted))
     free = [axis for axis in axes if axis not in (*first, *summed)]
     orders = [first + free + summed, first + summed + free]
-    if len(summed) < 2 and len(free) < 2:  # either order will do
+    if len(summed) < 2 and len(free) < 2:  # both orders are possible
         return "as it is" if axes in orders else "moved"
     return "flat" if axes == orders[number] else "moved"

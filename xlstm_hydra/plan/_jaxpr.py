@@ -1,6 +1,6 @@
-"""Traced programs as plain values. No other module reads JAX's jaxprs.
+"""Traced programs as plain values, independent of the JAX version. No other module reads JAX's jaxprs.
 
-What JAX calls a primitive, and what its parameters are, differs between versions. The versions from 0.10 on are known:
+Names and parameters of primitives differ between JAX versions. All versions since 0.10 are supported:
 
 | JAX | |
 |---|---|
@@ -11,61 +11,252 @@ What JAX calls a primitive, and what its parameters are, differs between version
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.extend import core
 
 from xlstm_hydra._jax_internals import cudnn_assumed, cudnn_time_axis
+from xlstm_hydra.errors import TaskError
 from xlstm_hydra.step import ShardedLoss
 
-from ._equations import (
-    ATTENTION,
-    MOVES,
-    REDUCTIONS,
-    UPDATES,
-    Atom,
-    Attention,
-    Call,
-    Collective,
-    Convolution,
-    Equation,
-    Form,
-    Power,
-    Product,
-    Program,
-    Programs,
-    Scan,
-    Transposition,
-    UnknownForm,
-    While,
+_COLLECTIVES = {
+    "all-gather": "all_gather all_gather_invariant all_gather_reduced",
+    "all-reduce": "pmax pmin psum psum_invariant unreduced_pmax unreduced_pmin unreduced_psum",
+    "all-to-all": "all_to_all ragged_all_to_all",
+    "collective-permute": "ppermute",
+    "reduce-scatter": "reduce_scatter unreduced_reduce_scatter",
+}
+COLLECTIVES = {name: operation for operation, names in _COLLECTIVES.items() for name in names.split()}
+"""XLA's name of each collective primitive of JAX."""
+
+RESHAPES = frozenset(
+    "bitcast_convert_type copy expand_dims from_edtype layout_constraint mesh_cast name optimization_barrier pcast "
+    "preduced pvary random_unwrap random_wrap reduced_vary_cast reduced_vary_cast_p relayout reshape reshard "
+    "sharding_constraint squeeze stop_gradient to_edtype vary_unreduced_cast vary_unreduced_cast_p "
+    "with_memory_space_constraint".split()
 )
+"""Primitives that only change the shape or the name of a value, without computing or writing anything."""
+
+VIEWS = RESHAPES | {"dynamic_slice", "slice", "split", "transpose"}
+"""Primitives of `RESHAPES`, and those that select a part of a value or permute its array axes."""
+
+MOVES = VIEWS | frozenset(
+    "axis_index broadcast_in_dim broadcast_to concatenate device_put dynamic_update_slice empty gather iota pad rev "
+    "scatter stack tile unstack".split()
+)
+"""Primitives that move values without computing."""
+
+TRANSCENDENTAL = frozenset(
+    "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
+    "log2 logistic pow rsqrt sin sinh sqrt tan tanh".split()
+)
+"""Primitives with several operations per element."""
+
+REDUCTIONS = frozenset(
+    "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min reduce_or "
+    "reduce_prod reduce_sum reduce_window".split()
+)
+"""Primitives that compute their operands on the fly and write their result to memory."""
+
+ATTENTION = ("dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
+"""cuDNN attention, forward and backward."""
+
+PRODUCTS = frozenset({"conv_general_dilated", "dot_general", *ATTENTION})
+"""Primitives that multiply and add."""
+
+FROM_MEMORY = PRODUCTS | {"sort", "top_k"}
+"""Primitives that read their operands from memory and write their result to it."""
+
+UPDATES = frozenset(
+    "dynamic_update_slice scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub scatter_add scatter_max "
+    "scatter_min scatter_mul scatter_sub".split()
+)
+"""Primitives that update a part of their first operand in place."""
+
+ELEMENTWISE = TRANSCENDENTAL | frozenset(
+    "abs add add_any and ceil clamp clz complex conj convert_element_type div eq eq_to floor ge gt imag integer_pow "
+    "is_finite le le_to lt lt_to max min mul mulhi ne neg nextafter not one_minus_square or population_count real rem "
+    "round select_n shift_left shift_right_arithmetic shift_right_logical sign square sub xor".split()
+)
+"""Primitives that compute every element of the result from the elements at the same position."""
+
+KNOWN = MOVES | ELEMENTWISE | REDUCTIONS | FROM_MEMORY | UPDATES
+KNOWN |= {"debug_callback", "debug_print", "reduce_precision", "rng_bit_generator"}
+KNOWN |= {f"random_{name}" for name in ("bits", "clone", "fold_in", "seed", "split")}
+"""Known primitives. For any other primitive, each element of the result counts as one operation."""
 
 
-def trace_program(function: Callable[..., Any], *arguments: Any) -> Program:
-    """The program of a function for arguments of which only shapes and types matter."""
-    return read_program(jax.make_jaxpr(function)(*arguments))
+# ---- programs
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Atom:
+    """A value of a program, or a literal."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy name of the dtype; empty for a value other than an array, such as a token."""
+    itemsize: int
+    literal: str | None = None
+    """The text of a literal."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all elements."""
+        return self.size * self.itemsize
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Program:
+    """A traced program, or a part of one."""
+
+    inputs: tuple[Atom, ...]
+    constants: tuple[Atom, ...]
+    equations: tuple[Equation, ...]
+    results: tuple[Atom, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Equation:
+    """A primitive applied to values."""
+
+    name: str
+    """Name of the primitive."""
+    inputs: tuple[Atom, ...]
+    results: tuple[Atom, ...]
+    form: Form
+    """Parameters that affect the plan; None if there are none."""
+    scope: str
+    """Names of the enclosing transformations and modules, joined by slashes."""
+    parameters: str
+    """All parameters as text, to find equations that compute the same from the same inputs."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Call:
+    """A program that runs once with the inputs of the equation."""
+
+    program: Program
+    recomputes: bool = False
+    """True if it recomputes values for jax.checkpoint."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scan:
+    """A loop with a fixed number of iterations. Inputs: constants, carried values, stacks."""
+
+    body: Program
+    length: int
+    constants: int
+    """Number of inputs that every iteration reads completely."""
+    carried: int
+    """Number of values passed from one iteration to the next. They are the first results."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class While:
+    """A loop that ends when its condition is false. Its last inputs are the carried values."""
+
+    condition: Program
+    body: Program
+    constants: int
+    """Number of inputs of the body that are not carried."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Programs:
+    """The branches of a `cond`, or the programs of an unknown primitive."""
+
+    programs: tuple[Program, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Product:
+    """A matrix product (`dot_general`), as array axes of each of the two operands."""
+
+    contracted: tuple[tuple[int, ...], tuple[int, ...]]
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Convolution:
+    """A convolution."""
+
+    summed: tuple[int, ...]
+    """Array axes of the kernel that are summed over."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Collective:
+    """Communication between devices."""
+
+    axes: tuple[str, ...]
+    """Names of the mesh axes."""
+    array_axis: int
+    """Array axis that is gathered or scattered; 0 for other collectives."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Transposition:
+    """A permutation of array axes."""
+
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Power:
+    """A power with an integer exponent."""
+
+    exponent: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Attention:
+    """cuDNN attention, forward or backward."""
+
+    time_axis: int
+    """Array axis of the keys."""
+    is_causal: bool
+
+
+Form = Call | Scan | While | Programs | Product | Convolution | Collective | Transposition | Power | Attention | None
+"""Parameters of an equation that affect the plan."""
+
+
+class UnknownForm(TaskError):
+    """A program does not have the structure of any supported JAX version."""
+
+
+# ---- from JAX
 
 
 def read_program(jaxpr: Any) -> Program:
-    """The program in a jaxpr, open or closed.
+    """Return the program of an open or closed jaxpr.
 
     Raises:
-        UnknownForm: this JAX has other parameters for a primitive.
+        UnknownForm: the parameters of a primitive are not those of a known JAX version.
     """
     return _Reader().program(jaxpr)
 
 
 class _Reader:
-    """Reads every jaxpr once, however many equations share it."""
+    """Reads every jaxpr once, even if several equations share it."""
 
     def __init__(self) -> None:
         self._read: dict[int, Program] = {}
 
     def program(self, jaxpr: Any) -> Program:
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        if id(jaxpr) not in self._read:  # the outermost jaxpr keeps all of them alive meanwhile
+        if id(jaxpr) not in self._read:  # the outermost jaxpr keeps all others alive, so ids stay unique
             self._read[id(jaxpr)] = self._program(jaxpr)
         return self._read[id(jaxpr)]
 
@@ -122,7 +313,7 @@ def _atom(aval: Any, literal: str | None = None) -> Atom:
 
 
 def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Numbers of a scan's constants and carried values."""
+    """Number of constants and of carried values of a scan."""
     if "num_consts" in params:  # JAX 0.10
         return params["num_consts"], params["num_carry"]
     constants, carried, _ = params["ft_in"].unpack()
@@ -130,34 +321,27 @@ def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _mesh_axes(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the mesh axes of a collective; axes that `jax.vmap` maps over have numbers."""
+    """Names of the mesh axes of a collective. Axes of `jax.vmap` are numbers and are skipped."""
     if name in MOVES:
         return ()
     axes = params.get("axes", params.get("axis_name"))
     return tuple(axis for axis in (axes if isinstance(axes, tuple) else (axes,)) if isinstance(axis, str))
 
 
-def _product(params: Mapping[str, Any]) -> Product:
-    (left, right), (left_batch, right_batch) = params["dimension_numbers"]
-    return Product((tuple(left), tuple(right)), (tuple(left_batch), tuple(right_batch)))
-
-
-def _attention(params: Mapping[str, Any]) -> Attention:
-    return Attention(cudnn_time_axis(params["layout"]), "CAUSAL" in params["mask_type"].name)
-
-
 _READ: dict[str, Callable[[Mapping[str, Any]], Form]] = {
-    "dot_general": _product,
+    "dot_general": lambda params: Product(*params["dimension_numbers"]),
     "conv_general_dilated": lambda params: Convolution(tuple(params["dimension_numbers"].rhs_spec[1:])),
     "transpose": lambda params: Transposition(tuple(params["permutation"])),
     "integer_pow": lambda params: Power(params["y"]),
-    **dict.fromkeys(ATTENTION, _attention),
+    **dict.fromkeys(
+        ATTENTION, lambda params: Attention(cudnn_time_axis(params["layout"]), "CAUSAL" in params["mask_type"].name)
+    ),
 }
-"""Reads the form of a primitive from its parameters, by its name."""
+"""Functions that read the form of a primitive from its parameters, by name."""
 
 
 def trace_loss(loss: ShardedLoss) -> Program:
-    """Loss and gradients: one `shard_map` whose body is what each device does."""
+    """Return the program of loss and gradients: one `shard_map` whose body is the program of each device."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     with cudnn_assumed():
-        return trace_program(loss.loss_and_gradients, loss.abstract_params, loss.abstract_batch, key)
+        return read_program(jax.make_jaxpr(loss.loss_and_gradients)(loss.abstract_params, loss.abstract_batch, key))

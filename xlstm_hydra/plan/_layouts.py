@@ -1,4 +1,4 @@
-"""The layouts that a run could have on so many devices: what could be typed, and keeps its results."""
+"""The possible layouts of a run on a number of devices."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ OUTER_CLASSES = ("Embed", "LMHead")
 """Module classes outside the blocks that hold large parameters."""
 
 SHARDING = ("fsdp_modules", "fsdp_min_weight_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
-"""Fields of a layout that mean something where the FSDP mesh axis has two devices or more."""
+"""Fields of a layout that matter only if the FSDP mesh axis has two or more devices."""
 
 _MICROBATCHES_PER_STAGE = 8
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A layout that the run cannot have."""
+    """A layout that is not valid for the run."""
 
     sizes: tuple[int, int, int, int]
     problems: tuple[Problem, ...]
 
 
 def layouts(run: RunConfig, num_devices: int, parameters: Sequence[Parameter]) -> Iterator[RunConfig | Refusal]:
-    """The run with every layout that the rules of its config allow, and those that they do not.
+    """Yield the run with every layout that the rules of its config allow, and a refusal for every other layout.
 
-    The batch stays as it is. A run whose layout is to be chosen keeps what it says of it, and its results. Of any other
-    run everything is tried, and the parameters are gathered in bfloat16 too where products are made of it.
+    The batch stays the same. With `parallel=auto`, the fields of the layout that are set are kept, and nothing changes
+    that affects the results. For any other run all fields vary, and parameters are also gathered in bfloat16 if the
+    model computes in bfloat16.
 
     Args:
-        run: whose `model_class` is a class.
-        num_devices: how many there are.
-        parameters: of the model.
+        run: the config. Its `model_class` must be a class.
+        num_devices: number of devices.
+        parameters: parameters of the model.
     """
     space = _Space(run, parameters)
     for sizes in _sizes(run.parallel, num_devices):
@@ -50,13 +51,13 @@ def layouts(run: RunConfig, num_devices: int, parameters: Sequence[Parameter]) -
 
 
 def closed(parallel: ParallelConfig, **changes: Any) -> ParallelConfig:
-    """A layout like this one with changes, of which nothing is to be chosen."""
+    """Return a layout with changed fields, as a fixed layout even if `parallel` is `auto`."""
     values = {field.name: getattr(parallel, field.name) for field in fields(ParallelConfig)}
     return ParallelConfig(**values | changes)
 
 
 def finer_classes(parameters: Sequence[Parameter], blocks: Sequence[str]) -> list[str]:
-    """Class names of the modules that the blocks are directly made of."""
+    """Return the class names of the direct submodules of the blocks."""
     found: dict[str, None] = {}
     for parameter in parameters:
         for outer, inner in itertools.pairwise(parameter.modules):
@@ -66,8 +67,7 @@ def finer_classes(parameters: Sequence[Parameter], blocks: Sequence[str]) -> lis
 
 
 def shardable_classes(run: RunConfig, parameters: Sequence[Parameter]) -> list[str]:
-    """Class names of the outermost modules inside the model, which hold all parameters: its blocks, and what is around
-    them."""
+    """Return the class names of the outermost modules of the model, which together hold all parameters."""
     blocks = block_classes(run)
     if blocks:
         return [*OUTER_CLASSES, *blocks]
@@ -75,13 +75,13 @@ def shardable_classes(run: RunConfig, parameters: Sequence[Parameter]) -> list[s
 
 
 def block_classes(run: RunConfig) -> tuple[str, ...]:
-    """Class names of the blocks of the model, as far as it says."""
+    """Return the class names of the model's blocks; empty if the model does not define them."""
     config = run.model.model_config
     return (config.block_classes() or ()) if isinstance(config, SubModelConfig) else ()
 
 
 def _sizes(parallel: ParallelConfig, num_devices: int) -> Iterator[tuple[int, int, int, int]]:
-    """The sizes of the mesh axes whose product is the number of devices."""
+    """Sizes of the mesh axes whose product is the number of devices."""
     given = parallel.sizes().values() if parallel.is_open() else (-1, -1, -1, -1)
     data, *others = ([size] if size > 0 else divisors(num_devices) for size in given)
     for fsdp, pipeline, tensor in itertools.product(*others):
@@ -91,7 +91,7 @@ def _sizes(parallel: ParallelConfig, num_devices: int) -> Iterator[tuple[int, in
 
 
 class _Space:
-    """What may differ between the layouts of a run."""
+    """Fields that may differ between the layouts of a run."""
 
     def __init__(self, run: RunConfig, parameters: Sequence[Parameter]) -> None:
         self.run, self.is_open = run, run.parallel.is_open()
@@ -104,7 +104,7 @@ class _Space:
         self.gather_dtypes = _gather_dtypes(run)
 
     def with_sizes(self, sizes: tuple[int, int, int, int]) -> Iterator[RunConfig]:
-        """Every run with these sizes, whether or not it keeps the rules."""
+        """Yield every run with these sizes of the mesh axes, valid or not."""
         data, fsdp, pipeline, _ = sizes
         for names, dtype, parts in itertools.product(
             self.remat, self.gather_dtypes if fsdp > 1 else [None], self._parts(data * fsdp, pipeline)
@@ -117,7 +117,7 @@ class _Space:
         parallel, default = self.run.parallel, ParallelConfig()
         changes: dict[str, Any] = dict(zip(parallel.sizes(), sizes, strict=True)) | {"remat": remat}
         if not (self.is_open and parallel.data_axis_size > 0):
-            changes["data_axis_size"] = -1  # what the others leave, as in most options of the group
+            changes["data_axis_size"] = -1  # inferred, as in most options of the group
         if sizes[1] == 1:
             changes |= {key: default.get(key) for key in SHARDING}
         else:
@@ -147,7 +147,7 @@ class _Space:
         return divisors(trainer.batch_size // (shares * stages))
 
     def _microbatches(self, shares: int, stages: int) -> list[int | None]:
-        """Values of `pipeline_microbatches`, as null where that means the same."""
+        """Values of `pipeline_microbatches`, with null for the default."""
         trainer = self.run.trainer
         if stages == 1:
             return [None]
@@ -160,7 +160,7 @@ class _Space:
 
 
 def _gather_dtypes(run: RunConfig) -> list[str | None]:
-    """Types that parameters are gathered in. bfloat16 changes the results, but no more than computing in it does."""
+    """Dtypes in which parameters are gathered. bfloat16 changes the results no more than computing in it does."""
     typed = run.parallel.fsdp_gather_dtype
     if run.parallel.is_open():
         return [typed]
@@ -170,11 +170,11 @@ def _gather_dtypes(run: RunConfig) -> list[str | None]:
 
 
 def _may_drop(run: RunConfig) -> bool:
-    """Whether parts of a batch may draw other dropout masks than the whole."""
+    """True if gradient accumulation may change the dropout masks."""
     config = run.model.model_config
     return not isinstance(config, LanguageModelConfig) or config.dropout_probability() > 0
 
 
 def assembled(run: RunConfig, **groups: Any) -> RunConfig:
-    """The run with other groups, whose rules are not checked once more for each of thousands."""
+    """Return the run with other groups, without checking the rules of each of thousands of runs."""
     return unchecked(RunConfig, {name: getattr(run, name) for name in run.__dataclass_fields__} | groups)

@@ -1,15 +1,15 @@
-"""Bytes on each device at the moment of a step that needs most.
+"""Peak memory of a training step on each device.
 
-Steps of a program run breadth first, as XLA orders them: each as soon as what it reads is there, first come, first
-served. So what is ready early is there for long, and what needs nothing is there from the start. A result is given up
-after the last step that reads it; one of the same size that is computed from it, element by element, takes its place.
+The steps of a program run breadth first, as XLA schedules them: a step runs as soon as its operands exist, in the order
+in which they become available. Results that are ready early therefore live long, and results without operands exist
+from the start. A result is freed after the last step that reads it. A result of the same size that is computed from it
+element by element reuses its memory.
 
-A loop stacks the results of all rounds in one array, there from the start of the program around it. What a round hands
-to the next has a place outside the body and, as long as the old value is read, a copy inside. What the body needs
-beyond this comes on top of what is around the loop.
+A loop stacks the results of all iterations in one array, which exists from the start of the program around the loop.
+Carried values have a buffer outside the body and, as long as the old value is read, a copy inside. All other memory of
+the body is added to the memory around the loop.
 
-Arguments of the program are there all the time, and are counted apart. What is lost between buffers of different sizes
-when the compiler packs them, a few percent, is not counted.
+Arguments of the program exist all the time and are counted separately. Fragmentation, a few percent, is not counted.
 """
 
 from __future__ import annotations
@@ -31,54 +31,54 @@ from xlstm_hydra.parallel import Placement
 from xlstm_hydra.step import BATCH_TYPES, ShardedLoss, abstract_params
 
 from ._dataflow import Graph, Operation, Value, read_dataflow
-from ._equations import Collective, Program, Scan, While
 from ._fusion import Buffer, Fused, Step, fuse
+from ._jaxpr import Collective, Program, Scan, While
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device at the moment of a step that needs most."""
+    """Bytes on each device at the peak of a step."""
 
     parameters: int
-    """This device's share of the parameters."""
+    """Share of the parameters."""
 
     gradients: int
-    """Its share of their gradients, as far as they are there at that moment."""
+    """Share of the gradients that exist at the peak."""
 
     optimizer: int
-    """Its share of the optimizer's state, and the few numbers beside it that a step needs."""
+    """Share of the optimizer state, and the numeric arguments of a step."""
 
     batch: int
-    """Its share of the batch."""
+    """Share of the batch."""
 
     activations: int
-    """What is kept of the forward pass for the backward pass; `parallel.remat` and `trainer.remat_policy` say what."""
+    """Values saved for the backward pass; `parallel.remat` and `trainer.remat_policy` select them."""
 
     gathered: int
-    """Whole parameters that FSDP has gathered, and their gradients before these are scattered."""
+    """Parameters gathered by FSDP, and their gradients before they are scattered."""
 
     logits: int
-    """Logits, loss, and their gradients."""
+    """Logits, loss and their gradients."""
 
     working: int
-    """Intermediate results of what is being computed at that moment."""
+    """Intermediate results of the current computation."""
 
     moment: str
-    """What is being computed then, in words."""
+    """Description of the computation at the peak."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all kinds."""
         kinds = (self.parameters, self.gradients, self.optimizer, self.batch)
         return sum(kinds) + self.activations + self.gathered + self.logits + self.working
 
 
 def step_memory(loss: ShardedLoss, program: Program) -> Memory:
-    """The memory of a training step.
+    """Return the memory of a training step.
 
     Args:
-        loss: of the run.
-        program: what `trace_loss` makes of it.
+        loss: the loss of the run.
+        program: the program of the loss, from `trace_loss`.
     """
     graph = read_dataflow(program)
     moment = busiest_moment(fuse(graph))
@@ -99,13 +99,13 @@ def state_bytes(
     sizes: Mapping[str, int],
     parts: Collection[str] = tuple(BATCH_TYPES),
 ) -> dict[str, int]:
-    """Bytes on each device that are there all the time: parameters, optimizer and batch.
+    """Return the bytes of parameters, optimizer state and batch on each device.
 
     Args:
         run: the config.
-        placements: of its parameters.
-        sizes: of the mesh axes.
-        parts: of a batch that the model reads; others are not put on devices.
+        placements: placements of the parameters.
+        sizes: size of each mesh axis.
+        parts: parts of the batch that the model reads. The others are not transferred to devices.
     """
     params = abstract_params(placements)
     shards = traverse_util.unflatten_dict({each.parameter.path: each.shards for each in placements}, sep=".")
@@ -126,7 +126,7 @@ def state_bytes(
 
 
 def parts_read(loss: ShardedLoss, graph: Graph) -> list[str]:
-    """Names of the parts of a batch that the program reads."""
+    """Return the names of the parts of a batch that the program reads."""
     arguments = graph.arguments[len(loss.placements) :]
     return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
 
@@ -136,10 +136,10 @@ def _bytes(leaf: Any) -> int:
 
 
 def update_bytes(run: RunConfig, graph: Graph) -> int:
-    """Bytes beside the gradients while the optimizer works.
+    """Return the bytes of temporary arrays in the optimizer's update, besides the gradients.
 
-    State and parameters are updated in place. Clipped gradients that are read more than once are stored beside the
-    gradients, and so are summed ones beside those that are summed, all at once.
+    State and parameters are updated in place. Clipped gradients that are read more than once need a second set of
+    gradients, and so do gradients while they are summed over devices.
     """
     optimizer, results = run.optimizer, [value for value in graph.results[1:] if value is not None]
     read_once = isinstance(optimizer, SGDConfig) and not (optimizer.momentum and optimizer.nesterov)
@@ -152,7 +152,7 @@ _KINDS: tuple[str, ...] = ("gradients", "activations", "gathered", "logits", "wo
 
 
 def bytes_by_kind(loss: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, int]:
-    """Bytes of a moment by kind."""
+    """Return the bytes at a moment by kind."""
     gradients: set[Value] = set()
     for value in graph.results[1:]:
         _mark_gradient(value, gradients)
@@ -178,7 +178,7 @@ def bytes_by_kind(loss: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, 
 
 
 def _mark_gradient(value: Value | None, found: set[Value]) -> None:
-    """Note a value and what becomes it without another computation than a sum."""
+    """Add a gradient to `found`, with the terms of the sums that it is computed from."""
     if value is None or value in found or value.source is None:
         return
     found.add(value)
@@ -194,7 +194,7 @@ def _mark_gradient(value: Value | None, found: set[Value]) -> None:
 
 
 def _is_gathered(value: Value, fsdp: str) -> bool:
-    """Whether a value is a whole parameter that FSDP has gathered, or the gradient of one before it is scattered."""
+    """True for a parameter gathered by FSDP, and for its gradient before it is scattered."""
     source = value.source
     while source is not None and source.name in ("convert_element_type", "transpose"):
         source = source.operands[0].source if source.operands[0] is not None else None
@@ -208,15 +208,15 @@ def _goes_over(collective: Operation, axis: str) -> bool:
 
 
 def _is_activation(buffer: Buffer) -> bool:
-    """Whether the forward pass makes it and the backward pass reads it."""
+    """True if the forward pass computes the value and the backward pass reads it."""
     maker, last = buffer.maker.operation, buffer.last.operation if buffer.last is not None else None
     return maker is not None and last is not None and last.backward and not maker.backward
 
 
 def in_words(moment: Moment) -> str:
-    """What is computed at a moment."""
+    """Return a description of the computation at a moment."""
     if not moment.running:
-        return "nothing"
+        return "no computation"
     backward = any(operation.backward for operation in moment.running)
     names: list[str] = []
     for operation in moment.running:
@@ -229,37 +229,37 @@ def in_words(moment: Moment) -> str:
 _NO_MODULES = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
 
 
-# ---- the busiest moment of a program
+# ---- the peak of a program
 
 
 def working_memory(program: Program) -> int:
-    """Return the bytes that a program needs at most, beside its arguments."""
+    """Return the peak memory of a program in bytes, without its arguments."""
     return busiest_moment(fuse(read_dataflow(program))).bytes
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What is in memory at one time."""
+    """The content of the memory at a moment."""
 
     bytes: int
     running: tuple[Operation, ...]
-    """What is being computed, the loops around it first."""
+    """Running operations, from the outermost loop inward."""
 
     buffers: tuple[tuple[Buffer, ...], ...]
-    """What is there: around all loops, in the body of the outermost, and so on."""
+    """Live buffers outside all loops, in the body of the outermost loop, and so on."""
 
 
 def busiest_moment(fused: Fused) -> Moment:
-    """The moment of a program when most bytes are in memory."""
+    """Return the moment of a program with the most live bytes."""
     return busiest_moments(fused, lambda _: "").get("", Moment(0, (), ()))
 
 
 def busiest_moments(fused: Fused, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
-    """The busiest moment of each part of a program.
+    """Return the moment with the most live bytes in each part of a program.
 
     Args:
         fused: the program.
-        part: name of the part that an operation belongs to, which stands in no loop. None: the end of the program.
+        part: function that returns the part of an operation outside all loops; None stands for the end of the program.
     """
     steps = in_order(fused.steps)
     bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}
@@ -286,7 +286,7 @@ def busiest_moments(fused: Fused, part: Callable[[Operation | None], str]) -> di
 
 
 def _body_moment(step: Step) -> Moment | None:
-    """The busiest moment inside a loop or a branch."""
+    """The peak inside a loop or a branch."""
     operation = step.operation
     if operation is None or not operation.bodies or not step.makes:
         return None
@@ -295,7 +295,7 @@ def _body_moment(step: Step) -> Moment | None:
 
 
 def _arguments(operation: Operation) -> tuple[range, range]:
-    """Numbers of the arguments of a body that are carried, and of those that are slices."""
+    """Positions of the arguments of a body that are carried, and of those that are slices."""
     form = operation.form
     if isinstance(form, Scan):
         first, last = form.constants, form.constants + form.carried
@@ -306,7 +306,7 @@ def _arguments(operation: Operation) -> tuple[range, range]:
 
 
 def in_order(steps: list[Step]) -> list[Step]:
-    """Steps breadth first."""
+    """Return the steps in breadth-first order."""
     missing = {step: len({buffer.maker for buffer in step.reads}) for step in steps}
     readers: dict[Step, list[Step]] = {step: [] for step in steps}
     for step in steps:
@@ -324,7 +324,7 @@ def in_order(steps: list[Step]) -> list[Step]:
 
 
 def set_lifetimes(steps: list[Step], kept: list[Buffer]) -> list[Buffer]:
-    """Note in every buffer from which step to which it is there. Returns all of them."""
+    """Set the first and the last step of every buffer, and return all buffers."""
     buffers = []
     for number, step in enumerate(steps):
         for buffer in step.makes:

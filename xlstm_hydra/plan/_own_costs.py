@@ -1,13 +1,13 @@
-"""Models that cannot be traced, or that know better, say themselves what they cost.
+"""Models that provide their own costs: classes that cannot be traced, or whose kernels JAX cannot look into.
 
-Any Flax Linen class is traced. A class that is none, or whose kernels JAX cannot look into, has a static method
-`plan_costs(config) -> ModelCosts` instead. From what that gives, the plan follows by arithmetic:
+Any Flax Linen class is traced. Any other class needs a static method `plan_costs(config) -> ModelCosts`. The plan is
+computed from its result:
 
-- Every parameter that FSDP shards is gathered once per pass over the batch, and once more where `parallel.remat` names
-  one of its modules; its gradient is scattered once per pass. Every other gradient is summed once a step.
-- Where `parallel.remat` is empty, all that was gathered is kept for the backward pass, otherwise one layer of it at a
-  time, and its gradient beside it.
-- Collectives of tensor and pipeline parallelism are the model's own business: `DeviceShare` says how it is cut.
+- Every parameter that FSDP shards is gathered once per pass over the batch, and once more if `parallel.remat` names one
+  of its modules. Its gradient is scattered once per pass. All other gradients are summed once per step.
+- If `parallel.remat` is empty, all gathered parameters are kept for the backward pass. Otherwise one layer is kept at a
+  time, with its gradient.
+- The model itself reports the collectives of tensor and pipeline parallelism; `DeviceShare` describes the split.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from ._memory import Memory, state_bytes
 
 @dataclass(frozen=True)
 class DeviceShare:
-    """What one device computes in one pass: of `gradient_accumulate_steps` passes, a step has so many."""
+    """The share of one device in one of the `gradient_accumulate_steps` passes of a step."""
 
     rows: int
-    """Examples."""
+    """Number of examples."""
 
     tensor: int
-    """Devices that share the heads, channels and vocabulary."""
+    """Number of devices that share the heads, channels and vocabulary."""
 
     stages: int
-    """Stages of the pipeline."""
+    """Number of pipeline stages."""
 
     microbatches: int
-    """Parts that the rows go through the pipeline in."""
+    """Number of microbatches that the rows are divided into."""
 
     remat: tuple[str, ...]
     """Class names of the modules that are recomputed."""
 
     remat_policy: str
-    """What these keep all the same; see `TrainerConfig.remat_policy`."""
+    """Values that recomputed modules still save; see `TrainerConfig.remat_policy`."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Needs of a model's forward and backward pass over a `DeviceShare`, beside parameters and gradients."""
+    """Costs of a forward and backward pass over a `DeviceShare`, without parameters and gradients."""
 
     kept: int
-    """Bytes kept of the forward pass for the backward pass."""
+    """Bytes saved for the backward pass."""
 
     working: int
-    """Bytes of intermediate results, at the moment when they are most."""
+    """Peak bytes of intermediate results."""
 
     logits: int
     """Bytes of logits, loss and their gradients."""
 
     product_flops: Mapping[str, float]
-    """Floating-point operations of matrix products, forwards and backwards, by the type of their operands."""
+    """Floating-point operations of matrix products, forward and backward, by the dtype of their operands."""
 
     other_flops: float = 0.0
-    """Operations of everything else, one per element."""
+    """All other operations, one per element."""
 
     traffic: float = 0.0
     """Bytes read from and written to memory."""
@@ -76,32 +76,32 @@ class Activations:
 
 
 class ModelCosts(Protocol):
-    """What the planner must know of a model."""
+    """The interface between a model with its own costs and the planner."""
 
     def parameters(self) -> Sequence[Parameter]:
-        """Global shape, type, names of array axes and owning module classes of every parameter."""
+        """Return every parameter with its global shape, dtype, names of array axes and module classes."""
         ...
 
     def module_classes(self) -> Sequence[str]:
-        """Class names that `parallel.remat` and `parallel.fsdp_modules` can name."""
+        """Return the class names that are valid in `parallel.remat` and `parallel.fsdp_modules`."""
         ...
 
     def activations(self, share: DeviceShare) -> Activations:
-        """What a pass over a device's share needs."""
+        """Return the costs of a pass over a device's share."""
         ...
 
 
 def own_costs(run: RunConfig) -> ModelCosts | None:
-    """What the model class of a run says itself of its costs; None: it is traced."""
+    """Return the costs that the model class of a run provides; None if the model is traced."""
     plan_costs = getattr(run.model.model_class, "plan_costs", None)
     return None if plan_costs is None else plan_costs(run.model.model_config)
 
 
 def shard_own_parameters(run: RunConfig, costs: ModelCosts, sizes: Mapping[str, int]) -> tuple[Placement, ...]:
-    """Where the parameters of such a model live.
+    """Return the placements of the parameters of a model with its own costs.
 
     Raises:
-        ConfigError: `remat` or `fsdp_modules` names a class that is no module of the model.
+        ConfigError: `remat` or `fsdp_modules` names a class that is not a module of the model.
     """
     if problems := list(run.parallel.module_name_rules(tuple(costs.module_classes()))):
         raise ConfigError(problems)
@@ -111,7 +111,7 @@ def shard_own_parameters(run: RunConfig, costs: ModelCosts, sizes: Mapping[str, 
 def own_memory_and_counts(
     run: RunConfig, costs: ModelCosts, placements: Sequence[Placement], sizes: Mapping[str, int]
 ) -> tuple[Memory, Counts]:
-    """Memory and counts of a step of such a model."""
+    """Return the memory and the counts of a step of a model with its own costs."""
     passes, parallel = run.trainer.gradient_accumulate_steps, run.parallel
     data, fsdp, stages, tensor = (sizes[name] for name in parallel.axis_names())
     rows = run.trainer.batch_size // (data * fsdp * passes)
@@ -125,7 +125,7 @@ def own_memory_and_counts(
         gathered=_gathered(placements, parallel.remat, sizes),
         logits=activations.logits,
         working=activations.working,
-        moment="forward and backward pass",
+        moment="the forward and backward pass",
     )
     counts = Counts(
         product_flops={dtype: passes * flops for dtype, flops in activations.product_flops.items()},
@@ -142,7 +142,7 @@ def own_memory_and_counts(
 
 
 def _gathered(placements: Sequence[Placement], remat: Sequence[str], sizes: Mapping[str, int]) -> int:
-    """Bytes of gathered parameters: of all of them where they are kept, otherwise of one layer and its gradient."""
+    """Bytes of gathered parameters: all of them if they are kept, otherwise one layer and its gradient."""
     sharded = [placement for placement in placements if placement.fsdp_axis is not None]
     if not remat:
         return sum(_whole(placement, sizes) for placement in sharded)
@@ -154,7 +154,7 @@ def _gathered(placements: Sequence[Placement], remat: Sequence[str], sizes: Mapp
 def _exchanges(
     run: RunConfig, placements: Sequence[Placement], sizes: Mapping[str, int], passes: int
 ) -> Iterator[Exchange]:
-    """The collectives of FSDP, and the sums of the gradients."""
+    """The collectives of FSDP and the sums of gradients."""
     parallel = run.parallel
     batch = [name for name in parallel.axis_names()[:2] if sizes[name] > 1]
     for placement in placements:
@@ -179,7 +179,7 @@ def _is_stacked(placement: Placement) -> bool:
 
 
 def _layers(placement: Placement, sizes: Mapping[str, int]) -> int:
-    """Layers that an array on this device is a stack of."""
+    """Number of layers stacked in an array on this device."""
     if not _is_stacked(placement):
         return 1
     axis = placement.parameter.names.index(LAYERS)
@@ -188,7 +188,7 @@ def _layers(placement: Placement, sizes: Mapping[str, int]) -> int:
 
 
 def _whole(placement: Placement, sizes: Mapping[str, int]) -> int:
-    """Bytes of this device's part of a parameter once it is gathered over the FSDP mesh axis."""
+    """Bytes of a parameter on this device after it is gathered over the FSDP mesh axis."""
     if placement.fsdp_axis is None:
         return placement.bytes_per_device
     name = placement.spec[placement.fsdp_axis]

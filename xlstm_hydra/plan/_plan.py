@@ -1,4 +1,33 @@
-"""The plan of a run: everything that can be said of it before a device is used."""
+"""The plan of a run: memory, work, communication and time of a training step, computed without a device.
+
+The time of a step is a lower bound. At best three resources of a device work in parallel, so a step takes at least as
+long as the slowest of them:
+
+- compute: operations of matrix products / the device's rate for the dtype of their operands. All other operations are
+  hidden by the memory traffic that they cause.
+- memory: bytes read and written / memory bandwidth. Compute and memory form the roofline (Williams, Waterman,
+  Patterson, Communications of the ACM 52(4), 2009) of the program as a whole.
+- network: bytes that a device sends / bandwidth of the links that they use.
+
+In a collective over n devices whose larger side has B bytes, each device sends at least the following (Patarasuk, Yuan,
+Journal of Parallel and Distributed Computing 69(2), 2009; rings achieve it). The n devices are on h hosts:
+
+| operation | bytes sent by each device | share of them that goes to other hosts |
+|---|---|---|
+| all-gather, reduce-scatter | B (n - 1) / n | B (h - 1) / n |
+| all-reduce | 2 B (n - 1) / n | 2 B (h - 1) / n |
+| all-to-all | B (n - 1) / n | B (h - 1) / h |
+| collective-permute | B | B if any neighbours are on different hosts |
+
+The last column is what a host must receive from the others, B (h - 1) / h, divided over the links of its devices. This
+is achieved by several rings that each use another device's link, or by an exchange in two levels. Traffic to other
+hosts uses `network_bandwidth`, the rest uses `host_bandwidth`, both at the same time; the slower of them is the time of
+the collective. Latencies are ignored. So is the torus of a TPU: its axes are treated as rings of the same bandwidth.
+
+The pipeline bubble needs no extra term. An idle stage computes a microbatch whose result is discarded, in the traced
+program as well as on the devices, so the counts already include all M + S - 1 ticks; `Plan.bubble` is the idle
+fraction. The optimizer's update is not counted: it reads and writes parameters, gradients and optimizer state once.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +45,20 @@ from xlstm_hydra.parallel import Parameter, Placement, abstract_mesh, bubble_fra
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.step import ShardedLoss, build_sharded_loss
 
-from ._counts import Counts, count
+from ._counts import Counts, Exchange, count
 from ._jaxpr import trace_loss
 from ._memory import Memory, step_memory
 from ._own_costs import own_costs, own_memory_and_counts, shard_own_parameters
-from ._time import StepTime, step_time
 
 
 class PlanError(TaskError):
-    """No plan can be made, although the config is valid: the model cannot be traced without devices, or this JAX makes
-    programs that the planner cannot read."""
+    """No plan can be made for a valid config: the model cannot be traced without devices, or the planner cannot read
+    the programs of this JAX version."""
 
     def __init__(self, why: str, fix: str = "") -> None:
         """Args:
         why: the reason, without a full stop.
-        fix: what can be done without a plan.
+        fix: a way to continue without a plan.
         """
         self.why = why
         fixes = " ".join(filter(None, [fix, "HYDRA_FULL_ERROR=1 prints the traceback."]))
@@ -38,16 +66,16 @@ class PlanError(TaskError):
 
     @property
     def reason(self) -> str:
-        """Why not, and the versions of what planning depends on."""
+        """The reason, with the versions of the packages that planning depends on."""
         return f"{self.why} ({versions('xlstm-hydra', 'jax', 'jaxlib')})"
 
 
 @contextmanager
 def planning(fix: str = "") -> Iterator[None]:
-    """Raise what goes wrong while a plan is made as a `PlanError`, so that callers can continue without a plan.
+    """Convert any error during planning to a `PlanError`, so that callers can continue without a plan.
 
     Args:
-        fix: what can be done without a plan.
+        fix: a way to continue without a plan.
     """
     try:
         yield
@@ -60,54 +88,60 @@ def planning(fix: str = "") -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a training step costs each device. `make_plan` makes one."""
+class Estimate:
+    """Cost of a training step on each device, computed from the programs of other layouts."""
 
     run: RunConfig
-    num_devices: int
-    device: DeviceConfig
     sizes: Mapping[str, int]
     """Size of each mesh axis."""
-    across_hosts: Mapping[str, int]
-    """The mesh axes along which the host changes somewhere, and how many hosts are along each."""
-    placements: tuple[Placement, ...]
     memory: Memory
     counts: Counts
-    bubble: float
-    """Share of the ticks in which a pipeline stage has nothing to do."""
     time: StepTime | None
-    """None where the device's speeds are not known."""
+    """None if the device's speeds are not known."""
+
+
+@dataclass(frozen=True)
+class Plan(Estimate):
+    """Cost of a training step on each device, computed from its own program by `make_plan`."""
+
+    num_devices: int
+    device: DeviceConfig
+    across_hosts: Mapping[str, int]
+    """Number of hosts along each mesh axis that crosses hosts."""
+    placements: tuple[Placement, ...]
+    bubble: float
+    """Fraction of the ticks in which a pipeline stage is idle."""
 
     @property
     def tokens(self) -> int:
-        """Tokens in a step, over all devices."""
+        """Tokens per step on all devices."""
         config = self.run.model.model_config
         assert config is not None
         return self.run.trainer.batch_size * config.get("context_length")
 
     @property
     def num_parameters(self) -> int:
-        """Elements of all parameters."""
+        """Number of elements of all parameters."""
         return sum(math.prod(placement.parameter.shape) for placement in self.placements)
 
     @property
     def num_hosts(self) -> int:
-        """Hosts that so many devices come in."""
+        """Number of hosts of the devices."""
         return math.ceil(self.num_devices / self.device.devices_per_host)
 
     @property
     def tokens_per_second(self) -> float | None:
-        """As many as there can be, over all devices. None where the device's speeds are not known."""
+        """Upper bound on the throughput of all devices; None if the device's speeds are not known."""
         return None if self.time is None else self.tokens / self.time.seconds
 
     @property
     def headroom(self) -> int:
-        """Bytes of the device's memory that stay free; negative where it does not fit."""
+        """Bytes of the device's memory that remain free; negative if the run does not fit."""
         return self.device.memory_bytes - self.memory.total
 
     @property
     def fits(self) -> bool:
-        """Whether a device has enough memory."""
+        """True if a device has enough memory."""
         return self.headroom >= 0
 
 
@@ -115,25 +149,25 @@ class Plan:
 def make_plan(
     run: RunConfig, num_devices: int, device: DeviceConfig, parameters: Sequence[Parameter] | None = None
 ) -> Plan:
-    """Plan a run whose `model_class` is a class.
+    """Plan a run. Its `model_class` must be a class.
 
-    Any Flax Linen class is traced; one with a static method `plan_costs` says itself what it costs, see `ModelCosts`.
+    Any Flax Linen class is traced. A class with a static method `plan_costs` provides its own costs, see `ModelCosts`.
 
     Args:
         run: the config.
-        num_devices: how many there are.
-        device: what they are.
-        parameters: of the model. None: they are listed, which takes a third of the time.
+        num_devices: number of devices.
+        device: properties of each device.
+        parameters: parameters of the model. None: they are listed first, which takes a third of the time.
 
     Raises:
-        ConfigError: the layout does not fit so many devices, the batch or the model.
-        PlanError: the model cannot be traced, or this JAX makes programs that cannot be read.
+        ConfigError: the layout does not fit the number of devices, the batch or the model.
+        PlanError: the model cannot be traced, or the traced program cannot be read with this JAX version.
     """
     if isinstance(run.model.model_class, str):
-        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` is the model with it."
-        raise ConfigError([Problem({"model_class": run.model.model_class}, "the class itself is needed", fix)])
+        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` replaces the name by the class."
+        raise ConfigError([Problem({"model_class": run.model.model_class}, "must be a class, not a name", fix)])
     if num_devices < 1:
-        raise ConfigError([Problem({"num_devices": num_devices}, "a run has one device or more")])
+        raise ConfigError([Problem({"num_devices": num_devices}, "must be 1 or more")])
     if problems := list(run.device_rules(num_devices)):
         raise ConfigError(problems)
     mesh = abstract_mesh(run.parallel, num_devices)
@@ -147,10 +181,10 @@ def make_plan(
 
 @planning()
 def plan_sharded_loss(loss: ShardedLoss, device: DeviceConfig) -> Plan:
-    """Plan a run whose loss is there already, on a mesh with devices or without.
+    """Plan a run from its loss, on a mesh with or without devices.
 
     Raises:
-        PlanError: as `make_plan`.
+        PlanError: see `make_plan`.
     """
     program = trace_loss(loss)
     memory, counts = step_memory(loss, program), count(program)
@@ -182,8 +216,8 @@ def _plan(
 
 
 def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> dict[str, int]:
-    """The mesh axes along which the host changes somewhere, each with the hosts along it, where devices are numbered
-    host by host and `parallel.assign_devices` gives neighbours to the axes that communicate most."""
+    """Return the mesh axes that cross hosts, with the number of hosts along each. Devices are numbered by host, and
+    `parallel.assign_devices` gives neighbouring devices to the mesh axes that communicate most."""
     closest_first = run.distributed.device_order or run.parallel.busiest_axes()
     outer_first = tuple(reversed(closest_first))
     hosts = _hosts_along(tuple(sizes[name] for name in outer_first), devices_per_host)
@@ -193,6 +227,120 @@ def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int)
 
 @cache
 def _hosts_along(shape: tuple[int, ...], devices_per_host: int) -> tuple[int, ...]:
-    """The most hosts that the devices along each axis of a mesh are on."""
+    """Maximum number of hosts along each axis of a mesh."""
     hosts = (np.arange(math.prod(shape)) // devices_per_host).reshape(shape)
     return tuple(int((np.diff(hosts, axis=axis) != 0).sum(axis).max()) + 1 for axis in range(len(shape)))
+
+
+# ---- the time of a step
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Total of a step's collectives with the same mesh axes, operation and dtype."""
+
+    axes: tuple[str, ...]
+    """Names of the mesh axes."""
+
+    operation: str
+    """See `Exchange.operation`."""
+
+    dtype: str
+    """NumPy name of the dtype."""
+
+    count: int
+    """Number of collectives per step."""
+
+    bytes: int
+    """Bytes of their larger sides on each device."""
+
+    within_hosts: float
+    """Bytes that each device sends to devices on the same host."""
+
+    across_hosts: float
+    """Bytes that each device sends to devices on other hosts."""
+
+    seconds: float | None
+    """Time to send them; None if the device's speeds are not known."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds that each resource is busy during a step."""
+
+    compute: float
+    """Matrix products at the device's rate for their dtype, including the pipeline bubble."""
+
+    memory: float
+    """Memory reads and writes, including the pipeline bubble."""
+
+    network: Mapping[str, float]
+    """Communication by mesh axis. The names of several mesh axes of one collective are joined with +."""
+
+    @property
+    def seconds(self) -> float:
+        """Lower bound of the step time: the slowest of the three, if they overlap perfectly."""
+        return max(self.compute, self.memory, sum(self.network.values()))
+
+    @property
+    def bound_by(self) -> str:
+        """The slowest resource: compute, memory or network."""
+        times = {"compute": self.compute, "memory": self.memory, "network": sum(self.network.values())}
+        return max(times, key=lambda name: times[name])
+
+
+def step_time(counts: Counts, sizes: Mapping[str, int], across: Mapping[str, int], device: DeviceConfig) -> StepTime:
+    """Return the time of a step.
+
+    Args:
+        counts: operations, memory traffic and collectives of each device.
+        sizes: size of each mesh axis.
+        across: number of hosts along each mesh axis that crosses hosts.
+        device: a device whose speeds are known.
+    """
+    network: dict[str, float] = {}
+    for row in step_traffic(counts, sizes, across, device):
+        name = "+".join(row.axes)
+        network[name] = network.get(name, 0.0) + (row.seconds or 0.0)
+    compute = sum(flops / product_rate(device, dtype) for dtype, flops in counts.product_flops.items())
+    return StepTime(compute, counts.traffic / (device.memory_bandwidth * 1e9), network)
+
+
+def step_traffic(
+    counts: Counts, sizes: Mapping[str, int], across: Mapping[str, int], device: DeviceConfig
+) -> tuple[Traffic, ...]:
+    """Return what each device sends in a step, the slowest first. The arguments are those of `step_time`."""
+    alike: dict[tuple[tuple[str, ...], str, str], list[Exchange]] = {}
+    for exchange in counts.exchanges:
+        alike.setdefault((exchange.axes, exchange.operation, exchange.dtype), []).append(exchange)
+    rows = [_traffic(exchanges, sizes, across, device) for exchanges in alike.values()]
+    return tuple(sorted(rows, key=lambda row: (-(row.seconds or 0.0), -row.within_hosts - row.across_hosts)))
+
+
+def _traffic(
+    exchanges: Sequence[Exchange], sizes: Mapping[str, int], across: Mapping[str, int], device: DeviceConfig
+) -> Traffic:
+    first, size = exchanges[0], sum(exchange.bytes * exchange.count for exchange in exchanges)
+    devices = math.prod(sizes[axis] for axis in first.axes)
+    hosts = math.prod(across.get(axis, 1) for axis in first.axes)
+    within, beyond = (size * share for share in _shares(first.operation, devices, hosts))
+    seconds = None
+    if device.has_speeds:
+        seconds = max(within / device.host_bandwidth, beyond / device.network_bandwidth) / 1e9
+    number = sum(exchange.count for exchange in exchanges)
+    return Traffic(first.axes, first.operation, first.dtype, number, size, within, beyond, seconds)
+
+
+def _shares(operation: str, devices: int, hosts: int) -> tuple[float, float]:
+    """Bytes sent within the host and to other hosts, as multiples of the larger side of a collective."""
+    if operation == "collective-permute":
+        return float(devices > 1 and hosts == 1), float(hosts > 1)
+    factor = 2 if operation == "all-reduce" else 1
+    beyond = (hosts - 1) / (hosts if operation == "all-to-all" else devices)
+    return factor * ((devices - 1) / devices - beyond), factor * beyond
+
+
+def product_rate(device: DeviceConfig, dtype: str) -> float:
+    """Return the operations per second of matrix products in a dtype. The default is the rate of float32."""
+    rates = {"bfloat16": device.bfloat16_tflops, "float16": device.float16_tflops}
+    return 1e12 * rates.get(dtype, device.float32_tflops)

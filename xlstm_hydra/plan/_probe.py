@@ -1,4 +1,4 @@
-"""What a traced program costs, as numbers that can be scaled."""
+"""Costs of a traced program as numbers that can be scaled to other layouts."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from xlstm_hydra.step import build_sharded_loss
 
 from ._counts import Counts, count
 from ._dataflow import Graph, Operation, read_dataflow
-from ._equations import Call, Equation, Program, Scan, UnknownForm
 from ._fusion import fuse
-from ._jaxpr import trace_loss
+from ._jaxpr import Call, Equation, Program, Scan, UnknownForm, trace_loss
 from ._layouts import SHARDING, assembled, closed
 from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_read, state_bytes, update_bytes
 from ._plan import Plan
 
 Numbers = Mapping[Any, float]
-"""Quantities of a program, by what they are of. Those of `share` are for each byte of parameters, or each row."""
+"""Figures of a program by kind. Figures of the kind `share` are per byte of parameters or per row."""
 
 
 def probe(
     run: RunConfig, tensor: int, rows: int, sharded: ParallelConfig | None, parameters: Sequence[Parameter]
 ) -> tuple[Numbers, Mapping[str, str]]:
-    """The numbers of a program, and the busiest moment of each of its phases in words.
+    """Trace a run with other sizes, and return its figures and a description of the peak of each phase.
 
     Args:
-        run: of which only the sizes are changed.
-        tensor: tensor-parallel devices.
-        rows: of each device.
-        sharded: a layout with FSDP, which is then used on two devices.
-        parameters: of the model.
+        run: the run. Only its sizes change.
+        tensor: number of tensor-parallel devices.
+        rows: rows per device.
+        sharded: a layout with FSDP, which is then applied to two devices; None: no FSDP.
+        parameters: parameters of the model.
     """
     fsdp = 1 if sharded is None else 2
     sizes = {"data_axis_size": 1, "fsdp_axis_size": fsdp, "pipeline_axis_size": 1, "model_axis_size": tensor}
@@ -63,8 +62,8 @@ def probe(
 
 
 def probe_of(plan: Plan, rows: int) -> tuple[Numbers, Mapping[str, str]]:
-    """The numbers of a plan without a pipeline, in place of those of a program: as if every phase needed as much, and
-    all were done outside the blocks."""
+    """Return the figures of a plan without a pipeline in place of those of a traced program, as if every phase needed
+    the same memory and all work were outside the blocks."""
     memory = plan.memory
     numbers: dict[Any, float] = {}
     for phase in PHASES:
@@ -97,15 +96,15 @@ def _count_numbers(phase: str, counts: Counts) -> Numbers:
 
 
 class Fit:
-    """The numbers of a program at any number of rows and any tensor parallelism, from two or three of them."""
+    """Interpolation of a program's figures for any number of rows and any tensor parallelism."""
 
     def __init__(self, probes: Sequence[Numbers], rows: Sequence[int], widths: Sequence[int]) -> None:
-        """Fit what was found.
+        """Fit one to three probes.
 
         Args:
-            probes: at the first width with each number of rows, then at the other width with the last.
-            rows: one number, or two.
-            widths: one, or two.
+            probes: figures at the first width for each number of rows, then at the second width for the last.
+            rows: one or two numbers of rows.
+            widths: one or two numbers of tensor-parallel devices.
         """
         self._keys = sorted({key for numbers in probes for key in numbers}, key=str)
         values = [np.array([numbers.get(key, 0.0) for key in self._keys]) for numbers in probes]
@@ -120,18 +119,18 @@ class Fit:
         self._known: dict[tuple[int, int], Numbers] = {}
 
     def at(self, rows: int, tensor: int) -> Numbers:
-        """The numbers there. Without rows, those that do not depend on them."""
+        """Return the figures for this number of rows and devices. At 0 rows, only the part without rows remains."""
         if (rows, tensor) not in self._known:
             values = self._at_width(self._constant, tensor) + self._slope_at(tensor) * rows
             self._known[rows, tensor] = dict(zip(self._keys, values.tolist(), strict=True))
         return self._known[rows, tensor]
 
     def _at_width(self, constant: np.ndarray, tensor: int) -> np.ndarray:
-        """What does not depend on the rows has to do with parameters, which are divided."""
+        """The part that is independent of the rows: it comes from parameters, which tensor parallelism divides."""
         return np.where(self._fixed, constant, constant * self._width / tensor)
 
     def _slope_at(self, tensor: int) -> np.ndarray:
-        """What depends on the rows is divided, but for the stream: it is even in 1 / width."""
+        """The part per row. Tensor parallelism divides it except for the residual stream: it is linear in 1 / width."""
         if self._other_width == self._width:
             return self._slope
         share = (1 / tensor - 1 / self._width) / (1 / self._other_width - 1 / self._width)
@@ -141,11 +140,11 @@ class Fit:
 # ---- phases of a step
 
 PHASES = ("forward", "backward", "outside")
-"""The parts of a program."""
+"""Phases of a step: the loop over the blocks forward and backward, and everything outside these loops."""
 
 
 def split(run: RunConfig, program: Program) -> dict[str, Program]:
-    """The same program thrice, each time with one of its parts alone."""
+    """Return the program restricted to each of its phases."""
     mapped, inner = _mapped(program)
     length = _stack_length(run)
     loops = [equation for equation in inner.equations if _is_stack(equation, length)]
@@ -159,15 +158,15 @@ def split(run: RunConfig, program: Program) -> dict[str, Program]:
 
 
 def _mapped(program: Program) -> tuple[Equation, Program]:
-    """The `shard_map` of a program, and what each device does in it."""
+    """The `shard_map` of a program, and the program of one device in it."""
     for equation in program.equations:
         if equation.name == "shard_map" and isinstance(equation.form, Call):
             return equation, equation.form.program
-    raise UnknownForm("no `shard_map` in the program of loss and gradients")
+    raise UnknownForm("the program of loss and gradients has no `shard_map`")
 
 
 def busiest_by_phase(run: RunConfig, graph: Graph) -> dict[str, Moment]:
-    """The moment of each part when most bytes are in memory."""
+    """Return the moment of peak memory of each phase."""
     length = _stack_length(run)
 
     def phase(operation: Operation | None) -> str:
@@ -184,7 +183,7 @@ def _is_stack(one: Equation | Operation, length: int | None) -> bool:
 
 
 def _stack_length(run: RunConfig) -> int | None:
-    """Rounds of the loop over the blocks; None where there is none."""
+    """Number of iterations of the loop over the blocks; None if there is no loop."""
     config = run.model.model_config
     if not isinstance(config, LanguageModelConfig) or not config.scan_blocks:
         return None

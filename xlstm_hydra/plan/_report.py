@@ -1,4 +1,4 @@
-"""Plans, layouts and changes as text: what `task=plan` prints, and the few lines that a training run begins with."""
+"""Plans, searches and changes as text: the output of `task=plan`, and the summary at the start of a training run."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from xlstm_hydra._table import gib, in_bytes, in_ms, milliseconds, table, tera
 from xlstm_hydra.parallel import Placement, split_with
 
 from ._changes import Change
-from ._plan import Plan
+from ._plan import Plan, product_rate, step_traffic
 from ._search import Search, layout_overrides
-from ._time import product_rate, step_traffic
 
 MEMORY_KINDS = {
     "parameters": "parameters",
     "gradients": "gradients",
     "optimizer": "optimizer state",
-    "activations": "kept for the backward pass",
-    "gathered": "gathered weights in flight",
+    "activations": "saved for the backward pass",
+    "gathered": "gathered parameters",
     "logits": "logits and loss",
     "working": "intermediate results",
     "batch": "batch",
 }
-"""What memory is needed for, as `Memory` names it, and in words."""
+"""Labels of the fields of `Memory`."""
 
 _WHOLE_LINES = 6
 
 
 def report(plan: Plan, parameters: str = "modules") -> str:
-    """The whole plan, but for the verdict.
+    """Return all sections of a plan except the verdict.
 
     Args:
         plan: the plan.
-        parameters: whether the table of parameters has a line for each of the `modules`, or `all`, or `none` is shown.
+        parameters: rows of the table of parameters: one per module (`modules`), one per array (`all`) or `none`.
     """
     parts = [_head(plan), _parameters(plan, parameters), _memory(plan), _work(plan), _communication(plan), _time(plan)]
     texts = ("\n".join(lines) for lines in parts)
@@ -42,13 +41,14 @@ def report(plan: Plan, parameters: str = "modules") -> str:
 
 
 def summary(plan: Plan) -> list[str]:
-    """The plan in two lines, and a note on what it does not know."""
+    """Return the memory and the time of a plan in a few lines, with a note on unknown primitives."""
     memory, device = plan.memory, plan.device
     largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
     parts = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
-    there = f"{in_bytes(memory.total)} on a device that has {in_bytes(device.memory_bytes)} ({device.name})"
+    used = f"{in_bytes(memory.total)} of {in_bytes(device.memory_bytes)} per device ({device.name})"
     lines = [
-        f"memory: {there}, most in {memory.moment} ({parts}, ...): {'fits' if plan.fits else 'does not fit'}",
+        f"memory: {'fits' if plan.fits else 'does not fit'}, {used}",
+        f"  peak in {memory.moment}: {parts}, ...",
     ]
     if plan.time is not None:
         lines.append(f"time: {_bound(plan)}")
@@ -56,41 +56,36 @@ def summary(plan: Plan) -> list[str]:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, and by how much."""
+    """Return whether the run fits, and the memory that is free or missing."""
     capacity, share = plan.device.memory_bytes, abs(plan.headroom) / plan.device.memory_bytes
-    usable = f"the {in_bytes(capacity)} that a program can use ({plan.device.name})"
+    available = f"the available {in_bytes(capacity)} ({plan.device.name})"
     if plan.fits:
-        return f"fits: {in_bytes(plan.headroom)} ({share:.0%}) of {usable} stay free"
-    return f"does not fit: needs {in_bytes(-plan.headroom)} ({share:.0%}) more than {usable}"
+        return f"fits: {in_bytes(plan.headroom)} ({share:.0%}) free of {available}"
+    return f"does not fit: needs {in_bytes(-plan.headroom)} ({share:.0%}) more than {available}"
 
 
 def _head(plan: Plan) -> Iterator[str]:
     run, device, sizes = plan.run, plan.device, plan.sizes
+    trainer, host = run.trainer, _host_name(plan)
+    data, fsdp, stages, _ = sizes.values()
     name = run.model.class_path().rpartition(".")[2]
-    optimizer, trainer = run.optimizer.name, run.trainer
-    yield f"plan of {name} with {plan.num_parameters:,} parameters, {optimizer}"
-    host = _host_name(plan)
+    yield f"plan of {name} with {plan.num_parameters:,} parameters, {run.optimizer.name}"
     hosts = f"{plan.num_hosts} {host}{'s' if plan.num_hosts > 1 else ''}"
+    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} per {host}: {hosts}"
     across = f"{' and '.join(plan.across_hosts) or 'no axis'} cross{'' if len(plan.across_hosts) > 1 else 'es'} {host}s"
-    yield f"devices  {plan.num_devices} x {device.name}, {device.devices_per_host} to a {host}: {hosts}"
     yield f"mesh     {' '.join(f'{axis}={size}' for axis, size in sizes.items())}; {across}"
-    data, fsdp, pipeline, _ = sizes.values()
-    rows = trainer.batch_size // (data * fsdp)
-    parts = f" in {trainer.gradient_accumulate_steps} parts" if trainer.gradient_accumulate_steps > 1 else ""
-    parts += (
-        ", the fewest that the layout can use" if trainer.batch_size == trainer.batch_unit(data, fsdp, pipeline) else ""
-    )
-    yield (
-        f"batch    {trainer.batch_size:,} x {plan.tokens // trainer.batch_size:,} tokens = {plan.tokens:,} in a step; "
-        f"{rows} {'row' if rows == 1 else 'rows'} on a device{parts}"
-    )
-    parallel = run.parallel
-    if parallel.remat:
-        kept = "" if trainer.remat_policy == "nothing" else f", which keep {trainer.remat_policy}"
-        yield f"remat    {', '.join(parallel.remat)}{kept}"
-    if pipeline > 1:
-        count = run.trainer.microbatches(data, fsdp, pipeline)
-        yield f"pipeline {pipeline} stages, {count} microbatches; a stage is idle for {plan.bubble:.1%} of the time"
+    yield f"batch    {trainer.batch_size:,} x {plan.tokens // trainer.batch_size:,} tokens = {plan.tokens:,} per step"
+    rows, parts = trainer.batch_size // (data * fsdp), trainer.gradient_accumulate_steps
+    text = f"{rows} row{'' if rows == 1 else 's'} per device"
+    text += f", accumulated over {parts} parts" if parts > 1 else ""
+    is_least = trainer.batch_size == trainer.batch_unit(data, fsdp, stages)
+    yield f"         {text}{', the minimum for this layout' if is_least else ''}"
+    if run.parallel.remat:
+        policy = "" if trainer.remat_policy == "nothing" else f" (policy: {trainer.remat_policy})"
+        yield f"remat    {', '.join(run.parallel.remat)}{policy}"
+    if stages > 1:
+        count = trainer.microbatches(data, fsdp, stages)
+        yield f"pipeline {stages} stages, {count} microbatches; each stage is idle {plan.bubble:.1%} of the time"
 
 
 # ---- parameters
@@ -98,7 +93,7 @@ def _head(plan: Plan) -> Iterator[str]:
 
 @dataclass
 class _Rows:
-    """Parameters that share a line."""
+    """Parameters in the same row."""
 
     placements: list[Placement] = field(default_factory=list)
 
@@ -115,101 +110,90 @@ class _Rows:
         specs = list(dict.fromkeys(_spec(each) for each in self.placements))
         return " ".join([*specs[:4], *(["..."] if len(specs) > 4 else [])])
 
+    def row(self, name: str, text: str) -> tuple[str, ...]:
+        return name, str(len(self.placements)), f"{self.elements:,}", gib(self.bytes), text
+
 
 def _parameters(plan: Plan, detail: str) -> Iterator[str]:
     if detail == "none":
         return
     if detail == "all":
-        head = ("parameter", "shape", "spec", "GiB/device", "")
-        rows = [
-            (
-                each.parameter.path,
-                "x".join(map(str, each.parameter.shape)) or "scalar",
-                _spec(each),
-                gib(each.bytes_per_device),
-                "" if each.fsdp_axis is not None else f"whole: {'; '.join(_why_whole(plan, each))}",
-            )
-            for each in plan.placements
-        ]
-        yield from table([head, *rows], left=(0, 1, 2, 4))
+        rows = [("parameter", "shape", "GiB/device", "partition spec")]
+        for each in plan.placements:
+            reason = "" if each.fsdp_axis is not None else f" not sharded by FSDP: {'; '.join(_why_whole(plan, each))}"
+            shape = "x".join(map(str, each.parameter.shape)) or "scalar"
+            rows.append((each.parameter.path, shape, gib(each.bytes_per_device), f"{_spec(each)}{reason}"))
+        yield from table(rows, left=(0, 1, 3))
         return
     groups: dict[tuple[str, str], _Rows] = {}
     for placement in plan.placements:
         groups.setdefault(_module(placement), _Rows()).placements.append(placement)
-    rows = [
-        (path, module, str(len(group.placements)), f"{group.elements:,}", gib(group.bytes), group.specs)
-        for (path, module), group in groups.items()
-    ]
-    every = _Rows(list(plan.placements))
-    total = ("total", "", str(len(every.placements)), f"{every.elements:,}", gib(every.bytes), "")
-    head = ("parameters", "module class", "arrays", "elements", "GiB/device", "split over")
-    yield from table([head, *rows, total], left=(0, 1, 5))
+    rows = [group.row(path, f"{module} {group.specs}") for (path, module), group in groups.items()]
+    head = ("parameters", "arrays", "elements", "GiB/device", "module class and partition specs")
+    yield from table([head, *rows, _Rows(list(plan.placements)).row("total", "")], left=(0, 4))
     yield from _whole(plan)
 
 
 def _module(placement: Placement) -> tuple[str, str]:
-    """The path and the class of the module whose line a parameter is on: the outermost two are told apart."""
+    """Path and class of the module whose row a parameter is in, at most two levels deep."""
     parts, classes = placement.parameter.path.split("."), placement.parameter.modules
     depth = min(2, max(len(parts) - 1, 1))
     return ".".join(parts[:depth]), classes[depth - 1] if len(classes) >= depth else ""
 
 
 def _whole(plan: Plan) -> Iterator[str]:
-    """Why parameters are whole, those with the same reason together, the largest first."""
+    """Parameters that FSDP does not shard, grouped by reason, the largest group first."""
     if plan.sizes[plan.run.parallel.fsdp_axis_name] == 1:
-        yield "FSDP splits none of them: parallel.fsdp_axis_size is 1 on this mesh, and 2 or more would"
+        yield "not sharded by FSDP: parallel.fsdp_axis_size is 1 on this mesh"
         return
     reasons: dict[tuple[str, str], _Rows] = {}
     for placement in plan.placements:
         if placement.fsdp_axis is None:
             reasons.setdefault(_why_whole(plan, placement), _Rows()).placements.append(placement)
     ordered = sorted(reasons.items(), key=lambda item: -item[1].bytes)
-    for reason, group in ordered[:_WHOLE_LINES]:
+    if ordered:
+        yield "not sharded by FSDP:"
+    for (reason, way), group in ordered[:_WHOLE_LINES]:
         many = f"{len(group.placements)} arrays" if len(group.placements) > 1 else group.placements[0].parameter.path
-        yield f"whole: {many}, {in_bytes(group.bytes)}: {reason[0]}"
-        yield f"       {reason[1]}"
+        yield f"  {many} ({in_bytes(group.bytes)}): {reason}"
+        yield f"    {way}"
     if rest := ordered[_WHOLE_LINES:]:
         arrays = sum(len(group.placements) for _, group in rest)
-        yield f"whole: {arrays} more arrays, {in_bytes(sum(group.bytes for _, group in rest))}: see task.parameters=all"
+        size = in_bytes(sum(group.bytes for _, group in rest))
+        yield f"  {arrays} more arrays ({size}): task.parameters=all lists them"
 
 
 def _why_whole(plan: Plan, placement: Placement) -> tuple[str, str]:
-    """Why a parameter is whole, and what would change that."""
+    """The reason why FSDP does not shard a parameter, and the settings that would shard it."""
     way = split_with(placement, plan.run.parallel, plan.sizes)
-    return placement.whole_because or "", f"split with {way}" if way else "nothing splits it"
+    return placement.whole_because or "", f"would be sharded with {way}" if way else "cannot be sharded"
 
 
 def _spec(placement: Placement) -> str:
     return f"({','.join(str(axis or '-') for axis in placement.spec)})"
 
 
-# ---- what a step needs
+# ---- cost of a step
 
 
 def _memory(plan: Plan) -> Iterator[str]:
-    memory, capacity = plan.memory, plan.device.memory_bytes
-    rows = [
-        (words, gib(getattr(memory, kind)), _bar(getattr(memory, kind), max(capacity, memory.total)))
-        for kind, words in MEMORY_KINDS.items()
-    ]
-    usable = (
-        "" if plan.device.memory_fraction == 1 else f"{plan.device.memory_fraction:.0%} of {plan.device.memory_gib:g}"
-    )
-    last = [("total", gib(memory.total), ""), ("usable", gib(capacity), usable)]
-    yield from table([("memory of a device", "GiB", f"most is needed in {memory.moment}"), *rows, *last], left=(0, 2))
-
-
-def _bar(size: int, whole: int) -> str:
-    return "#" * round(40 * size / whole)
+    memory, device = plan.memory, plan.device
+    scale = 24 / max(device.memory_bytes, memory.total)
+    sizes = [(label, getattr(memory, kind)) for kind, label in MEMORY_KINDS.items()]
+    rows = [(label, gib(size), "#" * round(scale * size)) for label, size in sizes]
+    share = "" if device.memory_fraction == 1 else f"{device.memory_fraction:.0%} of {device.memory_gib:g}"
+    yield f"peak memory of a device in GiB, in {memory.moment}:"
+    last = [("total", gib(memory.total), ""), ("available", gib(device.memory_bytes), share)]
+    yield from table([*rows, *last], left=(0, 2))
 
 
 def _work(plan: Plan) -> Iterator[str]:
     counts = plan.counts
+    yield f"work per device and step: {tera(counts.flops)} TFLOP"
     parts = [f"{tera(flops)} in {dtype} products" for dtype, flops in counts.product_flops.items()]
-    parts.append(f"{tera(counts.other_flops)} beside products")
-    yield f"work of a device in a step: {tera(counts.flops)} TFLOP ({', '.join(parts)})"
+    yield f"  {', '.join([*parts, f'{tera(counts.other_flops)} in other operations'])}"
     if counts.open_loops:
-        yield f"  loops that end by a condition, of each of which one round is counted: {counts.open_loops}"
+        yield f"  while loops with an unknown number of iterations, each counted once: {counts.open_loops}"
     yield from (f"  {line}" for line in _unknown(plan))
 
 
@@ -223,41 +207,39 @@ def _communication(plan: Plan) -> Iterator[str]:
     rows = [
         (
             "+".join(row.axes),
-            row.operation,
-            row.dtype,
             f"{row.count:,}",
-            gib(row.bytes),
             gib(row.within_hosts),
             gib(row.across_hosts),
             "" if row.seconds is None else milliseconds(row.seconds),
+            f"{row.operation} of {gib(row.bytes)} GiB ({row.dtype})",
         )
         for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device)
     ]
-    if not rows:
-        return
-    host = _host_name(plan)
-    sent = (f"sent in {host}", f"to other {host}s")
-    yield from table([("communication in GiB", "operation", "type", "times", "in all", *sent, "ms"), *rows], (0, 1, 2))
+    if rows:
+        host = _host_name(plan)
+        yield "communication of a device per step, in GiB:"
+        head = ("mesh axis", "times", f"within {host}", f"across {host}s", "ms", "operation")
+        yield from table([head, *rows], left=(0, 5))
 
 
 def _time(plan: Plan) -> Iterator[str]:
     time = plan.time
     if time is None:
-        yield f"the speeds of {plan.device.name} are not known, so no time is told"
+        yield f"step time: unknown, because no speeds are known for {plan.device.name}"
         return
     parts = ", ".join(f"{axes} {in_ms(seconds)}" for axes, seconds in time.network.items())
     network = in_ms(sum(time.network.values())) + (f" ({parts})" if len(time.network) > 1 else "")
     yield _bound(plan)
-    yield f"  each alone: products {in_ms(time.compute)}, memory {in_ms(time.memory)}, network {network}"
+    yield f"  matrix products {in_ms(time.compute)}, memory {in_ms(time.memory)}, network {network}"
     config = plan.run.model.model_config
     dtype = str(config.get("dtype", "float32")) if config is not None else "float32"
     model = 6 * plan.num_parameters * plan.tokens / plan.num_devices / product_rate(plan.device, dtype)
-    share = f"model FLOPs utilization (MFU) is at most {model / time.seconds:.0%}"
-    yield f"  6 FLOP per parameter and token, at the rate of {dtype}: {in_ms(model)}; {share}"
+    yield f"  model FLOPs utilization (MFU): at most {model / time.seconds:.0%}"
+    yield f"  (6 FLOP per parameter and token would take {in_ms(model)} in {dtype})"
 
 
 def _bound(plan: Plan) -> str:
-    """The lower bound of the time of a step, in a line."""
+    """The lower bound of the step time in one line."""
     assert plan.time is not None and plan.tokens_per_second is not None
     return (
         f"a step takes {in_ms(plan.time.seconds)} or more, bound by {plan.time.bound_by}: "
@@ -266,7 +248,7 @@ def _bound(plan: Plan) -> str:
 
 
 def _host_name(plan: Plan) -> str:
-    """What the fast links connect."""
+    """Name of a group of devices with fast links."""
     return {"tpu": "slice"}.get(plan.device.platform, "host")
 
 
@@ -274,36 +256,35 @@ def _host_name(plan: Plan) -> str:
 
 
 def search_report(found: Search) -> str:
-    """The best layouts, each with what selects it."""
+    """Return a table of the best layouts and the overrides that select them."""
     tried = (
         f"{found.tried:,} layouts of {found.num_devices} x {found.device.name}, {len(found.refused):,} more are invalid"
     )
-    fit = f"{len(found.fitting):,} fit in {in_bytes(found.limit)}"
-    head = ("", "GiB", "ms", "bound by", "typed instead of the layout")
+    lines = [f"{tried}; {len(found.fitting):,} fit in {in_bytes(found.limit)}"]
+    head = ("", "GiB", "ms", "bound by", "overrides that select the layout")
     rows = [
         (
             str(number),
             gib(plan.memory.total),
             "" if plan.time is None else milliseconds(plan.time.seconds),
             "" if plan.time is None else plan.time.bound_by,
-            " ".join(layout_overrides(plan.run, found.run)) or "what is the default",
+            " ".join(layout_overrides(plan.run, found.run)) or "(the default layout)",
         )
         for number, plan in enumerate(found.best, 1)
     ]
-    lines = [f"{tried}; {fit}"]
     if rows:
         lines += [f"the fastest {len(rows)}:", *table([head, *rows], left=(3, 4))]
     return "\n".join(lines)
 
 
 def changes_report(changes: Sequence[Change]) -> Iterator[str]:
-    """What to type behind what was typed, so that the run fits."""
+    """Yield the overrides that would make the run fit, one change per line."""
     if not changes:
         return
-    yield "it fits with one of:"
+    yield "the run would fit with one of these changes:"
     rows = []
     for change in changes:
         time = change.cost.time
-        speed = "" if time is None else f"{in_ms(time.seconds)} a step"
-        rows.append((f"  {' '.join(change.overrides)}", in_bytes(change.needed), speed))
-    yield from table(rows, left=(0,))
+        speed = "" if time is None else f"{in_ms(time.seconds)} per step"
+        rows.append((f"  {in_bytes(change.needed)}", speed, " ".join(change.overrides)))
+    yield from table(rows, left=(2,))

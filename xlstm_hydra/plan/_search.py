@@ -1,8 +1,8 @@
-"""The layouts of a run, from the fastest to the slowest."""
+"""The search for the fastest layout of a run, and the overrides that select a layout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,55 +10,55 @@ from xlstm_hydra._hooks import hooks
 from xlstm_hydra._table import in_bytes, in_ms
 from xlstm_hydra.configs import DeviceConfig, ParallelConfig, PlanTaskConfig, RunConfig
 from xlstm_hydra.models import list_parameters
-from xlstm_hydra.parallel import Parameter, abstract_mesh, mesh_axes
+from xlstm_hydra.parallel import abstract_mesh, mesh_axes
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.step import unused_settings
 
-from ._estimate import Estimate, LayoutEstimator
+from ._estimate import LayoutEstimator
 from ._layouts import Refusal, layouts
 from ._own_costs import own_costs
-from ._plan import Plan, make_plan, planning
+from ._plan import Estimate, Plan, make_plan, planning
 
 SEARCH_VERSION = 1
-"""Format of what `Search.to_dict` gives."""
+"""Version of the format of `Search.to_dict`."""
 
 FEW = 3
-"""How many of the best are planned where one of them is to be chosen."""
+"""Number of layouts that are planned if only the best is needed."""
 
 _TRIES = 3
-"""Of so many times the plans that are wanted, those that fit are taken."""
+"""Maximum number of layouts that are planned for each one that is wanted, as an estimate can be too low."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """The layouts of a run on so many devices. `search` makes one."""
+    """Result of `search`: the layouts of a run on a number of devices."""
 
     run: RunConfig
     num_devices: int
     device: DeviceConfig
     limit: int
-    """Bytes of a device's memory that a layout may need."""
+    """Bytes of a device's memory that a layout may use."""
     best: tuple[Plan, ...]
-    """Plans of the best layouts that fit, the fastest first."""
-    fitting: tuple[Plan | Estimate, ...]
-    """All that are estimated to fit, the fastest first."""
-    dropped: tuple[Plan | Estimate, ...]
-    """Those that do not, from the one that needs least memory."""
+    """Plans of the fastest layouts that fit, the fastest first."""
+    fitting: tuple[Estimate, ...]
+    """Layouts that are estimated to fit, the fastest first."""
+    dropped: tuple[Estimate, ...]
+    """Layouts that are estimated not to fit, the smallest first."""
     refused: tuple[Refusal, ...]
-    """Those that the rules of the config do not allow."""
+    """Layouts that break a rule of the config."""
     traced: int
-    """Programs that all estimates come from."""
+    """Number of programs that were traced for the estimates."""
 
     @property
     def chosen(self) -> RunConfig:
-        """The run with the best layout.
+        """The run with the fastest layout.
 
         Raises:
-            ConfigError: no layout is allowed, or none fits, or the device's speeds are not known.
+            ConfigError: no layout is valid, no layout fits, or the device's speeds are not known.
         """
         if not self.device.has_speeds:
-            text = f"the fastest layout is not known without the speeds of the devices, {self.device.name}"
-            raise ConfigError([Problem({"parallel.name": "auto"}, text, "Choose device=..., or a layout.")])
+            text = f"layouts cannot be compared, because no speeds are known for {self.device.name}"
+            raise ConfigError([Problem({"parallel.name": "auto"}, text, "Set device=NAME, or choose a layout.")])
         if not self.tried:
             raise ConfigError(min((refusal.problems for refusal in self.refused), key=len))
         if not self.best:
@@ -66,20 +66,20 @@ class Search:
         return self.best[0].run
 
     def why(self) -> str:
-        """The best layout, and what it was the best of."""
+        """Return a sentence on the fastest layout and the number of layouts compared."""
         plan = self.best[0]
         text = " ".join(layout_overrides(plan.run, self.run))
-        time = f", {in_ms(plan.time.seconds)} a step or more ({plan.time.bound_by})" if plan.time else ""
-        counts = f"of {self.tried:,} layouts {len(self.fitting):,} fit in {in_bytes(self.limit)} on a device"
-        return f"{counts}; the fastest is {text}: {in_bytes(plan.memory.total)}{time}"
+        time = f", at least {in_ms(plan.time.seconds)} per step, bound by {plan.time.bound_by}" if plan.time else ""
+        counts = f"{len(self.fitting):,} of {self.tried:,} layouts fit in {in_bytes(self.limit)} per device"
+        return f"{counts}; the fastest is {text} ({in_bytes(plan.memory.total)}{time})"
 
     @property
     def tried(self) -> int:
-        """Layouts that the rules allow."""
+        """Number of valid layouts."""
         return len(self.fitting) + len(self.dropped)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, as plain JSON values."""
+        """Return the content of `search.json`."""
         return {
             "version": SEARCH_VERSION,
             "num_devices": self.num_devices,
@@ -100,21 +100,21 @@ class Search:
 
 
 def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int = 10) -> Search:
-    """Compare the layouts that a run could have on so many devices; see `layouts`.
+    """Compare the layouts of a run on a number of devices; see `layouts`.
 
-    All are estimated by arithmetic. The best are then planned one by one, so that their figures are those
-    of `make_plan`.
+    All layouts are estimated first. The fastest are then planned one by one, so their figures equal those of
+    `make_plan`.
 
     Args:
-        run: whose `model_class` is a class.
-        num_devices: how many there are.
-        device: what they are.
-        best: how many of the best are planned.
+        run: the config. Its `model_class` must be a class.
+        num_devices: number of devices.
+        device: properties of each device.
+        best: number of layouts that are planned.
 
     Raises:
-        PlanError: as `make_plan`.
+        PlanError: see `make_plan`.
     """
-    fix = "Layouts are compared by their plans, so parallel=auto needs them; choose a layout, such as parallel=fsdp."
+    fix = "parallel=auto compares the plans of layouts; choose a layout, such as parallel=fsdp."
     with planning(fix if run.parallel.is_open() else ""):
         return _search(run, num_devices, device, best)
 
@@ -132,13 +132,14 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
         unused = [_unused_settings(estimator, one) for one in runs]
         refused += [one for one in unused if one is not None]
         runs = [one for one, refusal in zip(runs, unused, strict=True) if refusal is None]
-        estimates: list[Plan | Estimate] = [estimator.estimate(one) for one in runs]
+        estimates: list[Estimate] = [estimator.estimate(one) for one in runs]
         traced = estimator.traced
     else:
         estimates = [make_plan(one, num_devices, device) for one in runs]
     fitting = sorted((one for one in estimates if one.memory.total <= limit), key=speed)
     dropped = sorted((one for one in estimates if one.memory.total > limit), key=lambda one: one.memory.total)
-    plans = list(_planned(fitting, num_devices, device, parameters, limit, best))
+    planned = (make_plan(one.run, num_devices, device, parameters) for one in fitting[: _TRIES * best])
+    plans = itertools.islice((plan for plan in planned if plan.memory.total <= limit), best)
     return Search(
         run=run,
         num_devices=num_devices,
@@ -153,7 +154,7 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
 
 
 def _unused_settings(estimator: LayoutEstimator, run: RunConfig) -> Refusal | None:
-    """The refusal of a layout with a setting that applies to no parameter of the model; None if there is none."""
+    """The refusal of a layout if one of its settings applies to no parameter of the model."""
     mesh = abstract_mesh(run.parallel, estimator.num_devices)
     problems = tuple(unused_settings(run, mesh_axes(run.parallel, mesh), estimator.placements(run)))
     data, fsdp, pipeline, tensor = mesh.shape.values()
@@ -165,33 +166,33 @@ def _nothing_fits(found: Search) -> Problem:
     needed, limit = in_bytes(nearest.memory.total), in_bytes(found.limit)
     texts = " ".join(layout_overrides(nearest.run, found.run))
     text = (
-        f"of {found.tried} layouts on {found.num_devices} devices ({found.device.name}) none fits in the {limit} of a "
-        f"device's memory that may be used. The one that needs the least, {texts}, needs {needed}"
+        f"none of {found.tried} layouts on {found.num_devices} x {found.device.name} fits in the usable {limit} of a "
+        f"device. The smallest, {texts}, needs {needed}"
     )
     given = {"parallel.name": "auto", "trainer.batch_size": found.run.trainer.batch_size}
     fix = "Use more devices, a smaller trainer.batch_size or model.context_length, or a lower parallel.headroom."
     return Problem(given, text, fix)
 
 
-def speed(one: Plan | Estimate) -> tuple[Any, ...]:
-    """What layouts are sorted by: the predicted time of a step, where that is equal the time of all its parts, and then
-    the memory."""
-    time, memory = one.time, one.memory.total
-    sizes = tuple(one.sizes.values())
-    if time is None:
-        return (0.0, 0.0, memory, sizes)
-    return (_rounded(time.seconds), _rounded(time.compute + time.memory + sum(time.network.values())), memory, sizes)
+def speed(one: Estimate) -> tuple[Any, ...]:
+    """Return the key by which layouts are sorted: the lower bound of the step time, then the sum of compute, memory and
+    network time, then the memory."""
+    time, times = one.time, (0.0, 0.0)
+    if time is not None:
+        times = time.seconds, time.compute + time.memory + sum(time.network.values())
+    rounded = [float(f"{seconds:.6g}") for seconds in times]  # rounding errors must not decide the order
+    return (*rounded, one.memory.total, tuple(one.sizes.values()))
 
 
 def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) -> tuple[str, ...]:
-    """What selects the layout of `run` when it is typed instead of the `parallel=...` of the run `typed`, behind all
-    else that was typed there.
+    """Return the overrides that select the layout of `run`. They replace `parallel=...` on the command line of `typed`
+    and come after its other overrides.
 
     Args:
-        run: with the layout.
-        typed: the run that differs from it in its layout only.
-        brief: as few characters as the options of the group allow, for which Hydra composes them (50 ms). Otherwise,
-            and without Hydra, field by field.
+        run: the run with the layout.
+        typed: the run as it was typed, which differs only in its layout.
+        brief: if true, choose the shortest overrides among the options of the group, which Hydra composes in 50 ms.
+            Otherwise, and without Hydra, list the fields one by one.
     """
     if brief and hooks.shortest_layout is not None:
         texts = hooks.shortest_layout(run)
@@ -206,40 +207,21 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
 
 
 def open_batch(run: RunConfig, typed: RunConfig) -> dict[str, int]:
-    """The batch of a run, where perhaps it was not typed, and would be another one with the layout of `run`."""
-    is_open = isinstance(typed.task, PlanTaskConfig)  # of other tasks the default is the same for all layouts
+    """Return an override that keeps the batch size, if the default batch size depends on the layout."""
+    is_open = isinstance(typed.task, PlanTaskConfig)  # in other tasks the default is the same for all layouts
     is_another = is_open and run.trainer.batch_size == typed.fitting_batch() != run.fitting_batch()
     return {"trainer.batch_size": run.trainer.batch_size} if is_another else {}
 
 
 def typed_text(value: Any) -> str:
-    """A value as it is typed: `[a,b]`, without spaces and quotes."""
+    """Return a value as in an override: `[a,b]` without spaces and quotes."""
     if isinstance(value, list):
         return f"[{','.join(map(typed_text, value))}]"
     return value if isinstance(value, str) else show(value)
 
 
-def _planned(
-    fitting: Sequence[Plan | Estimate],
-    num_devices: int,
-    device: DeviceConfig,
-    parameters: Sequence[Parameter],
-    limit: int,
-    best: int,
-) -> Iterator[Plan]:
-    """Plans of the first that fit. Where estimates were too low, others are tried, but not without end."""
-    found = 0
-    for estimate in fitting[: _TRIES * best]:
-        plan = make_plan(estimate.run, num_devices, device, parameters)
-        if plan.memory.total <= limit:
-            found += 1
-            yield plan
-        if found == best:
-            return
-
-
-def _row(typed: RunConfig, one: Plan | Estimate, *, brief: bool = False) -> dict[str, Any]:
-    """A layout with its numbers, as plain values."""
+def _row(typed: RunConfig, one: Estimate, *, brief: bool = False) -> dict[str, Any]:
+    """A layout and its figures as JSON values."""
     time = one.time
     return {
         "overrides": list(layout_overrides(one.run, typed, brief=brief)),
@@ -252,8 +234,3 @@ def _row(typed: RunConfig, one: Plan | Estimate, *, brief: bool = False) -> dict
         "seconds": None if time is None else time.seconds,
         "bound_by": None if time is None else time.bound_by,
     }
-
-
-def _rounded(seconds: float) -> float:
-    """Without the digits that are rounding errors, which would order what is equal."""
-    return float(f"{seconds:.6g}")

@@ -1,46 +1,60 @@
-"""The task `plan`, and the files that it writes."""
+"""The task `plan`, the files that it writes, and the comparison with the compiler.
+
+With `task.compile=true` the real training step is lowered and compiled ahead of time for simulated CPU devices. Nothing
+runs and no array is allocated. Memory is what XLA reports for the compiled step. Collectives, operations and gradients
+are read from the lowered program, because on CPU XLA then changes types and merges duplicates in ways that do not apply
+to other devices. The optimizer's own collectives (a few numbers, such as the norm of the gradients) appear only during
+compilation, so neither side counts them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import math
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from xlstm_hydra._hooks import hooks
 from xlstm_hydra._printable import printable_lines
-from xlstm_hydra._table import table
-from xlstm_hydra.configs import PlanTaskConfig, RunConfig, resolve_classes
+from xlstm_hydra._table import fit_terminal, table
+from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SubModelConfig, resolve_classes
 from xlstm_hydra.configs.device import DEFAULT_DEVICE
-from xlstm_hydra.devices import known_devices, no_accelerator
-from xlstm_hydra.parallel import Placement, split_with
+from xlstm_hydra.devices import known_devices, no_accelerator, simulate_devices
+from xlstm_hydra.parallel import Collective, Placement, build_mesh, list_collectives, list_local_results, split_with
+from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import replace_file
+from xlstm_hydra.step import Program, build_program
 
 from ._changes import Change, changes_that_fit
-from ._compiled import compare, compile_step
-from ._plan import Plan, PlanError, make_plan
+from ._counts import Counts, Exchange
+from ._plan import Plan, PlanError, make_plan, step_traffic
 from ._report import changes_report, report, search_report, summary, verdict
 from ._search import FEW, Search, search
-from ._time import step_traffic
 
 FORMAT, VERSION = "xlstm_hydra_plan", 1
 
 PLAN_FILE, SEARCH_FILE = "plan.json", "search.json"
-"""What a run folder keeps: all of a plan, and all layouts of a search."""
+"""Files in the run folder: the complete plan, and all layouts of a search."""
+
+log = logging.getLogger("xlstm_hydra")
 
 
 def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
-    """All of a plan as values that JSON has. Sizes are in bytes, times in seconds.
+    """Return the content of `plan.json`. Sizes are in bytes, times in seconds.
 
     Args:
         plan: the plan.
-        changes: changes with which it fits.
+        changes: changes that make the run fit.
     """
-    config = plan.run.model.model_config
+    config, counts, step = plan.run.model.model_config, plan.counts, plan.time
+    traffic = step_traffic(counts, plan.sizes, plan.across_hosts, plan.device)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -64,26 +78,23 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
         },
         "memory": asdict(plan.memory) | {"total": plan.memory.total},
         "work": {
-            "product_flops": dict(plan.counts.product_flops),
-            "other_flops": plan.counts.other_flops,
-            "transcendentals": plan.counts.transcendentals,
-            "traffic_bytes": plan.counts.traffic,
-            "open_loops": plan.counts.open_loops,
-            "unknown_primitives": list(plan.counts.unknown),
+            "product_flops": dict(counts.product_flops),
+            "other_flops": counts.other_flops,
+            "transcendentals": counts.transcendentals,
+            "traffic_bytes": counts.traffic,
+            "open_loops": counts.open_loops,
+            "unknown_primitives": list(counts.unknown),
         },
-        "communication": list(_exchanges(plan)),
+        "communication": [asdict(row) | {"axes": list(row.axes)} for row in traffic],
         "bubble": plan.bubble,
-        "time": _time(plan),
+        "time": step
+        and asdict(step)
+        | {"seconds": step.seconds, "bound_by": step.bound_by, "tokens_per_second": plan.tokens_per_second},
         "changes": [
             {"overrides": list(change.overrides), "num_devices": change.num_devices, "memory": change.needed}
             for change in changes
         ],
     }
-
-
-def missing(reason: str) -> dict[str, Any]:
-    """What a run folder keeps in place of a plan if none can be made."""
-    return {"format": FORMAT, "version": VERSION, "no_plan": reason}
 
 
 def _array(plan: Plan, placement: Placement) -> dict[str, Any]:
@@ -101,38 +112,26 @@ def _array(plan: Plan, placement: Placement) -> dict[str, Any]:
     }
 
 
-def _exchanges(plan: Plan) -> Iterator[dict[str, Any]]:
-    for row in step_traffic(plan.counts, plan.sizes, plan.across_hosts, plan.device):
-        yield asdict(row) | {"axes": list(row.axes)}
-
-
-def _time(plan: Plan) -> dict[str, Any] | None:
-    time = plan.time
-    if time is None:
-        return None
-    own = {"compute": time.compute, "memory": time.memory, "network": dict(time.network)}
-    return own | {"seconds": time.seconds, "bound_by": time.bound_by, "tokens_per_second": plan.tokens_per_second}
-
-
-log = logging.getLogger("xlstm_hydra")
+def missing(reason: str) -> dict[str, Any]:
+    """Return the content of `plan.json` if no plan can be made."""
+    return {"format": FORMAT, "version": VERSION, "no_plan": reason}
 
 
 def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
     """Plan a run, print the plan, and write it into `folder`.
 
     Returns:
-        The lower bound of the time of a step in seconds, for sweepers that minimise it: 0 where the device's speeds are
-        not known, infinite where the run does not fit. Of a search, that of the best layout.
+        The lower bound of the step time in seconds, as an objective for sweepers: 0 if the device's speeds are not
+        known, infinity if the run does not fit. After a search, the bound of the best layout.
 
     Raises:
         ConfigError: the layout does not fit the devices or the model.
-        PlanError: the model cannot be traced, or this JAX makes programs that cannot be read.
+        PlanError: the model cannot be traced, or the traced program cannot be read with this JAX version.
     """
     del overrides
     folder, task = Path(folder), run.task
     assert isinstance(task, PlanTaskConfig)
-
-    run = dataclasses.replace(run, model=resolve_classes(run.model))
+    run = replace(run, model=resolve_classes(run.model))
     device = run.device or known_devices()[DEFAULT_DEVICE]
     number = run.known_devices() or device.devices_per_host
     with no_accelerator():
@@ -140,18 +139,15 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
         layouts = search(run, number, device, best=10 if task.search else FEW) if is_searched else None
         found = make_plan(run if layouts is None else _laid_out(layouts), number, device)
         changes = _changes(found)
-    content = to_dict(found, changes)
     is_short = task.search or hooks.in_sweep()
-    parts: list[Iterable[str]] = [
-        _note(found),
-        summary(found) if is_short else [report(found, task.parameters), "", verdict(found)],
-    ]
-    parts.append(changes_report(changes))
+    lines = [] if task.device is not None or hooks.chooses_device() else [_DEFAULT_NOTE.format(found.device.name), ""]
+    lines += summary(found) if is_short else [report(found, task.parameters), "", verdict(found)]
+    lines += changes_report(changes)
+    lines += ["", search_report(layouts)] if layouts is not None and task.search else []
+    print(fit_terminal(printable_lines("\n".join(lines))), flush=True)
     if layouts is not None:
         _write(folder / SEARCH_FILE, layouts.to_dict())
-    if layouts is not None and task.search:
-        parts.append(["", search_report(layouts)])
-    print(printable_lines("\n".join(line for part in parts for line in part)), flush=True)
+    content = to_dict(found, changes)
     _write(folder / PLAN_FILE, content)
     if task.compile:
         _write(folder / PLAN_FILE, content | {"compiled": _compiled(found)})
@@ -161,8 +157,11 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     return math.inf if not best.fits else 0.0 if best.time is None else best.time.seconds
 
 
+_DEFAULT_NOTE = "No device is chosen; the plan is for {}. Choose another with task.device=NAME."
+
+
 def _changes(found: Plan) -> tuple[Change, ...]:
-    """The changes with which a run would fit that does not."""
+    """Changes that make a run fit; empty if it already fits."""
     try:
         return () if found.fits else changes_that_fit(found)
     except PlanError as error:
@@ -171,40 +170,181 @@ def _changes(found: Plan) -> tuple[Change, ...]:
 
 
 def _laid_out(layouts: Search) -> RunConfig:
-    """The run with a layout. With `parallel=auto` it is the one that training would choose; where none fits, the one
-    that needs the least memory."""
+    """The run with its layout. With `parallel=auto`, the layout that training would choose, or the one that needs the
+    least memory if none fits."""
     if not layouts.run.parallel.is_open():
         return layouts.run
     estimated = [*layouts.fitting, *layouts.dropped]
     if estimated and not layouts.best:
-        print("parallel=auto: no layout fits, and this is the one that needs the least memory\n")
+        print("parallel=auto: no layout fits; this is the plan of the layout that needs the least memory\n")
         return min(estimated, key=lambda one: one.memory.total).run
     chosen = layouts.chosen
-    print(f"parallel=auto: {layouts.why()}\n")
+    print(fit_terminal(f"parallel=auto: {layouts.why()}"), end="\n\n")
     return chosen
 
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:
-    """Print the plan beside what the compiler says."""
+    """Print the figures of the plan next to the compiler's."""
     compared = list(compare(found, compile_step(found.run, found.num_devices)))
-    head = (f"compiled for {found.num_devices} simulated devices", "", "plan", "compiler", "ratio", "")
+    head = (f"compiled for {found.num_devices} simulated devices", "unit", "plan", "compiler", "ratio", "")
     rows = [
         (row.what, row.unit, f"{row.plan:,.0f}", f"{row.compiler:,.0f}", f"{row.ratio:.4g}", row.note)
         for row in compared
     ]
-    print("\n".join(["", *table([head, *rows], left=(0, 1, 5))]))
-    return [dataclasses.asdict(row) for row in compared]
-
-
-def _note(found: Plan) -> list[str]:
-    """Of what devices the figures are, where none were chosen."""
-    task = found.run.task
-    assert isinstance(task, PlanTaskConfig)
-    if task.device is not None or hooks.chooses_device():
-        return []
-    return [f"no device is chosen, so these are {found.device.name}; task.device=... takes others", ""]
+    print(fit_terminal("\n".join(["", *table([head, *rows], left=(0, 1, 5))])))
+    return [asdict(row) for row in compared]
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_file(file, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+# ---- the compiler
+
+Kind = tuple[str, str, int, int]
+"""Operation, NumPy dtype name, number of devices and bytes of a collective."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The compiler's figures for a training step, for each device. `compile_step` makes one."""
+
+    num_devices: int
+    parameters: int
+    """Bytes of the parameters."""
+    gradients: int
+    """Bytes of the gradients after they are summed."""
+    optimizer: int
+    """Bytes of the rest of the state and of the optimizer's numeric arguments."""
+    batch: int
+    """Bytes of the parts of the batch that the step reads."""
+    total: int
+    """Peak bytes: arguments, temporaries, and results that do not reuse the memory of an argument."""
+    flops_once: float
+    """Operations of loss and gradients, with the body of each loop counted once."""
+    collectives: tuple[Collective, ...]
+    """Collectives of the whole step."""
+    seconds: float
+    """Time to lower and compile."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure of the plan and the compiler's figure for the same quantity."""
+
+    what: str
+    unit: str
+    """bytes, operations or times."""
+    plan: float
+    compiler: float
+    note: str = ""
+    """Reason why they may differ."""
+
+    @property
+    def ratio(self) -> float:
+        """The plan's figure divided by the compiler's."""
+        return self.plan / self.compiler if self.compiler else 1.0 if not self.plan else math.inf
+
+
+def compile_step(run: RunConfig, num_devices: int) -> Compiled:
+    """Compile the training step of a run for simulated CPU devices. Its `model_class` must be a class.
+
+    Raises:
+        ConfigError: the layout does not fit the number of devices or the model, or the model does not run on CPUs.
+    """
+    config = run.model.model_config
+    if isinstance(config, SubModelConfig) and (problems := [*config.platform_rules("cpu")]):
+        raise ConfigError(problem.at("model") for problem in problems)
+    simulate_devices(num_devices)
+    mesh = build_mesh(run.parallel, jax.devices()[:num_devices], run.distributed.device_order)
+    return compile_program(build_program(run, mesh))
+
+
+def compile_program(program: Program) -> Compiled:
+    """Compile the training step of a program."""
+    start = time.perf_counter()
+    state, batch, numbers = program.abstract_state, program.abstract_batch, program.abstract_numbers
+    step = program.train_step.lower(state, batch, numbers)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    gradients: Any = jax.jit(program.loss_and_gradients).lower(state.params, batch, key)
+    compiled: Any = step.compile()
+    memory = compiled.memory_analysis()
+    (state_shardings, batch_shardings, number_shardings), _ = compiled.input_shardings
+    parameters = _bytes(state.params, state_shardings.params)
+    return Compiled(
+        num_devices=program.mesh.size,
+        parameters=parameters,
+        gradients=sum(list_local_results(gradients)[1:]),
+        optimizer=_bytes(state, state_shardings) - parameters + _bytes(numbers, number_shardings),
+        batch=_bytes(batch, batch_shardings),
+        total=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes,
+        flops_once=gradients.cost_analysis()["flops"],
+        collectives=tuple(list_collectives(step)),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _bytes(arrays: Any, shardings: Any) -> int:
+    """Bytes of a tree of arrays on each device. An array that the step does not read has no sharding and no memory."""
+    placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
+    return sum(
+        math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
+        for array, sharding in zip(jax.tree.leaves(arrays), placed, strict=True)
+        if sharding is not None
+    )
+
+
+def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
+    """Yield the figures of a plan with the compiler's."""
+    held = sum(placement.bytes_per_device for placement in plan.placements)
+    yield Comparison("parameters", "bytes", held, compiled.parameters)
+    yield Comparison("gradients", "bytes", held, compiled.gradients)
+    yield Comparison("optimizer state", "bytes", plan.memory.optimizer, compiled.optimizer)
+    yield Comparison("batch", "bytes", plan.memory.batch, compiled.batch)
+    types = widened_types(plan.counts)
+    note = f"not comparable: on CPU, XLA computes {' and '.join(types)} in float32" if types else ""
+    yield Comparison("all memory", "bytes", plan.memory.total, compiled.total, note)
+    note = "loop bodies counted once, as XLA does; without the optimizer"
+    yield Comparison("operations", "operations", plan.counts.flops_once, compiled.flops_once, note)
+    planned, found = planned_collectives(plan.counts.exchanges, plan.sizes), lowered_collectives(compiled.collectives)
+    for kind in sorted({kind[:3] for kind in planned | found}):
+        what = "{} of {} over {} devices".format(*kind)
+        planned_of, found_of = (
+            [(size, times) for (*of, size), times in each.items() if tuple(of) == kind] for each in (planned, found)
+        )
+        yield Comparison(what, "times", sum(n for _, n in planned_of), sum(n for _, n in found_of))
+        yield Comparison(what, "bytes", sum(size * n for size, n in planned_of), sum(size * n for size, n in found_of))
+
+
+def widened_types(counts: Counts) -> list[str]:
+    """Return the dtypes of a program's products and collectives that XLA widens to float32 on CPU."""
+    types = {*counts.product_flops, *(each.dtype for each in counts.exchanges)}
+    return sorted(types & {"bfloat16", "float16"})
+
+
+def planned_collectives(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counter[Kind]:
+    """Count the collectives in the plan of a step by kind."""
+    found = Counter[Kind]()
+    for each in exchanges:
+        devices = math.prod(sizes[axis] for axis in each.axes)
+        found[each.operation, each.dtype, devices, each.bytes] += each.count
+    return found
+
+
+def lowered_collectives(collectives: Iterable[Collective]) -> Counter[Kind]:
+    """Count the collectives in a lowered program by kind."""
+    found = Counter[Kind]()
+    for each in collectives:
+        found[each.operation, _numpy_name(each.dtype), each.devices, each.bytes] += each.executions
+    return found
+
+
+def _numpy_name(dtype: str) -> str:
+    """NumPy name of an MLIR element type: float32 for f32."""
+    kind = dtype.rstrip("0123456789")
+    names = {"f": "float", "bf": "bfloat", "i": "int", "ui": "uint"}
+    return "bool" if dtype == "i1" else names[kind] + dtype[len(kind) :]

@@ -1,4 +1,4 @@
-"""The folder of a run: its record, its checkpoints, where a run starts, differences, and provenance."""
+"""Run folders: their metadata, checkpoints and locks, the starting point of a run, differences, and provenance."""
 
 from ._config_file import CONFIG_FILE as CONFIG_FILE
 from ._config_file import recorded_origin as recorded_origin

@@ -1,4 +1,4 @@
-"""The resolved config of a run, as YAML in its folder, read and changed without resolving or converting its values."""
+"""The resolved config of a run in its folder, as YAML. Values are neither resolved nor converted when it is edited."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ._links import replace_file
 from ._paths import known_step, run_of
 
 CONFIG_FILE = "config.yaml"
-"""The name of the file."""
+"""Name of the file."""
 
 _STYLE: dict[str, Any] = {"allow_unicode": True}
 _TEXT = "tag:yaml.org,2002:str"
 _BOOLS = ("y", "Y", "n", "N")
-"""Text that OmegaConf takes for a Boolean, beside what PyYAML does."""
+"""Strings that OmegaConf reads as Booleans, in addition to those of PyYAML."""
 
 
 def recorded_origin(folder: Path) -> str | None:
-    """Return the checkpoint that the model of a run was composed from (`--from`), as RUN@STEP if it lies in a run; None
-    if there is none."""
+    """Return the checkpoint that the model of a run was composed from (`--from`), as RUN@STEP if it is in a run folder,
+    or None."""
     try:
         node = _child(_child(_read(folder / CONFIG_FILE), "model"), "_checkpoint_")
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -37,7 +37,7 @@ def recorded_origin(folder: Path) -> str | None:
 
 
 def write_layout(folder: Path, run: RunConfig) -> None:
-    """Write the layout that was chosen for a run into the file of its resolved config, if there is one."""
+    """Write the layout chosen for a run to the file with its resolved config, if that file exists."""
     file = folder / CONFIG_FILE
     if not file.exists():
         return
@@ -71,7 +71,7 @@ def _set(node: yaml.Node | None, key: str, value: Mapping[str, Any]) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that OmegaConf would read as a number or a Boolean, as OmegaConf's own does."""
+    """Dumper that quotes strings which OmegaConf would read as numbers or Booleans, like OmegaConf's own dumper."""
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:

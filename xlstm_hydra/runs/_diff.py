@@ -1,4 +1,4 @@
-"""What differs between two runs, and how much it matters."""
+"""Differences between the configs of two runs, and their effects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._record import Record
 
 
 class _Absent:
-    """Stands for the value of a field that one of two configs does not have."""
+    """Placeholder for the value of a field that one of two configs does not have."""
 
     def __repr__(self) -> str:
         return "absent"
@@ -27,20 +27,20 @@ class Difference:
     """One field that differs."""
 
     key: str
-    """As it is typed: `model.num_blocks`."""
+    """The key of the field as typed, such as `model.num_blocks`."""
 
     before: Any
-    """Its value in the first config as plain JSON, or `ABSENT`."""
+    """Value in the first config as plain JSON, or `ABSENT`."""
 
     after: Any
-    """Its value in the second config."""
+    """Value in the second config."""
 
     kind: str
-    """How much it matters: a key of `KINDS`."""
+    """Kind of the effect, a key of `KINDS`."""
 
 
 def diff(before: Record | RunConfig, after: Record | RunConfig) -> list[Difference]:
-    """Every field that differs, what matters most first. Groups that only one side recorded are left out: see
+    """Return every field that differs, the strongest effects first. Groups that only one side recorded are omitted: see
     `not_compared`."""
     old, new = _groups(before), _groups(after)
     found = [each for group in old if group in new for each in _differences(group, old[group], new[group])]
@@ -49,13 +49,13 @@ def diff(before: Record | RunConfig, after: Record | RunConfig) -> list[Differen
 
 
 def not_compared(before: Record | RunConfig, after: Record | RunConfig) -> list[str]:
-    """The groups that only one side recorded."""
+    """Return the groups that only one side recorded."""
     return sorted(_groups(before).keys() ^ _groups(after).keys())
 
 
 def kind_of(key: str) -> str:
-    """Return how much a field matters that is typed as `key`, such as `optimizer.lr`; where several options of its
-    group have it, the most. A key that is not known may change the parameters."""
+    """Return the kind of effect of a field with this key, such as `optimizer.lr`. If several options of its group have
+    the field, return the strongest kind. An unknown key is assumed to change the parameters."""
     group, _, name = key.partition(".")
     found = {effects[name].kind for effects in map(effects_of, options_of(group)) if name in effects}
     return next((kind for kind in KINDS if kind in found), PARAMETERS)
@@ -75,7 +75,8 @@ def _differences(group: str, before: ConfigDict, after: ConfigDict) -> Iterator[
 
 
 def _fields(config: ConfigDict) -> Iterator[tuple[str, tuple[Any, type]]]:
-    """The name of every field, its plain value, and the class that has it. A model's are flat, as they are typed."""
+    """Yield the name of every field, its plain value, and the class that defines it. Those of a model are flat, as
+    typed."""
     if not isinstance(config, ModelConfig):
         yield from ((name, (value, type(config))) for name, value in config.to_dict().items())
         return

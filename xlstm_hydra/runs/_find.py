@@ -1,4 +1,4 @@
-"""The checkpoints and runs that a user names, under whatever path they lie, and what to type if a path is not one."""
+"""Find the checkpoint or run that the user refers to with a path, or explain what to type instead."""
 
 from __future__ import annotations
 
@@ -31,35 +31,36 @@ from ._paths import (
     to_path,
 )
 
-_FIX = "Give the folder of a run that saved some."
+_FIX = "Give the folder of a run with saved checkpoints."
 _SHOWN = 8
-"""Runs that a message lists before it counts the rest."""
+"""Maximum number of runs listed in a message."""
 _LOOKED_AT = 1000
-"""Folders that are looked at for runs."""
+"""Maximum number of folders that are searched for runs."""
 _KEYS = ("--from", "resume", "resume_sweep", "task.checkpoint", "checkpoint.init_from", "checkpoint.restore")
 _SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
 _SWEEP, _METADATA = "sweep.jsonl", "metadata"
-"""Names of the record in the folder of a sweep, and of the folder of the metadata in a checkpoint."""
+"""Names of the record in a sweep folder and of the metadata folder in a checkpoint."""
 
 
 def find_checkpoint(source: str, key: str = RESTORE) -> Path:
-    """The folder of the checkpoint that a source names.
+    """Return the folder of the checkpoint that a source refers to.
 
     Args:
-        source: a run or the folder of its checkpoints (the latest one), either of them with `@STEP` or the name of a
-            copy or link behind it, or a checkpoint, or a file in it. On this machine, or the address of a bucket such
+        source: a run or its folder of checkpoints (meaning the latest one), optionally followed by `@STEP` or by `@`
+            and
+            the name of a copy or link; or a checkpoint, or a file in it. A local path, or the address of a bucket such
             as `gs://bucket/runs/a@2000`.
-        key: where the user typed it, for messages.
+        key: the key of the source in messages.
 
     Raises:
-        ConfigError: there is no such run, it has no such step, or several could be meant.
+        ConfigError: there is no such run, it has no such step, or the source is ambiguous.
     """
     with reached(source, key):
         return _find(source, key)
 
 
 def checkpoints_of_run(source: str, key: str = RESTORE) -> dict[int, Path]:
-    """Return the finished checkpoints of the run that a source names without a step, by step; none for others."""
+    """Return the finished checkpoints by step if the source is a run without a step, otherwise an empty dict."""
     with reached(source, key):
         path = to_path(source)
         return checkpoints_at(Path(os.path.abspath(path)) if isinstance(path, Path) else path)
@@ -67,7 +68,7 @@ def checkpoints_of_run(source: str, key: str = RESTORE) -> dict[int, Path]:
 
 @contextmanager
 def reached(source: str, key: str) -> Iterator[None]:
-    """Make one message of whatever keeps a source from being read."""
+    """Turn every error while reading a source into a `ConfigError`."""
     if on_hub := hub_address(source):
         raise refused(source, *on_hub, key)
     try:
@@ -87,7 +88,7 @@ def _find(source: str, key: str) -> Path:
         return _inside(_latest(path, saved), path, source, key)
     if (found := _checkpoint_around(path)) is not None:
         if not is_finished(found):
-            raise refused(source, f"{found.name} is not a complete checkpoint: it was not saved completely", _FIX, key)
+            raise refused(source, f"{found.name} is incomplete: the checkpoint was not saved completely", _FIX, key)
         return _inside(found, run_of(found) or found, source, key)
     name, _, wanted = source.rpartition("@")
     if name and not path.exists():
@@ -96,14 +97,14 @@ def _find(source: str, key: str) -> Path:
 
 
 def _checkpoint_around(path: Path) -> Path | None:
-    """The checkpoint that a path is, or that it leads into."""
+    """Return the checkpoint at a path or around it, or None."""
     if not path.exists():
         return None
     return next((folder for folder in (path, *list(path.parents)[:3]) if is_checkpoint(folder)), None)
 
 
 def _latest(source: Path, saved: dict[int, Path]) -> Path:
-    """The latest checkpoint that has metadata; the latest of all where none has, for the message."""
+    """Return the latest checkpoint with metadata, or simply the latest one, for the message, if none has metadata."""
     newest = next((step for step in sorted(saved, reverse=True) if has_metadata(saved[step])), None)
     if newest is None:
         return saved[max(saved)]
@@ -114,28 +115,28 @@ def _latest(source: Path, saved: dict[int, Path]) -> Path:
 
 
 def _named(run: Path, wanted: str, source: str, key: str) -> Path:
-    """The checkpoint of a run by its step, or by the name of a copy or link beside it."""
+    """Return the checkpoint of a run by its step, or by the name of a copy or link in the same folder."""
     saved, is_step = checkpoints_at(run), wanted.isascii() and wanted.isdigit()
     if not saved and is_checkpoint(run):
         step = known_step(run)
         if is_step and int(wanted) == step:
             return run
         what = "a checkpoint itself" if step is None else f"the checkpoint of step {step}"
-        raise refused(source, f"{run} is {what}", f"Leave out '@{wanted}'.", key)
+        raise refused(source, f"{run} is {what}", f"Remove '@{wanted}'.", key)
     if is_step and int(wanted) in saved:
         return saved[int(wanted)]
     if wanted and not is_step and "/" not in wanted and is_checkpoint(steps_folder(run) / wanted):
         return steps_folder(run) / wanted
     if not saved:
         raise refused(source, *_explained(run if is_step else to_path(source)), key)
-    listed = f"Saved are steps {either(sorted(saved))}."
+    listed = f"Saved steps: {either(sorted(saved))}."
     if not is_step:
         raise refused(source, f"expected a step number after '@', got {wanted!r}", listed, key)
     raise refused(source, f"no checkpoint of step {wanted}", listed, key)
 
 
 def _explained(path: Path) -> tuple[str, str]:
-    """What is found at a path that does not name a checkpoint, and what to type."""
+    """Describe a path that is not a checkpoint, and what to type instead."""
     if not isinstance(path, Path) or not path.is_dir():
         return _no_folder(path)
     runs = list(itertools.islice(_runs_below(path), _SHOWN + 1))
@@ -170,7 +171,7 @@ def _no_folder(path: Path) -> tuple[str, str]:
 
 
 def _runs_below(folder: Path) -> Iterator[Path]:
-    """Runs with checkpoints in a folder, three levels deep: outputs/DATE/TIME/JOB."""
+    """Yield the runs with checkpoints in a folder, up to three levels deep: outputs/DATE/TIME/JOB."""
     level = [folder]
     for _ in range(3):
         level = [item for above in level for item in _items(above)][:_LOOKED_AT]
@@ -187,7 +188,7 @@ def _has_checkpoints(folder: Path) -> bool:
 
 
 def _items(folder: Path) -> list[Path]:
-    """What is in a folder, numbers in their order; nothing where it is not one, or cannot be read."""
+    """Return the contents of a folder, numbers in numeric order. Empty if it is not a folder or cannot be read."""
     try:
         return sorted(folder.iterdir(), key=lambda item: item.name.zfill(12) if item.name.isdigit() else item.name)
     except OSError:
@@ -195,27 +196,27 @@ def _items(folder: Path) -> list[Path]:
 
 
 def _inside(checkpoint: Path, root: Path, source: str, key: str) -> Path:
-    """A checkpoint under a path that stays: links such as `latest` may lead elsewhere tomorrow.
+    """Return a permanent path of a checkpoint: links such as `latest` may change their target later.
 
     Args:
-        checkpoint: its folder.
-        root: the folder that the user named, in which the checkpoint was found.
-        source: what was typed, for messages.
-        key: where.
+        checkpoint: the folder of the checkpoint.
+        root: the folder given by the user, in which the checkpoint was found.
+        source: the text typed by the user, for messages.
+        key: the key of the source in messages.
 
     Raises:
-        ConfigError: a link leads from there to elsewhere, so that the named folder does not decide what is read.
+        ConfigError: a link leads out of `root`, so that files from elsewhere would be read.
     """
     if not isinstance(checkpoint, Path):
         return checkpoint
     root = root.parent if root.name == FOLDER and root != checkpoint else root
-    refuse_links_out(root, [checkpoint], {key: source}, "Copy what it leads to, or name that folder itself.")
+    refuse_links_out(root, [checkpoint], {key: source}, "Copy the target, or give its folder instead.")
     return checkpoint.resolve() if checkpoint.is_symlink() else Path(os.path.abspath(checkpoint))
 
 
 def named_folders(arguments: Sequence[str]) -> list[Path]:
-    """Return the folders of the runs and sweeps that a command line names: with `--from`, `ckpt://`, `resume=`,
-    `resume_sweep=`, or as the checkpoint of a key."""
+    """Return the folders of the runs and sweeps in a command line: those after `--from`, `ckpt://`, `resume=`,
+    `resume_sweep=`, or a key for a checkpoint."""
     texts = [*arguments, ""]
     sources = [after for text, after in zip(texts, texts[1:], strict=False) if text == "--from"]
     sources += [text.partition("=")[2] for text in texts if text.partition("=")[0].lstrip("+") in _KEYS]
@@ -224,10 +225,10 @@ def named_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def run_folders(sources: Iterable[str]) -> list[Path]:
-    """Return the folders of the runs or sweeps that sources name: RUN, RUN@STEP, checkpoints, files in them."""
+    """Return the folders of the runs or sweeps of sources: RUN, RUN@STEP, checkpoints, or files in them."""
     found: list[Path] = []
     for source in sources:
-        with suppress(OSError, ValueError):  # such as a path that is too long, of which a message follows
+        with suppress(OSError, ValueError):  # such as a path that is too long, which is reported later
             found += _roots(source.strip("'\""))
     return found
 
@@ -247,7 +248,7 @@ def _roots(source: str) -> Iterator[Path]:
 
 
 def _around(folder: Path) -> Iterator[Path]:
-    """Yield the folder of the run or sweep to which a folder belongs, as its name and its content show."""
+    """Yield the folder of the run or sweep that a folder belongs to, judging by names and contents."""
     if (folder / _SWEEP).is_file():
         yield folder
     if folder.parent.name == FOLDER and is_checkpoint(folder):

@@ -1,4 +1,4 @@
-"""The folder of a run: made and held while the run is in it, and left as it was if the run is rejected."""
+"""The folder of a run: created and locked for the run, and restored if the run is rejected."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ._starting_point import ASIDE
 log = logging.getLogger(__name__)
 
 _LARGE = 2**20
-"""Bytes from which a file is not kept in memory."""
+"""Size in bytes above which the content of a file is not kept in memory."""
 
 OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
-"""The way out if a folder cannot be used."""
+"""The fix for a folder that cannot be used."""
 
 
 class RunFolder:
-    """A folder that a run writes into, and how the user named it."""
+    """A folder that a run writes to, with the key that sets it."""
 
     WRITTEN: ClassVar = (
         *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "search.json"),
@@ -40,28 +40,29 @@ class RunFolder:
     def __init__(self, path: Path, given: Mapping[str, Any] | None = None, fix: str = OTHER_FOLDER) -> None:
         """Args:
         path: the folder.
-        given: the key that names it, with its value, for messages.
-        fix: the way out if it cannot be used.
+        given: the key that sets the folder and its value, for messages.
+        fix: the fix for a folder that cannot be used.
         """
         self.path, self._given, self._fix = path, given or {"hydra.run.dir": str(path)}, fix
 
     @contextmanager
     def held(self, files: Iterable[Path], check: Callable[[], bool]) -> Iterator[bool]:
-        """Make the folder, and let no other run write in it meanwhile.
+        """Create the folder and lock it, so that no other run writes to it, and yield the result of `check`.
 
-        If the run is rejected, the folder is left as it was: what was made is removed, and `files` have their content
-        back.
+        If the run is rejected, the folder is restored: created files and folders are removed, and `files` get their
+        previous content.
 
         Args:
-            files: those that are written before it is certain that the run can start. They must be in the folder.
-            check: called when the folder is held, before anything is written in it. The result is what this gives.
+            files: files in the folder that are written before it is certain that the run can start.
+            check: called once the folder is locked, before anything is written to it.
 
         Raises:
-            ConfigError: the folder cannot be made or written, something in it is a link that leads out of it, another
-                run is writing there, or `check` raises.
+            ConfigError: the folder cannot be created or written, it contains a link that leads out of it, another run
+                is
+                writing to it, or `check` raises.
         """
         files = list(files)
-        # Files are restored before the lock is released, so that no other run has started meanwhile.
+        # Files are restored before the lock is released, so that no other run can start in between.
         with ExitStack() as made, ExitStack() as lock, ExitStack() as undo:
             with self.writing():
                 self.make(self.path, made)
@@ -88,13 +89,13 @@ class RunFolder:
             made.pop_all()
 
     def refuse_links_out(self, files: Iterable[Path] = ()) -> None:
-        """Make sure that a run, which writes into the folder and deletes checkpoints, changes nothing elsewhere.
+        """Check that a run cannot write or delete files outside of the folder through links.
 
         Args:
-            files: those that are written beside `WRITTEN`. Others than those in the folder were named by the user.
+            files: files to write in addition to `WRITTEN`. Files outside of the folder were chosen by the user.
 
         Raises:
-            ConfigError: something in the folder is a link that leads out of it.
+            ConfigError: the folder contains a link that leads out of it.
         """
         own = [self.path / name for name in self.WRITTEN]
         with self.writing():
@@ -102,14 +103,14 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Name the folder in the message if something in it cannot be made or written."""
+        """Turn an error while writing into a `ConfigError` about the folder."""
         try:
             yield
         except OSError as error:
             raise self.unusable(error) from error
 
     def unusable(self, error: OSError) -> ConfigError:
-        """Return an error that says what cannot be written, and why."""
+        """Return an error with the file that cannot be written, and the reason."""
         name = error.filename
         head = f"{name} " if name and str(name) != str(self.path) else ""
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -117,21 +118,21 @@ class RunFolder:
         return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", fix)])
 
     def make(self, folder: Path, undo: ExitStack) -> None:
-        """Make a folder and those above it. Undone, those that are empty are removed."""
+        """Create a folder and its parents. Undoing it removes those that are empty."""
         if "\0" in str(folder):
             raise OSError(errno.EINVAL, "its name contains a NUL character")
         missing = list(itertools.takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
         above = missing[-1].parent if missing else folder
         if not above.is_dir():
-            text = "it is a link to nothing" if above.is_symlink() else "it is not a folder"
+            text = "it is a broken link" if above.is_symlink() else "it is not a folder"
             raise NotADirectoryError(errno.ENOTDIR, text, str(above))
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
             undo.callback(_remove_if_empty, path)
 
     def _keep(self, file: Path, undo: ExitStack) -> None:
-        """Make sure that a file can be written. Undone, it has its content back, or is removed if it was not there. A
-        large file is a log, to which a run only appends. A device or a pipe has no content to keep."""
+        """Check that a file can be written. Undoing it restores the content of the file, or removes a new file. A large
+        file is a log, to which a run only appends. A device or a pipe has no content to restore."""
         if file.exists() and not (file.is_file() or file.is_dir()):
             return
         if not file.exists():
@@ -144,7 +145,7 @@ class RunFolder:
 
 
 def _restore(file: Path, before: bytes | int | None) -> None:
-    """Give a file its content back: these bytes, or its first so many. None: it was not there."""
+    """Restore a file: to these bytes, or to this size. None: remove it, because it did not exist."""
     try:
         if before is None:
             file.unlink(missing_ok=True)
@@ -153,11 +154,11 @@ def _restore(file: Path, before: bytes | int | None) -> None:
         elif file.read_bytes() != before:
             file.write_bytes(before)
     except OSError as error:
-        log.warning("%s is not what it was before the run was rejected: %s", file, error.strerror)
+        log.warning("the run was rejected, but %s cannot be restored: %s", file, error.strerror)
 
 
 def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        pass  # something else is in it
+        pass  # it is not empty

@@ -1,4 +1,4 @@
-"""Models of Hugging Face that are not in the form that is read: on the Hub, not fully downloaded, or pickled."""
+"""Hugging Face models that cannot be read: still on the Hub, not fully downloaded, or pickled."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ _PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 def hub_address(path: str) -> tuple[str, str] | None:
-    """Return what is wrong with a path that is an address on the Hub, and what to type; None for another path."""
+    """Return the problem with a path that is an address on the Hub, and the fix. None for any other path."""
     found = _ADDRESS.match(path)
     return None if found is None else ("is not a folder on this machine", _download(found["id"]))
 
 
 def hub_id(path: Path) -> tuple[str, str] | None:
-    """The same for a path that does not exist and looks like the name of a model on the Hub, OWNER/NAME."""
+    """Return the same for a path that does not exist and looks like a model on the Hub, OWNER/NAME."""
     name = str(path).partition("@")[0]
     if not _ID.fullmatch(name) or path.parent.exists():
         return None
     return (
         f"the folder {path.absolute()} does not exist",
-        f"A model of the Hugging Face Hub is not downloaded here. {_download(name)}",
+        f"Models of the Hugging Face Hub are not downloaded automatically. {_download(name)}",
     )
 
 
 def model_in(folder: Path) -> tuple[str, str] | None:
-    """The same for a folder that holds a model of Hugging Face, whole or not, where a run is expected."""
+    """Return the same for a folder with a complete or incomplete Hugging Face model that is given as a run."""
     weights = [file.name for file in sorted(folder.glob("*.safetensors"))]
     if (folder / CONFIG).is_file() and (weights or pickled_in(folder)):
-        text = "is a folder with a model of Hugging Face, not a run"
+        text = "is a folder with a Hugging Face model, not a run"
         return (
             text,
-            "xlstm-metadata import FOLDER OUT makes a run of it; checkpoint.init_from=FOLDER takes its parameters.",
+            "xlstm-metadata import FOLDER OUT converts it to a run; checkpoint.init_from=FOLDER uses its parameters.",
         )
     if weights:
-        return f"has weights of Hugging Face ({_shown(weights)}), but no {CONFIG}", "Download the whole model."
+        return f"has Hugging Face weights ({_shown(weights)}), but no {CONFIG}", "Download the whole model."
     return missing_weights(folder) if pickled_in(folder) else None
 
 
 def missing_weights(folder: Path) -> tuple[str, str]:
-    """Return what is wrong with a folder without weights that can be read, and what to do."""
+    """Return the problem with a folder without readable weights, and the fix."""
     if found := pickled_in(folder):
-        text = f"has its weights in pickled files only ({_shown(found)}), which are not read because they can run code"
+        text = f"has only pickled weights ({_shown(found)}), which are not read because they can run code"
         fix = "Convert them, in Python: transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)."
         return text, fix
     if found := [file.name for file in sorted(folder.glob("*.safetensors"))]:
@@ -58,7 +58,7 @@ def missing_weights(folder: Path) -> tuple[str, str]:
 
 
 def pickled_in(folder: Path) -> list[str]:
-    """Names of the pickled weights in a folder."""
+    """Return the names of the pickled weights in a folder."""
     return sorted(
         file.name for pattern in _PICKLED for file in folder.glob(pattern) if "training_args" not in file.name
     )

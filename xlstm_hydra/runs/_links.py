@@ -1,9 +1,8 @@
-"""Symbolic links that lead out of a folder. The folder of a run or a checkpoint may come from someone else, so nothing
-is read, written or deleted through a link in it whose target is elsewhere.
+"""Protection against symbolic links that lead out of a folder. The folder of a run or a checkpoint may come from
+someone else, so no link in it may be used to read, write or delete files elsewhere.
 
-A folder that is itself a link, such as `outputs` on another disk, is fine, and so is a link to something in the same
-folder, such as `latest`.
-"""
+Two kinds of links are allowed: a folder that is itself a link, such as `outputs` on another disk, and a link to a
+target in the same folder, such as `latest`."""
 
 from __future__ import annotations
 
@@ -21,23 +20,23 @@ _RULE = "which leads out of the folder; nothing is read, written or deleted thro
 
 
 def refuse_links_out(root: Path, paths: Iterable[Path], given: Mapping[str, Any], fix: str) -> None:
-    """Make sure that nothing at or below these paths leads out of a folder, or is a pipe or a device.
+    """Check that nothing at or below these paths is a link out of a folder, a pipe or a device.
 
     Args:
-        root: the folder. It may be a link itself.
-        paths: what is looked at in it: files, and folders with all that is in them. They need not exist.
-        given: the key that names the folder, with its value, for the message.
-        fix: the way out.
+        root: the folder. It may itself be a link.
+        paths: files and folders in it, which need not exist. Folders are checked with all their contents.
+        given: the key that sets the folder and its value, for the message.
+        fix: the fix, for the message.
 
     Raises:
-        ConfigError: with the first that does.
+        ConfigError: with the first such path.
     """
     if (text := next(_strays(root, paths), None)) is not None:
         raise ConfigError([Problem(given, text, fix)])
 
 
 def _strays(root: Path, paths: Iterable[Path]) -> Iterator[str]:
-    """What may not be there, in words. Targets of links that stay in the folder are looked at too."""
+    """Yield a description of everything that is not allowed. Targets of links within the folder are checked too."""
     inside, seen = os.path.realpath(root), set[str]()
     todo = deque((str(part), part == path) for path in paths for part in _parts(root, path))
     while todo:
@@ -58,7 +57,7 @@ def _strays(root: Path, paths: Iterable[Path]) -> Iterator[str]:
 
 
 def _parts(root: Path, path: Path) -> list[Path]:
-    """A path in a folder, behind the folders between the two; nothing for a path that is elsewhere."""
+    """Return the folders between `root` and a path, and the path itself. Empty for a path outside of `root`."""
     between = [part for part in (path, *path.parents) if root in part.parents]
     return [path] if path == root else between[::-1]
 
@@ -75,14 +74,14 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def open_new(file: Path, newline: str | None = None) -> IO[str]:
-    """Open a new file for text. If something is in its place, such as a link, it is removed and not followed."""
+    """Open a new text file. An existing file or link at the path is removed; links are not followed."""
     file.unlink(missing_ok=True)
     return file.open("x", encoding="utf-8", newline=newline)
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Write a file so that whoever reads it, and whenever the writer dies, finds it whole: the old one or the new. A
-    link in its place is replaced, and not followed."""
+    """Write a file atomically: at any time, readers find either the old or the new content. A link at the path is
+    replaced, not followed."""
     fresh = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
     try:
         with open_new(fresh) as stream:

@@ -1,4 +1,4 @@
-"""Locks on files, which let one process at a time write in a folder. They go with the process, however it ends."""
+"""File locks that let only one process at a time write to a folder. The system releases them when the process ends."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from xlstm_hydra._logging import log
 from xlstm_hydra.problems import ConfigError, Problem
 
 LOCK_FILE = ".lock"
-"""Name of the file that a run locks in its folder while it writes there."""
+"""Name of the file that a run locks while it writes to its folder."""
 
 
 def open_lock(file: Path) -> IO[str]:
-    """Open a file to lock it, made if it is not there. It keeps its content.
+    """Open a lock file, creating it if necessary. Its content is kept.
 
     Raises:
-        OSError: it is a link, or cannot be made.
+        OSError: the file is a link or cannot be created.
     """
     return open(file, "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666), encoding="utf-8")
 
 
 def lock(file: IO[str], shared: bool = False) -> bool:
-    """Lock an open file until it is closed. Return False if another process has locked it.
+    """Lock an open file until it is closed. Return False if another process holds the lock.
 
     Raises:
-        OSError: the file system has no locks, such as that of some clusters.
+        OSError: the file system does not support locks, as on some clusters.
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -39,21 +39,21 @@ def lock(file: IO[str], shared: bool = False) -> bool:
 
 
 def lock_folder(folder: Path, name: str, what: str) -> IO[str] | None:
-    """Lock a file in a folder, and return it. Log a warning if the file system has no locks.
+    """Lock a file in a folder and return it. Log a warning if the file system does not support locks.
 
     Args:
         folder: the folder.
-        name: of the file.
-        what: works in the folder, for the warning: run or sweep.
+        name: the name of the file.
+        what: what writes to the folder, run or sweep, for the warning.
 
     Returns:
-        The open file; None if another process has locked it.
+        The open file, or None if another process holds the lock.
     """
     file = open_lock(folder / name)
     try:
         is_locked = lock(file)
     except OSError as error:
-        log.warning("%s: no lock, so a second %s there would not be noticed (%s)", folder, what, error.strerror)
+        log.warning("%s: cannot be locked (%s); a second %s there would not be detected", folder, error.strerror, what)
         return file
     if not is_locked:
         file.close()
@@ -62,16 +62,16 @@ def lock_folder(folder: Path, name: str, what: str) -> IO[str] | None:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other runs from writing in a folder.
+    """Lock a folder against other runs.
 
     Raises:
-        ConfigError: another run is writing there.
+        ConfigError: another run is writing to it.
     """
     while True:
         file = lock_folder(folder, LOCK_FILE, "run")
         if file is None:
             text = "another run is writing in this folder"
-            fix = "Wait until it has ended, or choose another folder."
+            fix = "Wait until it ends, or choose another folder."
             raise ConfigError([Problem({"hydra.run.dir": str(folder)}, text, fix)])
         with file:
             if _is_in(folder, file):
@@ -80,16 +80,16 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """True if a run is writing in a folder (see `hold_folder`)."""
+    """True if a run is writing to a folder (see `hold_folder`)."""
     try:
         with (folder / LOCK_FILE).open() as file:
             return not lock(file, shared=True)
-    except OSError:  # there is no such file, or no locks on this file system
+    except OSError:  # no such file, or a file system without locks
         return False
 
 
 def _is_in(folder: Path, file: IO[str]) -> bool:
-    """True if a lock file is still the one in the folder. A run that is rejected removes the one that it has made."""
+    """True if an open lock file is still the one in the folder. A rejected run removes the lock file it created."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
     except FileNotFoundError:

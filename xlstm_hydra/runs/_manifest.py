@@ -1,8 +1,7 @@
 """The manifest of a checkpoint: size and digest of each of its files. Needs neither Orbax nor JAX.
 
-`manifest.json` is `{"version", "algorithm", "files": {path: {"size", "digest"}}, "digest"}`, where the last digest is
-that of the rest. It is written last. A manifest is read like any other file of a stranger: see `read_manifest`.
-"""
+`manifest.json` is `{"version", "algorithm", "files": {path: {"size", "digest"}}, "digest"}`, where the last digest
+covers the rest of the file. It is the last file to be written. Its content is not trusted: see `read_manifest`."""
 
 from __future__ import annotations
 
@@ -22,41 +21,41 @@ MANIFEST = "manifest.json"
 
 VERSION = 1
 ALGORITHM = "xxh3_128"
-"""Digests detect accidental damage. They are no protection from somebody who writes a manifest of their own."""
+"""Digests detect accidental damage. They do not protect from an attacker, who can write a new manifest."""
 
 THREADS = min(8, os.cpu_count() or 1)
-"""Files that are read at the same time. The digest itself costs little: one thread computes more than 10 GiB/s."""
+"""Number of files that are read at the same time. The digest itself is cheap: more than 10 GiB/s per thread."""
 
 _TEMPORARY = f".{MANIFEST}.new"
 _LEFT_OUT = (MANIFEST, _TEMPORARY)
 _NFS = ".nfs"
-"""How names begin that NFS gives to files that are deleted while they are open."""
+"""Prefix of the names that NFS gives to open files when they are deleted."""
 _BLOCK = 2**20
 _MAX_BYTES = 64 * 2**20
 _DIGEST_LENGTH = 32
 
 
 class BadManifest(ValueError):
-    """A manifest is damaged, or has anything else in it than it should."""
+    """A manifest is damaged or has invalid content."""
 
 
 class Entry(NamedTuple):
-    """A file as the manifest lists it."""
+    """Entry of a file in the manifest."""
 
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
     digest: str
-    """Hexadecimal, of 128 bits."""
+    """Hexadecimal digest of 128 bits."""
 
 
 def entry_of(content: bytes) -> Entry:
-    """Return the entry of a file with that content."""
+    """Return the entry of a file with this content."""
     return Entry(len(content), xxhash.xxh3_128_hexdigest(content))
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """List all files of a checkpoint, on this machine, in its manifest, which is there as a whole or not at all.
+    """Write the manifest of a local checkpoint, with all its files. The manifest is written atomically.
 
     Raises:
         OSError: a file cannot be read, or the manifest cannot be written.
@@ -74,10 +73,10 @@ def write_manifest(checkpoint: Path) -> None:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Entry] | None:
-    """Return the entries of a manifest by the path of the file below the checkpoint, or None if there is no manifest.
+    """Return the entries of a manifest by path relative to the checkpoint, or None if there is no manifest.
 
     Raises:
-        BadManifest: it is damaged, too large, or names something else than files below the checkpoint.
+        BadManifest: the manifest is damaged, too large, or lists paths outside of the checkpoint.
         OSError: it cannot be read.
     """
     try:
@@ -94,7 +93,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Entry] | None:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise error if isinstance(error, BadManifest) else BadManifest("is damaged: it is not a manifest") from None
     if not is_intact:
-        raise BadManifest("is damaged: its content does not have the digest that it gives")
+        raise BadManifest("is damaged: its content does not match its digest")
     if (content["version"], content["algorithm"]) != (VERSION, ALGORITHM):
         found = f"version {content['version']!r} with {content['algorithm']!r}"
         raise BadManifest(f"is not supported: expected version {VERSION} with {ALGORITHM!r}, got {found}")
@@ -102,7 +101,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Entry] | None:
 
 
 def list_files(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Paths of all files below a checkpoint but the manifest, in order. Links are listed, not followed."""
+    """Yield the paths of all files in a checkpoint except the manifest, sorted. Links are listed, not followed."""
     for item in sorted(folder.iterdir()):
         if item.is_dir() and not (isinstance(item, Path) and item.is_symlink()):
             yield from list_files(item, f"{prefix}{item.name}/")
@@ -111,10 +110,10 @@ def list_files(folder: Path, prefix: str = "") -> Iterator[str]:
 
 
 def read_entry(checkpoint: Path, name: str) -> Entry:
-    """Read a file of a checkpoint, a little at a time, and return what its entry should be.
+    """Read a file of a checkpoint in blocks, and return its entry.
 
     Raises:
-        BadManifest: it is not a file, or lies outside of the checkpoint.
+        BadManifest: it is not a file, or is outside of the checkpoint.
         OSError: it cannot be read.
     """
     size, digest = 0, xxhash.xxh3_128()
@@ -126,7 +125,7 @@ def read_entry(checkpoint: Path, name: str) -> Entry:
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes | memoryview]:
-    """The content of a file. Into the same memory again and again, which is faster, where the file can do so."""
+    """Yield the content of a file in blocks. If possible, the same buffer is reused, which is faster."""
     if not hasattr(file, "readinto"):
         yield from iter(lambda: file.read(_BLOCK), b"")
         return
@@ -137,13 +136,13 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes | memoryview]:
 
 
 def _open(checkpoint: Path, name: str) -> IO[bytes]:
-    """Open a file that a stranger may have named: only a file, and only below the checkpoint."""
+    """Open a file whose name is not trusted: it must be a regular file inside the checkpoint."""
     path = checkpoint / name
     if not isinstance(path, Path):
         return path.open("rb")
     if not path.resolve().is_relative_to(checkpoint.resolve()):
         raise BadManifest("is a link that leads out of the checkpoint")
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its other end
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe would block
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise BadManifest("is not a file")
@@ -173,7 +172,7 @@ def _encode(entries: Mapping[str, Entry], version: Any = VERSION, algorithm: Any
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name of a file last, where the file system can do so."""
+    """Flush the renaming of a file to disk, if the file system supports it."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

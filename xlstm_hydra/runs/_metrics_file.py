@@ -1,4 +1,4 @@
-"""Reading `metrics.csv`, whose lines may be damaged: each that is gets named, and the others are used."""
+"""Read `metrics.csv`. Damaged lines are reported, and all others are used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from xlstm_hydra.problems import show
 
 METRICS_FILE = "metrics.csv"
-"""In the folder of a run."""
+"""Name of the file in a run folder."""
 
 MOST_REPORTED = 5
-"""Damaged lines that are reported one by one."""
+"""Maximum number of damaged lines that are reported individually."""
 
 _STEP = re.compile(r"[0-9]{1,15}")
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]{1,4})?|nan|[-+]?inf", re.IGNORECASE)
@@ -21,26 +21,26 @@ _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 @dataclass
 class MetricsFile:
-    """What stands in a file of metrics."""
+    """Content of a metrics file."""
 
     columns: list[str] = field(default_factory=list)
     rows: list[dict[str, str]] = field(default_factory=list)
-    """The text of each value by its column, without those that are empty. `step` is in each."""
+    """For each row, the text of the non-empty values by column. Every row has `step`."""
 
     faults: list[str] = field(default_factory=list)
-    """What is wrong with each damaged line, behind its number."""
+    """The line number and the problem of each damaged line."""
 
     cut: str | None = None
-    """Note of a last line that was cut off, as by a kill."""
+    """Note about an incomplete last line, for example after a kill."""
 
     def reports(self) -> list[str]:
-        """The faults for a user, and how many more there are than are listed."""
+        """Return the first faults, and the number of further ones."""
         more = len(self.faults) - MOST_REPORTED
         return [*self.faults[:MOST_REPORTED], *([f"{more} more lines are damaged"] if more > 0 else [])]
 
 
 def read_metrics_file(file: Path) -> MetricsFile:
-    """Read a file of metrics; one that is not there has none.
+    """Read a metrics file. A missing file has no rows.
 
     Raises:
         OSError: it cannot be read.
@@ -50,7 +50,7 @@ def read_metrics_file(file: Path) -> MetricsFile:
     except FileNotFoundError:
         return MetricsFile()
     *lines, rest = data.split(b"\n")
-    found = MetricsFile(cut=f"line {len(lines) + 1} is cut off, as by a kill" if rest else None)
+    found = MetricsFile(cut=f"line {len(lines) + 1} is cut off (was the run killed?)" if rest else None)
     for number, line in enumerate(lines, 1):
         try:
             _take(found, number, line.removesuffix(b"\r").decode("utf-8").split(","))
@@ -62,10 +62,10 @@ def read_metrics_file(file: Path) -> MetricsFile:
 
 
 def _take(found: MetricsFile, number: int, values: list[str]) -> None:
-    """Take a line.
+    """Add a line to the content.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the line is damaged.
     """
     if number == 1:
         if "step" not in values or len({*values}) < len(values) or not all(map(_NAME.fullmatch, values)):

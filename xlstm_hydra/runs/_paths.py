@@ -1,4 +1,4 @@
-"""Where a run folder keeps its checkpoints and their metadata. Needs neither Orbax nor JAX."""
+"""Paths of checkpoints and their metadata in a run folder. Needs neither Orbax nor JAX."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ._manifest import MANIFEST
 from ._verify import read_verified
 
 FOLDER = "checkpoints"
-"""Name of the folder in a run folder."""
+"""Name of the folder for checkpoints in a run folder."""
 
 PREFIX = "checkpoint_"
-"""What the name of a checkpoint of xlstm-jax begins with, before its step."""
+"""Prefix of the names of xlstm-jax checkpoints, before the step."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
-"""What Orbax adds to the name of a folder until all is in it."""
+"""Part of the name that Orbax gives to a folder until it is complete."""
 
 RESTORE = "checkpoint.restore"
-"""The key that a checkpoint is most often named by."""
+"""The key that most often refers to a checkpoint."""
 
 
 def step_of(checkpoint: Path, key: str = RESTORE) -> int:
-    """The step of a checkpoint.
+    """Return the step of a checkpoint.
 
     Raises:
-        ConfigError: neither the checkpoint nor the name of its folder has it.
+        ConfigError: neither the checkpoint nor the name of its folder contains the step.
     """
     step = known_step(checkpoint)
     if step is None:
@@ -40,31 +40,31 @@ def step_of(checkpoint: Path, key: str = RESTORE) -> int:
 
 
 def known_step(checkpoint: Path) -> int | None:
-    """The step of a checkpoint: as it recorded it, or else from the name of its folder; None if neither has it."""
+    """Return the recorded step of a checkpoint, or else the step in the name of its folder, or else None."""
     try:
         content: Any = json.loads(read_verified(checkpoint, "data/metadata", RESTORE))
     except (OSError, ValueError, RecursionError):
         content = None
     recorded = content if isinstance(content, dict) else {}
-    steps = (recorded.get("step"), step_in_name(checkpoint), recorded.get("batches"))  # the last one: earlier versions
+    steps = (recorded.get("step"), step_in_name(checkpoint), recorded.get("batches"))  # batches: from earlier versions
     return next((step for step in steps if type(step) is int), None)
 
 
 def step_in_name(folder: Path) -> int | None:
-    """The step that the name of a folder gives, or None."""
+    """Return the step in the name of a folder, or None."""
     digits = folder.name.removeprefix(PREFIX)
     return int(digits) if digits.isascii() and digits.isdigit() else None
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """True if a folder holds a checkpoint, of ours or of xlstm-jax, whatever its name and wherever it lies."""
+    """True if a folder is a checkpoint of xlstm-hydra or xlstm-jax, regardless of its name and location."""
     return any((folder / item).is_dir() for item in ("metadata", "params"))
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """True if Orbax finished the save, which it marks with a file, and with a time in another one. On a disk it also
-    renames the folder at the end, so an old checkpoint without either mark is finished there. The manifest comes last,
-    so a checkpoint that has one is finished, and one of these marks may be damaged."""
+    """True if a checkpoint was saved completely. Orbax marks this with a file, and with a time stamp in another file.
+    On a disk it also renames the folder at the end, so old local checkpoints without these marks are complete. Our
+    manifest is written last, so a checkpoint with a manifest is complete even if a mark is damaged."""
     if _UNFINISHED in checkpoint.name:
         return False
     if any((checkpoint / name).is_file() for name in ("commit_success.txt", MANIFEST)):
@@ -79,7 +79,7 @@ def is_finished(checkpoint: Path) -> bool:
 
 
 def has_metadata(checkpoint: Path) -> bool:
-    """True if the metadata of a checkpoint is there and whole."""
+    """True if the metadata of a checkpoint exists and is valid JSON."""
     try:
         json.loads(read_metadata_text(checkpoint))
     except (ConfigError, ValueError, RecursionError):
@@ -88,45 +88,45 @@ def has_metadata(checkpoint: Path) -> bool:
 
 
 def steps_folder(folder: Path) -> Path:
-    """The folder with the checkpoints of a run, which may be given itself."""
+    """Return the folder with the checkpoints of a run, given the run folder or that folder itself."""
     return folder / FOLDER if (folder / FOLDER).is_dir() else folder
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint belongs to; None for one that was copied elsewhere."""
+    """Return the run folder of a checkpoint, or None if the checkpoint was copied elsewhere."""
     return checkpoint.parents[1] if checkpoint.parent.name == FOLDER else None
 
 
 def saved_steps(run_folder: Path) -> list[int]:
-    """Steps with a finished checkpoint, ascending."""
+    """Return the steps with finished checkpoints, in ascending order."""
     return sorted(saved_checkpoints(run_folder))
 
 
 def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
-    """The finished checkpoints of a run, of ours or of xlstm-jax, by the step in their names."""
+    """Return the finished checkpoints of a run, of xlstm-hydra or xlstm-jax, by the step in their names."""
     return _finished(run_folder / FOLDER)
 
 
 def checkpoints_at(folder: Path) -> dict[int, Path]:
-    """The same of a run, or of the folder of its checkpoints, which may have been copied or renamed."""
-    found = _finished(steps_folder(folder))  # numbers name other things too, such as the jobs of a sweep
+    """Return the same for a run folder or its folder of checkpoints, which may have been copied or renamed."""
+    found = _finished(steps_folder(folder))  # jobs of a sweep, for example, also have numbers as names
     return {step: path for step, path in found.items() if is_checkpoint(path)}
 
 
 def to_path(source: str) -> Path:
-    """A path on this machine, or one that behaves alike if the source is an address such as `gs://bucket/runs/a`."""
+    """Return a local path, or an `epath.Path` if the source is an address such as `gs://bucket/runs/a`."""
     if "://" not in source:
-        return Path(os.path.expanduser(source))  # that of pathlib raises an error for a user who is not there
-    from etils import epath  # only for storage elsewhere
+        return Path(os.path.expanduser(source))  # pathlib's version raises an error for an unknown user
+    from etils import epath  # needed only for remote storage
 
     return cast(Path, epath.Path(source))
 
 
 def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
-    """The metadata text of a checkpoint.
+    """Return the metadata text of a checkpoint.
 
     Raises:
-        ConfigError: it has none, or only a link to another folder, or it differs from the manifest.
+        ConfigError: there is no metadata, it is a link to another folder, or it differs from the manifest.
     """
     if isinstance(checkpoint, Path):
         root = run_of(checkpoint) or checkpoint
@@ -138,11 +138,15 @@ def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
 
 
 def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Path] = ()) -> None:
-    """Make sure that a run which begins after `first_step` would not write over a later checkpoint, besides damaged
-    ones.
+    """Check that a run which starts after `first_step` would not overwrite later checkpoints, except damaged ones.
+
+    Args:
+        run_folder: the folder of the run.
+        first_step: the step that the run starts from.
+        besides: damaged checkpoints, which may be overwritten.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: it would overwrite one.
     """
     folder = run_folder / FOLDER
     items = sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
@@ -151,12 +155,12 @@ def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Pat
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove it.")])
     set_aside = {step_in_name(checkpoint) for checkpoint in besides}
     if later := [step for step in saved_steps(run_folder) if step > first_step and step not in set_aside]:
-        text = f"has checkpoints of later steps already ({either(later)}), which would be lost"
+        text = f"already has checkpoints of later steps ({either(later)}), which would be overwritten"
         raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Choose another folder.")])
 
 
 def refused(source: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
-    """An error about the checkpoint that `key` names."""
+    """Return an error about the checkpoint in the value of `key`."""
     return ConfigError([Problem({key: source}, text, fix)])
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with: package versions, the git commit, the command line."""
+"""Provenance of a run: package versions, the git commit, and the command line."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ PACKAGES = (
 )
 
 _HARMLESS = r"^(core\.(repositoryformatversion|filemode|symlinks|ignorecase|autocrlf|eol)|extensions\.objectformat)$"
-"""Settings of a repository that say how files are compared, and name no program and no path."""
+"""Git settings that affect the comparison of files, and contain neither programs nor paths."""
 
 _STATUS = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
 
 
 def provenance(overrides: list[str] | None = None) -> dict[str, Any]:
-    """Versions, overrides, and the git state of the folder that the command was started in and of this package. Plain
-    JSON values."""
+    """Return versions, overrides, and the git state of the current folder and of this package, as plain JSON values."""
     return {
         "overrides": list(overrides or []),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -51,12 +50,12 @@ def _version(name: str) -> str | None:
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether there are changes (None: not known); None outside a git checkout.
+    """Return the commit, and if there are uncommitted changes (None: unknown). Return None outside a git checkout.
 
-    The folder may be one that someone else has made, and git runs programs that the configuration of a repository
-    names, such as `core.fsmonitor`, filters and hooks. Commands that run none find the repository; its index is then
-    compared with the files in the name of another repository, which is empty and has only harmless settings.
-    """
+    The folder may come from someone else, and git runs programs from the configuration of a repository, such as
+    `core.fsmonitor`, filters and hooks. The repository is therefore located with commands that run no programs. Its
+    index is then compared with the files using the configuration of a new, empty repository with only harmless
+    settings."""
     found = _git(folder, "rev-parse", "HEAD", "--show-toplevel", "--git-path", "index", "--git-path", "objects")
     if found is None or len(lines := found.split("\n")) != 4:
         return None
@@ -76,7 +75,7 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *args: str, **environment: str) -> str | None:
-    """The output of git; None if it fails."""
+    """Return the output of a git command, or None if it fails."""
     variables = os.environ | {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1"} | environment
     command = ["git", "-C", str(folder), "--no-pager", "--no-optional-locks", *args]
     try:

@@ -1,4 +1,4 @@
-"""What the metadata beside a checkpoint says, typed, whoever wrote it."""
+"""Records: the typed content of a checkpoint's metadata, written by xlstm-hydra or xlstm-jax."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ _WAYS = {
     RESTORE: "checkpoint.lenient=true ignores unknown fields.",
     "hydra.searchpath": "ckpt://RUN?lenient ignores unknown fields.",
 }
-"""How to read a record with unknown fields, by the key that names its checkpoint."""
+"""How to read metadata with unknown fields, by the key of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record(RecordedConfigs):
-    """What the metadata beside a checkpoint says, typed, whoever wrote it."""
+    """Records: the typed content of a checkpoint's metadata, written by xlstm-hydra or xlstm-jax."""
 
     @property
     def model(self) -> ModelConfig:
-        """The model with its layout."""
+        """The model config with its layout."""
         model = self.groups["model"]
         assert isinstance(model, ModelConfig)
         return model
 
 
 def refuse_to_continue(writer: str, path: str, key: str) -> None:
-    """Make sure that training can continue from a checkpoint, which takes more than its parameters.
+    """Check that training can continue from a checkpoint, which requires more than parameters.
 
     Raises:
-        ConfigError: another program wrote it.
+        ConfigError: another program wrote the checkpoint.
     """
     if writer != FORMAT:
-        text = f"{writer} wrote it, and its optimizer state and position in the data are none of ours"
-        raise refused(path, text, f"To begin with its parameters: --from {path} checkpoint.init_from={path}", key)
+        text = f"{writer} wrote it, and its optimizer state and data position cannot be used here"
+        raise refused(path, text, f"To start from its parameters, use --from {path} checkpoint.init_from={path}.", key)
 
 
 def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
-    """Read a metadata text, of ours or of xlstm-jax. Nothing that it names is imported, unless `allow_modules` says so.
+    """Read a metadata text of xlstm-hydra or xlstm-jax. No module is imported unless `allow_modules` allows it.
 
     Args:
-        text: the metadata, as text or as it stands on disk.
-        lenient: let fields pass that nobody knows, and list them in `Record.unknown`.
-        classes: model and config classes that it may name beside ours and those that `register_model_class` and
-            `allow_modules` allow.
+        text: the metadata, as a string or as the bytes of the file.
+        lenient: ignore unknown fields, and list them in `Record.unknown`.
+        classes: model and config classes that the text may refer to, in addition to ours and those allowed with
+            `register_model_class` and `allow_modules`.
 
     Raises:
         MetadataError: with the path of every field that is wrong, missing or unknown.
@@ -68,28 +68,28 @@ def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Ite
     """Return the record of a checkpoint.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: the folder of the checkpoint.
         key: where the user named it, for messages.
         lenient: see `read_record`.
         classes: see `read_record`.
 
     Raises:
-        ConfigError: it has none, or one that cannot be read.
+        ConfigError: it has no metadata, or the metadata cannot be read.
     """
     text = read_metadata_text(checkpoint, key)
     return _read_record_at(checkpoint, text, key, lenient=lenient, classes=classes)
 
 
 def record_named(source: str, key: str, *, lenient: bool = False) -> Record:
-    """Return the record of the checkpoint, or the file with a record, that a source names.
+    """Return the record of a checkpoint or of a metadata file.
 
     Args:
-        source: see `find_checkpoint`, or the path of a file.
+        source: a checkpoint (see `find_checkpoint`), or the path of a metadata file.
         key: where the user typed it, for messages.
         lenient: see `read_record`.
 
     Raises:
-        ConfigError: there is none, or it cannot be read.
+        ConfigError: there is no metadata, or it cannot be read.
     """
     with reached(source, key):
         file = to_path(source)
@@ -102,7 +102,7 @@ def record_named(source: str, key: str, *, lenient: bool = False) -> Record:
 def _read_record_at(
     path: Path, text: str | bytes, key: str, *, lenient: bool = False, classes: Iterable[type] = ()
 ) -> Record:
-    """Read the metadata text of a checkpoint or of a file, and log the fields in it that are ignored.
+    """Read the metadata text of a checkpoint or file, and log the ignored fields.
 
     Args:
         path: the checkpoint or the file, for messages.
@@ -121,18 +121,18 @@ def _read_record_at(
 
 
 def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
-    """Everything that a run was made from, as plain JSON values. Where its processes were is no part of that.
+    """Return the metadata of a run as plain JSON values, without the addresses and ids of its processes.
 
     Args:
         run: the config.
-        extra: what else belongs to the record, of those that `formats` allows beside the config. Plain JSON values.
+        extra: further plain JSON values to record, among the keys that `formats` allows.
 
     Raises:
-        ValueError: a value that JSON cannot hold, or that would not be read back.
+        ValueError: a value cannot be written as JSON, or could not be read back.
     """
     config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
     content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
-    json.dumps(content, allow_nan=False)  # a bad value would otherwise fail later, in the thread that writes
+    json.dumps(content, allow_nan=False)  # an invalid value would fail later, in the saving thread
     wrong = [problem.at("config") for problem in collect(RunConfig, config, STRICT)[1]]
     if problems := [*wrong, *problems_beside(content)]:
         raise MetadataError(problems)
@@ -141,10 +141,10 @@ def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
 
 @contextmanager
 def _unknown_fields_explained(key: str) -> Iterator[None]:
-    """Add to an error about unknown fields how to read the record all the same.
+    """Add to an error about unknown fields how to ignore them.
 
     Args:
-        key: where the user named the record.
+        key: the key of the checkpoint.
     """
     try:
         yield
@@ -153,6 +153,6 @@ def _unknown_fields_explained(key: str) -> Iterator[None]:
 
 
 def _with_way_out(problems: Sequence[Problem], way: str) -> list[Problem]:
-    """The problems, where the last one of an unknown field also has the way out."""
+    """Append a fix to the last problem about an unknown field."""
     last = next((problem for problem in reversed(problems) if isinstance(problem, UnknownField)), None)
     return [replace(each, fix=f"{each.fix} {way}".strip()) if each is last else each for each in problems]

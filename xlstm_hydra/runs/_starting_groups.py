@@ -1,4 +1,4 @@
-"""The groups that a new run starts from, of what a checkpoint recorded."""
+"""Groups of a checkpoint's record that a new run starts from."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._record import Record
 
 _CACHE = "trainer.compilation_cache_dir"
 _LEFT_OUT = ("task", "device")
-"""Groups that a run from a checkpoint has of its own: what it does, and on what, is not what the saved run did."""
+"""Groups that are not taken from a checkpoint: the new run has its own task and device."""
 
 
 def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
-    """What a new run starts from: the recorded groups without what belonged to the saved run alone, and what was left
-    out of them because it has no effect or names weights elsewhere."""
+    """Return the groups that a new run starts from, without settings that apply only to the saved run, and notes about
+    dropped values: those without effect and paths of other weights."""
     groups = {name: config for name, config in record.groups.items() if name not in _LEFT_OUT}
     if isinstance(processes := groups.get("distributed"), DistributedConfig):
         groups["distributed"] = DistributedConfig(name="auto", device_order=processes.device_order)
@@ -27,26 +27,26 @@ def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
     if isinstance(saved := groups.get("checkpoint"), CheckpointConfig):
         groups["checkpoint"] = dataclasses.replace(saved, restore=None, lenient=False, init_from=None)
         if saved.init_from is not None:
-            text = "is left out: weights are not read from a place that was recorded. To start from them, type it"
+            text = "is ignored: weights are not read from a recorded path. To start from them, set it again"
             notes.append(f"checkpoint.init_from={show(saved.init_from)} {text}")
     groups, others = without_unused(groups)
     return groups, [*notes, *others]
 
 
 def without_unused(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
-    """The same groups with every value that has no effect at one that says so, as the rules between groups ask for, and
-    a note about each. Records of other programs have such values.
+    """Replace every value without effect by its neutral value, which the rules between groups require, and return a
+    note about each. Records of other programs contain such values.
 
-    A folder of compiled programs that was recorded is left out too: they would run here, and whoever wrote the record
-    may have made them."""
+    A recorded folder of compiled programs is also dropped: these programs would run here, and may come from someone
+    else."""
     groups, notes = dict(recorded), []
     if (folder := _recorded_cache(groups)) is not None:
         _set(groups, _CACHE, AUTO)
-        rule = "compiled programs are not loaded from a folder that was recorded"
-        notes.append(f"{_CACHE}={show(folder)} is left at {AUTO}: {rule}")
+        rule = "compiled programs are not loaded from a recorded folder"
+        notes.append(f"{_CACHE}={show(folder)} is reset to {AUTO}: {rule}")
     while unused := _unused_values(groups):
         for key, (value, rule) in unused.items():
-            notes.append(f"{key}={show(_get(groups, key))} is left at {show(value)}: {rule}")
+            notes.append(f"{key}={show(_get(groups, key))} is reset to {show(value)}: {rule}")
             _set(groups, key, value)
     return groups, notes
 
@@ -57,7 +57,7 @@ def _recorded_cache(groups: Mapping[str, ConfigDict]) -> str | None:
 
 
 def _unused_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:
-    """What has no effect, by its whole key: the value that says so, and the rule that asks for it."""
+    """Return the values without effect by complete key: the neutral value, and the rule that requires it."""
     run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
     problems = [problem for problem in run.rules() if problem.unused_keys]
     return {

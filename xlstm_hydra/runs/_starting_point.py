@@ -1,4 +1,4 @@
-"""Where a run begins: anew, at the checkpoint that it names, or at the newest one in its own folder."""
+"""Starting point of a run: from scratch, from a given checkpoint, or from the newest one in its own folder."""
 
 from __future__ import annotations
 
@@ -15,45 +15,46 @@ from ._paths import FOLDER, has_metadata, refused, saved_checkpoints, step_in_na
 from ._verify import Finding, damage_in
 
 RESTARTS = "SLURM_RESTART_COUNT"
-"""Variable that says how often SLURM has started a job again."""
+"""Environment variable with the number of times that SLURM has restarted a job."""
 
 ASIDE = "damaged_checkpoints"
-"""Folder in a run folder for checkpoints that cannot be read."""
+"""Folder in a run folder for damaged checkpoints."""
 METRICS = "metrics"
-"""Item of a checkpoint by which the best ones are kept."""
+"""Item of a checkpoint with the loss that determines the best ones."""
 
 RECORD = ("metadata", "data", METRICS)
-"""Items of a checkpoint without arrays, which are read before a device is started."""
+"""Items of a checkpoint without arrays, which are read before devices are initialised."""
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where a run begins."""
+    """Starting point of a run."""
 
     checkpoint: Path | None
-    """None: anew."""
+    """The checkpoint to continue from. None: start from scratch."""
 
     is_own: bool = False
-    """Whether it was looked for in the run's own folder."""
+    """True if the checkpoint was searched for in the run's own folder."""
 
     weights: Path | None = None
-    """What it takes its parameters from, where it begins anew."""
+    """Source of the initial parameters, if the run starts from scratch."""
 
     is_newest: bool = False
-    """True if it is the newest checkpoint of a run that can be read, so that an earlier one may take its place."""
+    """True if the checkpoint is the newest readable one of a run, so that an earlier one can replace it."""
 
     skipped: tuple[Path, ...] = ()
-    """Damaged checkpoints of that run: later ones, which cannot be read, and others whose rank is not known."""
+    """Damaged checkpoints of that run: later ones that cannot be read, and others whose validation loss is
+    unreadable."""
 
     damaged: tuple[Path, ...] = ()
-    """Those of them that are in the run's own folder."""
+    """The damaged checkpoints among `skipped` in the run's own folder."""
 
     def is_done(self, max_steps: int) -> bool:
-        """Whether the run, which goes on by itself, has nothing left to do."""
+        """True if the run continues in its own folder and has already done `max_steps`."""
         return self.is_own and self.checkpoint is not None and step_of(self.checkpoint) >= max_steps
 
     def set_damaged_aside(self) -> Iterator[tuple[Path, Path]]:
-        """Move the damaged ones to where they count no more, so that the run can save these steps again."""
+        """Move the damaged checkpoints to another folder, so that the run can save these steps again."""
         for checkpoint in self.damaged:
             folder = checkpoint.parents[1] / ASIDE
             folder.mkdir(exist_ok=True)
@@ -62,26 +63,27 @@ class StartingPoint:
 
 
 def is_restarted() -> bool:
-    """Whether SLURM has started this job again."""
+    """True if SLURM has restarted this job."""
     count = os.environ.get(RESTARTS, "0")
     return count.isdigit() and int(count) > 0
 
 
 def find_starting_point(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) -> StartingPoint:
-    """Where a run begins. One that SLURM has started again goes on in its own folder, if there is a checkpoint.
+    """Return the starting point of a run. After a restart by SLURM, it continues from a checkpoint in its own folder,
+    if there is one.
 
     Args:
         run: the config.
-        folder: its own folder.
-        unreadable: checkpoints that turned out to be damaged.
+        folder: the run folder.
+        unreadable: checkpoints already known to be damaged.
 
     Raises:
-        ConfigError: there is no such checkpoint, or all of the run are damaged.
+        ConfigError: the checkpoint does not exist, or all checkpoints of the run are damaged.
     """
     source, own = run.checkpoint.restore, saved_checkpoints(folder.absolute())
     if source == AUTO or is_restarted():
         if own:
-            fix = "Choose another folder (hydra.run.dir) to begin anew."
+            fix = "To start from scratch, choose another folder (hydra.run.dir)."
             return _newest(run, own, own, unreadable, fix)
         if source == AUTO:
             return StartingPoint(None, True)
@@ -98,15 +100,15 @@ def find_starting_point(run: RunConfig, folder: Path, unreadable: Iterable[Path]
 def _newest(
     run: RunConfig, saved: Mapping[int, Path], own: Mapping[int, Path], unreadable: Iterable[Path], fix: str
 ) -> StartingPoint:
-    """Begin at the newest checkpoint of a run that can be read. Arrays are verified later, when they are read, and then
-    listed in `unreadable`."""
+    """Start from the newest readable checkpoint of a run. Arrays are verified later, when they are read; checkpoints
+    with damaged arrays are then passed as `unreadable`."""
     left_out = {_identity(path) for path in unreadable}
     others = {step: path for step, path in saved.items() if _identity(path) not in left_out}
     whole = [step for step, path in others.items() if can_be_read(path, run.trainer.max_steps)]
     if not whole:
         folder = next(iter(saved.values())).parent
         source = str(run.checkpoint.restore or AUTO)
-        fix = f"{fix} `xlstm-metadata check {folder.parent}` names the damaged files."
+        fix = f"{fix} `xlstm-metadata check {folder.parent}` lists the damaged files."
         raise refused(source, f"none of the checkpoints in {folder} can be read", fix)
     newest, is_ranked = max(whole), run.checkpoint.keep == "best"
     damaged = [step for step in sorted(own) if step > newest or is_ranked and damage_in(own[step], METRICS)]
@@ -121,12 +123,12 @@ def _identity(checkpoint: Path) -> str:
 
 
 def can_be_read(checkpoint: Path, max_steps: int) -> bool:
-    """True if what is verified of a checkpoint before a device is started is there and intact."""
+    """True if the parts of a checkpoint that are verified before devices are initialised are intact."""
     return has_metadata(checkpoint) and not damage_before_start(checkpoint, max_steps)
 
 
 def damage_before_start(checkpoint: Path, max_steps: int) -> list[Finding]:
-    """Return what is wrong with what a checkpoint records of itself, or with any file of it if it has done `max_steps`,
-    because a run that is complete reads no arrays later."""
+    """Return the damage in the parts of a checkpoint without arrays, or in all its files if it has done `max_steps`,
+    because a complete run does not read the arrays later."""
     step = step_in_name(checkpoint)
     return damage_in(checkpoint, *(() if step is not None and step >= max_steps else RECORD))

@@ -1,4 +1,4 @@
-"""Damage of a checkpoint: verification of its files against the manifest, and the errors that report it."""
+"""Verification of a checkpoint: its files are compared with the manifest, and damage is reported."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ._manifest import MANIFEST, THREADS, BadManifest, Entry, entry_of, list_fil
 log = logging.getLogger("xlstm_hydra")
 
 MARK = {"manifest": MANIFEST}
-"""What the custom metadata of a checkpoint says that gets a manifest after Orbax has finished it."""
+"""Mark in the custom metadata of a checkpoint that will get a manifest after Orbax has finished."""
 
 _UNVERIFIED = {"checkpoint": "verify=False", **dict.fromkeys(("RUN", "A", "B"), "--no-verify")}
-"""How the verification is turned off, by the key that names the checkpoint."""
+"""How to turn verification off, by the key of the checkpoint."""
 
 _LARGE = 2**20
-"""Size in bytes from which a file is verified while it is read; smaller ones are verified before."""
+"""Size in bytes from which a file is verified while it is read. Smaller files are verified before."""
 
 _UNLISTED = f"is not listed in {MANIFEST}"
 
@@ -33,16 +33,16 @@ _is_on: ContextVar[bool] = ContextVar("verification", default=True)
 
 
 class DamagedCheckpoint(ConfigError):
-    """Files of a checkpoint are missing, cut off or altered."""
+    """Files of a checkpoint are missing, incomplete or altered."""
 
 
 class DamageFound(DamagedCheckpoint):
-    """Files of a checkpoint differ from its manifest. Of several processes, all have found the same."""
+    """Files of a checkpoint differ from its manifest. All processes raise this error together."""
 
 
 @contextmanager
 def attributed_to(key: str, checkpoint: Path | str) -> Iterator[None]:
-    """Attribute the problems that are found inside to the key that names a checkpoint."""
+    """Attribute the problems raised inside to a checkpoint and its key."""
     try:
         yield
     except ConfigError as error:
@@ -52,13 +52,13 @@ def attributed_to(key: str, checkpoint: Path | str) -> Iterator[None]:
 
 
 class Finding(NamedTuple):
-    """A file of a checkpoint that is not as it should be."""
+    """A damaged, missing or unexpected file of a checkpoint."""
 
     file: str
-    """Its path below the checkpoint."""
+    """Path of the file relative to the checkpoint."""
 
     problem: str
-    """What is wrong, as the end of a sentence that begins with the path."""
+    """The problem, as the end of a sentence that starts with the path."""
 
     def __str__(self) -> str:
         return f"{self.file} {self.problem}"
@@ -66,7 +66,8 @@ class Finding(NamedTuple):
 
 @contextmanager
 def verification(on: bool) -> Iterator[None]:
-    """Verify what is read of checkpoints inside, or do not. On unless set; what is turned off outside stays off."""
+    """Turn the verification of checkpoints on or off inside. It is on by default. A nested call cannot turn it on
+    again."""
     token = _is_on.set(on and _is_on.get())
     try:
         yield
@@ -75,11 +76,10 @@ def verification(on: bool) -> Iterator[None]:
 
 
 def _manifest_of(checkpoint: Path, key: str) -> dict[str, Entry] | None:
-    """Return the manifest that the files of a checkpoint are verified with; None if there is none, or if verification
-    is off.
+    """Return the manifest of a checkpoint, or None if there is none or verification is off.
 
     Raises:
-        DamageFound: the manifest cannot be used.
+        DamageFound: the manifest is damaged.
     """
     if not _is_on.get():
         return None
@@ -101,7 +101,7 @@ def _note_missing(checkpoint: Path) -> None:
 
 
 def is_marked(checkpoint: Path) -> bool:
-    """True if the program that saved a checkpoint was going to write a manifest."""
+    """True if the program that saved a checkpoint intended to write a manifest."""
     try:
         content = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_bytes())
         return content["custom_metadata"].items() >= MARK.items()
@@ -113,7 +113,7 @@ def read_verified(checkpoint: Path, name: str, key: str) -> bytes:
     """Return the content of a small file of a checkpoint.
 
     Raises:
-        DamageFound: it differs from the manifest.
+        DamageFound: the file differs from the manifest.
         OSError: it cannot be read.
     """
     content, manifest = (checkpoint / name).read_bytes(), _manifest_of(checkpoint, key)
@@ -123,10 +123,10 @@ def read_verified(checkpoint: Path, name: str, key: str) -> bytes:
 
 
 def damage_in(checkpoint: Path, *items: str) -> list[Finding]:
-    """Return what is wrong with the manifest of a checkpoint, or with the files of some items.
+    """Return the damage in the manifest of a checkpoint, or in the files of some items.
 
     Raises:
-        OSError: the machine cannot read a file that is there.
+        OSError: an existing file cannot be read.
     """
     try:
         manifest = read_manifest(checkpoint) if _is_on.get() else None
@@ -136,24 +136,24 @@ def damage_in(checkpoint: Path, *items: str) -> list[Finding]:
 
 
 def _select(manifest: Mapping[str, Entry], items: Sequence[str]) -> dict[str, Entry]:
-    """Return the entries of the files that reading some items takes: theirs, and those that describe the checkpoint.
-    All entries, if no item is given."""
+    """Return the entries of the files needed to read some items: those of the items, and those that describe the
+    checkpoint. Return all entries if no item is given."""
     wanted = {*items, ""} if items else {name.partition("/")[0] if "/" in name else "" for name in manifest}
     return {name: entry for name, entry in manifest.items() if name.rpartition("/")[0].partition("/")[0] in wanted}
 
 
 def _find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[Finding]:
-    """Compare files with their entries, several at a time. Yields what is wrong.
+    """Compare files with their entries, several at a time, and yield the damage.
 
     Raises:
-        OSError: the machine cannot read a file that is there.
+        OSError: an existing file cannot be read.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         yield from filter(None, pool.map(_finder(checkpoint), entries.items()))
 
 
 def _finder(checkpoint: Path) -> Callable[[tuple[str, Entry]], Finding | None]:
-    """Return a function of a path and its entry that returns what is wrong with the file, or None."""
+    """Return a function that takes the path and entry of a file and returns its damage, or None."""
 
     def find(item: tuple[str, Entry]) -> Finding | None:
         name, expected = item
@@ -178,9 +178,9 @@ def _difference(name: str, expected: Entry | None, found: Entry) -> Finding | No
 
 
 def _damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFound:
-    """Return an error about a checkpoint that a key names, with the first damaged files."""
+    """Return an error about a damaged checkpoint, with the first damaged file."""
     more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
-    way_out = f"Choose another step; {_UNVERIFIED.get(key, 'checkpoint.verify=false')} reads it as it is."
+    way_out = f"Choose another step; {_UNVERIFIED.get(key, 'checkpoint.verify=false')} reads it anyway."
     return DamageFound([Problem.about(f"{key}={checkpoint}", f"{found[0]}{more}", way_out)])
 
 
@@ -188,20 +188,20 @@ def _damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFoun
 def verified_files(
     checkpoint: Path, key: str, items: Sequence[str], processes: tuple[int, int], of_all: Callable[[str], list[str]]
 ) -> Iterator[None]:
-    """Verify some items of a checkpoint that are read inside. A checkpoint without a manifest is noted in the log.
+    """Verify items of a checkpoint that are read inside. If the checkpoint has no manifest, this is logged.
 
-    One process verifies large files at the same time, so that they are read from the disk once. Several processes do it
-    before: each verifies a share of the files, and all know the result.
+    A single process verifies large files while they are read, so that they are read from the disk only once. Several
+    processes verify all files before: each verifies a share, and all get the result.
 
     Args:
-        checkpoint: its folder.
-        key: where the user named it, for messages.
-        items: the folders in it that are read; all, if none is given.
-        processes: the number of this process, and how many there are.
-        of_all: returns the texts of all processes, where all call it with theirs.
+        checkpoint: the folder of the checkpoint.
+        key: the key of the checkpoint in messages.
+        items: the folders in it that are read. Empty: all.
+        processes: the id of this process and the number of processes.
+        of_all: a collective function that returns the texts that all processes call it with.
 
     Raises:
-        DamageFound: a file differs from the manifest, whatever else was raised inside.
+        DamageFound: a file differs from the manifest. It replaces any other exception raised inside.
     """
     manifest = _manifest_of(checkpoint, key)
     if manifest is None:
@@ -217,7 +217,7 @@ def verified_files(
         pending = pool.map(_finder(checkpoint), meanwhile.items())
         try:
             yield
-        except Exception as error:  # it may come from the damage; if not, it is not of interest here
+        except Exception as error:  # the damage may have caused it
             if found := [*filter(None, pending)]:
                 raise _damaged(checkpoint, found, key) from error
             raise
@@ -231,23 +231,23 @@ def _split(entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, En
 
 
 def _share(entries: Mapping[str, Entry], number: int, count: int) -> dict[str, Entry]:
-    """The files that a process verifies: of those in order of their size, one of as many as there are processes."""
+    """Return the share of files that a process verifies: every `count`-th file in order of size."""
     names = sorted(entries, key=lambda name: (entries[name].size, name))
     return {name: entries[name] for name in names[number::count]}
 
 
 @dataclass
 class Verdict:
-    """All that is known of the files of a checkpoint, for a report."""
+    """Result of the verification of a whole checkpoint."""
 
     num_files: int = 0
-    """Files that the manifest lists."""
+    """Number of files in the manifest."""
 
     damage: list[Finding] = field(default_factory=list)
-    """Files that are damaged or missing, or that Orbax may read although the manifest does not list them."""
+    """Files that are damaged or missing, or that Orbax may read but the manifest does not list."""
 
     notes: list[Finding] = field(default_factory=list)
-    """Files that are unusual, but harmless."""
+    """Unusual but harmless files."""
 
 
 def judge(checkpoint: Path) -> Verdict:

@@ -1,4 +1,4 @@
-"""Loss, gradients and update as one compiled program on a mesh."""
+"""The compiled training step on a mesh: loss, gradients and optimizer update."""
 
 from ._compilation_cache import CompilationStats as CompilationStats
 from ._compilation_cache import compilation_cache as compilation_cache

@@ -1,12 +1,13 @@
-"""Programs that were compiled before: kept on disk for later runs, and counted.
+"""The compilation cache: compiled programs are counted, and saved on disk for later runs.
 
-JAX keeps compiled programs under a key of all that they depend on. Where and which is set here for one run, and undone
-after it. What JAX writes in place, and never again where a kill has cut it off, is written and mended here instead.
+JAX stores compiled programs under a key of everything they depend on. This module sets the cache directory and the
+selection of programs for one run, and resets them afterwards. It also writes the files itself, because JAX writes in
+place and never repairs a file that was truncated by a kill.
 
-A program in the cache is run as it is, so that whoever can put one there can run code here. Only files that belong to
-this user, and that nobody else can write, are loaded. The folder is this user's own, or was named on the command line,
-in the user's own config or in the environment: it does not depend on where the run folder is, since a run folder and
-what is beside it may come from someone else.
+Cached programs are executed without further checks, so anyone who can write to the cache can run code here. Only files
+that belong to this user, and that nobody else can write, are loaded. The cache directory is the user's own, or is set
+on the command line, in the user's config or in the environment. It does not depend on the run folder, because a run
+folder may come from someone else.
 """
 
 from __future__ import annotations
@@ -30,46 +31,50 @@ from xlstm_hydra.configs import TrainerConfig
 
 _HIT, _SAVED = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/compile_time_saved_sec"
 _COMPILE = "/jax/core/compile/backend_compile_duration"
-"""Events of JAX. Getting a program from the cache is a compilation too."""
+"""Events of JAX. A program that is loaded from the cache also counts as a compilation."""
 
 _SETTINGS: dict[str, Any] = {
-    "jax_persistent_cache_min_compile_time_secs": 0.0,  # what a small job compiles is small
+    "jax_persistent_cache_min_compile_time_secs": 0.0,  # also cache the programs of small jobs
     "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_persistent_cache_enable_xla_caches": None,  # their path would be in the key, and must be writable
+    "jax_persistent_cache_enable_xla_caches": None,  # their path would be part of the key, and must be writable
 }
-"""Settings of JAX, beside the folder, unless the environment has them."""
+"""Further settings of JAX, unless they are set in the environment."""
 
 _UNFINISHED, _HOUR = ".new", 3600.0
-"""How the name of a file ends that is being written, and when nobody writes it any more."""
+"""Suffix of files that are being written, and the age in seconds after which they are abandoned."""
 
 _OWN = Path("xlstm_hydra", "compiled")
-"""Folder of the compiled programs in the user's cache folder."""
+"""Compilation cache directory, relative to the user's cache folder."""
 
 _UNUSED_DAYS = 30.0
-"""Days after which a program that no run has loaded is removed from the user's cache folder."""
+"""Days after which a program that was not loaded is removed from the user's cache folder."""
 
 
 @dataclass
 class CompilationStats:
-    """The compiled programs of a run."""
+    """Statistics about the compiled programs of a run."""
 
     total: int = 0
+    """Number of programs."""
+
     from_cache: int = 0
+    """Number of programs loaded from the cache."""
+
     seconds: float = 0.0
-    """What getting them took, from the cache or from the compiler."""
+    """Seconds spent on compiling programs and on loading them from the cache."""
 
     saved: float = 0.0
-    """What compiling those from the cache has taken when they were put there, in whole seconds each, less what reading
-    them took now."""
+    """Seconds saved by the cache: the original compilation times, rounded by JAX to whole seconds, minus the time to
+    load the programs."""
 
     @property
     def compiled(self) -> int:
-        """How many the compiler made."""
+        """Number of programs that were compiled."""
         return self.total - self.from_cache
 
     def __str__(self) -> str:
         if not self.total:
-            return "compiled: nothing, an earlier job of this process has compiled the same programs"
+            return "compiled: nothing, because an earlier job of this process has compiled the same programs"
         text = f"compiled: {self.compiled} of {self.total} programs, {self.seconds:.1f} s"
         if not self.from_cache:
             return text
@@ -88,7 +93,11 @@ class CompilationStats:
 
 @contextmanager
 def compilation_cache(config: TrainerConfig) -> Iterator[CompilationStats]:
-    """Keep what is compiled inside in the folder that the config names, and count it."""
+    """Save the programs compiled inside in the cache directory of the config, and count them.
+
+    Yields:
+        The statistics, which are updated while programs are compiled.
+    """
     programs, folder = CompilationStats(), _cache_folder(config)
     wanted: dict[str, Any] = {"jax_compilation_cache_dir": folder}
     wanted |= {name: value for name, value in _SETTINGS.items() if name.upper() not in os.environ}
@@ -111,7 +120,7 @@ def _set(settings: dict[str, Any], folder: str | None) -> None:
 
 
 def _cache_folder(config: TrainerConfig) -> str | None:
-    """The folder of the cache, or None. A folder of an object store is JAX's own matter."""
+    """Return the cache directory, or None. The URL of an object store is passed to JAX unchanged."""
     if config.compilation_cache_dir is None:
         return None
     known = jax.config.values["jax_compilation_cache_dir"]
@@ -122,11 +131,11 @@ def _cache_folder(config: TrainerConfig) -> str | None:
     else:
         folder = Path(known).absolute() if known else compiled_folder()
     if folder is None:
-        log.warning("compiled programs are not kept: this user has no home folder")
+        log.warning("compiled programs are not cached: this user has no home folder")
     elif (owner := _other_writer(_status(folder))) is not None:
         log.warning(
-            "%s is not used: %s may write compiled programs there, which would run here. Choose another folder with "
-            "trainer.compilation_cache_dir, or take the permission away: chmod go-w",
+            "the cache directory %s is not used: %s can write programs to it, and this process would run them. Choose "
+            "another directory with trainer.compilation_cache_dir, or remove the permission with chmod go-w",
             *(folder, owner),
         )
         return None
@@ -134,7 +143,7 @@ def _cache_folder(config: TrainerConfig) -> str | None:
 
 
 def compiled_folder() -> Path | None:
-    """Return the folder in which compiled programs of this user are kept, or None for a user without a home folder."""
+    """Return the compilation cache directory of this user; None for a user without a home folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     home = Path(os.path.expanduser("~"))
     folder = cache if cache.is_absolute() else home / ".cache"
@@ -145,20 +154,20 @@ def _status(folder: Path) -> os.stat_result | None:
     try:
         return folder.stat()
     except OSError:
-        return None  # it is not there, or cannot be read
+        return None  # missing or unreadable
 
 
 def _other_writer(status: os.stat_result | None) -> str | None:
-    """Return who else than this user (and root) may write a file, in words; None if nobody may."""
+    """Return a description of others than this user and root who can write a file; None if there are none."""
     if status is None:
         return None
     if status.st_uid not in (os.getuid(), 0):
-        return f"its owner, the user {status.st_uid},"
+        return f"its owner (user {status.st_uid})"
     return next((who for who, bit in (("everyone", 0o002), ("its group", 0o020)) if status.st_mode & bit), None)
 
 
 def _remove_older(file: Path, seconds: float) -> None:
-    """Remove a file that was not used for a number of seconds. It may be gone, or belong to another user."""
+    """Remove a file that was not used for `seconds`. Errors are ignored: another process may have removed it."""
     with suppress(OSError):
         if time.time() - file.stat().st_mtime > seconds:
             file.unlink()
@@ -167,18 +176,18 @@ def _remove_older(file: Path, seconds: float) -> None:
 class _Store:
     """Compiled programs as files, under the names that JAX gives them.
 
-    A file is written whole or not at all. One that is not whole, since another program has written it, is reported and
-    replaced. One that someone else could have written is not loaded. If nothing can be read or written, that is
-    reported once, and the run continues without.
+    A file is written completely or not at all. A truncated file, which another program has written, is reported and
+    replaced. A file that someone else could have written is not loaded. If files cannot be read or written, that is
+    reported once, and the run continues without the cache.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder  # JAX shows it
+        self._path = folder  # JAX prints this attribute
         self._has_warned = False
         self._tidy()
 
     def get(self, key: str) -> bytes | None:
-        """What is kept under a key."""
+        """Return the program under a key, if there is a usable one."""
         file = self._file(key)
         try:
             value = self._read(file)
@@ -188,12 +197,12 @@ class _Store:
             self._warn_once("cannot be read", error)
             return None
         if not is_whole_program(value):
-            log.warning("a compiled program was cut off, and is compiled again: %s", file)
+            log.warning("a program in the compilation cache is truncated and will be compiled again: %s", file)
             return None
         return value
 
     def put(self, key: str, value: bytes) -> None:
-        """Keep a program. JAX does so in process 0 alone."""
+        """Save a program. JAX only calls this in process 0."""
         fresh = self._path / f".{uuid.uuid4().hex}{_UNFINISHED}"
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -206,10 +215,10 @@ class _Store:
                 fresh.unlink()
 
     def _read(self, file: Path) -> bytes:
-        """The content of a file that nobody but this user could have written.
+        """Read a file that only this user could have written.
 
         Raises:
-            OSError: it cannot be read, or someone else could have written it.
+            OSError: the file cannot be read, or someone else could have written it.
         """
         flags = os.O_NOFOLLOW | os.O_NONBLOCK
         with open(file, "rb", opener=lambda path, given: os.open(path, given | flags)) as stream:
@@ -217,19 +226,19 @@ class _Store:
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EPERM, f"{file.name} is not a regular file")
             if (owner := _other_writer(status)) is not None:
-                raise OSError(errno.EPERM, f"{owner} may write {file.name}, and it would run here")
+                raise OSError(errno.EPERM, f"{owner} can write {file.name}, and this process would run it")
             value = stream.read()
         with suppress(OSError):
-            os.utime(file)  # it is in use, see `_tidy`
+            os.utime(file)  # mark it as used, for `_tidy`
         return value
 
     def _tidy(self) -> None:
-        """Remove what kills have left behind, and, in the folder that no user has named, what is not used any more."""
+        """Remove abandoned partial files and, in the default directory only, programs that are not used any more."""
         old = {f".*{_UNFINISHED}": _HOUR}
         if self._path == compiled_folder():
             old["*-cache"] = _UNUSED_DAYS * 24 * _HOUR
         for pattern, seconds in old.items():
-            with suppress(OSError):  # such as in the home folder of another user, which cannot be searched
+            with suppress(OSError):  # the directory may be unreadable, as in another user's home folder
                 for file in self._path.glob(pattern):
                     _remove_older(file, seconds)
 
@@ -238,5 +247,5 @@ class _Store:
 
     def _warn_once(self, what: str, error: OSError) -> None:
         if not self._has_warned:
-            log.warning("the folder of compiled programs %s: %s: %s", what, self._path, error.strerror)
+            log.warning("the compilation cache %s: %s: %s", what, self._path, error.strerror)
         self._has_warned = True

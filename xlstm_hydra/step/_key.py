@@ -1,4 +1,4 @@
-"""What a plan and a compiled step depend on."""
+"""The parts of a config that a plan and a compiled step depend on."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from xlstm_hydra.configs import ConfigDict, RunConfig, effects_of
 
 
 def plan_key(run: RunConfig) -> str:
-    """Return a text that is the same for runs whose plans are the same on the same devices, which are given to a plan
-    apart from the run.
+    """Return a text that is equal for runs with the same plan and the same compiled step on the same devices.
 
-    A field without metadata is in it, so that a field that is new counts.
+    Fields without metadata are included, so new fields count by default.
     """
     return repr(sorted((group, kept) for group, config in run.groups().items() if (kept := _compiled_in(config))))
 
 
 def _compiled_in(config: ConfigDict) -> dict[str, Any]:
-    """The values that the compiled step depends on. Of a number that it has as an argument, whether it is on."""
+    """Return the values that the compiled step depends on. For numbers that are arguments of the step, only True or
+    False counts: the feature is on or off."""
     effects = effects_of(type(config)).items()
     kept = {name: effect for name, effect in effects if effect.compiled or effect.traced}
     values = config.to_dict() if kept else {}

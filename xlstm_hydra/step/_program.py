@@ -1,8 +1,8 @@
-"""A run as compiled functions on a mesh: initialise, step, validate.
+"""A run as compiled functions on a mesh: initialization, training step, validation.
 
-Loss and gradients come from `ShardedLoss`, inside `shard_map`; the optimizer runs outside, on global arrays. The
-seed and the numbers of the optimizer are arguments of what is compiled: jobs of a sweep that differ in them alone share
-their programs.
+Loss and gradients come from `ShardedLoss`, inside `shard_map`. The optimizer runs outside of it, on global arrays. The
+seed and the numbers of the optimizer are arguments of the compiled functions, so jobs of a sweep that differ only in
+them share their programs.
 """
 
 from __future__ import annotations
@@ -28,65 +28,66 @@ from ._key import plan_key
 from ._sharded_loss import Batch, ShardedLoss, build_sharded_loss
 
 MakeOptimizer = Callable[..., optax.GradientTransformation]
-"""`run, params, numbers (None: the run's) -> optimizer`."""
+"""Function `(run, params, numbers) -> optimizer`; see `optim.build_optimizer`."""
 
 
 class TrainState(NamedTuple):
-    """What training changes: global arrays, or what stands for them (shardings, shapes)."""
+    """The training state: global arrays, or their shardings or abstract shapes."""
 
     params: Any
     """Tree of float32 parameters."""
 
     opt_state: Any
-    """The optimizer's state."""
+    """State of the optimizer."""
 
     step: Any
-    """Optimizer steps done, int32."""
+    """Number of completed optimizer steps, int32 scalar."""
 
     rng: Any
-    """Raw random key, which the key of each step is folded from."""
+    """Data of the random key that the key of each step is derived from."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is compiled for a run. `build_program` makes one."""
+    """The compiled functions of a run, returned by `build_program`."""
 
     run: RunConfig
     mesh: Mesh
     sharded_loss: ShardedLoss
     make_optimizer: MakeOptimizer
     shared_cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What it shares with the programs of runs that have other numbers alone: compiled functions, and the plan."""
+    """Compiled functions and the plan, shared with programs of runs that differ only in numbers."""
 
     @property
     def model(self) -> ModelConfig:
-        """The model, whose `model_class` is a class."""
+        """The model config; `model_class` is the class itself."""
         return self.run.model
 
     @property
     def axes(self) -> Axes:
-        """The mesh axes as the model sees them."""
+        """The mesh axes, as passed to the model."""
         return self.sharded_loss.axes
 
     @property
     def placements(self) -> tuple[Placement, ...]:
-        """Where every parameter lives."""
+        """Placement of every parameter on the mesh."""
         return self.sharded_loss.placements
 
     @cached_property
     def batch_sharding(self) -> NamedSharding:
-        """How a batch is split."""
+        """Sharding of a batch."""
         return NamedSharding(self.mesh, self.sharded_loss.batch_spec)
 
     @cached_property
     def batch_rows(self) -> list[int]:
-        """The rows of a batch that the devices of this process need. Other processes may need the same ones."""
+        """Rows of a global batch that the devices of this process need. Processes may need the same rows."""
         batch = self.run.trainer.batch_size
         shards = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
         return sorted({row for shard in shards if shard is not None for row in range(batch)[shard[0]]})
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """This process's `batch_rows` of a batch, as parts of global arrays."""
+        """Move the `batch_rows` of this process, arrays of `[len(batch_rows), T]`, to the devices. Returns global
+        arrays of `[batch_size, T]`."""
         size, here = self.run.trainer.batch_size, {row: index for index, row in enumerate(self.batch_rows)}
 
         def array(local: np.ndarray) -> jax.Array:
@@ -99,7 +100,7 @@ class Program:
 
     @cached_property
     def abstract_batch(self) -> Batch:
-        """Shapes, types and shardings of a batch."""
+        """Shapes, dtypes and shardings of a batch."""
         return {
             key: jax.ShapeDtypeStruct(part.shape, part.dtype, sharding=self.batch_sharding)
             for key, part in self.sharded_loss.abstract_batch.items()
@@ -107,34 +108,34 @@ class Program:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The learning rate of each step, from step 0."""
+        """The learning rate schedule of the run."""
         return learning_rate(self.run)
 
     @cached_property
     def _fixed_numbers(self) -> Mapping[str, jax.Array]:
-        """The numbers of the optimizer that no step changes, on the devices."""
+        """The constant numbers of the optimizer, on the devices."""
         numbers = hyperparameters(self.run.optimizer)
         del numbers["lr"]
         return jax.jit(_same, out_shardings=self._whole)(numbers)
 
     def numbers(self, step: int) -> dict[str, Any]:
-        """What the optimizer works with in a step, from step 0: the last argument of `train_step`."""
+        """Return the numbers of the optimizer in a step, counted from 0: the last argument of `train_step`."""
         return {**self._fixed_numbers, "lr": self.schedule(step)}
 
     @cached_property
     def abstract_numbers(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Types of what the optimizer works with, and where it lives."""
+        """Shapes, dtypes and shardings of `numbers`."""
         numbers = jax.eval_shape(lambda: hyperparameters(self.run.optimizer))
         return {name: each if name == "lr" else each.update(sharding=self._whole) for name, each in numbers.items()}
 
     @cached_property
     def _whole(self) -> NamedSharding:
-        """That every device has all of an array."""
+        """Sharding that replicates an array on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @cached_property
     def param_shardings(self) -> Any:
-        """Where every parameter lives, as a tree."""
+        """Tree with the sharding of every parameter."""
         return jax.tree.map(
             lambda spec: NamedSharding(self.mesh, spec),
             self.sharded_loss.param_specs,
@@ -143,7 +144,7 @@ class Program:
 
     @cached_property
     def state_shardings(self) -> TrainState:
-        """Where every array of the state lives."""
+        """Shardings of the training state."""
         whole, params = self._whole, self.param_shardings
         optimizer = self.make_optimizer(self.run, self.sharded_loss.abstract_params)
         abstract = jax.eval_shape(optimizer.init, self.sharded_loss.abstract_params)
@@ -154,7 +155,7 @@ class Program:
 
     @cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, types and shardings of the state: what a checkpoint is restored into."""
+        """Shapes, dtypes and shardings of the training state, as needed to restore a checkpoint."""
         shapes = jax.eval_shape(self._init, self._seed)
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -163,10 +164,10 @@ class Program:
         )
 
     def init(self, params: Any = None) -> TrainState:
-        """The state before the first step. Its values depend on the model and the seed only.
+        """Return the training state before the first step. It depends only on the model and the seed.
 
         Args:
-            params: given up for those of the state. None: random ones.
+            params: initial parameters, which are donated. None: random parameters.
         """
         return self.init_step(self._seed, params)
 
@@ -176,14 +177,14 @@ class Program:
 
     @property
     def init_step(self) -> Any:
-        """`seed, parameters or None -> state`, compiled; the parameters are given up."""
+        """Compiled function `(seed, params or None) -> state`. The parameters are donated."""
         options = options_for_equal_bits(self.mesh.devices.flat[0].platform)
         return self._jit(
             self._init, out_shardings=self.state_shardings, donate_argnums=1, compiler_options=options or None
         )
 
     def _jit(self, function: Any, **options: Any) -> Any:
-        """Compile a function, unless a program that has it in common has done so."""
+        """Return a compiled function, from the shared cache if it is there."""
         if function.__name__ not in self.shared_cache:
             self.shared_cache[function.__name__] = jax.jit(function, **options)
         return self.shared_cache[function.__name__]
@@ -198,7 +199,10 @@ class Program:
 
     @property
     def train_step(self) -> Any:
-        """`state, batch, numbers -> state, metrics`, compiled; the old state is given up."""
+        """Compiled function `(state, batch, numbers) -> (state, metrics)`. The old state is donated.
+
+        The metrics are float scalars: `loss` in nats per target token, `grad_norm`, `param_norm` and `lr`.
+        """
         return self._jit(self._train_step, donate_argnums=0, out_shardings=(self.state_shardings, None))
 
     def _train_step(
@@ -219,12 +223,13 @@ class Program:
         return TrainState(params, opt_state, state.step + 1, state.rng), metrics
 
     def loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        """As `ShardedLoss.loss_and_gradients`."""
+        """Same as `ShardedLoss.loss_and_gradients`."""
         return self.sharded_loss.loss_and_gradients(params, batch, key)
 
     @property
     def eval_step(self) -> Any:
-        """`params, batch -> sum of the cross-entropy, number of targets`, over the global batch, compiled."""
+        """Compiled function `(params, batch) -> (sum of the cross-entropy in nats, number of targets)`, over the global
+        batch."""
         return self._jit(self.sharded_loss.loss_sum_and_count)
 
 
@@ -236,9 +241,9 @@ def build_program(run: RunConfig, mesh: Mesh | None = None, make_optimizer: Make
     """Return the program of a run.
 
     Args:
-        run: the config, whose `model_class` is a class.
-        mesh: of its layout. None: over all devices.
-        make_optimizer: makes the optimizer of the run for a parameter tree, as `optim.build_optimizer` does.
+        run: the config; `model_class` must be the class itself.
+        mesh: mesh of its layout. None: a mesh over all devices.
+        make_optimizer: builds the optimizer of the run, as `optim.build_optimizer` does.
 
     Raises:
         ConfigError: the layout does not fit the devices, or names modules that the model does not have.
@@ -249,8 +254,8 @@ def build_program(run: RunConfig, mesh: Mesh | None = None, make_optimizer: Make
 
 
 _latest: dict[Any, dict[str, Any]] = {}
-"""What the latest program has in common with others, under what they must have the same. An earlier one is given up,
-and the memory of its compiled functions with it."""
+"""Shared cache of the latest program, by the values that programs must have in common to share it. Earlier entries are
+removed, to free the memory of their compiled functions."""
 
 
 def _shared_cache(run: RunConfig, mesh: Mesh, make_optimizer: MakeOptimizer) -> dict[str, Any]:

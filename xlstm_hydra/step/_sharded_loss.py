@@ -1,9 +1,9 @@
 """Loss and gradients of a run on a mesh.
 
-They are computed inside `jax.shard_map`, where the model sees its shares of the parameters and the batch, and the
-collectives are the ones we wrote. A mesh without devices (`jax.sharding.AbstractMesh`) is enough to trace them.
+They are computed inside `jax.shard_map`: the model sees the local shards of the parameters and of the batch, and all
+collectives are explicit. A mesh without devices (`jax.sharding.AbstractMesh`) is enough for tracing.
 
-Axes: B batch, T time, V a device's share of the vocabulary.
+Axes: B batch, T time, V the local shard of the vocabulary.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from xlstm_hydra.parallel import AnyMesh, Axes, Parameter, Placement, batch_spec
 from xlstm_hydra.problems import ConfigError, Problem
 
 Batch = Mapping[str, Any]
-"""inputs, targets, document_borders and loss_mask, each (B, T)."""
+"""Arrays `inputs`, `targets`, `document_borders` and `loss_mask`, each of shape `[B, T]`."""
 
 BATCH_TYPES = {"inputs": jnp.int32, "targets": jnp.int32, "document_borders": jnp.bool, "loss_mask": jnp.bool}
-"""The type of each part of a batch."""
+"""Dtype of each array of a batch."""
 
 
 @dataclass(frozen=True)
 class ShardedLoss:
-    """Loss of a run on a mesh, and its gradients. `build_sharded_loss` makes one."""
+    """Loss of a run on a mesh, and its gradients. Returned by `build_sharded_loss`."""
 
     run: RunConfig
     mesh: AnyMesh
@@ -51,37 +51,42 @@ class ShardedLoss:
 
     @property
     def model(self) -> ModelConfig:
-        """The model, whose `model_class` is a class."""
+        """The model config; `model_class` is the class itself."""
         return self.run.model
 
     @cached_property
     def param_specs(self) -> Any:
-        """Partition spec of every parameter, as a tree."""
+        """Tree with the partition spec of every parameter."""
         flat = {placement.parameter.path: placement.spec for placement in self.placements}
         return traverse_util.unflatten_dict(flat, sep=".")
 
     @cached_property
     def batch_spec(self) -> PartitionSpec:
-        """How a batch is split."""
+        """Partition spec of a batch."""
         return batch_spec(self.run.parallel, self.mesh)
 
     @cached_property
     def abstract_params(self) -> Any:
-        """Shapes and types of the parameters."""
+        """Tree with the shapes and dtypes of the parameters."""
         return abstract_params(self.placements)
 
     @cached_property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of a batch."""
+        """Shapes and dtypes of a batch."""
         config = self.model.model_config
         assert config is not None
         shape = (self.run.trainer.batch_size, config.get("context_length"))
         return {key: jax.ShapeDtypeStruct(shape, dtype) for key, dtype in BATCH_TYPES.items()}
 
     def loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Mean cross-entropy over all targets of the global batch, in nats, and its gradient.
+        """Return the mean cross-entropy over all targets of the global batch, in nats, and its gradients.
 
-        Every target counts the same, however the padding is spread over devices and microbatches.
+        Every target has the same weight, however padding is distributed over devices and microbatches.
+
+        Args:
+            params: tree of global parameters.
+            batch: global arrays, each of shape `[B, T]`.
+            key: random key for dropout.
         """
         mapped = self._shard_map(
             self._local_loss_and_gradients,
@@ -91,19 +96,19 @@ class ShardedLoss:
         return mapped(params, batch, key)
 
     def _shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        # The check proves that what is declared equal on several devices is. A class without `axes` has no
-        # collectives that could get it wrong, but may start a loop from constants, which the check would refuse.
+        # The check proves that outputs declared as replicated are equal on all devices. A class without `axes` has no
+        # collectives that could break this, but may start a loop from constants, which the check would reject.
         check = knows_axes(self.model)
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
     def _local_loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         axes, parts = self.axes, self.run.trainer.gradient_accumulate_steps
-        # Marked as varying, a parameter's gradient stays local until it is summed once, below.
+        # Marked as varying, the gradient of a parameter stays local until it is summed once, below.
         varying = jax.tree.map(lambda param: vary_over(param, axes.summed), params)
         targets = jnp.maximum(axes.batch_sum(batch["loss_mask"].sum()), 1)
 
         def part_loss(params: Any, index: jax.Array | int) -> jax.Array:
-            # Every `parts`-th row, so that a microbatch holds the same examples on every layout.
+            # Every `parts`-th row, so that a microbatch has the same examples on every layout.
             rows = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:])[:, index], batch)
             return self._loss_sum(params, rows, jax.random.fold_in(key, index)) / targets
 
@@ -120,8 +125,9 @@ class ShardedLoss:
         return axes.loss_sum(loss), jax.tree.map(self._sum_gradient, gradients, self.param_specs)
 
     def _sum_gradient(self, gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
-        """Sum over the axes that computed parts of the loss with this parameter: all but those that it is split over,
-        where the reduce-scatter has summed, or each stage has its own blocks."""
+        """Sum a gradient over the mesh axes that computed parts of the loss with this parameter. Axes that the
+        parameter is split over are excluded: there, the reduce-scatter has summed it, or each stage has its own
+        blocks."""
         names = tuple(name for name in self.axes.summed if name not in spec)
         return jax.lax.psum(gradient, names) if names else gradient
 
@@ -136,7 +142,7 @@ class ShardedLoss:
         boxed = box_sharded(params, self.placements, self.model)
         module: nn.Module = build_model(self.model, self.axes)
         if key is not None and not knows_axes(self.model):
-            key = jax.random.fold_in(key, self.axes.batch_index())  # or all devices would drop the same elements
+            key = jax.random.fold_in(key, self.axes.batch_index())  # otherwise all devices would drop the same elements
         scanned = bool(self.model.model_config.get("scan_blocks", False))  # pyright: ignore[reportOptionalMemberAccess]
         names, policy = self.model.parallel.remat if key is not None else [], self.run.trainer.remat_policy
         with remat_by_name(names, policy, scanned="blocks" if scanned else None):
@@ -145,7 +151,8 @@ class ShardedLoss:
             )
 
     def loss_sum_and_count(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Sum of the cross-entropy, and number of targets, over the global batch, without dropout."""
+        """Return the sum of the cross-entropy in nats, and the number of targets, over the global batch. Dropout is
+        off."""
 
         def local(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
             count = batch["loss_mask"].sum()
@@ -156,22 +163,22 @@ class ShardedLoss:
 
 
 def abstract_params(placements: Sequence[Placement]) -> Any:
-    """Shapes and types of parameters, as a tree."""
+    """Return a tree with the shapes and dtypes of parameters."""
     parameters = [placement.parameter for placement in placements]
     shapes = {each.path: jax.ShapeDtypeStruct(each.shape, jnp.dtype(each.dtype)) for each in parameters}
     return traverse_util.unflatten_dict(shapes, sep=".")
 
 
 def build_sharded_loss(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Parameter] | None = None) -> ShardedLoss:
-    """Return the loss of a run whose `model_class` is a class.
+    """Return the loss of a run.
 
     Args:
-        run: the config.
-        mesh: of its layout.
-        parameters: of the model. None: they are listed.
+        run: the config; `model_class` must be the class itself.
+        mesh: mesh of its layout.
+        parameters: parameters of the model, if they are known.
 
     Raises:
-        ConfigError: the layout names modules that the model does not have, or has settings that nothing takes part in.
+        ConfigError: the layout names modules that the model does not have, or has settings without an effect.
     """
     placements = tuple(
         shard_parameter(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model)
@@ -185,20 +192,21 @@ def build_sharded_loss(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Param
 
 
 def unused_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> Iterator[Problem]:
-    """What no parameter or no layer of the model class takes part in, and so would be ignored without a word."""
+    """Yield a problem for every layout setting that the model class does not support and would silently ignore."""
     model_class, parallel = run.model.model_class, run.parallel
     if axes.pipeline is not None and not issubclass(model_class, LanguageModel):
-        fix = "Build the model on xlstm_hydra.models.LanguageModel, or leave this away."
-        yield _unused(run, {"pipeline_axis_size": axes.stages}, "cuts no stack of blocks into stages", fix)
+        fix = "Derive the class from xlstm_hydra.models.LanguageModel, or omit this setting."
+        text = "does not support pipeline parallelism: it does not split its blocks into stages"
+        yield _unused(run, {"pipeline_axis_size": axes.stages}, text, fix)
     split = [placement.parameter for placement in placements if axes.tensor in placement.spec]
     overlapping = any(parameter.modules and parameter.modules[-1] in OVERLAPPING for parameter in split)
     if axes.overlap and not overlapping:
-        fix = f"Use these layers of xlstm_hydra.models, with `axes`: {', '.join(OVERLAPPING)}; or leave this away."
-        yield _unused(run, {"tp_async_dense": True}, "has no tensor-parallel layer that exchanges piece by piece", fix)
+        fix = f"Use these layers of xlstm_hydra.models, with `axes`: {', '.join(OVERLAPPING)}; or omit this setting."
+        yield _unused(run, {"tp_async_dense": True}, "has no tensor-parallel layer with collective matmul", fix)
     dtypes = {key: parallel.get(key) for key in ("fsdp_gather_dtype", "fsdp_grad_scatter_dtype") if parallel.get(key)}
     if dtypes and not any(placement.fsdp_axis is not None for placement in placements):
         size = {"fsdp_min_weight_size": parallel.fsdp_min_weight_size}
-        fix = "Set parallel.fsdp_min_weight_size lower, or leave the types away."
+        fix = "Lower parallel.fsdp_min_weight_size, or omit the dtypes."
         yield _unused(run, dtypes | size, "has no parameter that is sharded and gathered", fix)
 
 
@@ -208,19 +216,28 @@ def _unused(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> Prob
 
 
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int, axes: Axes) -> jax.Array:
-    """Minus the log probability of each target in nats, (B, T), in float32 at least.
+    """Return the negative log probability of each target in nats, in float32 or wider.
 
-    The logits are either whole, with `vocab_size` entries, or this tensor-parallel device's share; then the sum over
-    the vocabulary is taken across devices, and the whole logits exist nowhere.
+    The logits are either complete, with V = `vocab_size`, or the vocabulary shard of this tensor-parallel device. In
+    the second case, the sum over the vocabulary is a collective, and no device has the complete logits.
+
+    Args:
+        logits_BTV: `float[B, T, V]`.
+        targets_BT: token ids, `int[B, T]`.
+        vocab_size: size of the whole vocabulary.
+        axes: the mesh axes.
+
+    Returns:
+        `float[B, T]`: `logsumexp(logits) - logits[target]`.
 
     Raises:
-        ValueError: the logits have another number of entries.
+        ValueError: V is neither `vocab_size` nor the size of a shard.
     """
     width = logits_BTV.shape[-1]
     if width == vocab_size:
         axes = Axes()
     elif width * axes.tensor_size != vocab_size:
-        raise ValueError(f"the model gives {width} logits; expected model.vocab_size={vocab_size}")
+        raise ValueError(f"expected model.vocab_size={vocab_size} logits from the model, got {width}")
     logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
     first = axes.index() * width
     peak_BT = axes.max(logits_BTV.max(-1))

@@ -1,17 +1,10 @@
-"""Sweeps: points that are checked and planned, jobs and their launchers, one record of all jobs, results at the end."""
+"""Sweeps: check and plan points, launch jobs, record their outcomes, and report the results."""
 
-from ._jobs import ERROR_FILE as ERROR_FILE
-from ._jobs import JobRecord as JobRecord
-from ._jobs import Unrecorded as Unrecorded
 from ._jobs import record_if_job as record_if_job
 from ._jobs import record_job as record_job
 from ._jobs import resume_job as resume_job
-from ._local import check_gpus as check_gpus
-from ._local import launch_locally as launch_locally
 from ._outcomes import COMPLETED as COMPLETED
 from ._outcomes import FAILED as FAILED
-from ._outcomes import INTERRUPTED as INTERRUPTED
-from ._outcomes import RECORD_FILE as RECORD_FILE
 from ._outcomes import RUNNING as RUNNING
 from ._outcomes import STATUSES as STATUSES
 from ._outcomes import Outcome as Outcome
@@ -19,22 +12,21 @@ from ._outcomes import now as now
 from ._outcomes import read_record as read_record
 from ._outcomes import update_fields as update_fields
 from ._outcomes import update_record as update_record
-from ._plan_points import is_planned as is_planned
-from ._plan_points import plan_points as plan_points
-from ._plan_points import write_refusal as write_refusal
+from ._plans import is_planned as is_planned
+from ._plans import plan_points as plan_points
+from ._plans import write_refusal as write_refusal
 from ._results import DOES_NOT_FIT as DOES_NOT_FIT
 from ._results import finish_sweep as finish_sweep
 from ._resume import expand_resume_sweep as expand_resume_sweep
 from ._run_sweep import run_sweep as run_sweep
 from ._slurm import check_slurm as check_slurm
 from ._slurm import launch_on_slurm as launch_on_slurm
+from ._study import StorageError as StorageError
 from ._study import Study as Study
-from ._study_storage import StorageError as StorageError
-from ._study_storage import open_storage as open_storage
-from ._study_storage import storage_errors as storage_errors
-from ._study_storage import storage_url as storage_url
-from ._sweep_folder import check_job_folder as check_job_folder
-from ._sweep_folder import make_sweep_folder as make_sweep_folder
-from ._sweep_folder import refuse_run_folder as refuse_run_folder
+from ._study import open_storage as open_storage
+from ._study import storage_errors as storage_errors
+from ._study import storage_url as storage_url
 from ._sweep_folder import start_sweep as start_sweep
 from ._work import Work as Work
+from ._work import check_gpus as check_gpus
+from ._work import launch_locally as launch_locally

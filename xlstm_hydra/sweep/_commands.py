@@ -1,8 +1,7 @@
-"""`command.json`: how a sweep was started, each time, in its folder, and which of these arguments can load code or
-reach beyond what a sweep does.
+"""`command.json`: the commands that started and resumed a sweep, and a check that they cannot load code.
 
-The folder of a sweep may come from someone else. Unless the user trusts it, its command may choose options of ours and
-set fields of a run to plain values. Everything else is listed.
+The folder of a sweep may come from someone else. Unless the user trusts it, a recorded command may only choose options
+of this package and set fields of a run to plain values. All other arguments are reported.
 """
 
 from __future__ import annotations
@@ -20,23 +19,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.configs import LocalLauncherConfig, RunConfig, SlurmLauncherConfig
 from xlstm_hydra.runs import replace_file
 
-from ._labels import SUBDIR, key_of
-from ._outcomes import log
-from ._strict_json import Damaged, read_object
+from ._outcomes import Damaged, read_object
+
+SUBDIR = "hydra.sweep.subdir"
+"""Key of a job's folder, by default the number of the job."""
 
 COMMAND_FILE = "command.json"
-"""A list of commands, the last one at the end."""
+"""The commands of a sweep, oldest first."""
 
 _FIELDS = {"arguments", "cwd"}
 
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 
 _FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
-"""Flags whose value is a folder with other options. It may be the next argument."""
+"""Flags that add a folder with options. The value may be the next argument."""
 
 _GROUPS = {field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}
 
@@ -49,18 +50,18 @@ _NAME = re.compile(r"(?!\.)[\w.-]*", re.ASCII)
 _FIELD = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 _PLAIN_NODE = re.compile(r"\$\{(hydra[.:]job\.(?:num|id|name)|(?!hydra\b)[A-Za-z]\w*(?:\.[A-Za-z]\w*)*)\}", re.ASCII)
-"""An interpolation that gives the number or name of a job, or the value of a field."""
+"""An interpolation of the number or name of a job, or of the value of a field."""
 
 _VALUES = (str, bool, int, float, type(None), dict, Glob, RangeSweep, IntervalSweep)
-"""Parsed values without others in them."""
+"""Types of parsed values that contain no other values."""
 
 _NAMED = {
     "model_class": "names a class that is imported",
     "config_class": "names a class that is imported",
-    "compilation_cache_dir": "compiled programs are loaded from there",
+    "compilation_cache_dir": "compiled programs are loaded from it",
     "coordinator_address": "connects to another machine",
 }
-"""Fields of a run that take more than a plain value, by their names."""
+"""Fields that can load code or reach other machines, with the reason."""
 
 _LOGGING = {"default", "none", "disabled", "stdout", "colorlog", "xlstm"}
 
@@ -72,7 +73,7 @@ _CHOICES: Mapping[str, set[str]] = {
     "hydra/job_logging": _LOGGING,
     "hydra/hydra_logging": _LOGGING,
 }
-"""Options of Hydra's groups that come with it, with its launchers or with us."""
+"""Options of Hydra's groups that Hydra, its launchers or this package provide."""
 
 _BY_FIELD = {field.name for kind in (SlurmLauncherConfig, LocalLauncherConfig) for field in fields(kind)}
 
@@ -89,27 +90,27 @@ _SETTINGS: Mapping[str, re.Pattern[str]] = {
     **{name: _NAME for name in ("hydra.verbose", "hydra.job.name", "hydra.job.chdir")},
     "hydra.mode": re.compile("MULTIRUN"),
 }
-"""Settings of Hydra and its launchers that load nothing, with the texts that they may have."""
+"""Settings of Hydra and its launchers that cannot load code, with a pattern for their values."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command line that was typed."""
+    """A recorded command line."""
 
     arguments: list[str]
     cwd: Path
-    """The folder in which it was typed."""
+    """Current folder when it was typed."""
 
     def __str__(self) -> str:
         return shell_line(["xlstm-hydra", *self.arguments])
 
 
 def read_commands(folder: Path) -> list[Command]:
-    """The commands that are recorded in the folder of a sweep, at least one.
+    """Read the commands that are recorded in the folder of a sweep. There is at least one.
 
     Raises:
         OSError: the file cannot be read.
-        Damaged: it is not what a sweep writes.
+        Damaged: it was not written by a sweep.
     """
     text = b'{"commands": ' + (folder / COMMAND_FILE).read_bytes() + b"}"
     commands = read_object(text, "a list of commands").get("commands")
@@ -130,7 +131,7 @@ def _command(number: int, content: Any) -> Command:
 
 
 def append_command(folder: Path) -> None:
-    """Add how this process was started to the list of commands."""
+    """Append the command line of this process to the list of commands."""
     file = folder / COMMAND_FILE
     try:
         commands = read_commands(folder)
@@ -139,21 +140,26 @@ def append_command(folder: Path) -> None:
     except Damaged as error:
         aside = file.with_name(f"{COMMAND_FILE}.damaged")
         file.replace(aside)
-        log.warning("%s is damaged, and kept as %s: %s", file, aside.name, error)
+        log.warning("%s is damaged and was renamed to %s: %s", file, aside.name, error)
         commands = []
     commands.append(Command(sys.argv[1:], Path.cwd()))
     content = [{"arguments": each.arguments, "cwd": str(each.cwd)} for each in commands]
     replace_file(file, json.dumps(content, indent=1) + "\n")
 
 
+def key_of(override: str) -> str:
+    """Return the key of an override, without the signs for adding and deleting."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def loads_code(arguments: Sequence[str]) -> list[str]:
     """List the arguments of a recorded command that can load code or reach beyond a sweep, each with the reason."""
     found = [f"{text} ({why})" for text in _joined(arguments) if (why := _why(text, arguments)) is not None]
-    return found if {*MULTIRUN} & {*arguments} else [*found, "it starts no sweep (-m)"]
+    return found if {*MULTIRUN} & {*arguments} else [*found, "it does not start a sweep (-m is missing)"]
 
 
 def _joined(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, those of a flag for a folder and its value as one."""
+    """The arguments, with each folder flag and its value joined."""
     texts = iter(arguments)
     for text in texts:
         yield f"{text} {next(texts, '')}".rstrip() if text in _FOLDERS else text
@@ -163,21 +169,21 @@ def _why(text: str, arguments: Sequence[str]) -> str | None:
     if text in MULTIRUN:
         return None
     if text.startswith(_FOLDERS):
-        return "a folder with other options"
+        return "adds a folder with options"
     if text.startswith("-"):
-        return "a flag of Hydra"
+        return "a Hydra flag"
     if not text.isprintable():
-        return "it has characters that are not printable"
+        return "contains unprintable characters"
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
         return "not an override"
     if "${" in _PLAIN_NODE.sub("", text.replace("\\", "")):
-        return "an interpolation is resolved"
+        return "contains an interpolation"
     if not all(isinstance(value, _VALUES) for _, value in _leaves("", override._value)):
         return "not a plain value"
     if override.package is not None or "@" in key_of(text):
-        return None if key_of(text) == "from@_global_" and _is_option(override) else "it places an option elsewhere"
+        return None if key_of(text) == "from@_global_" and _is_option(override) else "places an option elsewhere"
     if key_of(text) == SUBDIR:
         return _why_subdir(override, arguments)
     key = override.key_or_group
@@ -187,23 +193,23 @@ def _why(text: str, arguments: Sequence[str]) -> str | None:
 def _why_hydra(key: str, override: Override) -> str | None:
     values = [value for _, value in _leaves(key, override._value)]
     if key in _CHOICES:
-        return None if all(value in _CHOICES[key] for value in values) else "an option that does not come with us"
+        return None if all(value in _CHOICES[key] for value in values) else "an option that is not part of this package"
     if key == "hydra.searchpath":
         is_ours = all(str(value).startswith("ckpt://") for value in values)
-        return None if is_ours else "a folder with other options"
+        return None if is_ours else "adds a folder with options"
     if key not in _SETTINGS:
-        return "a setting of Hydra that can load code or write elsewhere"
+        return "a Hydra setting that can load code or write elsewhere"
     is_plain = all(not isinstance(value, str) or _SETTINGS[key].fullmatch(value) for value in values)
     return None if is_plain else "not a plain value"
 
 
 def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:
-    """The folder of a job stays in that of the sweep, whatever the values are that its name refers to."""
+    """Check that the folder of a job stays in that of the sweep, whatever values its name interpolates."""
     for _, value in _leaves(SUBDIR, override._value):
         keys = {match[1] for match in _PLAIN_NODE.finditer(str(value))}
         is_far = any("/" in text for text in arguments if key_of(text) in keys)
         if is_far or str(value).startswith(("/", "~")) or ".." in str(value).split("/"):
-            return "it leads out of the folder of the sweep"
+            return "leads out of the folder of the sweep"
     return None
 
 
@@ -230,7 +236,7 @@ def _is_option(override: Override) -> bool:
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The plain values in a parsed value, each with its whole key."""
+    """The plain values in a parsed value, each with its full key."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _leaves(f"{path}.{name}", item)

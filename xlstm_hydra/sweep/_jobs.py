@@ -1,15 +1,16 @@
-"""The jobs of a sweep: what each records of itself, from its folder, and which of them still run."""
+"""The jobs of a sweep: the outcome that each records, its metrics, and whether it is still running."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import statistics
-import subprocess
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +18,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.errors import bug_report, message_of, wants_traceback
 from xlstm_hydra.errors import reason as reason_of
+from xlstm_hydra.hydra import differing
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, is_held, read_metrics_file, replace_file, saved_checkpoints, saved_steps
 
-from ._labels import job_number
+from ._commands import SUBDIR, key_of
 from ._outcomes import (
     COMPLETED,
     FAILED,
@@ -35,40 +38,37 @@ from ._outcomes import (
     REFUSED,
     RUNNING,
     WAITING,
+    Damaged,
     Outcome,
     find_outcome,
-    log,
     now,
-    read_outcome,
+    parse_outcome,
     update_record,
-    write_outcome,
 )
+from ._slurm_states import ENDED, states
+
+OUTCOME_FILE = "outcome.json"
+"""The outcome of a job, in its folder."""
 
 ERROR_FILE = "error.txt"
-"""The traceback of a job that failed by a bug, in its folder."""
+"""The traceback of a job that failed because of a bug, in its folder."""
 
-SQUEUE_SECONDS = 20
-"""How long SLURM may take to list its jobs."""
-
-ENDING = "CG"
-"""State of a job that SLURM is clearing away."""
-
-LOST_REASON = "it ended without a result (killed, out of memory, or its node failed?)"
+LOST_REASON = "it exited without a result (killed, out of memory, or node failure?)"
 
 
 class Unrecorded:
-    """Stands for the record of a run that is no job of a sweep."""
+    """The record of a run that is not a job of a sweep: nothing is written."""
 
     result: Any = None
-    """What the task returns."""
+    """Return value of the task."""
 
     def failures(self) -> AbstractContextManager[None]:
-        """Record how it ends if it does not get through what is done inside. It may be nested."""
+        """Record the end of the run if an exception leaves the block. Blocks may be nested."""
         return nullcontext()
 
 
 class JobRecord(Unrecorded):
-    """The record of a job that is running."""
+    """The record of a running job."""
 
     def __init__(self, sweep: Path, folder: Path, outcome: Outcome) -> None:
         self._sweep, self._folder = sweep.absolute(), folder.absolute()
@@ -76,7 +76,7 @@ class JobRecord(Unrecorded):
         self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=now()), False
 
     def start(self) -> None:
-        """Record that it runs. What the sweep knows of its point stays."""
+        """Record that the job is running, with the overrides that the sweep has recorded for it."""
         with _warns_if_unwritten():
             if known := find_outcome(self._sweep, self._outcome.job):
                 cluster_job = self._outcome.cluster_job or known.cluster_job
@@ -94,7 +94,7 @@ class JobRecord(Unrecorded):
             raise
 
     def end(self, error: BaseException | None = None) -> None:
-        """Record how it has ended."""
+        """Record that the job has ended, with the error if there was one."""
         self._is_ended = True
         status, reason = _status(error)
         if status == FAILED and error is not None:
@@ -104,9 +104,9 @@ class JobRecord(Unrecorded):
         self._write(measured(self._folder, self._sweep, ended, self.result))
 
     def _write(self, outcome: Outcome) -> None:
-        """In its own folder first, from which the other is mended."""
+        """Write the outcome to the job's folder first, because the record of the sweep is repaired from there."""
         with _warns_if_unwritten():
-            write_outcome(self._folder, outcome)
+            replace_file(self._folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
         with _warns_if_unwritten():
             update_record(self._sweep, [outcome])
 
@@ -115,13 +115,13 @@ class JobRecord(Unrecorded):
 def record_job(
     sweep: Path, folder: Path, job: int, overrides: Sequence[str], task: str | None = None
 ) -> Iterator[JobRecord]:
-    """Record how what is done inside ends.
+    """Record in a sweep that a job is running, and how it ends.
 
     Args:
         sweep: the folder of the sweep.
-        folder: that of the job.
+        folder: the folder of the job.
         job: its number.
-        overrides: those of its point.
+        overrides: the overrides of its point.
         task: the name of the task.
     """
     record = JobRecord(
@@ -135,7 +135,7 @@ def record_job(
 
 @contextmanager
 def _warns_if_unwritten() -> Iterator[None]:
-    """Log a warning if the outcome of a job cannot be written: the job continues."""
+    """Log a warning if the outcome of a job cannot be written. The job continues."""
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
@@ -156,15 +156,15 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
         if error.code == STATUS:
             text = str(error)
             return PREEMPTED, None if text == str(STATUS) else text
-        return FAILED, f"left by sys.exit({error.code!r})"
+        return FAILED, f"it called sys.exit({error.code!r})"
     return FAILED if isinstance(error, Exception) else INTERRUPTED, reason_of(error)
 
 
 def write_traceback(folder: Path, error: BaseException) -> None:
-    """Leave the traceback of a bug in the folder of its job. The reason of anything else is in the record."""
+    """Write the traceback of a bug to the folder of its job. For other errors, the reason in the record is enough."""
     file = folder / ERROR_FILE
     if message_of(error) is not None and not wants_traceback():
-        file.unlink(missing_ok=True)  # that of an earlier attempt
+        file.unlink(missing_ok=True)  # from an earlier attempt
         return
     trace = error.__traceback__
     text = "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))  # from the task on
@@ -172,7 +172,7 @@ def write_traceback(folder: Path, error: BaseException) -> None:
 
 
 def _cluster_job() -> str | None:
-    """The SLURM job that this job of a sweep is, where submitit has made it one."""
+    """The SLURM job ID of this process, if submitit submitted it."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return None
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -180,10 +180,10 @@ def _cluster_job() -> str | None:
 
 
 def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) -> Outcome:
-    """An outcome with what stands in the metrics and checkpoints of the job's folder, and what its task returned."""
+    """Add the metrics and checkpoints in a job's folder, and the return value of its task, to its outcome."""
     rows, saved = read_metrics(folder / METRICS_FILE), saved_checkpoints(folder)
     newest = saved[max(saved)] if saved else None
-    value = _finite(result)
+    value = finite(result)
     name = "validation_loss" if any("validation_loss" in row for row in rows) else "loss"
     found = [(row[name], int(row["step"])) for row in rows if row.get(name) is not None]
     best, best_step = min(found, default=(None, None))
@@ -205,16 +205,16 @@ def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) ->
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.csv`, each with the columns that it has. Lines that are damaged or cut off are left out."""
+    """Read the rows of `metrics.csv`, each with its non-empty columns. Damaged and truncated lines are skipped."""
     try:
         rows = read_metrics_file(file).rows
     except OSError:
         return []
-    return [{name: int(value) if name == "step" else _finite(value) for name, value in row.items()} for row in rows]
+    return [{name: int(value) if name == "step" else finite(value) for name, value in row.items()} for row in rows]
 
 
-def _finite(value: Any) -> float | None:
-    """A number that JSON can hold."""
+def finite(value: Any) -> float | None:
+    """Return a value as a number that JSON can represent; None if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -223,12 +223,12 @@ def _finite(value: Any) -> float | None:
 
 
 def job_folder(sweep: Path, outcome: Outcome) -> Path:
-    """Return the folder of a job. If it is not recorded, it is the default one."""
+    """Return the folder of a job: the recorded one, or else the default."""
     return sweep / (outcome.folder or str(outcome.job))
 
 
 def running_jobs(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Return the jobs that still run, or wait in the queue of a cluster."""
+    """Return the jobs that are still running, or waiting in the queue of a cluster."""
     outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
     submitted = {one.job: one for one in outcomes if one.cluster_job}
     queued = _queued(submitted) if submitted else set()
@@ -236,9 +236,9 @@ def running_jobs(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Return the outcomes, updated from what the jobs have left in their own folders. A job that neither runs nor has
-    recorded its end is lost."""
-    found = {one.job: one for file in sweep.glob("*/outcome.json") if (one := _own(file.parent, sweep)) is not None}
+    """Return the outcomes, updated from the jobs' own folders. A job that is not running and has not recorded its end
+    is lost."""
+    found = {one.job: one for file in sweep.glob(f"*/{OUTCOME_FILE}") if (one := _own(file.parent, sweep)) is not None}
     taken = [_newer(one, found.get(one.job) or _own(job_folder(sweep, one), sweep)) for one in outcomes]
     taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
     running = {one.job for one in running_jobs(sweep, [one for one in taken if one.status == RUNNING])}
@@ -247,14 +247,16 @@ def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def _own(folder: Path, sweep: Path) -> Outcome | None:
-    """Return what a job has left in its folder, with the folder in which it was found."""
-    own = read_outcome(folder)
-    return None if own is None else replace(own, folder=os.path.relpath(folder, sweep))
+    """Return the outcome in a job's folder, with the path of that folder; None if there is none or it is damaged."""
+    with suppress(OSError, Damaged):
+        own = parse_outcome((folder / OUTCOME_FILE).read_bytes())
+        return replace(own, folder=os.path.relpath(folder, sweep))
+    return None
 
 
 def _newer(known: Outcome, own: Outcome | None) -> Outcome:
-    """Return what the sweep has recorded of a job, or what the job itself has, whichever is later. The launcher sees
-    that a job died; only the job knows that it has saved before."""
+    """Return the later of the outcomes that the sweep and the job have recorded. The launcher notices that a job died,
+    but only the job knows that it had saved before."""
     if own is None:
         return known
     is_later = (
@@ -270,39 +272,45 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
 
 
 def _stopped(sweep: Path, outcome: Outcome) -> Outcome:
-    """A job that has not recorded its end itself. Where its launcher knows the reason, it has recorded that."""
+    """The outcome of a job that has not recorded its end. Its launcher may have recorded the reason."""
     if outcome.status == RUNNING:
         outcome = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
     return measured(job_folder(sweep, outcome), sweep, outcome)
 
 
 def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
-    """Return the numbers of the jobs that SLURM runs or will run. If SLURM does not answer, all of them may run; if
-    squeue cannot be run, those whose end is not recorded."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %t"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_SECONDS, check=True)
-    except OSError as error:
-        unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
-        if unended:
-            text = "squeue cannot be run here (%s), so jobs whose end is not recorded are assumed to be running"
-            log.warning(f"{text}. Run this on a machine with squeue to see which have ended.", error.strerror)
-        return unended
-    except subprocess.SubprocessError as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip()
-        log.warning("squeue does not respond, so submitted jobs are assumed to be running: %s", reason)
+    """Return the numbers of the jobs that SLURM is running or will run. If SLURM does not answer, assume all of them;
+    if squeue is not installed, those whose end is not recorded."""
+    seen = states(one.cluster_job for one in submitted.values() if one.cluster_job)
+    if seen is not None:
+        queue = {job for job, (state, _) in seen.items() if state not in (*ENDED, "COMPLETING")}
+        return {job for job, one in submitted.items() if one.cluster_job in queue}
+    if shutil.which("squeue") is not None:
+        log.warning("squeue does not respond, so submitted jobs are assumed to be running")
         return {*submitted}
-    rows = [line.split() for line in done.stdout.splitlines()]
-    queue = {row[0] for row in rows if len(row) == 2 and row[1] != ENDING}
-    return {job for job, one in submitted.items() if one.cluster_job in queue}
+    unended = {job for job, one in submitted.items() if one.status in (WAITING, RUNNING)}
+    if unended:
+        text = "squeue cannot be run here, so jobs whose end is not recorded are assumed to be running"
+        log.warning("%s. Run this on a machine with squeue to see which have ended.", text)
+    return unended
+
+
+def job_number(overrides: Sequence[str], counted: int) -> int:
+    """Return the number of a job in its sweep: that of its folder if the overrides set one, else Hydra's own count."""
+    given = [text.partition("=")[2] for text in overrides if text.startswith(f"{SUBDIR}=")]
+    return int(given[-1]) if given and given[-1].isdecimal() else counted
+
+
+def swept(points: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return the overrides in which points differ, as values by key."""
+    return [{key_of(text): text.partition("=")[2] for text in point} for point in differing(points)]
 
 
 def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded]:
-    """Record how a run ends in the record of its sweep, if it is a job of one. Of several processes, the first one
-    does.
+    """Record the start and the end of a run in its sweep, if it is a job of one. Only process 0 records them.
 
     Args:
-        cfg: the config of the run, which may be wrong.
+        cfg: the config of the run, which may be invalid.
         process: the number of this process.
     """
     config: Any = HydraConfig.get()
@@ -315,7 +323,7 @@ def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrec
 
 
 def resume_job(run: RunConfig) -> RunConfig:
-    """Have a job of a sweep that is resumed continue from its newest checkpoint, if it has one."""
+    """Make a job of a resumed sweep continue from its newest checkpoint, if it has one."""
     config = cast(DictConfig, HydraConfig.get())
     if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):
         return run

@@ -1,16 +1,13 @@
 """The outcome of each job of a sweep, in its own folder and in one file of the sweep.
 
-A job leaves its outcome as `outcome.json` in its folder, and puts the same into `sweep.jsonl` in the folder of the
-sweep, which has one line for each job from the start on. Where two jobs that cannot lock the file write at once, or a
-job dies, the process that sweeps completes it at the end from the folders of the jobs.
-
-A line that is damaged is reported with its number, and the others are used.
+Each job writes its outcome to `outcome.json` in its folder and to its line of `sweep.jsonl` in the folder of the sweep.
+If two jobs that cannot lock the file write at once, or a job dies, the sweeping process completes the file at the end
+from the folders of the jobs. A damaged line is reported with its number, and the others are used.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import time
@@ -21,123 +18,102 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import printable
-from xlstm_hydra.problems import ConfigError, Problem, either, show
+from xlstm_hydra.formats import parse
+from xlstm_hydra.problems import ConfigError, Problem, either, nearest, show
 from xlstm_hydra.runs import lock, open_lock, replace_file
-
-from ._strict_json import Damaged, check_fields, read_object
-
-log = logging.getLogger("xlstm_hydra")
 
 RECORD_FILE = "sweep.jsonl"
 """One line of JSON for each job, in the folder of the sweep."""
 
-OUTCOME_FILE = "outcome.json"
-"""The same of one job, in its own folder."""
-
 RECORD_LOCK = ".sweep.lock"
-"""Held while the record is changed."""
+"""Locked while the record is changed."""
 
 PATIENCE_SECONDS = 30.0
-"""How long a job waits for the lock. One that is never let go, as by a host that hangs, must not hang the others."""
+"""Longest wait for the lock. A lock that is never released, as by a host that hangs, must not block the other jobs."""
 
 WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed", "failed", "refused"
-
 PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"
 
 STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
-"""Lost is a job that ended without a word, as by SIGKILL; invalid is a point that was never launched."""
+"""Lost: exited without recording its end, for example by SIGKILL. Invalid: a point that was not launched."""
 
 _JOB = re.compile(r'\{"job": ([0-9]{1,9}),')
-"""How a line begins."""
+"""Start of a line."""
 
 _FEW = 5
-"""Damaged lines that are reported one by one."""
+"""Number of damaged lines that are reported one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What is known of a job of a sweep."""
+    """The status and the results of a job of a sweep."""
 
     job: int
-    """Its number, from 0, which its folder is named after."""
-
+    """Its number, from 0, after which its folder is named."""
     overrides: list[str] = field(default_factory=list)
-    """Those of its point."""
-
+    """Overrides of its point."""
     status: str = WAITING
     """One of `STATUSES`."""
-
     reason: str | None = None
-    """Why it is not completed, in a line."""
-
+    """Reason why it is not completed, in one line."""
     task: str | None = None
-    """What it does: train, evaluate, generate or plan."""
-
+    """Its task: train, evaluate, generate or plan."""
     folder: str | None = None
-    """Its folder, as seen from that of the sweep; null until it starts."""
-
+    """Its folder, relative to that of the sweep; null until it starts."""
     metric: str | None = None
-    """What `best` is: validation_loss, or loss where there is no validation, both in nats; step_seconds of a plan."""
-
+    """The metric in `best`: validation_loss, or loss if there is no validation, both in nats; step_seconds for a
+    plan."""
     best: float | None = None
-    """The lowest value of that."""
-
+    """Lowest value of the metric."""
     best_step: int | None = None
-    """The step that had it."""
-
+    """Step with the lowest value."""
     steps: int | None = None
-    """Steps that have been done, as far as they are logged."""
-
+    """Number of completed steps, as far as they are logged."""
     metrics: dict[str, float | None] = field(default_factory=dict)
-    """The last value of each column of `metrics.csv`."""
-
+    """Last value of each column of `metrics.csv`."""
     tokens_per_second: float | None = None
-    """The median of what was logged."""
-
+    """Median of the logged values."""
     checkpoint: str | None = None
-    """The newest checkpoint, as seen from the folder of the sweep."""
-
+    """Newest checkpoint, relative to the folder of the sweep."""
     result: float | None = None
-    """What the task returned: the last validation loss of a training run, the seconds of a planned step."""
-
+    """Return value of the task: the last validation loss of a training run, or the seconds of a planned step."""
     started: str | None = None
-    """When it was started, the last time."""
-
+    """Time of its last start, in ISO 8601."""
     ended: str | None = None
-    """When it ended."""
-
+    """Time of its end, in ISO 8601."""
     cluster_job: str | None = None
-    """The number of its SLURM job, such as 1234_5."""
+    """ID of its SLURM job, such as 1234_5."""
 
 
 def now() -> str:
-    """This moment, in UTC, as ISO 8601."""
+    """Return the current time in UTC, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Fault(NamedTuple):
-    """A line of a record that cannot be used."""
+    """A damaged line of a record."""
 
     line: int
     text: str
     is_cut: bool = False
-    """True for a last line without its end, as a kill may leave it."""
+    """True for a truncated last line, as left by a killed process."""
 
     def __str__(self) -> str:
         return f"line {self.line}: {printable(self.text)}"
 
 
 def read_record(folder: Path) -> list[Outcome]:
-    """The outcomes in the folder of a sweep, by the number of the job. Lines that are damaged are left out.
+    """Read the outcomes in the folder of a sweep, in the order of the jobs. Damaged lines are skipped.
 
     Raises:
-        ConfigError: it has no record, or none of its lines can be read.
+        ConfigError: the folder has no record, or none of its lines can be read.
     """
     try:
         outcomes, faults = scan_record(folder)
     except FileNotFoundError:
-        text, fix = f"there is no {RECORD_FILE} in it", "Give the folder of a sweep, which -m tells at its end."
+        text, fix = f"has no {RECORD_FILE}", "Choose the folder of a sweep. -m prints it at the end."
     except OSError as error:
         text, fix = f"its {RECORD_FILE} cannot be read: {error.strerror}", ""
     else:
@@ -148,21 +124,23 @@ def read_record(folder: Path) -> list[Outcome]:
 
 
 def scan_record(folder: Path) -> tuple[list[Outcome], list[Fault]]:
-    """The outcomes in the record of a sweep, by the number of the job, and the lines that are damaged."""
+    """Read the outcomes in the record of a sweep, in the order of the jobs, and its damaged lines."""
     return _scanned((folder / RECORD_FILE).read_bytes())
 
 
 def repair_record(folder: Path) -> int:
-    """Report the damaged lines of a record and take them out of it. The file as it was is kept beside it, unless its
-    last line is cut off and nothing else is wrong. Returns the number of these lines."""
+    """Report the damaged lines of a record and remove them, and delete the temporary files of processes that died. Keep
+    a copy of the damaged file, unless only its last line is truncated. Return the number of damaged lines."""
     file = folder / RECORD_FILE
     with _locked(folder):
+        for leftover in folder.glob(f".{RECORD_FILE}.*"):
+            leftover.unlink(missing_ok=True)
         data = file.read_bytes()
         outcomes, faults = _scanned(data)
         if not faults:
             return 0
         for fault in faults[:_FEW]:
-            log.log(logging.INFO if fault.is_cut else logging.WARNING, "%s, %s; it is left out", file, fault)
+            (log.info if fault.is_cut else log.warning)("%s, %s; the line is skipped", file, fault)
         if len(faults) > _FEW:
             log.warning("%s: %d more lines are damaged", file, len(faults) - _FEW)
         if not all(fault.is_cut for fault in faults):
@@ -170,7 +148,7 @@ def repair_record(folder: Path) -> int:
             aside.unlink(missing_ok=True)
             with aside.open("xb") as stream:
                 stream.write(data)
-            log.warning("the record as it was is kept in %s", aside)
+            log.warning("the damaged record is kept in %s", aside)
         replace_file(file, "".join(f"{_line(outcome)}\n" for outcome in outcomes))
     return len(faults)
 
@@ -181,30 +159,30 @@ def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
     whole = lines.split(b"\n") if lines else []
     for number, line in enumerate(whole + [rest] * bool(rest), 1):
         try:
-            outcome = _parsed(line)
+            outcome = parse_outcome(line)
         except Damaged as error:
             is_cut = number > len(whole)
-            faults.append(Fault(number, "it is cut off, as by a kill" if is_cut else str(error), is_cut))
+            faults.append(Fault(number, "truncated, as by a killed process" if is_cut else str(error), is_cut))
             continue
         if outcome.job in outcomes:
-            faults.append(Fault(number, f"job {outcome.job} has a line above already"))
+            faults.append(Fault(number, f"job {outcome.job} has an earlier line"))
         else:
             outcomes[outcome.job] = outcome
     return [outcomes[job] for job in sorted(outcomes)], faults
 
 
 def find_outcome(folder: Path, job: int) -> Outcome | None:
-    """Return the outcome of a job; None if there is none that can be read."""
+    """Return the recorded outcome of a job; None if there is none or it is damaged."""
     return _readable(next((line for number, line in _rows(folder) if number == job), None))
 
 
 def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
-    """Put outcomes into the record of a sweep, in the place of older ones of the same jobs. Any process may do it."""
+    """Write outcomes to the record of a sweep, replacing those of the same jobs. Any process may call this."""
     _rewrite(folder, lambda lines: {outcome.job: _line(outcome) for outcome in outcomes})
 
 
 def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
-    """Change single fields of jobs, whatever the jobs themselves write meanwhile: `{3: {"cluster_job": "1234_3"}}`."""
+    """Change single fields of jobs, such as `{3: {"cluster_job": "1234_3"}}`, while the jobs may write others."""
 
     def changed(lines: Mapping[int, str]) -> dict[int, str]:
         known = {job: _readable(lines.get(job)) or Outcome(job=job) for job in changes}
@@ -213,39 +191,22 @@ def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> Non
     _rewrite(folder, changed)
 
 
-def read_outcome(folder: Path) -> Outcome | None:
-    """Return the outcome that a job has left in its own folder; None if there is none, or only a part of one."""
-    try:
-        return _readable((folder / OUTCOME_FILE).read_bytes())
-    except OSError:
-        return None
+def parse_outcome(line: str | bytes) -> Outcome:
+    """Parse an outcome.
 
-
-def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Leave the outcome of a job in its own folder."""
-    replace_file(folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what writers that died have left half written."""
-    with _locked(folder):
-        for file in folder.glob(f".{RECORD_FILE}.*"):
-            file.unlink(missing_ok=True)
-
-
-def _parsed(line: str | bytes) -> Outcome:
+    Raises:
+        Damaged: it was not written by a sweep.
+    """
     content = read_object(line, "an outcome")
-    check_fields(content, fields(Outcome))
-    if content.get("status", WAITING) not in STATUSES:
-        raise Damaged(f"status: expected {either(STATUSES)}, got {show(content['status'])}")
+    if faults := list(_faults(content)):
+        raise Damaged("; ".join(faults))
     return Outcome(**content)
 
 
 def _readable(line: str | bytes | None) -> Outcome | None:
-    try:
-        return None if line is None else _parsed(line)
-    except Damaged:
-        return None
+    with suppress(Damaged):
+        return None if line is None else parse_outcome(line)
+    return None
 
 
 def _line(outcome: Outcome) -> str:
@@ -253,8 +214,8 @@ def _line(outcome: Outcome) -> str:
 
 
 def _rewrite(folder: Path, change: Callable[[Mapping[int, str]], Mapping[int, str]]) -> None:
-    """Change lines of the record. The others are not parsed: a thousand of them would take 10 ms. Damaged lines stay
-    until the process that sweeps reports them."""
+    """Change lines of the record. The other lines are not parsed, because a thousand of them would take 10 ms. Damaged
+    lines stay until the sweeping process reports them."""
     with _locked(folder):
         rows = _rows(folder)
         changed = dict(change({job: line for job, line in rows if job is not None}))
@@ -264,7 +225,7 @@ def _rewrite(folder: Path, change: Callable[[Mapping[int, str]], Mapping[int, st
 
 
 def _rows(folder: Path) -> list[tuple[int | None, str]]:
-    """The lines of a record, each with the job that it is about; None if it is damaged."""
+    """The lines of a record, each with the number of its job; None if it is damaged."""
     file, seen = folder / RECORD_FILE, set[int]()
     text = file.read_bytes().decode("utf-8", "backslashreplace") if file.exists() else ""
     rows = list[tuple[int | None, str]]()
@@ -276,7 +237,7 @@ def _rows(folder: Path) -> list[tuple[int | None, str]]:
 
 
 def _job_of(line: str) -> int | None:
-    """Return the job that a line is about, which is its first field; None if it is damaged."""
+    """Return the job number in a line, usually its first field; None if the line is damaged."""
     if found := _JOB.match(line):
         return int(found[1])
     outcome = _readable(line)
@@ -285,14 +246,92 @@ def _job_of(line: str) -> int | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing the record. If the file system has no locks, or one is never released, it is
-    changed without: what is lost then is found again in the folders of the jobs."""
+    """Keep other processes from changing the record. If the file system has no locks, or a lock is never released,
+    continue without it: changes that get lost are recovered from the folders of the jobs."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with open_lock(folder / RECORD_LOCK) as file:
         with suppress(OSError):
             while not lock(file):
                 if time.monotonic() > deadline:
-                    log.warning("%s has been locked for %.0f s; going on without", file.name, PATIENCE_SECONDS)
+                    log.warning("%s: locked for %.0f s; continuing without the lock", file.name, PATIENCE_SECONDS)
                     break
                 time.sleep(random.uniform(0.001, 0.01))
         yield
+
+
+# ---- strict JSON
+
+
+class Damaged(ValueError):
+    """Text that was not written by a sweep. The message describes the fault in one line."""
+
+
+def read_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """Parse a JSON object, which may be damaged or come from someone else.
+
+    Args:
+        text: the text.
+        what: the object, for messages.
+
+    Raises:
+        Damaged: the text is not JSON, or not an object.
+    """
+    try:
+        return parse(text, what, fix="")
+    except ConfigError as error:
+        text = "; ".join(str(problem) for problem in error.problems)
+        raise Damaged(text.replace(" at line 1, column", " at column")) from None
+
+
+def _faults(content: Mapping[str, Any]) -> Iterator[str]:
+    """Unknown, missing and wrongly typed fields of an outcome, as messages."""
+    types = {one.name: str(one.type) for one in fields(Outcome)}
+    if "job" not in content:
+        yield "job: missing"
+    for name, value in content.items():
+        if name not in types:
+            yield f"{name}: no such field. {nearest(name, types)}"
+            continue
+        is_valid, expected = _SPECIAL.get(name) or _KINDS[types[name].removesuffix(" | None")]
+        is_optional = types[name].endswith(" | None")
+        if not (is_valid(value) or (is_optional and value is None)):
+            yield f"{name}: expected {expected}{' or null' if is_optional else ''}, got {show(value)}"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return _is_text(value) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+_CLUSTER_JOB = re.compile(r"[0-9]\w*([_+.]\w+)*", re.ASCII)
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "int": (lambda value: type(value) is int, "a whole number"),
+    "float": (_is_number, "a number"),
+    "str": (_is_text, "a string"),
+    "list[str]": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of strings"),
+    "dict[str, float | None]": (
+        lambda value: isinstance(value, dict) and all(one is None or _is_number(one) for one in value.values()),
+        "names with numbers",
+    ),
+}
+"""Check of a value and its name in messages, by the annotation of the field without `| None`."""
+
+_SPECIAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "job": (lambda value: type(value) is int and 0 <= value < 10**9, "the number of a job"),
+    "status": (lambda value: value in STATUSES, either(STATUSES)),
+    **{name: (lambda value: _is_text(value) and "\0" not in value, "a path") for name in ("folder", "checkpoint")},
+    **{name: (_is_time, "a time") for name in ("started", "ended")},
+    "cluster_job": (lambda value: _is_text(value) and bool(_CLUSTER_JOB.fullmatch(value)), "the number of a SLURM job"),
+}
+"""The same by field name, for fields with a special format."""

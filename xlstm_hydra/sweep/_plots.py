@@ -1,31 +1,31 @@
-"""Plots of a sweep: loss curves, and the best value over each number that was swept; the memory of plans as bars."""
+"""Plots of a sweep: loss curves, the best loss against each numeric key, and the memory of plans as bars."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm_hydra._colours import COLOURS
 from xlstm_hydra.runs import METRICS_FILE
 
-from ._jobs import job_folder, read_metrics
-from ._labels import swept
+from ._jobs import finite, job_folder, read_metrics, swept
 from ._outcomes import COMPLETED, Outcome
 
 MAX_LINES = len(COLOURS) - 1
-"""Lines with a colour and a label; the others are grey, which is the last colour."""
+"""Number of lines with a colour and a label. The others are grey, the last colour."""
 
 MAX_PANELS = 3
-"""Numbers that have a panel of their own."""
+"""Number of keys that get a panel."""
 
 MAX_LABEL = 34
-"""Characters; a longer one is the number of the job."""
+"""Maximum length of a label in characters. A longer one is replaced by the job number."""
 
 SEED = "seed"
-"""How keys end whose values are of no interest: lines go through the mean over them."""
+"""Ending of the keys over which values are averaged."""
 
 
 class Curve(NamedTuple):
@@ -35,29 +35,47 @@ class Curve(NamedTuple):
     steps: list[int]
     losses: list[float]
     is_whole: bool
-    """Whether the job is completed."""
+    """True if the job is completed."""
 
 
 class Line(NamedTuple):
-    """The best values of jobs that differ in one number only, and in seeds, by that number."""
+    """The best values of jobs that only differ in one number and in seeds, by that number."""
 
     label: str
     best: dict[float, list[float]]
 
 
-class Bar(NamedTuple):
-    """The memory of a planned job, by kind."""
+@dataclass(frozen=True)
+class PlanRow:
+    """The plan of one job."""
 
-    label: str
-    sizes: Sequence[float]
-    """GiB on a device."""
-    limit: float | None
-    """GiB that a device has."""
+    job: int
+    overrides: str
+    """Overrides that not all jobs have."""
     verdict: str
+    """fits, does not fit, invalid, or failed."""
+    reason: str = ""
+    """The rules that an invalid config breaks, or the error of a job that failed."""
+    memory: dict[str, int] | None = None
+    """Bytes on each device, by kind."""
+    total: int | None = None
+    """Sum of all kinds."""
+    headroom: int | None = None
+    """Free bytes of a device; negative if the plan does not fit."""
+    device: str | None = None
+    device_memory: int | None = None
+    """Bytes of a device that a program can use."""
+    num_devices: int | None = None
+    step_seconds: float | None = None
+    """Lower bound of the step time."""
+    tokens_per_second: float | None = None
+    """Upper bound over all devices."""
+    bound_by: str | None = None
+    """The limiting resource: compute, memory or network."""
 
 
 def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
-    """Plot the jobs, given from the best on, in the folder of the sweep. Return the names of the files."""
+    """Plot the jobs, which are sorted from best to worst, in the folder of the sweep. Return the names of the files."""
     if not _has_matplotlib():
         return []
     points = [_numbers(point) for point in swept([one.overrides for one in ranked])]
@@ -75,32 +93,33 @@ def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
     return _save(figure, folder, "sweep")
 
 
-def plot_plans(folder: Path, kinds: Sequence[str], bars: Sequence[Bar]) -> list[str]:
+def plot_plans(folder: Path, kinds: Sequence[str], plans: Sequence[PlanRow]) -> list[str]:
     """Plot plans as stacked bars, with a line for the memory of a device, in the folder of the sweep. Return the names
     of the files.
 
     Args:
-        folder: that of the sweep.
-        kinds: of memory, in words.
-        bars: of all jobs; one without a plan has no sizes.
+        folder: the folder of the sweep.
+        kinds: names of the kinds of memory.
+        plans: one plan per job.
     """
-    if not _has_matplotlib() or not any(bar.sizes for bar in bars):
+    if not _has_matplotlib() or not any(plan.memory for plan in plans):
         return []
-    figure = _new_figure(10, 1.8 + 0.4 * len(bars))
+    figure = _new_figure(10, 1.8 + 0.4 * len(plans))
     axes = figure.add_subplot()
-    rows, ends = range(len(bars)), [0.0] * len(bars)
-    for number, (kind, colour) in enumerate(zip(kinds, COLOURS, strict=True)):
-        sizes = [bar.sizes[number] if bar.sizes else 0.0 for bar in bars]
-        axes.barh(rows, sizes, left=ends, color=colour, label=kind)
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    for row, end, bar in zip(rows, ends, bars, strict=True):
-        axes.text(end, row, f" {f'{end:.1f}, {bar.verdict}' if bar.sizes else bar.verdict}", va="center")
-        if bar.limit is not None:
-            axes.vlines(bar.limit, row - 0.5, row + 0.5, color="black")
-    axes.set_yticks(rows, [bar.label for bar in bars])
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, 1.25 * max(*ends, *(bar.limit or 0.0 for bar in bars)))
-    axes.set_xlabel("GiB on a device; the line is what it has")
+    sizes = [[size / 2**30 for size in (plan.memory or dict.fromkeys(kinds, 0)).values()] for plan in plans]
+    limits = [None if plan.device_memory is None else plan.device_memory / 2**30 for plan in plans]
+    ends = [0.0] * len(plans)
+    for kind, colour, column in zip(kinds, COLOURS, zip(*sizes, strict=True), strict=True):
+        axes.barh(range(len(plans)), column, left=ends, color=colour, label=kind)
+        ends = [end + size for end, size in zip(ends, column, strict=True)]
+    for row, (plan, end, limit) in enumerate(zip(plans, ends, limits, strict=True)):
+        axes.text(end, row, f" {f'{end:.1f}, ' if plan.memory else ''}{plan.verdict}", va="center")
+        if limit is not None:
+            axes.vlines(limit, row - 0.5, row + 0.5, color="black")
+    axes.set_yticks(range(len(plans)), [plan.overrides or f"job {plan.job}" for plan in plans])
+    axes.set_ylim(len(plans) - 0.5, -0.5)
+    axes.set_xlim(0, 1.25 * max(*ends, *(limit or 0.0 for limit in limits)))
+    axes.set_xlabel("GiB per device; the black line marks the memory of the device")
     figure.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return _save(figure, folder, "plans")
 
@@ -109,7 +128,7 @@ def _has_matplotlib() -> bool:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        print("no picture: it needs pip install 'xlstm-hydra[plots]'")
+        print("no plot: matplotlib is not installed; pip install 'xlstm-hydra[plots]' installs it")
         return False
     return True
 
@@ -123,7 +142,7 @@ def _new_figure(width: float, height: float) -> Any:
 def _save(figure: Any, folder: Path, name: str) -> list[str]:
     files = [f"{name}.png", f"{name}.svg"]
     for file in files:
-        (folder / file).unlink(missing_ok=True)  # a link is not followed
+        (folder / file).unlink(missing_ok=True)  # never writes through a link
         figure.savefig(folder / file, dpi=150)
     return files
 
@@ -132,7 +151,8 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
 
 
 def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> tuple[str, list[Curve]]:
-    """The loss that is drawn, and its curve for each job: that of validation, where it was taken more than once."""
+    """The name of the plotted loss, and its curve for each job. It is the validation loss if that was measured more
+    than once."""
     rows = [read_metrics(job_folder(folder, one) / METRICS_FILE) for one in ranked]
     taken = [sum(row.get("validation_loss") is not None for row in of_job) for of_job in rows]
     name = "validation_loss" if taken and max(taken) > 1 else "loss"
@@ -146,8 +166,8 @@ def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str
 
 
 def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> dict[str, list[Line]]:
-    """For each number that was swept, the best values over it of the jobs that are completed, in a line for each point
-    of the other keys."""
+    """For each numeric key that was swept, the best values of the completed jobs, with one line per combination of the
+    other keys."""
     known = [(one, point) for one, point in zip(ranked, points, strict=True) if one.status == COMPLETED]
     known = [(one.best, point) for one, point in known if one.best is not None]
     keys = list(dict.fromkeys(key for _, point in known for key in point if not key.endswith(SEED)))
@@ -164,16 +184,8 @@ def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> di
 
 
 def _numbers(point: dict[str, str]) -> dict[str, Any]:
-    """A point with its numbers as such."""
-    return {key: value if (number := _number(value)) is None else number for key, value in point.items()}
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    """A point with its numbers parsed."""
+    return {key: value if (number := finite(value)) is None else number for key, value in point.items()}
 
 
 def _label(one: Outcome, point: dict[str, Any], points: Iterable[dict[str, Any]]) -> str:
@@ -184,7 +196,7 @@ def _label(one: Outcome, point: dict[str, Any], points: Iterable[dict[str, Any]]
 
 
 def _text(point: dict[str, Any], keys: Sequence[str]) -> str:
-    """`lr=0.001 parallel=dp`: keys in short where that is clear."""
+    """`lr=0.001 parallel=dp`: keys are shortened if that is unambiguous."""
     ends = [key.rpartition(".")[2] for key in keys]
     names = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
     return " ".join(f"{names[key]}={f'{v:g}' if isinstance(v, float) else v}" for key, v in point.items())
@@ -194,7 +206,7 @@ def _text(point: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
-    """The worst first, so that the best lie on top."""
+    """Draw the worst first, so that the best are on top."""
     for rank, curve in reversed(list(enumerate(curves))):
         axes.plot(
             curve.steps,
@@ -239,7 +251,7 @@ def _draw_panel(axes: Any, key: str, metric: str, lines: Sequence[Line]) -> None
 
 
 def _name_lines(axes: Any, ends: Sequence[tuple[str, float]]) -> None:
-    """Write the name of each line at its right end, in its colour, and none over another."""
+    """Write the name of each line at its right end, in its colour, without overlaps."""
     low, high = axes.get_ylim()
     gap = 0.05 * (high - low)
     order = sorted(range(len(ends)), key=lambda number: ends[number][1])

@@ -20,8 +20,7 @@ from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import METRICS_FILE, open_new, read_metrics_file
 
 from ._commands import COMMAND_FILE
-from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs
-from ._labels import swept
+from ._jobs import ERROR_FILE, job_folder, reconciled, running_jobs, swept
 from ._outcomes import (
     COMPLETED,
     FAILED,
@@ -34,42 +33,42 @@ from ._outcomes import (
     RUNNING,
     STATUSES,
     WAITING,
+    Damaged,
     Outcome,
+    read_object,
     read_record,
-    remove_leftovers,
     repair_record,
     update_record,
 )
-from ._strict_json import Damaged, read_object
 from ._sweep_folder import end_sweep, resume_line
 
 DOES_NOT_FIT = 3
-"""Exit status of plans of which none fits its devices."""
+"""Exit status if none of the plans fits its devices."""
 
 MAX_ROWS = 40
-"""Rows of the table. The CSV has all."""
+"""Maximum number of rows in the table. The CSV file has all of them."""
 
 MAX_TRACEBACKS = 5
-"""Errors that are printed with their traceback."""
+"""Maximum number of printed tracebacks."""
 
 MAX_LINES = 500
-"""Lines of a traceback that are printed."""
+"""Maximum number of printed lines of a traceback."""
 
 FLUSH_LEFT = ("overrides", "status", "checkpoint")
-"""Columns of the table with words in them."""
+"""Left-aligned columns of the table."""
 
 
 def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
     """Complete the record of a sweep from the folders of its jobs, print its results, and plot them.
 
     Args:
-        folder: that of the sweep.
-        error: what ended the launching of jobs early.
+        folder: the folder of the sweep.
+        error: the exception that stopped the launching of jobs.
 
     Returns:
-        The exit status: 0 all completed, 1 some failed, were lost or interrupted, or still run, or the record cannot be
-        written, 2 some were refused or all are invalid, 3 plans of which none fits, 75 the others were preempted, 130
-        the sweep was interrupted.
+        The exit status: 0 if all jobs are completed; 1 if a job failed, was lost or interrupted, or is still running,
+        or if the record cannot be written; 2 if a job was refused or all points are invalid; 3 if no plan fits; 75 if
+        the other jobs were preempted; 130 if the sweep was interrupted.
     """
     folder = folder.absolute()
     try:
@@ -86,9 +85,8 @@ def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
 
 
 def _complete_record(folder: Path) -> OSError | None:
-    """Write the outcomes of all jobs into the record. Return the error if it cannot be written, as on a full disk."""
+    """Write the outcomes of all jobs to the record. Return the error if it cannot be written, as on a full disk."""
     try:
-        remove_leftovers(folder)
         repair_record(folder)
         update_record(folder, reconciled(folder, read_record(folder)))
     except OSError as error:
@@ -101,35 +99,35 @@ def _print_end(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome]
     plans, others = [one for one in record if one.task == "plan"], [one for one in record if one.task != "plan"]
     fits = True
     if plans:
-        from ._plan_table import compare_plans  # loads JAX
+        from ._plans import compare_plans
 
         fits = compare_plans(folder, plans)
     if others:
         _print_results(folder, others, draw=error is None)
     if isinstance(error, Exception):
-        print(text_of(error, "xlstm-hydra: the sweep has ended early"), file=sys.stderr)
+        print(text_of(error, "xlstm-hydra: the sweep ended early"), file=sys.stderr)
     elif error is not None:
         print("xlstm-hydra: the sweep was interrupted", file=sys.stderr)
     _print_running(still)
     counts = Counter(one.status for one in record)
     if counts.keys() - {COMPLETED, INVALID} and (folder / COMMAND_FILE).exists():
-        print(f"{resume_line(folder)} runs what is missing or failed", file=sys.stderr)
+        print(f"to run the missing and failed jobs: {resume_line(folder)}", file=sys.stderr)
     return fits
 
 
 def _print_running(still: Sequence[Outcome]) -> None:
-    """Print which jobs continue without the process that sweeps, and how to stop them."""
+    """Print the jobs that continue without the sweeping process, and the command that cancels them."""
     if not still:
         return
     numbers = ", ".join(str(one.job) for one in still)
     print(f"still running or queued: job {numbers}" if len(still) == 1 else f"still running or queued: jobs {numbers}")
     if clustered := [one.cluster_job for one in still if one.cluster_job]:
-        print(f"to stop what is on the cluster: scancel {' '.join(clustered)}")
+        print(f"to cancel the SLURM jobs: scancel {' '.join(clustered)}")
 
 
 def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) -> int:
-    """Return the exit status: that of the signal which has ended the sweep itself, else that of the worst job. A
-    preempted job, which can be resumed, hides none that has failed."""
+    """Return the exit status: that of the signal that ended the sweep itself, else that of the worst job. A failed job
+    outweighs a preempted one, which can be resumed."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, SystemExit) and error.code == STATUS:
@@ -150,7 +148,7 @@ def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) 
 
 
 def _print_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
-    """Print the results of a sweep, and leave them in its folder as CSV and, where `draw`, as a picture."""
+    """Print the results of a sweep, and write them to its folder as CSV and, if `draw`, as a plot."""
     own = dict(zip((one.job for one in record), differing([one.overrides for one in record]), strict=True))
     print("", *_table(record, own), sep="\n", flush=True)
     for line in (*_unfinished(folder, record, own), *_damaged_metrics(folder, record)):
@@ -167,18 +165,18 @@ def _print_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
 
 
 def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
-    """Plot the results. If that fails, the table is printed all the same."""
+    """Plot the results. The table is printed even if that fails."""
     from ._plots import plot_results
 
     try:
         return plot_results(folder, best_first(record))
     except Exception as error:
-        print(printable(f"no picture: {type(error).__name__}: {error}"), file=sys.stderr)
+        print(printable(f"no plot: {type(error).__name__}: {error}"), file=sys.stderr)
         return []
 
 
 def best_first(record: Sequence[Outcome]) -> list[Outcome]:
-    """Completed jobs from the best on, then the others by their number."""
+    """Sort completed jobs from best to worst, then the others by number."""
     return sorted(record, key=lambda one: (one.status != COMPLETED, _rank(one), one.job))
 
 
@@ -195,23 +193,23 @@ def _shown(best: float) -> str:
 
 
 def _table(record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str]:
-    from xlstm_hydra._table import table  # loads rich
+    from xlstm_hydra._table import fitting, table  # loads rich
 
     counts = Counter(one.status for one in record)
     given = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    yield f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {given}"
     metrics = {one.metric for one in record if one.metric}
+    best = f" (best: lowest {next(iter(metrics))})" if len(metrics) == 1 else ""
+    yield printable(f"{len(record)} {'jobs' if len(record) > 1 else 'job'}: {given}{best}")
     rows = [_cells(one, " ".join(own[one.job]), len(metrics) > 1) for one in best_first(record)]
-    head = {"best": " ".join(["best", *metrics]) if len(metrics) == 1 else "best"}
     names = [name for name in rows[0] if any(row[name] for row in rows)]
-    lines = [[head.get(name, name) for name in names], *([row[name] for name in names] for row in rows[:MAX_ROWS])]
-    yield from table(lines, left=[number for number, name in enumerate(names) if name in FLUSH_LEFT])
+    lines = [names, *([row[name] for name in names] for row in rows[:MAX_ROWS])]
+    yield from table(fitting(lines), left=[number for number, name in enumerate(names) if name in FLUSH_LEFT])
     if len(rows) > MAX_ROWS:
         yield f"and {len(rows) - MAX_ROWS} more in sweep.csv"
 
 
 def _cells(one: Outcome, overrides: str, with_metric: bool) -> dict[str, str]:
-    """A row, by the names of its columns. A column that no job fills is left out."""
+    """The cells of a row by column. Columns that are empty for all jobs are omitted."""
     best = "" if one.best is None else _shown(one.best)
     return {
         "job": str(one.job),
@@ -236,7 +234,7 @@ def _duration(one: Outcome) -> str:
 
 
 def write_csv(record: Sequence[Outcome], file: Path) -> None:
-    """One row for each job, with a column for each key that they differ in."""
+    """Write one row per job, with a column for each key in which jobs differ."""
     values = swept([one.overrides for one in record])
     keys = list(dict.fromkeys(key for point in values for key in point))
     names = ["status", "metric", "best", "best_step", "steps", "tokens_per_second", "started", "ended", "checkpoint"]
@@ -252,7 +250,7 @@ def write_csv(record: Sequence[Outcome], file: Path) -> None:
 
 
 def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str]:
-    """Why each job is not completed; equal reasons once, with their jobs. Tracebacks come whole."""
+    """The reasons why jobs are not completed, each once with its jobs, and tracebacks."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for one in record:
         if one.status not in (COMPLETED, WAITING):
@@ -262,7 +260,7 @@ def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str
         first = jobs[0]
         yield f"xlstm-hydra: {_label(jobs, own)}: {status}{f': {reason}' if reason else ''}"
         if last := _last(first):
-            yield f"  {'its' if len(jobs) == 1 else f'of job {first.job} the'} last metrics: {last}"
+            yield f"  last metrics{'' if len(jobs) == 1 else f' of job {first.job}'}: {last}"
         error = job_folder(folder, first) / ERROR_FILE
         if status == FAILED and error.exists() and printed < MAX_TRACEBACKS:
             printed += 1
@@ -270,26 +268,25 @@ def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str
                 f"  {line}" for line in error.read_text(encoding="utf-8", errors="replace").split("\n")[:MAX_LINES]
             )
         elif status == FAILED and error.exists():
-            yield f"  its traceback is in {error}"
+            yield f"  traceback: {error}"
 
 
 def _damaged_metrics(folder: Path, record: Sequence[Outcome]) -> Iterator[str]:
-    """The lines of the jobs' metrics that were left out."""
+    """Damaged lines in the metrics of jobs."""
     for one in record:
         file = job_folder(folder, one) / METRICS_FILE
         try:
             reports = read_metrics_file(file).reports()
         except OSError as error:
             reports = [f"cannot be read: {error.strerror}"]
-        yield from (f"xlstm-hydra: {file}, {text}; it is left out" for text in reports)
+        yield from (f"xlstm-hydra: {file}, {text}; skipped" for text in reports)
 
 
 def _label(jobs: Sequence[Outcome], own: dict[int, list[str]]) -> str:
     numbers = [str(one.job) for one in jobs]
     if len(jobs) == 1:
         return f"job {numbers[0]}{f' ({shlex.join(own[jobs[0].job])})' if own[jobs[0].job] else ''}"
-    few = numbers if len(numbers) <= 12 else [*numbers[:10], "..."]
-    return f"{len(jobs)} jobs ({', '.join(few)})"
+    return f"jobs {', '.join(numbers)}" if len(numbers) <= 12 else f"{len(jobs)} jobs ({', '.join(numbers[:10])}, ...)"
 
 
 def _last(one: Outcome) -> str:
@@ -301,10 +298,10 @@ def _last(one: Outcome) -> str:
 
 
 def _programs_line(folders: Iterable[Path]) -> str | None:
-    """Return how many of the programs of all jobs came from the cache; None if no training has ended.
+    """Return a summary of the compiled programs of all jobs; None if no training has ended.
 
     Args:
-        folders: of the jobs.
+        folders: the folders of the jobs.
     """
     found = [measured for folder in folders if (measured := _measured(folder / "plan.json"))]
     if not found:
@@ -314,11 +311,12 @@ def _programs_line(folders: Iterable[Path]) -> str | None:
     text = f"compiled: {total - cached} of {total} programs, {seconds:.1f} s in all"
     if cached:
         text += f"; {cached} came from the cache ({100 * cached / total:.0f}%)"
-    return f"{text}; {reused} {'jobs' if reused > 1 else 'job'} ran those of the job before" if reused else text
+    return f"{text}; {reused} {'jobs' if reused > 1 else 'job'} reused those of an earlier job" if reused else text
 
 
 def _measured(file: Path) -> Mapping[str, Any] | None:
-    """Return what a run has measured, from its `plan.json`; None if it has not ended, or is of an earlier version."""
+    """Return the measurements in the `plan.json` of a run; None if it has not ended, or was written by an earlier
+    version."""
     try:
         measured = read_object(file.read_bytes(), "a plan").get("measured")
     except (OSError, Damaged):

@@ -1,4 +1,4 @@
-"""`resume_sweep=DIR`: the command line of a sweep again, for what is missing or failed."""
+"""`resume_sweep=DIR`: run the recorded command of a sweep again for its missing and failed jobs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from xlstm_hydra.own_modules import change_folder
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import kind_of
 
-from ._commands import COMMAND_FILE, Command, loads_code, read_commands
-from ._jobs import reconciled
-from ._labels import key_of, swept
-from ._outcomes import COMPLETED, RECORD_FILE, scan_record
+from ._commands import COMMAND_FILE, Command, key_of, loads_code, read_commands
+from ._jobs import reconciled, swept
+from ._outcomes import COMPLETED, RECORD_FILE, Damaged, scan_record
 from ._results import finish_sweep
-from ._strict_json import Damaged
 from ._sweep_folder import refuse_folders_outside, refuse_sweep_links
 
 RESUME_SWEEP = "resume_sweep"
@@ -30,35 +28,35 @@ SWEEP_DIR, RESUME = "hydra.sweep.dir", "hydra.sweeper.resume"
 SWEEPER = "hydra/sweeper"
 
 TRUST = "--trust"
-"""Lets the recorded command load code, and imports modules from the folder in which it was typed."""
+"""Flag that lets the recorded command load code, and import modules from the folder where it was typed."""
 
 SUBMITIT_FOLDER = "hydra.launcher.submitit_folder"
 
 _NEW_FOLDER = re.compile(r"hydra\.launcher\.submitit_folder='?[^']*/\.submitit/[0-9a-f]{8}/%j'?")
-"""How a sweep that was continued before has recorded that folder; the next one gets another."""
+"""This folder as an earlier resumption has recorded it. Each resumption uses a new one."""
 
 SUBMITIT = ("local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm")
 """Launchers whose jobs return pickled results."""
 
 OURS = (f"{SWEEPER}=xlstm", f"{SWEEPER}=basic")
-"""Sweepers whose points are those of ours."""
+"""Sweepers with the same points as ours."""
 
 _OWN = (SWEEP_DIR, "hydra.sweep.subdir", RESUME)
-"""What a sweep has from its folder, and cannot be typed anew."""
+"""Keys that follow from the folder of the sweep and cannot be changed."""
 
 _FREE = ("data.path",)
-"""Fields that change losses by what they name; the files themselves are compared by their fingerprint."""
+"""Fields that may change although they affect the loss: data files are compared by their fingerprint."""
 
 _HOW = ("parallel", "logger", "distributed", "device", "hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
-"""Groups that say how a job runs, and not what it computes."""
+"""Groups that affect how a job runs, but not its results."""
 
 
 def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of the command, with those of the sweep that `resume_sweep=DIR` names instead of it, and the
-    other ones behind them. If nothing is missing, print the results and leave with status 0.
+    """Replace `resume_sweep=DIR` by the recorded arguments of that sweep, followed by the other arguments. If all jobs
+    are completed, print the results and exit with status 0.
 
     Raises:
-        ConfigError: there is no sweep, or what was typed would make its other jobs another sweep.
+        ConfigError: there is no sweep, or an argument would make the remaining jobs differ from the completed ones.
     """
     named = [text for text in arguments if text.partition("=")[0] == RESUME_SWEEP]
     if not named:
@@ -70,15 +68,17 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
         raise _refused("needs the folder of a sweep", f"For example {RESUME_SWEEP}=multirun/2026-01-31/12-00-00.")
     folder = Path(path).expanduser().absolute()
     if not (folder / RECORD_FILE).exists():
-        text = f"is not the folder of a sweep: there is no {RECORD_FILE} in it"
-        raise ConfigError([Problem({RESUME_SWEEP: path}, text, "Give the folder that its -m has told.")])
+        text = f"is not the folder of a sweep: it has no {RECORD_FILE}"
+        raise ConfigError([Problem({RESUME_SWEEP: path}, text, "Choose the folder that -m printed at the end.")])
     refuse_sweep_links(folder, RESUME_SWEEP)
     known, faults = scan_record(folder)
     refuse_folders_outside(folder, known, RESUME_SWEEP)
     record = reconciled(folder, known)
     typed = [text for text in arguments if text not in (*named, TRUST, "-m", "--multirun")]
-    _refuse_others(typed, {key for point in swept([one.overrides for one in record]) for key in point})
-    is_whole = bool(known) and len(record) >= len(known) + len(faults)  # else it is not known how many jobs there were
+    searched = {key for point in swept([one.overrides for one in record]) for key in point}
+    if problems := list(_conflicts(typed, searched)):
+        raise ConfigError(problems)
+    is_whole = bool(known) and len(record) >= len(known) + len(faults)  # otherwise the number of jobs is unknown
     if is_whole and all(one.status == COMPLETED for one in record):
         print(f"nothing is missing: all {len(record)} jobs are completed")
         finish_sweep(folder)
@@ -86,7 +86,7 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     command = _last_command(folder, path)
     before = _without(command.arguments, typed)
     if other := next((text for text in before if key_of(text) == SWEEPER and text not in OURS), None):
-        text, fix = f"its points are those of {other}", "Type its own command again, with the same hydra.sweep.dir."
+        text, fix = f"its points come from {other}", "Run its original command again with the same hydra.sweep.dir."
         raise ConfigError([Problem({RESUME_SWEEP: path}, text, fix)])
     is_trusted = TRUST in arguments
     if is_trusted:
@@ -98,14 +98,8 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
     return [*before, *own, *([] if is_trusted else _new_submitit_folder(folder, [*before, *typed])), *typed]
 
 
-def _refuse_others(typed: Sequence[str], points: set[str]) -> None:
-    """Make sure that the jobs which are run now are trained as those which are completed."""
-    problems = list(_problems(typed, points))
-    if problems:
-        raise ConfigError(problems)
-
-
-def _problems(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
+def _conflicts(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
+    """Problems of arguments that would make the remaining jobs differ from the completed ones."""
     for text in typed:
         if text.startswith("--from") or text.startswith("resume="):
             yield Problem.about(f"{RESUME_SWEEP} and {key_of(text)}", "cannot be given together", "Choose one.")
@@ -113,18 +107,18 @@ def _problems(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
             continue
         key = key_of(text)
         if key in points:
-            fix = "Points cannot be added: begin another sweep in another folder."
-            yield Problem.about(key, "the jobs of this sweep differ in it", fix)
+            fix = "Points cannot be added; start a new sweep in another folder."
+            yield Problem.about(key, "the jobs of this sweep differ in this key", fix)
         elif key in _OWN:
-            yield Problem.about(key, f"follows from {RESUME_SWEEP}", "Leave it out.")
+            yield Problem.about(key, f"is set by {RESUME_SWEEP}", "Remove it.")
         elif not _may_change(key):
-            text = "would make the jobs that are run now others than those that are completed"
-            fix = "Begin another sweep in another folder, or go on with one job: resume=DIR/3, with what is to change."
+            text = "would make the remaining jobs differ from the completed ones"
+            fix = "Start a new sweep in another folder, or continue one job with resume=DIR/3 and the new value."
             yield Problem.about(key, text, fix)
 
 
 def _may_change(key: str) -> bool:
-    """Whether a key says how jobs run, and not what comes of it."""
+    """True if a key affects how jobs run, but not their results."""
     if key.partition(".")[0] == "hydra" or key in (*_HOW, *_FREE):
         return True
     group, dot, _ = key.partition(".")
@@ -133,32 +127,32 @@ def _may_change(key: str) -> bool:
 
 
 def _last_command(folder: Path, path: str) -> Command:
-    """How the sweep was started the last time.
+    """Return the command that last started the sweep.
 
     Raises:
-        ConfigError: it is not recorded, or by something else than a sweep.
+        ConfigError: it is not recorded, or the file was not written by a sweep.
     """
     try:
         return read_commands(folder)[-1]
     except (OSError, Damaged) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        text = f"how the sweep was started cannot be read from its {COMMAND_FILE}: {reason}"
-        fix = "A study of hydra/sweeper=optuna goes on by its own command, with the same hydra.sweep.dir."
+        text = f"its command cannot be read from its {COMMAND_FILE}: {reason}"
+        fix = "To resume an Optuna study, run its original command again with the same hydra.sweep.dir."
         raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)]) from None
 
 
 def _refuse_code(folder: Path, path: str, command: Command, arguments: Sequence[str]) -> None:
-    """Make sure that the recorded command loads no code: the folder may come from someone else.
+    """Make sure that the recorded command cannot load code, because the folder may come from someone else.
 
     Raises:
-        ConfigError: with all that can.
+        ConfigError: with every argument that can.
     """
     found = loads_code(arguments)
     if not (_is_here(command.cwd) or not command.cwd.is_dir() or command.cwd in folder.parents):
-        found.append(f"it was typed in {command.cwd}, which is neither the current folder nor above the sweep's")
+        found.append(f"it was typed in {command.cwd}, which is neither the current folder nor a parent of the sweep's")
     if found:
         text = f"its recorded command can load code or reach other folders: {'; '.join(found)}"
-        fix = f"It is: {command}. If you trust it, add {TRUST}. Otherwise begin another sweep with -m."
+        fix = f"The command is: {command}. If you trust it, add {TRUST}. Otherwise start a new sweep with -m."
         raise ConfigError([Problem.about(f"{RESUME_SWEEP}={path}", text, fix)])
 
 
@@ -170,19 +164,19 @@ def _is_here(folder: Path) -> bool:
 
 
 def _go_to(cwd: Path, is_trusted: bool) -> None:
-    """Change to the folder in which the sweep was started. Its modules are imported if the user trusts the folder."""
+    """Change to the folder where the sweep was started. Modules are only imported from it if the user trusts it."""
     if _is_here(cwd):
         return
-    text = f"since {cwd}, where it was started, is not there"
+    text = f"because {cwd}, where it was started, does not exist"
     if cwd.is_dir():
         change_folder(cwd, import_modules=is_trusted)
-        text = "which is where it was started"
+        text = "where it was started"
         text += "" if is_trusted else f"; Python modules in that folder are not imported ({TRUST} imports them)"
-    print(printable(f"xlstm-hydra: the sweep goes on in {Path.cwd()}, {text}"), file=sys.stderr)
+    print(printable(f"xlstm-hydra: resuming the sweep in {Path.cwd()}, {text}"), file=sys.stderr)
 
 
 def _new_submitit_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """Where jobs leave their results, for launchers that read them by unpickling: not where something may lie."""
+    """A new folder for the results of jobs, for launchers that unpickle them: an existing file could load code."""
     launchers = [text.partition("=")[2] for text in arguments if key_of(text) == "hydra/launcher"]
     is_typed = any(key_of(text) == SUBMITIT_FOLDER for text in arguments)
     if is_typed or not launchers or launchers[-1] not in SUBMITIT:
@@ -191,7 +185,7 @@ def _new_submitit_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
 
 
 def _without(arguments: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """The recorded arguments that are not typed anew. Another launcher has other options."""
+    """The recorded arguments without those that are typed again. A new launcher drops the options of the old one."""
     keys = {key_of(text) for text in typed if "=" in text and not text.startswith("-")} | {SWEEP_DIR, RESUME}
     groups = tuple(f"{key.replace('/', '.')}." for key in keys if key.startswith("hydra/"))
     others = [text for text in arguments if key_of(text) not in keys and not (groups and text.startswith(groups))]

@@ -1,9 +1,8 @@
-"""A sweep: its points are split, checked and planned, its jobs launched, and its results printed."""
+"""Run a sweep: split, check and plan its points, launch its jobs, and print the results."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.errors import reason
 from xlstm_hydra.hydra import (
     OnInvalid,
@@ -23,10 +23,13 @@ from xlstm_hydra.hydra import (
     SweeperConfig,
     SweepLoader,
     check_points,
+    common,
+    differing,
     hydra_rules,
     interval_types,
     invalid_points,
     is_run,
+    jobs_with,
     launcher_rules,
     split,
 )
@@ -34,8 +37,8 @@ from xlstm_hydra.preemption import waiting_while
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import is_restarted
 
+from ._commands import SUBDIR
 from ._jobs import job_folder, write_traceback
-from ._labels import SUBDIR, invalid_table, refuse_points
 from ._outcomes import (
     FAILED,
     INVALID,
@@ -48,18 +51,19 @@ from ._outcomes import (
     update_fields,
     update_record,
 )
-from ._plan_points import is_planned, plan_points
+from ._plans import is_planned, plan_points
 from ._results import finish_sweep
 from ._resume import RESUME
 from ._sweep_folder import check_job_folder, check_sweep_folder, start_sweep, undo_start
 
-log = logging.getLogger(__name__)
-
 _JOB_NUMBER = re.compile(r"hydra[.:]job\.(num|id)\b")
-"""What stands in a config that asks for the number of its job."""
+"""An interpolation of the number of the job."""
 
 CONFIG_FILE = "multirun.yaml"
 """The config of the sweep, in its folder."""
+
+FEW = 4
+"""Maximum number of jobs that are listed by number."""
 
 Jobs = Mapping[int, Sequence[str]]
 """Overrides by the number of the job."""
@@ -68,17 +72,17 @@ Jobs = Mapping[int, Sequence[str]]
 def run_sweep(
     config: DictConfig, loader: SweepLoader, launcher: Launcher, settings: SweeperConfig, arguments: Sequence[str]
 ) -> list[Sequence[JobReturn]]:
-    """Run a sweep, and leave with its exit status unless all is well.
+    """Run a sweep. Exit with its status unless that is 0.
 
     Args:
-        config: of the sweep.
-        loader: what composes its jobs.
-        launcher: what runs them.
-        settings: of the sweeper.
+        config: the config of the sweep.
+        loader: composes the jobs.
+        launcher: runs the jobs.
+        settings: the settings of the sweeper.
         arguments: the overrides, some with several values.
 
     Raises:
-        ConfigError: no job can start: with what is wrong with each point.
+        ConfigError: no job can start. It has the problems of each point.
     """
     if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher), *hydra_rules(config)]:
         raise ConfigError(problems)
@@ -111,19 +115,19 @@ def _refuse_one_folder(config: DictConfig, points: Sequence[Sequence[str]]) -> N
     """Make sure that jobs do not share a folder.
 
     Raises:
-        ConfigError: they would.
+        ConfigError: they do.
     """
     raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if len(points) > 1 and "${" not in str(raw["subdir"]):
-        fix = "Leave it out, or put into it what differs, such as the number of the job, hydra.job.num."
+        fix = "Remove it, or add a part that differs, such as the job number, hydra.job.num."
         raise ConfigError([Problem({"hydra.sweep.subdir": raw["subdir"]}, "is the folder of all jobs", fix)])
 
 
 def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> SweeperConfig:
-    """If SLURM has restarted this process, with the same command line, resume its sweep and the jobs of it."""
+    """Resume the sweep if SLURM has restarted this process with the same command line."""
     if settings.resume or not is_restarted() or not (Path(config.hydra.sweep.dir) / RECORD_FILE).exists():
         return settings
-    log.info("started again by SLURM: the sweep goes on with what is missing or failed")
+    log.info("restarted by SLURM: resuming the missing and failed jobs of the sweep")
     with read_write(config.hydra):
         config.hydra.sweeper.resume = True
         config.hydra.overrides.hydra.append(f"{RESUME}=true")
@@ -131,19 +135,19 @@ def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> Sweepe
 
 
 def _once(points: list[Point]) -> list[Point]:
-    """Each run once, also where it was typed twice: it would give the same again."""
+    """Remove duplicates of runs, which would give the same results."""
     seen: dict[Any, Point] = {}
     for point in points:
         own = [text for text in point.overrides if text.startswith("hydra")]
         seen.setdefault(str(point.overrides) if point.problems else (repr(point.run), *own), point)
     if again := len(points) - len(seen):
-        what = "is the same as another, and is" if again == 1 else "are the same as others, and are"
-        log.info("%d of %d points %s run once", again, len(points), what)
+        what = "duplicates another and is" if again == 1 else "duplicate others and are"
+        log.info("%d of %d points %s skipped", again, len(points), what)
     return list(seen.values())
 
 
 def _asks_for_number(config: DictConfig, points: Sequence[Point]) -> bool:
-    """Whether a job may depend on its number other than by the name of its folder."""
+    """True if a job may depend on its number in other ways than by the name of its folder."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     del plain["hydra"]["sweep"]["subdir"]
     texts = itertools.chain([str(plain)], *(point.overrides for point in points))
@@ -151,18 +155,18 @@ def _asks_for_number(config: DictConfig, points: Sequence[Point]) -> bool:
 
 
 def _is_one_by_one(config: DictConfig) -> bool:
-    """Whether jobs are to be launched under the numbers that Hydra counts: because they run one after the other anyway,
-    or because their folders have names of the user's."""
+    """True if jobs must be launched under the numbers that Hydra counts: they run one after the other anyway, or the
+    user has named their folders."""
     raw: Any = OmegaConf.to_container(config.hydra, resolve=False)
     has_own_names = raw["sweep"]["subdir"] not in ("${hydra.job.num}", "${hydra:job.num}")
     return has_own_names or raw["launcher"]["_target_"].endswith(".BasicLauncher")
 
 
 def _invalid(config: DictConfig, points: Sequence[Point], on_invalid: OnInvalid) -> dict[int, list[Problem]]:
-    """The points that are skipped, each with what is wrong with it.
+    """The points to skip, each with its problems.
 
     Raises:
-        ConfigError: they are not to be skipped, or there are no others.
+        ConfigError: invalid points must not be skipped, or all points are invalid.
     """
     found = invalid_points(points)
     if found and (on_invalid == OnInvalid.stop or len(found) == len(points)):
@@ -172,12 +176,41 @@ def _invalid(config: DictConfig, points: Sequence[Point], on_invalid: OnInvalid)
     if found and (on_invalid == OnInvalid.stop or len(found) == len(points)):
         raise refuse_points(points, found)
     if found:
-        log.warning("%s", invalid_table(points, found, "skipped"))
+        log.warning("%s", invalid_list(points, found, "skipped"))
     return found
 
 
+def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
+    """Return an error with the problems of the points: one line if all points have the same problem, else a list."""
+    texts = jobs_with(found)
+    if len(texts) == 1 and len(found) == len(points):
+        return ConfigError([Problem.about("", *texts)])
+    skip = "; hydra.sweeper.on_invalid=skip skips them" if len(found) < len(points) else ""
+    fix = f"no job was started{skip}"
+    return ConfigError([replace(Problem.about("", invalid_list(points, found, fix)), has_lines=True)])
+
+
+def invalid_list(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:
+    """List the problems, each once with the jobs that have it.
+
+    Args:
+        points: all points.
+        found: the problems, by the number of the point.
+        what: happens to the invalid points.
+    """
+    own = differing([point.overrides for point in points])
+    lines = [f"{len(found)} of {len(points)} points {'is' if len(found) == 1 else 'are'} invalid: {what}"]
+    for text, numbers in jobs_with(found).items():
+        few = f"job{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+        which = few if len(numbers) <= FEW else f"{len(numbers)} jobs"
+        shared = " ".join(common(own, numbers))
+        which = which if len(numbers) < len(points) else "all jobs"
+        lines.append(f"  {which}{f' ({shared})' if shared else ''}: {text}")
+    return "\n".join(lines)
+
+
 class _Sweep:
-    """The launching of jobs that have been checked."""
+    """Launches the checked jobs of a sweep."""
 
     def __init__(self, config: DictConfig, launcher: Launcher, settings: SweeperConfig, one_by_one: bool) -> None:
         self.config, self.launcher, self.settings = config, launcher, settings
@@ -186,10 +219,10 @@ class _Sweep:
     def run(
         self, points: list[list[str]], invalid: Mapping[int, Sequence[Problem]]
     ) -> tuple[list[Sequence[JobReturn]], int]:
-        """Launch all jobs that are to be run, whatever becomes of single ones. Returns the exit status too.
+        """Launch all jobs, even if some of them fail. Return their results and the exit status.
 
         Raises:
-            ConfigError: the launcher takes none of the jobs of a new sweep, which leaves nothing behind then.
+            ConfigError: the launcher rejects all jobs of a new sweep. Its folder is restored.
         """
         is_new, had_config = not (self.folder / RECORD_FILE).exists(), (self.folder / CONFIG_FILE).exists()
         todo = start_sweep(self.folder, points, self.settings.resume)
@@ -215,11 +248,11 @@ class _Sweep:
         return returns, finish_sweep(self.folder, error)
 
     def launch(self, jobs: Jobs) -> Iterator[tuple[Jobs, Sequence[JobReturn]]]:
-        """Each batch, and what its jobs return. Where a launcher gives up because one of its jobs has failed, the
-        others follow.
+        """Launch batches, and yield each with the results of its jobs. If a launcher stops because a job failed, the
+        next batches are launched nevertheless.
 
         Raises:
-            Exception: what a launcher gave up with.
+            Exception: the first error of a launcher.
         """
         error: Exception | None = None
         for batch in batches(jobs, self.settings.max_batch_size, self.one_by_one):
@@ -233,21 +266,21 @@ class _Sweep:
             raise error
 
     def is_running(self) -> bool:
-        """Whether a job runs, as far as is recorded."""
+        """True if a job is recorded as running."""
         return any(outcome.status == RUNNING for outcome in read_record(self.folder))
 
     def has_started(self, jobs: Collection[int]) -> bool:
-        """Whether a launcher got one of these jobs to run."""
+        """True if at least one of these jobs has started."""
         waiting = {outcome.job for outcome in read_record(self.folder) if outcome.status == WAITING}
         return not waiting.issuperset(jobs)
 
 
 def _record_early_failures(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
-    """Record jobs that failed before they could do so themselves, such as in a process that does not find this package.
+    """Record jobs that failed before they could record it, for example in a process that cannot import this package.
 
     Args:
-        folder: that of the sweep.
-        errors: by the number of the job; None: it did not fail.
+        folder: the folder of the sweep.
+        errors: the error of each job, by its number; None if it did not fail.
     """
     waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
     changes: dict[int, dict[str, Any]] = {}
@@ -262,12 +295,12 @@ def _record_early_failures(folder: Path, errors: Mapping[int, BaseException | No
 
 
 def batches(jobs: Jobs, size: int | None, one_by_one: bool = False) -> Iterator[dict[int, list[str]]]:
-    """Jobs that are launched together.
+    """Split jobs into batches that are launched together.
 
     Args:
-        jobs: all of them.
-        size: the most that are; None: all.
-        one_by_one: whether only those are whose numbers follow each other.
+        jobs: all jobs.
+        size: maximum size of a batch; None: no limit.
+        one_by_one: allow only consecutive numbers in a batch.
     """
     batch: dict[int, list[str]] = {}
     for job, overrides in jobs.items():
@@ -280,8 +313,8 @@ def batches(jobs: Jobs, size: int | None, one_by_one: bool = False) -> Iterator[
 
 
 def numbered(batch: Jobs) -> list[list[str]]:
-    """The overrides of jobs that Hydra numbers from that of the first on, with the folder of each that would get
-    another number so."""
+    """The overrides of a batch, whose jobs Hydra numbers consecutively. A job that would get a wrong number also gets
+    an override for its folder."""
     return [
         [*overrides, *([] if job == number else [f"{SUBDIR}={job}"])]
         for number, (job, overrides) in enumerate(batch.items(), min(batch))
@@ -289,7 +322,7 @@ def numbered(batch: Jobs) -> list[list[str]]:
 
 
 def save_config(config: DictConfig, folder: Path, again: bool = False) -> None:
-    """Leave the config of a sweep in its folder, where it began."""
+    """Write the config of a sweep to its folder. With `again`, keep an existing one."""
     file = folder / CONFIG_FILE
     if not (again and file.exists()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -299,8 +332,8 @@ def save_config(config: DictConfig, folder: Path, again: bool = False) -> None:
 def _run_others(
     config: DictConfig, loader: SweepLoader, launcher: Launcher, points: list[list[str]], size: int | None
 ) -> list[Sequence[JobReturn]]:
-    """Run a sweep of another app, of whose configs nothing is known: all must compose. Raises what the first job that
-    fails raised, when all have run."""
+    """Run a sweep of another app, whose configs are composed but not checked. After all jobs have run, raise the error
+    of the first one that failed."""
     for point in points:
         loader.load_sweep_config(config, point)
     save_config(config, Path(config.hydra.sweep.dir))

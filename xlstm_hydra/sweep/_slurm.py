@@ -1,13 +1,12 @@
-"""Jobs of a sweep as an array of SLURM jobs.
+"""Launch the jobs of a sweep as a SLURM job array.
 
-At the end of its batch script, a job that was stopped at its time limit is put back into the queue, unless it would be
-stopped there again without a new step.
+At the end of its batch script, a job that was stopped at its time limit is requeued, unless it has not saved a new
+checkpoint since the last requeue.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import shlex
@@ -21,79 +20,78 @@ from typing import Any, NamedTuple
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig, OmegaConf
 
+from xlstm_hydra._logging import log
 from xlstm_hydra.configs import SlurmLauncherConfig
 from xlstm_hydra.preemption import STATUS
 from xlstm_hydra.problems import ConfigError, Problem
 
-from ._labels import job_number
+from ._jobs import job_number
 from ._outcomes import FAILED, INTERRUPTED, RUNNING, now
 from ._slurm_states import ENDED, NO_PROGRESS, End, describe, end_of, is_blocked, is_held, states
 from ._work import Work, failed, result_of
 
-log = logging.getLogger(__name__)
-
 _SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
 
 _ASKED = (*_SAME, "cpus_per_task", "mem_gb", "timeout_min")
-"""What SLURM may not have, or not give."""
+"""Settings that can make SLURM reject a job."""
 
 _UNREACHABLE = ("Unable to contact", "Socket timed out", "Connection refused", "Unable to resolve", "Zero Bytes")
-"""What `sbatch` prints where the controller is down or overloaded."""
+"""Errors of `sbatch` while the controller is down or overloaded."""
 
 MAX_PAUSE = 30.0
-"""Seconds between two looks at the queue, at most."""
+"""Maximum number of seconds between two queries of the queue."""
 
 _TAGS = {"%j": '"$job"', "%A": '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"', "%a": '"$SLURM_ARRAY_TASK_ID"'}
-"""Parts of submitit's folder, in the words of the shell."""
+"""Placeholders in submitit's folder, as shell expressions."""
 
 
 class SlurmJob(NamedTuple):
-    """A job of the sweep, as SLURM has it."""
+    """A submitted job of the sweep."""
 
     number: int
-    """That of its folder."""
+    """Its number in the sweep."""
 
     id: str
-    """That of SLURM, such as `12_3`."""
+    """Its SLURM job ID, such as `12_3`."""
 
     overrides: Sequence[str]
     handle: Any
-    """submitit's."""
+    """Its submitit job."""
 
 
 def check_slurm(config: SlurmLauncherConfig, sweep: DictConfig) -> None:
-    """Make sure that there is a SLURM here, and that the processes of a job find each other, instead of training the
-    whole each.
+    """Make sure that SLURM is available, and that the processes of a job find each other instead of each training
+    alone.
 
     Args:
-        config: what each job gets.
+        config: the config of the launcher.
         sweep: the config of the sweep.
 
     Raises:
-        ConfigError: with what to do.
+        ConfigError: SLURM is missing, or the processes would not find each other.
     """
     name = OmegaConf.select(sweep, "distributed.name")
     if config.tasks > 1 and name not in (None, "auto"):
         given = {"hydra.launcher.nodes": config.nodes, "hydra.launcher.tasks_per_node": config.tasks_per_node}
-        rule = "the processes that srun starts meet by distributed=auto alone"
+        rule = "processes started by srun only find each other with distributed=auto"
         raise ConfigError([Problem({"distributed": name, **given}, rule, "Set {distributed}=auto.")])
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        fix = "Start the sweep on a host from which jobs are submitted, or choose hydra/launcher=local."
-        raise ConfigError([Problem.about("hydra/launcher", "there is no SLURM here (no sbatch and srun)", fix)])
+        fix = "Start the sweep on a host that can submit jobs, or choose hydra/launcher=local."
+        raise ConfigError([Problem.about("hydra/launcher", "there is no SLURM here (sbatch or srun not found)", fix)])
 
 
 def launch_on_slurm(
     config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]
 ) -> Sequence[JobReturn]:
-    """Run a job for each point, and wait for all of them. None of them ends the others.
+    """Run a SLURM job for each point, and wait for all of them. A failed job does not stop the others.
 
     Args:
-        config: what each job gets.
-        work: what it does.
-        points: the overrides of each, by the number of the job.
+        config: the config of the launcher.
+        work: the work of each job.
+        points: the overrides of each job, by its number.
 
     Raises:
-        ConfigError: SLURM takes no such job.
+        ConfigError: SLURM rejects the jobs.
     """
     jobs = _submit(config, work, points)
     work.update_fields({job.number: {"cluster_job": job.id} for job in jobs})
@@ -102,7 +100,7 @@ def launch_on_slurm(
 
 
 def _lost(job: SlurmJob, work: Work) -> JobReturn:
-    """The return of a job that has left no result."""
+    """The result of a job that exited without writing one."""
     end = end_of(job.id)
     text = describe(job.id, end, job.handle.task(0).paths)
     log.error("#%d: %s", job.number, text)
@@ -111,11 +109,11 @@ def _lost(job: SlurmJob, work: Work) -> JobReturn:
 
 
 def _outcome(end: End) -> dict[str, str]:
-    """The fields of the record of a job that has left no result. What the job itself has recorded of its end counts
-    more, unless it takes itself for one that is requeued."""
+    """The fields to record for a job that exited without a result. What the job itself has recorded about its end takes
+    precedence, unless it expected to be requeued."""
     if end.status == NO_PROGRESS:
         return {"status": FAILED, "ended": now()}
-    return {"status": INTERRUPTED if end.state == "CANCELLED" else RUNNING}  # running: lost, since it has ended
+    return {"status": INTERRUPTED if end.state == "CANCELLED" else RUNNING}  # a running job that has ended is lost
 
 
 def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[SlurmJob]:
@@ -126,7 +124,7 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
     try:
         executor = submitit.SlurmExecutor(config.submitit_folder)
         executor.update_parameters(**parameters(config))
-        with redirect_stderr(io.StringIO()):  # which submitit fills with what the error has too
+        with redirect_stderr(io.StringIO()):  # submitit also prints the error
             handles = executor.map_array(work, [list(points[number]) for number in numbers], numbers)
     except (FailedJobError, FailedSubmissionError) as error:
         raise _not_taken(error, config) from None
@@ -140,12 +138,12 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
     ]
     for job in jobs:
         log.info("#%d: SLURM job %s: %s", job.number, job.id, " ".join(job.overrides))
-    log.info("Their logs are in %s", Path(config.submitit_folder).parent)
+    log.info("logs are in %s", Path(config.submitit_folder).parent)
     return jobs
 
 
 def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
-    """The config in the words of submitit's SLURM executor."""
+    """Convert the config to parameters of submitit's SLURM executor."""
     cores = [] if config.cpus_per_task is None else [f"--cpus-per-task={config.cpus_per_task}"]  # srun does not inherit
     found = {
         **{key: config.get(key) for key in (*_SAME, "cpus_per_task")},
@@ -167,7 +165,7 @@ def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
 
 
 def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
-    """The message of `sbatch`, in one line, and what was asked for."""
+    """The error of `sbatch` in one line, with the requested settings."""
     said = [line.partition("error: ")[2] for line in str(error).splitlines() if "sbatch: error: " in line]
     text = ": ".join(dict.fromkeys(said)) or " ".join(str(error).split())
     if any(word in text for word in _UNREACHABLE):
@@ -175,13 +173,13 @@ def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
         return ConfigError([Problem.about("hydra/launcher", f"SLURM's controller does not answer: {text}", fix)])
     asked = {key: config.get(key) for key in _ASKED if config.get(key) != getattr(SlurmLauncherConfig, key)}
     given = {f"hydra.launcher.{key}": value for key, value in asked.items()} or {"hydra/launcher": config.name}
-    return ConfigError([Problem(given, f"SLURM takes no such job: {text}")])
+    return ConfigError([Problem(given, f"SLURM rejected the job: {text}")])
 
 
 def _wait(jobs: Sequence[SlurmJob]) -> dict[int, JobReturn | None]:
-    """The result of each job; None for one that has ended without one."""
+    """Wait for the result of each job; None if it ended without one."""
     ended: dict[int, JobReturn | None] = {}
-    suspects: set[str] = set()  # ended without a result, when last seen: it may be on its way, or the job is requeued
+    suspects: set[str] = set()  # last seen as ended without a result, which may be late, or the job is requeued
     warned: set[str] = set()
     last_end = time.monotonic()
     while open_jobs := [job for job in jobs if job.number not in ended]:
@@ -204,7 +202,7 @@ def _wait(jobs: Sequence[SlurmJob]) -> dict[int, JobReturn | None]:
 
 
 def _warn_once(job: SlurmJob, state: str, reason: str, warned: set[str]) -> None:
-    """Warn of a job that waits for what does not come by itself."""
+    """Warn about a job that will not start by itself."""
     if job.id in warned:
         return
     if is_held(state, reason):
@@ -220,7 +218,7 @@ def _warn_once(job: SlurmJob, state: str, reason: str, warned: set[str]) -> None
 
 
 def teardown(config: SlurmLauncherConfig) -> list[str]:
-    """Lines of the batch script that follow the run."""
+    """Lines of the batch script after the run."""
     # SLURM_JOB_ID of an array's last element is that of the whole array.
     is_alive = '[ "$(squeue -h -j "$job" -o %T)" = RUNNING ]'
     was_stopped = f'{{ [ "$status" = {STATUS} ] || [ "$status" = {128 + 15} ]; }}'
@@ -246,6 +244,6 @@ def teardown(config: SlurmLauncherConfig) -> list[str]:
 
 
 def _in_shell(folder: str) -> str:
-    """A folder of submitit's, with its tags as variables of the batch script."""
+    """The folder of submitit as a shell expression."""
     parts = re.split("(%[jAa])", os.path.abspath(os.path.expanduser(folder)))
     return "".join(_TAGS[part] if part in _TAGS else shlex.quote(part) for part in parts if part)

@@ -1,4 +1,4 @@
-"""The states of SLURM jobs, and the cause of a job's end, from SLURM's record of it and from the logs that it left."""
+"""The states of SLURM jobs, and the cause of a job's end according to SLURM and to the job's logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_PROGRESS = 76
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-"""States that a job does not leave by itself."""
+"""Final states of a job."""
 
 _HELD_STATES = ("REQUEUE_HOLD", "SPECIAL_EXIT")
 
@@ -29,20 +29,20 @@ _NEVER = re.compile(
     "Partition(Config|Down|Inactive|NodeLimit|TimeLimit)|BadConstraints|Invalid|NotAllowed|DependencyNeverSatisfied"
     "|ReservationDeleted|PerJob|WallDuration"
 )
-"""Reasons for waiting that do not pass by themselves."""
+"""Pending reasons that do not resolve by themselves."""
 
 ASK_SECONDS = 30
-"""How long an answer of SLURM may take."""
+"""Timeout of SLURM's commands."""
 
 _CAUSES = {
     "BOOT_FAIL": "its nodes did not boot",
     "CANCELLED": "it was cancelled",
-    "COMPLETED": "it left no result",
-    "DEADLINE": "it had reached its deadline",
-    "NODE_FAIL": "a node of it failed",
-    "OUT_OF_MEMORY": "it used more memory than it had asked for (hydra.launcher.mem_gb)",
-    "PREEMPTED": "another job took its place",
-    "TIMEOUT": "it had reached its time limit (hydra.launcher.timeout_min)",
+    "COMPLETED": "it exited without a result",
+    "DEADLINE": "it reached its deadline",
+    "NODE_FAIL": "one of its nodes failed",
+    "OUT_OF_MEMORY": "it used more memory than requested (hydra.launcher.mem_gb)",
+    "PREEMPTED": "it was preempted by another job",
+    "TIMEOUT": "it reached its time limit (hydra.launcher.timeout_min)",
     "UNKNOWN": "SLURM has no record of it",
 }
 
@@ -54,13 +54,13 @@ _STATUSES = {
 }
 
 _NOT_SPLIT = 4294967294
-"""Stands for all elements of an array that was cancelled before any of them had a record of its own."""
+"""Task ID that stands for all tasks of an array that was cancelled before any of them had its own record."""
 
 _LAUNCH_FAILED = 53
 """The "signal" of a job whose node could not start its script."""
 
 TAIL_BYTES = 20_000
-"""The end of a log in which the cause is looked for."""
+"""Number of bytes at the end of a log that are searched for the cause."""
 
 SHARE = "Set hydra.sweep.dir to a folder on a file system that all nodes share."
 
@@ -69,7 +69,7 @@ _CLUES = {
     r"execve\(\): (\S+): No such file": r"\1 does not exist on its node. The Python environment must be on a file "
     "system that all nodes share.",
     r"execve\(\): (\S+): Permission denied": r"\1 cannot be executed on its node",
-    r"(?i)oom[-_ ]?kill": "It used more memory than it had asked for. Set hydra.launcher.mem_gb higher.",
+    r"(?i)oom[-_ ]?kill": "It used more memory than requested. Set hydra.launcher.mem_gb higher.",
     r"(xlstm-hydra: not requeued: .*)": r"\1. Set hydra.launcher.timeout_min higher, or checkpoint.save_every_n_steps "
     "lower.",
     r"(No module named [^\s)]+)": r"\1 (in the Python environment of its node)",
@@ -77,10 +77,10 @@ _CLUES = {
     r"No space left on device": "A disk is full",
     r"Disk quota exceeded": "A disk quota is used up",
 }
-"""Causes, by what stands in a log."""
+"""Causes, by a pattern in the log."""
 
 _AFTER = re.compile("srun: (?!error)|srun: error: .*(Exited with|task.* launch)")
-"""Lines of `srun` about the end of a job, below its cause."""
+"""Lines that `srun` prints after the cause."""
 
 _WITHOUT_LOGS = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED")
 """States of jobs that may have ended before they could print anything."""
@@ -88,10 +88,10 @@ _WITHOUT_LOGS = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTED",
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended."""
+    """The end of a SLURM job."""
 
     state: str
-    """SLURM's word, such as `OUT_OF_MEMORY`."""
+    """SLURM's state, such as `OUT_OF_MEMORY`."""
 
     status: int = 0
     """Exit status of its script."""
@@ -100,10 +100,10 @@ class End:
     """The signal that ended its script, or 0."""
 
     reason: str = ""
-    """SLURM's reason, where it gives one."""
+    """SLURM's reason, if it gives one."""
 
     nodes: str | None = None
-    """Nodes on which it ran. Empty: it had not started; None: not known."""
+    """Nodes on which it ran. Empty if it never started; None if unknown."""
 
     def __str__(self) -> str:
         """The state, and the cause in words."""
@@ -128,9 +128,9 @@ def _signal_name(number: int) -> str:
 
 
 def states(jobs: Iterable[str]) -> dict[str, tuple[str, str]] | None:
-    """State and reason of each job that the queue knows; None where it does not answer."""
-    wanted = sorted({job.partition("_")[0] for job in jobs})
-    done = _ask("squeue", "--array", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={','.join(wanted)}")
+    """Return the state and the reason of each job in the queue; None if squeue does not answer."""
+    wanted = ",".join(sorted({job.partition("_")[0] for job in jobs}))
+    done = _ask("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={wanted}")
     if done is None or (done.returncode and "Invalid job id" not in done.stderr):
         return None
     lines = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)
@@ -143,12 +143,12 @@ def is_held(state: str, reason: str) -> bool:
 
 
 def is_blocked(state: str, reason: str) -> bool:
-    """True if a job asks for what the cluster never gives, and waits for it."""
+    """True if a job waits for resources that the cluster will never provide."""
     return state == "PENDING" and bool(_NEVER.search(reason))
 
 
 def end_of(job: str) -> End:
-    """How a job ended, which the queue knows for some minutes, and then only the accounting, where there is one."""
+    """Return the end of a job. The queue keeps it for some minutes, SLURM's accounting longer if it is enabled."""
     return _end_in_queue(job) or _end_in_accounting(job) or End("UNKNOWN")
 
 
@@ -194,22 +194,22 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
 
 
 def describe(job: str, end: End, paths: Any) -> str:
-    """The end of a job in sentences: SLURM's state, the cause, and a log that exists.
+    """Describe the end of a job in sentences: SLURM's state, the cause, and a log that exists.
 
     Args:
-        job: its number in SLURM.
-        end: what SLURM knows.
-        paths: submitit's, of its first process.
+        job: its SLURM job ID.
+        end: its end according to SLURM.
+        paths: submitit's paths of its first process.
     """
     return f"SLURM job {job} ended as {end}. {describe_logs(paths, end)}"
 
 
 def describe_logs(paths: Any, end: End | None = None) -> str:
-    """The cause that the logs of a job show, and where they are, in sentences.
+    """Describe in sentences the cause that the logs of a job show, and where the logs are.
 
     Args:
-        paths: submitit's, of its first process.
-        end: what SLURM knows; None: it was a process on this machine.
+        paths: submitit's paths of its first process.
+        end: its end according to SLURM; None if it was a process on this machine.
     """
     logs = [file for file in (Path(paths.stderr), Path(paths.stdout)) if _size(file)]
     if logs:
@@ -223,7 +223,7 @@ def describe_logs(paths: Any, end: End | None = None) -> str:
 
 
 def _clues(logs: list[Path]) -> Iterator[str]:
-    """The causes in the logs; where none is known, the last line."""
+    """The known causes in the logs, or else the last line."""
     text = "\n".join(map(_tail, logs))
     found = [
         match.expand(words) for pattern, words in _CLUES.items() for match in list(re.finditer(pattern, text))[-1:]

@@ -1,15 +1,17 @@
-"""An Optuna study: its settings, `hydra.sweeper.*` with `hydra/sweeper=optuna`, and how Hydra's sweeper runs it."""
+"""Optuna studies (`hydra/sweeper=optuna`): the settings `hydra.sweeper.*`, running the trials, and the database."""
 
 from __future__ import annotations
 
 import inspect
 import re
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from hydra._internal.utils import _locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,10 +29,7 @@ from xlstm_hydra.problems import ConfigError, Problem, show
 
 from ._outcomes import COMPLETED, RECORD_FILE, read_record
 from ._results import finish_sweep
-from ._study_storage import StorageError, open_storage, storage_errors, storage_url
 from ._sweep_folder import check_job_folder, make_sweep_folder, refuse_run_folder
-
-_DIRECTIONS = ("minimize", "maximize")
 
 _NOTHING_FOUND = ("No trials are completed", "Record does not exist")
 """Messages of versions of Optuna about a study without a completed trial."""
@@ -41,7 +40,7 @@ class StudyConfig(ConfigDict):
     """The option `hydra/sweeper=optuna`. Settings that only one version of Hydra's plugin has are not checked."""
 
     sampler: Any = None
-    """An Optuna sampler, or what makes one. null: Optuna's default."""
+    """An Optuna sampler, or a config that creates one. null: Optuna's default."""
 
     direction: Any = "minimize"
     """minimize or maximize."""
@@ -56,28 +55,23 @@ class StudyConfig(ConfigDict):
     """Number of trials."""
 
     n_jobs: int = 1
-    """Number of trials that the launcher is given at a time."""
+    """Number of trials that are launched together."""
 
     max_failure_rate: float = 1.0
     """Share of the trials of a batch that may fail before the study ends."""
 
     params: dict[str, Any] | None = None
-    """Overrides that come before those of the command line, which replace them."""
+    """Overrides that are applied before those of the command line."""
 
     custom_search_space: str | None = None
     """Path of a function that suggests further values for each trial."""
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> StudyConfig:
-        """Read the settings that the sweeper got.
-
-        Raises:
-            ConfigError: with every wrong value.
-        """
-        known = {each.name for each in fields(StudyConfig)}
-        plain = {key: _plain(value) for key, value in settings.items() if key in known}
+        """Read the settings that the sweeper got, or raise a ConfigError with every wrong value."""
+        names = [each.name for each in fields(StudyConfig) if each.name in settings]
         try:
-            return StudyConfig(**plain)
+            return StudyConfig(**{name: _plain(settings[name]) for name in names})
         except ConfigError as error:
             raise ConfigError([problem.at("hydra.sweeper") for problem in error.problems]) from None
 
@@ -86,7 +80,7 @@ class StudyConfig(ConfigDict):
         yield from at_least(self, 1, "n_trials", "n_jobs")
         yield from at_least(self, 0, "max_failure_rate")
         yield from below(self, 1, "max_failure_rate", inclusive=True)
-        if self.direction not in (*_DIRECTIONS, *([one] for one in _DIRECTIONS)):
+        if self.direction not in ("minimize", "maximize", ["minimize"], ["maximize"]):
             text = "must be minimize or maximize: the result of a run is one number"
             yield Problem({"direction": self.direction}, text)
         yield from self._objects()
@@ -116,11 +110,7 @@ class StudyConfig(ConfigDict):
             yield Problem(given, "is not a function", fix)
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:
-        """Return the overrides of `params`, then those of the command line.
-
-        Raises:
-            ConfigError: with each that Hydra cannot read.
-        """
+        """Parse the overrides of `params`, then those of the command line. Raise a ConfigError if one is malformed."""
         parser, found, problems = OverridesParser.create(), [], []
         for text in (*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments):
             try:
@@ -133,18 +123,18 @@ class StudyConfig(ConfigDict):
 
 
 def _is_made_later(value: Any) -> bool:
-    """True for null, and for a config from which Hydra 1.4 makes an object when the study begins."""
+    """True for null, and for a config that Hydra 1.4 instantiates when the study starts."""
     return value is None or (isinstance(value, dict) and "_target_" in value)
 
 
 def _plain(value: Any) -> Any:
-    """Lists and dicts of OmegaConf as those of Python."""
+    """Convert lists and dicts of OmegaConf to plain ones."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 class Study:
-    """A study that Hydra's sweeper for Optuna runs. It is checked first that there is something to minimise; a study in
-    the folder of the sweep is continued; what is not searched reaches the jobs as it was typed."""
+    """A study that Hydra's Optuna sweeper runs. The objective is checked first, a study in the folder of the sweep is
+    continued, and overrides that are not searched reach the jobs unchanged."""
 
     def __init__(
         self, settings: Mapping[str, Any], context: HydraContext, task: TaskFunction, config: DictConfig
@@ -155,7 +145,7 @@ class Study:
         _check_objective(config)
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 
-        known = inspect.signature(OptunaSweeper).parameters  # of one version of the plugin or another
+        known = inspect.signature(OptunaSweeper).parameters  # they differ between versions of the plugin
         given: dict[str, Any] = {name: settings.get(name) for name in known}
         given |= {name: getattr(self.settings, name) for name in ("n_trials", "n_jobs", "max_failure_rate")}
         self.storage = given.get("storage")
@@ -165,20 +155,20 @@ class Study:
         self.theirs.setup(hydra_context=context, task_function=task, config=config)
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Run the trials, and leave with an exit status if none is completed.
+        """Run the trials. Exit with an error status if none is completed.
 
         Args:
             arguments: the overrides, some with several values.
 
         Raises:
-            ConfigError: there is nothing to search, what all trials share is wrong, or the database cannot be opened.
+            ConfigError: no key is searched, an override of all trials is invalid, or the database cannot be opened.
         """
-        self.check(arguments)
+        self._check(arguments)
         with make_sweep_folder(self.folder):
             if isinstance(self.storage, str):
                 open_storage(self.storage, self.config.hydra.sweep.dir)
         parsed = zip(arguments, OverridesParser.create().parse_overrides([*arguments]), strict=True)
-        searched = self.settings.params or {}  # of which what is typed may fix some
+        searched = self.settings.params or {}  # the command line may fix some of these
         fixed = [text for text, one in parsed if not one.is_sweep_override() and one.key_or_group not in searched]
         sweeper: Any = self.theirs.sweeper
         sweeper.launcher = _NumberedLauncher(sweeper.launcher, fixed, _next_number(self.folder))
@@ -186,17 +176,13 @@ class Study:
         with _reported(self.folder), errors:
             self.theirs.sweep([text for text in arguments if text not in fixed])
 
-    def check(self, arguments: Sequence[str]) -> None:
-        """Make sure that there is something to search, and that nothing is wrong with what all trials share.
-
-        Raises:
-            ConfigError: there is not, or something is.
-        """
+    def _check(self, arguments: Sequence[str]) -> None:
+        """Make sure that a key is searched, and that the overrides that all trials share are valid."""
         overrides = self.settings.overrides(arguments)
         fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
         searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
         if not searched and not self.settings.custom_search_space:
-            fix = "For example 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
+            fix = "Add a search space, such as 'optimizer.lr=tag(log,interval(1e-4,1e-2))'."
             raise ConfigError([Problem.about("hydra/sweeper=optuna", "there is nothing to search", fix)])
         loader = SweepLoader(self.loader)
         [point] = check_points(loader, self.config, [first_point(overrides)])
@@ -209,7 +195,7 @@ class Study:
 
 @contextmanager
 def _reported(folder: Path) -> Iterator[None]:
-    """Print at the end how the trials went. The command ends with an error if none is completed."""
+    """Print the results of the trials at the end. Exit with an error status if none is completed."""
     error: BaseException | None = None
     try:
         yield
@@ -221,19 +207,19 @@ def _reported(folder: Path) -> Iterator[None]:
         error = None if any(text in str(stop) for text in _NOTHING_FOUND) else stop
     status = finish_sweep(folder, error)
     if error is not None:
-        print("the same command goes on with the study, by new trials", file=sys.stderr)
+        print("to continue the study with new trials, run the same command again", file=sys.stderr)
     if error is not None or not any(outcome.status == COMPLETED for outcome in read_record(folder)):
         sys.exit(status)
 
 
 class _NumberedLauncher(Launcher):
-    """A launcher whose jobs begin at a number, and share overrides."""
+    """A launcher that numbers its jobs from a given number on and adds overrides to all of them."""
 
     def __init__(self, launcher: Launcher, shared: Sequence[str], first: int) -> None:
         self.launcher, self.shared, self.first = launcher, list(shared), first
 
     def setup(self, **settings: Any) -> None:
-        """Do nothing: it is set up already."""
+        """Do nothing: the launcher is already set up."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """See the class."""
@@ -242,21 +228,121 @@ class _NumberedLauncher(Launcher):
 
 
 def _next_number(folder: Path) -> int:
-    """Return the number of the first job which has no folder yet."""
+    """Return the first job number without a folder."""
     names = [path.name for path in folder.iterdir() if re.fullmatch(r"\d+", path.name)]
     return max(map(int, names), default=-1) + 1
 
 
 def _check_objective(config: DictConfig) -> None:
-    """Make sure that a run has a result to minimise.
-
-    Raises:
-        ConfigError: it has none.
-    """
+    """Make sure that a run has a result to minimize."""
     task, batches = (OmegaConf.select(config, key) for key in ("task.name", "trainer.eval_batches"))
     if task == "generate":
         fix = "Choose task=train, evaluate or plan."
-        raise ConfigError([Problem({"task": task}, "has no result that a study could minimise", fix)])
+        raise ConfigError([Problem({"task": task}, "has no result that a study could minimize", fix)])
     if task == "train" and batches == 0:
-        text, fix = "no validation loss is measured, which a study minimises", "Set it to 1 or more."
+        text, fix = "a study minimizes the validation loss, which is not measured", "Set it to 1 or more."
         raise ConfigError([Problem({"trainer.eval_batches": batches}, text, fix)])
+
+
+# ---- the database
+
+SQLITE = "sqlite:///"
+
+_SPECIAL = frozenset("?%#{}")
+"""Characters with a special meaning in the URL of a database or for Optuna."""
+
+_FIXES = {
+    "locked": "Another process is using it: wait until it has ended, or choose another storage.",
+    "not a database": "Choose another file, or remove it.",
+    "readonly": "Choose a folder and a file that can be written.",
+    "unable to open": "Choose a file in a folder that exists and can be written.",
+    "full": "Free some disk space.",
+    "": "Choose another storage, such as the default, a file in the folder of the sweep.",
+}
+"""Ways out, by a part of the error."""
+
+
+class StorageError(OSError):
+    """The database of a study cannot be read or written."""
+
+
+def storage_url(storage: str, sweep: str) -> str:
+    """Return the URL of a study's database with the special characters of the folder `sweep` escaped: the composed one
+    may be `sqlite:///a?b/study.db`."""
+    path = storage.removeprefix(SQLITE)
+    if path == storage or not path.startswith(sweep) or not _SPECIAL & {*sweep}:
+        return storage
+    name, question, query = path[len(sweep) :].partition("?")
+    return f"{SQLITE}file:{quote(f'{Path(sweep).absolute()}{name}')}?uri=true{'&' if question else ''}{query}"
+
+
+def open_storage(storage: str, sweep: str) -> None:
+    """Open the database of a study for writing, and close it.
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        study = RDBStorage(storage_url(storage, sweep))
+        engine: Any = study.engine
+        if engine.dialect.name == "sqlite":  # which also opens read-only files
+            with closing(engine.raw_connection()) as connection:
+                connection.cursor().execute("BEGIN IMMEDIATE")
+                connection.cursor().execute("CREATE TABLE is_it_writable (answer INTEGER)")
+                connection.rollback()
+        study.remove_session()
+    except (SQLAlchemyError, sqlite3.Error, ImportError, OSError, RuntimeError, ValueError) as error:
+        shown = _without_password(storage)
+        text = _reason(error).replace(storage, shown)
+        fix = next(fix for words, fix in _FIXES.items() if words in text)
+        problem = Problem({"hydra.sweeper.storage": shown}, f"the database of the study cannot be opened: {text}", fix)
+        raise ConfigError([problem]) from None
+
+
+@contextmanager
+def storage_errors(storage: str) -> Iterator[None]:
+    """Turn errors of a study's database into a StorageError with a one-line message.
+
+    Raises:
+        StorageError: the database cannot be read or written.
+    """
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except Exception as error:
+        for cause in _chain(error):  # Hydra's sweeper fails while it handles the first error
+            if isinstance(cause, (SQLAlchemyError, StorageInternalError)):
+                shown = _without_password(storage)
+                raise StorageError(f"the database of the study, {shown}, cannot be used: {_reason(cause)}") from error
+        raise
+
+
+def _without_password(storage: str) -> str:
+    """Return the URL of a database as it was typed, with `***` for its password."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url: Any = make_url(storage)
+    except (ArgumentError, ValueError):
+        return re.sub(r":(?!//).*@", ":***@", storage)
+    return storage if url.password is None else url.render_as_string(hide_password=True)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str:
+    """The message of the database, without those of the libraries around it."""
+    while isinstance(cause := getattr(error, "orig", None) or error.__cause__, BaseException):
+        error = cause
+    return first_line(error)

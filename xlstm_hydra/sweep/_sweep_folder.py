@@ -1,4 +1,4 @@
-"""The folder of a sweep: checked, made, locked by the process that sweeps, and its record opened."""
+"""The folder of a sweep: check, create and lock it, and open its record."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import shell_line
 from xlstm_hydra.errors import first_line
-from xlstm_hydra.hydra import SweepLoader
+from xlstm_hydra.hydra import SweepLoader, differing
 from xlstm_hydra.problems import ConfigError, Problem
 from xlstm_hydra.runs import LOCK_FILE as RUN_LOCK
 from xlstm_hydra.runs import RunFolder, lock_folder, refuse_links_out, saved_steps
 
-from ._commands import COMMAND_FILE, append_command
+from ._commands import COMMAND_FILE, SUBDIR, append_command
 from ._jobs import reconciled, running_jobs
-from ._labels import SUBDIR, differing
 from ._outcomes import (
     COMPLETED,
     RECORD_FILE,
     RECORD_LOCK,
     WAITING,
     Outcome,
-    log,
     read_record,
     repair_record,
     update_record,
 )
 
 SWEEP_LOCK = ".sweeping.lock"
-"""Held by the process that sweeps."""
+"""Locked by the sweeping process."""
 
 _locks: dict[Path, IO[str]] = {}
 """Locks that this process holds from `start_sweep` to `end_sweep`, by the folder of the sweep."""
@@ -44,19 +43,19 @@ _locks: dict[Path, IO[str]] = {}
 _undo: dict[Path, ExitStack] = {}
 """Restores the folder of a sweep to its state before `start_sweep`, by the folder."""
 
-_NEW_SWEEP = "Begin another sweep in another folder (hydra.sweep.dir=DIR)."
+_NEW_SWEEP = "Start a new sweep in another folder (hydra.sweep.dir=DIR)."
 
 _WRITTEN = (RECORD_FILE, RECORD_LOCK, SWEEP_LOCK, COMMAND_FILE, "multirun.yaml", "study.db")
 
-_SUBDIR_FIX = "Leave it out, or choose a name that contains the number of the job, hydra.job.num."
+_SUBDIR_FIX = "Remove it, or choose a name that contains the job number, hydra.job.num."
 
 
 def check_sweep_folder(folder: Path, resume: bool = False) -> None:
-    """Make sure that a sweep can begin in a folder, before that takes time. Nothing is left there.
+    """Make sure that a sweep can start in a folder, before any longer work. The folder is left unchanged.
 
     Raises:
-        ConfigError: another sweep is recorded there and is not to be resumed, another process is sweeping there, or it
-            is the folder of a run.
+        ConfigError: another sweep is recorded there and `resume` is false, another process is sweeping there, or it is
+        the folder of a run.
     """
     folder = folder.absolute()
     refuse_run_folder(folder)
@@ -73,7 +72,7 @@ def check_sweep_folder(folder: Path, resume: bool = False) -> None:
 
 
 def refuse_run_folder(folder: Path) -> None:
-    """Make sure that a sweep does not begin in the folder of a run.
+    """Make sure that a sweep does not start in the folder of a run.
 
     Raises:
         ConfigError: it would.
@@ -85,18 +84,18 @@ def refuse_run_folder(folder: Path) -> None:
 
 
 def start_sweep(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
-    """Open the record of a sweep: all its jobs wait.
+    """Open the record of a sweep, with all jobs waiting.
 
     Args:
-        folder: that of the sweep.
+        folder: the folder of the sweep.
         points: the overrides of each job.
-        resume: run what is missing or failed of the sweep that is recorded there.
+        resume: run the missing and failed jobs of the sweep that is recorded there.
 
     Returns:
         The numbers of the jobs to run.
 
     Raises:
-        ConfigError: the folder has a record already, or one of other points, or another process is at work there.
+        ConfigError: the folder already has a record, or one with other points, or another process is sweeping there.
     """
     folder = folder.absolute()
     with make_sweep_folder(folder) as undo:
@@ -110,10 +109,10 @@ def start_sweep(folder: Path, points: Sequence[Sequence[str]], resume: bool = Fa
 
 @contextmanager
 def make_sweep_folder(folder: Path) -> Iterator[ExitStack]:
-    """Make the folder of a sweep. What is done inside can add to what is undone if it fails, or keep that for later.
+    """Create the folder of a sweep. The stack undoes that if the block fails; the block may add to it, or take it over.
 
     Raises:
-        ConfigError: the folder cannot be made or written, or a link leads out of it.
+        ConfigError: the folder cannot be created or written, or a link leads out of it.
     """
     sweep = _sweep_folder(folder)
     with ExitStack() as undo, sweep.writing():
@@ -128,7 +127,7 @@ def _sweep_folder(folder: Path) -> RunFolder:
 
 
 def undo_start(folder: Path) -> None:
-    """Remove what `start_sweep` has left in the folder of a new sweep of which no job was started."""
+    """Undo `start_sweep` for a new sweep in which no job was started."""
     folder = folder.absolute()
     for name in (RECORD_FILE, COMMAND_FILE, RECORD_LOCK, SWEEP_LOCK):
         (folder / name).unlink(missing_ok=True)
@@ -150,17 +149,17 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
     running = {outcome.job for outcome in running_jobs(folder, record)}
     todo = [one.job for one in record if one.status != COMPLETED and one.job not in running]
     for job in sorted(running):
-        log.info("job %d still runs, and is not started again", job)
+        log.info("job %d is still running and is not started again", job)
     done = sum(one.status == COMPLETED for one in record)
-    log.info("going on with the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
-    # What is typed anew says how jobs run, and does not make another point of one.
+    log.info("resuming the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
+    # Arguments that are typed again affect how jobs run, but not their points.
     fresh = [replace(one, status=WAITING, reason=None, cluster_job=None) if one.job in todo else one for one in record]
     update_record(folder, fresh)
     return todo
 
 
 def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: int) -> list[Outcome]:
-    """Return the record with the jobs whose lines were damaged. Only their points are known, so they run again."""
+    """Add the jobs whose lines were damaged to the record. Only their points are known, so they run again."""
     known = {one.job for one in record}
     lost = [job for job in range(len(points)) if job not in known]
     if len(lost) > damaged:
@@ -170,13 +169,13 @@ def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: 
 
 def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
     done = sum(one.status == COMPLETED for one in record)
-    text = f"a sweep is recorded there already, with {len(record)} jobs, {done} of them completed"
-    fix = f"{resume_line(folder)} goes on with what is missing or failed; for another sweep, choose another folder."
+    text = f"already contains a sweep with {len(record)} jobs, {done} of them completed"
+    fix = f"To run the missing and failed jobs: {resume_line(folder)}. For a new sweep, choose another folder."
     return Problem({"hydra.sweep.dir": str(folder)}, text, fix)
 
 
 def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequence[Sequence[str]]) -> None:
-    """The numbers of jobs mean the same points as before. What all jobs have may be another."""
+    """Make sure that job numbers refer to the same points as before. Overrides that all jobs share may differ."""
     before, after = differing([one.overrides for one in record]), differing(points)
     numbers = [one.job for one in record]
     if before == after and numbers == list(range(len(points))):
@@ -184,11 +183,11 @@ def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequen
     changed = [job for job, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1]]
     if changed:
         job = changed[0]
-        text = f"its job {job} is {' '.join(before[job])!r}, and would be {' '.join(after[job])!r}"
+        text = f"its job {job} is {' '.join(before[job])!r}, but would become {' '.join(after[job])!r}"
     else:
-        count = f"{len(before)} jobs, of which the last is job {max(numbers)}" if numbers else "no jobs"
-        text = f"it has {count}, and would have {len(after)}"
-    fix = "A sweep goes on with the points that it began with; for others, choose another folder."
+        count = f"{len(before)} jobs with numbers up to {max(numbers)}" if numbers else "no jobs"
+        text = f"it has {count}, but would get {len(after)} jobs"
+    fix = "A sweep can only be resumed with the same points. For others, choose another folder."
     raise ConfigError([Problem({"hydra.sweep.dir": str(folder)}, text, fix)])
 
 
@@ -212,18 +211,18 @@ def _lock_sweep(folder: Path) -> None:
 
 
 def end_sweep(folder: Path) -> None:
-    """Let other processes sweep in a folder, and keep what is in it."""
+    """Unlock the folder of a sweep, and keep its contents."""
     _undo.pop(folder, None)
     if lock := _locks.pop(folder, None):
         lock.close()
 
 
 def refuse_sweep_links(folder: Path, key: str = "hydra.sweep.dir") -> None:
-    """Make sure that no link in the folder of a sweep leads out of it. Only where a sweep is recorded, all that is in
-    the folder is looked at: a new one may begin in a folder that has other things.
+    """Make sure that no link in the folder of a sweep leads out of it. Only if a sweep is recorded there, the whole
+    folder is checked: a new one may start in a folder with other files.
 
     Raises:
-        ConfigError: with the first link that does.
+        ConfigError: with the first such link.
     """
     numbered = [item for item in folder.iterdir() if item.name.isdigit()] if folder.is_dir() else []
     is_recorded = os.path.lexists(folder / RECORD_FILE)
@@ -242,22 +241,22 @@ def refuse_folders_outside(folder: Path, record: Iterable[Outcome], key: str = "
         path = os.path.realpath(os.path.join(inside, one.folder or str(one.job)))
         if os.path.commonpath([inside, path]) != inside:
             text = (
-                f"the recorded folder of its job {one.job} is {one.folder!r}, which is not in the folder of the sweep"
+                f"the recorded folder of its job {one.job} is {one.folder!r}, which is outside the folder of the sweep"
             )
             raise ConfigError([Problem({key: str(folder)}, text, _NEW_SWEEP)])
 
 
 def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequence[str], job: int) -> None:
-    """Make sure that the folder of a job can be made. Nothing is left there.
+    """Make sure that the folder of a job can be created. It is removed again.
 
     Args:
-        config: of the sweep.
-        loader: what composes its jobs.
-        overrides: of the job.
+        config: the config of the sweep.
+        loader: composes the jobs.
+        overrides: the overrides of the job.
         job: its number.
 
     Raises:
-        ConfigError: the name has no value, or the folder cannot be made.
+        ConfigError: its name cannot be resolved, or it cannot be created.
     """
     cfg = loader.load_sweep_config(config, list(overrides))
     with read_write(cfg.hydra), open_dict(cfg.hydra):
@@ -266,7 +265,7 @@ def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequenc
     given = {SUBDIR: raw["subdir"]}
     is_here = cfg.hydra.launcher._target_.endswith(".BasicLauncher")
     if "oc.env" in str(raw["subdir"]) and not is_here:
-        return  # a variable that only the process of the job may have
+        return  # a variable that may only be set in the process of the job
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(cfg)
     try:
@@ -277,7 +276,7 @@ def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequenc
         HydraConfig.instance().cfg = before
     folder = RunFolder(path, given, _SUBDIR_FIX)
     with ExitStack() as undo:
-        with make_sweep_folder(Path(cfg.hydra.sweep.dir).absolute()) as made:  # with a message of its own
+        with make_sweep_folder(Path(cfg.hydra.sweep.dir).absolute()) as made:  # has its own message
             undo.push(made.pop_all())
         with folder.writing():
             folder.make(path, undo)

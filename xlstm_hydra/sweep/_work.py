@@ -1,4 +1,4 @@
-"""The work of a process of a job, wherever it runs, and what it returns to the process that sweeps."""
+"""The work of a job in its own process, its result, and the launcher for processes on this machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,14 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from xlstm_hydra._logging import log
+from xlstm_hydra.configs import LocalLauncherConfig
 from xlstm_hydra.hydra import overrides_of_other
-from xlstm_hydra.problems import ConfigError
+from xlstm_hydra.problems import ConfigError, Problem
 
-from ._outcomes import RECORD_FILE, log, update_fields
+from ._jobs import job_number
+from ._outcomes import RECORD_FILE, RUNNING, update_fields
+from ._slurm_states import describe_logs
 
 _PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
@@ -37,13 +43,13 @@ class Work:
     context: HydraContext
     task: TaskFunction
     config: DictConfig
-    """That of the sweep."""
+    """The config of the sweep."""
 
     singletons: Any
-    """What Hydra knows in the sweeping process."""
+    """Hydra's global state in the sweeping process."""
 
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
-        """Do one job. Its process ends as the job did, so that the cluster sees it too."""
+        """Run one job. Its process exits with the status of the job, so that the cluster sees it too."""
         _take_signals_back()
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             _end_with_parent()
@@ -63,17 +69,17 @@ class Work:
         if done.status == JobStatus.FAILED:
             done.return_value = _portable(done._return_value)
             status = 2 if isinstance(done._return_value, ConfigError) else 1
-            atexit.register(_exit, status)  # when the result is written
+            atexit.register(_exit, status)  # after the result is written
         return done
 
     def task_noting_its_folder(self, config: DictConfig) -> Any:
-        """Do the task, once the batch script of the job knows where its checkpoints are."""
+        """Run the task, after writing its folder to a file for the batch script."""
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and _process() == 0:
             note_run_folder(Path(HydraConfig.get().runtime.output_dir))
         return self.task(config)
 
     def config_of(self, overrides: Sequence[str]) -> DictConfig:
-        """The config of a job, for this process of it."""
+        """Compose the config of a job for this process."""
         if process := _process():
             quiet = overrides_of_other(process, self.config.hydra.runtime.choices["hydra/job_logging"])
             overrides = [*overrides, *quiet]
@@ -87,13 +93,13 @@ class Work:
 
 
 def _take_signals_back() -> None:
-    """Signals mean to a run what they always do; submitit has answers of its own, of which a run knows nothing."""
+    """Restore the default handlers of the signals that submitit handles."""
     for number in (signal.SIGTERM, signal.SIGCONT, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
 
 
 def _end_with_parent() -> None:
-    """Have this process save and leave when the one that watches it is killed, on Linux: nobody would know of it."""
+    """On Linux, make this process save and exit when the process that watches it is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
@@ -110,7 +116,7 @@ def _job_id() -> str:
 
 
 def _portable(error: Any) -> BaseException:
-    """An error that the sweeping process can read, with what was to be seen here."""
+    """The error in a form that the sweeping process can unpickle, with its traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     error.add_note(f"On {os.uname().nodename}, in job {_job_id()}:\n{trace}")
     try:
@@ -128,11 +134,11 @@ def _exit(status: int) -> None:
 
 
 def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
-    """What the first process of a job returned, if it has yet.
+    """Return the result of the first process of a job; None if there is none yet.
 
     Args:
-        handle: submitit's job.
-        overrides: those of its point.
+        handle: the submitit job.
+        overrides: the overrides of its point.
     """
     from submitit.core.utils import pickle_load
 
@@ -147,18 +153,18 @@ def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
 
 
 def _last_line_first(trace: str) -> str:
-    """A traceback below its last line, which is shown as the reason."""
+    """Put the last line of a traceback first, because the first line is shown as the reason."""
     return f"{trace.strip().splitlines()[-1]}\n{trace}" if trace.strip() else trace
 
 
 def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
-    """The return of a job that has left none."""
+    """The result of a job that did not return one."""
     return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=error)
 
 
 def note_run_folder(run: Path) -> None:
-    """Write down the folder of a job's run for its batch script, which looks there for new checkpoints. If the file
-    cannot be written, log a warning."""
+    """Write the folder of a run to a file for its batch script, which looks there for new checkpoints. Log a warning if
+    the file cannot be written."""
     import submitit
 
     environment = submitit.JobEnvironment()
@@ -166,6 +172,130 @@ def note_run_folder(run: Path) -> None:
     try:
         file.write_text(f"{run.absolute()}\n", encoding="utf-8")
     except OSError as error:
-        log.warning(
-            "%s: cannot be written, so the batch script does not find new checkpoints: %s", file, error.strerror
+        log.warning("%s cannot be written, so the batch script will not find new checkpoints: %s", file, error.strerror)
+
+
+# ---- processes on this machine
+
+POLL_SECONDS = 0.5
+
+_DEVICES = ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
+"""Files on machines with GPUs of NVIDIA or AMD, or with Windows Subsystem for Linux."""
+
+A_YEAR = 60 * 24 * 365
+"""In minutes. Submitit requires a limit."""
+
+
+def check_gpus(config: LocalLauncherConfig) -> None:
+    """Make sure that the requested GPUs exist. The default of one GPU per job is not checked.
+
+    Raises:
+        ConfigError: there are not enough.
+    """
+    _gpus_of_slots(config)
+    if config.gpus_per_job > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ and not _has_gpus():
+        fix = "Remove it, or run the sweep on other machines, such as with hydra/launcher=slurm."
+        raise ConfigError(
+            [Problem({"hydra.launcher.gpus_per_job": config.gpus_per_job}, "this machine has no GPUs", fix)]
         )
+
+
+def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
+    """Run a process for each point, several at a time, and wait for all of them. A failed process does not stop the
+    others. If this process is stopped, for example by Ctrl-C or SIGTERM, the running ones save and exit.
+
+    Args:
+        config: the config of the launcher.
+        work: the work of each job.
+        points: the overrides of each job, by its number.
+    """
+    waiting, running, ended = list(points), dict[int, tuple[int, Any]](), dict[int, JobReturn]()
+    gpus = _gpus_of_slots(config)
+    free = list(range(config.jobs_at_once))
+    try:
+        while waiting or running:
+            while waiting and free:
+                slot, number = free.pop(0), waiting.pop(0)
+                running[slot] = number, _start(config, work, points[number], number, gpus[slot])
+            for slot, (number, handle) in list(running.items()):
+                if handle.done():
+                    ended[number] = result_of(handle, points[number]) or _lost(number, handle, work, points)
+                    del running[slot]
+                    free.append(slot)
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        _end_all([handle for _, handle in running.values()])
+        raise
+    return [ended[number] for number in points]
+
+
+def _end_all(handles: Sequence[Any]) -> None:
+    """Make jobs save and exit, and wait for them. A second interrupt stops them at once."""
+    _terminate(handles)
+    try:
+        while not all(handle.done() for handle in handles):
+            time.sleep(POLL_SECONDS)
+    except BaseException:
+        _terminate(handles)
+        raise
+
+
+def _terminate(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle._process.terminate()
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C from the terminal, because this process stops them with SIGTERM."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start(config: LocalLauncherConfig, work: Work, overrides: Sequence[str], number: int, gpus: list[int]) -> Any:
+    import submitit
+
+    log.info("#%d: %s", number, " ".join(overrides))
+    executor = submitit.LocalExecutor(config.submitit_folder)
+    executor.update_parameters(
+        timeout_min=A_YEAR, setup=config.setup, gpus_per_node=len(gpus), visible_gpus=gpus, tasks_per_node=1
+    )
+    with _ctrl_c_ignored():
+        return executor.submit(work, list(overrides), number)
+
+
+def _gpus_of_slots(config: LocalLauncherConfig) -> list[list[int]]:
+    """The GPU numbers of each of the jobs that run at the same time.
+
+    Raises:
+        ConfigError: there are not enough.
+    """
+    count, seen = config.gpus_per_job, os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = config.jobs_at_once * count
+    here = _nvidia_gpus()
+    gpus = list(range(here or wanted)) if seen is None else [int(text) for text in seen.split(",") if text.isdigit()]
+    if wanted > len(gpus):
+        given = {"hydra.launcher.jobs_at_once": config.jobs_at_once, "hydra.launcher.gpus_per_job": count}
+        visible = f"{len(gpus)} are available here" + ("" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen})")
+        raise ConfigError([Problem(given, f"{wanted} GPUs are required, but {visible}", "Reduce one of them.")])
+    return [gpus[slot * count : (slot + 1) * count] for slot in range(config.jobs_at_once)]
+
+
+def _nvidia_gpus() -> int:
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _has_gpus() -> bool:
+    """True if there may be GPUs of any vendor."""
+    return bool(_nvidia_gpus()) or any(Path(name).exists() for name in _DEVICES)
+
+
+def _lost(number: int, handle: Any, work: Work, points: Mapping[int, Sequence[str]]) -> JobReturn:
+    paths = handle.task(0).paths
+    text = f"the process of the job exited without a result (was it killed?). {describe_logs(paths)}"
+    log.error("#%d: %s", number, text)
+    work.update_fields({job_number(points[number], number): {"status": RUNNING, "reason": text}})
+    return failed(points[number], RuntimeError(text))

@@ -1,4 +1,4 @@
-"""That all processes do the same: what process 0 has is compared with what the others have."""
+"""Checks that all processes have the same run, checkpoint and corpus as process 0."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.runs import known_step, read_metadata_text
 
 RUN, CORPUS = "xlstm_hydra/run", "xlstm_hydra/corpus"
-"""Keys in the store that process 0 keeps for all."""
+"""Keys in the key-value store of process 0."""
 
 SAME = "Start all processes with the same command."
 
 
 def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
-    """Make sure that all processes train the same, before any of them starts a device.
+    """Check that all processes have the same run and checkpoint, before any of them starts a device.
 
     Args:
         run: the config.
-        checkpoint: the one that the run continues from.
+        checkpoint: path of the checkpoint that the run continues from.
 
     Raises:
-        ConfigError: with every key that process 0 has another value for.
+        ConfigError: process 0 has other values. Lists every key that differs.
     """
     if runtime.num_processes() == 1:
         return
@@ -44,21 +44,21 @@ def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
 
 
 def agree_on_corpus(config: DataConfig, fingerprint: str) -> None:
-    """Make sure that all processes have the same corpus, wherever each has it.
+    """Check that all processes have the same corpus. Its path may differ.
 
     Raises:
-        ConfigError: process 0 has another one.
+        ConfigError: process 0 has another corpus.
     """
     if runtime.num_processes() > 1 and broadcast_text(CORPUS, fingerprint) != fingerprint:
         key = "path" if "path" in config.to_dict() else "name"
-        text = "the corpus is not the one of process 0: a file is missing, is not there, or has another name or size"
+        text = "the corpus differs from that of process 0: a file is missing, extra, renamed or of another size"
         raise ConfigError([Problem({f"data.{key}": config.get(key)}, text, "Give all processes the same files.")])
 
 
 def as_typed(run: RunConfig) -> dict[str, Any]:
-    """What all processes must have the same, as plain values under the keys that the user types.
+    """Return the values that all processes must share, as plain values by the keys that the user types.
 
-    Left out is what may differ: who and where a process is, where it finds its files, and what it shows.
+    Omitted are values that may differ: the process id and address, file paths, and the logger options.
     """
     plain = run.to_dict()
     model = plain.pop("model")
@@ -80,14 +80,14 @@ def _flat(plain: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Problem]:
-    """Every key that this process has another value for than process 0."""
+    """Yield a problem for every key whose value differs between this process and process 0."""
     for key in dict.fromkeys([*mine, *theirs]):
         if mine.get(key) != theirs.get(key):
             yield Problem({key: mine.get(key)}, f"process 0 has {show(theirs.get(key))}", SAME)
 
 
 def _identity(checkpoint: Path | None) -> dict[str, Any] | None:
-    """What tells a checkpoint from others, under whatever path a host sees it."""
+    """Return values that identify a checkpoint independently of its path, which may differ between hosts."""
     if checkpoint is None:
         return None
     digest = hashlib.sha256(read_metadata_text(checkpoint).encode()).hexdigest()
@@ -95,7 +95,7 @@ def _identity(checkpoint: Path | None) -> dict[str, Any] | None:
 
 
 def _checkpoint_key(run: RunConfig) -> dict[str, Any]:
-    """The key that names the checkpoint, with its value."""
+    """Key and value of the option that names the checkpoint."""
     task = run.task.get("checkpoint")
     return {"task.checkpoint": task} if task else {"checkpoint.restore": run.checkpoint.restore}
 
@@ -103,9 +103,9 @@ def _checkpoint_key(run: RunConfig) -> dict[str, Any]:
 def _other_checkpoint(given: dict[str, Any], mine: Any, theirs: Any) -> Iterator[Problem]:
     if mine == theirs:
         return
-    here, there = (f"the checkpoint of step {found['step']}" if found else "none" for found in (mine, theirs))
-    text = f"this process reads {here}, process 0 {there}"
+    here, there = (f"the checkpoint of step {found['step']}" if found else "no checkpoint" for found in (mine, theirs))
+    text = f"this process reads {here}, but process 0 reads {there}"
     if here == there:
-        text = f"this process reads {here} of another run than process 0"
+        text = f"this process and process 0 read {here} of different runs"
     fix = "Give all processes the same RUN@STEP, in a folder that all hosts share."
     yield Problem(given, text, fix)

@@ -18,20 +18,27 @@ from ._resumed import Resumed
 
 
 def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: Resumed | None) -> None:
-    """Log where the run continues, or that it starts from random weights where a user may expect others."""
+    """Log the checkpoint that the run continues from. If the weights are random but the config is from a checkpoint,
+    log that too."""
     if start.is_own and run.checkpoint.restore != AUTO:
-        log.info("SLURM restarted this job: the run continues in its own folder")
+        log.info("SLURM restarted this job: the run continues in its own run folder")
     if resumed is not None:
         resumed.log_changes()
     elif start.is_own:
         log.info("checkpoint.restore=auto: the run folder has no checkpoint, so the run starts from step 0")
     if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder)):
-        text = "the config is from %s, but the weights are random: checkpoint.init_from=%s starts from its weights"
-        log.info(f"{text}, resume=%s continues that run", origin, origin, origin)
+        text = "the config is from %s, but the weights are random. checkpoint.init_from=%s starts from its weights"
+        log.info(f"{text}; resume=%s continues that run", origin, origin, origin)
 
 
 def announce(program: Program, plan: RunPlan, data: str) -> None:
-    """Log the layout and what there is to beat, and warn about what is probably not wanted."""
+    """Log the layout, the plan and the data of a run. Warn about settings that are probably not intended.
+
+    Args:
+        program: the compiled program of the run.
+        plan: its plan.
+        data: one line about the training data.
+    """
     if not is_first():
         return
     parallel, shape = program.run.parallel, program.mesh.shape
@@ -45,26 +52,26 @@ def announce(program: Program, plan: RunPlan, data: str) -> None:
     _warn_of_unused_tokens(program.run)
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)
     if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
-        log.info("parallel.fsdp_axis_size is 1 on this mesh: nothing is sharded")
+        log.info("parallel.fsdp_axis_size is 1 on this mesh: no parameter is sharded")
     if shape[parallel.fsdp_axis_name] > 1 and not sharded:
-        log.warning("FSDP shards no parameter; parameters.txt says why for each. Lower parallel.fsdp_min_weight_size?")
+        text = "FSDP shards no parameter; parameters.txt gives the reason for each one"
+        log.warning(f"{text}. Lower parallel.fsdp_min_weight_size?")
     if sharded and not parallel.remat:
-        log.warning("without parallel.remat every gathered parameter is kept for the backward pass")
+        log.warning("without parallel.remat, every gathered parameter is kept in memory for the backward pass")
     tensor = parallel.model_axis_name
     if tensor in axes_across_hosts(program.mesh) and program.run.distributed.device_order is None:
         text = "%s crosses hosts: every layer waits for the network. Lower parallel.model_axis_size?"
         log.warning(text, tensor)
     if shape[tensor] > 1 and not any(tensor in placement.spec for placement in program.placements):
-        log.warning(
-            "no parameter has an array axis for tensor parallelism: all %d devices compute the same", shape[tensor]
-        )
+        text = "tensor parallelism shards no parameter: the %d devices along mesh axis %s do the same computation"
+        log.warning(text, shape[tensor], tensor)
 
 
 def _warn_of_unused_tokens(run: RunConfig) -> None:
     config = run.model.model_config
     vocab = None if config is None else config.get("vocab_size")
     if isinstance(run.data, ByteDataConfig) and isinstance(vocab, int) and vocab > BYTES:
-        text = "data.name=%s has only %d token ids: the other rows of the embedding and of the LM head are never"
+        text = "data.name=%s has only %d token ids, but model.vocab_size is %d: the other rows of the embedding and"
         log.warning(
-            f"{text} trained (model.vocab_size=%d). Set model.vocab_size=%d?", run.data.name, BYTES, vocab, BYTES
+            f"{text} of the LM head are never trained. Set model.vocab_size=%d?", run.data.name, BYTES, vocab, BYTES
         )

@@ -1,4 +1,4 @@
-"""Errors of the machine that end a run: the cause, what is saved, and how to continue."""
+"""Messages for errors of the machine that end a run: the cause, the last checkpoint, and how to continue."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from xlstm_hydra.streams import warn_once
 
 
 class RunEnded(OSError):
-    """The machine has ended a run. `str` is the whole message."""
+    """An error of the machine that ended a run. `str` is the whole message."""
 
 
 @contextmanager
 def faults_reported(folder: Path) -> Iterator[None]:
-    """Raise errors of the system as a `RunEnded` that also says what is saved, and how the run continues."""
+    """Raise errors of the operating system as a `RunEnded` that also names the last checkpoint of the run in `folder`
+    and the command that continues it.
+
+    Raises:
+        RunEnded: an `OSError` was raised inside.
+    """
     try:
         with _log_files_may_fail():
             yield
     except OSError as error:
-        if error.errno == errno.EBADF:  # no machine causes it, only a program
+        if error.errno == errno.EBADF:  # caused by a bug, never by the machine
             raise
         raise RunEnded(_message(error, folder.absolute())) from error
 
@@ -47,7 +52,7 @@ def _what_is_saved(folder: Path) -> str:
     steps = _steps(folder)
     if steps:
         return f"The last complete checkpoint is step {steps[-1]}."
-    return "No checkpoint is complete."
+    return "There is no complete checkpoint."
 
 
 def _way_out(error: OSError, folder: Path) -> str:
@@ -66,7 +71,7 @@ def _steps(folder: Path) -> list[int]:
 
 @contextmanager
 def _log_files_may_fail() -> Iterator[None]:
-    """Warn once about a log file that cannot be written, also one that is not a `LogFile`."""
+    """Warn only once about each log file that cannot be written, even if it is not a `LogFile`."""
     files = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
     for handler in files:
         handler.handleError = partial(warn_once, handler)

@@ -1,4 +1,4 @@
-"""What a run shows and writes: a progress bar, CSV, TensorBoard."""
+"""Metrics of a run: the progress bar, the CSV file and TensorBoard."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ COLUMNS: tuple[str, ...] = (
 
 
 _FLUSH_SECONDS = 120.0
-"""How often metrics for TensorBoard are forced onto the disk."""
+"""Seconds between two flushes of the TensorBoard file."""
 
 _HAS_BAR = "is_in_bar"
-"""Attribute of a log record: true if the progress bar shows the same."""
+"""Attribute of a log record: true if the progress bar shows the same text."""
 
 
 def _is_not_in_bar(record: logging.LogRecord) -> bool:
@@ -49,12 +49,23 @@ def _is_terminal(handler: logging.Handler) -> bool:
 
 
 def bits(nats: float) -> float:
-    """Nats as bits. For bytes as tokens this is bits per byte."""
+    """Convert nats to bits (`nats / ln 2`). If tokens are bytes, nats per token become bits per byte."""
     return nats / math.log(2)
 
 
 class MetricLog:
-    """Writes metrics wherever the config says. Use it as a context manager."""
+    """Writer of the metrics of a run: the progress bar, `metrics.csv` and TensorBoard, as far as the config enables
+    them. Use it as a context manager.
+
+    Args:
+        config: the logger options.
+        folder: the run folder.
+        first_step: number of steps done before this start of the run.
+        max_steps: number of the last step.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
 
     def __init__(self, config: LoggerConfig, folder: Path, first_step: int, max_steps: int) -> None:
         self._config, self._start, self._max_steps = config, first_step, max_steps
@@ -78,7 +89,7 @@ class MetricLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with ExitStack() as stack:  # each is closed, also if another one fails
+        with ExitStack() as stack:  # closes all of them, even if closing one fails
             for opened in filter(None, (self._tensorboard, self._csv)):
                 stack.callback(opened.close)
             for handler in self._terminals:
@@ -87,12 +98,12 @@ class MetricLog:
                 stack.callback(self._bar.stop)
 
     def step_done(self, step: int) -> None:
-        """Move the bar."""
+        """Advance the progress bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line of metrics, under the names of `COLUMNS`."""
+        """Write the metrics of a step to all outputs. `COLUMNS` has their names."""
         if self._csv is not None:
             self._csv.write({"step": step, **metrics})
         if self._tensorboard is not None:
@@ -107,22 +118,22 @@ class MetricLog:
 
 
 class Stopwatch:
-    """Tokens per second of training alone. `start` it whenever something else has taken time."""
+    """Training throughput. Call `start` after anything else that takes time, such as validation."""
 
     def __init__(self) -> None:
         self._tokens, self._steps, self._since = 0, 0, None
         self._seconds_per_step: list[float] = []
 
     def start(self) -> None:
-        """Forget what was counted and begin now."""
+        """Reset the counts and start measuring now."""
         self._tokens, self._steps, self._since = 0, 0, time.perf_counter()
 
     def add(self, tokens: int) -> None:
-        """Count a step and its tokens."""
+        """Add one step with this number of tokens."""
         self._tokens, self._steps = self._tokens + tokens, self._steps + 1
 
     def read(self) -> float | None:
-        """Tokens per second since the start, then start anew; None before the first start."""
+        """Return the tokens per second since the last `start`, and start again. None if never started."""
         if self._since is None:
             return None
         seconds = time.perf_counter() - self._since
@@ -133,12 +144,12 @@ class Stopwatch:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The median over all that was read; None if nothing was."""
+        """Median over all reads; None before the first one."""
         return statistics.median(self._seconds_per_step) if self._seconds_per_step else None
 
 
 class _CsvFile:
-    """Rows of an earlier run in the same folder stay up to the step that this one continues from."""
+    """`metrics.csv`. Rows of an earlier run in the same folder are kept up to the step that this run continues from."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         found = read_metrics_file(path)
@@ -162,29 +173,29 @@ class _CsvFile:
 
 
 class _EventFile:
-    """Metrics for TensorBoard, written by the thread that trains, which notices a full disk: tensorboardX's own thread
-    would end there, and the run would wait for it for ever."""
+    """TensorBoard file, written by the training thread so that a full disk raises an error there. The writer thread of
+    tensorboardX would die instead, and the run would wait for it forever."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Open a new file. TensorBoard drops what older files have of the steps after `first_step`."""
-        from tensorboardX.event_file_writer import EventsWriter  # 0.3 s, not for runs without it
+        """Open a new file. TensorBoard ignores the steps after `first_step` in older files."""
+        from tensorboardX.event_file_writer import EventsWriter  # takes 0.3 s: only imported if used
         from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar
 
         folder.mkdir(parents=True, exist_ok=True)
         self._writer, self._flushed, self._scalar = EventsWriter(str(folder / "events")), -_FLUSH_SECONDS, scalar
-        self._proto: Any = event_pb2  # its classes are made when it is imported, where pyright does not see them
+        self._proto: Any = event_pb2  # its classes are created on import, so pyright does not see them
         self._write(first_step + 1, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Write one value of a step."""
+        """Write one metric of a step."""
         self._write(step, summary=self._scalar(name, value))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._writer.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the file."""
         self._writer.close()
 
     def _write(self, step: int, **what: Any) -> None:
@@ -192,11 +203,11 @@ class _EventFile:
 
 
 def _report_damage(path: Path, found: MetricsFile) -> None:
-    """Name the lines of an earlier run that are left out. The file as it was is kept beside the new one."""
+    """Log the damaged lines of an earlier run, which are omitted. The original file is kept beside the new one."""
     if found.cut:
-        log.info("%s, %s; it is left out", path, found.cut)
+        log.info("%s, %s; the line is omitted", path, found.cut)
     for text in found.reports():
-        log.warning("%s, %s; it is left out", path, text)
+        log.warning("%s, %s; the line is omitted", path, text)
     if found.faults:
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)

@@ -1,4 +1,4 @@
-"""The training loop, as a table of contents; the details are below it."""
+"""The training loop. `train` lists its steps; the functions below it are in order of use."""
 
 from __future__ import annotations
 
@@ -52,19 +52,27 @@ from ._resumed import Resumed, read_resumed, refuse_other_corpus, refuse_other_r
 from ._stop import Stop
 
 INIT_FROM = "checkpoint.init_from"
-"""The key that names what a new run takes its parameters from."""
+"""Key of the checkpoint that a new run takes its parameters from."""
 
 
 def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float | None:
-    """Train a run and save it in `folder`. Returns the last validation loss in nats, or None without validation.
+    """Train a run and save it in `folder`.
 
-    In several processes all of them call this, and where one fails all end instead of raising (see `together`).
+    With several processes, all of them must call this. If one fails, all exit instead of raising (see `together`).
+
+    Args:
+        run: the config.
+        folder: the run folder.
+        overrides: the command line, recorded in the metadata.
+
+    Returns:
+        The last validation loss in nats per token; None without validation.
 
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint that it continues from.
-        FloatingPointError: a loss is not finite.
-        OSError: the machine has ended the run, such as by a full disk. The text says what is saved.
-        Preempted: a signal has asked for an end, and the run is saved (see `xlstm_hydra.preemption`).
+        FloatingPointError: a loss or a norm is not finite.
+        OSError: an error of the machine, such as a full disk. The message names the last checkpoint.
+        Preempted: the run was asked to stop by a signal and is saved (see `xlstm_hydra.preemption`).
     """
     with watched() as watch, together(run.distributed):
         if is_distributed():
@@ -77,16 +85,17 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
 
 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
-    """Train from where the run begins: at the last intact checkpoint, if a run and no step of it is named."""
+    """Train from the starting point of the run: from its last intact checkpoint if the config names a run without a
+    step."""
     start = find_starting_point(run, folder)
     if start.checkpoint is None and run.checkpoint.init_from is not None:
         start = replace(start, weights=find_weights(run.checkpoint.init_from, INIT_FROM))
     agree_on_run(run, start.checkpoint)
     if start.checkpoint is not None and start.is_done(run.trainer.max_steps):
         refuse_other_result(replace(run, model=resolve_classes(run.model)), start.checkpoint)
-        log.info("%s has done its %d steps already", folder, run.trainer.max_steps)
+        log.info("the run in %s has already completed its %d steps", folder, run.trainer.max_steps)
         return read_logged(start.checkpoint).validation_loss
-    data = open_corpus(run.data, *_data_shape(run))  # before JAX starts: what is missing is reported in a second
+    data = open_corpus(run.data, *_data_shape(run))  # before JAX starts, so that missing data is reported quickly
     agree_on_corpus(run.data, data[0].fingerprint())
     start_devices(run)
     with compilation_cache(run.trainer) as programs:
@@ -140,7 +149,7 @@ def _train_from(
             with MetricLog(_own_logger(run), folder, int(state.step), run.trainer.max_steps) as metric_log:
                 loop.run(state, metric_log)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"resume={folder} continues from its last checkpoint, if there is one") from None
+            raise KeyboardInterrupt(f"resume={folder} continues from the last checkpoint, if there is one") from None
     if loop.stopped_after is not None:
         raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
     plan.compare(folder, loop.stopwatch, programs)
@@ -151,22 +160,22 @@ def _train_from(
 
 
 def _preempted(watch: Watch, step: int, folder: Path | None) -> Preempted:
-    """What to tell of a run that was asked to stop. The first process speaks for all.
+    """Return the exception of a run that was asked to stop. Only the first process has a message.
 
     Args:
-        watch: what has asked.
-        step: the last one that was done.
-        folder: where it is saved; None: nowhere.
+        watch: received the request.
+        step: the last completed step.
+        folder: folder that the step is saved in; None if it is not saved.
     """
-    text = f"saved step {step} in {folder}; resume={folder} goes on"
+    text = f"saved step {step} in {folder}; resume={folder} continues the run"
     if folder is None:
-        text = f"ended after step {step}; nothing is saved, as checkpoint.save_every_n_steps=0 and save_last=false say"
+        text = f"stopped after step {step} without saving: checkpoint.save_every_n_steps=0 and save_last=false"
     return Preempted(f"{name_of(watch.request or 0)}: {text}" if is_first() else "", by_all=True)
 
 
 @dataclass
 class _Loop:
-    """Steps, and what happens between them."""
+    """The training steps, with logging, validation and saving between them."""
 
     program: Program
     batches: Batches
@@ -178,12 +187,12 @@ class _Loop:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     validation_loss: float | None = None
     losses: list[float] = field(default_factory=list)
-    """Those of the steps since the last line of metrics, as far as they have been fetched."""
+    """Losses since the last line of metrics that have been copied from the device."""
     stopped_after: int | None = None
-    """The step after which it has stopped early."""
+    """Last step before an early stop."""
 
     def run(self, state: TrainState, metric_log: MetricLog) -> None:
-        """From the state's step to the last one, or to where it is asked to stop."""
+        """Train from the step of the state to the last step, or until the run is asked to stop."""
         with Stop(self.watch, int(state.step)) as stop:
             self._run(state, metric_log, stop)
 
@@ -214,14 +223,14 @@ class _Loop:
                 stopwatch.start()  # compiling, validating and saving are not training
 
     def _stop(self, state: TrainState, step: int, pending: list[Any]) -> None:
-        """Save what goes on from here as if it had not stopped."""
+        """Save everything that a resumed run needs to continue as if it had never stopped."""
         self._fetch(step, pending)
         if self.checkpoints is not None:
             self.checkpoints.save(state, self.batches, self.metadata, None, self.losses)
         self.stopped_after = step
 
     def _collect(self, step: int, pending: list[Any]) -> dict[str, float]:
-        """The metrics of the steps since the last line: the mean of the loss, the last of the others."""
+        """Metrics of the steps since the last line: the mean of the loss, the last value of the others."""
         row = self._fetch(step, pending)
         row["loss"] = sum(self.losses) / len(self.losses)
         self.losses.clear()
@@ -229,7 +238,7 @@ class _Loop:
         return row if rate is None else row | {"tokens_per_second": rate}
 
     def _fetch(self, step: int, pending: list[Any]) -> dict[str, float]:
-        """Wait for the steps that are not done. Returns the metrics of the last one."""
+        """Wait for the pending steps. Returns the metrics of the last one."""
         fetched = [{name: float(value) for name, value in row.items()} for row in jax.device_get(pending)]
         pending.clear()
         for row, number in zip(fetched, range(step - len(fetched) + 1, step + 1), strict=True):
@@ -241,10 +250,10 @@ class _Loop:
     def _refuse_non_finite(self, name: str, value: float, step: int) -> None:
         trainer = self.program.run.trainer
         if trainer.check_for_nan and not math.isfinite(value):
-            saved = "The parameters in the checkpoints are finite, but those of the last ones may have diverged already"
+            saved = "All checkpoints have finite parameters, but the latest may already have diverged"
             way = "resume=RUN@STEP hydra.run.dir=DIR continues from an earlier one in another folder"
             fix = f"Try a lower optimizer.lr{'' if trainer.debug_nans else ', or debug=nans to find the operation'}"
-            raise FloatingPointError(f"{name} of step {step} is {value}. {saved}: {way}. {fix}.")
+            raise FloatingPointError(f"{name} is {value} at step {step}. {saved}; {way}. {fix}.")
 
     def _validate(self, step: int, state: TrainState) -> dict[str, float]:
         results = [self.program.eval_step(state.params, batch) for batch in self.validation]
@@ -278,7 +287,7 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
 
 
 def _set_aside(start: StartingPoint, max_steps: int) -> None:
-    """Report checkpoints that are damaged, and move them out of the way if they are the run's own."""
+    """Report damaged checkpoints, and rename those of this run folder."""
     if not start.skipped:
         return
     if is_first():
@@ -286,19 +295,19 @@ def _set_aside(start: StartingPoint, max_steps: int) -> None:
             for text in damage_before_start(checkpoint, max_steps):
                 log.warning("%s: %s", checkpoint, text)
         for before, after in start.set_damaged_aside():
-            log.warning("%s is damaged; it is moved to %s", before, after)
+            log.warning("%s is damaged and was moved to %s", before, after)
     broadcast_text("xlstm_hydra/aside", "")
 
 
 def _first_state(
     program: Program, batches: Batches, resumed: Resumed | None, weights: Path | None
 ) -> tuple[TrainState, Logged]:
-    """A new state, or the one that the run continues from, with `batches` moved to the same place, and its log."""
+    """Return a new state, or the saved one with its log. For a saved state, `batches` moves to the saved position."""
     where = program.state_shardings
     if resumed is None:
         params = None if weights is None else load_params(weights, program.model, where.params, INIT_FROM)
         if weights is not None:
-            log.info("parameters from %s; everything else begins anew", weights)
+            log.info("parameters loaded from %s; optimizer, step and data start from scratch", weights)
         return program.init(params), Logged()
     if resumed.imported:
         state = program.init(load_params(resumed.checkpoint, program.model, where.params))
@@ -307,7 +316,7 @@ def _first_state(
 
 
 def _own_logger(run: RunConfig) -> LoggerConfig:
-    """The first process shows and writes; the others would only say the same."""
+    """The logger options of this process. Only the first process writes metrics; they are the same in all."""
     return run.logger if is_first() else replace(run.logger, progress=False, csv=False, tensorboard=False)
 
 
@@ -319,7 +328,7 @@ def _open_checkpoints(run: RunConfig, folder: Path) -> AbstractContextManager[Ch
 def _record(
     program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None, resumed: Resumed | None
 ) -> dict[str, Any]:
-    """Write what the run is made from, and where its parameters live, into the run folder. Returns the metadata."""
+    """Write the metadata and the placement of the parameters to the run folder. Returns the metadata."""
     parameters = {
         placement.parameter.path: {"shape": list(placement.parameter.shape), "dtype": placement.parameter.dtype}
         for placement in program.placements

@@ -1,6 +1,9 @@
-"""The layout and the plan of a run on the devices that it has. With `parallel=auto` the layout is chosen here. The plan
-is made before anything is compiled, refused where it does not fit, kept in the run folder, and compared with what was
-measured. A run of which no plan can be made runs without one."""
+"""The layout and the plan of a run on its devices.
+
+With `parallel=auto`, the layout is chosen here. The run is planned before it is compiled, and rejected if it does not
+fit. The plan is saved in the run folder and compared with the measurements at the end. If no plan can be made, the run
+continues without one.
+"""
 
 from __future__ import annotations
 
@@ -37,51 +40,51 @@ from ._log import Stopwatch
 
 @dataclass(frozen=True)
 class Measured:
-    """What the steps of a run took."""
+    """Time, memory and compilation measured in a run."""
 
     step_seconds: float | None
-    """Of a step: the median over the lines of the log, without the first step, validation and saving. None: there was
-    no other step."""
+    """Seconds per step: the median over the lines of metrics, without the first step, validation and saving. None if
+    the run has only one step."""
 
     peak_bytes: int | None
-    """Memory of the device of this process that needed most. None: not reported by JAX, or an earlier
+    """Highest peak memory of the devices of this process, in bytes. None if JAX does not report it, or if an earlier
     run of this process needed more."""
 
     programs: int
-    """Programs that the run has compiled or got from the cache of compiled programs."""
+    """Number of programs that were compiled or loaded from the compilation cache."""
 
     programs_from_cache: int
-    """Those of them that came from the cache."""
+    """Number of programs that were loaded from the compilation cache."""
 
     compile_seconds: float
-    """What compiling them, or getting them from the cache, took."""
+    """Seconds spent on compiling programs and on loading them from the cache."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The plan of a run on the devices that it has."""
+    """The plan of a run on its devices."""
 
     plan: Plan | None
-    """None: no plan can be made."""
+    """None if no plan can be made."""
     earlier_peak: int | None
-    """What a device has needed before the run, in the same process."""
+    """Peak memory of the devices when the run starts, in bytes; None if JAX does not report it."""
     missing_because: str = ""
-    """Why there is no plan."""
+    """Reason why there is no plan."""
 
     def log_prediction(self) -> None:
-        """Log what is predicted."""
+        """Log the predicted memory and time."""
         for line in () if self.plan is None else summary(self.plan):
             log.info("%s", line)
 
     def keep(self, folder: Path, measured: Measured | None = None) -> None:
-        """Write the plan into the run folder, and beside it what was measured."""
+        """Write the plan and the measurements to the run folder."""
         if is_first():
             content = missing(self.missing_because) if self.plan is None else to_dict(self.plan)
             content |= {"measured": None if measured is None else asdict(measured)}
             replace_file(folder / PLAN_FILE, to_json(content))
 
     def compare(self, folder: Path, stopwatch: Stopwatch, programs: CompilationStats) -> None:
-        """Log what was measured beside what was predicted, and keep it in the run folder."""
+        """Log the measurements beside the predictions, and write them to the run folder."""
         peak = peak_memory()
         measured = Measured(
             step_seconds=stopwatch.seconds_per_step,
@@ -101,19 +104,19 @@ class RunPlan:
             parts.append(f"{in_ms(measured.step_seconds)} per step{predicted}")
         if measured.peak_bytes is not None:
             predicted = "" if self.plan is None else f" (predicted: {in_bytes(self.plan.memory.total)})"
-            parts.append(f"{in_bytes(measured.peak_bytes)} on a device{predicted}")
+            parts.append(f"{in_bytes(measured.peak_bytes)} of peak memory per device{predicted}")
         elif self.earlier_peak is None:
             parts.append(f"peak memory: not reported on {jax.default_backend().upper()}")
         else:
-            parts.append("an earlier run of this process needed more memory")
+            parts.append("peak memory: not measured, because an earlier run of this process needed more")
         return ", ".join(parts)
 
 
 def plan_program(program: Program) -> RunPlan:
-    """Plan a run on the devices that it has. If no plan can be made, this is logged, and the run continues without one.
+    """Plan a run on its devices. If no plan can be made, log the reason and continue without one.
 
     Raises:
-        ConfigError: a step needs more memory than they have, and `trainer.ignore_plan` is not set.
+        ConfigError: a step needs more memory than the devices have, and `trainer.ignore_plan` is false.
     """
     peak, device = peak_memory(), device_here(program.run.device)
     try:
@@ -134,7 +137,7 @@ def plan_program(program: Program) -> RunPlan:
 
 
 def _plan(program: Program, device: DeviceConfig) -> Plan:
-    """The plan of a program, unless one that has it in common has made it."""
+    """Return the plan of a program, cached for all programs with the same `shared_cache`."""
     plan = program.shared_cache.get("plan")
     if plan is None or plan.device != device:
         plan = program.shared_cache["plan"] = plan_sharded_loss(program.sharded_loss, device)
@@ -144,30 +147,31 @@ def _plan(program: Program, device: DeviceConfig) -> Plan:
 def _without_plan(error: PlanError, peak: int | None) -> RunPlan:
     if is_first():
         log.warning("no plan can be made, and the run continues without one: %s", error.reason)
-        log.debug("where planning failed:", exc_info=error)
+        log.debug("traceback of the planner:", exc_info=error)
     return RunPlan(None, peak, error.reason)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A run with its layout, and how that was chosen."""
+    """A run with its layout, and the search that found the layout."""
 
     run: RunConfig
     search: Search | None
-    """None: the layout was given."""
+    """None if the config gives the layout."""
 
     def keep(self, folder: Path) -> None:
-        """Write what was chosen into the run's config, and what it was chosen from beside it."""
+        """Write the chosen layout to the config in the run folder, and the candidates to a file beside it."""
         if self.search is not None and is_first():
             replace_file(folder / SEARCH_FILE, to_json(self.search.to_dict()))
             write_layout(folder, self.run)
 
 
 def choose_layout(run: RunConfig) -> Choice:
-    """The run with a layout for the devices that there are. All processes choose the same one.
+    """Return the run with a layout. With `parallel=auto`, search for the best layout on the devices present; all
+    processes find the same one.
 
     Raises:
-        ConfigError: the layout is to be chosen, and none is allowed or none fits.
+        ConfigError: no layout is allowed by the config, or none fits the devices.
     """
     if not run.parallel.is_open():
         return Choice(run, None)

@@ -1,4 +1,4 @@
-"""What a run continues from, and what must be the same as before."""
+"""The checkpoint that a run continues from, and the values that must not change."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from xlstm_hydra.runs import (
 
 KEY = "checkpoint.restore"
 _BATCHES = ("trainer.batch_size", "trainer.seed", "model.context_length")
-"""What the saved random state and the saved number of batches depend on, beside the data."""
+"""Fields outside `data` that the saved position in the data depends on."""
 _FREE = ("data.path", "data.prefetch")
-"""Fields of the data that may change: the files themselves are compared by their fingerprint."""
+"""Fields of `data` that may change: the files themselves are compared by their fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -34,40 +34,40 @@ class Resumed:
     checkpoint: Path
     record: Record
     changes: tuple[Difference, ...]
-    """What the run has otherwise than the record."""
+    """Differences between the record of the checkpoint and the run."""
 
     @property
     def step(self) -> int:
-        """Steps that have been done."""
+        """Number of completed steps."""
         return step_of(self.checkpoint)
 
     @property
     def imported(self) -> bool:
-        """Whether it has nothing but parameters that others trained: no optimizer state and no position in data."""
+        """True if the checkpoint was imported and has only parameters: no optimizer state and no data position."""
         return "imported" in self.record.content
 
     def log_changes(self) -> None:
-        """Log where the run continues, and what has changed."""
+        """Log the checkpoint and the values that have changed since it was saved."""
         for change in self.changes:
             if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from":
                 log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
         if self.record.unknown:
-            log.warning("ignored fields of the record that are unknown: %s", ", ".join(self.record.unknown))
-        anew = "; the optimizer and the data, which was not recorded, begin anew" if self.imported else ""
-        log.info("continuing from %s%s", self.checkpoint, anew)
+            log.warning("unknown fields of the checkpoint were ignored: %s", ", ".join(self.record.unknown))
+        text = "; it has only parameters, so the optimizer and the data start from scratch" if self.imported else ""
+        log.info("continuing from %s%s", self.checkpoint, text)
 
     def history(self) -> list[dict[str, Any]]:
-        """How the steps so far were made: one entry for each time that the run was started."""
+        """Record of the steps so far: one entry for each start of the run."""
         content = self.record.content
         made = {key: content[key] for key in ("overrides", "packages", "git", "package_git") if key in content}
         return [*content.get("history", []), {"last_step": self.step, "checkpoint": str(self.checkpoint), **made}]
 
 
 def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
-    """The checkpoint that a run continues from.
+    """Read the record of the checkpoint that a run continues from.
 
     Raises:
-        ConfigError: the run has other parameters or other batches than the checkpoint, or has done all its steps.
+        ConfigError: the run has other parameters or other batches than the checkpoint, or all its steps are done.
     """
     record = _record_of(run, checkpoint)
     refuse_to_continue(record.writer, str(run.checkpoint.restore), KEY)
@@ -78,15 +78,15 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
 
 
 def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
-    """Make sure that a complete run, which is not done again, is the one that this config makes.
+    """Check that a complete run, which will not be repeated, was trained with this config.
 
     Raises:
-        ConfigError: it was trained with other values, or cannot be read.
+        ConfigError: the run was trained with other values, or its checkpoint cannot be read.
     """
     record = _record_of(run, checkpoint)
     fix = "Choose another folder (hydra.run.dir) for another run."
     problems = [
-        Problem({key: change.after}, f"the run in this folder is complete, and was trained with {before}", fix)
+        Problem({key: change.after}, f"the run in this folder is complete and was trained with {before}", fix)
         for change in diff(record, run)
         if change.kind in (PARAMETERS, NUMERICS) and change.key not in _FREE
         for key, before, _ in [_shown(change)]
@@ -96,16 +96,14 @@ def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
 
 
 def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> None:
-    """Make sure that the examples are the same as before.
+    """Check that the corpus is the one that the checkpoint was trained on.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: the fingerprints differ.
     """
     if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
-        text = (
-            "the corpus is not the one that the checkpoint was trained on: files have come, gone or changed their size"
-        )
-        fix = "Continue with the same files, so that no example is seen twice or in validation."
+        text = "the corpus is not the one that the checkpoint was trained on: files were added, removed or resized"
+        fix = "Continue with the same files. Otherwise, examples could repeat or move from training to validation."
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
 
 
@@ -115,18 +113,21 @@ def _record_of(run: RunConfig, checkpoint: Path) -> Record:
 
 
 def _refused(resumed: Resumed) -> Iterator[Problem]:
-    other_data = any(change.key == "data.name" for change in resumed.changes)  # its other fields are others then
+    other_data = any(change.key == "data.name" for change in resumed.changes)  # then all fields of `data` differ
     for change in resumed.changes:
         key, before, _ = _shown(change)
         is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
         if change.kind == PARAMETERS:
-            rule, fix = "and the parameters depend on it", "Continue with that, or begin a new run: --from."
+            rule, fix = "and the parameters depend on it", "Keep that value, or start a new run with --from."
         elif resumed.imported:
             continue
         elif key == "optimizer.name":
-            rule, fix = "and the optimizer's state is that one's", "Continue with that, or begin a new run: --from."
+            rule, fix = (
+                "and the saved optimizer state depends on it",
+                "Keep that value, or start a new run with --from.",
+            )
         elif is_data or key in _BATCHES:
-            rule, fix = "and the saved position in the data depends on it", "Continue with that."
+            rule, fix = "and the saved position in the data depends on it", "Keep that value."
         else:
             continue
         yield Problem({key: change.after}, f"the checkpoint was saved with {before}, {rule}", fix)
@@ -140,5 +141,5 @@ def _shown(change: Difference) -> tuple[str, str, str]:
 def _done(run: RunConfig, resumed: Resumed) -> Iterator[Problem]:
     if resumed.step >= run.trainer.max_steps:
         given = {KEY: run.checkpoint.restore, "trainer.max_steps": run.trainer.max_steps}
-        text = f"the checkpoint has done {resumed.step} steps already"
-        yield Problem(given, text, "Set trainer.max_steps higher.")
+        text = f"the checkpoint has already completed {resumed.step} steps"
+        yield Problem(given, text, "Increase trainer.max_steps.")

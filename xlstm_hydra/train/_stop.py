@@ -1,9 +1,9 @@
-"""All processes stop after the same step, without a word between them in the steps before.
+"""Agreement of all processes on the last step, without communication during the steps before.
 
-The main thread passes a gate before each step and notes its number there. Where a process is asked to stop, it says so
-in the store that process 0 keeps for all. A thread of each process, which never waits for a device, then closes its
-gate and tells process 0 the step that was begun last; process 0 tells all the latest of these, and the gates open
-again. Nobody has begun a later one, and all go on until they have done it: no step is left that only some take part in.
+The main thread passes a gate before each step and records the step number. A process that is asked to stop publishes
+the request in the key-value store of process 0. In each process, a thread that never waits for a device then closes the
+gate and publishes the last step that the main thread started. Process 0 publishes the maximum of these steps, and the
+gates open again. No process has started a later step, and all continue up to it: all processes do the same steps.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from xlstm_hydra.devices import POLL_SECONDS, next_key, runtime
 from xlstm_hydra.preemption import Watch
 
 STOP = "xlstm_hydra/stop"
-"""Key in the store that process 0 keeps for all."""
+"""Key in the key-value store of process 0."""
 
 
 class Stop:
-    """Which step is the last one. Use it as a context manager around all steps."""
+    """The decision about the last step. Use it as a context manager around all steps."""
 
     def __init__(self, watch: Watch, done: int) -> None:
         """Args:
-        watch: what was asked for.
-        done: steps that have been done.
+        watch: receives the requests to stop.
+        done: number of completed steps.
         """
         self._watch, self._begun = watch, done
         self._last: int | None = None
@@ -50,10 +50,10 @@ class Stop:
         self._thread.join()
 
     def is_before(self, step: int) -> bool:
-        """Whether to stop instead of beginning this step.
+        """Return True if the run must stop before this step. Otherwise, record that the step starts.
 
         Raises:
-            KeyboardInterrupt: SIGINT has come, and nothing has come of it.
+            KeyboardInterrupt: SIGINT was received, but has not interrupted the main thread.
         """
         if self._watch.is_interrupted:
             raise KeyboardInterrupt
@@ -67,7 +67,7 @@ class Stop:
             return False
 
     def _agree(self) -> None:
-        """Wait until a process asks, then agree on the last step."""
+        """Wait until a process requests a stop, then agree on the last step."""
         while not self._left.wait(POLL_SECONDS):
             if self._watch.request is not None:
                 self._publish("asked", self._watch.request)
@@ -90,7 +90,7 @@ class Stop:
         self._publish(f"begun/{runtime.process_id()}", begun)
 
     def _publish(self, name: str, number: int) -> None:
-        """Put a number where all can read it, unless there is one already."""
+        """Publish a number to all processes, unless the key already exists."""
         try:
             runtime.publish(f"{self._key}/{name}", str(number))
         except RuntimeError:
@@ -101,7 +101,7 @@ class Stop:
         return None if text is None else int(text)
 
     def _wait(self, name: str) -> int:
-        """What another process says. Where that one has died, this one is ended from elsewhere."""
+        """Wait for a number from another process. If that process dies, another thread ends this one."""
         while (number := self._read(name)) is None:
             threading.Event().wait(POLL_SECONDS / 5)
         return number
