@@ -184,7 +184,9 @@ class Catalog:
     @cached_property
     def _shared_sentences(self) -> list[tuple[str, tuple[str, ...], str]]:
         """The rules of all classes of a run, each with its group."""
-        classes = [(group, cls) for group in self.groups if group not in PLUGIN_CLASSES for cls in self.classes(group).values()]
+        classes = [
+            (group, cls) for group in self.groups if group not in PLUGIN_CLASSES for cls in self.classes(group).values()
+        ]
         everything = [*classes, ("", configs.RunConfig)]
         return [(group, *found) for group, cls in everything for found in rules_of(cls).whole(group)]
 

@@ -189,21 +189,29 @@ def _values_lines(catalog: Catalog, option: OptionFile, width: int) -> Iterator[
     yield from _table(rows, width)
 
 
-def _wrapped(text: str, indent: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def _wrapped(text: str, indent: str, width: int, further: str = "") -> list[str]:
+    lines = textwrap.TextWrapper(width, indent, indent + further, break_long_words=False, break_on_hyphens=False)
+    return lines.wrap(text)
 
 
 def _table(rows: Sequence[tuple[str, ...]], width: int) -> Iterator[str]:
-    """Lines with aligned columns. The last column is wrapped, below the others if the terminal is narrow."""
+    """Lines with aligned columns, of which the last is wrapped. On a narrow terminal it is below the others."""
     count = len(rows[0]) if rows else 0
     sizes = [max(min(len(row[column]), 30) for row in rows) for column in range(count - 1)]
     indent = 2 + sum(size + 2 for size in sizes)
     for row in rows:
-        line = "  " + "".join(f"{text:<{size}}  " for text, size in zip(row[:-1], sizes, strict=True))
-        if width - indent < 30 and count > 2 or len(line) > indent:
-            yield line.rstrip()
+        cells = [f"{text:<{size}}  " for text, size in zip(row[:-1], sizes, strict=True)]
+        if width - indent < 30:
+            yield from _wrapped("  ".join(row[:-1]), "  ", width, "  ")
+            yield from _wrapped(row[-1], "      ", width)
+        elif len("".join(cells)) + 2 > indent:
+            yield f"  {''.join(cells)}".rstrip()
             yield from _wrapped(row[-1], " " * min(indent, 6), width)
-            continue
-        wrapped = textwrap.wrap(row[-1], width - indent, break_on_hyphens=False) or [""]
-        yield (line + wrapped[0]).rstrip()
-        yield from (" " * indent + text for text in wrapped[1:])
+        else:
+            yield from _first_line(f"  {''.join(cells)}", _wrapped(row[-1], " " * indent, width))
+
+
+def _first_line(head: str, lines: list[str]) -> Iterator[str]:
+    """The lines of the last column, the first after the other columns."""
+    yield (head + lines[0][len(head) :]).rstrip() if lines else head.rstrip()
+    yield from lines[1:]

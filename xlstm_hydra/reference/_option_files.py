@@ -125,18 +125,21 @@ def _read_defaults(option: OptionFile, entries: Iterable[Any]) -> None:
             option.choices[group.removeprefix("/") if is_whole else f"{option.group}/{group}"] = value.value
 
 
-def _flat(key: str, node: Any, lines: Sequence[str]) -> Iterator[tuple[str, Value]]:
+def _flat(key: str, node: Any, lines: list[str]) -> Iterator[tuple[str, Value]]:
     """Yield the values inside a node by dotted key, as they are written."""
     if node.id == "mapping" and node.value:
         for name, inner in node.value:
             yield from _flat(f"{key}.{name.value}", inner, lines)
         return
     start, end = node.start_mark, node.end_mark
-    if start.line != end.line:
+    if node.id == "scalar" and node.style in ("|", ">"):
+        yield key, Value("(a text)", "")
+    elif start.line != end.line:
         yield key, Value(" ".join("\n".join(lines[start.line : end.line]).split())[start.column :], "")
-        return
-    rest = lines[end.line][end.column :].strip() if end.line < len(lines) else ""
-    yield key, Value(lines[start.line][start.column : end.column], rest.lstrip("# ") if rest[:1] == "#" else "")
+    else:
+        line = lines[start.line]
+        rest = line[end.column :].strip()
+        yield key, Value(line[start.column : end.column], rest.lstrip("# ") if rest[:1] == "#" else "")
 
 
 def _extended(place: str, found: dict[str, OptionFile]) -> OptionFile:

@@ -44,7 +44,12 @@ def group_page(catalog: Catalog, group: str) -> str:
     """Return the page of a group: its options, and all properties of each field."""
     key = group.replace("/", ".")
     lines = [f"# {group}", "", _prose(catalog.summary(group)), ""]
-    lines += [f"`{group}=OPTION` chooses an option; the default is `{catalog.default_of(group)}`.", "", "## Options", ""]
+    lines += [
+        f"`{group}=OPTION` chooses an option; the default is `{catalog.default_of(group)}`.",
+        "",
+        "## Options",
+        "",
+    ]
     options = catalog.options[group].values()
     rows = [(f"`{option.name}`", _cell(_prose(about_option(catalog, option)))) for option in options]
     lines += _table(("option", "about"), rows)

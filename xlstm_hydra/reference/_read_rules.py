@@ -20,7 +20,9 @@ from xlstm_hydra.problems import show
 from ._sources import functions_of, methods_of, own_classes
 
 _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
-_UNKNOWN = re.compile(r"(?<! to)(?<! process)(?<! kind)(?<! block)(?:,|:|, not| =| of|; the devices are)? \.\.\.|\(\.\.\.\)")
+_UNKNOWN = re.compile(
+    r"(?<! to)(?<! process)(?<! kind)(?<! block)(?:,|:|, not| =| of|; the devices are)? \.\.\.|\(\.\.\.\)"
+)
 """Parts of a sentence that depend on values, and without which it can still be read."""
 
 _PACKAGE = "xlstm_hydra.configs"
@@ -81,7 +83,9 @@ class _Scope:
     def value(self, node: ast.expr) -> tuple[Any, ...]:
         """Return the value of an expression as a tuple with one element; empty if it is unknown."""
         names = {name: value for name, value in self.module.items() if name not in self.unknown} | self.known
-        if any(isinstance(part, ast.Name) and part.id not in names and part.id in self.unknown for part in ast.walk(node)):
+        if any(
+            isinstance(part, ast.Name) and part.id not in names and part.id in self.unknown for part in ast.walk(node)
+        ):
             return ()
         try:
             return (eval(compile(ast.Expression(node), "<rule>", "eval"), names),)  # our own source, not input
@@ -103,11 +107,14 @@ class _Scope:
         """Give a name the value of an expression."""
         found = self.value(node) if node is not None else ()
         self.known.pop(name, None)
-        self.unknown.pop(name, None)
-        if found:
-            self.known[name] = found[0]
-        else:
-            self.unknown[name] = node
+        self.unknown[name] = node
+        self.take(name, found)
+
+    def take(self, name: str, found: tuple[Any, ...]) -> None:
+        """Give a name its value, if it is known."""
+        for value in found:
+            self.known[name] = value
+            del self.unknown[name]
 
 
 @dataclass
@@ -138,7 +145,9 @@ class _Reader:
         keywords = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
         defaults |= {argument.arg: default for argument, default in keywords if default}
         for name in [*names, *(argument.arg for argument in node.args.kwonlyargs)]:
-            value = scope.value(given[name]) if name in given else inner.value(defaults[name]) if name in defaults else ()
+            value = (
+                scope.value(given[name]) if name in given else inner.value(defaults[name]) if name in defaults else ()
+            )
             if value and name not in ("self", "config") and (name in given or call is not None):
                 inner.known[name] = value[0]
             else:
@@ -174,7 +183,9 @@ class _Reader:
         """Return the scope of each turn of a loop over known values, or over a dictionary with known keys."""
         found: list[Any] = [*chain.from_iterable(scope.value(iterable))]
         match target, iterable:
-            case ast.Tuple(elts=[ast.Name(), *_]), ast.Call(func=ast.Attribute(value=mapping, attr="items")) if not found:
+            case ast.Tuple(elts=[ast.Name(), *_]), ast.Call(func=ast.Attribute(value=mapping, attr="items")) if (
+                not found
+            ):
                 assert isinstance(target.elts[0], ast.Name)
                 name = target.elts[0].id
                 return [scope.without(target).having({name: key}) for key in self.keys(mapping, scope)]
