@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from command import run_command
@@ -85,6 +86,14 @@ def test_a_mistake_is_caught(name, text, words):
 )
 def test_interpolations_missing_values_and_classes_of_the_user_are_accepted(name, text):
     assert faults(name, text) == []
+
+
+def test_the_files_in_the_guide_are_accepted():
+    page = (Path(__file__).parent.parent / "docs" / "guides" / "editor.md").read_text(encoding="utf-8")
+    files = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names = [SCHEMA_LINE.search(text)[1].rpartition("/")[2].removesuffix(".json") for text in files]
+    assert names == ["parallel", "experiment"]
+    assert [faults(name, text) for name, text in zip(names, files, strict=True)] == [[], []]
 
 
 def test_every_field_is_described():

@@ -195,7 +195,7 @@ def _wrapped(text: str, indent: str, width: int, further: str = "") -> list[str]
 
 
 def _table(rows: Sequence[tuple[str, ...]], width: int) -> Iterator[str]:
-    """Lines with aligned columns, of which the last is wrapped. On a narrow terminal it is below the others."""
+    """Lines with aligned columns. The last one is wrapped; on a narrow terminal it is below the others."""
     count = len(rows[0]) if rows else 0
     sizes = [max(min(len(row[column]), 30) for row in rows) for column in range(count - 1)]
     indent = 2 + sum(size + 2 for size in sizes)
