@@ -1,8 +1,9 @@
-"""CPU time of `xlstm-hydra --cfg job`, compared with a plain Hydra app with the same groups and values in YAML.
+"""CPU time of `xlstm-hydra --cfg job`, compared with a plain Hydra app with the same groups and values in YAML; and of
+`xlstm-hydra --info`.
 
     python benchmarks/compose.py [REPEATS]
 
-The two commands alternate, so a busy machine slows down both. The plain app has no plugins. The ratio must stay below
+The commands alternate, so a busy machine slows down both. The plain app has no plugins. The ratio must stay below
 1.3 in an environment without extras, because Hydra imports every installed plugin. PYTHONDONTWRITEBYTECODE is unset:
 without `.pyc` files, Python would compile all modules in every run.
 """
@@ -42,13 +43,17 @@ main()
 
 
 def main() -> None:
-    """Measure both commands alternately, and print the medians and their ratio."""
+    """Measure the commands alternately, and print the medians and their ratio."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         ours = [sys.executable, "-m", "xlstm_hydra"]
         bare = [sys.executable, write_bare_app(Path(folder), ours)]
-        commands = {"bare": [*bare, "--cfg", "job"], "ours": [*ours, "--cfg", "job"], "info": [*ours, "--info", "model"]}
+        commands = {
+            "bare": [*bare, "--cfg", "job"],
+            "ours": [*ours, "--cfg", "job"],
+            "info": [*ours, "--info", "model"],
+        }
         for command in commands.values():  # write the .pyc files
             cpu_seconds(command, folder)
         times = {name: [] for name in commands}

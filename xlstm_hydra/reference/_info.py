@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from xlstm_hydra.problems import ConfigError, Problem, near_name, nearest
+from xlstm_hydra.problems import ConfigError, Problem, either, near_name, nearest
 
 from ._catalog import Catalog, FieldEntry
 from ._option_files import OptionFile
@@ -46,9 +46,12 @@ def _group_of(catalog: Catalog, name: str) -> str | None:
 def _unknown(catalog: Catalog, key: str) -> Problem:
     keys = [*catalog.groups, *(key for group in catalog.groups for key in catalog.fields(group))]
     same = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same[0] if same else near_name(key, keys)
-    fix = f"Did you mean {near!r}?" if near else f"Groups: {', '.join(catalog.groups)}."
-    return Problem.about(key, "there is no group or field of this name", fix)
+    of_hydra = key.startswith("hydra.")
+    near = same if 0 < len(same) < 5 else list(filter(None, [near_name(key, keys, cutoff=0.8 if of_hydra else 0.6)]))
+    if of_hydra and not near:
+        return Problem.about(key, "not a setting of this package", "Hydra's own settings: xlstm-hydra --cfg hydra.")
+    fix = f"Did you mean {either(near)}?" if near else f"Groups: {', '.join(catalog.groups)}."
+    return Problem.about(key, "no such group or field", fix)
 
 
 def merged(entries: Sequence[FieldEntry], attribute: str) -> list[tuple[str, tuple[str, ...]]]:

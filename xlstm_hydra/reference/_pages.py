@@ -15,15 +15,17 @@ _LITERAL = re.compile(r"(?<![\w`])((?:[\w.]+\.)+\w*_\w+|[\w/]+=(?:\(computed\)|[
 
 
 def page_names(catalog: Catalog) -> dict[str, str]:
-    """Return the name of the page of each group: `hydra_launcher.md` for hydra/launcher."""
-    return {group: f"{group.replace('/', '_')}.md" for group in catalog.groups}
+    """Return the name of the page of each group that has fields or recipes: `hydra_launcher.md` for hydra/launcher."""
+    with_recipes = [group for group in catalog.groups if any(one.is_global for one in catalog.options[group].values())]
+    groups = [group for group in catalog.groups if group in with_recipes or catalog.fields(group)]
+    return {group: f"{group.replace('/', '_')}.md" for group in groups}
 
 
 def groups_page(catalog: Catalog) -> str:
     """Return the page that lists the groups and their options."""
     names = page_names(catalog)
     rows = []
-    for group in catalog.groups:
+    for group in names:
         options = ", ".join(f"`{name}`" for name in catalog.options[group])
         default = "" if catalog.default_of(group) == "null" else f"`{catalog.default_of(group)}`"
         rows.append((f"[`{group}`]({names[group]})", _cell(first_sentence(catalog.summary(group))), options, default))
