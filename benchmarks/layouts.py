@@ -1,4 +1,4 @@
-"""Costs of the layouts, and a check that all compute the same. Updates the tables of docs/layouts.md.
+"""Costs of the layouts, and a check that all compute the same. Updates the tables of docs/explanations/layouts.md.
 
     python benchmarks/layouts.py [equality] [collectives] [memory]
 

@@ -1,4 +1,4 @@
-"""Comparison of plans with the compiler. Updates the table of docs/plan.md.
+"""Comparison of plans with the compiler. Updates the table of docs/explanations/planner.md.
 
     python benchmarks/plan.py
 
@@ -98,4 +98,4 @@ def unrolled_flops(on: ShardedLoss) -> float:
 
 
 if __name__ == "__main__":
-    write("plan.md", "agreement", agreement())
+    write("planner.md", "agreement", agreement())

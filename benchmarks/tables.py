@@ -1,4 +1,4 @@
-"""Tables of the pages in docs/. Each table is between two marks with the name of the script that writes it."""
+"""Tables of the pages in docs/explanations/. Each is between two marks that name the script that writes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "explanations"
 
 
 def write(page: str, name: str, rows: Iterable[list[str]]) -> None:

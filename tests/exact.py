@@ -13,10 +13,10 @@ from xlstm_hydra.step import build_program
 APART = {
     "v1": {"reset_at_document_boundaries": True},
     "v0": {"reset_at_document_boundaries": True},
-    "xlstm": {"reset_at_document_boundaries": True},
+    "xlstm": {"reset_at_document_boundaries": True, "dropout": 0.3},
     "llama": {"mask_across_document_boundaries": True},
 }
-"""Options that separate the documents of a row."""
+"""Options that separate the documents of a row; dropout too where the model compiles slowly."""
 
 
 def program(family, layout=None, **groups):

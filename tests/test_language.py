@@ -26,6 +26,7 @@ HAND_WRITTEN = [
     path.relative_to(messages.ROOT)
     for pattern in ("*.md", "docs/**/*.md", "conf/**/*.yaml", "examples/**/*.*")
     for path in sorted(messages.ROOT.glob(pattern))
+    if "__pycache__" not in path.parts
 ]
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xlstm_jax_tree
 from tiny import FAMILIES
+from untrained import shapes_of
 from xlstm_jax_tree import convert
 
 from xlstm_hydra.configs import ConfigError
-from xlstm_hydra.models import list_parameters
 
 HEADWISE = {"gate_linear_headwise": True}
 OPTIONS = {"bias": True, "add_qk_norm": True, "add_post_norm": True}
@@ -44,7 +44,7 @@ def model_of(name, **changes):
 def values(model):
     """Parameters by path, with distinct elements."""
     rng = np.random.default_rng(0)
-    return {p.path: rng.normal(size=p.shape).astype(np.float32) for p in list_parameters(model)}
+    return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes_of(model).items()}
 
 
 @pytest.mark.parametrize("scan", [True, False])

@@ -1,5 +1,6 @@
 """Checkpoints of every kind of model of xlstm-jax give the logits of xlstm-jax on our layouts."""
 
+import itertools
 import json
 from dataclasses import replace
 from functools import partial
@@ -55,6 +56,18 @@ HERE = {
 RNG = np.random.default_rng(7)
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Options that compile in a third of the time."""
+FAST = [
+    ("v0 with a gated feed-forward", "tp 2"),
+    ("v0 with a feed-forward", "one device"),
+    ("v0 with a feed-forward", "fsdp 8"),
+    ("v0 with large epsilons", "one device"),
+    ("v1 without a feed-forward", "fsdp 8"),
+    ("v1 with large epsilons", "tp 2"),
+]
+"""Each variant and each layout at least once. The remaining pairs are slow tests."""
+PAIRS = [
+    pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow) for pair in itertools.product(VARIANTS, HERE)
+]
 BATCH = {"inputs": RNG.integers(0, 32, (8, 16)), "document_borders": RNG.random((8, 16)) < 0.2}
 
 
@@ -71,7 +84,7 @@ def written(name):
     return text, tree, expected
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module")
 def saved(request, tmp_path_factory):
     """Folder of a run of xlstm-jax, and the logits of its model."""
     folder = tmp_path_factory.mktemp("run")
@@ -99,7 +112,7 @@ def alone(loaded):
     return quick(lambda params: apply_model(loaded.model, params, *BATCH.values()))(params)
 
 
-@pytest.mark.parametrize("here", HERE)
+@pytest.mark.parametrize(("saved", "here"), PAIRS, indirect=["saved"])
 def test_every_kind_of_checkpoint_gives_the_logits_of_xlstm_jax(saved, here):
     folder, expected = saved
     layout = HERE[here] and ParallelConfig(**HERE[here])
@@ -120,8 +133,19 @@ def test_the_model_in_numpy_gives_the_logits_of_xlstm_jax(case):
 
 
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the reference checkpoints are not on this machine")
-@pytest.mark.parametrize("here", ["fsdp 8", "tp 2"])
-@pytest.mark.parametrize("case", ["a_mlstm_v0", "b_mlstm_v1", "c_llama", "d_8dev_mlstm_v0_fsdp2_tp2"])
+@pytest.mark.parametrize(
+    ("case", "here"),
+    [
+        ("a_mlstm_v0", "fsdp 8"),
+        ("b_mlstm_v1", "tp 2"),
+        ("c_llama", "fsdp 8"),
+        ("d_8dev_mlstm_v0_fsdp2_tp2", "tp 2"),
+        pytest.param("a_mlstm_v0", "tp 2", marks=pytest.mark.slow),
+        pytest.param("b_mlstm_v1", "fsdp 8", marks=pytest.mark.slow),
+        pytest.param("c_llama", "tp 2", marks=pytest.mark.slow),
+        pytest.param("d_8dev_mlstm_v0_fsdp2_tp2", "fsdp 8", marks=pytest.mark.slow),
+    ],
+)
 def test_the_reference_checkpoints_give_the_logits_of_xlstm_jax_on_our_layouts(case, here):
     layout, found = ParallelConfig(**HERE[here]), np.load(CHECKPOINTS / case / "reference.npz")
     if case == "c_llama" and layout.fsdp_modules:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import xlstm_jax_tree
 from published import BLOCK, CELL, ERAS, LAYER, nested, tree
+from untrained import shapes_of
 from xlstm_jax_saved import save_xlstm_jax
 
 from xlstm_hydra import load_checkpoint
 from xlstm_hydra.configs import ParallelConfig, resolve_classes
 from xlstm_hydra.metadata import MetadataError, read_record
-from xlstm_hydra.models import list_parameters
 
 MODEL, FEED_FORWARD = "model.model_config", f"{BLOCK}.feedforward"
 IN_FEED_FORWARD = {
@@ -87,7 +87,7 @@ KINDS = {
 def test_blocks_that_are_not_scanned_give_the_logits_of_the_scanned_ones(tmp_path, kind, changes, initial):
     model = replace(resolve_classes(read(kind, changes).model), parallel=ParallelConfig())
     rng = np.random.default_rng(0)
-    params = {p.path: 0.3 * rng.normal(size=p.shape).astype(np.float32) for p in list_parameters(model)}
+    params = {path: 0.3 * rng.normal(size=shape).astype(np.float32) for path, shape in shapes_of(model).items()}
     logits = {}
     for scan in (True, False):
         text = nested(tree(kind, changes if scan else changes | initial | {f"{MODEL}.scan_blocks": False}))

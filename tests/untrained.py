@@ -1,5 +1,6 @@
 """Checkpoints of untrained models."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -26,8 +27,19 @@ def save_untrained(run, folder, step=2, params=None):
     return params
 
 
-def random_params(model):
+_shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+
+
+def shapes_of(model):
+    """Shape of each parameter by its path. Each config is traced only once."""
+    key = f"{model.class_path()} {json.dumps(model.model_config.to_dict())}"
+    if key not in _shapes:
+        _shapes[key] = {p.path: p.shape for p in list_parameters(model)}
+    return _shapes[key]
+
+
+def random_params(model, scale=0.3, dtype=jnp.float32):
     """Parameters without zeros, as a tree. Nothing is compiled."""
     rng = np.random.default_rng(0)
-    flat = {p.path: jnp.asarray(0.3 * rng.normal(size=p.shape), jnp.float32) for p in list_parameters(model)}
+    flat = {path: jnp.asarray(scale * rng.normal(size=shape), dtype) for path, shape in shapes_of(model).items()}
     return traverse_util.unflatten_dict(flat, sep=".")

@@ -2,9 +2,9 @@
 package's conversion, and independent of it. Also a simulated disk."""
 
 import numpy as np
+from untrained import shapes_of
 
 from xlstm_hydra import checkpoint
-from xlstm_hydra.models import list_parameters
 
 RES, FFN = "xlstm_res_block", "ffn_res_block"
 INNER = "xlstm.inner_layer.sharded"
@@ -216,4 +216,4 @@ class Memory:
 
 def convert(tree, model):
     """Convert a tree of xlstm-jax to our parameters by path."""
-    return dict(checkpoint.convert(Memory(tree), model, {p.path for p in list_parameters(model)}))
+    return dict(checkpoint.convert(Memory(tree), model, set(shapes_of(model))))

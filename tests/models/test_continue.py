@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import FAMILIES
+from untrained import random_params
 
 from xlstm_hydra.models import (
     apply_model,
     build_model,
     continue_model,
-    init_model,
     mlstm_continue,
     mlstm_quadratic,
     mlstm_start,
@@ -62,9 +62,7 @@ def in_float64(family, **changes):
     model = FAMILIES[family](**changes)
     for key in {"dtype", "lm_head_dtype", "gate_dtype"} & set(model.model_config.__dataclass_fields__):
         setattr(model.model_config, key, "float64")
-    module, rng = build_model(model), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init_model(module, jax.random.key(0)))
-    return module, jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape)), shapes)
+    return build_model(model), random_params(model, 0.2, jnp.float64)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES)

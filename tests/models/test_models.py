@@ -11,6 +11,7 @@ import pytest
 from flax import traverse_util
 from hydra import compose, initialize
 from tiny import FAMILIES
+from untrained import random_params
 
 from xlstm_hydra.configs import (
     ConfigError,
@@ -74,22 +75,21 @@ def some_tokens(seed=0, rows=2):
 
 def params_of(model):
     """Parameters changed from the initial zeros of the gates."""
-    shapes = jax.eval_shape(lambda: init_model(build_model(model), jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    return random_params(model, 0.2)
 
 
 @functools.cache
 def compiled(path, text, train):
     """Forward pass of a model, compiled once for all tests."""
-    model = ModelConfig(path, model_config=type_of(path).from_dict(type_of(path), json.loads(text)))
-    module = build_model(resolve_classes(model))
+    module = build_model(with_config(path, text))
     return jax.jit(lambda params, *args, key=None: apply_model(module, params, *args, train=train, dropout_key=key))
 
 
-def type_of(path):
+def with_config(path, text):
+    """The model of a class with a config written as JSON."""
     classes = {"mLSTM": mLSTMConfig, "mLSTMv1": mLSTMv1Config, "xLSTM": xLSTMConfig, "Llama": LlamaConfig}
-    return classes[path.rpartition(".")[2]]
+    config_class = classes[path.rpartition(".")[2]]
+    return resolve_classes(ModelConfig(path, model_config=config_class.from_dict(config_class, json.loads(text))))
 
 
 def outputs(model, tokens, borders=None, key=None, params=None):
@@ -205,15 +205,29 @@ def test_an_option_changes_the_model(family, key, value):
     if family == "v0" and key in OPTIONS["v0 feed-forward"]:
         extra = {"ff_type": "ffn_gated", "ff_proj_factor": 2.2}
     before, after = FAMILIES[family](**extra), FAMILIES[family](**extra | {key: value})
-    assert fingerprint(before) != fingerprint(after)
+    path, *texts = before.class_path(), *(json.dumps(model.model_config.to_dict()) for model in (before, after))
+    assert any(part(path, texts[0]) != part(path, texts[1]) for part in (initialization, forward_pass))
 
 
-def fingerprint(model):
-    """Lowered program and initial values, as text."""
-    module = build_model(model)
-    init = lambda: init_model(module, jax.random.key(0))  # noqa: E731
-    forward = lambda params, tokens: apply_model(module, params, tokens, tokens == 0)  # noqa: E731
-    return str(jax.make_jaxpr(init)()), str(jax.make_jaxpr(forward)(jax.eval_shape(init), some_tokens()))
+def initialization(path, text):
+    """Program that computes the initial values, as text."""
+    return traced_initialization(path, text)[0]
+
+
+@functools.cache
+def traced_initialization(path, text):
+    """Program that computes the initial values, as text, and their shapes."""
+    module = build_model(with_config(path, text))
+    jaxpr, shapes = jax.make_jaxpr(lambda: init_model(module, jax.random.key(0)), return_shape=True)()
+    return str(jaxpr), shapes
+
+
+@functools.cache
+def forward_pass(path, text):
+    """Program of the forward pass, as text."""
+    forward = functools.partial(apply_model, build_model(with_config(path, text)))
+    tokens, borders = (jax.ShapeDtypeStruct((2, 16), dtype) for dtype in (jnp.int32, jnp.bool))
+    return str(jax.make_jaxpr(forward)(traced_initialization(path, text)[1], tokens, borders))
 
 
 @families
@@ -243,7 +257,7 @@ def test_tied_weights_have_a_single_table():
 
 def test_initial_standard_deviations_follow_their_formulas():
     model = FAMILIES["v1"](embedding_dim=256, num_heads=4, num_blocks=3, vocab_size=512)
-    values = traverse_util.flatten_dict(init_model(build_model(model), jax.random.key(0)), sep=".")
+    values = traverse_util.flatten_dict(jax.jit(lambda: init_model(build_model(model), jax.random.key(0)))(), sep=".")
     small, wang = math.sqrt(2 / (5 * 256)), 2 / (3 * math.sqrt(256))
     expected = json.dumps({"token_embedding.embedding": small, "blocks.ffn_res_block.ffn.proj_down.kernel": wang})
     for path, std in json.loads(expected).items():

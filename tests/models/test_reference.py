@@ -1,5 +1,7 @@
 """Weights of xlstm-jax give the logits of xlstm-jax in our models."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,13 +33,20 @@ def data(case):
     return {name: jnp.asarray(value) for name, value in np.load(CHECKPOINTS / case / "reference.npz").items()}
 
 
-def logits(model, params, reference):
-    return apply_model(build_model(model), params, reference["inputs"], reference["document_borders"])
+@functools.cache
+def forward(case, changes=()):
+    """The compiled forward pass of a reference checkpoint's model."""
+    module = build_model(load_model(case, **dict(changes)))
+    return jax.jit(functools.partial(apply_model, module))
+
+
+def logits(case, params, reference, **changes):
+    return forward(case, tuple(changes.items()))(params, reference["inputs"], reference["document_borders"])
 
 
 def assert_equal_logits(case, **changes):
     model, reference = load_model(case, **changes), data(case)
-    ours = logits(model, load_params(case, model), reference)
+    ours = logits(case, load_params(case, model), reference, **changes)
     # Llama's rotary positions: in the reference, all padding tokens have position 0; here, positions keep counting.
     here = slice(None) if case != "c_llama" else reference["inputs_segmentation"] != 0
     np.testing.assert_allclose(ours[here], reference["logits"][here], atol=1e-5)
@@ -55,7 +64,7 @@ def test_the_logits_of_llama_are_equal(attention_backend):
 
 def test_the_loss_of_every_token_is_equal(case):
     model, reference = load_model(case), data(case)
-    losses = cross_entropy(logits(model, load_params(case, model), reference), reference["targets"], 64, Axes())
+    losses = cross_entropy(logits(case, load_params(case, model), reference), reference["targets"], 64, Axes())
     mask = reference["targets_segmentation"] != 0
     np.testing.assert_allclose(losses[mask], reference["token_loss"][mask], atol=1e-5)
 
@@ -65,10 +74,10 @@ def test_the_gradients_are_equal(case):
     mask = reference["targets_segmentation"] != 0
 
     def loss(params):
-        losses = cross_entropy(logits(model, params, reference), reference["targets"], 64, Axes())
+        losses = cross_entropy(logits(case, params, reference), reference["targets"], 64, Axes())
         return jnp.where(mask, losses, 0).sum() / mask.sum()
 
-    gradients = traverse_util.flatten_dict(jax.grad(loss)(load_params(case, model)), sep=".")
+    gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(load_params(case, model)), sep=".")
     expected = traverse_util.flatten_dict(load_params(case, model, "grads.npz"), sep=".")
     for path, gradient in gradients.items():
         np.testing.assert_allclose(gradient, expected[path], atol=2e-6, err_msg=path)
@@ -76,7 +85,7 @@ def test_the_gradients_are_equal(case):
 
 def test_the_initial_values_have_the_same_distribution(case):
     model = load_model(case)
-    ours = traverse_util.flatten_dict(init_model(build_model(model), jax.random.key(0)), sep=".")
+    ours = traverse_util.flatten_dict(jax.jit(lambda: init_model(build_model(model), jax.random.key(0)))(), sep=".")
     theirs = traverse_util.flatten_dict(load_params(case, model, "init_params.npz"), sep=".")
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
@@ -96,7 +105,7 @@ def on_disk(case, shardings=None, **changes):
 def test_a_checkpoint_on_disk_gives_its_own_logits_and_loss(case):
     model, params = on_disk(case)
     reference = data(case)
-    got = logits(model, params, reference)
+    got = logits(case, params, reference)
     mask = reference["targets_segmentation"] != 0
     here = slice(None) if case != "c_llama" else reference["inputs_segmentation"] != 0
     np.testing.assert_allclose(got[here], reference["logits"][here], atol=1e-5)
@@ -132,10 +141,12 @@ def test_the_gradients_of_tensor_parallel_devices_are_equal_up_to_a_factor():
     mask = by_device(reference["targets_segmentation"] != 0)
 
     def loss(params):
-        losses = by_device(cross_entropy(logits(model, params, reference), reference["targets"], 64, Axes()))
+        losses = by_device(
+            cross_entropy(logits(case, params, reference, scan_blocks=True), reference["targets"], 64, Axes())
+        )
         return (jnp.where(mask, losses, 0).sum(1) / mask.sum(1)).mean()
 
-    gradients = traverse_util.flatten_dict(jax.grad(loss)(params), sep=".")
+    gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(params), sep=".")
     expected = convert(dict(np.load(CHECKPOINTS / case / "grads.npz")), model)
     assert gradients.keys() == expected.keys()
     for path, gradient in gradients.items():

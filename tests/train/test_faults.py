@@ -23,7 +23,7 @@ from xlstm_hydra.train._diagnosis import RunEnded, faults_reported
 def run_of(logger=None, **checkpoint):
     logger = LoggerConfig(**{"progress": False, "tensorboard": False, "log_every_n_steps": 1} | (logger or {}))
     config = CheckpointConfig(**{"save_every_n_steps": 2, "max_to_keep": 10} | checkpoint)
-    return tiny_run(parallel={"data_axis_size": 8}, logger=logger, checkpoint=config)
+    return tiny_run("llama", parallel={"data_axis_size": 8}, logger=logger, checkpoint=config)
 
 
 @pytest.fixture

@@ -16,26 +16,40 @@ from tiny import FSDP, LAYOUTS, results, tiny_run
 from xlstm_hydra.parallel import build_mesh
 from xlstm_hydra.step import build_program
 
-CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2")}
-CASES = [
-    pytest.param(family, layout, id=f"{family}-{layout}") for family, layouts in CHOICES.items() for layout in layouts
-]
-MIXED = [pytest.param("xlstm", layout, id=f"xlstm-{layout}") for layout in ("fsdp8", "dp2_fsdp2_tp2")]
-everywhere = pytest.mark.parametrize(("family", "layout"), CASES)
-mixed_too = pytest.mark.parametrize(("family", "layout"), CASES + MIXED)
+CHOICES = {"v1": LAYOUTS, "v0": LAYOUTS, "llama": ("fsdp8", "dp2_fsdp2_tp2"), "xlstm": ("fsdp8", "dp2_fsdp2_tp2")}
+CELLS = [(family, layout) for family, layouts in CHOICES.items() for layout in layouts]
+FAST = {("v1", "dp8"), ("v1", "fsdp8"), ("v1", "dp2_fsdp2_tp2"), ("v0", "tp2_fsdp4"), ("v0", "tp4_dp2")}
+FAST |= {("llama", "dp2_fsdp2_tp2"), ("xlstm", "dp2_fsdp2_tp2")}
+OTHERS = {("v1", "tp4_dp2"), ("v1", "tp2_fsdp4"), ("v0", "dp8"), ("v0", "dp2_fsdp2_tp2"), ("llama", "fsdp8")}
+"""Each family and each layout at least once. The remaining pairs are slow tests."""
+
+
+def cells(fast, families=tuple(CHOICES)):
+    """Parametrize a test with family and layout. Pairs that are not in `fast` are marked slow."""
+    pairs = [pair for pair in CELLS if pair[0] in families]
+    marks = {pair: () if pair in fast else (pytest.mark.slow,) for pair in pairs}
+    return pytest.mark.parametrize(
+        ("family", "layout"), [pytest.param(*pair, id="-".join(pair), marks=marks[pair]) for pair in pairs]
+    )
+
+
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@mixed_too
+@cells(FAST)
 def test_loss_and_gradients_are_those_of_one_device(family, layout):
     params, expected = single(family)
     assert_equal_results(results(program(family, layout), params), expected, family)
 
 
-@mixed_too
+@functools.cache
+def initial_values(family, layout=None):
+    return jax.device_get(program(family, layout).init().params)
+
+
+@cells(FAST)
 def test_initial_values_and_tree_are_those_of_one_device(family, layout):
-    one, many = (jax.device_get(program(family, choice).init().params) for choice in (None, layout))
-    jax.tree.map(np.testing.assert_array_equal, one, many)
+    jax.tree.map(np.testing.assert_array_equal, initial_values(family), initial_values(family, layout))
 
 
 VARIANTS = {
@@ -105,9 +119,8 @@ MIXED_LAYOUTS = {
 
 @pytest.mark.parametrize("layout", MIXED_LAYOUTS.values(), ids=MIXED_LAYOUTS)
 def test_a_stack_of_two_kinds_of_blocks_supports_pipelines_and_collective_matmul(layout):
-    model = {"dropout": 0.3}
-    params, expected = single("xlstm", **model)
-    assert_equal_results(results(program("xlstm", layout, model=model), params), expected)
+    params, expected = single("xlstm")
+    assert_equal_results(results(program("xlstm", layout), params), expected)
 
 
 XLSTM_VARIANTS = {
@@ -128,7 +141,7 @@ def test_every_slstm_option_has_the_same_gradients_on_all_mesh_axes(model):
     assert_equal_results(results(program("xlstm", layout, model=model), params), results(one, params))
 
 
-@pytest.mark.parametrize("layout", ["fsdp8", "dp2_fsdp2_tp2"])
+@pytest.mark.parametrize("layout", [pytest.param("fsdp8", marks=pytest.mark.slow), "dp2_fsdp2_tp2"])
 def test_dropout_drops_the_same_elements_on_every_layout(layout):
     model = {"dropout": 0.3, "add_embedding_dropout": True}
     params, expected = single("v1", **model)
@@ -149,13 +162,14 @@ def test_microbatches_hold_the_same_examples_on_every_layout():
     assert_equal_results(results(program("v1", "dp2_fsdp2_tp2", **groups), params), results(one, params))
 
 
-@pytest.mark.parametrize("remat", [["mLSTMBlock"], ["xLSTMResBlock", "FFNResBlock"], ["mLSTMBlock", "LMHead"]], ids=str)
+# Recomputing whole blocks is part of test_loss_and_gradients_are_those_of_one_device[v1-fsdp8].
+@pytest.mark.parametrize("remat", [["xLSTMResBlock", "FFNResBlock"], ["mLSTMBlock", "LMHead"]], ids=str)
 def test_recomputing_changes_no_gradient(remat):
     params, expected = single("v1")
     assert_equal_results(results(program("v1", LAYOUTS["fsdp8"] | {"remat": remat}), params), expected)
 
 
-@pytest.mark.parametrize("policy", ["dots", "dots_with_no_batch_dims"])
+@pytest.mark.parametrize("policy", ["dots", pytest.param("dots_with_no_batch_dims", marks=pytest.mark.slow)])
 def test_no_recomputation_policy_changes_a_gradient(policy):
     params, expected = single("v1")
     on = program("v1", "tp2_fsdp4", trainer={"remat_policy": policy})
@@ -169,8 +183,13 @@ ASYNC = {
 }
 
 
-@pytest.mark.parametrize("layout", ASYNC)
-@pytest.mark.parametrize("family", ["v1", "v0"])
+ASYNC_CELLS = [("v1", "tp2_fsdp4"), ("v1", "pp2_tp2_dp2"), ("v0", "tp4_dp2")]
+ASYNC_SLOW = [("v1", "tp4_dp2"), ("v0", "tp2_fsdp4"), ("v0", "pp2_tp2_dp2")]
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [*ASYNC_CELLS, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in ASYNC_SLOW)]
+)
 def test_collective_matmul_gives_the_same_loss_and_gradients(family, layout):
     params, expected = single(family)
     assert_equal_results(results(program(family, ASYNC[layout] | {"tp_async_dense": True}), params), expected)
@@ -229,7 +248,7 @@ def at_the_start(family):
 CLOSED = {"v1": {"igate_bias_init_range": -10.0}, "v0": {"igate_bias_init_range": -10.0}, "llama": {}}
 
 
-@everywhere
+@cells(OTHERS, ("v1", "v0", "llama"))
 def test_in_float32_loss_and_gradients_at_the_start_are_equal_to_1e_5(family, layout):
     with jax.enable_x64(False):
         params, expected = at_the_start(family)

@@ -40,6 +40,7 @@ def test_a_model_learns_synthetic_data(tmp_path):
         optimizer=OPTIMIZER,
         data=SyntheticDataConfig(num_examples=512, motif_length=2),
         parallel={"data_axis_size": 8},
+        logger=LoggerConfig(progress=False, tensorboard=False, log_every_n_steps=50),
     )
     loss = train(run, tmp_path)
     assert loss is not None and loss < 0.75 * math.log(32)
@@ -56,7 +57,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr(logging.getLogger("xlstm_hydra"), "info", lambda text, *args, **_: lines.append(text % args))
-        loss = train(tiny_run(parallel=LAYOUTS["dp8"], model=model, trainer=trainer, **groups), folder)
+        loss = train(tiny_run("llama", parallel=LAYOUTS["dp8"], model=model, trainer=trainer, **groups), folder)
     return folder, loss, lines
 
 
@@ -79,7 +80,7 @@ def test_tensorboard_gets_the_same_metrics(finished):
 
 def test_the_mesh_the_parameters_and_the_unigram_entropy_are_logged(finished):
     text = "\n".join(finished[2])
-    assert "mesh: 8 devices (cpu): dp=8 fsdp=1 pp=1 tp=1" in text
+    assert text.count("mesh: 8 devices (cpu): dp=8 fsdp=1 pp=1 tp=1") == 1
     assert "bytes on each device" in text
     assert "unigram entropy" in text and "bits" in text
     assert "tokens/s" in text and "bits per byte" in text
@@ -102,7 +103,7 @@ def test_the_logged_loss_is_the_mean_over_its_steps(tmp_path):
     for folder, every in zip(folders, (1, 3), strict=True):
         logger = LoggerConfig(log_every_n_steps=every, tensorboard=False)
         folder.mkdir()
-        train(tiny_run(parallel=LAYOUTS["dp8"], logger=logger), folder)
+        train(tiny_run("llama", parallel=LAYOUTS["dp8"], logger=logger), folder)
     single = {int(row["step"]): float(row["loss"]) for row in rows(folders[0])}
     grouped = {int(row["step"]): float(row["loss"]) for row in rows(folders[1])}
     np.testing.assert_allclose(grouped[6], np.mean([single[step] for step in (4, 5, 6)]), rtol=1e-6)
@@ -123,22 +124,20 @@ WARNINGS = {
 
 
 @pytest.mark.parametrize(("parallel", "words"), WARNINGS.values(), ids=WARNINGS)
-def test_a_layout_that_is_probably_unintended_is_warned_about(parallel, words, tmp_path, caplog):
-    train(tiny_run(parallel=parallel, trainer={"max_steps": 1}), tmp_path)
+def test_a_layout_that_is_probably_unintended_is_warned_about(parallel, words, caplog):
+    announce(build_program(tiny_run(parallel=parallel)), RunPlan(None, None), "")
     assert words in caplog.text
 
 
 def test_validation_and_checkpoints_can_be_turned_off(tmp_path):
-    run = tiny_run(parallel=LAYOUTS["dp8"], checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False))
+    run = tiny_run("llama", LAYOUTS["dp8"], checkpoint=CheckpointConfig(save_every_n_steps=0, save_last=False))
     assert train(run, tmp_path) is None
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_vocabulary_larger_than_the_bytes_is_warned_about_once(tmp_path, caplog):
-    run = tiny_run(
-        data=StdlibDataConfig(), model={"vocab_size": 300}, trainer={"max_steps": 1}, parallel=LAYOUTS["dp8"]
-    )
-    train(run, tmp_path)
+def test_a_vocabulary_larger_than_the_bytes_is_warned_about_once(caplog):
+    run = tiny_run("llama", data=StdlibDataConfig(), model={"vocab_size": 300}, parallel=LAYOUTS["dp8"])
+    announce(build_program(run), RunPlan(None, None), "")
     words = "data.name=stdlib has only 256 token ids, but model.vocab_size is 300: the other rows of the embedding and"
     assert caplog.text.count(words) == 1 and "Set model.vocab_size=256?" in caplog.text
 
@@ -146,7 +145,7 @@ def test_a_vocabulary_larger_than_the_bytes_is_warned_about_once(tmp_path, caplo
 @pytest.mark.parametrize("vocab_size", [256, 300])
 def test_a_vocabulary_that_the_data_fills_gives_no_warning(vocab_size, caplog):
     data = StdlibDataConfig() if vocab_size == 256 else SyntheticDataConfig(motif_length=4)
-    program = build_program(tiny_run(data=data, model={"vocab_size": vocab_size}))
+    program = build_program(tiny_run("llama", data=data, model={"vocab_size": vocab_size}))
     announce(program, RunPlan(None, None), "")
     assert caplog.text == ""
 

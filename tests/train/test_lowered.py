@@ -29,7 +29,7 @@ def test_recomputation_gathers_again_inside_the_block(family):
 
 @pytest.mark.parametrize("policy", ["dots", "dots_with_no_batch_dims"])
 def test_a_policy_saves_products_but_no_gathered_parameter(policy):
-    on, found = collectives(LAYOUTS["fsdp8"], trainer={"remat_policy": policy})
+    on, found = collectives(LAYOUTS["fsdp8"], family="llama", trainer={"remat_policy": policy})
     in_blocks = sum(p.fsdp_axis is not None and p.parameter.path.startswith("blocks.") for p in on.placements)
     assert found["all-gather", "f32"] == sharded(on) + in_blocks
 
@@ -43,13 +43,13 @@ def test_the_more_a_policy_saves_the_fewer_products_are_recomputed():
 
 
 def test_the_gather_dtype_applies_only_to_gathers():
-    on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_gather_dtype": "bfloat16"})
+    on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_gather_dtype": "bfloat16"}, family="llama")
     assert found["all-gather", "bf16"] == sharded(on) and found["all-gather", "f32"] == 0
     assert found["reduce-scatter", "f32"] == sharded(on)
 
 
 def test_the_scatter_dtype_applies_only_to_scatters():
-    on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_grad_scatter_dtype": "bfloat16"})
+    on, found = collectives(LAYOUTS["fsdp8"] | {"remat": [], "fsdp_grad_scatter_dtype": "bfloat16"}, family="llama")
     assert found["reduce-scatter", "bf16"] == sharded(on) and found["reduce-scatter", "f32"] == 0
     assert found["all-gather", "f32"] == sharded(on)
 
@@ -64,7 +64,7 @@ def test_only_the_named_modules_are_gathered_and_nested_ones_only_once(modules):
 
 def test_parameters_below_the_minimum_size_are_not_sharded():
     parallel = LAYOUTS["fsdp8"] | {"fsdp_min_weight_size": 1024}
-    on, found = collectives(parallel | {"remat": []})
+    on, found = collectives(parallel | {"remat": []}, family="llama")
     assert all((p.fsdp_axis is None) == (size(p) < 1024) for p in on.placements)
     assert found["all-gather", "f32"] == sharded(on)
 
