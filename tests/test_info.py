@@ -4,7 +4,7 @@ import pytest
 from command import run_command
 
 from xlstm_hydra.problems import ConfigError
-from xlstm_hydra.reference import Catalog, group_page, groups_page, info, page_names
+from xlstm_hydra.reference import Catalog, group_page, groups_table, info, page_names
 
 CATALOG = Catalog()
 ENTRIES = [entry for group in CATALOG.groups for entries in CATALOG.fields(group).values() for entry in entries]
@@ -136,7 +136,7 @@ def test_options_of_the_user_are_described(tmp_path):
 
 
 def test_pages_have_every_field_and_option():
-    listed = groups_page(CATALOG)
+    listed = groups_table(CATALOG)
     for group, name in page_names(CATALOG).items():
         page = group_page(CATALOG, group)
         assert f"[`{group}`]({name})" in listed

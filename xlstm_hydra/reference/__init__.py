@@ -7,5 +7,5 @@ from ._json_schema import schema_dir as schema_dir
 from ._json_schema import schemas as schemas
 from ._json_schema import write_schemas as write_schemas
 from ._pages import group_page as group_page
-from ._pages import groups_page as groups_page
+from ._pages import groups_table as groups_table
 from ._pages import page_names as page_names

@@ -21,25 +21,15 @@ def page_names(catalog: Catalog) -> dict[str, str]:
     return {group: f"{group.replace('/', '_')}.md" for group in groups}
 
 
-def groups_page(catalog: Catalog) -> str:
-    """Return the page that lists the groups and their options."""
+def groups_table(catalog: Catalog) -> str:
+    """Return the table of the groups, their options and defaults."""
     names = page_names(catalog)
     rows = []
     for group in names:
         options = ", ".join(f"`{name}`" for name in catalog.options[group])
         default = "" if catalog.default_of(group) == "null" else f"`{catalog.default_of(group)}`"
         rows.append((f"[`{group}`]({names[group]})", _cell(first_sentence(catalog.summary(group))), options, default))
-    return "\n".join(
-        [
-            "# Groups and options",
-            "",
-            "`GROUP=OPTION` chooses an option, `GROUP.FIELD=VALUE` sets a field. On the terminal, `xlstm-hydra --help` "
-            "lists the groups, and `xlstm-hydra --info NAME` describes a group, a field or an option.",
-            "",
-            *_table(("group", "decides", "options", "default"), rows),
-            "",
-        ]
-    )
+    return "\n".join(_table(("group", "about", "options", "default"), rows))
 
 
 def group_page(catalog: Catalog, group: str) -> str:
