@@ -175,21 +175,25 @@ def _option_lines(catalog: Catalog, group: str, name: str, width: int) -> Iterat
     about += [("chooses", f"{other}={choice}") for other, choice in option.choices.items()]
     yield from _table(about, width)
     yield ""
-    yield from _values_lines(catalog, option, width)
+    yield from _values_lines(catalog, option, _PLUMBING if cls else (), width)
 
 
-def _values_lines(catalog: Catalog, option: OptionFile, width: int) -> Iterator[str]:
+def _values_lines(catalog: Catalog, option: OptionFile, hidden: Sequence[str], width: int) -> Iterator[str]:
     rows = []
     for key, value in option.whole_values().items():
+        if key.rpartition(".")[2] in hidden:
+            continue
         parent = _group_of(catalog, key.rpartition(".")[0])
         entries = catalog.fields(parent).get(key, []) if parent else []
         entries = [entry for entry in entries if entry.owner in (option.schema, "")] or entries
         default = ", ".join(text for text, _ in merged(entries, "default_text"))
         if value.text != default:
-            notes = [f"default: {default}" if default else "", value.comment]
+            notes = [default if default in ("", "required") else f"default: {default}", value.comment]
             rows.append((key, value.text, "; ".join(filter(None, notes))))
     yield "Values that differ from the defaults:" if rows else "All values are the defaults."
     yield from _table(rows, width)
+    if any("${" in row[1] for row in rows):
+        yield "Values with ${...} are computed while the config is composed."
 
 
 def _wrapped(text: str, indent: str, width: int, further: str = "") -> list[str]:
