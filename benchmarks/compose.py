@@ -1,8 +1,9 @@
-"""CPU time of `xlstm-hydra --cfg job`, compared with a plain Hydra app with the same groups and values in YAML.
+"""CPU time of `xlstm-hydra --cfg job`, compared with a plain Hydra app with the same groups and values in YAML; and of
+`xlstm-hydra --info`.
 
     python benchmarks/compose.py [REPEATS]
 
-The two commands alternate, so a busy machine slows down both. The plain app has no plugins. The ratio must stay below
+The commands alternate, so a busy machine slows down both. The plain app has no plugins. The ratio must stay below
 1.3 in an environment without extras, because Hydra imports every installed plugin. PYTHONDONTWRITEBYTECODE is unset:
 without `.pyc` files, Python would compile all modules in every run.
 """
@@ -42,12 +43,17 @@ main()
 
 
 def main() -> None:
-    """Measure both commands alternately, and print the medians and their ratio."""
+    """Measure the commands alternately, and print the medians and their ratio."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory() as folder:
         ours = [sys.executable, "-m", "xlstm_hydra"]
-        commands = {"bare": [sys.executable, write_bare_app(Path(folder), ours)], "ours": ours}
+        bare = [sys.executable, write_bare_app(Path(folder), ours)]
+        commands = {
+            "bare": [*bare, "--cfg", "job"],
+            "ours": [*ours, "--cfg", "job"],
+            "info": [*ours, "--info", "model"],
+        }
         for command in commands.values():  # write the .pyc files
             cpu_seconds(command, folder)
         times = {name: [] for name in commands}
@@ -80,9 +86,9 @@ def write_bare_app(folder: Path, ours: list[str]) -> str:
 
 
 def cpu_seconds(command: list[str], folder: str) -> float:
-    """Return the user and system time of one process that prints its composed config."""
+    """Return the user and system time of one process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([*command, "--cfg", "job"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from xlstm_hydra.cli import metadata
 from xlstm_hydra.hydra import VERSION_BASE, first_point, load
+from xlstm_hydra.reference import Catalog, groups_table, page_names
 
 ROOT = pages.ROOT
 WITH_CODE = [page for page in [pages.README, *pages.PAGES] if pages.blocks(page, "console", "sh", "python")]
@@ -170,7 +171,8 @@ def test_what_a_page_shows_is_what_its_commands_and_programs_do(page, tmp_path, 
 
 def test_every_page_is_in_the_navigation():
     found = re.findall(r"^ *- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(found) == sorted(str(page.relative_to(ROOT / "docs")) for page in pages.PAGES)
+    generated = [f"reference/{page}" for page in page_names(Catalog()).values()]
+    assert sorted(found) == sorted([*generated, *(str(page.relative_to(ROOT / "docs")) for page in pages.PAGES)])
 
 
 @pytest.mark.parametrize("page", WITH_LINKS, ids=name)
@@ -192,8 +194,7 @@ def headings(page):
 
 
 def test_every_option_is_in_the_table_of_groups():
-    text = (ROOT / "docs/reference/groups.md").read_text()
-    rows = re.findall(r"^\| `([\w/]+)` \| .*? \| (.*) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| \[`([\w/]+)`\]\(\w+\.md\) \| .*? \| (.*) \| .*\|$", groups_table(Catalog()), re.MULTILINE)
     shown = {(group, option) for group, options in rows for option in re.findall(r"`(\w+)`", options)}
     files = [path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*/*.yaml")]
     hidden = ("xlstm_hydra", "hydra/help", "hydra/hydra_logging", "hydra/job_logging")

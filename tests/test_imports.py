@@ -22,6 +22,7 @@ ROWS: list[dict[str, set[str]]] = [
     {"codec": set()},
     {"formats": set()},
     {"configs": set()},
+    {"reference": {"yaml"}},
     {"runs": {"etils", "xxhash", "yaml"}, "_hooks": set()},
     {"metadata": set(), "_jax_internals": {"jax"}},
     {"devices": {"jax", "yaml"}},
@@ -153,6 +154,10 @@ def test_importing_what_needs_no_device_loads_no_jax(tmp_path, module):
         (["--help"], "Groups and their options"),
         (["--cfg", "job"], "embedding_dim: 128"),
         (["--info", "searchpath"], "xlstm-hydra"),
+        (["--info", "parallel.fsdp_axis_size"], "fsdp_tp"),
+        (["--info", "model"], "mlstm_v1_7b"),
+        (["--info", "paralel"], "Did you mean"),
+        (["--schema"], "parallel.json"),
         (["-sc", "query=bash"], "parallel=fsdp_tp"),
         (["parallel=fsdpp"], "no such option"),
         (["--from", "nowhere"], "no checkpoints in"),
@@ -189,7 +194,9 @@ EDGE = {"hydra", "omegaconf"}
 """Loaded by nothing below the package `hydra`."""
 
 
-@pytest.mark.parametrize("module", ["", ".configs", ".formats", ".runs", ".metadata", ".plan", ".train", ".tasks"])
+@pytest.mark.parametrize(
+    "module", ["", ".configs", ".reference", ".formats", ".runs", ".metadata", ".plan", ".train", ".tasks"]
+)
 def test_importing_what_is_below_the_edge_loads_no_hydra(tmp_path, module):
     code = f"import sys, xlstm_hydra{module}\nprint('EDGE', *({EDGE} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -34,6 +34,7 @@ def finds_our_groups(python, folder):
     assert "parallel: auto, dp, fsdp, fsdp_tp, pp, tp" in run(
         Path(python).parent / "xlstm-hydra", "--help", folder=folder
     )
+    assert "parallel.json" in run(Path(python).parent / "xlstm-hydra", "--schema", folder=folder)
     (folder / "app.py").write_text(APP)
     (folder / "app.yaml").write_text("defaults: [parallel: fsdp, model: tiny]")
     assert run(python, "app.py", folder=folder) == "-1 128\n"

@@ -103,7 +103,6 @@ LINES = [
     ("--cfg nope", "--cfg='nope': must be job, hydra or all"),
     ("--config-dir --resolve", "--config-dir: requires a value. Write --config-dir=..."),
     ("--config-dir=", "--config-dir: requires a value. Write --config-dir=..."),
-    ("--info optimizer.lr", "--info='optimizer.lr': must be all, "),
     ("--run=3", "--run='3': does not take a value. Write --run."),
     ("--c job", "ambiguous option: --c could match --cfg, --config-path, --config-name, --config-dir"),
     ("parallel=dp,fsdp", "parallel=dp,fsdp: several values for a single run. Add -m to run one job for each value."),

@@ -87,6 +87,11 @@ def _dispatch() -> None:
 
             print_version(xlstm_hydra.__version__)
             return
+        if _asks_for_reference(sys.argv[1:]):
+            from ._reference import shows_reference
+
+            if shows_reference(sys.argv[1:]):
+                return
         sys.argv[1:] = expand_home(sys.argv[1:])
         check_primary(parse_known_flags(), CONFIG_NAME)
         find_own_modules(_named_folders(sys.argv[1:]))
@@ -107,6 +112,10 @@ def _dispatch() -> None:
             else:
                 _refuse_removed(args.overrides)
                 _run(args, resumed)
+
+
+def _asks_for_reference(arguments: list[str]) -> bool:
+    return any(text.partition("=")[0] in ("--info", "-i", "--schema") for text in arguments)
 
 
 def _verification(arguments: list[str]) -> AbstractContextManager[None]:

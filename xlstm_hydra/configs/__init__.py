@@ -43,6 +43,7 @@ from .logger import LoggerConfig as LoggerConfig
 from .mlstm import mLSTMConfig as mLSTMConfig
 from .mlstm import mLSTMv1Config as mLSTMv1Config
 from .model import ModelConfig as ModelConfig
+from .model import ModelNode as ModelNode
 from .model import SubModelConfig as SubModelConfig
 from .optimizer import AdamWConfig as AdamWConfig
 from .optimizer import LionConfig as LionConfig
@@ -57,6 +58,8 @@ from .scheduler import CosineConfig as CosineConfig
 from .scheduler import ExponentialConfig as ExponentialConfig
 from .scheduler import LinearConfig as LinearConfig
 from .scheduler import SchedulerConfig as SchedulerConfig
+from .sweeper import OnInvalid as OnInvalid
+from .sweeper import SweeperConfig as SweeperConfig
 from .task import EvaluateTaskConfig as EvaluateTaskConfig
 from .task import GenerateTaskConfig as GenerateTaskConfig
 from .task import PlanTaskConfig as PlanTaskConfig

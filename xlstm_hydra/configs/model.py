@@ -118,6 +118,26 @@ class ModelConfig(ConfigDict):
         return model
 
 
+@dataclass(kw_only=True)
+class ModelNode:
+    """Keys of a model's node besides the fields of its config."""
+
+    _target_: str = "xlstm_hydra.hydra.make_model_config"
+    """Function that `hydra.utils.instantiate` calls."""
+
+    model_class: str
+    """Dotted path of the Flax class."""
+
+    config_class: str | None = None
+    """Dotted path of the model's config class. null: the annotation of the Flax class's field `config`."""
+
+    parallel: Any = None
+    """The layout. null: data parallelism over all devices."""
+
+    _checkpoint_: str | None = None
+    """Checkpoint that the config was taken from, whose parameters the other tasks use. null: none."""
+
+
 def _is_path(text: Any) -> bool:
     """True for names joined by dots, including the path of a class defined inside a function."""
     return isinstance(text, str) and all(part.isidentifier() or part == "<locals>" for part in text.split("."))

@@ -25,15 +25,18 @@ _RESTORE = "checkpoint.restore"
 _LENIENT_FIELD = "checkpoint.lenient"
 
 
-def parse_known_flags() -> Any:
+def parse_known_flags(arguments: Sequence[str] | None = None) -> Any:
     """Parse the flags that Hydra knows, and ignore the others.
+
+    Args:
+        arguments: of the command. None: those of this process.
 
     Raises:
         ConfigError: the value of a flag is missing or wrong.
     """
     parser = get_args_parser()
     parser.error = _refuse_flag
-    args = parser.parse_known_intermixed_args()[0]
+    args = parser.parse_known_intermixed_args(arguments)[0]
     for name in ("config_dir", "config_name", "config_path"):
         if getattr(args, name) == "":
             _refuse_flag(f"argument --{name.replace('_', '-')}: expected one argument")

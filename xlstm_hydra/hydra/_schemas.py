@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
@@ -15,90 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from xlstm_hydra import configs
 from xlstm_hydra.conf_dir import conf_dir
-from xlstm_hydra.problems import ConfigError, Problem, nearest
+from xlstm_hydra.configs import ModelNode, SweeperConfig
+from xlstm_hydra.configs import OnInvalid as OnInvalid
 
 from ._omegaconf import REPLACE, structured
 
 GROUP = "xlstm_hydra/schema"
 """Group of the schemas, separate from the other groups so that `parallel=glob(*)` only matches layouts."""
-
-
-class OnInvalid(enum.Enum):
-    """Reaction of a sweep to invalid points."""
-
-    stop = "stop"
-    skip = "skip"
-
-
-@dataclass(kw_only=True)
-class SweeperConfig:
-    """Settings of `hydra/sweeper=xlstm`."""
-
-    _target_: str = "hydra_plugins.xlstm_hydra_plugin.sweeper.XlstmSweeper"
-
-    max_batch_size: int | None = None
-    """Maximum number of jobs given to the launcher at once; the next ones start when these have ended. null: all."""
-
-    max_jobs: int | None = 10_000
-    """Maximum number of jobs of a sweep. Jobs are counted before any is made, and a larger sweep is rejected.
-    null: no limit."""
-
-    params: dict[str, str] | None = field(default_factory=dict)
-    """Overrides that are applied before those of the command line, which take precedence."""
-
-    on_invalid: OnInvalid = OnInvalid.stop
-    """Reaction to points that break a rule or do not fit their devices. stop: no job starts. skip: the other jobs
-    start."""
-
-    num_samples: int | None = None
-    """Number of random draws from the intervals. Each draw runs with all combinations of the other values."""
-
-    seed: int = 0
-    """Seed of random draws and of `shuffle(...)`."""
-
-    resume: bool = False
-    """True: continue the sweep in `hydra.sweep.dir` with its missing and failed jobs."""
-
-    @staticmethod
-    def of(settings: Mapping[str, Any]) -> SweeperConfig:
-        """Make the config from the settings of the sweeper.
-
-        Raises:
-            ConfigError: there is an unknown setting.
-        """
-        known = [each.name for each in fields(SweeperConfig) if each.name != "_target_"]
-        if unknown := [key for key in settings if key not in known]:
-            raise ConfigError(
-                [Problem.about(f"hydra.sweeper.{key}", "no such key", nearest(key, known)) for key in unknown]
-            )
-        return SweeperConfig(**settings)
-
-    def rules(self) -> Iterator[Problem]:
-        """Yield every broken rule."""
-        for key in ("max_batch_size", "max_jobs", "num_samples"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                yield Problem({f"hydra.sweeper.{key}": value}, "must be 1 or more, or null")
-
-
-@dataclass(kw_only=True)
-class ModelNode:
-    """Keys of a model's node besides the fields of its config."""
-
-    _target_: str = "xlstm_hydra.hydra.make_model_config"
-    """Function that `hydra.utils.instantiate` calls."""
-
-    model_class: str
-    """Dotted path of the Flax class."""
-
-    config_class: str | None = None
-    """Dotted path of the model's config class. null: the annotation of the Flax class's field `config`."""
-
-    parallel: Any = None
-    """The layout. null: data parallelism over all devices."""
-
-    _checkpoint_: str | None = None
-    """Checkpoint that the config was taken from, whose parameters the other tasks use. null: none."""
 
 
 def _model_node(config_class: type) -> type:
