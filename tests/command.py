@@ -28,7 +28,7 @@ class Done:
 def run_command(*arguments: str, quiet: bool = True) -> Done:
     """Run the command in the current folder; with `quiet`, without its logging."""
     out, err, status = io.StringIO(), io.StringIO(), 0
-    argv = ["xlstm-hydra", *arguments, *(QUIET if quiet and "-sc" not in arguments else ())]
+    argv = ["xlstm-hydra", *arguments, *(QUIET if quiet else ())]
     environment = {"HYDRA_FULL_ERROR": "0"}
     with mock.patch.object(sys, "argv", argv), mock.patch.object(sys, "path", list(sys.path)):
         with mock.patch.dict(os.environ, environment), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

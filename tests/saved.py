@@ -1,5 +1,7 @@
 """Run folders with checkpoints that hold metadata and nothing else: what a config needs of them."""
 
+import copy
+import functools
 import json
 
 from hydra import compose, initialize
@@ -9,7 +11,12 @@ from xlstm_hydra.metadata import write_metadata
 
 
 def composed(*overrides):
-    """The run that those overrides give."""
+    """The run that those overrides give, composed once in a test process."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+@functools.cache
+def _composed(*overrides):
     with initialize(config_path=None, **VERSION_BASE):
         return load(compose("config", overrides=list(overrides)))
 

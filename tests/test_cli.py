@@ -233,22 +233,6 @@ def test_the_version_is_printed_even_if_jax_cannot_start(monkeypatch):
     assert done.status == 0 and done.out.splitlines()[-1] == "devices: JAX cannot start: RuntimeError: no driver"
 
 
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ("parallel=fs", {"parallel=fsdp", "parallel=fsdp_tp"}),
-        ("optimizer.l", {"optimizer.lr="}),
-        ("x", {""}),
-        ("debug=", {"debug=fast", "debug=nans"}),
-    ],
-)
-def test_tab_completion_knows_groups_options_and_keys(monkeypatch, typed, expected):
-    line = f"xlstm-hydra {typed}"
-    monkeypatch.setenv("COMP_LINE", line)
-    monkeypatch.setenv("COMP_POINT", str(len(line)))
-    assert set(run_command("-sc", "query=bash").out.strip().split(" ")) == expected
-
-
 def test_a_model_of_the_user_is_found_in_the_current_folder(tmp_path, train):
     (tmp_path / "my_models.py").write_text(
         "from dataclasses import dataclass\n"

@@ -17,7 +17,7 @@ ROOT = Path(xlstm_hydra.__file__).parent
 PLUGIN = ROOT.parent / "hydra_plugins"
 ROWS: list[dict[str, set[str]]] = [
     {"": set(), "conf_dir": set(), "_printable": set(), "_colours": set(), "synonyms": set(), "_logging": set()},
-    {"problems": set(), "_table": {"rich"}},
+    {"problems": set(), "_table": {"rich"}, "_status": set()},
     {"errors": set(), "preemption": set(), "own_modules": set(), "streams": set()},
     {"codec": set()},
     {"formats": set()},
@@ -140,7 +140,7 @@ def loaded(code: str, folder: Path, **environment: str) -> tuple[set[str], str]:
 
 def command(*arguments: str) -> str:
     """A program that is the command with those arguments."""
-    return f"import sys\nsys.argv = {['xlstm-hydra', *arguments]}\nfrom xlstm_hydra.cli.main import main\nmain()"
+    return f"import sys\nsys.argv = {['xlstm-hydra', *arguments]}\nfrom xlstm_hydra.__main__ import main\nmain()"
 
 
 @pytest.mark.parametrize("module", ["", ".configs", ".hydra", ".sweep", ".metadata", ".cli"])

@@ -10,20 +10,31 @@ from typing import Any
 import pytest
 from command import run_command
 from omegaconf import OmegaConf
+from planning import shared_changes, shared_plan
 from tiny import FAMILIES
 
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SyntheticDataConfig, TrainerConfig
 from xlstm_hydra.devices import known_devices
 from xlstm_hydra.hydra import _read
-from xlstm_hydra.plan import Comparison, Search, make_plan, plan
+from xlstm_hydra.plan import Comparison, Search, plan
 
 PLAN = ("task=plan", "hydra.run.dir=run")
 TINY = (*PLAN, "model.embedding_dim=64", "model.context_length=64", "task.num_devices=16")
+SMALL = ("device=h100_80gb", "device.memory_gib=0.0045")
+"""A device that is too small for it."""
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plans_are_shared():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xlstm_hydra.plan._task.make_plan", shared_plan)
+        patch.setattr("xlstm_hydra.plan._task.changes_that_fit", shared_changes)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +99,26 @@ def test_the_table_of_parameters_can_be_complete_or_omitted():
     assert not any(path in shown["none"] for path in paths)
 
 
-def test_a_run_that_does_not_fit_has_status_3_and_the_missing_memory():
-    done = run_command(*TINY, "device=h100_80gb", "device.memory_gib=0.004")
+@pytest.fixture(scope="module")
+def too_large(tmp_path_factory):
+    """The output and `plan.json` of a run that does not fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("too_large"))
+        done = run_command(*TINY, *SMALL)
+        return done, json.loads(Path("run/plan.json").read_text())
+
+
+def test_a_run_that_does_not_fit_has_status_3_and_the_missing_memory(too_large):
+    done, content = too_large
     assert done.status == 3
-    assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the available 3\.1 MiB", done.out)
-    content = json.loads(Path("run/plan.json").read_text())
+    assert re.search(r"does not fit: needs [\d.]+ MiB \(\d+%\) more than the available 3\.5 MiB", done.out)
     assert not content["fits"] and content["headroom"] < 0
 
 
-def test_the_suggested_changes_make_the_run_fit():
-    small = ("device=h100_80gb", "device.memory_gib=0.004")
-    assert run_command(*TINY, *small).status == 3
-    changes = json.loads(Path("run/plan.json").read_text())["changes"]
+def test_the_suggested_changes_make_the_run_fit(too_large):
+    changes = too_large[1]["changes"]
     assert changes
-    assert run_command(*TINY, *small, *changes[0]["overrides"]).status == 0
+    assert run_command(*TINY, *SMALL, *changes[0]["overrides"]).status == 0
 
 
 INVALID = {
@@ -175,10 +192,10 @@ def test_the_default_batch_of_a_run_is_that_of_the_dataclass():
 
 
 def test_a_sweep_prints_summaries_and_continues_after_a_plan_that_does_not_fit():
-    sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.004,50")
+    sweep = ("-m", *TINY[0:1], *TINY[2:], "hydra.sweep.dir=sweep", "device=h100_80gb", "device.memory_gib=0.0045,50")
     done = run_command(*sweep, "task.parameters=all")
     assert done.status == 0  # one fits
-    assert "memory: does not fit, " in done.out and "memory: fits, " in done.out
+    assert "on each device: does not fit" in done.out and "on each device: fits" in done.out
     assert "partition specs" not in done.out and "not sharded" not in done.out
 
 
@@ -186,7 +203,7 @@ def test_a_search_prints_the_overrides_of_the_best_layouts(monkeypatch):
     def found(run, number, device, best):
         parallel = dataclasses.replace(run.parallel, remat=["mLSTMBlock"])
         changed = dataclasses.replace(run, model=dataclasses.replace(run.model, parallel=parallel))
-        plans = (make_plan(changed, number, device),)
+        plans = (shared_plan(changed, number, device),)
         values: dict[str, Any] = {field.name: () for field in dataclasses.fields(Search)}
         values |= {"run": run, "num_devices": number, "device": device, "limit": 2**30, "best": plans}
         return Search(**values)

@@ -89,7 +89,7 @@ def with_value(record, path, value):
     return changed
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def record():
     """What a run of ours records, with every kind of text in it."""
     run = composed("data=text", "data.path=corpus", "trainer.compilation_cache_dir=cache", "checkpoint.init_from=a")
@@ -97,8 +97,11 @@ def record():
     return json.loads(json.dumps(write_metadata(run, **made, corpus="abc", history=[])))
 
 
-def save_hostile(record, value):
-    """A run folder whose record has the same value in every string that may hold it. In the others, it is refused."""
+_HOSTILE_RECORDS = {}
+
+
+def hostile_record(record, value):
+    """Return the record with the same value in every string that may hold it. In the others, it is refused."""
     allowed = []
     for path in leaves(record):
         try:
@@ -110,7 +113,14 @@ def save_hostile(record, value):
     assert len(texts) >= 4 if isinstance(value, str) else not texts
     for path in allowed:
         record = with_value(record, path, value)
-    return save_text(Path("run").absolute(), json.dumps(record))
+    return record
+
+
+def save_hostile(record, value):
+    """Save `hostile_record`, made once for each value, in a run folder."""
+    if (key := repr(value)) not in _HOSTILE_RECORDS:
+        _HOSTILE_RECORDS[key] = json.dumps(hostile_record(record, value))
+    return save_text(Path("run").absolute(), _HOSTILE_RECORDS[key])
 
 
 @pytest.fixture(params=HOSTILE.values(), ids=[*HOSTILE])

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 
 
 def main() -> None:
@@ -9,6 +10,11 @@ def main() -> None:
     all objects at exit takes a fifth of the time of `--cfg job`."""
     gc.disable()
     atexit.register(gc.freeze)
+    if {"-sc", "--shell-completion"} & {*sys.argv}:
+        from xlstm_hydra.cli import completion  # loads neither Hydra nor JAX
+
+        completion.main(sys.argv[1:])
+        return
     from xlstm_hydra.cli.main import main
 
     main()

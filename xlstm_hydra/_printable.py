@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -26,6 +28,14 @@ def printable(text: str, keep: str = "") -> str:
 def printable_lines(text: str) -> str:
     """Return a text of several lines with unprintable characters escaped."""
     return printable(text, keep="\n\t")
+
+
+def short_path(path: Path) -> str:
+    """Return the path relative to the working directory if it is inside of it, and the absolute path otherwise."""
+    try:
+        return str(path.relative_to(os.getcwd())) if path != Path(os.getcwd()) else str(path)
+    except (ValueError, OSError):  # outside of it, or it was removed
+        return str(path)
 
 
 class PrintableFormatter(logging.Formatter):

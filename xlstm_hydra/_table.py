@@ -72,3 +72,13 @@ def in_ms(seconds: float) -> str:
 def tera(flops: float) -> str:
     """Return TFLOP with one decimal, or two significant digits for small numbers."""
     return f"{flops / 1e12:,.1f}" if flops >= 1e12 else f"{flops / 1e12:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as `M:SS`, `H:MM:SS` or `N d H:MM:SS`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes}:{rest:02d}"
+    days, hours = divmod(hours, 24)
+    return f"{f'{days:,} d ' if days else ''}{hours}:{minutes:02d}:{rest:02d}"

@@ -27,6 +27,8 @@ from multiprocessing import active_children, current_process
 from types import FrameType
 from typing import NoReturn
 
+from xlstm_hydra._status import erasure
+
 log = logging.getLogger("xlstm_hydra")
 
 STATUS = 75
@@ -145,7 +147,7 @@ class Watch:
 
     def _end(self, status: int, text: str) -> NoReturn:
         try:
-            os.write(2, f"xlstm-hydra: {text}\n".encode())
+            os.write(2, f"{erasure()}xlstm-hydra: {text}\n".encode())
         except OSError:
             pass  # the terminal is closed
         try:

@@ -42,6 +42,9 @@ class Problem:
     also: tuple[str, ...] = field(default=(), kw_only=True)
     """Further keys that the rule depends on. They are not printed."""
 
+    choices: tuple[str, ...] = field(default=(), kw_only=True)
+    """All values that the key can have, if the rule lists them."""
+
     prefix: str = field(default="", kw_only=True)
 
     has_lines: bool = field(default=False, kw_only=True)

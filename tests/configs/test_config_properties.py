@@ -25,11 +25,20 @@ from xlstm_hydra import configs
 from xlstm_hydra.configs import ConfigDict, ConfigError, ModelConfig, RunConfig
 
 MANY = settings(
-    max_examples=300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+def few_or_many(few, many):
+    """Parametrize a test by the number of its examples: few, and many in a slow test."""
+    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+
+
+def check(examples, **strategies):
+    """Return a decorator that checks a property at once, for that many examples of the strategies."""
+    return lambda holds: settings(MANY, max_examples=examples)(given(**strategies)(holds))()
 
 
 class Color(enum.Enum):
@@ -139,22 +148,24 @@ def containers(inner):
 TYPES = st.recursive(st.sampled_from(LEAVES), containers, max_leaves=6)
 
 
-@MANY
-@given(spec=TYPES, data=st.data())
-def test_any_value_of_any_type_survives_a_json_round_trip(spec, data):
-    annotation, values = spec
-    config = holding(annotation, data.draw(values))
-    back = through_json(config)
-    assert back == config
-    assert_alike(back.v, config.v)
-    assert back.to_dict() == config.to_dict()
+@few_or_many(75, 300)
+def test_any_value_of_any_type_survives_a_json_round_trip(examples):
+    @check(examples, spec=TYPES, data=st.data())
+    def holds(spec, data):
+        annotation, values = spec
+        config = holding(annotation, data.draw(values))
+        back = through_json(config)
+        assert back == config
+        assert_alike(back.v, config.v)
+        assert back.to_dict() == config.to_dict()
 
 
-@MANY
-@given(spec=TYPES, data=st.data())
-def test_what_is_written_is_also_read_with_strict_fields(spec, data):
-    config = holding(spec[0], data.draw(spec[1]))
-    assert through_json(config, ignore_extensive_attributes=False) == config
+@few_or_many(75, 300)
+def test_what_is_written_is_also_read_with_strict_fields(examples):
+    @check(examples, spec=TYPES, data=st.data())
+    def holds(spec, data):
+        config = holding(spec[0], data.draw(spec[1]))
+        assert through_json(config, ignore_extensive_attributes=False) == config
 
 
 # ---- our own classes
@@ -257,14 +268,15 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-@settings(MANY, max_examples=25)
-@given(data=st.data())
-def test_every_config_class_survives_a_json_round_trip(cls, data):
-    config = data.draw(configs_of(cls))
-    back = through_json(config, ignore_extensive_attributes=False)
-    assert back == config
-    assert through_json(holding(Any, config)).v == config
-    assert through_json(holding(ConfigDict, config)).v == config
+@few_or_many(8, 25)
+def test_every_config_class_survives_a_json_round_trip(cls, examples):
+    @check(examples, data=st.data())
+    def holds(data):
+        config = data.draw(configs_of(cls))
+        back = through_json(config, ignore_extensive_attributes=False)
+        assert back == config
+        assert through_json(holding(Any, config)).v == config
+        assert through_json(holding(ConfigDict, config)).v == config
 
 
 # ---- junk
@@ -296,24 +308,26 @@ def damaged_runs(draw):
     return damage(draw, run.to_dict()) if draw(st.booleans()) else draw(JSON)
 
 
-@MANY
-@given(data=damaged_runs(), flags=st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_junk_is_read_or_refused_with_a_message(data, flags):
-    try:
-        run = ConfigDict.from_dict(RunConfig, data, *flags)
-    except ConfigError as error:
-        assert error.problems and all(str(problem).strip() for problem in error.problems)
-    else:
-        assert ConfigDict.from_dict(RunConfig, run.to_dict()) == run
+@few_or_many(75, 300)
+def test_junk_is_read_or_refused_with_a_message(examples):
+    @check(examples, data=damaged_runs(), flags=st.tuples(st.booleans(), st.booleans(), st.booleans()))
+    def holds(data, flags):
+        try:
+            run = ConfigDict.from_dict(RunConfig, data, *flags)
+        except ConfigError as error:
+            assert error.problems and all(str(problem).strip() for problem in error.problems)
+        else:
+            assert ConfigDict.from_dict(RunConfig, run.to_dict()) == run
 
 
-@MANY
-@given(spec=TYPES, data=JSON)
-def test_junk_for_any_type_is_read_or_refused_with_a_path(spec, data):
-    cls = make_dataclass("Holder", [("v", spec[0])], bases=(ConfigDict,))
-    try:
-        config = ConfigDict.from_dict(cls, {"v": data})
-    except ConfigError as error:
-        assert all(problem.keys[0].startswith("v") for problem in error.problems)
-    else:
-        assert through_json(config) == config
+@few_or_many(75, 300)
+def test_junk_for_any_type_is_read_or_refused_with_a_path(examples):
+    @check(examples, spec=TYPES, data=JSON)
+    def holds(spec, data):
+        cls = make_dataclass("Holder", [("v", spec[0])], bases=(ConfigDict,))
+        try:
+            config = ConfigDict.from_dict(cls, {"v": data})
+        except ConfigError as error:
+            assert all(problem.keys[0].startswith("v") for problem in error.problems)
+        else:
+            assert through_json(config) == config

@@ -6,6 +6,7 @@ import sys
 import hydra
 import pytest
 from command import run_command
+from planning import shared_plan
 
 from xlstm_hydra import devices
 from xlstm_hydra.configs import ConfigError, DeviceConfig
@@ -25,6 +26,7 @@ kinds: []
 def mine(tmp_path, monkeypatch):
     """A folder with a device of the user, for --config-dir."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("xlstm_hydra.plan._task.make_plan", shared_plan)
     (tmp_path / "own" / "device").mkdir(parents=True)
     (tmp_path / "own" / "device" / "mine.yaml").write_text(MINE)
     return tmp_path / "own"

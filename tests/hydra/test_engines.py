@@ -304,4 +304,4 @@ def test_joblib_runs_jobs_whose_devices_differ_in_the_same_process(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     logs = [(tmp_path / "sweep" / str(number) / "xlstm-hydra.log").read_text() for number in range(2)]
-    assert "mesh: 2 devices" in logs[0] and "mesh: 4 devices" in logs[1]
+    assert "mesh     2 cpu devices" in logs[0] and "mesh     4 cpu devices" in logs[1]

@@ -210,7 +210,7 @@ def test_a_sweep_can_run_over_steps(saved, runs, monkeypatch):
     monkeypatch.chdir(saved.parent)
     done = run_command("--from", "run", "-m", "from=ckpt@2,ckpt@4,ckpt@5", "optimizer.lr=-1")
     assert done.status == 2
-    assert "2    from@_global_=ckpt@5  from='ckpt@5': no such option." in done.err
+    assert "job 2 (from@_global_=ckpt@5): from='ckpt@5': no such option." in done.err
     assert "Known: ckpt, ckpt@2, ckpt@4." in done.err
     assert "optimizer.lr=-1.0: must be 0 or more" in done.err
 
@@ -229,13 +229,6 @@ def test_a_run_of_xlstm_jax_is_a_config_source_too(compose, tmp_path, kind):
     run, _ = read(compose(source(tmp_path), "+from=ckpt"))
     groups, _ = starting_groups(read_record(with_none_strings(tree(kind))))
     assert {name: getattr(run, name) for name in groups} == groups
-
-
-def test_tab_completion_ignores_the_flag(monkeypatch):
-    line = "xlstm-hydra --from outputs/run parallel=fsd"
-    monkeypatch.setenv("COMP_LINE", line)
-    monkeypatch.setenv("COMP_POINT", str(len(line)))
-    assert run_command("-sc", "query=bash").out.split() == ["parallel=fsdp", "parallel=fsdp_tp"]
 
 
 REFUSED = {

@@ -10,10 +10,14 @@ from contextlib import suppress
 
 import pytest
 from command import run_command
+from planning import shared_plan
 
+import xlstm_hydra.plan
 import xlstm_hydra.train
 from xlstm_hydra import preemption
 from xlstm_hydra.configs import ConfigError, Problem
+
+UNPLANNED = "trainer.ignore_plan=true"
 
 
 @pytest.fixture(autouse=True)
@@ -21,19 +25,20 @@ def jobs(tmp_path, monkeypatch):
     """Jobs that were started. They do not train."""
     started = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append((run, folder)))
+    monkeypatch.setattr(xlstm_hydra.plan, "make_plan", shared_plan)
     monkeypatch.chdir(tmp_path)
     return started
 
 
 def test_every_job_has_its_own_folder_and_its_own_layout(jobs, tmp_path):
-    assert run_command("-m", "parallel=dp,fsdp,tp", "hydra.sweep.dir=sweep").status == 0
+    assert run_command("-m", "parallel=dp,fsdp,tp", "hydra.sweep.dir=sweep", UNPLANNED).status == 0
     assert [folder for _, folder in jobs] == [tmp_path / "sweep" / str(number) for number in range(3)]
     sizes = [tuple(run.parallel.axis_sizes(8).values()) for run, _ in jobs]
     assert sizes == [(8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 1, 8)]
 
 
 def test_a_sweep_over_all_options_of_a_group_leaves_schemas_out(jobs):
-    assert run_command("-m", "parallel=glob(*)").status == 0
+    assert run_command("-m", "parallel=glob(*)", UNPLANNED).status == 0
     assert len(jobs) == 6
 
 
@@ -105,12 +110,12 @@ def test_layouts_and_numbers_of_devices_are_in_effect_in_every_job_of_a_real_swe
     command = [sys.executable, "-m", "xlstm_hydra", "-m", *sweep]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    meshes = [line for line in done.stdout.splitlines() if line.startswith("mesh: ")]
-    assert [line.partition("mesh: ")[2] for line in meshes] == [
-        "1 device (cpu): dp=1 fsdp=1 pp=1 tp=1",
-        "8 devices (cpu): dp=8 fsdp=1 pp=1 tp=1",
-        "1 device (cpu): dp=1 fsdp=1 pp=1 tp=1",
-        "8 devices (cpu): dp=1 fsdp=8 pp=1 tp=1",
+    meshes = [line for line in done.stdout.splitlines() if line.startswith("mesh ")]
+    assert [line.removeprefix("mesh").strip() for line in meshes] == [
+        "1 cpu device: dp=1 fsdp=1 pp=1 tp=1",
+        "8 cpu devices: dp=8 fsdp=1 pp=1 tp=1",
+        "1 cpu device: dp=1 fsdp=1 pp=1 tp=1",
+        "8 cpu devices: dp=1 fsdp=8 pp=1 tp=1",
     ]
     saved = [json.loads((tmp_path / "sweep" / str(number) / "metadata.json").read_text()) for number in range(4)]
     assert len(saved) == 4

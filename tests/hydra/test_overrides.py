@@ -124,9 +124,13 @@ def a_run(draw):
     return unchecked(RunConfig, groups | {"model": model})
 
 
-@settings(max_examples=25, deadline=None)
-@given(a_run())
-def test_any_config_composes_again_from_its_shortest_command_line(run):
-    with initialize(config_path=None, **VERSION_BASE):
-        overrides = shlex.split(shlex.join(shortest_overrides(run)))
-        assert read(hydra_compose("config", overrides=overrides))[0] == run
+@pytest.mark.parametrize("examples", [8, pytest.param(40, marks=pytest.mark.slow)])
+def test_any_config_composes_again_from_its_shortest_command_line(examples):
+    @settings(max_examples=examples, deadline=None)
+    @given(a_run())
+    def composes_again(run):
+        with initialize(config_path=None, **VERSION_BASE):
+            overrides = shlex.split(shlex.join(shortest_overrides(run)))
+            assert read(hydra_compose("config", overrides=overrides))[0] == run
+
+    composes_again()

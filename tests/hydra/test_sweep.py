@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from command import run_command
 from omegaconf import OmegaConf
+from planning import shared_plan
 
 import xlstm_hydra.plan
 import xlstm_hydra.train
@@ -26,6 +27,7 @@ def jobs(tmp_path, monkeypatch):
     """Jobs that were started. They do not train."""
     started = []
     monkeypatch.setattr(xlstm_hydra.train, "train", lambda run, folder, overrides: started.append((run, folder.name)))
+    monkeypatch.setattr(xlstm_hydra.plan, "make_plan", shared_plan)
     monkeypatch.setattr("xlstm_hydra.plan._changes.changes_that_fit", lambda plan: ())
     monkeypatch.chdir(tmp_path)
     return started

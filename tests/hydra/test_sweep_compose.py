@@ -94,14 +94,18 @@ def values(keys):
     return st.builds(str.format, forms, st.sampled_from(keys), st.sampled_from(VALUES))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_job_gets_the_config_that_hydra_composes_or_the_same_error(loader, master, keys, data):
+@pytest.mark.parametrize("examples", [6, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_job_gets_the_config_that_hydra_composes_or_the_same_error(loader, master, keys, examples):
     single = st.one_of(choices(), values(keys), values(keys), values(keys), st.sampled_from(TEXTS))
-    overrides = data.draw(st.lists(single, max_size=4))
-    fast = SweepLoader(loader)
-    composed(fast, master, [*data.draw(st.lists(values(keys), max_size=1)), *overrides])  # leaves nothing behind
-    assert composed(fast, master, overrides) == composed(loader, master, overrides)
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(single, max_size=4), st.lists(values(keys), max_size=1))
+    def gets_the_same(overrides, before):
+        fast = SweepLoader(loader)
+        composed(fast, master, [*before, *overrides])  # leaves nothing behind
+        assert composed(fast, master, overrides) == composed(loader, master, overrides)
+
+    gets_the_same()
 
 
 GOOD = [

@@ -56,6 +56,19 @@ def test_each_target_of_the_split_counts_once(saved, evaluated, layout):
     assert result["loss"] == pytest.approx(losses[rows["loss_mask"]].mean(), rel=1e-6)
 
 
+def test_the_result_is_logged_as_aligned_facts(saved, evaluated, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
+    result = evaluated()
+    facts = [text for text in caplog.messages if " of " not in text or "split" in text]
+    assert facts[0] == "mesh     8 cpu devices: dp=8 fsdp=1 pp=1 tp=1"
+    assert facts[-4:] == [
+        f"data     {result['targets']:,} targets of the validation split",
+        f"         unigram entropy {result['unigram_bits_per_byte']:.3f} bits/byte",
+        f"loss     {result['loss']:.4f} ({result['bits_per_byte']:.3f} bits/byte)",
+        f"         perplexity {result['perplexity']:.2f}",
+    ]
+
+
 def test_the_whole_text_is_evaluated_however_short_it_is(evaluated, tmp_path):
     (tmp_path / "note.txt").write_text("to be or not to be")
     data = TextDataConfig(path=str(tmp_path / "note.txt"))

@@ -63,7 +63,7 @@ def test_a_mesh_that_does_not_fit_is_reported_with_the_keys_as_typed():
 def test_the_mesh_has_all_four_axes():
     mesh = build_mesh(layout(-1, 2, 1, 2))
     assert dict(mesh.shape) == {"dp": 2, "fsdp": 2, "pp": 1, "tp": 2}
-    assert describe_mesh(mesh) == "8 devices (cpu): dp=2 fsdp=2 pp=1 tp=2"
+    assert describe_mesh(mesh) == "8 cpu devices: dp=2 fsdp=2 pp=1 tp=2"
 
 
 def test_mesh_axes_of_size_one_are_never_named():
@@ -148,7 +148,7 @@ def test_gpus_of_several_processes_on_a_host_are_neighbors():
 
 def test_the_description_lists_the_mesh_axes_that_cross_hosts():
     devices = hosts(8, 8, platform="cuda")
-    expected = "16 devices (cuda) in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts"
+    expected = "16 cuda devices in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts"
     assert describe_mesh(mesh_of(layout(-1, 8, 1, 1), devices)) == expected
     assert describe_mesh(mesh_of(layout(2, 2, 1, 4), hosts(4, 4, 4, 4))).endswith("; dp and fsdp cross hosts")
 

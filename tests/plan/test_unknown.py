@@ -68,7 +68,7 @@ def test_a_model_with_an_unknown_primitive_is_planned_with_a_note():
     assert note in report(plan) and note in summary(plan)
     assert to_dict(plan)["work"]["unknown_primitives"] == ["mystery"]
     ours = make_plan(medium_run(), 1, device())
-    assert "not known" not in report(ours) and len(summary(ours)) == 3
+    assert "not known" not in report(ours) and len(summary(ours)) == 5
 
 
 def auto_run():

@@ -223,7 +223,7 @@ def test_a_job_on_two_nodes_trains_like_one_process_and_leaves_one_folder(comman
     run = commands.folder / "two_nodes" / "sweep" / "0"
     np.testing.assert_allclose(losses(run), alone, rtol=1e-5)
     said = [file.read_text() for file in sorted((run.parent / ".submitit").glob("*/*_log.out"))]
-    assert len(said) == 2 and "8 devices (cpu) in 2 processes" in said[0] and "step" not in said[1]
+    assert len(said) == 2 and "8 cpu devices in 2 processes" in said[0] and "step" not in said[1]
     steps = [line for line in (run / "xlstm-hydra.log").read_text().splitlines() if " step 4/4 " in f"{line} "]
     assert len(steps) == 2  # the loss, and the validation loss
 

@@ -35,7 +35,7 @@ def test_a_killed_sweep_resumes_from_its_checkpoints_with_the_same_results(tmp_p
     second = command(tmp_path, "resume_sweep=sweep")
     out, err = second.communicate(timeout=600)
     assert second.returncode == 0, err
-    assert "continuing from" in out and "2 jobs: 2 completed" in out
+    assert "resumed  from " in out and "2 jobs: 2 completed" in out
     for outcome in read_record(sweep):
         assert (outcome.status, outcome.steps, outcome.metric) == ("completed", 12, "validation_loss")
         assert outcome.checkpoint == f"{outcome.job}/checkpoints/12" and outcome.tokens_per_second

@@ -14,9 +14,11 @@ from command import run_command
 from tiny import LAYOUTS, tiny_run
 
 import xlstm_hydra.train
-from xlstm_hydra.configs import ConfigError, Problem
+from xlstm_hydra._table import duration
+from xlstm_hydra.configs import ConfigError, LoggerConfig, Problem
 from xlstm_hydra.devices import device_here
 from xlstm_hydra.hydra import load_device
+from xlstm_hydra.plan import facts, full_report, summary
 from xlstm_hydra.step import CompilationStats, build_program
 from xlstm_hydra.train import RunPlan, plan_program, train
 
@@ -172,7 +174,7 @@ def planned():
     ("earlier", "peak", "words"),
     [
         (None, None, "peak memory: not reported on CPU"),
-        (0, 3 * GIB, r"3.00 GiB of peak memory per device \(predicted: "),
+        (0, 3 * GIB, r"peak memory 3.00 GiB per device \(predicted: "),
         (3 * GIB, 3 * GIB, "peak memory: not measured, because an earlier run of this process needed more"),
     ],
     ids=["not reported", "reported", "hidden by an earlier run"],
@@ -182,7 +184,7 @@ def test_peak_memory_is_of_this_run_or_not_reported(planned, earlier, peak, word
     caplog.set_level("INFO", "xlstm_hydra")
     programs = CompilationStats(total=5, from_cache=4, seconds=2.5)
     RunPlan(planned, earlier).compare(tmp_path, SimpleNamespace(seconds_per_step=0.25), programs)
-    assert re.search(f"measured: 250.0 ms per step .*, {words}", caplog.text)
+    assert re.search(f"measured 250.0 ms per step .*\n.*         {words}", caplog.text)
     measured = json.loads((tmp_path / "plan.json").read_text())["measured"]
     assert measured == {
         "step_seconds": 0.25,
@@ -191,3 +193,38 @@ def test_peak_memory_is_of_this_run_or_not_reported(planned, earlier, peak, word
         "programs_from_cache": 4,
         "compile_seconds": 2.5,
     }
+
+
+# ---- the facts at the start
+
+
+def test_the_facts_of_a_plan_fit_a_terminal_of_60_columns(planned):
+    keys, texts = zip(*facts(planned, done=1), strict=True)
+    steps = planned.run.trainer.max_steps - 1
+    assert keys == ("device", "memory", "", "time", "")
+    assert texts[1].endswith(" on each device: fits") and re.match("at least .* ms per step, bound by ", texts[3])
+    assert re.match(rf"\d+:\d\d for {steps} steps, at most ", texts[4])
+    assert max(map(len, summary(planned))) <= 60
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_whole_plan_is_printed_if_verbose_and_always_kept(verbose, planned, tmp_path, caplog):
+    caplog.set_level("INFO", "xlstm_hydra")
+    run = RunPlan(planned, None)
+    run.log_details(LoggerConfig(verbose=verbose).verbose)
+    run.keep(tmp_path)
+    assert caplog.messages == (full_report(planned).splitlines() if verbose else [])
+    assert (tmp_path / "plan.txt").read_text() == full_report(planned) + "\n"
+
+
+def test_a_run_without_a_plan_keeps_no_plan_of_an_earlier_start(planned, tmp_path):
+    RunPlan(planned, None).keep(tmp_path)
+    RunPlan(None, None, "no reason").keep(tmp_path)
+    assert not (tmp_path / "plan.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3723, "1:02:03"), (90061, "1 d 1:01:01")], ids=str
+)
+def test_durations_are_clock_times(seconds, text):
+    assert duration(seconds) == text

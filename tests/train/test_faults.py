@@ -102,7 +102,7 @@ def full_disk_for(name, open_new):
     return lambda file, **how: open("/dev/full", "w", **how) if name in file.name else open_new(file, **how)
 
 
-FULL = {"metrics.new": {}, "metadata.json": {}, "plan.json": {}, "parameters.txt": {}}
+FULL = {"metrics.new": {}, "metadata.json": {}, "plan.json": {}, "plan.txt": {}, "parameters.txt": {}}
 
 
 @pytest.mark.parametrize(("name", "logger"), FULL.items(), ids=FULL)

@@ -118,8 +118,8 @@ def test_by_default_there_are_up_to_four_microbatches_per_stage(rows, stages, co
 
 def test_the_run_logs_its_bubble(caplog):
     with caplog.at_level(logging.INFO, "xlstm_hydra"):
-        announce(build_program(tiny_run("llama", LAYOUTS["pp2"])), RunPlan(None, None), "")
-    assert "pipeline: 2 stages, 2 microbatches, bubble 33.3%" in caplog.text
+        announce(build_program(tiny_run("llama", LAYOUTS["pp2"])), RunPlan(None, None), [])
+    assert "pipeline 2 stages, 2 microbatches, bubble 33.3%" in caplog.text
     assert bubble_fraction(4, 12) == 3 / 15
 
 

@@ -124,9 +124,9 @@ def test_two_processes_train_like_one_and_leave_one_folder(pair, alone):
     assert steps == expected_steps
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert {path.name for path in folder.iterdir()} == {"outputs"}
-    files = {"config.yaml", "metadata.json", "parameters.txt", "plan.json", "metrics.csv", "checkpoints"}
+    files = {"config.yaml", "metadata.json", "parameters.txt", "plan.json", "plan.txt", "metrics.csv", "checkpoints"}
     assert {path.name for path in run.iterdir()} == files | {".hydra", ".lock", "xlstm-hydra.log"}
-    assert any("8 devices (cpu) in 2 processes: " in line and line.endswith(across) for line in spoken(texts[0]))
+    assert any("8 cpu devices in 2 processes: " in line and line.endswith(across) for line in spoken(texts[0]))
     assert spoken(texts[1]) == []
 
 

@@ -20,6 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from xlstm_hydra._status import status
 from xlstm_hydra.configs import CheckpointConfig
 from xlstm_hydra.data import Batches
 from xlstm_hydra.problems import show
@@ -185,7 +186,8 @@ class Checkpoints:
             SaveError: a checkpoint cannot be saved.
         """
         try:
-            self._wait()
+            with status("saving"):
+                self._wait()
             with saving(None, self._folder):
                 self._delete_stopgaps()
                 self._empty_trash()

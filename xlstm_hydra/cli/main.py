@@ -193,7 +193,7 @@ def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
 
 def _shows(args: Any) -> bool:
     """True if the arguments ask Hydra to print something."""
-    asked = args.cfg or args.help or args.hydra_help or args.info or args.shell_completion
+    asked = args.cfg or args.help or args.hydra_help or args.info
     return bool(asked or args.resolve or args.experimental_rerun)
 
 

@@ -23,6 +23,10 @@ class LoggerConfig(ConfigDict, schema="logger"):
     """Show a progress bar on a terminal. Without a terminal, a line of text is printed every `log_every_n_steps`
     steps."""
 
+    verbose: bool = field(default=False, metadata=affects(BOOKKEEPING))
+    """Also print the whole plan at the start of a run, as in `plan.txt` in the run folder: the parameters of each
+    module, memory, work, communication and time of a step."""
+
     csv: bool = field(default=True, metadata=affects(BOOKKEEPING))
     """Write the metrics to `metrics.csv` in the run folder."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -22,7 +21,6 @@ LENIENT = "--lenient"
 RESUME = "resume"
 TRUST = "--trust"
 SIMULATED = "trainer.simulated_devices"
-_TYPED_FLAG = re.compile(rf" {FLAG}[= ]\S*| {LENIENT}\b")
 _RESTORE = "checkpoint.restore"
 _LENIENT_FIELD = "checkpoint.lenient"
 
@@ -80,11 +78,6 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     Raises:
         ConfigError: there is no such checkpoint, or a config source on the command line cannot be read.
     """
-    if {"-sc", "--shell-completion"} & {*arguments}:
-        os.environ["COMP_LINE"] = _TYPED_FLAG.sub(
-            "", os.environ.get("COMP_LINE", "")
-        )  # Hydra does not know these flags
-        return list(arguments)
     key, source, rest = _take_source([text for text in arguments if text != LENIENT])
     lenient = LENIENT in arguments
     if lenient and source is None:

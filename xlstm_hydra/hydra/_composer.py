@@ -97,8 +97,10 @@ class Composer:
         choices = [override for override in single if _may_choose(override)]
         values = [override for override in single if not _may_choose(override)]
         wrong = {*unread, *own} | {override.key_or_group for override in several}
-        run, task, refused, broken = self.checked(self.base(choices), values, wrong)
-        if (leniently or refused or broken) and self.may_have_files(choices):
+        has_files = self.may_have_files(choices)
+        leniently = leniently and has_files
+        run, task, refused, broken = self.checked(self.base(choices, leniently), values, wrong)
+        if has_files and not leniently and (refused or broken):
             run, task, refused, broken = self.checked(self.base(choices, leniently=True), values, wrong)
         refused = [*unreadable, *refused]
         if not refused and not broken:
@@ -216,20 +218,25 @@ class Composer:
     def one_by_one(self, choices: list[Override]) -> _Base:
         """Compose the options that are not rejected."""
         texts = [str(override.input_line) for override in choices]
+        compose = self.compose_leniently if self.may_have_files(choices) else self.composed
         try:
-            composed, problems, lost = self.compose_leniently(texts), [], set()
+            composed, problems, lost = compose(texts), [], set()
         except REFUSED:
-            composed, problems, lost = self.compose_leniently(()), [], set()
+            composed, problems, lost = compose(()), [], set()
             accepted: list[str] = []
             for override, text in zip(choices, texts, strict=True):
                 try:
-                    composed = self.compose_leniently([*accepted, text])
+                    composed = compose([*accepted, text])
                     accepted.append(text)
                 except REFUSED as error:
                     problems.append(refused(override, error, composed.cfg))
                     lost |= {override.key_or_group} & set(composed.cfg.hydra.runtime.choices)
         parts = _split_off_job(composed.cfg)
         return _Base(*parts, [*composed.problems, *problems], lost | composed.lost, composed)
+
+    def composed(self, choices: Sequence[str]) -> Composed:
+        """Compose options without reading files of the user's, which takes half the time."""
+        return Composed(self.compose(choices), problems=[], lost=set(), wrong=set(), placed=[])
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, dict[str, Problem]]:
         """Set values in a copy of the base. Return it, and the problem with each rejected value, by key."""

@@ -38,7 +38,8 @@ def explain(
     composer = _composer(config_loader, config_name)
     try:
         if not sweep:
-            problems = composer.check(overrides).problems or composer.check(overrides, leniently=True).problems
+            problems = composer.check(overrides, leniently=composer.has_files).problems
+            problems = problems or composer.check(overrides, leniently=True).problems
         else:
             readable, problems, unread = composer.readable(overrides)
             own = [one for one in readable if one.is_sweep_override() and one.is_hydra_override()]

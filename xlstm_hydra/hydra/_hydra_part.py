@@ -140,7 +140,7 @@ def check_unused_engines(arguments: Sequence[str]) -> None:
         ConfigError: with each such argument.
     """
     args = get_args_parser().parse_intermixed_args(list(arguments))
-    if args.multirun or args.cfg or args.help or args.hydra_help or args.info or args.shell_completion:
+    if args.multirun or args.cfg or args.help or args.hydra_help or args.info:
         return
     if args.config_dir or args.config_path or args.config_name:
         return  # a file may set hydra.mode

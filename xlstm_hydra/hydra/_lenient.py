@@ -28,7 +28,7 @@ from xlstm_hydra.problems import Problem, show
 
 from ._defaults_list import circle, entry_fault, outside_group, paths_of
 from ._hydra_part import not_installed
-from ._omegaconf import REFUSED, empties, leaves, nested, refusal
+from ._omegaconf import REFUSED, copy_config, empties, leaves, nested, refusal
 from ._options import no_such_option
 from ._own_files import Composed, OwnFile, Placed, in_file, name_of, path_of
 from ._refusals import wrong_value
@@ -250,7 +250,7 @@ class _LenientLoader(ConfigLoaderImpl):
             config = self.without_wrong(config, file, len(package))
         elif refusal(self.merged, config) is not None:
             self.blame_before(config)
-        self.merged.merge_with(copy.deepcopy(config))
+        self.merged.merge_with(copy_config(config))
         return replace(loaded, config=config)
 
     def without_wrong(self, config: Any, file: OwnFile, depth: int) -> Any:

@@ -167,7 +167,7 @@ def refusal(cfg: Any, other: Any) -> Exception | None:
         if empties(cfg, path, value):
             return ValidationError(f"{path[0]} cannot be null")
     try:
-        copy.deepcopy(cfg).merge_with(copy.deepcopy(other))
+        copy_config(cfg).merge_with(copy_config(other))
     except (OmegaConfBaseException, *REFUSED) as error:
         return error
     return None

@@ -60,7 +60,7 @@ def check_primary(args: Any, default: str) -> None:
     Raises:
         ConfigError: the folder of a flag, the config or a source does not exist.
     """
-    if args.config_name is None and args.config_path is None and args.config_dir is None or args.shell_completion:
+    if args.config_name is None and args.config_path is None and args.config_dir is None:
         return  # the built-in config
     from ._own_files import OwnFile, in_file, name_of, path_of  # 10 ms, not for other commands
     from ._yaml_file import line_of, read_yaml

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from xlstm_hydra._logging import log
+from xlstm_hydra._logging import log, log_fact
+from xlstm_hydra._status import status
 from xlstm_hydra.configs import DataConfig, EvaluateTaskConfig, RunConfig
 from xlstm_hydra.data import Corpus, open_corpus, open_whole_corpus, spread_batches
 from xlstm_hydra.devices import agree_on_folder, together
@@ -55,12 +56,14 @@ def _evaluate(run: RunConfig, folder: Path, overrides: list[str] | None) -> floa
     run = start(run)
     folder = agree_on_folder(folder)
     program = build_program(run)
-    log.info("mesh: %s", describe_mesh(program.mesh))
+    log_fact("mesh", describe_mesh(program.mesh))
     params = read_params(run, checkpoint, program.param_shardings)
-    total, targets, batches = _sum_losses(program, params, corpus, task.num_batches)
+    with status("evaluating"):
+        total, targets, batches = _sum_losses(program, params, corpus, task.num_batches)
     result = _result(total / targets, corpus) | {"targets": targets, "batches": batches, "split": task.split}
     write_result(folder / RESULT, checkpoint, result | {"data": run.data.to_dict()} | provenance(overrides))
-    log.info("%s", _text(result, corpus.unit))
+    for key, text in _facts(result, corpus.unit):
+        log_fact(key, text)
     return result["loss"]
 
 
@@ -82,7 +85,7 @@ def _sum_losses(program: Program, params: Any, corpus: Corpus, num_batches: int 
             total, targets = total + float(loss), targets + int(number)
         done += len(part)
         if done < count:
-            log.info("batch %d/%d  loss %.4f so far", done, count, total / max(targets, 1))
+            log.info("batch %*d/%d  loss %.4f so far", len(str(count)), done, count, total / max(targets, 1))
     return total, targets, count
 
 
@@ -101,12 +104,9 @@ def _result(loss: float, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _text(result: dict[str, Any], unit: str) -> str:
-    loss, rate, perplexity, unigram, targets = (
-        result[key] for key in ("loss", f"bits_per_{unit}", "perplexity", f"unigram_bits_per_{unit}", "targets")
-    )
-    part = "" if result["split"] == "all" else f"{result['split']} "
-    return (
-        f"{part}loss {loss:.4f} ({rate:.3f} bits per {unit}), perplexity {perplexity:.2f} over "
-        f"{targets:,} targets; {unit} frequencies alone give {unigram:.3f} bits"
-    )
+def _facts(result: dict[str, Any], unit: str) -> Iterator[tuple[str, str]]:
+    part = "the whole corpus" if result["split"] == "all" else f"the {result['split']} split"
+    yield "data", f"{result['targets']:,} targets of {part}"
+    yield "", f"unigram entropy {result[f'unigram_bits_per_{unit}']:.3f} bits/{unit}"
+    yield "loss", f"{result['loss']:.4f} ({result[f'bits_per_{unit}']:.3f} bits/{unit})"
+    yield "", f"perplexity {result['perplexity']:.2f}"

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm_hydra._logging import log
+from xlstm_hydra._logging import log_fact
+from xlstm_hydra._status import status
 from xlstm_hydra.configs import GenerateTaskConfig, ModelConfig, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.data import SEPARATOR
@@ -60,7 +62,7 @@ def _generate(run: RunConfig, folder: Path, overrides: list[str] | None) -> None
     folder = agree_on_folder(folder)
     mesh = build_mesh(run.parallel, order=run.distributed.device_order)
     shardings = param_shardings(run.model, mesh)
-    log.info("mesh: %s", describe_mesh(mesh))
+    log_fact("mesh", describe_mesh(mesh))
     params = read_params(run, checkpoint, shardings)
     samples = _Samples(task)
     try:
@@ -70,7 +72,7 @@ def _generate(run: RunConfig, folder: Path, overrides: list[str] | None) -> None
     finally:
         content = {"samples": samples.content(), "task": task.to_dict()} | provenance(overrides)
         write_result(folder / RESULT, checkpoint, content)
-    log.info("%s", samples.speed())
+    log_fact("speed", samples.speed())
 
 
 def _refuse_what_cannot_continue(run: RunConfig, task: GenerateTaskConfig, checkpoint: Path) -> None:
@@ -106,9 +108,11 @@ class _Samples:
 
     def take(self, steps: Iterator[np.ndarray]) -> None:
         """Print and store tokens until all samples have ended."""
+        with status("compiling the generation"):  # before the prompt is printed, which may share a terminal with it
+            first = list(islice(steps, 1))
         decode = self._begin(0)
         try:
-            for tokens_B in steps:
+            for tokens_B in chain(first, steps):
                 self.times.append(time.perf_counter())
                 self._add(tokens_B)
                 if not self.stopped[0]:

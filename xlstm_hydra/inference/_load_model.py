@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xlstm_hydra._logging import log
+from xlstm_hydra._logging import log_fact
+from xlstm_hydra._printable import short_path
+from xlstm_hydra._status import status
 from xlstm_hydra.checkpoint import load_params, to_json
 from xlstm_hydra.configs import RunConfig, resolve_classes
 from xlstm_hydra.devices import is_first, start_devices
@@ -36,7 +38,8 @@ def start(run: RunConfig) -> RunConfig:
     Raises:
         ConfigError: the run does not fit the devices.
     """
-    start_devices(run)
+    with status("starting the devices"):
+        start_devices(run)
     return dataclasses.replace(run, model=resolve_classes(run.model))
 
 
@@ -46,12 +49,13 @@ def read_params(run: RunConfig, checkpoint: Path, shardings: Any) -> Any:
     Raises:
         ConfigError: the parameters belong to another model.
     """
-    params = load_params(checkpoint, run.model, shardings, KEY)
+    with status("loading the parameters"):
+        params = load_params(checkpoint, run.model, shardings, KEY)
     run_folder, step = run_of(checkpoint), known_step(checkpoint)
     if run_folder is None or step is None:
-        log.info("parameters loaded from %s", checkpoint)
+        log_fact("weights", f"from {short_path(checkpoint)}")
     else:
-        log.info("parameters loaded from step %d of %s", step, run_folder)
+        log_fact("weights", f"from step {step} of {short_path(run_folder)}")
     return params
 
 

@@ -26,6 +26,7 @@ from ._sharding import LAYERS as LAYERS
 from ._sharding import Parameter as Parameter
 from ._sharding import Placement as Placement
 from ._sharding import gather_parameter as gather_parameter
+from ._sharding import parameter_totals as parameter_totals
 from ._sharding import shard_parameter as shard_parameter
 from ._sharding import sharding_report as sharding_report
 from ._sharding import sharding_summary as sharding_summary

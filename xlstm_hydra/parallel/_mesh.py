@@ -127,11 +127,11 @@ def batch_spec(parallel: ParallelConfig, mesh: AnyMesh) -> PartitionSpec:
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """Return a line such as `16 devices (cuda) in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts`. The number of
+    """Return a line such as `16 cuda devices in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts`. The number of
     processes and the host boundaries are omitted for one process."""
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     noun = "device" if mesh.size == 1 else "devices"
-    head = f"{mesh.size} {noun} ({mesh.devices.flat[0].platform})"
+    head = f"{mesh.size} {mesh.devices.flat[0].platform} {noun}"
     processes = len({device.process_index for device in mesh.devices.flat})
     if processes == 1:
         return f"{head}: {sizes}"

@@ -226,15 +226,19 @@ def sharding_report(placements: Iterable[Placement]) -> str:
     return "\n".join([*lines, "", sharding_summary(placements)])
 
 
+def parameter_totals(placements: Iterable[Placement]) -> tuple[int, int, int]:
+    """Return the number of parameters, their total bytes, and the bytes on each device."""
+    placements = list(placements)
+    sizes = [placement.bytes_per_device * placement.shards for placement in placements]
+    count = sum(size // placement.parameter.itemsize for size, placement in zip(sizes, placements, strict=True))
+    return count, sum(sizes), sum(placement.bytes_per_device for placement in placements)
+
+
 def sharding_summary(placements: Iterable[Placement]) -> str:
     """Return one line with the number of parameters, their total bytes, and the bytes per device."""
     placements = list(placements)
     sharded = [placement for placement in placements if placement.fsdp_axis is not None]
-    total = sum(placement.bytes_per_device * placement.shards for placement in placements)
-    device = sum(placement.bytes_per_device for placement in placements)
-    count = sum(
-        placement.bytes_per_device * placement.shards // placement.parameter.itemsize for placement in placements
-    )
+    count, total, device = parameter_totals(placements)
     return (
         f"{count:,} parameters in {len(placements)} arrays, {total:,} bytes; {device:,} bytes on each device, "
         f"{len(sharded)} arrays sharded by FSDP"

@@ -29,9 +29,12 @@ from ._plan import step_time as step_time
 from ._plan import step_traffic as step_traffic
 from ._report import MEMORY_KINDS as MEMORY_KINDS
 from ._report import changes_report as changes_report
+from ._report import facts as facts
+from ._report import full_report as full_report
 from ._report import report as report
 from ._report import search_report as search_report
 from ._report import summary as summary
+from ._report import unknown_note as unknown_note
 from ._report import verdict as verdict
 from ._search import FEW as FEW
 from ._search import Search as Search
@@ -39,6 +42,7 @@ from ._search import layout_overrides as layout_overrides
 from ._search import search as search
 from ._task import FORMAT as FORMAT
 from ._task import PLAN_FILE as PLAN_FILE
+from ._task import PLAN_TEXT_FILE as PLAN_TEXT_FILE
 from ._task import SEARCH_FILE as SEARCH_FILE
 from ._task import VERSION as VERSION
 from ._task import Comparison as Comparison

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from xlstm_hydra._table import gib, in_bytes, in_ms, milliseconds, table, tera
+from xlstm_hydra._logging import FACT_INDENT
+from xlstm_hydra._table import duration, gib, in_bytes, in_ms, milliseconds, table, tera
 from xlstm_hydra.parallel import Placement, split_with
 
 from ._changes import Change
@@ -40,19 +41,36 @@ def report(plan: Plan, parameters: str = "modules") -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-def summary(plan: Plan) -> list[str]:
-    """Return the memory and the time of a plan in a few lines, with a note on unknown primitives."""
+def full_report(plan: Plan) -> str:
+    """Return all sections of a plan with the verdict."""
+    return f"{report(plan)}\n\n{verdict(plan)}"
+
+
+def facts(plan: Plan, done: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield the device, the memory and the time of a plan as short lines, each with a key; see `log_fact`.
+
+    Args:
+        plan: the plan.
+        done: number of completed steps, which the expected time of the run does not include.
+    """
     memory, device = plan.memory, plan.device
-    largest = sorted(MEMORY_KINDS, key=lambda kind: -getattr(memory, kind))[:3]
-    parts = ", ".join(f"{MEMORY_KINDS[kind]} {in_bytes(getattr(memory, kind))}" for kind in largest)
-    used = f"{in_bytes(memory.total)} of {in_bytes(device.memory_bytes)} per device ({device.name})"
-    lines = [
-        f"memory: {'fits' if plan.fits else 'does not fit'}, {used}",
-        f"  peak in {memory.moment}: {parts}, ...",
-    ]
-    if plan.time is not None:
-        lines.append(f"time: {_bound(plan)}")
-    return [*lines, *_unknown(plan)]
+    largest = max(MEMORY_KINDS, key=lambda kind: getattr(memory, kind))
+    yield "device", device.name
+    used = f"{in_bytes(memory.total)} of {in_bytes(device.memory_bytes)} on each device"
+    yield "memory", f"{used}: {'fits' if plan.fits else 'does not fit'}"
+    yield "", f"most for {MEMORY_KINDS[largest]} ({in_bytes(getattr(memory, largest))})"
+    if plan.time is None or plan.tokens_per_second is None:
+        yield "time", "unknown: no speeds are known for this device"
+        return
+    steps = plan.run.trainer.max_steps - done
+    total = f"{duration(steps * plan.time.seconds)} for {steps:,} step{'' if steps == 1 else 's'}"
+    yield "time", f"at least {in_ms(plan.time.seconds)} per step, bound by {plan.time.bound_by}"
+    yield "", f"{total}, at most {plan.tokens_per_second:,.0f} tokens/s"
+
+
+def summary(plan: Plan) -> list[str]:
+    """Return `facts` as lines, with a note on unknown primitives."""
+    return [*(f"{key:<{FACT_INDENT}}{text}" for key, text in facts(plan)), *unknown_note(plan)]
 
 
 def verdict(plan: Plan) -> str:
@@ -194,10 +212,10 @@ def _work(plan: Plan) -> Iterator[str]:
     yield f"  {', '.join([*parts, f'{tera(counts.other_flops)} in other operations'])}"
     if counts.open_loops:
         yield f"  while loops with an unknown number of iterations, each counted once: {counts.open_loops}"
-    yield from (f"  {line}" for line in _unknown(plan))
+    yield from (f"  {line}" for line in unknown_note(plan))
 
 
-def _unknown(plan: Plan) -> Iterator[str]:
+def unknown_note(plan: Plan) -> Iterator[str]:
     """A note on primitives that the planner does not know."""
     if names := plan.counts.unknown:
         yield f"primitives not known to the planner, counted as one operation per element: {', '.join(names)}"

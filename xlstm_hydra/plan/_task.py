@@ -10,7 +10,6 @@ compilation, so neither side counts them.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
 from collections import Counter
@@ -22,7 +21,9 @@ from typing import Any
 import jax
 
 from xlstm_hydra._hooks import hooks
+from xlstm_hydra._logging import log
 from xlstm_hydra._printable import printable_lines
+from xlstm_hydra._status import status
 from xlstm_hydra._table import fit_terminal, table
 from xlstm_hydra.configs import PlanTaskConfig, RunConfig, SubModelConfig, resolve_classes
 from xlstm_hydra.configs.device import DEFAULT_DEVICE
@@ -40,10 +41,8 @@ from ._search import FEW, Search, search
 
 FORMAT, VERSION = "xlstm_hydra_plan", 1
 
-PLAN_FILE, SEARCH_FILE = "plan.json", "search.json"
-"""Files in the run folder: the complete plan, and all layouts of a search."""
-
-log = logging.getLogger("xlstm_hydra")
+PLAN_FILE, PLAN_TEXT_FILE, SEARCH_FILE = "plan.json", "plan.txt", "search.json"
+"""Files in the run folder: the complete plan, the same as text, and all layouts of a search."""
 
 
 def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
@@ -134,11 +133,14 @@ def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None =
     run = replace(run, model=resolve_classes(run.model))
     device = run.device or known_devices()[DEFAULT_DEVICE]
     number = run.known_devices() or device.devices_per_host
+    is_searched = task.search or run.parallel.is_open()
     with no_accelerator():
-        is_searched = task.search or run.parallel.is_open()
-        layouts = search(run, number, device, best=10 if task.search else FEW) if is_searched else None
-        found = make_plan(run if layouts is None else _laid_out(layouts), number, device)
-        changes = _changes(found)
+        with status("searching for a layout", in_log=False):
+            layouts = search(run, number, device, best=10 if task.search else FEW) if is_searched else None
+        run = run if layouts is None else _laid_out(layouts)
+        with status("planning the training step", in_log=False):
+            found = make_plan(run, number, device)
+            changes = _changes(found)
     is_short = task.search or hooks.in_sweep()
     lines = [] if task.device is not None or hooks.chooses_device() else [_DEFAULT_NOTE.format(found.device.name), ""]
     lines += summary(found) if is_short else [report(found, task.parameters), "", verdict(found)]
@@ -185,12 +187,10 @@ def _laid_out(layouts: Search) -> RunConfig:
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:
     """Print the figures of the plan next to the compiler's."""
-    compared = list(compare(found, compile_step(found.run, found.num_devices)))
+    with status("compiling the training step", in_log=False):
+        compared = list(compare(found, compile_step(found.run, found.num_devices)))
     head = (f"compiled for {found.num_devices} simulated devices", "unit", "plan", "compiler", "ratio", "")
-    rows = [
-        (row.what, row.unit, f"{row.plan:,.0f}", f"{row.compiler:,.0f}", f"{row.ratio:.4g}", row.note)
-        for row in compared
-    ]
+    rows = [(r.what, r.unit, f"{r.plan:,.0f}", f"{r.compiler:,.0f}", f"{r.ratio:.4g}", r.note) for r in compared]
     print(fit_terminal("\n".join(["", *table([head, *rows], left=(0, 1, 5))])))
     return [asdict(row) for row in compared]
 

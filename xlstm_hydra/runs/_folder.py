@@ -31,7 +31,7 @@ class RunFolder:
     """A folder that a run writes to, with the key that sets it."""
 
     WRITTEN: ClassVar = (
-        *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "search.json"),
+        *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "plan.txt", "search.json"),
         *("metrics.csv", "evaluation.json", "generated.json", "outcome.json", "error.txt", "xlstm-hydra.log"),
         *(FOLDER, ASIDE, "tensorboard", ".hydra"),
     )

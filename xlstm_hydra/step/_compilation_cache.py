@@ -74,8 +74,8 @@ class CompilationStats:
 
     def __str__(self) -> str:
         if not self.total:
-            return "compiled: nothing, because an earlier job of this process has compiled the same programs"
-        text = f"compiled: {self.compiled} of {self.total} programs, {self.seconds:.1f} s"
+            return "nothing, because an earlier job of this process has compiled the same programs"
+        text = f"{self.compiled} of {self.total} programs, {self.seconds:.1f} s"
         if not self.from_cache:
             return text
         share = f"{100 * self.from_cache / self.total:.0f}%"

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from xlstm_hydra._logging import log
+from xlstm_hydra._logging import log, log_fact
+from xlstm_hydra._printable import short_path
+from xlstm_hydra._table import in_bytes
 from xlstm_hydra.configs import AUTO, RunConfig
 from xlstm_hydra.configs.data import ByteDataConfig
 from xlstm_hydra.configs.run import BYTES
+from xlstm_hydra.data import Corpus
 from xlstm_hydra.devices import is_first
-from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, sharding_summary
+from xlstm_hydra.parallel import axes_across_hosts, bubble_fraction, describe_mesh, parameter_totals
 from xlstm_hydra.runs import StartingPoint, recorded_origin
 from xlstm_hydra.step import Program
 
+from ._log import bits
 from ._planning import RunPlan
 from ._resumed import Resumed
 
 
 def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: Resumed | None) -> None:
-    """Log the checkpoint that the run continues from. If the weights are random but the config is from a checkpoint,
+    """Log why the run continues or starts from scratch. If the weights are random but the config is from a checkpoint,
     log that too."""
+    if not is_first():
+        return
     if start.is_own and run.checkpoint.restore != AUTO:
         log.info("SLURM restarted this job: the run continues in its own run folder")
     if resumed is not None:
-        resumed.log_changes()
+        if unknown := resumed.record.unknown:
+            log.warning("unknown fields of the checkpoint were ignored: %s", ", ".join(unknown))
     elif start.is_own:
         log.info("checkpoint.restore=auto: the run folder has no checkpoint, so the run starts from step 0")
     if start.checkpoint is None and start.weights is None and (origin := recorded_origin(folder)):
@@ -31,25 +40,66 @@ def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: 
         log.info(f"{text}; resume=%s continues that run", origin, origin, origin)
 
 
-def announce(program: Program, plan: RunPlan, data: str) -> None:
-    """Log the layout, the plan and the data of a run. Warn about settings that are probably not intended.
+def announce(program: Program, plan: RunPlan, facts: Iterable[tuple[str, str]], done: int = 0) -> None:
+    """Log a run in an aligned block: the model, the layout, the plan, and further facts. Warn about settings that are
+    probably not intended.
 
     Args:
         program: the compiled program of the run.
         plan: its plan.
-        data: one line about the training data.
+        facts: keys and texts of further lines; see `log_fact`.
+        done: number of completed steps.
     """
     if not is_first():
         return
-    parallel, shape = program.run.parallel, program.mesh.shape
-    log.info("mesh: %s", describe_mesh(program.mesh))
+    for key, text in _layout_facts(program):
+        log_fact(key, text)
+    plan.log_prediction(done)
+    for key, text in facts:
+        log_fact(key, text)
+    plan.log_details(program.run.logger.verbose)
+    _warn_of_layout(program)
+    _warn_of_unused_tokens(program.run)
+
+
+def data_facts(corpus: Corpus, entropy: float) -> Iterator[tuple[str, str]]:
+    """Yield the number of training examples, and their unigram entropy, given in bits."""
+    yield "data", f"{len(corpus):,} examples"
+    yield "", f"unigram entropy {entropy * math.log(2):.4f} ({entropy:.3f} bits/{corpus.unit})"
+
+
+def origin_facts(folder: Path, start: StartingPoint, resumed: Resumed | None) -> Iterator[tuple[str, str]]:
+    """Yield the run folder, and the checkpoint that the run continues from or that its initial parameters are from."""
+    yield "run", short_path(folder)
+    if start.weights is not None:
+        yield "weights", f"from {short_path(start.weights)}"
+        yield "", "optimizer, step and data start from scratch"
+    if resumed is not None:
+        yield from resumed.facts()
+
+
+def announce_result(best: tuple[float, int] | None, unit: str, folder: Path) -> None:
+    """Log the last lines of a complete run: the lowest validation loss with its step, and the run folder."""
+    if not is_first():
+        return
+    if best is not None:
+        loss, step = best
+        log_fact("best", f"validation loss {loss:.4f} ({bits(loss):.3f} bits/{unit}) at step {step:,}")
+    log_fact("run", short_path(folder))
+
+
+def _layout_facts(program: Program) -> Iterator[tuple[str, str]]:
+    count, total, device = parameter_totals(program.placements)
+    yield "model", f"{program.model.class_path().rpartition('.')[2]}, {count:,} parameters"
+    yield "", in_bytes(total) if device == total else f"{in_bytes(total)}, {in_bytes(device)} on each device"
+    yield "mesh", describe_mesh(program.mesh)
     if (axes := program.axes).pipeline is not None:
         idle = bubble_fraction(axes.stages, axes.microbatches)
-        log.info("pipeline: %d stages, %d microbatches, bubble %.1f%%", axes.stages, axes.microbatches, 100 * idle)
-    log.info("%s", sharding_summary(program.placements))
-    plan.log_prediction()
-    log.info("%s", data)
-    _warn_of_unused_tokens(program.run)
+        yield "pipeline", f"{axes.stages} stages, {axes.microbatches} microbatches, bubble {idle:.1%}"
+
+
+def _warn_of_layout(program: Program) -> None:
+    parallel, shape = program.run.parallel, program.mesh.shape
     sharded = any(placement.fsdp_axis is not None for placement in program.placements)
     if parallel.fsdp_modules and shape[parallel.fsdp_axis_name] == 1:
         log.info("parallel.fsdp_axis_size is 1 on this mesh: no parameter is sharded")

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from xlstm_hydra._logging import log
+from xlstm_hydra._status import drawn_by
 from xlstm_hydra.configs import LoggerConfig
 from xlstm_hydra.runs import METRICS_FILE, MetricsFile, open_new, read_metrics_file
 
@@ -67,29 +69,38 @@ class MetricLog:
         OSError: a file cannot be written.
     """
 
+    best: tuple[float, int] | None = None
+    """Lowest validation loss and its step, with those of earlier starts of the run that are in `metrics.csv`."""
+
     def __init__(self, config: LoggerConfig, folder: Path, first_step: int, max_steps: int) -> None:
         self._config, self._start, self._max_steps = config, first_step, max_steps
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._terminals: list[logging.Handler] = []
         self._task: Any = None
+        self._text = ""
         self._csv = _CsvFile(folder / METRICS_FILE, first_step) if config.csv else None
         self._tensorboard = _EventFile(folder / "tensorboard", first_step) if config.tensorboard else None
+        self._columns = _Columns(max_steps)
+        self._drawing = ExitStack()
+        if self._csv is not None:
+            self.best = min(self._csv.validation_losses, default=None)
 
     def __enter__(self) -> MetricLog:
         if self._config.progress and self._console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"))
-            bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console)
-            self._task = bar.add_task("", total=self._max_steps, completed=self._start, text="compiling")
+            bar = Progress(*_bar_columns(), console=self._console)
+            self._task = bar.add_task("", total=self._max_steps, completed=self._start, text=self._text)
             bar.start()
             self._bar = bar
             self._terminals = [handler for handler in logging.getLogger().handlers if _is_terminal(handler)]
             for handler in self._terminals:
                 handler.addFilter(_is_not_in_bar)
+            self._drawing.enter_context(drawn_by(self._show_status))
         return self
 
     def __exit__(self, *_: object) -> None:
         with ExitStack() as stack:  # closes all of them, even if closing one fails
+            stack.callback(self._drawing.close)
             for opened in filter(None, (self._tensorboard, self._csv)):
                 stack.callback(opened.close)
             for handler in self._terminals:
@@ -109,12 +120,21 @@ class MetricLog:
         if self._tensorboard is not None:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
-        text = _text(metrics)
-        log.info("step %d/%d  %s", step, self._max_steps, text, extra={_HAS_BAR: self._bar is not None})
+        if "validation_loss" in metrics:
+            self.best = min(filter(None, (self.best, (metrics["validation_loss"], step))))
+        text = self._columns.text(metrics)
+        line = f"{self._columns.step(step)}  {text}"
+        log.info("%s", line, extra={_HAS_BAR: self._bar is not None})
         if self._bar is not None and "loss" in metrics:
-            self._bar.update(self._task, text=text)
+            self._text = self._columns.short_text(metrics)
+            self._bar.update(self._task, text=self._text)
         elif self._bar is not None:
-            self._bar.console.print(f"step {step}/{self._max_steps}  {text}", highlight=False)
+            self._bar.console.print(line, highlight=False, soft_wrap=True)
+
+    def _show_status(self, text: str) -> None:
+        """Show a status in the progress bar. The empty text shows the last metrics again."""
+        if self._bar is not None:
+            self._bar.update(self._task, text=text or self._text)
 
 
 class Stopwatch:
@@ -155,6 +175,8 @@ class _CsvFile:
         found = read_metrics_file(path)
         _report_damage(path, found)
         kept = [row for row in found.rows if int(row["step"]) <= first_step]
+        losses = [(float(row.get("validation_loss", "nan")), int(row["step"])) for row in kept]
+        self.validation_losses = [(loss, step) for loss, step in losses if math.isfinite(loss)]
         columns = [*COLUMNS, *(name for name in found.columns if name not in COLUMNS)]
         fresh = path.with_suffix(".new")
         self._file = open_new(fresh, newline="")
@@ -214,14 +236,45 @@ def _report_damage(path: Path, found: MetricsFile) -> None:
         log.warning("the metrics as they were are kept in %s", aside)
 
 
-def _text(metrics: Mapping[str, float]) -> str:
-    parts = []
-    if "loss" in metrics:
-        parts.append(f"loss {metrics['loss']:.4f} ({bits(metrics['loss']):.3f} bits)")
-    if "validation_loss" in metrics:
-        loss = metrics["validation_loss"]
-        unit = "byte" if "validation_bits_per_byte" in metrics else "token"
-        parts.append(f"validation loss {loss:.4f} ({bits(loss):.3f} bits per {unit})")
-    if "tokens_per_second" in metrics:
-        parts.append(f"{metrics['tokens_per_second']:,.0f} tokens/s")
-    return "  ".join(parts)
+def _bar_columns() -> tuple[ProgressColumn, ...]:
+    """Columns of the progress bar. On a narrow terminal only the bar itself shrinks, and the text last."""
+    count = MofNCompleteColumn(table_column=Column(no_wrap=True))
+    left = TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True))
+    return TextColumn("step"), count, BarColumn(), TextColumn("{task.fields[text]}"), TextColumn("left"), left
+
+
+class _Columns:
+    """Text of metrics in aligned columns: each number is as wide as the widest one before."""
+
+    def __init__(self, max_steps: int) -> None:
+        self._max_steps = max_steps
+        self._widths: dict[str, int] = {}
+
+    def step(self, step: int) -> str:
+        """Return `step  10/300`."""
+        return f"step {step:>{len(str(self._max_steps))}}/{self._max_steps}"
+
+    def text(self, metrics: Mapping[str, float]) -> str:
+        """Return the loss, the validation loss and the throughput, as far as they are in the metrics."""
+        parts = []
+        if "loss" in metrics:
+            parts.append(self._losses("", metrics["loss"], "bits"))
+        if "validation_loss" in metrics:
+            unit = "byte" if "validation_bits_per_byte" in metrics else "token"
+            parts.append(self._losses("validation ", metrics["validation_loss"], f"bits/{unit}"))
+        if "tokens_per_second" in metrics:
+            rate = f"{metrics['tokens_per_second']:,.0f}"
+            parts.append(f"{self._wide('rate', rate)} tokens/s")
+        return "  ".join(parts)
+
+    def short_text(self, metrics: Mapping[str, float]) -> str:
+        """Return the loss and the throughput, in half the width of `text`."""
+        rate = f"  {metrics['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in metrics else ""
+        return f"loss {metrics['loss']:.4f}{rate}"
+
+    def _losses(self, name: str, loss: float, unit: str) -> str:
+        return f"{name}loss {self._wide(name, f'{loss:.4f}')}  {self._wide(unit, f'({bits(loss):.3f} {unit})')}"
+
+    def _wide(self, column: str, text: str) -> str:
+        self._widths[column] = max(self._widths.get(column, 0), len(text))
+        return text.rjust(self._widths[column])

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from xlstm_hydra._logging import log
+from xlstm_hydra._status import status
 from xlstm_hydra.checkpoint import Checkpoints, Logged, find_weights, load_params, read_logged, restore, to_json
 from xlstm_hydra.configs import LoggerConfig, RunConfig, resolve_classes
 from xlstm_hydra.data import Batches, Corpus, open_corpus, spread_batches, train_batches
@@ -44,7 +45,7 @@ from xlstm_hydra.runs import (
 from xlstm_hydra.step import CompilationStats, Program, TrainState, build_program, compilation_cache
 
 from ._agree import agree_on_corpus, agree_on_run
-from ._announce import announce, announce_start
+from ._announce import announce, announce_result, announce_start, data_facts, origin_facts
 from ._diagnosis import faults_reported
 from ._log import MetricLog, Stopwatch, bits
 from ._planning import choose_layout, plan_program
@@ -95,9 +96,11 @@ def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Wat
         refuse_other_result(replace(run, model=resolve_classes(run.model)), start.checkpoint)
         log.info("the run in %s has already completed its %d steps", folder, run.trainer.max_steps)
         return read_logged(start.checkpoint).validation_loss
-    data = open_corpus(run.data, *_data_shape(run))  # before JAX starts, so that missing data is reported quickly
+    with status("reading the list of data files"):
+        data = open_corpus(run.data, *_data_shape(run))  # before JAX starts, so that missing data is reported quickly
     agree_on_corpus(run.data, data[0].fingerprint())
-    start_devices(run)
+    with status("starting the devices"):
+        start_devices(run)
     with compilation_cache(run.trainer) as programs:
         while True:
             try:
@@ -124,8 +127,7 @@ def _train_from(
     choice = choose_layout(replace(run, model=resolve_classes(run.model)))
     run = choice.run
     resumed = None if start.checkpoint is None else read_resumed(run, start.checkpoint)
-    if is_first():
-        announce_start(run, folder, start, resumed)
+    announce_start(run, folder, start, resumed)
     mesh = build_mesh(run.parallel, order=run.distributed.device_order)
     program = build_program(run, mesh, build_optimizer)
     plan = plan_program(program)
@@ -138,9 +140,10 @@ def _train_from(
     metadata = _record(program, folder, corpus, overrides, resumed)
     choice.keep(folder)
     plan.keep(folder)
-    entropy = corpus.unigram_entropy()
-    examples = f"{len(corpus):,} examples; unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits)"
-    announce(program, plan, examples)
+    with status("reading data"):
+        entropy = corpus.unigram_entropy()
+    facts = [*data_facts(corpus, entropy), *origin_facts(folder, start, resumed)]
+    announce(program, plan, facts, int(state.step))
     validation = _validation(program, held_out)
     with _open_checkpoints(run, folder) as checkpoints:
         loop = _Loop(program, batches, validation, checkpoints, metadata, corpus.unit, watch)
@@ -153,9 +156,7 @@ def _train_from(
     if loop.stopped_after is not None:
         raise _preempted(watch, loop.stopped_after, None if checkpoints is None else folder)
     plan.compare(folder, loop.stopwatch, programs)
-    if loop.validation_loss is not None:
-        text = "%.3f bits per %s, where %s frequencies alone give %.3f"
-        log.info(text, bits(loop.validation_loss), corpus.unit, corpus.unit, entropy)
+    announce_result(metric_log.best, corpus.unit, folder)
     return loop.validation_loss
 
 
@@ -205,7 +206,8 @@ class _Loop:
             if stop.is_before(step):
                 return self._stop(state, step - 1, pending)
             batch, numbers = self.program.put(next(self.batches)), self.program.numbers(step - 1)
-            state, metrics = self.program.train_step(state, batch, numbers)
+            with status("compiling the training step") if step == first else nullcontext():
+                state, metrics = self.program.train_step(state, batch, numbers)
             self.watch.defer()
             if self.checkpoints is not None:
                 self.checkpoints.check()
@@ -216,9 +218,12 @@ class _Loop:
                 metric_log.write(step, self._collect(step, pending))
             metric_log.step_done(step)
             if validate:
-                metric_log.write(step, self._validate(step, state))
+                with status("validating"):
+                    row = self._validate(step, state)
+                metric_log.write(step, row)
             if save and self.checkpoints is not None:
-                self.checkpoints.save(state, self.batches, self.metadata, self.validation_loss)
+                with status(f"saving step {step}"):
+                    self.checkpoints.save(state, self.batches, self.metadata, self.validation_loss)
             if save or validate or step == first:
                 stopwatch.start()  # compiling, validating and saving are not training
 
@@ -226,7 +231,8 @@ class _Loop:
         """Save everything that a resumed run needs to continue as if it had never stopped."""
         self._fetch(step, pending)
         if self.checkpoints is not None:
-            self.checkpoints.save(state, self.batches, self.metadata, None, self.losses)
+            with status(f"saving step {step}"):
+                self.checkpoints.save(state, self.batches, self.metadata, None, self.losses)
         self.stopped_after = step
 
     def _collect(self, step: int, pending: list[Any]) -> dict[str, float]:
@@ -305,14 +311,15 @@ def _first_state(
     """Return a new state, or the saved one with its log. For a saved state, `batches` moves to the saved position."""
     where = program.state_shardings
     if resumed is None:
-        params = None if weights is None else load_params(weights, program.model, where.params, INIT_FROM)
-        if weights is not None:
-            log.info("parameters loaded from %s; optimizer, step and data start from scratch", weights)
-        return program.init(params), Logged()
+        with status("loading the parameters"):
+            params = None if weights is None else load_params(weights, program.model, where.params, INIT_FROM)
+        with status("compiling the initialization"):
+            return program.init(params), Logged()
     if resumed.imported:
         state = program.init(load_params(resumed.checkpoint, program.model, where.params))
         return state._replace(step=jax.device_put(np.int32(resumed.step), where.step)), Logged()
-    return restore(resumed.checkpoint, program.abstract_state, batches), read_logged(resumed.checkpoint)
+    with status(f"restoring step {resumed.step}"):
+        return restore(resumed.checkpoint, program.abstract_state, batches), read_logged(resumed.checkpoint)
 
 
 def _own_logger(run: RunConfig) -> LoggerConfig:

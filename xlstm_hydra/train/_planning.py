@@ -7,12 +7,14 @@ continues without one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import jax
 
-from xlstm_hydra._logging import log
+from xlstm_hydra._logging import log, log_fact
+from xlstm_hydra._status import status
 from xlstm_hydra._table import in_bytes, in_ms
 from xlstm_hydra.checkpoint import to_json
 from xlstm_hydra.configs import DeviceConfig, RunConfig
@@ -20,16 +22,19 @@ from xlstm_hydra.devices import device_here, is_first, peak_memory
 from xlstm_hydra.plan import (
     FEW,
     PLAN_FILE,
+    PLAN_TEXT_FILE,
     SEARCH_FILE,
     Plan,
     PlanError,
     Search,
+    facts,
+    full_report,
     missing,
     plan_sharded_loss,
     search,
-    summary,
     to_dict,
     too_large,
+    unknown_note,
 )
 from xlstm_hydra.problems import ConfigError
 from xlstm_hydra.runs import replace_file, write_layout
@@ -71,10 +76,16 @@ class RunPlan:
     missing_because: str = ""
     """Reason why there is no plan."""
 
-    def log_prediction(self) -> None:
-        """Log the predicted memory and time."""
-        for line in () if self.plan is None else summary(self.plan):
-            log.info("%s", line)
+    def log_prediction(self, done: int = 0) -> None:
+        """Log the predicted memory, and the time of the steps after the first `done`."""
+        for key, text in () if self.plan is None else facts(self.plan, done):
+            log_fact(key, text)
+
+    def log_details(self, is_verbose: bool) -> None:
+        """Log the whole plan, or only the primitives that the planner does not know."""
+        if self.plan is not None:
+            for line in full_report(self.plan).splitlines() if is_verbose else unknown_note(self.plan):
+                log.info("%s", line, extra={"indent": 4})
 
     def keep(self, folder: Path, measured: Measured | None = None) -> None:
         """Write the plan and the measurements to the run folder."""
@@ -82,6 +93,10 @@ class RunPlan:
             content = missing(self.missing_because) if self.plan is None else to_dict(self.plan)
             content |= {"measured": None if measured is None else asdict(measured)}
             replace_file(folder / PLAN_FILE, to_json(content))
+            if self.plan is None:
+                (folder / PLAN_TEXT_FILE).unlink(missing_ok=True)  # of an earlier start
+            elif measured is None:
+                replace_file(folder / PLAN_TEXT_FILE, full_report(self.plan) + "\n")
 
     def compare(self, folder: Path, stopwatch: Stopwatch, programs: CompilationStats) -> None:
         """Log the measurements beside the predictions, and write them to the run folder."""
@@ -94,22 +109,22 @@ class RunPlan:
             compile_seconds=round(programs.seconds, 3),
         )
         self.keep(folder, measured)
-        log.info("measured: %s", self._text(measured))
-        log.info("%s", programs)
+        for key, text in zip(("measured", ""), self._texts(measured), strict=False):
+            log_fact(key, text)
+        log_fact("compiled", str(programs))
 
-    def _text(self, measured: Measured) -> str:
-        time, parts = None if self.plan is None else self.plan.time, []
+    def _texts(self, measured: Measured) -> Iterator[str]:
+        time = None if self.plan is None else self.plan.time
         if measured.step_seconds is not None:
-            predicted = "" if time is None else f" (predicted: {in_ms(time.seconds)} or more)"
-            parts.append(f"{in_ms(measured.step_seconds)} per step{predicted}")
+            predicted = "" if time is None else f" (predicted: at least {in_ms(time.seconds)})"
+            yield f"{in_ms(measured.step_seconds)} per step{predicted}"
         if measured.peak_bytes is not None:
             predicted = "" if self.plan is None else f" (predicted: {in_bytes(self.plan.memory.total)})"
-            parts.append(f"{in_bytes(measured.peak_bytes)} of peak memory per device{predicted}")
+            yield f"peak memory {in_bytes(measured.peak_bytes)} per device{predicted}"
         elif self.earlier_peak is None:
-            parts.append(f"peak memory: not reported on {jax.default_backend().upper()}")
+            yield f"peak memory: not reported on {jax.default_backend().upper()}"
         else:
-            parts.append("peak memory: not measured, because an earlier run of this process needed more")
-        return ", ".join(parts)
+            yield "peak memory: not measured, because an earlier run of this process needed more"
 
 
 def plan_program(program: Program) -> RunPlan:
@@ -120,8 +135,9 @@ def plan_program(program: Program) -> RunPlan:
     """
     peak, device = peak_memory(), device_here(program.run.device)
     try:
-        plan = _plan(program, device)
-        refusal = None if plan.fits else too_large(plan)
+        with status("planning the training step"):
+            plan = _plan(program, device)
+            refusal = None if plan.fits else too_large(plan)
     except PlanError as error:
         return _without_plan(error, peak)
     planned = RunPlan(plan, peak)
@@ -175,8 +191,9 @@ def choose_layout(run: RunConfig) -> Choice:
     """
     if not run.parallel.is_open():
         return Choice(run, None)
-    found = search(run, jax.device_count(), device_here(run.device), best=FEW)
+    with status("searching for a layout"):
+        found = search(run, jax.device_count(), device_here(run.device), best=FEW)
     chosen = found.chosen
     if is_first():
-        log.info("parallel=auto: %s", found.why())
+        log_fact("layout", found.why())
     return Choice(chosen, found)

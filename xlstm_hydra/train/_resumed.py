@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xlstm_hydra._logging import log
+from xlstm_hydra._printable import short_path
 from xlstm_hydra.configs import BOOKKEEPING, KINDS, NUMERICS, PARAMETERS, RunConfig
 from xlstm_hydra.problems import ConfigError, Problem, show
 from xlstm_hydra.runs import (
@@ -46,15 +46,15 @@ class Resumed:
         """True if the checkpoint was imported and has only parameters: no optimizer state and no data position."""
         return "imported" in self.record.content
 
-    def log_changes(self) -> None:
-        """Log the checkpoint and the values that have changed since it was saved."""
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Yield the checkpoint, and the values that have changed since it was saved; see `log_fact`."""
+        yield "resumed", f"from {short_path(self.checkpoint)}"
+        if self.imported:
+            yield "", "it has only parameters: optimizer and data start from scratch"
         for change in self.changes:
             if change.kind != BOOKKEEPING and change.key != "checkpoint.init_from":
-                log.info("changed: %s from %s to %s (%s)", *_shown(change), KINDS[change.kind])
-        if self.record.unknown:
-            log.warning("unknown fields of the checkpoint were ignored: %s", ", ".join(self.record.unknown))
-        text = "; it has only parameters, so the optimizer and the data start from scratch" if self.imported else ""
-        log.info("continuing from %s%s", self.checkpoint, text)
+                key, before, after = _shown(change)
+                yield "changed", f"{key} from {before} to {after} ({KINDS[change.kind]})"
 
     def history(self) -> list[dict[str, Any]]:
         """Record of the steps so far: one entry for each start of the run."""
