@@ -84,6 +84,10 @@ LINES = {
     "hydra.run.dir=o": {"hydra.run.dir=outputs/"},
     "--config-dir o": {"outputs/"},
     "--cfg ": {"job", "hydra", "all"},
+    "--info op": {"optimizer", "optimizer=", "optimizer."},
+    "--info optimizer.l": {"optimizer.lr"},
+    "--info parallel=fsdp_": {"parallel=fsdp_tp"},
+    "--info pl": {"plugins"},
     "--mul": {"--multirun"},
     "--package optimizer.l": {"optimizer.lr"},
     "nothing": set(),
@@ -152,7 +156,7 @@ def test_every_option_of_our_launchers_and_classes_has_keys():
 
 def test_the_flags_are_those_of_the_command():
     hydra = {text for action in get_args_parser()._actions for text in action.option_strings}
-    assert {*offered("--"), *offered("-")} == hydra | {"--from", "--lenient", "--trust"}
+    assert {*offered("--"), *offered("-")} == hydra | {"--from", "--lenient", "--schema", "--trust"}
 
 
 def test_the_subcommands_of_xlstm_metadata_are_completed(folder, capsys):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._known_keys import KnownKeys
 
-RUN, SWEEP, FOLDER, FILE, CONFIG, KEY = "RUN", "SWEEP", "FOLDER", "FILE", "CONFIG", "KEY"
+RUN, FOLDER, FILE, CONFIG, KEY, NAME = "RUN", "FOLDER", "FILE", "CONFIG", "KEY", "NAME"
 """Kinds of values that are not listed here."""
 
 FLAGS: dict[str, str] = {
@@ -23,12 +23,13 @@ FLAGS: dict[str, str] = {
     "--from": RUN,
     "--help": "",
     "--hydra-help": "",
-    "--info": "all config defaults defaults-tree plugins searchpath",
+    "--info": NAME,
     "--lenient": "",
     "--multirun": "",
     "--package": KEY,
     "--resolve": "",
     "--run": "",
+    "--schema": FOLDER,
     "--shell-completion": "install=bash install=zsh install=fish",
     "--trust": "",
     "--version": "",
@@ -61,6 +62,9 @@ METADATA: dict[str, dict[str, str]] = {
     }.items()
 }
 """Subcommands of `xlstm-metadata`, each with its flags."""
+
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""Arguments of Hydra's own `--info`."""
 
 _FOLDER_FLAGS = ("--config-dir", "--config-path")
 _RUN_KEYS = ("resume", "checkpoint.restore", "checkpoint.init_from", "task.checkpoint")
@@ -107,6 +111,12 @@ def _values(kind: str, before: Sequence[str], word: str) -> Iterable[str]:
             return _paths(word, folders_only=kind == FOLDER)
         case "CONFIG":
             return _matching(_known(before).config_names(), word)
+        case "NAME" if "=" in word:
+            return _override(_known(before), word)
+        case "NAME":
+            keys = _keys(_known(before), word)
+            groups = [text for text in keys if "." not in text[:-1]]
+            return [*_matching(_INFO, word), *(text.rstrip("=.") for text in keys), *groups]
         case "KEY":
             return (text.rstrip("=.") for text in _keys(_known(before), word))
         case _:

@@ -41,12 +41,13 @@ class Leaf:
         """Return the values that the key can have; empty if they cannot be listed."""
         if self.owner is None:
             return ("true", "false") if isinstance(self.value, bool) else self.choices
-        from xlstm_hydra.configs import choices_of
+        from xlstm_hydra.configs import OnInvalid, choices_of
 
-        if "bool" in str(self.owner.__dataclass_fields__[self.name].type):
+        kind = str(self.owner.__dataclass_fields__[self.name].type)
+        if "bool" in kind:
             return ("true", "false")
-        found = choices_of(self.owner, self.name)
-        return (*found, "null") if found and "None" in str(self.owner.__dataclass_fields__[self.name].type) else found
+        found = tuple(OnInvalid.__members__) if kind == "OnInvalid" else choices_of(self.owner, self.name)
+        return (*found, "null") if found and "None" in kind else found
 
 
 Node = dict[str, Any]
@@ -242,10 +243,12 @@ def _schema_node(name: str, class_name: str = "") -> Node:
     """Keys of one of our schemas: by its name in a defaults list, or by the name of its class."""
     from xlstm_hydra import configs
 
-    if name == "sweeper":
-        return _annotated(Path(__file__).parents[1] / "hydra" / "_schemas.py", "SweeperConfig")
-    launchers = {"slurm": configs.SlurmLauncherConfig, "local": configs.LocalLauncherConfig}
-    found = getattr(configs, class_name, None) or configs.OPTIONS.get(name) or launchers.get(name)
+    engines = {
+        "sweeper": configs.SweeperConfig,
+        "slurm": configs.SlurmLauncherConfig,
+        "local": configs.LocalLauncherConfig,
+    }
+    found = getattr(configs, class_name, None) or configs.OPTIONS.get(name) or engines.get(name)
     return {each.name: Leaf(None, found, each.name) for each in fields(found)} if found else {}
 
 
@@ -277,13 +280,5 @@ def _fields_in(classes: Mapping[str, ast.ClassDef], name: str) -> Node:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             kind = ast.unparse(line.annotation)
             nested = _fields_in(classes, kind) if kind in classes else {}
-            found[line.target.id] = nested or Leaf(choices=_values_of(classes, kind))
-    return {key: leaf for key, leaf in found.items() if not key.startswith("_")}
-
-
-def _values_of(classes: Mapping[str, ast.ClassDef], kind: str) -> tuple[str, ...]:
-    """All values of an annotation: of a bool or of an enum."""
-    if "bool" in kind:
-        return ("true", "false")
-    lines = classes[kind].body if kind in classes else []
-    return tuple(ast.literal_eval(line.value) for line in lines if isinstance(line, ast.Assign))
+            found[line.target.id] = nested or Leaf(choices=("true", "false") if "bool" in kind else ())
+    return found
