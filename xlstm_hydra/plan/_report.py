@@ -58,7 +58,7 @@ def facts(plan: Plan, done: int = 0) -> Iterator[tuple[str, str]]:
     yield "device", device.name
     used = f"{in_bytes(memory.total)} of {in_bytes(device.memory_bytes)} on each device"
     yield "memory", f"{used}: {'fits' if plan.fits else 'does not fit'}"
-    yield "", f"most for {MEMORY_KINDS[largest]} ({in_bytes(getattr(memory, largest))})"
+    yield "", f"largest part: {MEMORY_KINDS[largest]} ({in_bytes(getattr(memory, largest))})"
     if plan.time is None or plan.tokens_per_second is None:
         yield "time", "unknown: no speeds are known for this device"
         return
