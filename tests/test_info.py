@@ -81,6 +81,7 @@ def test_the_text_fits_the_terminal(name, width):
         ("parallell", "no such group or field. Did you mean parallel?"),
         ("parallel.fsdp_axis_sise", "Did you mean parallel.fsdp_axis_size?"),
         ("fsdp_axis_size", "Did you mean parallel.fsdp_axis_size?"),
+        ("optimizer.learning_rate", "Did you mean optimizer.lr?"),
         ("trainer.lr", "Did you mean optimizer.lr?"),
         ("seed", "Did you mean task.seed, data.seed, trainer.seed or hydra.sweeper.seed?"),
         ("hydra.sweeper.num_sample", "Did you mean hydra.sweeper.num_samples?"),

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from xlstm_hydra.problems import ConfigError, Problem, either, near_name, nearest
+from xlstm_hydra.synonyms import same_meaning
 
 from ._catalog import Catalog, FieldEntry
 from ._option_files import OptionFile
@@ -45,7 +46,9 @@ def _group_of(catalog: Catalog, name: str) -> str | None:
 
 def _unknown(catalog: Catalog, key: str) -> Problem:
     keys = [*catalog.groups, *(key for group in catalog.groups for key in catalog.fields(group))]
-    same = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    parent, _, name = key.rpartition(".")
+    own = [known for known in keys if known.rpartition(".")[0] == parent]
+    same = same_meaning(name, own) or same_meaning(name, keys)
     of_hydra = key.startswith("hydra.")
     near = same if 0 < len(same) < 5 else list(filter(None, [near_name(key, keys, cutoff=0.8 if of_hydra else 0.6)]))
     if of_hydra and not near:

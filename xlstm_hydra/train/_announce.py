@@ -65,7 +65,7 @@ def announce(program: Program, plan: RunPlan, facts: Iterable[tuple[str, str]], 
 def data_facts(corpus: Corpus, entropy: float) -> Iterator[tuple[str, str]]:
     """Yield the number of training examples, and their unigram entropy, given in bits."""
     yield "data", f"{len(corpus):,} examples"
-    yield "", f"unigram entropy {entropy * math.log(2):.4f} ({entropy:.3f} bits/{corpus.unit})"
+    yield "", f"unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits/{corpus.unit})"
 
 
 def origin_facts(folder: Path, start: StartingPoint, resumed: Resumed | None) -> Iterator[tuple[str, str]]:
