@@ -43,7 +43,7 @@ class DetectedDevices:
 
 
 def detect_devices() -> DetectedDevices:
-    """Return the devices of all processes. The memory is that of the devices and the host of this process. Initializes
+    """Return the devices of all processes, with the memory of the devices and of the host of this process. Initializes
     the devices."""
     devices, local = jax.devices(), len(jax.local_devices())
     limits = _memory_stats("bytes_limit")
@@ -59,7 +59,7 @@ def detect_devices() -> DetectedDevices:
 
 
 def detect_in_all_processes() -> DetectedDevices:
-    """Return the devices of all processes. The memory is the smallest one in any process. All processes must call this
+    """Return the devices of all processes, with the smallest memory that any process has. All processes must call this
     function."""
     mine = detect_devices()
     memory = {"host": socket.gethostname(), "devices": mine.sharing, "own": mine.own_memory, "shared": host_memory()}

@@ -89,7 +89,7 @@ def join(config: DistributedConfig) -> None:
             process.num_processes,
             process.process_id,
             local_device_ids=process.local_device_ids,
-            cluster_detection_method="deactivate",  # cluster detection gives each process one GPU
+            cluster_detection_method="deactivate",  # cluster detection would give each process one GPU
             initialization_timeout=patience + 30,  # longer than the timer, because JAX aborts without a useful message
             heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
             shutdown_timeout_seconds=patience,
@@ -139,7 +139,7 @@ def is_first() -> bool:
 
 
 def broadcast_text(key: str, text: str) -> str:
-    """Return the text that process 0 passes to this function. All processes must call it.
+    """Return the text that process 0 passes to this function, which all processes must call.
 
     Raises:
         RuntimeError: process 0 has not published the text within `AGREE_SECONDS`.
@@ -154,7 +154,7 @@ def broadcast_text(key: str, text: str) -> str:
 
 
 def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
-    """Return the texts that the processes pass to this function, ordered by process. All processes must call it.
+    """Return the texts that the processes pass to this function, ordered by process. All processes must call this.
 
     Raises:
         RuntimeError: a process has not published its text within `seconds`.
@@ -167,7 +167,8 @@ def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[st
 
 
 def agree_on_folder(folder: Path) -> Path:
-    """Return the run folder of process 0, which process 0 creates if there are others. All processes must call this.
+    """Return the run folder of process 0. With several processes, all processes must call this function, and process 0
+    creates the folder.
 
     Raises:
         FileNotFoundError: the folder is not visible to this process within `SHARED_SECONDS`.
@@ -189,7 +190,7 @@ def agree_on_folder(folder: Path) -> Path:
 
 @contextmanager
 def together(config: DistributedConfig) -> Iterator[None]:
-    """Connect all processes, and make all exit if one fails. All processes must execute the same code in the context.
+    """Context manager that connects all processes, and makes all exit if one fails. All must execute the same code.
 
     A process that fails prints the reason, and all processes exit immediately, without unwinding: a normal Python exit
     would wait for the failed process, and the other processes would hang in their next collective. With one process, or
@@ -225,7 +226,7 @@ def together(config: DistributedConfig) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM raise `Terminated` in the main thread, unless the program already handles SIGTERM."""
+    """Context manager in which SIGTERM raises `Terminated` in the main thread, unless SIGTERM already has a handler."""
     is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield

@@ -60,8 +60,8 @@ def simulate_devices(number: int) -> None:
 
 @contextmanager
 def no_accelerator() -> Iterator[None]:
-    """Make JAX use only the CPU in the context, for tracing. Tracing creates a few constants, for which JAX would
-    otherwise reserve GPU memory. After the context, JAX can use the previous devices again."""
+    """Context manager in which JAX uses only the CPU, for tracing. Tracing creates a few constants, for which JAX would
+    otherwise reserve GPU memory. Afterwards, JAX can use the previous devices again."""
     before, had_devices = jax.config.values["jax_platforms"], backends_are_initialized()
     if before == "cpu" and had_devices:
         yield
@@ -79,7 +79,7 @@ def _simulated(number: int) -> dict[str, object]:
 
 
 def _change(wanted: Mapping[str, object]) -> None:
-    """Change the JAX settings in `wanted`, and restore the original values of the others that earlier runs changed."""
+    """Change the JAX settings in `wanted`, and restore all other settings that earlier runs changed."""
     for name in wanted:
         _real.setdefault(name, jax.config.values[name])
     _set({**_real, **wanted})

@@ -136,8 +136,8 @@ def build_optimizer(
     Args:
         run: the run config, which also enables or disables clipping, momentum and Nesterov momentum.
         params: the parameter tree, as arrays or shapes.
-        numbers: the values of one step for the names returned by `hyperparameters`. None: the values in the config,
-            including the peak learning rate.
+        numbers: values of the hyperparameters in one step, by name; see `hyperparameters`. None: the values in the
+            config, with the peak learning rate.
 
     Raises:
         ConfigError: a weight decay pattern matches no parameter; see `decay_mask`.

@@ -116,7 +116,7 @@ class Axes:
 
 
 def vary_over(x: jax.Array, names: Any) -> jax.Array:
-    """Return `x`, marked as varying over the mesh axes `names` too, so that the gradient is summed over these axes."""
+    """Return `x`, also marked as varying over the mesh axes `names`, so that the gradient is summed over these axes."""
     missing = tuple(name for name in names if name not in varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 

@@ -29,7 +29,7 @@ class Pieces:
 
     @property
     def width(self) -> int:
-        """E, the global width."""
+        """The global width E of the residual stream."""
         return len(self.shares) * self.shares[0].shape[-1]
 
 
@@ -79,7 +79,7 @@ def row_matmul(x: jax.Array, kernel_FE: jax.Array, axes: Axes) -> jax.Array:
     width = kernel_FE.shape[1] // axes.tensor_size
 
     def part(distance: int) -> jax.Array:
-        """Return this device's contribution to the result of the device that is `distance` positions ahead."""
+        """Return this device's contribution to the result of the device `distance` positions ahead in the ring."""
         columns = jax.lax.dynamic_slice_in_dim(kernel_FE, _ring(axes, distance) * width, width, axis=1)
         return jnp.dot(x, columns)
 
@@ -106,12 +106,12 @@ def _hops(axes: Axes) -> tuple[int, int]:
 
 
 def _ring(axes: Axes, distance: int) -> jax.Array:
-    """Return the index of the device that is `distance` positions ahead in the ring."""
+    """Return the index of the device `distance` positions ahead in the ring."""
     return (axes.index() + distance) % axes.tensor_size  # pyright: ignore[reportReturnType]
 
 
 def _shift(x: jax.Array, axes: Axes, way: int) -> jax.Array:
-    """Send `x` to the device that is `way` positions ahead in the ring, and return the received array."""
+    """Send `x` to the device `way` positions ahead in the ring, and return the received array."""
     assert axes.tensor is not None
     size = axes.tensor_size
     return jax.lax.ppermute(x, axes.tensor, [(device, (device + way) % size) for device in range(size)])

@@ -40,7 +40,7 @@ class Parameter:
     """The properties of a parameter that its sharding depends on."""
 
     path: str
-    """Names from the root of the parameter tree, joined with dots."""
+    """Path in the parameter tree, with the names joined by dots."""
 
     shape: tuple[int, ...]
     """Global shape."""
@@ -52,7 +52,7 @@ class Parameter:
     """Bytes per element."""
 
     names: tuple[str | None, ...]
-    """Name of each array axis, as in `ARRAY_AXES`, or None."""
+    """Name of each array axis: a key of `ARRAY_AXES`, or None."""
 
     modules: tuple[str, ...]
     """Class names of the modules that contain the parameter, outermost first."""
@@ -70,7 +70,7 @@ class Placement:
     """Array axis split by the FSDP mesh axis, counted from the end: -1 is the last. None: not sharded by FSDP."""
 
     whole_because: str | None
-    """Reason why FSDP does not shard the parameter; None if it does."""
+    """Reason why FSDP does not shard the parameter; None if FSDP shards the parameter."""
 
     shards: int
     """Number of shards. Each device has 1 / `shards` of the parameter."""
@@ -131,7 +131,7 @@ def _fsdp_axis(
     if elements < parallel.fsdp_min_weight_size:
         return None, f"{elements} elements, fewer than parallel.fsdp_min_weight_size={parallel.fsdp_min_weight_size}"
     free = [axis for axis in own if spec[axis] is None]
-    # Prefer the largest array axis, which is the most likely to be divisible. Of equal ones, prefer the last.
+    # Prefer the largest array axis, which is the most likely to be divisible. Among equal ones, prefer the last.
     for axis in sorted(free, key=lambda axis: (local[axis], axis), reverse=True):
         if local[axis] % fsdp_size == 0:
             return axis, None
