@@ -177,8 +177,8 @@ def _checked(values: dict[str, Any]) -> DeviceConfig:
 
 
 def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem]) -> DeviceConfig | None:
-    """Return the device of a run: the one in `task.device` if the task is a plan, or else the group `device`. A plan
-    without either has the default device. Problems are appended to `problems`.
+    """Return the device of a run: for a plan, `task.device` if it is set; otherwise the group `device`. A plan with
+    neither uses the default device. Problems are appended to `problems`.
 
     Args:
         task: config of the task.
