@@ -58,7 +58,7 @@ def schema_node(name: str) -> DictConfig | None:
 
 @contextmanager
 def own_options() -> Iterator[None]:
-    """Inside the `with` block, replace options of Hydra plugins, such as `hydra/sweeper=optuna`, with the options of the
+    """Inside the `with` block, replace options of Hydra plugins, such as `hydra/sweeper=optuna`, with options of the
     same name in `conf/hydra/`. Only `xlstm-hydra` does so; in other apps, the plugins' options are used."""
     Plugins.instance()  # registers the plugins' options
     store, replaced = ConfigStore.instance(), {}
