@@ -38,7 +38,7 @@ class CheckpointConfigSource(ConfigSource):
             return False
 
     def is_group(self, config_path: str) -> bool:
-        """True if the path is a config group, which has options."""
+        """True if the path is a config group, that is, if there are options below it."""
         return any(True for _ in self._below(config_path))
 
     def is_config(self, config_path: str) -> bool:

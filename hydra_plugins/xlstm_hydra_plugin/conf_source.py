@@ -14,9 +14,9 @@ SCHEMAS = "xlstm_hydra/schema/"
 class XlstmConfigSource(FileConfigSource):
     """Config source with the YAML files in `conf/`, except those with the same name as a config in the ConfigStore.
 
-    Hydra searches file sources before the ConfigStore, so without this exception, our files would replace configs of
-    other apps, such as `config` or `optimizer/adamw`. Schemas are created on demand, when one of our files refers to
-    them. Apps that do not use our files are therefore not slowed down, and their ConfigStore is not modified.
+    Hydra searches file sources before the ConfigStore. If these files were not hidden, they would replace other apps'
+    own configs, such as `config` or `optimizer/adamw`. Schemas are created on demand, when a file in `conf/` refers to
+    them. Apps that do not use `conf/` are therefore not slowed down, and their ConfigStore is not modified.
     """
 
     @staticmethod

@@ -34,7 +34,7 @@ FLAGS: dict[str, str] = {
     "--trust": "",
     "--version": "",
 }
-"""Flags of `xlstm-hydra`, each with its values, separated by spaces, or their kind. Empty: the flag has no value."""
+"""Flags of `xlstm-hydra`, each mapped to its values, separated by spaces, or to their kind. Empty: no value."""
 
 SHORT = {
     "-c": "--cfg",

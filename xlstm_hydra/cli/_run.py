@@ -99,7 +99,7 @@ def _run_in_folder(cfg: DictConfig, context: HydraContext, run: RunConfig, folde
 
 
 def _run_by_hydra(run: Callable[[], JobReturn], folder: RunFolder) -> JobReturn:
-    """Run a job through Hydra, which writes its record of the run and configures logging before it calls the task.
+    """Run a job through Hydra, which writes the `.hydra` files and configures logging before it calls the task.
 
     Returns:
         The result of the job, which contains the exception if the task raised one.
@@ -154,7 +154,7 @@ def _run_folder(path: Path, resumed: str | None) -> RunFolder:
 
 
 def _files_before_task(cfg: DictConfig, folder: Path) -> Iterator[Path]:
-    """Yield the files that are written before the task starts: our config file, Hydra's record of the run, and logs."""
+    """Yield the files written before the task starts: the run's config, Hydra's `.hydra` files, and log files."""
     yield folder / CONFIG_FILE
     if (record := cfg.hydra.output_subdir) is not None:
         yield from (folder / record / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))

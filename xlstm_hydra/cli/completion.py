@@ -48,9 +48,8 @@ def query(shell: str, environ: Mapping[str, str]) -> list[str]:
 
     Args:
         shell: bash, zsh or fish.
-        environ: environment variables: COMP_LINE, the command line; optionally COMP_POINT, the position of the cursor;
-            and for bash, COMP_WORDBREAKS, the characters that split words for bash, which only replaces the text after
-            the last of them.
+        environ: environment variables. COMP_LINE: the command line. COMP_POINT: position of the cursor (default: end of
+            the line). COMP_WORDBREAKS: for bash, which only replaces the text after the last of these characters.
     """
     line = environ.get("COMP_LINE", "")
     typed = _typed(line[: int(environ.get("COMP_POINT") or len(line))])
@@ -75,7 +74,7 @@ def _for_bash(texts: Iterable[str], typed: Typed, breaks: str) -> Iterable[str]:
     if typed.quote:
         return (text.rstrip()[len(typed.word) - len(typed.quoted) :] for text in texts)
     last = max((typed.word.rfind(mark) for mark in breaks if not mark.isspace()), default=-1)
-    kept = last + (typed.word[last : last + 1] not in ("@", "$"))  # bash replaces these two marks as well
+    kept = last + (typed.word[last : last + 1] not in ("@", "$"))  # bash also replaces these two characters
     return (_SPECIAL.sub(r"\\\1", text.rstrip()[kept:]) + text[len(text.rstrip()) :] for text in texts)
 
 

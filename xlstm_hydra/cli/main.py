@@ -151,7 +151,7 @@ def _refuse_removed(overrides: list[str]) -> None:
 
 def _run_job(cfg: DictConfig) -> float | None:
     """Run a job of a sweep, and return the value to minimize. Hydra requires a task function even to print a config."""
-    from ._run import run_sweep_job  # 30 ms, not for `--cfg job`
+    from ._run import run_sweep_job  # takes 30 ms, so not imported for `--cfg job`
 
     return run_sweep_job(cfg)
 
@@ -197,7 +197,7 @@ def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
 
 
 def _shows(args: Any) -> bool:
-    """True if the arguments only request output of Hydra's, such as the config or help."""
+    """True if the arguments request output from Hydra, such as the config or help, instead of a run."""
     asked = args.cfg or args.help or args.hydra_help or args.info
     return bool(asked or args.resolve or args.experimental_rerun)
 
@@ -253,8 +253,8 @@ def _resumed_sweep(arguments: list[str]) -> list[str]:
 
 
 def _typed_distributed() -> DistributedConfig | None:
-    """Return the config of the group `distributed` from the overrides of this group only, for a command line that
-    cannot be composed; None if this is a sweep, a single process, or if the overrides are invalid."""
+    """Return the config of the group `distributed`, composed from the overrides of this group only, because the whole
+    command line cannot be composed. None for a sweep, a single process, or invalid overrides."""
     args = get_args_parser().parse_intermixed_args()
     typed = [text for text in args.overrides if text.startswith("distributed")]
     if is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):

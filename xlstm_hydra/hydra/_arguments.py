@@ -101,7 +101,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if key == RESUME and is_sweep(args):
         fix = f"Remove -m. For new runs with its config, use --from {source}; to continue a sweep, resume_sweep=DIR."
         raise ConfigError([Problem({RESUME: source}, "cannot be combined with -m: it continues a single run", fix)])
-    from ._from_checkpoint import overrides_of  # 20 ms, not for other commands
+    from ._from_checkpoint import overrides_of  # takes 20 ms, so only imported if needed
 
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
     others = [text for text in rest[first:] if text not in typed]

@@ -171,8 +171,7 @@ class Composer:
         return self.has_files or any(override.key_or_group == "hydra.searchpath" for override in choices)
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem], set[str]]:
-        """Parse overrides. Return the valid overrides, a problem for each invalid override, and the invalid ones'
-        keys."""
+        """Parse overrides. Return the valid overrides, and the problems and keys of the invalid overrides."""
         readable, problems, unread, rest = [], [], set(), list(overrides)
         while rest:
             number = num_pieces(rest)
@@ -190,7 +189,7 @@ class Composer:
         """Parse an argument.
 
         Raises:
-            ConfigError: it is not a valid override.
+            ConfigError: the argument is not a valid override.
         """
         try:
             override = self.parse(text)

@@ -53,7 +53,7 @@ def explain(
             problems += by_job(points, {number: each for number, each in enumerate(found) if each})
     except ConfigError as other:
         problems = other.problems
-    except REFUSED as other:  # the primary config itself, or another sweeper's syntax
+    except REFUSED as other:  # an error in the primary config, or syntax of another sweeper
         problems = [whole(other)]
     except KeyError as other:
         if (problem := unset_variable(other)) is None:

@@ -160,8 +160,8 @@ def overrides_of(key: str, source: str, others: list[str], searched: list[Any], 
 
 
 def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
-    """Return the overrides for `resume`, except those that restore the config. `hydra.output_subdir` is changed, which
-    keeps Hydra's record of the original start.
+    """Return the overrides for `resume`, except those that restore the config. `hydra.output_subdir` is changed, so the
+    `.hydra` folder of the original start is kept.
 
     Args:
         checkpoint: the checkpoint to continue from.
@@ -195,7 +195,7 @@ def _planned(others: list[str]) -> list[str]:
 
 
 def _in_defaults_list(text: str) -> str:
-    """Rewrite `from=OPTION` and `+from=OPTION` to `from@_global_=OPTION`, which is in the primary defaults list."""
+    """Rewrite `from=OPTION` and `+from=OPTION` to `from@_global_=OPTION`, the key in the primary config."""
     key, equals, value = text.partition("=")
     return f"{_DEFAULT}={value}" if equals and key in ("from", "+from") else text
 

@@ -109,8 +109,8 @@ def not_made(error: Exception) -> Problem:
 
 
 def unknown_engine(error: Exception) -> Problem | None:
-    """Return the `Problem` if the `_target_` of the launcher or sweeper is not a Hydra plugin or does not accept one of
-    its keys; None for any other error."""
+    """Return the `Problem` for a launcher or sweeper that is not a Hydra plugin, or that does not accept one of its
+    settings; None for any other error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [str(frame.f_globals.get("__name__")) for frame in frames[-1:]]
     if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in _with_notes(error):  # Hydra 1.4

@@ -36,7 +36,7 @@ from ._search_path import is_own
 from ._yaml_file import Fault, entry_line, header_faults, header_problem, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)
-"""Exceptions that a config file can cause during composition; `RecursionError`: it includes itself."""
+"""Exceptions that a config file can cause during composition. `RecursionError`: the file includes itself."""
 
 _IN_FILE = re.compile(r"^In '?([^':\n]+)'?: (.*)", re.DOTALL)
 

@@ -36,7 +36,7 @@ REPLACE: dict[str, Any] = {} if IS_1_3 else {"replace": True}
 """Keyword arguments for `ConfigStore.store` that allow it to replace an existing config."""
 
 register_resolver: Callable[..., None] = getattr(OmegaConf, "register_new_resolver" if IS_1_3 else "register_resolver")
-"""OmegaConf's function for registering a resolver, which was renamed."""
+"""OmegaConf's function for registering a resolver. Its name depends on the version."""
 
 _LOSSLESS = Flags(lossless=True)
 _WORDS = ("nan", "inf", "-inf")

@@ -102,7 +102,7 @@ class Composed:
                     yield key
 
     def locate(self, problem: Problem, typed: Collection[str]) -> Problem:
-        """Return the problem with the file and line that set its values; unchanged if no file sets them.
+        """Return the problem with the file and line that set the values it names; unchanged if no file sets them.
 
         Args:
             problem: a problem with the composed config.

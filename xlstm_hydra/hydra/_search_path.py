@@ -62,7 +62,7 @@ def check_primary(args: Any, default: str) -> None:
     """
     if args.config_name is None and args.config_path is None and args.config_dir is None:
         return  # the built-in config
-    from ._own_files import OwnFile, in_file, name_of, path_of  # 10 ms, not for other commands
+    from ._own_files import OwnFile, in_file, name_of, path_of  # takes 10 ms, so only imported if needed
     from ._yaml_file import line_of, read_yaml
 
     name = args.config_name or default
@@ -87,14 +87,14 @@ def check_primary(args: Any, default: str) -> None:
 
 
 def has_own_files(loader: ConfigLoader, overrides: Iterable[str] = ()) -> bool:
-    """True if the user's own config files may be composed: the search path has a source other than ours and Hydra's, or
-    an override adds a source."""
+    """True if the user's own config files may be composed: the search path has sources other than those of xlstm_hydra
+    and Hydra, or an override adds a source."""
     is_added = any(text.lstrip("+").startswith(f"{SEARCH_PATH}=") for text in overrides)
     return is_added or any(map(is_own, loader.get_sources()))
 
 
 def is_own(source: ConfigSource) -> bool:
-    """True for the user's own config sources, as opposed to ours and Hydra's."""
+    """True for the user's own config sources, as opposed to those of xlstm_hydra and Hydra."""
     return source.scheme() in ("file", "pkg") and source.provider != "hydra"
 
 
@@ -108,7 +108,7 @@ def source_problems(sources: Sequence[Any]) -> Iterator[Problem]:
         if not isinstance(source, str):
             yield Problem.about(SEARCH_PATH, f"expected a list of folders, got the entry {show(source)}")
         elif source.startswith(_CHECKPOINT):
-            from ._from_checkpoint import SavedOptions  # 20 ms, not for other commands
+            from ._from_checkpoint import SavedOptions  # takes 20 ms, so only imported if needed
 
             SavedOptions.at(source.removeprefix(_CHECKPOINT), SEARCH_PATH)
         elif problem := _missing(SEARCH_PATH, source, source):

@@ -189,7 +189,7 @@ def _texts(key: str, override: Override) -> Iterator[str]:
     """Yield one override with a single value for each value of a sweep override."""
     if override.is_sweep_override():
         yield from (f"{key}={value}" for value in override.sweep_string_iterator())
-    elif override.type.name == "EXTEND_LIST":  # Hydra 1.4's extend_list(...), which is not part of the value
+    elif override.type.name == "EXTEND_LIST":  # Hydra 1.4's key=extend_list(...), whose value omits extend_list
         yield str(override.input_line)
     else:
         yield f"{key}={override.get_value_element_as_str()}"

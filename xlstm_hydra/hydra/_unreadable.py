@@ -14,7 +14,7 @@ from xlstm_hydra.problems import Problem, nearest
 from ._quote import as_override
 
 _CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
-"""Part of Hydra's error messages about function calls."""
+"""Pattern of Hydra's error messages about function calls."""
 
 _FUNCTIONS = {
     "choice": "values: choice(1,2,3)",
@@ -167,8 +167,8 @@ def quoted_argument(key: str, value: str) -> str:
 
 
 def num_pieces(texts: Sequence[str]) -> int:
-    """Return the number of arguments, from the first one on, that form a single override: more than 1 if the shell
-    split an unquoted override at spaces."""
+    """Return the number of leading arguments that form a single override, which the shell has split at spaces; 1 if the
+    first argument is a complete override."""
     whole, number = texts[0], 1
     while number < len(texts) and _is_continued(whole, texts[number]):
         whole, number = f"{whole} {texts[number]}", number + 1

@@ -1,4 +1,4 @@
-"""Read a YAML file of the user's: find errors with line and column, check its header, and locate keys."""
+"""Read one of the user's YAML files: find errors with line and column, check the package header, and locate keys."""
 
 from __future__ import annotations
 
