@@ -58,7 +58,7 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
 
     Changes of one setting are tried first, then changes of two settings, of three and so on, until at least one fits.
     Tensor parallelism is tried only if no other change fits. If nothing fits and the task is `plan`, the result is a
-    change to 2, 4, 8, ... times as many devices.
+    change to the smallest of 2, 4, 8, ... times as many devices on which the run fits.
 
     The cost of a changed run is estimated from the plan and one to three more traced programs. If the estimate is close
     to the device memory, or the changed run uses a pipeline or gradient accumulation, the run is planned instead. The
@@ -147,8 +147,8 @@ class _Tried:
         return Change(texts, cost, estimator.num_devices) if cost.memory.total <= self.limit else None
 
     def larger(self) -> Iterator[Change]:
-        """Yield the first change to 2, 4, 8, ... times as many devices that fits. The FSDP mesh axis grows by the same
-        factor, and the blocks are recomputed."""
+        """Yield a change to the smallest of 2, 4, 8, ... times as many devices on which the run fits. The FSDP mesh
+        axis grows by the same factor, and the blocks are recomputed."""
         plan, (data, fsdp, *_) = self.plan, self.plan.sizes.values()
         times = 2
         while plan.num_devices * times <= _MOST_DEVICES:

@@ -210,8 +210,8 @@ class LayoutEstimator:
         return added
 
     def _unshared_traffic(self, run: RunConfig, total: Numbers, shape: _Shape) -> float:
-        """Return the memory traffic in bytes by which the FSDP collectives as traced, over two devices, exceed the
-        run's."""
+        """Return the memory traffic in bytes that FSDP collectives cause in the traced programs, over two devices, but
+        not in the run."""
         if self.sharded is None:
             return 0.0
         axes = (run.parallel.fsdp_axis_name,)

@@ -206,8 +206,8 @@ class _Fusion:
         return self._make(self.graph.arguments[number], "as it is", {})
 
     def _settle_carried(self, copy: Buffer, result: Value, last: Step) -> None:
-        """Set the size of the copy to 0 if only the computation of the new value reads the old value. Also set the size
-        of the buffer of the new value to 0, because it uses the buffer outside the body."""
+        """Set the size of the copy to 0 if it is not needed: the value does not change, or only the computation of the
+        new value reads it. The new value also takes no memory here, because it uses the buffer outside the body."""
         buffer = self.buffers.get((result, "as it is"))
         readers = [step for step in self.steps if copy in step.reads and step is not last]
         updated = buffer is not None and buffer is not copy and readers == [buffer.maker] and buffer.maker.reads[copy]

@@ -259,7 +259,8 @@ def busiest_moments(fused: Fused, part: Callable[[Operation | None], str]) -> di
 
     Args:
         fused: the program.
-        part: function from an operation outside all loops to the name of its part. None: a step without an operation.
+        part: function that returns the name of the part to which an operation outside all loops belongs. It is called
+            with None for a step without an operation.
     """
     steps = in_order(fused.steps)
     bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}

@@ -1,4 +1,4 @@
-"""Costs of models that provide their own costs: classes that cannot be traced, or with kernels that JAX cannot inspect.
+"""Costs of models that provide their own costs: classes that cannot be traced, or have kernels that JAX cannot inspect.
 
 Flax Linen classes are traced unless they have a static method `plan_costs(config) -> ModelCosts`. All other classes
 need this method. A plan is then computed as follows; a pass is the forward and backward pass of one gradient

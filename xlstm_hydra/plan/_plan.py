@@ -151,7 +151,8 @@ def make_plan(
 ) -> Plan:
     """Plan a run. Its `model_class` must be a class.
 
-    Any Flax Linen class is traced. A class with a static method `plan_costs` provides its own costs, see `ModelCosts`.
+    A class with a static method `plan_costs` provides its own costs; see `ModelCosts`. Any other Flax Linen class is
+    traced.
 
     Args:
         run: the config.
@@ -333,8 +334,8 @@ def _traffic(
 
 
 def _shares(operation: str, devices: int, hosts: int) -> tuple[float, float]:
-    """Return the bytes that each device sends within its host and to other hosts, as multiples of B (see the
-    module)."""
+    """Return the bytes that each device sends within its host and to other hosts, as multiples of B in the table
+    above."""
     if operation == "collective-permute":
         return float(devices > 1 and hosts == 1), float(hosts > 1)
     factor = 2 if operation == "all-reduce" else 1
@@ -343,6 +344,6 @@ def _shares(operation: str, devices: int, hosts: int) -> tuple[float, float]:
 
 
 def product_rate(device: DeviceConfig, dtype: str) -> float:
-    """Return the rate of matrix products in operations per second; for other dtypes, that of float32."""
+    """Return matrix product operations per second. Dtypes other than bfloat16 and float16 use the float32 rate."""
     rates = {"bfloat16": device.bfloat16_tflops, "float16": device.float16_tflops}
     return 1e12 * rates.get(dtype, device.float32_tflops)

@@ -289,8 +289,7 @@ def compile_program(program: Program) -> Compiled:
 
 
 def _bytes(arrays: Any, shardings: Any) -> int:
-    """Return the size in bytes of a tree of arrays on each device. An array that the step does not read has no sharding
-    and takes no memory."""
+    """Return the bytes of a tree of arrays on each device. Arrays that the step does not read have no sharding."""
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(
         math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize

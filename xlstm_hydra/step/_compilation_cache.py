@@ -2,7 +2,7 @@
 
 JAX stores each compiled program under a key that covers everything the program depends on. This module sets the cache
 directory and the cache options for one run, and restores the previous values afterwards. It also reads and writes the
-files itself, because JAX writes files in place and never repairs a file that was truncated by a kill.
+files itself, because JAX writes files in place and never repairs a file that is truncated because a process was killed.
 
 Cached programs are executed without further checks, so anyone who can write to the cache could run code in this
 process. Therefore, a file is loaded only if it belongs to this user or root, and nobody else can write to it. The cache
