@@ -77,7 +77,7 @@ def _gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
     local = _number(environ, "SLURM_LOCALID")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return (local,)  # the number of GPUs is unknown; one per task is common
+        return (local,)  # the number of GPUs is unknown: assume one per task
     gpus = len([name for name in visible.split(",") if name.strip()])
     if gpus % tasks:
         seen = f"{gpus} GPUs (CUDA_VISIBLE_DEVICES={visible})"

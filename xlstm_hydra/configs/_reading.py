@@ -92,7 +92,7 @@ def _read_own(content: dict[str, Any], classes: Iterable[type], lenient: bool) -
     problems += [problem.at("config") for problem in wrong]
     passed = [problem for problem in problems if isinstance(problem, UnknownField) and (lenient or problem.is_null)]
     problems = [problem for problem in problems if problem not in passed]
-    if wrong and not problems:  # its own rules have not been checked yet
+    if wrong and not problems:  # only unknown fields: the rules have not been checked yet
         run, wrong = collect(run_class, config, Flags(as_written=True))
         problems = [problem.at("config") for problem in wrong]
     if run is not None and not problems:
@@ -169,7 +169,7 @@ def _with_defaults(group: PlainGroup) -> dict[str, Any]:
     values = dict(group.values)
     for name in group.not_recorded:
         values.setdefault(name, _class(group.class_name).__dataclass_fields__[name].default)
-    if "batch_size" in values and (parts := values["gradient_accumulate_steps"]) > 1:  # which must divide the batch
+    if "batch_size" in values and (parts := values["gradient_accumulate_steps"]) > 1:  # batch_size must be a multiple
         values["batch_size"] = -(-values["batch_size"] // parts) * parts
     return values
 

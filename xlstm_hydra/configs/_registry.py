@@ -66,7 +66,8 @@ def _annotations(cls: type) -> Mapping[str, Any]:
 
 
 def refused_model_class(name: Any, classes: Mapping[str, type]) -> list[Problem]:
-    """Return a list with one problem if metadata may not refer to this model class, otherwise an empty list."""
+    """Return a list with one problem if metadata may not refer to this model class, otherwise an empty list. `classes`
+    are additional allowed classes, by dotted path."""
     if not isinstance(name, str):
         return [Problem.about("", f"expected the dotted path of a class, got {show(name)}")]
     ours = families()
@@ -91,7 +92,8 @@ def families() -> dict[str, type[ConfigDict]]:
 
 
 def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]:
-    """Yield a problem for every `_type_` in the content that refers to a class that is not allowed."""
+    """Yield a problem for every `_type_` in the content that refers to a class that is not allowed. `classes` are
+    additional allowed classes, by dotted path."""
     from xlstm_hydra.formats import path_part
 
     if isinstance(content, list):
@@ -117,8 +119,8 @@ def _may_be_named(tag: Any, classes: Mapping[str, type]) -> bool:
 
 
 def is_allowed(name: str, classes: Mapping[str, type]) -> bool:
-    """True if a dotted path refers to a class that the program allows. The module of the class is imported only if the
-    module is allowed."""
+    """True if a dotted path refers to a class that the program allows or that is in `classes`. The module of the class
+    is imported only if the module is allowed."""
     return name in classes or allowed_class(name) is not None
 
 

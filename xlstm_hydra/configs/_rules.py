@@ -30,7 +30,7 @@ def choices_of(config_class: type[Any], key: str) -> tuple[str, ...]:
         required = "" if "str" in str(each.type) else 1
         object.__setattr__(config, each.name, required if default is MISSING else default)
     object.__setattr__(config, key, "?")
-    with suppress(Exception):  # a rule that cannot check these values
+    with suppress(Exception):  # a rule may fail with these placeholder values
         return next((found.choices for found in config.rules() if found.choices and key in found.given), ())
     return ()
 

@@ -44,8 +44,7 @@ class ByteDataConfig(DataConfig):
     split off, the documents are put in a fixed random order that depends only on their file names."""
 
     pad_last: bool = field(default=True, metadata=affects(NUMERICS, compiled=False))
-    """Pad the last example of the corpus to full length; the loss ignores the padding. false: drop an incomplete last
-    example."""
+    """Pad the last, incomplete example to full length; the loss ignores the padding. false: drop this example."""
 
 
 @config_dataclass
@@ -58,7 +57,7 @@ class StdlibDataConfig(ByteDataConfig):
 
 @config_dataclass
 class TextDataConfig(ByteDataConfig):
-    """Text files. Every file is one document."""
+    """Text files, one document per file."""
 
     name: str = "text"
     """Name of the data source, set by the selected option."""

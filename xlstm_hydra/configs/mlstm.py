@@ -105,7 +105,7 @@ class OriginalLayerConfig(CellConfig):
 
 
 @config_dataclass
-class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field's name for it)
+class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the name in the literature)
     """Original mLSTM blocks: the layer of arXiv 2405.04517, optionally followed by a feed-forward layer."""
 
     flax_class = "xlstm_hydra.models.mLSTM"

@@ -69,7 +69,7 @@ class ModelConfig(ConfigDict):
     """A model class, its config, and its layout over devices."""
 
     model_class: Any = field(metadata=affects(PARAMETERS))
-    """The Flax class, or its dotted path if the class is not imported yet."""
+    """The Flax class, or its dotted path before the class is imported."""
 
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=affects(LAYOUT))
     """The layout of the model over devices."""

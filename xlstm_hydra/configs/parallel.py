@@ -276,5 +276,5 @@ class AutoParallelConfig(ParallelConfig, schema="auto"):
 
         Raises:
             ConfigError: the product of the sizes cannot be `num_devices`."""
-        super().axis_sizes(num_devices)  # raises if the given sizes cannot be kept
+        super().axis_sizes(num_devices)  # raises if the sizes other than -1 are impossible
         return dict(zip(self.axis_names(), self.sizes().values(), strict=True))

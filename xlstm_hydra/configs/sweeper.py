@@ -32,8 +32,7 @@ class SweeperConfig:
     rejected. null: no limit."""
 
     params: dict[str, str] | None = field(default_factory=dict)
-    """Overrides, as a mapping from keys to values. They are applied before the overrides on the command line, which
-    take precedence."""
+    """Mapping of keys to values: overrides that are applied before those on the command line, which take precedence."""
 
     on_invalid: OnInvalid = OnInvalid.stop
     """Action for jobs that break a rule or do not fit on their devices. stop: no job starts. skip: only the other jobs

@@ -76,7 +76,8 @@ class EvaluateTaskConfig(_CheckpointTaskConfig):
     """Name of the task, set by the selected option."""
 
     split: str = field(default="validation", metadata=affects(BOOKKEEPING))
-    """Part of the corpus to evaluate: validation (the last `data.validation_fraction`), train (the rest) or all."""
+    """Part of the corpus to evaluate: validation (the held-out part, see `data.validation_fraction`), train (the rest)
+    or all."""
 
     num_batches: int | None = field(default=None, metadata=affects(BOOKKEEPING))
     """Number of batches to evaluate, spread evenly over the selected part. null: all batches."""
@@ -119,11 +120,11 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
     """Sampling temperature, by which the logits are divided. 0: always choose the most likely token."""
 
     top_k: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Sample only from the k most likely tokens. null: sample from all tokens."""
+    """Sample only from the `top_k` most likely tokens. null: sample from all tokens."""
 
     top_p: float = field(default=1.0, metadata=affects(BOOKKEEPING))
-    """Sample only from the smallest set of most likely tokens whose probabilities, after `top_k`, sum to at least p. 1:
-    no limit."""
+    """Sample only from the smallest set of most likely tokens whose probabilities, after `top_k`, sum to at least
+    `top_p`. 1: no limit."""
 
     seed: int = field(default=0, metadata=affects(BOOKKEEPING))
     """Random seed for sampling. Each sample depends only on this seed and on the index of the sample."""

@@ -56,11 +56,10 @@ class TrainerConfig(ConfigDict, schema="trainer"):
     """Number of simulated CPU devices per process, to try a layout without the hardware. null: use the real devices."""
 
     compilation_cache_dir: str | None = field(default="auto", metadata=affects(BOOKKEEPING))
-    """Cache directory for compiled programs, which must be accessible to all processes. auto: the directory that JAX is
-    configured to use, for example with `JAX_COMPILATION_CACHE_DIR`, otherwise `~/.cache/xlstm_hydra/compiled` (or
-    `xlstm_hydra/compiled` in `XDG_CACHE_HOME`, if that is set). null: no cache. Anyone who can write to the directory
-    can run code in this process, so a directory that other users can write to is not used, and a directory from the
-    metadata of a checkpoint is replaced by auto."""
+    """Cache directory for compiled programs, which must be accessible to all processes. auto: the directory configured
+    in JAX, for example with `JAX_COMPILATION_CACHE_DIR`, otherwise `xlstm_hydra/compiled` in `XDG_CACHE_HOME` or
+    `~/.cache`. null: no cache. Anyone who can write to the directory can run code in this process, so a directory that
+    other users can write to is not used, and a directory from the metadata of a checkpoint is replaced by auto."""
 
     ignore_plan: bool = field(default=False, metadata=affects(BOOKKEEPING))
     """Start training even if the predicted peak memory exceeds the memory of the devices."""
@@ -103,7 +102,7 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         if batch < 1:
             return
         needed, microbatches = self.batch_unit(data, fsdp, pipeline), max(self.pipeline_microbatches or 1, 1)
-        if batch % parts:  # reported by the trainer's own rules
+        if batch % parts:  # already reported by `rules`
             needed, parts = needed // parts, 1
         terms = {
             "parallel.data_axis_size": data,
@@ -127,7 +126,7 @@ class TrainerConfig(ConfigDict, schema="trainer"):
     def batch_unit(self, data: int, fsdp: int, pipeline: int | None) -> int:
         """Return the number that `batch_size` must be a multiple of, for mesh axes of these sizes."""
         stages, microbatches = max(pipeline or 1, 1), max(self.pipeline_microbatches or 1, 1)
-        # The rows must divide into microbatches for the stages, and into one share per stage for the head.
+        # The stages process the examples in equal microbatches, and the head processes an equal share on each stage.
         rows = math.lcm(stages, microbatches) if stages > 1 else 1
         return data * fsdp * max(self.gradient_accumulate_steps, 1) * rows
 

@@ -28,7 +28,7 @@ _SLSTM_FIELDS = (
 
 
 @config_dataclass
-class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field's name for it)
+class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the name in the literature)
     """xLSTM[a:b]: a stack of original mLSTM blocks, with sLSTM blocks at the positions in `slstm_at`.
 
     An sLSTM block (section 2.2 of the paper) has a scalar memory per channel and gates that depend on the previous
