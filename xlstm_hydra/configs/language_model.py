@@ -31,7 +31,7 @@ class LanguageModelConfig(SubModelConfig):
     head."""
 
     vocab_size: int = field(default=50304, metadata=affects(PARAMETERS))
-    """Size of the vocabulary. Token ids are 0 to `vocab_size` - 1."""
+    """Size of the vocabulary: token ids are 0 to `vocab_size` - 1."""
 
     embedding_dim: int = field(metadata=affects(PARAMETERS))
     """Embedding width D: the width of the residual stream."""

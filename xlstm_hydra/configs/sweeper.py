@@ -39,8 +39,8 @@ class SweeperConfig:
     start."""
 
     num_samples: int | None = None
-    """Number of random samples from `interval(...)` overrides. Every sample is run with all combinations of the other
-    values."""
+    """Number of random samples from the intervals in a sweep, such as `optimizer.lr=interval(1e-4,1e-3)`. Every sample
+    is run with all combinations of the other values. null: there are no intervals."""
 
     seed: int = 0
     """Random seed for sampling from intervals and for `shuffle(...)`."""
