@@ -29,7 +29,8 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]
 
 
 def fitting(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Drop the last columns of a table that is wider than the terminal. Without a terminal, all are kept."""
+    """Drop the last columns of a table that is wider than the terminal, but keep the first three. Without a terminal,
+    keep all columns."""
     width = shutil.get_terminal_size((_NO_LIMIT, 1)).columns
     ends = accumulate(max(map(len, column)) + 2 for column in zip(*rows, strict=True))
     number = sum(end - 2 <= width for end in ends)
@@ -47,30 +48,30 @@ def fit_terminal(text: str) -> str:
 
 
 def gib(size: float) -> str:
-    """Return GiB with two decimals, or two significant digits for small sizes."""
+    """Return a size in bytes as a number of GiB with two decimals, or two significant digits for small sizes."""
     number = size / 2**30
     return f"{number:,.2f}" if number >= 0.1 or number == 0 else f"{number:.2g}" if number >= 1e-4 else "<1e-4"
 
 
 def in_bytes(size: float) -> str:
-    """Return a size with its unit: GiB with two decimals; for small sizes, MiB or KiB with one."""
+    """Return a size in bytes with a unit: GiB with two decimals, or MiB or KiB with one decimal for small sizes."""
     if size == 0 or size >= 0.1 * 2**30:
         return f"{gib(size)} GiB"
     return f"{size / 2**20:,.1f} MiB" if size >= 0.1 * 2**20 else f"{size / 2**10:,.1f} KiB"
 
 
 def milliseconds(seconds: float) -> str:
-    """Return milliseconds with one decimal, or two significant digits for short times."""
+    """Return a time as a number of milliseconds with one decimal, or two significant digits for short times."""
     return f"{1e3 * seconds:,.1f}" if seconds >= 1e-3 or seconds == 0 else f"{1e3 * seconds:.2g}"
 
 
 def in_ms(seconds: float) -> str:
-    """Return milliseconds with their unit."""
+    """Return a time in milliseconds with the unit."""
     return f"{milliseconds(seconds)} ms"
 
 
 def tera(flops: float) -> str:
-    """Return TFLOP with one decimal, or two significant digits for small numbers."""
+    """Return FLOPs as a number of TFLOP with one decimal, or two significant digits for small numbers."""
     return f"{flops / 1e12:,.1f}" if flops >= 1e12 else f"{flops / 1e12:.2g}"
 
 

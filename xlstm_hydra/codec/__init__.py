@@ -1,4 +1,5 @@
-"""Conversion between plain values and dataclasses, with no dependency but the standard library."""
+"""Conversion between plain JSON values and dataclasses. Imports nothing outside this package but the standard
+library."""
 
 from ._construct import types_first as types_first
 from ._decode import collect as collect
