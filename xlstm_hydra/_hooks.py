@@ -14,7 +14,7 @@ class Hooks:
     """Functions provided by `xlstm_hydra.hydra`."""
 
     known_devices: Callable[[], Mapping[str, DeviceConfig]] | None = None
-    """Return the config of every option of the config group `device` by name, including the user's own options. None:
+    """Return the configs of all options of the config group `device` by name, including the user's own options. None:
     only the options of this package exist."""
 
     shortest_layout: Callable[[RunConfig], list[str]] | None = None
@@ -25,8 +25,7 @@ class Hooks:
     """Return True if the task is one job of a sweep."""
 
     chooses_device: Callable[[], bool] = lambda: True
-    """Return True if an option of the config group `device` is selected. True too if Hydra did not compose the
-    config."""
+    """Return True if an option of the config group `device` is selected, or if the config was not composed by Hydra."""
 
 
 hooks = Hooks()

@@ -49,7 +49,7 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join([first, *(line if line[:1] in ("", " ", "\t") else f"  {line}" for line in others)])
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Return a traceback as text."""
+        """Return a traceback as text, with unprintable characters escaped."""
         return printable_lines(super().formatException(ei))
 
 

@@ -1,4 +1,4 @@
-"""Status line: shows the current operation if it takes longer than a second.
+"""The status line, which shows the current operation if it takes longer than a second.
 
 On a terminal, the status line is the last line of stderr, rewritten every second and removed at the end of the
 operation. If stderr is not a terminal, and in the log file, it is an ordinary log line. A daemon thread draws and
@@ -23,21 +23,22 @@ from xlstm_hydra._logging import log
 from xlstm_hydra._printable import printable
 
 PATIENCE_SECONDS, LONG_SECONDS = 1.0, 10.0
-"""Seconds until an operation has a status line, and seconds from which its end is logged too."""
+"""Seconds after which an operation gets a status line, and seconds after which its end is logged too."""
 
 _JOIN_SECONDS = 1.0
 """Timeout in seconds for the thread to end. It may be blocked by a paused terminal (Ctrl-S)."""
 
 _REMOVE = "\r\x1b[2K"
 _IS_STATUS = "is_status"
-"""Name of a log record attribute: true if a terminal shows the same text in the status line."""
+"""Name of the attribute that marks log records with a status text. They are not printed on a terminal that shows the
+same text in its status line."""
 
 _shown: list[threading.Event] = []
 """The current operations, innermost last, each represented by the event that is set when the operation ends."""
 
 
 def _write(text: str) -> None:
-    """Replace the status line on the terminal."""
+    """Replace the status line on the terminal. An empty text removes it."""
     try:
         sys.stderr.write(f"{_REMOVE}{text[: _width(sys.stderr) - 1]}\r" if text else _REMOVE)
         sys.stderr.flush()
@@ -123,7 +124,7 @@ def _draws_line() -> bool:
     """True if stderr is a terminal that can rewrite its last line, and this process is not a worker."""
     try:
         is_terminal = sys.stderr.isatty()
-    except ValueError:  # closed
+    except ValueError:  # stderr is closed
         return False
     return is_terminal and os.environ.get("TERM") != "dumb" and parent_process() is None
 
@@ -164,5 +165,5 @@ class Console(logging.StreamHandler):
     def _is_terminal(self) -> bool:
         try:
             return self.stream.isatty()
-        except ValueError:  # closed
+        except ValueError:  # the stream is closed
             return False

@@ -4,7 +4,7 @@ Commands print each of these as a single message. Any other error is printed wit
 reports. Code raises one of the following, with a message that is clear without a traceback:
 
 - `ConfigError` if the user can correct it before the run starts (exit status 2);
-- an `OSError` that names the file, as `open` raises it, or one with its own message (exit status 1);
+- an `OSError` that names the file, as raised by `open`, or an `OSError` with a message of its own (exit status 1);
 - `FloatingPointError` with a message, for numbers that are not finite (exit status 1);
 - `TaskError` for anything else that prevents a task from finishing (exit status 1).
 
@@ -91,7 +91,8 @@ def wants_traceback() -> bool:
 
 
 def note_folder(error: BaseException, folder: str) -> None:
-    """Add a note to an error with the run folder. `has_started` is then true for the error."""
+    """Add a note with the run folder to an error that was raised after the run had started. `has_started` checks for
+    this note."""
     error.add_note(f"{_FOLDER_NOTE}{folder}")
 
 
@@ -132,7 +133,7 @@ def bug_report(error: BaseException) -> str:
 
 
 def versions(*names: str) -> str:
-    """Return the versions of packages and of Python."""
+    """Return a text with the versions of some packages and of Python."""
     return ", ".join([*(f"{name} {_version(name)}" for name in names), f"Python {sys.version.partition(' ')[0]}"])
 
 
@@ -141,7 +142,7 @@ def _folder_notes(error: BaseException) -> list[str]:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error as a single line."""
+    """Return a single line that describes an error."""
     message = message_of(error)
     text = traceback.format_exception_only(error)[0] if message is None else message
     text = " ".join(text.split()) if isinstance(error, ConfigError) else text.strip().partition("\n")[0]

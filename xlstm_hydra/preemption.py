@@ -75,8 +75,7 @@ class Watch:
         """True once SIGINT was received. Needed because Python drops a KeyboardInterrupt that is raised inside a
         callback, such as JAX's garbage-collector callback."""
         self.before_leaving: Callable[[int, str], None] | None = None
-        """Called with the exit status and the reason before the process is ended without returning to the main
-        thread."""
+        """Called with the exit status and the reason before `os._exit` ends the process."""
         self.are_busy: Callable[[], bool] = lambda: False
         """Function that returns True while the worker processes, which receive the signal too, are still saving."""
         self._is_deferred = self._has_raised = False
@@ -115,7 +114,7 @@ class Watch:
         raise Preempted(f"{name_of(number)}: stopped with nothing new to save")
 
     def _pass_on(self, number: int) -> None:
-        """Forward a signal to the worker processes and wait while they save, because they are killed as soon as this
+        """Forward a signal to the worker processes and wait while they save. The workers are killed as soon as this
         thread continues."""
         workers = active_children()
         for worker in workers:

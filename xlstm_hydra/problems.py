@@ -54,7 +54,8 @@ class Problem:
 
     @classmethod
     def about(cls, key: str, text: str, fix: str = "") -> Problem:
-        """A problem whose text contains the value, such as `expected int, got 'abc'`. Braces are printed unchanged."""
+        """Return a problem whose text contains the value, such as `expected int, got 'abc'`. Braces in the text are
+        printed unchanged."""
         return cls({key: _HIDDEN}, text, fix)
 
     def at(self, path: str) -> Problem:
@@ -97,7 +98,7 @@ class UnknownField(Problem):
     """A field that the class does not have. Lenient reading ignores it."""
 
     is_null: bool = field(default=False, kw_only=True)
-    """True if its value is null."""
+    """True if the value of the field is null."""
 
     @classmethod
     def of(cls, key: str, value: Any, text: str, fix: str = "") -> UnknownField:
@@ -106,7 +107,7 @@ class UnknownField(Problem):
 
 
 class UnknownGroup(UnknownField):
-    """A group that a run does not have."""
+    """A config group that a run does not have."""
 
 
 class UnknownKey(Problem):
@@ -114,8 +115,8 @@ class UnknownKey(Problem):
 
 
 def placed(problems: Iterable[Problem], keys: Iterable[str]) -> list[Problem]:
-    """Improve the suggestions for unknown fields. If no field of the same config has the name or a synonym of it,
-    suggest a field of another config that does.
+    """Improve the suggestions for unknown fields. If no field of the same config has the unknown name or is a synonym,
+    suggest a field of another config that has the name or is a synonym.
 
     Args:
         problems: problems with keys relative to the same config as `keys`.

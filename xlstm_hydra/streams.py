@@ -79,7 +79,8 @@ def keep_streams() -> None:
 
 
 def unwritten() -> str | None:
-    """Flush standard output. If output was lost, return an error message; None if the other end was closed."""
+    """Flush standard output. Return an error message if output was lost, or None. Output lost because the other end was
+    closed is not reported."""
     sys.stdout.flush()
     error = getattr(_raw(sys.stdout), "failed", None)
     return None if error is None or error.errno in _GONE else f"standard output cannot be written: {error.strerror}"

@@ -15,7 +15,7 @@ was composed from."""
 
 
 def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | None:
-    """Run the task of a run.
+    """Run the task that is selected in the config of a run.
 
     Args:
         run: the checked config.
@@ -23,7 +23,8 @@ def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | 
         overrides: the overrides that the config was composed from.
 
     Returns:
-        The value that a sweeper minimises: the final loss, or the predicted step time of a plan. None if there is none.
+        The value that a sweeper minimises: the final loss, or the predicted step time of a plan. None: the task has no
+        such value.
     """
     return TASKS[run.task.name]()(run, folder, list(overrides))
 

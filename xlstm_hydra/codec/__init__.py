@@ -1,5 +1,4 @@
-"""Conversion between plain JSON values and dataclasses. Imports nothing outside this package but the standard
-library."""
+"""Conversion between plain JSON values and dataclasses. No third-party package is imported."""
 
 from ._construct import types_first as types_first
 from ._decode import collect as collect

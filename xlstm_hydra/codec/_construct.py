@@ -35,7 +35,7 @@ def types_first(post_init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _rules_of_others(config: Any, wrong: list[Problem]) -> list[Problem]:
-    """Return the broken rules that do not depend on fields with values of a wrong type."""
+    """Return the broken rules that do not depend on a field whose value has a wrong type."""
     keys = {re.split(r"[.\[]", key)[0] for problem in wrong for key in problem.keys}
     values = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(config)}
     rest = partial(type(config), {name: value for name, value in values.items() if name not in keys})

@@ -231,8 +231,7 @@ def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _attempt(member: Any, data: Any, flags: Flags) -> Result:
-    """Call `read` once for each combination of arguments. Without this cache, nested unions would take exponential
-    time."""
+    """Call `read`, but only once for equal arguments. Without this cache, nested unions would take exponential time."""
     key = (member, id(data), flags)
     if key not in flags.attempts:
         flags.attempts[key] = (data, read(member, data, flags))  # stores the data too, so that its id is not reused
@@ -310,9 +309,8 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)
     key_hint, value_hint = mapping_hints(hint)
-    lenient = dataclasses.replace(
-        flags, exact=False, as_written=False
-    )  # JSON keys are strings, so keys are always converted
+    # JSON keys are strings, so keys are always converted.
+    lenient = dataclasses.replace(flags, exact=False, as_written=False)
     steps = [key if isinstance(key, str) else show(key) for key, _ in pairs]
     keys = [read(key_hint, key, lenient) for key, _ in pairs]
     values = [read(value_hint, value, flags) for _, value in pairs]

@@ -17,7 +17,7 @@ from xlstm_hydra.problems import Missing, Problem, Unread, either, nearest, show
 T = TypeVar("T")
 
 TAG = "_type_"
-"""Key of the tag that stores the type of a value, written if the annotation does not determine the type."""
+"""Key of the tag with the type of a value. The tag is written only if the annotation does not determine the type."""
 
 PAIRS = "items"
 """Tag of a mapping that is written as a list of pairs, because the keys of the mapping cannot be restored from
@@ -45,8 +45,7 @@ def registered() -> Mapping[str, Any]:
 
 
 def find_class(name: str) -> Any:
-    """Return the registered class, or the subclass of a registered dataclass, with this dotted path. None if there is
-    none."""
+    """Return the registered class, or the subclass of a registered dataclass, with this dotted path, or None."""
     if name in _registered:
         return _registered[name]
     parents = [cls for cls in _registered.values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
@@ -171,7 +170,7 @@ def members(union: Any) -> list[Any]:
 
 
 def fixed_length(hint: Any) -> int | None:
-    """Return the length of a tuple whose annotation lists its elements, otherwise None."""
+    """Return the length required by a tuple annotation such as `tuple[int, str]`, or None for any other annotation."""
     args = typing.get_args(hint)
     return None if typing.get_origin(hint) is not tuple or Ellipsis in args else len(args)
 

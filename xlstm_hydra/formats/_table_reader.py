@@ -1,4 +1,4 @@
-"""Reader for foreign metadata formats, driven by tables that map every recorded field to one of our fields."""
+"""Reader for the metadata formats of other programs, driven by tables that give the meaning of every recorded field."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ class Reading:
         return Reading(self.lenient, **shared)
 
     def section(self, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Read every field of a section and return its data. `sections` are nested sections, which are read
-        separately."""
+        """Read every field of a section and return the data of the section. `sections` are nested sections, which are
+        read separately."""
         try:
             data = mapping(data)
         except WrongType as wrong:
@@ -133,7 +133,7 @@ class Reading:
         return data
 
     def value(self, path: str, value: Any, entry: Field) -> None:
-        """Read one field."""
+        """Read the value of one field."""
         try:
             self.values[path] = entry.kind(value)
             self.fields[path] = entry
@@ -158,7 +158,7 @@ class Reading:
             self.problems.append(UnknownField.of(path, ..., "no such field", fix))
 
     def problem(self, path: str, what: str, fix: str = "") -> None:
-        """Add a problem."""
+        """Record a problem with the field at `path`."""
         self.problems.append(Problem.about(path, what, fix))
 
     def check(self) -> None:
@@ -196,11 +196,11 @@ class Reading:
             self.problems.append(Problem.about(path, text))
 
     def flat(self) -> dict[str, Any]:
-        """Return the values by our field names."""
+        """Return the values of all fields that correspond to one of our fields, by our field names."""
         return {entry.target: self.values[path] for path, entry in self.fields.items() if entry.target}
 
     def paths(self) -> dict[str, str]:
-        """Return the recorded paths by our field names."""
+        """Return the recorded paths of all fields that correspond to one of our fields, by our field names."""
         return {entry.target: path for path, entry in self.fields.items() if entry.target}
 
 

@@ -29,7 +29,7 @@ def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
 
 
 def read_xlstm_jax(content: Mapping[str, Any], lenient: bool) -> tuple[dict[str, PlainGroup], Reading]:
-    """Return the recorded groups that can be read, and the reading with its problems.
+    """Return the recorded groups that can be read, and the `Reading` with the problems found.
 
     The model is returned as the groups `parallel` and `model_config`. For a model class that is not part of the
     published xlstm-jax code, the group `model` replaces `model_config`: it contains the recorded `model_class` and

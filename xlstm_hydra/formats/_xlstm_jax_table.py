@@ -53,8 +53,8 @@ def _rounded(section: str) -> Derive:
 
 
 def _width(section: str) -> Field:
-    """Return an entry for the inner width recorded in a section. Its initial value may be computed from an unset
-    embedding dimension."""
+    """Return an entry for the inner width recorded in a section. The initial width may have been computed from an
+    embedding dimension that was not set yet."""
     width = _rounded(section)
 
     def initial(values: Mapping[str, Any]) -> tuple[int, ...]:

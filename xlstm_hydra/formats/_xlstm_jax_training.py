@@ -150,7 +150,8 @@ def read_training(reading: Reading, content: Mapping[str, Any]) -> dict[str, Pla
 
 
 def _group(path: str, read: Callable[[list[str]], _Config]) -> PlainGroup:
-    """Return the group that `read` reads. `read` appends its notes to the list that it receives."""
+    """Build a group from the config class and values that `read` returns. `read` receives a list, and appends its notes
+    to this list."""
     notes: list[str] = []
     try:
         class_name, values = read(notes)

@@ -81,7 +81,7 @@ class FieldEntry:
 
     @property
     def owner_text(self) -> str:
-        """Options of the group that have the field with these properties, in words."""
+        """Text that names the options to which this entry applies."""
         return "other options" if self.owner == self.key.partition(".")[0] else self.owner or "all options"
 
     @property

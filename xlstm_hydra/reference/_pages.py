@@ -11,7 +11,8 @@ from ._option_files import OptionFile, Value
 from ._sources import first_sentence
 
 _LITERAL = re.compile(r"(?<![\w`])((?:[\w.]+\.)+\w*_\w+|[\w/]+=(?:\(computed\)|[\w.\[\]-]+))")
-"""Matches keys and assignments in a sentence. They are quoted, because Markdown would format their underscores."""
+"""Matches keys and assignments in a sentence. They are formatted as code, because Markdown would interpret their
+underscores."""
 
 
 def page_names(catalog: Catalog) -> dict[str, str]:
@@ -85,7 +86,8 @@ def _item(label: str, texts: list[str]) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """Return a sentence as Markdown. Keys and assignments are quoted, and special characters are escaped."""
+    """Convert a sentence to Markdown. Keys and assignments are formatted as code, and special characters are
+    escaped."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part if part.startswith("`") else _LITERAL.sub(r"`\1`", part.replace("*", r"\*").replace("<", "&lt;"))

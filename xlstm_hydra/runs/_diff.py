@@ -54,7 +54,7 @@ def not_compared(before: Record | RunConfig, after: Record | RunConfig) -> list[
 
 
 def kind_of(key: str) -> str:
-    """Return the kind of effect of the field with a key such as `optimizer.lr`. If several options of the group have
+    """Return the kind of effect of a field, given its key, such as `optimizer.lr`. If several options of the group have
     the field, return the strongest kind. An unknown key is assumed to change the parameters."""
     group, _, name = key.partition(".")
     found = {effects[name].kind for effects in map(effects_of, options_of(group)) if name in effects}

@@ -47,9 +47,10 @@ def find_checkpoint(source: str, key: str = RESTORE) -> Path:
     """Return the folder of the checkpoint that a source refers to.
 
     Args:
-        source: a local path, or a bucket address such as `gs://bucket/runs/a@2000`. It refers to a checkpoint, a file
-            in a checkpoint, or a run folder or the checkpoint folder in it, which mean the latest checkpoint. A run
-            may be followed by `@STEP`, or by `@NAME` with the name of a copy or link in the checkpoint folder.
+        source: a local path, or a bucket address such as `gs://bucket/runs/a@2000`. The path of a checkpoint, or of a
+            file in it, refers to this checkpoint. The path of a run folder, or of its checkpoint folder, refers to the
+            latest checkpoint of the run. The path of a run may be followed by `@STEP`, or by `@NAME` with the name of
+            a copy or link in the checkpoint folder.
         key: the config key or option that `source` was given with, for messages.
 
     Raises:

@@ -118,7 +118,8 @@ class RunFolder:
         return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", fix)])
 
     def make(self, folder: Path, undo: ExitStack) -> None:
-        """Create a folder and its missing parents. `undo` removes the created folders that are empty."""
+        """Create a folder and its missing parents. When `undo` is closed, the created folders that are empty are
+        removed."""
         if "\0" in str(folder):
             raise OSError(errno.EINVAL, "its name contains a NUL character")
         missing = list(itertools.takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
@@ -131,9 +132,9 @@ class RunFolder:
             undo.callback(_remove_if_empty, path)
 
     def _keep(self, file: Path, undo: ExitStack) -> None:
-        """Check that a file can be written. `undo` restores the content of an existing file and removes a new file. A
-        large file is a log to which a run only appends, so `undo` restores its size. A device or a pipe is not
-        checked."""
+        """Check that a file can be written. When `undo` is closed, an existing file gets its previous content, and a
+        new file is removed. A large file is a log to which a run only appends, so it is truncated to its previous size.
+        A device or a pipe is not checked."""
         if file.exists() and not (file.is_file() or file.is_dir()):
             return
         if not file.exists():

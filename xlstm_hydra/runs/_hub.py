@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CONFIG = "config.json"
-"""Name of the file with the config of a model."""
+"""Name of the config file of a Hugging Face model."""
 
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:models/)?(?P<id>[\w.-]+/[\w.-]+)")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

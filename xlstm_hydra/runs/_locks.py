@@ -91,7 +91,7 @@ def is_held(folder: Path) -> bool:
 
 def _is_in(folder: Path, file: IO[str]) -> bool:
     """True if an open lock file is still the lock file in the folder. A rejected run removes the lock file that it
-    created, so another run may have opened a removed file."""
+    created, so a file that another run has opened may no longer exist in the folder."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from xlstm_hydra.problems import show
 
 METRICS_FILE = "metrics.csv"
-"""Name of the file in a run folder."""
+"""Name of the metrics file in a run folder."""
 
 MOST_REPORTED = 5
 """Maximum number of damaged lines that are reported individually."""
@@ -31,7 +31,7 @@ class MetricsFile:
     """The line number and the problem of each damaged line."""
 
     cut: str | None = None
-    """Note about an incomplete last line, for example after a kill."""
+    """Note about an incomplete last line, for example after the run was killed. None: the last line is complete."""
 
     def reports(self) -> list[str]:
         """Return the first faults, followed by the number of remaining faults."""

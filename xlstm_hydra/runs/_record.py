@@ -50,7 +50,7 @@ def refuse_to_continue(writer: str, path: str, key: str) -> None:
 
 
 def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
-    """Read the metadata text of xlstm-hydra or xlstm-jax. No module is imported unless `allow_modules` allows it.
+    """Read a metadata text written by xlstm-hydra or xlstm-jax. No module is imported unless `allow_modules` allows it.
 
     Args:
         text: the metadata, as a string or as the bytes of the file.

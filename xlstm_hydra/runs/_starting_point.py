@@ -34,7 +34,8 @@ class StartingPoint:
     """The checkpoint to continue from. None: start from scratch."""
 
     is_own: bool = False
-    """True if the run starts from the newest checkpoint in its own run folder, or from scratch if there is none."""
+    """True if the run continues in its own run folder, after a restart by SLURM or with `checkpoint.restore=auto`. In
+    the second case it is true even if there is no checkpoint yet."""
 
     weights: Path | None = None
     """Source of the initial parameters, if the run starts from scratch."""

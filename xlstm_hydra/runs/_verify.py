@@ -19,7 +19,7 @@ from ._manifest import MANIFEST, THREADS, BadManifest, Entry, entry_of, list_fil
 log = logging.getLogger("xlstm_hydra")
 
 MARK = {"manifest": MANIFEST}
-"""Entry in the custom metadata of a checkpoint which states that a manifest is written after Orbax has finished."""
+"""Entry in the custom metadata of a checkpoint that gets a manifest after Orbax has finished saving it."""
 
 _UNVERIFIED = {"checkpoint": "verify=False", **dict.fromkeys(("RUN", "A", "B"), "--no-verify")}
 """Setting that turns verification off, by the key that the checkpoint was given with."""
@@ -191,8 +191,8 @@ def _damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFoun
 def verified_files(
     checkpoint: Path, key: str, items: Sequence[str], processes: tuple[int, int], of_all: Callable[[str], list[str]]
 ) -> Iterator[None]:
-    """Verify the items of a checkpoint that are read inside the `with` block. A checkpoint without a manifest is not
-    verified, which is logged.
+    """Verify the items of a checkpoint that are read inside the `with` block. If the checkpoint has no manifest, the
+    items are not verified, and this is logged.
 
     A single process verifies large files while they are being read, so that they are read from the disk only once. With
     several processes, all files are verified beforehand: each process verifies a share, and all processes receive all
