@@ -41,7 +41,7 @@ _NO_LIMIT = 10**6
 
 
 def fit_terminal(text: str) -> str:
-    """Wrap the lines of a text between words at the width of the terminal. Without a terminal, lines are not wrapped."""
+    """Wrap the lines of a text between words at the width of the terminal. Without a terminal, do not wrap lines."""
     width = shutil.get_terminal_size((_NO_LIMIT, 0)).columns
     wrapper = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return "\n".join("\n".join(wrapper.wrap(line)) for line in text.splitlines())
