@@ -54,7 +54,8 @@ def gib(size: float) -> str:
 
 
 def in_bytes(size: float) -> str:
-    """Convert a size in bytes to text with a unit: GiB with two decimals, or MiB or KiB with one for small sizes."""
+    """Convert a size in bytes to text with a unit: GiB with two decimals; for small sizes, MiB or KiB with one
+    decimal."""
     if size == 0 or size >= 0.1 * 2**30:
         return f"{gib(size)} GiB"
     return f"{size / 2**20:,.1f} MiB" if size >= 0.1 * 2**20 else f"{size / 2**10:,.1f} KiB"

@@ -1,7 +1,7 @@
 """Errors that are not bugs: an invalid config, or a condition of the machine or of the run.
 
 Commands print each of these as a single message. Any other error is printed with its traceback and the address for bug
-reports. Code raises one of the following, with a message that is clear without a traceback:
+reports. Code raises one of the following errors, with a message that is clear without a traceback:
 
 - `ConfigError` if the user can correct it before the run starts (exit status 2);
 - an `OSError` that names the file, as raised by `open`, or an `OSError` with a message of its own (exit status 1);

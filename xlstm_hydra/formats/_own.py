@@ -84,7 +84,7 @@ def read_metadata(text: str | bytes) -> dict[str, Any]:
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """Upgrade our own metadata from any version to the current one.
+    """Upgrade our own metadata from any version to the current version.
 
     Raises:
         MetadataError: the content is not our format or has an unknown version.

@@ -239,7 +239,7 @@ def derived(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field
 
 
 def supported_only(kind: Kind, value: Any, why: str, default: Any = REQUIRED) -> Field:
-    """Return an entry for a field without counterpart of which only one value is supported."""
+    """Return an entry for a field without counterpart for which only one value is supported."""
     return Field(kind=kind, supported=value, why=why, default=default)
 
 

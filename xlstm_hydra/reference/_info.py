@@ -58,7 +58,7 @@ def _unknown(catalog: Catalog, key: str) -> Problem:
 
 
 def merged(entries: Sequence[FieldEntry], attribute: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the distinct texts of an attribute of a field, each with the names of the options to which it applies. If
+    """Return the distinct texts of an attribute of a field, each with the names of the options that share the text. If
     a text applies to all options, no names are listed."""
     owners: dict[str, list[str]] = {}
     for entry in entries:
@@ -79,7 +79,7 @@ FIELD_LINES = {
 
 
 def with_owners(text: str, owners: Iterable[str]) -> str:
-    """Return a text followed by the names of the options to which it applies, in parentheses."""
+    """Return a text followed by option names in parentheses."""
     return f"{text} ({', '.join(owners)})" if owners else text
 
 

@@ -54,7 +54,7 @@ def find_checkpoint(source: str, key: str = RESTORE) -> Path:
         key: the config key or option that `source` was given with, for messages.
 
     Raises:
-        ConfigError: there is no such run, it has no such step, or the source is ambiguous.
+        ConfigError: the run does not exist, or has no checkpoint of this step or name.
     """
     with reached(source, key):
         return _find(source, key)

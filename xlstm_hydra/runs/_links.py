@@ -29,7 +29,7 @@ def refuse_links_out(root: Path, paths: Iterable[Path], given: Mapping[str, Any]
         fix: the fix, for the message.
 
     Raises:
-        ConfigError: there is such a file. The message names the first one.
+        ConfigError: such a file exists. The message names the first such file.
     """
     if (text := next(_strays(root, paths), None)) is not None:
         raise ConfigError([Problem(given, text, fix)])
