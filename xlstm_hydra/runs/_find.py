@@ -54,7 +54,8 @@ def find_checkpoint(source: str, key: str = RESTORE) -> Path:
         key: the config key or option that `source` was given with, for messages.
 
     Raises:
-        ConfigError: the run does not exist, or has no checkpoint of this step or name.
+        ConfigError: the run does not exist or cannot be read, has no checkpoint of this step or name, or contains a
+            link that leads out of it.
     """
     with reached(source, key):
         return _find(source, key)
