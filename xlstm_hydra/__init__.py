@@ -7,7 +7,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Load `load_checkpoint` (needs JAX) and `__version__` (a tenth of the start-up time) on first use."""
+    """Load `load_checkpoint`, which imports JAX, and `__version__`, which takes 10 % of the start-up time, on first
+    use."""
     if name == "load_checkpoint":
         from xlstm_hydra.checkpoint import load_checkpoint
 

@@ -6,8 +6,8 @@ import sys
 
 
 def main() -> None:
-    """Run the command without garbage collection until a run starts. Until then there is little garbage, and freeing
-    all objects at exit takes a fifth of the time of `--cfg job`."""
+    """Run the command with garbage collection disabled until a run starts, because there is little garbage before that.
+    Skip garbage collection at exit too: it would take a fifth of the time of `--cfg job`."""
     gc.disable()
     atexit.register(gc.freeze)
     if {"-sc", "--shell-completion"} & {*sys.argv}:

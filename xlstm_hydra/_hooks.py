@@ -1,5 +1,5 @@
-"""Functions that the package `hydra` provides to packages that must not import it. It sets them when it is imported.
-Without Hydra, the defaults below apply."""
+"""Functions that `xlstm_hydra.hydra` provides to packages that must not import it. They are set when
+`xlstm_hydra.hydra` is imported; without it, the defaults below apply."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from xlstm_hydra.configs import DeviceConfig, RunConfig
 
 @dataclass
 class Hooks:
-    """The functions that `hydra` provides."""
+    """Functions provided by `xlstm_hydra.hydra`."""
 
     known_devices: Callable[[], Mapping[str, DeviceConfig]] | None = None
-    """Return the config of every option of the group `device`, including the user's own. None: only ours exist."""
+    """Return the configs of all options of the config group `device` by name, including the user's own options. None:
+    only the options of this package exist."""
 
     shortest_layout: Callable[[RunConfig], list[str]] | None = None
-    """Return the shortest overrides that reproduce the layout of a run. None: every field of it is printed."""
+    """Return the shortest list of overrides that reproduces the layout of a run. None: print every field of the
+    layout."""
 
     in_sweep: Callable[[], bool] = lambda: False
     """Return True if the task is one job of a sweep."""
 
     chooses_device: Callable[[], bool] = lambda: True
-    """Return True if the config of the task selects the device itself."""
+    """Return True if an option of the config group `device` is selected, or if the config was not composed by Hydra."""
 
 
 hooks = Hooks()

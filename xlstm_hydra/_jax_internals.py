@@ -1,8 +1,8 @@
-"""Access to JAX's private modules and to names that differ between its versions.
+"""Access to private JAX modules and to names that differ between JAX versions.
 
-`plan/_jaxpr.py` reads traced programs and `parallel/_collectives.py` lowered ones. All other uses of private JAX
-interfaces are in this module. Each function imports what it needs, so a module that moves in a new JAX version breaks
-only that function.
+Two other modules depend on JAX internals: `plan/_jaxpr.py` reads traced programs, and `parallel/_collectives.py` reads
+lowered programs. All other uses are here. Each function imports what it needs, so if a new JAX version moves a module,
+only that function breaks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def backends_are_initialized() -> bool:
 
 
 def clear_backends() -> None:
-    """Release the devices of this process, so that JAX can be initialised again with others."""
+    """Release the devices of this process, so that JAX can be initialised again with other devices."""
     from jax.extend import backend
 
     backend.clear_backends()
@@ -35,8 +35,8 @@ def options_for_equal_bits(platform: str) -> dict[str, Any]:
     """Return compiler options that make elementwise functions bit-identical however an array is sharded.
 
     Since JAX 0.11, XLA on CPU rounds `erf_inv` and `log1p` differently in the vectorised loop and in the remainder
-    after it, and sharding changes which elements are in the remainder. Without vectorisation, which takes three times
-    as long, all elements are rounded alike.
+    loop, and sharding changes which elements are in the remainder. Disabling vectorisation makes these functions take
+    three times as long, but rounds all elements the same way.
     """
     is_needed = platform == "cpu" and jax.__version_info__ >= (0, 11)
     return {"xla_cpu_prefer_vector_width": 32} if is_needed else {}
@@ -51,8 +51,8 @@ def distributed_state() -> Any:
 
 
 def use_cache(store: Any) -> None:
-    """Make JAX cache compiled programs in a store with `get`, `put` and `_path`. None: use JAX's own files, if its
-    setting names a folder."""
+    """Make JAX cache compiled programs in `store`, an object with `get`, `put` and `_path`. None: use JAX's own file
+    cache, if JAX is configured with a cache folder."""
     from jax._src import compilation_cache
 
     compilation_cache.reset_cache()
@@ -60,7 +60,7 @@ def use_cache(store: Any) -> None:
 
 
 def is_whole_program(value: bytes) -> bool:
-    """True if this is a complete compiled program in the format of JAX's cache."""
+    """True if the bytes are a complete compiled program in the format of JAX's compilation cache."""
     from jax._src import compilation_cache
 
     decompress = compilation_cache.decompress_executable
@@ -97,7 +97,7 @@ def cudnn_assumed() -> Iterator[None]:
 
 
 def cudnn_time_axis(layout: int) -> int:
-    """Return the time axis of the keys array in a layout of cuDNN attention."""
+    """Return the index of the time axis of the key array in a cuDNN attention layout."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     return 1 if layout == cudnn.AttentionLayout.BTNH.value else 2

@@ -31,10 +31,11 @@ def printable_lines(text: str) -> str:
 
 
 def short_path(path: Path) -> str:
-    """Return the path relative to the working directory if it is inside of it, and the absolute path otherwise."""
+    """Return a path below the working directory as a path relative to the working directory, and any other path
+    unchanged."""
     try:
         return str(path.relative_to(os.getcwd())) if path != Path(os.getcwd()) else str(path)
-    except (ValueError, OSError):  # outside of it, or it was removed
+    except (ValueError, OSError):  # the path is outside the working directory, or the working directory was removed
         return str(path)
 
 
@@ -48,13 +49,13 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join([first, *(line if line[:1] in ("", " ", "\t") else f"  {line}" for line in others)])
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Return a traceback as text."""
+        """Return a traceback as text, with unprintable characters escaped."""
         return printable_lines(super().formatException(ei))
 
 
 def shell_line(words: Iterable[str]) -> str:
-    """Return a command line that a shell splits into these words. Words with unprintable characters are written as a
-    call of `printf`, which works in every shell."""
+    """Return a command line that a shell splits into these words. Words with unprintable characters are written as
+    `printf` calls, which work in every shell."""
     return " ".join(shlex.quote(word) if word.isprintable() else f"\"$(printf '{_escaped(word)}')\"" for word in words)
 
 

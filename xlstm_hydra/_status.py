@@ -1,9 +1,9 @@
-"""The status line: what the process is doing, while it takes longer than a second.
+"""The status line, which shows the current operation if it takes longer than a second.
 
-On a terminal it is the last line of stderr. It is rewritten every second and removed at the end. Elsewhere, and in the
-log file, it is a line of the log. A thread draws the line, because the main thread is busy with the work. The thread is
-a daemon and owns the line, so the line is removed however the work ends. Output of other code starts at the first
-column, over the status line, and `Console` removes the line before it prints.
+On a terminal, the status line is the last line of stderr, rewritten every second and removed at the end of the
+operation. If stderr is not a terminal, and in the log file, it is an ordinary log line. A daemon thread draws and
+removes the status line, because the main thread is busy. The cursor stays in the first column, so output of other code
+overwrites the status line; `Console` removes the status line before it prints.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from xlstm_hydra._logging import log
 from xlstm_hydra._printable import printable
 
 PATIENCE_SECONDS, LONG_SECONDS = 1.0, 10.0
-"""Time until work has a status line, and time from which its end is logged."""
+"""Seconds after which an operation gets a status line, and seconds after which its end is logged too."""
 
 _JOIN_SECONDS = 1.0
-"""Longest wait for the thread, which may be blocked by a terminal that does not read (Ctrl-S)."""
+"""Timeout in seconds for the thread to end. It may be blocked by a paused terminal (Ctrl-S)."""
 
 _REMOVE = "\r\x1b[2K"
 _IS_STATUS = "is_status"
-"""Attribute of a log record: true if a terminal shows the same text in its status line."""
+"""Name of the attribute that marks log records with a status text. They are not printed on a terminal that shows the
+same text in its status line."""
 
 _shown: list[threading.Event] = []
-"""The current status lines, the innermost last. Each is an event that is set at its end."""
+"""The current operations, innermost last, each represented by the event that is set when the operation ends."""
 
 
 def _write(text: str) -> None:
-    """Replace the status line on the terminal."""
+    """Replace the status line on the terminal. An empty text removes it."""
     try:
         sys.stderr.write(f"{_REMOVE}{text[: _width(sys.stderr) - 1]}\r" if text else _REMOVE)
         sys.stderr.flush()
@@ -46,7 +47,7 @@ def _write(text: str) -> None:
 
 
 def _width(terminal: TextIO) -> int:
-    """Number of columns of a terminal; 80 if it does not report it."""
+    """Return the number of columns of a terminal, or 80 if it is unknown."""
     try:
         return os.get_terminal_size(terminal.fileno()).columns or 80
     except OSError:
@@ -54,19 +55,19 @@ def _width(terminal: TextIO) -> int:
 
 
 _draw: Callable[[str], None] = _write
-"""Shows a status; the empty text removes it."""
+"""Function that shows a status text. An empty text removes the status line."""
 
 _lock = threading.RLock()
-"""Held while the status line is drawn, and while other lines are printed."""
+"""Held while the status line is drawn and while a log record is printed."""
 
 
 @contextmanager
 def status(text: str, in_log: bool = True) -> Iterator[None]:
-    """Show what the work inside is, if it takes longer than a second and the log level of the process is INFO.
+    """Show a text while the `with` block runs, if it takes longer than a second and INFO messages are logged.
 
     Args:
-        text: such as "compiling the training step".
-        in_log: if false, show it only on a terminal, for a command whose output is read by other programs.
+        text: the operation, such as "compiling the training step".
+        in_log: if false, show the text only on a terminal, for a command whose output is read by other programs.
     """
     if not log.isEnabledFor(logging.INFO):
         yield
@@ -85,7 +86,7 @@ def status(text: str, in_log: bool = True) -> Iterator[None]:
 
 @contextmanager
 def drawn_by(draw: Callable[[str], None]) -> Iterator[None]:
-    """Inside, show statuses with a function, such as one that writes them into a progress bar."""
+    """Inside the `with` block, show status texts with `draw`, for example in a progress bar."""
     global _draw
     before, _draw = _draw, draw
     try:
@@ -120,16 +121,16 @@ def _show(text: str, start: float, done: threading.Event, in_log: bool) -> None:
 
 
 def _draws_line() -> bool:
-    """True if stderr is a terminal that can rewrite its last line, and no worker process shares it."""
+    """True if stderr is a terminal that can rewrite its last line, and this process is not a worker."""
     try:
         is_terminal = sys.stderr.isatty()
-    except ValueError:  # closed
+    except ValueError:  # stderr is closed
         return False
     return is_terminal and os.environ.get("TERM") != "dumb" and parent_process() is None
 
 
 def _new_lock() -> None:
-    """Replace the lock in a forked process, where the thread that holds it does not exist."""
+    """Replace the lock in a forked process, where the thread that may have held the lock does not exist."""
     global _lock
     _lock = threading.RLock()
     _shown.clear()
@@ -139,10 +140,10 @@ os.register_at_fork(after_in_child=_new_lock)
 
 
 class Console(logging.StreamHandler):
-    """The log on the terminal or in a pipe. On a terminal, the facts of a run are wrapped at words."""
+    """Log handler for a terminal or a pipe. On a terminal, lines logged by `log_fact` are wrapped between words."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record, unless the status line shows the same."""
+        """Print a record, unless the status line shows the same text."""
         if getattr(record, _IS_STATUS, False) and self._is_terminal() and _draws_line():
             return
         with _lock:
@@ -151,7 +152,7 @@ class Console(logging.StreamHandler):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of a record, wrapped to the width of the terminal if it is a fact."""
+        """Return the text of a record, wrapped to the width of the terminal if `log_fact` logged it."""
         text, indent = super().format(record), getattr(record, "indent", None)
         if indent is None or not self._is_terminal():
             return text
@@ -164,5 +165,5 @@ class Console(logging.StreamHandler):
     def _is_terminal(self) -> bool:
         try:
             return self.stream.isatty()
-        except ValueError:  # closed
+        except ValueError:  # the stream is closed
             return False

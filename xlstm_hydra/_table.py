@@ -29,7 +29,8 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int]) -> Iterator[str]
 
 
 def fitting(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Drop the last columns of a table that is wider than the terminal. Without a terminal, all are kept."""
+    """Drop the last columns of a table that is wider than the terminal, but keep the first three. Without a terminal,
+    keep all columns."""
     width = shutil.get_terminal_size((_NO_LIMIT, 1)).columns
     ends = accumulate(max(map(len, column)) + 2 for column in zip(*rows, strict=True))
     number = sum(end - 2 <= width for end in ends)
@@ -40,42 +41,43 @@ _NO_LIMIT = 10**6
 
 
 def fit_terminal(text: str) -> str:
-    """Return a text whose lines are wrapped between words at the width of the terminal, if the output is a terminal."""
+    """Wrap the lines of a text between words at the width of the terminal. Without a terminal, do not wrap lines."""
     width = shutil.get_terminal_size((_NO_LIMIT, 0)).columns
     wrapper = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return "\n".join("\n".join(wrapper.wrap(line)) for line in text.splitlines())
 
 
 def gib(size: float) -> str:
-    """Return GiB with two decimals, or two significant digits for small sizes."""
+    """Convert a size in bytes to GiB, with two decimals, or two significant digits for small sizes."""
     number = size / 2**30
     return f"{number:,.2f}" if number >= 0.1 or number == 0 else f"{number:.2g}" if number >= 1e-4 else "<1e-4"
 
 
 def in_bytes(size: float) -> str:
-    """Return a size with its unit: GiB with two decimals; for small sizes, MiB or KiB with one."""
+    """Convert a size in bytes to text with a unit: GiB with two decimals; for small sizes, MiB or KiB with one
+    decimal."""
     if size == 0 or size >= 0.1 * 2**30:
         return f"{gib(size)} GiB"
     return f"{size / 2**20:,.1f} MiB" if size >= 0.1 * 2**20 else f"{size / 2**10:,.1f} KiB"
 
 
 def milliseconds(seconds: float) -> str:
-    """Return milliseconds with one decimal, or two significant digits for short times."""
+    """Convert a time in seconds to milliseconds, with one decimal, or two significant digits for short times."""
     return f"{1e3 * seconds:,.1f}" if seconds >= 1e-3 or seconds == 0 else f"{1e3 * seconds:.2g}"
 
 
 def in_ms(seconds: float) -> str:
-    """Return milliseconds with their unit."""
+    """Convert a time in seconds to milliseconds, with the unit."""
     return f"{milliseconds(seconds)} ms"
 
 
 def tera(flops: float) -> str:
-    """Return TFLOP with one decimal, or two significant digits for small numbers."""
+    """Convert FLOPs to TFLOP, with one decimal, or two significant digits for small numbers."""
     return f"{flops / 1e12:,.1f}" if flops >= 1e12 else f"{flops / 1e12:.2g}"
 
 
 def duration(seconds: float) -> str:
-    """Return a time as `M:SS`, `H:MM:SS` or `N d H:MM:SS`."""
+    """Convert a time in seconds to `M:SS`, `H:MM:SS` or `N d H:MM:SS`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if not hours:

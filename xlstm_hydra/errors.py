@@ -1,10 +1,10 @@
 """Errors that are not bugs: an invalid config, or a condition of the machine or of the run.
 
 Commands print each of these as a single message. Any other error is printed with its traceback and the address for bug
-reports. Code raises one of the following, with a message that is clear without a traceback:
+reports. Code raises one of the following errors, with a message that is clear without a traceback:
 
 - `ConfigError` if the user can correct it before the run starts (exit status 2);
-- an `OSError` that names the file, as `open` raises it, or one with its own message (exit status 1);
+- an `OSError` that names the file, as raised by `open`, or an `OSError` with a message of its own (exit status 1);
 - `FloatingPointError` with a message, for numbers that are not finite (exit status 1);
 - `TaskError` for anything else that prevents a task from finishing (exit status 1).
 
@@ -48,7 +48,7 @@ _WAYS_OUT = {
 """The fix for an `OSError`, by `errno`."""
 
 _OF_FOLDERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""`errno` values that another folder may avoid."""
+"""`errno` values of errors that can be avoided by choosing another folder."""
 
 _DEVICE_MEMORY = (
     "Use a smaller trainer.batch_size or model.context_length, activation checkpointing (parallel.remat), or more "
@@ -86,12 +86,13 @@ def status_of(error: BaseException) -> int:
 
 
 def wants_traceback() -> bool:
-    """True if the user wants the traceback of every error."""
+    """True if the user asked for the traceback of every error."""
     return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def note_folder(error: BaseException, folder: str) -> None:
-    """Mark an error as raised after the run in this folder had started."""
+    """Add a note with the run folder to an error that was raised after the run had started. `has_started` checks for
+    this note."""
     error.add_note(f"{_FOLDER_NOTE}{folder}")
 
 
@@ -101,8 +102,8 @@ def has_started(error: BaseException) -> bool:
 
 
 def text_of(error: BaseException, head: str) -> str:
-    """Return the printed text of an error: `head` and the message, or for a bug the traceback and the address for
-    reports."""
+    """Return the text to print for an error: `head` and the message, or, for a bug, the traceback and the address for
+    bug reports."""
     message, trace = message_of(error), "".join(traceback.format_exception(error))
     if message is None:
         return printable_lines(f"{trace}{bug_report(error)}")
@@ -111,8 +112,8 @@ def text_of(error: BaseException, head: str) -> str:
 
 
 def _is_found_by_jax(error: BaseException) -> bool:
-    """True if JAX itself found a number that is not finite (trainer.debug_nans). The user then needs the traceback,
-    from which JAX removes its own frames and adds a note about it."""
+    """True if JAX itself detected a number that is not finite (trainer.debug_nans). The user then needs the traceback.
+    JAX removes its internal frames from the traceback and adds a note that says so."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame in frames[-1:]]
     is_filtered = any("JAX has removed its internal frames" in note for note in getattr(error, "__notes__", ()))
@@ -120,7 +121,8 @@ def _is_found_by_jax(error: BaseException) -> bool:
 
 
 def bug_report(error: BaseException) -> str:
-    """Return the address for bug reports, with the versions that a report needs."""
+    """Return the address for bug reports and the package versions that a report must contain. If the user's own code
+    raised the error, return the name of the file instead."""
     if file := _own_file(error):
         return f"The error was raised by {file}, which is not part of xlstm-hydra."
     where = "".join(f"\n{url}" for url in _issue_pages())
@@ -131,7 +133,7 @@ def bug_report(error: BaseException) -> str:
 
 
 def versions(*names: str) -> str:
-    """Return the versions of packages and of Python."""
+    """Return a text with the versions of some packages and of Python."""
     return ", ".join([*(f"{name} {_version(name)}" for name in names), f"Python {sys.version.partition(' ')[0]}"])
 
 
@@ -140,7 +142,7 @@ def _folder_notes(error: BaseException) -> list[str]:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error as a single line."""
+    """Return a single line that describes an error."""
     message = message_of(error)
     text = traceback.format_exception_only(error)[0] if message is None else message
     text = " ".join(text.split()) if isinstance(error, ConfigError) else text.strip().partition("\n")[0]
@@ -168,8 +170,8 @@ def _is_name(name: object) -> bool:
 
 
 def _own_file(error: BaseException) -> str | None:
-    """Return the file of the user's own code that raised an error, or None: the innermost file of the traceback that
-    is neither part of this package nor installed."""
+    """Return the innermost file of the traceback that is not part of an installed package or the standard library. None
+    if this file belongs to xlstm-hydra."""
     trace = error.__traceback__
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
     package, standard = Path(__file__).parent, Path(os.__file__).parent
@@ -193,7 +195,7 @@ def _version(name: str) -> str:
 
 
 def _issue_pages() -> list[str]:
-    """Return the address of the issue tracker, if the package's metadata has one."""
+    """Return the addresses of issue trackers in the metadata of this package."""
     from importlib import metadata
 
     try:

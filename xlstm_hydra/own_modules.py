@@ -10,15 +10,15 @@ from pathlib import Path
 from xlstm_hydra.problems import ConfigError, Problem
 
 _SAFE_PATH = "PYTHONSAFEPATH"
-"""Environment variable that keeps Python from importing modules from the current folder."""
+"""Environment variable that prevents Python from importing modules from the current folder."""
 
 
 def find_own_modules(named: Iterable[Path] = ()) -> None:
     """Make modules in the current folder importable, as `python -m` does but a console command does not. If the current
-    folder is, or is inside, a saved run or sweep that the user names, nothing in it is imported.
+    folder is, or is inside, one of the folders `named`, nothing is imported from it.
 
     Args:
-        named: folders that are read and may come from someone else.
+        named: folders of saved runs or sweeps named on the command line, which may have been written by someone else.
 
     Raises:
         ConfigError: the current folder no longer exists.
@@ -40,7 +40,8 @@ def change_folder(folder: Path, *, import_modules: bool) -> None:
 
     Args:
         folder: the new current folder.
-        import_modules: make its modules importable, in this process and in those started later.
+        import_modules: make modules in the new folder importable, in this process and in processes started later.
+            False: import nothing from the new folder.
     """
     before = os.getcwd()
     sys.path[:] = [entry or before for entry in sys.path]
@@ -52,6 +53,6 @@ def change_folder(folder: Path, *, import_modules: bool) -> None:
 
 
 def _import_nothing_from(folder: str) -> None:
-    """Exclude a folder from the import path, also in processes started in it."""
+    """Exclude a folder from the import path, also in processes that are started in the folder."""
     sys.path[:] = [entry for entry in sys.path if os.path.realpath(entry or folder) != os.path.realpath(folder)]
     os.environ[_SAFE_PATH] = "1"

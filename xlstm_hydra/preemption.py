@@ -1,17 +1,18 @@
-"""Preemption: a signal that asks the process to stop is noticed immediately, and obeyed once everything is saved.
+"""Preemption: a signal that asks the process to stop is recorded immediately, and obeyed once everything is saved.
 
-SIGTERM, SIGUSR1 and SIGUSR2 are such signals: clusters send one of them some time before they kill a job. SIGHUP is
-another, sent when a terminal is closed. Python runs signal handlers only between bytecode instructions, so not while
-the main thread compiles or waits for other processes. The C-level handler, however, writes the signal number into a
-pipe immediately (`signal.set_wakeup_fd`), and a thread here reads that pipe. Then:
+Clusters send SIGTERM, SIGUSR1 or SIGUSR2 some time before they kill a job, and a terminal sends SIGHUP when it is
+closed. Python runs signal handlers only between bytecode instructions, so not while the main thread compiles or waits
+for other processes. The C-level handler, however, writes the signal number into a pipe immediately
+(`signal.set_wakeup_fd`), and a reader thread of this module reads that pipe. Then:
 
 - Before there is anything to save, the first signal raises `Preempted` in the main thread. If the main thread does not
-  react within `PATIENCE_SECONDS`, the reader thread ends the process.
-- Once there is something to save (`Watch.defer`), the first signal is only recorded. Training checks for it.
-- A second signal ends the process immediately, with status 128 + its number. A second SIGHUP is ignored.
+  react within `PATIENCE_SECONDS`, another thread ends the process.
+- Once there is something to save (`Watch.defer`), the first signal is only recorded, and training checks for it after
+  each step.
+- A second signal ends the process immediately, with exit status 128 + signal number. A second SIGHUP is ignored.
 
-If the program already had a handler for the signal, such as submitit's, which requeues the job, it is called after
-saving. A signal that the program ignores stays ignored.
+If the program already had a handler for the signal, that handler is called after saving: submitit's handler, for
+example, requeues the job. A signal that the program already ignored stays ignored.
 """
 
 from __future__ import annotations
@@ -32,16 +33,18 @@ from xlstm_hydra._status import erasure
 log = logging.getLogger("xlstm_hydra")
 
 STATUS = 75
-"""Exit status of a preempted run, which should be started again: EX_TEMPFAIL."""
+"""Exit status of a preempted run, which should be started again (EX_TEMPFAIL)."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 """The signals that ask the process to stop."""
 
 SAME_SECONDS = 0.3
-"""Signals that arrive this close together count as one: `timeout` and SLURM signal a process and its group."""
+"""Signals within this many seconds of the first signal count as the same signal, because `timeout` and SLURM signal
+both a process and its process group."""
 
 PATIENCE_SECONDS = 10.0
-"""How long the main thread may take to react to a signal when it has nothing to save."""
+"""Timeout in seconds for the main thread to react to a signal when there is nothing to save. Also the timeout for
+worker processes to save."""
 
 
 class Preempted(SystemExit):
@@ -49,7 +52,7 @@ class Preempted(SystemExit):
 
     def __init__(self, text: str, by_all: bool = False) -> None:
         """Args:
-        text: for the user.
+        text: message for the user.
         by_all: True if all processes of the run have agreed to stop.
         """
         super().__init__(STATUS)
@@ -63,24 +66,24 @@ class Preempted(SystemExit):
 
 
 class Watch:
-    """The signals received so far. `watched` creates one."""
+    """Signals received so far. Instances are created by `watched`."""
 
     def __init__(self) -> None:
         self.request: int | None = None
-        """Number of the first signal received, here or in another process of the run."""
+        """Number of the first signal received, by this or another process of the run. None: no signal yet."""
         self.is_interrupted = False
-        """True once SIGINT was received. Python drops the KeyboardInterrupt if it is raised inside a callback, such as
-        JAX's garbage-collector callback."""
+        """True once SIGINT was received. Needed because Python drops a KeyboardInterrupt that is raised inside a
+        callback, such as JAX's garbage-collector callback."""
         self.before_leaving: Callable[[int, str], None] | None = None
-        """Called with the exit status and the reason before a second signal ends the process."""
+        """Called with the exit status and the reason before `os._exit` ends the process."""
         self.are_busy: Callable[[], bool] = lambda: False
-        """Return True while child processes, which get the signal too, still have something to save."""
+        """Function that returns True while the worker processes, which receive the signal too, are still saving."""
         self._is_deferred = self._has_raised = False
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._first_at = 0.0
 
     def defer(self) -> None:
-        """Only record signals from now on, because there is something to save. The caller must check `request`."""
+        """From now on, only record signals, because there is something to save. The caller must check `request`."""
         self._is_deferred = True
 
     def refuse_to_begin(self) -> None:
@@ -111,7 +114,8 @@ class Watch:
         raise Preempted(f"{name_of(number)}: stopped with nothing new to save")
 
     def _pass_on(self, number: int) -> None:
-        """Signal the workers and wait while they save. Their parent kills them as soon as this thread continues."""
+        """Forward a signal to the worker processes and wait while they save. The workers are killed as soon as this
+        thread continues."""
         workers = active_children()
         for worker in workers:
             if worker.pid is not None:
@@ -121,13 +125,13 @@ class Watch:
             time.sleep(0.1)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        """Handle a signal in the main thread, between bytecode instructions."""
+        """Handle a signal. Python calls this in the main thread, between bytecode instructions."""
         self.request = self.request or number
         if not self._is_deferred and not self._has_raised:
             self._raise(number)
 
     def _note(self, number: int) -> None:
-        """Record a signal in the thread that reads the pipe."""
+        """Record a signal. The reader thread calls this."""
         now = time.monotonic()
         if not self._first_at:
             self._first_at, self.request = now, self.request or number
@@ -160,7 +164,8 @@ class Watch:
 _active: Watch | None = None
 
 _ended_worker: int | None = None
-"""In a worker process: the signal that ended its last job. It also ends the jobs that the worker is given later."""
+"""Number of the signal that ended the last job of this worker process. It also ends every later job. None: no signal,
+or not a worker process."""
 
 
 def name_of(number: int) -> str:
@@ -170,7 +175,12 @@ def name_of(number: int) -> str:
 
 @contextmanager
 def waiting_while(are_busy: Callable[[], bool]) -> Iterator[None]:
-    """Inside `watched`, if a signal arrives, wait for the workers of this process to save."""
+    """If a signal arrives inside the `with` block, wait until the worker processes have saved. No effect outside
+    `watched`.
+
+    Args:
+        are_busy: returns True while worker processes are still saving.
+    """
     if _active is not None:
         _active.are_busy = are_busy
     try:
@@ -209,7 +219,8 @@ def watched() -> Iterator[Watch]:
         try:
             yield _active
         finally:
-            _active._is_deferred = _active.request is not None  # it came too late to stop this work, and stops the next
+            # A signal that came too late to stop this work stops the next.
+            _active._is_deferred = _active.request is not None
         return
     watch = Watch()
     watch.request = _ended_worker
@@ -229,7 +240,7 @@ def watched() -> Iterator[Watch]:
 
 @contextmanager
 def _noting(watch: Watch) -> Iterator[None]:
-    """Install the handlers and the pipe, and restore the previous ones at the end."""
+    """Install the signal handlers and the pipe, and restore the previous handlers and pipe at the end."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     watch._handlers = {number: handler for number, handler in before.items() if callable(handler)}
@@ -253,7 +264,8 @@ def _noting(watch: Watch) -> Iterator[None]:
 
 
 def _read(watch: Watch, read: int, before_fd: int, numbers: set[int]) -> None:
-    """Record the signals whose numbers arrive in the pipe, until a zero does. Forward them to the previous pipe."""
+    """Record the signals whose numbers arrive in the pipe, until a zero arrives. Forward each number to the previous
+    pipe."""
     while number := os.read(read, 1)[0]:
         if before_fd >= 0:
             os.write(before_fd, bytes([number]))
@@ -264,7 +276,7 @@ def _read(watch: Watch, read: int, before_fd: int, numbers: set[int]) -> None:
 
 
 def _forget_in_child() -> None:
-    """Detach a forked child from the pipe, which it inherits: its signals do not concern this process."""
+    """Detach a forked child from the inherited pipe, so that its signals do not reach the parent."""
     if _active is not None:
         signal.set_wakeup_fd(-1)
 

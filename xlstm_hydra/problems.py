@@ -1,4 +1,5 @@
-"""Broken rules, reported as the keys as typed, their values, the rule and the fix."""
+"""Broken rules of configs. Each is reported with its keys (as the user types them), their values, the rule and the
+fix."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ _HIDDEN = ...
 class Problem:
     """One broken rule.
 
-    Keys are relative to the config that states the rule; `at` puts them where the user types them. A key with a leading
-    slash is already complete (`/parallel.model_axis_size`). Keys in braces in `rule` or `fix` are printed the same way.
+    Keys are relative to the config that states the rule; `at` adds the path of that config in front of them. A key with
+    a leading slash is already absolute (`/parallel.model_axis_size`). Keys in braces in `rule` or `fix` are expanded to
+    absolute keys too.
     """
 
     given: Mapping[str, Any]
@@ -34,16 +36,16 @@ class Problem:
     """The rule, without a full stop."""
 
     fix: str = ""
-    """What to type instead, in whole sentences."""
+    """How to correct the problem, in whole sentences."""
 
     unused: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    """Keys whose value has no effect here, each with the value that it should have instead."""
+    """Keys whose values have no effect in this config, with the values that they should have."""
 
     also: tuple[str, ...] = field(default=(), kw_only=True)
     """Further keys that the rule depends on. They are not printed."""
 
     choices: tuple[str, ...] = field(default=(), kw_only=True)
-    """All values that the key can have, if the rule lists them."""
+    """All allowed values of the key, if the rule lists them."""
 
     prefix: str = field(default="", kw_only=True)
 
@@ -52,7 +54,8 @@ class Problem:
 
     @classmethod
     def about(cls, key: str, text: str, fix: str = "") -> Problem:
-        """A problem whose text contains the value, such as `expected int, got 'abc'`. Braces are printed unchanged."""
+        """Return a problem whose text contains the value, such as `expected int, got 'abc'`. Braces in the text are
+        printed unchanged."""
         return cls({key: _HIDDEN}, text, fix)
 
     def at(self, path: str) -> Problem:
@@ -95,7 +98,7 @@ class UnknownField(Problem):
     """A field that the class does not have. Lenient reading ignores it."""
 
     is_null: bool = field(default=False, kw_only=True)
-    """True if its value is null."""
+    """True if the value of the field is null."""
 
     @classmethod
     def of(cls, key: str, value: Any, text: str, fix: str = "") -> UnknownField:
@@ -104,7 +107,7 @@ class UnknownField(Problem):
 
 
 class UnknownGroup(UnknownField):
-    """A group that a run does not have."""
+    """A config group that a run does not have."""
 
 
 class UnknownKey(Problem):
@@ -112,11 +115,11 @@ class UnknownKey(Problem):
 
 
 def placed(problems: Iterable[Problem], keys: Iterable[str]) -> list[Problem]:
-    """Improve the suggestions for unknown fields. If no field next to one has its name or meaning, suggest the field
-    elsewhere that does.
+    """Improve the suggestions for unknown fields. If no field of the same config has the unknown name or is a synonym,
+    suggest a field of another config that has the name or is a synonym.
 
     Args:
-        problems: their keys start at the same config as `keys`.
+        problems: problems with keys relative to the same config as `keys`.
         keys: dotted keys of all fields.
     """
     keys = list(keys)
@@ -154,8 +157,8 @@ def _is_below(key: str, other: str) -> bool:
 
 
 def independent(found: Iterable[Problem], known: Iterable[Problem]) -> list[Problem]:
-    """Return the new problems, each once: those that are not known yet and do not depend on a missing or unreadable
-    value."""
+    """Return the problems in `found`, without duplicates, that are not in `known` and do not depend on a missing or
+    unreadable value."""
     known = list(known)
     unread = [problem for problem in known if isinstance(problem, Unread)]
     texts = {str(problem) for problem in known}
@@ -210,7 +213,7 @@ class _Short(reprlib.Repr):
 
 
 def show(value: Any) -> str:
-    """A value as the user would type it, short enough for one line."""
+    """Return a value as the user would type it, shortened to at most 80 characters."""
     text = printable(_Short().repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -238,14 +241,15 @@ def near_name(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | Non
 
 
 def divisors(number: int) -> list[int]:
-    """Return the positive divisors in ascending order; above 2**32, only those up to 2**16 and their cofactors."""
+    """Return the positive divisors in ascending order. For numbers above 2**32, divisors above 2**16 are listed only if
+    their cofactor is at most 2**16."""
     number = abs(number)
     small = [d for d in range(1, min(math.isqrt(number), 2**16) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
 
 def either(options: Iterable[Any]) -> str:
-    """Join options as `1, 2 or 4`. The middle of a long list is omitted."""
+    """Return the options joined as `1, 2 or 4`. The middle of a long list is omitted."""
     texts = [str(option) for option in options]
     if len(texts) > 12:
         texts = [*texts[:6], "...", *texts[-5:]]

@@ -17,12 +17,12 @@ _GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 """`errno` values of a pipe or terminal that is closed at the other end."""
 
 _failed = WeakSet[logging.FileHandler]()
-"""Log files that a warning has been logged about."""
+"""Log files for which a warning has already been logged."""
 
 
 class _Stream(io.FileIO):
-    """A file descriptor that discards output it cannot write, and keeps the first error. Once the reader has gone, all
-    later output is discarded."""
+    """Stream on a file descriptor that discards output that cannot be written, and stores the first error. Once the
+    other end is closed, all later output is discarded."""
 
     failed: OSError | None = None
 
@@ -37,7 +37,8 @@ class _Stream(io.FileIO):
 
 
 class LogFile(logging.FileHandler):
-    """The log file of a run. If it cannot be written, for example because the disk is full, log one warning."""
+    """Handler for the log file of a run. If the file cannot be written, for example because the disk is full, one
+    warning is logged."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (a name of the standard library)
         """See `warn_once`."""
@@ -50,7 +51,8 @@ class LogFile(logging.FileHandler):
 
 
 def warn_once(handler: logging.FileHandler, record: logging.LogRecord) -> None:
-    """Log a single warning about a log file that cannot be written. `logging` would print a traceback for each line."""
+    """Log a single warning about a log file that cannot be written. By default, `logging` prints a traceback for each
+    line."""
     error = sys.exception()
     if not isinstance(error, OSError):
         logging.FileHandler.handleError(handler, record)
@@ -60,10 +62,10 @@ def warn_once(handler: logging.FileHandler, record: logging.LogRecord) -> None:
 
 
 def keep_streams() -> None:
-    """Make standard output and error safe to write even if their reader goes away.
+    """Make it safe to write to standard output and error even after the other end is closed.
 
     A stream that is closed when the program starts is opened on the null device. Otherwise the next opened file would
-    get its descriptor, and printed text would end up in that file.
+    get the file descriptor of the stream, and printed text would end up in that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -77,7 +79,8 @@ def keep_streams() -> None:
 
 
 def unwritten() -> str | None:
-    """Flush standard output. Return the reason if output was lost, unless its reader has gone."""
+    """Flush standard output. Return an error message if output was lost, or None. Output lost because the other end was
+    closed is not reported."""
     sys.stdout.flush()
     error = getattr(_raw(sys.stdout), "failed", None)
     return None if error is None or error.errno in _GONE else f"standard output cannot be written: {error.strerror}"

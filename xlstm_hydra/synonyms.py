@@ -1,4 +1,4 @@
-"""Names that other language-model programs use for our fields."""
+"""Names that other programs for training language models use for our fields."""
 
 from __future__ import annotations
 
@@ -102,19 +102,20 @@ SYNONYMS: dict[str, str] = {
     "gpus_per_node": "num_gpus n_gpus gpus",
     "mem_gb": "mem memory",
 }
-"""Names in other programs for each field, separated by spaces. A name may stand for several fields if every config has
-at most one of them."""
+"""For each field, its names in other programs, separated by spaces. A name may be listed for several fields if every
+config has at most one of these fields."""
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """Return the known field that another program's name stands for: the first match in the table, or None."""
+    """Return the field in `known` for which another program uses `name`: the first match in the table, or None."""
     given, known = _plain(name), {*known}
     found = (field for field, words in SYNONYMS.items() if field in known and given in words.split())
     return next(found, None)
 
 
 def same_meaning(name: str, paths: Iterable[str]) -> list[str]:
-    """Return the dotted keys that end in a name or, if there are none, in the field that it stands for."""
+    """Return the dotted keys in `paths` whose last part is `name` or, if there are none, the field for which another
+    program uses `name`."""
     last = {path: path.rpartition(".")[2] for path in paths}
     found = [path for path in last if last[path] == name]
     wanted = None if found else meant(name, last.values())

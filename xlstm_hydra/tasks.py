@@ -1,4 +1,4 @@
-"""The tasks, run once the config has been validated. JAX is loaded only when a task is."""
+"""Run the task of a validated config. The module of a task, and with it JAX, is imported only when the task runs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from xlstm_hydra.configs import RunConfig, resolve_classes
 from xlstm_hydra.runs import find_starting_point, refuse_to_overwrite, step_of, verification
 
 Task = Callable[[RunConfig, Path, list[str]], float | None]
-"""Function of a task: takes the config of a run, its folder, and the overrides that its config was composed from."""
+"""Function that runs a task. Its arguments are the config of the run, the run folder, and the overrides that the config
+was composed from."""
 
 
 def run_task(run: RunConfig, folder: Path, overrides: Sequence[str]) -> float | None:
-    """Run the task of a run.
+    """Run the task that is selected in the config of a run.
 
     Args:
         run: the checked config.
         folder: the run folder.
-        overrides: the overrides that its config was composed from.
+        overrides: the overrides that the config was composed from.
 
     Returns:
-        The value that a sweeper minimises: the final loss, or the predicted step time of a plan. None if there is none.
+        The value that a sweeper minimises: the final loss, or the predicted step time of a plan. None: the task has no
+        such value.
     """
     return TASKS[run.task.name]()(run, folder, list(overrides))
 
@@ -56,8 +58,8 @@ TASKS = {"train": _train, "evaluate": _evaluate, "generate": _generate, "plan": 
 
 
 def is_unfinished(run: RunConfig, folder: Path) -> bool:
-    """True if a run has something left to do in its folder. Nothing is written, so a run that is then refused leaves
-    the folder unchanged.
+    """True if a run has steps left to train. Nothing is written, so a run that is rejected afterwards leaves the folder
+    unchanged.
 
     Raises:
         ConfigError: the folder contains another run, or the checkpoint to start from is damaged or does not match.

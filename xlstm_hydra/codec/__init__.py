@@ -1,4 +1,4 @@
-"""Conversion between plain values and dataclasses, with no dependency but the standard library."""
+"""Conversion between plain JSON values and dataclasses. No third-party package is imported."""
 
 from ._construct import types_first as types_first
 from ._decode import collect as collect

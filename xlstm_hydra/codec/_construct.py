@@ -20,9 +20,9 @@ _LOSSLESS = Flags(lossless=True)
 
 
 def types_first(post_init: Callable[..., None]) -> Callable[..., None]:
-    """Make a `__post_init__` check and convert the types of all fields first.
+    """Decorate a `__post_init__` so that the types of all fields are checked and converted before it runs.
 
-    If it calls the `__post_init__` of a base class, the types are checked only once, by the outermost one.
+    If it calls the decorated `__post_init__` of a base class, the types are checked only once, by the outermost call.
     """
 
     @functools.wraps(post_init)
@@ -35,7 +35,7 @@ def types_first(post_init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _rules_of_others(config: Any, wrong: list[Problem]) -> list[Problem]:
-    """Return the broken rules that do not depend on the values of wrong types."""
+    """Return the broken rules that do not depend on a field whose value has a wrong type."""
     keys = {re.split(r"[.\[]", key)[0] for problem in wrong for key in problem.keys}
     values = {field.name: getattr(config, field.name, None) for field in dataclasses.fields(config)}
     rest = partial(type(config), {name: value for name, value in values.items() if name not in keys})
@@ -44,7 +44,7 @@ def _rules_of_others(config: Any, wrong: list[Problem]) -> list[Problem]:
 
 def convert_fields(config: Any) -> list[Problem]:
     """Convert the value of every field to its annotated type if no information is lost: 3 to 3.0, a tuple to a list.
-    Return a problem for every value of a wrong type."""
+    Return a problem for every value that cannot be converted."""
     problems: list[Problem] = []
     for name, hint, plain, items in _checks(type(config)):
         value = getattr(config, name, None)
@@ -84,7 +84,8 @@ def _plain(parts: Iterable[Any]) -> frozenset[Any]:
 
 
 def _parts(hint: Any) -> list[Any]:
-    """Return the members of a union, including None, or a list with the annotation itself."""
+    """Return the members of a union, including None. For any other annotation, return a list that contains only the
+    annotation."""
     hint = strip(hint)
     if kind(hint) is not typing.Union:
         return [hint]

@@ -1,6 +1,7 @@
 """Convert plain JSON values to typed values according to annotations, without importing any module.
 
-Every reader returns the value, or `MISSING`, and the problems it found. Their keys are relative to that value.
+Every reader returns the value (or `MISSING`) and the problems found. The keys of the problems are relative to the
+value.
 """
 
 from __future__ import annotations
@@ -152,13 +153,13 @@ def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
             problems.append(Unread.about("", f"missing, expected {type_name(fields[name])}").at(name))
     if not flags.ignore_unknown:
         strangers = [name for name in data if name not in fields and name != TAG]
-        # Many unknown names mean another format, where suggestions only take time.
+        # Many unknown names indicate another format, for which suggestions are useless and slow.
         problems += [_unknown(declared, cls, name, data[name], index < 20) for index, name in enumerate(strangers)]
     values = {name: value for name, (value, _) in found.items() if value is not MISSING}
     if not problems:
         return _construct(cls, values)
     config = partial(cls, values)
-    # Rules between nested configs need all of them.
+    # Rules between nested configs can be checked only if all of them are valid.
     return config, problems if _has_nested_problems(found) else problems + other_problems(config, problems)
 
 
@@ -230,7 +231,7 @@ def _read_union(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _attempt(member: Any, data: Any, flags: Flags) -> Result:
-    """Call `read` once per member and data. Otherwise nested unions would read their members many times."""
+    """Call `read`, but only once for equal arguments. Without this cache, nested unions would take exponential time."""
     key = (member, id(data), flags)
     if key not in flags.attempts:
         flags.attempts[key] = (data, read(member, data, flags))  # stores the data too, so that its id is not reused
@@ -247,7 +248,7 @@ def _num_unknown(member: Any, data: Any) -> int:
 
 
 def _is_alike(member: Any, data: Any) -> bool:
-    """True if data has the outer structure of a member, so that only its contents are wrong."""
+    """True if the data has the outer structure of a union member, so that only the contents can be wrong."""
     if isinstance(data, str):
         nests = dataclasses.is_dataclass(kind(member)) or kind(member) in (*SEQUENCES, *MAPPINGS)
         return kind(member) in CLASSES or (nests and _is_repr(data))
@@ -289,7 +290,8 @@ def _read_sequence(hint: Any, data: Any, flags: Flags) -> Result:
 
 
 def _is_other(origin: Any, data: Any, flags: Flags) -> bool:
-    """True if a collection must not be converted to another kind. A set, for example, has no order for a list."""
+    """True if a collection must not be converted to the type `origin`. For example, a set has no order, so it is not
+    converted to a list."""
     if isinstance(data, origin):
         return False
     if flags.lossless:
@@ -307,9 +309,8 @@ def _read_mapping(hint: Any, data: Any, flags: Flags) -> Result:
     if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         return _mismatch(hint, data)
     key_hint, value_hint = mapping_hints(hint)
-    lenient = dataclasses.replace(
-        flags, exact=False, as_written=False
-    )  # JSON keys are strings, so keys are always converted
+    # JSON keys are strings, so keys are always converted.
+    lenient = dataclasses.replace(flags, exact=False, as_written=False)
     steps = [key if isinstance(key, str) else show(key) for key, _ in pairs]
     keys = [read(key_hint, key, lenient) for key, _ in pairs]
     values = [read(value_hint, value, flags) for _, value in pairs]

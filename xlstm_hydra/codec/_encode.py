@@ -45,7 +45,8 @@ def encode(value: Any, hint: Any = Any) -> Any:
     """Return a value as plain JSON. `decode(hint, encode(value, hint))` restores it.
 
     Raises:
-        ConfigError: a part of it has no plain form (a lambda, an array, bytes). The message contains its path.
+        ConfigError: a part of the value has no plain form (a lambda, an array, bytes). The message contains the path of
+            that part.
     """
     hint = strip(hint)
     if kind(hint) is typing.Union:
@@ -162,7 +163,7 @@ def same(left: Any, right: Any, hint: Any = Any) -> bool:
 
 
 def same_fields(left: Any, right: Any) -> bool:
-    """True if two instances of a dataclass are the `same` in every field that is used for comparison."""
+    """True if `same` holds for every field of two dataclass instances that is not excluded with `compare=False`."""
     annotations = hints(type(left))
     return all(
         same(getattr(left, field.name, None), getattr(right, field.name, None), annotations.get(field.name, Any))

@@ -1,4 +1,4 @@
-"""Analysis of type annotations: their parts, their names for users, and the classes they allow."""
+"""Analysis of type annotations: their parts, their names in messages, and the classes that they allow."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from xlstm_hydra.problems import Missing, Problem, Unread, either, nearest, show
 T = TypeVar("T")
 
 TAG = "_type_"
-"""Key with the type of a value whose annotation does not determine it."""
+"""Key of the tag with the type of a value. The tag is written only if the annotation does not determine the type."""
 
 PAIRS = "items"
-"""Tag of a mapping that is written as a list of pairs, because its keys cannot be restored from strings."""
+"""Tag of a mapping that is written as a list of pairs, because the keys of the mapping cannot be restored from
+strings."""
 
 SEQUENCES = {list: list, tuple: tuple, set: set, frozenset: frozenset}
 SEQUENCES |= {abc.Sequence: list, abc.MutableSequence: list, abc.Iterable: list, abc.Collection: list, abc.Set: set}
@@ -31,7 +32,8 @@ _registered: dict[str, Any] = {}
 
 
 def register_class(cls: T, *names: str) -> T:
-    """Allow configs to refer to a class or function, also under other `names`. No other classes are ever looked up."""
+    """Allow configs to refer to a class or function by its dotted path and by `names`. Classes that are not registered
+    are never imported."""
     for name in (dotted(cls), *names):
         _registered[name] = cls
     return cls
@@ -43,7 +45,7 @@ def registered() -> Mapping[str, Any]:
 
 
 def find_class(name: str) -> Any:
-    """Return a registered class, or a subclass of a registered dataclass, by its dotted path, or None."""
+    """Return the registered class, or the subclass of a registered dataclass, with this dotted path, or None."""
     if name in _registered:
         return _registered[name]
     parents = [cls for cls in _registered.values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
@@ -59,7 +61,8 @@ def dotted(cls: Any) -> str:
 
 
 def subclasses(cls: type) -> list[type]:
-    """Return all direct and indirect subclasses. Of two with the same name, the one defined last comes first."""
+    """Return all direct and indirect subclasses. If two subclasses have the same name, the later definition comes
+    first."""
     direct = [sub for sub in reversed(type.__subclasses__(cls)) if sub is not cls]
     return list(dict.fromkeys([*direct, *(below for sub in direct for below in subclasses(sub))]))
 
@@ -67,7 +70,7 @@ def subclasses(cls: type) -> list[type]:
 def hints(cls: type) -> dict[str, Any]:
     """Return the resolved annotations of the fields that `cls(...)` accepts. A default of None allows None.
 
-    An annotation that cannot be evaluated, because it is meant only for type checkers, counts as `Any`.
+    An annotation that cannot be evaluated, because it is meant only for type checkers, is replaced by `Any`.
     """
     try:
         return _evaluated(cls)
@@ -107,10 +110,10 @@ def required(cls: Any) -> Iterator[str]:
 
 
 def variant(declared: Any, data: Mapping[Any, Any]) -> tuple[Any, list[Problem]]:
-    """Return the class to read `data` as: the declared class or one of its subclasses.
+    """Return the class to read `data` as, which is the declared class or one of its subclasses, and the problems found.
 
-    A tag determines it. Without a tag, if `name` is a required field of the declared class, the subclass with this
-    `name` is chosen.
+    If the data has a tag, the tag determines the class. Otherwise, if `name` is a required field of the declared class,
+    the subclass with this `name` is chosen.
     """
     family = subclasses(declared)
     if TAG in data:
@@ -167,7 +170,7 @@ def members(union: Any) -> list[Any]:
 
 
 def fixed_length(hint: Any) -> int | None:
-    """Return the length of a tuple whose annotation lists its elements, otherwise None."""
+    """Return the length required by a tuple annotation such as `tuple[int, str]`, or None for any other annotation."""
     args = typing.get_args(hint)
     return None if typing.get_origin(hint) is not tuple or Ellipsis in args else len(args)
 
@@ -187,7 +190,7 @@ def mapping_hints(hint: Any) -> tuple[Any, Any]:
 
 
 def type_name(hint: Any) -> str:
-    """Return the name of an annotation for users: `int`, `list[str]`, `float or null`, `'a' or 'b'`."""
+    """Return the name of an annotation for messages: `int`, `list[str]`, `float or null`, `'a' or 'b'`."""
     hint = strip(hint)
     args = typing.get_args(hint)
     if hint is type(None):
@@ -209,5 +212,5 @@ def _arg_name(arg: Any) -> str:
 
 
 def flatten(problems: Iterable[tuple[str, list[Problem]]]) -> list[Problem]:
-    """Collect the problems of the parts of a value, with the step to each part in their keys."""
+    """Return the problems of all parts of a value, with the name or index of the part in front of their keys."""
     return [problem.at(step) for step, found in problems for problem in found]

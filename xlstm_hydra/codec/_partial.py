@@ -1,4 +1,4 @@
-"""Partial configs: some values are missing or unreadable, but rules about the others can be checked."""
+"""Partial configs: some values are missing or unreadable, but rules about the other values can be checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _PLACEHOLDERS = {bool: False, int: 1, float: 1.0, str: "x", list: []}
 
 
 def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
-    """Return an instance without checking its own rules, so that the rules between groups can be checked."""
+    """Return an instance without checking the rules of its class, so that the rules between groups can be checked even
+    if the class would reject the values."""
     config = object.__new__(cls)
     for field in dataclasses.fields(cls):
         if field.name in values:
@@ -28,7 +29,7 @@ def unchecked(cls: Any, values: Mapping[str, Any]) -> Any:
 
 
 def partial(cls: Any, values: Mapping[str, Any]) -> Any:
-    """Return an instance like `unchecked`, with placeholders for missing required values."""
+    """Like `unchecked`, but with placeholders for missing required values."""
     types = {name: kind(hints(cls)[name]) for name in required(cls)}
     missing = {name: type_ for name, type_ in types.items() if name not in values and type_ in _PLACEHOLDERS}
     return unchecked(cls, {name: type_(_PLACEHOLDERS[type_]) for name, type_ in missing.items()} | dict(values))
@@ -42,7 +43,7 @@ def keys_of(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def other_problems(config: Any, known: Sequence[Problem]) -> list[Problem]:
-    """Return the broken rules of a partial config, without those caused by a known problem."""
+    """Return the broken rules of a partial config, except rules that depend on a value with a known problem."""
     try:
         getattr(config, "__post_init__", bool)()
     except ConfigError as error:

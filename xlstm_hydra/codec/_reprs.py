@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_LENGTH = 100_000
-"""Maximum length of a text in characters."""
+"""Maximum length of a `repr` in characters."""
 
 MAX_DEPTH = 32
 """Maximum nesting of brackets."""
 
 CLASS = "<class '"
-"""Prefix of the text of a class."""
+"""Prefix of the `repr` of a class."""
 
 _CLASS_END = "'>"
 
@@ -37,17 +37,17 @@ def class_in(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class Instance:
-    """An instance `Name(field=value, ...)`: the name of the class and the values of its fields."""
+    """Parsed `repr` of a dataclass instance, `Name(field=value, ...)`."""
 
     name: str
-    """Name of the class, as in `__qualname__`."""
+    """Name of the class as written in the `repr`, usually its `__qualname__`."""
 
     fields: dict[str, Any]
-    """The values, plain or again instances."""
+    """Values of the fields. Each is a plain value or an `Instance`."""
 
     @property
     def last_name(self) -> str:
-        """Name of the class without its module, which some classes print too."""
+        """Last part of `name`: the class name without enclosing classes or the module, which some `repr`s include."""
         return self.name.rpartition(".")[2]
 
 
@@ -58,8 +58,9 @@ class ReprError(ValueError):
 def parse_repr(text: str) -> Any:
     """Return the plain value that a `repr` represents.
 
-    Lists, tuples, dicts, numbers, strings and None are returned as such, sets as lists. A dataclass becomes an
-    `Instance`. A class stays the text `<class 'a.B'>`; a dotted name, a dtype and an enum member become their names.
+    Lists, tuples, dicts, numbers, strings and None are returned unchanged, sets are returned as lists, and dataclass
+    instances as `Instance`. A class is returned as the string `<class 'a.B'>`, and a dotted name, a dtype or an enum
+    member as its name.
 
     Raises:
         ReprError: the text has another form, is too long, or is nested too deeply.
@@ -77,13 +78,13 @@ def parse_repr(text: str) -> Any:
 
 
 def _parsed(text: str) -> ast.Expression:
-    with warnings.catch_warnings():  # about "\d", for example, which concerns the writer of the text
+    with warnings.catch_warnings():  # for example about "\d": only the author of the text can correct it
         warnings.simplefilter("ignore")
         return ast.parse(text, mode="eval")
 
 
 def _quote_angles(text: str) -> str:
-    """Replace everything in angle brackets, which is not valid Python, by a string or a name. Strings are unchanged."""
+    """Replace every `<...>`, which is not valid Python, with a string or a name. Text inside strings is not changed."""
     if "<" not in text and text.count("(") + text.count("[") + text.count("{") <= MAX_DEPTH:
         return text
     parts, at, depth = [], 0, 0
@@ -112,7 +113,7 @@ def _end_of_string(text: str, start: int) -> int:
 
 
 def _angle(text: str, start: int) -> tuple[str, int]:
-    """Return the replacement of the `<...>` at `start`, and the position after it."""
+    """Return the replacement for the `<...>` at `start`, and the position after the `<...>`."""
     if text.startswith(_LOCALS, start):
         return _LOCALS_NAME, start + len(_LOCALS)
     if text.startswith(CLASS, start):

@@ -1,4 +1,5 @@
-"""Convert plain JSON values to scalars: numbers, strings, paths, enums, dtypes, classes. `MISSING` if impossible."""
+"""Convert plain JSON values to scalars: numbers, strings, paths, enums, dtypes, classes. Every reader returns `MISSING`
+if the value cannot be converted."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from ._reprs import class_in
 _DTYPE_MODULES = ("", "numpy", "np", "jax.numpy", "jnp", "ml_dtypes", "jax._src.numpy.scalar_types")
 
 _EXACT = 2**53
-"""From here on, integers are no longer exact as floats."""
+"""Above this limit, not every integer can be represented exactly as a float."""
 
 _PLAIN = {type(None), bool, int, float, str, list, dict, tuple}
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
-"""Returned if no value could be read."""
+"""Marker returned instead of a value if none could be read."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,17 @@ class Flags:
     """Read None as 0 where an int is expected."""
 
     exact: bool = False
-    """Allow no conversions such as `"5"` to 5. Used to choose between the members of a union."""
+    """Allow no conversions (such as `"5"` to 5). Used to choose between the members of a union."""
 
     as_written: bool = False
     """Accept only the output of `ConfigDict.to_dict`: all fields, and no conversions except those of JSON itself."""
 
     lossless: bool = False
-    """Convert only without loss of information, such as 3 to 3.0, 3.0 to 3 and a tuple to a list, and never a string.
-    Used when a config is constructed in Python."""
+    """Allow only conversions without loss of information (3 to 3.0, 3.0 to 3, a tuple to a list), and none from
+    strings. Used when a config is constructed in Python."""
 
     attempts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Cached results of reading members of unions, which prevents exponential time for nested unions."""
+    """Cache of the results of reading union members. Without it, nested unions would take exponential time."""
 
     @property
     def converts(self) -> bool:
@@ -88,7 +89,7 @@ def read_scalar(hint: Any, data: Any, flags: Flags) -> Any:
 
 
 def _read_unknown(hint: Any, data: Any) -> Any:
-    """Accept a value under an annotation without a plain form, such as `numpy.typing.NDArray`, unless it is clearly
+    """Accept a value whose annotation has no plain form, such as `numpy.typing.NDArray`, unless the outer type is
     wrong."""
     origin = kind(hint)
     return MISSING if isinstance(origin, type) and not isinstance(data, origin) else data
@@ -158,7 +159,7 @@ def _read_enum(hint: type[enum.Enum], data: Any) -> Any:
 
 
 def read_class(hint: Any, data: Any, flags: Flags) -> Any:
-    """Return a registered class or function, or one that is given as an object."""
+    """Return a class or function that is given as an object or by a registered name."""
     name = _class_name(data, flags) or ""
     value = data if callable(data) else registered().get(name) or _scalar_type(name)
     bounds = typing.get_args(hint) if kind(hint) is type else ()
@@ -175,7 +176,7 @@ def _scalar_type(name: str) -> Any:
 
 
 def _class_name(data: Any, flags: Flags) -> str | None:
-    """Return `a.B` for `<class 'a.B'>`, and for `a.B` itself unless the strict form is required."""
+    """Return `a.B` for `<class 'a.B'>`. Return any other text unchanged, or None if `strict_classnames` is set."""
     if not isinstance(data, str):
         return None
     name = class_in(data)
@@ -198,8 +199,9 @@ def read_dtype(data: Any, flags: Flags) -> Any:
 
 
 def plain_dtypes(config: Any) -> None:
-    """Convert the names of data types in the fields `*dtype` to their short form: `bfloat16` for `jax.numpy.bfloat16`
-    and `<class 'jax.numpy.bfloat16'>`, None for 'None'. Invalid names are kept, and the rules report them."""
+    """Shorten the dtype names in all fields whose name ends in `dtype`: `jax.numpy.bfloat16` and
+    `<class 'jax.numpy.bfloat16'>` become `bfloat16`, and 'None' becomes None. Invalid names are kept; the rules of the
+    config report them."""
     for key, value in [*vars(config).items()]:
         if key.endswith("dtype") and isinstance(value, str):
             module, _, name = (_class_name(value, Flags()) or "").rpartition(".")

@@ -1,4 +1,5 @@
-"""Read the metadata text of a checkpoint into plain groups: our own in all its versions, and that of xlstm-jax."""
+"""Read the metadata text of a checkpoint as plain values by config group. All versions of our own format and the
+xlstm-jax format are supported."""
 
 from ._json_text import LFS_POINTER as LFS_POINTER
 from ._json_text import MetadataError as MetadataError

@@ -17,15 +17,16 @@ MAX_DEPTH = 64
 """Maximum nesting depth of metadata."""
 
 MAX_VALUES = 50_000
-"""Maximum number of objects, lists and values in metadata: enough for ten thousand parameters, and quick to read."""
+"""Maximum number of objects, lists and scalars in metadata: enough for ten thousand parameter arrays, and still fast to
+read."""
 
 LFS_POINTER = "the file is only a Git LFS pointer. Run git lfs pull in its repository to download it"
-"""Message for a file whose content Git has not downloaded."""
+"""Message for a file that Git LFS has not downloaded."""
 
 _LFS_START = b"version https://git-lfs.github.com/spec/"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _MAYBE_SURROGATE = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
-"""Matches every text with a lone surrogate, but also some with valid surrogate pairs."""
+"""Matches every text that contains a lone surrogate, but also some texts with valid surrogate pairs."""
 
 
 class MetadataError(ConfigError):
@@ -33,16 +34,16 @@ class MetadataError(ConfigError):
 
 
 class _Fault(str):
-    """Placeholder for an invalid JSON value until its path is known."""
+    """Placeholder for an invalid JSON value, with the error message. Reported once the path of the value is known."""
 
 
 def parse(text: str | bytes, what: str = "metadata", fix: str = "The file may be cut off.") -> dict[str, Any]:
     """Parse a text as a JSON object.
 
     Args:
-        text: the text.
-        what: what the text should be, for messages.
-        fix: the fix for a text that is not JSON.
+        text: the JSON text.
+        what: name of the expected content, for messages.
+        fix: the suggested fix if the text is not JSON.
 
     Raises:
         MetadataError: the text is not a JSON object, or a part of it is invalid JSON.
@@ -88,7 +89,7 @@ def is_lfs_pointer(text: bytes | str) -> bool:
 
 
 def path_part(name: object) -> str:
-    """Return a key as a part of a path: printable, and not too long."""
+    """Return a key as part of a path: without unprintable characters, and at most 80 characters long."""
     text = str(name)
     text = text if text.isprintable() else show(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -134,7 +135,7 @@ def _located(value: Any) -> Iterator[Problem]:
 
 
 def _refuse_bulk(content: Any, what: str) -> None:
-    """Refuse content that is nested too deeply or too large, before anything else is checked."""
+    """Reject content that is nested too deeply or has too many values. Called before any other check."""
     level, count = [content], 0
     for _ in range(MAX_DEPTH):
         level = [item for value in level if isinstance(value, dict | list) for item in _items(value)]

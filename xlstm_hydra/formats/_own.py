@@ -11,7 +11,7 @@ from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 from ._json_text import error, parse, path_part
 
 VERSION = 3
-"""Version of the metadata that is written."""
+"""Version of the format in which metadata is written."""
 
 FORMAT = "xlstm_hydra"
 """Value of the key `format` that identifies our metadata."""
@@ -32,8 +32,8 @@ _CHECKPOINT = {"lenient": False, "verify": True}
 
 
 def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
-    """Upgrade version 1, in which the epsilon of the cell was always 1e-6, original mLSTM blocks had no feed-forward
-    layer, and checkpoints had no manifest and were read strictly."""
+    """Upgrade version 1 to version 2. In version 1, the epsilon of the cell was always 1e-6, original mLSTM blocks had
+    no feed-forward layer, and checkpoints had no manifest and were read strictly."""
     content = content | {"version": 2}
     if not isinstance(config := content.get("config"), dict):
         return content
@@ -54,8 +54,8 @@ def _v2_to_v3(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _new_fields_of(fields: Any) -> dict[str, Any]:
-    """Return the upgraded model config of version 1. The family is recognised by its fields, because the config of a
-    user's model may be a subclass of ours."""
+    """Return the upgraded model config of version 1. The model family is recognised by the fields of the config,
+    because a user's config class may be a subclass of ours."""
     if not isinstance(fields, dict) or "reset_fgate_value" not in fields:
         return {}
     is_original = "conv1d_kernel_size" in fields and "slstm_at" not in fields
@@ -78,8 +78,8 @@ EXTRAS: Mapping[str, Any] = {
     "history": list[dict[str, Any]],
     "imported": dict[str, Any],
 }
-"""Further keys that the metadata may contain, with their types: those of `provenance`, the list of parameters, a digest
-of the corpus, the history of earlier runs, and the origin of imported parameters."""
+"""Further keys that the metadata may contain, with their types: the keys of `provenance`, the shapes and dtypes of the
+parameters, a digest of the corpus, the history of earlier runs, and the origin of imported parameters."""
 
 
 def read_metadata(text: str | bytes) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def read_metadata(text: str | bytes) -> dict[str, Any]:
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """Upgrade our own metadata from any version to the current one.
+    """Upgrade our own metadata from any version to the current version.
 
     Raises:
         MetadataError: the content is not our format or has an unknown version.
@@ -111,7 +111,7 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def problems_beside(content: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield every problem with the keys other than `config`, in the current version."""
+    """Yield every problem with a key other than `config` in metadata of the current version."""
     known = ("format", "version", "config", *EXTRAS)
     for index, name in enumerate(name for name in content if name not in known):
         guess = nearest(name, known) if index < 20 else ""

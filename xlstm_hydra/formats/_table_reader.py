@@ -1,4 +1,4 @@
-"""Reader for foreign metadata formats, driven by tables that map every recorded field to one of our fields."""
+"""Reader for the metadata formats of other programs, driven by tables that give the meaning of every recorded field."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from ._json_text import path_part
 from ._value_types import Kind, WrongType, mapping, optional
 
 REQUIRED: Any = object()
-"""Default of a field that was always recorded and therefore must not be missing."""
+"""Marker for a setting without a value. As the default of a field: the field was always recorded, so it must not be
+missing."""
 
 Derive = Callable[[Mapping[str, Any]], Any]
-"""Computes the value of a field from the values of all others, by path."""
+"""Function that computes the value of a field from the values of all fields by path."""
 
 
 @dataclass(kw_only=True)
 class PlainGroup:
-    """The values of one of our configs, by our field names, as recorded by another program."""
+    """The values of one of our configs as recorded by another program."""
 
     class_name: str = ""
     """Name of the config class in `xlstm_hydra.configs`. Empty: no config class can represent the recorded values."""
@@ -35,52 +36,55 @@ class PlainGroup:
     """Values by our field names. Fields that were not recorded are omitted."""
 
     paths: Mapping[str, str] = field(default_factory=dict)
-    """Recorded paths of our fields, if they differ from `path` and our name."""
+    """Recorded paths by our field names, for fields whose recorded path is not `path` followed by our field name."""
 
     not_recorded: Mapping[str, str] = field(default_factory=dict)
-    """Notes about fields that were not recorded, with {} for the value used here."""
+    """Notes about fields that were not recorded, by our field names. `{}` is replaced by the value that is used
+    instead."""
 
     notes: list[str] = field(default_factory=list)
     """Other notes about the group."""
 
     is_optional: bool = False
-    """True if the group is omitted, with a note, when our config cannot represent the recorded values."""
+    """True if the group is omitted with a note when our config cannot represent the recorded values. False: the
+    metadata is rejected."""
 
     unsupported: str = ""
-    """Reason why none of our configs can represent the recorded values. Empty: one can."""
+    """Reason why no config class can represent the recorded values. Empty: a config class can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """Meaning of a recorded field: one of our fields, a copy of another, derived from others, or without
-    counterpart."""
+    """Meaning of a recorded field. The field corresponds to one of our fields, is a copy of another recorded field, is
+    derived from other recorded fields, or has no counterpart."""
 
     kind: Kind
     target: str = ""
     """Name of our field with the same meaning."""
 
     copy_of: str = ""
-    """Path of the field that it is a copy of."""
+    """For a copied field: path of the original."""
 
     derive: Derive | None = None
-    """For a derived field: computes its value from all others."""
+    """For a derived field: function that computes the expected value."""
 
     initial: Derive = lambda _: ()
-    """For a copied or derived field: the values other than null that it may have before it is set. xlstm-jax recorded
-    one of them if it set the field only in another object, as for the feed-forward layers of blocks that are not
-    scanned."""
+    """For a copied or derived field: function that returns the values, other than null, that the field may have before
+    xlstm-jax sets it. Such a value was recorded if xlstm-jax set the field only in another object, as for the
+    feed-forward layers of blocks that are not scanned."""
 
     usual: Any = REQUIRED
-    """For a field without counterpart: the value that needs no note."""
+    """For a field without counterpart: the value that needs no note. Any other value adds a note."""
 
     supported: Any = REQUIRED
-    """For a field without counterpart: the only supported value, which matches our behaviour. Others are errors."""
+    """For a field without counterpart: the only supported value, which matches our behaviour. Any other value is an
+    error."""
 
     why: str = ""
-    """For a field without counterpart: the reason."""
+    """For a field without counterpart: the explanation in the note or error message."""
 
     default: Any = REQUIRED
-    """Value if it was not recorded: the behaviour before the field was introduced."""
+    """Value to use if the field was not recorded. It matches the behaviour before the field was introduced."""
 
 
 Table = Mapping[str, Field]
@@ -93,13 +97,13 @@ class Reading:
 
     lenient: bool = False
     values: dict[str, Any] = field(default_factory=dict)
-    """Values by path. Fields that were not recorded have their defaults."""
+    """Values by path. Fields that were not recorded have their default values."""
 
     fields: dict[str, Field] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     unset: list[str] = field(default_factory=list)
-    """Paths of unknown fields that are null."""
+    """Paths of unknown fields with the value null. `unknown` contains the paths of the other ignored fields."""
 
     notes: list[str] = field(default_factory=list)
 
@@ -109,8 +113,8 @@ class Reading:
         return Reading(self.lenient, **shared)
 
     def section(self, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Read every field of a section and return its data. `sections` are nested sections, which are read
-        separately."""
+        """Read every field of a section and return the data of the section. `sections` are nested sections, which are
+        read separately."""
         try:
             data = mapping(data)
         except WrongType as wrong:
@@ -120,7 +124,7 @@ class Reading:
             if name in table:
                 self.value(join(path, name), value, table[name])
             elif name not in sections:
-                # Many unknown names mean another format, where suggestions only take time.
+                # Many unknown names indicate another format, for which suggestions are useless and slow.
                 guess = nearest(name, [*table, *sections]) if len(self.problems) < 20 else ""
                 self.unknown_field(join(path, path_part(name)), guess, is_null=value in (None, "None"))
         for name, entry in table.items():
@@ -129,7 +133,7 @@ class Reading:
         return data
 
     def value(self, path: str, value: Any, entry: Field) -> None:
-        """Read one field."""
+        """Read the value of one field."""
         try:
             self.values[path] = entry.kind(value)
             self.fields[path] = entry
@@ -146,14 +150,15 @@ class Reading:
             self.fields[path] = entry
 
     def unknown_field(self, path: str, fix: str, *, is_null: bool) -> None:
-        """Add an unknown field. If it is null it has no effect: a later version added it, and it was not used."""
+        """Record an unknown field. A null value is never a problem: a later version added the field, and did not use
+        it."""
         if is_null or self.lenient:
             (self.unset if is_null else self.unknown).append(path)
         else:
             self.problems.append(UnknownField.of(path, ..., "no such field", fix))
 
     def problem(self, path: str, what: str, fix: str = "") -> None:
-        """Add a problem."""
+        """Record a problem with the field at `path`."""
         self.problems.append(Problem.about(path, what, fix))
 
     def check(self) -> None:
@@ -170,7 +175,7 @@ class Reading:
                 self.problem(path, text, entry.why)
 
     def _computed(self, compute: Derive) -> Any:
-        """Compute a value from the others. None: these are wrong themselves."""
+        """Compute a value from the other values. Return None if one of these is missing or wrong."""
         try:
             return compute(self.values)
         except (KeyError, ArithmeticError, TypeError, ValueError):
@@ -191,16 +196,16 @@ class Reading:
             self.problems.append(Problem.about(path, text))
 
     def flat(self) -> dict[str, Any]:
-        """Return the values by our field names."""
+        """Return the values of all fields that correspond to one of our fields, by our field names."""
         return {entry.target: self.values[path] for path, entry in self.fields.items() if entry.target}
 
     def paths(self) -> dict[str, str]:
-        """Return the recorded paths by our field names."""
+        """Return the recorded paths of all fields that correspond to one of our fields, by our field names."""
         return {entry.target: path for path, entry in self.fields.items() if entry.target}
 
 
 class _Used(dict[str, Any]):
-    """A dict of values that records which ones are accessed."""
+    """A dict that records which keys are accessed."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -217,29 +222,29 @@ def join(path: str, name: str) -> str:
 
 
 def maps_to(name: str, kind: Kind, default: Any = REQUIRED) -> Field:
-    """Return an entry for a field that corresponds to our field of this name."""
+    """Return an entry for a field that corresponds to our field `name`."""
     return Field(kind=kind, target=name, default=default)
 
 
 def copy_of(path: str, kind: Kind, default: Any = REQUIRED, *initial: Any) -> Field:
-    """Return an entry for a copy of the field at this path. `initial` are the values that it may have before
-    copying."""
+    """Return an entry for a copy of the field at `path`. `initial` are the values, besides null, that the copy may have
+    if it was never set."""
     return Field(kind=kind, copy_of=path, default=default, initial=lambda _: initial)
 
 
 def derived(derive: Derive, kind: Kind, initial: Derive = lambda _: ()) -> Field:
-    """Return an entry for a field derived from others. `initial` are the values that it may have before, besides
-    null."""
+    """Return an entry for a field derived from others. `initial` returns the values, besides null, that the field may
+    have if it was never set."""
     return Field(kind=optional(kind), derive=derive, initial=initial)
 
 
 def supported_only(kind: Kind, value: Any, why: str, default: Any = REQUIRED) -> Field:
-    """Return an entry for a field without counterpart that supports only one value."""
+    """Return an entry for a field without counterpart for which only one value is supported."""
     return Field(kind=kind, supported=value, why=why, default=default)
 
 
 def no_counterpart(kind: Kind, usual: Any, why: str, default: Any = REQUIRED) -> Field:
-    """Return an entry for a field without counterpart, which needs a note unless it has its usual value."""
+    """Return an entry for a field without counterpart, which adds a note unless the field has its usual value."""
     return Field(kind=kind, usual=usual, why=why, default=default)
 
 
@@ -249,10 +254,10 @@ def unset_note(path: str) -> str:
 
 
 def log_ignored(path: str, unset: Iterable[str], unknown: Sequence[str]) -> None:
-    """Log the ignored unknown fields in metadata, once per file.
+    """Log the unknown fields that were ignored in metadata, once per file.
 
     Args:
-        path: the path of the metadata, for messages.
+        path: the path of the metadata file, for messages.
         unset: paths of unknown fields that are null.
         unknown: paths of unknown fields that lenient reading ignored.
     """

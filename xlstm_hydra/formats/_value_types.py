@@ -1,4 +1,4 @@
-"""Types of values in foreign metadata. Each is a function that reads a recorded value."""
+"""Types of values in the metadata of other programs. Each type is a function that reads a recorded value."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _DTYPE_PREFIXES = ("", "jax.numpy", "jnp", "numpy", "jax._src.numpy.scalar_types
 
 
 class WrongType(Exception):  # noqa: N818 (it never leaves this package)
-    """A recorded value has the wrong type. The message is the expected type."""
+    """A recorded value has the wrong type. The message names the expected type."""
 
 
 Kind = Callable[[Any], Any]
-"""Reads a recorded value, or raises `WrongType`."""
+"""Function that reads a recorded value, or raises `WrongType`."""
 
 
 def integer(data: Any) -> int:
@@ -64,7 +64,7 @@ def class_path(data: Any) -> str:
 
 
 def _named(data: Any) -> str:
-    """Return the dotted path in a text such as `a.B` or `<class 'a.B'>`. Empty if the data is not a text."""
+    """Return the dotted path in a string such as `a.B` or `<class 'a.B'>`. Empty if the data is not a string."""
     name = data if isinstance(data, str) else ""
     return class_in(name) or name
 
@@ -81,7 +81,7 @@ def anything(data: Any) -> Any:
 
 
 def optional(kind: Kind) -> Kind:
-    """Allow null too. Some versions wrote it as 'None'."""
+    """Return a type that also allows null, which some versions wrote as 'None'."""
 
     def read(data: Any) -> Any:
         if data is None or (isinstance(data, str) and data == "None"):
@@ -95,7 +95,7 @@ def optional(kind: Kind) -> Kind:
 
 
 def list_of(kind: Kind) -> Kind:
-    """Read a list or a tuple, or its `repr`."""
+    """Return a type that reads a list or tuple, or the `repr` of one, with elements of type `kind`."""
 
     def read(data: Any) -> list[Any]:
         data = from_repr(data)
@@ -110,7 +110,7 @@ def list_of(kind: Kind) -> Kind:
 
 
 def mapping(data: Any) -> dict[str, Any]:
-    """Read an object, or the `repr` of a dict or dataclass."""
+    """Read a JSON object, or the `repr` of a dict or dataclass."""
     data = from_repr(data)
     if isinstance(data, Instance):
         return data.fields
@@ -120,7 +120,7 @@ def mapping(data: Any) -> dict[str, Any]:
 
 
 def classes(data: Any) -> dict[str, str]:
-    """Read an object with dotted paths of classes as values."""
+    """Read a JSON object whose values are dotted paths of classes."""
     return {name: class_path(item) for name, item in mapping(data).items()}
 
 

@@ -1,4 +1,4 @@
-"""Read the metadata of xlstm-jax, of all its commits, into plain groups according to the tables."""
+"""Read xlstm-jax metadata, as written by any xlstm-jax commit, into plain groups according to the tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WRITER = "xlstm_jax"
 _LAYOUT = "ParallelConfig"
 
 SECTIONS = ("model", "optimizer", "trainer")
-"""Top-level sections of its metadata."""
+"""Top-level sections of xlstm-jax metadata."""
 
 
 def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
@@ -29,11 +29,11 @@ def is_xlstm_jax(content: Mapping[str, Any]) -> bool:
 
 
 def read_xlstm_jax(content: Mapping[str, Any], lenient: bool) -> tuple[dict[str, PlainGroup], Reading]:
-    """Return the recorded groups that can be read, and the reading with its problems.
+    """Return the recorded groups that can be read, and the `Reading` with the problems found.
 
-    The model consists of the groups `parallel` and `model_config`. For a model class that xlstm-jax did not publish,
-    the group `model` replaces the latter. It contains the recorded `model_class` and `model_config`, and its
-    `class_name` is the dotted path of the model class."""
+    The model is returned as the groups `parallel` and `model_config`. For a model class that is not part of the
+    published xlstm-jax code, the group `model` replaces `model_config`: it contains the recorded `model_class` and
+    `model_config`, and its `class_name` is the dotted path of the model class."""
     reading = Reading(lenient=lenient)
     reading.section("", content, {}, SECTIONS)
     groups = _read_model(reading, content.get("model"))
@@ -71,8 +71,8 @@ def _read_config(
 
     Args:
         reading: the reading so far.
-        families: our config classes that it may correspond to, by layer type.
-        data: the section with the model.
+        families: the possible config classes for this model class, by layer type.
+        data: the recorded section `model`.
         parallel: the layout of the model.
     """
     config = data.get("model_config")
@@ -100,7 +100,7 @@ def _read_config(
 
 
 def _read_parallel(reading: Reading, path: str, data: Any) -> PlainGroup | None:
-    """Read a layout: an object, or its `repr`."""
+    """Read a layout, recorded as a JSON object or as the `repr` of a `ParallelConfig`."""
     own, before = reading.part(), len(reading.problems)
     try:
         layout = from_repr(data)
@@ -123,7 +123,8 @@ def _compare_parallel(reading: Reading, copy: PlainGroup | None, parallel: Plain
 
 
 def _copies_of_parallel(reading: Reading, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the layouts recorded in the parts of the model, by path. Each part that is an object has one or null."""
+    """Return the layouts recorded in the parts of the model, by path. Every part that is a JSON object must have the
+    key `parallel`, which may be null."""
     found = {}
     for path in (table.MODEL, table.BLOCK, table.LAYER, table.CELL, table.FEED_FORWARD):
         part: Any = {"model": {"model_config": config}}
@@ -131,7 +132,7 @@ def _copies_of_parallel(reading: Reading, config: Mapping[str, Any]) -> dict[str
             part = part.get(name) if isinstance(part, dict) else None
         if isinstance(part, dict) and "parallel" in part:
             found[f"{path}.parallel"] = part["parallel"]
-        elif isinstance(part, dict) and path != table.CELL:  # early versions had none in the cell
+        elif isinstance(part, dict) and path != table.CELL:  # early versions recorded no layout in the cell
             reading.problem(f"{path}.parallel", "missing")
     return found
 
@@ -187,7 +188,7 @@ def _read_backend(reading: Reading, data: Any) -> None:
 
 
 def _xlstm_values(reading: Reading) -> dict[str, Any]:
-    """Return the values by our field names, converted where the recorded value is not enough."""
+    """Return the values by our field names, after converting values that are recorded in another form than ours."""
     values = reading.flat()
     backend = table.BACKENDS[reading.values[f"{table.CELL}.backend.name"]][0]
     values["backend"] = backend
@@ -206,7 +207,8 @@ def _xlstm_values(reading: Reading) -> dict[str, Any]:
 
 
 def _chunk_size(reading: Reading, recorded: int | None, context: int) -> int:
-    """Return the recorded chunk size, or one that divides the context length if it does not."""
+    """Return the recorded chunk size. If it does not divide the context length, return the largest divisor of the
+    context length up to 64."""
     wanted = 64 if recorded is None else recorded
     if wanted < 1 or context < 1 or context % wanted == 0:
         return wanted
@@ -218,7 +220,7 @@ def _chunk_size(reading: Reading, recorded: int | None, context: int) -> int:
 
 
 def _mapping_or_empty(data: Any) -> dict[str, Any]:
-    """Return an object, or an empty one if the data is not an object. `section` reports that later."""
+    """Return a JSON object, or an empty dict for any other data, which `section` reports later."""
     try:
         return mapping(data)
     except WrongType:

@@ -1,6 +1,6 @@
-"""Tables of all fields that xlstm-jax recorded with a checkpoint, for the formats of all its commits.
+"""Tables of all fields that xlstm-jax recorded with a checkpoint, in the formats of all xlstm-jax commits.
 
-Paths are those in the file. `default` is the behaviour of earlier commits, which did not have the field.
+Paths are paths in the metadata file. `default` is the behaviour of earlier commits, which did not have the field.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ PUBLISHED_CLASSES = {
     },
     "xlstm_jax.models.llama.llama.LlamaTransformer": {"": "LlamaConfig"},
 }
-"""The published model classes, each with our config class by layer type."""
+"""For each published model class, our config classes by layer type."""
 
 _UNSET = -1
-"""Value of copied sizes before they are set."""
+"""Value of a copied size that xlstm-jax has not set yet."""
 
 _IN_V1 = "not used by mlstm_v1"
 _IN_V0 = "not used by the layer type mlstm"
@@ -53,7 +53,8 @@ def _rounded(section: str) -> Derive:
 
 
 def _width(section: str) -> Field:
-    """Return an entry for a width in a section. xlstm-jax first computed it before the width of the model was set."""
+    """Return an entry for the inner width recorded in a section. The initial width may have been computed from an
+    embedding dimension that was not set yet."""
     width = _rounded(section)
 
     def initial(values: Mapping[str, Any]) -> tuple[int, ...]:
@@ -206,7 +207,7 @@ FEED_FORWARDS_V0: Table = {
     "round_proj_up_dim_up": maps_to("ff_round_proj_up_dim_up", boolean),
     "round_proj_up_to_multiple_of": maps_to("ff_round_proj_up_to_multiple_of", integer),
 }
-"""The same fields for the layer type mlstm, where our names have the prefix ff_."""
+"""The feed-forward fields for the layer type mlstm, for which our field names have the prefix ff_."""
 
 NO_FEED_FORWARD = maps_to("ff_type", optional(string), default=None)
 """Entry for a missing feed-forward section."""
@@ -280,4 +281,5 @@ BACKENDS: Mapping[str, tuple[str, str, Table]] = {
         {**_RECURRENT, "backend_name": no_counterpart(string, "", _SPEED, default="")},
     ),
 }
-"""For each published backend of the cell: our backend, the class of its settings, and the settings."""
+"""For each published backend of the cell: our backend, the xlstm-jax class of its settings, and the table of the
+settings."""

@@ -1,7 +1,7 @@
-"""Read optimizer, schedule, trainer, checkpoints and logger of xlstm-jax into plain groups.
+"""Read the xlstm-jax metadata of the optimizer, schedule, trainer, checkpoints and logger into plain groups.
 
-If one of our groups cannot represent the recorded values, it is omitted with a note that gives the reason. The model
-can still be read."""
+If our configs cannot represent the recorded values of a group, the group is omitted with a note that gives the reason.
+The model can still be read."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ CALLBACKS: Mapping[str, Table] = {
         "apply_chat_template": Field(kind=anything, default=None),  # a Boolean or a template
     },
 }
-"""The published callbacks, each identified by a field that no other callback has."""
+"""Tables of the published callbacks. Each key is a field that only this callback has, and identifies the callback."""
 
 LOGGER: Table = {
     "log_every_n_steps": Field(kind=integer),
@@ -115,14 +115,14 @@ TOOL: Table = {
     "wb_settings": Field(kind=optional(mapping), default=None),
     "wb_tags": Field(kind=optional(list_of(string)), default=None),
 }
-"""The settings of the published logging tools."""
+"""Settings of the published logging tools."""
 
 _ADAM = {"adam": False, "nadam": True, "adamw": False, "nadamw": True}
 _SCHEDULES = {"cosine_decay": "CosineConfig", "exponential_decay": "ExponentialConfig", "linear": "LinearConfig"}
 
 
 _Config = tuple[str, dict[str, Any]]
-"""Name of a config class, and its values."""
+"""Name of a config class, and the values of its fields."""
 
 
 class _Unsupported(Exception):  # noqa: N818 (it never leaves this module)
@@ -130,7 +130,7 @@ class _Unsupported(Exception):  # noqa: N818 (it never leaves this module)
 
 
 def read_training(reading: Reading, content: Mapping[str, Any]) -> dict[str, PlainGroup]:
-    """Read every group except the model."""
+    """Read every group except the groups of the model."""
     optimizer, scheduler = _read_optimizer(reading, content)
     trainer, logger, saving = _read_trainer(reading, content)
     if reading.problems:
@@ -150,7 +150,8 @@ def read_training(reading: Reading, content: Mapping[str, Any]) -> dict[str, Pla
 
 
 def _group(path: str, read: Callable[[list[str]], _Config]) -> PlainGroup:
-    """Return the group read by a function, which appends its notes to the list that it is given."""
+    """Build a group from the config class and values that `read` returns. `read` receives a list, and appends its notes
+    to this list."""
     notes: list[str] = []
     try:
         class_name, values = read(notes)
@@ -160,7 +161,7 @@ def _group(path: str, read: Callable[[list[str]], _Config]) -> PlainGroup:
 
 
 def _values(reading: Reading, path: str, data: Any, table: Table, sections: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields of a section by name."""
+    """Return the values of a section by field name."""
     own = reading.part()
     own.section(path, data, table, sections)
     own.check()
@@ -219,7 +220,8 @@ def _scheduler(given: Mapping[str, Any], notes: list[str]) -> _Config:
 
 
 def _end(given: Mapping[str, Any], lr: float) -> float:
-    """Return the learning rate at the end of the main part, as a fraction of the peak, or 0 if it was not recorded."""
+    """Return the learning rate at the end of the decay as a fraction of the peak learning rate. 0 if it was not
+    recorded."""
     factor = given["end_lr_factor"]
     if given["end_lr"] is None:
         return factor or 0.0
@@ -298,7 +300,8 @@ def _trainer(given: Mapping[str, Any], scheduler: Mapping[str, Any]) -> PlainGro
 
 
 def _checkpoint(given: Mapping[str, Any], trainer: Mapping[str, Any], notes: list[str]) -> _Config:
-    """Read the callback, which saved after a validation if the given number of steps or epochs had passed."""
+    """Read the callback that saved checkpoints. It saved after a validation, once the given number of steps or epochs
+    had passed."""
     validations = max(trainer["check_val_every_n_steps"], 0)
     kept = given["save_top_k"] if given["max_to_keep"] is None else given["max_to_keep"]
     if kept is None:

@@ -1,4 +1,4 @@
-"""The field reference: every group, option and field, read from the code and the files in `conf/`."""
+"""The reference of all config groups, options and fields, read from the code and the files in `conf/`."""
 
 from ._catalog import Catalog as Catalog
 from ._catalog import FieldEntry as FieldEntry

@@ -1,4 +1,4 @@
-"""All groups with their config classes, fields and options."""
+"""All config groups with their config classes, fields and options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLUGIN_CLASSES: dict[str, dict[str, type]] = {
     "hydra/sweeper": {"xlstm": configs.SweeperConfig},
     "hydra/launcher": {"slurm": configs.SlurmLauncherConfig, "local": configs.LocalLauncherConfig},
 }
-"""Config classes of Hydra's groups by schema name."""
+"""Config classes of our Hydra plugins by group and schema name."""
 
 _SUMMARIES = {
     "experiment": "Recipes that set several groups at once.",
@@ -45,10 +45,10 @@ class FieldEntry:
     """A field of one config class."""
 
     key: str
-    """The key as it is typed, such as parallel.fsdp_axis_size."""
+    """Key as typed on the command line, such as parallel.fsdp_axis_size."""
 
     owner: str
-    """Name of the schema that has the field, such as mlstm_v1."""
+    """Name of the schema that has the field, such as mlstm_v1. Empty: all options of the group have the field."""
 
     hint: Any
     default: Any
@@ -56,7 +56,7 @@ class FieldEntry:
 
     meaning: str
     allowed: tuple[Any, ...]
-    """All values that it can have. Empty: there is no such list."""
+    """All allowed values. Empty: the allowed values are not listed."""
 
     bounds: dict[str, float]
     rules: tuple[str, ...]
@@ -64,29 +64,29 @@ class FieldEntry:
 
     @property
     def name(self) -> str:
-        """The last part of the key."""
+        """Last part of the key."""
         return self.key.rpartition(".")[2]
 
     @property
     def type_text(self) -> str:
-        """The type in plain words."""
+        """Type in plain words."""
         return type_words(self.hint)
 
     @property
     def default_text(self) -> str:
-        """The default as it is typed."""
+        """Default value as written on the command line, or `required`."""
         if isinstance(self.default, str) and _PLAIN.fullmatch(self.default):
             return self.default
         return "required" if self.default is MISSING else show(self.default)
 
     @property
     def owner_text(self) -> str:
-        """The options of the group that have the field with these properties, in words."""
+        """Text that names the options to which this entry applies."""
         return "other options" if self.owner == self.key.partition(".")[0] else self.owner or "all options"
 
     @property
     def allowed_text(self) -> str:
-        """The allowed values as they are typed."""
+        """Allowed values as written on the command line."""
         return either(show(value).strip("'") for value in self.allowed)
 
 
@@ -107,15 +107,15 @@ def type_words(hint: Any) -> str:
 
 
 class Catalog:
-    """The groups of the command, with their options in some config folders."""
+    """All config groups, with the options in `conf/` and in the given config folders."""
 
     def __init__(self, folders: Sequence[Path] = ()) -> None:
         self.options: dict[str, dict[str, OptionFile]] = read_options([*folders, conf_dir()])
-        """Options by group and name. The primary configs are those of the group with the empty name."""
+        """Options by group and name. The primary configs are stored under the group name `""`."""
 
     @cached_property
     def groups(self) -> list[str]:
-        """Names of all groups, in the order of the primary config."""
+        """Names of all groups: first those in the primary config, in its order, then all others."""
         first = [name for name in self.options[""]["config"].choices if name in self.options]
         return list(dict.fromkeys([*first, *(name for name in self.options if name)]))
 
@@ -127,11 +127,11 @@ class Catalog:
         return {name: cls for name, cls in configs.OPTIONS.items() if cls in own}
 
     def default_of(self, group: str) -> str:
-        """Return the option of a group that is used if none is chosen."""
+        """Return the default option of a group."""
         return self.options[""]["config"].choices.get(group, "null")
 
     def summary(self, group: str) -> str:
-        """Return a paragraph about a group."""
+        """Return a paragraph that describes a group."""
         if group in _SUMMARIES:
             return _SUMMARIES[group]
         comments = [option.comment for option in self.options[group].values() if option.comment]
@@ -176,14 +176,14 @@ class Catalog:
         )
 
     def _sentences(self, group: str, cls: type) -> list[tuple[tuple[str, ...], str]]:
-        """The rules of a class, and those of other groups, with whole keys."""
+        """Return the rules of a class and the rules of all other groups, with absolute keys."""
         own = rules_of(cls).whole(group.replace("/", "."))
         others = () if group in PLUGIN_CLASSES else self._shared_sentences
         return [*own, *((keys, text) for other, keys, text in others if other != group)]
 
     @cached_property
     def _shared_sentences(self) -> list[tuple[str, tuple[str, ...], str]]:
-        """The rules of all classes of a run, each with its group."""
+        """Group, keys and text of every rule of all classes of a run."""
         classes = [
             (group, cls) for group in self.groups if group not in PLUGIN_CLASSES for cls in self.classes(group).values()
         ]
@@ -191,7 +191,7 @@ class Catalog:
         return [(group, *found) for group, cls in everything for found in rules_of(cls).whole(group)]
 
     def set_by(self, key: str) -> dict[Value, list[OptionFile]]:
-        """Return the values that options give to a key, each with its options."""
+        """Return every value to which an option sets a key, with the options that set this value."""
         found: dict[Value, list[OptionFile]] = {}
         for options in self.options.values():
             for option in options.values():
@@ -217,7 +217,7 @@ def _with_others(key: str, keys: Iterable[str], text: str) -> str:
 
 
 def effect_text(cls: type, name: str) -> str:
-    """Return what another value of a field changes."""
+    """Return a description of what changes with the value of a field."""
     effect = effect_of(cls, name)
     if effect.traced:
         return f"{KINDS[effect.kind]}; an argument of the compiled step, so a new value needs no new compilation"

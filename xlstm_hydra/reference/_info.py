@@ -1,4 +1,4 @@
-"""Text of `xlstm-hydra --info NAME`: a field, a group or an option."""
+"""Output of `xlstm-hydra --info NAME`, which describes a field, a group or an option."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ._sources import first_sentence, paragraph_of
 
 
 def info(name: str, folders: Sequence[Path] = (), width: int = 100) -> str:
-    """Describe a field, a group or an option.
+    """Return a description of a field, a group or an option.
 
     Args:
-        name: such as parallel.fsdp_axis_size, parallel or parallel=fsdp.
+        name: a field, a group or an option, such as parallel.fsdp_axis_size, parallel or parallel=fsdp.
         folders: config folders of the user, whose options are listed too.
-        width: of the terminal.
+        width: width of the terminal in columns.
 
     Raises:
-        ConfigError: there is nothing of this name.
+        ConfigError: there is no field, group or option with this name.
     """
     catalog = Catalog(folders)
     key, equals, value = name.partition("=")
@@ -40,7 +40,7 @@ def info(name: str, folders: Sequence[Path] = (), width: int = 100) -> str:
 
 
 def _group_of(catalog: Catalog, name: str) -> str | None:
-    """The group of this name, in which dots may stand for slashes."""
+    """Return the group with this name, or None. The name may contain dots instead of slashes."""
     return next((group for group in catalog.groups if name in (group, group.replace("/", "."))), None)
 
 
@@ -58,8 +58,8 @@ def _unknown(catalog: Catalog, key: str) -> Problem:
 
 
 def merged(entries: Sequence[FieldEntry], attribute: str) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the different texts that classes give to a field, each with the names of its classes. The names are empty
-    if all classes agree."""
+    """Return the distinct texts of an attribute of a field, each with the names of the options that share the text. If
+    a text applies to all options, no names are listed."""
     owners: dict[str, list[str]] = {}
     for entry in entries:
         found = getattr(entry, attribute)
@@ -75,11 +75,11 @@ FIELD_LINES = {
     "rules": "rules",
     "effect": "effect",
 }
-"""What is printed about a field, and the attribute of its entries with the text."""
+"""Labels of the lines printed about a field, with the attribute of `FieldEntry` that contains the text."""
 
 
 def with_owners(text: str, owners: Iterable[str]) -> str:
-    """Return a text with the names of its classes in parentheses."""
+    """Return a text followed by option names in parentheses."""
     return f"{text} ({', '.join(owners)})" if owners else text
 
 
@@ -100,19 +100,20 @@ def _field_lines(catalog: Catalog, key: str, entries: list[FieldEntry], width: i
 
 
 def _without_repeats(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The rows, each label only where it is first used."""
+    """Return the rows with the label removed if it is the same as in the previous row."""
     return [*rows[:1], *(("" if last[0] == row[0] else row[0], row[1]) for last, row in pairwise(rows))]
 
 
 def only_in(catalog: Catalog, key: str, entries: Sequence[FieldEntry]) -> list[str]:
-    """Return the names of the classes that have a field, or nothing if all classes of the group have it."""
+    """Return the names of the schemas that have a field. Empty if all schemas of the group have it."""
     group = _group_of(catalog, key.rpartition(".")[0])
     is_everywhere = not entries[0].owner or group is None or len(entries) == len(catalog.classes(group))
     return [] if is_everywhere else [entry.owner for entry in entries]
 
 
 def set_by_texts(catalog: Catalog, key: str) -> list[tuple[str, str]]:
-    """Return the values that options give to a field, each with its options and the comment in their files."""
+    """Return every value to which an option sets a field, with a text that lists the options and the comment in their
+    files."""
     texts = []
     for value, options in catalog.set_by(key).items():
         names: dict[str, list[str]] = {}
@@ -146,7 +147,8 @@ def _field_table(catalog: Catalog, group: str, found: dict[str, list[FieldEntry]
 
 
 def about_option(catalog: Catalog, option: OptionFile) -> str:
-    """Return a line about an option: its comment, what it sets, or what its class says."""
+    """Return a line that describes an option: the comment in its file, the values that it sets, or the docstring of its
+    config class."""
     if option.comment:
         return first_sentence(option.comment)
     cls = catalog.classes(option.group).get(option.schema)
@@ -157,7 +159,7 @@ def about_option(catalog: Catalog, option: OptionFile) -> str:
 
 
 _PLUMBING = ("model_class", "config_class", "parallel", "_target_")
-"""Keys that connect an option to its class."""
+"""Keys that connect an option to its config class. They are not listed among the values of the option."""
 
 
 def _short(text: str) -> str:
@@ -205,7 +207,8 @@ def _wrapped(text: str, indent: str, width: int, further: str = "") -> list[str]
 
 
 def _table(rows: Sequence[tuple[str, ...]], width: int) -> Iterator[str]:
-    """Lines with aligned columns. The last one is wrapped; on a narrow terminal it is below the others."""
+    """Yield the lines of a table with aligned columns. The last column is wrapped; on a narrow terminal, it is printed
+    below the other columns."""
     count = len(rows[0]) if rows else 0
     sizes = [max(min(len(row[column]), 30) for row in rows) for column in range(count - 1)]
     indent = 2 + sum(size + 2 for size in sizes)
@@ -222,6 +225,6 @@ def _table(rows: Sequence[tuple[str, ...]], width: int) -> Iterator[str]:
 
 
 def _first_line(head: str, lines: list[str]) -> Iterator[str]:
-    """The lines of the last column, the first after the other columns."""
+    """Yield the lines of the last column. The first line follows the text `head` of the other columns."""
     yield (head + lines[0][len(head) :]).rstrip() if lines else head.rstrip()
     yield from lines[1:]

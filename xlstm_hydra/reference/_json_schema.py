@@ -1,4 +1,5 @@
-"""JSON Schemas (draft 2020-12) of the files in `conf/` and of a user's own, for completion and checks in an editor."""
+"""JSON Schemas (draft 2020-12) for the files in `conf/` and for a user's own config files. Editors use them for
+completion and validation."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from ._option_files import HIDDEN
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 RECIPES = ("config", "experiment", "debug")
-"""Schemas of files with whole keys."""
+"""Names of the schemas of files that contain absolute keys."""
 
 _INTERPOLATION = {"type": "string", "pattern": r"\$\{.*\}|^\?\?\?$"}
 _DEFAULTS = {"description": "Hydra's defaults list.", "type": "array", "items": {"type": ["string", "object"]}}
@@ -28,7 +29,7 @@ _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", types
 
 
 def schema_dir() -> Path:
-    """Return the folder of the schemas that belong to this installation, which Hydra does not list as a group."""
+    """Return the folder with the schemas of this installation. Hydra does not list the folder as a config group."""
     return conf_dir() / HIDDEN / "schemas"
 
 
@@ -42,7 +43,7 @@ def write_schemas(folder: Path) -> None:
 
 @cache
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return all schemas by the name of their file: `hydra_launcher` is that of the group `hydra/launcher`."""
+    """Return all schemas by file name. For example, the schema of the group `hydra/launcher` is `hydra_launcher`."""
     catalog = Catalog()
     found = {_file_name(group): _group_schema(catalog, group) for group in catalog.groups if group not in RECIPES}
     return {**found, **{name: _recipe_schema(catalog, name) for name in RECIPES}}
@@ -79,7 +80,8 @@ def _object(title: str, description: str, properties: dict[str, Any]) -> dict[st
 
 
 def _open_to_others(schema: dict[str, Any], key: str) -> dict[str, Any]:
-    """Allow other properties where a key names a class that is not ours, whose fields are unknown."""
+    """Extend a schema to allow any properties if the value of `key` names a class that is not ours, because the fields
+    of that class are unknown."""
     if not key:
         return schema
     del schema["additionalProperties"]
@@ -89,7 +91,8 @@ def _open_to_others(schema: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _field_schema(entries: list[FieldEntry]) -> dict[str, Any]:
-    """The schema of a field: what any of its classes allows, or an interpolation."""
+    """Return the schema of a field. It accepts every value that a config class with this field accepts, and
+    interpolations."""
     meanings = dict.fromkeys(entry.meaning for entry in entries)
     schema: dict[str, Any] = {"description": " ".join(meanings)}
     defaults = [entry.default for entry in entries]
@@ -130,7 +133,8 @@ def _type_schema(hint: Any, bounds: dict[str, float]) -> dict[str, Any]:
 
 
 def _recipe_schema(catalog: Catalog, name: str) -> dict[str, Any]:
-    """The schema of a file that sets several groups: a recipe in the package `_global_`, or the primary config."""
+    """Return the schema of a file that sets several groups: a recipe in the package `_global_`, or the primary
+    config."""
     groups = [group for group in catalog.groups if group not in RECIPES]
     properties: dict[str, Any] = {"defaults": _defaults_schema(catalog)}
     properties |= {group: {"$ref": f"{group}.json"} for group in groups if "/" not in group}
@@ -141,7 +145,7 @@ def _recipe_schema(catalog: Catalog, name: str) -> dict[str, Any]:
 
 
 def _defaults_schema(catalog: Catalog) -> dict[str, Any]:
-    """The defaults list, with the built-in options for completion."""
+    """Return the schema of the defaults list, with the built-in options for completion."""
     choices = {}
     for group in catalog.groups:
         option = {"anyOf": [{"enum": [*catalog.options[group], None]}, {"type": ["string", "array"]}]}

@@ -1,4 +1,4 @@
-"""YAML files of options and recipes: what each one sets, and its comments. No code runs."""
+"""Read the YAML files of options and recipes, with the values that they set and their comments. No code is run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HIDDEN = "xlstm_hydra"
-"""Folder in `conf/` with what the options share."""
+"""Name of the folder in `conf/` with files that are shared by several options."""
 
 _SCHEMA = f"/{HIDDEN}/schema/"
 _HEADER = re.compile(r"#\s*(@package|yaml-language-server:)")
 
 
 class Value(NamedTuple):
-    """A value as it is written in a file, with the comment after it."""
+    """A value as written in a file, and the comment that follows it."""
 
     text: str
     comment: str
@@ -24,44 +24,45 @@ class Value(NamedTuple):
 
 @dataclass
 class OptionFile:
-    """A file of an option."""
+    """The file of an option."""
 
     group: str
-    """Group with slashes, such as hydra/launcher. Empty: a primary config."""
+    """Name of the group with slashes, such as hydra/launcher. Empty: the file is a primary config."""
 
     name: str
     file: Path
     comment: str = ""
-    """The comment at the top, as one paragraph."""
+    """Comment at the top of the file, as one paragraph."""
 
     is_global: bool = False
-    """True if the keys are whole: the file is a recipe."""
+    """True if the file is a recipe, with absolute keys."""
 
     values: dict[str, Value] = field(default_factory=dict)
-    """Values by key: whole keys of a recipe, otherwise relative to the group."""
+    """Values by key. Keys are absolute in a recipe, and relative to the config group in any other file."""
 
     bases: list[str] = field(default_factory=list)
-    """Other files in its defaults list, which it extends."""
+    """Files in the defaults list that this file extends."""
 
     choices: dict[str, str] = field(default_factory=dict)
-    """Options of other groups in its defaults list."""
+    """Options in the defaults list, by group."""
 
     schema: str = ""
-    """Name of the schema of the option. Empty: it has none."""
+    """Name of the schema of the option. Empty: the option has no schema."""
 
     @property
     def typed(self) -> str:
-        """The option as it is typed, such as parallel=fsdp."""
+        """Option as typed on the command line, such as parallel=fsdp."""
         return f"{self.group}={self.name}"
 
     def whole_values(self) -> dict[str, Value]:
-        """Return the values by whole keys, such as hydra.launcher.nodes."""
+        """Return the values by absolute key, such as hydra.launcher.nodes."""
         package = "" if self.is_global else f"{self.group.replace('/', '.')}."
         return {f"{package}{key}": value for key, value in self.values.items()}
 
 
 def read_options(folders: Sequence[Path]) -> dict[str, dict[str, OptionFile]]:
-    """Read all options in config folders, by group and name. An option in an earlier folder hides others."""
+    """Return all options in some config folders, by group and name. An option hides options with the same name in later
+    folders."""
     found: dict[str, OptionFile] = {}
     for folder in folders:
         for file in sorted(folder.rglob("*.yaml")):
@@ -77,7 +78,7 @@ def read_options(folders: Sequence[Path]) -> dict[str, dict[str, OptionFile]]:
 
 
 def read_option(file: Path, group: str, name: str) -> OptionFile:
-    """Read one file. If it is not valid YAML, the comment says so."""
+    """Read one file. If the file is not valid YAML, the error replaces its comment."""
     import yaml
 
     option = OptionFile(group, name, file)
@@ -98,7 +99,7 @@ def read_option(file: Path, group: str, name: str) -> OptionFile:
 
 
 def _header(lines: Iterable[str]) -> tuple[str, bool]:
-    """The comment at the top, and whether it moves the file to the package `_global_`."""
+    """Return the comment at the top of a file, and True if it moves the file to the package `_global_`."""
     comment, is_global = [], False
     for line in lines:
         if not line.startswith("#"):
@@ -110,7 +111,7 @@ def _header(lines: Iterable[str]) -> tuple[str, bool]:
 
 
 def _read_defaults(option: OptionFile, entries: Iterable[Any]) -> None:
-    """Sort the entries of a defaults list into the schema, extended files, and choices."""
+    """Set the schema, the extended files and the choices of an option from the entries of its defaults list."""
     for entry in entries:
         if isinstance(entry.value, str):
             path = entry.value.partition("@")[0]
@@ -126,7 +127,7 @@ def _read_defaults(option: OptionFile, entries: Iterable[Any]) -> None:
 
 
 def _flat(key: str, node: Any, lines: list[str]) -> Iterator[tuple[str, Value]]:
-    """Yield the values inside a node by dotted key, as they are written."""
+    """Yield the dotted key and the value, as written, of every value inside a YAML node."""
     if node.id == "mapping" and node.value:
         for name, inner in node.value:
             yield from _flat(f"{key}.{name.value}", inner, lines)
@@ -143,7 +144,7 @@ def _flat(key: str, node: Any, lines: list[str]) -> Iterator[tuple[str, Value]]:
 
 
 def _extended(place: str, found: dict[str, OptionFile]) -> OptionFile:
-    """Return an option with the values of the files that it extends."""
+    """Add the values and the schema of the files that an option extends to the option, and return it."""
     option = found[place]
     bases, option.bases = option.bases, []
     for base in bases:

@@ -1,4 +1,4 @@
-"""Markdown of the reference pages: one for each group, and the list of groups."""
+"""Markdown of the reference pages: one page for each config group, and the table of all groups."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from ._option_files import OptionFile, Value
 from ._sources import first_sentence
 
 _LITERAL = re.compile(r"(?<![\w`])((?:[\w.]+\.)+\w*_\w+|[\w/]+=(?:\(computed\)|[\w.\[\]-]+))")
-"""Keys and assignments in a sentence, which Markdown would change."""
+"""Matches keys and assignments in a sentence. They are formatted as code, because Markdown would interpret their
+underscores."""
 
 
 def page_names(catalog: Catalog) -> dict[str, str]:
-    """Return the name of the page of each group that has fields or recipes: `hydra_launcher.md` for hydra/launcher."""
+    """Return the file name of the page of each group that has fields or recipes, such as `hydra_launcher.md` for
+    hydra/launcher."""
     with_recipes = [group for group in catalog.groups if any(one.is_global for one in catalog.options[group].values())]
     groups = [group for group in catalog.groups if group in with_recipes or catalog.fields(group)]
     return {group: f"{group.replace('/', '_')}.md" for group in groups}
 
 
 def groups_table(catalog: Catalog) -> str:
-    """Return the table of the groups, their options and defaults."""
+    """Return the table of all groups with their options and defaults."""
     names = page_names(catalog)
     rows = []
     for group in names:
@@ -33,7 +35,7 @@ def groups_table(catalog: Catalog) -> str:
 
 
 def group_page(catalog: Catalog, group: str) -> str:
-    """Return the page of a group: its options, and all properties of each field."""
+    """Return the page of a group, with its options and all properties of each field."""
     key = group.replace("/", ".")
     lines = [f"# {group}", "", _prose(catalog.summary(group)), ""]
     lines += [
@@ -84,7 +86,8 @@ def _item(label: str, texts: list[str]) -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """A sentence in which keys and what Markdown would change are literal."""
+    """Convert a sentence to Markdown. Keys and assignments are formatted as code, and special characters are
+    escaped."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part if part.startswith("`") else _LITERAL.sub(r"`\1`", part.replace("*", r"\*").replace("<", "&lt;"))

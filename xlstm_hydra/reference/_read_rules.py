@@ -1,7 +1,8 @@
-"""The rules of config classes, read from the code that checks them: bounds, known values, and sentences.
+"""Extract the rules of config classes (bounds, allowed values, and sentences) from the code that checks them.
 
-Methods whose names end in `rules` are followed without being run: assignments, loops over known values and calls of
-other rules. What depends on the values of a config is unknown, and appears as `...` in a sentence.
+Methods whose names end in `rules` are interpreted symbolically, without running them: assignments, loops over known
+values, and calls of other rules. An expression that depends on the values of a config is unknown, and is written as
+`...` in a sentence.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ _PLACEHOLDER = re.compile(r"\{(/?[\w.]+)\}")
 _UNKNOWN = re.compile(
     r"(?<! to)(?<! process)(?<! kind)(?<! block)(?:,|:|, not| =| of|; the devices are)? \.\.\.|\(\.\.\.\)"
 )
-"""Parts of a sentence that depend on values, and without which it can still be read."""
+"""Matches parts of a sentence that depend on values and can be removed."""
 
 _PACKAGE = "xlstm_hydra.configs"
 
 
 @dataclass
 class Rules:
-    """The rules of one class. Keys with a dot are whole, others are fields of the class."""
+    """The rules of one class. Keys with a dot are absolute; all other keys are fields of the class."""
 
     sentences: dict[tuple[tuple[str, ...], str], None] = field(default_factory=dict)
-    """Each rule once: the keys that take part, and its text."""
+    """Ordered set of the rules. Each rule consists of the keys that it involves and its text."""
 
     bounds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Bounds of numbers by field, with the keywords of JSON Schema."""
+    """Bounds of numbers by field, as JSON Schema keywords with their values."""
 
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """All values that a field can have."""
+    """All allowed values of a field, by field."""
 
     def add(self, keys: Iterable[str], text: str) -> None:
-        """Add a rule about some keys."""
+        """Add a rule that involves some keys."""
         keys = tuple(dict.fromkeys(key.removeprefix("/") for key in keys))
         text = _PLACEHOLDER.sub(lambda match: f"{{{match[1].removeprefix('/')}}}", _UNKNOWN.sub("", text))
         if keys and text:
             self.sentences[keys, text] = None
 
     def whole(self, group: str) -> list[tuple[tuple[str, ...], str]]:
-        """Return all sentences with the keys as they are typed, for a class of this group."""
+        """Return all sentences for a class of this group, with absolute keys."""
         return [
             (tuple(_whole(key, group) for key in keys), _PLACEHOLDER.sub(lambda match: _whole(match[1], group), text))
             for keys, text in self.sentences
@@ -62,7 +63,7 @@ def _whole(key: str, group: str) -> str:
 
 @cache
 def rules_of(cls: type) -> Rules:
-    """Read the rules that the methods of a class check."""
+    """Return the rules that the methods of a class check."""
     reader = _Reader(cls, Rules())
     names = dict.fromkeys(name for base in own_classes(cls) for name in methods_of(base) if name.endswith("rules"))
     for name in names:
@@ -72,7 +73,8 @@ def rules_of(cls: type) -> Rules:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Names of a function: those with a known value, and those with an expression whose value is unknown."""
+    """Names in a function: `known` names with their values, and `unknown` names with the expressions that they are
+    assigned, whose values are unknown."""
 
     known: dict[str, Any]
     unknown: dict[str, ast.expr | None] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class _Scope:
     depth: int = 0
 
     def value(self, node: ast.expr) -> tuple[Any, ...]:
-        """Return the value of an expression as a tuple with one element; empty if it is unknown."""
+        """Return the value of an expression as a tuple with one element. Empty: the value is unknown."""
         names = {name: value for name, value in self.module.items() if name not in self.unknown} | self.known
         if any(
             isinstance(part, ast.Name) and part.id not in names and part.id in self.unknown for part in ast.walk(node)
@@ -89,29 +91,29 @@ class _Scope:
             return ()
         try:
             return (eval(compile(ast.Expression(node), "<rule>", "eval"), names),)  # our own source, not input
-        except Exception:  # it depends on what is unknown
+        except Exception:  # it depends on an unknown value
             return ()
 
     def having(self, values: Mapping[str, Any]) -> _Scope:
-        """Return a copy with known values for these names."""
+        """Return a copy in which these names have known values."""
         unknown = {name: node for name, node in self.unknown.items() if name not in values}
         return replace(self, known={**self.known, **values}, unknown=unknown)
 
     def without(self, target: ast.expr) -> _Scope:
-        """Return a copy without the values of the names in the target of a loop."""
+        """Return a copy in which the names in the target of a loop are unknown."""
         names = {node.id for node in ast.walk(target) if isinstance(node, ast.Name)}
         known = {name: value for name, value in self.known.items() if name not in names}
         return replace(self, known=known, unknown={**self.unknown, **dict.fromkeys(names)})
 
     def bind(self, name: str, node: ast.expr | None) -> None:
-        """Give a name the value of an expression."""
+        """Assign an expression to a name."""
         found = self.value(node) if node is not None else ()
         self.known.pop(name, None)
         self.unknown[name] = node
         self.take(name, found)
 
     def take(self, name: str, found: tuple[Any, ...]) -> None:
-        """Give a name its value, if it is known."""
+        """Set a name to a value if the value is known: `found` has one element, or none if it is unknown."""
         for value in found:
             self.known[name] = value
             del self.unknown[name]
@@ -123,7 +125,8 @@ class _Reader:
     found: Rules
 
     def method(self, name: str, scope: _Scope, call: ast.Call | None = None, after: type | None = None) -> None:
-        """Follow a method, of the class or of the next one after `after`."""
+        """Interpret a method of the class. With `after`, start the search for the method behind this base class, as
+        `super()` does."""
         classes = [*own_classes(self.cls)]
         classes = classes[classes.index(after) + 1 :] if after in classes else classes
         for base in classes:
@@ -134,7 +137,7 @@ class _Reader:
     def function(
         self, node: ast.FunctionDef, module: str, scope: _Scope, call: ast.Call | None, owner: type = object
     ) -> None:
-        """Follow a function with the arguments of a call."""
+        """Interpret a function with the arguments of a call."""
         if scope.depth > 6:
             return
         inner = _Scope({}, {}, vars(sys.modules[module]), owner, scope.depth + 1)
@@ -155,7 +158,7 @@ class _Reader:
         self.block(node.body, inner)
 
     def block(self, statements: Iterable[ast.stmt], scope: _Scope) -> None:
-        """Follow statements; both branches of a condition."""
+        """Interpret statements. Both branches of a condition are followed."""
         for statement in statements:
             match statement:
                 case ast.Assign(targets=[ast.Name(id=name)], value=value):
@@ -175,12 +178,12 @@ class _Reader:
                         self.block(handler.body, scope)
 
     def loop(self, target: ast.expr, iterable: ast.expr, body: list[ast.stmt], scope: _Scope) -> None:
-        """Follow a loop once for each known value."""
+        """Interpret a loop once for each known value of its target, or once if they are unknown."""
         for inner in self.iterations(target, iterable, scope) or [scope.without(target)]:
             self.block(body, inner)
 
     def iterations(self, target: ast.expr, iterable: ast.expr, scope: _Scope) -> list[_Scope]:
-        """Return the scope of each turn of a loop over known values, or over a dictionary with known keys."""
+        """Return the scope of each iteration of a loop over known values, or over a dictionary with known keys."""
         found: list[Any] = [*chain.from_iterable(scope.value(iterable))]
         match target, iterable:
             case ast.Tuple(elts=[ast.Name(), *_]), ast.Call(func=ast.Attribute(value=mapping, attr="items")) if (
@@ -221,7 +224,7 @@ class _Reader:
         return []
 
     def text(self, node: ast.expr | None, scope: _Scope) -> str:
-        """Return a sentence, with `...` for what is unknown."""
+        """Return the text of an expression, with `...` for unknown parts."""
         match node:
             case ast.JoinedStr(values=parts):
                 return "".join(self.text(part, scope) for part in parts)
@@ -242,7 +245,7 @@ class _Reader:
         return "".join(str(value) for value in scope.value(node) if isinstance(value, str)) if node else ""
 
     def texts(self, node: ast.expr, scope: _Scope) -> list[str]:
-        """Return the sentences of a generator."""
+        """Return the texts that a generator expression or list comprehension yields."""
         match node:
             case ast.Name(id=name) if name in scope.unknown and (list_of := scope.unknown[name]):
                 return self.texts(list_of, scope.without(node))
@@ -254,7 +257,7 @@ class _Reader:
         return []
 
     def calls(self, value: ast.expr, scope: _Scope) -> None:
-        """Follow what an expression yields."""
+        """Interpret the calls whose results an expression yields."""
         match value:
             case ast.Yield(value=ast.Call() as call) | ast.YieldFrom(value=ast.Call() as call):
                 self.call(call, scope)
@@ -262,7 +265,7 @@ class _Reader:
                 self.call(call, scope)
 
     def call(self, node: ast.Call, scope: _Scope) -> None:
-        """Follow a call of another rule, or record a problem."""
+        """Interpret a call of another rule, or record the rule in a call of `Problem`."""
         match node.func:
             case ast.Name(id=name) if handler := getattr(self, f"_on_{name}", None):
                 handler(node, scope)
@@ -314,7 +317,7 @@ class _Reader:
 
 
 def _arguments(nodes: Iterable[ast.expr], scope: _Scope) -> Iterator[str]:
-    """Known values of positional arguments, also those behind a star."""
+    """Yield the known values of positional arguments, including starred arguments."""
     for node in nodes:
         if isinstance(node, ast.Starred):
             yield from chain.from_iterable(scope.value(node.value))

@@ -1,4 +1,4 @@
-"""The source code of the config classes: docstrings under fields, and the bodies of functions and methods."""
+"""Read the source code of the config classes: docstrings under fields, and the bodies of functions and methods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def module_tree(module: str) -> ast.Module:
 
 @cache
 def class_node(cls: type) -> ast.ClassDef:
-    """Return the definition of a class."""
+    """Return the syntax tree of a class definition."""
     return next(
         node
         for node in module_tree(cls.__module__).body
@@ -30,7 +30,7 @@ def class_node(cls: type) -> ast.ClassDef:
 
 @cache
 def methods_of(cls: type) -> dict[str, ast.FunctionDef]:
-    """Return the methods that a class defines itself, by name."""
+    """Return the methods that a class itself defines, by name."""
     return {node.name: node for node in class_node(cls).body if isinstance(node, ast.FunctionDef)}
 
 
@@ -41,12 +41,13 @@ def functions_of(module: str) -> dict[str, ast.FunctionDef]:
 
 
 def own_classes(cls: type) -> Iterator[type]:
-    """Yield the class and its bases that this package defines, in the order of inheritance."""
+    """Yield the class and its base classes in method resolution order, restricted to classes of this package."""
     yield from (base for base in cls.__mro__ if base.__module__.startswith("xlstm_hydra."))
 
 
 def meaning_of(cls: type, name: str) -> str:
-    """Return the docstring under a field, of the nearest class that has one, as one paragraph."""
+    """Return the docstring under a field as one paragraph. If several base classes document the field, the first in
+    method resolution order is used."""
     return next((docs[name] for base in own_classes(cls) if name in (docs := _docstrings(base))), "")
 
 
@@ -61,7 +62,7 @@ def _docstrings(cls: type) -> dict[str, str]:
 
 
 def paragraph_of(cls: type) -> str:
-    """Return the first paragraph of the docstring of a class."""
+    """Return the first paragraph of a class docstring as one line."""
     return " ".join((cls.__doc__ or "").split("\n\n")[0].split())
 
 

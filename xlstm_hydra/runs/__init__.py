@@ -1,4 +1,4 @@
-"""Run folders: their metadata, checkpoints and locks, the starting point of a run, differences, and provenance."""
+"""Run folders: metadata, checkpoints, locks, the starting point of a run, differences between runs, and provenance."""
 
 from ._config_file import CONFIG_FILE as CONFIG_FILE
 from ._config_file import recorded_origin as recorded_origin

@@ -1,4 +1,5 @@
-"""The resolved config of a run in its folder, as YAML. Values are neither resolved nor converted when it is edited."""
+"""The YAML file with the resolved config in a run folder. When the file is edited, all values that are not replaced are
+kept as they are written."""
 
 from __future__ import annotations
 
@@ -14,17 +15,17 @@ from ._links import replace_file
 from ._paths import known_step, run_of
 
 CONFIG_FILE = "config.yaml"
-"""Name of the file."""
+"""Name of the config file in a run folder."""
 
 _STYLE: dict[str, Any] = {"allow_unicode": True}
 _TEXT = "tag:yaml.org,2002:str"
 _BOOLS = ("y", "Y", "n", "N")
-"""Strings that OmegaConf reads as Booleans, in addition to those of PyYAML."""
+"""Strings that OmegaConf reads as Booleans, but PyYAML does not."""
 
 
 def recorded_origin(folder: Path) -> str | None:
-    """Return the checkpoint that the model of a run was composed from (`--from`), as RUN@STEP if it is in a run folder,
-    or None."""
+    """Return the checkpoint given with `--from`, from which the model of a run was composed. It is returned as RUN@STEP
+    if it is in a run folder. None: the model was not composed from a checkpoint."""
     try:
         node = _child(_child(_read(folder / CONFIG_FILE), "model"), "_checkpoint_")
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -37,7 +38,7 @@ def recorded_origin(folder: Path) -> str | None:
 
 
 def write_layout(folder: Path, run: RunConfig) -> None:
-    """Write the layout chosen for a run to the file with its resolved config, if that file exists."""
+    """Write the layout that was chosen for a run to the config file in the run folder, if the file exists."""
     file = folder / CONFIG_FILE
     if not file.exists():
         return

@@ -12,35 +12,35 @@ from ._record import Record
 
 
 class _Absent:
-    """Placeholder for the value of a field that one of two configs does not have."""
+    """Placeholder for the value of a field that only the other config has."""
 
     def __repr__(self) -> str:
         return "absent"
 
 
 ABSENT = _Absent()
-"""The value of a field that one side does not have."""
+"""Value of a field that only the other config has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One field that differs."""
+    """A field whose value differs between two configs."""
 
     key: str
-    """The key of the field as typed, such as `model.num_blocks`."""
+    """Key of the field as typed on the command line, such as `model.num_blocks`."""
 
     before: Any
     """Value in the first config as plain JSON, or `ABSENT`."""
 
     after: Any
-    """Value in the second config."""
+    """Value in the second config as plain JSON, or `ABSENT`."""
 
     kind: str
-    """Kind of the effect, a key of `KINDS`."""
+    """Kind of the effect of the field. A key of `KINDS`."""
 
 
 def diff(before: Record | RunConfig, after: Record | RunConfig) -> list[Difference]:
-    """Return every field that differs, the strongest effects first. Groups that only one side recorded are omitted: see
+    """Return every field that differs, strongest effects first. Groups that only one config has are omitted; see
     `not_compared`."""
     old, new = _groups(before), _groups(after)
     found = [each for group in old if group in new for each in _differences(group, old[group], new[group])]
@@ -49,12 +49,12 @@ def diff(before: Record | RunConfig, after: Record | RunConfig) -> list[Differen
 
 
 def not_compared(before: Record | RunConfig, after: Record | RunConfig) -> list[str]:
-    """Return the groups that only one side recorded."""
+    """Return the groups that only one of the two configs has."""
     return sorted(_groups(before).keys() ^ _groups(after).keys())
 
 
 def kind_of(key: str) -> str:
-    """Return the kind of effect of a field with this key, such as `optimizer.lr`. If several options of its group have
+    """Return the kind of effect of a field, given its key, such as `optimizer.lr`. If several options of the group have
     the field, return the strongest kind. An unknown key is assumed to change the parameters."""
     group, _, name = key.partition(".")
     found = {effects[name].kind for effects in map(effects_of, options_of(group)) if name in effects}
@@ -75,8 +75,8 @@ def _differences(group: str, before: ConfigDict, after: ConfigDict) -> Iterator[
 
 
 def _fields(config: ConfigDict) -> Iterator[tuple[str, tuple[Any, type]]]:
-    """Yield the name of every field, its plain value, and the class that defines it. Those of a model are flat, as
-    typed."""
+    """Yield the name of every field, its plain value, and the class that defines the field. The fields of a model are
+    yielded without nesting, as they are typed on the command line."""
     if not isinstance(config, ModelConfig):
         yield from ((name, (value, type(config))) for name, value in config.to_dict().items())
         return

@@ -1,4 +1,5 @@
-"""Find the checkpoint or run that the user refers to with a path, or explain what to type instead."""
+"""Find the checkpoint or run that the user refers to with a path. If there is none, the error suggests what to type
+instead."""
 
 from __future__ import annotations
 
@@ -39,28 +40,29 @@ _LOOKED_AT = 1000
 _KEYS = ("--from", "resume", "resume_sweep", "task.checkpoint", "checkpoint.init_from", "checkpoint.restore")
 _SOURCE = re.compile(r"ckpt://([^'\",\]]+)")
 _SWEEP, _METADATA = "sweep.jsonl", "metadata"
-"""Names of the record in a sweep folder and of the metadata folder in a checkpoint."""
+"""Name of the record file in a sweep folder, and of the metadata folder in a checkpoint."""
 
 
 def find_checkpoint(source: str, key: str = RESTORE) -> Path:
     """Return the folder of the checkpoint that a source refers to.
 
     Args:
-        source: a run or its folder of checkpoints (meaning the latest one), optionally followed by `@STEP` or by `@`
-            and
-            the name of a copy or link; or a checkpoint, or a file in it. A local path, or the address of a bucket such
-            as `gs://bucket/runs/a@2000`.
-        key: the key of the source in messages.
+        source: a local path, or a bucket address such as `gs://bucket/runs/a@2000`. The path of a checkpoint, or of a
+            file in it, refers to this checkpoint. The path of a run folder, or of its checkpoint folder, refers to the
+            latest checkpoint of the run. The path of a run may be followed by `@STEP`, or by `@NAME` with the name of
+            a copy or link in the checkpoint folder.
+        key: the config key or option that `source` was given with, for messages.
 
     Raises:
-        ConfigError: there is no such run, it has no such step, or the source is ambiguous.
+        ConfigError: the run does not exist or cannot be read, has no checkpoint of this step or name, or contains a
+            link that leads out of it.
     """
     with reached(source, key):
         return _find(source, key)
 
 
 def checkpoints_of_run(source: str, key: str = RESTORE) -> dict[int, Path]:
-    """Return the finished checkpoints by step if the source is a run without a step, otherwise an empty dict."""
+    """Return the finished checkpoints by step if `source` is a run without a step. Otherwise return an empty dict."""
     with reached(source, key):
         path = to_path(source)
         return checkpoints_at(Path(os.path.abspath(path)) if isinstance(path, Path) else path)
@@ -68,7 +70,7 @@ def checkpoints_of_run(source: str, key: str = RESTORE) -> dict[int, Path]:
 
 @contextmanager
 def reached(source: str, key: str) -> Iterator[None]:
-    """Turn every error while reading a source into a `ConfigError`."""
+    """Convert every error while reading a source into a `ConfigError`."""
     if on_hub := hub_address(source):
         raise refused(source, *on_hub, key)
     try:
@@ -97,14 +99,15 @@ def _find(source: str, key: str) -> Path:
 
 
 def _checkpoint_around(path: Path) -> Path | None:
-    """Return the checkpoint at a path or around it, or None."""
+    """Return the checkpoint that is at a path or contains the path, or None."""
     if not path.exists():
         return None
     return next((folder for folder in (path, *list(path.parents)[:3]) if is_checkpoint(folder)), None)
 
 
 def _latest(source: Path, saved: dict[int, Path]) -> Path:
-    """Return the latest checkpoint with metadata, or simply the latest one, for the message, if none has metadata."""
+    """Return the latest checkpoint with metadata. If no checkpoint has metadata, return the latest checkpoint, so that
+    reading it raises an error about it."""
     newest = next((step for step in sorted(saved, reverse=True) if has_metadata(saved[step])), None)
     if newest is None:
         return saved[max(saved)]
@@ -115,7 +118,7 @@ def _latest(source: Path, saved: dict[int, Path]) -> Path:
 
 
 def _named(run: Path, wanted: str, source: str, key: str) -> Path:
-    """Return the checkpoint of a run by its step, or by the name of a copy or link in the same folder."""
+    """Return the checkpoint of a run with this step, or the copy or link with this name in the checkpoint folder."""
     saved, is_step = checkpoints_at(run), wanted.isascii() and wanted.isdigit()
     if not saved and is_checkpoint(run):
         step = known_step(run)
@@ -136,7 +139,7 @@ def _named(run: Path, wanted: str, source: str, key: str) -> Path:
 
 
 def _explained(path: Path) -> tuple[str, str]:
-    """Describe a path that is not a checkpoint, and what to type instead."""
+    """Return a description of a path that is not a checkpoint, and a suggestion of what to type instead."""
     if not isinstance(path, Path) or not path.is_dir():
         return _no_folder(path)
     runs = list(itertools.islice(_runs_below(path), _SHOWN + 1))
@@ -188,7 +191,8 @@ def _has_checkpoints(folder: Path) -> bool:
 
 
 def _items(folder: Path) -> list[Path]:
-    """Return the contents of a folder, numbers in numeric order. Empty if it is not a folder or cannot be read."""
+    """Return the contents of a folder, with numbers in numeric order. Empty if the path is not a folder or cannot be
+    read."""
     try:
         return sorted(folder.iterdir(), key=lambda item: item.name.zfill(12) if item.name.isdigit() else item.name)
     except OSError:
@@ -196,16 +200,16 @@ def _items(folder: Path) -> list[Path]:
 
 
 def _inside(checkpoint: Path, root: Path, source: str, key: str) -> Path:
-    """Return a permanent path of a checkpoint: links such as `latest` may change their target later.
+    """Return the path of a checkpoint with links such as `latest` resolved, because their targets may change later.
 
     Args:
-        checkpoint: the folder of the checkpoint.
+        checkpoint: the checkpoint folder.
         root: the folder given by the user, in which the checkpoint was found.
         source: the text typed by the user, for messages.
-        key: the key of the source in messages.
+        key: the config key or option that `source` was given with, for messages.
 
     Raises:
-        ConfigError: a link leads out of `root`, so that files from elsewhere would be read.
+        ConfigError: a link leads out of `root`, so that files outside `root` would be read.
     """
     if not isinstance(checkpoint, Path):
         return checkpoint
@@ -215,8 +219,8 @@ def _inside(checkpoint: Path, root: Path, source: str, key: str) -> Path:
 
 
 def named_folders(arguments: Sequence[str]) -> list[Path]:
-    """Return the folders of the runs and sweeps in a command line: those after `--from`, `ckpt://`, `resume=`,
-    `resume_sweep=`, or a key for a checkpoint."""
+    """Return the folders of all runs and sweeps named on a command line: after `--from`, `ckpt://`, `resume=`,
+    `resume_sweep=`, or the key of a field that takes a checkpoint."""
     texts = [*arguments, ""]
     sources = [after for text, after in zip(texts, texts[1:], strict=False) if text == "--from"]
     sources += [text.partition("=")[2] for text in texts if text.partition("=")[0].lstrip("+") in _KEYS]
@@ -225,7 +229,8 @@ def named_folders(arguments: Sequence[str]) -> list[Path]:
 
 
 def run_folders(sources: Iterable[str]) -> list[Path]:
-    """Return the folders of the runs or sweeps of sources: RUN, RUN@STEP, checkpoints, or files in them."""
+    """Return the folders of the runs and sweeps that some sources refer to. A source is RUN, RUN@STEP, a sweep, a
+    checkpoint, or a file in one of these."""
     found: list[Path] = []
     for source in sources:
         with suppress(OSError, ValueError):  # such as a path that is too long, which is reported later
@@ -248,7 +253,7 @@ def _roots(source: str) -> Iterator[Path]:
 
 
 def _around(folder: Path) -> Iterator[Path]:
-    """Yield the folder of the run or sweep that a folder belongs to, judging by names and contents."""
+    """Yield the run folder or sweep folder to which a folder belongs, judging by names and contents."""
     if (folder / _SWEEP).is_file():
         yield folder
     if folder.parent.name == FOLDER and is_checkpoint(folder):

@@ -1,4 +1,4 @@
-"""The folder of a run: created and locked for the run, and restored if the run is rejected."""
+"""The run folder: created and locked before the run, and returned to its previous state if the run is rejected."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from ._starting_point import ASIDE
 log = logging.getLogger(__name__)
 
 _LARGE = 2**20
-"""Size in bytes above which the content of a file is not kept in memory."""
+"""Size in bytes above which only the size of a file is remembered for restoring it, not its content."""
 
 OTHER_FOLDER = "Choose another folder with hydra.run.dir=DIR."
 """The fix for a folder that cannot be used."""
 
 
 class RunFolder:
-    """A folder that a run writes to, with the key that sets it."""
+    """A folder that a run writes to, and the config key that sets the folder."""
 
     WRITTEN: ClassVar = (
         *(LOCK_FILE, "config.yaml", "metadata.json", "parameters.txt", "plan.json", "plan.txt", "search.json"),
         *("metrics.csv", "evaluation.json", "generated.json", "outcome.json", "error.txt", "xlstm-hydra.log"),
         *(FOLDER, ASIDE, "tensorboard", ".hydra"),
     )
-    """Files and folders that runs write into their folder."""
+    """Names of all files and folders that runs write into a run folder."""
 
     def __init__(self, path: Path, given: Mapping[str, Any] | None = None, fix: str = OTHER_FOLDER) -> None:
         """Args:
         path: the folder.
-        given: the key that sets the folder and its value, for messages.
+        given: the config key that sets the folder, with its value, for messages.
         fix: the fix for a folder that cannot be used.
         """
         self.path, self._given, self._fix = path, given or {"hydra.run.dir": str(path)}, fix
@@ -57,9 +57,8 @@ class RunFolder:
             check: called once the folder is locked, before anything is written to it.
 
         Raises:
-            ConfigError: the folder cannot be created or written, it contains a link that leads out of it, another run
-                is
-                writing to it, or `check` raises.
+            ConfigError: the folder cannot be created or written, it contains a link that leads out of the folder,
+                another run is writing to it, or `check` raises the error.
         """
         files = list(files)
         # Files are restored before the lock is released, so that no other run can start in between.
@@ -89,13 +88,14 @@ class RunFolder:
             made.pop_all()
 
     def refuse_links_out(self, files: Iterable[Path] = ()) -> None:
-        """Check that a run cannot write or delete files outside of the folder through links.
+        """Check that a run cannot write or delete files outside the folder through links.
 
         Args:
-            files: files to write in addition to `WRITTEN`. Files outside of the folder were chosen by the user.
+            files: files to be written in addition to `WRITTEN`. Files outside the folder were chosen by the user, and
+                are not checked.
 
         Raises:
-            ConfigError: the folder contains a link that leads out of it.
+            ConfigError: the folder contains a link that leads out of the folder.
         """
         own = [self.path / name for name in self.WRITTEN]
         with self.writing():
@@ -103,14 +103,14 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn an error while writing into a `ConfigError` about the folder."""
+        """Convert an error while writing into a `ConfigError` about the folder."""
         try:
             yield
         except OSError as error:
             raise self.unusable(error) from error
 
     def unusable(self, error: OSError) -> ConfigError:
-        """Return an error with the file that cannot be written, and the reason."""
+        """Return an error that names the file that cannot be written, and the reason."""
         name = error.filename
         head = f"{name} " if name and str(name) != str(self.path) else ""
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -118,7 +118,8 @@ class RunFolder:
         return ConfigError([Problem(self._given, f"{head}cannot be written: {error.strerror}", fix)])
 
     def make(self, folder: Path, undo: ExitStack) -> None:
-        """Create a folder and its parents. Undoing it removes those that are empty."""
+        """Create a folder and its missing parents. When `undo` is closed, the created folders that are empty are
+        removed."""
         if "\0" in str(folder):
             raise OSError(errno.EINVAL, "its name contains a NUL character")
         missing = list(itertools.takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
@@ -131,8 +132,9 @@ class RunFolder:
             undo.callback(_remove_if_empty, path)
 
     def _keep(self, file: Path, undo: ExitStack) -> None:
-        """Check that a file can be written. Undoing it restores the content of the file, or removes a new file. A large
-        file is a log, to which a run only appends. A device or a pipe has no content to restore."""
+        """Check that a file can be written. When `undo` is closed, an existing file gets its previous content, and a
+        new file is removed. A large file is a log to which a run only appends, so it is truncated to its previous size.
+        A device or a pipe is not checked."""
         if file.exists() and not (file.is_file() or file.is_dir()):
             return
         if not file.exists():
@@ -145,7 +147,7 @@ class RunFolder:
 
 
 def _restore(file: Path, before: bytes | int | None) -> None:
-    """Restore a file: to these bytes, or to this size. None: remove it, because it did not exist."""
+    """Restore a file to its content (bytes) or size (int) before the run. None: the file did not exist; remove it."""
     try:
         if before is None:
             file.unlink(missing_ok=True)

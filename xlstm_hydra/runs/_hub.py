@@ -1,4 +1,4 @@
-"""Hugging Face models that cannot be read: still on the Hub, not fully downloaded, or pickled."""
+"""Messages about Hugging Face models that cannot be read: not downloaded, only partly downloaded, or pickled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CONFIG = "config.json"
-"""Name of the file with the config of a model."""
+"""Name of the config file of a Hugging Face model."""
 
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)|hf:/)/(?:models/)?(?P<id>[\w.-]+/[\w.-]+)")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -15,13 +15,14 @@ _PICKLED = ("*.bin", "*.pt", "*.pth")
 
 
 def hub_address(path: str) -> tuple[str, str] | None:
-    """Return the problem with a path that is an address on the Hub, and the fix. None for any other path."""
+    """Return the problem and the fix for a path that is a Hub address. None for any other path."""
     found = _ADDRESS.match(path)
     return None if found is None else ("is not a folder on this machine", _download(found["id"]))
 
 
 def hub_id(path: Path) -> tuple[str, str] | None:
-    """Return the same for a path that does not exist and looks like a model on the Hub, OWNER/NAME."""
+    """Return the problem and the fix for a path that does not exist and looks like the Hub id of a model, OWNER/NAME.
+    None for any other path."""
     name = str(path).partition("@")[0]
     if not _ID.fullmatch(name) or path.parent.exists():
         return None
@@ -32,7 +33,8 @@ def hub_id(path: Path) -> tuple[str, str] | None:
 
 
 def model_in(folder: Path) -> tuple[str, str] | None:
-    """Return the same for a folder with a complete or incomplete Hugging Face model that is given as a run."""
+    """Return the problem and the fix for a folder that was given as a run, but contains a complete or incomplete
+    Hugging Face model. None for any other folder."""
     weights = [file.name for file in sorted(folder.glob("*.safetensors"))]
     if (folder / CONFIG).is_file() and (weights or pickled_in(folder)):
         text = "is a folder with a Hugging Face model, not a run"
@@ -46,7 +48,7 @@ def model_in(folder: Path) -> tuple[str, str] | None:
 
 
 def missing_weights(folder: Path) -> tuple[str, str]:
-    """Return the problem with a folder without readable weights, and the fix."""
+    """Return the problem and the fix for a folder without readable weights."""
     if found := pickled_in(folder):
         text = f"has only pickled weights ({_shown(found)}), which are not read because they can run code"
         fix = "Convert them, in Python: transformers.AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW)."
@@ -58,7 +60,7 @@ def missing_weights(folder: Path) -> tuple[str, str]:
 
 
 def pickled_in(folder: Path) -> list[str]:
-    """Return the names of the pickled weights in a folder."""
+    """Return the names of the files with pickled weights in a folder."""
     return sorted(
         file.name for pattern in _PICKLED for file in folder.glob(pattern) if "training_args" not in file.name
     )

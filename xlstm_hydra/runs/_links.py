@@ -1,8 +1,8 @@
-"""Protection against symbolic links that lead out of a folder. The folder of a run or a checkpoint may come from
-someone else, so no link in it may be used to read, write or delete files elsewhere.
+"""Protection against symbolic links that lead out of a folder. A run folder or a checkpoint may come from someone else,
+so files outside the folder must not be read, written or deleted through a link in it.
 
-Two kinds of links are allowed: a folder that is itself a link, such as `outputs` on another disk, and a link to a
-target in the same folder, such as `latest`."""
+Two kinds of links are allowed: the folder itself may be a link, such as `outputs` on another disk, and a link may have
+its target in the same folder, such as `latest`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _RULE = "which leads out of the folder; nothing is read, written or deleted thro
 
 
 def refuse_links_out(root: Path, paths: Iterable[Path], given: Mapping[str, Any], fix: str) -> None:
-    """Check that nothing at or below these paths is a link out of a folder, a pipe or a device.
+    """Check that no file at or below some paths is a link out of the folder `root`, a pipe or a device.
 
     Args:
         root: the folder. It may itself be a link.
-        paths: files and folders in it, which need not exist. Folders are checked with all their contents.
-        given: the key that sets the folder and its value, for the message.
+        paths: files and folders in `root`, which need not exist. Folders are checked with all their contents.
+        given: the config key that sets the folder, with its value, for the message.
         fix: the fix, for the message.
 
     Raises:
-        ConfigError: with the first such path.
+        ConfigError: such a file exists. The message names the first such file.
     """
     if (text := next(_strays(root, paths), None)) is not None:
         raise ConfigError([Problem(given, text, fix)])
 
 
 def _strays(root: Path, paths: Iterable[Path]) -> Iterator[str]:
-    """Yield a description of everything that is not allowed. Targets of links within the folder are checked too."""
+    """Yield a message for every file that is not allowed. The targets of links within the folder are checked too."""
     inside, seen = os.path.realpath(root), set[str]()
     todo = deque((str(part), part == path) for path in paths for part in _parts(root, path))
     while todo:
@@ -57,7 +57,7 @@ def _strays(root: Path, paths: Iterable[Path]) -> Iterator[str]:
 
 
 def _parts(root: Path, path: Path) -> list[Path]:
-    """Return the folders between `root` and a path, and the path itself. Empty for a path outside of `root`."""
+    """Return the folders between `root` and a path, followed by the path. Empty for a path outside `root`."""
     between = [part for part in (path, *path.parents) if root in part.parents]
     return [path] if path == root else between[::-1]
 

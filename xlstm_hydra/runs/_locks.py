@@ -1,4 +1,5 @@
-"""File locks that let only one process at a time write to a folder. The system releases them when the process ends."""
+"""File locks that allow only one process at a time to write to a folder. The operating system releases the locks of a
+process when it ends."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ LOCK_FILE = ".lock"
 
 
 def open_lock(file: Path) -> IO[str]:
-    """Open a lock file, creating it if necessary. Its content is kept.
+    """Open a lock file. Create it if it does not exist, otherwise keep its content.
 
     Raises:
-        OSError: the file is a link or cannot be created.
+        OSError: the file is a link, or it cannot be opened or created.
     """
     return open(file, "a", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW, 0o666), encoding="utf-8")
 
@@ -44,7 +45,7 @@ def lock_folder(folder: Path, name: str, what: str) -> IO[str] | None:
     Args:
         folder: the folder.
         name: the name of the file.
-        what: what writes to the folder, run or sweep, for the warning.
+        what: the kind of job that writes to the folder ("run" or "sweep"), for the warning.
 
     Returns:
         The open file, or None if another process holds the lock.
@@ -62,10 +63,10 @@ def lock_folder(folder: Path, name: str, what: str) -> IO[str] | None:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder against other runs.
+    """Lock a folder inside the `with` block, so that no other run writes to it.
 
     Raises:
-        ConfigError: another run is writing to it.
+        ConfigError: another run is writing to the folder.
     """
     while True:
         file = lock_folder(folder, LOCK_FILE, "run")
@@ -89,7 +90,8 @@ def is_held(folder: Path) -> bool:
 
 
 def _is_in(folder: Path, file: IO[str]) -> bool:
-    """True if an open lock file is still the one in the folder. A rejected run removes the lock file it created."""
+    """True if an open lock file is still the lock file in the folder. A rejected run removes the lock file that it
+    created, so a file that another run has opened may no longer exist in the folder."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK_FILE).stat())
     except FileNotFoundError:

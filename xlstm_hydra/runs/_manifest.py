@@ -1,7 +1,8 @@
-"""The manifest of a checkpoint: size and digest of each of its files. Needs neither Orbax nor JAX.
+"""The manifest of a checkpoint, with the size and digest of every file. Needs neither Orbax nor JAX.
 
-`manifest.json` is `{"version", "algorithm", "files": {path: {"size", "digest"}}, "digest"}`, where the last digest
-covers the rest of the file. It is the last file to be written. Its content is not trusted: see `read_manifest`."""
+`manifest.json` contains `{"version", "algorithm", "files": {path: {"size", "digest"}}, "digest"}`, where the last
+digest covers the rest of the manifest. The manifest is written after all other files of the checkpoint. Its content is
+not trusted; see `read_manifest`."""
 
 from __future__ import annotations
 
@@ -17,19 +18,20 @@ from typing import IO, Any, NamedTuple
 import xxhash
 
 MANIFEST = "manifest.json"
-"""Name of the file in the folder of a checkpoint."""
+"""Name of the manifest file in a checkpoint folder."""
 
 VERSION = 1
 ALGORITHM = "xxh3_128"
-"""Digests detect accidental damage. They do not protect from an attacker, who can write a new manifest."""
+"""Algorithm of the digests. Digests detect accidental damage; they do not protect against an attacker, who can write a
+new manifest."""
 
 THREADS = min(8, os.cpu_count() or 1)
-"""Number of files that are read at the same time. The digest itself is cheap: more than 10 GiB/s per thread."""
+"""Number of files that are read in parallel. Computing a digest is cheap: more than 10 GiB/s per thread."""
 
 _TEMPORARY = f".{MANIFEST}.new"
 _LEFT_OUT = (MANIFEST, _TEMPORARY)
 _NFS = ".nfs"
-"""Prefix of the names that NFS gives to open files when they are deleted."""
+"""Prefix of the names to which NFS renames open files that are deleted."""
 _BLOCK = 2**20
 _MAX_BYTES = 64 * 2**20
 _DIGEST_LENGTH = 32
@@ -40,22 +42,22 @@ class BadManifest(ValueError):
 
 
 class Entry(NamedTuple):
-    """Entry of a file in the manifest."""
+    """Manifest entry of a file."""
 
     size: int
     """Size in bytes."""
 
     digest: str
-    """Hexadecimal digest of 128 bits."""
+    """128-bit digest as a hexadecimal string."""
 
 
 def entry_of(content: bytes) -> Entry:
-    """Return the entry of a file with this content."""
+    """Return the manifest entry of a file with this content."""
     return Entry(len(content), xxhash.xxh3_128_hexdigest(content))
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Write the manifest of a local checkpoint, with all its files. The manifest is written atomically.
+    """Write a manifest of all files of a local checkpoint. The manifest is written atomically.
 
     Raises:
         OSError: a file cannot be read, or the manifest cannot be written.
@@ -76,8 +78,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Entry] | None:
     """Return the entries of a manifest by path relative to the checkpoint, or None if there is no manifest.
 
     Raises:
-        BadManifest: the manifest is damaged, too large, or lists paths outside of the checkpoint.
-        OSError: it cannot be read.
+        BadManifest: the manifest is damaged or too large, or lists paths outside the checkpoint.
+        OSError: the manifest cannot be read.
     """
     try:
         with _open(checkpoint, MANIFEST) as file:
@@ -101,7 +103,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Entry] | None:
 
 
 def list_files(folder: Path, prefix: str = "") -> Iterator[str]:
-    """Yield the paths of all files in a checkpoint except the manifest, sorted. Links are listed, not followed."""
+    """Yield the paths of all files in a checkpoint except the manifest, in sorted order. Links are listed, not
+    followed."""
     for item in sorted(folder.iterdir()):
         if item.is_dir() and not (isinstance(item, Path) and item.is_symlink()):
             yield from list_files(item, f"{prefix}{item.name}/")
@@ -110,11 +113,11 @@ def list_files(folder: Path, prefix: str = "") -> Iterator[str]:
 
 
 def read_entry(checkpoint: Path, name: str) -> Entry:
-    """Read a file of a checkpoint in blocks, and return its entry.
+    """Read a file of a checkpoint in blocks, and return its manifest entry.
 
     Raises:
-        BadManifest: it is not a file, or is outside of the checkpoint.
-        OSError: it cannot be read.
+        BadManifest: the path is not a file, or leads out of the checkpoint.
+        OSError: the file cannot be read.
     """
     size, digest = 0, xxhash.xxh3_128()
     with _open(checkpoint, name) as file:
@@ -125,7 +128,8 @@ def read_entry(checkpoint: Path, name: str) -> Entry:
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes | memoryview]:
-    """Yield the content of a file in blocks. If possible, the same buffer is reused, which is faster."""
+    """Yield the content of a file in blocks. A block is valid only until the next one, because the buffer is reused if
+    possible."""
     if not hasattr(file, "readinto"):
         yield from iter(lambda: file.read(_BLOCK), b"")
         return
@@ -136,7 +140,7 @@ def _blocks(file: IO[bytes]) -> Iterator[bytes | memoryview]:
 
 
 def _open(checkpoint: Path, name: str) -> IO[bytes]:
-    """Open a file whose name is not trusted: it must be a regular file inside the checkpoint."""
+    """Open a file whose name is not trusted. It must be a regular file inside the checkpoint."""
     path = checkpoint / name
     if not isinstance(path, Path):
         return path.open("rb")
@@ -172,7 +176,7 @@ def _encode(entries: Mapping[str, Entry], version: Any = VERSION, algorithm: Any
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the renaming of a file to disk, if the file system supports it."""
+    """Flush a folder to disk after a file in it was renamed, if the file system supports this."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -1,4 +1,4 @@
-"""Read `metrics.csv`. Damaged lines are reported, and all others are used."""
+"""Read `metrics.csv`. Damaged lines are reported and skipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from xlstm_hydra.problems import show
 
 METRICS_FILE = "metrics.csv"
-"""Name of the file in a run folder."""
+"""Name of the metrics file in a run folder."""
 
 MOST_REPORTED = 5
 """Maximum number of damaged lines that are reported individually."""
@@ -25,25 +25,25 @@ class MetricsFile:
 
     columns: list[str] = field(default_factory=list)
     rows: list[dict[str, str]] = field(default_factory=list)
-    """For each row, the text of the non-empty values by column. Every row has `step`."""
+    """For each row, the non-empty values by column, as text. Every row has a value for `step`."""
 
     faults: list[str] = field(default_factory=list)
     """The line number and the problem of each damaged line."""
 
     cut: str | None = None
-    """Note about an incomplete last line, for example after a kill."""
+    """Note about an incomplete last line, for example after the run was killed. None: the last line is complete."""
 
     def reports(self) -> list[str]:
-        """Return the first faults, and the number of further ones."""
+        """Return the first faults, followed by the number of remaining faults."""
         more = len(self.faults) - MOST_REPORTED
         return [*self.faults[:MOST_REPORTED], *([f"{more} more lines are damaged"] if more > 0 else [])]
 
 
 def read_metrics_file(file: Path) -> MetricsFile:
-    """Read a metrics file. A missing file has no rows.
+    """Read a metrics file. A missing file is read as a file without rows.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         data = file.read_bytes()
@@ -62,7 +62,7 @@ def read_metrics_file(file: Path) -> MetricsFile:
 
 
 def _take(found: MetricsFile, number: int, values: list[str]) -> None:
-    """Add a line to the content.
+    """Add the values of a line to `found`.
 
     Raises:
         ValueError: the line is damaged.

@@ -15,23 +15,23 @@ from ._manifest import MANIFEST
 from ._verify import read_verified
 
 FOLDER = "checkpoints"
-"""Name of the folder for checkpoints in a run folder."""
+"""Name of the checkpoint folder in a run folder."""
 
 PREFIX = "checkpoint_"
-"""Prefix of the names of xlstm-jax checkpoints, before the step."""
+"""Prefix of the folder names of xlstm-jax checkpoints. The step follows it."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
-"""Part of the name that Orbax gives to a folder until it is complete."""
+"""Part of the temporary name that Orbax gives to a checkpoint folder until the checkpoint is complete."""
 
 RESTORE = "checkpoint.restore"
-"""The key that most often refers to a checkpoint."""
+"""Key of the field that most often refers to a checkpoint. Default of `key` in functions that raise errors."""
 
 
 def step_of(checkpoint: Path, key: str = RESTORE) -> int:
     """Return the step of a checkpoint.
 
     Raises:
-        ConfigError: neither the checkpoint nor the name of its folder contains the step.
+        ConfigError: neither the content nor the folder name of the checkpoint contains the step.
     """
     step = known_step(checkpoint)
     if step is None:
@@ -40,18 +40,18 @@ def step_of(checkpoint: Path, key: str = RESTORE) -> int:
 
 
 def known_step(checkpoint: Path) -> int | None:
-    """Return the recorded step of a checkpoint, or else the step in the name of its folder, or else None."""
+    """Return the recorded step of a checkpoint. If it is not recorded, return the step in the folder name, or None."""
     try:
         content: Any = json.loads(read_verified(checkpoint, "data/metadata", RESTORE))
     except (OSError, ValueError, RecursionError):
         content = None
     recorded = content if isinstance(content, dict) else {}
-    steps = (recorded.get("step"), step_in_name(checkpoint), recorded.get("batches"))  # batches: from earlier versions
+    steps = (recorded.get("step"), step_in_name(checkpoint), recorded.get("batches"))  # batches: in earlier versions
     return next((step for step in steps if type(step) is int), None)
 
 
 def step_in_name(folder: Path) -> int | None:
-    """Return the step in the name of a folder, or None."""
+    """Return the step in a folder name, or None."""
     digits = folder.name.removeprefix(PREFIX)
     return int(digits) if digits.isascii() and digits.isdigit() else None
 
@@ -62,9 +62,12 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """True if a checkpoint was saved completely. Orbax marks this with a file, and with a time stamp in another file.
-    On a disk it also renames the folder at the end, so old local checkpoints without these marks are complete. Our
-    manifest is written last, so a checkpoint with a manifest is complete even if a mark is damaged."""
+    """True if a checkpoint was saved completely.
+
+    Orbax marks a complete checkpoint with the file `commit_success.txt` or with a time stamp in `_CHECKPOINT_METADATA`.
+    On a local disk it also renames the folder at the end, so old local checkpoints without these marks are complete.
+    Our manifest is written last, so a checkpoint with a manifest is complete even if a mark is damaged.
+    """
     if _UNFINISHED in checkpoint.name:
         return False
     if any((checkpoint / name).is_file() for name in ("commit_success.txt", MANIFEST)):
@@ -73,7 +76,7 @@ def is_finished(checkpoint: Path) -> bool:
         state: Any = json.loads((checkpoint / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return isinstance(checkpoint, Path)
-    except (OSError, ValueError, RecursionError):  # it was being written
+    except (OSError, ValueError, RecursionError):  # the file was not written completely
         return False
     return isinstance(state, dict) and state.get("commit_timestamp_nsecs") is not None
 
@@ -88,7 +91,7 @@ def has_metadata(checkpoint: Path) -> bool:
 
 
 def steps_folder(folder: Path) -> Path:
-    """Return the folder with the checkpoints of a run, given the run folder or that folder itself."""
+    """Return the checkpoint folder of a run, given the run folder or the checkpoint folder itself."""
     return folder / FOLDER if (folder / FOLDER).is_dir() else folder
 
 
@@ -103,12 +106,13 @@ def saved_steps(run_folder: Path) -> list[int]:
 
 
 def saved_checkpoints(run_folder: Path) -> dict[int, Path]:
-    """Return the finished checkpoints of a run, of xlstm-hydra or xlstm-jax, by the step in their names."""
+    """Return the finished checkpoints of an xlstm-hydra or xlstm-jax run by the step in their names."""
     return _finished(run_folder / FOLDER)
 
 
 def checkpoints_at(folder: Path) -> dict[int, Path]:
-    """Return the same for a run folder or its folder of checkpoints, which may have been copied or renamed."""
+    """Return the finished checkpoints by step, given a run folder or a checkpoint folder, which may have been copied or
+    renamed."""
     found = _finished(steps_folder(folder))  # jobs of a sweep, for example, also have numbers as names
     return {step: path for step, path in found.items() if is_checkpoint(path)}
 
@@ -126,7 +130,8 @@ def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
     """Return the metadata text of a checkpoint.
 
     Raises:
-        ConfigError: there is no metadata, it is a link to another folder, or it differs from the manifest.
+        ConfigError: there is no metadata, the metadata file is a link to another folder, or it differs from the
+            manifest.
     """
     if isinstance(checkpoint, Path):
         root = run_of(checkpoint) or checkpoint
@@ -138,15 +143,15 @@ def read_metadata_text(checkpoint: Path, key: str = RESTORE) -> str:
 
 
 def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Path] = ()) -> None:
-    """Check that a run which starts after `first_step` would not overwrite later checkpoints, except damaged ones.
+    """Check that a run that starts from `first_step` would not overwrite checkpoints of later steps.
 
     Args:
-        run_folder: the folder of the run.
+        run_folder: the run folder.
         first_step: the step that the run starts from.
         besides: damaged checkpoints, which may be overwritten.
 
     Raises:
-        ConfigError: it would overwrite one.
+        ConfigError: the run would overwrite a checkpoint.
     """
     folder = run_folder / FOLDER
     items = sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
@@ -160,7 +165,7 @@ def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Pat
 
 
 def refused(source: str, text: str, fix: str, key: str = RESTORE) -> ConfigError:
-    """Return an error about the checkpoint in the value of `key`."""
+    """Return an error about the checkpoint `source`, which was given as the value of `key`."""
     return ConfigError([Problem({key: source}, text, fix)])
 
 

@@ -25,13 +25,14 @@ PACKAGES = (
 )
 
 _HARMLESS = r"^(core\.(repositoryformatversion|filemode|symlinks|ignorecase|autocrlf|eol)|extensions\.objectformat)$"
-"""Git settings that affect the comparison of files, and contain neither programs nor paths."""
+"""Git settings that affect how files are compared, and that contain neither programs nor paths."""
 
 _STATUS = ("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
 
 
 def provenance(overrides: list[str] | None = None) -> dict[str, Any]:
-    """Return versions, overrides, and the git state of the current folder and of this package, as plain JSON values."""
+    """Return the package versions, the overrides, the command line, and the git state of the current folder and of this
+    package, as plain JSON values."""
     return {
         "overrides": list(overrides or []),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -50,12 +51,13 @@ def _version(name: str) -> str | None:
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit, and if there are uncommitted changes (None: unknown). Return None outside a git checkout.
+    """Return `commit`, and `dirty`: True if there are uncommitted changes, None if unknown. Return None outside a git
+    checkout.
 
-    The folder may come from someone else, and git runs programs from the configuration of a repository, such as
-    `core.fsmonitor`, filters and hooks. The repository is therefore located with commands that run no programs. Its
-    index is then compared with the files using the configuration of a new, empty repository with only harmless
-    settings."""
+    The folder may come from someone else, and git runs programs that are set in the configuration of a repository, such
+    as `core.fsmonitor`, filters and hooks. Therefore the repository is located with commands that run no programs. The
+    index of the repository is then compared with the files by using the configuration of a new, empty repository, with
+    only harmless settings copied."""
     found = _git(folder, "rev-parse", "HEAD", "--show-toplevel", "--git-path", "index", "--git-path", "objects")
     if found is None or len(lines := found.split("\n")) != 4:
         return None

@@ -23,12 +23,12 @@ _WAYS = {
     RESTORE: "checkpoint.lenient=true ignores unknown fields.",
     "hydra.searchpath": "ckpt://RUN?lenient ignores unknown fields.",
 }
-"""How to read metadata with unknown fields, by the key of the checkpoint."""
+"""Fix for metadata with unknown fields, by the key that the checkpoint was given with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record(RecordedConfigs):
-    """Records: the typed content of a checkpoint's metadata, written by xlstm-hydra or xlstm-jax."""
+    """The typed content of a checkpoint's metadata, written by xlstm-hydra or xlstm-jax."""
 
     @property
     def model(self) -> ModelConfig:
@@ -39,7 +39,7 @@ class Record(RecordedConfigs):
 
 
 def refuse_to_continue(writer: str, path: str, key: str) -> None:
-    """Check that training can continue from a checkpoint, which requires more than parameters.
+    """Check that training can continue from a checkpoint, which requires more than the parameters.
 
     Raises:
         ConfigError: another program wrote the checkpoint.
@@ -50,7 +50,7 @@ def refuse_to_continue(writer: str, path: str, key: str) -> None:
 
 
 def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:
-    """Read a metadata text of xlstm-hydra or xlstm-jax. No module is imported unless `allow_modules` allows it.
+    """Read a metadata text written by xlstm-hydra or xlstm-jax. No module is imported unless `allow_modules` allows it.
 
     Args:
         text: the metadata, as a string or as the bytes of the file.
@@ -68,13 +68,13 @@ def record_of(checkpoint: Path, key: str, *, lenient: bool = False, classes: Ite
     """Return the record of a checkpoint.
 
     Args:
-        checkpoint: the folder of the checkpoint.
-        key: where the user named it, for messages.
+        checkpoint: the checkpoint folder.
+        key: the config key or option that the checkpoint was given with, for messages.
         lenient: see `read_record`.
         classes: see `read_record`.
 
     Raises:
-        ConfigError: it has no metadata, or the metadata cannot be read.
+        ConfigError: the checkpoint has no metadata, or the metadata cannot be read.
     """
     text = read_metadata_text(checkpoint, key)
     return _read_record_at(checkpoint, text, key, lenient=lenient, classes=classes)
@@ -85,11 +85,11 @@ def record_named(source: str, key: str, *, lenient: bool = False) -> Record:
 
     Args:
         source: a checkpoint (see `find_checkpoint`), or the path of a metadata file.
-        key: where the user typed it, for messages.
+        key: the config key or option that `source` was given with, for messages.
         lenient: see `read_record`.
 
     Raises:
-        ConfigError: there is no metadata, or it cannot be read.
+        ConfigError: there is no metadata, or the metadata cannot be read.
     """
     with reached(source, key):
         file = to_path(source)
@@ -107,12 +107,12 @@ def _read_record_at(
     Args:
         path: the checkpoint or the file, for messages.
         text: see `read_record`.
-        key: where the user named it, for messages.
+        key: the config key or option that the path was given with, for messages.
         lenient: see `read_record`.
         classes: see `read_record`.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the metadata cannot be read.
     """
     with attributed_to(key, path), _unknown_fields_explained(key):
         record = read_record(text, lenient=lenient, classes=classes)
@@ -124,11 +124,11 @@ def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
     """Return the metadata of a run as plain JSON values, without the addresses and ids of its processes.
 
     Args:
-        run: the config.
-        extra: further plain JSON values to record, among the keys that `formats` allows.
+        run: the config of the run.
+        extra: plain JSON values to record in addition to the config. The allowed keys are those of `formats`.
 
     Raises:
-        ValueError: a value cannot be written as JSON, or could not be read back.
+        ValueError: a value cannot be written as JSON, or the written metadata could not be read back.
     """
     config = run.to_dict() | {"distributed": run.distributed.lasting().to_dict()}
     content = {"format": FORMAT, "version": VERSION, "config": config, **extra}
@@ -141,10 +141,10 @@ def write_metadata(run: RunConfig, **extra: Any) -> dict[str, Any]:
 
 @contextmanager
 def _unknown_fields_explained(key: str) -> Iterator[None]:
-    """Add to an error about unknown fields how to ignore them.
+    """Extend an error about unknown fields with the setting that ignores them.
 
     Args:
-        key: the key of the checkpoint.
+        key: the config key or option that the checkpoint was given with.
     """
     try:
         yield
@@ -153,6 +153,6 @@ def _unknown_fields_explained(key: str) -> Iterator[None]:
 
 
 def _with_way_out(problems: Sequence[Problem], way: str) -> list[Problem]:
-    """Append a fix to the last problem about an unknown field."""
+    """Append the fix `way` to the last problem about an unknown field."""
     last = next((problem for problem in reversed(problems) if isinstance(problem, UnknownField)), None)
     return [replace(each, fix=f"{each.fix} {way}".strip()) if each is last else each for each in problems]

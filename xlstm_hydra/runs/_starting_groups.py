@@ -1,4 +1,4 @@
-"""Groups of a checkpoint's record that a new run starts from."""
+"""Config groups that a new run takes from the record of a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ._record import Record
 
 _CACHE = "trainer.compilation_cache_dir"
 _LEFT_OUT = ("task", "device")
-"""Groups that are not taken from a checkpoint: the new run has its own task and device."""
+"""Groups that are not taken from a checkpoint, because the new run has its own task and device."""
 
 
 def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
-    """Return the groups that a new run starts from, without settings that apply only to the saved run, and notes about
-    dropped values: those without effect and paths of other weights."""
+    """Return the groups that a new run starts from, and notes about dropped values. Settings that apply only to the
+    saved run, values without effect, and paths of initial weights are dropped."""
     groups = {name: config for name, config in record.groups.items() if name not in _LEFT_OUT}
     if isinstance(processes := groups.get("distributed"), DistributedConfig):
         groups["distributed"] = DistributedConfig(name="auto", device_order=processes.device_order)
@@ -34,11 +34,11 @@ def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
 
 
 def without_unused(recorded: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], list[str]]:
-    """Replace every value without effect by its neutral value, which the rules between groups require, and return a
-    note about each. Records of other programs contain such values.
+    """Replace every value without effect with the neutral value that the rules between groups require, and return the
+    groups with a note about each replaced value. Records of other programs contain values without effect.
 
-    A recorded folder of compiled programs is also dropped: these programs would run here, and may come from someone
-    else."""
+    A recorded compilation cache folder is also dropped, because the compiled programs in it would run here and may come
+    from someone else."""
     groups, notes = dict(recorded), []
     if (folder := _recorded_cache(groups)) is not None:
         _set(groups, _CACHE, AUTO)
@@ -57,7 +57,7 @@ def _recorded_cache(groups: Mapping[str, ConfigDict]) -> str | None:
 
 
 def _unused_values(groups: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, str]]:
-    """Return the values without effect by complete key: the neutral value, and the rule that requires it."""
+    """Return the neutral value, and the rule that requires it, for every value without effect, by absolute key."""
     run = unchecked(RunConfig, {name: config for name, config in groups.items() if name != "parallel"})
     problems = [problem for problem in run.rules() if problem.unused_keys]
     return {

@@ -1,4 +1,4 @@
-"""Starting point of a run: from scratch, from a given checkpoint, or from the newest one in its own folder."""
+"""Starting point of a run: from scratch, from a given checkpoint, or from the newest checkpoint in the run folder."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ._paths import FOLDER, has_metadata, refused, saved_checkpoints, step_in_na
 from ._verify import Finding, damage_in
 
 RESTARTS = "SLURM_RESTART_COUNT"
-"""Environment variable with the number of times that SLURM has restarted a job."""
+"""Environment variable in which SLURM counts the restarts of a job."""
 
 ASIDE = "damaged_checkpoints"
-"""Folder in a run folder for damaged checkpoints."""
+"""Name of the folder in a run folder to which damaged checkpoints are moved."""
 METRICS = "metrics"
-"""Item of a checkpoint with the loss that determines the best ones."""
+"""Name of the checkpoint item with the validation loss, by which checkpoints are ranked."""
 
 RECORD = ("metadata", "data", METRICS)
-"""Items of a checkpoint without arrays, which are read before devices are initialised."""
+"""Names of the checkpoint items without arrays, which are read before devices are initialised."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,30 @@ class StartingPoint:
     """The checkpoint to continue from. None: start from scratch."""
 
     is_own: bool = False
-    """True if the checkpoint was searched for in the run's own folder."""
+    """True if the run continues in its own run folder, after a restart by SLURM or with `checkpoint.restore=auto`. In
+    the second case it is true even if there is no checkpoint yet."""
 
     weights: Path | None = None
     """Source of the initial parameters, if the run starts from scratch."""
 
     is_newest: bool = False
-    """True if the checkpoint is the newest readable one of a run, so that an earlier one can replace it."""
+    """True if the checkpoint was chosen as the newest readable checkpoint of a run. If its arrays are damaged, an
+    earlier checkpoint can be used."""
 
     skipped: tuple[Path, ...] = ()
-    """Damaged checkpoints of that run: later ones that cannot be read, and others whose validation loss is
-    unreadable."""
+    """Damaged checkpoints of the same run: later checkpoints that cannot be read, and checkpoints whose validation loss
+    cannot be read."""
 
     damaged: tuple[Path, ...] = ()
-    """The damaged checkpoints among `skipped` in the run's own folder."""
+    """The checkpoints among `skipped` that are in the run's own folder."""
 
     def is_done(self, max_steps: int) -> bool:
-        """True if the run continues in its own folder and has already done `max_steps`."""
+        """True if the run continues in its own folder and has already trained for `max_steps` steps."""
         return self.is_own and self.checkpoint is not None and step_of(self.checkpoint) >= max_steps
 
     def set_damaged_aside(self) -> Iterator[tuple[Path, Path]]:
-        """Move the damaged checkpoints to another folder, so that the run can save these steps again."""
+        """Move the damaged checkpoints to another folder, so that the run can save their steps again. Yield the old and
+        new path of each."""
         for checkpoint in self.damaged:
             folder = checkpoint.parents[1] / ASIDE
             folder.mkdir(exist_ok=True)
@@ -69,16 +72,16 @@ def is_restarted() -> bool:
 
 
 def find_starting_point(run: RunConfig, folder: Path, unreadable: Iterable[Path] = ()) -> StartingPoint:
-    """Return the starting point of a run. After a restart by SLURM, it continues from a checkpoint in its own folder,
-    if there is one.
+    """Return the starting point of a run. After a restart by SLURM, the run continues from the newest checkpoint in its
+    own folder, if there is one.
 
     Args:
-        run: the config.
+        run: the config of the run.
         folder: the run folder.
-        unreadable: checkpoints already known to be damaged.
+        unreadable: checkpoints that are already known to be damaged.
 
     Raises:
-        ConfigError: the checkpoint does not exist, or all checkpoints of the run are damaged.
+        ConfigError: the checkpoint to start from does not exist, or all checkpoints of the run are damaged.
     """
     source, own = run.checkpoint.restore, saved_checkpoints(folder.absolute())
     if source == AUTO or is_restarted():
@@ -100,8 +103,8 @@ def find_starting_point(run: RunConfig, folder: Path, unreadable: Iterable[Path]
 def _newest(
     run: RunConfig, saved: Mapping[int, Path], own: Mapping[int, Path], unreadable: Iterable[Path], fix: str
 ) -> StartingPoint:
-    """Start from the newest readable checkpoint of a run. Arrays are verified later, when they are read; checkpoints
-    with damaged arrays are then passed as `unreadable`."""
+    """Return the newest readable checkpoint of a run as the starting point. Arrays are verified later, when they are
+    read; if they are damaged, this is called again with the checkpoint in `unreadable`."""
     left_out = {_identity(path) for path in unreadable}
     others = {step: path for step, path in saved.items() if _identity(path) not in left_out}
     whole = [step for step, path in others.items() if can_be_read(path, run.trainer.max_steps)]
@@ -128,7 +131,7 @@ def can_be_read(checkpoint: Path, max_steps: int) -> bool:
 
 
 def damage_before_start(checkpoint: Path, max_steps: int) -> list[Finding]:
-    """Return the damage in the parts of a checkpoint without arrays, or in all its files if it has done `max_steps`,
-    because a complete run does not read the arrays later."""
+    """Return the damage in the items of a checkpoint without arrays. If the checkpoint has reached `max_steps`, check
+    all files, because a complete run does not read the arrays later."""
     step = step_in_name(checkpoint)
     return damage_in(checkpoint, *(() if step is not None and step >= max_steps else RECORD))

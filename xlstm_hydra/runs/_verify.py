@@ -1,4 +1,4 @@
-"""Verification of a checkpoint: its files are compared with the manifest, and damage is reported."""
+"""Verification of checkpoints: compare the files of a checkpoint with its manifest, and report damage."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from ._manifest import MANIFEST, THREADS, BadManifest, Entry, entry_of, list_fil
 log = logging.getLogger("xlstm_hydra")
 
 MARK = {"manifest": MANIFEST}
-"""Mark in the custom metadata of a checkpoint that will get a manifest after Orbax has finished."""
+"""Entry in the custom metadata of a checkpoint that gets a manifest after Orbax has finished saving it."""
 
 _UNVERIFIED = {"checkpoint": "verify=False", **dict.fromkeys(("RUN", "A", "B"), "--no-verify")}
-"""How to turn verification off, by the key of the checkpoint."""
+"""Setting that turns verification off, by the key that the checkpoint was given with."""
 
 _LARGE = 2**20
-"""Size in bytes from which a file is verified while it is read. Smaller files are verified before."""
+"""Size in bytes from which a file is verified while it is being read. Smaller files are verified before they are
+read."""
 
 _UNLISTED = f"is not listed in {MANIFEST}"
 
@@ -37,12 +38,12 @@ class DamagedCheckpoint(ConfigError):
 
 
 class DamageFound(DamagedCheckpoint):
-    """Files of a checkpoint differ from its manifest. All processes raise this error together."""
+    """Files of a checkpoint differ from the manifest. If one process finds damage, all processes raise this error."""
 
 
 @contextmanager
 def attributed_to(key: str, checkpoint: Path | str) -> Iterator[None]:
-    """Attribute the problems raised inside to a checkpoint and its key."""
+    """Add a checkpoint, and the key that it was given with, to the problems raised inside the `with` block."""
     try:
         yield
     except ConfigError as error:
@@ -58,7 +59,7 @@ class Finding(NamedTuple):
     """Path of the file relative to the checkpoint."""
 
     problem: str
-    """The problem, as the end of a sentence that starts with the path."""
+    """The problem, as the rest of a sentence that starts with the path."""
 
     def __str__(self) -> str:
         return f"{self.file} {self.problem}"
@@ -66,8 +67,8 @@ class Finding(NamedTuple):
 
 @contextmanager
 def verification(on: bool) -> Iterator[None]:
-    """Turn the verification of checkpoints on or off inside. It is on by default. A nested call cannot turn it on
-    again."""
+    """Turn the verification of checkpoints on or off inside the `with` block. Verification is on by default. Inside a
+    block that turns it off, it cannot be turned on again."""
     token = _is_on.set(on and _is_on.get())
     try:
         yield
@@ -110,11 +111,11 @@ def is_marked(checkpoint: Path) -> bool:
 
 
 def read_verified(checkpoint: Path, name: str, key: str) -> bytes:
-    """Return the content of a small file of a checkpoint.
+    """Return the content of a small checkpoint file after verifying it.
 
     Raises:
         DamageFound: the file differs from the manifest.
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     content, manifest = (checkpoint / name).read_bytes(), _manifest_of(checkpoint, key)
     if manifest is not None and (found := _difference(name, manifest.get(name), entry_of(content))):
@@ -123,7 +124,8 @@ def read_verified(checkpoint: Path, name: str, key: str) -> bytes:
 
 
 def damage_in(checkpoint: Path, *items: str) -> list[Finding]:
-    """Return the damage in the manifest of a checkpoint, or in the files of some items.
+    """Return the damage in the files of some items of a checkpoint, or in all files if no item is given. Damage in the
+    manifest is returned alone. Empty if verification is off or there is no manifest.
 
     Raises:
         OSError: an existing file cannot be read.
@@ -136,14 +138,14 @@ def damage_in(checkpoint: Path, *items: str) -> list[Finding]:
 
 
 def _select(manifest: Mapping[str, Entry], items: Sequence[str]) -> dict[str, Entry]:
-    """Return the entries of the files needed to read some items: those of the items, and those that describe the
-    checkpoint. Return all entries if no item is given."""
+    """Return the manifest entries of the files in some items and of the files at the top level of the checkpoint. If no
+    item is given, return all entries."""
     wanted = {*items, ""} if items else {name.partition("/")[0] if "/" in name else "" for name in manifest}
     return {name: entry for name, entry in manifest.items() if name.rpartition("/")[0].partition("/")[0] in wanted}
 
 
 def _find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[Finding]:
-    """Compare files with their entries, several at a time, and yield the damage.
+    """Compare files with their manifest entries in parallel, and yield the damage.
 
     Raises:
         OSError: an existing file cannot be read.
@@ -153,7 +155,8 @@ def _find_damage(checkpoint: Path, entries: Mapping[str, Entry]) -> Iterator[Fin
 
 
 def _finder(checkpoint: Path) -> Callable[[tuple[str, Entry]], Finding | None]:
-    """Return a function that takes the path and entry of a file and returns its damage, or None."""
+    """Return a function that takes the path and manifest entry of a file, and returns the damage of the file or
+    None."""
 
     def find(item: tuple[str, Entry]) -> Finding | None:
         name, expected = item
@@ -178,7 +181,7 @@ def _difference(name: str, expected: Entry | None, found: Entry) -> Finding | No
 
 
 def _damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFound:
-    """Return an error about a damaged checkpoint, with the first damaged file."""
+    """Return an error about a damaged checkpoint that names the first damaged file."""
     more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
     way_out = f"Choose another step; {_UNVERIFIED.get(key, 'checkpoint.verify=false')} reads it anyway."
     return DamageFound([Problem.about(f"{key}={checkpoint}", f"{found[0]}{more}", way_out)])
@@ -188,20 +191,22 @@ def _damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFoun
 def verified_files(
     checkpoint: Path, key: str, items: Sequence[str], processes: tuple[int, int], of_all: Callable[[str], list[str]]
 ) -> Iterator[None]:
-    """Verify items of a checkpoint that are read inside. If the checkpoint has no manifest, this is logged.
+    """Verify the items of a checkpoint that are read inside the `with` block. If the checkpoint has no manifest, the
+    items are not verified, and this is logged.
 
-    A single process verifies large files while they are read, so that they are read from the disk only once. Several
-    processes verify all files before: each verifies a share, and all get the result.
+    A single process verifies large files while they are being read, so that they are read from the disk only once. With
+    several processes, all files are verified beforehand: each process verifies a share, and all processes receive all
+    results.
 
     Args:
-        checkpoint: the folder of the checkpoint.
-        key: the key of the checkpoint in messages.
-        items: the folders in it that are read. Empty: all.
+        checkpoint: the checkpoint folder.
+        key: the config key or option that the checkpoint was given with, for messages.
+        items: the names of the items that are read. Empty: all items.
         processes: the id of this process and the number of processes.
-        of_all: a collective function that returns the texts that all processes call it with.
+        of_all: a collective function: every process calls it with a text, and it returns the texts of all processes.
 
     Raises:
-        DamageFound: a file differs from the manifest. It replaces any other exception raised inside.
+        DamageFound: a file differs from the manifest. This error replaces any exception raised inside the block.
     """
     manifest = _manifest_of(checkpoint, key)
     if manifest is None:
@@ -231,7 +236,8 @@ def _split(entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], dict[str, En
 
 
 def _share(entries: Mapping[str, Entry], number: int, count: int) -> dict[str, Entry]:
-    """Return the share of files that a process verifies: every `count`-th file in order of size."""
+    """Return the entries of the files that process `number` of `count` verifies: every `count`-th file in order of
+    size."""
     names = sorted(entries, key=lambda name: (entries[name].size, name))
     return {name: entries[name] for name in names[number::count]}
 
