@@ -313,7 +313,7 @@ def test_an_optimizer_is_read_as_its_actual_behaviour(changes, expected):
 LEFT_OUT = {
     "optimizer of theirs": ({"optimizer.name": "lamb"}, "optimizer", "there is no optimizer 'lamb' here"),
     "growing decay": ({"optimizer.name": "sgd"}, "optimizer", "let the parameters grow"),
-    "schedule of theirs": ({"optimizer.scheduler.name": "wsd"}, "scheduler", "there is no schedule 'wsd' here"),
+    "schedule of theirs": ({"optimizer.scheduler.name": "wsd"}, "scheduler", "not supported: schedule 'wsd'"),
     "exponential to 0": (
         {"optimizer.scheduler.name": "exponential_decay", "optimizer.scheduler.end_lr_factor": None},
         "scheduler",

@@ -118,7 +118,7 @@ def test_typed_device_ids_override_those_of_slurm():
 BROKEN = {
     "no rank": ({"SLURM_PROCID": None}, "SLURM_PROCID is not set. Start the run with srun, or set name=none"),
     "no number": ({"SLURM_PROCID": "x"}, "SLURM_PROCID='x' must be a number"),
-    "too high": ({"SLURM_PROCID": "4"}, "SLURM_PROCID=4 must be below SLURM_STEP_NUM_TASKS=4"),
+    "too high": ({"SLURM_PROCID": "4"}, "SLURM_PROCID=4 must be less than SLURM_STEP_NUM_TASKS=4"),
     "no list": ({"SLURM_STEP_NODELIST": ""}, "contains no host"),
     "no form": ({"SLURM_STEP_TASKS_PER_NODE": "two"}, "is not of the form 2(x3),1"),
     "too many": ({"SLURM_NODEID": "7"}, "SLURM_NODEID=7 is not among the hosts"),

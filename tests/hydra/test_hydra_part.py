@@ -89,5 +89,7 @@ def test_a_search_path_in_a_primary_config_is_checked_and_located():
 def test_a_sweep_cannot_resume_a_run(flags):
     done = run_command("resume=x", *flags, "optimizer.lr=1,2")
     assert done.status == 2
-    assert done.err.startswith("xlstm-hydra: resume='x': resume continues a single run, and -m starts several. Remove ")
+    assert done.err.startswith(
+        "xlstm-hydra: resume='x': cannot be combined with -m: it continues a single run. Remove "
+    )
     assert "--from x" in done.err and "resume_sweep=DIR" in done.err

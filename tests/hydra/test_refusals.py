@@ -160,7 +160,7 @@ LINES = [
     ("-m hydra/sweeper=basic trainer.seed=range(0,2000000000)", "or use hydra/sweeper=xlstm, whose limit is hydra.swe"),
     ("-m hydra.sweeper.max_jobs=2 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=2: the sweep has 3 jobs"),
     ("-m hydra.sweeper.max_jobs=0 trainer.seed=1,2,3", "hydra.sweeper.max_jobs=0: must be 1 or more"),
-    ("-m trainer.seed=range(0,inf)", "the start, the stop and the step of a range must be finite"),
+    ("-m trainer.seed=range(0,inf)", "start, stop and step of a range must be finite"),
     # what composes and breaks a rule
     ("~model", "~model: the group is required. To choose another option of it, write model=OPTION."),
     ("data=text", "data.path: missing. Write data.path=..."),

@@ -149,7 +149,7 @@ def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> d
 def _inexpressible(config: mLSTMv1Config, one_document_per_row: bool) -> Iterator[Problem]:
     if config.reset_at_document_boundaries and not one_document_per_row:
         text = "Hugging Face's xLSTM does not reset its state between the documents of a row"
-        fix = "Add --one-document-per-row to export the model for rows with a single document."
+        fix = "Add --one-document-per-row to export it anyway: the result is correct for rows with a single document."
         yield Problem({"reset_at_document_boundaries": True}, text, fix)
     for key, value in _HAS.items():
         if config.get(key) != value:

@@ -44,7 +44,7 @@ def slurm_process(environ: Mapping[str, str]) -> ProcessInfo | None:
         return None
     count, rank = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_PROCID")
     if rank >= count:
-        raise ValueError(f"SLURM_PROCID={rank} must be below SLURM_STEP_NUM_TASKS={count}")
+        raise ValueError(f"SLURM_PROCID={rank} must be less than SLURM_STEP_NUM_TASKS={count}")
     # Steps of one job may run at the same time and need different ports.
     port = FIRST_PORT + (_number(environ, "SLURM_JOB_ID") + 61 * _number(environ, "SLURM_STEP_ID")) % PORTS
     host = first_host(_text(environ, "SLURM_STEP_NODELIST"))

@@ -82,7 +82,7 @@ class DistributedConfig(ConfigDict, schema="distributed"):
         if self.process_id is not None and self.num_processes is not None and self.process_id >= self.num_processes > 0:
             given = {"process_id": self.process_id, "num_processes": self.num_processes}
             rule = f"processes are numbered from 0 to {self.num_processes - 1}"
-            yield Problem(given, rule, "Set {process_id} lower, or {num_processes} higher.")
+            yield Problem(given, rule, "Lower {process_id}, or raise {num_processes}.")
 
     def lasting(self) -> DistributedConfig:
         """Return the part that is recorded for a run. The addresses and ids of processes differ at every start."""

@@ -214,7 +214,7 @@ def _scheduler(given: Mapping[str, Any], notes: list[str]) -> _Config:
             notes.append(f"optimizer.scheduler.decay_steps=0: {name} with 0 steps is constant")
         return "ConstantConfig", {**steps, "decay_steps": total if total and given["cooldown_steps"] else None}
     if name not in _SCHEDULES:
-        raise _Unsupported(f"there is no schedule {show(name)} here")
+        raise _Unsupported(f"not supported: schedule {show(name)}")
     return _SCHEDULES[name], {**steps, "decay_steps": total, "end_lr_factor": _end(given, lr)}
 
 

@@ -95,7 +95,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
         return rest
     if key == RESUME and is_sweep(args):
         fix = f"Remove -m. For new runs with its config, use --from {source}; to continue a sweep, resume_sweep=DIR."
-        raise ConfigError([Problem({RESUME: source}, "resume continues a single run, and -m starts several", fix)])
+        raise ConfigError([Problem({RESUME: source}, "cannot be combined with -m: it continues a single run", fix)])
     from ._from_checkpoint import overrides_of  # 20 ms, not for other commands
 
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)

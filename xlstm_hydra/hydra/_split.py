@@ -194,7 +194,7 @@ def _value_rules(overrides: Iterable[Override]) -> Iterator[Problem]:
         if isinstance(found, RangeSweep) and found.step == 0:
             yield Problem.about(text, "the step of a range must not be 0")
         elif isinstance(found, RangeSweep) and not is_countable(found):
-            yield Problem.about(text, "the start, the stop and the step of a range must be finite")
+            yield Problem.about(text, "start, stop and step of a range must be finite")
         if isinstance(found, ChoiceSweep) and any(isinstance(item, Sweep) for item in found.list):
             yield Problem.about(text, "sweeps cannot be nested", "Write all values in one list: 1,2,3.")
 

@@ -136,7 +136,7 @@ def _recipe_schema(catalog: Catalog, name: str) -> dict[str, Any]:
     properties |= {group: {"$ref": f"{group}.json"} for group in groups if "/" not in group}
     inside = {group.partition("/")[2]: {"$ref": f"{_file_name(group)}.json"} for group in groups if "/" in group}
     properties["hydra"] = {"description": "Settings of Hydra.", "type": "object", "properties": inside}
-    title = "xlstm-hydra: primary config" if name == "config" else f"xlstm-hydra: recipes of {name}"
+    title = "xlstm-hydra: primary config" if name == "config" else f"xlstm-hydra: recipes for {name}"
     return _object(title, "A file that sets several groups at once.", properties)
 
 

@@ -183,7 +183,7 @@ def _why(text: str, arguments: Sequence[str]) -> str | None:
     if "${" in _PLAIN_NODE.sub("", text.replace("\\", "")):
         return "contains an interpolation"
     if not all(isinstance(value, _VALUES) for _, value in _leaves("", override._value)):
-        return "not a plain value"
+        return "its value is not a number, text, true, false, null, or a list of these"
     if override.package is not None or "@" in key_of(text):
         return None if key_of(text) == "from@_global_" and _is_option(override) else "places an option elsewhere"
     if key_of(text) == SUBDIR:

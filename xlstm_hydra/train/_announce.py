@@ -66,7 +66,7 @@ def data_facts(corpus: Corpus, entropy: float) -> Iterator[tuple[str, str]]:
     """Yield the log lines for the number of training examples and the unigram entropy, given in bits per
     `corpus.unit`."""
     yield "data", f"{len(corpus):,} examples"
-    yield "", f"unigram entropy {entropy * math.log(2):.4f} ({entropy:.3f} bits/{corpus.unit})"
+    yield "", f"unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits/{corpus.unit})"
 
 
 def origin_facts(folder: Path, start: StartingPoint, resumed: Resumed | None) -> Iterator[tuple[str, str]]:
