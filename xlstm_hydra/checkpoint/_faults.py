@@ -34,7 +34,7 @@ _ABSL = logging.getLogger("absl")
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
 """Pattern of the errno in the message of a TensorStore `ValueError`."""
 _STATUSES = {"NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES, "UNAVAILABLE": errno.EIO}
-"""Errno by the status at the start of a TensorStore message, for messages without an errno."""
+"""Status at the start of a TensorStore message without an errno, with the errno that it stands for."""
 _GONE = ("Checkpoint directory does not exist", "No ArrayMetadata found")
 """Prefixes of the message of Orbax's `ValueError` for a folder that Orbax created and that no longer exists."""
 
@@ -178,8 +178,8 @@ def reading(what: str, folder: Path | None = None) -> Iterator[None]:
 
 def _is_of_reading(error: Exception) -> bool:
     """True for errors about the content of a file: file and parsing errors; a plain `Exception`, which Orbax raises for
-    TensorStore errors; and errors such as `TypeError` that Orbax itself raises for unexpected JSON. The latter errors
-    are bugs if raised by another module."""
+    TensorStore errors; and errors such as `TypeError` that Orbax itself raises for unexpected JSON. Such a `TypeError`
+    is a bug if another module raises it."""
     if type(error) is Exception or isinstance(error, OSError | KeyError | ValueError):
         return True
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename

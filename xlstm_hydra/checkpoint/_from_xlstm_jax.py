@@ -218,8 +218,7 @@ def _gate(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator
 
 
 def _attention(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """Yield parts for dense layers that have two array axes for heads and head width in xlstm-jax, and one axis
-    here."""
+    """Yield parts for dense layers. xlstm-jax has two array axes for heads and head width, which are one axis here."""
     config = tree.config
     for parameter in parameters:
         sizes = zip(parameter.names, parameter.shape, strict=True)

@@ -112,8 +112,8 @@ def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> d
 
     Args:
         model: the model config; `model_class` must be the class itself.
-        one_document_per_row: allow a model that is reset at document borders within a row. Hugging Face's xLSTM never
-            resets its state within a row.
+        one_document_per_row: allow a model whose state is reset at document boundaries within a row. Hugging Face's
+        xLSTM never resets its state within a row.
 
     Raises:
         ConfigError: Hugging Face's xLSTM does not support the model. The error lists every unsupported field.

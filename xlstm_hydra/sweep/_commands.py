@@ -27,7 +27,7 @@ from xlstm_hydra.runs import replace_file
 from ._outcomes import Damaged, read_object
 
 SUBDIR = "hydra.sweep.subdir"
-"""Hydra's key for the name of the job folder, by default the job number."""
+"""Hydra key that sets the name of the job folder. The default name is the job number."""
 
 COMMAND_FILE = "command.json"
 """File in the sweep folder that lists the commands of the sweep, oldest first."""
@@ -206,8 +206,8 @@ def _why_hydra(key: str, override: Override) -> str | None:
 
 
 def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:
-    """Return the reason if a job folder could be outside the sweep folder, also through interpolated values; else
-    None."""
+    """Return the reason why a job folder could be outside the sweep folder, including through values interpolated in
+    its name; None if it cannot."""
     for _, value in _leaves(SUBDIR, override._value):
         keys = {match[1] for match in _PLAIN_NODE.finditer(str(value))}
         is_far = any("/" in text for text in arguments if key_of(text) in keys)

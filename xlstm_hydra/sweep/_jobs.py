@@ -144,7 +144,7 @@ def _warns_if_unwritten() -> Iterator[None]:
 
 
 def _status(error: BaseException | None) -> tuple[str, str | None]:
-    """Return the status of a job that ended with an error or None, and the reason in one line."""
+    """Return the status of a job that ended with `error` (None: without an error), and the reason in one line."""
     if error is None:
         return COMPLETED, None
     if isinstance(error, ConfigError):
@@ -329,7 +329,7 @@ def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrec
 
 
 def resume_job(run: RunConfig) -> RunConfig:
-    """Return the run. If it is a training job of a resumed sweep and has a checkpoint, make it restore the newest
+    """Return the run. A training job of a resumed sweep is changed to restore its newest checkpoint, if there is
     one."""
     config = cast(DictConfig, HydraConfig.get())
     if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):

@@ -39,11 +39,11 @@ WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed"
 PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"
 
 STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
-"""Possible statuses of a job. lost: the job exited without recording its end, for example because of SIGKILL. invalid:
-the config of the point is invalid, and the job was not launched."""
+"""Possible statuses of a job. `lost`: the job exited without recording its end, for example because of SIGKILL.
+`invalid`: the point was rejected before the launch and skipped."""
 
 _JOB = re.compile(r'\{"job": ([0-9]{1,9}),')
-"""Pattern of the start of a line, which contains the job number."""
+"""Pattern of the start of a line in the record, with the job number."""
 
 _FEW = 5
 """Maximum number of damaged lines that are reported individually."""
@@ -231,7 +231,7 @@ def _rewrite(folder: Path, change: Callable[[Mapping[int, str]], Mapping[int, st
 
 
 def _rows(folder: Path) -> list[tuple[int | None, str]]:
-    """Return the lines of a record, each with its job number, or with None if it is damaged."""
+    """Return the lines of a record, each with its job number, or with None if the line is damaged."""
     file, seen = folder / RECORD_FILE, set[int]()
     text = file.read_bytes().decode("utf-8", "backslashreplace") if file.exists() else ""
     rows = list[tuple[int | None, str]]()

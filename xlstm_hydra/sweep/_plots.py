@@ -22,7 +22,7 @@ MAX_PANELS = 3
 """Maximum number of swept keys that get a panel."""
 
 MAX_LABEL = 34
-"""Maximum length of a label in characters. A longer one is replaced by the job number."""
+"""Maximum length of a label in characters. A longer label is replaced by the job number."""
 
 SEED = "seed"
 """Suffix of the keys that hold random seeds. Values are averaged over these keys."""
@@ -39,7 +39,7 @@ class Curve(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Line in a panel: the best losses of jobs that differ only in seeds and in the key on the x-axis, by the value of
+    """Line in a panel: the best values of jobs that differ only in the key on the x-axis and in seeds, by the value of
     that key."""
 
     label: str
@@ -166,8 +166,8 @@ def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str
 
 
 def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> dict[str, list[Line]]:
-    """Return the lines of one panel per swept numeric key. They show the best losses of the completed jobs, with one
-    line per combination of the other keys, except seeds."""
+    """Return the lines of one panel per swept numeric key. The lines show the best values of the completed jobs, with
+    one line per combination of the other keys, except seeds."""
     known = [(one, point) for one, point in zip(ranked, points, strict=True) if one.status == COMPLETED]
     known = [(one.best, point) for one, point in known if one.best is not None]
     keys = list(dict.fromkeys(key for _, point in known for key in point if not key.endswith(SEED)))

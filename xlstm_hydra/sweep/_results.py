@@ -46,7 +46,7 @@ DOES_NOT_FIT = 3
 """Exit status if no plan fits its devices."""
 
 MAX_ROWS = 40
-"""Maximum number of rows in the table. The CSV file has all of them."""
+"""Maximum number of rows in the table. The CSV file contains all rows."""
 
 MAX_TRACEBACKS = 5
 """Maximum number of printed tracebacks."""
@@ -68,7 +68,7 @@ def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
     Returns:
         The exit status: 0 if all jobs are completed; 1 if a job failed, was lost or interrupted, or is still running,
         or if the record cannot be written; 2 if a job was refused or all points are invalid; 3 if no plan fits; 75 if
-        the other jobs were preempted; 130 if the sweep was interrupted.
+        the jobs that are not completed were preempted; 130 if the sweep was interrupted.
     """
     folder = folder.absolute()
     try:

@@ -33,7 +33,7 @@ TRUST = "--trust"
 SUBMITIT_FOLDER = "hydra.launcher.submitit_folder"
 
 _NEW_FOLDER = re.compile(r"hydra\.launcher\.submitit_folder='?[^']*/\.submitit/[0-9a-f]{8}/%j'?")
-"""Pattern of the submitit folder that an earlier resumption has recorded. Each resumption uses a new folder."""
+"""Pattern of the override by which an earlier resumption set the submitit folder. Each resumption uses a new folder."""
 
 SUBMITIT = ("local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm")
 """Launchers whose jobs return pickled results."""

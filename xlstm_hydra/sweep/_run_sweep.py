@@ -135,7 +135,7 @@ def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> Sweepe
 
 
 def _once(points: list[Point]) -> list[Point]:
-    """Remove points whose run duplicates that of an earlier point, and would give the same results."""
+    """Remove points that would only repeat the run of an earlier point."""
     seen: dict[Any, Point] = {}
     for point in points:
         own = [text for text in point.overrides if text.startswith("hydra")]
@@ -192,7 +192,7 @@ def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]
 
 
 def invalid_list(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:
-    """Return the problems as a list, one per line, each followed by the jobs that have it.
+    """Return the problems as a list, one problem per line with the jobs that have it.
 
     Args:
         points: all points.

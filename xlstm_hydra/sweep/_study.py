@@ -263,7 +263,7 @@ _FIXES = {
 
 
 class StorageError(OSError):
-    """The database of a study cannot be read or written."""
+    """Error if the database of a study cannot be read or written."""
 
 
 def storage_url(storage: str, sweep: str) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a sweep: check, create and lock it, and open its record."""
+"""The sweep folder: check, create and lock it, and open the record of the sweep."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _SUBDIR_FIX = "Remove it, or choose a name that contains the job number, hydra.j
 
 
 def check_sweep_folder(folder: Path, resume: bool = False) -> None:
-    """Check that a sweep can start in a folder, before any time-consuming work. The folder is left unchanged.
+    """Check, before any time-consuming work, that a sweep can start in a folder. The folder is left unchanged.
 
     Raises:
         ConfigError: the folder already contains a sweep and `resume` is false, another process is sweeping in the
@@ -161,8 +161,8 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
 
 
 def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: int) -> list[Outcome]:
-    """Return the record with the jobs added whose lines were damaged. Only the points of these jobs are known, so they
-    run again."""
+    """Return the record, extended by the jobs whose lines were damaged. Only the points of these jobs are known, so
+    they run again."""
     known = {one.job for one in record}
     lost = [job for job in range(len(points)) if job not in known]
     if len(lost) > damaged:

@@ -80,7 +80,7 @@ class Work:
         return self.task(config)
 
     def config_of(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose the config of a job for this process."""
+        """Compose the config of a job for this process. Processes other than the first write no log file."""
         if process := _process():
             quiet = overrides_of_other(process, self.config.hydra.runtime.choices["hydra/job_logging"])
             overrides = [*overrides, *quiet]

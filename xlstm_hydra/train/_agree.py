@@ -1,4 +1,4 @@
-"""Checks that all processes have the same run, checkpoint and corpus as process 0."""
+"""Check that all processes have the same run, checkpoint and corpus as process 0."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
 
 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
-    """Train from the starting point of the run: its last intact checkpoint, if the config names no step."""
+    """Train from the run's starting point. If the config names no step, this is the last intact checkpoint."""
     start = find_starting_point(run, folder)
     if start.checkpoint is None and run.checkpoint.init_from is not None:
         start = replace(start, weights=find_weights(run.checkpoint.init_from, INIT_FROM))
@@ -307,8 +307,8 @@ def _set_aside(start: StartingPoint, max_steps: int) -> None:
 def _first_state(
     program: Program, batches: Batches, resumed: Resumed | None, weights: Path | None
 ) -> tuple[TrainState, Logged]:
-    """Return a new state, or the saved state with its logged values. For a saved state, `batches` moves to the saved
-    position in the data."""
+    """Return a new state, or the saved state with its log. With a saved state, `batches` moves to the saved
+    position."""
     where = program.state_shardings
     if resumed is None:
         with status("loading the parameters"):

@@ -1,7 +1,8 @@
 """The layout and the plan of a run on its devices.
 
 With `parallel=auto`, the layout is chosen here. The run is planned before it is compiled, and rejected if it does not
-fit. The plan is saved in the run folder and compared with the measurements at the end. If no plan can be made, the run
+fit the devices. The plan is saved in the run folder and compared with the measurements at the end. If no plan can be
+made, the run
 continues without one.
 """
 
@@ -52,8 +53,8 @@ class Measured:
     if the run has only one step."""
 
     peak_bytes: int | None
-    """Peak memory, in bytes, of the device of this process with the highest peak. None if JAX does not report it, or if
-    an earlier run in this process used more memory."""
+    """Highest peak memory among the devices of this process, in bytes. None if JAX does not report it, or if an earlier
+    run in this process used more memory."""
 
     programs: int
     """Number of programs that were compiled or loaded from the compilation cache."""
@@ -173,7 +174,7 @@ class Choice:
 
     run: RunConfig
     search: Search | None
-    """None if the config specifies the layout."""
+    """The search; None if the config specifies the layout."""
 
     def keep(self, folder: Path) -> None:
         """Write the chosen layout to the config in the run folder, and the candidates to a separate file."""

@@ -1,4 +1,4 @@
-"""The checkpoint that a run continues from, and the values that must not change."""
+"""The checkpoint from which a run continues, and the config values that must not change."""
 
 from __future__ import annotations
 
