@@ -1,1 +1,4 @@
-"""Make the groups of xlstm_hydra available to every Hydra app. Hydra imports this at each start: keep it empty."""
+"""Plugins that make the config groups of xlstm_hydra available to every Hydra app.
+
+Every Hydra app imports this module at startup, so it must stay empty.
+"""

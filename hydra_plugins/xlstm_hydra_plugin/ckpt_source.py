@@ -1,6 +1,6 @@
 """Saved runs as config sources: `hydra.searchpath=[ckpt:///runs/a@2000]`, then `model=ckpt` or `+from=ckpt`.
 
-With `?lenient` after the address, unknown fields of the metadata are ignored, with a warning.
+If the address ends with `?lenient`, unknown fields in the metadata are ignored, with a warning.
 """
 
 from __future__ import annotations
@@ -17,40 +17,43 @@ if TYPE_CHECKING:
 
 
 class CheckpointConfigSource(ConfigSource):
-    """The groups in the metadata of a checkpoint, each with an option `ckpt`, and `ckpt@STEP` for other checkpoints of
-    the run. `from` selects all groups at once."""
+    """Config source with the groups in a checkpoint's metadata.
+
+    Each group has an option `ckpt`, and an option `ckpt@STEP` for each checkpoint of the same run. The group `from` has
+    the same options, which select the saved config of every group at once.
+    """
 
     _found: SavedOptions | None = None
 
     @staticmethod
     def scheme() -> str:
-        """`ckpt://`."""
+        """URL scheme of this config source: `ckpt://`."""
         return "ckpt"
 
     def available(self) -> bool:
-        """True if the checkpoint exists and can be read."""
+        """True if the checkpoint exists and is readable."""
         try:
             return bool(self.options)
         except SearchPathException:
             return False
 
     def is_group(self, config_path: str) -> bool:
-        """True if there are options below this path."""
+        """True if the path is a config group, that is, if there are options below it."""
         return any(True for _ in self._below(config_path))
 
     def is_config(self, config_path: str) -> bool:
-        """True if this option exists."""
+        """True if the path is an option."""
         return config_path.removesuffix(".yaml") in self.options.paths
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Groups and options directly below a path."""
+        """Return the names of the groups and options directly below a path."""
         below = list(self._below(config_path))
         groups = {rest.partition("/")[0] for rest in below if "/" in rest}
         configs = {rest for rest in below if "/" not in rest}
         return sorted({ObjectType.GROUP: groups, ObjectType.CONFIG: configs, None: groups | configs}[results_filter])
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Make an option from the metadata of the checkpoint."""
+        """Return the config of an option, made from the checkpoint's metadata."""
         path = config_path.removesuffix(".yaml")
         if path not in self.options.paths:
             raise ConfigLoadError(f"there is no {path} in {self.full_path()}")
@@ -62,7 +65,7 @@ class CheckpointConfigSource(ConfigSource):
 
     @property
     def options(self) -> SavedOptions:
-        """Options of the checkpoint, read on first use."""
+        """Options of the saved run, read on first access."""
         if self._found is None:
             from xlstm_hydra.hydra import SavedOptions
 
@@ -73,11 +76,11 @@ class CheckpointConfigSource(ConfigSource):
         return self._found
 
     def _below(self, path: str) -> Iterator[str]:
-        """Yield the rest of every path below this one."""
+        """Yield the path of every option below `path`, relative to it."""
         start = f"{path.strip('/')}/".lstrip("/")
         return (other.removeprefix(start) for other in self.options.paths if other.startswith(start))
 
 
 def _one_line(error: Exception) -> SearchPathException:
-    """An error that Hydra prints without a traceback."""
+    """Convert an error to one that Hydra prints in a single line, without a traceback."""
     return SearchPathException(" ".join(str(error).split()))

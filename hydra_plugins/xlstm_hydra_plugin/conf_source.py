@@ -1,4 +1,4 @@
-"""The folder `conf/` and the schemas of its options, available to every Hydra app."""
+"""Config source with the folder `conf/` and the schemas of its options, for every Hydra app."""
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_store import ConfigStore
@@ -12,33 +12,34 @@ SCHEMAS = "xlstm_hydra/schema/"
 
 
 class XlstmConfigSource(FileConfigSource):
-    """Our YAML files, except where the app has registered a config of the same name.
+    """Config source with the YAML files in `conf/`, except those with the same name as a config in the ConfigStore.
 
-    Hydra searches files before the ConfigStore, so plain files of ours would replace another app's own `config` or
-    `optimizer/adamw`. Schemas are created when one of our files refers to them: an app that uses none of our files
-    spends no time on them, and its ConfigStore does not change.
+    Hydra searches file sources before the ConfigStore. If these files were not hidden, they would replace other apps'
+    own configs, such as `config` or `optimizer/adamw`. Schemas are created on demand, when a file in `conf/` refers to
+    them. Apps that do not use `conf/` are therefore not slowed down, and their ConfigStore is not modified.
     """
 
     @staticmethod
     def scheme() -> str:
-        """`xlstm://`."""
+        """URL scheme of this config source: `xlstm://`."""
         return "xlstm"
 
     def is_config(self, config_path: str) -> bool:
-        """True if we have this config and the app does not."""
+        """True if the config exists here and the app has not registered a config of this name."""
         path = config_path.rstrip("/")
         if ConfigStore.instance().get_type(self._normalize_file_name(path)) == ObjectType.CONFIG:
             return False
         return _schema(path) is not None or super().is_config(current_option(path))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Content of a folder, without the folder of the schemas."""
+        """Return the groups and options in a folder, except the group `xlstm_hydra`, which contains the schemas."""
         return [name for name in super().list(config_path, results_filter) if name != "xlstm_hydra"]
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Load a schema or a YAML file. A file whose defaults list only has its schema is merged into it here.
+        """Load a schema or a YAML file.
 
-        Hydra would do the same, but takes 2 ms for each list.
+        If a file's defaults list contains only a schema, the file is merged into the schema here. Hydra would do the
+        same, but needs 2 ms for each defaults list.
         """
         if (schema := _schema(config_path)) is not None:
             return ConfigResult(config=schema, path=self.full_path(), provider=self.provider, header={"package": None})
@@ -46,7 +47,7 @@ class XlstmConfigSource(FileConfigSource):
         match OmegaConf.select(result.config, "defaults"):
             case [str(base), "_self_"] if schema := _schema(base.removeprefix("/").removesuffix("@_here_")):
                 del result.config["defaults"]
-                result.config = OmegaConf.unsafe_merge(schema, result.config)  # the schema is new: no copy is needed
+                result.config = OmegaConf.unsafe_merge(schema, result.config)  # the schema was created for this call
         return result
 
 

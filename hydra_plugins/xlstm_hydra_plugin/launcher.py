@@ -1,4 +1,4 @@
-"""Launchers for the jobs of a sweep: on SLURM, and in separate processes on this machine."""
+"""Launchers for sweep jobs: on SLURM, and in separate processes on this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from xlstm_hydra.sweep import Work
 
 Launch = Callable[["Work", Mapping[int, Sequence[str]]], Sequence[JobReturn]]
-"""Runs a job for each point, by number, and waits for all jobs."""
+"""Function that runs one job for each entry of a mapping from job number to overrides, and waits for all jobs."""
 
 
 class _SubmititLauncher(Launcher):
-    """Base of both launchers: settings, and the work that submitit pickles for a job."""
+    """Base class of both launchers. Holds the settings, and creates the `Work` that submitit pickles for each job."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings: dict[str, Any] = {
@@ -28,7 +28,7 @@ class _SubmititLauncher(Launcher):
         }
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Check the settings, and keep what all jobs share.
+        """Check the settings, and store the arguments that all jobs share.
 
         Raises:
             ConfigError: jobs cannot be launched with these settings.
@@ -39,7 +39,7 @@ class _SubmititLauncher(Launcher):
         self.shared, self.run = (hydra_context, task_function, config), self.checked(config)
 
     def checked(self, sweep: DictConfig) -> Launch:
-        """Check that jobs can be launched here, and return the function that launches them."""
+        """Check that jobs can be launched on this machine, and return the function that launches them."""
         raise NotImplementedError
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -64,7 +64,7 @@ class SlurmLauncher(_SubmititLauncher):
     """Runs each job as an element of a SLURM job array. A job that fails does not stop the others."""
 
     def checked(self, sweep: DictConfig) -> Launch:
-        """See the base class."""
+        """Check the SLURM settings, and return the function that submits the jobs."""
         from xlstm_hydra.configs import SlurmLauncherConfig
         from xlstm_hydra.sweep import check_slurm, launch_on_slurm
 
@@ -77,7 +77,7 @@ class LocalLauncher(_SubmititLauncher):
     """Runs each job in a separate process on this machine."""
 
     def checked(self, sweep: DictConfig) -> Launch:
-        """See the base class."""
+        """Check the settings and the available GPUs, and return the function that runs the jobs."""
         from xlstm_hydra.configs import LocalLauncherConfig
         from xlstm_hydra.sweep import check_gpus, launch_locally
 

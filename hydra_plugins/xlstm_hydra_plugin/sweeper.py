@@ -1,4 +1,4 @@
-"""`hydra/sweeper=xlstm`: every point is checked and planned before the first job starts."""
+"""Sweeper for `hydra/sweeper=xlstm`, which checks and plans every point before the first job starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class XlstmSweeper(Sweeper):
         self.settings = settings
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Create the launcher, which composes jobs with our loader."""
+        """Create the launcher, which composes jobs with `SweepLoader`."""
         from xlstm_hydra.hydra import SweepLoader
 
         loader = SweepLoader(hydra_context.config_loader)
@@ -29,7 +29,7 @@ class XlstmSweeper(Sweeper):
         self.of_sweep = config, loader, launcher
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the jobs. The command exits here with their status."""
+        """Run the jobs. If jobs fail, exit with their exit status."""
         from xlstm_hydra.hydra import SweeperConfig
         from xlstm_hydra.sweep import run_sweep
 

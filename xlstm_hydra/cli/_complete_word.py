@@ -1,4 +1,4 @@
-"""Completions of one word of a command line."""
+"""Completions of a single word of a command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ._known_keys import KnownKeys
 
 RUN, FOLDER, FILE, CONFIG, KEY, NAME = "RUN", "FOLDER", "FILE", "CONFIG", "KEY", "NAME"
-"""Kinds of values that are not listed here."""
+"""Kinds of flag values whose completions are looked up, as opposed to a fixed list of values."""
 
 FLAGS: dict[str, str] = {
     "--cfg": "job hydra all",
@@ -34,7 +34,7 @@ FLAGS: dict[str, str] = {
     "--trust": "",
     "--version": "",
 }
-"""Flags of `xlstm-hydra`, each with its values or their kind. Empty: the flag has no value."""
+"""Flags of `xlstm-hydra`, each mapped to its values, separated by spaces, or to their kind. Empty: no value."""
 
 SHORT = {
     "-c": "--cfg",
@@ -61,7 +61,7 @@ METADATA: dict[str, dict[str, str]] = {
         "export": {"--format": "hf", "--one-document-per-row": ""},
     }.items()
 }
-"""Subcommands of `xlstm-metadata`, each with its flags."""
+"""Subcommands of `xlstm-metadata`, each with its flags and their values, as in `FLAGS`."""
 
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 """Arguments of Hydra's own `--info`."""
@@ -75,7 +75,12 @@ _STEP = re.compile(r"(?:checkpoint_)?(\d+)")
 
 
 def metadata_completions(before: Sequence[str], word: str) -> Iterable[str]:
-    """Return the completions of a word of `xlstm-metadata`."""
+    """Return the completions of a word of `xlstm-metadata`.
+
+    Args:
+        before: words between the name of the command and this word.
+        word: text of the word, up to the cursor.
+    """
     command = next((text for text in before if text in METADATA), None)
     if command is None:
         return _matching(METADATA, word)
@@ -89,7 +94,7 @@ def word_completions(before: Sequence[str], word: str) -> Iterable[str]:
 
     Args:
         before: words between the name of the command and this word.
-        word: text up to the cursor.
+        word: text of the word, up to the cursor.
     """
     flag = SHORT.get(before[-1], before[-1]) if before else ""
     if FLAGS.get(flag):
@@ -103,7 +108,7 @@ def word_completions(before: Sequence[str], word: str) -> Iterable[str]:
 
 
 def _values(kind: str, before: Sequence[str], word: str) -> Iterable[str]:
-    """Values of a flag."""
+    """Return the completions of a flag's value, given its kind or its values separated by spaces (see `FLAGS`)."""
     match kind:
         case "RUN":
             return _runs(word)
@@ -128,7 +133,7 @@ def _matching(names: Iterable[str], word: str) -> list[str]:
 
 
 def _known(before: Sequence[str]) -> KnownKeys:
-    """Keys and options that the words before the cursor make available."""
+    """Return the known keys and options, given the words before the cursor, such as `--config-dir`."""
     from ._known_keys import KnownKeys
 
     typed, values = _split(before)
@@ -145,7 +150,7 @@ def _known(before: Sequence[str]) -> KnownKeys:
 
 
 def _split(before: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """Split words into overrides, and flags with their values."""
+    """Split words into a list of overrides, and a dictionary of flags with their values."""
     typed: list[str] = []
     values: dict[str, str] = {}
     rest = iter(before)
@@ -172,7 +177,8 @@ def _override(known: KnownKeys, word: str) -> Iterable[str]:
 
 
 def _keys(known: KnownKeys, text: str) -> list[str]:
-    """Groups and keys that begin with a text. A key ends with `=`, a node with `.`, a group of groups with `/`."""
+    """Return the groups and keys that start with `text`. Keys and groups with options end with `=`, nodes with `.`, and
+    groups that contain groups with `/`."""
     if "/" in text:
         return _matching(_group_names(known, text.rpartition("/")[0]), text)
     parent, dot, _ = text.rpartition(".")
@@ -193,7 +199,7 @@ def _group_names(known: KnownKeys, parent: str) -> Iterator[str]:
 
 
 def _values_of_key(known: KnownKeys, key: str, value: str) -> Iterable[str]:
-    """Values of a key or options of a group. After a comma, those that are not in the list yet."""
+    """Return the completions of a key's value or a group's option. After a comma, values already listed are skipped."""
     if key in _RUN_KEYS:
         return _runs(value)
     if key == "resume_sweep":
@@ -216,7 +222,7 @@ def _values_of_leaf(known: KnownKeys, key: str) -> Iterable[str]:
 
 
 def _paths(text: str, *, folders_only: bool = False) -> Iterator[str]:
-    """Yield the files and folders that begin with a path. Folders end with a slash."""
+    """Yield the paths of files and folders that start with `text`. Folders end with a slash."""
     start = text[: text.rfind("/") + 1]
     for item in _items(os.path.expanduser(start) or "."):
         is_shown = not item.name.startswith(".") or text[len(start) :].startswith(".")
@@ -225,7 +231,8 @@ def _paths(text: str, *, folders_only: bool = False) -> Iterator[str]:
 
 
 def _runs(text: str) -> Iterator[str]:
-    """Yield the folders that begin with a path, a run without a slash. For a run: its checkpoints, as `RUN@STEP`."""
+    """Yield the folders whose path starts with `text`. Paths end with a slash, except those of run folders. If `text`
+    is a run folder, yield the checkpoints of the run instead, as `RUN@STEP`."""
     run, at, step = text.rpartition("@")
     run, step = (run, step) if at and _steps(run) else (text, "")
     if steps := _steps(run):
@@ -241,7 +248,7 @@ def _run_folder(source: str) -> Path:
 
 
 def _steps(run: str) -> list[int]:
-    """Steps of the finished checkpoints in a run folder."""
+    """Return the steps of the complete checkpoints in a run folder, in ascending order."""
     names = (item.name for item in _items(os.path.join(os.path.expanduser(run), "checkpoints")) if item.is_dir())
     return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
 

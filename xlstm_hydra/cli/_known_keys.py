@@ -1,5 +1,5 @@
-"""Groups, options and keys of a command line, read from YAML files and config classes. Nothing is composed, and neither
-Hydra nor JAX is loaded."""
+"""Config groups, options and keys for tab completion. They are read from YAML files and config classes, without
+composing a config and without importing Hydra or JAX."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from xlstm_hydra.conf_dir import conf_dir
 
 _SCHEMA = re.compile(r"/?xlstm_hydra/schema/(\w+)@_here_")
 _INTERNAL = "xlstm_hydra"
-"""Group in `conf/` that users do not choose."""
+"""Group in `conf/` from which users do not select options."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A key with a value: a field of one of our classes, an annotation in Hydra's source, or a value in YAML."""
+    """A key with a single value: a field of a config class, an annotated name in Hydra's source, or a key in YAML."""
 
     value: Any = None
-    """Value in YAML, or None."""
+    """Value in YAML. None: null, or not from YAML."""
 
     owner: type | None = None
-    """Config class that has the field, or None."""
+    """Config class of the field. None: not a field of a config class."""
 
     name: str = ""
     """Name of the field in its class."""
 
     choices: tuple[str, ...] = ()
-    """All values, if they are known from a source other than a class."""
+    """Allowed values, if known without a config class."""
 
     def values(self) -> tuple[str, ...]:
-        """Return the values that the key can have; empty if they cannot be listed."""
+        """Return the allowed values, as written on the command line; empty if they cannot be listed."""
         if self.owner is None:
             return ("true", "false") if isinstance(self.value, bool) else self.choices
         from xlstm_hydra.configs import OnInvalid, choices_of
@@ -51,15 +51,15 @@ class Leaf:
 
 
 Node = dict[str, Any]
-"""Keys of a group, each with its `Leaf` or its `Node`."""
+"""Keys of a group, each mapped to a `Leaf` or to a nested `Node`."""
 
 
 @dataclass
 class KnownKeys:
-    """Groups, options and keys that a command line can refer to."""
+    """Groups, options and keys that can be used on a command line."""
 
     folders: tuple[Path, ...] = ()
-    """Folders of the user's own options, which come before ours."""
+    """The user's config folders, which take precedence over `conf/`."""
 
     config_name: str = "config"
     """Name of the primary config."""
@@ -68,12 +68,12 @@ class KnownKeys:
     """Overrides that are already on the command line."""
 
     saved: Path | None = None
-    """Saved run whose config is used, or None."""
+    """Run folder of the saved run in `--from` or `resume`. None: not given."""
 
     _read: dict[Path, Any] = field(default_factory=dict)
 
     def groups(self, parent: str = "") -> dict[str, bool]:
-        """Return the groups inside a group, each with True if it has options."""
+        """Return the groups directly inside a group, each mapped to True if it has options of its own."""
         found: dict[str, bool] = {}
         for folder in self._folders_of(parent):
             for item in _subfolders(folder):
@@ -89,12 +89,13 @@ class KnownKeys:
         return sorted(found | ({"ckpt"} if is_saved else set()))
 
     def config_names(self) -> list[str]:
-        """Return the names of primary configs."""
+        """Return the names that can be given to `--config-name`."""
         return sorted({file.stem for folder in (*self.folders, conf_dir()) for file in folder.glob("*.yaml")})
 
     @cached_property
     def chosen(self) -> dict[str, list[str]]:
-        """Options by group: of the defaults list, of recipes on the command line, and typed."""
+        """Selected options by group: from the primary config's defaults list, from recipes on the command line (options
+        that select options of other groups, such as `experiment`), and from the command line itself."""
         found = dict(self._default_choices)
         typed = [text.lstrip("+").partition("=") for text in self.typed if not text.startswith("~")]
         choices = {group.partition("@")[0]: value.split(",") for group, equals, value in typed if equals}
@@ -114,13 +115,14 @@ class KnownKeys:
         return node
 
     def leaf(self, key: str) -> Leaf | None:
-        """Return the key at a dotted path, or None."""
+        """Return the `Leaf` at a dotted path; None if the path does not exist or is a node."""
         parent, _, name = key.rpartition(".")
         found = self.node(parent).get(name) if parent else None
         return found if isinstance(found, Leaf) else None
 
     def with_keys(self) -> list[str]:
-        """Return the groups that have keys of their own name: recipes set keys of other groups instead."""
+        """Return the groups whose options set keys under the group's name, and `hydra`. Recipes such as `experiment`
+        set keys of other groups instead."""
         chosen = ((group, options) for group, options in self.chosen.items() if "/" not in group)
         found = [group for group, options in chosen if any(self._has_keys(group, option) for option in options)]
         return [*found, "hydra"]
@@ -132,7 +134,7 @@ class KnownKeys:
         return [folder for root in roots if (folder := root / group).is_dir()]
 
     def _content(self, group: str, option: str) -> tuple[dict[str, Any], str]:
-        """Values of an option, and its text; both are empty if its file cannot be read."""
+        """Return the parsed content of an option's file, and its text; both are empty if the file does not exist."""
         file = next((file for at in self._folders_of(group) if (file := at / f"{option}.yaml").is_file()), None)
         if file is None:
             return {}, ""
@@ -150,7 +152,7 @@ class KnownKeys:
         return self._defaults("", self.config_name)
 
     def _defaults(self, group: str, name: str, depth: int = 0) -> dict[str, list[str]]:
-        """Choices in the defaults list of a primary config, and of the configs it is based on."""
+        """Return the options selected by a primary config's defaults list and by the configs it includes."""
         found: dict[str, list[str]] = {}
         for entry in self._content(group, name)[0].get("defaults", ()):
             if isinstance(entry, str) and entry not in ("_self_", name) and depth < 5:
@@ -159,7 +161,7 @@ class KnownKeys:
         return found
 
     def _overridden(self, group: str, option: str) -> dict[str, list[str]]:
-        """Choices in the defaults list of a recipe, such as `override /model: mlstm_v1_7b`."""
+        """Return the options selected by a recipe's defaults list, such as `override /model: mlstm_v1_7b`."""
         if self._has_keys(group, option):
             return {}
         entries = self._content(group, option)[0].get("defaults", ())
@@ -177,7 +179,7 @@ class KnownKeys:
         return found
 
     def _option_node(self, group: str, option: str, depth: int = 0) -> Node:
-        """Keys of an option: those of its schema, of the options it is based on, and its own."""
+        """Return the keys of an option: those of its schema, of the options it includes, and those in its file."""
         content = dict(self._content(group, option)[0])
         found: Node = {}
         for entry in content.pop("defaults", ()):
@@ -192,7 +194,8 @@ class KnownKeys:
         return _leaves(content) | found
 
     def _saved_node(self, group: str) -> Node:
-        """Keys of a group in the recorded config of the saved run. If it has none, those of all options."""
+        """Return the keys of a group in the saved run's config. If the config is unknown, return the keys of all
+        options of the group."""
         recorded = self._record.get(group)
         if not isinstance(recorded, dict):
             return {key: leaf for name in self.options(group) for key, leaf in self._option_node(group, name).items()}
@@ -205,7 +208,7 @@ class KnownKeys:
         return _yaml(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
 
     def _hydra_engines(self) -> Node:
-        """Keys of the chosen sweeper and launcher."""
+        """Return the keys of the selected sweeper and launcher."""
         default = {"launcher": ["basic"], "sweeper": ["xlstm"]}
         chosen = {name: self.chosen.get(f"hydra/{name}", options) for name, options in default.items()}
         return {
@@ -227,7 +230,8 @@ def _yaml(text: str) -> dict[str, Any]:
 
 
 def _choices_in(entry: Any) -> dict[str, list[str]]:
-    """Choices in an entry of a defaults list. Entries with another package, such as `from@_global_`, are left out."""
+    """Return the options selected by a defaults list entry. Entries with a package, such as `from@_global_`, are
+    skipped."""
     if not isinstance(entry, dict):
         return {}
     named = {str(key).split()[-1].lstrip("/"): value for key, value in entry.items()}
@@ -240,7 +244,7 @@ def _leaves(content: Mapping[Any, Any]) -> Node:
 
 
 def _schema_node(name: str, class_name: str = "") -> Node:
-    """Keys of one of our schemas: by its name in a defaults list, or by the name of its class."""
+    """Return the keys of a schema, given its name in defaults lists or the name of its config class."""
     from xlstm_hydra import configs
 
     engines = {
@@ -252,7 +256,7 @@ def _schema_node(name: str, class_name: str = "") -> Node:
     return {each.name: Leaf(None, found, each.name) for each in fields(found)} if found else {}
 
 
-# ---- the source of Hydra, whose import would take longer than everything else here
+# ---- Hydra's source, which is parsed because importing Hydra would take longer than everything else here
 
 
 @cache
@@ -262,13 +266,14 @@ def _hydra_conf() -> tuple[Path, ...]:
 
 
 def _hydra_node() -> Node:
-    """Keys of the node `hydra`, without those of the sweeper and the launcher, and those that Hydra itself sets."""
+    """Return the keys of the `hydra` node, except those of the sweeper and the launcher, and those that only Hydra
+    sets."""
     found = _annotated(_hydra_conf()[0] / "__init__.py", "HydraConf") | {"mode": Leaf(choices=("RUN", "MULTIRUN"))}
     return {key: leaf for key, leaf in found.items() if key not in ("defaults", "overrides", "runtime")}
 
 
 def _annotated(file: Path, name: str) -> Node:
-    """Keys of a dataclass in a source file, with those of its nested dataclasses."""
+    """Return the fields of a dataclass in a source file, including the fields of nested dataclasses."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     return _fields_in(classes, name)

@@ -1,4 +1,4 @@
-"""Start and end of every console command."""
+"""Error messages, exit status and logging, common to all console commands."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from xlstm_hydra.streams import keep_streams, unwritten
 
 @contextmanager
 def command(name: str) -> Iterator[None]:
-    """Print the error of a command as one message, and exit with its status. Only a bug has a traceback.
+    """Print an error raised inside the `with` block as one message, and exit with its status. Only bugs are printed
+    with a traceback.
 
     Args:
-        name: of the command, in front of each message.
+        name: name of the command, printed before each message.
     """
     keep_streams()
     try:
@@ -43,8 +44,8 @@ def command(name: str) -> Iterator[None]:
 
 @contextmanager
 def _printable_logs() -> Iterator[None]:
-    """Print warnings to stderr, with escapes for unprintable characters. Hydra replaces this when it configures the
-    logging of a run."""
+    """Inside the `with` block, print log records of level WARNING and above to stderr, and escape unprintable
+    characters. Hydra replaces this handler when it configures the logging of a run."""
     root = logging.getLogger()
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)

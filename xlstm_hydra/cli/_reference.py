@@ -1,4 +1,4 @@
-"""`xlstm-hydra --info NAME`, where Hydra has no such argument, and `xlstm-hydra --schema [DIR]`."""
+"""The flags `--info NAME`, except for the names that Hydra's own `--info` accepts, and `--schema [DIR]`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ SEARCH_PATH = "hydra.searchpath="
 
 
 def shows_reference(arguments: Sequence[str]) -> bool:
-    """Print the field reference or write the schemas if the arguments ask for it; False if they do not.
+    """Print the field reference for `--info NAME`, or write the JSON schemas for `--schema`. Return False if the
+    arguments contain neither.
 
     Raises:
-        ConfigError: the name is unknown, or other arguments are given.
+        ConfigError: the name is unknown, or there are arguments that cannot be combined with the flag.
     """
     for place, text in enumerate(arguments):
         flag, equals, value = text.partition("=")
@@ -46,7 +47,8 @@ def _print_info(name: str, rest: Sequence[str]) -> None:
 
 
 def _write_schemas(folder: str, rest: Sequence[str]) -> None:
-    """Write the schemas into a folder, or print where those of this installation are."""
+    """Write the JSON schemas to a folder, and print their paths. Without a folder, print the paths of the schemas
+    included in this installation."""
     from xlstm_hydra.reference import schema_dir, write_schemas
 
     _refuse_others(rest, SCHEMA_FLAG)
@@ -57,7 +59,8 @@ def _write_schemas(folder: str, rest: Sequence[str]) -> None:
 
 
 def _own_folders(rest: Sequence[str]) -> list[Path]:
-    """Config folders in the other arguments of `--info`: those of flags, and of `hydra.searchpath`."""
+    """Return the config folders in the arguments next to `--info`, from `--config-dir`, `--config-path` and
+    `hydra.searchpath`."""
     from xlstm_hydra.hydra import parse_known_flags, search_path
 
     args = parse_known_flags(rest)

@@ -1,4 +1,4 @@
-"""Check a composed config, then run its task in the folder that Hydra names: a single run, or a job of a sweep."""
+"""Check a composed config, then run its task in Hydra's output folder: a single run, or a job of a sweep."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from xlstm_hydra.runs import CONFIG_FILE, RunFolder, replace_file
 
 
 def run_single(cfg: DictConfig, context: HydraContext, resumed: str | None = None) -> float | None:
-    """Check a config, then let Hydra run its task. Nothing is written before the config is valid, and the files of
-    Hydra are removed if the task rejects the config.
+    """Check a config, then run its task through Hydra. Nothing is written if the config is invalid. If the task itself
+    rejects the config, Hydra's files are removed.
 
     Args:
-        cfg: the whole config, including the node `hydra`.
-        context: Hydra's loader and callbacks.
-        resumed: the run that `resume=` names, if this run continues in its folder.
+        cfg: the whole config, including the `hydra` node.
+        context: Hydra's config loader and callbacks.
+        resumed: the run named by `resume=RUN`, if this run continues in its run folder.
 
     Returns:
         The result of the task.
 
     Raises:
-        ConfigError: the config is invalid, or its folder cannot be used.
+        ConfigError: the config is invalid, or the run folder cannot be used.
     """
     before = HydraConfig.instance().cfg
     try:
@@ -52,10 +52,11 @@ def run_single(cfg: DictConfig, context: HydraContext, resumed: str | None = Non
 
 
 def run_sweep_job(cfg: DictConfig) -> float | None:
-    """Check the config of a job of a sweep, then run its task.
+    """Check the config of a sweep job, then run its task.
 
     Returns:
-        The value that a sweeper minimizes: the final loss, or the planned time of a step. None: there is no value.
+        The value to minimize: the final loss, or for a plan the estimated time of a step in seconds (infinity if the
+        plan is invalid or does not fit). None: the task has no such value.
     """
     from xlstm_hydra.sweep import record_if_job, resume_job
 
@@ -71,11 +72,11 @@ def run_sweep_job(cfg: DictConfig) -> float | None:
         return job.result
     except ConfigError as error:
         if OmegaConf.select(cfg, "task.name") != "plan":
-            raise  # the sweep continues with the other jobs, and reports it at the end
-        from xlstm_hydra.sweep import write_refusal  # for its row in the table of plans
+            raise  # the sweep continues with the other jobs, and reports the error at the end
+        from xlstm_hydra.sweep import write_refusal  # the error is shown in the table of plans
 
         write_refusal(error, folder.path)
-        return math.inf  # as of a plan that does not fit
+        return math.inf  # as for a plan that does not fit
 
 
 def _run_in_folder(cfg: DictConfig, context: HydraContext, run: RunConfig, folder: RunFolder) -> float | None:
@@ -98,7 +99,10 @@ def _run_in_folder(cfg: DictConfig, context: HydraContext, run: RunConfig, folde
 
 
 def _run_by_hydra(run: Callable[[], JobReturn], folder: RunFolder) -> JobReturn:
-    """Let Hydra run a job: it writes its record and configures logging. Errors of the task are in the result.
+    """Run a job through Hydra, which writes the `.hydra` files and configures logging before it calls the task.
+
+    Returns:
+        The result of the job, which contains the exception if the task raised one.
 
     Raises:
         ConfigError: Hydra cannot start the job.
@@ -106,7 +110,7 @@ def _run_by_hydra(run: Callable[[], JobReturn], folder: RunFolder) -> JobReturn:
     try:
         with folder.writing():
             return run()
-    except ValueError as error:  # of the module `logging`, whose text is only "Unable to configure handler 'file'"
+    except ValueError as error:  # raised by `logging` with the message "Unable to configure handler 'file'"
         cause = error.__cause__
         if isinstance(error, ConfigError) or cause is None:
             raise
@@ -116,7 +120,7 @@ def _run_by_hydra(run: Callable[[], JobReturn], folder: RunFolder) -> JobReturn:
 
 
 def _write_and_run(cfg: DictConfig, run: RunConfig, folder: RunFolder, is_to_be_written: bool) -> float | None:
-    """Write the resolved config into the folder of a run, then run its task."""
+    """Write the resolved config to the run folder if `is_to_be_written`, then run the task."""
     if is_to_be_written:
         record = copy.deepcopy(cfg)
         OmegaConf.update(record, "distributed", run.distributed.lasting().to_dict(), force_add=True)
@@ -129,7 +133,8 @@ def _write_and_run(cfg: DictConfig, run: RunConfig, folder: RunFolder, is_to_be_
 
 
 def _name_folder(cfg: DictConfig) -> Path:
-    """Return the folder of a run, and set `hydra.runtime.output_dir`, to which the config may refer."""
+    """Return the path of the run folder, and set `hydra.runtime.output_dir` to it, because the config may refer to this
+    key."""
     HydraConfig.instance().set_config(cfg)
     path = os.path.abspath(str(cfg.hydra.run.dir))
     with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
@@ -149,7 +154,7 @@ def _run_folder(path: Path, resumed: str | None) -> RunFolder:
 
 
 def _files_before_task(cfg: DictConfig, folder: Path) -> Iterator[Path]:
-    """The files that are written before the task starts: our config, Hydra's record, and logs."""
+    """Yield the files written before the task starts: the run's config, Hydra's `.hydra` files, and log files."""
     yield folder / CONFIG_FILE
     if (record := cfg.hydra.output_subdir) is not None:
         yield from (folder / record / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml"))
@@ -159,8 +164,8 @@ def _files_before_task(cfg: DictConfig, folder: Path) -> Iterator[Path]:
 
 
 def _hold(run: RunConfig, folder: RunFolder, files: list[Path]) -> AbstractContextManager[bool]:
-    """Lock the folder of a run against other runs; of several processes, only the first one does. Yields True if this
-    process has to write the config."""
+    """Lock the run folder against other runs inside the `with` block, in process 0 only. The `with` statement yields
+    True if this process must write the config file."""
     if not _writes(run):
         return nullcontext(False)
     return folder.held(files, lambda: tasks.is_unfinished(run, folder.path))
@@ -180,15 +185,16 @@ def _folder_noted(is_ours: bool = True) -> Iterator[None]:
 
 
 def _watched(run: RunConfig) -> AbstractContextManager[object]:
-    """Catch signals during training, which saves before it stops. Other tasks stop at once."""
+    """Inside the `with` block, handle signals if the task is training, so that it saves a checkpoint before it stops.
+    Other tasks stop immediately."""
     return watched() if run.task.name == "train" else nullcontext()
 
 
 def _all_processes(run: RunConfig) -> AbstractContextManager[None]:
-    """Connect all processes of a run inside this block; if one of them fails, all exit."""
+    """Connect all processes of a run inside the `with` block. If one of them fails, all exit."""
     if run.distributed.process_info(os.environ) is None:
         return nullcontext()
-    from xlstm_hydra.devices import together  # loads JAX, to connect to the other processes
+    from xlstm_hydra.devices import together  # imports JAX, which connects the processes
 
     return together(run.distributed)
 
@@ -199,13 +205,14 @@ def _writes(run: RunConfig) -> bool:
 
 
 def process_number(config: DistributedConfig | None) -> int:
-    """Return the number of this process; 0 if it is the only one."""
+    """Return the number of this process; 0 if the run has a single process."""
     process = config.process_info(os.environ) if config else None
     return process.process_id if process else 0
 
 
 def _load_for_all(cfg: DictConfig) -> RunConfig:
-    """Check the config with the environment variables of its job. If it is invalid, the other processes exit too."""
+    """Check the config with the environment variables in `hydra.job.env_set`, and return the run. If the config is
+    invalid, all processes of the run exit."""
     variables: Any = OmegaConf.to_container(cfg.hydra.job.env_set, resolve=True)
     try:
         with env_override(variables):
@@ -215,15 +222,23 @@ def _load_for_all(cfg: DictConfig) -> RunConfig:
 
 
 def _located(error: ConfigError) -> ConfigError:
-    """Add file and line to the problems that are in the user's files."""
+    """Add file and line to the problems located in the user's config files."""
     cfg, loader = HydraConfig.get(), GlobalHydra.instance().config_loader()
     typed: Any = OmegaConf.to_container(cfg.overrides, resolve=False)
     return located(error, loader, cfg.job.config_name, [*typed["hydra"], *typed["task"]])
 
 
 def refuse_for_all(error: ConfigError, config: DistributedConfig | None) -> NoReturn:
-    """Reject a config in all processes. If process 0 is already waiting for this one, its own config is valid, and the
-    reason is sent to it. If all have the same invalid config, none waits, and each exits without loading JAX."""
+    """Reject a config in all processes of a run.
+
+    If process 0 already waits for this process to connect, the config of process 0 is valid: this process connects, so
+    that the error reaches all processes. Otherwise all processes have the same invalid config, and each of them exits
+    without importing JAX.
+
+    Args:
+        error: the problems of the config.
+        config: the group `distributed`. None: unknown, so that only this process exits.
+    """
     process = config.process_info(os.environ) if config else None
     if config is None or process is None or process.process_id == 0:
         raise error
@@ -246,7 +261,7 @@ def _is_open(address: str) -> bool:
 
 
 def distributed_of(cfg: DictConfig) -> DistributedConfig | None:
-    """Return the group `distributed` of a config; None if it is invalid, which is reported separately."""
+    """Return the config of the group `distributed`; None if it is invalid, which is reported separately."""
     try:
         node: Any = OmegaConf.to_container(cfg.distributed, resolve=True) if "distributed" in cfg else {}
         config = DistributedConfig.from_dict(DistributedConfig, node)

@@ -1,4 +1,4 @@
-"""The output of `xlstm-hydra --version`: what an issue report needs."""
+"""Output of `xlstm-hydra --version`: the versions and devices to include in a bug report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ ACCELERATOR_LIBRARIES = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
 
 
 def print_version(own: str) -> None:
-    """Print the versions of this package, Python and the libraries, then the devices. Loading JAX takes seconds."""
+    """Print the versions of this package, Python and the libraries, then the devices. The versions are printed first,
+    because importing JAX takes seconds.
+
+    Args:
+        own: version of this package.
+    """
     print(f"xlstm-hydra {own}")
     print(f"Python {platform.python_version()} on {platform.platform()}")
     found = {name: _installed(name) for name in (*LIBRARIES, *ACCELERATOR_LIBRARIES)}
@@ -29,11 +34,11 @@ def _installed(name: str) -> str | None:
 
 
 def _devices() -> str:
-    """Return number and kind of the devices, or the reason why JAX finds none."""
+    """Return the number and kind of the devices as text, or the reason why JAX cannot start."""
     try:
         from xlstm_hydra.devices import detect_devices
 
         found = detect_devices()
-    except Exception as error:  # a broken driver is what such a report is about
+    except Exception as error:  # such as a broken driver, which the bug report may be about
         return f"JAX cannot start: {type(error).__name__}: {error}"
     return f"{found.number} x {found.kind} ({found.platform})"

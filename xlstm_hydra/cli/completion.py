@@ -1,8 +1,8 @@
-"""Tab completion for bash, zsh and fish: `xlstm-hydra -sc install=SHELL` prints a script, which asks for completions
-with `xlstm-hydra -sc query=SHELL`.
+"""Tab completion for bash, zsh and fish. `xlstm-hydra -sc install=SHELL` prints a shell script, which runs
+`xlstm-hydra -sc query=SHELL` to get completions.
 
-The command line is in the environment variables COMP_LINE and COMP_POINT, as Hydra expects it. Hydra itself would
-compose the config for every answer; these answers need neither Hydra nor JAX.
+As in Hydra, the command line is passed in the environment variables COMP_LINE and COMP_POINT. Hydra's own completion
+would compose the config each time; this module imports neither Hydra nor JAX.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import NoReturn
 from ._complete_word import metadata_completions, word_completions
 
 _SPECIAL = re.compile(r"([^\w%+=:,./~@-])")
-"""Characters that a shell does not read as text."""
+"""A character that must be escaped in a shell."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the script or the completions that the arguments ask for. An error while completing prints nothing, because
-    it would be printed into the line that is typed."""
+    """Print a script for `install=SHELL` or `uninstall=SHELL`, or completions for `query=SHELL`. Completion errors are
+    not printed, because they would appear in the command line that the user is typing."""
     action, _, shell = next((text for text in arguments if "=" in text), "").partition("=")
     if action == "query":
         with suppress(Exception):
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _refuse(typed: str) -> NoReturn:
-    from xlstm_hydra.problems import ConfigError, Problem, either  # not loaded for a completion
+    from xlstm_hydra.problems import ConfigError, Problem, either  # not imported for completions
 
     from ._messages import command
 
@@ -44,12 +44,12 @@ def _refuse(typed: str) -> NoReturn:
 
 
 def query(shell: str, environ: Mapping[str, str]) -> list[str]:
-    """Return the completions of the word at the cursor, in the form that our script for the shell expects.
+    """Return the completions of the word at the cursor, in the format that the script for this shell expects.
 
     Args:
         shell: bash, zsh or fish.
-        environ: COMP_LINE with the command line, and optionally COMP_POINT, the position of the cursor. For bash, also
-            COMP_WORDBREAKS: only the part of the word after the last of these characters is replaced.
+        environ: environment variables. COMP_LINE: the command line. COMP_POINT: position of the cursor (default: end of
+            the line). COMP_WORDBREAKS: for bash, which only replaces the text after the last of these characters.
     """
     line = environ.get("COMP_LINE", "")
     typed = _typed(line[: int(environ.get("COMP_POINT") or len(line))])
@@ -64,23 +64,23 @@ def query(shell: str, environ: Mapping[str, str]) -> list[str]:
 
 
 def _continues(text: str, is_sweep: bool) -> bool:
-    """True if no space may follow a completion, because more can be typed there."""
+    """True if the user may continue a completion, so that no space must be added after it."""
     is_run = os.path.isdir(os.path.join(os.path.expanduser(re.sub(r"^[\w.-]*=", "", text)), "checkpoints"))
     return text.endswith(("=", ".", "/")) or is_run or (is_sweep and "=" in text)
 
 
 def _for_bash(texts: Iterable[str], typed: Typed, breaks: str) -> Iterable[str]:
-    """Completions without the part that bash does not replace, and with special characters escaped."""
+    """Return completions without the start of the word that bash keeps, and with special characters escaped."""
     if typed.quote:
         return (text.rstrip()[len(typed.word) - len(typed.quoted) :] for text in texts)
     last = max((typed.word.rfind(mark) for mark in breaks if not mark.isspace()), default=-1)
-    kept = last + (typed.word[last : last + 1] not in ("@", "$"))  # bash replaces these two marks as well
+    kept = last + (typed.word[last : last + 1] not in ("@", "$"))  # bash also replaces these two characters
     return (_SPECIAL.sub(r"\\\1", text.rstrip()[kept:]) + text[len(text.rstrip()) :] for text in texts)
 
 
 @dataclass(frozen=True)
 class Typed:
-    """A command line up to the cursor."""
+    """A command line up to the cursor, split into words."""
 
     before: list[str]
     """Words before the word at the cursor, without quotes."""
@@ -89,14 +89,14 @@ class Typed:
     """The word at the cursor, without quotes."""
 
     quote: str = ""
-    """Quotation mark that is still open at the cursor."""
+    """Quotation mark that is still open at the cursor. Empty: no open quotation."""
 
     quoted: str = ""
-    """Part of the word after that mark."""
+    """Part of the word after the open quotation mark."""
 
 
 def _typed(line: str) -> Typed:
-    """Split a command line as a shell does, except that a quotation may be open at its end."""
+    """Split a command line into words as a shell does, except that the last quotation may be unclosed."""
     words, quote, quoted = [""], "", ""
     letters = iter(line)
     for letter in letters:
@@ -150,7 +150,7 @@ for name in {_NAMES}
 end
 """,
 }
-"""Script for each shell."""
+"""Script that sets up tab completion, by shell."""
 
 _REMOVAL = {
     "bash": f"complete -r {_NAMES}\nunset -f _xlstm_hydra\n",

@@ -1,12 +1,12 @@
-"""The command `xlstm-hydra`: compose a config, check it, then load JAX and run the task.
+"""The `xlstm-hydra` command: compose a config, check it, then load JAX and run the task.
 
 Exit status:
     0: success.
     1: the run failed.
-    2: the config or the command line is invalid. `--cfg` prints the config, and also exits with 2 if the user's own
-       YAML files have mistakes.
-    3: the planned run does not fit the devices.
-    75: stopped by a signal after saving; the same command or `resume=RUN` continues.
+    2: the config or the command line is invalid. `--cfg` prints the config even if the user's own config files have
+       errors, but then also exits with 2.
+    3: the planned run does not fit on the devices.
+    75: stopped by a signal after saving a checkpoint. To continue, run the same command again or use `resume=RUN`.
     130: interrupted.
     143: SIGTERM during a task other than training.
 
@@ -66,12 +66,12 @@ from ._messages import command
 CONFIG_NAME = "config"
 
 _COMPOSERS = {"hydra", "hydra_plugins", "omegaconf", "yaml", "antlr4"}
-"""Packages whose `ValueError` is a mistake of the user."""
+"""Packages whose `ValueError`s are user errors. A `ValueError` raised in any other package is a bug."""
 
 
 def main() -> None:
     """Entry point of the console command."""
-    gc.disable()  # until a run starts: collecting takes time, and there is little garbage
+    gc.disable()  # until a run starts, because composing creates little garbage
     try:
         with command("xlstm-hydra"):
             _dispatch()
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _dispatch() -> None:
-    """Run the command that the arguments describe."""
+    """Run the command given by `sys.argv`."""
     with _refusals_explained(), _verification(sys.argv[1:]):
         if "--version" in sys.argv[1:]:
             from ._version import print_version
@@ -105,7 +105,7 @@ def _dispatch() -> None:
         with own_options():
             if _shows(args):
                 _check_package(args)
-                with env_override({"HYDRA_FULL_ERROR": "1"}):  # Hydra then raises what it would print
+                with env_override({"HYDRA_FULL_ERROR": "1"}):  # makes Hydra raise errors instead of printing them
                     app()
                 if args.cfg in ("job", "all"):
                     _check_files(args)
@@ -119,7 +119,7 @@ def _asks_for_reference(arguments: list[str]) -> bool:
 
 
 def _verification(arguments: list[str]) -> AbstractContextManager[None]:
-    """Turn off the verification of checkpoint files inside this block if the arguments do so."""
+    """Disable the verification of checkpoint files inside the `with` block if the arguments disable it."""
     if verifies(arguments):
         return nullcontext()
     from xlstm_hydra.runs import verification
@@ -128,7 +128,7 @@ def _verification(arguments: list[str]) -> AbstractContextManager[None]:
 
 
 def _named_folders(arguments: list[str]) -> list[Path]:
-    """Folders of the saved runs and sweeps in the arguments."""
+    """Return the folders of the saved runs and sweeps that the arguments name."""
     if not any(word in text for text in arguments for word in ("from", "resume", "checkpoint", "ckpt:")):
         return []
     from xlstm_hydra.runs import named_folders
@@ -137,7 +137,8 @@ def _named_folders(arguments: list[str]) -> list[Path]:
 
 
 def _refuse_removed(overrides: list[str]) -> None:
-    """Reject overrides that remove a required group: Hydra would fail, or print other values than the run has."""
+    """Reject overrides that remove a required group (`~GROUP`): Hydra would fail, or record values that differ from
+    those of the run."""
     problems = []
     for text in overrides:
         key = text.removeprefix("~").partition("=")[0]
@@ -149,21 +150,25 @@ def _refuse_removed(overrides: list[str]) -> None:
 
 
 def _run_job(cfg: DictConfig) -> float | None:
-    """Run a job of a sweep, and return the value that a sweeper minimizes. Hydra requires this function even to print a
-    config."""
-    from ._run import run_sweep_job  # 30 ms, not for `--cfg job`
+    """Run a job of a sweep, and return the value to minimize. Hydra requires a task function even to print a config."""
+    from ._run import run_sweep_job  # takes 30 ms, so not imported for `--cfg job`
 
     return run_sweep_job(cfg)
 
 
 def _run(args: Any, resumed: str | None) -> None:
-    """Compose, and start a run or a sweep. Hydra's own `main` would compose twice, first to find out the mode."""
+    """Compose the config, and start a run or a sweep. `hydra.main` would compose twice, once to determine the mode.
+
+    Args:
+        args: parsed command-line arguments.
+        resumed: the run named by `resume=RUN`, if it continues in its own run folder.
+    """
     from xlstm_hydra.hydra import callbacks_of, check_basic_sweep, overrides_of_other
 
     from ._run import distributed_of, process_number, run_single
 
     gc.enable()
-    atexit.unregister(gc.freeze)  # what a run leaves behind is freed at exit
+    atexit.unregister(gc.freeze)  # objects of a run must be freed at exit
     own = Hydra.create_main_hydra2("xlstm-hydra", search_path(args))
     try:
         if is_sweep(args):
@@ -172,7 +177,7 @@ def _run(args: Any, resumed: str | None) -> None:
                 own.multirun(args.config_name or CONFIG_NAME, _run_job, _in_mode(args.overrides, RunMode.MULTIRUN))
             return
         cfg = _compose(own, args, args.overrides)
-        if (number := process_number(distributed_of(cfg))) > 0:  # it writes no folder and no log
+        if (number := process_number(distributed_of(cfg))) > 0:  # only process 0 writes the run folder and logs
             quiet = overrides_of_other(number, cfg.hydra.runtime.choices.get("hydra/job_logging"))
             cfg = _compose(own, args, [*args.overrides, "hydra.run.dir=.", *quiet])
         run_single(cfg, HydraContext(config_loader=own.config_loader, callbacks=callbacks_of(cfg)), resumed)
@@ -186,20 +191,20 @@ def _compose(own: Hydra, args: Any, overrides: list[str]) -> DictConfig:
 
 
 def _in_mode(overrides: list[str], mode: RunMode) -> list[str]:
-    """The overrides, with the `hydra.mode` that Hydra adds if there is none."""
+    """Return the overrides, with `hydra.mode` appended if it is not set, as Hydra does."""
     is_chosen = any(text.startswith("hydra.mode=") for text in overrides)
     return [*overrides, *([] if is_chosen else [f"hydra.mode={mode.name}"])]
 
 
 def _shows(args: Any) -> bool:
-    """True if the arguments ask Hydra to print something."""
+    """True if the arguments request output from Hydra, such as the config or help, instead of a run."""
     asked = args.cfg or args.help or args.hydra_help or args.info
     return bool(asked or args.resolve or args.experimental_rerun)
 
 
 @contextmanager
 def _refusals_explained() -> Iterator[None]:
-    """Replace an error of Hydra while composing by one `ConfigError` with every mistake."""
+    """Convert an error that Hydra raises during composition to a `ConfigError` that lists all errors."""
     try:
         yield
     except Exception as error:
@@ -212,7 +217,7 @@ def _refusals_explained() -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """True for an error that the user caused: a `ValueError` from any other package is a bug."""
+    """True for a user error that Hydra rejected; False for a bug, such as a `ValueError` from another package."""
     if _is_from_defaults_list(error):
         return True
     if not isinstance(error, REFUSED):
@@ -225,13 +230,13 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _is_from_defaults_list(error: Exception) -> bool:
-    """True if Hydra fails at an option that is not a name, such as `model=[1]`."""
+    """True for the `TypeError` that Hydra raises if an option is not a string, as in `model=[1]`."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return isinstance(error, TypeError) and frames[-1].f_globals.get("__name__") == "hydra._internal.defaults_list"
 
 
 def _resumed_run(arguments: list[str]) -> str | None:
-    """The run in `resume=RUN`, if it continues in its own folder."""
+    """Return the run named by `resume=RUN`, if it continues in its own run folder; otherwise None."""
     if any(text.lstrip("+").startswith("hydra.run.dir=") for text in arguments):
         return None
     runs = [text.partition("=")[2].strip("'\"") for text in arguments if text.startswith("resume=")]
@@ -239,7 +244,7 @@ def _resumed_run(arguments: list[str]) -> str | None:
 
 
 def _resumed_sweep(arguments: list[str]) -> list[str]:
-    """Replace `resume_sweep=DIR` by the command line of that sweep, and change to its current folder."""
+    """Replace `resume_sweep=DIR` with that sweep's command line, and change to the folder the sweep was started in."""
     if not any(text.startswith("resume_sweep=") for text in arguments):
         return arguments
     from xlstm_hydra.sweep import expand_resume_sweep
@@ -248,7 +253,8 @@ def _resumed_sweep(arguments: list[str]) -> list[str]:
 
 
 def _typed_distributed() -> DistributedConfig | None:
-    """Group `distributed` as typed, for a command line that does not compose."""
+    """Return the config of the group `distributed`, composed from the overrides of this group only, because the whole
+    command line cannot be composed. None for a sweep, a single process, or invalid overrides."""
     args = get_args_parser().parse_intermixed_args()
     typed = [text for text in args.overrides if text.startswith("distributed")]
     if is_sweep(args) or not (typed or "SLURM_STEP_ID" in os.environ):
@@ -264,7 +270,8 @@ def _typed_distributed() -> DistributedConfig | None:
 
 
 def _explained(error: Exception) -> ConfigError | None:
-    """Return every mistake that Hydra rejected; None for an error that needs no explanation or is a bug."""
+    """Return a `ConfigError` that lists all user errors, given an error raised by Hydra; None if the error already is a
+    `ConfigError`, comes from a run that has started, or is a bug."""
     if isinstance(error, ConfigError) or has_started(error):
         return None
     from xlstm_hydra.hydra import UNREADABLE, explain, file_problems, unknown_engine, unset_variable
@@ -283,10 +290,10 @@ def _explained(error: Exception) -> ConfigError | None:
 
 
 def _check_package(args: Any) -> None:
-    """Make sure that the part of the config to print exists.
+    """Check that the `--package` to print exists in the config.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the package does not exist.
     """
     if args.cfg is None or args.package in (None, "_global_"):
         return
@@ -298,10 +305,10 @@ def _check_package(args: Any) -> None:
 
 
 def _check_files(args: Any) -> None:
-    """Report mistakes in the user's own files, which Hydra prints without checking.
+    """Check the user's own config files, whose values Hydra has printed without checking.
 
     Raises:
-        ConfigError: with every problem of a run that is in one of these files.
+        ConfigError: the files have errors. The error lists all of them.
     """
     loader = _loader(args)
     if not has_own_files(loader, args.overrides):
@@ -313,11 +320,11 @@ def _check_files(args: Any) -> None:
 
 
 def _loader(args: Any) -> ConfigLoaderImpl:
-    """Hydra's config loader for these arguments."""
+    """Return a Hydra config loader with the search path given by the arguments."""
     return ConfigLoaderImpl(search_path(args))
 
 
 def _primary_search_path(args: Any) -> list[str]:
-    """The `hydra.searchpath` of the primary config."""
+    """Return the `hydra.searchpath` of the primary config."""
     primary = _loader(args).repository.load_config(args.config_name or CONFIG_NAME)
     return list(OmegaConf.select(primary.config, "hydra.searchpath") or ()) if primary else []

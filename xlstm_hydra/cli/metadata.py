@@ -1,6 +1,6 @@
-"""The command `xlstm-metadata`: show, compare, check and convert checkpoints.
+"""The `xlstm-metadata` command: show, compare, check and convert checkpoints.
 
-Exit status: 0 success, 1 there are differences or the check failed, 2 the source or its metadata is invalid.
+Exit status: 0: success, 1: differences were found or the check failed, 2: an argument or the metadata is invalid.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(arguments: argparse.Namespace, key: str = "RUN") -> Record:
-    """Return the record of the checkpoint or metadata file in an argument."""
+    """Return the `Record` of the checkpoint or metadata file named by the argument `key`."""
     return record_named(getattr(arguments, key), key, lenient=arguments.lenient)
 
 
@@ -104,7 +104,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _summary(record: Record) -> dict[str, Any]:
-    """Content of a record to print: its origin, the config of each group, and other entries."""
+    """Return the content of a record to print: the program that wrote it, metadata, and the config of each group."""
     groups = {name: config.to_dict() for name, config in record.groups.items()}
     groups["model"].pop("parallel", None)
     made = {name: value for name, value in record.content.items() if name not in ("config", "parameters", "format")}
@@ -183,16 +183,16 @@ def _check(arguments: argparse.Namespace) -> int:
 
 @dataclasses.dataclass
 class _Checked:
-    """Result of checking a checkpoint."""
+    """Result of `xlstm-metadata check` for a single checkpoint."""
 
     checkpoint: Path
     verdict: Verdict
     misfits: list[Misfit] = dataclasses.field(default_factory=list)
-    """Parameters with another shape than expected."""
+    """Parameters whose shape on disk differs from the expected shape."""
     against: str = "the model"
-    """Source of the expected shapes."""
+    """Source of the expected shapes, for messages."""
     error: ConfigError | None = None
-    """Reason why the shapes were not compared."""
+    """Reason why the shapes could not be compared. None: they were compared, or the files are damaged."""
 
     @property
     def status(self) -> int:
@@ -200,7 +200,7 @@ class _Checked:
         return 2 if self.error else 1 if self.misfits or self.verdict.damage else 0
 
     def content(self) -> dict[str, Any]:
-        """Result as plain data, for `--json`."""
+        """Return the result as plain data, for `--json`."""
         verdict = {key: [each._asdict() for each in getattr(self.verdict, key)] for key in ("damage", "notes")}
         misfits = [each._asdict() for each in self.misfits]
         error = {"error": str(self.error)} if self.error else {}
@@ -213,7 +213,7 @@ class _Checked:
         }
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """Lines to print, each with its style."""
+        """Yield the lines to print, as (text, Rich style)."""
         verdict, path = self.verdict, self.checkpoint
         yield from ((f"{path}: {each}", "bold red") for each in verdict.damage)
         yield from ((f"{path}: {each}", "yellow") for each in verdict.notes)
@@ -230,7 +230,7 @@ class _Checked:
 
 
 def _checked_if_kept(checkpoint: Path, lenient: bool) -> _Checked | None:
-    """Check a checkpoint; None if a run in progress has deleted it meanwhile."""
+    """Check a checkpoint. Return None if a run in progress deletes the checkpoint during the check."""
     try:
         found = _checked(checkpoint, lenient)
     except FileNotFoundError:
@@ -241,7 +241,7 @@ def _checked_if_kept(checkpoint: Path, lenient: bool) -> _Checked | None:
 
 
 def _checked(checkpoint: Path, lenient: bool) -> _Checked:
-    """Verify the files of a checkpoint and, if they are intact, the shapes of its parameters."""
+    """Verify the files of a checkpoint. If they are intact, compare the shapes of its parameters."""
     verdict = judge(checkpoint)
     if verdict.damage:
         return _Checked(checkpoint, verdict)
@@ -259,7 +259,7 @@ def _checked(checkpoint: Path, lenient: bool) -> _Checked:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no computation, so no accelerator is needed
     from xlstm_hydra.checkpoint import import_checkpoint
 
     return _wrote(
@@ -281,7 +281,7 @@ def _wrote(arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def _checkpoint_of(source: str) -> Path:
-    """Folder of a checkpoint, given itself or its metadata file."""
+    """Return the checkpoint folder, given the folder itself or its metadata file."""
     file = to_path(source)
     if not file.is_file():
         return find_checkpoint(source, "RUN")
@@ -307,7 +307,7 @@ def _print_yaml(content: Any) -> None:
     import yaml  # a dependency of OmegaConf
 
     class Dumper(yaml.SafeDumper):
-        """Quotes text with unprintable characters, which are escaped."""
+        """Puts strings with unprintable characters in double quotes, and escapes these characters."""
 
         def represent_str(self, data: str) -> yaml.ScalarNode:
             return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
@@ -325,7 +325,7 @@ def _print_yaml(content: Any) -> None:
 
 
 def _print_lines(lines: Any) -> None:
-    """Print lines, each in a style of rich if the output is a terminal."""
+    """Print (text, Rich style) lines. Styles are only used if the output is a terminal and NO_COLOR is not set."""
     if not _colored():
         for text, _ in lines:
             print(printable(text))

@@ -1,4 +1,4 @@
-"""The config schema: one dataclass per group, with no dependency but the standard library."""
+"""The config schema: one dataclass per group. Importing it requires only the standard library."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +74,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of `_reading`, which is not imported before metadata is read: it takes a fifth of the time of all
-    configs."""
+    """Import a name of `_reading` when it is first used. The import takes a fifth of the time of all configs, and is
+    needed only to read metadata."""
     if name not in ("RecordedConfigs", "read_configs"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import _reading

@@ -16,30 +16,30 @@ from .language_model import LanguageModelConfig, is_cap, splits
 from .parallel import DTYPES
 
 BACKENDS = ("chunkwise", "quadratic", "recurrent")
-"""Implementations of the mLSTM cell, equal in exact arithmetic."""
+"""Implementations of the mLSTM cell. In exact arithmetic, their results are equal."""
 
 
 @config_dataclass
 class CellConfig(LanguageModelConfig):
-    """Fields of all families with an mLSTM cell."""
+    """Fields common to all model families with an mLSTM cell."""
 
     num_heads: int = field(metadata=affects(PARAMETERS))
-    """Number of heads per block. Must divide the widths of queries and values."""
+    """Number of heads per block. Must divide the total widths of the queries and of the values."""
 
     bias: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Add a bias to the dense layers inside the blocks. The gates always have one, the output head never."""
+    """Add a bias to the dense layers inside the blocks. The gates always have a bias, the output head never does."""
 
     dropout: float = field(default=0.0, metadata=affects(NUMERICS))
-    """Probability that training drops an element of a residual branch's output. 0: no dropout."""
+    """Dropout probability for the output of each residual branch, in training only. 0: no dropout."""
 
     qk_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
-    """Width of queries and keys, as a multiple of the width of the cell's input."""
+    """Total width of the queries (and of the keys) over all heads, as a multiple of the width of the cell's input."""
 
     v_dim_factor: float = field(default=1.0, metadata=affects(PARAMETERS))
-    """Width of values, as a multiple of the width of the cell's input."""
+    """Total width of the values over all heads, as a multiple of the width of the cell's input."""
 
     gate_soft_cap: float | None = field(default=None, metadata=affects(NUMERICS))
-    """Soft cap c of the gate pre-activations: they become c * tanh(gate / c). The sign of c has no effect. null: no
+    """Soft cap c of the gate pre-activations x, which become c * tanh(x / c). The sign of c has no effect. null: no
     cap."""
 
     gate_dtype: str = field(default="float32", metadata=affects(NUMERICS))
@@ -47,33 +47,32 @@ class CellConfig(LanguageModelConfig):
 
     igate_bias_init_range: Any = field(default=None, metadata=affects(NUMERICS))
     """Initial biases of the input gates: a number for all heads, or [low, high] for values evenly spaced over the
-    heads.
-    null: normally distributed with standard deviation 0.1."""
+    heads. null: normally distributed with mean 0 and standard deviation 0.1."""
 
     fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0], metadata=affects(NUMERICS))
     """Initial biases of the forget gates, [low, high]: evenly spaced from low to high over the heads."""
 
     add_qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Normalise queries and keys per head."""
+    """Normalise the queries and keys of each head."""
 
     reset_at_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
-    """Set the forget gate to `reset_fgate_value` at the first token of every document, so that the cell forgets the
-    previous document almost entirely."""
+    """Set the forget-gate pre-activation to `reset_fgate_value` at the first token of every document, so that the cell
+    forgets the previous document almost entirely."""
 
     reset_fgate_value: float = field(default=-25.0, metadata=affects(NUMERICS))
-    """Forget-gate pre-activation at the first token of a document, if `reset_at_document_boundaries` is set."""
+    """Forget-gate pre-activation at the first token of every document, if `reset_at_document_boundaries` is set."""
 
     cell_eps: float = field(default=1e-6, metadata=affects(NUMERICS))
-    """Epsilon added to the normaliser of the cell's output, which becomes max(|n q|, exp(-m)) + cell_eps with the
-    stabiliser m. 0: nothing is added."""
+    """Epsilon added to the denominator of the cell's output: max(|n q|, exp(-m)) + cell_eps, with the normaliser n, the
+    query q and the stabiliser m. 0: nothing is added."""
 
     backend: str = field(default="chunkwise", metadata=affects(LAYOUT))
-    """Implementation of the cell: chunkwise (linear in the context length), quadratic (all pairs of tokens at once) or
-    recurrent (one token after the other)."""
+    """Implementation of the mLSTM cell: chunkwise (time linear in the context length), quadratic (all pairs of tokens
+    at once) or recurrent (one token after another)."""
 
     chunk_size: int = field(default=64, metadata=affects(LAYOUT))
-    """Number of tokens that the chunkwise backend computes at once. Must divide `context_length`. Larger chunks need
-    more memory."""
+    """Number of tokens per chunk of the chunkwise backend. Must divide `context_length`. Larger chunks need more
+    memory."""
 
     def __post_init__(self) -> None:
         if isinstance(self.igate_bias_init_range, tuple):
@@ -85,11 +84,11 @@ class CellConfig(LanguageModelConfig):
         return self.embedding_dim
 
     def qk_dim(self) -> int:
-        """Width of the queries of all heads together."""
+        """Total width of the queries over all heads, which is also that of the keys."""
         return int(self.inner_dim() * self.qk_dim_factor)
 
     def v_dim(self) -> int:
-        """Width of the values of all heads together."""
+        """Total width of the values over all heads."""
         return int(self.inner_dim() * self.v_dim_factor)
 
     def block_classes(self) -> tuple[str, ...]:
@@ -101,12 +100,12 @@ class CellConfig(LanguageModelConfig):
         return self.dropout
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Also check that the heads divide over the tensor-parallel devices."""
+        """Also check that the number of heads is divisible by the number of tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         yield from splits(self, "num_heads", tensor_parallel)
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, names, and that the heads divide the widths."""
+        """Check value ranges and allowed values, and that the number of heads divides the widths."""
         yield from super().rules()
         yield from self.dropout_rules("dropout")
         yield from at_least(self, 1, "num_heads")

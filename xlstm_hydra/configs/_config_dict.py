@@ -1,4 +1,5 @@
-"""`ConfigDict`: the base of all configs. It checks their rules and converts them to and from plain JSON values."""
+"""`ConfigDict`: the base class of all configs. It checks their rules and converts them to and from plain JSON
+values."""
 
 from __future__ import annotations
 
@@ -12,33 +13,30 @@ from xlstm_hydra.problems import ConfigError, Problem
 T = TypeVar("T")
 
 OPTIONS: dict[str, type[ConfigDict]] = {}
-"""Our config classes that are schemas of options in `conf`, by their name in a defaults list."""
+"""Config classes of this package that are schemas of the options in `conf`, by their name in a defaults list."""
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(field,))
 def config_dataclass(cls: type[T]) -> type[T]:
     """Make a subclass of `ConfigDict` a dataclass with keyword arguments, as `@dataclass(kw_only=True)` would.
 
-    `ConfigDict` compares and prints configs of any class, so no code is generated for that: it would take a third of
-    the time in which all configs are imported.
-    """
+    No `__eq__` and `__repr__` are generated, because `ConfigDict` defines them for all configs. Generating them would
+    take a third of the time needed to import all configs."""
     return dataclass(kw_only=True, eq=False, repr=False)(cls)
 
 
 @register_class
 @config_dataclass
 class ConfigDict:
-    """Base class of every config. Subclasses are dataclasses. Their `rules` check relations between fields, and the
-    metadata of a field, set with `affects`, declares what a change of the field affects.
+    """Base class of every config. Subclasses are dataclasses. Their method `rules` checks relations between fields, and
+    the metadata of each field, set with `affects`, declares what a change of the field affects.
 
-    Two configs are equal if they have the same class and their fields have the same meaning: NaN equals NaN, a class
+    Two configs are equal if they have the same class and equal values in all fields, where NaN equals NaN, a class
     equals its dotted path, `jnp.bfloat16` equals its dtype, and a list equals a tuple if the annotation is a tuple.
 
     Raises:
-        ConfigError: on construction, with every value of a wrong type and every broken rule between the other values.
-            An
-            int is accepted for a float, an integral float for an int, and a tuple for a list.
-    """
+        ConfigError: when an instance is created, with every value of a wrong type and every broken rule between the
+            other values. An int is accepted for a float, an integral float for an int, and a tuple for a list."""
 
     def __init_subclass__(cls, schema: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -94,20 +92,20 @@ class ConfigDict:
     ) -> T:
         """Read plain data as a `config_class`, including nested dataclasses. The flags apply at every level.
 
-        Depending on the type of a field, strings are converted: the `repr` of a dataclass, list, tuple or dict, any
-        spelling of a dtype, and 'None' for null. A field that may contain a string keeps every string, even 'None'. Our
-        own fields for data types, such as `gate_dtype`, are an exception: they accept any spelling of a dtype.
+        Strings are converted to the type of the field: the `repr` of a dataclass, list, tuple or dict, any spelling of
+        a dtype, and 'None' for null. A field that may contain a string keeps every string, even 'None'. The fields for
+        data types in this package, such as `gate_dtype`, are an exception: they accept any spelling of a dtype.
 
         Args:
             config_class: any dataclass.
             data: the output of `to_dict`, or the same data with numbers or other values written as strings.
             strict_classname_parsing: accept classes and dtypes only in the form `<class 'a.B'>`.
-            ignore_extensive_attributes: ignore fields that the class does not have. False: they are errors.
+            ignore_extensive_attributes: ignore fields that the class does not have. False: such fields are errors.
             none_to_zero_for_ints: read None as 0 where an int is expected.
 
         Raises:
-            ConfigError: with the path of every wrong, missing or (unless ignored) unknown field.
-        """
+            ConfigError: a field is wrong, missing or (unless ignored) unknown. The message contains the path of each
+                such field."""
         flags = Flags(
             strict_classnames=strict_classname_parsing,
             ignore_unknown=ignore_extensive_attributes,

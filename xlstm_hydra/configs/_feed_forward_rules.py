@@ -1,4 +1,4 @@
-"""Names, rounded widths and rules of feed-forward layers, shared by several model families."""
+"""Allowed values, rounded widths and rules of feed-forward layers, shared by several model families."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ACTIVATIONS = ("gelu", "relu", "relu^2", "sigmoid", "swish", "selu")
 """Activation functions of the feed-forward layer. gelu is the tanh approximation."""
 
 FF_TYPES = ("ffn_gated", "ffn")
-"""Kinds of feed-forward layers."""
+"""Types of feed-forward layers."""
 
 
 def rounded_dim(config: Any, factor: float, prefix: str = "") -> int:
@@ -24,8 +24,7 @@ def rounded_dim(config: Any, factor: float, prefix: str = "") -> int:
     Args:
         config: the config of a model family.
         factor: the width as a multiple of the embedding width.
-        prefix: prefix of the names of the two fields that define the rounding.
-    """
+        prefix: prefix in the names of the two fields that define the rounding."""
     multiple = max(getattr(config, f"{prefix}round_proj_up_to_multiple_of"), 1)
     units = factor * config.embedding_dim / multiple
     if not 0 < units < math.inf:
@@ -34,7 +33,8 @@ def rounded_dim(config: Any, factor: float, prefix: str = "") -> int:
 
 
 def rounding_rules(config: Any, key: str, name: str, prefix: str = "") -> Iterator[Problem]:
-    """Check that the width `name`, computed from the factor `key`, is not rounded to 0."""
+    """Check that a width computed from the factor in the field `key` is not rounded to 0. `name` is the name of the
+    width in messages."""
     multiple_key = f"{prefix}round_proj_up_to_multiple_of"
     multiple, factor = getattr(config, multiple_key), getattr(config, key)
     exists = multiple > 0 and 0 < factor < math.inf and config.embedding_dim > 0
@@ -51,8 +51,8 @@ def layer_rules(config: Any, *, optional: bool = False) -> Iterator[Problem]:
 
 
 def optional_layer_rules(config: Any, prefix: str) -> Iterator[Problem]:
-    """Check an optional feed-forward layer whose width fields have this prefix. Without the layer, all its fields must
-    be left at their defaults."""
+    """Check an optional feed-forward layer. `prefix` is the prefix in the names of its width fields. If there is no
+    such layer, all its fields must be left at their defaults."""
     width = [f"{prefix}{name}" for name in ("proj_factor", "round_proj_up_dim_up", "round_proj_up_to_multiple_of")]
     yield from layer_rules(config, optional=True)
     if config.ff_type is None:

@@ -1,5 +1,4 @@
-"""Import of the classes that dotted paths in a config refer to. This loads the user's own modules, and with them
-JAX."""
+"""Import of the classes whose dotted paths are in a config. This imports the user's own modules and JAX."""
 
 from __future__ import annotations
 
@@ -16,12 +15,11 @@ def locate_class(path: Any, key: str) -> Any:
     """Import the class at a dotted path.
 
     Args:
-        path: the dotted path as typed by the user.
-        key: the key of the path in messages.
+        path: the dotted path, as written by the user.
+        key: the config key of the path, for messages.
 
     Raises:
-        ConfigError: there is no class at this path.
-    """
+        ConfigError: there is no class at this path."""
     module_name, _, name = str(path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name) if module_name else None
@@ -38,11 +36,10 @@ def locate_class(path: Any, key: str) -> Any:
 
 
 def resolve_classes(model: ModelConfig) -> ModelConfig:
-    """Return the model config with the class itself instead of its dotted path. This imports JAX.
+    """Return the model config with its model class imported if it was a dotted path. This imports JAX.
 
     Raises:
-        ConfigError: there is no class at this path.
-    """
+        ConfigError: there is no class at this path."""
     if not isinstance(model.model_class, str):
         return model
     return dataclasses.replace(model, model_class=locate_class(model.model_class, "model.model_class"))

@@ -1,4 +1,4 @@
-"""Position of a process in a SLURM job step, read from the environment variables that `srun` sets."""
+"""Address, index and GPUs of a process in a SLURM job step, read from the environment variables that `srun` sets."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 FIRST_PORT, PORTS = 61440, 4096
-"""Ports above the ephemeral range of most systems."""
+"""First port and number of ports for process 0: a range above the ephemeral ports of most systems."""
 
 _OWN = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_GPU")
-"""If any of these is set, every task sees only its own GPUs, unless `_BIND` is set to none."""
+"""Environment variables. If one of them is set, every task sees only its own GPUs, unless a value in `_BIND` overrides
+this."""
 
 _BIND = ("SLURM_GPU_BIND", "SLURM_TRES_BIND")
-"""Binding of tasks to GPUs, such as `gres/gpu:single:1`. If it ends with `none`, every task sees all GPUs."""
+"""Environment variables with the binding of tasks to GPUs, such as `gres/gpu:single:1`. If a value ends with `none`,
+every task sees all GPUs; otherwise, every task sees only its own GPUs."""
 
 
 class ProcessInfo(NamedTuple):
-    """One of several processes that train one model."""
+    """Address, index and GPUs of one of several processes that train one model together."""
 
     coordinator_address: str
     """`host:port` of process 0."""
 
     num_processes: int
-    """Number of processes."""
+    """Number of processes in the run."""
 
     process_id: int
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
 
     local_device_ids: tuple[int, ...] | None
-    """Indices of the GPUs that it uses, among those visible to it. None: all."""
+    """Indices of the GPUs that this process uses, among the GPUs visible to it. None: all visible GPUs."""
 
 
 def slurm_process(environ: Mapping[str, str]) -> ProcessInfo | None:
-    """Return the position of this process in its job step, or None without a step or if the step has a single task.
+    """Return the information about this process in its SLURM job step. None: the process is not in a job step, or the
+    step has a single task.
 
-    The step matters, not the job: a batch script that runs the command without `srun` is a single process.
+    The job itself is not considered: a batch script that runs the command without `srun` starts a single process.
 
     Raises:
-        ValueError: a variable is missing or invalid.
-    """
+        ValueError: an environment variable is missing or invalid."""
     if "SLURM_STEP_ID" not in environ or _number(environ, "SLURM_STEP_NUM_TASKS") == 1:
         return None
     count, rank = _number(environ, "SLURM_STEP_NUM_TASKS"), _number(environ, "SLURM_PROCID")
@@ -52,14 +54,14 @@ def slurm_process(environ: Mapping[str, str]) -> ProcessInfo | None:
 
 
 def idle_tasks(environ: Mapping[str, str]) -> int:
-    """Return the number of other tasks of the job if the command runs in the batch script without `srun`, otherwise
-    0."""
+    """Return the number of tasks of the SLURM job that are not used because the batch script runs the command without
+    `srun`, otherwise 0."""
     tasks = environ.get("SLURM_NTASKS", "1")
     return int(tasks) - 1 if tasks.isdigit() and "SLURM_STEP_ID" not in environ else 0
 
 
 def first_host(nodelist: str) -> str:
-    """Return the first host of a list: `node001` for `node[001-004,007],login`."""
+    """Return the first host in a SLURM node list: `node001` for `node[001-004,007],login`."""
     match = re.match(r"([^,\[\]]*)(?:\[([^\]\-,]+)[^\]]*\])?([^,\[\]]*)", nodelist)
     host = "".join(part or "" for part in match.groups()) if match else ""
     if not host:
@@ -68,14 +70,14 @@ def first_host(nodelist: str) -> str:
 
 
 def _gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Return the task's share of the GPUs that all tasks of its host see."""
+    """Return this task's share of the GPUs if all tasks on its host see the same GPUs, otherwise None."""
     tasks = _tasks_on_host(environ)
     if tasks == 1 or _has_own_gpus(environ):
         return None
     local = _number(environ, "SLURM_LOCALID")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return (local,)  # the number of GPUs is unknown; one per task is common
+        return (local,)  # the number of GPUs is unknown: assume one per task
     gpus = len([name for name in visible.split(",") if name.strip()])
     if gpus % tasks:
         seen = f"{gpus} GPUs (CUDA_VISIBLE_DEVICES={visible})"

@@ -1,4 +1,5 @@
-"""Read the metadata of a checkpoint into configs, using the plain groups from `formats`."""
+"""Reading of checkpoint metadata into configs. `formats` translates the values recorded by xlstm-jax into fields of
+this package."""
 
 from __future__ import annotations
 
@@ -38,26 +39,26 @@ from ._registry import (
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedConfigs:
-    """The configs in a metadata text, with notes about fields that could not be used."""
+    """Configs read from a metadata text, with notes about fields that could not be used."""
 
     writer: str
-    """The program that wrote the metadata: xlstm_hydra or xlstm_jax."""
+    """Program that wrote the metadata: xlstm_hydra or xlstm_jax."""
 
     groups: Mapping[str, ConfigDict]
-    """The config of every recorded group, by name. Our own metadata has all groups; that of xlstm-jax has model,
+    """Config of every recorded group, by name. Metadata of xlstm-hydra has all groups; metadata of xlstm-jax has model,
     parallel, optimizer, scheduler, trainer, checkpoint and logger."""
 
     content: Mapping[str, Any]
     """The whole metadata as plain JSON values."""
 
     unknown: tuple[str, ...] = ()
-    """Paths of unknown fields, which only lenient reading allows."""
+    """Paths of unknown fields with a value other than null, which are allowed only if reading is lenient."""
 
     unset: tuple[str, ...] = ()
     """Paths of unknown fields that are null and therefore have no effect."""
 
     notes: tuple[str, ...] = ()
-    """Notes about recorded values that are in no group, because they had no effect or have no counterpart."""
+    """Notes about recorded values that are in no config, because they had no effect or have no equivalent."""
 
 
 def read_configs(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> RecordedConfigs:
@@ -70,7 +71,7 @@ def read_configs(text: str | bytes, *, lenient: bool = False, classes: Iterable[
 
 
 def _class(name: str) -> Any:
-    """Return one of our config classes by name. Importing it here would be an import cycle, because
+    """Return a config class of this package by name. Its module cannot be imported by this module, because
     `ModelConfig.from_metadata` uses this module."""
     return find_class(f"{__package__}.{name}")
 
@@ -91,7 +92,7 @@ def _read_own(content: dict[str, Any], classes: Iterable[type], lenient: bool) -
     problems += [problem.at("config") for problem in wrong]
     passed = [problem for problem in problems if isinstance(problem, UnknownField) and (lenient or problem.is_null)]
     problems = [problem for problem in problems if problem not in passed]
-    if wrong and not problems:  # its own rules have not been checked yet
+    if wrong and not problems:  # only unknown fields: the rules have not been checked yet
         run, wrong = collect(run_class, config, Flags(as_written=True))
         problems = [problem.at("config") for problem in wrong]
     if run is not None and not problems:
@@ -143,8 +144,8 @@ def _read_foreign(content: dict[str, Any], lenient: bool) -> RecordedConfigs:
 
 
 def _build(plain: Mapping[str, PlainGroup], notes: list[str], broken: list[Problem]) -> dict[str, Any]:
-    """Return the config of every group that can be built. Rules broken by the others are added to `broken`, or to
-    `notes` if the group is optional."""
+    """Return the config of every group that can be built. If a group cannot be built, the reasons are added to
+    `broken`, or to `notes` if the group is optional."""
     configs: dict[str, Any] = {}
     for name, group in plain.items():
         reason: Any = group.unsupported
@@ -163,17 +164,18 @@ def _build(plain: Mapping[str, PlainGroup], notes: list[str], broken: list[Probl
 
 
 def _with_defaults(group: PlainGroup) -> dict[str, Any]:
-    """Return the values of a group, with our defaults for those that were not recorded and need a note."""
+    """Return the values of a group, with the defaults of this package for values that were not recorded and have a
+    note."""
     values = dict(group.values)
     for name in group.not_recorded:
         values.setdefault(name, _class(group.class_name).__dataclass_fields__[name].default)
-    if "batch_size" in values and (parts := values["gradient_accumulate_steps"]) > 1:  # which must divide the batch
+    if "batch_size" in values and (parts := values["gradient_accumulate_steps"]) > 1:  # batch_size must be a multiple
         values["batch_size"] = -(-values["batch_size"] // parts) * parts
     return values
 
 
 def _as_recorded(wrong: Exception, group: PlainGroup) -> list[Problem]:
-    """Return the problems of one of our configs, with the keys of the file."""
+    """Return the problems in the config of a group, with the recorded paths of the fields as keys."""
     if not isinstance(wrong, ConfigError):
         return [Problem.about(group.path, f"not a valid model: {wrong}")]
     fields = _class(group.class_name).__dataclass_fields__
@@ -196,8 +198,8 @@ def _as_recorded(wrong: Exception, group: PlainGroup) -> list[Problem]:
 
 
 def _read_own_model(group: PlainGroup, reading: Reading, broken: list[Problem]) -> tuple[str, Any]:
-    """Read a model class that xlstm-jax did not publish, and its config, whose class is the annotation of the field
-    `config`. Problems are added to `broken`, except unknown fields."""
+    """Read a model class that xlstm-jax did not publish, and its config. The config class is the one that annotates the
+    field `config`. Problems are added to `broken`, and unknown fields to `reading`."""
     cls, data = allowed_class(group.class_name), group.values.get("model_config")
     class_key, path = f"{group.path}.model_class", f"{group.path}.model_config"
     config_class = None if cls is None else config_class_of(cls)

@@ -1,4 +1,5 @@
-"""The classes that metadata may refer to: ours, and those that the user's program allows in Python, never by a file."""
+"""Classes that metadata may refer to: those of this package, and those that the user's Python program allows. A file
+can never allow a class."""
 
 from __future__ import annotations
 
@@ -14,16 +15,17 @@ from xlstm_hydra.problems import Problem, nearest, show
 from ._config_dict import OPTIONS, ConfigDict
 
 OURS = "xlstm_hydra."
-"""Prefix of the dotted paths of our own classes."""
+"""Prefix of the dotted paths of the classes in this package."""
 
 ENTRY_POINTS = "xlstm_hydra.models"
-"""Entry-point group with which an installed package allows its modules. The values are module names."""
+"""Entry-point group with which an installed package allows its modules. The value of each entry point is a module
+name."""
 
 WAY_OUT = (
     "In Python, call xlstm_hydra.metadata.register_model_class with the class, or allow_modules with its module. "
     f"An installed package can allow its modules with entry points of the group {ENTRY_POINTS}."
 )
-"""The fix for a class that is not allowed."""
+"""Fix for a class that is not allowed."""
 
 _allowed: dict[str, type] = {}
 _prefixes: set[str] = set()
@@ -33,9 +35,8 @@ def register_model_class(cls: type, *config_classes: type) -> type:
     """Allow metadata to refer to your own model class and its config class. Can be used as a decorator.
 
     Args:
-        cls: the Flax class. The class in the annotation of its field `config` is allowed too.
-        config_classes: additional config classes to allow.
-    """
+        cls: the Flax class. The class that annotates its field `config` is also allowed.
+        config_classes: additional config classes to allow."""
     annotated = config_class_of(cls)
     for allowed in (cls, *([annotated] if annotated else []), *config_classes):
         _allowed[dotted(allowed)] = allowed
@@ -45,15 +46,15 @@ def register_model_class(cls: type, *config_classes: type) -> type:
 
 
 def allow_modules(prefix: str) -> None:
-    """Allow metadata to refer to the classes defined in a module or its submodules. Classes that they import from
-    elsewhere are not allowed. Reading metadata imports the modules it refers to."""
+    """Allow metadata to refer to the classes defined in the module `prefix` or its submodules, but not to classes that
+    these modules import from elsewhere. Reading metadata then imports the modules that it refers to."""
     if not all(part.isidentifier() for part in prefix.split(".")):
         raise ValueError(f"{prefix!r} is not a module name: expected a dotted name such as my_project.models")
     _prefixes.add(prefix)
 
 
 def config_class_of(cls: type) -> type | None:
-    """Return the class in the annotation of a model class's field `config`, or None if it cannot be found."""
+    """Return the class that annotates the field `config` of a model class, or None if it cannot be found."""
     hint = next((parent.__annotations__["config"] for parent in cls.__mro__ if "config" in _annotations(parent)), None)
     if isinstance(hint, str):  # from __future__ import annotations
         hint = vars(sys.modules[cls.__module__]).get(hint)
@@ -65,7 +66,8 @@ def _annotations(cls: type) -> Mapping[str, Any]:
 
 
 def refused_model_class(name: Any, classes: Mapping[str, type]) -> list[Problem]:
-    """Return a problem if metadata may not refer to this model class, otherwise an empty list."""
+    """Return a list with one problem if metadata may not refer to this model class, otherwise an empty list. `classes`
+    are additional allowed classes, by dotted path."""
     if not isinstance(name, str):
         return [Problem.about("", f"expected the dotted path of a class, got {show(name)}")]
     ours = families()
@@ -76,7 +78,7 @@ def refused_model_class(name: Any, classes: Mapping[str, type]) -> list[Problem]
 
 
 def refused_config(class_path: str, config: Any) -> Iterator[Problem]:
-    """Check that one of our model classes has a config of its config class or of a subclass."""
+    """Check that the config of a model class in this package is an instance of its config class or of a subclass."""
     expected = families().get(class_path)
     if expected and getattr(config, "flax_class", None) != class_path:
         text = f"{show(class_path)} takes a {expected.__name__}, but model_config is a {type(config).__name__}"
@@ -84,13 +86,14 @@ def refused_config(class_path: str, config: Any) -> Iterator[Problem]:
 
 
 def families() -> dict[str, type[ConfigDict]]:
-    """Return the config classes of our model families, by the dotted path of the model class."""
+    """Return the config classes of the model families in this package, by the dotted path of the model class."""
     named = {getattr(cls, "flax_class", ""): cls for cls in OPTIONS.values()}
     return {path: named[path] for path in sorted(filter(None, named))}
 
 
 def refused_tags(content: Any, classes: Mapping[str, type]) -> Iterator[Problem]:
-    """Yield a problem for every `_type_` in the content that refers to a class that is not allowed."""
+    """Yield a problem for every `_type_` in the content that refers to a class that is not allowed. `classes` are
+    additional allowed classes, by dotted path."""
     from xlstm_hydra.formats import path_part
 
     if isinstance(content, list):
@@ -111,19 +114,19 @@ def allowed_class(name: str) -> type | None:
 
 
 def _may_be_named(tag: Any, classes: Mapping[str, type]) -> bool:
-    """True if a tag refers to one of our classes, a plain type, or an allowed class."""
+    """True if a `_type_` value refers to a class of this package, a built-in type, or an allowed class."""
     return isinstance(tag, str) and ("." not in tag or tag.startswith(OURS) or is_allowed(tag, classes))
 
 
 def is_allowed(name: str, classes: Mapping[str, type]) -> bool:
-    """True if a dotted path refers to a class that the program allows. Its module is imported only if its prefix is
-    allowed."""
+    """True if a dotted path refers to a class that the program allows or that is in `classes`. The module of the class
+    is imported only if the module is allowed."""
     return name in classes or allowed_class(name) is not None
 
 
 @functools.cache
 def _installed() -> frozenset[str]:
-    """Return the modules that installed packages allow."""
+    """Return the names of the modules that installed packages allow."""
     from importlib.metadata import entry_points  # needed only for a name that is not ours
 
     return frozenset(entry.value for entry in entry_points(group=ENTRY_POINTS))

@@ -1,4 +1,4 @@
-"""Common rules: ranges, names, and fields without effect."""
+"""Common rules: value ranges, allowed values, and fields without effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xlstm_hydra.problems import Problem, either, near_name, show
 
 
 def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = False) -> Iterator[Problem]:
-    """Check that a field is one of `options` (or null, if `optional`)."""
+    """Check that a field has one of the values `options` (or null, if `optional`)."""
     value, options = getattr(config, key), list(options)
     if value in options or (optional and value is None):
         return
@@ -23,20 +23,20 @@ def one_of(config: Any, key: str, options: Iterable[str], *, optional: bool = Fa
 
 
 def choices_of(config_class: type[Any], key: str) -> tuple[str, ...]:
-    """Return all values that a text field can have, from the rules of its class. Empty: any text."""
+    """Return all values that a text field can have, taken from the rules of its class. Empty: any text."""
     config = object.__new__(config_class)
     for each in fields(config_class):
         default = each.default_factory() if each.default_factory is not MISSING else each.default
         required = "" if "str" in str(each.type) else 1
         object.__setattr__(config, each.name, required if default is MISSING else default)
     object.__setattr__(config, key, "?")
-    with suppress(Exception):  # a rule that cannot check these values
+    with suppress(Exception):  # a rule may fail with these placeholder values
         return next((found.choices for found in config.rules() if found.choices and key in found.given), ())
     return ()
 
 
 def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterator[Problem]:
-    """Check that numbers are finite and `>= low` (`> low` if `above`). Fields that are null are skipped."""
+    """Check that the fields `keys` are finite and `>= low` (`> low` if `above`). Fields that are null are skipped."""
     for key in keys:
         value = getattr(config, key)
         if value is not None and not (low < value < math.inf if above else low <= value < math.inf):
@@ -45,7 +45,8 @@ def at_least(config: Any, low: float, *keys: str, above: bool = False) -> Iterat
 
 
 def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iterator[Problem]:
-    """Check that numbers are `< high` (`<= high` if `inclusive`). `at_least` reports NaN."""
+    """Check that the fields `keys` are `< high` (`<= high` if `inclusive`). NaN is not reported here but by
+    `at_least`."""
     for key in keys:
         value = getattr(config, key)
         if value is not None and (value > high if inclusive else value >= high):
@@ -53,14 +54,15 @@ def below(config: Any, high: float, *keys: str, inclusive: bool = False) -> Iter
 
 
 def own_name(config: Any) -> Iterator[Problem]:
-    """Check that `name`, which identifies the class in plain data, is that of the class."""
+    """Check that the field `name`, which identifies the class in plain data, has the value that the class defines."""
     name = getattr(type(config), "name", None)
     if isinstance(name, str) and config.name != name:
         yield Problem({"name": config.name}, f"the name of {type(config).__name__} is {name}", f"Set {{name}}={name}.")
 
 
 def unused(config: Any, key: str, because: str, value: Any, fix: str = "") -> Iterator[Problem]:
-    """Check that a field is left at its default if it has no effect because the field `because` has this value."""
+    """Check that the field `key` is left at its default. Call this if the field has no effect because the field
+    `because` has the value `value`."""
     known = next(field for field in fields(config) if field.name == key)
     default = known.default if known.default_factory is MISSING else known.default_factory()
     if getattr(config, key) != default:

@@ -1,4 +1,4 @@
-"""Config group `device`: memory and speed of a kind of accelerator, used for planning."""
+"""Config group `device`: memory and speed of an accelerator, used for planning."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ._fields import BOOKKEEPING, affects
 from ._rules import at_least, below, one_of
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-"""Kinds of devices, as JAX names them."""
+"""JAX platform names."""
 
 DEFAULT_DEVICE = "h100_80gb"
-"""The device that is planned for by default."""
+"""Option of the group `device` that a plan uses by default."""
 
 SPEEDS = (
     *("memory_bandwidth", "float32_tflops", "bfloat16_tflops", "float16_tflops"),
     *("host_bandwidth", "network_bandwidth"),
 )
-"""The fields for the speed of a device."""
+"""Names of the fields that contain speeds."""
 
 
 @config_dataclass
 class DeviceConfig(ConfigDict, schema="device"):
-    """Memory and speed of one device and of its links to others. Speeds are the manufacturer's figures for dense
+    """Memory and speed of one device and of its links to other devices. Speeds are the manufacturer's figures for dense
     matrices. If all speeds are 0, they are unknown and no times are predicted."""
 
     name: str = field(metadata=affects(BOOKKEEPING))
@@ -36,38 +36,40 @@ class DeviceConfig(ConfigDict, schema="device"):
     """JAX platform of the device: cpu, gpu or tpu."""
 
     kinds: list[str] = field(metadata=affects(BOOKKEEPING))
-    """JAX's names of the device (`jax.Device.device_kind`), by which a run recognises it. Empty: the device is never
+    """Values of `jax.Device.device_kind` by which a run recognises the device. Empty: the device is never
     recognised."""
 
     memory_gib: float = field(metadata=affects(BOOKKEEPING))
-    """Memory available to programs, in GiB (2**30 bytes)."""
+    """Memory of one device that is available to programs, in GiB (2**30 bytes)."""
 
     memory_fraction: float = field(default=1.0, metadata=affects(BOOKKEEPING))
-    """Fraction of `memory_gib` that JAX allocates, between 0 and 1. On a GPU, XLA_CLIENT_MEM_FRACTION sets it."""
+    """Fraction of `memory_gib` that JAX allocates, above 0 and at most 1. On a GPU, the environment variable
+    `XLA_CLIENT_MEM_FRACTION` determines it."""
 
     memory_bandwidth: float = field(metadata=affects(BOOKKEEPING))
-    """Bandwidth of reading or writing the memory, in GB/s (10**9 bytes per second)."""
+    """Memory bandwidth, in GB/s (10**9 bytes per second)."""
 
     float32_tflops: float = field(metadata=affects(BOOKKEEPING))
-    """Speed of float32 matrix products at JAX's default precision, in TFLOP/s."""
+    """Speed of float32 matrix products at JAX's default precision, in TFLOP/s (10**12 operations per second)."""
 
     bfloat16_tflops: float = field(metadata=affects(BOOKKEEPING))
-    """Speed of bfloat16 matrix products, in TFLOP/s."""
+    """Speed of bfloat16 matrix products, in TFLOP/s (10**12 operations per second)."""
 
     float16_tflops: float = field(metadata=affects(BOOKKEEPING))
-    """Speed of float16 matrix products, in TFLOP/s."""
+    """Speed of float16 matrix products, in TFLOP/s (10**12 operations per second)."""
 
     devices_per_host: int = field(metadata=affects(BOOKKEEPING))
-    """Number of devices connected by the fast links: those of one host, or of one TPU slice."""
+    """Number of devices connected by fast links: the devices of one host, or of one TPU slice."""
 
     host_bandwidth: float = field(metadata=affects(BOOKKEEPING))
-    """Bandwidth between a device and the others of its host, per direction with both in use, in GB/s."""
+    """Bandwidth between a device and the other devices of its host, in GB/s per direction, with both directions in
+    use."""
 
     network_bandwidth: float = field(metadata=affects(BOOKKEEPING))
-    """Bandwidth between a device and those of other hosts, per direction with both in use, in GB/s."""
+    """Bandwidth between a device and the devices of other hosts, in GB/s per direction, with both directions in use."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, and that either all speeds are given or none."""
+        """Check value ranges, and that either all speeds are given or all are 0."""
         if not self.name.strip():
             yield Problem({"name": self.name}, "must not be empty, because plans show it")
         yield from one_of(self, "platform", PLATFORMS)
@@ -78,21 +80,22 @@ class DeviceConfig(ConfigDict, schema="device"):
         yield from at_least(self, 1, "devices_per_host")
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """Check that the figures are for the platform of the devices present."""
+        """Check that this config is for the platform of the devices present."""
         if self.platform in PLATFORMS and self.platform != platform:
             fix = "Remove the group device: the devices are recognised without it."
             yield Problem({"platform": self.platform}, f"the platform of the devices present is {platform}", fix)
 
     @property
     def memory_bytes(self) -> int:
-        """Memory available to a program, in bytes."""
+        """Memory that a program can allocate on one device, in bytes."""
         return int(self.memory_gib * self.memory_fraction * 2**30)
 
     @property
     def has_speeds(self) -> bool:
-        """True if the speeds are known, so that the time of a step can be predicted."""
+        """True if the speeds are known, which is required to predict the time of a step."""
         return all(self.get(speed) for speed in SPEEDS)
 
     def divided(self, parts: int) -> DeviceConfig:
-        """Return the share of this device that each of several simulated devices has."""
+        """Return the config of one of `parts` simulated devices, which share the memory and the speeds of this device
+        equally."""
         return replace(self, memory_gib=self.memory_gib / parts, **{key: self.get(key) / parts for key in SPEEDS})

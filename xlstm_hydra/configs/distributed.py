@@ -1,4 +1,4 @@
-"""Config group `distributed`: the processes of a run, how they connect, and the order of their devices."""
+"""Config group `distributed`: the processes of a run, their connection, and the order of their devices."""
 
 from __future__ import annotations
 
@@ -18,40 +18,44 @@ _TIMEOUTS = ("heartbeat_timeout_seconds", "initialization_timeout_seconds")
 
 @config_dataclass
 class DistributedConfig(ConfigDict, schema="distributed"):
-    """The processes of a run: one, or several that train one model together and are started with the same command."""
+    """The processes of a run: one process, or several that train one model together and are started with the same
+    command."""
 
     name: str = field(default="none", metadata=affects(LAYOUT, compiled=False))
-    """How processes are found. none: a single process, regardless of the environment. auto: the processes that `srun`
-    started, or a single one without `srun`. explicit: from `coordinator_address`, `num_processes` and `process_id`."""
+    """Method of finding the processes of the run: none, auto or explicit. none: a single process, regardless of the
+    environment. auto: the processes started by `srun`, or a single process without `srun`. explicit: the processes
+    given by `coordinator_address`, `num_processes` and `process_id`."""
 
     coordinator_address: str | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """`host:port` of process 0, which all other processes can reach. Required if `name` is explicit, otherwise null."""
+    """Address of process 0 as `host:port`, which all other processes must be able to reach. Required if `name` is
+    explicit, otherwise null."""
 
     num_processes: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
     """Number of processes in the run. Required if `name` is explicit, otherwise null."""
 
     process_id: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """Number of this process, from 0. Process 0 writes the run folder. Required if `name` is explicit, otherwise
+    """Index of this process, from 0. Process 0 writes the run folder. Required if `name` is explicit, otherwise
     null."""
 
     local_device_ids: list[int] | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """Indices of the GPUs that this process uses, among those visible to it. null: all visible GPUs, or an equal share
-    of them if `srun` started several processes on a host that all see the same GPUs. Not supported on CPU and TPU."""
+    """Indices of the GPUs that this process uses, among the GPUs visible to it. null: all visible GPUs, or an equal
+    share of them if `srun` started several processes on the host and all of these see the same GPUs. Not supported on
+    CPU and TPU."""
 
     heartbeat_timeout_seconds: int = field(default=20, metadata=affects(LAYOUT, compiled=False))
-    """Seconds without a heartbeat after which a process counts as dead and the others stop. No effect if there is only
-    one process."""
+    """Timeout in seconds after which a process without a heartbeat is considered dead and the other processes stop. No
+    effect with a single process."""
 
     initialization_timeout_seconds: int = field(default=120, metadata=affects(LAYOUT, compiled=False))
-    """Seconds that processes wait for each other at the start and at the end. No effect if there is only one
-    process."""
+    """Timeout in seconds for processes to wait for each other at the start and at the end of a run. No effect with a
+    single process."""
 
     device_order: list[str] | None = field(default=None, metadata=affects(LAYOUT))
-    """Names of the four mesh axes, from the one whose devices are closest together (inside a host) to the one whose
+    """Names of the four mesh axes, from the axis whose devices are closest together (inside a host) to the axis whose
     devices are farthest apart. null: tensor, FSDP, pipeline, data."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, and that only fields with an effect under this `name` are set."""
+        """Check value ranges, and that every field that is set has an effect with this `name`."""
         yield from one_of(self, "name", ("none", "auto", "explicit"))
         yield from at_least(self, 1, "num_processes", *_TIMEOUTS)
         yield from at_least(self, 0, "process_id")
@@ -69,7 +73,7 @@ class DistributedConfig(ConfigDict, schema="distributed"):
             yield Problem({"local_device_ids": ids}, "must contain at least one number, all different and 0 or more")
 
     def _address_rules(self) -> Iterator[Problem]:
-        """Check that all three fields are given and valid."""
+        """Check that address, number of processes and process id are set and valid."""
         missing = [key for key in _ADDRESS if getattr(self, key) is None]
         if missing:
             given = {"name": self.name} | {key: None for key in missing}
@@ -85,24 +89,25 @@ class DistributedConfig(ConfigDict, schema="distributed"):
             yield Problem(given, rule, "Lower {process_id}, or raise {num_processes}.")
 
     def lasting(self) -> DistributedConfig:
-        """Return the part that is recorded for a run. The addresses and ids of processes differ at every start."""
+        """Return the part of the config that is saved with a run. Addresses and process ids are not saved, because they
+        differ at every start."""
         name = "none" if self.name == "none" else "auto"
         return DistributedConfig(name=name, device_order=self.device_order)
 
     @property
     def known_processes(self) -> int | None:
-        """Number of processes in the run, or None if only the environment of the command determines it."""
+        """Number of processes in the run, or None if it depends on the environment variables at launch."""
         return {"none": 1, "explicit": self.num_processes}.get(self.name)
 
     def process_info(self, environ: Mapping[str, str]) -> ProcessInfo | None:
-        """Return the position of this process among several, or None if it is the only one.
+        """Return the address, index and GPUs of this process, or None if the run has a single process.
 
         Args:
-            environ: the environment of the process.
+            environ: the environment variables of the process.
 
         Raises:
-            ConfigError: SLURM's environment variables are inconsistent. The keys are relative to this config.
-        """
+            ConfigError: the environment variables of SLURM are inconsistent. Keys in problems are relative to this
+                config."""
         if self.name == "none":
             return None
         if self.name == "auto":

@@ -1,4 +1,4 @@
-"""Resources of the jobs of a sweep, on SLURM or on this machine. Fields have the names of Hydra's submitit plugin."""
+"""Resources for the jobs of a sweep, on SLURM or on this machine. Fields are named as in Hydra's submitit plugin."""
 
 from __future__ import annotations
 
@@ -12,80 +12,82 @@ from ._config_dict import ConfigDict, config_dataclass
 from ._rules import at_least
 
 _EARLY_S = 60
-"""SLURM may send a signal up to this many seconds earlier than requested."""
+"""Maximum number of seconds by which SLURM may send a signal earlier than requested."""
 
 
 @config_dataclass
 class SlurmLauncherConfig(ConfigDict):
-    """Resources that each job of a sweep requests from SLURM. A sweep is one job array. null: not requested."""
+    """Resources that each job of a sweep requests from SLURM. All jobs of a sweep form one job array."""
 
     partition: str | None = None
-    """Partitions, separated by commas. null: the cluster's default."""
+    """SLURM partitions, separated by commas. null: the cluster's default."""
 
     account: str | None = None
-    """Account that is charged for the jobs. null: the user's default."""
+    """Account charged for the jobs. null: the user's default."""
 
     qos: str | None = None
-    """Quality of service. null: the user's default."""
+    """SLURM quality of service. null: the user's default."""
 
     constraint: str | None = None
-    """Features that the nodes must have. null: any nodes."""
+    """Features that the nodes must have, as in `sbatch --constraint`. null: any node."""
 
     exclude: str | None = None
-    """Nodes that must not be used, such as `node[3-5]`. null: none."""
+    """Nodes that must not be used, such as `node[3-5]`. null: no node is excluded."""
 
     timeout_min: int = 60
-    """Time limit of a job, in minutes."""
+    """Time limit of each job, in minutes."""
 
     nodes: int = 1
     """Number of nodes per job."""
 
     tasks_per_node: int = 1
-    """Processes that `srun` starts on each node. All processes of a job train one model together."""
+    """Number of processes that `srun` starts on each node. All processes of a job train one model together."""
 
     gpus_per_node: int | None = None
-    """GPUs on each node, shared evenly by its processes. null: not requested."""
+    """Number of GPUs on each node, shared equally by the processes on the node. null: not requested."""
 
     gpus_per_task: int | None = None
-    """GPUs of each process, which sees no others. null: not requested."""
+    """Number of GPUs per process; each process sees only its own GPUs. null: not requested."""
 
     gres: str | None = None
-    """Generic resources of each node, such as `gpu:a100:4`. null: not requested."""
+    """Generic resources (`--gres`) of each node, such as `gpu:a100:4`. null: not requested."""
 
     cpus_per_task: int | None = None
-    """CPU cores per process. null: the cluster's default."""
+    """Number of CPU cores per process. null: the cluster's default."""
 
     mem_gb: float | None = None
-    """Memory on each node, in GiB. null: the cluster's default."""
+    """Memory per node, in GiB. null: the cluster's default."""
 
     array_parallelism: int = 256
     """Maximum number of jobs of the sweep that run at the same time."""
 
     setup: list[str] = field(default_factory=list)
-    """Lines of the batch script before the run, such as `module load cuda` or `export NAME=value`."""
+    """Lines of the batch script that run before the job, such as `module load cuda` or `export NAME=value`."""
 
     srun_args: list[str] = field(default_factory=list)
-    """Additional arguments of `srun`. If one process fails, the others are always stopped (`--kill-on-bad-exit`)."""
+    """Additional arguments for `srun`. The argument `--kill-on-bad-exit` is always passed, so that all processes stop
+    if one fails."""
 
     additional_parameters: dict[str, Any] = field(default_factory=dict)
-    """Additional options of `sbatch` without their dashes, such as `{mail-type: END, reservation: mine}`."""
+    """Additional options for `sbatch`, without the leading dashes, such as `{mail-type: END, reservation: mine}`."""
 
     signal_delay_s: int = 120
-    """Seconds before the time limit at which SLURM signals the run to save and stop. SLURM may send the signal up to a
-    minute earlier. 0: no signal."""
+    """Number of seconds before the time limit at which SLURM signals the run to save a checkpoint and stop. SLURM may
+    send the signal up to a minute earlier. 0: no signal."""
 
     max_num_timeout: int = 20
-    """Number of times that a job may be requeued after the time limit or a node failure. It then continues from its
-    newest checkpoint. 0: never."""
+    """Maximum number of times that a job is requeued after reaching the time limit or after a node failure. A requeued
+    job continues from its newest checkpoint. 0: jobs are never requeued."""
 
     name: str
     """Name of the jobs in `squeue`."""
 
     submitit_folder: str
-    """Folder for the batch script, and the output and result of every process. `%j` is the SLURM job id."""
+    """Folder for the batch script, and for the output and result of every process. `%j` is replaced by the SLURM job
+    id."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, and that GPUs are requested in one way only."""
+        """Check value ranges, and that GPUs are requested in only one way."""
         yield from at_least(self, 1, "timeout_min", "nodes", "tasks_per_node", "array_parallelism", "cpus_per_task")
         yield from at_least(self, 0, "gpus_per_node", "gpus_per_task", "signal_delay_s", "max_num_timeout")
         yield from at_least(self, 0, "mem_gb", above=True)
@@ -95,7 +97,8 @@ class SlurmLauncherConfig(ConfigDict):
             yield Problem(asked, "request GPUs in two different ways", "Set one of them to null.")
 
     def _time_to_run(self) -> Iterator[Problem]:
-        """Check that the signal does not arrive as soon as a job starts, which would stop and requeue it forever."""
+        """Check that the signal cannot arrive as soon as a job starts, because the job would then be stopped and
+        requeued forever."""
         if self.timeout_min < 1 or self.signal_delay_s < 1 or self.signal_at_s > 0:
             return
         given = {"timeout_min": self.timeout_min, "signal_delay_s": self.signal_delay_s}
@@ -107,7 +110,7 @@ class SlurmLauncherConfig(ConfigDict):
 
     @property
     def signal_at_s(self) -> int:
-        """Earliest time of the signal, in seconds after the start of a job."""
+        """Earliest time at which SLURM sends the signal, in seconds after the start of a job."""
         return 60 * self.timeout_min - self.signal_delay_s - _EARLY_S
 
     @property
@@ -118,22 +121,22 @@ class SlurmLauncherConfig(ConfigDict):
 
 @config_dataclass
 class LocalLauncherConfig(ConfigDict):
-    """Resources of each job of a sweep on this machine. Every job is a separate process."""
+    """Resources for each job of a sweep on this machine. Every job is a separate process."""
 
     jobs_at_once: int = 1
     """Maximum number of jobs that run at the same time."""
 
     gpus_per_job: int = 1
-    """GPUs that each job sees and shares with no other. 0: no GPUs. On a machine without GPUs, 1 has no effect and
+    """Number of GPUs for the exclusive use of each job. 0: no GPUs. On a machine without GPUs, 1 has no effect and
     larger numbers are an error."""
 
     setup: list[str] = field(default_factory=list)
-    """Shell commands before each job, such as `export NAME=value`."""
+    """Shell commands that run before each job, such as `export NAME=value`."""
 
     submitit_folder: str
-    """Folder for the output and result of every job. `%j` is the process id of the job."""
+    """Folder for the output and result of every job. `%j` is replaced by the process id of the job."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges."""
+        """Check value ranges."""
         yield from at_least(self, 1, "jobs_at_once")
         yield from at_least(self, 0, "gpus_per_job")

@@ -1,4 +1,5 @@
-"""The Llama baseline: a transformer with rotary positions and a gated feed-forward layer (arXiv 2302.13971)."""
+"""The Llama baseline: a transformer with rotary position embeddings and a gated feed-forward layer (arXiv
+2302.13971)."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from ._rules import at_least, one_of
 from .language_model import LanguageModelConfig, splits
 
 ATTENTION_BACKENDS = ("xla", "cudnn")
-"""Implementations of `jax.nn.dot_product_attention`."""
+"""Implementations of attention in `jax.nn.dot_product_attention`."""
 
 PUBLISHED_BACKENDS = (*ATTENTION_BACKENDS, "pallas_triton")
-"""Implementations that published metadata may name. Only the first two exist here."""
+"""Values of `attention_backend` in published metadata. Only those in `ATTENTION_BACKENDS` are implemented here."""
 
 _FLASH_TYPES = ("bfloat16", "float16")
 _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
@@ -25,52 +26,54 @@ _FLASH_HEAD_DIMS = tuple(range(8, 257, 8))
 
 @config_dataclass
 class LlamaConfig(LanguageModelConfig, schema="llama"):
-    """The Llama baseline: causal attention with rotary positions, then a gated feed-forward layer."""
+    """The Llama baseline: causal attention with rotary position embeddings, then a gated feed-forward layer."""
 
     flax_class = "xlstm_hydra.models.Llama"
 
     head_dim: int = field(default=128, metadata=affects(PARAMETERS))
-    """Width of a head. The number of heads is `embedding_dim / head_dim`. Must be even, because rotary positions rotate
-    pairs of channels."""
+    """Width of each head. The number of heads is `embedding_dim / head_dim`. Must be even, because rotary position
+    embeddings rotate pairs of channels."""
 
     qk_norm: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Normalise queries and keys per head, before the rotary positions."""
+    """Normalise the queries and keys of each head, before the rotary position embedding."""
 
     causal: bool = field(default=True, metadata=affects(NUMERICS))
-    """Let a token attend only to itself and earlier tokens. false: it attends to the whole example, including the
-    targets, which only makes sense for encoders."""
+    """Let each token attend only to itself and to earlier tokens. false: each token attends to the whole example,
+    including the tokens to be predicted, which only makes sense for encoders."""
 
     theta: float = field(default=500000.0, metadata=affects(NUMERICS))
-    """Base of the rotary positions. The slowest pair of channels completes one rotation in about 2 pi theta tokens."""
+    """Base of the rotary position embedding. The slowest pair of channels completes one rotation in about 2 pi theta
+    tokens."""
 
     mask_across_document_boundaries: bool = field(default=False, metadata=affects(NUMERICS))
-    """Let a token attend only to its own document. Positions restart at every document in either case."""
+    """Let each token attend only to tokens of its own document. Positions always restart at every document, even if
+    this is false."""
 
     attention_backend: str | None = field(default="xla", metadata=affects(LAYOUT))
-    """Implementation of attention: xla (any device), cudnn (flash attention, on NVIDIA GPUs with `dtype` bfloat16 or
-    float16), or null (JAX's choice). The metadata of a checkpoint may contain pallas_triton, which cannot be run here.
-    `task=generate` always uses xla."""
+    """Implementation of attention: xla (any device), cudnn (flash attention on NVIDIA GPUs, for `dtype` bfloat16 or
+    float16) or null (chosen by JAX). The metadata of a published checkpoint may contain pallas_triton, which is not
+    available here. `task=generate` always uses xla."""
 
     ffn_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
-    """The feed-forward width, 8/3 of the embedding width times `ffn_dim_multiplier`, is rounded up to a multiple of
-    this."""
+    """The feed-forward width, 8/3 * `ffn_dim_multiplier` * `embedding_dim`, is rounded up to a multiple of this number
+    of channels."""
 
     ffn_dim_multiplier: float = field(default=1.0, metadata=affects(PARAMETERS))
-    """Factor of the feed-forward width, applied before rounding."""
+    """Factor by which the feed-forward width is multiplied before rounding."""
 
     use_bias: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Add a bias to the dense layers inside the blocks. The output head never has one."""
+    """Add a bias to the dense layers inside the blocks. The output head never has a bias."""
 
     dropout_rate: float = field(default=0.0, metadata=affects(NUMERICS))
-    """Probability that training drops an element of a residual branch's output. 0: no dropout."""
+    """Dropout probability for the output of each residual branch, in training only. 0: no dropout."""
 
     lm_head_dtype: str | None = None
-    """Data type of the projection to the vocabulary. null: same as `dtype`, as in the published models. The loss is
-    always computed in float32."""
+    """Data type of the output head, the projection to the vocabulary. null: same as `dtype`, as in the published
+    models. The loss is always computed in float32."""
 
     output_init_fn: str = "wang2"
-    """Standard deviation of the initial projections back to the residual stream, D wide in L blocks: wang 2/(L
-    sqrt(D)), wang2 1/(L sqrt(D)), small sqrt(2/(5 D)), zeros 0."""
+    """Standard deviation of the initial projections back to the residual stream, for embedding width D and L blocks:
+    2/(L sqrt(D)) for wang, 1/(L sqrt(D)) for wang2, sqrt(2/(5 D)) for small, and 0 for zeros."""
 
     def num_heads(self) -> int:
         """Number of heads per block."""
@@ -96,7 +99,7 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
         return (*names, "Dense", "Norm", *(["HeadNorm"] if self.qk_norm else []))
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, names, and that the heads divide the embedding width."""
+        """Check value ranges and allowed values, and that the head width divides the embedding width."""
         yield from super().rules()
         yield from self.dropout_rules("dropout_rate")
         yield from at_least(self, 1, "head_dim", "ffn_multiple_of")
@@ -139,7 +142,7 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
             yield Problem(given, text, f"Set {{context_length}} to {self.context_length + 1}.")
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """Check that the attention backend exists here and runs on the platform."""
+        """Check that the attention backend is available here and supports the platform."""
         if self.attention_backend in PUBLISHED_BACKENDS and self.attention_backend not in ATTENTION_BACKENDS:
             given, fix = (
                 {"attention_backend": self.attention_backend},
@@ -151,7 +154,7 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
             yield Problem(given, f"cuDNN needs NVIDIA GPUs, not {platform}", "Set {attention_backend}=xla.")
 
     def generation_rules(self, prompt_length: int, max_new_tokens: int) -> Iterator[Problem]:
-        """Check that the model is causal, and that the text stays within the context length it was trained with."""
+        """Check that the model is causal, and that prompt and generated text fit in `context_length`."""
         if not self.causal:
             rule = "a model that also sees later tokens cannot continue a text"
             yield Problem({"/model.causal": False}, rule, "Use a model that was trained with {/model.causal}=true.")
@@ -164,7 +167,8 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
             yield Problem(given, rule, fix)
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Also check that the heads and the feed-forward width divide over the tensor-parallel devices."""
+        """Also check that the number of heads and the feed-forward width are divisible by the number of tensor-parallel
+        devices."""
         yield from super().layout_rules(tensor_parallel)
         if self.head_dim > 0 and self.embedding_dim % self.head_dim == 0:
             yield from splits(self, "head_dim", tensor_parallel, self.num_heads(), "number of heads")

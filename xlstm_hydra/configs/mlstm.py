@@ -1,4 +1,5 @@
-"""Options of the config group `model`: the original mLSTM, and v1, the architecture of xLSTM 7B (arXiv 2503.13427)."""
+"""Options of the config group `model`: the original mLSTM (arXiv 2405.04517), and v1, the architecture of xLSTM 7B
+(arXiv 2503.13427)."""
 
 from __future__ import annotations
 
@@ -17,47 +18,48 @@ from .language_model import NORMS, splits
 
 @config_dataclass
 class OriginalLayerConfig(CellConfig):
-    """The original mLSTM layer (arXiv 2405.04517): up-projection, causal convolution, head-wise projections and a skip
-    connection."""
+    """Fields of the original mLSTM layer (arXiv 2405.04517): up-projection, causal convolution, block-diagonal
+    projections to queries, keys and values, cell, and a skip connection."""
 
     proj_factor: float = field(default=2.0, metadata=affects(PARAMETERS))
     """Width of the up-projection, as a multiple of the embedding width."""
 
     round_proj_up_dim_up: bool = field(default=True, metadata=affects(PARAMETERS))
-    """Round the up-projected width up to a multiple of `round_proj_up_to_multiple_of`. false: round down."""
+    """Round the up-projection width up to a multiple of `round_proj_up_to_multiple_of`. false: round down."""
 
     round_proj_up_to_multiple_of: int = field(default=64, metadata=affects(PARAMETERS))
-    """The up-projected width is rounded to a multiple of this number of channels."""
+    """The up-projection width is rounded to a multiple of this number of channels."""
 
     conv1d_kernel_size: int = field(default=4, metadata=affects(PARAMETERS))
-    """Number of tokens that the causal convolution sees: the current one and those before it."""
+    """Kernel size of the causal convolution, in tokens: the current token and those before it."""
 
     qkv_proj_blocksize: int = field(default=4, metadata=affects(PARAMETERS))
-    """Channels per block of the block-diagonal maps to queries, keys and values."""
+    """Number of channels per block in the block-diagonal projections to queries, keys and values."""
 
     vmap_qk: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Store the maps to queries and keys as one parameter."""
+    """Store the query and key projections as one stacked parameter."""
 
     gate_input: str = field(default="qkv", metadata=affects(PARAMETERS))
-    """Input of the gates: qkv (queries, keys and values), x_mlstm (the up-projection), x_mlstm_conv (after the
-    convolution) or x_mlstm_conv_act (after its activation)."""
+    """Input of the input and forget gates: qkv (queries, keys and values), x_mlstm (output of the up-projection),
+    x_mlstm_conv (output of the convolution) or x_mlstm_conv_act (output of the convolution after its activation)."""
 
     gate_linear_headwise: bool = field(default=False, metadata=affects(PARAMETERS))
-    """Compute the gates of a head only from the channels of that head."""
+    """Compute the gates of each head only from the channels of that head."""
 
     cell_norm_type: str = field(default="layernorm", metadata=affects(NUMERICS))
-    """Norm of the cell's output and, if `add_qk_norm` is set, of queries and keys, per head: layernorm or rmsnorm."""
+    """Norm applied to each head of the cell output and, if `add_qk_norm` is set, of the queries and keys: layernorm or
+    rmsnorm."""
 
     def inner_dim(self) -> int:
-        """Return the up-projected width."""
+        """Width of the up-projection."""
         return rounded_dim(self, self.proj_factor)
 
     def qk_dim(self) -> int:
-        """Width of the queries of all heads together."""
+        """Total width of the queries over all heads, which is also that of the keys."""
         return round(self.qk_dim_factor * self.inner_dim())
 
     def v_dim(self) -> int:
-        """Width of the values of all heads together."""
+        """Total width of the values over all heads."""
         return round(self.v_dim_factor * self.inner_dim())
 
     def module_classes(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ class OriginalLayerConfig(CellConfig):
         return (*outer, "CausalConv1d", "HeadwiseDense", "Gate")
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, names, and that the blocks of channels divide the widths."""
+        """Check value ranges and allowed values, and that blocks of channels and heads divide the widths."""
         yield from super().rules()
         yield from at_least(self, 0, "proj_factor", above=True)
         yield from at_least(self, 1, "round_proj_up_to_multiple_of", "conv1d_kernel_size", "qkv_proj_blocksize")
@@ -95,7 +97,7 @@ class OriginalLayerConfig(CellConfig):
                 yield Problem(given, rule, f"Choose {{{factor}}} so that it is, such as 0.5, 1 or 2.")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Also check that the blocks of channels divide over the tensor-parallel devices."""
+        """Also check that the number of blocks of channels is divisible by the number of tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         groups, rest = divmod(self.inner_dim(), max(self.qkv_proj_blocksize, 1))
         if self._has_mlstm() and rest == 0 and self.num_heads % tensor_parallel == 0:
@@ -103,14 +105,14 @@ class OriginalLayerConfig(CellConfig):
 
 
 @config_dataclass
-class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field's name for it)
-    """The original mLSTM block: the layer of arXiv 2405.04517, optionally followed by a feed-forward layer."""
+class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the name in the literature)
+    """Original mLSTM blocks: the layer of arXiv 2405.04517, optionally followed by a feed-forward layer."""
 
     flax_class = "xlstm_hydra.models.mLSTM"
 
     ff_type: str | None = field(default=None, metadata=affects(PARAMETERS))
-    """Feed-forward layer after the mLSTM layer in every block, followed by a down-projection. ffn_gated:
-    act(x Wg) * (x Wu). ffn: act(x Wu). null: no feed-forward layer, as in the published models."""
+    """Feed-forward layer after the mLSTM layer in each block, for input x: ffn_gated computes (act(x Wg) * (x Wu)) Wd,
+    ffn computes act(x Wu) Wd, where act is `act_fn`. null: no feed-forward layer, as in the published models."""
 
     ff_proj_factor: float = field(default=4 / 3, metadata=affects(PARAMETERS))
     """Width of the feed-forward layer, as a multiple of the embedding width."""
@@ -136,25 +138,24 @@ class mLSTMConfig(OriginalLayerConfig, schema="mlstm"):  # noqa: N801 (the field
         return (*super().module_classes(), *(() if self.ff_type is None else ("FFNResBlock", "FeedForward")))
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges and names."""
+        """Check value ranges and allowed values."""
         yield from super().rules()
         yield from optional_layer_rules(self, "ff_")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Also check that the feed-forward width divides over the tensor-parallel devices."""
+        """Also check that the feed-forward width is divisible by the number of tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         yield from splits(self, "ff_proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")
 
 
 @config_dataclass
 class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
-    """The architecture of xLSTM 7B: an mLSTM layer on the embedding width, optionally followed by a feed-forward
-    layer."""
+    """Architecture of xLSTM 7B: an mLSTM layer without up-projection, optionally followed by a feed-forward layer."""
 
     flax_class = "xlstm_hydra.models.mLSTMv1"
 
     qk_dim_factor: float = 0.5
-    """Width of queries and keys, as a multiple of the embedding width."""
+    """Total width of the queries (and of the keys) over all heads, as a multiple of the embedding width."""
 
     proj_factor: float = field(default=2.667, metadata=affects(PARAMETERS))
     """Width of the feed-forward layer, as a multiple of the embedding width."""
@@ -166,8 +167,8 @@ class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
     """The feed-forward width is rounded to a multiple of this number of channels."""
 
     ff_type: str | None = field(default="ffn_gated", metadata=affects(PARAMETERS))
-    """Feed-forward layer, followed by a down-projection. ffn_gated: act(x Wg) * (x Wu). ffn: act(x Wu). null: no
-    feed-forward layer."""
+    """Feed-forward layer after the mLSTM layer in each block, for input x: ffn_gated computes (act(x Wg) * (x Wu)) Wd,
+    ffn computes act(x Wu) Wd, where act is `act_fn`. null: no feed-forward layer."""
 
     act_fn: str = field(default="swish", metadata=affects(NUMERICS))
     """Activation function of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
@@ -176,7 +177,8 @@ class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
     """Data type of the feed-forward layer. null: same as `dtype`."""
 
     cell_norm_type_v1: str = field(default="layernorm", metadata=affects(NUMERICS))
-    """Norm of the cell's output, per head: layernorm or rmsnorm. The norm of queries and keys is `norm_type`."""
+    """Norm applied to each head of the cell output: layernorm or rmsnorm. If `add_qk_norm` is set, queries and keys are
+    normalised with `norm_type`."""
 
     def ff_dim(self) -> int:
         """Width of the feed-forward layer, or 0 without one."""
@@ -188,12 +190,12 @@ class mLSTMv1Config(CellConfig, schema="mlstm_v1"):  # noqa: N801
         return (*names, *(() if self.ff_type is None else ("FFNResBlock", "FeedForward")))
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges and names."""
+        """Check value ranges and allowed values."""
         yield from super().rules()
         yield from one_of(self, "cell_norm_type_v1", NORMS)
         yield from optional_layer_rules(self, "")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Also check that the feed-forward width divides over the tensor-parallel devices."""
+        """Also check that the feed-forward width is divisible by the number of tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         yield from splits(self, "proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")

@@ -1,4 +1,4 @@
-"""Config group `model`: the Flax class, the config of that class, and the layout over devices."""
+"""Config group `model`: the Flax class, its config, and the layout over devices."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .parallel import ParallelConfig
 
 @config_dataclass
 class SubModelConfig(ConfigDict):
-    """Base class for the config that a model class takes as `config`.
+    """Base class for the config that a model class takes as its field `config`.
 
     Your own config is a subclass with at least the fields `vocab_size` and `context_length`, which determine the shape
-    of the data. A field whose metadata does not declare an effect (see `affects`) is assumed to change the parameters
-    and the compiled step."""
+    of the data. If the metadata of a field declares no effect (see `affects`), changing the field is assumed to change
+    the parameters and to require recompilation."""
 
     flax_class: ClassVar[str] = ""
-    """Dotted path of our model class that the config belongs to. Empty: your own class."""
+    """Dotted path of the xlstm_hydra model class that takes this config. Empty: the config of your own model class."""
 
     def module_classes(self) -> tuple[str, ...] | None:
-        """Return the class names of the modules inside the model, which `remat` and `fsdp_modules` may list. None:
-        unknown until the model is built, when the names are checked."""
+        """Return the class names of the modules inside the model, which are the allowed names in `remat` and
+        `fsdp_modules`. None: unknown until the model is built, when the names are checked."""
         return None
 
     def block_classes(self) -> tuple[str, ...] | None:
@@ -36,52 +36,50 @@ class SubModelConfig(ConfigDict):
         return None
 
     def unused_rules(self) -> Iterator[Problem]:
-        """Yield a problem for every value without effect. They are errors in the config of a run. Metadata may contain
-        them: a run that reads it uses the values in `Problem.unused` instead."""
+        """Yield a problem for every value that has no effect. In the config of a run, these problems are errors. In
+        metadata they are allowed: a run that reads the metadata uses the values in `Problem.unused` instead."""
         yield from ()
 
     def platform_rules(self, platform: str) -> Iterator[Problem]:
-        """Yield every broken rule between this model and the platform of the devices: cpu, gpu or tpu. Not checked for
-        generation."""
+        """Check the model against the platform of the devices: cpu, gpu or tpu. Not called for generation."""
         del platform
         yield from ()
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Yield every broken rule between this model and the number of tensor-parallel devices
-        (`parallel.model_axis_size`)."""
+        """Check the model against the number of tensor-parallel devices (`parallel.model_axis_size`)."""
         del tensor_parallel
         yield from ()
 
     def pipeline_rules(self, stages: int) -> Iterator[Problem]:
-        """Yield every broken rule between this model and the number of pipeline stages
-        (`parallel.pipeline_axis_size`)."""
+        """Check the model against the number of pipeline stages (`parallel.pipeline_axis_size`)."""
         if stages > 1:
             text = f"a model with a {type(self).__name__} does not define how its blocks divide into stages"
             fix = "Set {/parallel.pipeline_axis_size}=1, or derive the model from xlstm_hydra.models.LanguageModel."
             yield Problem({"/parallel.pipeline_axis_size": stages}, text, fix)
 
     def generation_rules(self, prompt_length: int, max_new_tokens: int) -> Iterator[Problem]:
-        """Yield every broken rule between this model and generating up to `max_new_tokens` tokens. Keys are relative to
-        the task; keys of the model are `/model.*`."""
+        """Check that the model can generate `max_new_tokens` tokens after a prompt of `prompt_length` tokens. Keys in
+        problems are relative to the task; keys of the model begin with `/model.`."""
         del prompt_length, max_new_tokens
         yield from ()
 
 
 @dataclass(eq=False, repr=False)
 class ModelConfig(ConfigDict):
-    """A model class with its config and its layout over devices."""
+    """A model class, its config, and its layout over devices."""
 
     model_class: Any = field(metadata=affects(PARAMETERS))
-    """The Flax class, or its dotted path until it is imported."""
+    """The Flax class, or its dotted path before the class is imported."""
 
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=affects(LAYOUT))
     """The layout of the model over devices."""
 
     model_config: ConfigDict | None = field(default=None, metadata=affects(PARAMETERS))
-    """The config that `model_class` takes as `config`. null: the class has no config."""
+    """The config that is passed to `model_class` as `config`. null: the class has no config."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check that the model class is a class or a dotted path, and that the config is one of a model."""
+        """Check that `model_class` is a class or a dotted path, and that `model_config` is not the config of another
+        group."""
         if not isinstance(self.model_class, type) and not _is_path(self.model_class):
             text = f"expected a class or its dotted path, got {show(self.model_class)}"
             yield Problem.about("model_class", text, "For example my_package.MyModel.")
@@ -90,23 +88,23 @@ class ModelConfig(ConfigDict):
             yield Problem.about("model_config", text, "Derive your own config from SubModelConfig.")
 
     def class_path(self) -> str:
-        """The dotted path of the model class."""
+        """Dotted path of the model class."""
         return self.model_class if isinstance(self.model_class, str) else dotted(self.model_class)
 
     @staticmethod
     def from_metadata(metadata_content: str) -> ModelConfig:
-        """Read the model config from the metadata of a checkpoint of xlstm-hydra or xlstm-jax.
+        """Read the model config from the metadata of an xlstm-hydra or xlstm-jax checkpoint.
 
-        Nothing that the text refers to is imported. Your own model class must be allowed first, with
-        `xlstm_hydra.metadata.register_model_class` or `allow_modules`.
+        Metadata may only refer to classes of this package and to classes that were allowed before. To allow your own
+        model class, call `xlstm_hydra.metadata.register_model_class` or `allow_modules`.
 
-        The values are those that were in effect. xlstm-jax recorded `tie_weights`, `add_post_blocks_norm` and
-        `weight_decay_on_embedding` but did not use them, so they are read as false, true and false. If the text
-        differs, `xlstm_hydra.metadata.read_record` contains a note.
+        The config contains the values that were in effect. xlstm-jax recorded `tie_weights`, `add_post_blocks_norm` and
+        `weight_decay_on_embedding` but ignored them, so they are always read as false, true and false. If the recorded
+        values differ from these, `xlstm_hydra.metadata.read_record` returns a note.
 
         Raises:
-            MetadataError: this version cannot read the text as metadata. The message contains the path of the field.
-        """
+            MetadataError: the text is not metadata that this version can read. The message contains the path of the
+                field."""
         from xlstm_hydra.formats import log_ignored
 
         from ._reading import read_configs
@@ -120,7 +118,7 @@ class ModelConfig(ConfigDict):
 
 @dataclass(kw_only=True)
 class ModelNode:
-    """Keys of a model's node besides the fields of its config."""
+    """Keys of a `model` config node, in addition to the fields of the model's config."""
 
     _target_: str = "xlstm_hydra.hydra.make_model_config"
     """Function that `hydra.utils.instantiate` calls."""
@@ -129,22 +127,24 @@ class ModelNode:
     """Dotted path of the Flax class."""
 
     config_class: str | None = None
-    """Dotted path of the model's config class. null: the annotation of the Flax class's field `config`."""
+    """Dotted path of the model's config class. null: the class that annotates the field `config` of the Flax class."""
 
     parallel: Any = None
-    """The layout. null: data parallelism over all devices."""
+    """Layout over devices. null: data parallelism over all devices."""
 
     _checkpoint_: str | None = None
-    """Checkpoint that the config was taken from, whose parameters the other tasks use. null: none."""
+    """Checkpoint from which the model config was read, and whose parameters are used by the tasks evaluate and
+    generate. null: the config was not read from a checkpoint."""
 
 
 def _is_path(text: Any) -> bool:
-    """True for names joined by dots, including the path of a class defined inside a function."""
+    """True for identifiers joined by dots. The part `<locals>` is also allowed, because it is in the path of a class
+    that is defined inside a function."""
     return isinstance(text, str) and all(part.isidentifier() or part == "<locals>" for part in text.split("."))
 
 
 def _is_of_another_group(config: Any) -> bool:
-    """True for a config of one of our groups other than `model`."""
+    """True if the config belongs to a config group of this package other than `model`."""
     package = __name__.rpartition(".")[0]
     own = [base for base in type(config).__mro__ if base.__module__.startswith(f"{package}.")]
     return not isinstance(config, SubModelConfig) and any(base is not ConfigDict for base in own)

@@ -14,7 +14,7 @@ from ._fields import LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, one_of, own_name
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""Floating-point types for computation and communication."""
+"""Floating-point data types for computation and communication."""
 
 _SIZES = ("data_axis_size", "fsdp_axis_size", "pipeline_axis_size", "model_axis_size")
 _NAMES = ("data_axis_name", "fsdp_axis_name", "pipeline_axis_name", "model_axis_name")
@@ -24,36 +24,36 @@ _NAMES = ("data_axis_name", "fsdp_axis_name", "pipeline_axis_name", "model_axis_
 class ParallelConfig(ConfigDict, schema="parallel"):
     """The layout over devices: sizes and names of the mesh axes, sharding, and recomputation.
 
-    The product of the four sizes must equal the number of devices.
-    """
+    The product of the four mesh axis sizes must equal the number of devices."""
 
     data_axis_size: int = field(default=-1, metadata=affects(LAYOUT))
-    """Size of the data axis: replicas with different examples and the same parameters. -1: all devices that the other
-    axes leave."""
+    """Size of the data mesh axis, along which devices process different examples with the same parameters. -1: the
+    number of devices divided by the other sizes."""
 
     fsdp_axis_size: int = field(default=1, metadata=affects(LAYOUT))
-    """Size of the FSDP axis: devices with different examples, over which parameters, gradients and optimizer moments
-    are sharded. -1: all devices that the other axes leave. 1: no sharding of parameters."""
+    """Size of the FSDP mesh axis, over which parameters, gradients and optimizer moments are sharded, and along which
+    devices process different examples. -1: the number of devices divided by the other sizes. 1: no sharding of
+    parameters."""
 
     pipeline_axis_size: int = field(default=1, metadata=affects(LAYOUT))
-    """Size of the pipeline axis: stages into which the stack of blocks is divided. -1: all devices that the other axes
-    leave. 1: no pipeline."""
+    """Size of the pipeline mesh axis: the number of stages into which the stack of blocks is divided. -1: the number of
+    devices divided by the other sizes. 1: no pipeline."""
 
     model_axis_size: int = field(default=1, metadata=affects(LAYOUT))
-    """Size of the tensor-parallel axis: devices over which heads, channels and vocabulary are divided. -1: all devices
-    that the other axes leave. 1: no tensor parallelism."""
+    """Size of the tensor-parallel mesh axis, over which heads, channels and vocabulary are divided. -1: the number of
+    devices divided by the other sizes. 1: no tensor parallelism."""
 
     data_axis_name: str = field(default="dp", metadata=affects(LAYOUT))
-    """Name of the data axis of the mesh in partition specs and reports."""
+    """Name of the data mesh axis in partition specs and reports."""
 
     fsdp_axis_name: str = field(default="fsdp", metadata=affects(LAYOUT))
-    """Name of the FSDP axis of the mesh in partition specs and reports."""
+    """Name of the FSDP mesh axis in partition specs and reports."""
 
     pipeline_axis_name: str = field(default="pp", metadata=affects(LAYOUT))
-    """Name of the pipeline axis of the mesh in partition specs and reports."""
+    """Name of the pipeline mesh axis in partition specs and reports."""
 
     model_axis_name: str = field(default="tp", metadata=affects(LAYOUT))
-    """Name of the tensor-parallel axis of the mesh in partition specs and reports."""
+    """Name of the tensor-parallel mesh axis in partition specs and reports."""
 
     remat: list[str] = field(default_factory=list, metadata=affects(LAYOUT))
     """Class names of the modules whose activations are recomputed in the backward pass. Empty: all activations are
@@ -61,10 +61,10 @@ class ParallelConfig(ConfigDict, schema="parallel"):
 
     fsdp_modules: list[str] = field(default_factory=list, metadata=affects(LAYOUT))
     """Class names of the modules whose parameters are sharded over the FSDP axis. Empty: no parameters are sharded. If
-    the axis has size 1, nothing is sharded and the run logs it."""
+    the axis has size 1, no parameters are sharded either, and the run logs this."""
 
     fsdp_min_weight_size: int = field(default=262144, metadata=affects(LAYOUT))
-    """Minimum number of elements for a parameter to be sharded over the FSDP axis, counted for one block and one
+    """Minimum number of elements for a parameter to be sharded over the FSDP axis, counted per block and per
     tensor-parallel device. Smaller parameters are replicated. 0: all parameters are sharded."""
 
     fsdp_gather_dtype: str | None = field(default=None, metadata=affects(NUMERICS))
@@ -98,14 +98,14 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         yield from one_of(self, "fsdp_grad_scatter_dtype", DTYPES, optional=True)
 
     def size_rules(self) -> Iterator[Problem]:
-        """Check the sizes without the number of devices."""
+        """Check the mesh axis sizes without knowing the number of devices."""
         for name, size in self.sizes().items():
             if size < 1 and size != -1:
                 yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
         yield from self.inference_rules()
 
     def inference_rules(self) -> Iterator[Problem]:
-        """Check that at most one size is inferred."""
+        """Check that at most one mesh axis size is -1."""
         inferred = {name: size for name, size in self.sizes().items() if size == -1}
         if len(inferred) > 1:
             keep = "{" + next(iter(inferred)) + "}"
@@ -114,7 +114,8 @@ class ParallelConfig(ConfigDict, schema="parallel"):
             )
 
     def module_name_rules(self, known: tuple[str, ...]) -> Iterator[Problem]:
-        """Check that `remat` and `fsdp_modules` list module classes of the model. Keys are complete."""
+        """Check that `remat` and `fsdp_modules` contain only module classes of the model. Keys in problems are
+        absolute."""
         for key in ("remat", "fsdp_modules"):
             named = self.get(key)
             for name in named:
@@ -125,14 +126,15 @@ class ParallelConfig(ConfigDict, schema="parallel"):
                     yield Problem({f"parallel.{key}": name}, "not a module class of this model", fix, unused=neutral)
 
     def task_rules(self, task: str) -> Iterator[Problem]:
-        """Check that parallel=auto is used only for training and plans. Keys are complete."""
+        """Check that parallel=auto is used only for training and plans. Keys in problems are absolute."""
         if self.is_open() and task not in ("train", "plan"):
             given = {"parallel.name": self.get("name"), "task.name": task}
             rule = "parallel=auto chooses a layout for training only"
             yield Problem(given, rule, "Choose a layout, such as parallel=dp or parallel=fsdp.")
 
     def unused_fsdp_rules(self) -> Iterator[Problem]:
-        """Check that settings of sharding are left at their defaults if no modules are sharded. Keys are complete."""
+        """Check that the FSDP settings are left at their defaults if `fsdp_modules` is empty. Keys in problems are
+        absolute."""
         default = ParallelConfig()
         changed = {
             key: self.get(key)
@@ -146,7 +148,8 @@ class ParallelConfig(ConfigDict, schema="parallel"):
             yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, unused=neutral)
 
     def unused_axis_rules(self, size_key: str, *keys: str) -> Iterator[Problem]:
-        """Check that settings of a mesh axis of size 1 are left at their defaults. Keys are complete."""
+        """Check that the fields `keys` are left at their defaults, because the mesh axis size in `size_key` is 1. Keys
+        in problems are absolute."""
         given = {f"parallel.{key}": self.get(key) for key in keys if self.get(key)}
         if given:
             size = self.get(size_key)
@@ -162,15 +165,15 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         return False
 
     def sizes(self) -> dict[str, int]:
-        """Return the four sizes by field name, in mesh order."""
+        """Return the four mesh axis sizes by field name, in mesh order."""
         return {name: getattr(self, name) for name in _SIZES}
 
     def known_size(self) -> int:
-        """Return the product of the sizes that are not inferred."""
+        """Return the product of the mesh axis sizes that are not -1."""
         return math.prod(size for size in self.sizes().values() if size != -1)
 
     def usable_near(self, num_devices: int) -> list[int]:
-        """Return the closest numbers of devices that the sizes can multiply to."""
+        """Return the numbers of devices closest to `num_devices` that the mesh axis sizes allow."""
         known = self.known_size()
         if -1 not in self.sizes().values():
             return [known]
@@ -178,20 +181,20 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         return [number for number in (lower, lower + known) if number > 0]
 
     def axis_names(self) -> tuple[str, str, str, str]:
-        """Return the four axis names, in mesh order."""
+        """Return the four mesh axis names, in mesh order."""
         return (self.data_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.model_axis_name)
 
     def busiest_axes(self) -> tuple[str, str, str, str]:
-        """Return the four axis names, from the axis that communicates most, whose devices should be close, to the
-        least."""
+        """Return the four mesh axis names in decreasing order of communication. The devices along the first axis should
+        be closest together."""
         return (self.model_axis_name, self.fsdp_axis_name, self.pipeline_axis_name, self.data_axis_name)
 
     def axis_sizes(self, num_devices: int) -> dict[str, int]:
-        """Return the size of each mesh axis by name, in mesh order, with -1 replaced.
+        """Return the size of each mesh axis by axis name, in mesh order, with -1 replaced by the inferred size.
 
         Raises:
-            ConfigError: the sizes do not multiply to `num_devices`. The keys are relative to this config.
-        """
+            ConfigError: the product of the sizes cannot be `num_devices`. Keys in problems are relative to this
+                config."""
         sizes, known = self.sizes(), self.known_size()
         inferred = next((name for name, size in sizes.items() if size == -1), None)
         if inferred is not None and num_devices % known == 0 and num_devices >= known:
@@ -222,44 +225,46 @@ class ParallelConfig(ConfigDict, schema="parallel"):
 
 @config_dataclass
 class AutoParallelConfig(ParallelConfig, schema="auto"):
-    """The layout with the best predicted speed among those that fit on the devices and in their memory.
+    """The layout with the best predicted speed among those that fit in device memory.
 
-    It is chosen when the number and kind of the devices are known; the run then has that layout. Settings that change
-    the results, such as the batch size and data types, are never changed. `remat` and `fsdp_modules` are chosen if they
-    are empty, `trainer.pipeline_microbatches` if it is null, and `trainer.gradient_accumulate_steps` if it is 1.
-    Settings of mesh axes that get size 1 are dropped."""
+    The layout is chosen when the number and kind of the devices are known. Settings that change the results, such as
+    the batch size and data types, are never changed. `remat` and `fsdp_modules` are chosen if they are empty,
+    `trainer.pipeline_microbatches` if it is null, and `trainer.gradient_accumulate_steps` if it is 1. Settings of mesh
+    axes that get size 1 are dropped."""
 
     name: str = field(default="auto", metadata=affects(LAYOUT))
     """Name of the layout: auto."""
 
     data_axis_size: int = -1
-    """Size of the data axis. -1: chosen automatically."""
+    """Size of the data mesh axis. -1: chosen automatically."""
 
     fsdp_axis_size: int = -1
-    """Size of the FSDP axis. -1: chosen automatically."""
+    """Size of the FSDP mesh axis. -1: chosen automatically."""
 
     pipeline_axis_size: int = -1
-    """Size of the pipeline axis. -1: chosen automatically."""
+    """Size of the pipeline mesh axis. -1: chosen automatically."""
 
     model_axis_size: int = -1
-    """Size of the tensor-parallel axis. -1: chosen automatically."""
+    """Size of the tensor-parallel mesh axis. -1: chosen automatically."""
 
     fsdp_min_weight_size: int = 16384
-    """Minimum number of elements for a parameter to be sharded over the FSDP axis, if that axis is used. Smaller
-    parameters are replicated. 0: all parameters are sharded."""
+    """Minimum number of elements for a parameter to be sharded over the FSDP axis, counted per block and per
+    tensor-parallel device. Smaller parameters are replicated. 0: all parameters are sharded. No effect if the chosen
+    layout has an FSDP axis of size 1."""
 
     headroom: float = field(default=0.1, metadata=affects(LAYOUT))
-    """Fraction of the device memory that the layout must leave free, for memory that the plan does not predict."""
+    """Fraction of the device memory that the layout must leave free, for memory that the plan does not predict; at
+    least 0 and below 1."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check the name and the headroom too."""
+        """Check the fields of every layout, the name and the headroom."""
         yield from super().rules()
         yield from own_name(self)
         yield from at_least(self, 0, "headroom")
         yield from below(self, 1, "headroom")
 
     def inference_rules(self) -> Iterator[Problem]:
-        """Allow any number of sizes to be chosen."""
+        """Allow more than one size to be -1."""
         yield from ()
 
     def is_open(self) -> bool:
@@ -267,6 +272,9 @@ class AutoParallelConfig(ParallelConfig, schema="auto"):
         return True
 
     def axis_sizes(self, num_devices: int) -> dict[str, int]:
-        """Return the size of each mesh axis as in any layout, with -1 for sizes still to be chosen."""
-        super().axis_sizes(num_devices)  # raises if the given sizes cannot be kept
+        """Return the size of each mesh axis by axis name, in mesh order, with -1 for sizes that are not chosen yet.
+
+        Raises:
+            ConfigError: the product of the sizes cannot be `num_devices`."""
+        super().axis_sizes(num_devices)  # raises if the sizes other than -1 are impossible
         return dict(zip(self.axis_names(), self.sizes().values(), strict=True))

@@ -25,15 +25,15 @@ from .task import PlanTaskConfig, TaskConfig, TrainTaskConfig
 from .trainer import TrainerConfig
 
 BYTES = 256
-"""Number of token ids that byte-level text uses."""
+"""Number of token ids in byte-level text."""
 
 
 @config_dataclass
 class RunConfig(ConfigDict):
-    """The complete config of a run. `load` builds it from a composed Hydra config."""
+    """The complete config of a run, built from a composed Hydra config by `load`."""
 
     model: ModelConfig
-    """The model, and its layout over devices."""
+    """The model, its config and its layout over devices."""
 
     task: TaskConfig = field(default_factory=TrainTaskConfig)
     """The task: train, evaluate, generate or plan."""
@@ -51,7 +51,7 @@ class RunConfig(ConfigDict):
     """The training loop: steps, batches and validation."""
 
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Saving, restoring and initial parameters."""
+    """Saving of checkpoints, and the checkpoint that the run starts from."""
 
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Progress on the terminal, and metrics in the run folder."""
@@ -60,16 +60,16 @@ class RunConfig(ConfigDict):
     """The processes of the run, and the order of their devices."""
 
     device: DeviceConfig | None = None
-    """Memory and speed of the devices. null: those of the devices present, if they are recognised. For plans, see
-    `task.device`."""
+    """Memory and speed of the devices. null: the figures of the devices present, if these are recognised. For plans,
+    see `task.device`."""
 
     @property
     def parallel(self) -> ParallelConfig:
-        """The layout over devices, which is part of the model config."""
+        """The layout over devices, which is stored in the model config."""
         return self.model.parallel
 
     def groups(self) -> dict[str, ConfigDict]:
-        """Return the config of every group by name, including the layout. Groups that are null are omitted."""
+        """Return the config of every group by name, including `parallel`. Groups that are null are omitted."""
         groups = {name: getattr(self, name) for name in ("parallel", *self.__dataclass_fields__)}
         return {name: config for name, config in groups.items() if config is not None}
 
@@ -79,12 +79,12 @@ class RunConfig(ConfigDict):
         return self.trainer.max_steps if self.scheduler.decay_steps is None else self.scheduler.decay_steps
 
     def rules(self) -> Iterator[Problem]:
-        """Check the rules between groups. Rules that need the number of devices are in `device_rules`."""
+        """Check the rules between groups. Rules that depend on the number of devices are in `device_rules`."""
         for part in self.rule_parts():
             yield from part
 
     def rule_parts(self, environ: Mapping[str, str] | None = None) -> Iterator[Iterator[Problem]]:
-        """Yield `rules` in parts that can be checked separately. With an environment, include `launch_rules`."""
+        """Yield `rules` in parts that can be checked separately. If `environ` is given, include `launch_rules`."""
         yield self._model_rules()
         yield self._task_rules()
         yield self._layout_rules()
@@ -101,7 +101,7 @@ class RunConfig(ConfigDict):
             yield self._known_size_rules()
 
     def known_devices(self) -> int | None:
-        """Return the number of planned or simulated devices, or None if the config does not give it."""
+        """Return the number of planned or simulated devices, or None if the config does not determine it."""
         if isinstance(self.task, PlanTaskConfig):
             per_host = None if self.device is None else self.device.devices_per_host
             factors = [per_host if self.task.num_devices is None else self.task.num_devices]
@@ -111,14 +111,16 @@ class RunConfig(ConfigDict):
         return math.prod(known) if len(known) == len(factors) else None
 
     def fitting_batch(self) -> int:
-        """Return the batch size of a plan without one: the smallest multiple of what its layout requires that is not
-        below the default. Any number of devices can then be planned."""
+        """Return the default batch size of a plan: the smallest multiple of what the layout requires that is at least
+        the default of `trainer.batch_size`. Without a given batch size, any number of devices can therefore be
+        planned."""
         default, unit = TrainerConfig().batch_size, self._batch_unit()
         return -(-default // unit) * unit
 
     def _batch_unit(self) -> int:
-        """Return the number that must divide the batch, as far as the sizes of the mesh axes are known. If the layout
-        is still to be chosen, assume data parallelism over all devices that tensor parallelism and pipelines leave."""
+        """Return the number that the batch size must be a multiple of, as far as the mesh axis sizes are known. If the
+        layout is not chosen yet, assume that all devices not used for tensor parallelism or pipelines are
+        data-parallel."""
         if self.parallel.is_open():
             own = [max(self.parallel.pipeline_axis_size, 1), max(self.parallel.model_axis_size, 1)]
             return self.trainer.batch_unit(max((self.known_devices() or 1) // math.prod(own), 1), 1, own[0])
@@ -130,7 +132,8 @@ class RunConfig(ConfigDict):
         return self.trainer.batch_unit(data, fsdp, pipeline)
 
     def _is_counted_at_launch(self) -> bool:
-        """True if `launch_rules` determines the number of devices and checks the layout."""
+        """True if the number of devices is only known when the run is launched, so that `launch_rules` checks the
+        layout."""
         return self.distributed.name == "auto" and (self.trainer.simulated_devices or 0) > 0
 
     def _known_platform(self) -> str | None:
@@ -139,7 +142,7 @@ class RunConfig(ConfigDict):
         return None if self.trainer.simulated_devices is None else "cpu"
 
     def launch_rules(self, environ: Mapping[str, str]) -> Iterator[Problem]:
-        """Check the rules that depend on the number of started processes, which is unknown for a saved run."""
+        """Check the rules that depend on the number of launched processes, which is not known for a saved run."""
         if self.distributed.name != "auto":
             return
         try:
@@ -185,7 +188,7 @@ class RunConfig(ConfigDict):
             yield from (problem.at("model") for problem in self.model.model_config.platform_rules(platform))
 
     def _number_hint(self, num_devices: int) -> str:
-        """Return how to get a number of devices that the layout can use, unlike this one."""
+        """Return a fix that changes the number of devices to one that the layout can use."""
         simulated, needed = self.trainer.simulated_devices, self.parallel.known_size()
         if isinstance(self.task, PlanTaskConfig):
             return f" Or set {{/task.num_devices}} to {either(self.parallel.usable_near(num_devices))}."
@@ -201,7 +204,7 @@ class RunConfig(ConfigDict):
     def _size_rules(
         self, data: int | None, fsdp: int | None, pipeline: int | None, tensor: int | None
     ) -> Iterator[Problem]:
-        """Check the rules between the sizes of the mesh axes (None: not known yet) and the other groups."""
+        """Check the rules between the mesh axis sizes and the other groups. A size is None if it is not known yet."""
         if self.task.reads_data():
             yield from self.trainer.batch_rules(data or 1, fsdp or 1, pipeline)
         if pipeline is not None:
@@ -238,7 +241,7 @@ class RunConfig(ConfigDict):
             yield Problem(given, rule, fix, unused={"model.weight_decay_on_embedding": False})
 
     def _task_rules(self) -> Iterator[Problem]:
-        """Check the task against the model and, if the task reads data, the data against the model."""
+        """Check the task against the model and, if the task reads data, the model against the data."""
         config = self.model.model_config
         if not isinstance(config, SubModelConfig):
             return
@@ -318,6 +321,7 @@ class RunConfig(ConfigDict):
 
 
 def options_of(group: str) -> list[type[ConfigDict]]:
-    """Return our config classes for a group of a run. For `model`, include those of `model_config`."""
+    """Return the config classes of this package for a group of a run. For `model`, include the classes of
+    `model_config`."""
     groups = typing.get_type_hints(RunConfig) | {"parallel": ParallelConfig, "model": ModelConfig | SubModelConfig}
     return [cls for cls in (ModelConfig, *OPTIONS.values()) if issubclass(cls, groups.get(group, ()))]

@@ -1,4 +1,4 @@
-"""Config group `scheduler`: the learning rate over time, with warm-up, main part and cool-down."""
+"""Config group `scheduler`: learning-rate schedules with a warm-up, a main part and a cool-down."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ._rules import at_least, own_name
 
 @config_dataclass
 class SchedulerConfig(ConfigDict):
-    """Fields of every schedule. The learning rate rises linearly from 0 to `optimizer.lr` (warm-up), follows the main
-    part, and falls linearly to its final value (cool-down), where it stays."""
+    """Fields common to all schedules. The learning rate rises linearly from 0 to `optimizer.lr` (warm-up), follows the
+    curve of the schedule (main part), and changes linearly to its final value (cool-down), where it stays."""
 
     name: str = field(metadata=affects(NUMERICS, compiled=False))
-    """Name of the schedule, set by the option."""
+    """Name of the schedule, set by the selected option."""
 
     warmup_steps: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
-    """Steps of the linear rise from 0 to `optimizer.lr`. 0: no warm-up."""
+    """Number of steps in which the learning rate rises linearly from 0 to `optimizer.lr`. 0: no warm-up."""
 
     cooldown_steps: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
-    """Steps of the linear fall at the end. 0: no cool-down."""
+    """Number of steps at the end in which the learning rate changes linearly to its final value. 0: no cool-down."""
 
     cooldown_lr_factor: float = field(default=0.0, metadata=affects(NUMERICS, compiled=False))
     """Final learning rate after the cool-down, as a multiple of `optimizer.lr`."""
 
     decay_steps: int | None = field(default=None, metadata=affects(NUMERICS, compiled=False))
-    """Length of the whole schedule in steps, including warm-up and cool-down. null: `trainer.max_steps`."""
+    """Length of the whole schedule in steps, including warm-up and cool-down. null: same as `trainer.max_steps`."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, and that the cool-down factor has an effect."""
+        """Check value ranges, and that `cooldown_lr_factor` is set only with a cool-down."""
         yield from own_name(self)
         yield from at_least(self, 0, "warmup_steps", "cooldown_steps", "cooldown_lr_factor")
         yield from at_least(self, 1, "decay_steps")
@@ -42,7 +42,7 @@ class SchedulerConfig(ConfigDict):
             yield Problem(given, "has no effect without a cool-down", "Set {cooldown_steps} above 0.")
 
     def length_rules(self, max_steps: int) -> Iterator[Problem]:
-        """Check that warm-up and cool-down fit in a run of `max_steps` steps. Keys are complete."""
+        """Check that warm-up and cool-down fit in a run of `max_steps` steps. Keys in problems are absolute."""
         warmup, cooldown = self.warmup_steps, self.cooldown_steps
         total, whole = self.decay_steps, "scheduler.decay_steps"
         if total is None:
@@ -63,10 +63,10 @@ class ConstantConfig(SchedulerConfig):
     """A constant learning rate, `optimizer.lr`."""
 
     name: str = "constant"
-    """Name of the schedule, set by the option."""
+    """Name of the schedule, set by the selected option."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check that a length is given only with a cool-down, where it has an effect."""
+        """Check that `decay_steps` is set only with a cool-down, because it has no effect otherwise."""
         yield from super().rules()
         if self.decay_steps is not None and self.cooldown_steps == 0:
             given = {"decay_steps": self.decay_steps, "cooldown_steps": 0}
@@ -75,42 +75,42 @@ class ConstantConfig(SchedulerConfig):
 
 @config_dataclass
 class _DecayConfig(SchedulerConfig):
-    """A schedule whose main part decays."""
+    """Fields common to all schedules whose main part is a decay."""
 
     end_lr_factor: float = field(default=0.1, metadata=affects(NUMERICS, compiled=False))
     """Learning rate at the end of the main part, as a multiple of `optimizer.lr`."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges."""
+        """Check value ranges."""
         yield from super().rules()
         yield from at_least(self, 0, "end_lr_factor")
 
 
 @config_dataclass
 class CosineConfig(_DecayConfig):
-    """Half a cosine from `optimizer.lr` down to `end_lr_factor * optimizer.lr`."""
+    """Cosine decay from `optimizer.lr` to `end_lr_factor * optimizer.lr` in half a period."""
 
     name: str = "cosine"
-    """Name of the schedule, set by the option."""
+    """Name of the schedule, set by the selected option."""
 
 
 @config_dataclass
 class LinearConfig(_DecayConfig):
-    """A linear decay from `optimizer.lr` to `end_lr_factor * optimizer.lr`."""
+    """Linear decay from `optimizer.lr` to `end_lr_factor * optimizer.lr`."""
 
     name: str = "linear"
-    """Name of the schedule, set by the option."""
+    """Name of the schedule, set by the selected option."""
 
 
 @config_dataclass
 class ExponentialConfig(_DecayConfig):
-    """An exponential decay from `optimizer.lr` to `end_lr_factor * optimizer.lr`."""
+    """Exponential decay from `optimizer.lr` to `end_lr_factor * optimizer.lr`."""
 
     name: str = "exponential"
-    """Name of the schedule, set by the option."""
+    """Name of the schedule, set by the selected option."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check that the end is above 0, which an exponential never reaches."""
+        """Check that `end_lr_factor` is not 0, which an exponential decay never reaches."""
         yield from super().rules()
         if self.end_lr_factor == 0:
             given = {"end_lr_factor": self.end_lr_factor}

@@ -11,7 +11,7 @@ from xlstm_hydra.problems import ConfigError, Problem, nearest
 
 
 class OnInvalid(enum.Enum):
-    """Reaction of a sweep to invalid points."""
+    """Action for jobs that break a rule or do not fit on their devices."""
 
     stop = "stop"
     skip = "skip"
@@ -24,35 +24,36 @@ class SweeperConfig:
     _target_: str = "hydra_plugins.xlstm_hydra_plugin.sweeper.XlstmSweeper"
 
     max_batch_size: int | None = None
-    """Maximum number of jobs given to the launcher at once; the next ones start when these have ended. null: all."""
+    """Maximum number of jobs passed to the launcher at once. The next jobs start when all of these have ended. null:
+    all jobs at once."""
 
     max_jobs: int | None = 10_000
-    """Maximum number of jobs of a sweep. Jobs are counted before any is made, and a larger sweep is rejected.
-    null: no limit."""
+    """Maximum number of jobs in a sweep. The jobs are counted before any job is created, and a larger sweep is
+    rejected. null: no limit."""
 
     params: dict[str, str] | None = field(default_factory=dict)
-    """Overrides that are applied before those of the command line, which take precedence."""
+    """Mapping of keys to values: overrides that are applied before those on the command line, which take precedence."""
 
     on_invalid: OnInvalid = OnInvalid.stop
-    """Reaction to points that break a rule or do not fit their devices. stop: no job starts. skip: the other jobs
+    """Action for jobs that break a rule or do not fit on their devices. stop: no job starts. skip: only the other jobs
     start."""
 
     num_samples: int | None = None
-    """Number of random draws from the intervals. Each draw runs with all combinations of the other values."""
+    """Number of random samples from the intervals in a sweep, such as `optimizer.lr=interval(1e-4,1e-3)`. Every sample
+    is run with all combinations of the other values. null: there are no intervals."""
 
     seed: int = 0
-    """Seed of random draws and of `shuffle(...)`."""
+    """Random seed for sampling from intervals and for `shuffle(...)`."""
 
     resume: bool = False
-    """True: continue the sweep in `hydra.sweep.dir` with its missing and failed jobs."""
+    """Continue the sweep in `hydra.sweep.dir`: run only its missing and failed jobs."""
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> SweeperConfig:
-        """Make the config from the settings of the sweeper.
+        """Create the config from the settings in `hydra.sweeper`.
 
         Raises:
-            ConfigError: there is an unknown setting.
-        """
+            ConfigError: a setting is unknown."""
         known = [each.name for each in fields(SweeperConfig) if each.name != "_target_"]
         if unknown := [key for key in settings if key not in known]:
             raise ConfigError(

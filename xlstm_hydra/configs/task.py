@@ -19,27 +19,27 @@ PARAMETER_ROWS = ("modules", "all", "none")
 """Values of `PlanTaskConfig.parameters`."""
 
 SPLITS = ("validation", "train", "all")
-"""Parts of a corpus that can be evaluated."""
+"""Parts of the corpus that can be evaluated."""
 
 
 @config_dataclass
 class TaskConfig(ConfigDict):
-    """Fields of every task."""
+    """Fields common to all tasks."""
 
     name: str = field(metadata=affects(BOOKKEEPING))
-    """Name of the task, set by the option."""
+    """Name of the task, set by the selected option."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check that the name is that of the class."""
+        """Check that `name` is the name of the class."""
         yield from own_name(self)
 
     def model_rules(self, model: SubModelConfig) -> Iterator[Problem]:
-        """Yield every broken rule between the task and the model. Keys are relative to the task."""
+        """Check the task against the model. Keys in problems are relative to the task."""
         del model
         yield from ()
 
     def reads_data(self) -> bool:
-        """True if the task reads examples of the group `data`, in batches of `trainer.batch_size`."""
+        """True if the task reads examples from the source in the group `data`, in batches of `trainer.batch_size`."""
         return True
 
 
@@ -48,7 +48,7 @@ class TrainTaskConfig(TaskConfig):
     """Train the model and save checkpoints."""
 
     name: str = "train"
-    """Name of the task, set by the option."""
+    """Name of the task, set by the selected option."""
 
 
 @config_dataclass
@@ -56,8 +56,8 @@ class _CheckpointTaskConfig(TaskConfig):
     """A task that uses the parameters of a checkpoint."""
 
     checkpoint: str = field(metadata=affects(BOOKKEEPING))
-    """Run folder with the parameters to use, from its latest step, or from step N with `RUN@N`. The model in the config
-    must be the same; `--from RUN` sets both. The layout may differ."""
+    """Run folder with the parameters to use, at its latest step; `RUN@N` uses step N. The model in the config must be
+    the same; `--from RUN` sets both. The layout may differ."""
 
     def rules(self) -> Iterator[Problem]:
         """Check that a checkpoint is given."""
@@ -69,20 +69,21 @@ class _CheckpointTaskConfig(TaskConfig):
 
 @config_dataclass
 class EvaluateTaskConfig(_CheckpointTaskConfig):
-    """Compute the loss of a checkpoint on the data of the group `data`, in batches of `trainer.batch_size`. The loss is
-    the mean over all target tokens."""
+    """Compute the loss of a checkpoint on the source in the group `data`, in batches of `trainer.batch_size`. The loss
+    is the mean over all target tokens."""
 
     name: str = "evaluate"
-    """Name of the task, set by the option."""
+    """Name of the task, set by the selected option."""
 
     split: str = field(default="validation", metadata=affects(BOOKKEEPING))
-    """Part of the corpus to evaluate: validation, train (as split by `data.validation_fraction`) or all."""
+    """Part of the corpus to evaluate: validation (the held-out part, see `data.validation_fraction`), train (the rest)
+    or all."""
 
     num_batches: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Number of batches to evaluate, spread evenly over the part. null: all batches."""
+    """Number of batches to evaluate, spread evenly over the selected part. null: all batches."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges and names."""
+        """Check value ranges and allowed values."""
         yield from super().rules()
         yield from one_of(self, "split", SPLITS)
         yield from at_least(self, 1, "num_batches")
@@ -92,45 +93,44 @@ class EvaluateTaskConfig(_CheckpointTaskConfig):
 class GenerateTaskConfig(_CheckpointTaskConfig):
     """Continue a prompt, token by token, with the parameters of a checkpoint.
 
-    The layout defines how the parameters are sharded, and the compiler inserts the communication. All data-parallel
+    The parameters are sharded according to the layout, and the compiler inserts the communication. All data-parallel
     devices compute the same samples. Set `prompt` for a model that was trained on bytes, and `prompt_tokens` for any
-    other model.
-    """
+    other model."""
 
     name: str = "generate"
-    """Name of the task, set by the option."""
+    """Name of the task, set by the selected option."""
 
     prompt: str = field(default="", metadata=affects(BOOKKEEPING))
-    """Text for the model to continue, the beginning of a document. Empty: generate a document from its beginning."""
+    """Text to continue, which is used as the beginning of a document. Empty: generate a document from its beginning."""
 
     prompt_tokens: list[int] | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Token ids for the model to continue, if it was not trained on bytes. null: use `prompt`."""
+    """Token ids to continue, for a model that was not trained on bytes. null: use `prompt`."""
 
     max_new_tokens: int = field(default=256, metadata=affects(BOOKKEEPING))
-    """Maximum number of generated tokens per sample."""
+    """Maximum number of tokens to generate per sample."""
 
     stop_token: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Token id that ends a sample early, and is not part of it. null: for text the byte 0, with which the next document
-    would begin; with `prompt_tokens`, no such token."""
+    """Token id that ends a sample early, and is not part of the sample. null: the byte 0, which begins the next
+    document, if the model continues `prompt`; no stop token if it continues `prompt_tokens`."""
 
     num_samples: int = field(default=1, metadata=affects(BOOKKEEPING))
-    """Number of continuations of the same prompt, generated together."""
+    """Number of samples, which all continue the same prompt and are generated together."""
 
     temperature: float = field(default=1.0, metadata=affects(BOOKKEEPING))
-    """Sampling temperature: the logits are divided by it. 0: always choose the most likely token."""
+    """Sampling temperature, by which the logits are divided. 0: always choose the most likely token."""
 
     top_k: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Sample only from this number of most likely tokens. null: from all tokens."""
+    """Sample only from the `top_k` most likely tokens. null: sample from all tokens."""
 
     top_p: float = field(default=1.0, metadata=affects(BOOKKEEPING))
-    """Sample only from the smallest set of most likely tokens whose probabilities sum to this, after `top_k`. 1: no
-    limit."""
+    """Sample only from the smallest set of most likely tokens whose probabilities, after `top_k`, sum to at least
+    `top_p`. 1: no limit."""
 
     seed: int = field(default=0, metadata=affects(BOOKKEEPING))
-    """Random seed for sampling. Every sample differs, and depends only on the seed and its own index."""
+    """Random seed for sampling. Each sample depends only on this seed and on the index of the sample."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, that only one prompt is given, and that all settings of sampling have an effect."""
+        """Check value ranges, that only one prompt is given, and that all sampling settings have an effect."""
         yield from super().rules()
         yield from at_least(self, 1, "max_new_tokens", "num_samples", "top_k")
         yield from at_least(self, 0, "temperature", "seed", "stop_token")
@@ -154,13 +154,13 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
             yield Problem({"prompt_tokens": self.prompt_tokens}, rule, "For example [464,2068].")
 
     def tokens(self) -> list[int]:
-        """Return the prompt as token ids. Text becomes bytes, with the token 0 that begins every document."""
+        """Return the prompt as token ids. Text becomes bytes, preceded by the token 0 that begins every document."""
         if self.prompt_tokens is not None:
             return self.prompt_tokens
         return [0, *self.prompt.encode("utf-8", errors="surrogateescape")]
 
     def model_rules(self, model: SubModelConfig) -> Iterator[Problem]:
-        """Check the token ids against the vocabulary, and the length against the model."""
+        """Check that the token ids are in the vocabulary, and that the model can generate a text of this length."""
         size = model.get("vocab_size")
         if not isinstance(size, int) or size < 1:
             return
@@ -186,36 +186,37 @@ class PlanTaskConfig(TaskConfig):
     """Predict the memory, FLOPs, communication and time of a training step, on devices that need not be present."""
 
     name: str = "plan"
-    """Name of the task, set by the option."""
+    """Name of the task, set by the selected option."""
 
     num_devices: int | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Number of devices of the planned run, over all hosts. null: the devices of one host
+    """Number of devices in the planned run, over all hosts. null: the number of devices on one host
     (`device.devices_per_host`)."""
 
     device: str | None = field(default=None, metadata=affects(BOOKKEEPING))
-    """Option of the group `device` to plan for, such as `h100_80gb`. null: the config of the group `device`."""
+    """Option of the group `device` to plan for, such as `h100_80gb`. null: the device in the group `device`, or
+    `h100_80gb` if that is null."""
 
     parameters: str = field(default="modules", metadata=affects(BOOKKEEPING))
     """Rows of the parameter table: modules (one per module), all (one per parameter) or none (no table)."""
 
     compile: bool = field(default=False, metadata=affects(BOOKKEEPING))
     """Also compile the step for the same number of simulated CPU devices, and show the compiler's figures next to the
-    plan."""
+    predicted ones."""
 
     search: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Compare the possible layouts on this number of devices, and show the best ones. The exit status is that of the
-    best layout."""
+    """Compare the possible layouts on this number of devices, and show the best. The exit status is that of the plan
+    with the best layout."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges."""
+        """Check value ranges and allowed values."""
         yield from super().rules()
         yield from at_least(self, 1, "num_devices")
         yield from below(self, 2**31, "num_devices")
         yield from one_of(self, "parameters", PARAMETER_ROWS)
 
     def place_rules(self, distributed: DistributedConfig, trainer: TrainerConfig) -> Iterator[Problem]:
-        """Check that settings without effect on a plan, such as addresses of processes, are not set. Keys are
-        complete."""
+        """Check that no setting is set that has no effect on a plan, such as process addresses. Keys in problems are
+        absolute."""
         placed = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
         values = {f"distributed.{key}": distributed.get(key) for key in placed}
         values["trainer.simulated_devices"] = trainer.simulated_devices
@@ -224,7 +225,7 @@ class PlanTaskConfig(TaskConfig):
             yield Problem(given, rule, "Remove this setting.", unused=dict.fromkeys(given))
 
     def launch_rules(self, process: ProcessInfo | None) -> Iterator[Problem]:
-        """Check that a single process makes the plan."""
+        """Check that the plan is made by a single process."""
         if process is not None:
             rule = f"a plan needs one process, but this is process {process.process_id} of {process.num_processes}"
             yield Problem({"name": self.name}, rule, "Run the command without srun.")

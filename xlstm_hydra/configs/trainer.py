@@ -13,67 +13,66 @@ from ._fields import BOOKKEEPING, LAYOUT, NUMERICS, affects
 from ._rules import at_least, below, one_of
 
 REMAT_POLICIES = ("nothing", "dots", "dots_with_no_batch_dims")
-"""Values of `remat_policy`, similar to the names in `jax.checkpoint_policies`."""
+"""Values of `remat_policy`: names of policies in `jax.checkpoint_policies`, without the suffix `_saveable`."""
 
 
 @config_dataclass
 class TrainerConfig(ConfigDict, schema="trainer"):
-    """The training loop: steps, batches, validation, and where it runs."""
+    """The training loop: steps, batches, validation, compilation and error checks."""
 
     max_steps: int = field(default=300, metadata=affects(NUMERICS, compiled=False))
-    """Number of optimizer steps in the whole run."""
+    """Total number of optimizer steps, including the steps before a run was resumed."""
 
     batch_size: int = field(default=8, metadata=affects(NUMERICS))
-    """Examples per optimizer step, over all devices and processes."""
+    """Number of examples per optimizer step, over all devices and processes."""
 
     gradient_accumulate_steps: int = field(default=1, metadata=affects(LAYOUT))
-    """Number of parts into which the batch of a step is split. They are computed one after the other to save memory.
-    The gradient is that of the whole batch."""
+    """Number of equal parts into which the batch of each step is split. The parts are processed one after another to
+    save memory, and their gradients are accumulated into the gradient of the whole batch. 1: no accumulation."""
 
     pipeline_microbatches: int | None = field(default=None, metadata=affects(LAYOUT))
-    """Number of microbatches into which the examples of each device are split for the pipeline, at least the number of
-    stages. More microbatches reduce the idle fraction of the time, (stages - 1) / (microbatches + stages - 1). null: up
-    to 4 per stage, as far as the examples divide."""
+    """Number M of microbatches into which a pipeline of S stages splits the examples of each device; M must be at least
+    S. The pipeline is idle for a fraction (S - 1) / (M + S - 1) of the time. null: the largest possible M up to 4 S."""
 
     pipeline_remat: bool = field(default=False, metadata=affects(LAYOUT))
-    """Recompute every whole pipeline stage in the backward pass, so that only its input is stored. If `parallel.remat`
-    is also set, modules are recomputed twice."""
+    """Store only the input of each pipeline stage for the backward pass, and recompute the rest of the stage. Modules
+    in `parallel.remat` are then recomputed twice."""
 
     remat_policy: str = field(default="nothing", metadata=affects(LAYOUT))
     """Intermediate results that the modules in `parallel.remat` store instead of recomputing: nothing (least memory),
-    dots (the results of all matrix products) or dots_with_no_batch_dims (only those of unbatched products, such as
-    dense layers, but not the batched products inside the cell)."""
+    dots (results of all matrix products) or dots_with_no_batch_dims (results of matrix products without batch
+    dimensions, as in dense layers but not inside the mLSTM cell or attention)."""
 
     seed: int = field(default=0, metadata=affects(NUMERICS, compiled=False))
     """Random seed for the initial parameters and dropout."""
 
     eval_every_n_steps: int = field(default=100, metadata=affects(BOOKKEEPING))
-    """Steps between validations. 0: validate only at the end."""
+    """Number of steps between validations. 0: validate only after the last step."""
 
     eval_batches: int = field(default=8, metadata=affects(BOOKKEEPING))
-    """Number of batches per validation, the same ones every time. 0: no validation."""
+    """Number of batches per validation; every validation uses the same batches. 0: no validation."""
 
     simulated_devices: int | None = field(default=None, metadata=affects(LAYOUT, compiled=False))
-    """Number of simulated CPU devices per process, for trying a layout without the hardware. null: use the real
-    devices."""
+    """Number of simulated CPU devices per process, to try a layout without the hardware. null: use the real devices."""
 
     compilation_cache_dir: str | None = field(default="auto", metadata=affects(BOOKKEEPING))
-    """Folder in which compiled programs are cached for later runs. All processes must have access to it. Anyone who can
-    write to it can run code in this process, so a folder that other users can write to is not used, and a folder from
-    the metadata of a checkpoint is replaced by auto. auto: JAX's own setting, such as `JAX_COMPILATION_CACHE_DIR`, or
-    else `~/.cache/xlstm_hydra/compiled` (inside `XDG_CACHE_HOME` if that is set). null: no cache."""
+    """Cache directory for compiled programs, which must be accessible to all processes. auto: the directory configured
+    in JAX, for example with `JAX_COMPILATION_CACHE_DIR`, otherwise `xlstm_hydra/compiled` in `XDG_CACHE_HOME` or
+    `~/.cache`. null: no cache. Anyone who can write to the directory can run code in this process, so a directory that
+    other users can write to is not used, and a directory from the metadata of a checkpoint is replaced by auto."""
 
     ignore_plan: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Train even if the predicted memory exceeds that of the devices."""
+    """Start training even if the predicted peak memory exceeds the memory of the devices."""
 
     check_for_nan: bool = field(default=True, metadata=affects(BOOKKEEPING))
-    """Stop with an error at the first loss that is not finite, before a checkpoint with it is saved."""
+    """Stop with an error at the first loss that is NaN or infinite, before a checkpoint of that step is saved."""
 
     debug_nans: bool = field(default=False, metadata=affects(BOOKKEEPING))
-    """Stop at the first operation that produces a NaN and show its place in the code. Slow."""
+    """Stop at the first operation that produces a NaN, and show its location in the code (`jax_debug_nans`). Slows down
+    training."""
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, and that the parts divide the batch."""
+        """Check value ranges, and that `gradient_accumulate_steps` divides `batch_size`."""
         yield from at_least(self, 1, "max_steps", "batch_size", "gradient_accumulate_steps")
         yield from at_least(self, 1, "pipeline_microbatches", "simulated_devices")
         yield from one_of(self, "remat_policy", REMAT_POLICIES)
@@ -97,12 +96,13 @@ class TrainerConfig(ConfigDict, schema="trainer"):
             yield Problem({"compilation_cache_dir": folder}, "must be a folder on this host", fix)
 
     def batch_rules(self, data: int, fsdp: int, pipeline: int | None) -> Iterator[Problem]:
-        """Check that the batch divides over mesh axes of these sizes. Keys are complete."""
+        """Check that the batch divides over mesh axes of these sizes. `pipeline` is None if its size is not known yet.
+        Keys in problems are absolute."""
         batch, parts = self.batch_size, max(self.gradient_accumulate_steps, 1)
         if batch < 1:
             return
         needed, microbatches = self.batch_unit(data, fsdp, pipeline), max(self.pipeline_microbatches or 1, 1)
-        if batch % parts:  # reported by the trainer's own rules
+        if batch % parts:  # already reported by `rules`
             needed, parts = needed // parts, 1
         terms = {
             "parallel.data_axis_size": data,
@@ -124,14 +124,14 @@ class TrainerConfig(ConfigDict, schema="trainer"):
             yield Problem({"trainer.batch_size": batch, **given}, rule, f"Set trainer.batch_size to {choices}.")
 
     def batch_unit(self, data: int, fsdp: int, pipeline: int | None) -> int:
-        """Return the number that must divide the batch on mesh axes of these sizes."""
+        """Return the number that `batch_size` must be a multiple of, for mesh axes of these sizes."""
         stages, microbatches = max(pipeline or 1, 1), max(self.pipeline_microbatches or 1, 1)
-        # The rows must divide into microbatches for the stages, and into one share per stage for the head.
+        # The stages process the examples in equal microbatches, and the head processes an equal share on each stage.
         rows = math.lcm(stages, microbatches) if stages > 1 else 1
         return data * fsdp * max(self.gradient_accumulate_steps, 1) * rows
 
     def microbatches(self, data: int, fsdp: int, pipeline: int) -> int:
-        """Return the number of microbatches of a pipeline, for a batch that divides."""
+        """Return the number of pipeline microbatches. Assumes that `batch_size` is a multiple of `batch_unit`."""
         if pipeline == 1:
             return 1
         if self.pipeline_microbatches is not None:
@@ -140,7 +140,7 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         return max(count for count in divisors(rows) if count <= 4 * pipeline)
 
     def pipeline_rules(self, stages: int) -> Iterator[Problem]:
-        """Check the pipeline settings for this number of stages. Keys are complete."""
+        """Check the pipeline settings against the number of stages. Keys in problems are absolute."""
         where, microbatches = {"parallel.pipeline_axis_size": stages}, self.pipeline_microbatches
         settings = {"trainer.pipeline_microbatches": microbatches, "trainer.pipeline_remat": self.pipeline_remat}
         given = {key: value for key, value in settings.items() if value}

@@ -1,4 +1,5 @@
-"""Options of the config group `model`: xLSTM[a:b] (arXiv 2405.04517), a stack of sLSTM and mLSTM blocks."""
+"""Options of the config group `model`: xLSTM[a:b] (arXiv 2405.04517), a stack of mLSTM and sLSTM blocks in the ratio
+a:b."""
 
 from __future__ import annotations
 
@@ -27,39 +28,40 @@ _SLSTM_FIELDS = (
 
 
 @config_dataclass
-class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field's name for it)
+class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the name in the literature)
     """xLSTM[a:b]: a stack of original mLSTM blocks, with sLSTM blocks at the positions in `slstm_at`.
 
-    An sLSTM block (section 2.2) has a scalar memory per channel, whose gates read the last output of their head. A
-    feed-forward layer follows. The fields that begin with `slstm_` and the three of the feed-forward layer (`ff_type`,
-    `act_fn`, `ff_dtype`) apply to the sLSTM blocks. `gate_soft_cap`, `gate_dtype` (input and forget gates),
-    `cell_norm_type` and the rounding of widths apply to both kinds of blocks. All other fields of the layer apply to
-    the mLSTM blocks."""
+    An sLSTM block (section 2.2 of the paper) has a scalar memory per channel and gates that depend on the previous
+    output of the same head. A feed-forward layer follows. The fields that begin with `slstm_` and the feed-forward
+    fields `ff_type`, `act_fn` and `ff_dtype` apply only to sLSTM blocks. `gate_soft_cap`, `gate_dtype` (input and
+    forget gates), `cell_norm_type` and the rounding of widths apply to both types of blocks. All other fields of the
+    layer apply only to mLSTM blocks."""
 
     flax_class = "xlstm_hydra.models.xLSTM"
 
     slstm_at: list[int] = field(default_factory=list, metadata=affects(PARAMETERS))
-    """Indices of the sLSTM blocks, from 0, in any order. All other blocks are mLSTM blocks. If `scan_blocks` is set,
-    one period of the pattern is compiled and scanned; if the pattern does not repeat, every block is compiled."""
+    """Indices of the sLSTM blocks in the stack, from 0, in any order; all other blocks are mLSTM blocks. If
+    `scan_blocks` is set, one period of the pattern is compiled and scanned; if the pattern does not repeat, every block
+    is compiled."""
 
     slstm_conv1d_kernel_size: int = field(default=4, metadata=affects(PARAMETERS))
-    """Number of tokens seen by the causal convolution before the input and forget gates of the sLSTM: the current one
-    and those before it. 0: no convolution."""
+    """Kernel size, in tokens, of the causal convolution before the input and forget gates of the sLSTM. 0: no
+    convolution."""
 
     slstm_forget_gate: str = field(default="sigmoid", metadata=affects(NUMERICS))
-    """Activation function of the sLSTM's forget gate: sigmoid or exp. The input gate always uses exp."""
+    """Activation function of the sLSTM forget gate: sigmoid or exp. The input gate always uses exp."""
 
     slstm_fgate_bias_init_range: list[float] = field(default_factory=lambda: [3.0, 6.0], metadata=affects(NUMERICS))
-    """Initial biases of the sLSTM's forget gates, [low, high]: evenly spaced from low to high over the channels of
-    every head."""
+    """Initial biases of the sLSTM forget gates, [low, high]: evenly spaced from low to high over the channels of each
+    head."""
 
     slstm_proj_factor: float = field(default=4 / 3, metadata=affects(PARAMETERS))
-    """Width of the feed-forward layer after the sLSTM, as a multiple of the embedding width. It is rounded like the
-    up-projection of the mLSTM blocks."""
+    """Width of the feed-forward layer after the sLSTM, as a multiple of the embedding width. Rounded in the same way as
+    the up-projection of the mLSTM blocks."""
 
     ff_type: str = field(default="ffn_gated", metadata=affects(PARAMETERS))
-    """Feed-forward layer of the sLSTM blocks, followed by a down-projection. ffn_gated: act(x Wg) * (x Wu). ffn: act(x
-    Wu)."""
+    """Feed-forward layer of the sLSTM blocks, for input x: ffn_gated computes (act(x Wg) * (x Wu)) Wd, ffn computes
+    act(x Wu) Wd, where act is `act_fn`."""
 
     act_fn: str = field(default="gelu", metadata=affects(NUMERICS))
     """Activation function of the feed-forward layer: gelu, relu, relu^2, sigmoid, swish or selu."""
@@ -68,8 +70,8 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
     """Data type of the feed-forward layer. null: same as `dtype`."""
 
     reset_at_document_boundaries: bool = False
-    """Reset the memory at the start of every document: the mLSTM sets its forget gate to `reset_fgate_value`, the sLSTM
-    restarts from its initial state."""
+    """Reset the memory at the start of every document: the mLSTM forget gate is set to `reset_fgate_value`, and the
+    sLSTM restarts from its initial state."""
 
     def __post_init__(self) -> None:
         self.slstm_at = sorted(self.slstm_at)
@@ -80,7 +82,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
         return rounded_dim(self, self.slstm_proj_factor)
 
     def is_slstm(self, block: int) -> bool:
-        """True if the block with this index in the stack or in its period is an sLSTM block."""
+        """True if the block with this index, in the stack or in one period of the pattern, is an sLSTM block."""
         return block in self.slstm_at
 
     def scan_period(self) -> int:
@@ -95,7 +97,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
         return 1
 
     def block_classes(self) -> tuple[str, ...]:
-        """Class names of the kinds of blocks in the stack."""
+        """Class names of the block types in the stack."""
         return (*(["mLSTMBlock"] if self._has_mlstm() else []), *(["sLSTMBlock"] if self.slstm_at else []))
 
     def module_classes(self) -> tuple[str, ...]:
@@ -113,7 +115,7 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
         return tuple(names)
 
     def rules(self) -> Iterator[Problem]:
-        """Check ranges, names, positions, and that fields of absent kinds of blocks are not set."""
+        """Check value ranges, allowed values and block indices, and that no field of an absent block type is set."""
         yield from super().rules()
         yield from self._place_rules()
         yield from at_least(self, 0, "slstm_conv1d_kernel_size")
@@ -146,13 +148,13 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the field
             yield Problem({"slstm_at": self.slstm_at}, f"lists block {either(twice)} more than once")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
-        """Also check that the feed-forward width divides over the tensor-parallel devices."""
+        """Also check that the feed-forward width is divisible by the number of tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         if self.slstm_at:
             yield from splits(self, "slstm_proj_factor", tensor_parallel, self.ff_dim(), "feed-forward width")
 
     def longer_stack(self, num_blocks: int) -> str:
-        """Return what to type for a longer stack with the same pattern."""
+        """Return the settings for a longer stack with the same pattern, as text for the fix of a problem."""
         period = self.scan_period()
         first = [block for block in self.slstm_at if block < period]
         if num_blocks > 1000:

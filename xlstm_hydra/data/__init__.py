@@ -1,4 +1,4 @@
-"""Token sources, and batches of their examples."""
+"""Corpora of training and validation examples, and batches of these examples."""
 
 from ._batches import Batches as Batches
 from ._batches import spread_batches as spread_batches

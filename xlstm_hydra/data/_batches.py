@@ -1,4 +1,4 @@
-"""Batches of examples: shuffled, split over processes, and resumable. Examples are loaded with grain."""
+"""Batches of examples: shuffled, split over processes, and resumable. Examples are loaded with Grain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._corpus import Example, Source
 
 
 class _Rows:
-    """The examples of one process: the same rows, in the same order, of every global batch from `first_batch` on."""
+    """The examples that one process loads: the given rows of every global batch, starting with batch `first_batch`."""
 
     def __init__(self, examples: Any, batch_size: int, rows: Sequence[int], first_batch: int) -> None:
         self._examples, self._batch, self._rows, self._first = examples, batch_size, rows, first_batch
@@ -28,8 +28,8 @@ class _Rows:
 
 
 class Batches:
-    """Infinite iterator over the batches of one process. Its position is the number of batches taken, which is the same
-    in all processes."""
+    """Infinite iterator over the batches of one process. The position of the iterator is the number of batches already
+    returned, which is the same in all processes."""
 
     def __init__(self, examples: Any, batch_size: int, rows: Sequence[int], prefetch: int) -> None:
         self._examples, self._batch, self._rows, self._prefetch = examples, batch_size, rows, prefetch
@@ -45,11 +45,11 @@ class Batches:
 
     @property
     def position(self) -> int:
-        """Number of batches taken since the beginning of the data."""
+        """Number of batches returned since the beginning of the data."""
         return self._position
 
     def seek(self, position: int) -> None:
-        """Move to the position after the first `position` batches."""
+        """Set the position: the next batch is the one after the first `position` batches of the data."""
         rows = grain.MapDataset.source(_Rows(self._examples, self._batch, self._rows, position))
         threads, buffered = (1, self._prefetch * len(self._rows)) if self._prefetch else (0, 0)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
@@ -58,35 +58,35 @@ class Batches:
 
 
 def train_batches(corpus: Source, config: DataConfig, batch_size: int, rows: Sequence[int] | None = None) -> Batches:
-    """Return infinite training batches, reshuffled in every epoch.
+    """Return an infinite iterator over training batches. The examples are reshuffled in every epoch.
 
-    The examples of a global batch do not depend on the number of processes or on the rows that each one loads.
+    The examples of a global batch do not depend on the number of processes or on the rows that each process loads.
 
     Args:
         corpus: the examples.
-        config: its `seed` determines the order, and `prefetch` the number of batches to load ahead.
-        batch_size: examples per step over all processes.
-        rows: rows of each global batch that this process loads. None: all.
+        config: `seed` determines the order of the examples, and `prefetch` the number of batches to load ahead.
+        batch_size: examples per global batch, which is split over all processes.
+        rows: rows of each global batch that this process loads. None: all rows.
 
     Returns:
-        Batches with the arrays of an `Example`, each of shape `[len(rows), context_length]`.
+        Iterator over dicts with the arrays of an `Example`, each of shape `[len(rows), context_length]`.
     """
     examples = grain.MapDataset.source(corpus).seed(config.seed).shuffle().repeat()
     return Batches(examples, batch_size, range(batch_size) if rows is None else rows, config.prefetch)
 
 
 def spread_batches(corpus: Source, batch_size: int, count: int, rows: Sequence[int] | None = None) -> Iterator[Example]:
-    """Yield batches of examples that are evenly spread over the corpus and always the same. An incomplete batch is
-    padded.
+    """Yield batches of evenly spaced examples of the corpus, the same in every call. If the last batch is incomplete,
+    it is padded with examples that the loss ignores.
 
     Args:
         corpus: the examples.
-        batch_size: examples per batch over all processes.
+        batch_size: examples per global batch, which is split over all processes.
         count: maximum number of batches.
-        rows: rows of each global batch to load. None: all.
+        rows: rows of each global batch that this process loads. None: all rows.
 
     Yields:
-        Batches with the arrays of an `Example`, each of shape `[len(rows), context_length]`.
+        Dicts with the arrays of an `Example`, each of shape `[len(rows), context_length]`.
     """
     wanted = min(count * batch_size, len(corpus))
     chosen = np.linspace(0, len(corpus) - 1, wanted).round().astype(int)

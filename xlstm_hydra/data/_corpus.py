@@ -25,24 +25,26 @@ from ._files import find_documents, show_path
 Example = dict[str, np.ndarray]
 
 SEPARATOR = 0
-"""Token before every document."""
+"""Token inserted before each document."""
 
 ENTROPY_SAMPLE = 1 << 24
 """Maximum number of bytes used to estimate the unigram entropy."""
 
 
 class Source(Protocol):
-    """Random access to examples."""
+    """A collection of examples with random access by index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Example: ...
 
 
 class ByteCorpus:
-    """Documents as one stream of bytes, split into examples. Files are read when an example needs them.
+    """Files concatenated to one stream of bytes, whose range [start, stop) is split into examples. A file is read only
+    when an example needs it.
 
-    The inputs of example i are the bytes [start + i * length, start + (i + 1) * length) of the stream, so each byte of
-    the range except the first is a target exactly once.
+    The inputs of example i are the bytes [start + i * length, start + (i + 1) * length) of the stream, so each byte in
+    the range except the first is a target exactly once. If the last example is incomplete, it is padded if `pad` is
+    True, and dropped otherwise.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class ByteCorpus:
         return _example(tokens, documents)
 
     def read(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens [begin, end) of the stream, and the number of the document of each token. Documents are
-        numbered from 1 within the range."""
+        """Return the tokens [begin, end) of the stream, and the document number of each token. The first document in
+        this range has number 1."""
         first = int(np.searchsorted(self._offsets, begin, side="right")) - 1
         tokens = np.full(end - begin, SEPARATOR, np.int32)
         documents = np.zeros(end - begin, np.int32)
@@ -86,12 +88,14 @@ class ByteCorpus:
     """Name of a token in messages."""
 
     def fingerprint(self) -> str:
-        """Return a digest that changes if tokens may have moved: if a file is added, removed, renamed or resized."""
+        """Return a hash that changes if a file is added, removed, renamed or resized, or if the stream is split into
+        other examples. It does not depend on the contents of the files."""
         record = [self._length, self._start, self._stop, self._names, self._offsets.tolist()]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def unigram_entropy(self) -> float:
-        """Return the entropy of the byte frequencies, in bits per byte. A unigram model cannot have a lower loss."""
+        """Return the entropy of the byte frequencies in bits per byte, estimated from the first `ENTROPY_SAMPLE` bytes.
+        A unigram model cannot have a lower loss."""
         tokens, _ = self.read(self._start, min(self._stop, self._start + ENTROPY_SAMPLE))
         counts = np.bincount(tokens, minlength=256)
         shares = counts[counts > 0] / counts.sum()
@@ -99,7 +103,7 @@ class ByteCorpus:
 
 
 def _example(tokens: np.ndarray, documents: np.ndarray) -> Example:
-    """Return an example, given length + 1 tokens and the document number of each token (0: padding)."""
+    """Build an example from `context_length + 1` tokens and the document number of each token (0: padding)."""
     borders = np.diff(documents[:-1], prepend=-1) != 0
     return {"inputs": tokens[:-1], "targets": tokens[1:], "document_borders": borders, "loss_mask": documents[1:] > 0}
 
@@ -114,7 +118,7 @@ def _read_bytes(file: Path, offset: int, count: int) -> np.ndarray:
 
 
 class SyntheticCorpus:
-    """Sequences that each repeat their own random motif, generated on demand."""
+    """Token sequences generated on demand. Each sequence repeats its own random motif."""
 
     def __init__(self, config: SyntheticDataConfig, length: int, vocab_size: int, start: int, stop: int) -> None:
         self._config, self._length, self._vocab_size = config, length, vocab_size
@@ -133,12 +137,12 @@ class SyntheticCorpus:
     """Name of a token in messages."""
 
     def fingerprint(self) -> str:
-        """Return a digest of everything that the examples depend on."""
+        """Return a hash of everything that the examples depend on."""
         record = [self._config.to_dict(), self._length, self._vocab_size, self._start, self._stop]
         return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
     def unigram_entropy(self) -> float:
-        """Return the entropy of the token frequencies, which are uniform, in bits per token."""
+        """Return the entropy of the token frequencies in bits per token. All tokens are equally likely."""
         return math.log2(self._vocab_size)
 
 
@@ -146,10 +150,10 @@ Corpus = ByteCorpus | SyntheticCorpus
 
 
 def open_corpus(config: DataConfig, context_length: int, vocab_size: int) -> tuple[Corpus, Corpus]:
-    """Return the training and the validation examples of a corpus.
+    """Return the training examples and the validation examples of a corpus.
 
     Raises:
-        ConfigError: there are no files at `data.path`, or they have too few bytes.
+        ConfigError: no files were found, a file cannot be read, or the files have too few bytes.
     """
     if isinstance(config, SyntheticDataConfig):
         count = config.num_examples
@@ -176,7 +180,7 @@ def open_whole_corpus(config: DataConfig, context_length: int, vocab_size: int) 
     """Return all examples of a corpus, without a validation split.
 
     Raises:
-        ConfigError: there are no files at `data.path`, or they have too few bytes.
+        ConfigError: no files were found, a file cannot be read, or the files have too few bytes.
     """
     if isinstance(config, SyntheticDataConfig):
         return SyntheticCorpus(config, context_length, vocab_size, 0, config.num_examples)

@@ -1,4 +1,4 @@
-"""The files of a corpus, in an order that depends only on their names. Names may contain any bytes."""
+"""The files of a corpus, ordered by the hashes of their relative paths. File names may contain any bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xlstm_hydra.problems import ConfigError, Problem
 log = logging.getLogger("xlstm_hydra")
 
 _SKIPPED = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
-"""Folders of the standard library that are excluded from the corpus."""
+"""Folders of the Python standard library that are excluded from the corpus."""
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -31,10 +31,10 @@ _FIX = "Give a file, a folder with files in it, or a glob such as 'books/**/*.tx
 
 
 def find_documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]:
-    """Return the root folder of a corpus, its files, and their sizes in bytes.
+    """Return the root folder of a corpus, the files in it, and the file sizes in bytes.
 
     Raises:
-        ConfigError: there are no files at `data.path`, or some cannot be read.
+        ConfigError: no files were found, or a file cannot be read.
     """
     if isinstance(config, TextDataConfig):
         with_key = {"data.path": config.path}
@@ -55,7 +55,7 @@ def find_documents(config: ByteDataConfig) -> tuple[Path, list[Path], list[int]]
 
 
 def show_path(path: Path | str) -> str:
-    """Return a path as printable text on one line, whatever bytes its name contains."""
+    """Return a path as one line of printable text. Other characters and bytes are escaped."""
     text = _bytes(str(path)).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else repr(text)[1:-1]
 
@@ -65,7 +65,10 @@ def _bytes(name: str) -> bytes:
 
 
 def _text_files(path: str) -> tuple[Path, list[Path]]:
-    """Return the root folder of a path, and the paths below it that may be files."""
+    """Return the root folder of the corpus at `data.path`, and the paths in it that may be regular files.
+
+    `path` is a file, a folder, or a glob.
+    """
     expanded = Path(os.path.expanduser(path))
     if glob.has_magic(path) and not os.path.lexists(expanded):
         plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), expanded.parts))
@@ -84,7 +87,8 @@ def _text_files(path: str) -> tuple[Path, list[Path]]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """Return the paths that match a glob and are not folders. A file reached through several links is listed once."""
+    """Return the paths that match a glob and are not folders. A file that matches through several linked folders is
+    listed once."""
     found: dict[str, Path] = {}
     for name in sorted(glob.glob(pattern, recursive=True)):
         if not os.path.isdir(name):
@@ -93,7 +97,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _walk(root: Path) -> list[Path]:
-    """Return all paths below a folder that are not folders. Links are followed, hidden names are skipped."""
+    """Return all paths below a folder that are not folders. Links to folders are followed, and hidden names skipped."""
     files, seen = [], set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
         real = os.path.realpath(folder)
@@ -109,10 +113,11 @@ def _raise(error: OSError) -> None:
 
 
 def _sizes(given: dict[str, str], files: Iterable[Path]) -> Iterator[tuple[Path, int]]:
-    """Yield the files with their sizes. Paths that are not regular files, such as FIFOs, are skipped with a warning.
+    """Yield each file with its size in bytes. Paths that are not regular files, such as FIFOs, are skipped with a
+    warning.
 
     Raises:
-        ConfigError: some files cannot be read.
+        ConfigError: a file cannot be read.
     """
     unreadable, others = [], []
     for file in files:

@@ -1,4 +1,4 @@
-"""The devices of a run: their number, speed and memory, simulated devices, and the processes that share them."""
+"""The devices of a run: their number, speed and memory, simulated devices, and the processes that use the devices."""
 
 from ._detected import DetectedDevices as DetectedDevices
 from ._detected import detect_devices as detect_devices

@@ -1,4 +1,4 @@
-"""The devices that JAX detects, and the memory that it reports."""
+"""Devices detected by JAX, and their memory."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ import jax
 from ._processes import gather_texts
 
 MEMORY = "xlstm_hydra/memory"
-"""Key of the memory of each process in the key-value store of process 0."""
+"""Key in the key-value store of process 0 under which the processes publish the memory of their devices."""
 
 
 @dataclass(frozen=True)
 class DetectedDevices:
-    """The devices as reported by JAX."""
+    """The devices of a run as reported by JAX."""
 
     kind: str
-    """JAX's name of the kind of device, such as `NVIDIA H100 80GB HBM3`."""
+    """`device_kind` in JAX, such as `NVIDIA H100 80GB HBM3`."""
     platform: str
-    """JAX's name of the platform: `cpu`, `gpu` or `tpu`."""
+    """JAX platform, such as `cpu`, `gpu` or `tpu`."""
     number: int
-    """Number of devices of all processes."""
+    """Number of devices in all processes."""
     per_host: int
     """Largest number of devices on one host."""
     own_memory: int | None
-    """Smallest memory of a device, in bytes; None if JAX does not report it."""
+    """Memory in bytes of the device with the least memory; None if JAX does not report the memory of all devices."""
     host_share: float
-    """Bytes of host memory per device, for devices without memory of their own."""
+    """Host memory per device, in bytes, for devices without memory of their own."""
     sharing: int
-    """Number of devices that share a host."""
+    """Largest number of devices that share the memory of one host."""
 
     @classmethod
     def simulated(cls, number: int) -> DetectedDevices:
-        """Return this number of simulated CPU devices on this host."""
+        """Return `number` simulated CPU devices on this host."""
         return cls("cpu", "cpu", number, number, None, host_memory() / number, number)
 
 
 def detect_devices() -> DetectedDevices:
-    """Return the devices of all processes, with the memory known to this process. Starts the devices."""
+    """Return the devices of all processes, with the memory of the devices and of the host of this process. Initializes
+    the devices."""
     devices, local = jax.devices(), len(jax.local_devices())
     limits = _memory_stats("bytes_limit")
     return DetectedDevices(
@@ -58,7 +59,8 @@ def detect_devices() -> DetectedDevices:
 
 
 def detect_in_all_processes() -> DetectedDevices:
-    """Return the devices with the smallest memory over all processes. All processes must call this."""
+    """Return the devices of all processes, with the smallest memory that any process has. All processes must call this
+    function."""
     mine = detect_devices()
     memory = {"host": socket.gethostname(), "devices": mine.sharing, "own": mine.own_memory, "shared": host_memory()}
     processes = [json.loads(text) for text in gather_texts(MEMORY, json.dumps(memory))]
@@ -75,19 +77,22 @@ def detect_in_all_processes() -> DetectedDevices:
 
 
 def peak_memory() -> int | None:
-    """Return the highest peak memory of the devices of this process, in bytes; None if JAX does not report it."""
+    """Return the peak memory in bytes of the device with the highest peak in this process; None if JAX does not report
+    peak memory."""
     peaks = _memory_stats("peak_bytes_in_use")
     return None if peaks is None else max(peaks)
 
 
 def host_memory() -> int:
-    """Return the memory of this host, in bytes."""
+    """Return the total memory of this host, in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def host_of(device: Any) -> int:
-    """Return a number that is equal for devices with fast links to each other: the host of the device, or its process
-    if the host is unknown."""
+    """Return the number of the host of a device. Devices with the same host number have fast links to each other.
+
+    This is the slice index of a GPU if JAX reports the slice index, and the process index of any other device.
+    """
     if device.platform in ("gpu", "cuda", "rocm"):
         for name in ("slice_index", "partition_index"):  # JAX has used both names
             if getattr(device, name, None) is not None:
@@ -96,7 +101,8 @@ def host_of(device: Any) -> int:
 
 
 def _memory_stats(name: str) -> list[int] | None:
-    """Return a memory statistic of each device of this process; None unless JAX reports it for all of them."""
+    """Return the memory statistic `name` of each device of this process, in bytes; None unless JAX reports the
+    statistic for all devices."""
     found = [(device.memory_stats() or {}).get(name) for device in jax.local_devices()]
     known = [figure for figure in found if figure is not None]
     return known if len(known) == len(found) else None

@@ -1,4 +1,4 @@
-"""Speed and memory figures of devices: for all known kinds, and for the devices of a run."""
+"""Speed and memory of devices: of all known device kinds, and of the devices of a run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ._detected import DetectedDevices, detect_in_all_processes
 
 
 def known_devices() -> Mapping[str, DeviceConfig]:
-    """Return the figures of all known kinds of devices by name: from `conf/device` and, if Hydra is running, from the
-    user's own options."""
+    """Return the speed and memory of all known devices, by option name in the config group `device`. If Hydra is
+    running, the user's own options are included."""
     return _ours() if hooks.known_devices is None else hooks.known_devices()
 
 
@@ -33,19 +33,26 @@ def _ours() -> Mapping[str, DeviceConfig]:
 
 
 def device_here(chosen: DeviceConfig | None) -> DeviceConfig:
-    """Return the figures of the devices present, with their real memory. All processes must call this.
+    """Return the speed and the actual memory of the detected devices; see `device_of`. All processes must call this
+    function.
 
     Args:
-        chosen: the figures in the config; None: detect the kind of device.
+        chosen: the device in the config. None: look up the detected kind of device.
     """
     return device_of(detect_in_all_processes(), chosen)
 
 
 def device_of(detected: DetectedDevices, chosen: DeviceConfig | None) -> DeviceConfig:
-    """Return the figures of detected devices: the chosen ones, otherwise those of their kind. An unknown kind has speed
-    0. The memory is the real one, or the chosen one if that is smaller.
+    """Return the speed and memory of detected devices.
 
-    If the memory is unknown, or if the devices are simulated, they share the memory and the speed of their host.
+    The speed is that of `chosen` or, if `chosen` is None, of the known device of the detected kind; an unknown kind has
+    speed 0. The memory is the detected memory, or the memory of `chosen` if that is smaller. If JAX does not report the
+    memory of an accelerator, the memory of the known device is used; CPU devices and unknown devices then share the
+    memory and the speed of their host.
+
+    Args:
+        detected: the detected devices.
+        chosen: the device in the config. None: look up the detected kind of device.
     """
     known = chosen or next((each for each in known_devices().values() if detected.kind in each.kinds), None)
     figures = known or _unknown(detected)
@@ -63,7 +70,7 @@ def device_of(detected: DetectedDevices, chosen: DeviceConfig | None) -> DeviceC
 
 
 def _unknown(detected: DetectedDevices) -> DeviceConfig:
-    platform = detected.platform if detected.platform in PLATFORMS else "gpu"  # devices of a JAX plugin
+    platform = detected.platform if detected.platform in PLATFORMS else "gpu"  # the platform of a JAX plugin
     speeds = dict.fromkeys(SPEEDS, 0.0)
     return DeviceConfig(
         name=detected.kind, platform=platform, kinds=[detected.kind], memory_gib=1, devices_per_host=1, **speeds

@@ -1,4 +1,4 @@
-"""Several processes that train one model: they connect, share a folder, and exit together."""
+"""Runs with several processes: the processes connect, agree on the run folder, and exit together."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ FAILURE, FOLDER, END = "xlstm_hydra/failure", "xlstm_hydra/folder", "xlstm_hydra
 """Keys in the key-value store of process 0."""
 
 POLL_SECONDS = 1.0
-"""Seconds between two checks for a failure of another process."""
+"""Interval in seconds between checks for a failure of another process."""
 
 SHARED_SECONDS = 15.0
-"""Seconds until a folder created by process 0 must be visible to the other processes."""
+"""Timeout in seconds for a folder created by process 0 to become visible to the other processes."""
 
 AGREE_SECONDS = 60.0
-"""Seconds that a process waits for a value from another process."""
+"""Timeout in seconds for a value from another process."""
 
 _numbers = itertools.count()
-"""Numbers of the operations that all processes do in the same order. They make the keys in the store unique."""
+"""Counter of the operations that all processes perform in the same order. It makes the keys in the store unique."""
 
 _inside: ContextVar[bool] = ContextVar("inside", default=False)
-"""True inside `together`."""
+"""True inside the context manager `together`."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM was received, and no `xlstm_hydra.preemption.watched` handles it."""
+    """Raised on SIGTERM, unless `xlstm_hydra.preemption.watched` handles the signal."""
 
 
 class Failure(NamedTuple):
-    """The reason why a process exits, as published to the other processes."""
+    """The reason why process number `process` exits, as published to the other processes."""
 
     process: int
     status: int
@@ -62,12 +62,12 @@ class Failure(NamedTuple):
 
 
 def join(config: DistributedConfig) -> None:
-    """Connect to the other processes, if there are any. Must be called before anything that uses a device.
+    """Connect to the other processes of the run, if there are any. Must be called before JAX initializes the devices.
 
-    The process exits with status 1 if the others do not connect within `initialization_timeout_seconds`.
+    The process exits with status 1 if not all processes connect within `initialization_timeout_seconds`.
 
     Raises:
-        ConfigError: process 0 cannot open its port.
+        ConfigError: process 0 cannot open the port of `coordinator_address`.
     """
     process = config.process_info(os.environ)
     if config.name == "auto" and (idle := idle_tasks(os.environ)):
@@ -89,7 +89,7 @@ def join(config: DistributedConfig) -> None:
             process.num_processes,
             process.process_id,
             local_device_ids=process.local_device_ids,
-            cluster_detection_method="deactivate",  # cluster detection gives each process one GPU
+            cluster_detection_method="deactivate",  # cluster detection would give each process one GPU
             initialization_timeout=patience + 30,  # longer than the timer, because JAX aborts without a useful message
             heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
             shutdown_timeout_seconds=patience,
@@ -99,7 +99,7 @@ def join(config: DistributedConfig) -> None:
 
 
 def _refuse_taken_port(address: str) -> None:
-    """Raise an error if the port is in use. JAX would crash with a segmentation fault."""
+    """Raise a `ConfigError` if the port is in use, because JAX would crash with a segmentation fault."""
     port = int(address.rpartition(":")[2])
     dual = socket.has_dualstack_ipv6()
     try:
@@ -123,25 +123,26 @@ def _give_up(process: ProcessInfo, seconds: int) -> NoReturn:
 
 
 def next_key(name: str) -> str:
-    """Return a unique key in the store for the next operation that all processes do."""
+    """Return a unique key in the store for an operation of all processes. All processes must call this function in the
+    same order, so that their keys are equal."""
     return f"{name}/{next(_numbers)}"
 
 
 def is_distributed() -> bool:
-    """True if there are other processes. Starts no device."""
+    """True if the run has several processes. Does not initialize the devices."""
     return runtime.num_processes() > 1
 
 
 def is_first() -> bool:
-    """True for process 0, which writes files and logs. Starts no device."""
+    """True in process 0, which writes files and logs. Does not initialize the devices."""
     return runtime.process_id() == 0
 
 
 def broadcast_text(key: str, text: str) -> str:
-    """Return the text of process 0. All processes must call this, each with its own text.
+    """Return the text that process 0 passes to this function, which all processes must call.
 
     Raises:
-        RuntimeError: process 0 has not published its text within `AGREE_SECONDS`.
+        RuntimeError: process 0 has not published the text within `AGREE_SECONDS`.
     """
     if not is_distributed():
         return text
@@ -153,7 +154,7 @@ def broadcast_text(key: str, text: str) -> str:
 
 
 def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[str]:
-    """Return the texts of all processes, ordered by process. All processes must call this, each with its own text.
+    """Return the texts that the processes pass to this function, ordered by process. All processes must call this.
 
     Raises:
         RuntimeError: a process has not published its text within `seconds`.
@@ -166,10 +167,11 @@ def gather_texts(key: str, text: str, seconds: float = AGREE_SECONDS) -> list[st
 
 
 def agree_on_folder(folder: Path) -> Path:
-    """Return the run folder of process 0 in all processes. With several processes, process 0 creates it.
+    """Return the run folder of process 0. With several processes, all processes must call this function, and process 0
+    creates the folder.
 
     Raises:
-        FileNotFoundError: the folder is not visible to this process.
+        FileNotFoundError: the folder is not visible to this process within `SHARED_SECONDS`.
     """
     if not is_distributed():
         return folder
@@ -188,11 +190,11 @@ def agree_on_folder(folder: Path) -> Path:
 
 @contextmanager
 def together(config: DistributedConfig) -> Iterator[None]:
-    """Connect all processes, and make them exit together if one fails. All processes must do the same inside.
+    """Context manager that connects all processes, and makes all exit if one fails. All must execute the same code.
 
-    A process that fails prints the reason, and all processes exit immediately. They do not return, because Python's own
-    exit would wait for the failed process, and the others would wait in their next collective. With one process, or
-    inside another `together`, nothing changes. The processes stay connected until Python exits.
+    A process that fails prints the reason, and all processes exit immediately, without unwinding: a normal Python exit
+    would wait for the failed process, and the other processes would hang in their next collective. With one process, or
+    inside another `together`, the context has no effect. The processes stay connected until Python exits.
 
     Raises:
         Preempted: all processes have agreed to stop, and the run is saved.
@@ -224,7 +226,7 @@ def together(config: DistributedConfig) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Make SIGTERM interrupt the program like Ctrl-C, unless it has its own handler, as training does."""
+    """Context manager in which SIGTERM raises `Terminated` in the main thread, unless SIGTERM already has a handler."""
     is_free = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
@@ -241,7 +243,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
-    """Publish and print the error, and exit."""
+    """Publish and print the error, and exit the process."""
     _end_undisturbed()
     process = config.process_info(os.environ)
     number = process.process_id if process else 0
@@ -262,12 +264,12 @@ def _end(error: BaseException, config: DistributedConfig) -> NoReturn:
             print(f"{head}: {text}", file=sys.stderr)
     if number == 0:
         sys.stderr.flush()
-        time.sleep(3 * POLL_SECONDS)  # the others read the failure from this process
+        time.sleep(3 * POLL_SECONDS)  # process 0 hosts the store in which the other processes find the failure
     _leave(failure.status)
 
 
 def _end_undisturbed() -> None:
-    """Ignore further signals: exiting takes a few seconds at most."""
+    """Ignore further signals while the process exits, which takes a few seconds at most."""
     if threading.current_thread() is threading.main_thread():
         for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
@@ -290,7 +292,7 @@ def _failure_of(error: BaseException, number: int) -> Failure:
 
 
 def _publish(failure: Failure) -> Failure:
-    """Publish a failure to all processes. Returns the first published failure, which caused the others."""
+    """Publish a failure to all processes. Return the failure that was published first, which caused all others."""
     try:
         runtime.publish(FAILURE, json.dumps(failure))
         return failure
@@ -307,17 +309,17 @@ def announce_end(status: int, text: str) -> None:
     """Publish to the other processes why this process is about to exit.
 
     Args:
-        status: its exit status.
-        text: the message.
+        status: exit status of this process.
+        text: reason for the exit.
     """
     number = runtime.process_id()
     _within(POLL_SECONDS, lambda: _publish(Failure(number, status, text)))
     if number == 0:
-        time.sleep(1.5 * POLL_SECONDS)  # the others read it from this process
+        time.sleep(1.5 * POLL_SECONDS)  # as in `_end`
 
 
 def _end_with_others(done: threading.Event) -> None:
-    """Exit if another process fails. The main thread may be waiting for that process in a collective."""
+    """Exit if another process fails. Runs in a thread, as the main thread may wait for that process in a collective."""
     number = runtime.process_id()
     while not done.wait(POLL_SECONDS):
         failure = _published()
@@ -340,7 +342,7 @@ def _leave(status: int) -> NoReturn:
 
 
 def _within(seconds: float, function: Callable[[], Failure]) -> Failure | None:
-    """Return the result of a call that may hang; None after a timeout."""
+    """Call a function that may hang, and return the result; None after a timeout of `seconds`."""
     results: list[Failure] = []
     thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Selection of the devices that JAX uses in this process: those of a run, simulated devices, or only the CPU."""
+"""Selection of the devices that JAX uses in this process: the devices of a run, simulated devices, or only the CPU."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from xlstm_hydra.problems import ConfigError, Problem
 from ._processes import join
 
 _real: dict[str, object] = {}
-"""Original values of the JAX settings that a run of this process has changed."""
+"""Original values of the JAX settings that runs in this process have changed."""
 
 
 def start_devices(run: RunConfig) -> None:
-    """Start the devices of a run in all its processes, and check that its layout fits them.
+    """Connect the processes of a run, initialize the devices, and check that the config fits the devices. All processes
+    of the run must call this function.
 
     Raises:
-        ConfigError: JAX cannot start the devices, or the config does not fit their number or kind. Lists every broken
-            rule.
+        ConfigError: JAX cannot initialize the devices, or the config does not fit the number or the platform of the
+            devices. The error lists all violated rules.
     """
     join(run.distributed)
     wanted: dict[str, object] = {}
@@ -38,10 +39,10 @@ def start_devices(run: RunConfig) -> None:
 
 
 def _device_count() -> int:
-    """Start the devices and return their number.
+    """Initialize the devices, and return the number of devices in all processes.
 
     Raises:
-        ConfigError: JAX cannot start them.
+        ConfigError: JAX cannot initialize the devices.
     """
     try:
         return jax.device_count()
@@ -53,14 +54,14 @@ def _device_count() -> int:
 
 
 def simulate_devices(number: int) -> None:
-    """Use this number of simulated CPU devices, and no other devices."""
+    """Make JAX use `number` simulated CPU devices, and no other devices."""
     _change(_simulated(number))
 
 
 @contextmanager
 def no_accelerator() -> Iterator[None]:
-    """Use only the CPU inside. Tracing creates a few constants, for which JAX would otherwise reserve the memory of a
-    GPU. The previous devices are available again afterwards."""
+    """Context manager in which JAX uses only the CPU, for tracing. Tracing creates a few constants, for which JAX would
+    otherwise reserve GPU memory. Afterwards, JAX can use the previous devices again."""
     before, had_devices = jax.config.values["jax_platforms"], backends_are_initialized()
     if before == "cpu" and had_devices:
         yield
@@ -78,14 +79,14 @@ def _simulated(number: int) -> dict[str, object]:
 
 
 def _change(wanted: Mapping[str, object]) -> None:
-    """Change the JAX settings to `wanted`, and reset all others that earlier runs have changed."""
+    """Change the JAX settings in `wanted`, and restore all other settings that earlier runs changed."""
     for name in wanted:
         _real.setdefault(name, jax.config.values[name])
     _set({**_real, **wanted})
 
 
 def _set(wanted: Mapping[str, object]) -> None:
-    """Change JAX settings, even if an earlier job of the same sweep has already started its devices."""
+    """Change JAX settings, even if an earlier job of the same sweep has already initialized the devices."""
     if all(jax.config.values[name] == value for name, value in wanted.items()):
         return
     if jax.distributed.is_initialized() and backends_are_initialized():

@@ -1,4 +1,4 @@
-"""Processes of a run, and the key-value store of process 0."""
+"""Number of this process, number of processes, and the key-value store that process 0 hosts for all processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 from xlstm_hydra._jax_internals import distributed_state
 
 PREEMPTION_SERVICE = "jax_enable_preemption_service"
-"""Setting of JAX that makes SIGTERM only set a flag for the program to query."""
+"""JAX setting with which SIGTERM does not end the process, but sets a flag that the program can query."""
 
 
 def leave_sigterm_alone() -> None:
@@ -19,26 +19,26 @@ def leave_sigterm_alone() -> None:
 
 
 def process_id() -> int:
-    """Number of this process. Starts no device, unlike `jax.process_index`."""
+    """Return the number of this process. Does not initialize the devices, unlike `jax.process_index`."""
     return distributed_state().process_id
 
 
 def num_processes() -> int:
-    """Number of connected processes. Starts no device, unlike `jax.process_count`."""
+    """Return the number of connected processes. Does not initialize the devices, unlike `jax.process_count`."""
     return distributed_state().num_processes if _store() is not None else 1
 
 
 def publish(key: str, text: str) -> None:
-    """Publish a text to all processes.
+    """Publish a text to all processes, under a new key.
 
     Raises:
-        RuntimeError: the key already exists, or process 0 is gone.
+        RuntimeError: the key already exists, or process 0 has exited.
     """
     _store().key_value_set(key, text)
 
 
 def published(key: str) -> str | None:
-    """Return the text published under a key; None if there is none or process 0 is gone."""
+    """Return the text published under a key; None if the key does not exist, or process 0 has exited."""
     try:
         return _store().key_value_try_get(key)
     except RuntimeError:
@@ -46,7 +46,7 @@ def published(key: str) -> str | None:
 
 
 def wait_for(key: str, seconds: float) -> str:
-    """Wait for the text published under a key, and return it.
+    """Wait until a text is published under a key, and return the text.
 
     Raises:
         RuntimeError: the key was not published within `seconds`.
@@ -55,14 +55,14 @@ def wait_for(key: str, seconds: float) -> str:
 
 
 def wait_for_all(name: str, seconds: float) -> None:
-    """Wait until all processes have reached the barrier of this name.
+    """Wait until all processes have reached the barrier `name`.
 
     Raises:
-        RuntimeError: a process has not reached it within `seconds`, or is gone.
+        RuntimeError: a process has not reached the barrier within `seconds`, or has exited.
     """
     _store().wait_at_barrier(name, round(1000 * seconds))
 
 
 def _store() -> Any:
-    """The client of the key-value store."""
+    """Return the client of the key-value store; None if the processes are not connected."""
     return distributed_state().client

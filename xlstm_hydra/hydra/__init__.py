@@ -1,4 +1,4 @@
-"""Hydra integration: search path, overrides, composition, and the checked config of a run."""
+"""Hydra integration: search path, overrides, composition, and conversion to a checked `RunConfig`."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,7 @@ _NAMES = {
     "_split": "check_basic_sweep first_point split",
     "_unreadable": "unreadable",
 }
-"""Public names by module. A module is imported when one of its names is first used: `--cfg job` needs few of them."""
+"""Public names by module. Modules are imported lazily, on first use of one of their names: `--cfg job` needs few."""
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 

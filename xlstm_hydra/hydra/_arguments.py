@@ -1,4 +1,4 @@
-"""Arguments that we add to those of Hydra: --from RUN[@STEP], resume=RUN[@STEP], and --lenient with either."""
+"""Command-line arguments that Hydra does not have: --from RUN[@STEP], resume=RUN[@STEP], and --lenient with either."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _LENIENT_FIELD = "checkpoint.lenient"
 
 
 def parse_known_flags(arguments: Sequence[str] | None = None) -> Any:
-    """Parse the flags that Hydra knows, and ignore the others.
+    """Parse Hydra's flags, and ignore unknown flags.
 
     Args:
-        arguments: of the command. None: those of this process.
+        arguments: command-line arguments. None: `sys.argv[1:]`.
 
     Raises:
-        ConfigError: the value of a flag is missing or wrong.
+        ConfigError: the value of a flag is missing or invalid.
     """
     parser = get_args_parser()
     parser.error = _refuse_flag
@@ -44,7 +44,11 @@ def parse_known_flags(arguments: Sequence[str] | None = None) -> Any:
 
 
 def _refuse_flag(message: str) -> NoReturn:
-    """Raise an error of argparse as a `ConfigError`. argparse itself would also print the usage of all flags."""
+    """Raise a `ConfigError` for an argparse error message. argparse itself would also print the usage of all flags.
+
+    Raises:
+        ConfigError: always.
+    """
     match = _FLAG_FAULT.fullmatch(message)
     flag, rule = (match[1] or "", match[2]) if match else ("", message)
     if wrong := _WRONG_CHOICE.fullmatch(rule):
@@ -60,23 +64,24 @@ def _refuse_flag(message: str) -> NoReturn:
 _FLAG_FAULT = re.compile(r"(?:argument ([^/: ]+)\S*: )?(.*)")
 _WRONG_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 _NO_VALUE = re.compile(r"ignored explicit argument '(.*)'")
-"""Error messages of argparse."""
+"""argparse error messages."""
 
 
 def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], list[str]]) -> list[str]:
-    """Replace `--from RUN[@STEP]` or `resume=RUN[@STEP]` in the arguments by overrides.
+    """Replace `--from RUN[@STEP]` or `resume=RUN[@STEP]` with the equivalent overrides.
 
-    `--from` starts a new run with the config of a saved one. `resume` continues a saved run, in its folder unless
-    `hydra.run.dir` is set. Parts of the saved config that are left out are reported on stderr. `--lenient` ignores
-    unknown fields of the saved metadata.
+    `--from` starts a new run with the config of a saved run. `resume` continues a saved run, in its run folder unless
+    `hydra.run.dir` is set. Parts of the saved config that are not used are reported on stderr. `--lenient` ignores
+    unknown fields in the saved metadata.
 
     Args:
-        arguments: of the command.
-        primary_search_path: returns the `hydra.searchpath` of the primary config, which the new override of that key
-            must contain too.
+        arguments: command-line arguments.
+        primary_search_path: returns the `hydra.searchpath` of the primary config. The returned overrides replace
+            `hydra.searchpath`, so they must include these entries.
 
     Raises:
-        ConfigError: there is no such checkpoint, or a config source on the command line cannot be read.
+        ConfigError: the checkpoint does not exist, a config source on the command line cannot be read, or the flags
+            are invalid.
     """
     key, source, rest = _take_source([text for text in arguments if text != LENIENT])
     lenient = LENIENT in arguments
@@ -96,7 +101,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
     if key == RESUME and is_sweep(args):
         fix = f"Remove -m. For new runs with its config, use --from {source}; to continue a sweep, resume_sweep=DIR."
         raise ConfigError([Problem({RESUME: source}, "cannot be combined with -m: it continues a single run", fix)])
-    from ._from_checkpoint import overrides_of  # 20 ms, not for other commands
+    from ._from_checkpoint import overrides_of  # takes 20 ms, so only imported if needed
 
     first = rest.index(args.overrides[0]) if args.overrides else len(rest)
     others = [text for text in rest[first:] if text not in typed]
@@ -105,7 +110,7 @@ def expand_from(arguments: Sequence[str], primary_search_path: Callable[[Any], l
 
 
 def _refuse_from_without_run(arguments: list[str]) -> None:
-    """Reject `from=...` without a saved run, unless a folder of the user may have a group of that name."""
+    """Reject `from=...` if no saved run is given, unless the user's config folders may contain a group `from`."""
     if any(text.startswith(("--config-", "-cd", "-cp", "-cn")) for text in arguments):
         return
     chosen = [text for text in arguments if text.lstrip("+").partition("=")[0] in ("from", "from@_global_")]
@@ -119,7 +124,7 @@ def _refuse_from_without_run(arguments: list[str]) -> None:
 
 
 def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
-    """Split arguments into the key `--from` or `resume`, its saved run (None: not given), and the rest."""
+    """Split arguments into the key (`--from` or `resume`), the saved run (None: not given), and the other arguments."""
     sources: list[tuple[str, str]] = []
     rest, texts = [], iter(arguments)
     for text in texts:
@@ -142,10 +147,10 @@ def _take_source(arguments: list[str]) -> tuple[str, str | None, list[str]]:
 
 
 def _restored_leniently(arguments: list[str]) -> list[str]:
-    """Append the override that --lenient means for a run with `checkpoint.restore=...`.
+    """Append `checkpoint.lenient=true`, the equivalent of --lenient for a run with `checkpoint.restore=...`.
 
     Raises:
-        ConfigError: `checkpoint.restore` is not set either.
+        ConfigError: the arguments do not set `checkpoint.restore`.
     """
     if any(text.lstrip("+").startswith(f"{_RESTORE}=") for text in arguments):
         return [*arguments, as_override(_LENIENT_FIELD, True)]
@@ -158,7 +163,7 @@ def _check_flags(arguments: list[str]) -> None:
     """Reject unknown flags.
 
     Raises:
-        ConfigError: with each unknown flag, and the flag or override that may be meant.
+        ConfigError: there are unknown flags. The error lists them, each with a suggested flag or override.
     """
     parser = get_args_parser()
     _, unknown = parser.parse_known_intermixed_args(arguments)
@@ -186,7 +191,7 @@ def _check_flags(arguments: list[str]) -> None:
 
 
 def _sources(override: str) -> list[Any] | None:
-    """Return the list in an override of `hydra.searchpath`. None: null, or a value that Hydra will reject.
+    """Return the list in an override of `hydra.searchpath`; None if the value is null or will be rejected by Hydra.
 
     Raises:
         ConfigError: the value is not a list.
@@ -206,12 +211,12 @@ def _sources(override: str) -> list[Any] | None:
 
 
 def is_sweep(args: Any) -> bool:
-    """True if the parsed arguments ask for a sweep."""
+    """True if the parsed arguments request a sweep."""
     return args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
 
 
 def overrides_first(arguments: Sequence[str]) -> list[str]:
-    """Move all overrides before the flags: Hydra does not accept further overrides after a flag."""
+    """Move all overrides before the flags, because Hydra does not accept overrides on both sides of a flag."""
     overrides = get_args_parser().parse_intermixed_args(list(arguments)).overrides
     rest, flags = iter(overrides), []
     expected = next(rest, None)
@@ -224,7 +229,7 @@ def overrides_first(arguments: Sequence[str]) -> list[str]:
 
 
 def verifies(arguments: Iterable[str]) -> bool:
-    """False if arguments turn off `checkpoint.verify`. The config of `--from` or `resume` is read before anything is
-    composed, so the override must be found without Hydra."""
+    """False if the arguments disable `checkpoint.verify`. Checkpoints named by `--from` or `resume` are read before the
+    config is composed, so the override is parsed here without Hydra."""
     typed = {key: value for key, _, value in (text.lstrip("+").partition("=") for text in arguments)}
     return typed.get("checkpoint.verify", "").lower() not in ("false", "no", "off", "0", "n", "f")

@@ -1,4 +1,4 @@
-"""Compose and check a point of a sweep, or a single run, and collect every mistake. Hydra stops at the first one."""
+"""Compose and check a single run or a point of a sweep, and collect all errors. Hydra stops at the first error."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Point:
     refused: list[Problem]
     """Problems with overrides that cannot be composed."""
     broken: list[Problem]
-    """Rules that the other overrides break."""
+    """Broken rules of the config composed from the remaining overrides."""
     task: str | None
     run: RunConfig
-    """The config, as far as it can be read."""
+    """The config, without values that cannot be read."""
 
     @property
     def problems(self) -> list[Problem]:
@@ -48,22 +48,23 @@ class Point:
 
 
 class _Base(NamedTuple):
-    """The config composed from the options of a point, before single values are set."""
+    """The config composed from the selected options of a point, before overrides of values are applied."""
 
     cfg: DictConfig
     job: DictConfig
-    """The node `hydra`."""
+    """A config that contains only the `hydra` node."""
     problems: list[Problem]
     lost: Collection[str] = ()
-    """Groups whose option was rejected. The config has their defaults, about which no problem is reported."""
+    """Groups whose option was rejected. The config has their default options, whose problems are not reported."""
     composed: Composed | None = None
-    """Locations of the values in the user's files, if they were looked up."""
+    """Locations of values in the user's config files. None: not looked up."""
     references: Mapping[str, str] = MappingProxyType({})
-    """Interpolations that the user sets in the node `hydra`, by key."""
+    """Interpolations that the user sets in the `hydra` node, by key."""
 
 
 class Composer:
-    """Composes and checks points. Options that points share are composed once: they take 50 ms, a value 0.1 ms."""
+    """Composes and checks points. Composing options takes 50 ms, and setting a value 0.1 ms, so each combination of
+    options is composed once, and values are set in copies."""
 
     def __init__(
         self,
@@ -85,10 +86,10 @@ class Composer:
         """Compose and check one point.
 
         Args:
-            overrides: of the point.
-            more: further rules, which are applied if there is no other problem.
-            unread: keys of other overrides on the command line, which could not be parsed.
-            leniently: look for mistakes in the user's files even if there is no other problem.
+            overrides: overrides of the point.
+            more: additional rules, checked only if no other problem is found.
+            unread: keys of command-line overrides that could not be parsed and are not in `overrides`.
+            leniently: look for errors in the user's config files even if no other problem is found.
         """
         readable, unreadable, own = self.readable(overrides)
         several = [override for override in readable if override.is_sweep_override()]
@@ -110,8 +111,16 @@ class Composer:
     def checked(
         self, base: _Base, values: list[Override], wrong: Collection[str]
     ) -> tuple[RunConfig, str | None, list[Problem], list[Problem]]:
-        """Set values in a base. Return the run, its task, the rejected values and the broken rules, without problems
-        that may follow from the keys in `wrong`."""
+        """Set values in a composed base, and check the result.
+
+        Args:
+            base: config composed from the options.
+            values: overrides that set values.
+            wrong: keys that are known to be invalid. Problems that they may cause are not returned.
+
+        Returns:
+            The run, the name of its task, problems with rejected overrides, and problems with broken rules.
+        """
         cfg, found = self.apply(values, base.cfg)
         with _as_job(base.job):
             run, broken = read(cfg)
@@ -125,7 +134,7 @@ class Composer:
         return run, OmegaConf.select(cfg, "task.name"), refused, broken
 
     def job_problems(self, base: _Base, cfg: DictConfig) -> Iterator[Problem]:
-        """Yield every problem with values in the node `hydra`. Hydra stops at the first one."""
+        """Yield every problem with values in the `hydra` node. Hydra stops at the first problem."""
         node: Any = base.job.hydra._get_node("verbose")
         verbose = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
         if not isinstance(verbose, bool | str | list):
@@ -142,27 +151,27 @@ class Composer:
             try:
                 OmegaConf.select(whole, key)
             except (MissingMandatoryValue, InterpolationToMissingValueError):
-                continue  # it has a value once the job has started
+                continue  # the target gets its value when the job starts
             except OmegaConfBaseException as error:
                 yield unresolved(key, raw, error, whole)
 
     def references(self, base: _Base) -> dict[str, str]:
-        """Interpolations in the node `hydra` that the command line or the user's files set. They are the same for all
-        points with the same options."""
+        """Return the interpolations that the command line or the user's config files set in the `hydra` node, by key.
+        They are the same for all points with the same options."""
         keys = [*self.hydra_keys(base), *(base.composed.hydra_keys() if base.composed else ())]
         return {key: raw for key in keys if "${" in str(raw := _raw(key, base.job))}
 
     def hydra_keys(self, base: _Base) -> list[str]:
-        """Keys of the node `hydra` that the command line sets."""
+        """Return the keys of the `hydra` node that are set on the command line."""
         typed: Any = OmegaConf.to_container(base.job.hydra.overrides, resolve=False)
         return [self.parse(text).key_or_group for text in typed["hydra"]]
 
     def may_have_files(self, choices: list[Override]) -> bool:
-        """True if the config may contain the user's files."""
+        """True if the user's config files may be part of the config."""
         return self.has_files or any(override.key_or_group == "hydra.searchpath" for override in choices)
 
     def readable(self, overrides: Sequence[str]) -> tuple[list[Override], list[Problem], set[str]]:
-        """Parse overrides. Return those that are valid, a problem for each other one, and the keys of the others."""
+        """Parse overrides. Return the valid overrides, and the problems and keys of the invalid overrides."""
         readable, problems, unread, rest = [], [], set(), list(overrides)
         while rest:
             number = num_pieces(rest)
@@ -180,7 +189,7 @@ class Composer:
         """Parse an argument.
 
         Raises:
-            ConfigError: it is not a valid override.
+            ConfigError: the argument is not a valid override.
         """
         try:
             override = self.parse(text)
@@ -204,7 +213,12 @@ class Composer:
         return True
 
     def base(self, choices: list[Override], leniently: bool = False) -> _Base:
-        """Compose options without values. `leniently`: despite mistakes in the user's files, and with line numbers."""
+        """Compose the selected options, without setting values. The result is cached.
+
+        Args:
+            choices: overrides that select options.
+            leniently: continue at errors in the user's config files, and look up the locations of their values.
+        """
         key = tuple(str(override.input_line) for override in choices)
         if key not in self.bases or (leniently and self.bases[key].composed is None):
             try:
@@ -216,7 +230,8 @@ class Composer:
         return self.bases[key]
 
     def one_by_one(self, choices: list[Override]) -> _Base:
-        """Compose the options that are not rejected."""
+        """Compose the selected options together or, if that fails, one at a time, skipping the options that Hydra
+        rejects."""
         texts = [str(override.input_line) for override in choices]
         compose = self.compose_leniently if self.may_have_files(choices) else self.composed
         try:
@@ -235,11 +250,11 @@ class Composer:
         return _Base(*parts, [*composed.problems, *problems], lost | composed.lost, composed)
 
     def composed(self, choices: Sequence[str]) -> Composed:
-        """Compose options without reading files of the user's, which takes half the time."""
+        """Compose the selected options without locating values in the user's config files, in half the time."""
         return Composed(self.compose(choices), problems=[], lost=set(), wrong=set(), placed=[])
 
     def apply(self, values: list[Override], base: DictConfig) -> tuple[DictConfig, dict[str, Problem]]:
-        """Set values in a copy of the base. Return it, and the problem with each rejected value, by key."""
+        """Set values in a copy of `base`. Return the copy, and a problem for each rejected value, by key."""
         cfg, problems, accepted = copy_config(base), {}, []
         for override in values:
             try:
@@ -247,19 +262,20 @@ class Composer:
                 accepted.append(override)
             except REFUSED as error:
                 problems |= _parts(override, base) or {override.key_or_group: refused(override, error, base)}
-                cfg = copy_config(base)  # the rejected override may have changed a part of it
+                cfg = copy_config(base)  # the rejected override may have been applied partially
                 ConfigLoaderImpl._apply_overrides_to_config(accepted, cfg)
         return cfg, problems
 
 
 def _holds_sweep(value: Any) -> bool:
-    """True for a list or dictionary that contains a sweep: Hydra parses it, but cannot use it."""
+    """True for a list or dictionary that contains a sweep, which Hydra can parse but not run."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return any(isinstance(item, Sweep) or _holds_sweep(item) for item in items)
 
 
 def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:
-    """Split a config into everything but the node `hydra`, and that node as the first job has it."""
+    """Split a config into two: one without the `hydra` node, and one with only that node, as in the first job of a
+    sweep."""
     cfg = copy_config(composed)
     job = OmegaConf.masked_copy(cfg, "hydra")
     with open_dict(cfg), open_dict(job):
@@ -269,7 +285,7 @@ def _split_off_job(composed: DictConfig) -> tuple[DictConfig, DictConfig]:
 
 
 def _raw(key: str, cfg: DictConfig) -> Any:
-    """The unresolved value of a key; None for a mapping."""
+    """Return the unresolved value of a dotted key; None if the key does not exist or is not a single value."""
     path, _, name = key.rpartition(".")
     parent = OmegaConf.select(cfg, path, throw_on_resolution_failure=False)
     node: Any = parent._get_node(name) if isinstance(parent, DictConfig) and name in parent.keys() else None
@@ -277,14 +293,15 @@ def _raw(key: str, cfg: DictConfig) -> Any:
 
 
 def _may_choose(override: Override) -> bool:
-    """True if an override may select an option or is for Hydra itself. A dictionary always sets values."""
+    """True if an override may select an option, or sets a key of the `hydra` node. Overrides with a dictionary always
+    set values."""
     key = override.key_or_group
     may = not isinstance(override.value(), dict) and (override.package is not None or "." not in key)
     return may or key.startswith("hydra.")
 
 
 def _parts(override: Override, cfg: DictConfig) -> dict[str, Problem]:
-    """Problems with the single values of a dictionary, by key."""
+    """Return a problem for each rejected value of an override with a dictionary, by key; empty for other overrides."""
     value: Any = override.value()
     if not isinstance(value, dict) or override.is_add() or override.is_delete():
         return {}
@@ -302,17 +319,17 @@ def _key_of(text: str) -> str:
 
 
 def _is_lost(problem: Problem, base: _Base, wrong: Collection[str]) -> bool:
-    """True if a problem may only follow from a rejected option, or from the value of a key in `wrong`."""
+    """True if a problem may be a consequence of a rejected option, or of an invalid value at a key in `wrong`."""
     if "" in base.lost:  # the primary config was rejected
         return True
-    has_lost_recipe = any(group not in base.cfg for group in base.lost)  # such as an experiment
+    has_lost_recipe = any(group not in base.cfg for group in base.lost)  # an option that sets other groups
     is_below = any(key == one or key.startswith(f"{one}.") for key in problem.keys for one in (*base.lost, *wrong))
     return is_below or (has_lost_recipe and isinstance(problem, UnknownKey))
 
 
 @contextmanager
 def _as_job(job: DictConfig) -> Iterator[None]:
-    """Resolve `${hydra:...}` inside this block as if the job had started."""
+    """Resolve `${hydra:...}` from `job` inside the `with` block, as if that job had started."""
     config = cast(Any, HydraConfig.instance())
     before, config.cfg = config.cfg, job
     try:

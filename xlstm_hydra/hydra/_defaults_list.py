@@ -1,4 +1,4 @@
-"""Entries of defaults lists: the options that they name, and the reasons why Hydra rejects them."""
+"""Defaults list entries: the options they select, and explanations of Hydra's errors about them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NONE_EARLIER = re.compile(r"(Invalid Defaults List override) '.*'\.\s+No earlie
 _TWICE = re.compile(r"Multiple values for ([^ ]+)\. To override")
 _INTERPOLATION = re.compile(r"Error resolving interpolation '(.+?)', possible")
 _SEARCH_PATH = re.compile(r"Overriding hydra\.searchpath is only supported")
-"""Error messages of Hydra about an entry of a defaults list."""
+"""Hydra's error messages about defaults list entries."""
 
 
 class EntryFault(NamedTuple):
-    """A problem with an entry of a defaults list."""
+    """A problem with a defaults list entry."""
 
     problem: Problem
     number: int | None = None
@@ -29,12 +29,12 @@ class EntryFault(NamedTuple):
 
 
 def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]) -> EntryFault | None:
-    """Return the problem with an entry of a defaults list; None if the error is about something else.
+    """Return the defaults list entry that caused an error, and its problem; None if no entry caused the error.
 
     Args:
-        text: error message of Hydra.
-        entries: of the file, with their indices.
-        groups: the groups that exist.
+        text: Hydra's error message.
+        entries: (index, entry) for each entry of the file's defaults list.
+        groups: existing config groups.
     """
     if _SEARCH_PATH.match(text):
         rule, fix = (
@@ -62,7 +62,7 @@ def entry_fault(text: str, entries: Iterable[tuple[int, Any]], groups: list[str]
 
 
 def outside_group(entry: GroupDefault, groups: Iterable[str]) -> str:
-    """Return the fix for an entry without the slash before a top-level group; an empty text for other entries."""
+    """Return the fix for an entry that lacks the slash before a top-level group; an empty string for other entries."""
     if entry.group is not None and entry.group in groups and entry.group != entry.get_group_path():
         keyword = "override " if entry.is_override() else ""
         written = f"{keyword}/{entry.group}: {entry.value}"
@@ -96,7 +96,7 @@ def _nothing_to_override(entry: GroupDefault, groups: list[str]) -> Problem:
 
 
 def paths_of(default: Any) -> list[str]:
-    """Paths of the options that an entry of a defaults list selects."""
+    """Return the paths of the options that a defaults list entry selects."""
     if default.is_self() or default.is_missing():
         return []
     if isinstance(default, GroupDefault) and isinstance(default.value, list):
@@ -105,12 +105,17 @@ def paths_of(default: Any) -> list[str]:
 
 
 def key_of(default: Any) -> str:
-    """Key with which an override selects the group of an entry."""
+    """Return the override key for an entry's group, such as `model` or `optimizer@package`; empty for other entries."""
     return default.get_override_key() if isinstance(default, GroupDefault) else ""
 
 
 def circle(start: str, below: dict[str, set[str]]) -> list[str] | None:
-    """Path through defaults lists from an option back to itself; None if there is none."""
+    """Return the shortest path through defaults lists from an option back to itself; None if there is no such path.
+
+    Args:
+        start: the option.
+        below: options that each option's defaults list selects.
+    """
     ways = [[start]]
     seen: set[str] = set()
     for way in ways:

@@ -1,4 +1,4 @@
-"""Every mistake in a rejected command line, including those in the user's files."""
+"""Find every error in a command line that Hydra rejected, including errors in the user's config files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from ._split import MAX_JOBS, first_point, split, typed_limit
 def explain(
     error: Exception, config_loader: Any, config_name: str | None, overrides: Sequence[str], *, sweep: bool
 ) -> list[Problem]:
-    """Return every problem of a command line that Hydra rejected.
+    """Return a `Problem` for every error in a command line that Hydra rejected.
 
     Args:
-        error: that Hydra raised.
-        config_loader: of Hydra.
+        error: exception raised by Hydra.
+        config_loader: Hydra's config loader.
         config_name: name of the primary config.
-        overrides: of the command line.
+        overrides: command-line overrides.
         sweep: True if overrides may have several values.
     """
     composer = _composer(config_loader, config_name)
@@ -53,7 +53,7 @@ def explain(
             problems += by_job(points, {number: each for number, each in enumerate(found) if each})
     except ConfigError as other:
         problems = other.problems
-    except REFUSED as other:  # the primary config itself, or another sweeper's syntax
+    except REFUSED as other:  # an error in the primary config, or syntax of another sweeper
         problems = [whole(other)]
     except KeyError as other:
         if (problem := unset_variable(other)) is None:
@@ -63,7 +63,7 @@ def explain(
 
 
 def _composer(config_loader: Any, config_name: str | None) -> Composer:
-    """Make a `Composer` that uses a config loader of Hydra."""
+    """Make a `Composer` that uses one of Hydra's config loaders."""
 
     def compose(choices: Sequence[str]) -> DictConfig:
         return config_loader.load_configuration(config_name, list(choices), run_mode=RunMode.RUN)
@@ -75,19 +75,19 @@ def _composer(config_loader: Any, config_name: str | None) -> Composer:
 
     def parse(text: str) -> Override:
         override = parser.parse_override(text)
-        override.config_loader = config_loader  # which glob(...) asks for options
+        override.config_loader = config_loader  # glob(...) looks up options with this loader
         return override
 
     return Composer(parse, compose, compose_leniently, has_own_files(config_loader))
 
 
 def file_problems(config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> list[Problem]:
-    """Return the problems of a run that are in the user's files.
+    """Return the problems located in the user's config files.
 
     Args:
-        config_loader: of Hydra.
+        config_loader: Hydra's config loader.
         config_name: name of the primary config.
-        overrides: of the command line; those with several values are ignored.
+        overrides: command-line overrides. Overrides with several values are ignored.
     """
     if not has_own_files(config_loader, overrides):
         return []
@@ -99,13 +99,13 @@ def file_problems(config_loader: Any, config_name: str | None, overrides: Sequen
 
 
 def located(error: ConfigError, config_loader: Any, config_name: str | None, overrides: Sequence[str]) -> ConfigError:
-    """Add file and line to the problems of a run that are in the user's files.
+    """Return the same error, with file and line added to each problem located in the user's config files.
 
     Args:
-        error: with the problems.
-        config_loader: of Hydra.
+        error: the error to improve.
+        config_loader: Hydra's config loader.
         config_name: name of the primary config.
-        overrides: of the run.
+        overrides: overrides of the run.
     """
     if not has_own_files(config_loader, overrides):
         return error
@@ -114,12 +114,12 @@ def located(error: ConfigError, config_loader: Any, config_name: str | None, ove
 
 
 def package_problem(package: str, cfg: DictConfig, kind: str) -> Problem | None:
-    """Return a problem if the part of a config to print does not exist.
+    """Return a `Problem` if the `--package` to print does not exist in the config.
 
     Args:
-        package: the part.
+        package: value of `--package`.
         cfg: the composed config.
-        kind: what is printed: `job`, `hydra` or `all`.
+        kind: value of `--cfg`: `job`, `hydra` or `all`.
     """
     whole = OmegaConf.masked_copy(
         cfg, [str(key) for key in cfg if kind == "all" or (key == "hydra") == (kind == "hydra")]
@@ -132,7 +132,8 @@ def package_problem(package: str, cfg: DictConfig, kind: str) -> Problem | None:
 
 
 def _points_of(overrides: Sequence[Override]) -> tuple[list[list[str]], list[Problem]]:
-    """Points of a sweep, or only the first if it is a search space or has too many, which is a problem."""
+    """Return the points of a sweep, and a problem if there are too many. Only the first point is returned if there are
+    too many, or if the sweep is an Optuna study."""
     is_study = any(override.key_or_group == "hydra/sweeper" and override.value() == "optuna" for override in overrides)
     if is_study:
         return [first_point(overrides)], []

@@ -1,4 +1,4 @@
-"""Config options from a saved run: one for each group in its metadata, and `from` for all groups at once."""
+"""Config group options from the metadata of a saved run: `GROUP=ckpt` for one group, `from=ckpt` for all groups."""
 
 from __future__ import annotations
 
@@ -33,30 +33,31 @@ from ._quote import as_override, literal
 from ._schemas import SCHEMAS, ModelNode
 
 ALL = "from"
-"""Group whose options select the saved option of every other group."""
+"""Config group whose options select the saved config of every other group."""
 
 NAME = "ckpt"
-"""Option of the checkpoint that the source names. For other steps of the run it is `ckpt@STEP`."""
+"""Name of the options from the checkpoint that the user named. Options from other steps of the run: `ckpt@STEP`."""
 
 _DEFAULT = "from@_global_"
-"""Entry for `from` in the defaults list of the primary config. Recipes come later and override its values."""
+"""Key of the group `from` in the defaults list of the primary config. Later entries, such as `experiment`, override its
+values."""
 
 _RESUME = "resume"
 _SIMULATED = "trainer.simulated_devices"
 _LENIENT = "?lenient"
-"""Suffix of a checkpoint address: unknown fields of its metadata are ignored."""
+"""Suffix of a `ckpt://` address that ignores unknown fields in the metadata."""
 
 
 class SavedOptions:
-    """Config options from the checkpoints of a run, by paths such as `model/ckpt`."""
+    """Config group options from the checkpoints of a run, with paths such as `model/ckpt` and `model/ckpt@200`."""
 
     def __init__(self, source: str, key: str, *, lenient: bool = False) -> None:
-        """Find the checkpoints, and read the metadata of the one that is named.
+        """Find the checkpoints of a run, and read the metadata of the checkpoint named by `source`.
 
         Args:
-            source: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
-            key: of the argument that names it, for messages.
-            lenient: ignore unknown fields of the metadata, with a warning.
+            source: `RUN`, `RUN@STEP`, or a checkpoint folder.
+            key: key or flag whose value is `source`, for messages.
+            lenient: ignore unknown fields in the metadata, with a warning.
 
         Raises:
             ConfigError: the checkpoint does not exist or cannot be read.
@@ -77,30 +78,38 @@ class SavedOptions:
 
     @classmethod
     def at(cls, address: str, key: str) -> SavedOptions:
-        """Find the checkpoints of an address without its scheme: a saved run, and `?lenient` to ignore unknown
-        fields."""
+        """Find the checkpoints of a `ckpt://` address.
+
+        Args:
+            address: the address without `ckpt://`: a saved run, optionally followed by `?lenient`.
+            key: key whose value contains the address, for messages.
+        """
         return cls(address.removesuffix(_LENIENT), key, lenient=address.endswith(_LENIENT))
 
     @property
     def address(self) -> str:
-        """Search path of the named checkpoint, valid in any folder and after further checkpoints have been saved."""
+        """`ckpt://` address of the named checkpoint. Its path is absolute and includes the step, so it remains valid in
+        another current folder and when the run saves more checkpoints."""
         return f"{NAME}://{self.checkpoint}{_LENIENT if self._lenient else ''}"
 
     @property
     def notes(self) -> list[str]:
-        """Parts of the metadata that the options of the named checkpoint leave out, with the reasons."""
+        """Parts of the named checkpoint's metadata that its options do not include, with the reasons."""
         return self._read[NAME][1]
 
     @property
     def writer(self) -> str:
-        """Program that wrote the named checkpoint: see `Record.writer`."""
+        """Program that wrote the named checkpoint. See `Record.writer`."""
         return self._read[NAME][2]
 
     def load(self, path: str) -> tuple[DictConfig, str | None]:
-        """Return the config of an option, and the package of its header.
+        """Return the config of an option, and its package (None: the default package).
+
+        Args:
+            path: path of the option, such as `model/ckpt`.
 
         Raises:
-            ConfigError: its checkpoint cannot be read, or its metadata lacks the group.
+            ConfigError: the checkpoint cannot be read, or its metadata does not have the group.
         """
         group, _, name = path.partition("/")
         options = self._options(name)
@@ -112,7 +121,7 @@ class SavedOptions:
         return copy.deepcopy(options[group]), None
 
     def _options(self, name: str) -> dict[str, DictConfig]:
-        """Config of each group in the metadata of a checkpoint."""
+        """Return the config of each group in a checkpoint's metadata, given the option name (`ckpt` or `ckpt@STEP`)."""
         if name not in self._read:
             checkpoint = self._checkpoints[name]
             record = record_of(checkpoint, self._key, lenient=self._lenient)
@@ -124,18 +133,18 @@ class SavedOptions:
 
 
 def overrides_of(key: str, source: str, others: list[str], searched: list[Any], *, lenient: bool) -> list[str]:
-    """Return the overrides that replace `--from RUN` or `resume=RUN`, followed by the others. Parts of the saved config
-    that are left out are reported on stderr.
+    """Return the overrides that are equivalent to `--from RUN` or `resume=RUN`, followed by the other overrides. Parts
+    of the saved config that are not used are reported on stderr.
 
     Args:
         key: `--from` or `resume`.
-        source: the saved run: `RUN`, `RUN@STEP`, or the folder of a checkpoint.
-        others: the other overrides.
+        source: the saved run: `RUN`, `RUN@STEP`, or a checkpoint folder.
+        others: the other command-line overrides.
         searched: other entries of `hydra.searchpath`.
-        lenient: ignore unknown fields of the metadata.
+        lenient: ignore unknown fields in the metadata.
 
     Raises:
-        ConfigError: the checkpoint does not exist, or cannot be read or continued.
+        ConfigError: the checkpoint does not exist or cannot be read, or the run cannot be resumed.
     """
     saved = SavedOptions(source, key, lenient=lenient)
     for note in saved.notes:
@@ -151,9 +160,14 @@ def overrides_of(key: str, source: str, others: list[str], searched: list[Any], 
 
 
 def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str]:
-    """Return the overrides that continue a saved run, besides its config. Hydra's record of the first start is kept.
+    """Return the overrides for `resume`, except those that restore the config. `hydra.output_subdir` is changed, so the
+    `.hydra` folder of the original start is kept.
 
-    If no step was named, the run continues from its newest checkpoint that is intact.
+    Args:
+        checkpoint: the checkpoint to continue from.
+        others: the other command-line overrides.
+        names_run: True if the user named a run without a step. The run then continues from its newest intact
+            checkpoint, which may be older than `checkpoint`.
     """
     typed = {text.lstrip("+").partition("=")[0] for text in others}
     if RESTORE in typed:
@@ -173,20 +187,21 @@ def _continued(checkpoint: Path, others: list[str], names_run: bool) -> list[str
 
 
 def _planned(others: list[str]) -> list[str]:
-    """Return the overrides for the plan of a saved run: it does not use the simulated devices of that run."""
+    """Return the overrides that a plan of a saved run needs: simulated devices of that run are not used, unless the
+    command line sets them."""
     keys = {text.partition("=")[0] for text in others}
     is_left = "task=plan" in others and _SIMULATED not in keys
     return [f"{_SIMULATED}=null"] if is_left else []
 
 
 def _in_defaults_list(text: str) -> str:
-    """Rewrite `from=...`, such as for another step, to the entry in the defaults list."""
+    """Rewrite `from=OPTION` and `+from=OPTION` to `from@_global_=OPTION`, the key in the primary config."""
     key, equals, value = text.partition("=")
     return f"{_DEFAULT}={value}" if equals and key in ("from", "+from") else text
 
 
 def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:
-    """Node of a config, merged into its schema if it is one of ours."""
+    """Return the node of a group's config, merged into its schema if its class has one in `SCHEMAS`."""
     if not isinstance(config, ModelConfig):
         return _on_schema(type(config), _literal_fields(config))
     own = config.model_config
@@ -201,7 +216,11 @@ def _node(config: ConfigDict, checkpoint: Path) -> DictConfig:
 
 
 def _literal_fields(config: ConfigDict) -> dict[str, Any]:
-    """Recorded values with escaped interpolations. A `_target_` is rejected: a checkpoint must not call anything."""
+    """Return the saved values, with escaped interpolations.
+
+    Raises:
+        ConfigError: a value contains a `_target_`. A checkpoint must not make Hydra call functions.
+    """
     fields = literal(config.to_dict())
     if called := [key for key, value in fields.items() if _has_target(value)]:
         text = "contains a _target_, which is not allowed in a checkpoint"

@@ -1,4 +1,4 @@
-"""The node `hydra` of a config: launchers, sweepers and the packages that provide them, and rules."""
+"""Rules for the `hydra` node of a config, and for launchers and sweepers ("engines") and the packages they require."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ ENGINES: dict[str, dict[str, tuple[str, str]]] = {
         "ax": ("hydra_plugins.hydra_ax_sweeper", "hydra-ax-sweeper"),
     },
 }
-"""Options that need an extra package: the module that they import, and the package that provides it."""
+"""Options that require an optional package: by group and option, the module to import and the package to install."""
 
 _OTHER_FILES = ("--config", "-cp", "-cn", "-cd", "hydra.searchpath=", "+hydra.searchpath=")
-"""Prefixes of arguments that add config files of the user."""
+"""Prefixes of arguments that add the user's own config files."""
 
 _GROUPS = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweeper.")
-"""Prefixes of overrides that only concern sweeps."""
+"""Prefixes of overrides that only affect sweeps."""
 
 REQUIRED = (*(field.name for field in dataclasses.fields(RunConfig) if field.name != "device"), "parallel")
-"""Groups that must have an option in every run."""
+"""Config groups for which every run must select an option."""
 
 SEARCH_PATH = "hydra.searchpath"
 _CALLBACKS = "hydra.callbacks"
@@ -60,14 +60,15 @@ TARGET_FORM = "A _target_ is the dotted path of a class that is installed or in 
 
 
 def check_engines(arguments: Sequence[str]) -> None:
-    """Reject a launcher or sweeper that is not installed or does not exist. Unknown names are left to Hydra if folders
-    of the user or other plugins may provide them.
+    """Check that the selected launcher and sweeper exist and are installed. Unknown names are not rejected if the
+    user's config folders or other Hydra plugins may provide them.
 
     Args:
-        arguments: of the command.
+        arguments: command-line arguments.
 
     Raises:
-        ConfigError: with the command that installs it, or the known names.
+        ConfigError: a launcher or sweeper is not installed or unknown. The error has the command that installs it, or
+            the known names.
     """
     chosen = _chosen(arguments)
     problems = [problem for group, name in chosen if (problem := not_installed(group, name))]
@@ -78,7 +79,7 @@ def check_engines(arguments: Sequence[str]) -> None:
 
 
 def not_installed(group: str, name: str) -> Problem | None:
-    """Return a problem if an option needs a package that is not installed."""
+    """Return a `Problem` if an option requires a package that is not installed; otherwise None."""
     module, package = ENGINES.get(group, {}).get(name, ("hydra", ""))
     if _is_importable(module):
         return None
@@ -86,7 +87,7 @@ def not_installed(group: str, name: str) -> Problem | None:
 
 
 def _unknown(group: str, name: str) -> Problem:
-    """The problem with an unknown launcher or sweeper, with the packages that provide further ones."""
+    """Return the `Problem` for an unknown launcher or sweeper. Its fix lists the packages that provide others."""
     names: dict[str, list[str]] = {}
     for other, (_, package) in ENGINES[group].items():
         names.setdefault(package, []).append(other)
@@ -96,12 +97,12 @@ def _unknown(group: str, name: str) -> Problem:
 
 
 def _known(group: str) -> list[str]:
-    """Options of the base install and of optional packages."""
+    """Return the options of a group, including those of optional packages that are not installed."""
     return sorted({"basic", *ENGINES[group], *(file.stem for file in (conf_dir() / group).glob("*.yaml"))})
 
 
 def _may_have_others(arguments: Sequence[str]) -> bool:
-    """True if there may be options other than ours and those of known plugins."""
+    """True if the user's config folders or Hydra plugins other than those in `ENGINES` may provide options."""
     if any(text.startswith(_OTHER_FILES) for text in arguments):
         return True
     known = {module for group in ENGINES.values() for module, _ in group.values()}
@@ -110,20 +111,20 @@ def _may_have_others(arguments: Sequence[str]) -> bool:
 
 
 def require_engine(group: str, name: str) -> None:
-    """Make sure that the package for an option is installed.
+    """Check that the package required by an option is installed.
 
     Raises:
-        ConfigError: it is not; with the command that installs it.
+        ConfigError: the package is not installed. The error has the command that installs it.
     """
     if problem := not_installed(group, name):
         raise ConfigError([problem])
 
 
 def launcher_rules(launcher: Any) -> Iterator[Problem]:
-    """Yield problems with settings of a third-party launcher, which it would report only after the sweep has started.
+    """Yield problems with settings that a third-party launcher would reject only after the sweep has started.
 
     Args:
-        launcher: `hydra.launcher`.
+        launcher: the `hydra.launcher` node.
     """
     if str(launcher._target_).endswith(".JoblibLauncher") and launcher.n_jobs == 0:
         fix = "Set the number of jobs that run at a time, or -1 for one per core."
@@ -131,13 +132,13 @@ def launcher_rules(launcher: Any) -> Iterator[Problem]:
 
 
 def check_unused_engines(arguments: Sequence[str]) -> None:
-    """Reject overrides for sweeps on the command line of a single run. In files they are allowed.
+    """Reject launcher and sweeper overrides on the command line of a single run. In config files they are allowed.
 
     Args:
-        arguments: of the command.
+        arguments: command-line arguments.
 
     Raises:
-        ConfigError: with each such argument.
+        ConfigError: there are such overrides. The error lists all of them.
     """
     args = get_args_parser().parse_intermixed_args(list(arguments))
     if args.multirun or args.cfg or args.help or args.hydra_help or args.info:
@@ -151,7 +152,7 @@ def check_unused_engines(arguments: Sequence[str]) -> None:
 
 
 def _chosen(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Launchers and sweepers in the arguments, as pairs of group and option."""
+    """Return the launchers and sweepers that the arguments select, as (group, option) pairs."""
     pairs = [text.lstrip("+").partition("=") for text in arguments]
     return [(key, value.strip("'\"")) for key, _, value in pairs if key in ENGINES]
 
@@ -164,10 +165,10 @@ def _is_importable(module: str) -> bool:
 
 
 def callbacks_of(cfg: DictConfig) -> Callbacks:
-    """Return the callbacks of a composed config.
+    """Return the Hydra callbacks of a composed config.
 
     Raises:
-        ConfigError: the node `hydra` breaks a rule.
+        ConfigError: the `hydra` node breaks rules.
     """
     if problems := [*hydra_rules(cfg)]:
         raise ConfigError(problems)
@@ -175,7 +176,7 @@ def callbacks_of(cfg: DictConfig) -> Callbacks:
 
 
 def hydra_rules(cfg: DictConfig) -> Iterator[Problem]:
-    """Yield every broken rule of the node `hydra`."""
+    """Yield a `Problem` for every broken rule of the `hydra` node."""
     yield from callback_problems(cfg)
     yield from unchosen_groups(cfg.hydra.runtime.choices, cfg)
     record = cfg.hydra.output_subdir
@@ -185,10 +186,11 @@ def hydra_rules(cfg: DictConfig) -> Iterator[Problem]:
 
 
 def unchosen_groups(choices: Any, cfg: DictConfig) -> Iterator[Problem]:
-    """Yield a problem for each required group that a defaults list sets to null. The run would use class defaults.
+    """Yield a `Problem` for each required group that a defaults list sets to null: the run would silently use the
+    defaults of its config class.
 
     Args:
-        choices: the option of each group, as Hydra records them.
+        choices: selected option of each group (`hydra.runtime.choices`).
         cfg: the composed config.
     """
     for group in REQUIRED:
@@ -198,7 +200,7 @@ def unchosen_groups(choices: Any, cfg: DictConfig) -> Iterator[Problem]:
 
 
 def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
-    """Yield a problem for each callback without a class. Hydra would only warn, at each event of the run."""
+    """Yield a `Problem` for each callback without a `_target_`. Hydra would only log a warning, at each event."""
     callbacks: Any = OmegaConf.select(cfg, _CALLBACKS, throw_on_resolution_failure=False)
     if callbacks is None:
         return
@@ -212,11 +214,12 @@ def callback_problems(cfg: DictConfig) -> Iterator[Problem]:
 
 
 def overrides_of_other(process: int, job_logging: str) -> list[str]:
-    """Return overrides for a process other than the first: no folder, no log file, its number before each message.
+    """Return the overrides for a process other than process 0: Hydra writes no files, and log messages start with the
+    process number.
 
     Args:
-        process: its number, from 1.
-        job_logging: the selected option of `hydra/job_logging`.
+        process: number of the process, from 1.
+        job_logging: selected option of `hydra/job_logging`.
     """
     quiet = ["hydra.output_subdir=null"]
     if job_logging in ("none", "disabled"):

@@ -1,4 +1,4 @@
-"""Errors that do not belong to a single override: unresolved interpolations, and objects that Hydra cannot make."""
+"""Errors not caused by a single override: unresolved interpolations, and objects that Hydra cannot instantiate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_RESOLVER = re.compile(r"Unsupported interpolation type '?([^' ]+)")
 _NO_VARIABLE = re.compile(r"Environment variable '(.+)' not found")
 _WRONG_VALUE = re.compile(r"While dereferencing interpolation .*?: Value ('.*?'|\S+) ")
 _FAILED = re.compile(r"(\w+) raised while resolving interpolation: (.*)")
-"""Error messages of OmegaConf about interpolations."""
+"""OmegaConf's error messages about interpolations."""
 
 _KEY = "\nfull_key: "
 _ADVICE = ", set env var HYDRA_FULL_ERROR=1"
@@ -35,8 +35,8 @@ _NO_PLUGIN = re.compile(r"(?:Invalid plugin|Unknown plugin class :) '(.*?)'")
 
 
 def whole(error: Exception) -> Problem:
-    """Make a problem of an error that does not belong to a single override, without the listing that Hydra appends."""
-    if isinstance(error, OverrideParseException):  # not typed, such as in hydra.sweeper.params
+    """Return the `Problem` for an error not caused by a single override, without the listings that Hydra appends."""
+    if isinstance(error, OverrideParseException):  # an override in a file, such as in hydra.sweeper.params
         return unreadable(error.override, error)
     if isinstance(error, InstantiationException):
         return not_made(error)
@@ -49,19 +49,19 @@ def whole(error: Exception) -> Problem:
 
 
 def unresolved(key: str, value: Any, error: Exception, cfg: DictConfig) -> Problem:
-    """Return the problem with an interpolation that cannot be resolved.
+    """Return the `Problem` for an interpolation that cannot be resolved.
 
     Args:
-        key: of the interpolation.
-        value: the interpolation, or a value that contains it.
-        error: that OmegaConf raised.
+        key: dotted key whose value is or contains the interpolation.
+        value: the unresolved value.
+        error: exception raised by OmegaConf.
         cfg: the whole config.
     """
     return Unread({key: value}, *_why_unresolved(key, error, cfg))
 
 
 def _why_unresolved(key: str, error: Exception, cfg: DictConfig) -> tuple[str, str]:
-    """Rule and fix for an interpolation that cannot be resolved."""
+    """Return the broken rule and the fix for an interpolation that cannot be resolved."""
     text = first_line(error)
     if "GrammarParseError" in text:
         return "the interpolation resolves to text that cannot be parsed as a value", ""
@@ -96,7 +96,7 @@ def _near_key(name: str, cfg: DictConfig) -> str:
 
 
 def not_made(error: Exception) -> Problem:
-    """Return the problem with an object that Hydra could not make."""
+    """Return the `Problem` for an object that `hydra.utils.instantiate` could not create."""
     text, _, key = _with_notes(error).partition(_KEY)
     text = " ".join(text.partition(_ADVICE)[0].split()).rstrip(".")
     if not key:
@@ -109,11 +109,11 @@ def not_made(error: Exception) -> Problem:
 
 
 def unknown_engine(error: Exception) -> Problem | None:
-    """Return the problem with a launcher or sweeper that is not a plugin, or that does not accept a key; None for other
-    errors."""
+    """Return the `Problem` for a launcher or sweeper that is not a Hydra plugin, or that does not accept one of its
+    settings; None for any other error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = [str(frame.f_globals.get("__name__")) for frame in frames[-1:]]
-    if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in _with_notes(error):  # of Hydra 1.4
+    if isinstance(error, TypeError) and names == [_INSTANTIATE] and _KEY in _with_notes(error):  # Hydra 1.4
         return not_made(error)
     if not isinstance(error, RuntimeError | ImportError) or names != ["hydra.core.plugins"]:
         return None
@@ -125,5 +125,5 @@ def unknown_engine(error: Exception) -> Problem | None:
 
 
 def _with_notes(error: Exception) -> str:
-    """Text of an error with its notes: Hydra 1.4 adds the key as a note."""
+    """Return the message of an error, followed by its notes, because Hydra 1.4 adds the key as a note."""
     return "\n".join([str(error), *getattr(error, "__notes__", ())])

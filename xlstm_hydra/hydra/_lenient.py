@@ -1,6 +1,6 @@
-"""Compose despite mistakes in the user's files. Each mistake becomes a problem with its file and line.
+"""Compose despite errors in the user's config files, and report each error with its file and line.
 
-Hydra stops at the first mistake, and often reports neither file nor key. This is only used after Hydra has failed.
+Hydra stops at the first error, and often reports neither file nor key. This module is only used after Hydra has failed.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from ._search_path import is_own
 from ._yaml_file import Fault, entry_line, header_faults, header_problem, line_of, read_yaml
 
 UNREADABLE = (*REFUSED, OSError, RecursionError)
-"""Exceptions that a file can cause while composing: it may also be unreadable, or include itself."""
+"""Exceptions that a config file can cause during composition. `RecursionError`: the file includes itself."""
 
 _IN_FILE = re.compile(r"^In '?([^':\n]+)'?: (.*)", re.DOTALL)
 
 
 def compose_files(loader: ConfigLoader, config_name: str | None, overrides: Sequence[str]) -> Composed:
-    """Compose a config despite mistakes in the user's files.
+    """Compose a config despite errors in the user's config files.
 
     Raises:
-        Exception: of Hydra, for a mistake outside those files.
+        Exception: any of Hydra's exceptions, for an error outside the user's config files.
     """
     lenient = _LenientLoader(loader)
     cfg = lenient.compose(config_name, list(overrides))
@@ -53,11 +53,11 @@ def compose_files(loader: ConfigLoader, config_name: str | None, overrides: Sequ
 
 
 class _Again(Exception):
-    """A mistake was found in a file that is already merged: compose again without it."""
+    """Composition must be restarted, because a value to drop was found in a file that is already merged."""
 
 
 class _LenientLoader(ConfigLoaderImpl):
-    """Hydra's loader, except that it records mistakes in the user's files and continues without them."""
+    """Hydra's config loader, except that it records errors in the user's config files and drops the invalid parts."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         vars(self).update(vars(loader))
@@ -68,19 +68,19 @@ class _LenientLoader(ConfigLoaderImpl):
         self.empty: set[str] = set()
         """Options that are treated as empty."""
         self.removed: set[tuple[str, int]] = set()
-        """Removed entries of defaults lists, by option and index."""
+        """Defaults list entries to drop, as (option, index)."""
         self.unordered: set[str] = set()
-        """Options whose defaults list is sorted."""
+        """Options in whose defaults list `override` entries are moved to the end."""
         self.dropped: set[tuple[str, tuple[str, ...]]] = set()
-        """Removed values, by option and path."""
+        """Values to drop, as (option, path in the composed config)."""
 
     def note(self, problem: Problem, file: OwnFile, line: int | None = None, position: str = "") -> None:
-        """Record a problem with a file."""
+        """Record a problem located in a file, at a line or at a position given as text."""
         found = in_file(problem, f"{file.name}{position}" if position else file.at(line))
         self.problems[str(found)] = found
 
     def compose(self, config_name: str | None, overrides: list[str]) -> DictConfig:
-        """Compose without the mistakes in the user's files, which are recorded."""
+        """Compose without the invalid parts of the user's config files, whose problems are recorded."""
         while True:
             self.placed: list[Placed] = []
             self.merged = OmegaConf.create()
@@ -96,13 +96,13 @@ class _LenientLoader(ConfigLoaderImpl):
                     raise
 
     def parse_overrides(self, config_name: str | None, overrides: list[str]) -> list[Override]:
-        """Parse overrides as Hydra 1.4 does, with the aliases of the primary config if it can be read."""
+        """Parse overrides. Hydra 1.4 also applies the aliases defined in the primary config, if it can be read."""
         parse: Any = getattr(super(), "parse_overrides", None)
         try:
             if parse is not None:
                 return parse(config_name, overrides)
         except UNREADABLE:
-            pass  # the file is read again, and its mistakes are recorded
+            pass  # the file is read again later, and its errors are recorded then
         return OverridesParser.create().parse_overrides(overrides)
 
     def _parse_overrides_and_create_caching_repo(
@@ -116,7 +116,7 @@ class _LenientLoader(ConfigLoaderImpl):
     # ---- one file
 
     def read(self, option: str, source: ConfigSource) -> bool:
-        """Read one of the user's files. False if it must be treated as empty."""
+        """Read one of the user's config files. Return False if it must be treated as empty."""
         if option in self.files:
             return option not in self.empty
         file = OwnFile(option, name_of(option, source))
@@ -141,7 +141,8 @@ class _LenientLoader(ConfigLoaderImpl):
     # ---- the defaults lists
 
     def blame(self, error: BaseException, typed: Collection[tuple[str, ...]]) -> None:
-        """Record a problem with the file that caused an error, if there is one."""
+        """Record a problem if one of the user's config files caused an error. Errors about options selected on the
+        command line, given as (key, value) pairs in `typed`, are not recorded."""
         if isinstance(error, RecursionError):
             self.blame_circle()
         elif missing := getattr(error, "missing_cfg_file", None):
@@ -156,7 +157,7 @@ class _LenientLoader(ConfigLoaderImpl):
                 self.blame_defaults(option, text)
 
     def entries(self) -> Iterator[tuple[OwnFile, int, Any]]:
-        """Yield each entry of the defaults lists in the user's files, with its file and index."""
+        """Yield (file, index, entry) for each entry of the defaults lists in the user's config files."""
         for option, file in self.files.items():
             if file.result is not None and option not in self.empty:
                 for default in file.result.defaults_list or ():
@@ -166,14 +167,14 @@ class _LenientLoader(ConfigLoaderImpl):
                     yield file, found.number, found
 
     def with_key(self, text: str) -> Iterator[str]:
-        """Yield the options whose defaults list has a group that occurs in a text."""
+        """Yield each option whose defaults list has an entry with a group or value that is mentioned in `text`."""
         for file, _, default in self.entries():
             names = [default.get_group_path(), str(default.value)] if isinstance(default, GroupDefault) else []
             if any(re.search(rf"(^|\W){re.escape(name)}(\W|$)", text) for name in names):
                 yield file.option
 
     def blame_entry(self, missing: str, options: Sequence[str]) -> None:
-        """Record that a defaults list selects an option that does not exist."""
+        """Record a problem for each defaults list entry that selects `missing`, an option that does not exist."""
         group, _, name = missing.rpartition("/")
         for file, number, default in self.entries():
             if missing in paths_of(default):
@@ -187,7 +188,7 @@ class _LenientLoader(ConfigLoaderImpl):
                 self.lost.add(group)
 
     def blame_defaults(self, option: str, text: str) -> None:
-        """Record a mistake in the defaults list of a file."""
+        """Record a problem with the defaults list in the file of an option, given Hydra's error message."""
         if (file := self.files.get(option)) is None:
             return
         text = " ".join(text.partition("\n\n")[0].partition("\nAvailable")[0].split())
@@ -211,11 +212,11 @@ class _LenientLoader(ConfigLoaderImpl):
                 self.removed.add((option, fault.number))
 
     def groups(self) -> list[str]:
-        """Return the groups of a run."""
+        """Return all top-level config groups except `hydra`."""
         return sorted({*self.repo.get_group_options("", ObjectType.GROUP)} - {"hydra"})
 
     def blame_lists(self) -> bool:
-        """Record entries that select several options of a group with a single one. False if there are none."""
+        """Record a problem for each entry that selects several options of a single-option group. False: none found."""
         before = len(self.removed)
         for file, number, default in self.entries():
             group = default.get_group_path() if isinstance(default, GroupDefault) else ""
@@ -226,7 +227,7 @@ class _LenientLoader(ConfigLoaderImpl):
         return len(self.removed) > before
 
     def blame_circle(self) -> None:
-        """Record files whose defaults lists include themselves."""
+        """Record a problem for the first file that includes itself through defaults lists."""
         below: dict[str, set[str]] = {}
         for file, _, default in self.entries():
             below.setdefault(file.option, set()).update(paths_of(default))
@@ -254,7 +255,7 @@ class _LenientLoader(ConfigLoaderImpl):
         return replace(loaded, config=config)
 
     def without_wrong(self, config: Any, file: OwnFile, depth: int) -> Any:
-        """Return the config of a file without the values that cannot be merged."""
+        """Return a file's config without the values that cannot be merged. `depth`: number of names in its package."""
         known = [path for path, _ in leaves(config) if (file.option, path) in self.dropped]
         if not known and refusal(self.merged, config) is None:
             return config
@@ -273,15 +274,15 @@ class _LenientLoader(ConfigLoaderImpl):
         return fitting
 
     def drop(self, file: OwnFile, path: tuple[str, ...], own: tuple[str, ...], problem: Problem) -> None:
-        """Remove a value of a file, and record its problem."""
+        """Drop the value at `path` in the composed config and at `own` in the file, and record its problem."""
         self.dropped.add((file.option, path))
         self.note(problem, file, line_of(file.root, own))
 
     def blame_before(self, config: Any) -> None:
-        """Find values in the user's files that conflict with a built-in config merged after them.
+        """Drop values of the user's config files that conflict with `config`, a built-in config merged after them.
 
         Raises:
-            _Again: such values were found.
+            _Again: values were dropped, so composition must be restarted.
         """
         found = False
         for file, package in self.placed:
@@ -299,14 +300,14 @@ class _LenientLoader(ConfigLoaderImpl):
 
 
 class _LenientRepository(CachingConfigRepository):
-    """Hydra's repository, except that unreadable files of the user are empty."""
+    """Hydra's config repository, except that the user's config files are treated as empty if they cannot be read."""
 
     def __init__(self, loader: _LenientLoader) -> None:
         super().__init__(loader.repository)
         self.loader = loader
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        """See Hydra's."""
+        """Override of Hydra's method."""
         key = f"config_path={config_path}"
         if key in self.cache:
             return self.cache[key]
@@ -332,7 +333,7 @@ class _LenientRepository(CachingConfigRepository):
         return file.result
 
     def numbered(self, result: ConfigResult | None, option: str) -> ConfigResult | None:
-        """Number the entries of a defaults list, and drop those that were removed."""
+        """Number the entries of an option's defaults list, and drop the entries in `removed`."""
         defaults: list[Any] = (result.defaults_list if result else None) or []
         for number, default in enumerate(defaults):
             default.number = number

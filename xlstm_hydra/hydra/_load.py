@@ -1,4 +1,4 @@
-"""The only place where a composed Hydra config becomes a checked `RunConfig`."""
+"""Convert a composed Hydra config to a checked `RunConfig`. All commands use this module to do so."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ._resolvers import register_resolvers
 
 
 def load(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
-    """Turn a composed config into a checked `RunConfig`.
+    """Convert a composed config to a checked `RunConfig`.
 
     Raises:
-        ConfigError: with every rule that the config breaks.
+        ConfigError: the config breaks rules. The error lists all of them.
     """
     run, problems = read(cfg)
     if problems:
@@ -38,16 +38,16 @@ def load(cfg: DictConfig | Mapping[str, Any]) -> RunConfig:
 
 
 def validate(cfg: DictConfig | Mapping[str, Any]) -> None:
-    """Check a composed config whole, without JAX.
+    """Check all rules for a composed config, without loading JAX.
 
     Raises:
-        ConfigError: with every rule that the config breaks, each with the key as the user types it.
+        ConfigError: the config breaks rules. The error lists all of them, with keys as the user types them.
     """
     load(cfg)
 
 
 def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]:
-    """Return the run as far as it can be read, and every broken rule."""
+    """Return the run, without the values that cannot be read, and a `Problem` for every broken rule."""
     register_resolvers()
     problems: list[Problem] = []
     run = read_groups(cfg if isinstance(cfg, DictConfig) else config_of(cfg), problems)
@@ -58,8 +58,15 @@ def read(cfg: DictConfig | Mapping[str, Any]) -> tuple[RunConfig, list[Problem]]
 def make_model_config(
     *, model_class: Any, config_class: str | None = None, parallel: Any = None, _checkpoint_: Any = None, **fields: Any
 ) -> ModelConfig:
-    """Make a model's config from its composed node, whose `_target_` this function is. Tasks read `_checkpoint_`
-    themselves.
+    """Make a `ModelConfig` from the composed `model` node. The node's `_target_` names this function, so that
+    `hydra.utils.instantiate(cfg.model)` calls it.
+
+    Args:
+        model_class: dotted path of the Flax class.
+        config_class: dotted path of the config dataclass. None: the annotation of the Flax class's field `config`.
+        parallel: the layout.
+        _checkpoint_: ignored here; read by tasks.
+        **fields: fields of the config dataclass.
 
     Raises:
         ConfigError: a class cannot be imported, or a field breaks a rule.

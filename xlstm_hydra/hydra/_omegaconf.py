@@ -1,6 +1,7 @@
-"""Extensions of OmegaConf, and the differences between Hydra 1.3 and 1.4.
+"""OmegaConf extensions, and compatibility with Hydra 1.3 and 1.4.
 
-Numbers are read as our configs read them: `trainer.max_steps=1e3` is 1000, and the text "1000" is rejected.
+Number nodes follow the rules of our config classes instead of OmegaConf's: for an integer field, `1e3` is accepted
+as 1000, and the string "1000" is rejected.
 """
 
 from __future__ import annotations
@@ -23,31 +24,33 @@ from xlstm_hydra.codec import MISSING, Flags, read_scalar
 from xlstm_hydra.configs import RunConfig
 
 REFUSED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, AssertionError)
-"""Exceptions of Hydra, OmegaConf and YAML for a mistake of the user while composing."""
+"""Exceptions that Hydra, OmegaConf and PyYAML raise for user errors during composition."""
 
 IS_1_3 = tuple(map(int, __version__.split(".")[:2])) < (1, 4)
 
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if IS_1_3 else {}
-"""Keyword arguments of `hydra.main` and `hydra.initialize`: 1.3 warns without a version base, 1.4 with one."""
+"""Keyword arguments for `hydra.main` and `hydra.initialize`. Hydra 1.3 warns if `version_base` is not set, Hydra 1.4 if
+it is set."""
 
 REPLACE: dict[str, Any] = {} if IS_1_3 else {"replace": True}
-"""Keyword arguments of `ConfigStore.store` for a name that may already exist."""
+"""Keyword arguments for `ConfigStore.store` that allow it to replace an existing config."""
 
 register_resolver: Callable[..., None] = getattr(OmegaConf, "register_new_resolver" if IS_1_3 else "register_resolver")
-"""Function of OmegaConf that registers a resolver for interpolations."""
+"""OmegaConf's function for registering a resolver. Its name depends on the version."""
 
 _LOSSLESS = Flags(lossless=True)
 _WORDS = ("nan", "inf", "-inf")
-"""Floats that JSON, and therefore a saved config, stores as text."""
+"""Floats that JSON cannot represent. Saved configs store them as strings."""
 
 
 def yaml_loader() -> Any:
-    """Return the class with which OmegaConf loads YAML; each call creates a new one."""
+    """Return the class that OmegaConf uses to load YAML. Each call creates a new class."""
     return importlib.import_module("omegaconf._utils" if IS_1_3 else "omegaconf._yaml").get_yaml_loader()
 
 
 class IntegralNode(IntegerNode):
-    """Integer node that accepts integral floats, but no text. OmegaConf's own accepts text, but no floats."""
+    """Integer node that accepts integral floats but no strings. OmegaConf's `IntegerNode` accepts strings but no
+    floats."""
 
     def _validate_and_convert_impl(self, value: Any) -> int:
         if _is_resolved(self, value):
@@ -61,7 +64,7 @@ class IntegralNode(IntegerNode):
 
 
 class RealNode(FloatNode):
-    """Float node that does not accept text, unlike OmegaConf's own."""
+    """Float node that does not accept strings, unlike OmegaConf's `FloatNode`."""
 
     def _validate_and_convert_impl(self, value: Any) -> float:
         if _is_resolved(self, value) or (isinstance(value, str) and value in _WORDS):
@@ -78,7 +81,7 @@ _NODES: dict[Any, Any] = {IntegerNode: IntegralNode, FloatNode: RealNode}
 
 
 def _is_resolved(node: Any, value: Any) -> bool:
-    """True for text from an interpolation: `${oc.env:SEED}` always gives text."""
+    """True for a string that an interpolation resolved to: `${oc.env:SEED}` always returns a string."""
     return isinstance(value, str) and node._is_interpolation()
 
 
@@ -90,7 +93,7 @@ def _read(kind: type, value: Any, name: str) -> Any:
 
 
 def structured(schema: type) -> DictConfig:
-    """Make the node of a dataclass like `OmegaConf.structured`, but with our number nodes."""
+    """Make a config node from a dataclass, like `OmegaConf.structured`, but with `IntegralNode` and `RealNode`."""
     node = OmegaConf.structured(schema)
     _read_numbers(node)
     return node
@@ -106,12 +109,12 @@ def _read_numbers(node: Container) -> None:
         elif isinstance(child, DictConfig):
             _read_numbers(child)
         elif isinstance(child, ListConfig) and child._metadata.element_type is int:
-            # OmegaConf makes the node of every new element from its type, so that `load` has to check these.
+            # OmegaConf would convert new elements with its own IntegerNode. As Any, they are checked by `load`.
             child._metadata.element_type, child._metadata.ref_type = Any, typing.List[Any]  # noqa: UP006
 
 
 def copy_config(cfg: DictConfig) -> DictConfig:
-    """Copy a config. The copy shares nothing mutable with it."""
+    """Return a copy of a config that shares no mutable state with the original, faster than `copy.deepcopy`."""
     return _copy(cfg, cfg._get_parent())
 
 
@@ -122,13 +125,13 @@ def _copy(node: Any, parent: Any) -> Any:
     state["_parent"], state["_flags_cache"] = parent, None
     state["_metadata"] = _copy_metadata(state["_metadata"])
     content = state.get("_content")
-    if content is None:  # of a single value, or of a container that is null
+    if content is None:  # a single value, or a container that is null
         return new
     if isinstance(content, dict):
         state["_content"] = {key: _copy(child, new) for key, child in content.items()}
     elif isinstance(content, list | tuple):
         state["_content"] = type(content)(_copy(child, new) for child in content)
-    elif isinstance(content, Node):  # of a union
+    elif isinstance(content, Node):  # a union
         state["_content"] = _copy(content, new)
     return new
 
@@ -144,7 +147,7 @@ def _copy_metadata(metadata: Any) -> Any:
 
 
 def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield path and unresolved value of every leaf of a config."""
+    """Yield the path and the unresolved value of every leaf in a config."""
     plain = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
     if not isinstance(plain, dict) or not plain:
         if path:
@@ -155,14 +158,14 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 
 
 def nested(path: tuple[str, ...], value: Any) -> DictConfig:
-    """A config with a single value at a path."""
+    """Return a config that contains only `value`, at `path`."""
     for key in reversed(path):
         value = {key: value}
     return cast(DictConfig, OmegaConf.create(value))
 
 
 def refusal(cfg: Any, other: Any) -> Exception | None:
-    """Return the error that merging `other` into a config would raise; None if it would not."""
+    """Return the error that would be raised by merging `other` into `cfg`; None if they can be merged."""
     for path, value in leaves(other):
         if empties(cfg, path, value):
             return ValidationError(f"{path[0]} cannot be null")
@@ -174,7 +177,7 @@ def refusal(cfg: Any, other: Any) -> Exception | None:
 
 
 def empties(cfg: Any, path: tuple[str, ...], value: Any) -> bool:
-    """True if a value sets a whole group to null, which OmegaConf accepts and a run does not."""
+    """True if a value sets a whole required group to null, which OmegaConf accepts but `RunConfig` does not."""
     if value is not None or len(path) != 1 or path[0] not in (*RunConfig.__dataclass_fields__, "hydra"):
         return False
     is_optional = type(None) in typing.get_args(typing.get_type_hints(RunConfig).get(path[0]))

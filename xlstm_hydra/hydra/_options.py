@@ -1,4 +1,4 @@
-"""Options of a group: the built-in ones, and those of the user if Hydra is initialized."""
+"""Look up and compose the options of config groups: the built-in options, and the user's if Hydra is initialized."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ GROUP = "device"
 
 
 def sources() -> Sources:
-    """Config sources of Hydra, in order: those of the current job with `hydra.searchpath`, or those with which Hydra
-    was initialized since; the built-in ones if it was not."""
+    """Return Hydra's config sources as (provider, path), in search order.
+
+    They are the sources of the current job, including `hydra.searchpath`, unless Hydra has been initialized with other
+    sources since the job started. If Hydra is not initialized, they are the built-in sources.
+    """
     ours = (("hydra", "pkg://hydra.conf"), ("xlstm-hydra", f"xlstm://{conf_dir()}"))
     up, of_job = (), ()
     if GlobalHydra.instance().is_initialized():
@@ -51,8 +54,8 @@ def sources() -> Sources:
 
 @cache
 def loader(searched: Sources) -> ConfigLoaderImpl:
-    """Hydra's config loader for these sources."""
-    Plugins.instance()  # registers the schemes of the sources
+    """Return a Hydra config loader that searches these sources."""
+    Plugins.instance()  # registers the URL schemes of the sources
     search_path = ConfigSearchPathImpl()
     for provider, path in searched:
         search_path.append(provider, path)
@@ -60,7 +63,8 @@ def loader(searched: Sources) -> ConfigLoaderImpl:
 
 
 def compose_options(searched: Sources, group: str, names: tuple[str, ...]) -> list[DictConfig]:
-    """Compose options together: composing takes 0.1 s, and each option 0.02 s."""
+    """Return the composed node of each option. All options are composed at once, because each composition takes 0.1 s,
+    plus 0.02 s per option."""
     keys = [f"{group}.{number}" for number in range(len(names))]
     chosen = [as_override(f"+{group}@{key}", name) for key, name in zip(keys, names, strict=True)]
     cfg = loader(searched).load_configuration(None, chosen, RunMode.RUN)
@@ -68,12 +72,12 @@ def compose_options(searched: Sources, group: str, names: tuple[str, ...]) -> li
 
 
 def options_with(group: str, key: str, config_loader: ConfigLoader | None = None) -> list[str]:
-    """Return the options of a group that have a key, such as `data=text`.
+    """Return the options of a group that have a key, each as an override such as `data=text`.
 
     Args:
         group: name of the group.
-        key: to look for.
-        config_loader: of Hydra, if it is not initialized yet.
+        key: key to look for.
+        config_loader: Hydra's config loader. None: Hydra is already initialized.
     """
     keys_of = _option_keys(_sources_of(config_loader), group)
     return [f"{group}={name}" for name, keys in keys_of.items() if key in keys]
@@ -82,13 +86,14 @@ def options_with(group: str, key: str, config_loader: ConfigLoader | None = None
 def options_near(
     group: str, key: str, config_loader: ConfigLoader | None, cutoff: float
 ) -> tuple[str, list[str]] | None:
-    """Return the most similar key in the options of a group, and the options that have it; None if none is similar.
+    """Return the most similar key in the options of a group, and the options that have this key; None if no key is
+    similar.
 
     Args:
         group: name of the group.
-        key: to compare with.
-        config_loader: of Hydra, if it is not initialized yet.
-        cutoff: least similarity, from 0 to 1.
+        key: key to compare with.
+        config_loader: Hydra's config loader. None: Hydra is already initialized.
+        cutoff: minimum similarity, from 0 to 1.
     """
     keys = {key for keys in _option_keys(_sources_of(config_loader), group).values() for key in keys if key[0] != "_"}
     near = near_name(key, sorted(keys), cutoff=cutoff)
@@ -107,7 +112,7 @@ def _paths(config_loader: ConfigLoader) -> Sources:
 def _option_keys(searched: Sources, group: str) -> dict[str, frozenset[str]]:
     names = tuple(loader(searched).get_group_options(group))
     found = _keys(searched, group, names)
-    if found is None:  # one of them cannot be composed
+    if found is None:  # one of the options cannot be composed
         found = [keys for name in names for keys in _keys(searched, group, (name,)) or [frozenset()]]
     return dict(zip(names, found, strict=True))
 
@@ -121,7 +126,13 @@ def _keys(searched: Sources, group: str, names: tuple[str, ...]) -> list[frozens
 
 
 def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
-    """Return the problem with an option that a group does not have."""
+    """Return the `Problem` for an option that does not exist.
+
+    Args:
+        key: group, or key that names the option.
+        name: the option.
+        options: existing options of the group.
+    """
     options = sorted({*options, *ENGINES.get(str(key), ())})
     hint = nearest(str(name), options)
     listing = hint if hint.startswith(("Known", "There")) else f"{hint} Known: {', '.join(options)}."
@@ -129,14 +140,15 @@ def no_such_option(key: str, name: Any, options: Iterable[str]) -> Problem:
 
 
 def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
-    """Load an option of the group `device`, which may be the user's if Hydra is initialized.
+    """Return the config of an option of the group `device`: a built-in option, or the user's own if Hydra is
+    initialized.
 
     Args:
-        name: of the option, such as h100_80gb.
-        key: that names the option, for messages.
+        name: name of the option, such as h100_80gb.
+        key: key whose value is `name`, for messages.
 
     Raises:
-        ConfigError: there is no such option, or its values break a rule.
+        ConfigError: the option does not exist, or its values break a rule.
     """
     searched = sources()
     options = loader(searched).get_group_options(GROUP)
@@ -152,7 +164,7 @@ def load_device(name: str = DEFAULT_DEVICE, key: str = GROUP) -> DeviceConfig:
 
 
 def _reason(error: Exception) -> str:
-    """Error message of Hydra about a file and that of its cause, which has the details, in one line."""
+    """Return Hydra's error message about a file, followed by the message of its cause, in one line."""
     texts = [" ".join(str(each).split("\n    full_key")[0].split()) for each in (error, error.__cause__) if each]
     return " ".join(texts)
 
@@ -165,7 +177,14 @@ def _checked(values: dict[str, Any]) -> DeviceConfig:
 
 
 def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem]) -> DeviceConfig | None:
-    """Return the device of a run: from the group `device`, or for a plan, from `task.device`."""
+    """Return the device of a run: for a plan, `task.device` if it is set; otherwise the group `device`. A plan with
+    neither uses the default device. Problems are appended to `problems`.
+
+    Args:
+        task: config of the task.
+        given: config of the group `device`, if set.
+        problems: list to append to.
+    """
     if not isinstance(task, PlanTaskConfig) or (task.device is None and given is not None):
         return given
     try:
@@ -180,8 +199,8 @@ def planned_device(task: Any, given: DeviceConfig | None, problems: list[Problem
 
 
 def known_devices() -> dict[str, DeviceConfig]:
-    """Return every option of the group `device`, by name. In another app the group may have a different meaning, so
-    options that are not devices are left out."""
+    """Return the config of every option of the group `device`, by name. Options that are not devices are skipped,
+    because the group may have a different meaning in other apps."""
     searched = sources()
     names = tuple(loader(searched).get_group_options(GROUP))
     try:
@@ -199,7 +218,7 @@ def _device_or_none(name: str) -> DeviceConfig | None:
 
 @cache
 def _load(searched: Sources, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Plain values of options."""
+    """Return the values of options of the group `device`, as plain data."""
     nodes: Any = [OmegaConf.to_container(node, resolve=True) for node in compose_options(searched, GROUP, names)]
     return nodes
 

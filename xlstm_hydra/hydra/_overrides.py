@@ -1,4 +1,7 @@
-"""The shortest command line that composes to a config."""
+"""Search for the shortest command line that composes to a given config.
+
+A recipe is an option of `experiment` or `debug`, which selects options of other groups and sets their values.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,16 @@ from ._read import to_plain
 from ._resolvers import register_resolvers
 
 _RECIPES = ("experiment", "debug")
-"""Groups that set others, in the order in which `conf/config.yaml` applies them."""
+"""Groups of recipes, in the order in which `conf/config.yaml` applies them."""
 
 _UNSEEN = ("_target_", "parallel", "_checkpoint_")
-"""Keys of a model's node that follow from its other keys."""
+"""Keys of the `model` node that are not compared, because they follow from other keys."""
 
 
 def shortest_overrides(config: RunConfig | Record) -> list[str]:
-    """Return the shortest overrides with which `conf/config.yaml` composes to this config.
+    """Return the shortest list of overrides with which `conf/config.yaml` composes to `config`.
 
-    For a record, only its groups are set, and values without effect are omitted.
+    For a `Record`, only the recorded groups are set, and values without effect are omitted.
     """
     groups = config.groups() if isinstance(config, RunConfig) else without_unused(config.groups)[0]
     plain = {name: _plain_group(group) for name, group in groups.items()}
@@ -45,7 +48,7 @@ def shortest_overrides(config: RunConfig | Record) -> list[str]:
 
 
 def shortest_layout(run: RunConfig) -> list[str]:
-    """Return the shortest overrides for the layout of a run: an option of `parallel`, then its fields."""
+    """Return the shortest list of overrides for the layout of a run: `parallel=OPTION`, then fields of `parallel`."""
     groups = {name: _plain_group(group) for name, group in run.groups().items() if name in ("parallel", "model")}
     found = _Search(groups).group("parallel", ())
     assert found is not None, "every layout follows from any option by setting its fields"
@@ -58,7 +61,7 @@ def _shortest(found: list[list[str]]) -> list[str]:
 
 
 def _plain_group(config: ConfigDict) -> dict[str, Any]:
-    """Values that the node of a group must have."""
+    """Return the values that the composed node of a group must have to match `config`."""
     if not isinstance(config, ModelConfig):
         return config.to_dict()
     own = config.model_config
@@ -67,24 +70,24 @@ def _plain_group(config: ConfigDict) -> dict[str, Any]:
 
 
 class _Recipe(NamedTuple):
-    """An option that sets other groups."""
+    """An option of `experiment` or `debug`."""
 
     override: str
     choices: dict[str, str]
-    """Options that it selects in other groups."""
+    """Options that the recipe selects, by group."""
     values: dict[str, Any]
-    """Values that it sets in other groups."""
+    """Values that the recipe sets, by group."""
 
 
 class _Options(NamedTuple):
     """All options in `conf/`."""
 
     nodes: Mapping[str, Mapping[str, DictConfig]]
-    """The node of every option, by group and name."""
+    """Composed node of every option, by group and option."""
     defaults: Mapping[str, str | None]
     """Default option of each group. None: no default."""
     recipes: tuple[tuple[_Recipe, ...], ...]
-    """Combinations of recipes to try: none, each one, and one of each kind. A later kind takes precedence."""
+    """Combinations of recipes to try, each with at most one recipe per group. Later recipes override earlier ones."""
 
 
 @cache
@@ -103,7 +106,7 @@ def _options() -> _Options:
     nodes: dict[str, dict[str, DictConfig]] = {group: {} for group in defaults}
     for group, name in pairs:
         nodes[group][name] = cfg[group][name]
-        nodes[group][name]._set_parent(None)  # its interpolations refer to the config it will be part of
+        nodes[group][name]._set_parent(None)  # interpolations are resolved later, in the config it is inserted into
     kinds = ([_recipe(loader, group, name) for name in loader.get_group_options(group)] for group in _RECIPES)
     tried = itertools.product(*([None, *recipes] for recipes in kinds))
     return _Options(nodes, defaults, tuple(tuple(recipe for recipe in chosen if recipe) for chosen in tried))
@@ -119,7 +122,14 @@ def _recipe(loader: ConfigLoaderImpl, group: str, name: str) -> _Recipe:
 
 @cache
 def _candidate(group: str, name: str, recipes: tuple[str, ...]) -> DictConfig | None:
-    """Node of an option after recipes; None if they set a field that it does not have."""
+    """Return the node of an option with the values set by recipes; None if the recipes set a field that the option does
+    not have.
+
+    Args:
+        group: group of the option.
+        name: name of the option.
+        recipes: overrides of the recipes, in the order in which they are applied.
+    """
     node = copy.deepcopy(_options().nodes[group][name])
     OmegaConf.set_struct(node, False)
     known = {recipe.override: recipe for chosen in _options().recipes for recipe in chosen}
@@ -130,18 +140,19 @@ def _candidate(group: str, name: str, recipes: tuple[str, ...]) -> DictConfig | 
 
 
 class _Search:
-    """Searches for the shortest overrides, one group at a time: an option depends on no other group, except on the
-    model's blocks, which are known."""
+    """Searches for the shortest overrides, one group at a time. Groups are independent, except that layouts depend on
+    the classes of the model's blocks, which are known in advance."""
 
     def __init__(self, wanted: Mapping[str, dict[str, Any]]) -> None:
         self.wanted = wanted
         self._found: dict[Any, list[str] | None] = {}
 
     def overrides(self, recipes: tuple[_Recipe, ...]) -> list[str] | None:
-        """Shortest overrides of all groups with these recipes; None if the recipes do not fit."""
+        """Return the shortest overrides of all groups that include these recipes; None if no overrides can produce the
+        wanted config with them."""
         touched = {group for recipe in recipes for group in (*recipe.choices, *recipe.values)}
         if touched & _options().nodes.keys() - self.wanted.keys():
-            return None  # it would set a group that was not recorded
+            return None  # a recipe would set a group that was not recorded
         texts = [recipe.override for recipe in recipes]
         for group in _options().nodes:
             if group in self.wanted:
@@ -151,7 +162,8 @@ class _Search:
         return texts
 
     def group(self, group: str, recipes: tuple[_Recipe, ...]) -> list[str] | None:
-        """Shortest overrides of one group with these recipes; None if the recipes do not fit."""
+        """Return the shortest overrides of one group, in addition to these recipes; None if no overrides can produce
+        the wanted values."""
         chosen = [recipe.choices[group] for recipe in recipes if group in recipe.choices]
         default = [_options().defaults[group], *chosen][-1]
         setting = tuple(recipe.override for recipe in recipes if group in recipe.values)
@@ -164,7 +176,8 @@ class _Search:
         return _shortest(found) if found else None
 
     def _values(self, group: str, node: DictConfig | None) -> list[str] | None:
-        """Overrides that give a node the wanted values; None if it has other fields."""
+        """Return the overrides that give an option's node the wanted values; None if the node has a field that is not
+        wanted."""
         if node is None or node.keys() - self.wanted[group].keys() - set(_UNSEEN):
             return None
         wanted, given = self.wanted[group], self._resolved(group, node)
@@ -174,7 +187,7 @@ class _Search:
         changes = [key for key in wanted if key not in given or given[key] != wanted[key] or key in explicit]
         open_keys = [key for key in changes if key in node.keys() and OmegaConf.is_interpolation(node, key)]
         for key in [key for key in open_keys if key not in explicit]:
-            fewer = [other for other in changes if other != key]  # what follows from another change need not be set
+            fewer = [other for other in changes if other != key]  # the interpolation may resolve to the wanted value
             if self._resolved(group, self._changed(group, node, fewer)) == wanted:
                 changes = fewer
         return [as_override(f"{'' if key in node.keys() else '+'}{group}.{key}", wanted[key]) for key in changes]
@@ -189,12 +202,12 @@ class _Search:
         return changed
 
     def _resolved(self, group: str, node: Any) -> dict[str, Any]:
-        """Plain values of a node, resolved next to the wanted model."""
+        """Return a node as plain data. Interpolations of a layout are resolved with the wanted model."""
         beside = {"model": self.wanted.get("model", {})} if group == "parallel" else {}
         plain = to_plain(OmegaConf.create(beside | {group: node})[group], [])
         return {key: _finite(value) for key, value in plain.items() if group != "model" or key not in _UNSEEN}
 
 
 def _finite(value: Any) -> Any:
-    """A float that JSON cannot represent, as text; any other value unchanged."""
+    """Return NaN and infinities as strings, as saved configs store them, and any other value unchanged."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The user's own YAML files, and the location of problems in them."""
+"""The user's own config files, and the locations of problems in them."""
 
 from __future__ import annotations
 
@@ -21,39 +21,44 @@ from ._yaml_file import header_problem, line_of
 
 @dataclass(frozen=True)
 class FileProblem(Problem):
-    """A problem with a file or a value in it."""
+    """A problem located in one of the user's config files."""
 
     where: str = field(default="", kw_only=True)
-    """The file, and the line if it is known."""
+    """Path of the file, followed by the line if it is known."""
 
     def __str__(self) -> str:
         return f"{printable(self.where)}: {super().__str__()}"
 
     def with_full_keys(self, text: str) -> str:
-        """Without keys, braces are part of the file's text."""
+        """Expand keys in braces, unless the problem has no keys: its braces are then text from the file."""
         return super().with_full_keys(text) if self.given else text
 
 
 def in_file(problem: Problem, where: str) -> FileProblem:
-    """Return the same problem with its file and line."""
+    """Return the same problem as a `FileProblem`.
+
+    Args:
+        problem: the problem.
+        where: path of the file, followed by the line if it is known.
+    """
     values = {name: getattr(problem, name) for name in ("given", "rule", "fix", "unused", "prefix")}
     return FileProblem(**values, where=where)
 
 
 @dataclass
 class OwnFile:
-    """One of the user's files."""
+    """One of the user's config files."""
 
     option: str
-    """Name of the option, such as `experiment/mine`."""
+    """Path of the option, such as `experiment/mine`."""
     name: str
-    """Path for messages."""
+    """Path of the file, for messages."""
     data: bytes = b""
     root: yaml.Node | None = None
     result: ConfigResult | None = None
 
     def at(self, line: int | None) -> str:
-        """Path for messages, with a line if it is known."""
+        """Return the path for messages, followed by the line if it is known."""
         return self.name if line is None else f"{self.name}, line {line}"
 
     @property
@@ -63,13 +68,13 @@ class OwnFile:
 
 
 class Placed(NamedTuple):
-    """One of the user's files, and the package of its values in the config."""
+    """One of the user's config files, and its package: the path in the composed config where its values are placed."""
 
     file: OwnFile
     package: tuple[str, ...]
 
     def line(self, key: str) -> int | None:
-        """Line in which the file sets a key; None if it does not."""
+        """Return the line in which the file sets a dotted key; None if the file does not set the key."""
         parts = tuple(key.split("."))
         depth = min(len(self.package), len(parts))
         return line_of(self.file.root, parts[depth:]) if parts[:depth] == self.package[:depth] else None
@@ -77,19 +82,19 @@ class Placed(NamedTuple):
 
 @dataclass
 class Composed:
-    """A config that was composed despite mistakes."""
+    """A config that was composed despite errors."""
 
     cfg: DictConfig
     problems: list[Problem]
     lost: set[str]
     """Groups whose option could not be read."""
     wrong: set[str]
-    """Keys whose value was wrong and was dropped."""
+    """Keys whose invalid values were dropped."""
     placed: list[Placed]
-    """The user's files, in the order in which they were merged."""
+    """The user's config files, in the order in which they were merged."""
 
     def hydra_keys(self) -> Iterator[str]:
-        """Yield the keys of the node `hydra` that the files set."""
+        """Yield the keys of the `hydra` node that the user's config files set."""
         for placed in self.placed:
             config = None if placed.file.result is None else placed.file.result.config
             for path, _ in leaves(config or {}):
@@ -97,11 +102,11 @@ class Composed:
                     yield key
 
     def locate(self, problem: Problem, typed: Collection[str]) -> Problem:
-        """Add file and line to a problem whose values are in one of the files.
+        """Return the problem with the file and line that set the values it names; unchanged if no file sets them.
 
         Args:
-            problem: about the composed config.
-            typed: keys that the command line sets.
+            problem: a problem with the composed config.
+            typed: keys set on the command line, which overrides the files.
         """
         if isinstance(problem, FileProblem):
             return problem
@@ -123,19 +128,19 @@ class Composed:
         return problem
 
     def misplaced(self, placed: Placed) -> Problem:
-        """Return the problem with a file whose values are outside all groups."""
+        """Return the `Problem` for a file whose package is not a group of a run."""
         problem = header_problem(placed.file.data, ".".join(placed.package), placed.file.root is None)
         return in_file(problem, placed.file.name)
 
 
 def path_of(option: str, source: ConfigSource) -> Any:
-    """Path of the file of an option."""
+    """Return the path of an option's file."""
     name = ConfigSource._normalize_file_name(option)
     return Path(source.path, name) if source.scheme() == "file" else files(source.path) / name
 
 
 def name_of(option: str, source: ConfigSource) -> str:
-    """Path of an option's file for messages: relative if it is inside the current folder."""
+    """Return the path of an option's file for messages: a relative path if the file is in the current folder."""
     if source.scheme() != "file":
         return f"{source.full_path()}/{ConfigSource._normalize_file_name(option)}"
     path, here = path_of(option, source), Path.cwd()

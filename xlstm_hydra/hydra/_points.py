@@ -1,7 +1,7 @@
 """Compose and check all jobs of a sweep before any of them runs.
 
-Hydra composes each job from scratch, which takes 0.1 s. Most jobs select the same options and only differ in values, so
-options are composed once, and values are set in a copy.
+Hydra composes each job from scratch, which takes 0.1 s. Most jobs of a sweep select the same config group options and
+differ only in values. Each combination of options is therefore composed once, and values are set in copies of it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from ._own_files import Composed
 from ._search_path import has_own_files
 
 _FOLDERS = ("hydra.sweep.subdir", "hydra.sweep.dir")
-"""Keys of the node `hydra` that do not affect the composition."""
+"""Keys of the `hydra` node that may differ between jobs without affecting composition."""
 
 _dirname: Callable[..., str] | None = getattr(config_loader_impl, "get_overrides_dirname", None)
-"""Function that computes `hydra.job.override_dirname`. Hydra 1.4 computes it on demand."""
+"""Hydra 1.3's function that computes `hydra.job.override_dirname`. None: Hydra 1.4, which computes the name lazily."""
 
 
 PLAN = "plan"
-"""Task whose jobs may break rules, if not all of them do."""
+"""Name of the task whose invalid points are launched too, unless all points are invalid: see `invalid_points`."""
 
 
 class SweepLoader(ConfigLoaderImpl):
-    """Hydra's loader with a faster `load_sweep_config`, which takes 2 ms if only values differ.
+    """Hydra's config loader with a faster `load_sweep_config`: 2 ms per job if only values differ.
 
-    Launchers that run jobs in other processes can pickle it, without its composed options.
+    Can be pickled by launchers that run jobs in other processes; the cache of composed options is not pickled.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
@@ -53,7 +53,7 @@ class SweepLoader(ConfigLoaderImpl):
         return self.__dict__ | {"_bases": {}, "_groups": {}}
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
-        """Return the config of a job.
+        """Return the composed config of a job.
 
         Args:
             master_config: config of the sweep.
@@ -69,12 +69,13 @@ class SweepLoader(ConfigLoaderImpl):
 
     @staticmethod
     def identity(master: DictConfig) -> tuple[str, ...]:
-        """Return what all jobs of a sweep share: the primary config and the overrides of the node `hydra`."""
+        """Return the name of the primary config, followed by the overrides of the `hydra` node. All jobs of a sweep
+        share both."""
         typed: Any = OmegaConf.to_container(master.hydra.overrides, resolve=False)
         return (master.hydra.job.config_name, *typed["hydra"])
 
     def base(self, master_config: DictConfig, choices: Sequence[str]) -> DictConfig:
-        """Compose a job with these overrides. The result is cached and must not be changed."""
+        """Compose a job with only the overrides in `choices`. The result is cached and must not be modified."""
         key = (*self.identity(master_config), *choices)
         if key not in self._bases:
             self._bases[key] = super().load_sweep_config(master_config, list(choices))
@@ -91,7 +92,7 @@ class SweepLoader(ConfigLoaderImpl):
         return cfg
 
     def _group_test(self, master: DictConfig) -> Callable[[str], bool]:
-        """Return a function that is True for names of groups in the search path of a sweep."""
+        """Return a function that checks whether a name is a config group in the sweep's search path."""
         name, *always = key = self.identity(master)
         if key not in self._groups:
             _, repo = self._parse_overrides_and_create_caching_repo(name, always)
@@ -101,23 +102,23 @@ class SweepLoader(ConfigLoaderImpl):
 
 @lru_cache(maxsize=10_000)
 def parse(text: str) -> Override:
-    """Parse an override of a job. The result is cached and must not be changed."""
+    """Parse an override of a job. The result is cached and must not be modified."""
     return OverridesParser.create().parse_override(text)
 
 
 def _needs_hydra(override: Override) -> bool:
-    """True if an override is for Hydra itself or has several values."""
+    """True if Hydra's own loader must compose the job: the override affects the `hydra` node, or has several values."""
     is_own = override.key_or_group.startswith("hydra") and override.get_key_element() not in _FOLDERS
     return is_own or override.is_sweep_override()
 
 
 def _may_choose(override: Override, is_group: Callable[[str], bool]) -> bool:
-    """True if an override may select an option. A dictionary always sets values."""
+    """True if an override may select a config group option. Overrides with a dictionary always set values."""
     return not isinstance(override.value(), dict) and (override.package is not None or is_group(override.key_or_group))
 
 
 def _note_overrides(cfg: DictConfig, overrides: Sequence[Override]) -> None:
-    """Write the overrides and the environment of a job into the node `hydra`."""
+    """Record a job's overrides, environment variables and current directory in its `hydra` node, as Hydra does."""
     own = [override for override in overrides if override.is_hydra_override()]
     task = [override for override in overrides if not override.is_hydra_override()]
     noted, job = cfg.hydra.overrides, cfg.hydra.job
@@ -138,7 +139,7 @@ def _note_overrides(cfg: DictConfig, overrides: Sequence[Override]) -> None:
 
 
 def is_run(cfg: DictConfig) -> bool:
-    """True if a composed config is ours, and not that of another app that uses our sweeper."""
+    """True if a composed config is a run of this package, and not that of another app that uses our sweeper."""
     found = OmegaConf.get_type(cfg, "trainer") if isinstance(cfg.get("trainer"), DictConfig) else None
     return isinstance(found, type) and issubclass(found, TrainerConfig)
 
@@ -147,9 +148,9 @@ def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Seque
     """Compose and check every point of a sweep.
 
     Args:
-        loader: that composes the jobs.
-        master: the config of the sweep.
-        points: the overrides of each job.
+        loader: config loader that composes the jobs.
+        master: config of the sweep.
+        points: overrides of each job.
     """
     name, *always = loader.identity(master)
 
@@ -162,10 +163,11 @@ def check_points(loader: SweepLoader, master: DictConfig, points: Iterable[Seque
 
 
 def invalid_points(points: Sequence[Point]) -> dict[int, list[Problem]]:
-    """Return the problems of the points that must not be launched, by the number of the point.
+    """Return the problems of each point that must not be launched, by the point's index.
 
-    Plans are compared in a table, where a layout that breaks a rule has a row with the reason. Such a point is
-    launched, unless all points break rules or the point's `task.device` is unknown.
+    Invalid points are not launched, with one exception: a sweep over plans prints a table, where a point that breaks a
+    rule has a row with the reason. An invalid plan is therefore launched, unless all points are invalid, its config
+    cannot be composed or read, or its `task.device` is wrong.
     """
     found = {number: point.problems for number, point in enumerate(points) if point.problems}
     if len(found) == len(points):
@@ -180,7 +182,8 @@ def _is_row(point: Point) -> bool:
 
 
 def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
-    """Rules for the jobs of a sweep, which the process of the sweep runs one after the other or submits."""
+    """Yield a `Problem` if the sweep itself was started in several processes. A single process must run or submit all
+    jobs."""
     if process := run.distributed.process_info(os.environ):
         this = f"process {process.process_id} of {process.num_processes}"
         rule = f"a sweep is started by a single process, but this is {this}"
@@ -189,7 +192,8 @@ def _sweep_rules(run: RunConfig) -> Iterator[Problem]:
 
 
 def by_job(points: Sequence[Sequence[str]], found: Mapping[int, Sequence[Problem]]) -> list[Problem]:
-    """Return every problem once, with the jobs that have it and the overrides that distinguish these."""
+    """Return each distinct problem once. Its message starts with the jobs that have the problem, and the overrides that
+    distinguish them from the other jobs."""
     own = differing(points)
     return [
         Problem.about("", text if len(numbers) == len(points) else f"{_jobs(own, numbers)}: {text}")
@@ -198,7 +202,7 @@ def by_job(points: Sequence[Sequence[str]], found: Mapping[int, Sequence[Problem
 
 
 def jobs_with(found: Mapping[int, Sequence[Problem]]) -> dict[str, list[int]]:
-    """Return the numbers of the jobs that have each problem."""
+    """Return the indices of the jobs with each problem, by the problem's text."""
     jobs: dict[str, list[int]] = {}
     for number, problems in found.items():
         for problem in problems:
@@ -207,19 +211,24 @@ def jobs_with(found: Mapping[int, Sequence[Problem]]) -> dict[str, list[int]]:
 
 
 def differing(points: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Return the overrides of each point that not all points have."""
+    """Return the overrides of each point, excluding those that all points share."""
     shared = set.intersection(*map(set, points)) if points else set()
     return [[text for text in point if text not in shared] for point in points]
 
 
 def common(own: Sequence[Sequence[str]], numbers: Sequence[int]) -> list[str]:
-    """Return the distinguishing overrides that the points `numbers` share."""
+    """Return the overrides that all points in `numbers` share.
+
+    Args:
+        own: overrides of each point, as returned by `differing`.
+        numbers: indices of the points.
+    """
     found = set.intersection(*(set(own[number]) for number in numbers))
     return [text for text in own[numbers[0]] if text in found]
 
 
 def _jobs(own: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
-    """`job 3 (parallel=tp)`, or `4 of 8 jobs (optimizer.lr=-1)`."""
+    """Return a text that identifies jobs: `job 3 (parallel=tp)`, or `4 of 8 jobs (optimizer.lr=-1)`."""
     which = f"job {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} of {len(own)} jobs"
     overrides = " ".join(common(own, numbers))
     return f"{which} ({overrides})" if overrides else which

@@ -1,4 +1,4 @@
-"""Values in Hydra's override grammar: write plain values, and quote text that was typed without quotes."""
+"""Hydra's override grammar: write plain values, and quote text that the user typed without quotes."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _QUOTE = re.compile(r"(\\*)('|\Z)")
 
 HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
-"""Keys of Hydra that take any text."""
+"""Keys of the `hydra` node whose values may be any text."""
 
 TEXTS = ("task.prompt",)
-"""Keys whose values are always text, whatever they mean in the grammar."""
+"""Keys whose values are always plain text, even if the override grammar would parse them differently."""
 
 _PLAIN = re.compile(r"[\w./@%+-]*", re.ASCII)
-"""A value without special characters of the grammar."""
+"""A value without characters that are special in the override grammar."""
 
 _MEANT = re.compile(r"[\"'=\[{(]|.*\$\{|\w+\(", re.DOTALL)
-"""Start of a value that was written for the grammar, possibly with a mistake."""
+"""Start of a value that uses the syntax of the override grammar, valid or not, and must not be quoted."""
 
 _HOME = re.compile(r"(^|[,\[(]\s*)(~[\w.-]*(?:/[^,\[\]()]*)?)(?=[,\])]|$)")
 
 
 def as_override(key: str, value: Any) -> str:
-    """Return `key=value` in Hydra's grammar, which sets a plain value."""
+    """Return the override that sets `key` to a plain value, in Hydra's override grammar."""
     return f"{key}={as_value(literal(value))}"
 
 
 def literal(value: Any) -> Any:
-    """Escape `${...}` in a plain value, so that OmegaConf does not resolve it."""
+    """Escape each `${` in a plain value, so that OmegaConf does not resolve it as an interpolation."""
     if isinstance(value, str):
         return _INTERPOLATION.sub(r"\1\1\\${", value)
     if isinstance(value, dict):
@@ -54,7 +54,7 @@ def literal(value: Any) -> Any:
 
 
 def as_value(value: Any) -> str:
-    """Return a plain value in Hydra's grammar; `${...}` in a string remains an interpolation."""
+    """Return a plain value in Hydra's override grammar. `${...}` in strings is kept as an interpolation."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -67,29 +67,30 @@ def as_value(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """A float in the fewest characters: 3, 0.5 or 3e-4."""
+    """Return the shortest notation of a float, such as 3, 0.5 or 3e-4."""
     sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
     scientific = f"{'-' * sign}{''.join(map(str, digits))}e{exponent}"
     return min(repr(value).removesuffix(".0"), scientific, key=len)
 
 
 def _quoted(text: str) -> str:
-    """Put text in single quotes. Quotes in it get a backslash; backslashes are only special before a quote."""
+    """Put text in single quotes. Single quotes in the text are escaped; backslashes are doubled only before a quote."""
     return "'" + _QUOTE.sub(lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text) + "'"
 
 
 def text_keys() -> set[str]:
-    """Return the keys of all fields that take any text."""
+    """Return the dotted keys of all fields whose values may be any text."""
     return {*HYDRA_TEXTS, *_keys(lambda kind: kind in (str, str | None))}
 
 
 def list_keys() -> set[str]:
-    """Return the keys of all fields that take a list."""
+    """Return the dotted keys of all fields whose values are lists."""
     return _keys(lambda kind: any(typing.get_origin(one) in (list, tuple) for one in (kind, *typing.get_args(kind))))
 
 
 def _groups() -> dict[str, Any]:
-    """Return the class of every group; for `model` the base of our model configs, whose fields the node has."""
+    """Return the config class of every group. For `model`, this is the base class of the model configs, because the
+    `model` node has their fields."""
     return typing.get_type_hints(RunConfig) | {"model": SubModelConfig, "parallel": ParallelConfig}
 
 
@@ -103,7 +104,7 @@ def _keys(is_wanted: Callable[[Any], bool]) -> set[str]:
 
 
 def expand_home(arguments: Sequence[str]) -> list[str]:
-    """Expand `~` at the start of values in arguments, where shells do not."""
+    """Expand `~` at the start of each value in `key=value` and `--flag=value`, which shells leave unexpanded."""
     return [_expanded(text) for text in arguments]
 
 
@@ -116,8 +117,8 @@ def _expanded(text: str) -> str:
 
 
 def quote_texts(arguments: Sequence[str]) -> list[str]:
-    """Quote text in arguments for Hydra's grammar: always for `task.prompt`, and for other text fields if their value
-    cannot be parsed. Quoted values are not changed."""
+    """Quote unquoted text in arguments as Hydra's override grammar requires: `task.prompt` always, and other text
+    fields if Hydra could not parse their value."""
     args = get_args_parser().parse_intermixed_args(list(arguments))
     is_sweep = args.multirun or any(text.startswith("hydra.mode=MULTI") for text in args.overrides)
     return [_quoted_override(text, is_sweep) if text in args.overrides else text for text in arguments]

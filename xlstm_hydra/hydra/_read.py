@@ -1,4 +1,4 @@
-"""Read the groups of a run from a composed config, as far as possible."""
+"""Convert a composed config to a `RunConfig`, collecting all problems instead of stopping at the first one."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from ._options import planned_device
 
 _STRICT = Flags(ignore_unknown=False)
 _LAYOUT = "${oc.select:parallel,null}"
-"""Value of `model.parallel` in our YAML files."""
+"""Value of `model.parallel` in `conf/`: the layout selected in the group `parallel`."""
 _TARGET = "xlstm_hydra.hydra.make_model_config"
-"""Value of `model._target_`: the function that `hydra.utils.instantiate` calls."""
+"""Required value of `model._target_`: the function that `hydra.utils.instantiate(cfg.model)` calls."""
 _NODE_KEYS = ("_target_", "model_class", "config_class", "parallel", "_checkpoint_")
 
 
 def config_of(data: Any) -> DictConfig:
-    """Make a config from plain data.
+    """Make an OmegaConf config from plain data.
 
     Raises:
-        ConfigError: it is not a mapping with text as keys.
+        ConfigError: the data is not a mapping, or has keys that are not strings.
     """
     if not isinstance(data, Mapping):
         raise ConfigError([Problem({}, f"expected a composed config or a mapping of groups, got {show(data)}")])
@@ -55,7 +55,13 @@ def _wrong_keys(data: Mapping[Any, Any], path: str) -> Iterator[Problem]:
 
 
 def read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str] = ("hydra",)) -> RunConfig:
-    """Read the groups as far as possible, except the keys in `without`. Problems are added to `problems`."""
+    """Return the run, without values that cannot be read. Their problems are appended to `problems`.
+
+    Args:
+        cfg: the composed config.
+        problems: list to append to.
+        without: dotted keys to skip.
+    """
     plain = to_plain(cfg, problems, without=(*without, "model.parallel") if _shows_layout(cfg) else without)
     groups: dict[str, Any] = {}
     hints_of_run = typing.get_type_hints(RunConfig)
@@ -73,21 +79,26 @@ def read_groups(cfg: DictConfig, problems: list[Problem], without: Sequence[str]
 
 
 def fields_of(run: RunConfig) -> Iterator[str]:
-    """Yield the keys of a run as the user types them."""
+    """Yield the dotted keys of all fields of a run, as the user types them."""
     for group, config in run.groups().items():
         own = config.model_config if isinstance(config, ModelConfig) else config
         yield from (f"{group}.{name}" for name in (() if own is None else hints(type(own))))
 
 
 def _shows_layout(cfg: DictConfig) -> bool:
-    """True if `model.parallel` only refers to the group `parallel`, so that it need not be read twice."""
+    """True if `model.parallel` is the interpolation of the group `parallel`, so that it need not be read separately."""
     model = cfg.get("model") if "parallel" in cfg and not OmegaConf.is_missing(cfg, "model") else None
     child = model._get_node("parallel") if isinstance(model, DictConfig) and "parallel" in model.keys() else None
     return isinstance(child, Node) and child._value() == _LAYOUT
 
 
 def cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
-    """Return broken rules between groups, except those that follow from a value that could not be read."""
+    """Return the broken rules that involve several groups.
+
+    Args:
+        run: the run. Values that could not be read are missing.
+        broken: problems already found. Rules that depend on their keys are skipped.
+    """
     found = (
         problem for part in run.rule_parts(os.environ) for problem in (_as_far_as_possible(part) if broken else part)
     )
@@ -95,7 +106,7 @@ def cross_rules(run: RunConfig, broken: list[Problem]) -> list[Problem]:
 
 
 def _as_far_as_possible(rules: Iterable[Problem]) -> Iterator[Problem]:
-    """Yield broken rules of a partly read run, up to a rule that needs a missing value."""
+    """Yield broken rules of a run with missing values, and stop at the first rule that needs a missing value."""
     try:
         yield from rules
     except (AttributeError, TypeError, ArithmeticError):
@@ -103,7 +114,14 @@ def _as_far_as_possible(rules: Iterable[Problem]) -> Iterator[Problem]:
 
 
 def collect_field(hint: Any, data: Any, path: str, problems: list[Problem]) -> Any:
-    """Convert a value to its annotated type, and add its problems to `problems`."""
+    """Convert a value to its annotated type, and append any problems to `problems`.
+
+    Args:
+        hint: annotated type.
+        data: plain value.
+        path: dotted key of the value.
+        problems: list to append to.
+    """
     value, found = collect(hint, data, _STRICT)
     problems.extend(independent((problem.at(path) for problem in found), problems))
     return value
@@ -112,7 +130,8 @@ def collect_field(hint: Any, data: Any, path: str, problems: list[Problem]) -> A
 def to_plain(
     node: DictConfig, problems: list[Problem], path: str = "", without: Sequence[str] = ("hydra",)
 ) -> dict[str, Any]:
-    """Plain values of a node, without keys that are missing (`???`) or cannot be resolved."""
+    """Return a node as plain data, without missing values (`???`) and interpolations that cannot be resolved. A
+    `Problem` for each of them is appended to `problems`."""
     plain: dict[str, Any] = {}
     for key in map(str, node):
         where = f"{path}.{key}" if path else key
@@ -123,9 +142,9 @@ def to_plain(
             continue
         try:
             value = node[key]
-            if isinstance(value, str) and value == "???":  # found by an interpolation; OmegaConf 2.4 raises
+            if isinstance(value, str) and value == "???":  # target of an interpolation; OmegaConf 2.4 itself raises
                 raise MissingMandatoryValue
-            if isinstance(value, DictConfig):  # problems are reported at the source
+            if isinstance(value, DictConfig):  # problems are reported at the interpolation's target
                 value = to_plain(value, [] if OmegaConf.is_interpolation(node, key) else problems, where, without)
             plain[key] = OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
         except (MissingMandatoryValue, InterpolationToMissingValueError):
@@ -140,7 +159,8 @@ _NOT_SIMPLE: Any = object()
 
 
 def _simple_value(node: DictConfig, key: str) -> Any:
-    """A value that is not an interpolation, read without OmegaConf, which would take ten times longer."""
+    """Return a scalar that is not an interpolation, read 10x faster than with OmegaConf; `_NOT_SIMPLE` for all other
+    values."""
     content = node.__dict__["_content"]
     child = content.get(key) if isinstance(content, dict) else None
     value = child._value() if isinstance(child, ValueNode) else _NOT_SIMPLE
@@ -150,7 +170,7 @@ def _simple_value(node: DictConfig, key: str) -> Any:
 
 
 def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
-    """Read the model and its layout as far as possible."""
+    """Read the model and its layout. Problems are appended to `problems`."""
     node = plain.get("model")
     if not isinstance(node, Mapping):
         missing, node = Missing.about("model", "missing", "Choose one, for example model=tiny."), {}
@@ -170,7 +190,7 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
 
 
 def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: list[Problem]) -> ParallelConfig:
-    """Read the group `parallel`, or `model.parallel` in an app without that group."""
+    """Read the layout from the group `parallel`, or from `model.parallel` in apps without that group."""
     own = node.get("parallel")
     if "parallel" not in plain:
         return collect_layout(own or {}, "model.parallel", problems)
@@ -181,24 +201,24 @@ def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: lis
 
 
 def collect_layout(data: Any, path: str, problems: list[Problem]) -> ParallelConfig:
-    """Read a layout. One with a `name` is chosen automatically (`parallel=auto`)."""
+    """Read a layout: as `AutoParallelConfig` if it has a `name` (`parallel=auto`), otherwise as `ParallelConfig`."""
     is_open = isinstance(data, Mapping) and "name" in data
     return collect_field(AutoParallelConfig if is_open else ParallelConfig, data, path, problems)
 
 
 def config_fields(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the model's config in its node."""
+    """Return the fields of the model's config dataclass from the `model` node."""
     return {key: value for key, value in node.items() if key not in _NODE_KEYS}
 
 
 def config_class_of(node: Mapping[str, Any], problems: list[Problem]) -> Any:
-    """Config class of a model's node; None if it cannot be imported."""
+    """Return the config class of a `model` node; None if it cannot be imported, which is reported in `problems`."""
     path = node.get("config_class")
     try:
         if path is not None:
             return locate_class(path, "model.config_class")
         return _annotated_config(node["model_class"])
-    except ConfigError as error:  # no field of the model can be checked
+    except ConfigError as error:  # without the class, no field of the model can be checked
         problems.extend(Unread(one.given, one.rule, one.fix, whole=True) for one in error.problems)
         return None
 

@@ -1,4 +1,4 @@
-"""Word errors of Hydra like our own rules: the key, its problem, and the nearest accepted name."""
+"""Convert Hydra's errors about overrides to `Problem`s, which name the key, the broken rule and a fix."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ from ._quote import list_keys, text_keys
 from ._unreadable import INTERPOLATION_FORM, of_list_element, quoted_argument
 
 PARAMS = "hydra.sweeper.params."
-"""Prefix of keys whose values are overrides of a sweep."""
+"""Prefix of keys whose values are sweep overrides."""
 
 _MODEL_KEYS = ("model_class", "config_class", "parallel")
-"""Keys of a model's node that its option sets."""
+"""Keys of the `model` node that each option of `model` sets, so that they are not suggested to users."""
 
 _TYPO = 0.85
-"""Similarity from which a name counts as a typo, even if the exact name exists in another group."""
+"""Minimum similarity, from 0 to 1, at which a key is treated as a typo of another key in its group, even if another
+group has a key of exactly this name."""
 
 
 def unset_variable(error: Exception) -> Problem | None:
-    """Return the problem with a variable in `hydra.job.env_copy` if it caused an error."""
+    """Return the `Problem` for an environment variable in `hydra.job.env_copy` that is not set; None for any other
+    error."""
     if not isinstance(error, KeyError):
         return None
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-2:]
@@ -51,16 +53,16 @@ def unset_variable(error: Exception) -> Problem | None:
 
 
 def of_params(key: str, text: str) -> Problem:
-    """Return the problem with an override of a single key of `hydra.sweeper.params`."""
+    """Return the `Problem` for an override of a single key of `hydra.sweeper.params`."""
     fix = f"Write {text.partition(PARAMS)[2]}, which has the same effect."
     return Problem.about(key, "cannot be set on its own", fix)
 
 
 def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[Problem]:
-    """Yield a problem for each interval of floats for a field that takes integers.
+    """Yield a `Problem` for each override that sweeps an integer field over an interval of floats.
 
     Args:
-        overrides: of a sweep.
+        overrides: sweep overrides.
         cfg: config without the overrides.
     """
     for override in overrides:
@@ -75,11 +77,11 @@ def interval_types(overrides: Iterable[Override], cfg: DictConfig) -> Iterator[P
 
 
 def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
-    """Return the problem with an override that Hydra rejects.
+    """Return the `Problem` for an override that Hydra rejected.
 
     Args:
-        override: the rejected one.
-        error: that Hydra raised.
+        override: the rejected override.
+        error: exception raised by Hydra.
         cfg: config without the override.
     """
     key, text = override.key_or_group, str(override.input_line)
@@ -114,7 +116,8 @@ def refused(override: Override, error: Exception, cfg: DictConfig) -> Problem:
 
 
 def not_options(override: Override) -> Problem | None:
-    """Return a problem if a list for a group contains anything but names. Hydra would crash."""
+    """Return a `Problem` if an override selects a list of options and not all of them are strings, which makes Hydra
+    crash."""
     value: Any = override.value()
     is_wrong = isinstance(value, list) and not all(isinstance(item, str) for item in value)
     return _no_option_name(override) if is_wrong and _options_of(override) else None
@@ -134,7 +137,7 @@ def _options_of(override: Override) -> list[str]:
 
 
 def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
-    """Return the problem with a group that has no option in the config."""
+    """Return the `Problem` for an override of a config group without a selected option."""
     key, loader = override.key_or_group, override.config_loader
     options = [] if loader is None else loader.get_group_options(key)
     if options and not override.is_add():
@@ -149,7 +152,7 @@ def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
 
 
 def _forced_option(override: Override) -> Problem:
-    """Return the problem with `++group=option`, which would set a value."""
+    """Return the `Problem` for `++group=option`, which would set a value instead of selecting the option."""
     key, name, loader = override.key_or_group, override.value(), override.config_loader
     options = loader.get_group_options(key) if loader else ()
     if name in options:
@@ -158,14 +161,14 @@ def _forced_option(override: Override) -> Problem:
 
 
 def wrong_value(key: str, value: Any, error: Exception, cfg: DictConfig, config_loader: ConfigLoader) -> Problem:
-    """Return the problem with a value of a file that cannot be merged into the config.
+    """Return the `Problem` for a value that cannot be merged into the config.
 
     Args:
-        key: of the value.
-        value: in the file.
-        error: that OmegaConf raised.
+        key: key of the value.
+        value: the rejected value.
+        error: exception raised by OmegaConf.
         cfg: config without the value.
-        config_loader: of Hydra.
+        config_loader: Hydra's config loader.
     """
     problem = _wrong_type(key, value, error, cfg) or unknown_key(key, cfg, config_loader)
     return problem or Problem({key: value}, first_line(error))
@@ -187,12 +190,13 @@ def _wrong_type(key: str, value: Any, error: Exception, cfg: DictConfig) -> Prob
 
 
 def _quoted(value: Any) -> str:
-    """Return the fix for null in place of text."""
+    """Return the suggested fix if `value` is null where text is expected; otherwise an empty string."""
     return "Write 'null' in quotes for the text null." if value is None else ""
 
 
 def missing_engine(error: Exception) -> Problem | None:
-    """Return the problem with a launcher or sweeper that Hydra did not find because it is not installed."""
+    """Return the `Problem` for a launcher or sweeper that Hydra cannot find because its package is not installed; None
+    for any other error."""
     group, _, name = str(getattr(error, "missing_cfg_file", "")).rpartition("/")
     return not_installed(group, name)
 
@@ -211,7 +215,7 @@ def _parent(key: str, cfg: DictConfig) -> tuple[Any, str]:
 
 
 def expected_type(key: str, cfg: DictConfig) -> str | None:
-    """Type of a field, worded as in other messages; None if it is unknown."""
+    """Return the type of a field as text for messages, such as `int or null`; None if the type is unknown."""
     parent, name = _parent(key, cfg)
     cls = OmegaConf.get_type(parent) if isinstance(parent, DictConfig) else None
     if cls and dataclasses.is_dataclass(cls):
@@ -220,13 +224,14 @@ def expected_type(key: str, cfg: DictConfig) -> str | None:
 
 
 def _expected_of_items(node: DictConfig) -> str | None:
-    """Return the type of the values of a mapping, if it has one."""
+    """Return the declared type of a mapping's values as text for messages; None if they are not declared as scalars."""
     kind = node._metadata.element_type
     return type_name(kind) if kind in (bool, int, float, str) else None
 
 
 def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = None) -> Problem | None:
-    """Return the problem with the first part of a dotted key that does not exist."""
+    """Return the `Problem` for a dotted key that does not exist, naming its shortest missing prefix; None if the key
+    exists."""
     parts = key.split(".")
     node: Any = cfg
     for depth, part in enumerate(parts):
@@ -243,8 +248,8 @@ def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = 
 
 
 def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, loader: ConfigLoader | None) -> str:
-    """Suggest the key that was probably meant: a sibling with a very similar name, a key of another option of the
-    group, a key of another group, or a sibling with a similar name."""
+    """Suggest a replacement for an unknown key. Tried in this order: a very similar key of the same node, a key of
+    another option of the group, a key of another group, and a less similar key of the same node."""
     if depth == 0 and parts[0] in RunConfig.__dataclass_fields__:
         return f"The config has no option of this group yet: add {parts[0]}=OPTION."
     siblings, has_schema = _typed_names(parts[:depth], node), dataclasses.is_dataclass(OmegaConf.get_type(node))
@@ -264,7 +269,7 @@ def _way_out(parts: list[str], depth: int, node: DictConfig, cfg: DictConfig, lo
 
 
 def _typed_names(path: list[str], node: DictConfig) -> list[str]:
-    """Keys of a node that a user sets: without those of Hydra, and without those that a model's option sets."""
+    """Return the keys of a node that users set: excluding `hydra`, private keys, and keys set by the `model` option."""
     names = [str(name) for name in node if name != "hydra" and not str(name).startswith("_")]
     fields = [name for name in names if path != ["model"] or name not in _MODEL_KEYS]
     return fields or names
@@ -276,14 +281,14 @@ def _same_name(name: str, cfg: DictConfig) -> str:
 
 
 def paths(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of all values outside the node `hydra`."""
+    """Yield the dotted keys of all values outside the `hydra` node."""
     for name, item in tree.items():
         if not name.startswith("_") and (prefix or name != "hydra"):
             yield from paths(item, f"{prefix}{name}.") if isinstance(item, dict) else [f"{prefix}{name}"]
 
 
 def several_values(override: Override) -> Problem:
-    """Return the problem with several values in a single run."""
+    """Return the `Problem` for an override that lists several values (`a=1,2`) without -m."""
     key, _, values = str(override.input_line).partition("=")
     name, is_choice = override.key_or_group, isinstance(override.value(), ChoiceSweep)
     fix = "Add -m to run one job for each value"
@@ -295,7 +300,7 @@ def several_values(override: Override) -> Problem:
 
 
 def several_for_hydra(override: Override) -> Problem:
-    """Return the problem with a sweep over a key of Hydra itself."""
+    """Return the `Problem` for a sweep over a key of the `hydra` node."""
     text = str(override.input_line)
     if override.key_or_group.startswith(PARAMS):
         return of_params(override.key_or_group, text)

@@ -1,4 +1,4 @@
-"""Register our schemas with Hydra, and the resolvers of our YAML files with OmegaConf."""
+"""Register schemas with Hydra, and the resolvers used in `conf/` with OmegaConf."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _BLOCKS = ("mLSTMBlock",)
 
 
 def register() -> None:
-    """Put our dataclasses in Hydra's ConfigStore, as `xlstm_hydra/schema/*`. Calling it twice is harmless.
+    """Store the config dataclasses of this package in Hydra's ConfigStore, as `xlstm_hydra/schema/*`. Idempotent.
 
-    Only configs of your own that build on a schema need this call. For our options, the plugin provides the schemas
-    when an app uses one of our groups, and does not change the ConfigStore.
+    Only required if your own configs refer to a schema. The options of this package get their schemas from its Hydra
+    plugin, which does not modify the ConfigStore.
     """
     register_resolvers()
     store = ConfigStore.instance()
@@ -29,8 +29,8 @@ def register() -> None:
 
 
 def register_resolvers() -> None:
-    """Register the resolvers that our YAML files use: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
-    `xlstm_batch`. Calling it twice is harmless."""
+    """Register the OmegaConf resolvers used in `conf/`: `xlstm_rest`, `xlstm_blocks`, `xlstm_checkpoint` and
+    `xlstm_batch`. Idempotent."""
     if OmegaConf.has_resolver("xlstm_batch"):
         return
     register_resolver("xlstm_rest", _rest)
@@ -40,29 +40,34 @@ def register_resolvers() -> None:
 
 
 def _rest(*sizes: int) -> int:
-    """Size of the data mesh axis: all remaining devices (-1), or 1 if another mesh axis already takes those."""
+    """Return the size of the data mesh axis: -1 (all remaining devices), or 1 if the size of another mesh axis is -1.
+
+    Args:
+        *sizes: sizes of the other mesh axes.
+    """
     return 1 if -1 in sizes else -1
 
 
 def _blocks(*others: str, _root_: Any) -> list[str]:
-    """Class names in `others` and of the model's blocks, which a layout shards and recomputes."""
+    """Return `others`, followed by the class names of the model's blocks. A layout uses the list to select the modules
+    to shard or to rematerialize."""
     return [*others, *_block_classes(_root_)]
 
 
 def _checkpoint(*, _root_: Any) -> str:
-    """Checkpoint that the model's config was taken from; missing (`???`) if there is none."""
+    """Return the path of the checkpoint that the model's config was read from; `???` (missing) if there is none."""
     return OmegaConf.select(_root_, "model._checkpoint_") or "???"
 
 
 def _block_classes(cfg: Any) -> tuple[str, ...]:
-    """Class names of the blocks of the model in a composed config. If they are unknown, those of our mLSTM models, so
-    that a layout composes without a model."""
+    """Return the class names of the blocks in the model of a composed config. If they are unknown, return `mLSTMBlock`,
+    so that a layout composes without a model."""
     model = cfg.get("model") if isinstance(cfg, DictConfig) else None
     if not isinstance(model, DictConfig):
         return _BLOCKS
-    from ._read import config_class_of, config_fields, to_plain  # 10 ms, not for `--cfg job`
+    from ._read import config_class_of, config_fields, to_plain  # takes 10 ms, so not imported for `--cfg job`
 
-    node = to_plain(model, [], "model", without=("model.parallel",))  # the layout is what asks
+    node = to_plain(model, [], "model", without=("model.parallel",))  # the layout refers to this resolver
     config_class = config_class_of(node, []) if "model_class" in node else None
     if config_class is None or not issubclass(config_class, SubModelConfig):
         return _BLOCKS
@@ -73,8 +78,8 @@ def _block_classes(cfg: Any) -> tuple[str, ...]:
 
 
 def _batch(*, _root_: Any) -> int:
-    """Default batch size: 8, or for a plan the smallest valid batch size of its layout from 8 on, so that any number of
-    devices can be planned."""
+    """Return the default batch size: 8, or for a plan the smallest valid batch size >= 8 for its layout, so that a plan
+    works with any number of devices."""
     default = TrainerConfig().batch_size
     if OmegaConf.select(_root_, "task.name") != PlanTaskConfig.name:
         return default

@@ -19,18 +19,18 @@ from xlstm_hydra.configs import OnInvalid as OnInvalid
 from ._omegaconf import REPLACE, structured
 
 GROUP = "xlstm_hydra/schema"
-"""Group of the schemas, separate from the other groups so that `parallel=glob(*)` only matches layouts."""
+"""Config group of the schemas. Schemas have a separate group so that `parallel=glob(*)` only matches layouts."""
 
 
 def _model_node(config_class: type) -> type:
-    """A flat schema: the fields of a model's config and of its node side by side."""
+    """Make the flat schema of a `model` node: the fields of the model's config class, and those of `ModelNode`."""
     node = type(f"{config_class.__name__}Node", (ModelNode, config_class), {})
-    globals()[node.__name__] = node  # where pickle looks for it, in the process of a job
-    return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # OmegaConf only needs its fields
+    globals()[node.__name__] = node  # pickle looks it up here in job processes
+    return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)  # OmegaConf only needs the fields
 
 
 def _launcher_node(config_class: type, launcher: str) -> type:
-    """Schema of the settings of one of our launchers."""
+    """Make the schema of a launcher: the fields of its config class, and `_target_`."""
     target = field(default=f"hydra_plugins.xlstm_hydra_plugin.launcher.{launcher}")
     node = type(f"{launcher}Node", (config_class,), {"__annotations__": {"_target_": str}, "_target_": target})
     return dataclass(kw_only=True, init=False, repr=False, eq=False)(node)
@@ -39,7 +39,7 @@ def _launcher_node(config_class: type, launcher: str) -> type:
 SCHEMAS: dict[str, type] = {
     name: _model_node(cls) if issubclass(cls, configs.SubModelConfig) else cls for name, cls in configs.OPTIONS.items()
 }
-"""The schema of every option in `conf/`, by the name that its defaults list uses."""
+"""Schemas of the options in `conf/`, by the name used in defaults lists (`/xlstm_hydra/schema/NAME@_here_`)."""
 
 
 PLUGINS: dict[str, type] = {
@@ -47,20 +47,20 @@ PLUGINS: dict[str, type] = {
     "slurm": _launcher_node(configs.SlurmLauncherConfig, "SlurmLauncher"),
     "local": _launcher_node(configs.LocalLauncherConfig, "LocalLauncher"),
 }
-"""Schemas of our options in Hydra's own groups."""
+"""Schemas of the options in `conf/hydra/`, by the name used in defaults lists."""
 
 
 def schema_node(name: str) -> DictConfig | None:
-    """Return the node of a schema in `xlstm_hydra/schema`; None if the name is unknown."""
+    """Return the config node of a schema, given its name in `xlstm_hydra/schema`; None if the name is unknown."""
     schema = SCHEMAS.get(name) or PLUGINS.get(name)
     return None if schema is None else structured(schema)
 
 
 @contextmanager
 def own_options() -> Iterator[None]:
-    """Replace options of plugins by ours of the same name, such as `hydra/sweeper=optuna`, inside this block. Only our
-    command does so; other apps keep theirs."""
-    Plugins.instance()  # registers them
+    """Inside the `with` block, replace options of Hydra plugins, such as `hydra/sweeper=optuna`, with options of the
+    same name in `conf/hydra/`. Only `xlstm-hydra` does so; in other apps, the plugins' options are used."""
+    Plugins.instance()  # registers the plugins' options
     store, replaced = ConfigStore.instance(), {}
     for file in (conf_dir() / "hydra").glob("*/*.yaml"):
         path = file.relative_to(conf_dir()).as_posix()

@@ -1,4 +1,4 @@
-"""The config search path of Hydra, whose folders and packages must exist."""
+"""Hydra's config search path, and checks that its folders and packages exist."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from ._omegaconf import REFUSED
 
 _CHECKPOINT = "ckpt://"
 _INTERNAL = ("structured", "xlstm")
-"""Schemes that users do not type."""
+"""URL schemes for internal use, which are not suggested to users."""
 
 
 def search_path(args: Any) -> ConfigSearchPath:
-    """Return the search path that Hydra makes from its flags.
+    """Return the config search path for `--config-path` and `--config-dir`.
 
     Args:
-        args: the parsed arguments of the command.
+        args: parsed command-line arguments.
 
     Raises:
-        ConfigError: a folder or package that they name does not exist.
+        ConfigError: a folder or package named by a flag does not exist.
     """
     found = create_automatic_config_search_path(_conf_dir.__file__, None, args.config_path)
     main = next((one.path for one in found.get_path() if one.provider == "main"), None)
@@ -51,18 +51,18 @@ def search_path(args: Any) -> ConfigSearchPath:
 
 
 def check_primary(args: Any, default: str) -> None:
-    """Make sure that the primary config exists, and the sources that it adds to the search path.
+    """Check that the primary config exists, and that the sources in its `hydra.searchpath` exist.
 
     Args:
-        args: the parsed arguments of the command.
+        args: parsed command-line arguments.
         default: name of the built-in primary config.
 
     Raises:
-        ConfigError: the folder of a flag, the config or a source does not exist.
+        ConfigError: a folder named by a flag, the primary config, or a source does not exist.
     """
     if args.config_name is None and args.config_path is None and args.config_dir is None:
         return  # the built-in config
-    from ._own_files import OwnFile, in_file, name_of, path_of  # 10 ms, not for other commands
+    from ._own_files import OwnFile, in_file, name_of, path_of  # takes 10 ms, so only imported if needed
     from ._yaml_file import line_of, read_yaml
 
     name = args.config_name or default
@@ -78,7 +78,7 @@ def check_primary(args: Any, default: str) -> None:
         loaded = source.load_config(name)
         added = OmegaConf.select(loaded.config, SEARCH_PATH)
     except (*REFUSED, OSError):
-        return  # Hydra reads it again, and reports its mistakes
+        return  # Hydra reads the file again, and its errors are reported then
     if isinstance(added, ListConfig) and (problems := [*source_problems([*added])]):
         root, _ = read_yaml(path_of(name, source).read_bytes())
         file = OwnFile(name, name_of(name, source))
@@ -87,28 +87,28 @@ def check_primary(args: Any, default: str) -> None:
 
 
 def has_own_files(loader: ConfigLoader, overrides: Iterable[str] = ()) -> bool:
-    """True if a config may contain the user's files: a config source is neither ours nor Hydra's, or an override adds
-    one."""
+    """True if the user's own config files may be composed: the search path has sources other than those of xlstm_hydra
+    and Hydra, or an override adds a source."""
     is_added = any(text.lstrip("+").startswith(f"{SEARCH_PATH}=") for text in overrides)
     return is_added or any(map(is_own, loader.get_sources()))
 
 
 def is_own(source: ConfigSource) -> bool:
-    """True for a config source that is neither ours nor Hydra's."""
+    """True for the user's own config sources, as opposed to those of xlstm_hydra and Hydra."""
     return source.scheme() in ("file", "pkg") and source.provider != "hydra"
 
 
 def source_problems(sources: Sequence[Any]) -> Iterator[Problem]:
-    """Yield a problem for each source in `hydra.searchpath` that does not exist.
+    """Yield a `Problem` for each source in `hydra.searchpath` that does not exist.
 
     Raises:
-        ConfigError: a checkpoint cannot be read.
+        ConfigError: a `ckpt://` source cannot be read.
     """
     for source in sources:
         if not isinstance(source, str):
             yield Problem.about(SEARCH_PATH, f"expected a list of folders, got the entry {show(source)}")
         elif source.startswith(_CHECKPOINT):
-            from ._from_checkpoint import SavedOptions  # 20 ms, not for other commands
+            from ._from_checkpoint import SavedOptions  # takes 20 ms, so only imported if needed
 
             SavedOptions.at(source.removeprefix(_CHECKPOINT), SEARCH_PATH)
         elif problem := _missing(SEARCH_PATH, source, source):
@@ -116,7 +116,13 @@ def source_problems(sources: Sequence[Any]) -> Iterator[Problem]:
 
 
 def _missing(key: str, typed: str, source: str) -> Problem | None:
-    """Return the problem with a folder or package that does not exist."""
+    """Return a `Problem` if the folder or package `source` does not exist.
+
+    Args:
+        key: flag or key that names the source, for messages.
+        typed: the value as the user typed it, for messages.
+        source: path or URL of the source.
+    """
     scheme, separator, path = source.partition("://")
     if not separator or scheme == "file":
         path = path if separator else source
@@ -124,7 +130,7 @@ def _missing(key: str, typed: str, source: str) -> Problem | None:
             return None
         rule = "is a file, not a folder" if os.path.isfile(path) else "the folder does not exist"
         return Problem({key: typed}, rule, _way_out(key, typed, path))
-    Plugins.instance()  # registers the schemes
+    Plugins.instance()  # registers the URL schemes
     types = SourcesRegistry.instance().types
     if scheme not in types:
         known = ", ".join(f"{name}://" for name in sorted(types) if name not in _INTERNAL)

@@ -1,6 +1,6 @@
 """Split the overrides of a sweep into points, one for each combination of values.
 
-Points are counted before any is made, so that a range of any length is counted at once.
+Points are counted before they are created, so that a sweep that is too large is rejected immediately.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ MAX_JOBS, NUM_SAMPLES = "hydra.sweeper.max_jobs", "hydra.sweeper.num_samples"
 
 
 DIGITS = 6
-"""Significant digits of a random draw."""
+"""Significant digits of values drawn from intervals."""
 
 
 _COUNTED = 100_000
-"""Length up to which the values of a range are counted one by one, in 10 ms."""
+"""Length up to which the values of a range are counted by iteration, which takes up to 10 ms."""
 
 
 def num_values(override: Override) -> int:
-    """Return the number of values of an override."""
+    """Return the number of values of a sweep override; 1 for intervals and for overrides with a single value."""
     found = override.value()
     if isinstance(found, RangeSweep):
         return _length(found)
@@ -45,7 +45,7 @@ def num_values(override: Override) -> int:
 
 
 def is_countable(values: RangeSweep) -> bool:
-    """True if a range is finite."""
+    """True if a range has finite bounds, a finite step, and a step other than 0."""
     numbers = (values.start, values.stop, values.step)
     return values.step != 0 and all(isinstance(one, int) or (one is not None and math.isfinite(one)) for one in numbers)
 
@@ -53,24 +53,24 @@ def is_countable(values: RangeSweep) -> bool:
 def _length(values: RangeSweep) -> int:
     start, stop, step = values.start, values.stop, values.step
     if start is None or stop is None or not is_countable(values):
-        return 1  # another rule rejects it
+        return 1  # such a range is rejected by another rule
     if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int):
         return max(0, -((start - stop) // step))
     length = max(0, int(((Decimal(stop) - Decimal(start)) / Decimal(step)).to_integral_value(ROUND_CEILING)))
-    # Steps are rounded as they are added up, which may give one more value.
+    # Rounding errors add up when the range is iterated, which may yield one more value.
     return length if length > _COUNTED else sum(1 for _ in values.range())
 
 
 def check_size(overrides: Iterable[Override], num_samples: int | None, max_jobs: int | None) -> None:
-    """Make sure that a sweep does not have more jobs than allowed.
+    """Check the number of jobs of a sweep.
 
     Args:
-        overrides: one for each key.
-        num_samples: the number of values drawn from intervals, if there are intervals.
-        max_jobs: the limit. None: no limit.
+        overrides: sweep overrides, with at most one per key.
+        num_samples: number of values drawn from intervals. None: there are no intervals.
+        max_jobs: maximum number of jobs. None: no limit.
 
     Raises:
-        ConfigError: it has more jobs.
+        ConfigError: the sweep has more than `max_jobs` jobs.
     """
     counts = {override.get_key_element(): num_values(override) for override in overrides}
     factors = {key: count for key, count in counts.items() if count != 1}
@@ -94,27 +94,28 @@ def _shown(number: int) -> str:
 
 
 def typed_limit(overrides: Iterable[Override]) -> int | None:
-    """Return the limit on the command line, or the default."""
+    """Return the value of `hydra.sweeper.max_jobs` on the command line, or the default if it is not set."""
     typed: list[Any] = [override.value() for override in overrides if override.key_or_group == MAX_JOBS]
     is_limit = bool(typed) and (typed[-1] is None or type(typed[-1]) is int)
     return typed[-1] if is_limit else SweeperConfig.max_jobs
 
 
 def check_basic_sweep(texts: Sequence[str]) -> None:
-    """Apply the default limit to Hydra's own sweeper, which makes all jobs before our code runs.
+    """Apply the default job limit to `hydra/sweeper=basic`, Hydra's sweeper, which creates all jobs before our code
+    runs.
 
     Args:
-        texts: overrides of the command line.
+        texts: command-line overrides.
 
     Raises:
-        ConfigError: there are more jobs.
+        ConfigError: the sweep has more jobs than the limit.
     """
     if "hydra/sweeper=basic" not in texts:
         return
     try:
         overrides = OverridesParser.create().parse_overrides(list(texts))
     except REFUSED:
-        return  # Hydra rejects it before it makes jobs
+        return  # Hydra rejects the command line before it creates jobs
     try:
         check_size({one.get_key_element(): one for one in overrides}.values(), None, SweeperConfig.max_jobs)
     except ConfigError as error:
@@ -127,14 +128,20 @@ def check_basic_sweep(texts: Sequence[str]) -> None:
 def split(
     overrides: Sequence[Override], num_samples: int | None = None, seed: int = 0, max_jobs: int | None = None
 ) -> list[list[str]]:
-    """Return the overrides of each job: all combinations of values, in the order of Hydra's own sweeper.
+    """Return the overrides of each job: all combinations of values, in the order of Hydra's basic sweeper.
 
-    Intervals are sampled `num_samples` times, each time with all combinations of the other values. A later override of
-    a key replaces an earlier one. The same `seed` gives the same points, and more samples do not change the first ones.
+    If a key occurs several times, its last override is used.
+
+    Args:
+        overrides: sweep overrides.
+        num_samples: number of samples to draw from the intervals. Each sample is combined with all combinations of the
+            other values.
+        seed: seed of samples and shuffles. A larger `num_samples` appends samples and does not change the first ones.
+        max_jobs: maximum number of jobs. None: no limit.
 
     Raises:
-        ConfigError: an interval is empty, or `num_samples` is missing; there are samples but no interval; a key has no
-            values; there are more than `max_jobs` jobs.
+        ConfigError: an interval is invalid, only one of intervals and `num_samples` is given, a key has no values, or
+            there are more than `max_jobs` jobs.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {key: override for key, override in last.items() if override.is_interval_sweep()}
@@ -154,10 +161,10 @@ def split(
 
 
 def first_point(overrides: Sequence[Override]) -> list[str]:
-    """Return the overrides of one job, with the first value of each key.
+    """Return the overrides of one job, with the first value of each key, or a random value of an interval.
 
     Raises:
-        ConfigError: a key has no values, or an interval is empty.
+        ConfigError: a key has no values, or an interval is invalid.
     """
     last = {override.get_key_element(): override for override in overrides}
     intervals = {str(one.input_line): _interval(one) for one in last.values() if one.is_interval_sweep()}
@@ -174,15 +181,15 @@ def _first_text(key: str, override: Override) -> str:
     if isinstance(found, IntervalSweep):
         return f"{key}={_draw(found, key)}"
     if isinstance(found, RangeSweep):
-        return f"{key}={found.start}"  # also if it is shuffled: Hydra would list the whole range
+        return f"{key}={found.start}"  # even for a shuffled range, because Hydra would list all of its values
     return next(_texts(key, override))
 
 
 def _texts(key: str, override: Override) -> Iterator[str]:
-    """Yield the override with each of its values."""
+    """Yield one override with a single value for each value of a sweep override."""
     if override.is_sweep_override():
         yield from (f"{key}={value}" for value in override.sweep_string_iterator())
-    elif override.type.name == "EXTEND_LIST":  # of Hydra 1.4: its value alone is another override
+    elif override.type.name == "EXTEND_LIST":  # Hydra 1.4's key=extend_list(...), whose value omits extend_list
         yield str(override.input_line)
     else:
         yield f"{key}={override.get_value_element_as_str()}"
@@ -200,7 +207,7 @@ def _value_rules(overrides: Iterable[Override]) -> Iterator[Problem]:
 
 
 def _no_values(override: Override) -> Problem:
-    """Return the problem with an override without values."""
+    """Return the `Problem` for a sweep override without values."""
     found, text, key = override.value(), str(override.input_line), override.key_or_group
     if isinstance(found, Glob):
         assert override.config_loader is not None, "without it, there would have been an error before"
@@ -216,7 +223,7 @@ def _no_values(override: Override) -> Problem:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed Python's random numbers, which `shuffle(...)` uses, inside this block."""
+    """Seed Python's global random number generator, which `shuffle(...)` uses, inside the `with` block."""
     before = random.getstate()
     random.seed(seed)
     try:
@@ -269,7 +276,7 @@ def _end(interval: IntervalSweep) -> float:
 
 
 def _draw(interval: IntervalSweep, seed: str) -> str:
-    """Draw a value between start and end; for integers, the end is included."""
+    """Draw a value from an interval: uniformly, or log-uniformly if tagged `log`. Integer intervals include the end."""
     start, end, share = _start(interval), _end(interval), random.Random(seed).random()
     whole = isinstance(start, int) and isinstance(end, int)
     low, high = (start - 0.5, end + 0.5) if whole else (start, end)

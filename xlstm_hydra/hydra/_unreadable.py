@@ -1,4 +1,4 @@
-"""Explain arguments that Hydra cannot parse: the part that is wrong, and the correct form."""
+"""Errors for arguments that Hydra cannot parse, each with the invalid part and the correct syntax."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xlstm_hydra.problems import Problem, nearest
 from ._quote import as_override
 
 _CALL = re.compile(r"while evaluating '((\w+)\(.*?\))': ")
-"""Error message of Hydra about a function call."""
+"""Pattern of Hydra's error messages about function calls."""
 
 _FUNCTIONS = {
     "choice": "values: choice(1,2,3)",
@@ -29,22 +29,22 @@ _FUNCTIONS = {
     "str": "values: str(3), or choice(...) or range(...)",
     "bool": "true and false, numbers, or choice(...) of them",
 }
-"""Arguments of each function in Hydra's grammar."""
+"""Arguments that each function in Hydra's override grammar accepts, for messages."""
 
 INTERPOLATION_FORM = "Write ${key}, or ${resolver:argument}."
 
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _KEY = re.compile(r"[\w$][\w$-]*([./@:][\w$-]+)*", re.ASCII)
 _OUTSIDE = re.compile(r"[^A-Za-z0-9_/\-+.$%*@?| \t:,()\[\]{}'\"\\=]")
-"""A character that must be quoted in Hydra's grammar."""
+"""A character that must be quoted in Hydra's override grammar."""
 
 
 def unreadable(text: str, error: Exception) -> Problem:
-    """Return the problem with an argument that Hydra cannot parse.
+    """Return the `Problem` for an argument that Hydra cannot parse.
 
     Args:
         text: the argument.
-        error: that Hydra raised, whose text about parser tokens does not help a user.
+        error: exception raised by Hydra. Its message lists parser tokens, so it is not shown to the user.
     """
     key, equals, value = text.partition("=")
     if not equals:
@@ -72,13 +72,14 @@ def _bad_key(text: str, key: str, value: str) -> Problem | None:
 
 
 def of_list_element(text: str) -> Problem:
-    """Return the problem with an override of a single list element. Hydra 1.4 can parse it, 1.3 cannot."""
+    """Return the `Problem` for an override of a single list element (`key[0]=1`), which Hydra 1.4 can parse but Hydra
+    1.3 cannot."""
     base = text.partition("=")[0].partition("[")[0]
     return Problem.about(text, "single elements of a list cannot be set", f"Write the whole list: {base}=[...].")
 
 
 def _bad_call(text: str, error: Exception) -> Problem | None:
-    """Return the problem with a function call, if Hydra rejected one."""
+    """Return the `Problem` for a function call that Hydra rejected; None for any other error."""
     if (match := _CALL.search(str(error))) is None:
         return None
     call, name = match[1], match[2]
@@ -90,7 +91,7 @@ def _bad_call(text: str, error: Exception) -> Problem | None:
 
 
 class _Flaw(NamedTuple):
-    """A mistake in the quotes and brackets of a value."""
+    """A mismatched quote or bracket in a value."""
 
     rule: str
     fix: str
@@ -99,7 +100,7 @@ class _Flaw(NamedTuple):
 
 
 def _structure(value: str) -> _Flaw | None:
-    """Return the first quote, bracket or interpolation that is not closed or was not opened."""
+    """Return the first unmatched quote, bracket or interpolation; None if all are matched."""
     opened: list[str] = []
     position = 0
     while position < len(value):
@@ -136,7 +137,7 @@ def _end_of_quote(value: str, start: int) -> int | None:
 
 
 def _element(key: str, value: str) -> tuple[str, str]:
-    """Rule and fix for a value whose brackets and quotes are closed."""
+    """Return the broken rule and the fix for an invalid value in which all quotes and brackets match."""
     quoted = f"Write {quoted_argument(key, value)}"
     if value.startswith("="):
         return "there are two = signs after the key", f"Write {key}={value.lstrip('= ')}."
@@ -159,15 +160,15 @@ def _element(key: str, value: str) -> tuple[str, str]:
 
 
 def quoted_argument(key: str, value: str) -> str:
-    """Return an argument for a shell, with its value quoted as plain text."""
+    """Return `key=value` as a shell argument, quoted so that Hydra reads the value as plain text."""
     if not re.search(r"[\"'\\$`!]", value):
         return f"""'{key}="{value}"'"""
     return shlex.quote(as_override(key, value))
 
 
 def num_pieces(texts: Sequence[str]) -> int:
-    """Return the number of leading arguments that are one override, split by the shell at spaces; 1 if it was not
-    split."""
+    """Return the number of leading arguments that form a single override, which the shell has split at spaces; 1 if the
+    first argument is a complete override."""
     whole, number = texts[0], 1
     while number < len(texts) and _is_continued(whole, texts[number]):
         whole, number = f"{whole} {texts[number]}", number + 1
@@ -175,7 +176,7 @@ def num_pieces(texts: Sequence[str]) -> int:
 
 
 def _is_continued(left: str, right: str) -> bool:
-    """True if an argument ends in the middle of an override, and the next one may continue it."""
+    """True if the argument `left` is an incomplete override that the next argument, `right`, may continue."""
     if "=" in right.lstrip("="):
         return False
     flaw = _structure(left.partition("=")[2])
@@ -184,7 +185,12 @@ def _is_continued(left: str, right: str) -> bool:
 
 
 def split_at_blanks(texts: Sequence[str], is_readable: Callable[[str], bool]) -> Problem:
-    """Return the problem with arguments that are one override, split at spaces."""
+    """Return the `Problem` for a single override that the shell split into several arguments at spaces.
+
+    Args:
+        texts: the arguments.
+        is_readable: returns True if an argument is a valid override.
+    """
     text, dense = " ".join(texts), "".join(texts)
     rule = f"the shell splits arguments at spaces, so {texts[-1]} is a separate argument"
     if is_readable(dense):

@@ -1,4 +1,4 @@
-"""Read one of the user's YAML files: its mistakes with line and column, its header, and the lines of its keys."""
+"""Read one of the user's YAML files: find errors with line and column, check the package header, and locate keys."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _WORDS = (
     (r"found unexpected end of stream", "a quote is not closed"),
     (r"but found another document", "the file has two documents; remove the line ---"),
 )
-"""Error messages of the YAML parser, and clearer words."""
+"""Patterns of PyYAML's error messages, each with a clearer message."""
 
 
 _ENTRY = ("an entry of defaults must be a name or a single `group: option`", "For example `- override /model: tiny`.")
 _NO_KEYS = ("null", "bool", "timestamp", "binary")
-"""Types that YAML gives to some unquoted keys, and that a key of a config cannot have."""
+"""Types that YAML may give to unquoted keys, and that are not allowed for config keys."""
 
 RECIPE = "# @package _global_"
 _HEADER = re.compile(r"\s*#\s*@package\s+(\S+)\s*")
@@ -47,23 +47,23 @@ _SIMILAR = re.compile(r"\s*#.*(@|_global_|\bpac?k?age?\b)", re.IGNORECASE)
 
 
 class Fault(NamedTuple):
-    """A mistake at a position in a file."""
+    """An error at a position in a file."""
 
     rule: str
     fix: str = ""
     line: int | None = None
-    """Counted from 1. None: the whole file."""
+    """Line number, from 1. None: the whole file."""
     column: int | None = None
 
     @property
     def position(self) -> str:
-        """Position, as printed after the name of the file."""
+        """Position as text to append to the file name, such as `, line 3, column 5`."""
         parts = {"line": self.line, "column": self.column}
         return "".join(f", {name} {number}" for name, number in parts.items() if number is not None)
 
 
 def read_yaml(data: bytes) -> tuple[yaml.Node | None, list[Fault]]:
-    """Return the root node of a file (None: empty or unreadable), and its mistakes."""
+    """Return the root node of a YAML file (None: empty or invalid syntax), and all errors found in the file."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -83,7 +83,8 @@ def read_yaml(data: bytes) -> tuple[yaml.Node | None, list[Fault]]:
 
 
 def _in_python(text: str) -> yaml.MarkedYAMLError | None:
-    """Return the error of PyYAML's own parser: OmegaConf 2.4 uses libyaml, whose errors have fewer details."""
+    """Return the error that PyYAML's Python parser raises, if any. OmegaConf 2.4 uses libyaml, whose errors are less
+    detailed."""
     try:
         yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -135,7 +136,8 @@ def _name_of(item: yaml.Node) -> yaml.ScalarNode:
 
 
 def _word_faults(names: list[yaml.ScalarNode]) -> Iterator[Fault]:
-    """Yield unknown keywords of entries, which Hydra ignores, and a second `_self_`."""
+    """Yield an error for each unknown keyword before an entry of the defaults list, which Hydra ignores, and for each
+    duplicate `_self_`."""
     own = [name for name in names if name.value == "_self_"]
     yield from (
         _at(name, f"duplicate _self_, first listed on line {own[0].start_mark.line + 1}", "Remove one of them.")
@@ -154,7 +156,14 @@ def _is_text(node: yaml.Node) -> bool:
 
 
 def _faults(node: yaml.Node, tags: Any, seen: set[int], above: tuple[int, ...]) -> Iterator[Fault]:
-    """Yield every mistake in a node and the nodes inside it, each once."""
+    """Yield the errors in a node and its descendants, each once.
+
+    Args:
+        node: the node.
+        tags: tags that OmegaConf's YAML loader supports.
+        seen: ids of nodes already checked, which are skipped if aliases refer to them again.
+        above: ids of the ancestors of `node`.
+    """
     if id(node) in above:
         yield _at(node, "an alias cannot refer to a node that contains it")
     if id(node) in seen:
@@ -200,18 +209,19 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _unloadable(text: str) -> list[Fault]:
-    """Return mistakes that only appear when nodes are converted to values."""
+    """Return errors that only occur when YAML nodes are converted to values."""
     try:
         OmegaConf.create(yaml.load(text, Loader=yaml_loader()))
     except yaml.MarkedYAMLError as error:
         return [_syntax(error)]
-    except Exception as error:  # of any constructor of YAML's or node of OmegaConf's
+    except Exception as error:  # any YAML constructor or OmegaConf node may raise
         return [Fault(first_line(error))]
     return []
 
 
 def line_of(root: yaml.Node | None, path: Sequence[str]) -> int | None:
-    """Return the line of a key, from 1; None if the file does not have it. A key of the file may contain dots."""
+    """Return the line number, from 1, of the key at a path; None if the file does not have the key. Keys in the file
+    may contain dots."""
     if not path:
         return 1 if root is None else root.start_mark.line + 1
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
@@ -225,7 +235,7 @@ def line_of(root: yaml.Node | None, path: Sequence[str]) -> int | None:
 
 
 def entry_line(root: yaml.Node | None, number: int) -> int | None:
-    """Return the line of an entry of the defaults list."""
+    """Return the line number, from 1, of a defaults list entry, given its index."""
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value == "defaults" and isinstance(value, yaml.SequenceNode) and number < len(value.value):
             return value.value[number].start_mark.line + 1
@@ -233,12 +243,12 @@ def entry_line(root: yaml.Node | None, number: int) -> int | None:
 
 
 def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
-    """Return the problem with a file whose values are outside all groups.
+    """Return the `Problem` for a file whose package is not a group of a run.
 
     Args:
         data: content of the file.
-        package: of its values in the config.
-        is_empty: True if it has no values.
+        package: package of the file: the path in the composed config where its values are placed.
+        is_empty: True if the file has no values.
     """
     lines = data.removeprefix(BOM).decode("utf-8", "replace").splitlines()
     headers = {number: match[1] for number, line in enumerate(lines, 1) if (match := _HEADER.fullmatch(line))}
@@ -253,7 +263,7 @@ def header_problem(data: bytes, package: str, is_empty: bool) -> Problem:
 
 
 def header_faults(data: bytes) -> Iterator[Fault]:
-    """Yield header lines that Hydra cannot parse."""
+    """Yield an error for each package header (`# @package ...`) that Hydra cannot parse."""
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not _HEADER_LINE.match(line):
             if line.strip():
@@ -263,7 +273,7 @@ def header_faults(data: bytes) -> Iterator[Fault]:
 
 
 def _reason(data: bytes, lines: list[str], headers: dict[int, str]) -> str:
-    """Reason why Hydra does not find a header, if the file has a similar line."""
+    """Return the reason why Hydra does not find a package header in the file, as text to append to a message."""
     if data.startswith(BOM) and headers:
         return ", because a byte order mark (BOM) before the header hides it; save the file as UTF-8 without BOM"
     if headers:

@@ -1,4 +1,4 @@
-"""Models, as Flax Linen modules. They are built from a config and the mesh axes, without Hydra."""
+"""Models, as Flax Linen modules. They are built from a config and `parallel.Axes`, without Hydra."""
 
 from ._cell import mlstm_chunkwise as mlstm_chunkwise
 from ._cell import mlstm_continue as mlstm_continue

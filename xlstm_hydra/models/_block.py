@@ -1,8 +1,7 @@
-"""Residual branches and the feed-forward layer, shared by the blocks of all families, and the block of both mLSTM
-families.
+"""Residual branches and the feed-forward layer, shared by the blocks of all model families, and the block shared by
+mLSTM and mLSTM v1.
 
-Axes: B batch, T time, D local shard of the residual stream, E its global width, F local shard of the feed-forward
-width, H local heads.
+Axes: B batch, T time, D local and E global width of the residual stream, F local feed-forward width, H local heads.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def post_process_gates(
     i_BTH: jax.Array, f_BTH: jax.Array, inputs: BlockInputs, config: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Apply the soft cap to both gates, `[B, T, H]`, and reset the forget gate at the first token of each document."""
+    """Apply the soft cap to the pre-activations `[B, T, H]` of both gates. With `reset_at_document_boundaries`, also
+    set the pre-activation of the forget gate to `reset_fgate_value` at the first token of each document."""
     i_BTH, f_BTH = soft_cap(i_BTH, config.gate_soft_cap), soft_cap(f_BTH, config.gate_soft_cap)
     borders_BT = inputs.document_borders_BT
     if config.reset_at_document_boundaries and borders_BT is not None:
@@ -45,7 +45,8 @@ def run_cell(
     f_BTH: jax.Array,
     inputs: BlockInputs,
 ) -> jax.Array:
-    """Run the mLSTM cell of a layer, in the form selected by `backend`, or from the cached state if there is one.
+    """Run the mLSTM cell of a layer: in the form selected by `backend`, or with `mlstm_continue` if the layer keeps a
+    state between calls.
 
     Returns:
         h, `[B, T, H, V]`.
@@ -62,7 +63,8 @@ def run_cell(
 
 
 class Residual(nn.Module):
-    """x + branch(norm(x)). Subclasses define the branch. `remat` and `fsdp_modules` match their class names."""
+    """Base class of residual layers, x + branch(norm(x)). Subclasses define the branch. Users select subclasses by
+    class name in `parallel.remat` and `parallel.fsdp_modules`."""
 
     config: Any
     axes: Axes = Axes()
@@ -70,14 +72,15 @@ class Residual(nn.Module):
     def residual(
         self, x_BTD: jax.Array, branch: Any, inputs: BlockInputs, name: str, *, whole: bool = True
     ) -> jax.Array:
-        """Apply norm, branch, dropout, the optional post norm, and the sum. Maps `[B, T, D]` to `[B, T, D]`.
+        """Apply norm, branch, dropout and the optional post norm to the residual stream, and add the result to the
+        stream. Maps `[B, T, D]` to `[B, T, D]`.
 
         Args:
             x_BTD: the residual stream.
-            branch: function from the normalized stream to `[B, T, D]`.
+            branch: function that maps the normalized stream to `[B, T, D]`.
             inputs: the other inputs of the block.
-            name: prefix of the norms' names.
-            whole: pass the gathered stream, of width E, to the branch, instead of the local shard.
+            name: prefix of the parameter names of the norms.
+            whole: True to pass the gathered stream, of width E, to the branch; False to pass the local shard.
         """
         config, axes = self.config, self.axes
 
@@ -91,7 +94,7 @@ class Residual(nn.Module):
 
 
 class xLSTMResBlock(Residual):  # noqa: N801
-    """x + mLSTM(norm(x)), with the mLSTM layer class `layer`."""
+    """x + mLSTM(norm(x)). The mLSTM layer has the class `layer`."""
 
     layer: Any = None
 
@@ -103,7 +106,8 @@ class xLSTMResBlock(Residual):  # noqa: N801
 
 
 class mLSTMBlock(nn.Module):  # noqa: N801
-    """One block of the stack: the residual mLSTM layer and, if the model has one, the residual feed-forward layer."""
+    """One block of the stack: a residual mLSTM layer of class `layer` and, unless `feed_forward` is None, a residual
+    feed-forward layer of that class."""
 
     config: Any
     layer: Any
@@ -121,7 +125,8 @@ class mLSTMBlock(nn.Module):  # noqa: N801
 
 
 class FeedForward(nn.Module):
-    """(act(x Wg) * (x Wu)) Wd or, if not `gated`, act(x Wu) Wd, with the hidden width `features` (arXiv 2002.05202)."""
+    """Feed-forward layer of hidden width `features` (arXiv 2002.05202): (act(x Wg) * (x Wu)) Wd if `gated`, otherwise
+    act(x Wu) Wd, where act is the function `ACTIVATIONS[activation]`."""
 
     config: Any
     features: int
@@ -163,5 +168,5 @@ class FFNResBlock(Residual):
 
 
 def feed_forward_of(config: Any) -> type[FFNResBlock] | None:
-    """Return the class of the residual feed-forward layer of an mLSTM block; None if the block does not have one."""
+    """Return the class of the residual feed-forward layer of an mLSTM block; None for blocks without this layer."""
     return None if config.ff_type is None else FFNResBlock

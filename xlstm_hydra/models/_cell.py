@@ -1,16 +1,17 @@
-"""The mLSTM cell (arXiv 2405.04517, section 2.3; 2503.14376 for chunks), in three forms that are equal in exact
-arithmetic.
+"""The mLSTM cell (arXiv 2405.04517, section 2.3; arXiv 2503.14376 for the chunkwise form), in three forms that are
+equal in exact arithmetic.
 
-With F_t the cumulative sum of the log forget gates and D_tj = F_t - F_j + i_j for j <= t,
+The inputs of token t are the query q_t, the key k_t, the value v_t, and the pre-activations i_t and f_t of the input
+gate and the forget gate. With F_t = sum_(s <= t) log sigmoid(f_s) and D_tj = F_t - F_j + i_j for j <= t,
 
     w_tj = exp(D_tj - m_t) (q_t . k_j / sqrt(K))
     h_t = sum_j w_tj v_j / (max(|sum_j w_tj|, exp(-m_t)) + eps)
 
 where m_t = max(F_t, max_j D_tj) keeps exp() finite. Without eps, the factor exp(-m_t) cancels, so m_t has no gradient.
-The maximum includes F_t because the published recurrence starts with m_0 = 0; this only affects the output through eps.
+The maximum includes F_t because the published recurrence starts with m_0 = 0; this affects the output only through eps.
 
-Axes: B batch, T time (L within a chunk, S when summed over), H heads, K key width, V value width. Gates are
-pre-activations. Sums and states are float32 (float64 for float64 inputs), whatever the dtype of q, k and v.
+Axes: B batch, T time (L within a chunk, S when summed over), H heads, K key width, V value width. Sums and states are
+float32 (float64 for float64 inputs), even if q, k and v are bfloat16.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from xlstm_hydra.parallel import vary_like
 EPS = 1e-6
 
 State = tuple[jax.Array, jax.Array, jax.Array]
-"""The state (C, n, m), with the shapes `[B, H, K, V]`, `[B, H, K]` and `[B, H]`."""
+"""The recurrent state: memory C `[B, H, K, V]`, normalizer n `[B, H, K]`, and stabilizer m `[B, H]`."""
 
 
 def mlstm_quadratic(
@@ -69,7 +70,7 @@ def mlstm_chunkwise(
 ) -> jax.Array:
     """Compute the mLSTM in chunks: quadratic within a chunk, recurrent between chunks. Time and memory are linear in T.
 
-    The scan saves one state per chunk for the backward pass and recomputes the rest.
+    For the backward pass, only one state per chunk is saved, and the chunks are recomputed.
 
     Args:
         q_BTHK: queries, `[B, T, H, K]`.
@@ -77,7 +78,7 @@ def mlstm_chunkwise(
         v_BTHV: values, `[B, T, H, V]`.
         i_BTH: pre-activations of the input gate, `[B, T, H]`.
         f_BTH: pre-activations of the forget gate, `[B, T, H]`.
-        chunk_size: tokens per chunk; at most T tokens are used.
+        chunk_size: tokens per chunk, capped at T.
         eps: added to the denominator.
 
     Returns:
@@ -105,8 +106,8 @@ def mlstm_continue(
     chunk_size: int,
     eps: float = EPS,
 ) -> tuple[State, jax.Array]:
-    """Continue from a state with any number of tokens: complete chunks, then a shorter chunk with the rest. A single
-    token is one step of the recurrence. See `mlstm_chunkwise` for the arguments.
+    """Process any number of tokens, starting from a state: first complete chunks, then one shorter chunk with the
+    remaining tokens. A single token is processed by `mlstm_step`. See `mlstm_chunkwise` for the other arguments.
 
     Returns:
         The final state, and h, `[B, T, H, V]`, in the dtype of v.
@@ -125,19 +126,19 @@ def mlstm_continue(
 
 
 def mlstm_start(B: int, H: int, K: int, V: int, dtype: Any) -> State:
-    """Return the initial state, which is zero."""
+    """Return the initial state, in which all values are zero."""
     return jnp.zeros((B, H, K, V), dtype), jnp.zeros((B, H, K), dtype), jnp.zeros((B, H), dtype)
 
 
 def _start_of(q_BTHK: jax.Array, *others: jax.Array) -> State:
-    """Return the initial state for these inputs."""
+    """Return the initial state for inputs q, k, v, i, f, marked as varying over the same mesh axes as the inputs."""
     B, _, H, K = q_BTHK.shape
     state = mlstm_start(B, H, K, others[1].shape[-1], _accumulator(q_BTHK))
     return jax.tree.map(lambda x: vary_like(x, q_BTHK, *others), state)
 
 
 def _scan_chunks(state: State, inputs: tuple[jax.Array, ...], chunk_size: int, eps: float) -> tuple[State, jax.Array]:
-    """Process chunks of equal size. Returns the final state, and h, `[B, T, H, V]`."""
+    """Process the inputs in chunks of equal size. Return the final state, and h, `[B, T, H, V]`."""
     q_BTHK, k_BTHK, v_BTHV, i_BTH, f_BTH = inputs
     (B, T, H, _), V, acc = q_BTHK.shape, v_BTHV.shape[-1], _accumulator(q_BTHK)
 
@@ -151,7 +152,7 @@ def _scan_chunks(state: State, inputs: tuple[jax.Array, ...], chunk_size: int, e
 
 
 def _chunk(state: State, chunk: Any, eps: float) -> tuple[State, jax.Array]:
-    """Process one chunk: the contributions of its tokens and of the state to h, and the next state."""
+    """Process one chunk. Return the next state, and h, `[B, H, L, V]`."""
     C_BHKV, n_BHK, m_BH = state
     q_BHLK, k_BHLK, v_BHLV, i_BHL, f_BHL = chunk
     acc, dtype = C_BHKV.dtype, v_BHLV.dtype
@@ -183,7 +184,7 @@ def _chunk(state: State, chunk: Any, eps: float) -> tuple[State, jax.Array]:
 def mlstm_recurrent(
     q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, i_BTH: jax.Array, f_BTH: jax.Array, *, eps: float = EPS
 ) -> jax.Array:
-    """Compute the mLSTM token by token, with a state of fixed size. See `mlstm_quadratic` for the arguments.
+    """Compute the mLSTM token by token, with a state of constant size. See `mlstm_quadratic` for the arguments.
 
     Returns:
         h, `[B, T, H, V]`, in the dtype of v.
@@ -205,7 +206,7 @@ def mlstm_step(
     *,
     eps: float = EPS,
 ) -> tuple[State, jax.Array]:
-    """Process one token. Arguments have the dtype of the state. Returns the next state, and h, `[B, H, V]`."""
+    """Process one token. All arguments must have the dtype of the state. Return the next state, and h, `[B, H, V]`."""
     C_BHKV, n_BHK, m_BH = state
     logf_BH = jax.nn.log_sigmoid(f_BH)
     new_m_BH = jax.lax.stop_gradient(jnp.maximum(logf_BH + m_BH, i_BH))
@@ -220,14 +221,14 @@ def mlstm_step(
 
 
 def _masked_decay(cumulative_BHT: jax.Array, i_BHT: jax.Array) -> jax.Array:
-    """Return D, `[B, H, T, S]`, with minus infinity for s > t."""
+    """Return D (see the module docstring), `[B, H, T, S]`, which is minus infinity for s > t."""
     T = i_BHT.shape[-1]
     decay_BHTS = cumulative_BHT[..., :, None] - cumulative_BHT[..., None, :] + i_BHT[..., None, :]
     return jnp.where(jnp.tril(jnp.ones((T, T), bool)), decay_BHTS, -jnp.inf)
 
 
 def _normaliser(weight_sum: jax.Array, m: jax.Array, eps: float) -> jax.Array:
-    # exp(-m) overflows for closed input gates. Beyond this limit, the output is 0 anyway.
+    # exp(-m) overflows if the input gates are closed. With a denominator at this limit, the output is 0 anyway.
     floor = jnp.exp(jnp.minimum(-m, 0.9 * jnp.log(jnp.finfo(m.dtype).max)))
     return jnp.maximum(jnp.abs(weight_sum), floor) + eps
 
@@ -241,4 +242,5 @@ CELLS: dict[str, Callable[..., jax.Array]] = {
     "quadratic": lambda *args, chunk_size, **kwargs: mlstm_quadratic(*args, **kwargs),
     "recurrent": lambda *args, chunk_size, **kwargs: mlstm_recurrent(*args, **kwargs),
 }
-"""Forms of the cell by `model.backend`. All take q, k, v, i, f and the keyword `chunk_size`."""
+"""Forms of the cell by the value of `model.backend`. All accept q, k, v, i, f and the keywords `chunk_size` and
+`eps`."""

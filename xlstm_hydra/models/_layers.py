@@ -1,6 +1,6 @@
-"""Layers shared by all families. Each layer computes its shard of the tensor mesh axis; see `parallel.Axes`.
+"""Layers shared by all model families. On each tensor-parallel device, a layer computes one shard; see `parallel.Axes`.
 
-Axes: B batch, T time, D local shard of the residual stream, E its global width, H local heads, V head width.
+Axes: B batch, T time, D local and E global width of the residual stream, H local heads, V head width.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def init_with(std: float, distribution: str) -> Initializer:
-    """Return an initializer with this standard deviation. A truncated normal distribution is truncated at two standard
-    deviations and not rescaled."""
+    """Return an initializer with standard deviation `std`. The truncated normal distribution is a normal distribution
+    with this standard deviation, truncated at two standard deviations without rescaling."""
     if distribution == "uniform":
         bound = math.sqrt(3) * std
         return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -54,7 +54,7 @@ def small_init(dim: int, distribution: str) -> Initializer:
 
 
 def output_init(name: str, dim: int, num_blocks: int, distribution: str) -> Initializer:
-    """Return the initializer of a projection to the residual stream of width `dim`. `name` is one of
+    """Return the initializer for a projection to the residual stream of width `dim`. `name` is a value in
     `configs.language_model.OUTPUT_INITS`."""
     if name == "zeros":
         return nn.initializers.zeros_init()
@@ -64,8 +64,8 @@ def output_init(name: str, dim: int, num_blocks: int, distribution: str) -> Init
 
 
 def bias_range_init(value: float | list[float] | None) -> Initializer:
-    """Return a bias initializer: a constant, evenly spaced values from the first to the last head, or (for None) a
-    normal distribution with standard deviation 0.1."""
+    """Return a bias initializer. For a number: a constant. For a list `[low, high]`: evenly spaced values from the
+    first element to the last. For None: a normal distribution with standard deviation 0.1."""
     if value is None:
         return init_with(0.1, "normal")
     low, high = value if isinstance(value, list) else (value, value)
@@ -73,7 +73,7 @@ def bias_range_init(value: float | list[float] | None) -> Initializer:
 
 
 def named(init: Initializer, *names: str | None) -> Initializer:
-    """Return an initializer that names the array axes of its parameter; see `parallel.ARRAY_AXES`."""
+    """Return an initializer that also names the array axes of the parameter; see `parallel.ARRAY_AXES`."""
     return nn.with_partitioning(init, names)
 
 
@@ -82,8 +82,12 @@ OVERLAPPING = ("Dense", "Gate")
 
 
 class Dense(nn.Module):
-    """x W + b. `split` is the name of the array axis that the tensor mesh axis splits. It is the output axis, and x
-    must be gathered; or, if `reduce` is set, the input axis, and the result is the local shard of the stream."""
+    """Dense layer, x W + b, with a kernel W that is split over the tensor mesh axis.
+
+    If `reduce` is False, the output axis of W is split, and x must be the gathered residual stream. If `reduce` is
+    True, the input axis of W is split, and the result is the local shard of the residual stream. `split` is the name of
+    the array axis that is split; see `parallel.ARRAY_AXES`.
+    """
 
     features: int
     split: str
@@ -95,7 +99,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array | Pieces) -> jax.Array:
-        """Map `[..., input]` to `[..., output]`. One of both axes is sharded, depending on `reduce`."""
+        """Map `[..., input]` to `[..., output]`."""
         out = self.features if self.reduce else self.axes.local(self.features)
         names = (self.split, "embed") if self.reduce else ("embed", self.split)
         width = x.width if isinstance(x, Pieces) else x.shape[-1]
@@ -113,7 +117,8 @@ class Dense(nn.Module):
 
 
 def normalise(x: jax.Array, norm_type: str, eps: float, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Divide `x` by its root mean square, after subtracting the mean for `layernorm`. Computes in float32 or wider."""
+    """Divide `x` by its root mean square; `layernorm` subtracts the mean first. Computes in float32 or wider. The
+    function `mean` averages over the normalized array axis."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if norm_type == "layernorm":
         x = x - mean(x)  # before squaring: E[x^2] - E[x]^2 loses precision if the variance is small
@@ -121,7 +126,7 @@ def normalise(x: jax.Array, norm_type: str, eps: float, mean: Callable[[jax.Arra
 
 
 class Norm(nn.Module):
-    """Normalization of the residual stream over its global width."""
+    """Normalization of the residual stream over the global width."""
 
     norm_type: str
     eps: float
@@ -141,7 +146,8 @@ class Norm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """Separate normalization of each head. With `per_head`, each head has its own scale; otherwise they share one."""
+    """Separate normalization of each head. If `per_head`, each head has its own scale; otherwise, all heads share one
+    scale."""
 
     norm_type: str
     eps: float
@@ -160,8 +166,8 @@ class HeadNorm(nn.Module):
 def dropout(x_BTD: jax.Array, rate: float, axes: Axes, inputs: BlockInputs, site: str) -> jax.Array:
     """Apply dropout with probability `rate` to the residual stream, if `inputs` has a random key.
 
-    The dropped elements depend on the index of the row in the global batch, on the block, on `site` (the name of the
-    dropout within the block) and on the global width, but not on the layout.
+    The dropped elements depend on the random key, the index of the row in the global batch, the index of the block,
+    `site` (the name of this dropout within the block) and the global width, but not on the layout.
     """
     if inputs.dropout_key is None or rate == 0:
         return x_BTD

@@ -1,8 +1,9 @@
-"""Connection between Flax Linen and the layout: listing parameters, gathering them on use, and remat by class name.
+"""Application of a layout to Flax Linen modules: list the parameters, gather parameters on use, and apply remat to
+modules by class name.
 
-This works with any Linen module, including a user's own, without changes to the module. A parameter that is sharded by
-FSDP is put in a box that Linen opens when the owning module reads it, inside any scan or remat. Remat is applied to
-calls by class name. Each parameter is therefore gathered once per use, by the innermost module, inside the remat.
+All functions work with any Linen module, including a user's own, without changes to the module. Each parameter sharded
+by FSDP is wrapped in a box (`flax.core.meta.AxisMetadata`), which Linen opens when the owning module reads the
+parameter, inside any scan or remat. Each parameter is therefore gathered once per use, by the innermost module.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from ._inputs import CACHE
 
 
 def build_model(model: ModelConfig, axes: Axes = Axes()) -> nn.Module:
-    """Build the module of a `ModelConfig`; `model_class` must be the class itself.
+    """Build the module of a `ModelConfig`, in which `model_class` must be a class, not the dotted path of a class.
 
-    The class is called with `config`, and with `axes` if it declares this field. Without the field, every
-    tensor-parallel device computes the whole model.
+    The class is called with the keyword `config`, and also with `axes` if the class declares this field. Without the
+    field, every tensor-parallel device computes the whole model.
     """
     return model.model_class(config=model.model_config, **({"axes": axes} if knows_axes(model) else {}))
 
@@ -50,16 +51,16 @@ def apply_model(
     train: bool = False,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Return the logits of a module, `[B, T, V]`. `document_borders_BT` and `train` are only passed if the call of the
-    module accepts them.
+    """Return the logits of a language model, `[B, T, V]`. `document_borders_BT` and `train` are passed to the module
+    only if its `__call__` accepts them.
 
     Args:
         module: a language model.
-        params: its parameters.
+        params: parameters of the module.
         tokens_BT: token ids, `int[B, T]`.
         document_borders_BT: True for the first token of each document, `bool[B, T]`. None: one document per row.
-        train: apply dropout.
-        dropout_key: random key for dropout.
+        train: True to apply dropout.
+        dropout_key: random key for dropout. None: the RNG stream `dropout` is not available to the module.
     """
     logits: Any = module.apply(
         {"params": params},
@@ -81,18 +82,20 @@ def continue_model(
 ) -> tuple[jax.Array, Any]:
     """Compute the logits of the next tokens, given the cache of all earlier tokens.
 
-    The call of the module must accept `capacity`, and keep its state in the collection `cache`; see `keeps_cache`.
+    The `__call__` of the module must accept `capacity` (see `keeps_cache`), and keep the state of the module in the
+    Flax collection `cache`.
 
     Args:
         module: a language model, built without `axes`.
-        params: its parameters.
-        cache: cache returned for the earlier tokens; `{}` at the beginning.
+        params: parameters of the module.
+        cache: cache returned by the previous call; `{}` in the first call.
         tokens_BT: one or more next tokens, `int[B, T]`.
         document_borders_BT: True for the first token of each document, as in training. None: no document starts.
-        capacity: maximum number of tokens of all calls together, the same in all calls. It only limits attention.
+        capacity: maximum total number of tokens in all calls; must be the same in all calls. This is the size of the
+            attention cache; other layers have no limit.
 
     Returns:
-        The logits `[B, T, V]`, and the cache after these tokens.
+        The logits, `[B, T, V]`, and the cache after these tokens.
     """
     logits, changed = module.apply(
         {"params": params, CACHE: cache},
@@ -105,7 +108,7 @@ def continue_model(
 
 
 def keeps_cache(model_class: type) -> bool:
-    """True if the call of a model class accepts `capacity`, so that the model can continue tokens."""
+    """True if the `__call__` of a model class accepts `capacity`, as `continue_model` requires."""
     return "capacity" in inspect.signature(model_class.__call__).parameters
 
 
@@ -123,7 +126,7 @@ def init_model(module: nn.Module, key: jax.Array) -> Any:
         key: random key.
 
     Raises:
-        ValueError: the module has variables other than parameters.
+        ValueError: the module has variables that are not parameters.
     """
     tokens_BT = jnp.zeros((1, module.config.context_length), jnp.int32)  # pyright: ignore[reportAttributeAccessIssue]
     variables = module.init({"params": key}, tokens_BT)
@@ -135,10 +138,10 @@ def init_model(module: nn.Module, key: jax.Array) -> Any:
 
 
 def list_parameters(model: ModelConfig) -> list[Parameter]:
-    """List all parameters of a model, without allocating them.
+    """List all parameters of a model, without allocating memory for them.
 
     Raises:
-        ConfigError: `remat` or `fsdp_modules` names a class that is not a module of the model.
+        ConfigError: `parallel.remat` or `parallel.fsdp_modules` contains a class name that no module of the model has.
     """
     module = build_model(model)
     classes: dict[tuple[str, ...], str] = {}
@@ -158,10 +161,11 @@ def list_parameters(model: ModelConfig) -> list[Parameter]:
 
 
 def param_shardings(model: ModelConfig, mesh: Mesh) -> Any:
-    """Return a tree with the sharding of each parameter of a model on a mesh.
+    """Return a tree with the `NamedSharding` of each parameter of a model.
 
     Raises:
-        ConfigError: see `list_parameters` and `shard_parameter`.
+        ConfigError: a class name is unknown (see `list_parameters`), or a parameter cannot be sharded (see
+            `shard_parameter`).
     """
     placements = [shard_parameter(parameter, model.parallel, mesh.shape) for parameter in list_parameters(model)]
     flat = {placement.parameter.path: NamedSharding(mesh, placement.spec) for placement in placements}
@@ -176,7 +180,7 @@ def _parameter(path: tuple[str, ...], leaf: Any, classes: dict[tuple[str, ...], 
 
 
 class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
-    """A parameter that is gathered over the FSDP mesh axis when a module reads it."""
+    """Box with the local shard of a parameter, which is all-gathered over the FSDP mesh axis when a module reads it."""
 
     value: jax.Array
     axis_name: str = struct.field(pytree_node=False)
@@ -185,7 +189,7 @@ class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
     scatter_dtype: str | None = struct.field(pytree_node=False)
 
     def unbox(self) -> jax.Array:
-        """Gather the parameter."""
+        """Gather the parameter. Linen calls this method when a module reads the parameter."""
         axis = self.axis + self.value.ndim
         if axis < 0:
             name = f"metadata_params={{nn.PARTITION_NAME: {LAYERS!r}}}"
@@ -193,20 +197,26 @@ class _Sharded(struct.PyTreeNode, meta.AxisMetadata):
         return gather_parameter(self.value, self.axis_name, axis, self.gather_dtype, self.scatter_dtype)
 
     def replace_boxed(self, val: Any) -> Any:
-        """The same box around another value."""
+        """Return the same box around another value."""
         return self.replace(value=val)
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> _Sharded:
-        """Return self: axes are counted from the end, so a leading axis changes nothing."""
+        """Return self: `axis` is counted from the end, so a new leading array axis does not change it."""
         return self
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> _Sharded:
-        """Return self, see `add_axis`."""
+        """Return self, for the same reason as `add_axis`."""
         return self
 
 
 def box_sharded(params: Any, placements: Sequence[Placement], model: ModelConfig) -> Any:
-    """Return the parameter tree, with each parameter that FSDP shards in a box that gathers it on use."""
+    """Return the parameter tree, with each parameter sharded by FSDP in a box that gathers the parameter on use.
+
+    Args:
+        params: the local shards of the parameters.
+        placements: placements of all parameters.
+        model: the model config.
+    """
     parallel = model.parallel
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep=".")
     for placement in placements:
@@ -231,14 +241,15 @@ _POLICIES = {
 
 @contextlib.contextmanager
 def remat_by_name(names: Sequence[str], policy: str = "nothing", *, scanned: str | None = None) -> Iterator[None]:
-    """Recompute the activations inside all modules of the named classes in the backward pass.
+    """Context manager that applies remat to module calls: modules of the named classes save only their inputs for the
+    backward pass, and recompute their activations.
 
     Args:
         names: class names.
-        policy: activations that are saved anyway; see `TrainerConfig.remat_policy`. No policy saves gathered
-            parameters, because they are not products.
-        scanned: name of the module that the model scans over, if any. Inside a scan, the compiler cannot undo the
-            recomputation; elsewhere, it must be prevented from doing so.
+        policy: selects activations that are saved anyway; see `TrainerConfig.remat_policy`. No policy saves gathered
+            parameters, because they are not results of matrix products.
+        scanned: name of the module that the model scans over. None: no scan. XLA cannot eliminate the recomputation
+            inside a scan as a common subexpression; elsewhere, `prevent_cse` is needed.
     """
     running: set[tuple[str, ...]] = set()
 

@@ -1,8 +1,8 @@
 """The Llama baseline (arXiv 2302.13971): attention with rotary embeddings (arXiv 2104.09864), then a gated feed-forward
 layer.
 
-Axes: B batch, T time (S when summed over), D local shard of the residual stream, E its global width, H local heads,
-K head width.
+Axes: B batch, T time (S when summed over), D local and E global width of the residual stream, H local heads, K head
+width.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def positions_BT(inputs: BlockInputs, T: int) -> jax.Array:
 
 
 def rotate(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
-    """Apply rotary embeddings (arXiv 2104.09864): rotate channels 2i and 2i + 1 by `position * theta^(-2i / K)`. The
-    product of a query and a key then depends on the distance between their tokens.
+    """Apply rotary embeddings (arXiv 2104.09864): rotate channels 2i and 2i + 1 by `position * theta^(-2i / K)`
+    radians. The dot product of a query and a key then depends on their positions only through the difference.
 
-    Angles are float32 or wider; bfloat16 could not distinguish late positions.
+    Angles are computed in float32 or wider, because bfloat16 cannot distinguish large positions.
 
     Args:
         x_BTHK: queries or keys, `[B, T, H, K]`.
-        position_BT: positions, `[B, T]` or `[1, T]`.
+        position_BT: position of each token, `[B, T]` or `[1, T]`.
         theta: base of the frequencies.
 
     Returns:
-        `[B, T, H, K]`, in the dtype of `x_BTHK`.
+        The rotated queries or keys, `[B, T, H, K]`, in the dtype of `x_BTHK`.
     """
     K, acc = x_BTHK.shape[-1], jnp.promote_types(x_BTHK.dtype, jnp.float32)
     frequency = theta ** (-jnp.arange(0, K, 2, dtype=acc) / K)
@@ -55,7 +55,8 @@ def rotate(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array
 
 
 class Attention(nn.Module):
-    """Multi-head softmax attention with the output projection."""
+    """Multi-head softmax attention: projections to queries, keys and values, optional norms of queries and keys,
+    attention with rotary embeddings, and output projection."""
 
     config: LlamaConfig
     axes: Axes = Axes()
@@ -81,7 +82,7 @@ class Attention(nn.Module):
 
     def _attend(self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, inputs: BlockInputs) -> jax.Array:
         config, position = self.config, positions_BT(inputs, q_BTHK.shape[1])
-        # Initialization does not depend on the kernel, which may not be available on these devices.
+        # Initial parameters do not depend on the attention kernel, which may not be available on these devices.
         backend: Any = "xla" if self.is_initializing() else config.attention_backend
         return jax.nn.dot_product_attention(
             rotate(q_BTHK, position, config.theta),
@@ -96,8 +97,8 @@ class Attention(nn.Module):
     def _attend_to_past(
         self, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, inputs: BlockInputs
     ) -> jax.Array:
-        """Attend to the tokens of earlier calls too. Their rotated keys and their values are cached. Always uses XLA,
-        which supports every mask and length. S is the capacity."""
+        """Attend to the tokens of this call and of earlier calls, whose rotated keys and values are cached. S is the
+        capacity of the cache. Always uses the XLA backend, which supports every mask and length."""
         config, (B, T), S = self.config, q_BTHK.shape[:2], inputs.capacity
         assert S is not None
         count = self.variable(CACHE, "count", jnp.zeros, (), jnp.int32)
@@ -131,7 +132,7 @@ class Attention(nn.Module):
         )
 
     def _scale(self) -> float:
-        # As in the published weights: the scale depends on the global number of heads, not on the head width.
+        # As for the published weights, the scale depends on the global number of heads, not on the head width.
         return self.config.num_heads() ** -0.5
 
     def _dense(self, name: str, init: Initializer, *, reduce: bool = False) -> Dense:
@@ -140,7 +141,8 @@ class Attention(nn.Module):
         return Dense(config.embedding_dim, "heads", config.dtype, init, self.axes, reduce, bias, name=name)
 
     def _mask(self, inputs: BlockInputs) -> jax.Array | None:
-        """Return a mask `[B, 1, T, S]`, True if both tokens are in the same document. None: no mask."""
+        """Return a mask `[B, 1, T, S]` that is True if tokens t and s are in the same document; None if no mask is
+        needed."""
         segments_BT = inputs.segments_BT()
         if segments_BT is None or not self.config.mask_across_document_boundaries:
             return None
@@ -182,7 +184,7 @@ class TransformerBlock(nn.Module):
 
 
 class Llama(LanguageModel):
-    """The Llama baseline."""
+    """The language model of the Llama baseline: a stack of transformer blocks."""
 
     config: LlamaConfig
 

@@ -1,7 +1,7 @@
-"""The common parts of all language models: embedding, head, and the stack of blocks, which are called one by one,
-scanned over depth, or split into pipeline stages.
+"""The common parts of all language models: the embedding, the stack of blocks, and the head. The blocks are called one
+by one, scanned over depth, or split into pipeline stages.
 
-Axes: B batch, T time, D local shard of the residual stream, E its global width, V local shard of the vocabulary.
+Axes: B batch, T time, D local and E global width of the residual stream, V local shard of the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ._layers import Dense, Norm, dropout, named, small_init, soft_cap
 
 
 class Embed(nn.Module):
-    """The embedding table, sharded along the residual stream."""
+    """The embedding table, sharded along the width of the residual stream."""
 
     config: Any
     axes: Axes = Axes()
@@ -39,19 +39,20 @@ class Embed(nn.Module):
         return dropout(x_BTD, rate, self.axes, inputs, "token_embedding")
 
     def head_kernel(self) -> jax.Array:
-        """Return the table as a projection to the local shard of the vocabulary, `[E, V]`."""
+        """Return the table as the kernel of a projection to the local shard of the vocabulary, `[E, V]`."""
         return self.axes.all_to_all(self.embedding, split=0, concat=1).T
 
 
 class LMHead(nn.Module):
-    """Norm, projection to the vocabulary, soft cap."""
+    """The head of a language model: optional norm, projection to the vocabulary, optional soft cap of the logits."""
 
     config: Any
     axes: Axes = Axes()
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, tied_kernel_EV: jax.Array | None = None) -> jax.Array:
-        """Map `[B, T, D]` to logits `[B, T, V]` in float32. `tied_kernel_EV` replaces the projection's own kernel."""
+        """Map `[B, T, D]` to float32 logits `[B, T, V]`. If `tied_kernel_EV` is given, the projection uses this kernel
+        and has no parameters."""
         config, axes = self.config, self.axes
         if config.add_post_blocks_norm:
             x_BTD = Norm(config.norm_type, config.norm_eps, config.dtype, axes, name="out_norm")(x_BTD)
@@ -66,10 +67,10 @@ class LMHead(nn.Module):
 
 
 class BlockGroup(nn.Module):
-    """The blocks of one period of a stack with different kinds of blocks. Such a stack is scanned over its periods."""
+    """One period of a stack that repeats a pattern of different blocks. The stack is scanned over the periods."""
 
     family: Any
-    """The `LanguageModel` class with the method `block`."""
+    """The subclass of `LanguageModel` whose method `block` builds the blocks."""
 
     config: Any
     axes: Axes = Axes()
@@ -84,8 +85,8 @@ class BlockGroup(nn.Module):
 
 
 def run_stack(family: Any, config: Any, axes: Axes, x_BTD: jax.Array, inputs: BlockInputs) -> jax.Array:
-    """Run all blocks of a model, inside its compact call. Maps `[B, T, D]` to `[B, T, D]`; with a pipeline, the result
-    only has the rows of `Axes.stage_rows`."""
+    """Run all blocks of a model. Must be called in the compact `__call__` of the model. Maps `[B, T, D]` to
+    `[B, T, D]`; with a pipeline, the result has only this stage's share of the rows (see `Axes.stage_rows`)."""
     if not config.scan_blocks:
         for index in range(config.num_blocks):
             block = family.block(config, axes, f"blocks_{index}", index)
@@ -131,8 +132,8 @@ class LanguageModel(nn.Module):
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """Return block number `index` of the stack or of its period. The block maps `[B, T, D]` and `BlockInputs` to
-        `[B, T, D]`."""
+        """Return block number `index` of the stack or, if the stack is scanned, of one period of the stack. The block
+        maps `[B, T, D]` and `BlockInputs` to `[B, T, D]`."""
         raise NotImplementedError
 
     @nn.compact
@@ -149,13 +150,12 @@ class LanguageModel(nn.Module):
         Args:
             tokens_BT: token ids below `vocab_size`, `int[B, T]`.
             document_borders_BT: True for the first token of each document, `bool[B, T]`. None: one document per row.
-            train: apply dropout, which needs the RNG stream `dropout`.
-            capacity: continue the tokens of earlier calls, with at most this number of tokens in total; see
+            train: True to apply dropout, which requires the RNG stream `dropout`.
+            capacity: maximum total number of tokens in all calls, if a call continues the tokens of earlier calls; see
                 `continue_model`. None: the call has all tokens.
 
         Returns:
-            Logits `float32[B, T, V]`; V is the local shard of the vocabulary. With a pipeline, only the rows of
-            `Axes.stage_rows`.
+            Logits, `float32[B, T, V]`. With a pipeline, only this stage's share of the rows (see `Axes.stage_rows`).
         """
         config, axes, rows = self.config, self.axes, tokens_BT.shape[0]
         key = self.make_rng("dropout") if train and config.dropout_probability() > 0 else None

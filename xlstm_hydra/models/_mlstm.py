@@ -1,8 +1,8 @@
 """The original mLSTM block (arXiv 2405.04517): up-projection, causal convolution, head-wise projections, learnable
 skip.
 
-Axes: B batch, T time, D local shard of the residual stream, E its global width, I local inner channels in G groups,
-H local heads, K key width, V value width.
+Axes: B batch, T time, D local and E global width of the residual stream, I local inner channels in G groups, H local
+heads, K key width, V value width.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class CausalConv1d(nn.Module):
 
 
 class HeadwiseDense(nn.Module):
-    """Block-diagonal linear map: each group of channels is mapped separately. With `stack`, this number of maps share
-    one stacked parameter."""
+    """Block-diagonal linear map: each group of channels is mapped separately. If `stack` is set, `stack` different maps
+    are applied to the input, and their kernels are stored in one array."""
 
     groups: int
     features: int
@@ -85,10 +85,10 @@ class HeadwiseDense(nn.Module):
 
 
 class Gate(nn.Module):
-    """One gate per head, computed from inputs that are split over the tensor mesh axis.
+    """Pre-activations of one gate per head, computed from inputs whose channels are split over the tensor mesh axis.
 
-    Each input has its own kernel, so the shard of its channels matches the shard of the kernel's rows. With `headwise`,
-    a head only reads its own channels.
+    If `headwise`, the gate of a head depends only on the channels of the head. Otherwise, it depends on all channels,
+    and each input has its own kernel, whose rows are split in the same way as the channels of the input.
     """
 
     num_heads: int
@@ -99,7 +99,8 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, **inputs_BTI: jax.Array) -> jax.Array:
-        """Map named inputs `[B, T, width]` to pre-activations `[B, T, H]`."""
+        """Map inputs `[B, T, I]` to pre-activations `[B, T, H]`. The names of the inputs are used in the names of their
+        kernels."""
         heads = self.axes.local(self.num_heads)
         inputs = {name: x.astype(self.dtype) for name, x in inputs_BTI.items()}
         if self.headwise:
@@ -119,8 +120,8 @@ class Gate(nn.Module):
 
 
 class mLSTMLayer(nn.Module):  # noqa: N801
-    """The original mLSTM layer: up-projection, convolution, block-diagonal projections to queries, keys and values,
-    cell, learnable skip, output gate, down-projection."""
+    """The original mLSTM layer: up-projection, causal convolution, block-diagonal projections to queries, keys and
+    values, cell, learnable skip, output gate, down-projection."""
 
     config: OriginalLayerConfig
     axes: Axes = Axes()
@@ -193,7 +194,7 @@ class mLSTMLayer(nn.Module):  # noqa: N801
 
 
 class mLSTM(LanguageModel):  # noqa: N801
-    """A language model of original mLSTM blocks."""
+    """A language model with a stack of original mLSTM blocks."""
 
     config: mLSTMConfig
 

@@ -1,8 +1,7 @@
-"""mLSTM v1, the architecture of xLSTM 7B (arXiv 2503.13427): an mLSTM layer on the embedding width, then a feed-forward
+"""mLSTM v1, the architecture of xLSTM 7B (arXiv 2503.13427): an mLSTM layer without up-projection, then a feed-forward
 layer.
 
-Axes: B batch, T time, D local shard of the residual stream, E its global width, H local heads, K key width, V value
-width.
+Axes: B batch, T time, D local and E global width of the residual stream, H local heads, K key width, V value width.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _ZEROS = nn.initializers.zeros_init()
 
 
 class mLSTMLayerV1(nn.Module):  # noqa: N801
-    """The mLSTM layer: projections to queries, keys, values and gates; cell; head norm; output gate; output
+    """The mLSTM layer of mLSTM v1: projections to queries, keys, values and gates; cell; head norm; output gate; output
     projection."""
 
     config: mLSTMv1Config
@@ -69,7 +68,7 @@ class mLSTMLayerV1(nn.Module):  # noqa: N801
 
 
 class mLSTMv1(LanguageModel):  # noqa: N801
-    """The language model of xLSTM 7B."""
+    """A language model with a stack of mLSTM v1 blocks, such as xLSTM 7B."""
 
     config: mLSTMv1Config
 

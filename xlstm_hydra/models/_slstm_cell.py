@@ -1,14 +1,16 @@
 """The sLSTM cell (arXiv 2405.04517, section 2.2): a scalar memory per channel, exponential gates, and memory mixing.
 
-With pre-activations z, i, f, o, to which every head adds the product of its recurrent weights and its last output h,
+The pre-activations z_t, i_t, f_t and o_t are sums of a contribution of the input and, for memory mixing, the product of
+each head's recurrent weights and the head's previous output h_(t-1). With the logarithm of the forget gate
+g_t = log sigmoid(f_t), or g_t = f_t for an exponential forget gate,
 
-    m_t = max(log f_t + m_(t-1), i_t),  log f_t = log sigmoid(f) or f
-    c_t = exp(log f_t + m_(t-1) - m_t) c_(t-1) + exp(i_t - m_t) tanh(z_t)
-    n_t = exp(log f_t + m_(t-1) - m_t) n_(t-1) + exp(i_t - m_t)
+    m_t = max(g_t + m_(t-1), i_t)
+    c_t = exp(g_t + m_(t-1) - m_t) c_(t-1) + exp(i_t - m_t) tanh(z_t)
+    n_t = exp(g_t + m_(t-1) - m_t) n_(t-1) + exp(i_t - m_t)
     h_t = sigmoid(o_t) c_t / n_t
 
-m_t keeps exp() finite and cancels in c / n, so it has no gradient. It starts at minus infinity, so n_t is at least 1:
-one of the two factors above is exp(0).
+m_t keeps exp() finite and cancels in c_t / n_t, so m_t has no gradient. Because m_0 is minus infinity and one of the
+two exp() factors is always 1, n_t is at least 1.
 
 Axes: B batch, T time, H heads, V and W channels of a head, G the four pre-activations in the order z, i, f, o.
 """
@@ -29,7 +31,7 @@ from ._layers import soft_cap
 State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 FORGET_GATES: dict[str, Callable[[jax.Array], jax.Array]] = {"sigmoid": jax.nn.log_sigmoid, "exp": lambda x: x}
-"""Logarithm of the forget gate as a function of its pre-activation."""
+"""Logarithm of the forget gate as a function of the pre-activation, by the value of `slstm_forget_gate`."""
 
 
 def slstm(
@@ -47,7 +49,7 @@ def slstm(
         recurrent_HVGW: recurrent weights of each head, `float[H, V, 4, V]`.
         borders_BT: True for the first token of each document, where the state is reset. None: no resets.
         forget_gate: a key of `FORGET_GATES`.
-        gate_soft_cap: soft cap of the pre-activations of input and forget gates. None: no cap.
+        gate_soft_cap: soft cap of the pre-activations i and f. None: no cap.
 
     Returns:
         h, `[B, T, H, V]`, in float32, or in float64 for float64 inputs.
@@ -68,7 +70,11 @@ def slstm_continue(
     forget_gate: str = "sigmoid",
     gate_soft_cap: float | None = None,
 ) -> tuple[State, jax.Array]:
-    """Run the recurrence of `slstm` from a given state. Returns the final state, and h `[B, T, H, V]`."""
+    """Run the recurrence of `slstm`, starting from a given state. See `slstm` for the other arguments.
+
+    Returns:
+        The final state, and h, `[B, T, H, V]`.
+    """
     acc = jnp.promote_types(x_BTGHV.dtype, jnp.float32)
     start = slstm_start(state[0].shape, acc)
 
@@ -78,7 +84,7 @@ def slstm_continue(
             state = jax.tree.map(lambda new, old: jnp.where(border_B[:, None, None], new, old), start, state)
         return step(state, x_BGHV.astype(acc), recurrent_HVGW.astype(acc))
 
-    # Only the states are saved for the backward pass: half the memory, for one more small product per step.
+    # Only the states are saved for the backward pass. This halves the memory, for one more small product per step.
     one_step = partial(slstm_step, forget_gate=forget_gate, gate_soft_cap=gate_soft_cap)
     step = jax.checkpoint(one_step, prevent_cse=False)
     tokens = (jnp.moveaxis(x_BTGHV, 1, 0), None if borders_BT is None else borders_BT.T)
@@ -87,7 +93,7 @@ def slstm_continue(
 
 
 def slstm_start(shape: tuple[int, ...], dtype: Any) -> State:
-    """Return the initial state (c, n, h, m), each of `shape`: zeros, and minus infinity for the stabilizer m."""
+    """Return the initial state (c, n, h, m): arrays of `shape` with zeros, or minus infinity for the stabilizer m."""
     zeros = jnp.zeros(shape, dtype)
     return zeros, zeros, zeros, jnp.full(shape, -jnp.inf, dtype)
 
@@ -100,7 +106,7 @@ def slstm_step(
     forget_gate: str = "sigmoid",
     gate_soft_cap: float | None = None,
 ) -> tuple[State, jax.Array]:
-    """Run one time step. Returns the new state (c, n, h, m), and h `[B, H, V]`."""
+    """Run one time step. Return the new state (c, n, h, m), and h, `[B, H, V]`."""
     c, n, h, m = state
     z, i, f, o = jnp.moveaxis(x_BGHV + jnp.einsum("bhv,hvgw->bghw", h, recurrent_HVGW), 1, 0)
     i, f = soft_cap(i, gate_soft_cap), soft_cap(f, gate_soft_cap)

@@ -1,7 +1,8 @@
 """xLSTM[a:b] (arXiv 2405.04517): a stack of original mLSTM blocks and sLSTM blocks.
 
-Axes: B batch, T time, D local shard of the residual stream, G the four pre-activations, H local heads, V channels of a
-head. The local heads are the local shard of the stream, so the sLSTM needs no communication over the tensor mesh axis.
+Axes: B batch, T time, D local width of the residual stream, G the four pre-activations, H local heads, V channels of a
+head. The channels of the local heads are the local shard of the residual stream, so the sLSTM layer needs no
+communication over the tensor mesh axis.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _ZEROS = nn.initializers.zeros_init()
 
 
 class sLSTMLayer(nn.Module):  # noqa: N801
-    """The sLSTM layer: convolution, head-wise projections to pre-activations, cell, head norm. All of them have the
-    width of the residual stream."""
+    """The sLSTM layer: optional causal convolution, head-wise projections to pre-activations, cell, head norm. All
+    of these have the width of the residual stream."""
 
     config: xLSTMConfig
     axes: Axes = Axes()
@@ -68,7 +69,7 @@ class sLSTMLayer(nn.Module):  # noqa: N801
         return h_BTHV
 
     def _project(self, name: str, x_BTD: jax.Array, dtype: Any) -> jax.Array:
-        """Return one of the four pre-activations, `[B, T, H, V]`, computed from the channels of the same head."""
+        """Return one of the four pre-activations, `[B, T, H, V]`. Each head uses only its own channels."""
         config, heads = self.config, self.axes.local(self.config.num_heads)
         init = small_init(config.embedding_dim, config.init_distribution)
         project = HeadwiseDense(config.num_heads, config.embedding_dim, dtype, init, self.axes, name=name)
@@ -80,7 +81,7 @@ class sLSTMLayer(nn.Module):  # noqa: N801
 
 
 def _per_head(spread: float | list[float]) -> Any:
-    """Return an initializer with the same biases for every head."""
+    """Return an initializer that gives every head the same biases; see `bias_range_init` for `spread`."""
     init = bias_range_init(spread)
     return lambda key, shape, dtype=jnp.float32: jnp.broadcast_to(init(key, shape[1:], dtype), shape)
 
@@ -109,13 +110,13 @@ class sLSTMBlock(nn.Module):  # noqa: N801
 
 
 class xLSTM(LanguageModel):  # noqa: N801
-    """A language model of mLSTM and sLSTM blocks."""
+    """A language model with a stack of original mLSTM blocks and sLSTM blocks."""
 
     config: xLSTMConfig
 
     @staticmethod
     def block(config: Any, axes: Axes, name: str, index: int) -> nn.Module:
-        """Return an sLSTM block if the config selects this index for one; otherwise an original mLSTM block."""
+        """Return an sLSTM block if the config lists this index as an sLSTM block; otherwise an original mLSTM block."""
         if config.is_slstm(index):
             return sLSTMBlock(config, axes, name=name)
         return mLSTMBlock(config, mLSTMLayer, feed_forward=None, axes=axes, name=name)

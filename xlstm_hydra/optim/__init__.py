@@ -1,4 +1,4 @@
-"""Optimizers and schedules, built with Optax."""
+"""Optax optimizers and learning rate schedules."""
 
 from ._optimizer import Schedule as Schedule
 from ._optimizer import build_optimizer as build_optimizer

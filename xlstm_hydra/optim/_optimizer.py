@@ -1,4 +1,4 @@
-"""Optimizer and learning rate schedule of a run, built with Optax."""
+"""The Optax optimizer and the learning rate schedule of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from xlstm_hydra.configs import (
 from xlstm_hydra.problems import ConfigError, Problem
 
 Schedule = Callable[[int], float]
-"""Function from the step, counted from 0, to the learning rate."""
+"""Function that maps a step, counted from 0, to its learning rate."""
 
 _MAIN_PART: dict[type[SchedulerConfig], Callable[[Any, float], float]] = {
     ConstantConfig: lambda config, done: 1.0,
@@ -34,15 +34,17 @@ _MAIN_PART: dict[type[SchedulerConfig], Callable[[Any, float], float]] = {
     LinearConfig: lambda config, done: _between(1.0, config.end_lr_factor, done),
     ExponentialConfig: lambda config, done: config.end_lr_factor**done,
 }
-"""Factor of the peak learning rate, as a function of the completed fraction of the main part."""
+"""Learning rate divided by the peak rate, in the main part of the schedule (between warmup and cooldown). The functions
+take the scheduler config and the completed fraction of the main part, from 0 to 1."""
 
 
 def learning_rate(run: RunConfig) -> Schedule:
     """Return the learning rate schedule of a run.
 
-    The warmup reaches `optimizer.lr` at step `warmup_steps`. The main part ends at step `total - cooldown_steps`, and
-    the cooldown at step `total`, where `total` is `run.schedule_steps`. The rate is computed on the host and passed to
-    the compiled step as an argument, so other schedules need no other program.
+    The warmup rises from 0 and reaches `optimizer.lr` at step `warmup_steps`. The main part ends at step
+    `total - cooldown_steps`, and the cooldown at step `total`, where `total` is `run.schedule_steps`. The rate is
+    computed on the host and passed to the compiled step as an argument, so that changing the schedule does not trigger
+    recompilation.
     """
     config, lr, total = run.scheduler, run.optimizer.lr, run.schedule_steps
     warmup, cooldown = config.warmup_steps, config.cooldown_steps
@@ -68,10 +70,10 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def decay_mask(run: RunConfig, params: Any) -> Any:
-    """Return a tree of booleans: True for parameters with weight decay.
+    """Return a tree with the structure of `params` that is True for parameters with weight decay.
 
     Raises:
-        ConfigError: weight decay is on, and a pattern of `optimizer.weight_decay_include` or
+        ConfigError: `optimizer.weight_decay` is not 0, and a pattern in `optimizer.weight_decay_include` or
             `optimizer.weight_decay_exclude` matches no parameter.
     """
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -113,9 +115,10 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 
 def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
-    """Return the numbers that a compiled step takes as arguments, so that other values need no other program.
+    """Return the hyperparameters passed to the compiled step as arguments, so that changing them does not trigger
+    recompilation.
 
-    `lr` is the peak learning rate. Fields that are null, such as disabled clipping, are omitted.
+    `lr` is the peak learning rate. Fields that are null, such as the threshold of disabled clipping, are omitted.
     """
     numbers = {name: config.get(name) for name, effect in effects_of(type(config)).items() if effect.traced}
     return {name: float(value) for name, value in numbers.items() if value is not None}
@@ -124,19 +127,20 @@ def hyperparameters(config: OptimizerConfig) -> dict[str, float]:
 def build_optimizer(
     run: RunConfig, params: Any, numbers: Mapping[str, Any] | None = None
 ) -> optax.GradientTransformation:
-    """Build the optimizer: gradient clipping, update direction, decoupled weight decay, learning rate, in this order.
+    """Build the optimizer: gradient clipping, update direction, decoupled weight decay, and learning rate, in this
+    order.
 
-    The directions are AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101), Lion (Chen et al.,
-    https://arxiv.org/abs/2302.06675) and SGD with momentum.
+    The update directions are those of AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101), Lion (Chen et
+    al., https://arxiv.org/abs/2302.06675) and SGD with momentum.
 
     Args:
-        run: the config. It determines if there is clipping, momentum and Nesterov momentum.
-        params: the parameter tree, or its shapes.
-        numbers: values of a step by the names of `hyperparameters`. None: the values of the run, with the peak
-            learning rate.
+        run: the run config, which also enables or disables clipping, momentum and Nesterov momentum.
+        params: the parameter tree, as arrays or shapes.
+        numbers: values of the hyperparameters in one step, by name; see `hyperparameters`. None: the values in the
+            config, with the peak learning rate.
 
     Raises:
-        ConfigError: see `decay_mask`.
+        ConfigError: a weight decay pattern matches no parameter; see `decay_mask`.
     """
     config, mask = run.optimizer, decay_mask(run, params)
     numbers = hyperparameters(config) if numbers is None else numbers
@@ -144,8 +148,8 @@ def build_optimizer(
     by_value = optax.clip(numbers["grad_clip_value"]) if config.grad_clip_value else optax.identity()
     decay = optax.add_decayed_weights(numbers["weight_decay"], mask=mask)
     direction = _DIRECTIONS[type(config)](config, numbers)
-    # Always five links, so that the optimizer state fits runs with other clipping or decay. The last link counts steps,
-    # as in all checkpoints.
+    # Always five transformations, so that the structure of the optimizer state does not depend on clipping or decay.
+    # The last transformation counts steps; all checkpoints contain this counter.
     return optax.chain(by_norm, by_value, direction, decay, optax.scale_by_learning_rate(lambda _: numbers["lr"]))
 
 

@@ -15,18 +15,19 @@ from xlstm_hydra._jax_internals import varying_axes
 class Axes:
     """The tensor, pipeline and batch mesh axes, with the collectives that modules need.
 
-    The default is one device. Every method is then the identity, so a module written with `Axes` computes the same
-    global arrays inside and outside `shard_map`. Mesh axes of size 1 are never named, so they need no collectives.
+    The default values are those of a single device, for which every collective is the identity. A module that uses
+    `Axes` therefore computes the same global arrays inside and outside `shard_map`. Mesh axes of size 1 are omitted, so
+    that they need no collectives.
     """
 
     tensor: str | None = None
     """Name of the tensor-parallel mesh axis; None if its size is 1."""
 
     tensor_size: int = 1
-    """Number of tensor-parallel devices."""
+    """Size of the tensor-parallel mesh axis."""
 
     batch: tuple[str, ...] = ()
-    """Names of the mesh axes that the batch is split over, outermost first."""
+    """Names of the mesh axes over which the batch is split, outermost first."""
 
     overlap: bool = False
     """True if dense layers overlap communication and computation (collective matmul)."""
@@ -38,18 +39,18 @@ class Axes:
     """Number of pipeline stages."""
 
     microbatches: int = 1
-    """Number of microbatches of a pipeline."""
+    """Number of microbatches in the pipeline."""
 
     stage_remat: bool = False
-    """True if a stage saves only its inputs for the backward pass, and recomputes the rest."""
+    """True if a pipeline stage saves only its inputs for the backward pass, and recomputes its activations."""
 
     @property
     def summed(self) -> tuple[str, ...]:
-        """Names of the mesh axes whose devices each compute a part of the loss."""
+        """Names of the mesh axes over which the loss is summed."""
         return self.batch if self.pipeline is None else (*self.batch, self.pipeline)
 
     def local(self, size: int) -> int:
-        """Return the local size of an array axis of global size `size` that is split by tensor parallelism.
+        """Return the local size of an array axis of global size `size` that is split over the tensor-parallel devices.
 
         Raises:
             ValueError: the number of tensor-parallel devices does not divide `size`.
@@ -59,55 +60,55 @@ class Axes:
         return size // self.tensor_size
 
     def gather(self, x: jax.Array, axis: int = -1) -> jax.Array:
-        """All-gather the shards of an array axis over the tensor-parallel devices."""
+        """All-gather `x` over the tensor-parallel devices, along array axis `axis`."""
         if self.tensor is None:
             return x
         return jax.lax.all_gather(x, self.tensor, axis=axis % x.ndim, tiled=True)
 
     def reduce_scatter(self, x: jax.Array, axis: int = -1) -> jax.Array:
-        """Sum over the tensor-parallel devices; each device keeps its shard of an array axis."""
+        """Sum `x` over the tensor-parallel devices, and return this device's shard along array axis `axis`."""
         if self.tensor is None:
             return x
         return jax.lax.psum_scatter(x, self.tensor, scatter_dimension=axis % x.ndim, tiled=True)
 
     def all_to_all(self, x: jax.Array, split: int, concat: int) -> jax.Array:
-        """Reshard over the tensor-parallel devices: array axis `split` becomes sharded, and `concat` complete."""
+        """Reshard `x` over the tensor-parallel devices: split array axis `split`, and gather array axis `concat`."""
         if self.tensor is None:
             return x
         return jax.lax.all_to_all(x, self.tensor, split_axis=split, concat_axis=concat, tiled=True)
 
     def sum(self, x: jax.Array) -> jax.Array:
-        """Sum over the tensor-parallel devices."""
+        """Sum `x` over the tensor-parallel devices."""
         return x if self.tensor is None else jax.lax.psum(x, self.tensor)
 
     def max(self, x: jax.Array) -> jax.Array:
-        """Maximum over the tensor-parallel devices, without a gradient."""
+        """Return the elementwise maximum of `x` over the tensor-parallel devices, without a gradient."""
         x = jax.lax.stop_gradient(x)
         return x if self.tensor is None else jax.lax.pmax(x, self.tensor)
 
     def index(self) -> jax.Array | int:
-        """Index of this device among the tensor-parallel devices."""
+        """Return the index of this device among the tensor-parallel devices."""
         return 0 if self.tensor is None else jax.lax.axis_index(self.tensor)
 
     def batch_index(self) -> jax.Array | int:
-        """Index of this device among the devices that the batch is split over."""
+        """Return the index of this device among the devices over which the batch is split."""
         return jax.lax.axis_index(self.batch) if self.batch else 0
 
     def batch_sum(self, x: jax.Array) -> jax.Array:
-        """Sum over the devices that the batch is split over."""
+        """Sum `x` over the devices over which the batch is split."""
         return jax.lax.psum(x, self.batch) if self.batch else x
 
     def loss_sum(self, x: jax.Array) -> jax.Array:
-        """Sum over all devices that compute a part of the loss."""
+        """Sum `x` over all devices that compute a part of the loss."""
         return jax.lax.psum(x, self.summed) if self.summed else x
 
     def stage(self) -> jax.Array | int:
-        """Index of this device's pipeline stage."""
+        """Return the index of the pipeline stage of this device."""
         return 0 if self.pipeline is None else jax.lax.axis_index(self.pipeline)
 
     def stage_rows(self, x: jax.Array) -> jax.Array:
-        """Return the rows of a local batch for which this pipeline stage computes the logits: equal, contiguous shares
-        of the array axis 0."""
+        """Return the rows of a local batch for which this pipeline stage computes the logits. Array axis 0 is divided
+        into equal, contiguous parts, one per stage."""
         if self.pipeline is None:
             return x
         rows = x.shape[0] // self.stages
@@ -115,13 +116,13 @@ class Axes:
 
 
 def vary_over(x: jax.Array, names: Any) -> jax.Array:
-    """Return `x`, marked as varying over the mesh axes `names` too. Its gradient is then summed over them."""
+    """Return `x`, also marked as varying over the mesh axes `names`, so that the gradient is summed over these axes."""
     missing = tuple(name for name in names if name not in varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def vary_like(x: jax.Array, *others: jax.Array) -> jax.Array:
-    """Return `x`, marked as varying over all mesh axes that one of `others` varies over, as the initial carry of a loop
-    must be."""
+    """Return `x`, marked as varying over each mesh axis over which any of `others` varies. `shard_map` requires this of
+    the initial carry of a loop that computes with `others`."""
     names = sorted(frozenset[str]().union(*map(varying_axes, others)))
     return vary_over(jnp.asarray(x), names)

@@ -1,5 +1,5 @@
-"""Collectives of a lowered program, with their dtypes before compilation: on CPU, XLA compiles bfloat16 collectives to
-float32. No other module reads StableHLO."""
+"""Collectives of a lowered program. Dtypes are read before compilation, because XLA converts bfloat16 collectives to
+float32 on CPU. This is the only module that reads StableHLO."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ _BITS = {"i1": 8, "bf16": 16}
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective operation in the text of a program."""
+    """One collective operation in a lowered program."""
 
     operation: str
     """all-gather, reduce-scatter, all-reduce, all-to-all or collective-permute."""
 
     dtype: str
-    """Element type in MLIR's spelling, such as bf16."""
+    """MLIR name of the element type, such as bf16."""
 
     bytes: int
-    """Bytes on each device of the larger of operand and result."""
+    """Size of the operand or of the result on each device, whichever is larger, in bytes."""
 
     devices: int
-    """Number of devices that communicate with each other."""
+    """Number of devices in each group that communicates."""
 
     loops: int
-    """Number of loops (scans) around it."""
+    """Number of loops (scans) that enclose the operation."""
 
     executions: int
-    """Number of executions: the product of the lengths of these loops."""
+    """Number of executions per run of the program: the product of the iteration counts of the enclosing loops."""
 
 
 def list_collectives(lowered: Any) -> list[Collective]:
-    """Return all collectives of a program from `jax.jit(f).lower(...)`, in program order.
+    """Return all collectives of a program lowered by `jax.jit(f).lower(...)`, in program order.
 
-    Collectives of a function are listed once for each call.
+    Collectives inside a function are listed once for each call of the function.
 
     Raises:
-        TaskError: the program of this JAX version cannot be read.
+        TaskError: the format of the lowered program is not supported, for example with a new JAX version.
     """
     symbols = _symbols(lowered)
     try:
@@ -61,7 +61,7 @@ def list_collectives(lowered: Any) -> list[Collective]:
 
 
 def list_local_results(lowered: Any) -> list[int]:
-    """Return the bytes on each device of each result of a program that consists of one `shard_map`."""
+    """Return the size per device, in bytes, of each result of a program that consists of a single `shard_map`."""
     (block,) = _symbols(lowered)["main"].regions[0].blocks
     for op in block.operations:
         if op.operation.name == "sdy.manual_computation":  # absent on one device
@@ -71,7 +71,7 @@ def list_local_results(lowered: Any) -> list[int]:
 
 
 def _symbols(lowered: Any) -> dict[str, Any]:
-    """Functions and meshes of a program by name."""
+    """Return the functions and meshes of a program by name."""
     module = lowered.compiler_ir("stablehlo")
     return {str(op.attributes["sym_name"]).strip('"'): op for op in module.body.operations}
 
@@ -101,10 +101,10 @@ def _collective(op: Any, symbols: Mapping[str, Any], loops: int, executions: int
 
 
 def _group_size(groups: Any, symbols: Mapping[str, Any]) -> int:
-    """Number of devices in each group of a collective."""
-    if hasattr(groups.type, "shape"):  # JAX 0.10: a table with a row for each group
+    """Return the number of devices in each group of a collective."""
+    if hasattr(groups.type, "shape"):  # JAX 0.10: a table with one row per group
         return groups.type.shape[1]
-    mesh = re.search(r"mesh = @\"?([^,\"]+)", str(groups))  # newer: names of axes of a mesh
+    mesh = re.search(r"mesh = @\"?([^,\"]+)", str(groups))  # later versions: names of mesh axes
     if mesh is None:
         raise ValueError(f"unknown groups {groups}")
     sizes = dict(re.findall(r'"([^"]+)"=(\d+)', str(symbols[mesh[1]].attributes["mesh"])))
@@ -118,7 +118,7 @@ def _bytes(kind: Any) -> int:
 
 
 def _ring_size(op: Any) -> int:
-    """Number of devices in the chain or ring of a permute."""
+    """Return the number of devices in the chain or ring of a collective permute."""
     following = {int(source): int(target) for source, target in _pairs(op.attributes["source_target_pairs"])}
     starts = set(following) - set(following.values()) or {min(following)}
     first = at = min(starts)
@@ -134,7 +134,7 @@ def _pairs(attribute: Any) -> list[tuple[int, int]]:
 
 
 def _trip_count(op: Any) -> int:
-    """Number of iterations of a `while` that was lowered from a scan: its counter runs from 0 to a constant."""
+    """Return the number of iterations of a `while` loop lowered from a scan, which counts from 0 to a constant."""
     (block,) = op.regions[0].blocks
     for inner in block.operations:
         if inner.operation.name == "stablehlo.constant":

@@ -1,4 +1,5 @@
-"""Meshes. `ParallelConfig.axis_sizes` computes their sizes; only `build_mesh` needs devices."""
+"""Device meshes. `ParallelConfig.axis_sizes` computes the sizes of the mesh axes; only `build_mesh` asks JAX for the
+devices."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from xlstm_hydra.problems import ConfigError, Problem
 from ._axes import Axes
 
 AnyMesh = Mesh | AbstractMesh
-"""A mesh of devices, or an abstract mesh of sizes, on which a program can be traced but not run."""
+"""A mesh of devices, or an abstract mesh, which has only axis sizes: programs can be traced for it, but not run."""
 
 
 def build_mesh(
@@ -28,11 +29,11 @@ def build_mesh(
     Args:
         parallel: the layout.
         devices: the devices. None: all devices.
-        order: names of the mesh axes, ordered from the closest devices to the most distant ones. None: the axes with
-            the most communication have the closest devices.
+        order: names of the mesh axes. Neighbors along the first mesh axis are the closest devices, and neighbors along
+            the last one the most distant devices. None: the mesh axes with the most communication are first.
 
     Raises:
-        ConfigError: the product of the mesh axis sizes is not the number of devices.
+        ConfigError: the product of the mesh axis sizes is not the number of devices, or the layout has not been chosen.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _axis_sizes(parallel, len(devices))
@@ -41,7 +42,7 @@ def build_mesh(
 
 
 def abstract_mesh(parallel: ParallelConfig, num_devices: int) -> AbstractMesh:
-    """Build the abstract mesh of a layout for this number of devices, without using any device.
+    """Build the abstract mesh of a layout for `num_devices` devices, without using any device.
 
     Raises:
         ConfigError: see `build_mesh`.
@@ -51,8 +52,8 @@ def abstract_mesh(parallel: ParallelConfig, num_devices: int) -> AbstractMesh:
 
 
 def _auto(sizes: Mapping[str, int]) -> tuple[AxisType, ...]:
-    """Types of the mesh axes. The default of `AbstractMesh` is Explicit since JAX 0.11.2; `jax.shard_map` would then
-    reject arrays with a sharding other than `in_specs`."""
+    """Return the axis type Auto for every mesh axis. `AbstractMesh` defaults to Explicit since JAX 0.11.2, and
+    `jax.shard_map` would then reject arrays whose sharding is not equal to `in_specs`."""
     return (AxisType.Auto,) * len(sizes)
 
 
@@ -71,12 +72,12 @@ def _axis_sizes(parallel: ParallelConfig, num_devices: int) -> dict[str, int]:
 
 
 def assign_devices(devices: Sequence[Any], sizes: Mapping[str, int], closest_first: Sequence[str]) -> np.ndarray:
-    """Arrange devices in an array of shape `sizes`. Neighbors along the first mesh axis of `closest_first` share a host
-    if possible, then neighbors along the second axis, and so on."""
+    """Arrange devices in an array with one axis per mesh axis, in the order of `sizes`. Neighbors along the first mesh
+    axis in `closest_first` share a host if possible, then neighbors along the second mesh axis, and so on."""
     outer_first = list(reversed(closest_first))
     shape = [sizes[name] for name in outer_first]
     if devices[0].platform == "tpu" and len({getattr(device, "slice_index", 0) for device in devices}) == 1:
-        grid = mesh_utils.create_device_mesh(shape, devices)  # knows the torus
+        grid = mesh_utils.create_device_mesh(shape, devices)  # takes the torus of the TPU network into account
     else:
         grid = np.empty(len(devices), object)
         grid[:] = sorted(devices, key=lambda device: (host_of(device), device.process_index, device.id))
@@ -92,13 +93,13 @@ def axes_across_hosts(mesh: Mesh) -> tuple[str, ...]:
 
 
 def mesh_axes(parallel: ParallelConfig, mesh: AnyMesh, *, microbatches: int = 1, stage_remat: bool = False) -> Axes:
-    """Return the axes for code inside `shard_map` over this mesh.
+    """Return the `Axes` for code inside `shard_map` over a mesh.
 
     Args:
         parallel: the layout.
-        mesh: its mesh.
-        microbatches: number of microbatches of the pipeline.
-        stage_remat: save only the inputs of a stage for the backward pass.
+        mesh: the mesh of the layout.
+        microbatches: number of microbatches in the pipeline.
+        stage_remat: True to save only the inputs of each pipeline stage for the backward pass.
     """
     tensor, pipeline = parallel.model_axis_name, parallel.pipeline_axis_name
     size, stages = mesh.shape[tensor], mesh.shape[pipeline]
@@ -115,7 +116,7 @@ def mesh_axes(parallel: ParallelConfig, mesh: AnyMesh, *, microbatches: int = 1,
 
 
 def batch_axes(parallel: ParallelConfig, mesh: AnyMesh) -> tuple[str, ...]:
-    """Return the names of the mesh axes that the batch is split over, without those of size 1."""
+    """Return the names of the mesh axes over which the batch is split, except mesh axes of size 1."""
     names = (parallel.data_axis_name, parallel.fsdp_axis_name)
     return tuple(name for name in names if mesh.shape[name] > 1)
 
@@ -127,8 +128,8 @@ def batch_spec(parallel: ParallelConfig, mesh: AnyMesh) -> PartitionSpec:
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """Return a line such as `16 cuda devices in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts`. The number of
-    processes and the host boundaries are omitted for one process."""
+    """Return a line such as `16 cuda devices in 2 processes: dp=2 fsdp=8 pp=1 tp=1; dp crosses hosts`, or with a single
+    process, such as `8 cuda devices: dp=1 fsdp=8 pp=1 tp=1`."""
     sizes = " ".join(f"{name}={size}" for name, size in mesh.shape.items())
     noun = "device" if mesh.size == 1 else "devices"
     head = f"{mesh.size} {mesh.devices.flat[0].platform} {noun}"

@@ -1,7 +1,7 @@
-"""Sharding of parameters: a table for the tensor mesh axis, a rule for the FSDP mesh axis, the reason if a parameter is
-not sharded, and the gather of a sharded parameter.
+"""Sharding of parameters: a table for the tensor and pipeline mesh axes; a rule for the FSDP mesh axis, with the reason
+if FSDP does not shard a parameter; and the all-gather of a parameter sharded by FSDP.
 
-Parameters are global arrays. No function here needs a device.
+Parameters are described by their global shapes, so shardings can be computed without devices.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from xlstm_hydra.configs import ParallelConfig
 from xlstm_hydra.problems import ConfigError, Problem, divisors, either
 
 LAYERS = "layers"
-"""Name of the array axis that scanned blocks are stacked along."""
+"""Name of the array axis along which the parameters of scanned blocks are stacked."""
 
 ARRAY_AXES: dict[str, str | None] = {
     "vocab": "model_axis_name",  # token ids, in the head
     "heads": "model_axis_name",  # heads, and widths that are a multiple of the number of heads
     "channels": "model_axis_name",  # the up-projected channels of the original block
     "mlp": "model_axis_name",  # the feed-forward width
-    "stream": "model_axis_name",  # the residual stream in parameters that are added to it or multiply it elementwise
-    "embed": None,  # the residual stream as input or output of a matrix product
+    "stream": "model_axis_name",  # the width of the residual stream, in biases, norm scales and the embedding table
+    "embed": None,  # the width of the residual stream, in kernels of dense layers
     LAYERS: "pipeline_axis_name",  # the stack of scanned blocks
 }
-"""Field of `ParallelConfig` with the name of the mesh axis that splits an array axis, by the name of the array axis.
-None: it is not split. An array axis without a name can only be split by FSDP."""
+"""For each named array axis, the field of `ParallelConfig` with the name of the mesh axis that splits the array axis.
+None: only FSDP can split the array axis, as for array axes without a name."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ class Parameter:
     """The properties of a parameter that its sharding depends on."""
 
     path: str
-    """Names from the root of the parameter tree, joined with dots."""
+    """Path in the parameter tree, with the names joined by dots."""
 
     shape: tuple[int, ...]
     """Global shape."""
 
     dtype: str
-    """Dtype that the parameter is stored in."""
+    """Dtype in which the parameter is stored."""
 
     itemsize: int
     """Bytes per element."""
 
     names: tuple[str | None, ...]
-    """Name of each array axis, as in `ARRAY_AXES`, or None."""
+    """Name of each array axis: a key of `ARRAY_AXES`, or None."""
 
     modules: tuple[str, ...]
-    """Class names of the modules that own it, outermost first."""
+    """Class names of the modules that contain the parameter, outermost first."""
 
 
 @dataclass(frozen=True)
@@ -64,28 +64,28 @@ class Placement:
 
     parameter: Parameter
     spec: PartitionSpec
-    """Mesh axis of each array axis."""
+    """Mesh axis that splits each array axis; None for array axes that are not split."""
 
     fsdp_axis: int | None
-    """Array axis split by the FSDP mesh axis, counted from the end. None: not sharded by FSDP."""
+    """Array axis split by the FSDP mesh axis, counted from the end: -1 is the last. None: not sharded by FSDP."""
 
     whole_because: str | None
-    """Reason why FSDP does not shard the parameter; None if it does."""
+    """Reason why FSDP does not shard the parameter; None if FSDP shards the parameter."""
 
     shards: int
-    """Number of shards. The bytes per device are the total bytes divided by it."""
+    """Number of shards. Each device has 1 / `shards` of the parameter."""
 
     @property
     def bytes_per_device(self) -> int:
-        """Bytes of this parameter on each device."""
+        """Size of the parameter on each device, in bytes."""
         return math.prod(self.parameter.shape) * self.parameter.itemsize // self.shards
 
 
 def shard_parameter(parameter: Parameter, parallel: ParallelConfig, sizes: Mapping[str, int]) -> Placement:
-    """Return the placement of a parameter.
+    """Return the placement of a parameter on a mesh.
 
     Args:
-        parameter: its global shape, names of array axes, and modules.
+        parameter: the parameter.
         parallel: the layout.
         sizes: size of each mesh axis by name, from `ParallelConfig.axis_sizes`.
 
@@ -120,7 +120,7 @@ def shard_parameter(parameter: Parameter, parallel: ParallelConfig, sizes: Mappi
 def _fsdp_axis(
     parameter: Parameter, parallel: ParallelConfig, local: list[int], spec: list[str | None], fsdp_size: int
 ) -> tuple[int | None, str | None]:
-    """Return the array axis that FSDP splits, or the reason why there is none."""
+    """Return the array axis that FSDP splits and None, or None and the reason why FSDP does not shard the parameter."""
     if fsdp_size == 1:
         return None, "parallel.fsdp_axis_size is 1 on this mesh"
     if not set(parameter.modules) & set(parallel.fsdp_modules):
@@ -131,7 +131,7 @@ def _fsdp_axis(
     if elements < parallel.fsdp_min_weight_size:
         return None, f"{elements} elements, fewer than parallel.fsdp_min_weight_size={parallel.fsdp_min_weight_size}"
     free = [axis for axis in own if spec[axis] is None]
-    # Prefer the largest array axis, which is the most likely to be divisible. Of equal ones, prefer the last.
+    # Prefer the largest array axis, which is the most likely to be divisible. Among equal ones, prefer the last.
     for axis in sorted(free, key=lambda axis: (local[axis], axis), reverse=True):
         if local[axis] % fsdp_size == 0:
             return axis, None
@@ -140,13 +140,13 @@ def _fsdp_axis(
 
 
 def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[str, int]) -> str | None:
-    """Return the changes to the layout with which FSDP would shard a parameter that it does not shard. None if no
-    change helps, because the parameter has no free array axis.
+    """Describe the changes to the layout with which FSDP would shard a parameter that is not sharded by FSDP. Return
+    None if no change helps, because no array axis is free.
 
     Args:
         placement: placement of the parameter.
         parallel: the layout.
-        sizes: sizes of the mesh axes by name.
+        sizes: size of each mesh axis by name.
     """
     parameter, devices = placement.parameter, sizes[parallel.fsdp_axis_name]
     own = [axis for axis, name in enumerate(parameter.names) if name != LAYERS]
@@ -170,13 +170,14 @@ def split_with(placement: Placement, parallel: ParallelConfig, sizes: Mapping[st
 def gather_parameter(
     shard: jax.Array, axis_name: str, axis: int, gather_dtype: str | None, scatter_dtype: str | None
 ) -> jax.Array:
-    """All-gather a parameter from its shards along array axis `axis`. Its gradient is reduce-scattered.
+    """All-gather a parameter from shards along array axis `axis`. The gradient is reduce-scattered.
 
     Args:
         shard: the local shard.
         axis_name: the FSDP mesh axis.
         axis: the array axis that is split.
-        gather_dtype: dtype for the all-gather. The result has rounded values in the dtype of the shard. None: no cast.
+        gather_dtype: dtype for the all-gather. The result is cast back to the dtype of the shard, so its values are
+            rounded. None: no cast.
         scatter_dtype: dtype for the reduce-scatter of the gradient. None: no cast.
     """
     del scatter_dtype
@@ -199,7 +200,8 @@ gather_parameter.defvjp(_forward, _backward)
 
 
 def _report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, str, str]]:
-    """Rows of the report: path, global shape, spec, bytes per device and reason of each parameter."""
+    """Return the rows of the report, one per parameter: path, global shape, spec, bytes per device, and the reason if
+    FSDP does not shard the parameter."""
     return [
         (
             printable(placement.parameter.path),
@@ -213,8 +215,8 @@ def _report_rows(placements: Iterable[Placement]) -> list[tuple[str, str, str, s
 
 
 def sharding_report(placements: Iterable[Placement]) -> str:
-    """Return a table of all parameters with shape, spec, bytes per device and the reason if FSDP does not shard one.
-    The totals are on the last line."""
+    """Return a table with the shape, spec and bytes per device of each parameter, and the reason if FSDP does not shard
+    the parameter. The last line has the totals."""
     placements = list(placements)
     header = ("parameter", "shape", "spec", "bytes/device", "")
     rows = [header, *_report_rows(placements)]
@@ -227,7 +229,7 @@ def sharding_report(placements: Iterable[Placement]) -> str:
 
 
 def parameter_totals(placements: Iterable[Placement]) -> tuple[int, int, int]:
-    """Return the number of parameters, their total bytes, and the bytes on each device."""
+    """Return the number of parameters (scalars), their total size in bytes, and their size in bytes on each device."""
     placements = list(placements)
     sizes = [placement.bytes_per_device * placement.shards for placement in placements]
     count = sum(size // placement.parameter.itemsize for size, placement in zip(sizes, placements, strict=True))
@@ -235,7 +237,8 @@ def parameter_totals(placements: Iterable[Placement]) -> tuple[int, int, int]:
 
 
 def sharding_summary(placements: Iterable[Placement]) -> str:
-    """Return one line with the number of parameters, their total bytes, and the bytes per device."""
+    """Return one line with the number of parameters and arrays, the size in bytes in total and on each device, and the
+    number of arrays sharded by FSDP."""
     placements = list(placements)
     sharded = [placement for placement in placements if placement.fsdp_axis is not None]
     count, total, device = parameter_totals(placements)

@@ -1,4 +1,4 @@
-"""Cost of a config, computed without devices: memory, work, communication and time of a training step."""
+"""Cost of a config, computed without devices: memory, operations, communication and time of a training step."""
 
 from ._changes import Change as Change
 from ._changes import changes_that_fit as changes_that_fit

@@ -1,4 +1,4 @@
-"""The smallest changes that would make a run fit, and the error message if it does not fit."""
+"""Smallest config changes that make a run fit into device memory, and the error message for a run that does not fit."""
 
 from __future__ import annotations
 
@@ -18,53 +18,55 @@ from ._plan import Estimate, Plan, PlanError, make_plan, planning
 from ._search import open_batch, typed_text
 
 _SURE = 0.85
-"""Share of the device's memory up to which an estimate is trusted. Above it, the changed run is planned."""
+"""Fraction of device memory up to which an estimate is trusted. Above it, `make_plan` plans the changed run."""
 
 _MOST_DEVICES = 2**16
 _MOST_TENSOR_PARALLEL = 8
 
 Fields = Mapping[str, Any]
-"""Values of the fields of layout and trainer by their keys."""
+"""Values of `parallel` and `trainer` fields by key, such as `{"trainer.batch_size": 8}`."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Overrides that make a run fit."""
+    """Overrides that together make a run fit, and the cost of the changed run."""
 
     overrides: tuple[str, ...]
     """Overrides to add to the command line."""
 
     cost: Estimate
-    """Cost of the changed run: its plan, or an estimate that is accurate enough."""
+    """Plan of the changed run, or an estimate if it is accurate enough."""
 
     num_devices: int
     """Number of devices of the changed run."""
 
     @property
     def needed(self) -> int:
-        """Peak memory of a device in bytes."""
+        """Peak memory per device in bytes."""
         return self.cost.memory.total
 
     @property
     def seconds_per_row(self) -> float:
-        """Predicted step time per example; 0 if the device's speeds are not known."""
+        """Lower bound of the step time in seconds divided by the batch size; 0 if the device's speeds are not known."""
         time = self.cost.time
         return 0.0 if time is None else time.seconds / self.cost.run.trainer.batch_size
 
 
 @planning()
 def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
-    """Return the smallest changes that make a run fit, the fastest first.
+    """Return the smallest changes that make a run fit, fastest run first.
 
-    Single changes are tried first, then combinations of two, three and so on, until some fit. If no combination fits,
-    return the smallest number of devices that does.
+    Changes of one setting are tried first, then changes of two settings, of three and so on, until at least one fits.
+    Tensor parallelism is tried only if no other change fits. If nothing fits and the task is `plan`, the result is a
+    change to the smallest of 2, 4, 8, ... times as many devices on which the run fits.
 
-    Changes are estimated from the plan and one to three more traced programs. If an estimate is close to the limit, the
-    changed run is planned. No changes are suggested for a model with its own `plan_costs`.
+    The cost of a changed run is estimated from the plan and one to three more traced programs. If the estimate is close
+    to the device memory, or the changed run uses a pipeline or gradient accumulation, the run is planned instead. The
+    result is empty for a model with its own `plan_costs`.
 
     Args:
         plan: the plan of a run that does not fit.
-        most: maximum number of changes.
+        most: maximum number of changes to return.
 
     Raises:
         PlanError: see `make_plan`.
@@ -75,12 +77,12 @@ def changes_that_fit(plan: Plan, most: int = 4) -> tuple[Change, ...]:
     tried = _Tried(plan, aspects)
     found = _fewest(tried, plan, most) or _fewest(_Tried(plan, [*aspects, _tensor_parallel(plan)]), plan, most)
     if found or not isinstance(plan.run.task, PlanTaskConfig):
-        return found  # only a plan can have more devices
+        return found  # only the task `plan` can change the number of devices
     return tuple(_made_sure(tried.larger(), plan))
 
 
 def _fewest(tried: _Tried, plan: Plan, most: int) -> tuple[Change, ...]:
-    """The changes of as few settings as possible that make the run fit, the fastest first."""
+    """Return the changes that fit and affect the fewest settings, fastest run first."""
     for number in tried.by_number:
         found = sorted(tried.fitting(number), key=lambda change: (change.seconds_per_row, change.needed))
         if sure := tuple(itertools.islice(_made_sure(found, plan), most)):
@@ -89,7 +91,7 @@ def _fewest(tried: _Tried, plan: Plan, most: int) -> tuple[Change, ...]:
 
 
 def _made_sure(changes: Iterable[Change], plan: Plan) -> Iterator[Change]:
-    """The changes with which the run really fits. If an estimate may be wrong, the changed run is planned."""
+    """Yield the changes with which the run fits. Runs whose estimate may be wrong are planned."""
     device, parameters = plan.device, [placement.parameter for placement in plan.placements]
     for change in changes:
         run, stages = change.cost.run, change.cost.sizes[change.cost.run.parallel.pipeline_axis_name]
@@ -101,7 +103,7 @@ def _made_sure(changes: Iterable[Change], plan: Plan) -> Iterator[Change]:
 
 
 class _Tried:
-    """All valid changes of a run, and the estimates of the changed runs."""
+    """All valid changed runs, and an estimator of their costs."""
 
     def __init__(self, plan: Plan, aspects: Sequence[Sequence[Fields]]) -> None:
         self.plan, self.limit = plan, plan.device.memory_bytes
@@ -118,17 +120,17 @@ class _Tried:
         self.estimator = LayoutEstimator([plan.run, *runs], plan.num_devices, plan.device, self.parameters, known=plan)
 
     def valid(self, fields: Fields, num_devices: int) -> RunConfig | None:
-        """The run with these fields; None if they break a rule."""
+        """Return the run with these field values; None if they break a rule."""
         try:
             run = changed(self.plan.run, fields)
-        except ConfigError:  # such as more parts than the smaller batch has rows
+        except ConfigError:  # for example, more accumulation steps than the smaller batch has rows
             return None
         if isinstance(run.task, PlanTaskConfig):
             run = assembled(run, task=replace(run.task, num_devices=num_devices))
         return None if [*run.rules(), *run.device_rules(num_devices)] else run
 
     def fitting(self, number: int) -> Iterator[Change]:
-        """For each combination of this number of settings, the first change that fits."""
+        """Yield the first change that fits for each combination of `number` settings."""
         for group in self.by_number[number]:
             for fields, run in group:
                 if (change := self.change(fields, run, self.estimator)) is not None:
@@ -136,7 +138,7 @@ class _Tried:
                     break
 
     def change(self, fields: Fields, run: RunConfig, estimator: LayoutEstimator) -> Change | None:
-        """The change, if it makes the run fit."""
+        """Return the change if the changed run fits; otherwise None."""
         if estimator.state_bytes(run) > self.limit:
             return None  # parameters and optimizer state alone do not fit
         cost = estimator.estimate(run)
@@ -145,7 +147,8 @@ class _Tried:
         return Change(texts, cost, estimator.num_devices) if cost.memory.total <= self.limit else None
 
     def larger(self) -> Iterator[Change]:
-        """The run on 2, 4, 8, ... times as many devices, the first that fits. All devices share the parameters."""
+        """Yield a change to the smallest of 2, 4, 8, ... times as many devices on which the run fits. The FSDP mesh
+        axis grows by the same factor, and the blocks are recomputed."""
         plan, (data, fsdp, *_) = self.plan, self.plan.sizes.values()
         times = 2
         while plan.num_devices * times <= _MOST_DEVICES:
@@ -163,7 +166,7 @@ class _Tried:
 
 
 def changed(run: RunConfig, fields: Fields) -> RunConfig:
-    """Return the run with changed fields of its layout and trainer."""
+    """Return the run with changed `parallel` and `trainer` fields."""
     groups: dict[str, dict[str, Any]] = {"parallel": {}, "trainer": {}}
     for key, value in fields.items():
         group, _, name = key.partition(".")
@@ -173,7 +176,7 @@ def changed(run: RunConfig, fields: Fields) -> RunConfig:
 
 
 def _aspects(plan: Plan) -> list[list[Fields]]:
-    """Settings that can be changed, each with its possible changes, the smallest first."""
+    """Return one list of alternative changes per setting, smallest change first."""
     run, (data, fsdp, stages, _) = plan.run, plan.sizes.values()
     parts = run.trainer.gradient_accumulate_steps
     rows = run.trainer.batch_size // (data * fsdp)
@@ -192,7 +195,8 @@ def _aspects(plan: Plan) -> list[list[Fields]]:
 
 
 def _tensor_parallel(plan: Plan) -> list[Fields]:
-    """Changes that replace data parallelism by tensor parallelism, or FSDP if there is no data parallelism."""
+    """Return changes that multiply the tensor-parallel size by 2, 4 or 8. The devices are taken from data parallelism
+    and, if its size is not divisible, also from FSDP."""
     data, fsdp, stages, tensor = plan.sizes.values()
     found = []
     for times in (2, 4, 8):
@@ -204,7 +208,7 @@ def _tensor_parallel(plan: Plan) -> list[Fields]:
 
 
 def _sharded(plan: Plan, fsdp_size: int) -> dict[str, Any]:
-    """Fields that shard all large parameters over this number of devices."""
+    """Return the fields that shard all large parameters over `fsdp_size` devices."""
     run, (data, fsdp, stages, tensor) = plan.run, plan.sizes.values()
     parameters = [placement.parameter for placement in plan.placements]
     modules = run.parallel.fsdp_modules
@@ -217,7 +221,7 @@ def _sharded(plan: Plan, fsdp_size: int) -> dict[str, Any]:
 
 
 def _recomputed(plan: Plan) -> dict[str, Any]:
-    """Fields that recompute the blocks in the backward pass."""
+    """Return the field that recomputes the blocks in the backward pass; empty if this changes nothing."""
     blocks, before = block_classes(plan.run), plan.run.parallel.remat
     if not blocks or set(blocks) <= set(before):
         return {}
@@ -225,7 +229,7 @@ def _recomputed(plan: Plan) -> dict[str, Any]:
 
 
 def _sizes(plan: Plan, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
-    """Fields of the mesh axes that change and are not inferred."""
+    """Return the mesh axis sizes that change. Inferred sizes (-1) are omitted."""
     typed = plan.run.parallel.sizes()
     pairs = zip(typed, typed.values(), sizes, strict=True)
     return {f"parallel.{key}": size for key, before, size in pairs if before not in (-1, size)}
@@ -237,11 +241,11 @@ def _value(run: RunConfig, key: str) -> Any:
 
 
 def too_large(plan: Plan, ways_out: bool = True) -> Problem:
-    """Return the error message for a run that does not fit.
+    """Return the error for a run that does not fit into device memory.
 
     Args:
         plan: the plan of the run.
-        ways_out: if true, suggest changes that would fit. Finding them takes about 2 s.
+        ways_out: if true, suggest changes that make the run fit. Finding them takes about 2 s.
     """
     ignore, number = plan.run.trainer.ignore_plan, plan.num_devices
     here = f"each of the {number} devices" if number > 1 else "the device"

@@ -1,15 +1,15 @@
-"""Operations, memory traffic and collectives of a traced program on each device.
+"""Count the operations, memory traffic and collectives of a traced program on each device.
 
-`count` walks the program that JAX traced and counts the body of a loop as often as it runs. Shapes inside `shard_map`
-are those of one device, so the counts are those of one device.
+`count` walks the traced program and multiplies the counts of a loop body by the number of iterations. Shapes inside
+`shard_map` are local to a device, so the counts are per device.
 
-Operations are counted like XLA's `HloCostAnalysis`: two per multiplication and addition of a matrix product or
-convolution, one per element of an elementwise operation, one per element that a reduction removes, and one per element
-of an all-reduce. Transcendental functions such as exp are counted separately.
+Operations are counted as in XLA's `HloCostAnalysis`: two per multiply-add of a matrix product or convolution, one per
+element of an elementwise operation, one per element removed by a reduction, and one per element of an all-reduce.
+Transcendental functions such as exp are counted separately.
 
-Memory traffic assumes that elementwise operations are fused. Values are written and read where a matrix product, a
-reduction, a collective, a loop or a similar operation produces or consumes them. Everything in between is computed on
-the fly from such values.
+Memory traffic assumes that elementwise operations are fused. An array is written to memory or read from memory where a
+matrix product, a reduction, a collective, a loop or a similar operation produces or consumes it. All other values are
+computed on the fly from these arrays.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from ._jaxpr import (
 
 @dataclass(frozen=True)
 class Exchange:
-    """A collective of a step, and how often it runs."""
+    """A collective, and the number of times it runs per step."""
 
     operation: str
-    """all-gather, reduce-scatter, all-reduce, all-to-all or collective-permute."""
+    """`all-gather`, `reduce-scatter`, `all-reduce`, `all-to-all` or `collective-permute`."""
 
     axes: tuple[str, ...]
     """Names of the mesh axes over which devices communicate."""
@@ -59,7 +59,7 @@ class Exchange:
     """NumPy name of the dtype."""
 
     bytes: int
-    """Bytes of its larger side on each device: the gathered, scattered or sent array."""
+    """Size in bytes of the larger of its input and output on each device."""
 
     count: int
     """Number of executions per step."""
@@ -70,58 +70,58 @@ class Counts:
     """Operations, memory traffic and collectives of each device in a step."""
 
     product_flops: dict[str, float] = field(default_factory=dict)
-    """Floating-point operations of matrix products and convolutions by the dtype of their operands."""
+    """Floating-point operations in matrix products and convolutions, by operand dtype."""
 
     other_flops: float = 0.0
-    """All other operations, one per element."""
+    """All other operations, excluding transcendental functions."""
 
     transcendentals: float = 0.0
-    """Elements to which exp, log, tanh and similar functions are applied. XLA counts them separately."""
+    """Number of elements to which exp, log, tanh and similar functions are applied. XLA also counts them separately."""
 
     traffic: float = 0.0
-    """Bytes read from and written to memory by operations that are not fused."""
+    """Bytes read from and written to memory, assuming that elementwise operations are fused."""
 
     exchanges: tuple[Exchange, ...] = ()
-    """Collectives, with equal ones merged."""
+    """Collectives. Equal collectives are merged and their counts added."""
 
     flops_once: float = 0.0
-    """`flops` with the body of each loop counted once, like XLA's `cost_analysis` of a program with loops."""
+    """`flops` with each loop body counted once, as in XLA's `cost_analysis`."""
 
     open_loops: int = 0
-    """Number of loops with an unknown number of iterations. One iteration of each is counted."""
+    """Number of `while` loops, whose number of iterations is unknown. One iteration of each is counted."""
 
     unknown: tuple[str, ...] = ()
-    """Names of unknown primitives. Each element of their results counts as one operation."""
+    """Names of unknown primitives, counted as one operation per element of the result."""
 
     @property
     def flops(self) -> float:
-        """All operations except the transcendental ones, like XLA's `cost_analysis`."""
+        """All operations except transcendental functions, as in XLA's `cost_analysis`."""
         return sum(self.product_flops.values()) + self.other_flops
 
 
 def count(program: Program) -> Counts:
-    """Return the counts of a program."""
+    """Return the operations, memory traffic and collectives of a program."""
     tally = _Tally()
     tally.run(program, _in_memory(program.inputs), 1)
     return tally.counts()
 
 
 class _Value:
-    """A value of the program: stored in memory, or computed on the fly from stored values."""
+    """A value of the program, either stored in memory or computed on the fly from stored values."""
 
     __slots__ = ("bytes", "sources")
 
     def __init__(self, size: int, sources: frozenset[_Value] | None = None) -> None:
         self.bytes = size
         self.sources = sources
-        """The stored values that it is computed from. None: it is stored itself."""
+        """Stored values that this value is computed from. None: this value is itself stored."""
 
 
 _NOTHING = frozenset[_Value]()
 
 
 class _Tally:
-    """The counts so far."""
+    """Running totals of the counts."""
 
     def __init__(self) -> None:
         self.products = Counter[str]()
@@ -145,14 +145,14 @@ class _Tally:
         )
 
     def run(self, program: Program, inputs: Sequence[_Value], times: int) -> list[_Value]:
-        """Count a program that runs `times` times, and return its results."""
+        """Count a program that runs `times` times per step, and return its results."""
         values: dict[Atom, _Value] = dict(zip(program.inputs, inputs, strict=True))
 
         def read(atom: Atom) -> _Value:
             if atom.literal is not None:
                 return _Value(0, _NOTHING)
             if atom not in values:
-                values[atom] = _Value(atom.bytes)  # a constant of the program, or a result of another phase
+                values[atom] = _Value(atom.bytes)  # a constant, or a result of another phase (see `_probe.split`)
             return values[atom]
 
         for equation in program.equations:
@@ -161,7 +161,7 @@ class _Tally:
         return [read(atom) for atom in program.results]
 
     def step(self, equation: Equation, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count an equation, and return its results."""
+        """Count an equation and return its results."""
         name, form = equation.name, equation.form
         if isinstance(form, Scan):
             return self.loop(equation, form, inputs, times)
@@ -192,7 +192,7 @@ class _Tally:
             self.other += times * number
 
     def results(self, equation: Equation, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count the memory traffic of an equation, and return its results."""
+        """Count the memory traffic of an equation and return its results."""
         name, sizes = equation.name, [result.bytes for result in equation.results]
         if name in VIEWS and inputs[0].sources is None:
             return [inputs[0] if size == inputs[0].bytes else _Value(size) for size in sizes]
@@ -216,20 +216,20 @@ class _Tally:
         return [_Value(size) for size in sizes]
 
     def read(self, values: Iterable[_Value], times: int) -> None:
-        """Count the bytes of the stored values that some values are computed from, each once."""
+        """Count the bytes of the stored arrays that `values` depend on, each array once."""
         sources = _NOTHING.union(*map(_sources, values))
         self.traffic += times * sum(source.bytes for source in sources)
 
     def store(self, value: _Value, times: int) -> None:
-        """Store a value in memory if it is not stored yet."""
+        """Mark a value as stored and count the traffic of computing and writing it, unless it is already stored."""
         if value.sources is not None:
             self.read([value], times)
             self.traffic += times * value.bytes
             value.sources = None
 
     def loop(self, equation: Equation, scan: Scan, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count all iterations of a scan. Each reads a slice of the stacked inputs, and writes a slice of the stacked
-        outputs and the carried values."""
+        """Count all iterations of a scan. Each iteration reads its slices of the stacked inputs, and writes the carried
+        values and its slices of the stacked outputs."""
         for value in inputs:
             self.store(value, times)
         for value in self.run(scan.body, _in_memory(scan.body.inputs), times * scan.length):
@@ -237,7 +237,8 @@ class _Tally:
         return _in_memory(equation.results)
 
     def choices(self, equation: Equation, form: While | Programs, inputs: list[_Value], times: int) -> list[_Value]:
-        """Count the most expensive branch of a `cond`; otherwise count every program of the equation once."""
+        """Count the most expensive branch of a `cond`, one iteration of a `while` loop, or all programs of an unknown
+        primitive."""
         for value in inputs:
             self.store(value, times)
         tallies = []
@@ -257,7 +258,7 @@ class _Tally:
         return _in_memory(equation.results)
 
     def add(self, other: _Tally) -> None:
-        """Add the counts of another program."""
+        """Add the totals of another tally."""
         self.products += other.products
         self.exchanges += other.exchanges
         self.other += other.other
@@ -278,16 +279,18 @@ def _in_memory(atoms: Iterable[Atom]) -> list[_Value]:
 # ---- operations
 
 _SEVERAL = {"one_minus_square": 2, "random_bits": 29}
-"""Operations per element of primitives with more than one. For random bits: Threefry as XLA counts it, with the body of
-its loop counted once."""
+"""Operations per element, for primitives with more than one. For `random_bits`: Threefry as counted by XLA, with its
+loop body counted once."""
 
 _ATTENTION_PRODUCTS: dict[str, tuple[int, int]] = dict(zip(ATTENTION, [(1, 1), (3, 2)], strict=True))
-"""Number of attention products with the width of the keys and of the values (FlashAttention, arXiv 2205.14135): scores
-and output in the forward pass; scores again and the gradients of queries, keys, scores and values in the backward."""
+"""Number of matrix products in each attention primitive that involve the head dimension of the keys, and of the values
+(FlashAttention, arXiv 2205.14135). Forward: scores; output. Backward: scores, gradients of queries and keys; gradients
+of attention weights and values."""
 
 
 def operations(equation: Equation) -> int:
-    """Return the operations of an equation as XLA counts them; for transcendental functions, the number of elements."""
+    """Return the number of operations of an equation as counted by XLA; for transcendental functions, the number of
+    elements."""
     name, inputs, form = equation.name, equation.inputs, equation.form
     if not equation.results:
         return 0
@@ -301,7 +304,7 @@ def operations(equation: Equation) -> int:
     if isinstance(form, Attention):
         return _attention(equation, form)
     if isinstance(form, Power):
-        power = abs(form.exponent)  # by squaring
+        power = abs(form.exponent)  # exponentiation by squaring
         return given * (power.bit_length() + power.bit_count() - 2 + (form.exponent < 0))
     if name.startswith("reduce_") or name in ("argmax", "argmin"):
         return taken - given
@@ -313,7 +316,7 @@ def operations(equation: Equation) -> int:
 
 
 def _attention(equation: Equation, form: Attention) -> int:
-    """Operations of the products of attention, or half of them for causal attention."""
+    """Return the operations of the matrix products in attention, halved if it is causal."""
     queries, keys, values = (atom.shape for atom in equation.inputs[:3])
     of_keys, of_values = _ATTENTION_PRODUCTS[equation.name]
     pairs = math.prod(queries[:-1]) * keys[form.time_axis]

@@ -1,7 +1,7 @@
-"""A traced program as a graph of operations and values.
+"""Dataflow graph of a traced program: operations, and the values that they read and produce.
 
-Calls are inlined. Reshapes are not operations, and operations whose results are not read are removed. Loops keep their
-bodies.
+Calls are inlined. Reshapes are omitted, and operations whose results are not read are removed. The body of a loop is a
+graph of its own.
 """
 
 from __future__ import annotations
@@ -16,42 +16,43 @@ VIEWS = RESHAPES | {"reduce_precision"}
 """Operations whose result shares the memory of an operand."""
 
 SUMS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod")
-"""Reductions that compute the product of their operands on the fly."""
+"""Reductions that are fused with a product of two arrays, so that the product is not stored."""
 
 UPDATES = ("scatter-add", "dynamic_update_slice")
-"""Operations that update a part of their first operand in place."""
+"""Operations that update part of their first operand in place."""
 
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """The result of an operation, or an argument."""
+    """Result of an operation, or an argument of the graph."""
 
     shape: tuple[int, ...]
     bytes: int
     source: Operation | None = None
     readers: list[tuple[Operation, int]] = field(default_factory=list)
-    """Operations that read it, each with the position of the operand."""
+    """Operations that read this value, each with the position of the operand."""
 
 
 @dataclass(eq=False, slots=True)
 class Operation:
-    """An operation. Constant operands are replaced by None."""
+    """An operation of the graph. Constant operands are None."""
 
     name: str
     form: Form
     """Parameters that affect the plan."""
     shapes: list[tuple[int, ...]]
-    """Shapes of the operands in the equation."""
+    """Shapes of the operands in the traced equation. `Value.shape` may differ, because reshapes are omitted."""
     operands: list[Value | None]
     results: list[Value]
     bodies: list[Graph] = field(default_factory=list)
     scope: str = ""
-    """Names of the enclosing transformations and modules, joined by slashes. In the body of a loop, the names outside
-    the loop are not known."""
+    """Names of the enclosing transformations and modules, joined by slashes. In a loop body, the names outside the loop
+    are missing."""
 
     @property
     def backward(self) -> bool:
-        """True if it belongs to the backward pass. The scope inside the body of a loop does not show it."""
+        """True for an operation of the backward pass. Not reliable in a loop body, where the outer part of the scope is
+        missing."""
         return "transpose(" in self.scope
 
 
@@ -72,7 +73,8 @@ def read_dataflow(program: Program) -> Graph:
 
 
 def _graph(program: Program, filled: Collection[int] = ()) -> Graph:
-    """The dataflow graph including unread operations. Inputs in `filled` are filled with a number inside."""
+    """Return the dataflow graph with unread operations. Inputs at the positions in `filled` are replaced by arrays
+    filled with a constant."""
     arguments = [_value(atom) for atom in program.inputs]
     reader = _Reader()
     given = [reader.fill(value) if number in filled else value for number, value in enumerate(arguments)]
@@ -88,14 +90,14 @@ def _value(atom: Atom, source: Operation | None = None) -> Value:
 
 
 class _Reader:
-    """Inlines calls, and merges operations that compute the same from the same values."""
+    """Inlines calls, and merges operations that compute the same result from the same values."""
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
         self.same: dict[Any, Operation] = {}
 
     def read(self, program: Program, arguments: Sequence[Value | None], scope: str = "") -> list[Value | None]:
-        """Append the operations of a program in a scope of names, and return its results."""
+        """Append the operations of a program with `scope` as prefix of their scopes, and return its results."""
         known: dict[Atom, Value | None] = dict(zip(program.inputs, arguments, strict=True))
         known |= dict.fromkeys(program.constants)
 
@@ -119,7 +121,7 @@ class _Reader:
         return [value_of(atom) for atom in program.results]
 
     def fill(self, like: Value) -> Value:
-        """Return an array that is filled with a number."""
+        """Return a new array of the same shape, filled with a constant."""
         operation = Operation("broadcast_in_dim", None, [], [], [])
         operation.results.append(value := Value(like.shape, like.bytes, operation))
         self.operations.append(operation)
@@ -137,7 +139,7 @@ class _Reader:
         if equation.name in ("split", "unstack"):
             parts = [self._append("slice", equation, operands, [result], scope) for result in equation.results]
             return [part.results[0] for part in parts]
-        # Constants that were passed as arguments of a call are unknown here, so they are never merged.
+        # The value of a constant passed to a call is unknown here, so equations that read it are never merged.
         atoms = zip(equation.inputs, operands, strict=True)
         read = tuple(atom.literal or id(equation if value is None else value) for atom, value in atoms)
         first = equation.results[0]
@@ -154,7 +156,7 @@ class _Reader:
         filled = [number for number in range(scan.constants) if _is_filled(operands[number])]
         operation.bodies = [_graph(scan.body, filled)]
         first, inside = scan.carried, operation.bodies[0].results
-        stacks: dict[Any, Value] = {}  # equal stacks are merged
+        stacks: dict[Any, Value] = {}  # equal stacked outputs are merged
         stacked = zip(inside[first:], operation.results[first:], strict=True)
         return [*operation.results[:first], *(stacks.setdefault(id(value), stack) for value, stack in stacked)]
 
@@ -178,8 +180,8 @@ def _shapes(equation: Equation) -> list[tuple[int, ...]]:
 
 
 def _changes_nothing(equation: Equation, operands: Sequence[Value | None]) -> bool:
-    """True for a conversion to the same dtype, a transposition of array axes of size 1 only, and a transposition that
-    swaps the operands of a product."""
+    """True for a conversion to the same dtype, a broadcast that adds no elements, a transposition that moves only array
+    axes of size 1, and the transposition of a matrix product, which XLA replaces by swapping the operands."""
     before, after = equation.inputs[:1], equation.results[0]
     if equation.name == "convert_element_type":
         return before[0].dtype == after.dtype
@@ -196,7 +198,7 @@ def _changes_nothing(equation: Equation, operands: Sequence[Value | None]) -> bo
 
 
 def _simpler(equation: Equation, operands: list[Value | None]) -> tuple[str, list[Value | None], list[tuple[int, ...]]]:
-    """Name, operands and shapes of the operation that XLA uses in place of this one."""
+    """Return the name, operands and shapes of the operation that XLA uses instead of this one."""
     name, shapes = equation.name, _shapes(equation)
     if name == "div" and operands[1] is None:
         return "mul", operands, shapes
@@ -211,7 +213,7 @@ def _simpler(equation: Equation, operands: list[Value | None]) -> tuple[str, lis
 
 
 def _drop_unread(graph: Graph) -> None:
-    """Remove operations whose results are not read, also in the bodies of loops."""
+    """Remove operations whose results are not read, including those in loop bodies, and set `Value.readers`."""
     read = {id(value) for value in graph.results}
     kept = []
     for operation in reversed(graph.operations):
@@ -236,7 +238,7 @@ def _drop_unread(graph: Graph) -> None:
 
 
 def _drop_unread_operands(loop: Operation, scan: Scan) -> None:
-    """Remove operands of a loop that its body does not read."""
+    """Remove the operands of a loop that its body does not read."""
     (body,) = loop.bodies
     carried = range(scan.constants, scan.constants + scan.carried)
     for number, value in enumerate(body.arguments):

@@ -1,15 +1,16 @@
-"""Memory, work and time of many layouts, estimated from the traced programs of a few.
+"""Estimate memory, operations and step time of many layouts from a few traced programs.
 
-A program is traced for each choice of recomputed modules, with and without tensor parallelism, for the smallest and the
-largest number of rows per device. The rest follows from the structure of a step:
+Programs are traced for each choice of `parallel.remat`, with and without tensor parallelism, for the smallest and the
+largest number of rows (examples) per device. The costs of other layouts follow from the structure of a step:
 
-- The work and the saved activations of a device grow linearly with its rows.
-- Tensor parallelism divides both, except for the residual stream where it is gathered.
-- FSDP and data parallelism change only the shares of parameters, gradients and optimizer state (`shard_parameter`) and
-  the mesh axes over which gradients are summed. Gathered parameters keep their size.
-- Gradient accumulation repeats everything except the sums of the gradients, and keeps a second set of gradients.
-- A pipeline stage computes its share of the blocks in each of microbatches + stages - 1 ticks, with the rows of one
-  microbatch, and its share of the rows outside the blocks.
+- Operations and saved activations of a device grow linearly with its rows.
+- Tensor parallelism divides both, except where the residual stream is gathered.
+- FSDP and data parallelism change only the shards of parameters, gradients and optimizer state (`shard_parameter`) and
+  the mesh axes over which gradients are summed. The size of gathered parameters does not change.
+- Gradient accumulation repeats everything except the sum of the gradients over devices, and keeps a second set of
+  gradients.
+- In a pipeline of S stages and M microbatches, a stage computes its share of the blocks in each of M + S - 1 ticks, on
+  the rows of one microbatch. Outside the blocks, it computes its share of the rows.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from ._plan import Estimate, Plan, axes_across, step_time
 from ._probe import PHASES, Fit, Numbers, probe, probe_of
 
 _KINDS = ("activations", "gathered", "logits", "working")
-"""Kinds of memory of a phase of a step besides gradients."""
+"""Fields of `Memory` that are estimated for each phase of a step, besides gradients."""
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """Sizes of a layout, and the rows that a device computes at a time."""
+    """Mesh axis sizes of a layout, and how it splits the batch."""
 
     data: int
     fsdp: int
@@ -46,7 +47,7 @@ class _Shape:
     parts: int
     microbatches: int
     rows: int
-    """Rows per device in one part of the batch."""
+    """Rows per device in one gradient accumulation step."""
 
     @property
     def ticks(self) -> int:
@@ -54,7 +55,7 @@ class _Shape:
 
     @property
     def block_rows(self) -> int:
-        """Rows per block in one tick."""
+        """Rows that a block processes in one pipeline tick."""
         return self.rows // self.microbatches
 
     @property
@@ -74,19 +75,19 @@ class LayoutEstimator:
         parameters: Sequence[Parameter],
         known: Plan | None = None,
     ) -> None:
-        """Prepare the estimates of some runs.
+        """Choose the sizes for which programs are traced. Each program is traced when it is first needed.
 
         Args:
             runs: the runs to estimate.
             num_devices: number of devices.
             device: properties of each device.
             parameters: parameters of the model.
-            known: a plan of one of the runs, used in place of a traced program where possible.
+            known: plan of one of the runs, used instead of a traced program if possible.
         """
         self.num_devices, self.device, self.parameters = num_devices, device, parameters
         shapes = [self._shape(run) for run in runs]
         rows = {shape.block_rows for shape in shapes} | {shape.outer_rows for shape in shapes}
-        # The memory of a single row is not typical: some of its arrays are small enough to be computed twice.
+        # A single row is not representative: some of its arrays are small enough to be computed twice.
         self.rows = sorted({min(max(min(rows), 2), max(rows)), max(rows)})
         widths = sorted({shape.tensor for shape in shapes if shape.tensor > 1})
         self.widths = sorted({*widths[:1], *widths[-1:]})
@@ -101,7 +102,7 @@ class LayoutEstimator:
             self._learn(known)
 
     def estimate(self, run: RunConfig) -> Estimate:
-        """Estimate memory, counts and time of a run."""
+        """Return the estimated memory, counts and step time of a run."""
         sizes, shape = run.parallel.axis_sizes(self.num_devices), self._shape(run)
         counts = self._counts(run, shape, sizes)
         across = axes_across(run, sizes, self.device.devices_per_host)
@@ -109,18 +110,18 @@ class LayoutEstimator:
         return Estimate(run, sizes, self._memory(run, shape), counts, time)
 
     def on(self, num_devices: int) -> LayoutEstimator:
-        """Return the estimator for another number of devices."""
+        """Return a copy of the estimator for another number of devices."""
         other = copy.copy(self)
         other.num_devices, other._placements = num_devices, {}
         return other
 
     def state_bytes(self, run: RunConfig) -> int:
-        """Return the bytes of parameters and optimizer state on a device."""
+        """Return the size in bytes of the parameters and optimizer state on each device."""
         parameters = sum(placement.bytes_per_device for placement in self.placements(run))
         return round(parameters * (1 + self.optimizer_share))
 
     def placements(self, run: RunConfig) -> tuple[Placement, ...]:
-        """Return the placements of all parameters."""
+        """Return the placements of all parameters in the layout of a run."""
         sizes = run.parallel.axis_sizes(self.num_devices)
         key = tuple(sizes.values())
         if key not in self._placements:
@@ -134,7 +135,8 @@ class LayoutEstimator:
         return _Shape(data, fsdp, stages, tensor, parts, run.trainer.microbatches(data, fsdp, stages), rows)
 
     def _fit(self, run: RunConfig, tensor: int) -> tuple[Fit, Mapping[str, str]]:
-        """The figures for all sizes of a run, and a description of the peak of each phase."""
+        """Return the costs of the run as a function of its sizes, and a description of the memory peak of each
+        phase."""
         remat, is_split = tuple(run.parallel.remat), tensor > 1
         if (remat, is_split) not in self._fits:
             widths, rows = self.widths if is_split else [1], self.rows
@@ -150,7 +152,7 @@ class LayoutEstimator:
         return probe(run, tensor, rows, self.sharded, self.parameters)
 
     def _learn(self, plan: Plan) -> None:
-        """Use a plan in place of a traced program if it has no pipeline and no gradient accumulation."""
+        """Use a plan instead of a traced program if it has no pipeline and no gradient accumulation."""
         shape = self._shape(plan.run)
         if shape.parts * shape.stages == 1 and (shape.fsdp > 1 or self.sharded is None):
             self._known[tuple(plan.run.parallel.remat), shape.tensor, shape.rows] = probe_of(plan, shape.rows)
@@ -162,7 +164,7 @@ class LayoutEstimator:
         gathers, total = ("all-gather", (run.parallel.fsdp_axis_name,)), defaultdict[Any, float](float)
         for part in PHASES:
             times = shape.parts * _times(part, shape, run.trainer.pipeline_remat)
-            # The forward pass gathers parameters before the first tick, unless a pipeline recomputes its stages.
+            # The forward pass gathers parameters once, before the first tick, unless `pipeline_remat` is set.
             is_early = part == "forward" and not (shape.stages > 1 and run.trainer.pipeline_remat)
             for (where, *key), value in numbers[part].items():
                 if where == part:
@@ -181,7 +183,7 @@ class LayoutEstimator:
         )
 
     def _part_exchanges(self, run: RunConfig, total: Numbers, sizes: Mapping[str, int]) -> Iterator[Exchange]:
-        """The collectives of all parts of a batch, except the sums of gradients."""
+        """Yield the collectives of all gradient accumulation steps, except the sums of gradients over devices."""
         parallel = run.parallel
         batch_axes = {parallel.data_axis_name, parallel.fsdp_axis_name}
         for (kind, *key), size in list(total.items()):
@@ -198,8 +200,8 @@ class LayoutEstimator:
                 yield Exchange(operation, named, dtype, round(size / times), round(times))
 
     def _added_traffic(self, run: RunConfig, shape: _Shape) -> float:
-        """Memory traffic of gradient accumulation and of pipeline ticks. A tick reads and writes the gradients of the
-        stage's parameters and, forward and backward, the rows that contain its microbatch."""
+        """Return the additional memory traffic of gradient accumulation and pipeline ticks in bytes. A tick reads and
+        writes the gradients of the stage's parameters and, in both passes, the rows that contain its microbatch."""
         gradients = sum(placement.bytes_per_device for placement in self.placements(run))
         added = 3.0 * gradients * (shape.parts - 1)
         if shape.stages > 1:
@@ -208,7 +210,8 @@ class LayoutEstimator:
         return added
 
     def _unshared_traffic(self, run: RunConfig, total: Numbers, shape: _Shape) -> float:
-        """Memory traffic by which gathers and scatters over two devices, as traced, exceed those of the run."""
+        """Return the memory traffic in bytes that FSDP collectives cause in the traced programs, over two devices, but
+        not in the run."""
         if self.sharded is None:
             return 0.0
         axes = (run.parallel.fsdp_axis_name,)
@@ -216,7 +219,7 @@ class LayoutEstimator:
         return exchanged * (1.5 if shape.fsdp == 1 else 1 / 2 - 1 / shape.fsdp)
 
     def _gradient_sums(self, run: RunConfig, sizes: Mapping[str, int]) -> Iterator[Exchange]:
-        """The all-reduces of gradients over devices that have the same parameters."""
+        """Yield the all-reduces of gradients over devices that hold the same parameters."""
         names = run.parallel.axis_names()[:3]
         for placement in self.placements(run):
             if axes := tuple(name for name in names if sizes[name] > 1 and name not in placement.spec):
@@ -247,7 +250,7 @@ class LayoutEstimator:
         )
 
     def _phase_memory(self, run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> dict[str, float]:
-        """Memory of a phase besides gradients."""
+        """Return the memory of a phase in bytes by kind, excluding gradients."""
         rows = shape.outer_rows if phase == "outside" else shape.block_rows
         here = fit.at(rows, shape.tensor)
         kinds = {kind: here["memory", phase, kind] for kind in _KINDS}
@@ -258,7 +261,8 @@ class LayoutEstimator:
         return kinds
 
     def _add_pipeline(self, kinds: dict[str, float], run: RunConfig, fit: Fit, shape: _Shape, phase: str) -> None:
-        """Add the activations saved in every tick, the rows sent between stages and the parameters of all ticks."""
+        """Add the memory of a pipeline: activations saved in every tick, rows sent between stages, and the gathered
+        parameters of the stage."""
         none, kept = fit.at(0, shape.tensor), fit.at(shape.block_rows, shape.tensor)
         weights = none["memory", "forward", "activations"] / shape.stages
         tick = kept["memory", "forward", "activations"] / shape.stages - weights
@@ -278,12 +282,12 @@ class LayoutEstimator:
         kinds["activations"] += stacked + weights
 
     def _stage_bytes(self, run: RunConfig) -> int:
-        """Bytes of this device's share of its stage's parameters."""
+        """Return the size in bytes of this device's shards of its stage's parameters."""
         pipeline = run.parallel.pipeline_axis_name
         return sum(placement.bytes_per_device for placement in self.placements(run) if pipeline in placement.spec)
 
     def _whole_stage_bytes(self, run: RunConfig) -> int:
-        """Bytes of a stage's gathered parameters in the dtype of the computation."""
+        """Return the size in bytes of a stage's parameters, gathered over FSDP and in the compute dtype."""
         config, pipeline = run.model.model_config, run.parallel.pipeline_axis_name
         assert isinstance(config, LanguageModelConfig)
         fsdp, size = run.parallel.fsdp_axis_name, run.parallel.axis_sizes(self.num_devices)
@@ -298,15 +302,16 @@ class LayoutEstimator:
 
 
 def _times(part: str, shape: _Shape, stage_remat: bool) -> float:
-    """Number of times that a device runs a phase for each part of the batch."""
+    """Return the number of times that a device runs a phase in each gradient accumulation step. A pipeline tick counts
+    as a fraction of a run, because a stage runs only its share of the blocks."""
     if part == "outside":
         return 1
     return shape.ticks / shape.stages * (2 if part == "forward" and stage_remat else 1)
 
 
 def _stage_exchanges(run: RunConfig, shape: _Shape) -> Iterator[Exchange]:
-    """The collectives between pipeline stages: in each tick the rows forward and their gradients backward, and at the
-    end each stage's share of the rows of the last stage."""
+    """Yield the collectives between pipeline stages: in each tick, rows forward and their gradients backward; after the
+    last tick, each stage's share of the rows of the last stage."""
     name, dtype = (run.parallel.pipeline_axis_name,), run.model.model_config.get("dtype")  # pyright: ignore[reportOptionalMemberAccess]
     tick, whole = (_stream_bytes(run, rows, shape.tensor) for rows in (shape.block_rows, shape.rows))
     yield Exchange("collective-permute", name, dtype, tick, 2 * shape.ticks * shape.parts)
@@ -315,7 +320,7 @@ def _stage_exchanges(run: RunConfig, shape: _Shape) -> Iterator[Exchange]:
 
 
 def _stream_bytes(run: RunConfig, rows: int, tensor: int) -> int:
-    """Bytes of a device's share of the residual stream."""
+    """Return the size in bytes of a device's shard of the residual stream."""
     config = run.model.model_config
     assert isinstance(config, LanguageModelConfig)
     return rows * config.context_length * config.embedding_dim // tensor * _itemsize(config.dtype)

@@ -1,15 +1,15 @@
-"""The results of a program that are stored, following XLA's fusion.
+"""Select the results of a program that are stored in memory, following XLA's fusion.
 
-Elementwise operations, broadcasts, slices and similar operations are computed inside each operation that reads them. A
-result is stored if
+Elementwise operations, broadcasts, slices and similar operations are computed inside each operation that reads their
+result. A result is stored if
 
 - a matrix product, a reduction, a collective, a loop or the end of the program needs it in memory;
-- it is expensive to compute (an exponential, a division) and several operations read it;
+- it is expensive to compute (an exponential or a division) and several operations read it;
 - it is computed from several arrays in the forward pass, and both passes read it.
 
-If a stored result is cheap to compute from a single array, its readers still compute it from that array. A reduction of
-a product of two arrays reads the two arrays. A matrix product needs the array axes of its operands in order, and
-otherwise reads a transposed copy. So does a collective along any but the first array axis.
+If a stored result is cheap to compute from a single array, its readers recompute it from that array. The reduction of a
+product of two arrays reads the two arrays. A matrix product needs the array axes of its operands in a certain order,
+and otherwise reads a transposed copy. The same holds for a collective along an array axis other than the first.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ from ._dataflow import UPDATES, Graph, Operation, Value
 from ._jaxpr import ELEMENTWISE, TRANSCENDENTAL, Collective, Product, Scan
 
 EXPENSIVE = TRANSCENDENTAL | {"div", "rem"}
-"""Elementwise operations that are not computed twice."""
+"""Elementwise operations that are too expensive to compute twice."""
 
 MOVING = frozenset("broadcast_in_dim concatenate dynamic_slice gather iota pad rev slice stack transpose".split())
-"""Operations that move elements. They are also computed inside their readers."""
+"""Operations that move elements. Like elementwise operations, they are computed inside their readers."""
 
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """The memory of a stored result."""
+    """Memory of a stored result."""
 
     value: Value
     bytes: int
     maker: Step
     at_start: bool = False
-    """True if it exists from the start of the program or of the body."""
+    """True if the buffer exists from the start of the program or loop body."""
 
     start: int = 0
     end: int = 0
     last: Step | None = None
-    """The step that reads it last."""
+    """Last step that reads the buffer."""
 
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """Operations that are computed together."""
+    """Operations that are fused and run together."""
 
     operation: Operation | None
     reads: dict[Buffer, bool]
-    """Buffers that it reads; true if a result of the same size may reuse the buffer."""
+    """Buffers that the step reads. True: a result of the same size may reuse the buffer."""
 
     makes: list[Buffer] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
 class Fused:
-    """A program or a body after fusion."""
+    """A program or loop body after fusion."""
 
     steps: list[Step]
     kept: list[Buffer]
-    """Buffers that exist at the end."""
+    """Buffers that still exist at the end."""
 
 
 def fuse(graph: Graph, carried: range = range(0), sliced: range = range(0), is_body: bool = False) -> Fused:
-    """Return the steps of a program, or of the body of a loop.
+    """Return the fused steps of a program, a loop body or a branch.
 
     Args:
-        graph: the program.
-        carried: positions of the carried arguments. Their results come first.
-        sliced: positions of the arguments that are slices of stacks.
-        is_body: true if the results have buffers outside.
+        graph: the program, body or branch.
+        carried: positions of the carried arguments. The first results are their new values.
+        sliced: positions of the arguments that are slices of stacked arrays.
+        is_body: true for a body or branch, whose results are stored in buffers outside it.
     """
     return _Fusion(graph, carried, sliced, is_body).run()
 
@@ -109,7 +109,8 @@ class _Fusion:
         return Fused(self.steps, kept)
 
     def _choose_stored(self) -> None:
-        """Select the values that a reader needs in memory, and expensive values on which several results depend."""
+        """Select the values to store: values that a reader needs in memory, and expensive values on which several
+        results depend."""
         roots: dict[Value, set[Any]] = {}
         results = set(self.graph.results)
 
@@ -168,15 +169,17 @@ class _Fusion:
             self._make(value, "as it is", {step.makes[0]: False}, operation)
 
     def _read_from_memory(self, operation: Operation) -> bool:
-        """True if readers read a stored result instead of computing it: it depends on several arrays of its size."""
+        """True if readers load the stored result instead of recomputing it: it is expensive, or it is computed from
+        several arrays of its size."""
         return operation.results[0] in self.stored and not _is_unary(operation)
 
     def _reads(self, value: Value | None) -> dict[Buffer, bool]:
-        """Buffers that must be read to compute a value inside its reader."""
+        """Return the buffers that must be read to compute a value inside its reader."""
         return {} if value is None else self.sources[value]
 
     def _buffer(self, value: Value, need: str) -> Buffer | None:
-        """The buffer of a value in the required order of array axes; None: a buffer outside."""
+        """Return the buffer of a value with its array axes in the required order. None: the value is an argument, whose
+        buffer is outside."""
         if need == "flat" and (value, "as it is") in self.buffers:
             need = "as it is"
         if (value, need) not in self.buffers:
@@ -193,17 +196,18 @@ class _Fusion:
         return buffer
 
     def _view(self, buffer: Buffer) -> Buffer:
-        """A view of a buffer with merged array axes. It costs nothing, but its readers run one step later."""
+        """Return a view of a buffer with merged array axes. It takes no memory, but delays its readers by one step."""
         self.steps.append(step := Step(None, {buffer: False}))
         step.makes.append(view := Buffer(buffer.value, 0, step))
         return view
 
     def _copy_of_carried(self, number: int) -> Buffer:
-        """A copy of a carried argument, because the new value overwrites the old one."""
+        """Return a copy of a carried argument, because the new value overwrites the old one."""
         return self._make(self.graph.arguments[number], "as it is", {})
 
     def _settle_carried(self, copy: Buffer, result: Value, last: Step) -> None:
-        """Remove the copy if only the computation of the new value reads the old one; remove a second buffer too."""
+        """Set the size of the copy to 0 if it is not needed: the value does not change, or only the computation of the
+        new value reads it. The new value also takes no memory here, because it uses the buffer outside the body."""
         buffer = self.buffers.get((result, "as it is"))
         readers = [step for step in self.steps if copy in step.reads and step is not last]
         updated = buffer is not None and buffer is not copy and readers == [buffer.maker] and buffer.maker.reads[copy]
@@ -218,7 +222,7 @@ def _is_fused(operation: Operation) -> bool:
 
 
 def _is_unary(operation: Operation) -> bool:
-    """True for a cheap operation that reads at most one array of the size of its result."""
+    """True for a cheap operation that reads at most one array as large as its result."""
     if operation.name in EXPENSIVE:
         return False
     size = math.prod(operation.results[0].shape)
@@ -231,7 +235,8 @@ def _is_unary(operation: Operation) -> bool:
 
 
 def _is_read_in_both_passes(operation: Operation) -> bool:
-    """True if both passes read the result of an operation on several arrays, so that its readers cannot be fused."""
+    """True for an operation on several arrays whose result is read in both passes, so that it cannot be fused with all
+    readers."""
     passes = {reader.backward for reader, _ in operation.results[0].readers}
     return len(passes) == 2 and not _is_unary(operation)
 
@@ -241,8 +246,8 @@ def _is_broadcast(value: Value) -> bool:
 
 
 def need_of(operation: Operation, number: int) -> str:
-    """Return how an operation reads an operand: "fused", from memory "as it is", "flat" with merged array axes, or
-    "moved" with permuted array axes."""
+    """Return how an operation reads an operand: "fused" (computed on the fly), or from memory "as it is", "flat" (with
+    merged array axes) or "moved" (with permuted array axes)."""
     if _is_fused(operation):
         return "fused"
     if isinstance(operation.form, Product):
@@ -253,7 +258,7 @@ def need_of(operation: Operation, number: int) -> str:
 
 
 def _crosses(operation: Operation) -> bool:
-    """True for a collective along any but the first array axis."""
+    """True for a collective along an array axis other than the first. Axes of size 1 in front of it are ignored."""
     form = operation.form
     return isinstance(form, Collective) and math.prod(operation.shapes[0][: form.array_axis]) > 1
 

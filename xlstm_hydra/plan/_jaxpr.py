@@ -1,8 +1,8 @@
-"""Traced programs as plain values, independent of the JAX version. No other module reads JAX's jaxprs.
+"""Traced programs as dataclasses, independent of the JAX version. No other module reads jaxprs.
 
 Names and parameters of primitives differ between JAX versions. All versions since 0.10 are supported:
 
-| JAX | |
+| JAX | jaxprs |
 |---|---|
 | 0.10 | a scan has `num_consts` and `num_carry`; a program with constants is a `ClosedJaxpr` |
 | 0.11.0 | a scan has `ft_in` and `ft_out` instead; `Jaxpr` and `ClosedJaxpr` are one class |
@@ -31,7 +31,7 @@ _COLLECTIVES = {
     "reduce-scatter": "reduce_scatter unreduced_reduce_scatter",
 }
 COLLECTIVES = {name: operation for operation, names in _COLLECTIVES.items() for name in names.split()}
-"""XLA's name of each collective primitive of JAX."""
+"""XLA operation of each JAX collective, by primitive name."""
 
 RESHAPES = frozenset(
     "bitcast_convert_type copy expand_dims from_edtype layout_constraint mesh_cast name optimization_barrier pcast "
@@ -39,50 +39,50 @@ RESHAPES = frozenset(
     "sharding_constraint squeeze stop_gradient to_edtype vary_unreduced_cast vary_unreduced_cast_p "
     "with_memory_space_constraint".split()
 )
-"""Primitives that only change the shape or the name of a value, without computing or writing anything."""
+"""Primitives that only change the shape or the metadata of a value, without computing or writing anything."""
 
 VIEWS = RESHAPES | {"dynamic_slice", "slice", "split", "transpose"}
-"""Primitives of `RESHAPES`, and those that select a part of a value or permute its array axes."""
+"""`RESHAPES`, and primitives that select part of a value or permute its array axes."""
 
 MOVES = VIEWS | frozenset(
     "axis_index broadcast_in_dim broadcast_to concatenate device_put dynamic_update_slice empty gather iota pad rev "
     "scatter stack tile unstack".split()
 )
-"""Primitives that move values without computing."""
+"""Primitives that only move elements."""
 
 TRANSCENDENTAL = frozenset(
     "acos acosh asin asinh atan atan2 atanh cbrt cos cosh digamma erf erf_inv erfc exp exp2 expm1 lgamma log log1p "
     "log2 logistic pow rsqrt sin sinh sqrt tan tanh".split()
 )
-"""Primitives with several operations per element."""
+"""Transcendental functions, which take several operations per element."""
 
 REDUCTIONS = frozenset(
     "argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min reduce_or "
     "reduce_prod reduce_sum reduce_window".split()
 )
-"""Primitives that compute their operands on the fly and write their result to memory."""
+"""Reductions. Their operands are computed on the fly, and their results are written to memory."""
 
 ATTENTION = ("dot_product_attention_fwd_wrapper", "dot_product_attention_bwd_wrapper")
-"""cuDNN attention, forward and backward."""
+"""Primitives of cuDNN attention: forward and backward pass."""
 
 PRODUCTS = frozenset({"conv_general_dilated", "dot_general", *ATTENTION})
-"""Primitives that multiply and add."""
+"""Primitives that consist of multiply-adds."""
 
 FROM_MEMORY = PRODUCTS | {"sort", "top_k"}
-"""Primitives that read their operands from memory and write their result to it."""
+"""Primitives that read their operands from memory and write their results to memory."""
 
 UPDATES = frozenset(
     "dynamic_update_slice scatter scatter-add scatter-max scatter-min scatter-mul scatter-sub scatter_add scatter_max "
     "scatter_min scatter_mul scatter_sub".split()
 )
-"""Primitives that update a part of their first operand in place."""
+"""Primitives that update part of their first operand in place."""
 
 ELEMENTWISE = TRANSCENDENTAL | frozenset(
     "abs add add_any and ceil clamp clz complex conj convert_element_type div eq eq_to floor ge gt imag integer_pow "
     "is_finite le le_to lt lt_to max min mul mulhi ne neg nextafter not one_minus_square or population_count real rem "
     "round select_n shift_left shift_right_arithmetic shift_right_logical sign square sub xor".split()
 )
-"""Primitives that compute every element of the result from the elements at the same position."""
+"""Primitives that compute each element of the result from the operand elements at the same position."""
 
 KNOWN = MOVES | ELEMENTWISE | REDUCTIONS | FROM_MEMORY | UPDATES
 KNOWN |= {"debug_callback", "debug_print", "reduce_precision", "rng_bit_generator"}
@@ -95,14 +95,14 @@ KNOWN |= {f"random_{name}" for name in ("bits", "clone", "fold_in", "seed", "spl
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Atom:
-    """A value of a program, or a literal."""
+    """A variable or a literal of a program."""
 
     shape: tuple[int, ...]
     dtype: str
-    """NumPy name of the dtype; empty for a value other than an array, such as a token."""
+    """NumPy name of the dtype; empty for a value that is not an array, such as a token."""
     itemsize: int
     literal: str | None = None
-    """The text of a literal."""
+    """Text of a literal; None for a variable."""
 
     @property
     def size(self) -> int:
@@ -117,7 +117,7 @@ class Atom:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Program:
-    """A traced program, or a part of one."""
+    """A traced program, or part of one."""
 
     inputs: tuple[Atom, ...]
     constants: tuple[Atom, ...]
@@ -127,7 +127,7 @@ class Program:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Equation:
-    """A primitive applied to values."""
+    """A primitive applied to variables and literals."""
 
     name: str
     """Name of the primitive."""
@@ -138,33 +138,35 @@ class Equation:
     scope: str
     """Names of the enclosing transformations and modules, joined by slashes."""
     parameters: str
-    """All parameters as text, to find equations that compute the same from the same inputs."""
+    """All parameters as text, used to find equations that compute the same result from the same inputs. Empty for calls
+    and loops."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
-    """A program that runs once with the inputs of the equation."""
+    """A program that runs once on the inputs of the equation."""
 
     program: Program
     recomputes: bool = False
-    """True if it recomputes values for jax.checkpoint."""
+    """True if it recomputes values in the backward pass (`jax.checkpoint`)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scan:
-    """A loop with a fixed number of iterations. Inputs: constants, carried values, stacks."""
+    """A loop with a fixed number of iterations. The inputs are constants, carried values and stacked arrays, in this
+    order."""
 
     body: Program
     length: int
     constants: int
-    """Number of inputs that every iteration reads completely."""
+    """Number of inputs that every iteration reads in full."""
     carried: int
     """Number of values passed from one iteration to the next. They are the first results."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class While:
-    """A loop that ends when its condition is false. Its last inputs are the carried values."""
+    """A loop that runs while its condition is true. The last inputs are the carried values."""
 
     condition: Program
     body: Program
@@ -174,14 +176,14 @@ class While:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Programs:
-    """The branches of a `cond`, or the programs of an unknown primitive."""
+    """Branches of a `cond`, or programs in the parameters of an unknown primitive."""
 
     programs: tuple[Program, ...]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Product:
-    """A matrix product (`dot_general`), as array axes of each of the two operands."""
+    """A matrix product (`dot_general`), described by the contracted and the batch array axes of each operand."""
 
     contracted: tuple[tuple[int, ...], tuple[int, ...]]
     batch: tuple[tuple[int, ...], tuple[int, ...]]
@@ -192,12 +194,12 @@ class Convolution:
     """A convolution."""
 
     summed: tuple[int, ...]
-    """Array axes of the kernel that are summed over."""
+    """Array axes of the kernel over which products are summed."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Collective:
-    """Communication between devices."""
+    """A collective: communication between devices."""
 
     axes: tuple[str, ...]
     """Names of the mesh axes."""
@@ -224,32 +226,32 @@ class Attention:
     """cuDNN attention, forward or backward."""
 
     time_axis: int
-    """Array axis of the keys."""
+    """Array axis of time in the keys."""
     is_causal: bool
 
 
 Form = Call | Scan | While | Programs | Product | Convolution | Collective | Transposition | Power | Attention | None
-"""Parameters of an equation that affect the plan."""
+"""Parameters of an equation that affect the plan; None if there are none."""
 
 
 class UnknownForm(TaskError):
-    """A program does not have the structure of any supported JAX version."""
+    """The structure of a program does not match any supported JAX version."""
 
 
 # ---- from JAX
 
 
 def read_program(jaxpr: Any) -> Program:
-    """Return the program of an open or closed jaxpr.
+    """Convert a jaxpr, open or closed, to a `Program`.
 
     Raises:
-        UnknownForm: the parameters of a primitive are not those of a known JAX version.
+        UnknownForm: the parameters of a primitive do not match any supported JAX version.
     """
     return _Reader().program(jaxpr)
 
 
 class _Reader:
-    """Reads every jaxpr once, even if several equations share it."""
+    """Converts each jaxpr once, even if several equations share it."""
 
     def __init__(self) -> None:
         self._read: dict[int, Program] = {}
@@ -313,7 +315,7 @@ def _atom(aval: Any, literal: str | None = None) -> Atom:
 
 
 def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
-    """Number of constants and of carried values of a scan."""
+    """Return the numbers of constants and carried values of a scan."""
     if "num_consts" in params:  # JAX 0.10
         return params["num_consts"], params["num_carry"]
     constants, carried, _ = params["ft_in"].unpack()
@@ -321,7 +323,7 @@ def _scan_sizes(params: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _mesh_axes(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the mesh axes of a collective. Axes of `jax.vmap` are numbers and are skipped."""
+    """Return the mesh axis names of a collective. Axes of `jax.vmap` are numbers and are skipped."""
     if name in MOVES:
         return ()
     axes = params.get("axes", params.get("axis_name"))
@@ -337,11 +339,11 @@ _READ: dict[str, Callable[[Mapping[str, Any]], Form]] = {
         ATTENTION, lambda params: Attention(cudnn_time_axis(params["layout"]), "CAUSAL" in params["mask_type"].name)
     ),
 }
-"""Functions that read the form of a primitive from its parameters, by name."""
+"""Functions that read the `Form` of a primitive from its parameters, by primitive name."""
 
 
 def trace_loss(loss: ShardedLoss) -> Program:
-    """Return the program of loss and gradients: one `shard_map` whose body is the program of each device."""
+    """Trace the loss and its gradients. The result is one `shard_map`, whose body is the program of each device."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     with cudnn_assumed():
         return read_program(jax.make_jaxpr(loss.loss_and_gradients)(loss.abstract_params, loss.abstract_batch, key))

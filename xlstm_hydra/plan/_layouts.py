@@ -1,4 +1,4 @@
-"""The possible layouts of a run on a number of devices."""
+"""Enumeration of the possible layouts of a run on a given number of devices."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ OUTER_CLASSES = ("Embed", "LMHead")
 """Module classes outside the blocks that hold large parameters."""
 
 SHARDING = ("fsdp_modules", "fsdp_min_weight_size", "fsdp_gather_dtype", "fsdp_grad_scatter_dtype")
-"""Fields of a layout that matter only if the FSDP mesh axis has two or more devices."""
+"""Layout fields that have an effect only if the FSDP mesh axis has two or more devices."""
 
 _MICROBATCHES_PER_STAGE = 8
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A layout that is not valid for the run."""
+    """Mesh axis sizes of a layout that is not valid for the run, and the reasons."""
 
     sizes: tuple[int, int, int, int]
     problems: tuple[Problem, ...]
 
 
 def layouts(run: RunConfig, num_devices: int, parameters: Sequence[Parameter]) -> Iterator[RunConfig | Refusal]:
-    """Yield the run with every layout that the rules of its config allow, and a refusal for every other layout.
+    """Yield one copy of the run for each layout that the config rules allow, and a `Refusal` for every other layout.
 
-    The batch stays the same. With `parallel=auto`, the fields of the layout that are set are kept, and nothing changes
-    that affects the results. For any other run all fields vary, and parameters are also gathered in bfloat16 if the
-    model computes in bfloat16.
+    The batch size stays the same. With `parallel=auto`, layout fields that are set are kept, and fields that affect the
+    results are not varied. For any other run, all layout fields are varied, and a model that computes in bfloat16 also
+    has layouts that gather parameters in bfloat16.
 
     Args:
         run: the config. Its `model_class` must be a class.
@@ -51,7 +51,7 @@ def layouts(run: RunConfig, num_devices: int, parameters: Sequence[Parameter]) -
 
 
 def closed(parallel: ParallelConfig, **changes: Any) -> ParallelConfig:
-    """Return a layout with changed fields, as a fixed layout even if `parallel` is `auto`."""
+    """Return a copy of a layout with changed fields. The copy is a fixed layout, even if `parallel` is `auto`."""
     values = {field.name: getattr(parallel, field.name) for field in fields(ParallelConfig)}
     return ParallelConfig(**values | changes)
 
@@ -67,7 +67,7 @@ def finer_classes(parameters: Sequence[Parameter], blocks: Sequence[str]) -> lis
 
 
 def shardable_classes(run: RunConfig, parameters: Sequence[Parameter]) -> list[str]:
-    """Return the class names of the outermost modules of the model, which together hold all parameters."""
+    """Return the class names of the outermost modules of the model, which together contain all parameters."""
     blocks = block_classes(run)
     if blocks:
         return [*OUTER_CLASSES, *blocks]
@@ -75,13 +75,13 @@ def shardable_classes(run: RunConfig, parameters: Sequence[Parameter]) -> list[s
 
 
 def block_classes(run: RunConfig) -> tuple[str, ...]:
-    """Return the class names of the model's blocks; empty if the model does not define them."""
+    """Return the class names of the blocks of the model; empty if the model does not define any."""
     config = run.model.model_config
     return (config.block_classes() or ()) if isinstance(config, SubModelConfig) else ()
 
 
 def _sizes(parallel: ParallelConfig, num_devices: int) -> Iterator[tuple[int, int, int, int]]:
-    """Sizes of the mesh axes whose product is the number of devices."""
+    """Yield all mesh axis sizes (data, FSDP, pipeline, tensor) whose product is the number of devices."""
     given = parallel.sizes().values() if parallel.is_open() else (-1, -1, -1, -1)
     data, *others = ([size] if size > 0 else divisors(num_devices) for size in given)
     for fsdp, pipeline, tensor in itertools.product(*others):
@@ -91,7 +91,7 @@ def _sizes(parallel: ParallelConfig, num_devices: int) -> Iterator[tuple[int, in
 
 
 class _Space:
-    """Fields that may differ between the layouts of a run."""
+    """Values of the layout fields that vary between the candidate layouts of a run."""
 
     def __init__(self, run: RunConfig, parameters: Sequence[Parameter]) -> None:
         self.run, self.is_open = run, run.parallel.is_open()
@@ -104,7 +104,7 @@ class _Space:
         self.gather_dtypes = _gather_dtypes(run)
 
     def with_sizes(self, sizes: tuple[int, int, int, int]) -> Iterator[RunConfig]:
-        """Yield every run with these sizes of the mesh axes, valid or not."""
+        """Yield every candidate run with these mesh axis sizes, valid or not."""
         data, fsdp, pipeline, _ = sizes
         for names, dtype, parts in itertools.product(
             self.remat, self.gather_dtypes if fsdp > 1 else [None], self._parts(data * fsdp, pipeline)
@@ -117,7 +117,7 @@ class _Space:
         parallel, default = self.run.parallel, ParallelConfig()
         changes: dict[str, Any] = dict(zip(parallel.sizes(), sizes, strict=True)) | {"remat": remat}
         if not (self.is_open and parallel.data_axis_size > 0):
-            changes["data_axis_size"] = -1  # inferred, as in most options of the group
+            changes["data_axis_size"] = -1  # inferred, as in most options of the config group `parallel`
         if sizes[1] == 1:
             changes |= {key: default.get(key) for key in SHARDING}
         else:
@@ -139,7 +139,7 @@ class _Space:
         )
 
     def _parts(self, shares: int, stages: int) -> list[int]:
-        """Values of `gradient_accumulate_steps`."""
+        """Return the candidate values of `gradient_accumulate_steps`."""
         trainer = self.run.trainer
         is_kept = self.is_open and (trainer.gradient_accumulate_steps != 1 or _may_drop(self.run))
         if is_kept or trainer.batch_size % (shares * stages):
@@ -147,7 +147,7 @@ class _Space:
         return divisors(trainer.batch_size // (shares * stages))
 
     def _microbatches(self, shares: int, stages: int) -> list[int | None]:
-        """Values of `pipeline_microbatches`, with null for the default."""
+        """Return the candidate values of `pipeline_microbatches`; None stands for the default."""
         trainer = self.run.trainer
         if stages == 1:
             return [None]
@@ -160,7 +160,8 @@ class _Space:
 
 
 def _gather_dtypes(run: RunConfig) -> list[str | None]:
-    """Dtypes in which parameters are gathered. bfloat16 changes the results no more than computing in it does."""
+    """Return the candidate dtypes for gathering parameters. bfloat16 is tried only if the model computes in bfloat16,
+    because it then changes the results no more than the computation does."""
     typed = run.parallel.fsdp_gather_dtype
     if run.parallel.is_open():
         return [typed]
@@ -170,11 +171,11 @@ def _gather_dtypes(run: RunConfig) -> list[str | None]:
 
 
 def _may_drop(run: RunConfig) -> bool:
-    """True if gradient accumulation may change the dropout masks."""
+    """True if the dropout masks may depend on the number of gradient accumulation steps."""
     config = run.model.model_config
     return not isinstance(config, LanguageModelConfig) or config.dropout_probability() > 0
 
 
 def assembled(run: RunConfig, **groups: Any) -> RunConfig:
-    """Return the run with other groups, without checking the rules of each of thousands of runs."""
+    """Return the run with other config groups. Their rules are not checked, because there may be thousands of runs."""
     return unchecked(RunConfig, {name: getattr(run, name) for name in run.__dataclass_fields__} | groups)

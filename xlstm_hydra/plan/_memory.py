@@ -1,13 +1,13 @@
 """Peak memory of a training step on each device.
 
-The steps of a program run breadth first, as XLA schedules them: a step runs as soon as its operands exist, in the order
-in which they become available. Results that are ready early therefore live long, and results without operands exist
-from the start. A result is freed after the last step that reads it. A result of the same size that is computed from it
-element by element reuses its memory.
+The steps of a program run in breadth-first order, as XLA schedules them: a step is queued as soon as all its operands
+exist. Results that are ready early are therefore kept for a long time, and results without operands exist from the
+start. A result is freed after the last step that reads it, or its memory is reused for a result of the same size that
+is computed from it element by element.
 
-A loop stacks the results of all iterations in one array, which exists from the start of the program around the loop.
-Carried values have a buffer outside the body and, as long as the old value is read, a copy inside. All other memory of
-the body is added to the memory around the loop.
+A loop stacks the results of all iterations in one array, which exists from the start of the program that contains the
+loop. Carried values have a buffer outside the body and, while the old value is still read, a copy inside. All other
+memory of the body is added to the memory outside the loop.
 
 Arguments of the program exist all the time and are counted separately. Fragmentation, a few percent, is not counted.
 """
@@ -37,25 +37,25 @@ from ._jaxpr import Collective, Program, Scan, While
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device at the peak of a step."""
+    """Memory of each device at the peak of a step, in bytes."""
 
     parameters: int
-    """Share of the parameters."""
+    """Shards of the parameters."""
 
     gradients: int
-    """Share of the gradients that exist at the peak."""
+    """Shards of the gradients that exist at the peak."""
 
     optimizer: int
-    """Share of the optimizer state, and the numeric arguments of a step."""
+    """Shards of the optimizer state, and the step number, random key and hyperparameters."""
 
     batch: int
-    """Share of the batch."""
+    """Shard of the batch."""
 
     activations: int
-    """Values saved for the backward pass; `parallel.remat` and `trainer.remat_policy` select them."""
+    """Values saved for the backward pass, as selected by `parallel.remat` and `trainer.remat_policy`."""
 
     gathered: int
-    """Parameters gathered by FSDP, and their gradients before they are scattered."""
+    """Parameters gathered by FSDP, and their gradients before the reduce-scatter."""
 
     logits: int
     """Logits, loss and their gradients."""
@@ -64,7 +64,7 @@ class Memory:
     """Intermediate results of the current computation."""
 
     moment: str
-    """Description of the computation at the peak."""
+    """Description of the computation that runs at the peak."""
 
     @property
     def total(self) -> int:
@@ -74,7 +74,7 @@ class Memory:
 
 
 def step_memory(loss: ShardedLoss, program: Program) -> Memory:
-    """Return the memory of a training step.
+    """Return the peak memory of a training step.
 
     Args:
         loss: the loss of the run.
@@ -99,13 +99,13 @@ def state_bytes(
     sizes: Mapping[str, int],
     parts: Collection[str] = tuple(BATCH_TYPES),
 ) -> dict[str, int]:
-    """Return the bytes of parameters, optimizer state and batch on each device.
+    """Return the sizes in bytes of the parameters, optimizer state and batch on each device.
 
     Args:
         run: the config.
         placements: placements of the parameters.
         sizes: size of each mesh axis.
-        parts: parts of the batch that the model reads. The others are not transferred to devices.
+        parts: names of the batch arrays that the model reads. Other arrays are not transferred to devices.
     """
     params = abstract_params(placements)
     shards = traverse_util.unflatten_dict({each.parameter.path: each.shards for each in placements}, sep=".")
@@ -126,7 +126,7 @@ def state_bytes(
 
 
 def parts_read(loss: ShardedLoss, graph: Graph) -> list[str]:
-    """Return the names of the parts of a batch that the program reads."""
+    """Return the names of the batch arrays that the program reads."""
     arguments = graph.arguments[len(loss.placements) :]
     return [name for name, value in zip(sorted(BATCH_TYPES), arguments, strict=False) if value.readers]
 
@@ -136,10 +136,10 @@ def _bytes(leaf: Any) -> int:
 
 
 def update_bytes(run: RunConfig, graph: Graph) -> int:
-    """Return the bytes of temporary arrays in the optimizer's update, besides the gradients.
+    """Return the size in bytes of the temporary arrays in the optimizer update, excluding the gradients.
 
-    State and parameters are updated in place. Clipped gradients that are read more than once need a second set of
-    gradients, and so do gradients while they are summed over devices.
+    State and parameters are updated in place. A second set of gradients is needed if clipped gradients are read more
+    than once, and while gradients are summed over devices.
     """
     optimizer, results = run.optimizer, [value for value in graph.results[1:] if value is not None]
     read_once = isinstance(optimizer, SGDConfig) and not (optimizer.momentum and optimizer.nesterov)
@@ -152,7 +152,7 @@ _KINDS: tuple[str, ...] = ("gradients", "activations", "gathered", "logits", "wo
 
 
 def bytes_by_kind(loss: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, int]:
-    """Return the bytes at a moment by kind."""
+    """Return the live bytes at a moment, by `Memory` field."""
     gradients: set[Value] = set()
     for value in graph.results[1:]:
         _mark_gradient(value, gradients)
@@ -178,7 +178,7 @@ def bytes_by_kind(loss: ShardedLoss, graph: Graph, moment: Moment) -> dict[str, 
 
 
 def _mark_gradient(value: Value | None, found: set[Value]) -> None:
-    """Add a gradient to `found`, with the terms of the sums that it is computed from."""
+    """Add a gradient to `found`, and the terms of the sums that produce it."""
     if value is None or value in found or value.source is None:
         return
     found.add(value)
@@ -194,7 +194,7 @@ def _mark_gradient(value: Value | None, found: set[Value]) -> None:
 
 
 def _is_gathered(value: Value, fsdp: str) -> bool:
-    """True for a parameter gathered by FSDP, and for its gradient before it is scattered."""
+    """True for a parameter gathered by FSDP, and for its gradient before the reduce-scatter."""
     source = value.source
     while source is not None and source.name in ("convert_element_type", "transpose"):
         source = source.operands[0].source if source.operands[0] is not None else None
@@ -214,7 +214,7 @@ def _is_activation(buffer: Buffer) -> bool:
 
 
 def in_words(moment: Moment) -> str:
-    """Return a description of the computation at a moment."""
+    """Return a description of the computation that runs at a moment."""
     if not moment.running:
         return "no computation"
     backward = any(operation.backward for operation in moment.running)
@@ -233,20 +233,20 @@ _NO_MODULES = ("checkpoint", "rematted_computation", "closed_call", "while", "bo
 
 
 def working_memory(program: Program) -> int:
-    """Return the peak memory of a program in bytes, without its arguments."""
+    """Return the peak memory of a program in bytes, excluding its arguments."""
     return busiest_moment(fuse(read_dataflow(program))).bytes
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The content of the memory at a moment."""
+    """Live buffers and running operations at one moment of a program."""
 
     bytes: int
     running: tuple[Operation, ...]
     """Running operations, from the outermost loop inward."""
 
     buffers: tuple[tuple[Buffer, ...], ...]
-    """Live buffers outside all loops, in the body of the outermost loop, and so on."""
+    """Live buffers by nesting level: outside all loops, in the body of the outermost loop, and so on."""
 
 
 def busiest_moment(fused: Fused) -> Moment:
@@ -255,11 +255,12 @@ def busiest_moment(fused: Fused) -> Moment:
 
 
 def busiest_moments(fused: Fused, part: Callable[[Operation | None], str]) -> dict[str, Moment]:
-    """Return the moment with the most live bytes in each part of a program.
+    """Return the moment with the most live bytes in each part of a program, by name of the part.
 
     Args:
         fused: the program.
-        part: function that returns the part of an operation outside all loops; None stands for the end of the program.
+        part: function that returns the name of the part to which an operation outside all loops belongs. It is called
+            with None for a step without an operation.
     """
     steps = in_order(fused.steps)
     bodies = {number: body for number, step in enumerate(steps) if (body := _body_moment(step)) is not None}
@@ -286,7 +287,7 @@ def busiest_moments(fused: Fused, part: Callable[[Operation | None], str]) -> di
 
 
 def _body_moment(step: Step) -> Moment | None:
-    """The peak inside a loop or a branch."""
+    """Return the moment of peak memory inside a loop or a branch; None for any other step."""
     operation = step.operation
     if operation is None or not operation.bodies or not step.makes:
         return None
@@ -295,7 +296,7 @@ def _body_moment(step: Step) -> Moment | None:
 
 
 def _arguments(operation: Operation) -> tuple[range, range]:
-    """Positions of the arguments of a body that are carried, and of those that are slices."""
+    """Return the positions of the body arguments that are carried, and of those that are slices of stacked arrays."""
     form = operation.form
     if isinstance(form, Scan):
         first, last = form.constants, form.constants + form.carried
@@ -324,7 +325,7 @@ def in_order(steps: list[Step]) -> list[Step]:
 
 
 def set_lifetimes(steps: list[Step], kept: list[Buffer]) -> list[Buffer]:
-    """Set the first and the last step of every buffer, and return all buffers."""
+    """Set the first and last step of every buffer, and return all buffers."""
     buffers = []
     for number, step in enumerate(steps):
         for buffer in step.makes:

@@ -1,13 +1,14 @@
-"""Models that provide their own costs: classes that cannot be traced, or whose kernels JAX cannot look into.
+"""Costs of models that provide their own costs: classes that cannot be traced, or have kernels that JAX cannot inspect.
 
-Any Flax Linen class is traced. Any other class needs a static method `plan_costs(config) -> ModelCosts`. The plan is
-computed from its result:
+Flax Linen classes are traced unless they have a static method `plan_costs(config) -> ModelCosts`. All other classes
+need this method. A plan is then computed as follows; a pass is the forward and backward pass of one gradient
+accumulation step:
 
-- Every parameter that FSDP shards is gathered once per pass over the batch, and once more if `parallel.remat` names one
-  of its modules. Its gradient is scattered once per pass. All other gradients are summed once per step.
-- If `parallel.remat` is empty, all gathered parameters are kept for the backward pass. Otherwise one layer is kept at a
-  time, with its gradient.
-- The model itself reports the collectives of tensor and pipeline parallelism; `DeviceShare` describes the split.
+- Each parameter that FSDP shards is gathered once per pass, and once more if `parallel.remat` names one of its modules.
+  Its gradient is reduce-scattered once per pass. All other gradients are summed over devices once per step.
+- If `parallel.remat` is empty, all gathered parameters are kept for the backward pass. Otherwise, one layer at a time
+  is kept, together with its gradient.
+- The model itself reports the collectives of tensor and pipeline parallelism for the `DeviceShare` of a device.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from ._memory import Memory, state_bytes
 
 @dataclass(frozen=True)
 class DeviceShare:
-    """The share of one device in one of the `gradient_accumulate_steps` passes of a step."""
+    """Work of one device in one of the `gradient_accumulate_steps` passes of a step."""
 
     rows: int
     """Number of examples."""
 
     tensor: int
-    """Number of devices that share the heads, channels and vocabulary."""
+    """Number of devices over which heads, channels and vocabulary are sharded."""
 
     stages: int
     """Number of pipeline stages."""
 
     microbatches: int
-    """Number of microbatches that the rows are divided into."""
+    """Number of microbatches that the examples are split into."""
 
     remat: tuple[str, ...]
-    """Class names of the modules that are recomputed."""
+    """Class names of the modules that are recomputed in the backward pass."""
 
     remat_policy: str
     """Values that recomputed modules still save; see `TrainerConfig.remat_policy`."""
@@ -51,7 +52,7 @@ class DeviceShare:
 
 @dataclass(frozen=True)
 class Activations:
-    """Costs of a forward and backward pass over a `DeviceShare`, without parameters and gradients."""
+    """Costs of the forward and backward pass for a `DeviceShare`, excluding parameters and gradients."""
 
     kept: int
     """Bytes saved for the backward pass."""
@@ -63,7 +64,7 @@ class Activations:
     """Bytes of logits, loss and their gradients."""
 
     product_flops: Mapping[str, float]
-    """Floating-point operations of matrix products, forward and backward, by the dtype of their operands."""
+    """Floating-point operations in matrix products, forward and backward, by operand dtype."""
 
     other_flops: float = 0.0
     """All other operations, one per element."""
@@ -76,10 +77,10 @@ class Activations:
 
 
 class ModelCosts(Protocol):
-    """The interface between a model with its own costs and the planner."""
+    """Interface of the object that a model returns from `plan_costs`."""
 
     def parameters(self) -> Sequence[Parameter]:
-        """Return every parameter with its global shape, dtype, names of array axes and module classes."""
+        """Return every parameter with its global shape, dtype, array axis names and module classes."""
         ...
 
     def module_classes(self) -> Sequence[str]:
@@ -87,12 +88,12 @@ class ModelCosts(Protocol):
         ...
 
     def activations(self, share: DeviceShare) -> Activations:
-        """Return the costs of a pass over a device's share."""
+        """Return the costs of the forward and backward pass for the share of a device."""
         ...
 
 
 def own_costs(run: RunConfig) -> ModelCosts | None:
-    """Return the costs that the model class of a run provides; None if the model is traced."""
+    """Return the costs that the model class provides; None if the model is traced."""
     plan_costs = getattr(run.model.model_class, "plan_costs", None)
     return None if plan_costs is None else plan_costs(run.model.model_config)
 
@@ -111,7 +112,7 @@ def shard_own_parameters(run: RunConfig, costs: ModelCosts, sizes: Mapping[str, 
 def own_memory_and_counts(
     run: RunConfig, costs: ModelCosts, placements: Sequence[Placement], sizes: Mapping[str, int]
 ) -> tuple[Memory, Counts]:
-    """Return the memory and the counts of a step of a model with its own costs."""
+    """Return the memory and the counts of a step for a model with its own costs."""
     passes, parallel = run.trainer.gradient_accumulate_steps, run.parallel
     data, fsdp, stages, tensor = (sizes[name] for name in parallel.axis_names())
     rows = run.trainer.batch_size // (data * fsdp * passes)
@@ -142,7 +143,8 @@ def own_memory_and_counts(
 
 
 def _gathered(placements: Sequence[Placement], remat: Sequence[str], sizes: Mapping[str, int]) -> int:
-    """Bytes of gathered parameters: all of them if they are kept, otherwise one layer and its gradient."""
+    """Return the size in bytes of gathered parameters: all of them if they are kept for the backward pass; otherwise
+    one layer and its gradient."""
     sharded = [placement for placement in placements if placement.fsdp_axis is not None]
     if not remat:
         return sum(_whole(placement, sizes) for placement in sharded)
@@ -154,7 +156,7 @@ def _gathered(placements: Sequence[Placement], remat: Sequence[str], sizes: Mapp
 def _exchanges(
     run: RunConfig, placements: Sequence[Placement], sizes: Mapping[str, int], passes: int
 ) -> Iterator[Exchange]:
-    """The collectives of FSDP and the sums of gradients."""
+    """Yield the FSDP collectives, and the all-reduces of gradients."""
     parallel = run.parallel
     batch = [name for name in parallel.axis_names()[:2] if sizes[name] > 1]
     for placement in placements:
@@ -179,7 +181,7 @@ def _is_stacked(placement: Placement) -> bool:
 
 
 def _layers(placement: Placement, sizes: Mapping[str, int]) -> int:
-    """Number of layers stacked in an array on this device."""
+    """Return the number of layers stacked in an array on this device."""
     if not _is_stacked(placement):
         return 1
     axis = placement.parameter.names.index(LAYERS)
@@ -188,7 +190,7 @@ def _layers(placement: Placement, sizes: Mapping[str, int]) -> int:
 
 
 def _whole(placement: Placement, sizes: Mapping[str, int]) -> int:
-    """Bytes of a parameter on this device after it is gathered over the FSDP mesh axis."""
+    """Return the size in bytes of a parameter on this device after it is gathered by FSDP."""
     if placement.fsdp_axis is None:
         return placement.bytes_per_device
     name = placement.spec[placement.fsdp_axis]

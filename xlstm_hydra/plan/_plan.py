@@ -1,32 +1,35 @@
-"""The plan of a run: memory, work, communication and time of a training step, computed without a device.
+"""The plan of a run: memory, operations, communication and time of a training step, computed without devices.
 
-The time of a step is a lower bound. At best three resources of a device work in parallel, so a step takes at least as
-long as the slowest of them:
+The step time is a lower bound. At best, three resources of a device work in parallel, so a step takes at least as long
+as the slowest of them:
 
-- compute: operations of matrix products / the device's rate for the dtype of their operands. All other operations are
-  hidden by the memory traffic that they cause.
+- compute: operations in matrix products / the device's rate for the operand dtype. All other operations are assumed to
+  take less time than the memory traffic that they cause.
 - memory: bytes read and written / memory bandwidth. Compute and memory form the roofline (Williams, Waterman,
   Patterson, Communications of the ACM 52(4), 2009) of the program as a whole.
-- network: bytes that a device sends / bandwidth of the links that they use.
+- network: bytes sent by the device / bandwidth of the links used.
 
-In a collective over n devices whose larger side has B bytes, each device sends at least the following (Patarasuk, Yuan,
-Journal of Parallel and Distributed Computing 69(2), 2009; rings achieve it). The n devices are on h hosts:
+Consider a collective over n devices on h hosts, and let B be the size in bytes of the larger of its input and output on
+a device. Each device sends at least the following (Patarasuk, Yuan, Journal of Parallel and Distributed Computing
+69(2), 2009; ring algorithms achieve it):
 
-| operation | bytes sent by each device | share of them that goes to other hosts |
+| operation | bytes sent by each device | of these, bytes sent to other hosts |
 |---|---|---|
 | all-gather, reduce-scatter | B (n - 1) / n | B (h - 1) / n |
 | all-reduce | 2 B (n - 1) / n | 2 B (h - 1) / n |
 | all-to-all | B (n - 1) / n | B (h - 1) / h |
 | collective-permute | B | B if any neighbours are on different hosts |
 
-The last column is what a host must receive from the others, B (h - 1) / h, divided over the links of its devices. This
-is achieved by several rings that each use another device's link, or by an exchange in two levels. Traffic to other
-hosts uses `network_bandwidth`, the rest uses `host_bandwidth`, both at the same time; the slower of them is the time of
-the collective. Latencies are ignored. So is the torus of a TPU: its axes are treated as rings of the same bandwidth.
+For all-gather and reduce-scatter, the last column is the B (h - 1) / h bytes that a host must receive from other hosts,
+divided over its n / h devices; an all-reduce is one of each. It is achieved by several rings that cross hosts over the
+links of different devices, or by a two-level exchange. Traffic to other hosts uses `network_bandwidth`, and all other
+traffic uses `host_bandwidth`. Both run at the same time, and the slower one determines the time of the collective.
+Latencies are ignored. The axes of a TPU torus are treated as rings of the same bandwidth.
 
-The pipeline bubble needs no extra term. An idle stage computes a microbatch whose result is discarded, in the traced
-program as well as on the devices, so the counts already include all M + S - 1 ticks; `Plan.bubble` is the idle
-fraction. The optimizer's update is not counted: it reads and writes parameters, gradients and optimizer state once.
+The pipeline bubble needs no extra term. An idle stage computes a microbatch whose result is discarded, both in the
+traced program and on the devices, so the counts include all M + S - 1 ticks of M microbatches in S stages.
+`Plan.bubble` is the idle fraction. The optimizer update, which reads and writes parameters, gradients and optimizer
+state once, is not counted.
 """
 
 from __future__ import annotations
@@ -52,14 +55,11 @@ from ._own_costs import own_costs, own_memory_and_counts, shard_own_parameters
 
 
 class PlanError(TaskError):
-    """No plan can be made for a valid config: the model cannot be traced without devices, or the planner cannot read
-    the programs of this JAX version."""
+    """Error for a valid config that cannot be planned: the model cannot be traced without devices, or the planner
+    cannot read the programs of this JAX version."""
 
     def __init__(self, why: str, fix: str = "") -> None:
-        """Args:
-        why: the reason, without a full stop.
-        fix: a way to continue without a plan.
-        """
+        """Compose the message from the reason, without a full stop, and a way to continue without a plan."""
         self.why = why
         fixes = " ".join(filter(None, [fix, "HYDRA_FULL_ERROR=1 prints the traceback."]))
         super().__init__(f"no plan can be made: {self.reason}. {fixes}")
@@ -72,7 +72,7 @@ class PlanError(TaskError):
 
 @contextmanager
 def planning(fix: str = "") -> Iterator[None]:
-    """Convert any error during planning to a `PlanError`, so that callers can continue without a plan.
+    """Convert any error except a `ConfigError` to a `PlanError`, so that callers can continue without a plan.
 
     Args:
         fix: a way to continue without a plan.
@@ -89,7 +89,7 @@ def planning(fix: str = "") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of a training step on each device, computed from the programs of other layouts."""
+    """Cost of a training step on each device, estimated from the programs of other layouts."""
 
     run: RunConfig
     sizes: Mapping[str, int]
@@ -102,7 +102,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Plan(Estimate):
-    """Cost of a training step on each device, computed from its own program by `make_plan`."""
+    """Cost of a training step on each device, computed by `make_plan` from its own program."""
 
     num_devices: int
     device: DeviceConfig
@@ -121,12 +121,12 @@ class Plan(Estimate):
 
     @property
     def num_parameters(self) -> int:
-        """Number of elements of all parameters."""
+        """Total number of elements of all parameters."""
         return sum(math.prod(placement.parameter.shape) for placement in self.placements)
 
     @property
     def num_hosts(self) -> int:
-        """Number of hosts of the devices."""
+        """Number of hosts that the devices are on."""
         return math.ceil(self.num_devices / self.device.devices_per_host)
 
     @property
@@ -136,12 +136,12 @@ class Plan(Estimate):
 
     @property
     def headroom(self) -> int:
-        """Bytes of the device's memory that remain free; negative if the run does not fit."""
+        """Bytes of device memory that remain free at the peak; negative if the run does not fit."""
         return self.device.memory_bytes - self.memory.total
 
     @property
     def fits(self) -> bool:
-        """True if a device has enough memory."""
+        """True if the run fits into device memory."""
         return self.headroom >= 0
 
 
@@ -151,7 +151,8 @@ def make_plan(
 ) -> Plan:
     """Plan a run. Its `model_class` must be a class.
 
-    Any Flax Linen class is traced. A class with a static method `plan_costs` provides its own costs, see `ModelCosts`.
+    A class with a static method `plan_costs` provides its own costs; see `ModelCosts`. Any other Flax Linen class is
+    traced.
 
     Args:
         run: the config.
@@ -160,7 +161,7 @@ def make_plan(
         parameters: parameters of the model. None: they are listed first, which takes a third of the time.
 
     Raises:
-        ConfigError: the layout does not fit the number of devices, the batch or the model.
+        ConfigError: the layout does not match the number of devices, the batch size or the model.
         PlanError: the model cannot be traced, or the traced program cannot be read with this JAX version.
     """
     if isinstance(run.model.model_class, str):
@@ -216,7 +217,7 @@ def _plan(
 
 
 def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int) -> dict[str, int]:
-    """Return the mesh axes that cross hosts, with the number of hosts along each. Devices are numbered by host, and
+    """Return the number of hosts along each mesh axis that crosses hosts. Devices are numbered host by host, and
     `parallel.assign_devices` gives neighbouring devices to the mesh axes that communicate most."""
     closest_first = run.distributed.device_order or run.parallel.busiest_axes()
     outer_first = tuple(reversed(closest_first))
@@ -227,7 +228,7 @@ def axes_across(run: RunConfig, sizes: Mapping[str, int], devices_per_host: int)
 
 @cache
 def _hosts_along(shape: tuple[int, ...], devices_per_host: int) -> tuple[int, ...]:
-    """Maximum number of hosts along each axis of a mesh."""
+    """Return the maximum number of hosts along each mesh axis."""
     hosts = (np.arange(math.prod(shape)) // devices_per_host).reshape(shape)
     return tuple(int((np.diff(hosts, axis=axis) != 0).sum(axis).max()) + 1 for axis in range(len(shape)))
 
@@ -237,7 +238,7 @@ def _hosts_along(shape: tuple[int, ...], devices_per_host: int) -> tuple[int, ..
 
 @dataclass(frozen=True)
 class Traffic:
-    """Total of a step's collectives with the same mesh axes, operation and dtype."""
+    """Totals of all collectives in a step that have the same mesh axes, operation and dtype."""
 
     axes: tuple[str, ...]
     """Names of the mesh axes."""
@@ -252,7 +253,7 @@ class Traffic:
     """Number of collectives per step."""
 
     bytes: int
-    """Bytes of their larger sides on each device."""
+    """Bytes of the larger of input and output on each device, summed over the collectives."""
 
     within_hosts: float
     """Bytes that each device sends to devices on the same host."""
@@ -261,7 +262,7 @@ class Traffic:
     """Bytes that each device sends to devices on other hosts."""
 
     seconds: float | None
-    """Time to send them; None if the device's speeds are not known."""
+    """Time in seconds to send them; None if the device's speeds are not known."""
 
 
 @dataclass(frozen=True)
@@ -269,17 +270,18 @@ class StepTime:
     """Seconds that each resource is busy during a step."""
 
     compute: float
-    """Matrix products at the device's rate for their dtype, including the pipeline bubble."""
+    """Seconds for matrix products, including the pipeline bubble."""
 
     memory: float
-    """Memory reads and writes, including the pipeline bubble."""
+    """Seconds for memory reads and writes, including the pipeline bubble."""
 
     network: Mapping[str, float]
-    """Communication by mesh axis. The names of several mesh axes of one collective are joined with +."""
+    """Seconds for communication, by mesh axis. For a collective over several mesh axes, their names are joined with
+    `+`."""
 
     @property
     def seconds(self) -> float:
-        """Lower bound of the step time: the slowest of the three, if they overlap perfectly."""
+        """Lower bound of the step time: the slowest of the three, assuming that they overlap perfectly."""
         return max(self.compute, self.memory, sum(self.network.values()))
 
     @property
@@ -290,7 +292,7 @@ class StepTime:
 
 
 def step_time(counts: Counts, sizes: Mapping[str, int], across: Mapping[str, int], device: DeviceConfig) -> StepTime:
-    """Return the time of a step.
+    """Return the estimated seconds that each resource is busy during a step.
 
     Args:
         counts: operations, memory traffic and collectives of each device.
@@ -309,7 +311,7 @@ def step_time(counts: Counts, sizes: Mapping[str, int], across: Mapping[str, int
 def step_traffic(
     counts: Counts, sizes: Mapping[str, int], across: Mapping[str, int], device: DeviceConfig
 ) -> tuple[Traffic, ...]:
-    """Return what each device sends in a step, the slowest first. The arguments are those of `step_time`."""
+    """Return the communication of each device in a step, slowest first. The arguments are those of `step_time`."""
     alike: dict[tuple[tuple[str, ...], str, str], list[Exchange]] = {}
     for exchange in counts.exchanges:
         alike.setdefault((exchange.axes, exchange.operation, exchange.dtype), []).append(exchange)
@@ -332,7 +334,8 @@ def _traffic(
 
 
 def _shares(operation: str, devices: int, hosts: int) -> tuple[float, float]:
-    """Bytes sent within the host and to other hosts, as multiples of the larger side of a collective."""
+    """Return the bytes that each device sends within its host and to other hosts, as multiples of B in the table
+    above."""
     if operation == "collective-permute":
         return float(devices > 1 and hosts == 1), float(hosts > 1)
     factor = 2 if operation == "all-reduce" else 1
@@ -341,6 +344,6 @@ def _shares(operation: str, devices: int, hosts: int) -> tuple[float, float]:
 
 
 def product_rate(device: DeviceConfig, dtype: str) -> float:
-    """Return the operations per second of matrix products in a dtype. The default is the rate of float32."""
+    """Return matrix product operations per second. Dtypes other than bfloat16 and float16 use the float32 rate."""
     rates = {"bfloat16": device.bfloat16_tflops, "float16": device.float16_tflops}
     return 1e12 * rates.get(dtype, device.float32_tflops)

@@ -1,4 +1,4 @@
-"""Costs of a traced program as numbers that can be scaled to other layouts."""
+"""Costs of traced programs, interpolated to other numbers of rows and other tensor-parallel sizes."""
 
 from __future__ import annotations
 
@@ -22,19 +22,24 @@ from ._memory import Moment, busiest_moments, bytes_by_kind, in_words, parts_rea
 from ._plan import Plan
 
 Numbers = Mapping[Any, float]
-"""Figures of a program by kind. Figures of the kind `share` are per byte of parameters or per row."""
+"""Costs of a program by key.
+
+- `("share", name)`: bytes per byte of parameters, or per row for `batch`.
+- `("memory", phase, kind)`: bytes at the peak of the phase.
+- `(phase, name, ...)`: fields of `Counts`, and the count and bytes of each kind of collective.
+"""
 
 
 def probe(
     run: RunConfig, tensor: int, rows: int, sharded: ParallelConfig | None, parameters: Sequence[Parameter]
 ) -> tuple[Numbers, Mapping[str, str]]:
-    """Trace a run with other sizes, and return its figures and a description of the peak of each phase.
+    """Trace a run with other sizes. Return its costs and a description of the memory peak of each phase.
 
     Args:
-        run: the run. Only its sizes change.
+        run: the run. Only mesh axis sizes, sharding settings and batch size are changed.
         tensor: number of tensor-parallel devices.
-        rows: rows per device.
-        sharded: a layout with FSDP, which is then applied to two devices; None: no FSDP.
+        rows: rows (examples) per device.
+        sharded: a layout whose FSDP settings are applied, over two devices. None: no FSDP.
         parameters: parameters of the model.
     """
     fsdp = 1 if sharded is None else 2
@@ -62,8 +67,8 @@ def probe(
 
 
 def probe_of(plan: Plan, rows: int) -> tuple[Numbers, Mapping[str, str]]:
-    """Return the figures of a plan without a pipeline in place of those of a traced program, as if every phase needed
-    the same memory and all work were outside the blocks."""
+    """Return the costs of a plan without a pipeline in the form that `probe` returns. All phases are assigned the same
+    memory, and all operations are assigned to the phase `outside`."""
     memory = plan.memory
     numbers: dict[Any, float] = {}
     for phase in PHASES:
@@ -96,15 +101,15 @@ def _count_numbers(phase: str, counts: Counts) -> Numbers:
 
 
 class Fit:
-    """Interpolation of a program's figures for any number of rows and any tensor parallelism."""
+    """Costs of a program, interpolated to any number of rows and any tensor-parallel size."""
 
     def __init__(self, probes: Sequence[Numbers], rows: Sequence[int], widths: Sequence[int]) -> None:
-        """Fit one to three probes.
+        """Fit the costs of one to three traced programs.
 
         Args:
-            probes: figures at the first width for each number of rows, then at the second width for the last.
+            probes: costs at the first width for each number of rows, then at the second width for the last number.
             rows: one or two numbers of rows.
-            widths: one or two numbers of tensor-parallel devices.
+            widths: one or two tensor-parallel sizes.
         """
         self._keys = sorted({key for numbers in probes for key in numbers}, key=str)
         values = [np.array([numbers.get(key, 0.0) for key in self._keys]) for numbers in probes]
@@ -119,18 +124,20 @@ class Fit:
         self._known: dict[tuple[int, int], Numbers] = {}
 
     def at(self, rows: int, tensor: int) -> Numbers:
-        """Return the figures for this number of rows and devices. At 0 rows, only the part without rows remains."""
+        """Return the costs for this number of rows and this tensor-parallel size. With 0 rows, only the costs that do
+        not depend on rows remain."""
         if (rows, tensor) not in self._known:
             values = self._at_width(self._constant, tensor) + self._slope_at(tensor) * rows
             self._known[rows, tensor] = dict(zip(self._keys, values.tolist(), strict=True))
         return self._known[rows, tensor]
 
     def _at_width(self, constant: np.ndarray, tensor: int) -> np.ndarray:
-        """The part that is independent of the rows: it comes from parameters, which tensor parallelism divides."""
+        """Return the costs that do not depend on rows. They come from parameters, which tensor parallelism divides."""
         return np.where(self._fixed, constant, constant * self._width / tensor)
 
     def _slope_at(self, tensor: int) -> np.ndarray:
-        """The part per row. Tensor parallelism divides it except for the residual stream: it is linear in 1 / width."""
+        """Return the costs per row. Tensor parallelism divides them, except for the residual stream, so they are linear
+        in 1 / `tensor`."""
         if self._other_width == self._width:
             return self._slope
         share = (1 / tensor - 1 / self._width) / (1 / self._other_width - 1 / self._width)
@@ -140,11 +147,11 @@ class Fit:
 # ---- phases of a step
 
 PHASES = ("forward", "backward", "outside")
-"""Phases of a step: the loop over the blocks forward and backward, and everything outside these loops."""
+"""Phases of a step: the forward and the backward loop over the blocks, and everything outside these loops."""
 
 
 def split(run: RunConfig, program: Program) -> dict[str, Program]:
-    """Return the program restricted to each of its phases."""
+    """Return one program per phase, each containing only the operations of that phase."""
     mapped, inner = _mapped(program)
     length = _stack_length(run)
     loops = [equation for equation in inner.equations if _is_stack(equation, length)]
@@ -158,7 +165,7 @@ def split(run: RunConfig, program: Program) -> dict[str, Program]:
 
 
 def _mapped(program: Program) -> tuple[Equation, Program]:
-    """The `shard_map` of a program, and the program of one device in it."""
+    """Return the `shard_map` equation of a program, and the program of each device inside it."""
     for equation in program.equations:
         if equation.name == "shard_map" and isinstance(equation.form, Call):
             return equation, equation.form.program
@@ -166,7 +173,7 @@ def _mapped(program: Program) -> tuple[Equation, Program]:
 
 
 def busiest_by_phase(run: RunConfig, graph: Graph) -> dict[str, Moment]:
-    """Return the moment of peak memory of each phase."""
+    """Return the moment of peak memory in each phase."""
     length = _stack_length(run)
 
     def phase(operation: Operation | None) -> str:
@@ -183,7 +190,7 @@ def _is_stack(one: Equation | Operation, length: int | None) -> bool:
 
 
 def _stack_length(run: RunConfig) -> int | None:
-    """Number of iterations of the loop over the blocks; None if there is no loop."""
+    """Return the number of iterations of the loop over the blocks; None if there is no loop."""
     config = run.model.model_config
     if not isinstance(config, LanguageModelConfig) or not config.scan_blocks:
         return None

@@ -1,4 +1,5 @@
-"""Plans, searches and changes as text: the output of `task=plan`, and the summary at the start of a training run."""
+"""Plans, layout searches and suggested changes as text: the output of `task=plan`, and the summary at the start of a
+training run."""
 
 from __future__ import annotations
 
@@ -24,17 +25,17 @@ MEMORY_KINDS = {
     "working": "intermediate results",
     "batch": "batch",
 }
-"""Labels of the fields of `Memory`."""
+"""Labels of the `Memory` fields, by field name."""
 
 _WHOLE_LINES = 6
 
 
 def report(plan: Plan, parameters: str = "modules") -> str:
-    """Return all sections of a plan except the verdict.
+    """Return all sections of a plan as text, except the verdict.
 
     Args:
         plan: the plan.
-        parameters: rows of the table of parameters: one per module (`modules`), one per array (`all`) or `none`.
+        parameters: rows of the parameter table: one per module (`modules`), one per array (`all`) or `none`.
     """
     parts = [_head(plan), _parameters(plan, parameters), _memory(plan), _work(plan), _communication(plan), _time(plan)]
     texts = ("\n".join(lines) for lines in parts)
@@ -42,16 +43,18 @@ def report(plan: Plan, parameters: str = "modules") -> str:
 
 
 def full_report(plan: Plan) -> str:
-    """Return all sections of a plan with the verdict."""
+    """Return all sections of a plan as text, including the verdict."""
     return f"{report(plan)}\n\n{verdict(plan)}"
 
 
 def facts(plan: Plan, done: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield the device, the memory and the time of a plan as short lines, each with a key; see `log_fact`.
+    """Yield the device, memory and time of a plan as pairs of a label and a line; see `log_fact`.
+
+    A line with an empty label continues the previous line.
 
     Args:
         plan: the plan.
-        done: number of completed steps, which the expected time of the run does not include.
+        done: number of completed steps. The expected time of the run excludes them.
     """
     memory, device = plan.memory, plan.device
     largest = max(MEMORY_KINDS, key=lambda kind: getattr(memory, kind))
@@ -69,12 +72,12 @@ def facts(plan: Plan, done: int = 0) -> Iterator[tuple[str, str]]:
 
 
 def summary(plan: Plan) -> list[str]:
-    """Return `facts` as lines, with a note on unknown primitives."""
+    """Return `facts` as lines, followed by a note on unknown primitives if there are any."""
     return [*(f"{key:<{FACT_INDENT}}{text}" for key, text in facts(plan)), *unknown_note(plan)]
 
 
 def verdict(plan: Plan) -> str:
-    """Return whether the run fits, and the memory that is free or missing."""
+    """Return a line that states whether the run fits, and how much memory is free or missing."""
     capacity, share = plan.device.memory_bytes, abs(plan.headroom) / plan.device.memory_bytes
     available = f"the available {in_bytes(capacity)} ({plan.device.name})"
     if plan.fits:
@@ -111,7 +114,7 @@ def _head(plan: Plan) -> Iterator[str]:
 
 @dataclass
 class _Rows:
-    """Parameters in the same row."""
+    """Parameters in the same table row."""
 
     placements: list[Placement] = field(default_factory=list)
 
@@ -153,14 +156,14 @@ def _parameters(plan: Plan, detail: str) -> Iterator[str]:
 
 
 def _module(placement: Placement) -> tuple[str, str]:
-    """Path and class of the module whose row a parameter is in, at most two levels deep."""
+    """Return the path and class of the module in whose table row a parameter is listed, at most two levels deep."""
     parts, classes = placement.parameter.path.split("."), placement.parameter.modules
     depth = min(2, max(len(parts) - 1, 1))
     return ".".join(parts[:depth]), classes[depth - 1] if len(classes) >= depth else ""
 
 
 def _whole(plan: Plan) -> Iterator[str]:
-    """Parameters that FSDP does not shard, grouped by reason, the largest group first."""
+    """Yield lines on the parameters that FSDP does not shard, grouped by reason, largest group first."""
     if plan.sizes[plan.run.parallel.fsdp_axis_name] == 1:
         yield "not sharded by FSDP: parallel.fsdp_axis_size is 1 on this mesh"
         return
@@ -182,7 +185,7 @@ def _whole(plan: Plan) -> Iterator[str]:
 
 
 def _why_whole(plan: Plan, placement: Placement) -> tuple[str, str]:
-    """The reason why FSDP does not shard a parameter, and the settings that would shard it."""
+    """Return the reason why FSDP does not shard a parameter, and the settings that would shard it."""
     way = split_with(placement, plan.run.parallel, plan.sizes)
     return placement.whole_because or "", f"would be sharded with {way}" if way else "cannot be sharded"
 
@@ -216,7 +219,7 @@ def _work(plan: Plan) -> Iterator[str]:
 
 
 def unknown_note(plan: Plan) -> Iterator[str]:
-    """A note on primitives that the planner does not know."""
+    """Yield a note on primitives that the planner does not know, if there are any."""
     if names := plan.counts.unknown:
         yield f"primitives not known to the planner, counted as one operation per element: {', '.join(names)}"
 
@@ -257,7 +260,7 @@ def _time(plan: Plan) -> Iterator[str]:
 
 
 def _bound(plan: Plan) -> str:
-    """The lower bound of the step time in one line."""
+    """Return the lower bound of the step time as one line."""
     assert plan.time is not None and plan.tokens_per_second is not None
     return (
         f"a step takes {in_ms(plan.time.seconds)} or more, bound by {plan.time.bound_by}: "
@@ -266,7 +269,7 @@ def _bound(plan: Plan) -> str:
 
 
 def _host_name(plan: Plan) -> str:
-    """Name of a group of devices with fast links."""
+    """Return the name of a group of devices with fast links: `slice` for TPUs, otherwise `host`."""
     return {"tpu": "slice"}.get(plan.device.platform, "host")
 
 
@@ -274,7 +277,7 @@ def _host_name(plan: Plan) -> str:
 
 
 def search_report(found: Search) -> str:
-    """Return a table of the best layouts and the overrides that select them."""
+    """Return a table of the best layouts, with the overrides that select them."""
     tried = (
         f"{found.tried:,} layouts of {found.num_devices} x {found.device.name}, {len(found.refused):,} more are invalid"
     )
@@ -296,7 +299,7 @@ def search_report(found: Search) -> str:
 
 
 def changes_report(changes: Sequence[Change]) -> Iterator[str]:
-    """Yield the overrides that would make the run fit, one change per line."""
+    """Yield the lines of a table of changes that would make the run fit, one change per line."""
     if not changes:
         return
     yield "the run would fit with one of these changes:"

@@ -1,4 +1,4 @@
-"""The search for the fastest layout of a run, and the overrides that select a layout."""
+"""Search for the fastest layout of a run, and the overrides that select a layout."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ SEARCH_VERSION = 1
 """Version of the format of `Search.to_dict`."""
 
 FEW = 3
-"""Number of layouts that are planned if only the best is needed."""
+"""Number of layouts that are planned if only the best one is needed."""
 
 _TRIES = 3
-"""Maximum number of layouts that are planned for each one that is wanted, as an estimate can be too low."""
+"""Maximum number of layouts planned per requested layout. A planned layout may not fit although its estimate does."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """Result of `search`: the layouts of a run on a number of devices."""
+    """Result of `search`: the layouts of a run on a given number of devices."""
 
     run: RunConfig
     num_devices: int
     device: DeviceConfig
     limit: int
-    """Bytes of a device's memory that a layout may use."""
+    """Bytes of device memory that a layout may use."""
     best: tuple[Plan, ...]
-    """Plans of the fastest layouts that fit, the fastest first."""
+    """Plans of the fastest layouts that fit, fastest first."""
     fitting: tuple[Estimate, ...]
-    """Layouts that are estimated to fit, the fastest first."""
+    """Estimates of the layouts that fit, fastest first."""
     dropped: tuple[Estimate, ...]
-    """Layouts that are estimated not to fit, the smallest first."""
+    """Estimates of the layouts that do not fit, smallest memory first."""
     refused: tuple[Refusal, ...]
     """Layouts that break a rule of the config."""
     traced: int
@@ -51,7 +51,7 @@ class Search:
 
     @property
     def chosen(self) -> RunConfig:
-        """The run with the fastest layout.
+        """The run with the fastest layout that fits.
 
         Raises:
             ConfigError: no layout is valid, no layout fits, or the device's speeds are not known.
@@ -66,7 +66,7 @@ class Search:
         return self.best[0].run
 
     def why(self) -> str:
-        """Return a sentence on the fastest layout and the number of layouts compared."""
+        """Return a sentence about the fastest layout and the number of layouts compared."""
         plan = self.best[0]
         text = " ".join(layout_overrides(plan.run, self.run))
         time = f", at least {in_ms(plan.time.seconds)} per step, bound by {plan.time.bound_by}" if plan.time else ""
@@ -75,7 +75,7 @@ class Search:
 
     @property
     def tried(self) -> int:
-        """Number of valid layouts."""
+        """Number of valid layouts. All of them are compared."""
         return len(self.fitting) + len(self.dropped)
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,16 +100,15 @@ class Search:
 
 
 def search(run: RunConfig, num_devices: int, device: DeviceConfig, *, best: int = 10) -> Search:
-    """Compare the layouts of a run on a number of devices; see `layouts`.
+    """Compare the layouts of a run on a given number of devices; see `layouts`.
 
-    All layouts are estimated first. The fastest are then planned one by one, so their figures equal those of
-    `make_plan`.
+    The costs of all layouts are estimated first. The fastest layouts are then planned one by one with `make_plan`.
 
     Args:
         run: the config. Its `model_class` must be a class.
         num_devices: number of devices.
         device: properties of each device.
-        best: number of layouts that are planned.
+        best: maximum number of plans in the result.
 
     Raises:
         PlanError: see `make_plan`.
@@ -154,7 +153,7 @@ def _search(run: RunConfig, num_devices: int, device: DeviceConfig, best: int) -
 
 
 def _unused_settings(estimator: LayoutEstimator, run: RunConfig) -> Refusal | None:
-    """The refusal of a layout if one of its settings applies to no parameter of the model."""
+    """Return a refusal if one of the settings of a layout does not apply to any parameter of the model."""
     mesh = abstract_mesh(run.parallel, estimator.num_devices)
     problems = tuple(unused_settings(run, mesh_axes(run.parallel, mesh), estimator.placements(run)))
     data, fsdp, pipeline, tensor = mesh.shape.values()
@@ -175,8 +174,8 @@ def _nothing_fits(found: Search) -> Problem:
 
 
 def speed(one: Estimate) -> tuple[Any, ...]:
-    """Return the key by which layouts are sorted: the lower bound of the step time, then the sum of compute, memory and
-    network time, then the memory."""
+    """Return the sort key of a layout: the lower bound of the step time; then the sum of compute, memory and network
+    time; then the memory."""
     time, times = one.time, (0.0, 0.0)
     if time is not None:
         times = time.seconds, time.compute + time.memory + sum(time.network.values())
@@ -185,14 +184,15 @@ def speed(one: Estimate) -> tuple[Any, ...]:
 
 
 def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) -> tuple[str, ...]:
-    """Return the overrides that select the layout of `run`. They replace `parallel=...` on the command line of `typed`
-    and come after its other overrides.
+    """Return the overrides that select the layout of `run`.
+
+    On the command line of `typed`, they replace `parallel=...` and come after the other overrides.
 
     Args:
         run: the run with the layout.
-        typed: the run as it was typed, which differs only in its layout.
-        brief: if true, choose the shortest overrides among the options of the group, which Hydra composes in 50 ms.
-            Otherwise, and without Hydra, list the fields one by one.
+        typed: the run as typed on the command line. It differs only in its layout.
+        brief: if true, use the option of the config group `parallel` that gives the shortest overrides; Hydra needs
+            50 ms to find it. Otherwise, and without Hydra, list the fields one by one.
     """
     if brief and hooks.shortest_layout is not None:
         texts = hooks.shortest_layout(run)
@@ -207,21 +207,22 @@ def layout_overrides(run: RunConfig, typed: RunConfig, *, brief: bool = True) ->
 
 
 def open_batch(run: RunConfig, typed: RunConfig) -> dict[str, int]:
-    """Return an override that keeps the batch size, if the default batch size depends on the layout."""
+    """Return an override that keeps the batch size, if the default batch size depends on the layout; otherwise
+    empty."""
     is_open = isinstance(typed.task, PlanTaskConfig)  # in other tasks the default is the same for all layouts
     is_another = is_open and run.trainer.batch_size == typed.fitting_batch() != run.fitting_batch()
     return {"trainer.batch_size": run.trainer.batch_size} if is_another else {}
 
 
 def typed_text(value: Any) -> str:
-    """Return a value as in an override: `[a,b]` without spaces and quotes."""
+    """Return a value as typed in an override. Lists have no spaces or quotes, as in `[a,b]`."""
     if isinstance(value, list):
         return f"[{','.join(map(typed_text, value))}]"
     return value if isinstance(value, str) else show(value)
 
 
 def _row(typed: RunConfig, one: Estimate, *, brief: bool = False) -> dict[str, Any]:
-    """A layout and its figures as JSON values."""
+    """Return a layout and its costs as JSON values."""
     time = one.time
     return {
         "overrides": list(layout_overrides(one.run, typed, brief=brief)),

@@ -1,9 +1,9 @@
-"""The task `plan`, the files that it writes, and the comparison with the compiler.
+"""The task `plan`, the files that it writes, and the comparison of a plan with the compiler's figures.
 
-With `task.compile=true` the real training step is lowered and compiled ahead of time for simulated CPU devices. Nothing
-runs and no array is allocated. Memory is what XLA reports for the compiled step. Collectives, operations and gradients
-are read from the lowered program, because on CPU XLA then changes types and merges duplicates in ways that do not apply
-to other devices. The optimizer's own collectives (a few numbers, such as the norm of the gradients) appear only during
+With `task.compile=true`, the real training step is lowered and compiled ahead of time for simulated CPU devices. The
+step does not run, and no array is allocated. Memory is what XLA reports for the compiled step. Collectives, operations
+and gradients are read from the lowered program, because XLA's CPU compiler then changes dtypes and merges duplicates,
+unlike on other devices. The optimizer's own collectives (a few scalars, such as the gradient norm) are added during
 compilation, so neither side counts them.
 """
 
@@ -42,7 +42,7 @@ from ._search import FEW, Search, search
 FORMAT, VERSION = "xlstm_hydra_plan", 1
 
 PLAN_FILE, PLAN_TEXT_FILE, SEARCH_FILE = "plan.json", "plan.txt", "search.json"
-"""Files in the run folder: the complete plan, the same as text, and all layouts of a search."""
+"""Files in the run folder: the complete plan, the plan as text, and all layouts of a search."""
 
 
 def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def to_dict(plan: Plan, changes: Sequence[Change] = ()) -> dict[str, Any]:
 
     Args:
         plan: the plan.
-        changes: changes that make the run fit.
+        changes: changes that would make the run fit.
     """
     config, counts, step = plan.run.model.model_config, plan.counts, plan.time
     traffic = step_traffic(counts, plan.sizes, plan.across_hosts, plan.device)
@@ -112,19 +112,19 @@ def _array(plan: Plan, placement: Placement) -> dict[str, Any]:
 
 
 def missing(reason: str) -> dict[str, Any]:
-    """Return the content of `plan.json` if no plan can be made."""
+    """Return the content of `plan.json` when no plan can be made."""
     return {"format": FORMAT, "version": VERSION, "no_plan": reason}
 
 
 def plan(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
-    """Plan a run, print the plan, and write it into `folder`.
+    """Plan a run, print the plan, and write it to `folder`.
 
     Returns:
         The lower bound of the step time in seconds, as an objective for sweepers: 0 if the device's speeds are not
         known, infinity if the run does not fit. After a search, the bound of the best layout.
 
     Raises:
-        ConfigError: the layout does not fit the devices or the model.
+        ConfigError: the layout does not match the number of devices, the batch size or the model.
         PlanError: the model cannot be traced, or the traced program cannot be read with this JAX version.
     """
     del overrides
@@ -163,7 +163,7 @@ _DEFAULT_NOTE = "No device is chosen; the plan is for {}. Choose another with ta
 
 
 def _changes(found: Plan) -> tuple[Change, ...]:
-    """Changes that make a run fit; empty if it already fits."""
+    """Return changes that would make a run fit; empty if it already fits."""
     try:
         return () if found.fits else changes_that_fit(found)
     except PlanError as error:
@@ -172,8 +172,8 @@ def _changes(found: Plan) -> tuple[Change, ...]:
 
 
 def _laid_out(layouts: Search) -> RunConfig:
-    """The run with its layout. With `parallel=auto`, the layout that training would choose, or the one that needs the
-    least memory if none fits."""
+    """Return the run with a fixed layout. With `parallel=auto`, this is the layout that training would choose or, if
+    none fits, the one that needs the least memory."""
     if not layouts.run.parallel.is_open():
         return layouts.run
     estimated = [*layouts.fitting, *layouts.dropped]
@@ -186,7 +186,7 @@ def _laid_out(layouts: Search) -> RunConfig:
 
 
 def _compiled(found: Plan) -> list[dict[str, Any]]:
-    """Print the figures of the plan next to the compiler's."""
+    """Print the plan's figures next to the compiler's, and return them as JSON values."""
     with status("compiling the training step", in_log=False):
         compared = list(compare(found, compile_step(found.run, found.num_devices)))
     head = (f"compiled for {found.num_devices} simulated devices", "unit", "plan", "compiler", "ratio", "")
@@ -203,43 +203,43 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
 # ---- the compiler
 
 Kind = tuple[str, str, int, int]
-"""Operation, NumPy dtype name, number of devices and bytes of a collective."""
+"""Operation, NumPy dtype name, number of devices, and size in bytes of a collective."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """The compiler's figures for a training step, for each device. `compile_step` makes one."""
+    """The compiler's figures for a training step on each device, returned by `compile_step`."""
 
     num_devices: int
     parameters: int
     """Bytes of the parameters."""
     gradients: int
-    """Bytes of the gradients after they are summed."""
+    """Bytes of the gradients after they are summed over devices."""
     optimizer: int
-    """Bytes of the rest of the state and of the optimizer's numeric arguments."""
+    """Bytes of the training state other than the parameters, and of the hyperparameters."""
     batch: int
-    """Bytes of the parts of the batch that the step reads."""
+    """Bytes of the batch arrays that the step reads."""
     total: int
-    """Peak bytes: arguments, temporaries, and results that do not reuse the memory of an argument."""
+    """Peak bytes: arguments, temporary arrays, and results that do not reuse the memory of an argument."""
     flops_once: float
-    """Operations of loss and gradients, with the body of each loop counted once."""
+    """Operations of the loss and its gradients, with each loop body counted once."""
     collectives: tuple[Collective, ...]
     """Collectives of the whole step."""
     seconds: float
-    """Time to lower and compile."""
+    """Time to lower and compile the step, in seconds."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure of the plan and the compiler's figure for the same quantity."""
+    """A figure of the plan, and the compiler's figure for the same quantity."""
 
     what: str
     unit: str
-    """bytes, operations or times."""
+    """`bytes`, `operations` or `times`."""
     plan: float
     compiler: float
     note: str = ""
-    """Reason why they may differ."""
+    """Reason why the two may differ."""
 
     @property
     def ratio(self) -> float:
@@ -251,7 +251,7 @@ def compile_step(run: RunConfig, num_devices: int) -> Compiled:
     """Compile the training step of a run for simulated CPU devices. Its `model_class` must be a class.
 
     Raises:
-        ConfigError: the layout does not fit the number of devices or the model, or the model does not run on CPUs.
+        ConfigError: the layout does not match the number of devices or the model, or the model does not run on CPUs.
     """
     config = run.model.model_config
     if isinstance(config, SubModelConfig) and (problems := [*config.platform_rules("cpu")]):
@@ -262,7 +262,7 @@ def compile_step(run: RunConfig, num_devices: int) -> Compiled:
 
 
 def compile_program(program: Program) -> Compiled:
-    """Compile the training step of a program."""
+    """Compile the training step of a program, and return the compiler's figures."""
     start = time.perf_counter()
     state, batch, numbers = program.abstract_state, program.abstract_batch, program.abstract_numbers
     step = program.train_step.lower(state, batch, numbers)
@@ -289,7 +289,7 @@ def compile_program(program: Program) -> Compiled:
 
 
 def _bytes(arrays: Any, shardings: Any) -> int:
-    """Bytes of a tree of arrays on each device. An array that the step does not read has no sharding and no memory."""
+    """Return the bytes of a tree of arrays on each device. Arrays that the step does not read have no sharding."""
     placed = jax.tree.leaves(shardings, is_leaf=lambda sharding: sharding is None)
     return sum(
         math.prod(sharding.shard_shape(array.shape)) * array.dtype.itemsize
@@ -299,7 +299,7 @@ def _bytes(arrays: Any, shardings: Any) -> int:
 
 
 def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
-    """Yield the figures of a plan with the compiler's."""
+    """Yield the plan's figures and the compiler's, in pairs."""
     held = sum(placement.bytes_per_device for placement in plan.placements)
     yield Comparison("parameters", "bytes", held, compiled.parameters)
     yield Comparison("gradients", "bytes", held, compiled.gradients)
@@ -321,13 +321,13 @@ def compare(plan: Plan, compiled: Compiled) -> Iterator[Comparison]:
 
 
 def widened_types(counts: Counts) -> list[str]:
-    """Return the dtypes of a program's products and collectives that XLA widens to float32 on CPU."""
+    """Return the dtypes of matrix products and collectives that XLA widens to float32 on CPU."""
     types = {*counts.product_flops, *(each.dtype for each in counts.exchanges)}
     return sorted(types & {"bfloat16", "float16"})
 
 
 def planned_collectives(exchanges: Iterable[Exchange], sizes: Mapping[str, int]) -> Counter[Kind]:
-    """Count the collectives in the plan of a step by kind."""
+    """Count the planned collectives of a step by kind."""
     found = Counter[Kind]()
     for each in exchanges:
         devices = math.prod(sizes[axis] for axis in each.axes)
@@ -344,7 +344,7 @@ def lowered_collectives(collectives: Iterable[Collective]) -> Counter[Kind]:
 
 
 def _numpy_name(dtype: str) -> str:
-    """NumPy name of an MLIR element type: float32 for f32."""
+    """Return the NumPy name of an MLIR element type, such as float32 for f32."""
     kind = dtype.rstrip("0123456789")
     names = {"f": "float", "bf": "bfloat", "i": "int", "ui": "uint"}
     return "bool" if dtype == "i1" else names[kind] + dtype[len(kind) :]

@@ -1,13 +1,13 @@
-"""The compilation cache: compiled programs are counted, and saved on disk for later runs.
+"""The compilation cache: saves compiled programs on disk for later runs, and counts them.
 
-JAX stores compiled programs under a key of everything they depend on. This module sets the cache directory and the
-selection of programs for one run, and resets them afterwards. It also writes the files itself, because JAX writes in
-place and never repairs a file that was truncated by a kill.
+JAX stores each compiled program under a key that covers everything the program depends on. This module sets the cache
+directory and the cache options for one run, and restores the previous values afterwards. It also reads and writes the
+files itself, because JAX writes files in place and never repairs a file that is truncated because a process was killed.
 
-Cached programs are executed without further checks, so anyone who can write to the cache can run code here. Only files
-that belong to this user, and that nobody else can write, are loaded. The cache directory is the user's own, or is set
-on the command line, in the user's config or in the environment. It does not depend on the run folder, because a run
-folder may come from someone else.
+Cached programs are executed without further checks, so anyone who can write to the cache could run code in this
+process. Therefore, a file is loaded only if it belongs to this user or root, and nobody else can write to it. The cache
+directory is the user's default directory, or is set on the command line, in the user's config or in the environment. It
+does not depend on the run folder, because a run folder may come from someone else.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from xlstm_hydra.configs import TrainerConfig
 
 _HIT, _SAVED = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/compile_time_saved_sec"
 _COMPILE = "/jax/core/compile/backend_compile_duration"
-"""Events of JAX. A program that is loaded from the cache also counts as a compilation."""
+"""Names of JAX events. A program loaded from the cache also counts as a compilation."""
 
 _SETTINGS: dict[str, Any] = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,  # also cache the programs of small jobs
     "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_persistent_cache_enable_xla_caches": None,  # their path would be part of the key, and must be writable
+    "jax_persistent_cache_enable_xla_caches": None,  # the key would include their path, which must be writable
 }
-"""Further settings of JAX, unless they are set in the environment."""
+"""Other JAX options to set, unless they are set in the environment."""
 
 _UNFINISHED, _HOUR = ".new", 3600.0
-"""Suffix of files that are being written, and the age in seconds after which they are abandoned."""
+"""Suffix of files that are being written, and the age in seconds after which such a file counts as abandoned."""
 
 _OWN = Path("xlstm_hydra", "compiled")
-"""Compilation cache directory, relative to the user's cache folder."""
+"""Default cache directory, relative to the user's cache folder (`~/.cache`)."""
 
 _UNUSED_DAYS = 30.0
-"""Days after which a program that was not loaded is removed from the user's cache folder."""
+"""Days without use after which a program is removed from the default cache directory."""
 
 
 @dataclass
 class CompilationStats:
-    """Statistics about the compiled programs of a run."""
+    """Statistics of the compiled programs of a run."""
 
     total: int = 0
     """Number of programs."""
@@ -64,8 +64,8 @@ class CompilationStats:
     """Seconds spent on compiling programs and on loading them from the cache."""
 
     saved: float = 0.0
-    """Seconds saved by the cache: the original compilation times, rounded by JAX to whole seconds, minus the time to
-    load the programs."""
+    """Estimated seconds saved by the cache: original compilation times, rounded by JAX to whole seconds, minus loading
+    times."""
 
     @property
     def compiled(self) -> int:
@@ -93,7 +93,7 @@ class CompilationStats:
 
 @contextmanager
 def compilation_cache(config: TrainerConfig) -> Iterator[CompilationStats]:
-    """Save the programs compiled inside in the cache directory of the config, and count them.
+    """Count the programs compiled in the `with` block, and save them in the cache directory of the config.
 
     Yields:
         The statistics, which are updated while programs are compiled.
@@ -120,7 +120,7 @@ def _set(settings: dict[str, Any], folder: str | None) -> None:
 
 
 def _cache_folder(config: TrainerConfig) -> str | None:
-    """Return the cache directory, or None. The URL of an object store is passed to JAX unchanged."""
+    """Return the cache directory; None if programs are not cached. The URL of an object store is returned unchanged."""
     if config.compilation_cache_dir is None:
         return None
     known = jax.config.values["jax_compilation_cache_dir"]
@@ -143,7 +143,7 @@ def _cache_folder(config: TrainerConfig) -> str | None:
 
 
 def compiled_folder() -> Path | None:
-    """Return the compilation cache directory of this user; None for a user without a home folder."""
+    """Return this user's default cache directory; None for a user without a home folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     home = Path(os.path.expanduser("~"))
     folder = cache if cache.is_absolute() else home / ".cache"
@@ -158,7 +158,7 @@ def _status(folder: Path) -> os.stat_result | None:
 
 
 def _other_writer(status: os.stat_result | None) -> str | None:
-    """Return a description of others than this user and root who can write a file; None if there are none."""
+    """Return a description of who can write a file besides this user and root; None if nobody can."""
     if status is None:
         return None
     if status.st_uid not in (os.getuid(), 0):
@@ -167,18 +167,18 @@ def _other_writer(status: os.stat_result | None) -> str | None:
 
 
 def _remove_older(file: Path, seconds: float) -> None:
-    """Remove a file that was not used for `seconds`. Errors are ignored: another process may have removed it."""
+    """Remove a file that has not been used for `seconds`. Errors are ignored: another process may have removed it."""
     with suppress(OSError):
         if time.time() - file.stat().st_mtime > seconds:
             file.unlink()
 
 
 class _Store:
-    """Compiled programs as files, under the names that JAX gives them.
+    """Directory of compiled programs, with the file names that JAX uses.
 
-    A file is written completely or not at all. A truncated file, which another program has written, is reported and
-    replaced. A file that someone else could have written is not loaded. If files cannot be read or written, that is
-    reported once, and the run continues without the cache.
+    Each file is written completely or not at all. A file that another program has left truncated is reported and
+    replaced. A file that someone else could have written is not loaded. If files cannot be read or written, one warning
+    is logged and the run continues without the cache.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -187,7 +187,7 @@ class _Store:
         self._tidy()
 
     def get(self, key: str) -> bytes | None:
-        """Return the program under a key, if there is a usable one."""
+        """Return the program stored under a key; None if there is no usable program."""
         file = self._file(key)
         try:
             value = self._read(file)
@@ -202,7 +202,7 @@ class _Store:
         return value
 
     def put(self, key: str, value: bytes) -> None:
-        """Save a program. JAX only calls this in process 0."""
+        """Save a program under a key. JAX calls this only in process 0."""
         fresh = self._path / f".{uuid.uuid4().hex}{_UNFINISHED}"
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ class _Store:
                 fresh.unlink()
 
     def _read(self, file: Path) -> bytes:
-        """Read a file that only this user could have written.
+        """Read a file that only this user or root could have written.
 
         Raises:
             OSError: the file cannot be read, or someone else could have written it.
@@ -233,7 +233,8 @@ class _Store:
         return value
 
     def _tidy(self) -> None:
-        """Remove abandoned partial files and, in the default directory only, programs that are not used any more."""
+        """Remove abandoned partial files and, only in the default directory, programs that have not been used for a
+        long time."""
         old = {f".*{_UNFINISHED}": _HOUR}
         if self._path == compiled_folder():
             old["*-cache"] = _UNUSED_DAYS * 24 * _HOUR

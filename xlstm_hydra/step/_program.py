@@ -1,8 +1,8 @@
-"""A run as compiled functions on a mesh: initialization, training step, validation.
+"""A run as compiled functions on a mesh: initialization, training step and validation.
 
-Loss and gradients come from `ShardedLoss`, inside `shard_map`. The optimizer runs outside of it, on global arrays. The
-seed and the numbers of the optimizer are arguments of the compiled functions, so jobs of a sweep that differ only in
-them share their programs.
+Loss and gradients are computed by `ShardedLoss`, inside `shard_map`. The optimizer runs outside `shard_map`, on global
+arrays. The seed and the hyperparameters of the optimizer are arguments of the compiled functions, so sweep jobs that
+differ only in them share the compiled functions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MakeOptimizer = Callable[..., optax.GradientTransformation]
 
 
 class TrainState(NamedTuple):
-    """The training state: global arrays, or their shardings or abstract shapes."""
+    """The training state: global arrays, their shardings, or their shapes and dtypes."""
 
     params: Any
     """Tree of float32 parameters."""
@@ -41,10 +41,10 @@ class TrainState(NamedTuple):
     """State of the optimizer."""
 
     step: Any
-    """Number of completed optimizer steps, int32 scalar."""
+    """Number of completed optimizer steps, an int32 scalar."""
 
     rng: Any
-    """Data of the random key that the key of each step is derived from."""
+    """Key data (`jax.random.key_data`) from which the random key of each step is derived."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Program:
     sharded_loss: ShardedLoss
     make_optimizer: MakeOptimizer
     shared_cache: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Compiled functions and the plan, shared with programs of runs that differ only in numbers."""
+    """Compiled functions and the plan, shared with programs of runs that differ only in the seed and
+    hyperparameters."""
 
     @property
     def model(self) -> ModelConfig:
@@ -80,14 +81,21 @@ class Program:
 
     @cached_property
     def batch_rows(self) -> list[int]:
-        """Rows of a global batch that the devices of this process need. Processes may need the same rows."""
+        """Row indices of the global batch that the devices of this process need. Several processes may need the same
+        rows."""
         batch = self.run.trainer.batch_size
         shards = self.batch_sharding.addressable_devices_indices_map((batch,)).values()
         return sorted({row for shard in shards if shard is not None for row in range(batch)[shard[0]]})
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """Move the `batch_rows` of this process, arrays of `[len(batch_rows), T]`, to the devices. Returns global
-        arrays of `[batch_size, T]`."""
+        """Transfer the rows of a batch that this process needs to its devices.
+
+        Args:
+            batch: the `batch_rows` of each array, of shape `[len(batch_rows), T]`.
+
+        Returns:
+            Global arrays of shape `[batch_size, T]`.
+        """
         size, here = self.run.trainer.batch_size, {row: index for index, row in enumerate(self.batch_rows)}
 
         def array(local: np.ndarray) -> jax.Array:
@@ -113,18 +121,18 @@ class Program:
 
     @cached_property
     def _fixed_numbers(self) -> Mapping[str, jax.Array]:
-        """The constant numbers of the optimizer, on the devices."""
+        """Hyperparameters other than the learning rate, on the devices."""
         numbers = hyperparameters(self.run.optimizer)
         del numbers["lr"]
         return jax.jit(_same, out_shardings=self._whole)(numbers)
 
     def numbers(self, step: int) -> dict[str, Any]:
-        """Return the numbers of the optimizer in a step, counted from 0: the last argument of `train_step`."""
+        """Return the hyperparameters of a step, counted from 0: the last argument of `train_step`."""
         return {**self._fixed_numbers, "lr": self.schedule(step)}
 
     @cached_property
     def abstract_numbers(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of `numbers`."""
+        """Shapes, dtypes and shardings of the result of `numbers`."""
         numbers = jax.eval_shape(lambda: hyperparameters(self.run.optimizer))
         return {name: each if name == "lr" else each.update(sharding=self._whole) for name, each in numbers.items()}
 
@@ -164,7 +172,7 @@ class Program:
         )
 
     def init(self, params: Any = None) -> TrainState:
-        """Return the training state before the first step. It depends only on the model and the seed.
+        """Return the training state before the first step. Random parameters depend only on the model and the seed.
 
         Args:
             params: initial parameters, which are donated. None: random parameters.
@@ -184,7 +192,7 @@ class Program:
         )
 
     def _jit(self, function: Any, **options: Any) -> Any:
-        """Return a compiled function, from the shared cache if it is there."""
+        """Return a compiled function, from the shared cache if possible."""
         if function.__name__ not in self.shared_cache:
             self.shared_cache[function.__name__] = jax.jit(function, **options)
         return self.shared_cache[function.__name__]
@@ -223,7 +231,7 @@ class Program:
         return TrainState(params, opt_state, state.step + 1, state.rng), metrics
 
     def loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Same as `ShardedLoss.loss_and_gradients`."""
+        """See `ShardedLoss.loss_and_gradients`."""
         return self.sharded_loss.loss_and_gradients(params, batch, key)
 
     @property
@@ -242,11 +250,11 @@ def build_program(run: RunConfig, mesh: Mesh | None = None, make_optimizer: Make
 
     Args:
         run: the config; `model_class` must be the class itself.
-        mesh: mesh of its layout. None: a mesh over all devices.
-        make_optimizer: builds the optimizer of the run, as `optim.build_optimizer` does.
+        mesh: mesh of the run's layout. None: a mesh over all devices.
+        make_optimizer: function that builds the optimizer, like `optim.build_optimizer`.
 
     Raises:
-        ConfigError: the layout does not fit the devices, or names modules that the model does not have.
+        ConfigError: the layout does not match the devices, or names modules that the model does not have.
     """
     mesh = build_mesh(run.parallel, order=run.distributed.device_order) if mesh is None else mesh
     shared_cache = _shared_cache(run, mesh, make_optimizer)
@@ -254,8 +262,8 @@ def build_program(run: RunConfig, mesh: Mesh | None = None, make_optimizer: Make
 
 
 _latest: dict[Any, dict[str, Any]] = {}
-"""Shared cache of the latest program, by the values that programs must have in common to share it. Earlier entries are
-removed, to free the memory of their compiled functions."""
+"""Shared cache of the latest program. The key contains everything that must be equal for programs to share the cache.
+Earlier entries are removed, to free the memory of their compiled functions."""
 
 
 def _shared_cache(run: RunConfig, mesh: Mesh, make_optimizer: MakeOptimizer) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Loss and gradients of a run on a mesh.
 
-They are computed inside `jax.shard_map`: the model sees the local shards of the parameters and of the batch, and all
-collectives are explicit. A mesh without devices (`jax.sharding.AbstractMesh`) is enough for tracing.
+Both are computed inside `jax.shard_map`: the model sees the local shards of parameters and batch, and all collectives
+are explicit. For tracing, a mesh without devices (`jax.sharding.AbstractMesh`) is sufficient.
 
-Axes: B batch, T time, V the local shard of the vocabulary.
+Array axes: B batch, T time, V the local shard of the vocabulary.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BATCH_TYPES = {"inputs": jnp.int32, "targets": jnp.int32, "document_borders": jn
 
 @dataclass(frozen=True)
 class ShardedLoss:
-    """Loss of a run on a mesh, and its gradients. Returned by `build_sharded_loss`."""
+    """The loss of a run on a mesh, and its gradients. Returned by `build_sharded_loss`."""
 
     run: RunConfig
     mesh: AnyMesh
@@ -81,7 +81,7 @@ class ShardedLoss:
     def loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         """Return the mean cross-entropy over all targets of the global batch, in nats, and its gradients.
 
-        Every target has the same weight, however padding is distributed over devices and microbatches.
+        Every target has the same weight, regardless of how padding is distributed over devices and microbatches.
 
         Args:
             params: tree of global parameters.
@@ -96,19 +96,19 @@ class ShardedLoss:
         return mapped(params, batch, key)
 
     def _shard_map(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
-        # The check proves that outputs declared as replicated are equal on all devices. A class without `axes` has no
-        # collectives that could break this, but may start a loop from constants, which the check would reject.
+        # `check_vma` proves that outputs declared as replicated are equal on all devices. A model class without `axes`
+        # has no collectives that could break this, but may start a loop from constants, which the check would reject.
         check = knows_axes(self.model)
         return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
     def _local_loss_and_gradients(self, params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
         axes, parts = self.axes, self.run.trainer.gradient_accumulate_steps
-        # Marked as varying, the gradient of a parameter stays local until it is summed once, below.
+        # Mark parameters as varying, so that their gradients stay local until they are summed once, below.
         varying = jax.tree.map(lambda param: vary_over(param, axes.summed), params)
         targets = jnp.maximum(axes.batch_sum(batch["loss_mask"].sum()), 1)
 
         def part_loss(params: Any, index: jax.Array | int) -> jax.Array:
-            # Every `parts`-th row, so that a microbatch has the same examples on every layout.
+            # Take every `parts`-th row, so that each part has the same examples on every layout.
             rows = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:])[:, index], batch)
             return self._loss_sum(params, rows, jax.random.fold_in(key, index)) / targets
 
@@ -125,9 +125,9 @@ class ShardedLoss:
         return axes.loss_sum(loss), jax.tree.map(self._sum_gradient, gradients, self.param_specs)
 
     def _sum_gradient(self, gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
-        """Sum a gradient over the mesh axes that computed parts of the loss with this parameter. Axes that the
-        parameter is split over are excluded: there, the reduce-scatter has summed it, or each stage has its own
-        blocks."""
+        """Sum a gradient over the mesh axes on which devices computed parts of the loss with this parameter. Mesh axes
+        over which the parameter is sharded are excluded: the reduce-scatter has already summed the gradient (FSDP), or
+        each stage has its own blocks (pipeline)."""
         names = tuple(name for name in self.axes.summed if name not in spec)
         return jax.lax.psum(gradient, names) if names else gradient
 
@@ -151,8 +151,8 @@ class ShardedLoss:
             )
 
     def loss_sum_and_count(self, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Return the sum of the cross-entropy in nats, and the number of targets, over the global batch. Dropout is
-        off."""
+        """Return the sum of the cross-entropy in nats and the number of targets, both over the global batch. Dropout is
+        disabled."""
 
         def local(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
             count = batch["loss_mask"].sum()
@@ -163,7 +163,7 @@ class ShardedLoss:
 
 
 def abstract_params(placements: Sequence[Placement]) -> Any:
-    """Return a tree with the shapes and dtypes of parameters."""
+    """Return a tree with the shapes and dtypes of the parameters."""
     parameters = [placement.parameter for placement in placements]
     shapes = {each.path: jax.ShapeDtypeStruct(each.shape, jnp.dtype(each.dtype)) for each in parameters}
     return traverse_util.unflatten_dict(shapes, sep=".")
@@ -174,11 +174,11 @@ def build_sharded_loss(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Param
 
     Args:
         run: the config; `model_class` must be the class itself.
-        mesh: mesh of its layout.
-        parameters: parameters of the model, if they are known.
+        mesh: mesh of the run's layout.
+        parameters: parameters of the model. None: they are listed first.
 
     Raises:
-        ConfigError: the layout names modules that the model does not have, or has settings without an effect.
+        ConfigError: the layout names modules that the model does not have, or has settings that would have no effect.
     """
     placements = tuple(
         shard_parameter(parameter, run.parallel, mesh.shape) for parameter in parameters or list_parameters(run.model)
@@ -192,7 +192,7 @@ def build_sharded_loss(run: RunConfig, mesh: AnyMesh, parameters: Sequence[Param
 
 
 def unused_settings(run: RunConfig, axes: Axes, placements: Sequence[Placement]) -> Iterator[Problem]:
-    """Yield a problem for every layout setting that the model class does not support and would silently ignore."""
+    """Yield a problem for every layout setting that the model class does not support and would ignore silently."""
     model_class, parallel = run.model.model_class, run.parallel
     if axes.pipeline is not None and not issubclass(model_class, LanguageModel):
         fix = "Derive the class from xlstm_hydra.models.LanguageModel, or omit this setting."
@@ -218,8 +218,8 @@ def _unused(run: RunConfig, fields: dict[str, Any], text: str, fix: str) -> Prob
 def cross_entropy(logits_BTV: jax.Array, targets_BT: jax.Array, vocab_size: int, axes: Axes) -> jax.Array:
     """Return the negative log probability of each target in nats, in float32 or wider.
 
-    The logits are either complete, with V = `vocab_size`, or the vocabulary shard of this tensor-parallel device. In
-    the second case, the sum over the vocabulary is a collective, and no device has the complete logits.
+    The logits cover either the whole vocabulary, V = `vocab_size`, or the vocabulary shard of this tensor-parallel
+    device. For a shard, the sum over the vocabulary is a collective, and no device needs the complete logits.
 
     Args:
         logits_BTV: `float[B, T, V]`.
