@@ -32,8 +32,8 @@ RECORD_LOCK = ".sweep.lock"
 """File that is locked while the record is changed."""
 
 PATIENCE_SECONDS = 30.0
-"""Maximum time to wait for the lock. A lock that is never released, for example by a host that hangs, must not block
-the other jobs."""
+"""Timeout for the lock, in seconds. A lock that is never released, for example by a host that hangs, must not block the
+other jobs."""
 
 WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed", "failed", "refused"
 PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"

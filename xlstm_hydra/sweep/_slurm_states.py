@@ -29,7 +29,7 @@ _NEVER = re.compile(
     "Partition(Config|Down|Inactive|NodeLimit|TimeLimit)|BadConstraints|Invalid|NotAllowed|DependencyNeverSatisfied"
     "|ReservationDeleted|PerJob|WallDuration"
 )
-"""Pattern of pending reasons that do not resolve by themselves."""
+"""Pattern of the reasons of pending jobs that will not start unless something is changed."""
 
 ASK_SECONDS = 30
 """Timeout of SLURM commands, in seconds."""
