@@ -4,11 +4,9 @@ import contextlib
 import io
 import json
 import os
-import pty
 import re
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -240,10 +238,19 @@ class Terminal:
 
     def __init__(self, command: list[str], folder: Path) -> None:
         environ = {**os.environ, "PATH": f"{folder}/bin:{os.environ['PATH']}", "HOME": str(folder), "TERM": "xterm"}
-        self.process, self.file = pty.fork()
-        if self.process == 0:
-            os.chdir(folder)
-            os.execvpe(command[0], command, environ)
+        self.file, terminal = os.openpty()
+        # fork() in a process that has loaded JAX may deadlock; the new process makes the terminal its own.
+        own = (
+            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", own, *command],
+            cwd=folder,
+            env=environ,
+            start_new_session=True,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        )
+        os.close(terminal)
 
     def enter(self, text: str) -> None:
         os.write(self.file, text.encode())
@@ -259,8 +266,8 @@ class Terminal:
         return file.read_text()
 
     def close(self) -> None:
-        os.kill(self.process, signal.SIGKILL)
-        os.waitpid(self.process, 0)
+        self.process.kill()
+        self.process.wait()
         os.close(self.file)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def test_the_table_lists_the_best_job_first_and_only_differing_overrides(endings
     rows = [line.split() for line in done.out.splitlines() if line.strip()[:1].isdigit()]
     assert done.out.splitlines()[1] == "3 jobs: 3 completed (best: lowest validation_loss)"
     assert [row[0] for row in rows[1:]] == ["2", "0", "1"] and "parallel" not in done.out
-    assert rows[1] == ["2", "trainer.seed=2", "completed", "1.5000", "20", "20", "0:00", "2/checkpoints/20"]
+    assert rows[1][:6] == ["2", "trainer.seed=2", "completed", "1.5000", "20", "20"]
+    assert re.fullmatch(r"0:\d\d", rows[1][6]) and rows[1][7] == "2/checkpoints/20"
 
 
 CONDITIONS = {
@@ -214,7 +216,7 @@ def test_sweeps_of_hydras_own_sweeper_are_recorded_too():
 
 
 def test_every_field_and_every_status_is_documented():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "explanations" / "sweeps.md").read_text(encoding="utf-8")
     names = [*STATUSES, *(field.name for field in dataclasses.fields(Outcome))]
     assert [name for name in names if f"`{name}`" not in page] == []
 

@@ -44,7 +44,7 @@ SAME = {
         **{"name": "synthetic", "seed": 7, "validation_fraction": 0.5, "prefetch": 0},
         **{"num_examples": 50, "motif_length": 3},
     },
-    LoggerConfig: {"log_every_n_steps": 3, "progress": False, "csv": False, "tensorboard": True},
+    LoggerConfig: {"log_every_n_steps": 3, "progress": False, "verbose": True, "csv": False, "tensorboard": True},
     CheckpointConfig: {
         **{"save_every_n_steps": 3, "save_last": True, "max_to_keep": 2, "keep": "best", "async_save": False},
         **{"restore": None, "init_from": None, "lenient": False, "verify": False},
@@ -141,7 +141,7 @@ def test_the_compared_program_is_the_one_that_runs():
 
 
 def test_the_page_on_compilation_lists_the_fields_that_need_another_program():
-    page = (pathlib.Path(__file__).parents[2] / "docs" / "compilation.md").read_text(encoding="utf-8")
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "explanations" / "compilation.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip(" `"): line.partition(";")[0] for line in page.splitlines() if line[:3] == "| `"}
     for group, configs in {"trainer": [TrainerConfig], "optimizer": [AdamWConfig, LionConfig, SGDConfig]}.items():
         listed = set(re.findall(r"`(\w+)`", rows[group])) - {group}

@@ -10,7 +10,7 @@ from xlstm_hydra.problems import Problem, UnknownField, nearest, show
 
 from ._json_text import error, parse, path_part
 
-VERSION = 2
+VERSION = 3
 """Version of the metadata that is written."""
 
 FORMAT = "xlstm_hydra"
@@ -45,6 +45,14 @@ def _v1_to_v2(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"config": config | new}
 
 
+def _v2_to_v3(content: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade version 2, in which the logger never printed the whole plan."""
+    config = content.get("config")
+    if isinstance(config, dict) and isinstance(logger := config.get("logger"), dict):
+        content = content | {"config": config | {"logger": {"verbose": False} | logger}}
+    return content | {"version": 3}
+
+
 def _new_fields_of(fields: Any) -> dict[str, Any]:
     """Return the upgraded model config of version 1. The family is recognised by its fields, because the config of a
     user's model may be a subclass of ours."""
@@ -54,7 +62,7 @@ def _new_fields_of(fields: Any) -> dict[str, Any]:
     return {"model_config": _CELL | (_FEED_FORWARD if is_original else {}) | fields}
 
 
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _v1_to_v2}
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _v1_to_v2, 2: _v2_to_v3}
 """For each old version, the function that upgrades its content to the next version."""
 
 
