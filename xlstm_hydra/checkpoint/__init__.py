@@ -1,4 +1,4 @@
-"""Checkpoints: saving a run, and restoring all of it or only its parameters onto any layout."""
+"""Checkpoints: save the state of a run, and restore the whole state or only the parameters onto any layout."""
 
 from ._faults import SaveError as SaveError
 from ._faults import reason as reason

@@ -1,9 +1,9 @@
-"""Errors of Orbax and TensorStore: one error with the cause (a full disk, a damaged checkpoint) instead of the many
-tracebacks that their threads print.
+"""Orbax and TensorStore errors: raise one error with the cause (a full disk, a damaged checkpoint) instead of the many
+tracebacks that the threads of these libraries print.
 
-Orbax closes the event loop as soon as one request of TensorStore fails, and raises the error of that request. The other
-requests end later: in threads of TensorStore, where the loop is closed, or in futures that are never read. Python would
-print a traceback for each of them.
+Orbax closes its event loop as soon as one TensorStore request fails, and raises the error of that request. The other
+requests end later and fail in turn, in TensorStore threads that find the loop closed, or in futures that are never
+awaited. Python would print a traceback for each of these requests.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ log = logging.getLogger("xlstm_hydra")
 
 _ABSL = logging.getLogger("absl")
 _CODE = re.compile(r"\[os_error_code='(\d+)'")
-"""The errno of the operating system in a `ValueError` of TensorStore."""
+"""Pattern of the errno in the message of a TensorStore `ValueError`."""
 _STATUSES = {"NOT_FOUND": errno.ENOENT, "PERMISSION_DENIED": errno.EACCES, "UNAVAILABLE": errno.EIO}
-"""Start of such a message that has no errno, with the errno that it means."""
+"""Status at the start of a TensorStore message without an errno, with the errno that it stands for."""
 _GONE = ("Checkpoint directory does not exist", "No ArrayMetadata found")
-"""Start of a `ValueError` of Orbax if a folder that it created no longer exists."""
+"""Prefixes of the message of Orbax's `ValueError` for a folder that Orbax created and that no longer exists."""
 
 
 _ORBAX = "/orbax/"
-"""Part of the path of every source file of Orbax."""
+"""Part of the path of every Orbax source file."""
 
 _MARKS = (_ORBAX, "[tensorstore_spec=", "[os_error_code=")
-"""Text that identifies a source file of Orbax or an error of TensorStore."""
+"""Text that identifies an Orbax source file or a TensorStore error."""
 
 
 class SaveError(OSError):
-    """A step could not be saved. The message has the step, the folder and the reason."""
+    """Error for a step that could not be saved. The message contains the step, the folder and the reason."""
 
     def __init__(self, step: int | None, folder: Path, cause: OSError) -> None:
         what = "writing the checkpoints" if step is None else f"saving step {step}"
@@ -58,14 +58,14 @@ class SaveError(OSError):
 
 
 def reason(error: OSError) -> str:
-    """Return the error text of the operating system, and the file if it is known."""
+    """Return the error text of the operating system, followed by the file name if it is known."""
     text = error.strerror or str(error)
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     return text if name is None else f"{text}: {name}"
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """Return the error of the operating system that caused an error of Orbax or TensorStore; None if there is none."""
+    """Return the operating system error that caused an Orbax or TensorStore error; None if there is none."""
     while error is not None:
         if isinstance(error, OSError):
             return error
@@ -81,8 +81,8 @@ def system_error(error: BaseException | None) -> OSError | None:
 
 @contextmanager
 def saving(step: int | None, folder: Path) -> Iterator[None]:
-    """Raise what keeps a step (None: no step in particular) from being saved as a `SaveError`, if the system is the
-    cause. An error of another kind, which is a bug, passes."""
+    """Convert errors raised in the block to a `SaveError` if a system error is the cause. Other errors, which are bugs,
+    are raised unchanged. `step` is the step being saved; None if the block saves no particular step."""
     try:
         yield
     except SaveError:
@@ -98,8 +98,8 @@ def saving(step: int | None, folder: Path) -> Iterator[None]:
 
 
 class Listener(logging.Filter):
-    """Log filter that collects the errors logged by Orbax's threads during a save. The main thread raises one of
-    them."""
+    """Log filter that collects the errors logged by Orbax threads during a save. The main thread then raises one of
+    these errors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,23 +110,24 @@ class Listener(logging.Filter):
         _ABSL.addFilter(self)
 
     def stop(self) -> None:
-        """Stop collecting. Call it when no thread of Orbax is running any more."""
+        """Stop collecting, and report the collected errors. Call this when no Orbax thread is running any more."""
         _ABSL.removeFilter(self)
         self.report()
 
     def raise_heard(self) -> None:
-        """Raise a collected error, if there is one. Errors of the operating system come first: they are the cause."""
+        """Raise a collected error, if there is one. Operating system errors take precedence, because they are the
+        cause."""
         if self._heard:
             raise next((error for error in self._heard if system_error(error)), self._heard[0])
 
     def report(self) -> None:
-        """Log and discard the collected errors. The step was saved in spite of them."""
+        """Log the collected errors as warnings and discard them, because the step was saved despite these errors."""
         heard, self._heard = self._heard, []
         for text in dict.fromkeys(f"{type(error).__name__}: {error}".partition("\n")[0] for error in heard):
             log.warning("Orbax reported an error, but the step was saved: %s", text)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Collect errors, and print everything else. Warnings do not affect the save."""
+        """Collect errors, and let all other records be logged. Warnings do not affect the save."""
         error = record.exc_info[1] if record.exc_info else None
         if error is None or record.levelno < logging.ERROR:
             return True
@@ -136,8 +137,8 @@ class Listener(logging.Filter):
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Collect the errors that Orbax's threads log during a save. If the checkpoint was saved, log them as warnings. If
-    it was not, keep collecting: remaining threads may log more."""
+    """Collect the errors that Orbax threads log during a save. If the block succeeds, log the errors as warnings. If
+    the block fails, keep collecting, because remaining threads may log more errors."""
     listener = Listener()
     yield
     listener.stop()
@@ -145,11 +146,11 @@ def listening() -> Iterator[None]:
 
 @contextmanager
 def reading(what: str, folder: Path | None = None) -> Iterator[None]:
-    """Raise errors of Orbax and TensorStore about missing or truncated files as a `DamagedCheckpoint`.
+    """Convert Orbax and TensorStore errors about missing or truncated files to a `DamagedCheckpoint`.
 
     Args:
-        what: name of the content, for the message.
-        folder: its folder, searched for the damaged file.
+        what: the name of the content, for the message.
+        folder: the folder of the content, which is searched for the damaged file.
 
     Raises:
         DamagedCheckpoint: files are missing or truncated.
@@ -176,9 +177,9 @@ def reading(what: str, folder: Path | None = None) -> Iterator[None]:
 
 
 def _is_of_reading(error: Exception) -> bool:
-    """True for an error about the content of a file: errors of files and of parsing; a plain `Exception`, which Orbax
-    raises for errors of TensorStore; and type and attribute errors that Orbax's own code raises for unexpected JSON.
-    The same errors raised by another module are bugs."""
+    """True for errors about the content of a file: file and parsing errors; a plain `Exception`, which Orbax raises for
+    TensorStore errors; and errors such as `TypeError` that Orbax itself raises for unexpected JSON. Such a `TypeError`
+    is a bug if another module raises it."""
     if type(error) is Exception or isinstance(error, OSError | KeyError | ValueError):
         return True
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -187,7 +188,7 @@ def _is_of_reading(error: Exception) -> bool:
 
 def _of_machine(error: BaseException | None) -> int | None:
     """Return the errno of an operating system error that does not imply a damaged checkpoint, such as a network
-    failure. None for any other error, and for a missing file."""
+    failure. Return None for any other error, and for a missing file."""
     while error is not None:
         found = _CODE.search(str(error))
         number = int(found[1]) if found else error.errno if isinstance(error, OSError) else None
@@ -198,7 +199,7 @@ def _of_machine(error: BaseException | None) -> int | None:
 
 
 def _broken_files(folder: Path) -> Iterator[str]:
-    """Yield a description of each empty or truncated file."""
+    """Yield a description of each file that is empty, truncated or a Git LFS pointer."""
     for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "commit_success.txt"):
         if file.stat().st_size == 0:
             yield f"{file} is empty"
@@ -213,7 +214,7 @@ def _broken_files(folder: Path) -> Iterator[str]:
 
 @functools.cache
 def _ignore_abandoned_requests() -> None:
-    """Never print messages about requests of TensorStore that end after their event loop was closed."""
+    """Suppress messages about TensorStore requests that end after their event loop was closed."""
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -226,8 +227,8 @@ def _ignore_abandoned_requests() -> None:
 
 @functools.cache
 def _end_abandoned_requests() -> None:
-    """Collect the coroutines of such requests at exit, before modules are unloaded. Later, they would print import
-    errors."""
+    """At exit, collect the coroutines of abandoned requests before modules are unloaded. Otherwise, they would print
+    import errors."""
     atexit.register(gc.collect)
 
 
@@ -242,7 +243,7 @@ def _is_coroutine_of_orbax(value: object) -> bool:
 
 
 def _is_of_orbax(record: logging.LogRecord) -> bool:
-    """True if asyncio logs an abandoned task or future of Orbax."""
+    """True for a log record of asyncio about an abandoned Orbax task or future."""
     error = record.exc_info[1] if record.exc_info else None
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)] if error else []
     return any(mark in text for text in (record.getMessage(), str(error), *files) for mark in _MARKS)

@@ -1,10 +1,11 @@
-"""Conversion of the parameter trees of xlstm-jax, in all their variants, to ours.
+"""Conversion of xlstm-jax parameter trees, in all their variants, to the parameters of this package.
 
-A parameter tree of xlstm-jax depends on the layout it was trained with. An array that is split by tensor parallelism
-has an extra leading axis for the devices, and `sharded` in its path. The names of dense layers change with tensor
-parallelism, and collective matmuls have one kernel for each step of the ring. FSDP only adds boxes around the arrays.
+An xlstm-jax parameter tree depends on the layout used in training. An array that is split by tensor parallelism has an
+extra leading axis for the devices, and `sharded` in its path. Dense layers have other names with tensor parallelism,
+and collective matmuls have one kernel per step of the ring of devices. FSDP only adds Flax metadata boxes around the
+arrays.
 
-Array axes are counted from the end everywhere, because a scanned stack of blocks adds a leading axis.
+Array axes are always counted from the end, because a scanned stack of blocks adds a leading axis.
 """
 
 from __future__ import annotations
@@ -27,42 +28,42 @@ _EMBEDDING = "token_embedding.sharded.embedding"
 
 @dataclass(frozen=True)
 class _Tree:
-    """A parameter tree of xlstm-jax."""
+    """An xlstm-jax parameter tree."""
 
     config: Any
-    """Config of the model."""
+    """Config of the model class."""
 
     devices: int
     """Number of tensor-parallel devices that the model was trained with."""
 
     leaves: Mapping[str, Shape]
-    """Shape of every leaf by path."""
+    """Shape of each leaf by path."""
 
     def ring(self, module: str) -> bool:
-        """True if this dense layer is a collective matmul in every block."""
+        """True if the dense layer at path `module` is a collective matmul."""
         return any(f".{module}.shard_" in path for path in self.leaves)
 
 
 _How = Callable[[Sequence[Parameter], str, _Tree], Iterator[Part]]
-"""Function from our parameters, the path of their module in xlstm-jax and the tree to parts."""
+"""Conversion of a module: yields parts, given our parameters, the path of the module in xlstm-jax and the tree."""
 
 
 @dataclass(frozen=True)
 class _Family:
-    """Paths of the parameters of a model family in xlstm-jax."""
+    """Parameter paths of a model family in xlstm-jax."""
 
     scanned: str
-    """Path prefix inside a scanned stack of blocks."""
+    """Path prefix of a scanned stack of blocks."""
 
     block: str
-    """Path prefix inside a separate block, without its number."""
+    """Path prefix of a separate block, without the number of the block."""
 
     modules: Mapping[str, tuple[_How, str]]
-    """For each module of ours inside a block: the conversion of its parameters, and its path in xlstm-jax."""
+    """For each of our modules in a block: the conversion of the module, and the path of the module in xlstm-jax."""
 
 
 def is_xlstm_jax_tree(leaves: Mapping[str, Shape]) -> bool:
-    """True for the leaves of an xlstm-jax checkpoint."""
+    """True if the leaves are those of an xlstm-jax checkpoint."""
     return _EMBEDDING in leaves
 
 
@@ -70,7 +71,7 @@ def xlstm_jax_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Par
     """Return the mapping from the leaves of an xlstm-jax checkpoint to the parameters of `model`.
 
     Raises:
-        ConfigError: xlstm-jax does not have this model, or a module of its blocks.
+        ConfigError: xlstm-jax does not have this model class, or one of the modules in its blocks.
     """
     family = _FAMILIES.get(type(model.model_config))
     if family is None:
@@ -113,18 +114,19 @@ def _leaf(parameter: Parameter) -> str:
     return parameter.path.rpartition(".")[2]
 
 
-# Conversions of single modules.
+# Conversions of individual modules.
 
 
 def _plain(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """Arrays that need no conversion."""
+    """Yield parts for arrays that need no conversion."""
     del tree
     for parameter in parameters:
         yield Part((parameter.path,), {f"{theirs}.{_leaf(parameter)}": parameter.shape})
 
 
 def _wrapped(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """Arrays with a leading axis for the devices. Each device has a shard or, if nothing is split, its own copy."""
+    """Yield parts for arrays with a leading axis for the devices. Each device has a shard, or a copy if no axis is
+    split."""
     for parameter in parameters:
         path, local, axis = f"{theirs}.{_leaf(parameter)}", _local(parameter, tree), _split_axis(parameter)
 
@@ -136,7 +138,7 @@ def _wrapped(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Itera
 
 
 def _split_axis(parameter: Parameter) -> int | None:
-    """Return the array axis that tensor parallelism splits, counted from the end; None: no axis."""
+    """Return the array axis that tensor parallelism splits, counted from the end; None if no axis is split."""
     for axis, name in enumerate(parameter.names):
         if name is not None and ARRAY_AXES[name] == "model_axis_name":
             return axis - len(parameter.names)
@@ -144,7 +146,7 @@ def _split_axis(parameter: Parameter) -> int | None:
 
 
 def _local(parameter: Parameter, tree: _Tree) -> Shape:
-    """Shape of the shard of one device."""
+    """Return the shape of one device's shard."""
     shape, axis = list(parameter.shape), _split_axis(parameter)
     if axis is not None:
         shape[axis] //= tree.devices
@@ -152,7 +154,7 @@ def _local(parameter: Parameter, tree: _Tree) -> Shape:
 
 
 def _shares(x: np.ndarray, local_axes: int) -> list[np.ndarray]:
-    """Split an array along the device axis, which precedes its local axes."""
+    """Split an array along the device axis, which is followed by `local_axes` other axes."""
     return list(np.moveaxis(x, -local_axes - 1, 0))
 
 
@@ -164,7 +166,7 @@ def _one_of_equals(shares: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _dense(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """A dense layer with a split output axis."""
+    """Yield parts for a dense layer with a split output axis."""
     if tree.ring(theirs):
         return (_ring([parameter], theirs, tree, _columns_up) for parameter in parameters)
     if tree.devices == 1:
@@ -173,7 +175,8 @@ def _dense(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterato
 
 
 def _down(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """A dense layer with a split input axis. Each device has a bias of the full output width; they are summed."""
+    """Yield parts for a dense layer with a split input axis. Each device has a full-width bias; the biases are
+    summed."""
     for parameter in parameters:
         if tree.ring(theirs):
             yield _ring([parameter], theirs, tree, _columns_down)
@@ -185,7 +188,8 @@ def _down(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator
 
 
 def _up(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """The up-projections to the output gate and to the cell: two dense layers, or one ring that computes both."""
+    """Yield parts for the up-projections to the output gate and the cell: two dense layers, or one collective
+    matmul."""
     ring = f"{theirs}.proj_up"
     if not tree.ring(ring):
         for module, members in _by_module(parameters).items():
@@ -199,8 +203,7 @@ def _up(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[P
 
 
 def _gate(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """A gate that reads only the channels of its own heads, or one that reads all channels. xlstm-jax concatenates the
-    kernels of its inputs."""
+    """Yield parts for a gate. xlstm-jax concatenates the kernels of the gate's inputs (q, k, v, x) into one kernel."""
     by_name = {_leaf(parameter): parameter for parameter in parameters}
     kernels = [by_name.pop(name) for name in ("q_kernel", "k_kernel", "v_kernel", "x_kernel") if name in by_name]
     yield from _wrapped([*by_name.values()], theirs, tree)
@@ -215,7 +218,7 @@ def _gate(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator
 
 
 def _attention(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Iterator[Part]:
-    """Dense layers with two array axes for heads and head width in xlstm-jax, and one axis here."""
+    """Yield parts for dense layers. xlstm-jax has two array axes for heads and head width, which are one axis here."""
     config = tree.config
     for parameter in parameters:
         sizes = zip(parameter.names, parameter.shape, strict=True)
@@ -227,17 +230,17 @@ def _attention(parameters: Sequence[Parameter], theirs: str, tree: _Tree) -> Ite
         yield Part((parameter.path,), {f"{theirs}.{_leaf(parameter)}": shape}, join)
 
 
-# Collective matmuls have one kernel for each step of the ring of devices.
+# Collective matmuls, which have one kernel per step of the ring of devices.
 
 _Shards = Mapping[tuple[int, int], np.ndarray]
-"""Kernel or bias by step of the ring and device."""
+"""Kernel or bias by (step of the ring, device)."""
 _Columns = Callable[[_Shards, int, Callable[[list[np.ndarray]], np.ndarray]], list[np.ndarray]]
-"""Function from the shards, the number of devices and the function that joins the shards of a column to the columns of
-each device."""
+"""Function of the shards, the number of devices, and a function that joins the shards of one device's output columns.
+Returns the output columns of each device."""
 
 
 def _ring(parameters: Sequence[Parameter], theirs: str, tree: _Tree, columns: _Columns) -> Part:
-    """A layer that computes the outputs of `parameters` side by side on each device."""
+    """Return the part of a collective matmul that computes the outputs of all `parameters` together."""
     devices, leaf = tree.devices, _leaf(parameters[0])
     sharded = "sharded." if devices > 1 else ""
     steps = {f"{theirs}.shard_{step}.{sharded}{leaf}": step for step in range(devices)}
@@ -261,14 +264,16 @@ def _ring(parameters: Sequence[Parameter], theirs: str, tree: _Tree, columns: _C
 
 
 def _columns_up(shards, devices, rows) -> list[np.ndarray]:
-    """Join the kernels of an up-projection. At step j, device d multiplies the input shard of device d - j."""
+    """Join the shards of an up-projection. At step j, device d multiplies the input shard of device d - j (modulo the
+    number of devices)."""
     orders = [[((d - source) % devices, d) for source in range(devices)] for d in range(devices)]
     return [rows([shards[key] for key in order if key in shards]) for order in orders]
 
 
 def _columns_down(shards, devices, rows) -> list[np.ndarray]:
-    """Join the kernels of a down-projection. The product of device d at step j moves devices - 1 - j places and is
-    summed with others: the first half of its columns upwards, from device d to d + 1, the second half downwards."""
+    """Join the shards of a down-projection. The product of device d at step j is passed on `devices` - 1 - j times
+    around the ring and added to other products: the first half of its columns upwards, from device d to d + 1, and the
+    second half downwards."""
 
     def column(end: int, way: int) -> np.ndarray:
         order = [((way * (d - end) - 1) % devices, d) for d in range(devices)]
@@ -278,13 +283,13 @@ def _columns_down(shards, devices, rows) -> list[np.ndarray]:
 
 
 def _half(x: np.ndarray, way: int) -> np.ndarray:
-    """Return the columns of a shard that move upwards (1) or downwards (-1). If the number is odd, the extra column
-    moves downwards."""
+    """Return the columns of a shard that are passed upwards (`way` 1) or downwards (`way` -1). If the number of columns
+    is odd, the middle column is passed downwards."""
     middle = x.shape[-1] // 2
     return x[..., :middle] if way == 1 else x[..., middle:]
 
 
-# Modules of each family.
+# Modules of each model family.
 
 _RES, _FFN = "xlstm_res_block", "ffn_res_block"
 _LAYER = f"{_RES}.xlstm"
@@ -292,12 +297,12 @@ _INNER = f"{_LAYER}.inner_layer.sharded"
 
 
 def _same(how: _How, *modules: str) -> dict[str, tuple[_How, str]]:
-    """Modules with the same path in xlstm-jax."""
+    """Map modules that have the same path in xlstm-jax."""
     return {module: (how, module) for module in modules}
 
 
 def _below(how: _How, theirs: str, *names: str) -> dict[str, tuple[_How, str]]:
-    """Modules of our mixing layer that belong to another module in xlstm-jax."""
+    """Map modules of our mixing layer that belong to the module `theirs` in xlstm-jax."""
     return {f"{_LAYER}.{name}": (how, f"{theirs}.{name}") for name in names}
 
 

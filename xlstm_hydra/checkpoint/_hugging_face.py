@@ -30,7 +30,7 @@ _HAS: dict[str, Any] = {
     "ff_type": "ffn_gated",
     "act_fn": "swish",
 }
-"""Fields of ours without a counterpart at Hugging Face, with the only value that its models have."""
+"""Our config fields without a Hugging Face counterpart, with the value that all Hugging Face models have."""
 _SAME = {
     "vocab_size": "vocab_size",
     "embedding_dim": "hidden_size",
@@ -46,7 +46,7 @@ _SAME = {
     "cell_norm_eps": "norm_eps",
     "cell_eps": "eps",
 }
-"""Fields of ours, with their names at Hugging Face."""
+"""Names of our config fields, with the names of the same fields at Hugging Face."""
 _DEFAULTS: dict[str, Any] = {
     "vocab_size": 50304,
     "hidden_size": 4096,
@@ -64,13 +64,13 @@ _DEFAULTS: dict[str, Any] = {
     "ffn_round_up_to_multiple_of": 64,
     "dtype": "float32",
 }
-"""Default values of the fields at Hugging Face."""
+"""Hugging Face fields with their default values."""
 _WIDTH = ("proj_factor", "round_proj_up_dim_up", "round_proj_up_to_multiple_of")
 _OURS = tuple(field.name for field in fields(mLSTMv1Config) if field.name not in (*_SAME, *_HAS, *_WIDTH))
-"""Fields of ours without a meaning at Hugging Face. They are exported under `xlstm_hydra`, for importing the model
-again. Hugging Face computes everything in the dtype that the weights are loaded in."""
+"""Our config fields that Hugging Face models do not use. They are exported under `xlstm_hydra`, so that the model can
+be imported again. Dtypes are among them: Hugging Face computes in the dtype of the loaded weights."""
 _SIZES = ("hidden_size", "ffn_proj_factor", "ffn_round_up_to_multiple_of", "chunk_size", "context_length")
-"""Fields that other values are computed from. They must be positive."""
+"""Fields from which other values are computed. They must be positive."""
 _ONLY: dict[str, Any] = {
     "model_type": "xlstm",
     "weight_mode": "single",
@@ -78,9 +78,9 @@ _ONLY: dict[str, Any] = {
     "add_out_norm": True,
     "architectures": ["xLSTMForCausalLM"],
 }
-"""Fields of Hugging Face, with the only supported value."""
+"""Hugging Face fields with only one supported value, and that value."""
 _NO_CAP = ("gate_soft_cap", "output_logit_soft_cap")
-"""Fields of Hugging Face with a meaning of null that is not the default: no soft cap."""
+"""Hugging Face fields for which null means no soft cap, not the default value."""
 _TIED = "tie_word_embeddings"
 _HEAD = "lm_head.weight"
 _ALIASES = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks", "dtype": "torch_dtype"}
@@ -103,7 +103,7 @@ _IGNORED = (
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens"
 ).split()
-"""Fields of Hugging Face that do not affect the logits."""
+"""Hugging Face fields that do not affect the logits."""
 _KNOWN = {*_DEFAULTS, *_ONLY, *_ALIASES.values(), *_IGNORED, "xlstm_hydra"}
 
 
@@ -112,11 +112,11 @@ def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> d
 
     Args:
         model: the model config; `model_class` must be the class itself.
-        one_document_per_row: allow a model that is reset at document borders within a row. Hugging Face's xLSTM never
-            resets its state within a row.
+        one_document_per_row: allow a model whose state is reset at document boundaries within a row. Hugging Face's
+        xLSTM never resets its state within a row.
 
     Raises:
-        ConfigError: the model cannot be expressed there. Lists every field that prevents it.
+        ConfigError: Hugging Face's xLSTM does not support the model. The error lists every unsupported field.
     """
     config = model.model_config
     if not isinstance(config, mLSTMv1Config):
@@ -126,14 +126,14 @@ def write_config(model: ModelConfig, *, one_document_per_row: bool = False) -> d
         raise ConfigError(problems)
     width, multiple = config.ff_dim(), config.round_proj_up_to_multiple_of
     content = {theirs: config.get(ours) for ours, theirs in _SAME.items()}
-    # Hugging Face allocates caches for multiples of 64, which only fit such widths.
+    # Hugging Face rounds the widths of its caches up to multiples of 64, so other widths do not fit.
     has_cache = config.qk_dim() % 64 == config.v_dim() % 64 == 0
     return {
         **_ONLY,
         **content,
         "embedding_dim": config.embedding_dim,
         "num_blocks": config.num_blocks,
-        # The exact width, because Hugging Face rounds it differently.
+        # Gives the exact width, because Hugging Face rounds widths differently.
         "ffn_proj_factor": width / config.embedding_dim,
         "ffn_round_up_to_multiple_of": multiple if multiple > 1 else width,
         "autocast_kernel_dtype": config.dtype,
@@ -163,15 +163,15 @@ def _inexpressible(config: mLSTMv1Config, one_document_per_row: bool) -> Iterato
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """True if a folder contains a model of Hugging Face. A run folder, which may also have a file `config.json`, does
-    not count."""
+    """True if a folder contains a Hugging Face model. False for a run folder, which may also have a file
+    `config.json`."""
     return (folder / CONFIG).is_file() and not (folder / "checkpoints").is_dir()
 
 
 def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
-    """Read the config of a Hugging Face model as a config of ours, with the class as a dotted path.
+    """Read the config of a Hugging Face model, and convert it to a `ModelConfig` with the class as a dotted path.
 
-    Fields without a counterpart there, such as the initialization, have their default values.
+    Fields without a Hugging Face counterpart, such as the initialization, get their default values.
 
     Args:
         folder: the folder of the model.
@@ -207,7 +207,7 @@ def read_config(folder: Path, *, lenient: bool = False) -> ModelConfig:
 
 
 def _as_in_file(problem: Problem) -> Problem:
-    """Return a broken rule of our config with the keys of the file."""
+    """Return a problem of our config with the keys as named in Hugging Face's file."""
     names = _SAME | {"proj_factor": "ffn_proj_factor", "round_proj_up_to_multiple_of": "ffn_round_up_to_multiple_of"}
 
     def rename(text: str) -> str:
@@ -220,14 +220,14 @@ def _as_in_file(problem: Problem) -> Problem:
 
 
 def _unknown(keys: list[str]) -> Iterator[str]:
-    """Messages about unknown fields. The last one names the option that ignores them."""
+    """Yield a message for each unknown field. The last message names the option that ignores unknown fields."""
     for key in keys:
         way = " --lenient (in Python, lenient=True) ignores unknown fields." if key == keys[-1] else ""
         yield f"{key}: no such field. {_hint(key)}{way}"
 
 
 def _wrong(found: dict[str, Any]) -> Iterator[str]:
-    """Messages about wrong values of known fields, before any field is converted."""
+    """Yield messages about invalid values of known fields, before any field is converted."""
     said = {key: value for key, value in found.items() if value is not None}
     for key, value in _ONLY.items():
         if key != _TIED and said.get(key, value) != value:
@@ -297,10 +297,10 @@ _MODULES = {
     f"{_FFN}.proj_up": "ffn.proj_up",
     f"{_FFN}.proj_down": "ffn.proj_down",
 }
-"""Modules of ours, outside and inside the blocks, with their names at Hugging Face."""
+"""Names of our modules, outside and inside the blocks, with the names of the same modules at Hugging Face."""
 _BLOCK = "backbone.blocks."
 _NORMS = ("norm_mlstm", "mlstm_layer.multihead_norm", "norm_ffn")
-"""Modules of Hugging Face with a bias if the dense layers have one."""
+"""Hugging Face norms that have a bias if the dense layers have one."""
 
 
 def hugging_face_parts(model: ModelConfig) -> list[Part]:
@@ -316,7 +316,8 @@ def hugging_face_parts(model: ModelConfig) -> list[Part]:
 
 
 def _part(parameter: Parameter) -> Part:
-    """Return the part of one parameter. Hugging Face transposes dense layers and flattens the heads of a norm."""
+    """Return the part of one parameter. At Hugging Face, dense kernels are transposed, and the scales of a norm are
+    flat."""
     module, _, leaf = parameter.path.rpartition(".")
     name = f"{_MODULES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
     if leaf == "kernel":
@@ -332,7 +333,7 @@ def _no_bias(x: np.ndarray) -> list[np.ndarray]:
 
 
 def written_arrays(model: ModelConfig, arrays: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Convert our parameters, with stacked blocks, to the arrays of a Hugging Face model.
+    """Convert the parameters of a model, with stacked blocks, to the arrays of a Hugging Face model.
 
     Yields:
         The name and the array of each tensor.
@@ -344,5 +345,5 @@ def written_arrays(model: ModelConfig, arrays: Iterable[tuple[str, np.ndarray]])
         for (name, shape), one in zip(names, array if blocks else [array], strict=True):
             yield name, one.T if transposed else one.reshape(shape)
     for part in hugging_face_parts(model):
-        if not part.into:  # biases of norms, which our models do not have
+        if not part.into:  # norm biases, which our models do not have
             yield from ((name, np.zeros(shape, np.float32)) for name, shape in part.leaves.items())

@@ -1,4 +1,4 @@
-"""Integrity of checkpoints: the manifest is written after a save, and verified when the checkpoint is read."""
+"""Checkpoint integrity: write the manifest (file digests) after a save, and verify it when the checkpoint is read."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ._hugging_face import is_hugging_face
 _POLL_SECONDS = 0.02
 
 _PATIENCE_SECONDS = 3600.0
-"""Seconds that a process waits for the others, which may verify other files on a slow disk."""
+"""Timeout in seconds for the other processes, which may still be verifying other files on a slow disk."""
 
 
 class Sealing:
-    """A thread that waits for the end of a save and then writes the manifest of the step.
+    """Thread that waits for the end of a save and then writes the manifest of the step.
 
-    If the process is killed in between, the checkpoint is complete and still marked as waiting for its manifest.
+    If the process is killed between the two, the checkpoint is complete and still marked as waiting for its manifest.
     """
 
     def __init__(self, checkpoint: Path, is_saving: Callable[[], bool]) -> None:
@@ -49,18 +49,18 @@ class Sealing:
             raise self._error
 
     def wait(self) -> None:
-        """Wait until the manifest is written. Raises the error that prevented it."""
+        """Wait until the manifest is written. Raise the error that prevented writing it, if there is one."""
         self._thread.join()
         self.raise_failed()
 
 
 @contextmanager
 def verified(checkpoint: Path, key: str, *items: str) -> Iterator[None]:
-    """Verify the given items of a checkpoint (all by default) while they are read inside; see `runs.verified_files`. A
-    folder of Hugging Face has no manifest and is not verified.
+    """Verify the given items of a checkpoint (all by default) while the block reads them; see `runs.verified_files`. A
+    Hugging Face folder has no manifest and is not verified.
 
     Raises:
-        DamageFound: a file differs from the manifest. Takes precedence over errors raised inside.
+        DamageFound: a file differs from the manifest. This error takes precedence over errors raised in the block.
     """
     if is_hugging_face(checkpoint):
         yield

@@ -1,5 +1,5 @@
-"""Parameter trees on disk, in the format of Orbax or as safetensors files of Hugging Face. Arrays are read a few at a
-time, as arrays on the host."""
+"""Parameter trees on disk, as Orbax checkpoints or as Hugging Face safetensors files. Arrays are read a few at a time,
+into host memory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ._faults import reading
 Shape = tuple[int, ...]
 
 _BOX = "value"
-"""Last name in the path of an array that was saved in a box (`flax.linen.Partitioned`)."""
+"""Last name in the path of an array that was saved in a Flax metadata box (`flax.linen.Partitioned`)."""
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""File names of a model of Hugging Face: the single file, or the index of several files."""
+"""File names of a Hugging Face model: the single file, or the index of several files."""
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _BYTES_PER_FILE = 4 * 2**30
 _AGAIN = "The file may be incomplete; download it again."
@@ -52,7 +52,7 @@ class Leaves(Protocol):
 
 
 class OrbaxLeaves:
-    """The arrays of one item of an Orbax checkpoint. Paths omit the boxes of Flax."""
+    """The arrays of one item of an Orbax checkpoint. Paths omit Flax metadata boxes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -81,7 +81,7 @@ def _names(path: Any) -> tuple[str, ...]:
 
 
 class SafetensorsLeaves:
-    """The arrays of a model of Hugging Face."""
+    """The arrays of a Hugging Face model."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
@@ -101,8 +101,8 @@ class SafetensorsLeaves:
 
 
 def write_safetensors(folder: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write arrays as one safetensors file, or as several files of at most 4 GiB with an index. One file is in memory
-    at a time.
+    """Write arrays as one safetensors file, or as several files of at most 4 GiB with an index. Only the arrays of one
+    file are in memory at a time.
 
     Raises:
         OSError: a file cannot be written.
@@ -142,7 +142,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _listed(index: Path) -> list[Path]:
-    """Return the files listed in an index."""
+    """Return the paths of the files listed in an index."""
     try:
         text = index.read_text(encoding="utf-8")
         if is_lfs_pointer(text):
@@ -176,7 +176,8 @@ def _open(file: Path) -> Any:
 
 
 def _save(library: Any, arrays: Mapping[str, np.ndarray], file: Path) -> None:
-    """Write one file. The library reports errors of the operating system as text that contains the errno."""
+    """Write one file. Raise operating system errors, which the library reports as text with the errno, as an
+    `OSError`."""
     try:
         _library("safetensors.numpy").save_file(arrays, file, metadata={"format": "pt"})
     except library.SafetensorError as error:

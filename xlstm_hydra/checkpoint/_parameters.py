@@ -1,4 +1,4 @@
-"""Reading the parameters of any checkpoint: written by this package, by xlstm-jax or by Hugging Face."""
+"""Read the parameters of a checkpoint written by this package, by xlstm-jax or by Hugging Face."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _KEY = "checkpoint"
 
 
 def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key: str = RESTORE) -> Any:
-    """Read the parameters of any checkpoint for a model.
+    """Load the parameters of a checkpoint in any supported format for a model.
 
-    The blocks may be scanned in the checkpoint and not in the model, or the other way round. If no conversion is
-    needed, each process reads only its own shards. Otherwise, it reads whole arrays, a few at a time.
+    The blocks may be scanned in the checkpoint and not in the model, or vice versa. If no conversion is needed, each
+    process reads only its own shards. Otherwise, each process reads whole arrays, a few at a time.
 
     Args:
         checkpoint: checkpoint path as returned by `find_weights`.
-        model: config of the model that gets the parameters; `model_class` must be the class itself.
+        model: config of the model for which the parameters are loaded; `model_class` must be the class itself.
         shardings: tree with the sharding of each parameter. None: whole arrays on the first local device.
         key: name of the option or argument with the checkpoint, for messages.
 
@@ -47,7 +47,8 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
         The tree of parameters: float32 arrays with their global shapes.
 
     Raises:
-        ConfigError: the parameters cannot be read or belong to another model. Names the first arrays that differ.
+        ConfigError: the parameters cannot be read or belong to another model. The error lists the first arrays that
+        differ.
     """
     shapes = {parameter.path: parameter.shape for parameter in parameters_of(model)}
     one = SingleDeviceSharding(jax.local_devices()[0])
@@ -61,7 +62,7 @@ def load_params(checkpoint: Path, model: ModelConfig, shardings: Any = None, key
 
 
 def open_leaves(checkpoint: Path) -> Leaves:
-    """Open the parameters of a checkpoint, in the format they have on disk.
+    """Open the parameters of a checkpoint in the format in which they are stored.
 
     Raises:
         ConfigError: the parameters cannot be read.
@@ -70,12 +71,12 @@ def open_leaves(checkpoint: Path) -> Leaves:
 
 
 def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Convert the parameters of any checkpoint to those of `model`, one at a time.
+    """Convert stored parameters in any supported format to the parameters of `model`, one at a time.
 
     Args:
         leaves: the parameters on disk.
-        model: config of the model that gets the parameters.
-        wanted: paths of the parameters of the model. They determine whether blocks are stacked.
+        model: config of the model for which the parameters are loaded.
+        wanted: paths of the parameters to return. They determine whether blocks are returned stacked or separate.
 
     Yields:
         The path and the float32 array of each parameter.
@@ -93,7 +94,7 @@ def convert(leaves: Leaves, model: ModelConfig, wanted: Container[str]) -> Itera
 
 
 def _restore(folder: Path, shapes: Mapping[str, Shape], where: Mapping[str, Sharding]) -> Any:
-    """Read arrays that need no conversion directly onto their devices."""
+    """Read arrays that need no conversion directly into device memory."""
     wanted = {path: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where[path]) for path, shape in shapes.items()}
     with reading("parameters", folder), ocp.StandardCheckpointer() as reader:
         return reader.restore(folder, traverse_util.unflatten_dict(wanted, sep="."))
@@ -104,14 +105,14 @@ def _to_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
 
 
 class Loaded(NamedTuple):
-    """A model with its parameters, as returned by `load_checkpoint`."""
+    """Model with its parameters, as returned by `load_checkpoint`."""
 
     model: nn.Module
-    """The Flax module, for `model.apply({"params": params}, tokens)`. If these devices do not support the recorded
+    """The Flax module, for `model.apply({"params": params}, tokens)`. If the devices do not support the recorded
     `attention_backend`, the module uses the backend `xla`, which computes the same function."""
 
     params: Any
-    """The tree of parameters, float32, on all devices."""
+    """The tree of parameters, as float32 arrays on all devices."""
 
     config: ModelConfig
     """The recorded model class, its config, and the layout that the model was trained with."""
@@ -120,12 +121,12 @@ class Loaded(NamedTuple):
 def load_checkpoint(
     checkpoint: str | Path, parallel: ParallelConfig | None = None, *, lenient: bool = False, verify: bool = True
 ) -> Loaded:
-    """Load a model with its parameters from a checkpoint of this package, of xlstm-jax, or of Hugging Face's xLSTM.
+    """Load a model with its parameters from a checkpoint of this package or of xlstm-jax, or from a Hugging Face xLSTM.
 
     Args:
-        checkpoint: a run folder (its latest step), a run folder with `@STEP` appended, or a folder of Hugging Face.
+        checkpoint: a run folder (its latest step), a run folder with `@STEP` appended, or a Hugging Face folder.
         parallel: the layout over all devices. None: parameters are replicated on every device.
-        lenient: ignore unknown fields of its metadata, with a warning.
+        lenient: ignore unknown fields of the metadata, with a warning.
         verify: compare the files with the manifest of the checkpoint, if it has one.
 
     Raises:
@@ -142,7 +143,7 @@ def load_checkpoint(
 
 
 def _computable(config: ModelConfig) -> ModelConfig:
-    """Replace an attention backend that these devices do not support."""
+    """Return the config with the attention backend `xla` if the devices do not support the configured backend."""
     model = config.model_config
     if isinstance(model, LlamaConfig) and any(model.platform_rules(jax.default_backend())):
         return replace(config, model_config=replace(model, attention_backend="xla"))
@@ -150,10 +151,10 @@ def _computable(config: ModelConfig) -> ModelConfig:
 
 
 def find_weights(source: str, key: str) -> Path:
-    """Return the checkpoint path of `RUN`, `RUN@STEP`, or a folder of Hugging Face.
+    """Return the checkpoint path for `RUN`, `RUN@STEP`, or a Hugging Face folder.
 
     Args:
-        source: text that the user typed.
+        source: the text that the user typed.
         key: name of the option or argument with this text, for messages.
 
     Raises:
@@ -169,12 +170,13 @@ def find_weights(source: str, key: str) -> Path:
 
 
 def recorded_model(folder: Path, key: str, *, lenient: bool = False) -> ModelConfig:
-    """Read the model config of a checkpoint, with the class as a dotted path. Imports nothing that the metadata names.
+    """Read the model config of a checkpoint, with the class as a dotted path. Classes named in the metadata are not
+    imported.
 
     Args:
         folder: checkpoint path as returned by `find_weights`.
         key: name of the option or argument with the checkpoint, for messages.
-        lenient: ignore unknown fields of its metadata, with a warning.
+        lenient: ignore unknown fields of the metadata, with a warning.
 
     Raises:
         ConfigError: the metadata cannot be read.
@@ -185,7 +187,7 @@ def recorded_model(folder: Path, key: str, *, lenient: bool = False) -> ModelCon
 
 
 class Misfit(NamedTuple):
-    """An array on disk that is missing, unexpected, or of another shape."""
+    """Array on disk that is missing, unexpected, or of another shape."""
 
     leaf: str
     """Path of the array on disk."""
@@ -197,7 +199,7 @@ class Misfit(NamedTuple):
     """Shape on disk; None if the array is missing."""
 
     source: str
-    """Source of the expected shape: `model`, or `parameters`, the list in the metadata."""
+    """Source of the expected shape: `model` for the model config, `parameters` for the list in the metadata."""
 
 
 def check_params(
@@ -215,7 +217,7 @@ def check_params(
         The arrays whose shapes differ.
 
     Raises:
-        ConfigError: the parameters cannot be read, or are a tree of xlstm-jax with an unknown structure.
+        ConfigError: the parameters cannot be read, or are an xlstm-jax tree with an unknown structure.
     """
     with attributed_to(key, checkpoint):
         leaves = OrbaxLeaves(checkpoint / "params")

@@ -1,8 +1,8 @@
-"""Conversion of the leaves of a parameter tree on disk to our parameters, a few at a time.
+"""Conversion of the arrays on disk (leaves) to the parameters of this package, a few arrays at a time.
 
-Each format describes the conversion as a list of `Part`s: groups of leaves, and the parameters they become. This module
-has the common rules: every leaf is used exactly once and must have the expected shape, and the blocks may be stacked or
-separate on either side.
+Each format describes its conversion as a list of `Part`s: groups of leaves, and the parameters that they are converted
+to. This module contains the common rules: every leaf is used exactly once and must have the expected shape, and the
+blocks may be stacked (scanned) or separate, both on disk and in the model.
 """
 
 from __future__ import annotations
@@ -24,44 +24,45 @@ from ._leaves import Leaves, Shape
 BLOCKS = "blocks"
 """Name of the blocks in our tree: `blocks.x` if they are scanned; otherwise `blocks_0.x`, `blocks_1.x` etc."""
 _LISTED = 3
-"""Maximum number of leaves that an error names."""
+"""Maximum number of leaves listed in an error."""
 
 
 class NotOurs(Exception):
-    """The values of the leaves cannot be expressed by our parameters. The text completes a sentence that starts with
+    """Error for leaves whose values our parameters cannot represent. The message completes a sentence that starts with
     the names of the leaves."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A group of leaves, and the parameters they become.
+    """A group of leaves, and the parameters that they are converted to.
 
     In a part of one block, paths are relative to the block. `join` counts array axes from the end, so it also works on
     stacked blocks.
     """
 
     into: tuple[str, ...]
-    """Paths of our parameters."""
+    """Paths of the parameters."""
 
     leaves: Mapping[str, Shape]
-    """Shapes of the leaves by path."""
+    """Shape of each leaf by path."""
 
     join: Callable[..., Sequence[np.ndarray]] = lambda *arrays: arrays
-    """Function from the leaves, in the order of `leaves`, to our parameters, in the order of `into`."""
+    """Function that converts the arrays of the leaves, in the order of `leaves`, to the parameters, in the order of
+    `into`."""
 
 
 def config_of(model: ModelConfig) -> Any:
-    """Return the config of the model class. Its fields depend on the family."""
+    """Return the config of the model class. Its fields depend on the model family."""
     return model.model_config
 
 
 def parameters_of(model: ModelConfig) -> list[Parameter]:
-    """Return the parameters of a model without its layout, which may name modules of another program."""
+    """Return the parameters of a model. Its layout is ignored, because it may name modules of another program."""
     return list_parameters(replace(model, parallel=ParallelConfig()))
 
 
 def outer_and_block_parameters(model: ModelConfig) -> tuple[list[Parameter], list[Parameter]]:
-    """Return our parameters outside the blocks, and those of one block with paths relative to it."""
+    """Return the parameters outside the blocks, and the parameters of one block with paths relative to the block."""
     outer, block = [], []
     for parameter in parameters_of(replace(model, model_config=replace(config_of(model), scan_blocks=True))):
         stem, _, rest = parameter.path.partition(".")
@@ -73,12 +74,12 @@ def outer_and_block_parameters(model: ModelConfig) -> tuple[list[Parameter], lis
 
 
 def all_blocks(part: Part, names: str | Sequence[str], layers: int) -> Part:
-    """Return a part of one block as a part of all blocks.
+    """Extend a part of one block to a part of all blocks.
 
     Args:
         part: the part of one block.
-        names: path prefixes on disk: one name for stacked blocks, or a name for each block.
-        layers: number of blocks.
+        names: path prefixes on disk: one prefix for stacked blocks, or one prefix per block.
+        layers: the number of blocks.
     """
     into = tuple(f"{BLOCKS}.{path}" for path in part.into)
     if isinstance(names, str):
@@ -93,7 +94,8 @@ def all_blocks(part: Part, names: str | Sequence[str], layers: int) -> Part:
 
 
 def own_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Part]:
-    """Return the parts of our own tree. If all blocks are of one kind, they may be stacked or separate on disk."""
+    """Return the parts of a checkpoint of this package. If all blocks are of one kind, they may be stacked or separate
+    on disk."""
     config = config_of(model)
     if not (isinstance(config, LanguageModelConfig) and config.scan_period() == 1):
         return [Part((parameter.path,), {parameter.path: parameter.shape}) for parameter in parameters_of(model)]
@@ -105,7 +107,7 @@ def own_parts(model: ModelConfig, leaves: Mapping[str, Shape]) -> list[Part]:
 
 
 def differing(expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
-    """Return the sorted paths of arrays that are missing on one side or have different shapes."""
+    """Return the sorted paths of arrays that are only in `expected` or only in `found`, or have different shapes."""
     return sorted(path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path))
 
 
@@ -113,7 +115,7 @@ def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
     """Check that every leaf exists, has the expected shape, and is used.
 
     Raises:
-        ConfigError: names the leaves that differ, with their paths on disk.
+        ConfigError: leaves differ. The error lists the first ones with their paths on disk.
     """
     expected = {path: shape for part in parts for path, shape in part.leaves.items()}
     assert len(expected) == sum(len(part.leaves) for part in parts), "a leaf is used twice"
@@ -128,15 +130,15 @@ def refuse_misfits(parts: Sequence[Part], leaves: Leaves) -> None:
 
 
 def assemble(parts: Sequence[Part], leaves: Leaves, wanted: Container[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield our parameters by path, as float32 arrays. Only the leaves of one part are in memory at a time.
+    """Yield the parameters with their paths, as float32 arrays. Only the leaves of one part are in memory at a time.
 
     Args:
         parts: the conversion.
         leaves: the arrays on disk.
-        wanted: paths of the parameters. A stacked parameter that is not among them is split into its blocks.
+        wanted: paths of the parameters of the model. A stacked parameter that is not among them is split into blocks.
 
     Raises:
-        ConfigError: the values of the leaves cannot be expressed by our parameters.
+        ConfigError: our parameters cannot represent the values of the leaves.
     """
     for part in parts:
         for path, array in zip(part.into, _join(part, leaves), strict=True):

@@ -1,8 +1,8 @@
-"""Saving and restoring a run, on any layout, with Orbax.
+"""Save and restore the state of a run with Orbax, on any layout.
 
 `<run>/checkpoints/<step>/` contains the items params, opt_state, progress (step and random state), data (the position
-in the data, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`), and manifest.json with the digests of their
-files. An unfinished save is never listed. The files do not depend on the number of processes.
+in the data, as JSON) and metadata (JSON, see `xlstm_hydra.metadata`), and the file manifest.json with the digests of
+all files. Unfinished saves are never listed as checkpoints. The files do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ from ._parts import differing
 log = logging.getLogger("xlstm_hydra")
 
 _TRASH = "deleted"
-"""Folder that checkpoints are moved to before their files are deleted. The move is atomic, so a process that is killed
-while it deletes files does not leave a checkpoint that looks complete."""
+"""Folder to which checkpoints are moved before their files are deleted. The move is atomic, so that a process that is
+killed while deleting files does not leave a checkpoint that looks complete."""
 
 _POLL_SECONDS = 0.01
 
 
 class Logged(NamedTuple):
-    """State of the log of a run, saved so that a resumed run writes the same metrics."""
+    """State of the metric log, saved so that a resumed run writes the same metrics."""
 
     losses: tuple[float, ...] = ()
-    """Losses of the steps since the last line of metrics. The next line has their mean."""
+    """Losses of the steps since the last line of metrics. The next line contains their mean."""
 
     validation_loss: float | None = None
-    """The last validation loss in nats per token, if there is one."""
+    """Last validation loss in nats per token, if there is one."""
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Use it as a context manager.
+    """Context manager for the checkpoints of one run folder.
 
-    With `keep=best`, checkpoints are ranked by their validation loss. The checkpoint of a run that was asked to stop
-    has no validation loss; it is kept until a later checkpoint is saved.
+    With `keep=best`, checkpoints are ranked by their validation loss. A checkpoint saved when the run is stopped by a
+    signal has no validation loss; it is kept until a later checkpoint is saved.
 
     Args:
         run_folder: the run folder.
         config: the checkpoint options.
 
     Raises:
-        ConfigError: the folder of the checkpoints is a link that leads out of the run folder.
-        SaveError: the folder of the checkpoints cannot be written.
+        ConfigError: the checkpoint folder is a link that leads out of the run folder.
+        SaveError: the checkpoint folder cannot be written.
     """
 
     def __init__(self, run_folder: Path, config: CheckpointConfig) -> None:
@@ -98,7 +98,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Close. If another error was raised, a failing save is only logged."""
+        """Close the checkpoints. If the block has raised another error, a failed save is only logged."""
         if isinstance(error, SaveError) and jax.process_count() > 1:
             return  # Orbax would wait for the other processes, which exit together with this one
         self._has_failed = error is not None
@@ -123,12 +123,12 @@ class Checkpoints:
         Args:
             state: training state after the step.
             data: the training batches, for their position.
-            metadata: saved as the item `metadata`.
-            validation_loss: the last validation loss in nats per token; None if the run was asked to stop.
+            metadata: the content of the item `metadata`.
+            validation_loss: the last validation loss in nats per token; None if the run is stopped by a signal.
             losses: losses of the steps since the last line of metrics.
 
         Raises:
-            SaveError: this step, or the previous one in the background, cannot be saved.
+            SaveError: this step cannot be saved, or the previous save in the background has failed.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -168,7 +168,7 @@ class Checkpoints:
         )
 
     def check(self) -> None:
-        """Raise the error of a failed background save. Does not wait.
+        """Raise the error of a failed background save, without waiting for a running save.
 
         Raises:
             SaveError: the save has failed.
@@ -200,14 +200,14 @@ class Checkpoints:
             self._listener.stop()
 
     def _wait(self) -> None:
-        """Wait for the save in the background."""
+        """Wait until the background save has finished."""
         while self._in_background is not None and self._manager.is_saving_in_progress():
             self.check()  # Orbax itself would wait for the processes that have not failed
             time.sleep(_POLL_SECONDS)
         with saving(self._in_background, self._folder):
             self._manager.wait_until_finished()
             if (sealing := self._sealing) is not None:
-                self._sealing = None  # closing waits again after an error
+                self._sealing = None  # because closing waits again after an error
                 sealing.wait()
             if self._is_unsaved():
                 self._listener.raise_heard()
@@ -216,11 +216,11 @@ class Checkpoints:
         self._in_background = None
 
     def _is_unsaved(self) -> bool:
-        """True if a background save left no checkpoint. Orbax raises the reason only once."""
+        """True if the background save left no checkpoint. Needed because Orbax raises the reason only once."""
         return self._in_background is not None and not (self._folder / str(self._in_background)).exists()
 
     def _delete_stopgaps(self) -> None:
-        """Delete earlier checkpoints without a validation loss once a later checkpoint is on disk."""
+        """Delete checkpoints without a validation loss once a later checkpoint is on disk."""
         if self._stopgaps and max(self._manager.all_steps()) > max(self._stopgaps):
             self._manager.wait_until_finished()
             for step in self._stopgaps:
@@ -236,7 +236,7 @@ class Checkpoints:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Suppress Orbax's warning about a checkpoint without a metric, which is intended here."""
+    """Suppress Orbax's warning about a checkpoint without a metric, which is intended in the block."""
     absl, level = logging.getLogger("absl"), logging.getLogger("absl").level
     absl.setLevel(logging.ERROR)
     try:
@@ -257,7 +257,8 @@ def restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
         The training state.
 
     Raises:
-        ConfigError: the checkpoint is damaged, or its parameters or optimizer state have other names or shapes.
+        ConfigError: the checkpoint is damaged, or the names or shapes of its parameters or optimizer state do not match
+        `target`.
     """
     with verified(checkpoint, RESTORE):
         return _restore(checkpoint, target, data)
@@ -288,7 +289,8 @@ def _restore(checkpoint: Path, target: TrainState, data: Batches) -> TrainState:
 
 
 def read_logged(checkpoint: Path) -> Logged:
-    """Read the saved state of the log. It is empty for checkpoints of earlier versions, which did not save it.
+    """Read the saved state of the metric log. The result is empty for checkpoints of earlier versions, which did not
+    save this state.
 
     Raises:
         ConfigError: the checkpoint is damaged.
@@ -321,7 +323,7 @@ def _refuse_other_shapes(checkpoint: Path, item: str, wanted: Any) -> None:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    """Return the leaves of a tree by their path. Empty nodes are dropped."""
+    """Return the leaves of a tree by path. Empty nodes are omitted."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

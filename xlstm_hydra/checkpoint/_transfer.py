@@ -1,4 +1,4 @@
-"""Import and export of checkpoints: parameters and config, without optimizer state."""
+"""Import and export of checkpoints: parameters and config, without the optimizer state."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ from ._parts import BLOCKS, outer_and_block_parameters, parameters_of
 def import_checkpoint(
     source: str, out: str | Path, form: str | None = None, key: str = "RUN", *, lenient: bool = False
 ) -> Path:
-    """Import a checkpoint of xlstm-jax or of Hugging Face's xLSTM as a checkpoint of this package, with the same step.
+    """Import an xlstm-jax checkpoint or a Hugging Face xLSTM as a checkpoint of this package, with the same step.
 
-    The new checkpoint has parameters and config. A run that continues from it starts with a new optimizer state and at
-    the beginning of its data. All parameters are held in host memory.
+    The new checkpoint contains parameters and config. A run that continues from it starts with a new optimizer state,
+    and at the beginning of the data. All parameters are in host memory during the import.
 
     Args:
-        source: `RUN` or `RUN@STEP` of xlstm-jax, or a folder of Hugging Face.
+        source: `RUN` or `RUN@STEP` of xlstm-jax, or a Hugging Face folder.
         out: the run folder to write, which must be new or empty.
-        form: required format of the source, `xlstm_jax` or `hf`. None: either.
+        form: the required format of the source, `xlstm_jax` or `hf`. None: either format.
         key: name of the option or argument with the source, for messages.
-        lenient: ignore unknown fields of its metadata, with a warning.
+        lenient: ignore unknown fields of the metadata, with a warning.
 
     Returns:
         The path of the new checkpoint.
@@ -92,13 +92,13 @@ def import_checkpoint(
 
 
 def _hugging_face_run(folder: Path, model: ModelConfig) -> tuple[RunConfig, int, dict[str, Any]]:
-    """Return a model of Hugging Face as a run of ours, its step, and the record of its origin."""
+    """Return a run for a Hugging Face model, the step (0), and the origin to record in the metadata."""
     content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return _run({"model": model}, 0), 0, {"checkpoint": str(folder), "writer": "hf", "metadata": content}
 
 
 def _recorded_run(folder: Path, record: Record) -> tuple[RunConfig, int, dict[str, Any]]:
-    """Return a checkpoint of another program as a run of ours, its step, and the record of its origin."""
+    """Return a run for a checkpoint of another program, the step, and the origin to record in the metadata."""
     if record.writer == FORMAT:
         raise ConfigError([Problem({}, "is already a checkpoint of xlstm-hydra")])
     groups, notes = starting_groups(record)
@@ -107,7 +107,8 @@ def _recorded_run(folder: Path, record: Record) -> tuple[RunConfig, int, dict[st
 
 
 def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
-    """Return a complete run with the recorded groups. Layout and data are not imported; they get valid defaults."""
+    """Return a complete run with the recorded config groups. The layout and the data are not imported; they get valid
+    defaults."""
     known: dict[str, Any] = {name: config for name, config in groups.items() if name != "parallel"}
     model = replace(known["model"], parallel=ParallelConfig())
     vocab, context = model.model_config.vocab_size, model.model_config.context_length
@@ -121,7 +122,7 @@ def _run(groups: Mapping[str, ConfigDict], step: int) -> RunConfig:
 def export_checkpoint(
     source: str, out: str | Path, key: str = "RUN", *, one_document_per_row: bool = False, lenient: bool = False
 ) -> Path:
-    """Export a checkpoint of the v1 family as a model for `transformers.xLSTMForCausalLM`, without a tokenizer.
+    """Export a checkpoint of an mLSTMv1 model for `transformers.xLSTMForCausalLM`, without a tokenizer.
 
     At most 4 GiB of arrays are in memory at a time.
 
@@ -131,14 +132,14 @@ def export_checkpoint(
         key: name of the option or argument with the source, for messages.
         one_document_per_row: allow a model with `reset_at_document_boundaries`. The exported model does not reset its
             state between the documents of a row.
-        lenient: ignore unknown fields of its metadata, with a warning.
+        lenient: ignore unknown fields of the metadata, with a warning.
 
     Returns:
         The absolute path of `out`.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, or its model cannot be expressed there. Lists every field that
-            prevents it.
+        ConfigError: the checkpoint cannot be read, or Hugging Face's xLSTM does not support the model. The error lists
+        every unsupported field.
     """
     folder, out = find_weights(source, key), _new_folder(out)
     model = resolve_classes(recorded_model(folder, key, lenient=lenient))
@@ -174,12 +175,12 @@ def _written_whole(out: Path) -> Iterator[Path]:
     try:
         yield unfinished
         if out.is_dir():
-            out.rmdir()  # empty, as `_new_folder` has checked
+            out.rmdir()  # `_new_folder` has checked that it is empty
         unfinished.rename(out)
     except OSError as error:
         raise _unwritable(out, error) from error
     finally:
-        for _ in range(20):  # a thread of Orbax may still write to it
+        for _ in range(20):  # an Orbax thread may still be writing to it
             shutil.rmtree(unfinished, ignore_errors=True)
             if not unfinished.exists():
                 break

@@ -23,18 +23,18 @@ from xlstm_hydra.train import agree_on_corpus, bits
 from ._load_model import find, read_params, start, write_result
 
 RESULT = "evaluation.json"
-"""Name of the file in the run folder."""
+"""Name of the result file in the run folder."""
 
 
 def evaluate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float:
     """Compute the loss of a checkpoint and write it to `evaluation.json` in `folder`.
 
-    With several processes, all of them must call this. If one fails, all exit instead of raising (see `together`).
+    With several processes, every process must call this. If one fails, all exit instead of raising (see `together`).
 
     Args:
         run: the config; its task is an `EvaluateTaskConfig`.
-        folder: folder of the result.
-        overrides: the command line, recorded in the result.
+        folder: the folder to which the result is written.
+        overrides: the overrides on the command line, recorded in the result.
 
     Returns:
         The mean loss in nats per target token.

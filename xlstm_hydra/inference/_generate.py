@@ -1,4 +1,4 @@
-"""Generation: continuing a prompt with the parameters of a checkpoint."""
+"""Generation: continue a prompt with the parameters of a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from ._load_model import KEY, find, read_params, start, write_result
 from ._sample import sample_tokens
 
 Decode = Callable[[Iterable[int]], str]
-"""Function from the next tokens of a sequence to printed text."""
+"""Function that converts the next tokens of a sequence to the text to print."""
 
 RESULT = "generated.json"
-"""Name of the file in the run folder."""
+"""Name of the result file in the run folder."""
 
 
 def generate(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> None:
-    """Continue a prompt. The first sample is printed token by token, the others after it. All are written to
-    `generated.json` in `folder`, even after Ctrl-C.
+    """Generate samples that continue a prompt. The first sample is printed token by token, and the other samples after
+    it. All samples are written to `generated.json` in `folder`, even after Ctrl-C.
 
-    With several processes, all of them must call this. If one fails, all exit instead of raising (see `together`).
+    With several processes, every process must call this. If one fails, all exit instead of raising (see `together`).
 
     Args:
         run: the config; its task is a `GenerateTaskConfig`.
-        folder: folder of the result.
-        overrides: the command line, recorded in the result.
+        folder: the folder to which the result is written.
+        overrides: the overrides on the command line, recorded in the result.
 
     Raises:
-        ConfigError: the run does not fit the devices or the checkpoint, or the model cannot continue tokens.
-        KeyboardInterrupt: interrupted by Ctrl-C. The tokens generated so far have been written.
+        ConfigError: the run does not fit the devices or the checkpoint, or the model does not support generation.
+        KeyboardInterrupt: the user pressed Ctrl-C. The tokens generated so far have been written.
     """
     with verification(run.checkpoint.verify), together(run.distributed):
         _generate(run, Path(folder), overrides)
@@ -108,7 +108,7 @@ class _Samples:
 
     def take(self, steps: Iterator[np.ndarray]) -> None:
         """Print and store tokens until all samples have ended."""
-        with status("compiling the generation"):  # before the prompt is printed, which may share a terminal with it
+        with status("compiling the generation"):  # may use the terminal that the prompt is printed to
             first = list(islice(steps, 1))
         decode = self._begin(0)
         try:
@@ -134,7 +134,7 @@ class _Samples:
                 self.tokens[number].append(token)
 
     def _begin(self, number: int) -> Decode:
-        """Print the header and the prompt of a sample."""
+        """Print the header and the prompt of a sample. Return the decoder for its tokens."""
         count = self.task.num_samples
         if count > 1:
             self._show(f"--- sample {number + 1}/{count}\n")
@@ -143,7 +143,7 @@ class _Samples:
         return decode
 
     def _decoder(self) -> tuple[Decode, list[int]]:
-        """Return the decoder, and the prompt without the separator at its start."""
+        """Return a new decoder, and the tokens of the prompt without the leading separator."""
         if self.task.prompt_tokens is None:
             return _byte_decoder(), self.task.tokens()[1:]
         return _id_decoder(), self.task.tokens()
@@ -153,7 +153,7 @@ class _Samples:
             _print(text)
 
     def content(self) -> list[dict[str, Any]]:
-        """The samples as plain JSON values."""
+        """Return the samples as plain JSON values."""
         found = []
         for tokens, stopped in zip(self.tokens, self.stopped, strict=True):
             found.append({"tokens": tokens, "stopped": stopped})
@@ -162,7 +162,8 @@ class _Samples:
         return found
 
     def speed(self) -> str:
-        """Describe the throughput. The first two tokens are not counted: the program is compiled there."""
+        """Describe the number of tokens and the time per token. The first two tokens are not timed, because they
+        include compilation."""
         text = f"{len(self.times)} tokens in each of {self.task.num_samples} samples"
         if ended := sum(self.stopped):
             text += f" ({ended} ended at the stop token)"
@@ -173,14 +174,14 @@ class _Samples:
 
 
 def _byte_decoder() -> Decode:
-    """Decode UTF-8. A character is returned with its last byte; invalid bytes become U+FFFD."""
+    """Return a decoder for UTF-8 bytes. A character is returned with its last byte; invalid bytes become U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     no_byte = b"\xff"  # never valid in UTF-8
     return lambda tokens: decoder.decode(b"".join(bytes([token]) if token < 256 else no_byte for token in tokens))
 
 
 def _id_decoder() -> Decode:
-    """Print token ids, each followed by a space."""
+    """Return a decoder that writes token ids, each followed by a space."""
     return lambda tokens: "".join(f"{token} " for token in tokens)
 
 

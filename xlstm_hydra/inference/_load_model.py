@@ -1,4 +1,5 @@
-"""The first and last steps of every task that uses a checkpoint."""
+"""Steps shared by the tasks that use a checkpoint: find it, start the devices, load the parameters, write the
+result."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ KEY = "task.checkpoint"
 
 
 def find(run: RunConfig) -> Path:
-    """Return the checkpoint path of a task, and check that all processes have the same run and checkpoint. Starts no
-    device.
+    """Return the checkpoint path of a task, and check that all processes have the same run and checkpoint. No devices
+    are started.
 
     Raises:
         ConfigError: the checkpoint does not exist, or process 0 has another run or checkpoint.
@@ -33,7 +34,7 @@ def find(run: RunConfig) -> Path:
 
 
 def start(run: RunConfig) -> RunConfig:
-    """Start the devices. Returns the run with its model class imported.
+    """Start the devices, and return the run with its model class imported.
 
     Raises:
         ConfigError: the run does not fit the devices.
@@ -44,7 +45,7 @@ def start(run: RunConfig) -> RunConfig:
 
 
 def read_params(run: RunConfig, checkpoint: Path, shardings: Any) -> Any:
-    """Read only the parameters of a checkpoint, placed with `shardings`.
+    """Load the parameters of a checkpoint, and no other arrays, to the devices according to `shardings`.
 
     Raises:
         ConfigError: the parameters belong to another model.
@@ -60,7 +61,7 @@ def read_params(run: RunConfig, checkpoint: Path, shardings: Any) -> Any:
 
 
 def write_result(file: Path, checkpoint: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON, with the path and the step of its checkpoint."""
+    """Write a result as JSON, with the path and the step of the checkpoint."""
     if is_first():
         file.parent.mkdir(parents=True, exist_ok=True)
         origin = {"checkpoint": str(checkpoint), "step": known_step(checkpoint)}

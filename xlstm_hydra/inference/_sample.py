@@ -1,6 +1,6 @@
-"""Sampling of tokens, one by one.
+"""Token-by-token sampling.
 
-Axes: B samples, T time, V the vocabulary.
+Array axes: B samples, T tokens of the sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from xlstm_hydra.models import continue_model
 def sample_tokens(module: nn.Module, params: Any, task: GenerateTaskConfig, mesh: Mesh) -> Iterator[np.ndarray]:
     """Yield the next token of all samples, `int32[B]`, up to `task.max_new_tokens` times.
 
-    All tokens of the prompt but the last are read in one call; after that, each token is one step. The computation runs
-    on the devices of the parameters.
+    All prompt tokens except the last are processed in one call. After that, each step processes one token and draws the
+    next. The computation runs on the devices that hold the parameters.
     """
     prompt_BT = np.tile(np.asarray(task.tokens(), np.int32), (task.num_samples, 1))
     capacity = prompt_BT.shape[1] + task.max_new_tokens - 1
@@ -49,13 +49,13 @@ def sample_tokens(module: nn.Module, params: Any, task: GenerateTaskConfig, mesh
 def draw(
     logits_BV: jax.Array, keys_B: jax.Array, temperature: float, top_k: int | None = None, top_p: float = 1.0
 ) -> jax.Array:
-    """Draw a token for each row, with its own key. `GenerateTaskConfig` documents the options.
+    """Draw one token per row, with a separate random key for each row. `GenerateTaskConfig` documents the options.
 
     Args:
         logits_BV: `float[B, V]`.
-        keys_B: random keys, one for each row.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: draw from the `k` most likely tokens; None: from all.
+        keys_B: random keys, one per row.
+        temperature: divisor of the logits; 0 selects the most likely token.
+        top_k: draw from the `top_k` most likely tokens; None: draw from all tokens.
         top_p: draw from the smallest set of most likely tokens with at least this total probability
             (nucleus sampling, Holtzman et al., https://arxiv.org/abs/1904.09751).
 
@@ -74,7 +74,8 @@ def draw(
 
 
 def _in_nucleus(logits_BV: jax.Array, top_p: float) -> jax.Array:
-    """True for the tokens of the smallest set of most likely tokens with a total probability of at least `top_p`."""
+    """Return a mask, `bool[B, V]`, of the smallest set of most likely tokens with a total probability of at least
+    `top_p`."""
     order_BV = jnp.argsort(-logits_BV, axis=-1)
     sorted_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV), order_BV, axis=-1)
     likelier_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV

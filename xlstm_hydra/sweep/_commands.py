@@ -1,7 +1,7 @@
-"""`command.json`: the commands that started and resumed a sweep, and a check that they cannot load code.
+"""`command.json`: the commands that started and resumed a sweep, and a check that these commands cannot load code.
 
-The folder of a sweep may come from someone else. Unless the user trusts it, a recorded command may only choose options
-of this package and set fields of a run to plain values. All other arguments are reported.
+A sweep folder may come from someone else. Unless the user trusts the folder, a recorded command may only choose options
+of this package and set run fields to plain values. All other arguments are reported.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from xlstm_hydra.runs import replace_file
 from ._outcomes import Damaged, read_object
 
 SUBDIR = "hydra.sweep.subdir"
-"""Key of a job's folder, by default the number of the job."""
+"""Hydra key that sets the name of the job folder. The default name is the job number."""
 
 COMMAND_FILE = "command.json"
-"""The commands of a sweep, oldest first."""
+"""File in the sweep folder that lists the commands of the sweep, oldest first."""
 
 _FIELDS = {"arguments", "cwd"}
 
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 
 _FOLDERS = ("--config-dir", "-cd", "--config-path", "-cp")
-"""Flags that add a folder with options. The value may be the next argument."""
+"""Flags that add a folder of config options. The folder may be given as the next argument."""
 
 _GROUPS = {field.name for field in fields(RunConfig)} | {"parallel", "experiment", "debug"}
 
@@ -50,10 +50,10 @@ _NAME = re.compile(r"(?!\.)[\w.-]*", re.ASCII)
 _FIELD = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 _PLAIN_NODE = re.compile(r"\$\{(hydra[.:]job\.(?:num|id|name)|(?!hydra\b)[A-Za-z]\w*(?:\.[A-Za-z]\w*)*)\}", re.ASCII)
-"""An interpolation of the number or name of a job, or of the value of a field."""
+"""Pattern of allowed interpolations: of the job number, the job name, or the value of a run field."""
 
 _VALUES = (str, bool, int, float, type(None), dict, Glob, RangeSweep, IntervalSweep)
-"""Types of parsed values that contain no other values."""
+"""Types of override values that are accepted as plain, after lists and dicts are flattened."""
 
 _NAMED = {
     "model_class": "names a class that is imported",
@@ -61,7 +61,7 @@ _NAMED = {
     "compilation_cache_dir": "compiled programs are loaded from it",
     "coordinator_address": "connects to another machine",
 }
-"""Fields that can load code or reach other machines, with the reason."""
+"""Fields that can load code or connect to other machines, with the reason shown to the user."""
 
 _LOGGING = {"default", "none", "disabled", "stdout", "colorlog", "xlstm"}
 
@@ -73,7 +73,7 @@ _CHOICES: Mapping[str, set[str]] = {
     "hydra/job_logging": _LOGGING,
     "hydra/hydra_logging": _LOGGING,
 }
-"""Options of Hydra's groups that Hydra, its launchers or this package provide."""
+"""Allowed options by Hydra config group: those that Hydra, its launchers or this package provide."""
 
 _BY_FIELD = {field.name for kind in (SlurmLauncherConfig, LocalLauncherConfig) for field in fields(kind)}
 
@@ -90,7 +90,7 @@ _SETTINGS: Mapping[str, re.Pattern[str]] = {
     **{name: _NAME for name in ("hydra.verbose", "hydra.job.name", "hydra.job.chdir")},
     "hydra.mode": re.compile("MULTIRUN"),
 }
-"""Settings of Hydra and its launchers that cannot load code, with a pattern for their values."""
+"""Hydra and launcher settings that cannot load code, each with a pattern that string values must match."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ class Command:
 
     arguments: list[str]
     cwd: Path
-    """Current folder when it was typed."""
+    """Working directory in which the command was typed."""
 
     def __str__(self) -> str:
         return shell_line(["xlstm-hydra", *self.arguments])
 
 
 def read_commands(folder: Path) -> list[Command]:
-    """Read the commands that are recorded in the folder of a sweep. There is at least one.
+    """Read the commands recorded in a sweep folder. The list is never empty.
 
     Raises:
         OSError: the file cannot be read.
-        Damaged: it was not written by a sweep.
+        Damaged: the file was not written by a sweep.
     """
     text = b'{"commands": ' + (folder / COMMAND_FILE).read_bytes() + b"}"
     commands = read_object(text, "a list of commands").get("commands")
@@ -131,7 +131,8 @@ def _command(number: int, content: Any) -> Command:
 
 
 def append_command(folder: Path) -> None:
-    """Append the command line of this process to the list of commands."""
+    """Append the command line of this process to `command.json`. A damaged file is renamed, and a new file is
+    started."""
     file = folder / COMMAND_FILE
     try:
         commands = read_commands(folder)
@@ -148,18 +149,19 @@ def append_command(folder: Path) -> None:
 
 
 def key_of(override: str) -> str:
-    """Return the key of an override, without the signs for adding and deleting."""
+    """Return the key of an override, without a leading `+`, `++` or `~`."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def loads_code(arguments: Sequence[str]) -> list[str]:
-    """List the arguments of a recorded command that can load code or reach beyond a sweep, each with the reason."""
+    """List the arguments of a recorded command that can load code or reach outside the sweep, each with the reason."""
     found = [f"{text} ({why})" for text in _joined(arguments) if (why := _why(text, arguments)) is not None]
     return found if {*MULTIRUN} & {*arguments} else [*found, "it does not start a sweep (-m is missing)"]
 
 
 def _joined(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, with each folder flag and its value joined."""
+    """Yield the arguments, with each flag that takes a folder and its value combined into one string (`--config-dir
+    DIR`)."""
     texts = iter(arguments)
     for text in texts:
         yield f"{text} {next(texts, '')}".rstrip() if text in _FOLDERS else text
@@ -204,7 +206,8 @@ def _why_hydra(key: str, override: Override) -> str | None:
 
 
 def _why_subdir(override: Override, arguments: Sequence[str]) -> str | None:
-    """Check that the folder of a job stays in that of the sweep, whatever values its name interpolates."""
+    """Return the reason why a job folder could be outside the sweep folder, including through values interpolated in
+    its name; None if it cannot."""
     for _, value in _leaves(SUBDIR, override._value):
         keys = {match[1] for match in _PLAIN_NODE.finditer(str(value))}
         is_far = any("/" in text for text in arguments if key_of(text) in keys)
@@ -236,7 +239,7 @@ def _is_option(override: Override) -> bool:
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The plain values in a parsed value, each with its full key."""
+    """Yield the plain values in a parsed override value, each with its full key."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _leaves(f"{path}.{name}", item)

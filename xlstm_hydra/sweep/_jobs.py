@@ -1,4 +1,4 @@
-"""The jobs of a sweep: the outcome that each records, its metrics, and whether it is still running."""
+"""Sweep jobs: record their outcomes, read their metrics, and find the jobs that are still running."""
 
 from __future__ import annotations
 
@@ -48,27 +48,28 @@ from ._outcomes import (
 from ._slurm_states import ENDED, states
 
 OUTCOME_FILE = "outcome.json"
-"""The outcome of a job, in its folder."""
+"""File in the job folder with the outcome of the job."""
 
 ERROR_FILE = "error.txt"
-"""The traceback of a job that failed because of a bug, in its folder."""
+"""File in the job folder with the traceback of a job that failed because of a bug."""
 
 LOST_REASON = "it exited without a result (killed, out of memory, or node failure?)"
 
 
 class Unrecorded:
-    """The record of a run that is not a job of a sweep: nothing is written."""
+    """Record of a run that is not a sweep job: nothing is written."""
 
     result: Any = None
     """Return value of the task."""
 
     def failures(self) -> AbstractContextManager[None]:
-        """Record the end of the run if an exception leaves the block. Blocks may be nested."""
+        """Return a context manager that records the end of the run if an exception leaves its block. Blocks may be
+        nested."""
         return nullcontext()
 
 
 class JobRecord(Unrecorded):
-    """The record of a running job."""
+    """Record of a running sweep job."""
 
     def __init__(self, sweep: Path, folder: Path, outcome: Outcome) -> None:
         self._sweep, self._folder = sweep.absolute(), folder.absolute()
@@ -76,7 +77,7 @@ class JobRecord(Unrecorded):
         self._outcome, self._is_ended = replace(outcome, status=RUNNING, folder=own, started=now()), False
 
     def start(self) -> None:
-        """Record that the job is running, with the overrides that the sweep has recorded for it."""
+        """Record that the job is running. Overrides that the sweep has already recorded for the job are kept."""
         with _warns_if_unwritten():
             if known := find_outcome(self._sweep, self._outcome.job):
                 cluster_job = self._outcome.cluster_job or known.cluster_job
@@ -85,7 +86,7 @@ class JobRecord(Unrecorded):
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """See `Unrecorded`."""
+        """See `Unrecorded.failures`."""
         try:
             yield
         except BaseException as error:
@@ -94,7 +95,7 @@ class JobRecord(Unrecorded):
             raise
 
     def end(self, error: BaseException | None = None) -> None:
-        """Record that the job has ended, with the error if there was one."""
+        """Record the end of the job, with the error that ended it, if any."""
         self._is_ended = True
         status, reason = _status(error)
         if status == FAILED and error is not None:
@@ -104,7 +105,7 @@ class JobRecord(Unrecorded):
         self._write(measured(self._folder, self._sweep, ended, self.result))
 
     def _write(self, outcome: Outcome) -> None:
-        """Write the outcome to the job's folder first, because the record of the sweep is repaired from there."""
+        """Write the outcome to the job folder, then to the sweep record, which is repaired from the job folders."""
         with _warns_if_unwritten():
             replace_file(self._folder / OUTCOME_FILE, json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n")
         with _warns_if_unwritten():
@@ -115,13 +116,13 @@ class JobRecord(Unrecorded):
 def record_job(
     sweep: Path, folder: Path, job: int, overrides: Sequence[str], task: str | None = None
 ) -> Iterator[JobRecord]:
-    """Record in a sweep that a job is running, and how it ends.
+    """Record the start and the end of a sweep job.
 
     Args:
-        sweep: the folder of the sweep.
-        folder: the folder of the job.
-        job: its number.
-        overrides: the overrides of its point.
+        sweep: the sweep folder.
+        folder: the job folder.
+        job: the job number.
+        overrides: the overrides of the job's point.
         task: the name of the task.
     """
     record = JobRecord(
@@ -135,7 +136,7 @@ def record_job(
 
 @contextmanager
 def _warns_if_unwritten() -> Iterator[None]:
-    """Log a warning if the outcome of a job cannot be written. The job continues."""
+    """Log a warning if the outcome of a job cannot be written, and let the job continue."""
     try:
         yield
     except (OSError, ValueError, TypeError) as error:
@@ -143,7 +144,7 @@ def _warns_if_unwritten() -> Iterator[None]:
 
 
 def _status(error: BaseException | None) -> tuple[str, str | None]:
-    """Return the status of a job, and the reason in one line."""
+    """Return the status of a job that ended with `error` (None: without an error), and the reason in one line."""
     if error is None:
         return COMPLETED, None
     if isinstance(error, ConfigError):
@@ -161,18 +162,19 @@ def _status(error: BaseException | None) -> tuple[str, str | None]:
 
 
 def write_traceback(folder: Path, error: BaseException) -> None:
-    """Write the traceback of a bug to the folder of its job. For other errors, the reason in the record is enough."""
+    """Write the traceback of a bug to the job folder. For other errors, the reason in the record is enough, unless the
+    user asked for tracebacks."""
     file = folder / ERROR_FILE
     if message_of(error) is not None and not wants_traceback():
         file.unlink(missing_ok=True)  # from an earlier attempt
         return
     trace = error.__traceback__
-    text = "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))  # from the task on
+    text = "".join(traceback.format_exception(type(error), error, trace.tb_next if trace else None))  # omits our frame
     replace_file(file, text if message_of(error) is not None else f"{text}{bug_report(error)}\n")
 
 
 def _cluster_job() -> str | None:
-    """The SLURM job ID of this process, if submitit submitted it."""
+    """Return the SLURM job ID of this process; None if submitit did not submit it to SLURM."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return None
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -180,7 +182,8 @@ def _cluster_job() -> str | None:
 
 
 def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) -> Outcome:
-    """Add the metrics and checkpoints in a job's folder, and the return value of its task, to its outcome."""
+    """Return the outcome of a job, completed with the metrics and checkpoints in the job folder and the result of the
+    task."""
     rows, saved = read_metrics(folder / METRICS_FILE), saved_checkpoints(folder)
     newest = saved[max(saved)] if saved else None
     value = finite(result)
@@ -205,7 +208,8 @@ def measured(folder: Path, sweep: Path, outcome: Outcome, result: Any = None) ->
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read the rows of `metrics.csv`, each with its non-empty columns. Damaged and truncated lines are skipped."""
+    """Read `metrics.csv` as one dict per row, without empty columns. Damaged and truncated lines are skipped. If the
+    file cannot be read, return an empty list."""
     try:
         rows = read_metrics_file(file).rows
     except OSError:
@@ -214,7 +218,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def finite(value: Any) -> float | None:
-    """Return a value as a number that JSON can represent; None if it is not one."""
+    """Convert a value to a float; None if it is not a number, or is infinite or NaN, which JSON cannot represent."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -223,12 +227,12 @@ def finite(value: Any) -> float | None:
 
 
 def job_folder(sweep: Path, outcome: Outcome) -> Path:
-    """Return the folder of a job: the recorded one, or else the default."""
+    """Return the recorded folder of a job, or the default folder if none is recorded."""
     return sweep / (outcome.folder or str(outcome.job))
 
 
 def running_jobs(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Return the jobs that are still running, or waiting in the queue of a cluster."""
+    """Return the jobs that are running or waiting in the SLURM queue."""
     outcomes = [outcome for outcome in outcomes if outcome.status not in (COMPLETED, INVALID)]
     submitted = {one.job: one for one in outcomes if one.cluster_job}
     queued = _queued(submitted) if submitted else set()
@@ -236,8 +240,8 @@ def running_jobs(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Return the outcomes, updated from the jobs' own folders. A job that is not running and has not recorded its end
-    is lost."""
+    """Return the outcomes, updated from the `outcome.json` files in the job folders. A job that is not running and has
+    not recorded its end gets the status lost."""
     found = {one.job: one for file in sweep.glob(f"*/{OUTCOME_FILE}") if (one := _own(file.parent, sweep)) is not None}
     taken = [_newer(one, found.get(one.job) or _own(job_folder(sweep, one), sweep)) for one in outcomes]
     taken += [found[job] for job in sorted(found.keys() - {one.job for one in taken})]
@@ -247,7 +251,8 @@ def reconciled(sweep: Path, outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def _own(folder: Path, sweep: Path) -> Outcome | None:
-    """Return the outcome in a job's folder, with the path of that folder; None if there is none or it is damaged."""
+    """Return the outcome recorded in a job folder, with the path of the folder; None if the outcome is missing or
+    damaged."""
     with suppress(OSError, Damaged):
         own = parse_outcome((folder / OUTCOME_FILE).read_bytes())
         return replace(own, folder=os.path.relpath(folder, sweep))
@@ -255,8 +260,8 @@ def _own(folder: Path, sweep: Path) -> Outcome | None:
 
 
 def _newer(known: Outcome, own: Outcome | None) -> Outcome:
-    """Return the later of the outcomes that the sweep and the job have recorded. The launcher notices that a job died,
-    but only the job knows that it had saved before."""
+    """Return the more recent of two outcomes of a job: `known` from the sweep record, and `own` from the job folder. A
+    launcher only records that the job exited without a result; the job itself may have recorded its end before."""
     if own is None:
         return known
     is_later = (
@@ -272,15 +277,15 @@ def _newer(known: Outcome, own: Outcome | None) -> Outcome:
 
 
 def _stopped(sweep: Path, outcome: Outcome) -> Outcome:
-    """The outcome of a job that has not recorded its end. Its launcher may have recorded the reason."""
+    """Return the outcome of a job that stopped without recording its end. The launcher may have recorded the reason."""
     if outcome.status == RUNNING:
         outcome = replace(outcome, status=LOST, reason=outcome.reason or LOST_REASON)
     return measured(job_folder(sweep, outcome), sweep, outcome)
 
 
 def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
-    """Return the numbers of the jobs that SLURM is running or will run. If SLURM does not answer, assume all of them;
-    if squeue is not installed, those whose end is not recorded."""
+    """Return the numbers of the submitted jobs that are running or waiting in SLURM. If squeue does not respond, return
+    all submitted jobs; if squeue is not installed, return those whose end is not recorded."""
     seen = states(one.cluster_job for one in submitted.values() if one.cluster_job)
     if seen is not None:
         queue = {job for job, (state, _) in seen.items() if state not in (*ENDED, "COMPLETING")}
@@ -296,18 +301,19 @@ def _queued(submitted: Mapping[int, Outcome]) -> set[int]:
 
 
 def job_number(overrides: Sequence[str], counted: int) -> int:
-    """Return the number of a job in its sweep: that of its folder if the overrides set one, else Hydra's own count."""
+    """Return the number of a job in its sweep: the folder name if the overrides set it to a number, else Hydra's
+    count."""
     given = [text.partition("=")[2] for text in overrides if text.startswith(f"{SUBDIR}=")]
     return int(given[-1]) if given and given[-1].isdecimal() else counted
 
 
 def swept(points: Sequence[Sequence[str]]) -> list[dict[str, str]]:
-    """Return the overrides in which points differ, as values by key."""
+    """Return, for each point, the overrides that not all points share, as a dict of values by key."""
     return [{key_of(text): text.partition("=")[2] for text in point} for point in differing(points)]
 
 
 def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrecorded]:
-    """Record the start and the end of a run in its sweep, if it is a job of one. Only process 0 records them.
+    """If a run is a sweep job, record its start and its end. Only process 0 writes the record.
 
     Args:
         cfg: the config of the run, which may be invalid.
@@ -323,7 +329,8 @@ def record_if_job(cfg: DictConfig, process: int) -> AbstractContextManager[Unrec
 
 
 def resume_job(run: RunConfig) -> RunConfig:
-    """Make a job of a resumed sweep continue from its newest checkpoint, if it has one."""
+    """Return the run. A training job of a resumed sweep is changed to restore its newest checkpoint, if there is
+    one."""
     config = cast(DictConfig, HydraConfig.get())
     if config.mode != RunMode.MULTIRUN or not OmegaConf.select(config, "sweeper.resume"):
         return run

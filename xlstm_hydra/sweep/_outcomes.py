@@ -1,8 +1,9 @@
-"""The outcome of each job of a sweep, in its own folder and in one file of the sweep.
+"""The outcome of each sweep job, stored in the job folder and in one file of the sweep.
 
-Each job writes its outcome to `outcome.json` in its folder and to its line of `sweep.jsonl` in the folder of the sweep.
-If two jobs that cannot lock the file write at once, or a job dies, the sweeping process completes the file at the end
-from the folders of the jobs. A damaged line is reported with its number, and the others are used.
+Each job writes its outcome to `outcome.json` in the job folder and to its line of `sweep.jsonl` in the sweep folder. A
+line may be lost if a job is killed, or if two jobs write at once on a file system without locks. At the end, the
+sweeping process restores lost lines from the job folders. Damaged lines are reported with their line numbers and
+skipped.
 """
 
 from __future__ import annotations
@@ -25,66 +26,69 @@ from xlstm_hydra.problems import ConfigError, Problem, either, nearest, show
 from xlstm_hydra.runs import lock, open_lock, replace_file
 
 RECORD_FILE = "sweep.jsonl"
-"""One line of JSON for each job, in the folder of the sweep."""
+"""File in the sweep folder with one line of JSON for each job."""
 
 RECORD_LOCK = ".sweep.lock"
-"""Locked while the record is changed."""
+"""File that is locked while the record is changed."""
 
 PATIENCE_SECONDS = 30.0
-"""Longest wait for the lock. A lock that is never released, as by a host that hangs, must not block the other jobs."""
+"""Timeout for the lock, in seconds. A lock that is never released, for example by a host that hangs, must not block the
+other jobs."""
 
 WAITING, RUNNING, COMPLETED, FAILED, REFUSED = "waiting", "running", "completed", "failed", "refused"
 PREEMPTED, INTERRUPTED, LOST, INVALID = "preempted", "interrupted", "lost", "invalid"
 
 STATUSES = (WAITING, RUNNING, COMPLETED, FAILED, REFUSED, PREEMPTED, INTERRUPTED, LOST, INVALID)
-"""Lost: exited without recording its end, for example by SIGKILL. Invalid: a point that was not launched."""
+"""Possible statuses of a job. `lost`: the job exited without recording its end, for example because of SIGKILL.
+`invalid`: the point was rejected before the launch and skipped."""
 
 _JOB = re.compile(r'\{"job": ([0-9]{1,9}),')
-"""Start of a line."""
+"""Pattern of the start of a line in the record, with the job number."""
 
 _FEW = 5
-"""Number of damaged lines that are reported one by one."""
+"""Maximum number of damaged lines that are reported individually."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The status and the results of a job of a sweep."""
+    """Status and results of a sweep job."""
 
     job: int
-    """Its number, from 0, after which its folder is named."""
+    """Job number, counted from 0. By default also the name of the job folder."""
     overrides: list[str] = field(default_factory=list)
-    """Overrides of its point."""
+    """Overrides of the job's point."""
     status: str = WAITING
     """One of `STATUSES`."""
     reason: str | None = None
-    """Reason why it is not completed, in one line."""
+    """Reason why the job is not completed, in one line."""
     task: str | None = None
-    """Its task: train, evaluate, generate or plan."""
+    """Task of the job: train, evaluate, generate or plan."""
     folder: str | None = None
-    """Its folder, relative to that of the sweep; null until it starts."""
+    """Job folder, relative to the sweep folder; null until the job starts."""
     metric: str | None = None
-    """The metric in `best`: validation_loss, or loss if there is no validation, both in nats; step_seconds for a
-    plan."""
+    """Name of the metric in `best`: validation_loss, or loss if there is no validation (both in nats); step_seconds for
+    a plan."""
     best: float | None = None
     """Lowest value of the metric."""
     best_step: int | None = None
-    """Step with the lowest value."""
+    """Step at which the metric was lowest."""
     steps: int | None = None
-    """Number of completed steps, as far as they are logged."""
+    """Last step that was logged or saved."""
     metrics: dict[str, float | None] = field(default_factory=dict)
-    """Last value of each column of `metrics.csv`."""
+    """Last logged value of each column of `metrics.csv`."""
     tokens_per_second: float | None = None
-    """Median of the logged values."""
+    """Median of the logged throughput."""
     checkpoint: str | None = None
-    """Newest checkpoint, relative to the folder of the sweep."""
+    """Path of the newest checkpoint, relative to the sweep folder."""
     result: float | None = None
-    """Return value of the task: the last validation loss of a training run, or the seconds of a planned step."""
+    """Return value of the task, such as the last validation loss of a training run, or the planned step time in
+    seconds."""
     started: str | None = None
-    """Time of its last start, in ISO 8601."""
+    """Time when the job was last started, in ISO 8601."""
     ended: str | None = None
-    """Time of its end, in ISO 8601."""
+    """Time when the job ended, in ISO 8601."""
     cluster_job: str | None = None
-    """ID of its SLURM job, such as 1234_5."""
+    """SLURM job ID, such as 1234_5."""
 
 
 def now() -> str:
@@ -98,14 +102,14 @@ class Fault(NamedTuple):
     line: int
     text: str
     is_cut: bool = False
-    """True for a truncated last line, as left by a killed process."""
+    """True if this is the last line and it is truncated, as left by a killed process."""
 
     def __str__(self) -> str:
         return f"line {self.line}: {printable(self.text)}"
 
 
 def read_record(folder: Path) -> list[Outcome]:
-    """Read the outcomes in the folder of a sweep, in the order of the jobs. Damaged lines are skipped.
+    """Read the outcomes recorded in a sweep folder, ordered by job number. Damaged lines are skipped.
 
     Raises:
         ConfigError: the folder has no record, or none of its lines can be read.
@@ -124,13 +128,13 @@ def read_record(folder: Path) -> list[Outcome]:
 
 
 def scan_record(folder: Path) -> tuple[list[Outcome], list[Fault]]:
-    """Read the outcomes in the record of a sweep, in the order of the jobs, and its damaged lines."""
+    """Read the record of a sweep. Return the outcomes, ordered by job number, and the damaged lines."""
     return _scanned((folder / RECORD_FILE).read_bytes())
 
 
 def repair_record(folder: Path) -> int:
-    """Report the damaged lines of a record and remove them, and delete the temporary files of processes that died. Keep
-    a copy of the damaged file, unless only its last line is truncated. Return the number of damaged lines."""
+    """Report and remove the damaged lines of a record, and delete temporary files of killed processes. A copy of the
+    damaged file is kept, unless the only damage is a truncated last line. Return the number of damaged lines."""
     file = folder / RECORD_FILE
     with _locked(folder):
         for leftover in folder.glob(f".{RECORD_FILE}.*"):
@@ -172,17 +176,19 @@ def _scanned(data: bytes) -> tuple[list[Outcome], list[Fault]]:
 
 
 def find_outcome(folder: Path, job: int) -> Outcome | None:
-    """Return the recorded outcome of a job; None if there is none or it is damaged."""
+    """Return the recorded outcome of a job; None if it is missing or damaged."""
     return _readable(next((line for number, line in _rows(folder) if number == job), None))
 
 
 def update_record(folder: Path, outcomes: Sequence[Outcome]) -> None:
-    """Write outcomes to the record of a sweep, replacing those of the same jobs. Any process may call this."""
+    """Write outcomes to the record of a sweep, replacing earlier outcomes of the same jobs. Any process may call
+    this."""
     _rewrite(folder, lambda lines: {outcome.job: _line(outcome) for outcome in outcomes})
 
 
 def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> None:
-    """Change single fields of jobs, such as `{3: {"cluster_job": "1234_3"}}`, while the jobs may write others."""
+    """Change individual fields of jobs, for example `{3: {"cluster_job": "1234_3"}}` for job 3. The jobs may change
+    other fields at the same time."""
 
     def changed(lines: Mapping[int, str]) -> dict[int, str]:
         known = {job: _readable(lines.get(job)) or Outcome(job=job) for job in changes}
@@ -192,10 +198,10 @@ def update_fields(folder: Path, changes: Mapping[int, Mapping[str, Any]]) -> Non
 
 
 def parse_outcome(line: str | bytes) -> Outcome:
-    """Parse an outcome.
+    """Parse an outcome from JSON.
 
     Raises:
-        Damaged: it was not written by a sweep.
+        Damaged: the text was not written by a sweep.
     """
     content = read_object(line, "an outcome")
     if faults := list(_faults(content)):
@@ -214,8 +220,8 @@ def _line(outcome: Outcome) -> str:
 
 
 def _rewrite(folder: Path, change: Callable[[Mapping[int, str]], Mapping[int, str]]) -> None:
-    """Change lines of the record. The other lines are not parsed, because a thousand of them would take 10 ms. Damaged
-    lines stay until the sweeping process reports them."""
+    """Replace or add the lines that `change` returns, by job number. The other lines are copied without parsing, which
+    would take 10 ms for a thousand lines. Damaged lines are kept until the sweeping process reports them."""
     with _locked(folder):
         rows = _rows(folder)
         changed = dict(change({job: line for job, line in rows if job is not None}))
@@ -225,7 +231,7 @@ def _rewrite(folder: Path, change: Callable[[Mapping[int, str]], Mapping[int, st
 
 
 def _rows(folder: Path) -> list[tuple[int | None, str]]:
-    """The lines of a record, each with the number of its job; None if it is damaged."""
+    """Return the lines of a record, each with its job number, or with None if the line is damaged."""
     file, seen = folder / RECORD_FILE, set[int]()
     text = file.read_bytes().decode("utf-8", "backslashreplace") if file.exists() else ""
     rows = list[tuple[int | None, str]]()
@@ -237,7 +243,8 @@ def _rows(folder: Path) -> list[tuple[int | None, str]]:
 
 
 def _job_of(line: str) -> int | None:
-    """Return the job number in a line, usually its first field; None if the line is damaged."""
+    """Return the job number in a line; None if the line is damaged. The line is only parsed if the number is not its
+    first field."""
     if found := _JOB.match(line):
         return int(found[1])
     outcome = _readable(line)
@@ -246,8 +253,8 @@ def _job_of(line: str) -> int | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from changing the record. If the file system has no locks, or a lock is never released,
-    continue without it: changes that get lost are recovered from the folders of the jobs."""
+    """Prevent other processes from changing the record. If the file system does not support locks, or the lock is not
+    released in time, continue without the lock: lost changes are recovered from the job folders."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     with open_lock(folder / RECORD_LOCK) as file:
         with suppress(OSError):
@@ -263,15 +270,15 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class Damaged(ValueError):
-    """Text that was not written by a sweep. The message describes the fault in one line."""
+    """Error for text that was not written by a sweep. The message describes the damage in one line."""
 
 
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Parse a JSON object, which may be damaged or come from someone else.
+    """Parse a JSON object that may be damaged or come from an untrusted source.
 
     Args:
         text: the text.
-        what: the object, for messages.
+        what: the name of the object, for messages.
 
     Raises:
         Damaged: the text is not JSON, or not an object.
@@ -284,7 +291,7 @@ def read_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 
 def _faults(content: Mapping[str, Any]) -> Iterator[str]:
-    """Unknown, missing and wrongly typed fields of an outcome, as messages."""
+    """Yield a message for each unknown, missing or wrongly typed field of an outcome."""
     types = {one.name: str(one.type) for one in fields(Outcome)}
     if "job" not in content:
         yield "job: missing"
@@ -325,7 +332,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "names with numbers",
     ),
 }
-"""Check of a value and its name in messages, by the annotation of the field without `| None`."""
+"""Check of a value and description of the expected values, by the annotation of the field without `| None`."""
 
 _SPECIAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "job": (lambda value: type(value) is int and 0 <= value < 10**9, "the number of a job"),
@@ -334,4 +341,4 @@ _SPECIAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (_is_time, "a time") for name in ("started", "ended")},
     "cluster_job": (lambda value: _is_text(value) and bool(_CLUSTER_JOB.fullmatch(value)), "the number of a SLURM job"),
 }
-"""The same by field name, for fields with a special format."""
+"""Check of a value and description of the expected values, by field name, for fields with a special format."""

@@ -1,4 +1,4 @@
-"""Plan the points of a sweep for the devices of their jobs, before any job starts, and compare plans in a table."""
+"""Plan the points of a sweep before any job starts, for the devices that the jobs will use, and compare the plans."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from xlstm_hydra.devices import DetectedDevices
 
 HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher", "RayLauncher")
-"""Launcher classes whose jobs run on this machine."""
+"""Names of the launcher classes that run jobs on this machine."""
 
 MAX_WAYS_OUT = 3
-"""Number of plans that do not fit for which changes are suggested."""
+"""Maximum number of plans that do not fit for which changes are suggested."""
 
 _FIND_DEVICES = """
 import json, sys
@@ -45,27 +45,27 @@ from dataclasses import asdict
 from xlstm_hydra.devices import detect_devices
 print("\\n" + json.dumps(asdict(detect_devices())))
 """
-"""A program that prints the devices that JAX detects."""
+"""Program that prints the devices detected by JAX, as JSON."""
 
 
 _Devices = tuple[int, DeviceConfig]
-"""The number of devices of a job, and their kind."""
+"""Number of devices of a job, and the config of the devices."""
 
 
 def is_planned(run: RunConfig) -> bool:
-    """True if a run is planned, and rejected if it does not fit."""
+    """True if the run is planned before it starts, and rejected if the plan does not fit."""
     return isinstance(run.task, TrainTaskConfig) and not run.trainer.ignore_plan
 
 
 def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int, list[Problem]]:
-    """Plan the runs of points. Runs with the same plan are planned once.
+    """Plan the runs of a sweep. Runs that would have the same plan are planned only once.
 
     Args:
-        runs: the runs by the number of the point.
+        runs: the runs, by point number.
         launcher: the config of the launcher.
 
     Returns:
-        The problems of the runs that cannot start, by the number of the point.
+        The problems of the runs that cannot start, by point number.
     """
     if not runs:
         return {}
@@ -93,7 +93,7 @@ def plan_points(runs: Mapping[int, RunConfig], launcher: DictConfig) -> dict[int
 
 
 def _report_failures(reasons: Mapping[int, str]) -> None:
-    """Warn of jobs that are launched without a plan, once for each reason."""
+    """Warn about jobs that are launched without a plan, once per reason."""
     for reason in dict.fromkeys(reasons.values()):
         numbers = [number for number, other in reasons.items() if other == reason]
         jobs = f"job{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
@@ -108,7 +108,8 @@ def _log_unplanned(runs: Mapping[int, RunConfig], devices: Mapping[int, _Devices
 
 
 def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem]:
-    """Return the problems that keep a run from starting on its devices."""
+    """Return the problems that prevent a run from starting on its devices. If `ways_out`, suggest changes that would
+    make a plan fit."""
     from xlstm_hydra.configs import resolve_classes
     from xlstm_hydra.devices import no_accelerator
     from xlstm_hydra.plan import FEW, make_plan, search, too_large
@@ -129,7 +130,7 @@ def _problems(run: RunConfig, devices: _Devices, ways_out: bool) -> list[Problem
 
 
 def write_refusal(error: ConfigError, folder: Path) -> None:
-    """Write the problems of a config that cannot be planned to the folder of its job."""
+    """Write the problems of a config that cannot be planned to the plan file in the job folder."""
     from xlstm_hydra.plan import FORMAT, PLAN_FILE, VERSION  # loads JAX
 
     content = {"format": FORMAT, "version": VERSION, "problems": [str(problem) for problem in error.problems]}
@@ -140,7 +141,7 @@ def write_refusal(error: ConfigError, folder: Path) -> None:
 
 
 class _Finder:
-    """Find the devices of jobs, once for all jobs that request the same."""
+    """Finds the devices of jobs, once for all jobs that request the same devices."""
 
     def __init__(self, launcher: DictConfig) -> None:
         self.is_here = str(launcher._target_).rpartition(".")[2] in HERE
@@ -148,7 +149,7 @@ class _Finder:
         self.known: dict[Any, _Devices | None] = {}
 
     def devices(self, run: RunConfig) -> _Devices | None:
-        """Return the devices of the job of a run; None if they are not known here."""
+        """Return the devices that a run's job will use; None if they are not known on this machine."""
         key = (run.trainer.simulated_devices, repr(run.device), None if self.is_here else run.known_devices())
         if key not in self.known:
             self.known[key] = self._here(run) if self.is_here else self._on_cluster(run)
@@ -170,7 +171,7 @@ class _Finder:
 
 
 def _requested(launcher: DictConfig) -> int | None:
-    """Return the number of GPUs that a launcher requests from a cluster for each job."""
+    """Return the number of GPUs that a launcher requests from the cluster for each job; None if it requests none."""
     asked: Any = {key: OmegaConf.select(launcher, key) for key in ("nodes", "tasks_per_node", "gpus_per_node", "gres")}
     nodes, tasks = asked["nodes"] or 1, asked["tasks_per_node"] or 1
     of_task = OmegaConf.select(launcher, "gpus_per_task") or 0
@@ -180,7 +181,7 @@ def _requested(launcher: DictConfig) -> int | None:
 
 
 def local_devices(simulated: int | None) -> DetectedDevices:
-    """Return the devices of a job on this machine.
+    """Return the devices that JAX would detect in a job on this machine, or the given number of simulated devices.
 
     Raises:
         ConfigError: JAX detects no devices.
@@ -193,7 +194,8 @@ def local_devices(simulated: int | None) -> DetectedDevices:
 
 
 def has_cpu_alone() -> bool:
-    """True if JAX can only have CPU devices: JAX_PLATFORMS selects them, or no plugin for others is installed."""
+    """True if JAX can only use CPU devices: JAX_PLATFORMS selects the CPU, or no plugin for other devices is
+    installed."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -201,14 +203,14 @@ def has_cpu_alone() -> bool:
 
 
 def _cpu_devices(environ: os._Environ[str]) -> int:
-    """Return the number of devices that JAX creates on the CPU."""
+    """Return the number of CPU devices that JAX creates with these environment variables."""
     forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", environ.get("XLA_FLAGS", ""))
     return int(environ.get("JAX_NUM_CPU_DEVICES") or (forced[1] if forced else 1))
 
 
 @cache
 def _devices_in_subprocess() -> DetectedDevices:
-    """Detect the devices in another process, so that they stay free for jobs. This takes 3 seconds."""
+    """Detect the devices in a subprocess, so that they stay available to jobs. This takes about 3 seconds."""
     from xlstm_hydra.devices import DetectedDevices
 
     done = subprocess.run([sys.executable, "-c", _FIND_DEVICES], capture_output=True, text=True)
@@ -218,22 +220,22 @@ def _devices_in_subprocess() -> DetectedDevices:
     return DetectedDevices(**json.loads(done.stdout.strip().rpartition("\n")[2]))
 
 
-# ---- the plans side by side
+# ---- comparison of the plans
 
 HEAD = (
     *("job", "overrides", "verdict", "memory", "free", "step", "tokens/s", "bound by"),
     *("params", "grads", "optim", "kept", "gathered", "logits", "working", "batch"),
 )
-"""Header of the table, with short names for the kinds of memory at the end."""
+"""Header of the table. The columns from `params` on are kinds of memory, with shortened names."""
 
 FITS, TOO_LARGE = "fits", "does not fit"
 
 
 def compare_plans(folder: Path, plans: Sequence[Outcome]) -> bool:
-    """Print the plans of a sweep as one table, and write them to its folder as CSV, JSON and a plot.
+    """Print the plans of a sweep as one table, and write them to the sweep folder as CSV, JSON and a plot.
 
     Args:
-        folder: the folder of the sweep.
+        folder: the sweep folder.
         plans: the outcomes of the planning jobs.
 
     Returns:
@@ -294,7 +296,7 @@ def _row(job: int, overrides: str, content: dict[str, Any], kinds: Iterable[str]
 
 
 def _lines(rows: Sequence[PlanRow]) -> Iterator[str]:
-    """The table, followed by the reason for each job without a plan."""
+    """Yield the lines of the table, followed by the reason for each job without a plan."""
     from xlstm_hydra._table import fitting, gib, table
 
     kinds = dict.fromkeys((row.device, row.device_memory) for row in rows if row.device_memory is not None)

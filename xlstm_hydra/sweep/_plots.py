@@ -1,4 +1,4 @@
-"""Plots of a sweep: loss curves, the best loss against each numeric key, and the memory of plans as bars."""
+"""Plots of a sweep: loss curves, the best loss against each swept numeric key, and the memory of plans as bars."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ._jobs import finite, job_folder, read_metrics, swept
 from ._outcomes import COMPLETED, Outcome
 
 MAX_LINES = len(COLOURS) - 1
-"""Number of lines with a colour and a label. The others are grey, the last colour."""
+"""Maximum number of lines with their own colour and label. Further lines are grey, which is the last colour."""
 
 MAX_PANELS = 3
-"""Number of keys that get a panel."""
+"""Maximum number of swept keys that get a panel."""
 
 MAX_LABEL = 34
-"""Maximum length of a label in characters. A longer one is replaced by the job number."""
+"""Maximum length of a label in characters. A longer label is replaced by the job number."""
 
 SEED = "seed"
-"""Ending of the keys over which values are averaged."""
+"""Suffix of the keys that hold random seeds. Values are averaged over these keys."""
 
 
 class Curve(NamedTuple):
-    """A loss of a job over its steps."""
+    """Loss curve of a job."""
 
     label: str
     steps: list[int]
@@ -39,7 +39,8 @@ class Curve(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The best values of jobs that only differ in one number and in seeds, by that number."""
+    """Line in a panel: the best values of jobs that differ only in the key on the x-axis and in seeds, by the value of
+    that key."""
 
     label: str
     best: dict[float, list[float]]
@@ -47,35 +48,35 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class PlanRow:
-    """The plan of one job."""
+    """Plan of one job, as a row of the table."""
 
     job: int
     overrides: str
-    """Overrides that not all jobs have."""
+    """Overrides that not all jobs share."""
     verdict: str
     """fits, does not fit, invalid, or failed."""
     reason: str = ""
-    """The rules that an invalid config breaks, or the error of a job that failed."""
+    """Problems of an invalid config, or the error of a failed job."""
     memory: dict[str, int] | None = None
-    """Bytes on each device, by kind."""
+    """Bytes per device, by kind of memory."""
     total: int | None = None
-    """Sum of all kinds."""
+    """Bytes per device, summed over the kinds of memory."""
     headroom: int | None = None
-    """Free bytes of a device; negative if the plan does not fit."""
+    """Free bytes per device; negative if the plan does not fit."""
     device: str | None = None
     device_memory: int | None = None
-    """Bytes of a device that a program can use."""
+    """Bytes per device that are available to a program."""
     num_devices: int | None = None
     step_seconds: float | None = None
-    """Lower bound of the step time."""
+    """Lower bound on the step time, in seconds."""
     tokens_per_second: float | None = None
-    """Upper bound over all devices."""
+    """Upper bound on the total throughput of all devices."""
     bound_by: str | None = None
     """The limiting resource: compute, memory or network."""
 
 
 def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
-    """Plot the jobs, which are sorted from best to worst, in the folder of the sweep. Return the names of the files."""
+    """Plot the results of jobs, sorted from best to worst, to files in the sweep folder. Return the file names."""
     if not _has_matplotlib():
         return []
     points = [_numbers(point) for point in swept([one.overrides for one in ranked])]
@@ -94,12 +95,11 @@ def plot_results(folder: Path, ranked: Sequence[Outcome]) -> list[str]:
 
 
 def plot_plans(folder: Path, kinds: Sequence[str], plans: Sequence[PlanRow]) -> list[str]:
-    """Plot plans as stacked bars, with a line for the memory of a device, in the folder of the sweep. Return the names
-    of the files.
+    """Plot plans to files in the sweep folder, as stacked bars with a line at the device memory. Return the file names.
 
     Args:
-        folder: the folder of the sweep.
-        kinds: names of the kinds of memory.
+        folder: the sweep folder.
+        kinds: the names of the kinds of memory.
         plans: one plan per job.
     """
     if not _has_matplotlib() or not any(plan.memory for plan in plans):
@@ -142,7 +142,7 @@ def _new_figure(width: float, height: float) -> Any:
 def _save(figure: Any, folder: Path, name: str) -> list[str]:
     files = [f"{name}.png", f"{name}.svg"]
     for file in files:
-        (folder / file).unlink(missing_ok=True)  # never writes through a link
+        (folder / file).unlink(missing_ok=True)  # so that nothing is written through a link
         figure.savefig(folder / file, dpi=150)
     return files
 
@@ -151,8 +151,8 @@ def _save(figure: Any, folder: Path, name: str) -> list[str]:
 
 
 def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> tuple[str, list[Curve]]:
-    """The name of the plotted loss, and its curve for each job. It is the validation loss if that was measured more
-    than once."""
+    """Return the name of the plotted loss and one curve per job. The validation loss is plotted if any job measured it
+    more than once, otherwise the training loss."""
     rows = [read_metrics(job_folder(folder, one) / METRICS_FILE) for one in ranked]
     taken = [sum(row.get("validation_loss") is not None for row in of_job) for of_job in rows]
     name = "validation_loss" if taken and max(taken) > 1 else "loss"
@@ -166,8 +166,8 @@ def curves_of(folder: Path, ranked: Sequence[Outcome], points: Sequence[dict[str
 
 
 def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> dict[str, list[Line]]:
-    """For each numeric key that was swept, the best values of the completed jobs, with one line per combination of the
-    other keys."""
+    """Return the lines of one panel per swept numeric key. The lines show the best values of the completed jobs, with
+    one line per combination of the other keys, except seeds."""
     known = [(one, point) for one, point in zip(ranked, points, strict=True) if one.status == COMPLETED]
     known = [(one.best, point) for one, point in known if one.best is not None]
     keys = list(dict.fromkeys(key for _, point in known for key in point if not key.endswith(SEED)))
@@ -184,7 +184,7 @@ def panels_of(ranked: Sequence[Outcome], points: Sequence[dict[str, Any]]) -> di
 
 
 def _numbers(point: dict[str, str]) -> dict[str, Any]:
-    """A point with its numbers parsed."""
+    """Return a point with numeric values converted to floats."""
     return {key: value if (number := finite(value)) is None else number for key, value in point.items()}
 
 
@@ -196,7 +196,8 @@ def _label(one: Outcome, point: dict[str, Any], points: Iterable[dict[str, Any]]
 
 
 def _text(point: dict[str, Any], keys: Sequence[str]) -> str:
-    """`lr=0.001 parallel=dp`: keys are shortened if that is unambiguous."""
+    """Return the values as text, such as `lr=0.001 parallel=dp`. Keys are shortened to their last part if that is
+    unambiguous."""
     ends = [key.rpartition(".")[2] for key in keys]
     names = {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
     return " ".join(f"{names[key]}={f'{v:g}' if isinstance(v, float) else v}" for key, v in point.items())
@@ -206,7 +207,7 @@ def _text(point: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def _draw_curves(axes: Any, name: str, curves: Sequence[Curve]) -> None:
-    """Draw the worst first, so that the best are on top."""
+    """Draw the curves from worst to best, so that the best are on top."""
     for rank, curve in reversed(list(enumerate(curves))):
         axes.plot(
             curve.steps,
@@ -251,7 +252,7 @@ def _draw_panel(axes: Any, key: str, metric: str, lines: Sequence[Line]) -> None
 
 
 def _name_lines(axes: Any, ends: Sequence[tuple[str, float]]) -> None:
-    """Write the name of each line at its right end, in its colour, without overlaps."""
+    """Write the label of each line at its right end, in the colour of the line, without overlapping labels."""
     low, high = axes.get_ylim()
     gap = 0.05 * (high - low)
     order = sorted(range(len(ends)), key=lambda number: ends[number][1])

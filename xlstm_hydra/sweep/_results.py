@@ -1,4 +1,4 @@
-"""The end of a sweep: its results as a table and as CSV, the errors of its jobs, and its exit status."""
+"""The end of a sweep: print the results as a table, write them as CSV, print job errors, and return the exit status."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ from ._outcomes import (
 from ._sweep_folder import end_sweep, resume_line
 
 DOES_NOT_FIT = 3
-"""Exit status if none of the plans fits its devices."""
+"""Exit status if no plan fits its devices."""
 
 MAX_ROWS = 40
-"""Maximum number of rows in the table. The CSV file has all of them."""
+"""Maximum number of rows in the table. The CSV file contains all rows."""
 
 MAX_TRACEBACKS = 5
 """Maximum number of printed tracebacks."""
@@ -59,16 +59,16 @@ FLUSH_LEFT = ("overrides", "status", "checkpoint")
 
 
 def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
-    """Complete the record of a sweep from the folders of its jobs, print its results, and plot them.
+    """Complete the record of a sweep from the job folders, print the results, and plot them.
 
     Args:
-        folder: the folder of the sweep.
+        folder: the sweep folder.
         error: the exception that stopped the launching of jobs.
 
     Returns:
         The exit status: 0 if all jobs are completed; 1 if a job failed, was lost or interrupted, or is still running,
         or if the record cannot be written; 2 if a job was refused or all points are invalid; 3 if no plan fits; 75 if
-        the other jobs were preempted; 130 if the sweep was interrupted.
+        the jobs that are not completed were preempted; 130 if the sweep was interrupted.
     """
     folder = folder.absolute()
     try:
@@ -85,7 +85,8 @@ def finish_sweep(folder: Path, error: BaseException | None = None) -> int:
 
 
 def _complete_record(folder: Path) -> OSError | None:
-    """Write the outcomes of all jobs to the record. Return the error if it cannot be written, as on a full disk."""
+    """Write the outcomes of all jobs to the record. Return the error if the record cannot be written, as on a full
+    disk."""
     try:
         repair_record(folder)
         update_record(folder, reconciled(folder, read_record(folder)))
@@ -95,7 +96,8 @@ def _complete_record(folder: Path) -> OSError | None:
 
 
 def _print_end(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome], error: BaseException | None) -> bool:
-    """Print results, errors, and how to resume. Return True if one of the plans fits, or there are none."""
+    """Print the results, the errors, and the command that resumes the sweep. Return True if a plan fits, or if there
+    are no plans."""
     plans, others = [one for one in record if one.task == "plan"], [one for one in record if one.task != "plan"]
     fits = True
     if plans:
@@ -116,7 +118,7 @@ def _print_end(folder: Path, record: Sequence[Outcome], still: Sequence[Outcome]
 
 
 def _print_running(still: Sequence[Outcome]) -> None:
-    """Print the jobs that continue without the sweeping process, and the command that cancels them."""
+    """Print the jobs that are still running or queued, and the command that cancels them."""
     if not still:
         return
     numbers = ", ".join(str(one.job) for one in still)
@@ -126,13 +128,13 @@ def _print_running(still: Sequence[Outcome]) -> None:
 
 
 def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) -> int:
-    """Return the exit status: that of the signal that ended the sweep itself, else that of the worst job. A failed job
-    outweighs a preempted one, which can be resumed."""
+    """Return the exit status of the sweep: that of the signal that stopped the sweeping process, else that of the worst
+    job. A failed job takes precedence over a preempted job, which can be resumed."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, SystemExit) and error.code == STATUS:
         return STATUS
-    if not record:  # none of its lines could be read
+    if not record:  # no line could be read
         return 1
     counts = Counter(one.status for one in record if not (one.task == "plan" and one.status == REFUSED))
     is_crash = isinstance(error, Exception) and not isinstance(error, ConfigError)
@@ -148,7 +150,7 @@ def _status(record: Sequence[Outcome], fits: bool, error: BaseException | None) 
 
 
 def _print_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
-    """Print the results of a sweep, and write them to its folder as CSV and, if `draw`, as a plot."""
+    """Print the results of a sweep, and write them to the sweep folder as CSV and, if `draw`, as a plot."""
     own = dict(zip((one.job for one in record), differing([one.overrides for one in record]), strict=True))
     print("", *_table(record, own), sep="\n", flush=True)
     for line in (*_unfinished(folder, record, own), *_damaged_metrics(folder, record)):
@@ -165,7 +167,7 @@ def _print_results(folder: Path, record: Sequence[Outcome], draw: bool) -> None:
 
 
 def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
-    """Plot the results. The table is printed even if that fails."""
+    """Plot the results. Return the file names; if plotting fails, print the error and return no names."""
     from ._plots import plot_results
 
     try:
@@ -176,12 +178,13 @@ def _picture(folder: Path, record: Sequence[Outcome]) -> list[str]:
 
 
 def best_first(record: Sequence[Outcome]) -> list[Outcome]:
-    """Sort completed jobs from best to worst, then the others by number."""
+    """Sort completed jobs from best to worst, followed by the other jobs in order of their numbers."""
     return sorted(record, key=lambda one: (one.status != COMPLETED, _rank(one), one.job))
 
 
 def _rank(one: Outcome) -> float:
-    """Return the value as it is printed, so that jobs whose values look equal keep their order."""
+    """Return the sort key of a job: its best value rounded as printed, so that jobs with equal printed values keep
+    their order."""
     return math.inf if one.best is None or one.status != COMPLETED else float(_shown(one.best))
 
 
@@ -209,7 +212,7 @@ def _table(record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str
 
 
 def _cells(one: Outcome, overrides: str, with_metric: bool) -> dict[str, str]:
-    """The cells of a row by column. Columns that are empty for all jobs are omitted."""
+    """Return the cells of a row by column name. The caller omits columns that are empty for all jobs."""
     best = "" if one.best is None else _shown(one.best)
     return {
         "job": str(one.job),
@@ -225,7 +228,7 @@ def _cells(one: Outcome, overrides: str, with_metric: bool) -> dict[str, str]:
 
 
 def _duration(one: Outcome) -> str:
-    """`1:02:03`, `2:03`."""
+    """Return the duration of a job, such as `1:02:03` or `2:03`; empty if unknown."""
     if one.started is None or one.ended is None:
         return ""
     taken = round((datetime.fromisoformat(one.ended) - datetime.fromisoformat(one.started)).total_seconds())
@@ -250,7 +253,8 @@ def write_csv(record: Sequence[Outcome], file: Path) -> None:
 
 
 def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str]]) -> Iterator[str]:
-    """The reasons why jobs are not completed, each once with its jobs, and tracebacks."""
+    """Yield the lines to print for jobs that are not completed: each reason once with the numbers of its jobs, the last
+    metrics, and the traceback."""
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for one in record:
         if one.status not in (COMPLETED, WAITING):
@@ -272,7 +276,7 @@ def _unfinished(folder: Path, record: Sequence[Outcome], own: dict[int, list[str
 
 
 def _damaged_metrics(folder: Path, record: Sequence[Outcome]) -> Iterator[str]:
-    """Damaged lines in the metrics of jobs."""
+    """Yield a message for each damaged line in the metrics files of the jobs."""
     for one in record:
         file = job_folder(folder, one) / METRICS_FILE
         try:
@@ -298,10 +302,10 @@ def _last(one: Outcome) -> str:
 
 
 def _programs_line(folders: Iterable[Path]) -> str | None:
-    """Return a summary of the compiled programs of all jobs; None if no training has ended.
+    """Return a summary of the compiled programs of all jobs; None if no training run has ended.
 
     Args:
-        folders: the folders of the jobs.
+        folders: the job folders.
     """
     found = [measured for folder in folders if (measured := _measured(folder / "plan.json"))]
     if not found:
@@ -315,8 +319,8 @@ def _programs_line(folders: Iterable[Path]) -> str | None:
 
 
 def _measured(file: Path) -> Mapping[str, Any] | None:
-    """Return the measurements in the `plan.json` of a run; None if it has not ended, or was written by an earlier
-    version."""
+    """Return the measurements in a run's `plan.json`; None if the run has not ended or an earlier version wrote the
+    file."""
     try:
         measured = read_object(file.read_bytes(), "a plan").get("measured")
     except (OSError, Damaged):

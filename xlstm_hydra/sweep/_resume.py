@@ -1,4 +1,4 @@
-"""`resume_sweep=DIR`: run the recorded command of a sweep again for its missing and failed jobs."""
+"""`resume_sweep=DIR`: run the recorded command of a sweep again, but only the missing and failed jobs."""
 
 from __future__ import annotations
 
@@ -28,35 +28,37 @@ SWEEP_DIR, RESUME = "hydra.sweep.dir", "hydra.sweeper.resume"
 SWEEPER = "hydra/sweeper"
 
 TRUST = "--trust"
-"""Flag that lets the recorded command load code, and import modules from the folder where it was typed."""
+"""Flag that allows the recorded command to load code, and to import modules from the folder where it was typed."""
 
 SUBMITIT_FOLDER = "hydra.launcher.submitit_folder"
 
 _NEW_FOLDER = re.compile(r"hydra\.launcher\.submitit_folder='?[^']*/\.submitit/[0-9a-f]{8}/%j'?")
-"""This folder as an earlier resumption has recorded it. Each resumption uses a new one."""
+"""Pattern of the override by which an earlier resumption set the submitit folder. Each resumption uses a new folder."""
 
 SUBMITIT = ("local", "slurm", "slurm_multinode", "submitit_local", "submitit_slurm")
 """Launchers whose jobs return pickled results."""
 
 OURS = (f"{SWEEPER}=xlstm", f"{SWEEPER}=basic")
-"""Sweepers with the same points as ours."""
+"""Sweepers that produce the same points as the sweeper of this package."""
 
 _OWN = (SWEEP_DIR, "hydra.sweep.subdir", RESUME)
-"""Keys that follow from the folder of the sweep and cannot be changed."""
+"""Keys that are determined by the sweep folder and cannot be changed."""
 
 _FREE = ("data.path",)
-"""Fields that may change although they affect the loss: data files are compared by their fingerprint."""
+"""Fields that may change although they affect the loss: data files are identified by their fingerprint, not by their
+path."""
 
 _HOW = ("parallel", "logger", "distributed", "device", "hydra/launcher", "hydra/job_logging", "hydra/hydra_logging")
-"""Groups that affect how a job runs, but not its results."""
+"""Config groups that affect how a job runs, but not its results."""
 
 
 def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
-    """Replace `resume_sweep=DIR` by the recorded arguments of that sweep, followed by the other arguments. If all jobs
-    are completed, print the results and exit with status 0.
+    """Replace `resume_sweep=DIR` with the recorded arguments of the sweep in DIR, followed by the other arguments. If
+    all jobs are completed, print the results and exit with status 0.
 
     Raises:
-        ConfigError: there is no sweep, or an argument would make the remaining jobs differ from the completed ones.
+        ConfigError: DIR does not contain a sweep, its command is not trusted, or an argument would make the remaining
+        jobs differ from the completed ones.
     """
     named = [text for text in arguments if text.partition("=")[0] == RESUME_SWEEP]
     if not named:
@@ -99,7 +101,7 @@ def expand_resume_sweep(arguments: Sequence[str]) -> list[str]:
 
 
 def _conflicts(typed: Sequence[str], points: set[str]) -> Iterator[Problem]:
-    """Problems of arguments that would make the remaining jobs differ from the completed ones."""
+    """Yield a problem for each argument that would make the remaining jobs differ from the completed ones."""
     for text in typed:
         if text.startswith("--from") or text.startswith("resume="):
             yield Problem.about(f"{RESUME_SWEEP} and {key_of(text)}", "cannot be given together", "Choose one.")
@@ -130,7 +132,7 @@ def _last_command(folder: Path, path: str) -> Command:
     """Return the command that last started the sweep.
 
     Raises:
-        ConfigError: it is not recorded, or the file was not written by a sweep.
+        ConfigError: the command is not recorded, or the file was not written by a sweep.
     """
     try:
         return read_commands(folder)[-1]
@@ -142,10 +144,10 @@ def _last_command(folder: Path, path: str) -> Command:
 
 
 def _refuse_code(folder: Path, path: str, command: Command, arguments: Sequence[str]) -> None:
-    """Make sure that the recorded command cannot load code, because the folder may come from someone else.
+    """Check that the recorded command cannot load code, because the sweep folder may come from someone else.
 
     Raises:
-        ConfigError: with every argument that can.
+        ConfigError: lists every argument that can load code.
     """
     found = loads_code(arguments)
     if not (_is_here(command.cwd) or not command.cwd.is_dir() or command.cwd in folder.parents):
@@ -164,7 +166,8 @@ def _is_here(folder: Path) -> bool:
 
 
 def _go_to(cwd: Path, is_trusted: bool) -> None:
-    """Change to the folder where the sweep was started. Modules are only imported from it if the user trusts it."""
+    """Change to the folder where the sweep was started. Modules are imported from this folder only if the user trusts
+    it."""
     if _is_here(cwd):
         return
     text = f"because {cwd}, where it was started, does not exist"
@@ -176,7 +179,8 @@ def _go_to(cwd: Path, is_trusted: bool) -> None:
 
 
 def _new_submitit_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """A new folder for the results of jobs, for launchers that unpickle them: an existing file could load code."""
+    """Return an override that sets a new folder for pickled job results, because unpickling an existing file could run
+    code. Return no override if the launcher does not use pickles, or the folder was typed."""
     launchers = [text.partition("=")[2] for text in arguments if key_of(text) == "hydra/launcher"]
     is_typed = any(key_of(text) == SUBMITIT_FOLDER for text in arguments)
     if is_typed or not launchers or launchers[-1] not in SUBMITIT:
@@ -185,7 +189,8 @@ def _new_submitit_folder(folder: Path, arguments: Sequence[str]) -> list[str]:
 
 
 def _without(arguments: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """The recorded arguments without those that are typed again. A new launcher drops the options of the old one."""
+    """Return the recorded arguments, except those that are typed again. If a new launcher is typed, the settings of the
+    old launcher are dropped."""
     keys = {key_of(text) for text in typed if "=" in text and not text.startswith("-")} | {SWEEP_DIR, RESUME}
     groups = tuple(f"{key.replace('/', '.')}." for key in keys if key.startswith("hydra/"))
     others = [text for text in arguments if key_of(text) not in keys and not (groups and text.startswith(groups))]

@@ -57,32 +57,32 @@ from ._resume import RESUME
 from ._sweep_folder import check_job_folder, check_sweep_folder, start_sweep, undo_start
 
 _JOB_NUMBER = re.compile(r"hydra[.:]job\.(num|id)\b")
-"""An interpolation of the number of the job."""
+"""Pattern of an interpolation of the job number."""
 
 CONFIG_FILE = "multirun.yaml"
-"""The config of the sweep, in its folder."""
+"""File in the sweep folder with the config of the sweep."""
 
 FEW = 4
 """Maximum number of jobs that are listed by number."""
 
 Jobs = Mapping[int, Sequence[str]]
-"""Overrides by the number of the job."""
+"""Overrides of jobs, by job number."""
 
 
 def run_sweep(
     config: DictConfig, loader: SweepLoader, launcher: Launcher, settings: SweeperConfig, arguments: Sequence[str]
 ) -> list[Sequence[JobReturn]]:
-    """Run a sweep. Exit with its status unless that is 0.
+    """Run a sweep. Exit with the exit status of the sweep if it is not 0.
 
     Args:
         config: the config of the sweep.
-        loader: composes the jobs.
+        loader: composes the configs of the jobs.
         launcher: runs the jobs.
         settings: the settings of the sweeper.
-        arguments: the overrides, some with several values.
+        arguments: the overrides, some of which list several values.
 
     Raises:
-        ConfigError: no job can start. It has the problems of each point.
+        ConfigError: no job can start. The error lists the problems of each point.
     """
     if problems := [*settings.rules(), *launcher_rules(config.hydra.launcher), *hydra_rules(config)]:
         raise ConfigError(problems)
@@ -112,10 +112,10 @@ def run_sweep(
 
 
 def _refuse_one_folder(config: DictConfig, points: Sequence[Sequence[str]]) -> None:
-    """Make sure that jobs do not share a folder.
+    """Check that jobs do not share a folder.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: all jobs would have the same folder.
     """
     raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     if len(points) > 1 and "${" not in str(raw["subdir"]):
@@ -135,7 +135,7 @@ def _resumed_if_restarted(config: DictConfig, settings: SweeperConfig) -> Sweepe
 
 
 def _once(points: list[Point]) -> list[Point]:
-    """Remove duplicates of runs, which would give the same results."""
+    """Remove points that would only repeat the run of an earlier point."""
     seen: dict[Any, Point] = {}
     for point in points:
         own = [text for text in point.overrides if text.startswith("hydra")]
@@ -147,7 +147,7 @@ def _once(points: list[Point]) -> list[Point]:
 
 
 def _asks_for_number(config: DictConfig, points: Sequence[Point]) -> bool:
-    """True if a job may depend on its number in other ways than by the name of its folder."""
+    """True if a job may depend on its number in other ways than through the name of its folder."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     del plain["hydra"]["sweep"]["subdir"]
     texts = itertools.chain([str(plain)], *(point.overrides for point in points))
@@ -155,18 +155,18 @@ def _asks_for_number(config: DictConfig, points: Sequence[Point]) -> bool:
 
 
 def _is_one_by_one(config: DictConfig) -> bool:
-    """True if jobs must be launched under the numbers that Hydra counts: they run one after the other anyway, or the
-    user has named their folders."""
+    """True if jobs that are launched together must have consecutive numbers, as counted by Hydra: jobs run one after
+    another anyway, or the user has chosen the names of the job folders."""
     raw: Any = OmegaConf.to_container(config.hydra, resolve=False)
     has_own_names = raw["sweep"]["subdir"] not in ("${hydra.job.num}", "${hydra:job.num}")
     return has_own_names or raw["launcher"]["_target_"].endswith(".BasicLauncher")
 
 
 def _invalid(config: DictConfig, points: Sequence[Point], on_invalid: OnInvalid) -> dict[int, list[Problem]]:
-    """The points to skip, each with its problems.
+    """Return the numbers of the points to skip, with the problems of each.
 
     Raises:
-        ConfigError: invalid points must not be skipped, or all points are invalid.
+        ConfigError: a point is invalid and `on_invalid` is stop, or all points are invalid.
     """
     found = invalid_points(points)
     if found and (on_invalid == OnInvalid.stop or len(found) == len(points)):
@@ -181,7 +181,8 @@ def _invalid(config: DictConfig, points: Sequence[Point], on_invalid: OnInvalid)
 
 
 def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]]) -> ConfigError:
-    """Return an error with the problems of the points: one line if all points have the same problem, else a list."""
+    """Return an error with the problems of the invalid points: one line if all points have the same problem, else a
+    list."""
     texts = jobs_with(found)
     if len(texts) == 1 and len(found) == len(points):
         return ConfigError([Problem.about("", *texts)])
@@ -191,12 +192,12 @@ def refuse_points(points: Sequence[Point], found: Mapping[int, Sequence[Problem]
 
 
 def invalid_list(points: Sequence[Point], found: Mapping[int, Sequence[Problem]], what: str) -> str:
-    """List the problems, each once with the jobs that have it.
+    """Return the problems as a list, one problem per line with the jobs that have it.
 
     Args:
         points: all points.
-        found: the problems, by the number of the point.
-        what: happens to the invalid points.
+        found: the problems, by point number.
+        what: a description of what happens to the invalid points.
     """
     own = differing([point.overrides for point in points])
     lines = [f"{len(found)} of {len(points)} points {'is' if len(found) == 1 else 'are'} invalid: {what}"]
@@ -222,7 +223,8 @@ class _Sweep:
         """Launch all jobs, even if some of them fail. Return their results and the exit status.
 
         Raises:
-            ConfigError: the launcher rejects all jobs of a new sweep. Its folder is restored.
+            ConfigError: the launcher rejects all jobs of a new sweep. The sweep folder is returned to its previous
+            state.
         """
         is_new, had_config = not (self.folder / RECORD_FILE).exists(), (self.folder / CONFIG_FILE).exists()
         todo = start_sweep(self.folder, points, self.settings.resume)
@@ -248,11 +250,11 @@ class _Sweep:
         return returns, finish_sweep(self.folder, error)
 
     def launch(self, jobs: Jobs) -> Iterator[tuple[Jobs, Sequence[JobReturn]]]:
-        """Launch batches, and yield each with the results of its jobs. If a launcher stops because a job failed, the
-        next batches are launched nevertheless.
+        """Launch the jobs in batches. Yield each batch with the results of its jobs. If the launcher stops because a
+        job failed, the remaining batches are still launched.
 
         Raises:
-            Exception: the first error of a launcher.
+            Exception: the first error raised by the launcher.
         """
         error: Exception | None = None
         for batch in batches(jobs, self.settings.max_batch_size, self.one_by_one):
@@ -276,11 +278,11 @@ class _Sweep:
 
 
 def _record_early_failures(folder: Path, errors: Mapping[int, BaseException | None]) -> None:
-    """Record jobs that failed before they could record it, for example in a process that cannot import this package.
+    """Record the failures that jobs could not record themselves, for example if a process cannot import this package.
 
     Args:
-        folder: the folder of the sweep.
-        errors: the error of each job, by its number; None if it did not fail.
+        folder: the sweep folder.
+        errors: the error of each job, by job number; None if the job did not fail.
     """
     waiting = {one.job: one for one in read_record(folder) if one.status == WAITING}
     changes: dict[int, dict[str, Any]] = {}
@@ -300,7 +302,7 @@ def batches(jobs: Jobs, size: int | None, one_by_one: bool = False) -> Iterator[
     Args:
         jobs: all jobs.
         size: maximum size of a batch; None: no limit.
-        one_by_one: allow only consecutive numbers in a batch.
+        one_by_one: allow only consecutive job numbers in a batch.
     """
     batch: dict[int, list[str]] = {}
     for job, overrides in jobs.items():
@@ -313,8 +315,8 @@ def batches(jobs: Jobs, size: int | None, one_by_one: bool = False) -> Iterator[
 
 
 def numbered(batch: Jobs) -> list[list[str]]:
-    """The overrides of a batch, whose jobs Hydra numbers consecutively. A job that would get a wrong number also gets
-    an override for its folder."""
+    """Return the overrides of the jobs in a batch. Hydra numbers these jobs consecutively, so a job that would get a
+    wrong number also gets an override for the name of its folder."""
     return [
         [*overrides, *([] if job == number else [f"{SUBDIR}={job}"])]
         for number, (job, overrides) in enumerate(batch.items(), min(batch))
@@ -322,7 +324,7 @@ def numbered(batch: Jobs) -> list[list[str]]:
 
 
 def save_config(config: DictConfig, folder: Path, again: bool = False) -> None:
-    """Write the config of a sweep to its folder. With `again`, keep an existing one."""
+    """Write the config of a sweep to the sweep folder. If `again`, keep an existing file."""
     file = folder / CONFIG_FILE
     if not (again and file.exists()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -332,8 +334,8 @@ def save_config(config: DictConfig, folder: Path, again: bool = False) -> None:
 def _run_others(
     config: DictConfig, loader: SweepLoader, launcher: Launcher, points: list[list[str]], size: int | None
 ) -> list[Sequence[JobReturn]]:
-    """Run a sweep of another app, whose configs are composed but not checked. After all jobs have run, raise the error
-    of the first one that failed."""
+    """Run a sweep of another Hydra app. Its configs are composed but not checked. After all jobs have run, raise the
+    error of the first job that failed."""
     for point in points:
         loader.load_sweep_config(config, point)
     save_config(config, Path(config.hydra.sweep.dir))

@@ -1,6 +1,6 @@
 """Launch the jobs of a sweep as a SLURM job array.
 
-At the end of its batch script, a job that was stopped at its time limit is requeued, unless it has not saved a new
+The end of the batch script requeues a job that was stopped at its time limit, unless the job has not saved a new
 checkpoint since the last requeue.
 """
 
@@ -33,42 +33,42 @@ from ._work import Work, failed, result_of
 _SAME = ("partition", "account", "qos", "constraint", "exclude", "nodes", "gpus_per_node", "gpus_per_task", "gres")
 
 _ASKED = (*_SAME, "cpus_per_task", "mem_gb", "timeout_min")
-"""Settings that can make SLURM reject a job."""
+"""Settings that can cause SLURM to reject a job."""
 
 _UNREACHABLE = ("Unable to contact", "Socket timed out", "Connection refused", "Unable to resolve", "Zero Bytes")
-"""Errors of `sbatch` while the controller is down or overloaded."""
+"""Parts of the `sbatch` errors that occur while the controller is down or overloaded."""
 
 MAX_PAUSE = 30.0
-"""Maximum number of seconds between two queries of the queue."""
+"""Maximum time between two queries of the queue, in seconds."""
 
 _TAGS = {"%j": '"$job"', "%A": '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}"', "%a": '"$SLURM_ARRAY_TASK_ID"'}
-"""Placeholders in submitit's folder, as shell expressions."""
+"""Shell expressions for the placeholders in the path of the submitit folder."""
 
 
 class SlurmJob(NamedTuple):
-    """A submitted job of the sweep."""
+    """Sweep job that was submitted to SLURM."""
 
     number: int
-    """Its number in the sweep."""
+    """Job number in the sweep."""
 
     id: str
-    """Its SLURM job ID, such as `12_3`."""
+    """SLURM job ID, such as `12_3`."""
 
     overrides: Sequence[str]
     handle: Any
-    """Its submitit job."""
+    """The `submitit.Job`."""
 
 
 def check_slurm(config: SlurmLauncherConfig, sweep: DictConfig) -> None:
-    """Make sure that SLURM is available, and that the processes of a job find each other instead of each training
-    alone.
+    """Check that SLURM is available, and that the processes of a job will connect to each other instead of each
+    training a separate model.
 
     Args:
         config: the config of the launcher.
         sweep: the config of the sweep.
 
     Raises:
-        ConfigError: SLURM is missing, or the processes would not find each other.
+        ConfigError: SLURM is not available, or the processes would not connect to each other.
     """
     name = OmegaConf.select(sweep, "distributed.name")
     if config.tasks > 1 and name not in (None, "auto"):
@@ -83,12 +83,12 @@ def check_slurm(config: SlurmLauncherConfig, sweep: DictConfig) -> None:
 def launch_on_slurm(
     config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]
 ) -> Sequence[JobReturn]:
-    """Run a SLURM job for each point, and wait for all of them. A failed job does not stop the others.
+    """Run one SLURM job per point, and wait for all jobs. A failed job does not stop the others.
 
     Args:
         config: the config of the launcher.
-        work: the work of each job.
-        points: the overrides of each job, by its number.
+        work: the callable that each job runs.
+        points: the overrides of each job, by job number.
 
     Raises:
         ConfigError: SLURM rejects the jobs.
@@ -100,7 +100,7 @@ def launch_on_slurm(
 
 
 def _lost(job: SlurmJob, work: Work) -> JobReturn:
-    """The result of a job that exited without writing one."""
+    """Log and record that a job exited without writing a result. Return a failed result."""
     end = end_of(job.id)
     text = describe(job.id, end, job.handle.task(0).paths)
     log.error("#%d: %s", job.number, text)
@@ -109,11 +109,11 @@ def _lost(job: SlurmJob, work: Work) -> JobReturn:
 
 
 def _outcome(end: End) -> dict[str, str]:
-    """The fields to record for a job that exited without a result. What the job itself has recorded about its end takes
-    precedence, unless it expected to be requeued."""
+    """Return the fields to record for a job that exited without a result. The end that the job itself has recorded
+    takes precedence, unless the job expected to be requeued."""
     if end.status == NO_PROGRESS:
         return {"status": FAILED, "ended": now()}
-    return {"status": INTERRUPTED if end.state == "CANCELLED" else RUNNING}  # a running job that has ended is lost
+    return {"status": INTERRUPTED if end.state == "CANCELLED" else RUNNING}  # ended but recorded as running: lost
 
 
 def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> list[SlurmJob]:
@@ -143,7 +143,7 @@ def _submit(config: SlurmLauncherConfig, work: Work, points: Mapping[int, Sequen
 
 
 def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
-    """Convert the config to parameters of submitit's SLURM executor."""
+    """Convert the config to parameters of `submitit.SlurmExecutor`."""
     cores = [] if config.cpus_per_task is None else [f"--cpus-per-task={config.cpus_per_task}"]  # srun does not inherit
     found = {
         **{key: config.get(key) for key in (*_SAME, "cpus_per_task")},
@@ -165,7 +165,7 @@ def parameters(config: SlurmLauncherConfig) -> dict[str, Any]:
 
 
 def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
-    """The error of `sbatch` in one line, with the requested settings."""
+    """Convert an `sbatch` error to a one-line error with the requested settings."""
     said = [line.partition("error: ")[2] for line in str(error).splitlines() if "sbatch: error: " in line]
     text = ": ".join(dict.fromkeys(said)) or " ".join(str(error).split())
     if any(word in text for word in _UNREACHABLE):
@@ -177,9 +177,9 @@ def _not_taken(error: Exception, config: SlurmLauncherConfig) -> ConfigError:
 
 
 def _wait(jobs: Sequence[SlurmJob]) -> dict[int, JobReturn | None]:
-    """Wait for the result of each job; None if it ended without one."""
+    """Wait for all jobs. Return the result of each job, by job number; None if the job ended without a result."""
     ended: dict[int, JobReturn | None] = {}
-    suspects: set[str] = set()  # last seen as ended without a result, which may be late, or the job is requeued
+    suspects: set[str] = set()  # ended without a result when last seen: the result may be late, or the job requeued
     warned: set[str] = set()
     last_end = time.monotonic()
     while open_jobs := [job for job in jobs if job.number not in ended]:
@@ -202,7 +202,7 @@ def _wait(jobs: Sequence[SlurmJob]) -> dict[int, JobReturn | None]:
 
 
 def _warn_once(job: SlurmJob, state: str, reason: str, warned: set[str]) -> None:
-    """Warn about a job that will not start by itself."""
+    """Warn, once per job, about a job that will not start without intervention."""
     if job.id in warned:
         return
     if is_held(state, reason):
@@ -218,8 +218,8 @@ def _warn_once(job: SlurmJob, state: str, reason: str, warned: set[str]) -> None
 
 
 def teardown(config: SlurmLauncherConfig) -> list[str]:
-    """Lines of the batch script after the run."""
-    # SLURM_JOB_ID of an array's last element is that of the whole array.
+    """Return the lines of the batch script that follow the run."""
+    # In the last task of an array, SLURM_JOB_ID is the ID of the whole array.
     is_alive = '[ "$(squeue -h -j "$job" -o %T)" = RUNNING ]'
     was_stopped = f'{{ [ "$status" = {STATUS} ] || [ "$status" = {128 + 15} ]; }}'
     return [
@@ -244,6 +244,6 @@ def teardown(config: SlurmLauncherConfig) -> list[str]:
 
 
 def _in_shell(folder: str) -> str:
-    """The folder of submitit as a shell expression."""
+    """Return the path of the submitit folder as a shell expression."""
     parts = re.split("(%[jAa])", os.path.abspath(os.path.expanduser(folder)))
     return "".join(_TAGS[part] if part in _TAGS else shlex.quote(part) for part in parts if part)

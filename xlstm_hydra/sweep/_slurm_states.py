@@ -19,7 +19,7 @@ NO_PROGRESS = 76
 ENDED = frozenset(
     "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
 )
-"""Final states of a job."""
+"""Final states of a SLURM job."""
 
 _HELD_STATES = ("REQUEUE_HOLD", "SPECIAL_EXIT")
 
@@ -29,10 +29,10 @@ _NEVER = re.compile(
     "Partition(Config|Down|Inactive|NodeLimit|TimeLimit)|BadConstraints|Invalid|NotAllowed|DependencyNeverSatisfied"
     "|ReservationDeleted|PerJob|WallDuration"
 )
-"""Pending reasons that do not resolve by themselves."""
+"""Pattern of the reasons of pending jobs that will not start unless something is changed."""
 
 ASK_SECONDS = 30
-"""Timeout of SLURM's commands."""
+"""Timeout of SLURM commands, in seconds."""
 
 _CAUSES = {
     "BOOT_FAIL": "its nodes did not boot",
@@ -54,13 +54,13 @@ _STATUSES = {
 }
 
 _NOT_SPLIT = 4294967294
-"""Task ID that stands for all tasks of an array that was cancelled before any of them had its own record."""
+"""Task ID by which SLURM reports all tasks of an array that was cancelled before any task had its own record."""
 
 _LAUNCH_FAILED = 53
-"""The "signal" of a job whose node could not start its script."""
+"""Signal number that SLURM reports if the node could not start the batch script."""
 
 TAIL_BYTES = 20_000
-"""Number of bytes at the end of a log that are searched for the cause."""
+"""Number of bytes at the end of a log that are searched for the cause of a failure."""
 
 SHARE = "Set hydra.sweep.dir to a folder on a file system that all nodes share."
 
@@ -77,10 +77,10 @@ _CLUES = {
     r"No space left on device": "A disk is full",
     r"Disk quota exceeded": "A disk quota is used up",
 }
-"""Causes, by a pattern in the log."""
+"""Descriptions of causes, by a pattern in the log."""
 
 _AFTER = re.compile("srun: (?!error)|srun: error: .*(Exited with|task.* launch)")
-"""Lines that `srun` prints after the cause."""
+"""Pattern of lines that `srun` prints after the cause."""
 
 _WITHOUT_LOGS = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTED", "REVOKED")
 """States of jobs that may have ended before they could print anything."""
@@ -88,25 +88,25 @@ _WITHOUT_LOGS = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "NODE_FAIL", "PREEMPTED",
 
 @dataclass(frozen=True)
 class End:
-    """The end of a SLURM job."""
+    """End of a SLURM job, as reported by SLURM."""
 
     state: str
-    """SLURM's state, such as `OUT_OF_MEMORY`."""
+    """SLURM state, such as `OUT_OF_MEMORY`."""
 
     status: int = 0
-    """Exit status of its script."""
+    """Exit status of the batch script."""
 
     signal: int = 0
-    """The signal that ended its script, or 0."""
+    """Signal that ended the batch script, or 0."""
 
     reason: str = ""
-    """SLURM's reason, if it gives one."""
+    """Reason given by SLURM; empty if there is none."""
 
     nodes: str | None = None
-    """Nodes on which it ran. Empty if it never started; None if unknown."""
+    """Nodes on which the job ran. Empty if the job never started; None if unknown."""
 
     def __str__(self) -> str:
-        """The state, and the cause in words."""
+        """Return the state, and the cause in words."""
         if self.signal == _LAUNCH_FAILED:
             cause = "its node could not start it"
         elif self.state in _CAUSES:
@@ -128,7 +128,7 @@ def _signal_name(number: int) -> str:
 
 
 def states(jobs: Iterable[str]) -> dict[str, tuple[str, str]] | None:
-    """Return the state and the reason of each job in the queue; None if squeue does not answer."""
+    """Return the state and the reason of each job in the queue, by SLURM job ID; None if squeue does not respond."""
     wanted = ",".join(sorted({job.partition("_")[0] for job in jobs}))
     done = _ask("squeue", "--me", "--array", "--noheader", "--states=all", "--format=%i|%T|%r", f"--jobs={wanted}")
     if done is None or (done.returncode and "Invalid job id" not in done.stderr):
@@ -138,7 +138,7 @@ def states(jobs: Iterable[str]) -> dict[str, tuple[str, str]] | None:
 
 
 def is_held(state: str, reason: str) -> bool:
-    """True if a job waits until somebody releases it."""
+    """True if a job waits until a user or an administrator releases it."""
     return state in _HELD_STATES or (state == "PENDING" and bool(_HELD_REASONS.search(reason)))
 
 
@@ -148,7 +148,8 @@ def is_blocked(state: str, reason: str) -> bool:
 
 
 def end_of(job: str) -> End:
-    """Return the end of a job. The queue keeps it for some minutes, SLURM's accounting longer if it is enabled."""
+    """Return the end of a job. The SLURM controller remembers it for some minutes; the SLURM accounting, if enabled,
+    longer."""
     return _end_in_queue(job) or _end_in_accounting(job) or End("UNKNOWN")
 
 
@@ -194,22 +195,22 @@ def _ask(*command: str) -> subprocess.CompletedProcess[str] | None:
 
 
 def describe(job: str, end: End, paths: Any) -> str:
-    """Describe the end of a job in sentences: SLURM's state, the cause, and a log that exists.
+    """Describe the end of a job in sentences: the SLURM state, the cause, and the path of a log.
 
     Args:
-        job: its SLURM job ID.
-        end: its end according to SLURM.
-        paths: submitit's paths of its first process.
+        job: the SLURM job ID.
+        end: the end of the job according to SLURM.
+        paths: the submitit paths of the job's first process.
     """
     return f"SLURM job {job} ended as {end}. {describe_logs(paths, end)}"
 
 
 def describe_logs(paths: Any, end: End | None = None) -> str:
-    """Describe in sentences the cause that the logs of a job show, and where the logs are.
+    """Describe in sentences the cause found in the logs of a job, and the path of a log.
 
     Args:
-        paths: submitit's paths of its first process.
-        end: its end according to SLURM; None if it was a process on this machine.
+        paths: the submitit paths of the job's first process.
+        end: the end of the job according to SLURM; None if the job was a process on this machine.
     """
     logs = [file for file in (Path(paths.stderr), Path(paths.stdout)) if _size(file)]
     if logs:
@@ -223,7 +224,7 @@ def describe_logs(paths: Any, end: End | None = None) -> str:
 
 
 def _clues(logs: list[Path]) -> Iterator[str]:
-    """The known causes in the logs, or else the last line."""
+    """Yield the known causes found in the logs, or the last line if there are none."""
     text = "\n".join(map(_tail, logs))
     found = [
         match.expand(words) for pattern, words in _CLUES.items() for match in list(re.finditer(pattern, text))[-1:]

@@ -1,4 +1,4 @@
-"""Optuna studies (`hydra/sweeper=optuna`): the settings `hydra.sweeper.*`, running the trials, and the database."""
+"""Optuna studies (`hydra/sweeper=optuna`): check the settings `hydra.sweeper.*`, run the trials, open the database."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from ._results import finish_sweep
 from ._sweep_folder import check_job_folder, make_sweep_folder, refuse_run_folder
 
 _NOTHING_FOUND = ("No trials are completed", "Record does not exist")
-"""Messages of versions of Optuna about a study without a completed trial."""
+"""Parts of the errors that different Optuna versions raise for a study without a completed trial."""
 
 
 @dataclass(kw_only=True)
 class StudyConfig(ConfigDict):
-    """The option `hydra/sweeper=optuna`. Settings that only one version of Hydra's plugin has are not checked."""
+    """Settings of `hydra/sweeper=optuna`. Settings that only one version of Hydra's plugin has are not checked."""
 
     sampler: Any = None
     """An Optuna sampler, or a config that creates one. null: Optuna's default."""
@@ -46,29 +46,29 @@ class StudyConfig(ConfigDict):
     """minimize or maximize."""
 
     storage: Any = None
-    """The URL of the study's database, or an Optuna storage. null: in memory."""
+    """URL of the study's database, or an Optuna storage. null: in memory."""
 
     study_name: str | None = None
-    """The name of the study in its database. null: Optuna chooses one."""
+    """Name of the study in the database. null: Optuna chooses a name."""
 
     n_trials: int = 20
     """Number of trials."""
 
     n_jobs: int = 1
-    """Number of trials that are launched together."""
+    """Number of trials launched at the same time."""
 
     max_failure_rate: float = 1.0
-    """Share of the trials of a batch that may fail before the study ends."""
+    """Maximum fraction of failed trials in a batch. Above it, the study ends."""
 
     params: dict[str, Any] | None = None
-    """Overrides that are applied before those of the command line."""
+    """Overrides applied before those of the command line."""
 
     custom_search_space: str | None = None
-    """Path of a function that suggests further values for each trial."""
+    """Import path of a function that suggests additional values for each trial."""
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> StudyConfig:
-        """Read the settings that the sweeper got, or raise a ConfigError with every wrong value."""
+        """Convert the settings passed to the sweeper. Raise a ConfigError that lists every invalid value."""
         names = [each.name for each in fields(StudyConfig) if each.name in settings]
         try:
             return StudyConfig(**{name: _plain(settings[name]) for name in names})
@@ -76,7 +76,7 @@ class StudyConfig(ConfigDict):
             raise ConfigError([problem.at("hydra.sweeper") for problem in error.problems]) from None
 
     def rules(self) -> Iterator[Problem]:
-        """Ranges; one direction; objects are Optuna's; the function exists."""
+        """Check ranges, the direction, the sampler and storage types, and that the search space function exists."""
         yield from at_least(self, 1, "n_trials", "n_jobs")
         yield from at_least(self, 0, "max_failure_rate")
         yield from below(self, 1, "max_failure_rate", inclusive=True)
@@ -110,7 +110,7 @@ class StudyConfig(ConfigDict):
             yield Problem(given, "is not a function", fix)
 
     def overrides(self, arguments: Sequence[str]) -> list[Override]:
-        """Parse the overrides of `params`, then those of the command line. Raise a ConfigError if one is malformed."""
+        """Parse the overrides in `params` and on the command line. Raise a ConfigError if any is malformed."""
         parser, found, problems = OverridesParser.create(), [], []
         for text in (*(f"{key}={value}" for key, value in (self.params or {}).items()), *arguments):
             try:
@@ -128,13 +128,13 @@ def _is_made_later(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Convert lists and dicts of OmegaConf to plain ones."""
+    """Convert OmegaConf lists and dicts to plain Python lists and dicts."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 class Study:
-    """A study that Hydra's Optuna sweeper runs. The objective is checked first, a study in the folder of the sweep is
-    continued, and overrides that are not searched reach the jobs unchanged."""
+    """Study run by Hydra's Optuna sweeper. The objective is checked first, an existing study in the sweep folder is
+    continued, and overrides that are not searched are passed to the jobs unchanged."""
 
     def __init__(
         self, settings: Mapping[str, Any], context: HydraContext, task: TaskFunction, config: DictConfig
@@ -145,7 +145,7 @@ class Study:
         _check_objective(config)
         from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 
-        known = inspect.signature(OptunaSweeper).parameters  # they differ between versions of the plugin
+        known = inspect.signature(OptunaSweeper).parameters  # depend on the plugin version
         given: dict[str, Any] = {name: settings.get(name) for name in known}
         given |= {name: getattr(self.settings, name) for name in ("n_trials", "n_jobs", "max_failure_rate")}
         self.storage = given.get("storage")
@@ -155,10 +155,10 @@ class Study:
         self.theirs.setup(hydra_context=context, task_function=task, config=config)
 
     def run(self, arguments: Sequence[str]) -> None:
-        """Run the trials. Exit with an error status if none is completed.
+        """Run the trials. Exit with an error status if no trial is completed.
 
         Args:
-            arguments: the overrides, some with several values.
+            arguments: the overrides, some of which list several values.
 
         Raises:
             ConfigError: no key is searched, an override of all trials is invalid, or the database cannot be opened.
@@ -177,7 +177,7 @@ class Study:
             self.theirs.sweep([text for text in arguments if text not in fixed])
 
     def _check(self, arguments: Sequence[str]) -> None:
-        """Make sure that a key is searched, and that the overrides that all trials share are valid."""
+        """Check that at least one key is searched, and that the overrides shared by all trials are valid."""
         overrides = self.settings.overrides(arguments)
         fixed = {one.key_or_group for one in overrides if not one.is_sweep_override()}
         searched = {one.key_or_group for one in overrides if one.is_sweep_override()} - fixed
@@ -195,7 +195,7 @@ class Study:
 
 @contextmanager
 def _reported(folder: Path) -> Iterator[None]:
-    """Print the results of the trials at the end. Exit with an error status if none is completed."""
+    """Print the results of the trials at the end. Exit with an error status if no trial is completed."""
     error: BaseException | None = None
     try:
         yield
@@ -213,7 +213,7 @@ def _reported(folder: Path) -> Iterator[None]:
 
 
 class _NumberedLauncher(Launcher):
-    """A launcher that numbers its jobs from a given number on and adds overrides to all of them."""
+    """Launcher that numbers jobs starting at `first` and adds the overrides `shared` to every job."""
 
     def __init__(self, launcher: Launcher, shared: Sequence[str], first: int) -> None:
         self.launcher, self.shared, self.first = launcher, list(shared), first
@@ -222,19 +222,19 @@ class _NumberedLauncher(Launcher):
         """Do nothing: the launcher is already set up."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """See the class."""
+        """Launch the jobs with shifted numbers and the shared overrides."""
         points = [[*self.shared, *overrides] for overrides in job_overrides]
         return self.launcher.launch(points, initial_job_idx=self.first + initial_job_idx)
 
 
 def _next_number(folder: Path) -> int:
-    """Return the first job number without a folder."""
+    """Return the job number that follows the highest number of an existing job folder."""
     names = [path.name for path in folder.iterdir() if re.fullmatch(r"\d+", path.name)]
     return max(map(int, names), default=-1) + 1
 
 
 def _check_objective(config: DictConfig) -> None:
-    """Make sure that a run has a result to minimize."""
+    """Check that runs return a result that a study can minimize."""
     task, batches = (OmegaConf.select(config, key) for key in ("task.name", "trainer.eval_batches"))
     if task == "generate":
         fix = "Choose task=train, evaluate or plan."
@@ -249,7 +249,7 @@ def _check_objective(config: DictConfig) -> None:
 SQLITE = "sqlite:///"
 
 _SPECIAL = frozenset("?%#{}")
-"""Characters with a special meaning in the URL of a database or for Optuna."""
+"""Characters with a special meaning in database URLs or in Optuna."""
 
 _FIXES = {
     "locked": "Another process is using it: wait until it has ended, or choose another storage.",
@@ -259,16 +259,16 @@ _FIXES = {
     "full": "Free some disk space.",
     "": "Choose another storage, such as the default, a file in the folder of the sweep.",
 }
-"""Ways out, by a part of the error."""
+"""Suggested fixes, by a part of the error message."""
 
 
 class StorageError(OSError):
-    """The database of a study cannot be read or written."""
+    """Error if the database of a study cannot be read or written."""
 
 
 def storage_url(storage: str, sweep: str) -> str:
-    """Return the URL of a study's database with the special characters of the folder `sweep` escaped: the composed one
-    may be `sqlite:///a?b/study.db`."""
+    """Return the URL of a study's database with special characters in the folder `sweep` escaped. Hydra composes the
+    URL without escaping, for example `sqlite:///a?b/study.db`."""
     path = storage.removeprefix(SQLITE)
     if path == storage or not path.startswith(sweep) or not _SPECIAL & {*sweep}:
         return storage
@@ -280,7 +280,7 @@ def open_storage(storage: str, sweep: str) -> None:
     """Open the database of a study for writing, and close it.
 
     Raises:
-        ConfigError: it cannot be opened.
+        ConfigError: the database cannot be opened.
     """
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
@@ -288,7 +288,7 @@ def open_storage(storage: str, sweep: str) -> None:
     try:
         study = RDBStorage(storage_url(storage, sweep))
         engine: Any = study.engine
-        if engine.dialect.name == "sqlite":  # which also opens read-only files
+        if engine.dialect.name == "sqlite":  # SQLite also opens read-only files
             with closing(engine.raw_connection()) as connection:
                 connection.cursor().execute("BEGIN IMMEDIATE")
                 connection.cursor().execute("CREATE TABLE is_it_writable (answer INTEGER)")
@@ -304,7 +304,7 @@ def open_storage(storage: str, sweep: str) -> None:
 
 @contextmanager
 def storage_errors(storage: str) -> Iterator[None]:
-    """Turn errors of a study's database into a StorageError with a one-line message.
+    """Convert errors of a study's database to a StorageError with a one-line message.
 
     Raises:
         StorageError: the database cannot be read or written.
@@ -323,7 +323,7 @@ def storage_errors(storage: str) -> Iterator[None]:
 
 
 def _without_password(storage: str) -> str:
-    """Return the URL of a database as it was typed, with `***` for its password."""
+    """Return a database URL as it was typed, with the password replaced by `***`."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -335,14 +335,14 @@ def _without_password(storage: str) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes."""
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _reason(error: BaseException) -> str:
-    """The message of the database, without those of the libraries around it."""
+    """Return the first line of the database's own message, without the messages of the libraries that wrap it."""
     while isinstance(cause := getattr(error, "orig", None) or error.__cause__, BaseException):
         error = cause
     return first_line(error)

@@ -1,4 +1,4 @@
-"""The folder of a sweep: check, create and lock it, and open its record."""
+"""The sweep folder: check, create and lock it, and open the record of the sweep."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from ._outcomes import (
 )
 
 SWEEP_LOCK = ".sweeping.lock"
-"""Locked by the sweeping process."""
+"""File that is locked by the sweeping process."""
 
 _locks: dict[Path, IO[str]] = {}
-"""Locks that this process holds from `start_sweep` to `end_sweep`, by the folder of the sweep."""
+"""Locks that this process holds from `start_sweep` to `end_sweep`, by sweep folder."""
 
 _undo: dict[Path, ExitStack] = {}
-"""Restores the folder of a sweep to its state before `start_sweep`, by the folder."""
+"""Stacks of callbacks that return a sweep folder to its state before `start_sweep`, by sweep folder."""
 
 _NEW_SWEEP = "Start a new sweep in another folder (hydra.sweep.dir=DIR)."
 
@@ -51,11 +51,11 @@ _SUBDIR_FIX = "Remove it, or choose a name that contains the job number, hydra.j
 
 
 def check_sweep_folder(folder: Path, resume: bool = False) -> None:
-    """Make sure that a sweep can start in a folder, before any longer work. The folder is left unchanged.
+    """Check, before any time-consuming work, that a sweep can start in a folder. The folder is left unchanged.
 
     Raises:
-        ConfigError: another sweep is recorded there and `resume` is false, another process is sweeping there, or it is
-        the folder of a run.
+        ConfigError: the folder already contains a sweep and `resume` is false, another process is sweeping in the
+        folder, or it is a run folder.
     """
     folder = folder.absolute()
     refuse_run_folder(folder)
@@ -72,10 +72,10 @@ def check_sweep_folder(folder: Path, resume: bool = False) -> None:
 
 
 def refuse_run_folder(folder: Path) -> None:
-    """Make sure that a sweep does not start in the folder of a run.
+    """Check that a sweep does not start in a run folder.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: the folder is a run folder.
     """
     has_config = (folder / "config.yaml").exists() and (folder / RUN_LOCK).exists()
     if has_config or saved_steps(folder):
@@ -84,18 +84,19 @@ def refuse_run_folder(folder: Path) -> None:
 
 
 def start_sweep(folder: Path, points: Sequence[Sequence[str]], resume: bool = False) -> list[int]:
-    """Open the record of a sweep, with all jobs waiting.
+    """Lock a sweep folder and open its record, in which all jobs to run are waiting.
 
     Args:
-        folder: the folder of the sweep.
+        folder: the sweep folder.
         points: the overrides of each job.
-        resume: run the missing and failed jobs of the sweep that is recorded there.
+        resume: run the missing and failed jobs of the sweep recorded in the folder.
 
     Returns:
         The numbers of the jobs to run.
 
     Raises:
-        ConfigError: the folder already has a record, or one with other points, or another process is sweeping there.
+        ConfigError: the folder already contains a sweep and `resume` is false, the recorded sweep has other points, or
+        another process is sweeping in the folder.
     """
     folder = folder.absolute()
     with make_sweep_folder(folder) as undo:
@@ -109,10 +110,11 @@ def start_sweep(folder: Path, points: Sequence[Sequence[str]], resume: bool = Fa
 
 @contextmanager
 def make_sweep_folder(folder: Path) -> Iterator[ExitStack]:
-    """Create the folder of a sweep. The stack undoes that if the block fails; the block may add to it, or take it over.
+    """Create a sweep folder. If the block fails, the yielded stack of callbacks removes the folder again. The block may
+    add callbacks to the stack, or take them over with `pop_all`.
 
     Raises:
-        ConfigError: the folder cannot be created or written, or a link leads out of it.
+        ConfigError: the folder cannot be created or written, or contains a link that leads out of it.
     """
     sweep = _sweep_folder(folder)
     with ExitStack() as undo, sweep.writing():
@@ -127,7 +129,7 @@ def _sweep_folder(folder: Path) -> RunFolder:
 
 
 def undo_start(folder: Path) -> None:
-    """Undo `start_sweep` for a new sweep in which no job was started."""
+    """Undo `start_sweep` for a new sweep in which no job has started."""
     folder = folder.absolute()
     for name in (RECORD_FILE, COMMAND_FILE, RECORD_LOCK, SWEEP_LOCK):
         (folder / name).unlink(missing_ok=True)
@@ -152,14 +154,15 @@ def _open(folder: Path, points: list[list[str]], resume: bool) -> list[int]:
         log.info("job %d is still running and is not started again", job)
     done = sum(one.status == COMPLETED for one in record)
     log.info("resuming the sweep in %s: %d of %d jobs are completed", folder, done, len(record))
-    # Arguments that are typed again affect how jobs run, but not their points.
+    # On resumption, new arguments may change how jobs run, but not their points.
     fresh = [replace(one, status=WAITING, reason=None, cluster_job=None) if one.job in todo else one for one in record]
     update_record(folder, fresh)
     return todo
 
 
 def _with_lost(record: list[Outcome], points: Sequence[Sequence[str]], damaged: int) -> list[Outcome]:
-    """Add the jobs whose lines were damaged to the record. Only their points are known, so they run again."""
+    """Return the record, extended by the jobs whose lines were damaged. Only the points of these jobs are known, so
+    they run again."""
     known = {one.job for one in record}
     lost = [job for job in range(len(points)) if job not in known]
     if len(lost) > damaged:
@@ -175,7 +178,7 @@ def _recorded_already(folder: Path, record: Sequence[Outcome]) -> Problem:
 
 
 def _refuse_other_points(folder: Path, record: Sequence[Outcome], points: Sequence[Sequence[str]]) -> None:
-    """Make sure that job numbers refer to the same points as before. Overrides that all jobs share may differ."""
+    """Check that job numbers refer to the same points as in the record. Overrides shared by all jobs may differ."""
     before, after = differing([one.overrides for one in record]), differing(points)
     numbers = [one.job for one in record]
     if before == after and numbers == list(range(len(points))):
@@ -198,10 +201,10 @@ def resume_line(folder: Path) -> str:
 
 
 def _lock_sweep(folder: Path) -> None:
-    """Keep other processes from sweeping in a folder.
+    """Prevent other processes from sweeping in a folder.
 
     Raises:
-        ConfigError: another one is sweeping there.
+        ConfigError: another process is sweeping in the folder.
     """
     lock = lock_folder(folder, SWEEP_LOCK, "sweep")
     if lock is None:
@@ -211,18 +214,18 @@ def _lock_sweep(folder: Path) -> None:
 
 
 def end_sweep(folder: Path) -> None:
-    """Unlock the folder of a sweep, and keep its contents."""
+    """Unlock a sweep folder, and keep its contents."""
     _undo.pop(folder, None)
     if lock := _locks.pop(folder, None):
         lock.close()
 
 
 def refuse_sweep_links(folder: Path, key: str = "hydra.sweep.dir") -> None:
-    """Make sure that no link in the folder of a sweep leads out of it. Only if a sweep is recorded there, the whole
-    folder is checked: a new one may start in a folder with other files.
+    """Check that no link in a sweep folder leads out of the folder. The whole folder is checked only if it contains a
+    recorded sweep, because a new sweep may start in a folder with other files.
 
     Raises:
-        ConfigError: with the first such link.
+        ConfigError: a link leads out of the folder. The error names the first such link.
     """
     numbered = [item for item in folder.iterdir() if item.name.isdigit()] if folder.is_dir() else []
     is_recorded = os.path.lexists(folder / RECORD_FILE)
@@ -231,10 +234,10 @@ def refuse_sweep_links(folder: Path, key: str = "hydra.sweep.dir") -> None:
 
 
 def refuse_folders_outside(folder: Path, record: Iterable[Outcome], key: str = "hydra.sweep.dir") -> None:
-    """Make sure that the recorded folders of the jobs are in the folder of the sweep.
+    """Check that the recorded job folders are inside the sweep folder.
 
     Raises:
-        ConfigError: with the first one that is not.
+        ConfigError: a job folder is outside. The error names the first such job.
     """
     inside = os.path.realpath(folder)
     for one in record:
@@ -247,16 +250,16 @@ def refuse_folders_outside(folder: Path, record: Iterable[Outcome], key: str = "
 
 
 def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequence[str], job: int) -> None:
-    """Make sure that the folder of a job can be created. It is removed again.
+    """Check that a job folder can be created. The folder is removed again.
 
     Args:
         config: the config of the sweep.
-        loader: composes the jobs.
+        loader: composes the config of the job.
         overrides: the overrides of the job.
-        job: its number.
+        job: the job number.
 
     Raises:
-        ConfigError: its name cannot be resolved, or it cannot be created.
+        ConfigError: the name of the folder cannot be resolved, or the folder cannot be created.
     """
     cfg = loader.load_sweep_config(config, list(overrides))
     with read_write(cfg.hydra), open_dict(cfg.hydra):
@@ -265,7 +268,7 @@ def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequenc
     given = {SUBDIR: raw["subdir"]}
     is_here = cfg.hydra.launcher._target_.endswith(".BasicLauncher")
     if "oc.env" in str(raw["subdir"]) and not is_here:
-        return  # a variable that may only be set in the process of the job
+        return  # the environment variable may be set only in the job's process
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(cfg)
     try:
@@ -276,7 +279,7 @@ def check_job_folder(config: DictConfig, loader: SweepLoader, overrides: Sequenc
         HydraConfig.instance().cfg = before
     folder = RunFolder(path, given, _SUBDIR_FIX)
     with ExitStack() as undo:
-        with make_sweep_folder(Path(cfg.hydra.sweep.dir).absolute()) as made:  # has its own message
+        with make_sweep_folder(Path(cfg.hydra.sweep.dir).absolute()) as made:  # raises its own error
             undo.push(made.pop_all())
         with folder.writing():
             folder.make(path, undo)

@@ -1,4 +1,4 @@
-"""The work of a job in its own process, its result, and the launcher for processes on this machine."""
+"""Run a job in its own process, read the result, and launch jobs as processes on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PARENT_DEATH_SIGNAL = 1
 
 @dataclass
 class Work:
-    """The task of a sweep, as the sweeping process pickles it for its jobs."""
+    """Callable that runs the task of a sweep in a job. The sweeping process pickles it for its jobs."""
 
     context: HydraContext
     task: TaskFunction
@@ -46,10 +46,11 @@ class Work:
     """The config of the sweep."""
 
     singletons: Any
-    """Hydra's global state in the sweeping process."""
+    """State of Hydra's singletons in the sweeping process."""
 
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
-        """Run one job. Its process exits with the status of the job, so that the cluster sees it too."""
+        """Run one job. If the job fails, the process exits with an error status, so that SLURM also reports a
+        failure."""
         _take_signals_back()
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             _end_with_parent()
@@ -73,20 +74,20 @@ class Work:
         return done
 
     def task_noting_its_folder(self, config: DictConfig) -> Any:
-        """Run the task, after writing its folder to a file for the batch script."""
+        """Write the path of the run folder to a file for the batch script, then run the task."""
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and _process() == 0:
             note_run_folder(Path(HydraConfig.get().runtime.output_dir))
         return self.task(config)
 
     def config_of(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose the config of a job for this process."""
+        """Compose the config of a job for this process. Processes other than the first write no log file."""
         if process := _process():
             quiet = overrides_of_other(process, self.config.hydra.runtime.choices["hydra/job_logging"])
             overrides = [*overrides, *quiet]
         return self.context.config_loader.load_sweep_config(self.config, list(overrides))
 
     def update_fields(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
-        """Change fields of jobs in the record of the sweep, if it has one."""
+        """Change fields of jobs in the record of the sweep, if there is a record."""
         folder = Path(self.config.hydra.sweep.dir)
         if (folder / RECORD_FILE).exists():
             update_fields(folder, changes)
@@ -99,13 +100,13 @@ def _take_signals_back() -> None:
 
 
 def _end_with_parent() -> None:
-    """On Linux, make this process save and exit when the process that watches it is killed."""
+    """On Linux, make this process save and exit when its parent process, which monitors it, is killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def _process() -> int:
-    """The number of this process among those of the job."""
+    """Return the number of this process among the processes of the job."""
     return int(os.environ.get("SLURM_PROCID", "0"))
 
 
@@ -116,7 +117,7 @@ def _job_id() -> str:
 
 
 def _portable(error: Any) -> BaseException:
-    """The error in a form that the sweeping process can unpickle, with its traceback as a note."""
+    """Return the error in a form that the sweeping process can unpickle, with the traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     error.add_note(f"On {os.uname().nodename}, in job {_job_id()}:\n{trace}")
     try:
@@ -134,11 +135,11 @@ def _exit(status: int) -> None:
 
 
 def result_of(handle: Any, overrides: Sequence[str]) -> JobReturn | None:
-    """Return the result of the first process of a job; None if there is none yet.
+    """Return the result of the first process of a job; None if there is no result yet.
 
     Args:
         handle: the submitit job.
-        overrides: the overrides of its point.
+        overrides: the overrides of the job's point.
     """
     from submitit.core.utils import pickle_load
 
@@ -158,13 +159,13 @@ def _last_line_first(trace: str) -> str:
 
 
 def failed(overrides: Sequence[str], error: Exception) -> JobReturn:
-    """The result of a job that did not return one."""
+    """Return a failed result for a job that did not return a result."""
     return JobReturn(overrides=list(overrides), status=JobStatus.FAILED, _return_value=error)
 
 
 def note_run_folder(run: Path) -> None:
-    """Write the folder of a run to a file for its batch script, which looks there for new checkpoints. Log a warning if
-    the file cannot be written."""
+    """Write the path of a run folder to a file, from which the batch script reads where to look for new checkpoints.
+    Log a warning if the file cannot be written."""
     import submitit
 
     environment = submitit.JobEnvironment()
@@ -180,17 +181,17 @@ def note_run_folder(run: Path) -> None:
 POLL_SECONDS = 0.5
 
 _DEVICES = ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
-"""Files on machines with GPUs of NVIDIA or AMD, or with Windows Subsystem for Linux."""
+"""Files that exist on machines with NVIDIA or AMD GPUs, or in Windows Subsystem for Linux."""
 
 A_YEAR = 60 * 24 * 365
-"""In minutes. Submitit requires a limit."""
+"""Time limit of local jobs in minutes, because submitit requires a limit."""
 
 
 def check_gpus(config: LocalLauncherConfig) -> None:
-    """Make sure that the requested GPUs exist. The default of one GPU per job is not checked.
+    """Check that the requested GPUs exist. On a machine without GPUs, the default of one GPU per job is accepted.
 
     Raises:
-        ConfigError: there are not enough.
+        ConfigError: there are not enough GPUs.
     """
     _gpus_of_slots(config)
     if config.gpus_per_job > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ and not _has_gpus():
@@ -201,13 +202,13 @@ def check_gpus(config: LocalLauncherConfig) -> None:
 
 
 def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int, Sequence[str]]) -> Sequence[JobReturn]:
-    """Run a process for each point, several at a time, and wait for all of them. A failed process does not stop the
-    others. If this process is stopped, for example by Ctrl-C or SIGTERM, the running ones save and exit.
+    """Run one process per point, several at a time, and wait for all processes. A failed process does not stop the
+    others. If this process is stopped, for example by Ctrl-C or SIGTERM, the running processes save and exit.
 
     Args:
         config: the config of the launcher.
-        work: the work of each job.
-        points: the overrides of each job, by its number.
+        work: the callable that each job runs.
+        points: the overrides of each job, by job number.
     """
     waiting, running, ended = list(points), dict[int, tuple[int, Any]](), dict[int, JobReturn]()
     gpus = _gpus_of_slots(config)
@@ -230,7 +231,7 @@ def launch_locally(config: LocalLauncherConfig, work: Work, points: Mapping[int,
 
 
 def _end_all(handles: Sequence[Any]) -> None:
-    """Make jobs save and exit, and wait for them. A second interrupt stops them at once."""
+    """Make jobs save and exit, and wait for them. A second interrupt stops the jobs immediately."""
     _terminate(handles)
     try:
         while not all(handle.done() for handle in handles):
@@ -247,7 +248,7 @@ def _terminate(handles: Sequence[Any]) -> None:
 
 @contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C from the terminal, because this process stops them with SIGTERM."""
+    """Make processes that are started in the block ignore Ctrl-C, because this process stops them with SIGTERM."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -268,10 +269,10 @@ def _start(config: LocalLauncherConfig, work: Work, overrides: Sequence[str], nu
 
 
 def _gpus_of_slots(config: LocalLauncherConfig) -> list[list[int]]:
-    """The GPU numbers of each of the jobs that run at the same time.
+    """Return the GPU numbers for each of the jobs that run at the same time.
 
     Raises:
-        ConfigError: there are not enough.
+        ConfigError: there are not enough GPUs.
     """
     count, seen = config.gpus_per_job, os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = config.jobs_at_once * count

@@ -1,4 +1,4 @@
-"""Training: a compiled program for a run on a mesh, and the loop around it."""
+"""Training: the training loop, with the checks, the planning and the logging around it."""
 
 from ._agree import agree_on_corpus as agree_on_corpus
 from ._agree import agree_on_run as agree_on_run

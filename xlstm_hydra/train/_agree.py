@@ -1,4 +1,4 @@
-"""Checks that all processes have the same run, checkpoint and corpus as process 0."""
+"""Check that all processes have the same run, checkpoint and corpus as process 0."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SAME = "Start all processes with the same command."
 
 
 def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
-    """Check that all processes have the same run and checkpoint, before any of them starts a device.
+    """Check that all processes have the same run and checkpoint, before any process starts its devices.
 
     Args:
         run: the config.
         checkpoint: path of the checkpoint that the run continues from.
 
     Raises:
-        ConfigError: process 0 has other values. Lists every key that differs.
+        ConfigError: this process has other values than process 0. The error lists every key that differs.
     """
     if runtime.num_processes() == 1:
         return
@@ -44,10 +44,10 @@ def agree_on_run(run: RunConfig, checkpoint: Path | None) -> None:
 
 
 def agree_on_corpus(config: DataConfig, fingerprint: str) -> None:
-    """Check that all processes have the same corpus. Its path may differ.
+    """Check that all processes have the same corpus. The path of the corpus may differ.
 
     Raises:
-        ConfigError: process 0 has another corpus.
+        ConfigError: this process has another corpus than process 0.
     """
     if runtime.num_processes() > 1 and broadcast_text(CORPUS, fingerprint) != fingerprint:
         key = "path" if "path" in config.to_dict() else "name"
@@ -56,9 +56,9 @@ def agree_on_corpus(config: DataConfig, fingerprint: str) -> None:
 
 
 def as_typed(run: RunConfig) -> dict[str, Any]:
-    """Return the values that all processes must share, as plain values by the keys that the user types.
+    """Return the config values that must be equal in all processes, by the keys that the user types.
 
-    Omitted are values that may differ: the process id and address, file paths, and the logger options.
+    Values that may differ are omitted: the process id and address, file paths, and the logger options.
     """
     plain = run.to_dict()
     model = plain.pop("model")
@@ -95,7 +95,7 @@ def _identity(checkpoint: Path | None) -> dict[str, Any] | None:
 
 
 def _checkpoint_key(run: RunConfig) -> dict[str, Any]:
-    """Key and value of the option that names the checkpoint."""
+    """Return the key and the value of the option that names the checkpoint."""
     task = run.task.get("checkpoint")
     return {"task.checkpoint": task} if task else {"checkpoint.restore": run.checkpoint.restore}
 

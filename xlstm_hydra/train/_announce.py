@@ -1,4 +1,4 @@
-"""Log messages before the first step of a run."""
+"""Log messages before the first step and at the end of a run."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ def announce_start(run: RunConfig, folder: Path, start: StartingPoint, resumed: 
 
 
 def announce(program: Program, plan: RunPlan, facts: Iterable[tuple[str, str]], done: int = 0) -> None:
-    """Log a run in an aligned block: the model, the layout, the plan, and further facts. Warn about settings that are
+    """Log a summary of the run in an aligned block: the model, the layout, the plan, and further facts. Warn about
+    settings that are
     probably not intended.
 
     Args:
         program: the compiled program of the run.
-        plan: its plan.
+        plan: the plan of the run.
         facts: keys and texts of further lines; see `log_fact`.
         done: number of completed steps.
     """
@@ -63,13 +64,15 @@ def announce(program: Program, plan: RunPlan, facts: Iterable[tuple[str, str]], 
 
 
 def data_facts(corpus: Corpus, entropy: float) -> Iterator[tuple[str, str]]:
-    """Yield the number of training examples, and their unigram entropy, given in bits."""
+    """Yield the log lines for the number of training examples and the unigram entropy, given in bits per
+    `corpus.unit`."""
     yield "data", f"{len(corpus):,} examples"
     yield "", f"unigram entropy {entropy * math.log(2):.4f} nats ({entropy:.3f} bits/{corpus.unit})"
 
 
 def origin_facts(folder: Path, start: StartingPoint, resumed: Resumed | None) -> Iterator[tuple[str, str]]:
-    """Yield the run folder, and the checkpoint that the run continues from or that its initial parameters are from."""
+    """Yield the log lines for the run folder, and for the checkpoint that the run continues from or loads its initial
+    parameters from."""
     yield "run", short_path(folder)
     if start.weights is not None:
         yield "weights", f"from {short_path(start.weights)}"
@@ -79,7 +82,7 @@ def origin_facts(folder: Path, start: StartingPoint, resumed: Resumed | None) ->
 
 
 def announce_result(best: tuple[float, int] | None, unit: str, folder: Path) -> None:
-    """Log the last lines of a complete run: the lowest validation loss with its step, and the run folder."""
+    """Log the last lines of a completed run: the lowest validation loss with its step, and the run folder."""
     if not is_first():
         return
     if best is not None:

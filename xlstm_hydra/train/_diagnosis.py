@@ -1,4 +1,4 @@
-"""Messages for errors of the machine that end a run: the cause, the last checkpoint, and how to continue."""
+"""Messages for system errors that end a run: the cause, the last checkpoint, and how to continue."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from xlstm_hydra.streams import warn_once
 
 
 class RunEnded(OSError):
-    """An error of the machine that ended a run. `str` is the whole message."""
+    """System error that ended a run, such as a full disk. `str` returns the complete message."""
 
 
 @contextmanager
 def faults_reported(folder: Path) -> Iterator[None]:
-    """Raise errors of the operating system as a `RunEnded` that also names the last checkpoint of the run in `folder`
-    and the command that continues it.
+    """Convert an `OSError` raised in the block to a `RunEnded` that also names the last checkpoint in `folder` and the
+    command that continues the run.
 
     Raises:
-        RunEnded: an `OSError` was raised inside.
+        RunEnded: an `OSError` was raised in the block.
     """
     try:
         with _log_files_may_fail():
             yield
     except OSError as error:
-        if error.errno == errno.EBADF:  # caused by a bug, never by the machine
+        if error.errno == errno.EBADF:  # a bug, not a system error
             raise
         raise RunEnded(_message(error, folder.absolute())) from error
 
@@ -71,7 +71,7 @@ def _steps(folder: Path) -> list[int]:
 
 @contextmanager
 def _log_files_may_fail() -> Iterator[None]:
-    """Warn only once about each log file that cannot be written, even if it is not a `LogFile`."""
+    """Warn only once about each log file that cannot be written, even if its handler is not a `LogFile`."""
     files = [each for each in logging.getLogger().handlers if isinstance(each, logging.FileHandler)]
     for handler in files:
         handler.handleError = partial(warn_once, handler)

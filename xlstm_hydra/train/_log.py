@@ -35,10 +35,10 @@ COLUMNS: tuple[str, ...] = (
 
 
 _FLUSH_SECONDS = 120.0
-"""Seconds between two flushes of the TensorBoard file."""
+"""Minimum time between two flushes of the TensorBoard file, in seconds."""
 
 _HAS_BAR = "is_in_bar"
-"""Attribute of a log record: true if the progress bar shows the same text."""
+"""Attribute of log records: True if the progress bar shows the same text."""
 
 
 def _is_not_in_bar(record: logging.LogRecord) -> bool:
@@ -56,13 +56,13 @@ def bits(nats: float) -> float:
 
 
 class MetricLog:
-    """Writer of the metrics of a run: the progress bar, `metrics.csv` and TensorBoard, as far as the config enables
-    them. Use it as a context manager.
+    """Context manager that writes the metrics of a run to the outputs enabled in the config: the progress bar,
+    `metrics.csv` and TensorBoard.
 
     Args:
         config: the logger options.
         folder: the run folder.
-        first_step: number of steps done before this start of the run.
+        first_step: number of steps completed before this start of the run.
         max_steps: number of the last step.
 
     Raises:
@@ -70,7 +70,8 @@ class MetricLog:
     """
 
     best: tuple[float, int] | None = None
-    """Lowest validation loss and its step, with those of earlier starts of the run that are in `metrics.csv`."""
+    """Lowest validation loss and its step, including the validation losses that earlier starts of the run wrote to
+    `metrics.csv`."""
 
     def __init__(self, config: LoggerConfig, folder: Path, first_step: int, max_steps: int) -> None:
         self._config, self._start, self._max_steps = config, first_step, max_steps
@@ -99,7 +100,7 @@ class MetricLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with ExitStack() as stack:  # closes all of them, even if closing one fails
+        with ExitStack() as stack:  # closes every output, even if closing one fails
             stack.callback(self._drawing.close)
             for opened in filter(None, (self._tensorboard, self._csv)):
                 stack.callback(opened.close)
@@ -109,12 +110,12 @@ class MetricLog:
                 stack.callback(self._bar.stop)
 
     def step_done(self, step: int) -> None:
-        """Advance the progress bar."""
+        """Advance the progress bar to a completed step."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of a step to all outputs. `COLUMNS` has their names."""
+        """Write the metrics of a step to all outputs. `COLUMNS` lists the names of the metrics."""
         if self._csv is not None:
             self._csv.write({"step": step, **metrics})
         if self._tensorboard is not None:
@@ -132,28 +133,29 @@ class MetricLog:
             self._bar.console.print(line, highlight=False, soft_wrap=True)
 
     def _show_status(self, text: str) -> None:
-        """Show a status in the progress bar. The empty text shows the last metrics again."""
+        """Show a status in the progress bar. If the text is empty, show the last metrics again."""
         if self._bar is not None:
             self._bar.update(self._task, text=text or self._text)
 
 
 class Stopwatch:
-    """Training throughput. Call `start` after anything else that takes time, such as validation."""
+    """Measures the training throughput. Call `start` after work that is not training, such as validation."""
 
     def __init__(self) -> None:
         self._tokens, self._steps, self._since = 0, 0, None
         self._seconds_per_step: list[float] = []
 
     def start(self) -> None:
-        """Reset the counts and start measuring now."""
+        """Reset the counts and start measuring."""
         self._tokens, self._steps, self._since = 0, 0, time.perf_counter()
 
     def add(self, tokens: int) -> None:
-        """Add one step with this number of tokens."""
+        """Count one step with this number of tokens."""
         self._tokens, self._steps = self._tokens + tokens, self._steps + 1
 
     def read(self) -> float | None:
-        """Return the tokens per second since the last `start`, and start again. None if never started."""
+        """Return the tokens per second since the last `start`, and start again. Return None if `start` was never
+        called."""
         if self._since is None:
             return None
         seconds = time.perf_counter() - self._since
@@ -164,12 +166,13 @@ class Stopwatch:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Median over all reads; None before the first one."""
+        """Median time per step over all reads, in seconds; None before the first read."""
         return statistics.median(self._seconds_per_step) if self._seconds_per_step else None
 
 
 class _CsvFile:
-    """`metrics.csv`. Rows of an earlier run in the same folder are kept up to the step that this run continues from."""
+    """Writer of `metrics.csv`. Rows of an earlier run in the same folder are kept up to the step that this run
+    continues from."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         found = read_metrics_file(path)
@@ -195,11 +198,11 @@ class _CsvFile:
 
 
 class _EventFile:
-    """TensorBoard file, written by the training thread so that a full disk raises an error there. The writer thread of
-    tensorboardX would die instead, and the run would wait for it forever."""
+    """Writer of a TensorBoard file. It writes in the training thread, so that a full disk raises an error there. The
+    separate writer thread of tensorboardX would die instead, and the run would wait for that thread forever."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Open a new file. TensorBoard ignores the steps after `first_step` in older files."""
+        """Open a new file, which makes TensorBoard ignore the steps after `first_step` in older files."""
         from tensorboardX.event_file_writer import EventsWriter  # takes 0.3 s: only imported if used
         from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar
@@ -225,7 +228,8 @@ class _EventFile:
 
 
 def _report_damage(path: Path, found: MetricsFile) -> None:
-    """Log the damaged lines of an earlier run, which are omitted. The original file is kept beside the new one."""
+    """Log the damaged lines that an earlier run left in `metrics.csv`, which are omitted. The damaged file is kept
+    under another name, unless the only damage is a truncated last line."""
     if found.cut:
         log.info("%s, %s; the line is omitted", path, found.cut)
     for text in found.reports():
@@ -237,25 +241,26 @@ def _report_damage(path: Path, found: MetricsFile) -> None:
 
 
 def _bar_columns() -> tuple[ProgressColumn, ...]:
-    """Columns of the progress bar. On a narrow terminal only the bar itself shrinks, and the text last."""
+    """Return the columns of the progress bar. On a narrow terminal, the bar itself shrinks first, and then the text."""
     count = MofNCompleteColumn(table_column=Column(no_wrap=True))
     left = TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True))
     return TextColumn("step"), count, BarColumn(), TextColumn("{task.fields[text]}"), TextColumn("left"), left
 
 
 class _Columns:
-    """Text of metrics in aligned columns: each number is as wide as the widest one before."""
+    """Formats metrics in aligned columns: each number is padded to the widest earlier number in its column."""
 
     def __init__(self, max_steps: int) -> None:
         self._max_steps = max_steps
         self._widths: dict[str, int] = {}
 
     def step(self, step: int) -> str:
-        """Return `step  10/300`."""
+        """Return the step as text, such as `step  10/300`."""
         return f"step {step:>{len(str(self._max_steps))}}/{self._max_steps}"
 
     def text(self, metrics: Mapping[str, float]) -> str:
-        """Return the loss, the validation loss and the throughput, as far as they are in the metrics."""
+        """Return the loss, the validation loss and the throughput as text. Values that are not in the metrics are
+        omitted."""
         parts = []
         if "loss" in metrics:
             parts.append(self._losses("", metrics["loss"], "bits"))
@@ -268,7 +273,7 @@ class _Columns:
         return "  ".join(parts)
 
     def short_text(self, metrics: Mapping[str, float]) -> str:
-        """Return the loss and the throughput, in half the width of `text`."""
+        """Return the loss and the throughput as text, about half as wide as `text`."""
         rate = f"  {metrics['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in metrics else ""
         return f"loss {metrics['loss']:.4f}{rate}"
 

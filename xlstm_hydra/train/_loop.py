@@ -1,4 +1,4 @@
-"""The training loop. `train` lists its steps; the functions below it are in order of use."""
+"""The training loop. The functions below `train` are in the order in which they are called."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ from ._resumed import Resumed, read_resumed, refuse_other_corpus, refuse_other_r
 from ._stop import Stop
 
 INIT_FROM = "checkpoint.init_from"
-"""Key of the checkpoint that a new run takes its parameters from."""
+"""Key of the option that names the checkpoint from which a new run loads its parameters."""
 
 
 def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None = None) -> float | None:
     """Train a run and save it in `folder`.
 
-    With several processes, all of them must call this. If one fails, all exit instead of raising (see `together`).
+    With several processes, every process must call this. If one fails, all exit instead of raising (see `together`).
 
     Args:
         run: the config.
         folder: the run folder.
-        overrides: the command line, recorded in the metadata.
+        overrides: the overrides on the command line, recorded in the metadata.
 
     Returns:
         The last validation loss in nats per token; None without validation.
@@ -72,8 +72,8 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
     Raises:
         ConfigError: the run does not fit the devices, the data or the checkpoint that it continues from.
         FloatingPointError: a loss or a norm is not finite.
-        OSError: an error of the machine, such as a full disk. The message names the last checkpoint.
-        Preempted: the run was asked to stop by a signal and is saved (see `xlstm_hydra.preemption`).
+        OSError: a system error, such as a full disk. The message names the last checkpoint.
+        Preempted: a signal stopped the run, which is saved if saving is enabled (see `xlstm_hydra.preemption`).
     """
     with watched() as watch, together(run.distributed):
         if is_distributed():
@@ -86,8 +86,7 @@ def train(run: RunConfig, folder: Path | str = ".", overrides: list[str] | None 
 
 
 def _train(run: RunConfig, folder: Path, overrides: list[str] | None, watch: Watch) -> float | None:
-    """Train from the starting point of the run: from its last intact checkpoint if the config names a run without a
-    step."""
+    """Train from the run's starting point. If the config names no step, this is the last intact checkpoint."""
     start = find_starting_point(run, folder)
     if start.checkpoint is None and run.checkpoint.init_from is not None:
         start = replace(start, weights=find_weights(run.checkpoint.init_from, INIT_FROM))
@@ -161,12 +160,12 @@ def _train_from(
 
 
 def _preempted(watch: Watch, step: int, folder: Path | None) -> Preempted:
-    """Return the exception of a run that was asked to stop. Only the first process has a message.
+    """Return the exception for a run that was stopped by a signal. Only process 0 has a message.
 
     Args:
-        watch: received the request.
+        watch: the watch that received the signal.
         step: the last completed step.
-        folder: folder that the step is saved in; None if it is not saved.
+        folder: the folder in which the step is saved; None if it is not saved.
     """
     text = f"saved step {step} in {folder}; resume={folder} continues the run"
     if folder is None:
@@ -188,12 +187,12 @@ class _Loop:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     validation_loss: float | None = None
     losses: list[float] = field(default_factory=list)
-    """Losses since the last line of metrics that have been copied from the device."""
+    """Losses of the steps since the last line of metrics, as far as they have been copied from the device."""
     stopped_after: int | None = None
-    """Last step before an early stop."""
+    """Last step before an early stop; None if the run was not stopped."""
 
     def run(self, state: TrainState, metric_log: MetricLog) -> None:
-        """Train from the step of the state to the last step, or until the run is asked to stop."""
+        """Train from the step in the state to the last step, or until a stop is requested."""
         with Stop(self.watch, int(state.step)) as stop:
             self._run(state, metric_log, stop)
 
@@ -225,7 +224,7 @@ class _Loop:
                 with status(f"saving step {step}"):
                     self.checkpoints.save(state, self.batches, self.metadata, self.validation_loss)
             if save or validate or step == first:
-                stopwatch.start()  # compiling, validating and saving are not training
+                stopwatch.start()  # excludes compilation, validation and saving from the throughput
 
     def _stop(self, state: TrainState, step: int, pending: list[Any]) -> None:
         """Save everything that a resumed run needs to continue as if it had never stopped."""
@@ -236,7 +235,7 @@ class _Loop:
         self.stopped_after = step
 
     def _collect(self, step: int, pending: list[Any]) -> dict[str, float]:
-        """Metrics of the steps since the last line: the mean of the loss, the last value of the others."""
+        """Return the metrics of the steps since the last line: the mean loss, and the last value of the others."""
         row = self._fetch(step, pending)
         row["loss"] = sum(self.losses) / len(self.losses)
         self.losses.clear()
@@ -244,7 +243,7 @@ class _Loop:
         return row if rate is None else row | {"tokens_per_second": rate}
 
     def _fetch(self, step: int, pending: list[Any]) -> dict[str, float]:
-        """Wait for the pending steps. Returns the metrics of the last one."""
+        """Wait for the pending steps, and return the metrics of the last step."""
         fetched = [{name: float(value) for name, value in row.items()} for row in jax.device_get(pending)]
         pending.clear()
         for row, number in zip(fetched, range(step - len(fetched) + 1, step + 1), strict=True):
@@ -293,7 +292,7 @@ def _validation(program: Program, held_out: Corpus) -> list[Any]:
 
 
 def _set_aside(start: StartingPoint, max_steps: int) -> None:
-    """Report damaged checkpoints, and rename those of this run folder."""
+    """Report damaged checkpoints, and rename those in this run folder."""
     if not start.skipped:
         return
     if is_first():
@@ -308,7 +307,8 @@ def _set_aside(start: StartingPoint, max_steps: int) -> None:
 def _first_state(
     program: Program, batches: Batches, resumed: Resumed | None, weights: Path | None
 ) -> tuple[TrainState, Logged]:
-    """Return a new state, or the saved one with its log. For a saved state, `batches` moves to the saved position."""
+    """Return a new state, or the saved state with its log. With a saved state, `batches` moves to the saved
+    position."""
     where = program.state_shardings
     if resumed is None:
         with status("loading the parameters"):
@@ -323,7 +323,7 @@ def _first_state(
 
 
 def _own_logger(run: RunConfig) -> LoggerConfig:
-    """The logger options of this process. Only the first process writes metrics; they are the same in all."""
+    """Return the logger options of this process. Only process 0 writes metrics, which are equal in all processes."""
     return run.logger if is_first() else replace(run.logger, progress=False, csv=False, tensorboard=False)
 
 
@@ -335,7 +335,7 @@ def _open_checkpoints(run: RunConfig, folder: Path) -> AbstractContextManager[Ch
 def _record(
     program: Program, folder: Path, corpus: Corpus, overrides: list[str] | None, resumed: Resumed | None
 ) -> dict[str, Any]:
-    """Write the metadata and the placement of the parameters to the run folder. Returns the metadata."""
+    """Write the metadata and the placement of the parameters to the run folder, and return the metadata."""
     parameters = {
         placement.parameter.path: {"shape": list(placement.parameter.shape), "dtype": placement.parameter.dtype}
         for placement in program.placements

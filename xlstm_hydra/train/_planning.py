@@ -1,7 +1,8 @@
 """The layout and the plan of a run on its devices.
 
 With `parallel=auto`, the layout is chosen here. The run is planned before it is compiled, and rejected if it does not
-fit. The plan is saved in the run folder and compared with the measurements at the end. If no plan can be made, the run
+fit the devices. The plan is saved in the run folder and compared with the measurements at the end. If no plan can be
+made, the run
 continues without one.
 """
 
@@ -48,12 +49,12 @@ class Measured:
     """Time, memory and compilation measured in a run."""
 
     step_seconds: float | None
-    """Seconds per step: the median over the lines of metrics, without the first step, validation and saving. None if
-    the run has only one step."""
+    """Median time per step over the lines of metrics, in seconds, excluding the first step, validation and saving. None
+    if the run has only one step."""
 
     peak_bytes: int | None
-    """Highest peak memory of the devices of this process, in bytes. None if JAX does not report it, or if an earlier
-    run of this process needed more."""
+    """Highest peak memory among the devices of this process, in bytes. None if JAX does not report it, or if an earlier
+    run in this process used more memory."""
 
     programs: int
     """Number of programs that were compiled or loaded from the compilation cache."""
@@ -62,7 +63,7 @@ class Measured:
     """Number of programs that were loaded from the compilation cache."""
 
     compile_seconds: float
-    """Seconds spent on compiling programs and on loading them from the cache."""
+    """Time spent on compiling programs and on loading them from the cache, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,19 @@ class RunPlan:
     """The plan of a run on its devices."""
 
     plan: Plan | None
-    """None if no plan can be made."""
+    """The plan; None if no plan can be made."""
     earlier_peak: int | None
-    """Peak memory of the devices when the run starts, in bytes; None if JAX does not report it."""
+    """Peak memory of the devices before the run, in bytes; None if JAX does not report it."""
     missing_because: str = ""
     """Reason why there is no plan."""
 
     def log_prediction(self, done: int = 0) -> None:
-        """Log the predicted memory, and the time of the steps after the first `done`."""
+        """Log the predicted memory, and the predicted time of the steps that follow the first `done` steps."""
         for key, text in () if self.plan is None else facts(self.plan, done):
             log_fact(key, text)
 
     def log_details(self, is_verbose: bool) -> None:
-        """Log the whole plan, or only the primitives that the planner does not know."""
+        """Log the full plan if `is_verbose`, otherwise only the primitives that the planner does not know."""
         if self.plan is not None:
             for line in full_report(self.plan).splitlines() if is_verbose else unknown_note(self.plan):
                 log.info("%s", line, extra={"indent": 4})
@@ -94,12 +95,12 @@ class RunPlan:
             content |= {"measured": None if measured is None else asdict(measured)}
             replace_file(folder / PLAN_FILE, to_json(content))
             if self.plan is None:
-                (folder / PLAN_TEXT_FILE).unlink(missing_ok=True)  # of an earlier start
+                (folder / PLAN_TEXT_FILE).unlink(missing_ok=True)  # written by an earlier start
             elif measured is None:
                 replace_file(folder / PLAN_TEXT_FILE, full_report(self.plan) + "\n")
 
     def compare(self, folder: Path, stopwatch: Stopwatch, programs: CompilationStats) -> None:
-        """Log the measurements beside the predictions, and write them to the run folder."""
+        """Log the measurements next to the predictions, and write the measurements to the run folder."""
         peak = peak_memory()
         measured = Measured(
             step_seconds=stopwatch.seconds_per_step,
@@ -153,7 +154,7 @@ def plan_program(program: Program) -> RunPlan:
 
 
 def _plan(program: Program, device: DeviceConfig) -> Plan:
-    """Return the plan of a program, cached for all programs with the same `shared_cache`."""
+    """Return the plan of a program. Programs with the same `shared_cache` are planned once."""
     plan = program.shared_cache.get("plan")
     if plan is None or plan.device != device:
         plan = program.shared_cache["plan"] = plan_sharded_loss(program.sharded_loss, device)
@@ -169,22 +170,22 @@ def _without_plan(error: PlanError, peak: int | None) -> RunPlan:
 
 @dataclass(frozen=True)
 class Choice:
-    """A run with its layout, and the search that found the layout."""
+    """Run with a chosen layout, and the search that found the layout."""
 
     run: RunConfig
     search: Search | None
-    """None if the config gives the layout."""
+    """The search; None if the config specifies the layout."""
 
     def keep(self, folder: Path) -> None:
-        """Write the chosen layout to the config in the run folder, and the candidates to a file beside it."""
+        """Write the chosen layout to the config in the run folder, and the candidates to a separate file."""
         if self.search is not None and is_first():
             replace_file(folder / SEARCH_FILE, to_json(self.search.to_dict()))
             write_layout(folder, self.run)
 
 
 def choose_layout(run: RunConfig) -> Choice:
-    """Return the run with a layout. With `parallel=auto`, search for the best layout on the devices present; all
-    processes find the same one.
+    """Return the run with a layout. With `parallel=auto`, search for the best layout on the available devices; all
+    processes find the same layout.
 
     Raises:
         ConfigError: no layout is allowed by the config, or none fits the devices.

@@ -1,4 +1,4 @@
-"""The checkpoint that a run continues from, and the values that must not change."""
+"""The checkpoint from which a run continues, and the config values that must not change."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from xlstm_hydra.runs import (
 
 KEY = "checkpoint.restore"
 _BATCHES = ("trainer.batch_size", "trainer.seed", "model.context_length")
-"""Fields outside `data` that the saved position in the data depends on."""
+"""Fields outside `data` on which the saved position in the data depends."""
 _FREE = ("data.path", "data.prefetch")
-"""Fields of `data` that may change: the files themselves are compared by their fingerprint."""
+"""Fields of `data` that may change, because the data files are compared by their fingerprint."""
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A checkpoint that a run continues from."""
+    """Checkpoint from which a run continues."""
 
     checkpoint: Path
     record: Record
     changes: tuple[Difference, ...]
-    """Differences between the record of the checkpoint and the run."""
+    """Differences between the config recorded in the checkpoint and the config of the run."""
 
     @property
     def step(self) -> int:
@@ -47,7 +47,7 @@ class Resumed:
         return "imported" in self.record.content
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """Yield the checkpoint, and the values that have changed since it was saved; see `log_fact`."""
+        """Yield the log lines for the checkpoint, and for the config values that differ from it; see `log_fact`."""
         yield "resumed", f"from {short_path(self.checkpoint)}"
         if self.imported:
             yield "", "it has only parameters: optimizer and data start from scratch"
@@ -57,7 +57,7 @@ class Resumed:
                 yield "changed", f"{key} from {before} to {after} ({KINDS[change.kind]})"
 
     def history(self) -> list[dict[str, Any]]:
-        """Record of the steps so far: one entry for each start of the run."""
+        """Return the history of the run, with one entry for each earlier start."""
         content = self.record.content
         made = {key: content[key] for key in ("overrides", "packages", "git", "package_git") if key in content}
         return [*content.get("history", []), {"last_step": self.step, "checkpoint": str(self.checkpoint), **made}]
@@ -67,7 +67,8 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
     """Read the record of the checkpoint that a run continues from.
 
     Raises:
-        ConfigError: the run has other parameters or other batches than the checkpoint, or all its steps are done.
+        ConfigError: the parameters or the batches of the run differ from those of the checkpoint, or the checkpoint has
+        already completed all steps of the run.
     """
     record = _record_of(run, checkpoint)
     refuse_to_continue(record.writer, str(run.checkpoint.restore), KEY)
@@ -78,7 +79,7 @@ def read_resumed(run: RunConfig, checkpoint: Path) -> Resumed:
 
 
 def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
-    """Check that a complete run, which will not be repeated, was trained with this config.
+    """Check that a completed run, which will not be repeated, was trained with this config.
 
     Raises:
         ConfigError: the run was trained with other values, or its checkpoint cannot be read.
@@ -96,7 +97,7 @@ def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
 
 
 def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> None:
-    """Check that the corpus is the one that the checkpoint was trained on.
+    """Check that the corpus of the run is the corpus that the checkpoint was trained on.
 
     Raises:
         ConfigError: the fingerprints differ.

@@ -1,9 +1,10 @@
 """Agreement of all processes on the last step, without communication during the steps before.
 
-The main thread passes a gate before each step and records the step number. A process that is asked to stop publishes
-the request in the key-value store of process 0. In each process, a thread that never waits for a device then closes the
-gate and publishes the last step that the main thread started. Process 0 publishes the maximum of these steps, and the
-gates open again. No process has started a later step, and all continue up to it: all processes do the same steps.
+The main thread of each process passes a gate before each step and records the step number. A process that receives a
+stop request publishes the request in the key-value store of process 0. In each process, a thread that never waits for a
+device then closes the gate and publishes the last step that the main thread started. Process 0 publishes the maximum of
+these steps as the last step, and the gates open again. No process has started a step after the last step, and all
+processes continue up to it, so all do the same steps.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ STOP = "xlstm_hydra/stop"
 
 
 class Stop:
-    """The decision about the last step. Use it as a context manager around all steps."""
+    """Context manager around all steps that decides which step is the last."""
 
     def __init__(self, watch: Watch, done: int) -> None:
         """Args:
-        watch: receives the requests to stop.
+        watch: the watch that receives stop requests.
         done: number of completed steps.
         """
         self._watch, self._begun = watch, done
@@ -90,7 +91,7 @@ class Stop:
         self._publish(f"begun/{runtime.process_id()}", begun)
 
     def _publish(self, name: str, number: int) -> None:
-        """Publish a number to all processes, unless the key already exists."""
+        """Publish a number to all processes, unless one is already published under this name."""
         try:
             runtime.publish(f"{self._key}/{name}", str(number))
         except RuntimeError:
@@ -101,7 +102,7 @@ class Stop:
         return None if text is None else int(text)
 
     def _wait(self, name: str) -> int:
-        """Wait for a number from another process. If that process dies, another thread ends this one."""
+        """Wait for a number from another process. If that process dies, another thread ends this process."""
         while (number := self._read(name)) is None:
             threading.Event().wait(POLL_SECONDS / 5)
         return number
