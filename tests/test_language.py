@@ -9,7 +9,7 @@ NOUNS = "checkpoint|class|config|device|field|file|folder|gpu|key|metadata|model
 NOUNS += "|run|step|tpu"
 ODD = {
     "is no X": rf"(?<!there )\b(is|are|was|were) no (\w+ )?({NOUNS})s?\b",
-    "none": r"(?<!there )\b(is|are) none( of|\b(?= *[.,;:)]|$))",
+    "none": r"(?<!there )\b(is|are) (?-i:none)( of|\b(?= *[.,;:)]|$))",
     "told": r"\b(is|are|was|were|be|has|have) (not )?told\b|\btells? (what|which|how|why|whether|that|it|them)\b",
     "said": r"\b(be|is|are|was) (not )?said\b|\bsays? (how|what|which|whether|nothing)\b|\bsay the same\b",
     "without a word": r"\bwithout a word\b",

@@ -94,7 +94,7 @@ WRONG = {
     "cut off": (TEXT[:200], "not JSON: .* The file may be cut off"),
     "not an object": ("[1, 2]", "expected a JSON object, got a list"),
     "not ours": (changed("format", value="other"), "format: expected 'xlstm_hydra', got 'other'"),
-    "version 0": (changed("version", value=0), "version: expected 1 to 2, got 0. Versions are whole numbers"),
+    "version 0": (changed("version", value=0), "version: expected 1 to 3, got 0. Versions are whole numbers"),
     "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. A newer xlstm-hydra wrote it"),
     "version true": (changed("version", value=True), "version: expected 1"),
     "wrong type": (
@@ -170,7 +170,7 @@ WRONG = {
         r"config\.model\.model_class: 'xlstm_hydra\.models\.Llama' takes a LlamaConfig, .* is a mLSTMv1Config",
     ),
     "config is a list": (changed("config", value=[]), r"config: expected an object, got \[\]"),
-    "version of text": (changed("version", value="1"), "version: expected 1 to 2, got '1'"),
+    "version of text": (changed("version", value="1"), "version: expected 1 to 3, got '1'"),
     "no config": (json.dumps({"format": "xlstm_hydra", "version": 1}), "config: missing"),
 }
 

@@ -79,7 +79,7 @@ def run_sweep(
         loader: composes the configs of the jobs.
         launcher: runs the jobs.
         settings: the settings of the sweeper.
-        arguments: the overrides, some of which list several values.
+        arguments: the overrides; some list several values.
 
     Raises:
         ConfigError: no job can start. The error lists the problems of each point.

@@ -158,7 +158,7 @@ class Study:
         """Run the trials. Exit with an error status if no trial is completed.
 
         Args:
-            arguments: the overrides, some of which list several values.
+            arguments: the overrides; some list several values.
 
         Raises:
             ConfigError: no key is searched, an override of all trials is invalid, or the database cannot be opened.
