@@ -38,7 +38,7 @@ SHARED_SECONDS = 15.0
 """Timeout in seconds for a folder created by process 0 to become visible to the other processes."""
 
 AGREE_SECONDS = 60.0
-"""Timeout in seconds for a value from another process."""
+"""Timeout in seconds when waiting for a value from another process."""
 
 _numbers = itertools.count()
 """Counter of the operations that all processes perform in the same order. It makes the keys in the store unique."""
