@@ -123,7 +123,7 @@ CONDITIONS = {
     ),
     "no devices": (
         RuntimeError("Unable to initialize backend 'tpu': not found"),
-        "JAX cannot use the devices: Unable to initialize backend 'tpu': not found. JAX_PLATFORMS selects others",
+        "JAX cannot use the devices: Unable to initialize backend 'tpu': not found. Set JAX_PLATFORMS to use others",
     ),
 }
 

@@ -95,7 +95,7 @@ WRONG = {
     "not an object": ("[1, 2]", "expected a JSON object, got a list"),
     "not ours": (changed("format", value="other"), "format: expected 'xlstm_hydra', got 'other'"),
     "version 0": (changed("version", value=0), "version: expected 1 to 3, got 0. Versions are whole numbers"),
-    "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. A newer xlstm-hydra wrote it"),
+    "newer": (changed("version", value=99), "version: expected 1 to .*, got 99. The file was written by a newer"),
     "version true": (changed("version", value=True), "version: expected 1"),
     "wrong type": (
         changed("config", "model", "model_config", "embedding_dim", value="abc"),

@@ -71,7 +71,7 @@ def message_of(error: BaseException) -> str | None:
     if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and first.startswith("RESOURCE_EXHAUSTED"):
         return f"the memory of the devices is exhausted: {first.partition(': ')[2]}. {_DEVICE_MEMORY}"
     if isinstance(error, RuntimeError) and first.startswith("Unable to initialize backend"):
-        return f"JAX cannot use the devices: {first}. JAX_PLATFORMS selects others, for example JAX_PLATFORMS=cpu."
+        return f"JAX cannot use the devices: {first}. Set JAX_PLATFORMS to use others, for example JAX_PLATFORMS=cpu."
     return None
 
 

@@ -27,7 +27,7 @@ def find_own_modules(named: Iterable[Path] = ()) -> None:
         folder = os.getcwd()
     except OSError as error:
         text = f"the current folder cannot be used: {error.strerror}"
-        fix = "It may have been removed; change to another one with cd."
+        fix = "The folder may have been removed. Change to another folder with cd."
         raise ConfigError([Problem({}, text, fix)]) from None
     if any(Path(folder).is_relative_to(root) for root in named):
         _import_nothing_from(folder)

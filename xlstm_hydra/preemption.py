@@ -111,7 +111,7 @@ class Watch:
     def _raise(self, number: int) -> NoReturn:
         self._has_raised = True
         self._pass_on(number)
-        raise Preempted(f"{name_of(number)}: stopped with nothing new to save")
+        raise Preempted(f"{name_of(number)}: stopped; there was nothing new to save")
 
     def _pass_on(self, number: int) -> None:
         """Forward a signal to the worker processes and wait while they save. The workers are killed as soon as this

@@ -223,7 +223,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     if near := near_name(name, known):
         return f"Did you mean {near!r}?"
-    return f"Known: {', '.join(known)}." if known else "There are none."
+    return f"Known: {', '.join(known)}." if known else "None are available."
 
 
 def near_name(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str | None:

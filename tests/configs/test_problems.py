@@ -113,7 +113,7 @@ def test_recursive_values_can_be_shown():
 def test_nearest_offers_one_name_or_all():
     assert nearest("Betas", ["beta1", "betas"]) == "Did you mean 'betas'?"
     assert nearest("zzz", ["a", "b"]) == "Known: a, b."
-    assert nearest("zzz", []) == "There are none."
+    assert nearest("zzz", []) == "None are available."
 
 
 def test_divisors_are_all_of_them():

@@ -112,7 +112,7 @@ def _read_any(data: Any, flags: Flags) -> Result:
     if type(data) in (list, dict):
         return read(type(data), data, flags)
     if isinstance(data, Instance):
-        return MISSING, [Unread.about("", f"expected a plain value, got a {data.name}")]
+        return MISSING, [Unread.about("", f"expected a number, string, list or dict, got an object of class {data.name}")]
     return data, []
 
 
@@ -128,7 +128,7 @@ def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
     if isinstance(found, type) and issubclass(found, enum.Enum):
         return read(found, data.get("value"), flags)
     text = f"{TAG} {show(data[TAG])} is not a config class that this program has loaded"
-    return MISSING, [Unread.about("", text, "Import the module that defines it, or call register_class with it.")]
+    return MISSING, [Unread.about("", text, "Import the module that defines the class, or pass the class to register_class.")]
 
 
 def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
@@ -192,7 +192,7 @@ def _unknown(declared: Any, cls: Any, name: Any, value: Any, guess: bool) -> Pro
     field."""
     family = [sub.__dict__.get("name") for sub in subclasses(declared) if guess and name in hints(sub)]
     named = [f"name={other}" for other in family if isinstance(other, str)]
-    fix = f"{either(named)} has it." if named else nearest(str(name), hints(cls)) if guess else ""
+    fix = f"{either(named)} has this field." if named else nearest(str(name), hints(cls)) if guess else ""
     return UnknownField.of("", value, f"no such field in {cls.__name__}", fix).at(str(name))
 
 
@@ -333,7 +333,7 @@ def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
     if value is not MISSING:
         return value, []
     text = f"expected a registered {type_name(hint)}, got {show(data)}"
-    return MISSING, [Unread.about("", text, f"{nearest(str(data), registered())} Allow others with register_class.")]
+    return MISSING, [Unread.about("", text, f"{nearest(str(data), registered())} Others must be registered with register_class first.")]
 
 
 _READERS = {

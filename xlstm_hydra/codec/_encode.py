@@ -128,7 +128,7 @@ def _plain(value: Any, hint: Any) -> Any:
         return name
     if isinstance(value, type) or "<" not in getattr(value, "__qualname__", "<"):
         return dotted(value)
-    raise ConfigError([Problem.about("", f"a {type(value).__name__} has no plain JSON form: {show(value)}")])
+    raise ConfigError([Problem.about("", f"a {type(value).__name__} cannot be stored as JSON: {show(value)}")])
 
 
 def _plain_number(value: float | str) -> Any:

@@ -119,7 +119,7 @@ def variant(declared: Any, data: Mapping[Any, Any]) -> tuple[Any, list[Problem]]
     if TAG in data:
         found = next((cls for cls in (declared, *family) if dotted(cls) == data[TAG]), None)
         text = f"{TAG} {show(data[TAG])} is not a loaded subclass of {declared.__name__}"
-        fix = "Import the module that defines it first."
+        fix = "Import the module that defines the class first."
         return found, [] if found else [Unread.about("", text, fix)]
     names = {cls.__dict__["name"]: cls for cls in reversed(family) if isinstance(cls.__dict__.get("name"), str)}
     if names and "name" in required(declared):

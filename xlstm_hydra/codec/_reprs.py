@@ -99,7 +99,7 @@ def _quote_angles(text: str) -> str:
         else:
             depth += (char in _OPENING) - (char in _CLOSING)
             if depth > MAX_DEPTH:
-                raise ReprError(f"nested deeper than {MAX_DEPTH} brackets")
+                raise ReprError(f"more than {MAX_DEPTH} nested brackets")
             parts.append(char)
         at = end
     return "".join(parts)
@@ -124,7 +124,7 @@ def _angle(text: str, start: int) -> tuple[str, int]:
     name, colon, _ = text[start + 1 :].partition(": ")
     if colon and all(part.isidentifier() for part in name.split(".")) and "." in name:
         return repr(name.rpartition(".")[2]), _end_of_enum(text, start + len(name) + 3)
-    raise ReprError(f"{text[start : start + 40]!r} has no plain form")
+    raise ReprError(f"{text[start : start + 40]!r} cannot be read as a value")
 
 
 def _end_of_enum(text: str, at: int) -> int:
@@ -136,13 +136,13 @@ def _end_of_enum(text: str, at: int) -> int:
 def _value(node: ast.expr) -> Any:
     reader = _NODES.get(type(node))
     if reader is None:
-        raise ReprError(f"a {type(node).__name__} is not a plain value")
+        raise ReprError(f"{type(node).__name__} is not supported, only numbers, strings, collections and objects are")
     return reader(node)
 
 
 def _constant(node: ast.Constant) -> Any:
     if isinstance(node.value, bytes | complex) or node.value is Ellipsis:
-        raise ReprError(f"a {type(node.value).__name__} is not a plain value")
+        raise ReprError(f"{type(node.value).__name__} is not supported, only numbers, strings, collections and objects are")
     if isinstance(node.value, int) and abs(node.value) >= 2**63:
         raise ReprError("an integer has more than 64 bits")
     if node.value == math.inf:
@@ -178,7 +178,7 @@ def _call(node: ast.Call) -> Any:
     if name in _WRAPPERS and not node.keywords and len(node.args) <= 1:
         return _value(node.args[0]) if node.args else []
     if node.args:
-        raise ReprError(f"{name}(...) has a positional argument")
+        raise ReprError(f"{name}(...) has a positional argument; only keyword arguments are supported")
     if any(keyword.arg is None for keyword in node.keywords):
         raise ReprError("** is not supported")
     return Instance(name, _unique([(str(keyword.arg), _value(keyword.value)) for keyword in node.keywords]))
@@ -195,7 +195,7 @@ def _dotted(node: ast.expr) -> str:
         names.append(node.attr)
         node = node.value
     if not isinstance(node, ast.Name):
-        raise ReprError("only a class name can be called")
+        raise ReprError("only class names can be called")
     return ".".join([node.id, *reversed(names)]).replace(_LOCALS_NAME, _LOCALS)
 
 

@@ -49,7 +49,7 @@ def parse(text: str | bytes, what: str = "metadata", fix: str = "The file may be
         MetadataError: the text is not a JSON object, or a part of it is invalid JSON.
     """
     if not isinstance(text, str | bytes):
-        raise error("", f"expected text, got a {type(text).__name__}", "Read the file first.")
+        raise error("", f"expected text, got a {type(text).__name__}", "Pass the content of the file.")
     if len(text) > MAX_SIZE:
         raise error("", f"too large for {what}: {len(text):,} bytes, at most {MAX_SIZE:,} are allowed")
     try:
@@ -57,7 +57,7 @@ def parse(text: str | bytes, what: str = "metadata", fix: str = "The file may be
         if is_lfs_pointer(text):
             raise error("", LFS_POINTER)
         if text.startswith("\ufeff"):
-            raise error("", "begins with a byte order mark", "Save it as UTF-8 without one.")
+            raise error("", "begins with a byte order mark", "Save the file as UTF-8 without a byte order mark.")
         faults: list[_Fault] = []
         content = _decoder(faults, what).decode(text)
         _refuse_bulk(content, what)

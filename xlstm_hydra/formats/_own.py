@@ -99,11 +99,11 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
     """
     if content.get("format") != FORMAT:
         text = f"expected {FORMAT!r}, got {show(content.get('format'))}"
-        raise error("format", text, "This is not metadata of xlstm_hydra.")
+        raise error("format", text, "The file is not xlstm_hydra metadata.")
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         is_newer = type(version) is int and version > VERSION
-        fix = "A newer xlstm-hydra wrote it; upgrade to read it." if is_newer else "Versions are whole numbers."
+        fix = "The file was written by a newer xlstm-hydra. Upgrade to read it." if is_newer else "Versions are whole numbers."
         raise error("version", f"expected 1 to {VERSION}, got {show(version)}", fix)
     for old in range(version, VERSION):
         content = _UPGRADES[old](content)

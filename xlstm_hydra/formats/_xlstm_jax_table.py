@@ -100,7 +100,7 @@ LANGUAGE_MODEL: Table = {
     "init_distribution_embed": maps_to("init_distribution_embed", string, default="normal"),
     "init_distribution_out": maps_to("init_distribution_out", string, default="normal"),
     "tie_weights": no_counterpart(boolean, False, "it had no effect: embedding and head had separate parameters"),
-    "add_post_blocks_norm": no_counterpart(boolean, True, "it had no effect: there always was a norm before the head"),
+    "add_post_blocks_norm": no_counterpart(boolean, True, "it had no effect: there was always a norm before the head"),
     "weight_decay_on_embedding": no_counterpart(boolean, False, "it had no effect: the embedding had no weight decay"),
     "slstm_block": supported_only(optional(anything), None, _SLSTM),
     "slstm_at": supported_only(list_of(integer), [], _SLSTM),
@@ -225,7 +225,7 @@ LLAMA: Table = {
 }
 
 _NORMALISER = "Here, the normaliser of the cell is at least exp(-m). Other lower bounds give a different function."
-_ROUNDING = "it was the data type of a kernel, which each kernel chooses itself here"
+_ROUNDING = "it was the data type of a kernel; in xlstm-hydra, each kernel chooses its own"
 
 
 def _option(kind: Any, usual: Any, why: str = _SPEED) -> Any:

@@ -14,9 +14,9 @@ from ._table_reader import REQUIRED, Field, PlainGroup, Reading, Table, no_count
 from ._value_types import WrongType, anything, boolean, integer, list_of, mapping, number, optional, string
 
 _DISPLAY = "it affects only the output"
-_EPOCHS = "there are no epochs here"
+_EPOCHS = "xlstm-hydra does not count epochs"
 _MACHINE_PATH = "it is a path on the machine that ran the training"
-_OURS = "it is always true here"
+_OURS = "it is always true in xlstm-hydra"
 
 OPTIMIZER: Table = {
     "name": Field(kind=string),
@@ -24,7 +24,7 @@ OPTIMIZER: Table = {
     "nesterov": Field(kind=boolean),
     **{name: Field(kind=optional(number)) for name in ("grad_clip_norm", "grad_clip_value")},
     **{name: Field(kind=optional(list_of(string))) for name in ("weight_decay_include", "weight_decay_exclude")},
-    "use_sharded_clip_norm": no_counterpart(boolean, True, "the norm covers whole parameters here", default=True),
+    "use_sharded_clip_norm": no_counterpart(boolean, True, "xlstm-hydra always computes the norm of whole parameters, not of shards", default=True),
     "alpha": no_counterpart(number, 8.0, "only AdEMAMix uses it", default=8.0),
     "beta3": no_counterpart(number, 0.9999, "only AdEMAMix uses it", default=0.9999),
 }
@@ -189,7 +189,7 @@ def _optimizer(given: Mapping[str, Any], lr: float, notes: list[str]) -> _Config
         every["weight_decay_exclude"] = exclude
     if decay > 0 and name in ("adam", "nadam", "sgd"):
         raise _Unsupported(
-            f"{name} with optimizer.weight_decay={decay} let the parameters grow by that factor every step"
+            f"{name} with optimizer.weight_decay={decay} made the parameters grow by that factor in every step"
         )
     if given["nesterov"] and name != "sgd":
         notes.append(f"optimizer.nesterov=true: not used by {name}")
@@ -200,7 +200,7 @@ def _optimizer(given: Mapping[str, Any], lr: float, notes: list[str]) -> _Config
         return "LionConfig", {**every, **betas, "weight_decay": decay}
     if name == "sgd":
         return "SGDConfig", {**every, "momentum": given["beta1"], "nesterov": given["nesterov"]}
-    raise _Unsupported(f"there is no optimizer {show(given['name'])} here")
+    raise _Unsupported(f"not supported: optimizer {show(given['name'])}")
 
 
 def _scheduler(given: Mapping[str, Any], notes: list[str]) -> _Config:
@@ -308,7 +308,7 @@ def _checkpoint(given: Mapping[str, Any], trainer: Mapping[str, Any], notes: lis
         raise _Unsupported("max_to_keep=null, which keeps every checkpoint")
     by_loss = (given["monitor"] or "").endswith(("perplexity", "loss")) and given["mode"] == "min"
     if given["monitor"] and not by_loss:
-        notes.append(f"trainer.callbacks: the best checkpoints by {given['monitor']} were kept; here, the latest are")
+        notes.append(f"trainer.callbacks: xlstm-jax kept the best checkpoints by {given['monitor']}; xlstm-hydra keeps the latest")
     return "CheckpointConfig", {
         "save_every_n_steps": given["every_n_steps"] if given["every_n_steps"] > 0 else validations,
         "max_to_keep": kept,
