@@ -211,10 +211,10 @@ NOT_ONE = {
     "a sweep": ("sweep", "is a sweep, not a run; it contains the runs sweep/0, sweep/1, sweep/2, sweep/10."),
     "a folder of runs": ("runs", "is a folder of runs, not a run; it contains the runs runs/0, runs/1"),
     "a misspelt run": ("rnu", "the folder {}/rnu does not exist. Did you mean run"),
-    "a file of a run": ("run/config.yaml", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
+    "a file of a run": ("run/config.yaml", "is a file, not a run or a checkpoint. Give the run folder instead: run."),
     "another step of a copy": ("best@3", "best is the checkpoint of step 2. Remove '@3'."),
     "a save that did not end": ("run/checkpoints/12", "12 is incomplete: the checkpoint was not saved completely"),
-    "a stray file": ("run/checkpoints/14", "is a file, not a run or a checkpoint. Give the run that it is in: run."),
+    "a stray file": ("run/checkpoints/14", "is a file, not a run or a checkpoint. Give the run folder instead: run."),
 }
 
 

@@ -43,7 +43,7 @@ LINES = [
     ("learning_rate=1", "learning_rate: no such key. Did you mean optimizer.lr?"),
     ("optimizer.num_layers=1", "optimizer.num_layers: no such key. Did you mean model.num_blocks?"),
     ("+trainer.lr=1", "trainer.lr: no such field in TrainerConfig. Did you mean optimizer.lr?"),
-    ("+data.path=x", "data.path: no such field in StdlibDataConfig. name=text has it."),
+    ("+data.path=x", "data.path: no such field in StdlibDataConfig. name=text has this field."),
     ("+learning_rate=1", "learning_rate: no such group. Did you mean optimizer.lr?"),
     ("hydra.run.dirr=x", "hydra.run.dirr: no such key. Did you mean hydra.run.dir?"),
     ("optimizer.lr.x=3", "optimizer.lr.x: optimizer.lr is a single value and has no fields"),

@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "later steps": (["resume=run@20"], r"already has checkpoints of later steps \(30\), which would be"),
     "wrong override": (["resume=run", "trainer.max_step=90"], "Did you mean trainer.max_steps?"),
-    "of another program": (["resume=theirs"], "xlstm_jax wrote it"),
+    "of another program": (["resume=theirs"], "saved by xlstm_jax"),
 }
 
 

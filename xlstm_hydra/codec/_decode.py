@@ -112,7 +112,7 @@ def _read_any(data: Any, flags: Flags) -> Result:
     if type(data) in (list, dict):
         return read(type(data), data, flags)
     if isinstance(data, Instance):
-        return MISSING, [Unread.about("", f"expected a number, string, list or dict, got an object of class {data.name}")]
+        return MISSING, [Unread.about("", f"expected a number, string, list or dict, got an object: {data.name}")]
     return data, []
 
 
@@ -128,7 +128,7 @@ def _read_tagged(data: Mapping[str, Any], flags: Flags) -> Result:
     if isinstance(found, type) and issubclass(found, enum.Enum):
         return read(found, data.get("value"), flags)
     text = f"{TAG} {show(data[TAG])} is not a config class that this program has loaded"
-    return MISSING, [Unread.about("", text, "Import the module that defines the class, or pass the class to register_class.")]
+    return MISSING, [Unread.about("", text, "Import its module, or pass the class to register_class.")]
 
 
 def _read_dataclass(declared: Any, data: Any, flags: Flags) -> Result:
@@ -333,7 +333,7 @@ def _read_class(hint: Any, data: Any, flags: Flags) -> Result:
     if value is not MISSING:
         return value, []
     text = f"expected a registered {type_name(hint)}, got {show(data)}"
-    return MISSING, [Unread.about("", text, f"{nearest(str(data), registered())} Others must be registered with register_class first.")]
+    return MISSING, [Unread.about("", text, f"{nearest(str(data), registered())} Register others with register_class.")]
 
 
 _READERS = {

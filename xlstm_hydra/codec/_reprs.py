@@ -136,13 +136,15 @@ def _end_of_enum(text: str, at: int) -> int:
 def _value(node: ast.expr) -> Any:
     reader = _NODES.get(type(node))
     if reader is None:
-        raise ReprError(f"{type(node).__name__} is not supported, only numbers, strings, collections and objects are")
+        raise ReprError(f"{type(node).__name__} is not supported; only numbers, strings, collections and objects are")
     return reader(node)
 
 
 def _constant(node: ast.Constant) -> Any:
     if isinstance(node.value, bytes | complex) or node.value is Ellipsis:
-        raise ReprError(f"{type(node.value).__name__} is not supported, only numbers, strings, collections and objects are")
+        raise ReprError(
+            f"{type(node.value).__name__} is not supported; only numbers, strings, collections and objects are"
+        )
     if isinstance(node.value, int) and abs(node.value) >= 2**63:
         raise ReprError("an integer has more than 64 bits")
     if node.value == math.inf:

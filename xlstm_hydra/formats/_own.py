@@ -103,7 +103,9 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
     version = content.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:
         is_newer = type(version) is int and version > VERSION
-        fix = "The file was written by a newer xlstm-hydra. Upgrade to read it." if is_newer else "Versions are whole numbers."
+        fix = (
+            "The file was written by a newer xlstm-hydra. Upgrade first." if is_newer else "Versions are whole numbers."
+        )
         raise error("version", f"expected 1 to {VERSION}, got {show(version)}", fix)
     for old in range(version, VERSION):
         content = _UPGRADES[old](content)

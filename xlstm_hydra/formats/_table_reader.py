@@ -184,7 +184,7 @@ class Reading:
     def _check_copy(self, path: str, other: str) -> None:
         if other in self.values and self.values[path] != self.values[other]:
             given = {path: self.values[path], other: self.values[other]}
-            self.problems.append(Problem(given, "must be equal, because they correspond to a single field of xlstm-hydra"))
+            self.problems.append(Problem(given, "must be equal: xlstm-hydra has a single field for both"))
 
     def _check_derived(self, path: str, derive: Derive | None) -> None:
         expected = None if derive is None else self._computed(derive)

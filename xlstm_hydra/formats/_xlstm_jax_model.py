@@ -119,7 +119,7 @@ def _compare_parallel(reading: Reading, copy: PlainGroup | None, parallel: Plain
     for name, value in parallel.values.items():
         if copy.values[name] != value:
             given = {f"{copy.path}.{name}": copy.values[name], f"{parallel.path}.{name}": value}
-            reading.problems.append(Problem(given, "must be equal, because they correspond to a single field of xlstm-hydra"))
+            reading.problems.append(Problem(given, "must be equal: xlstm-hydra has a single field for both"))
 
 
 def _copies_of_parallel(reading: Reading, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _read_backend(reading: Reading, data: Any) -> None:
     if name is None:
         return
     if name not in table.BACKENDS:
-        fix = "This backend computes softmax attention, not an mLSTM cell." if name == "attention" else nearest(name, table.BACKENDS)
+        fix = "It computes softmax attention, not an mLSTM." if name == "attention" else nearest(name, table.BACKENDS)
         reading.problem(f"{path}.name", f"not supported: backend {show(name)}", fix)
         return
     ours, settings_class, settings = table.BACKENDS[name]
@@ -184,7 +184,7 @@ def _read_backend(reading: Reading, data: Any) -> None:
         reading.section(f"{path}.kwargs", given, settings)
     else:
         reading.problem(f"{path}.kwargs", f"expected the settings of {name}, got {show(data.get('kwargs'))}")
-    reading.notes.append(f"{path}.name={name}: the cell is computed with backend={ours}, which gives the same results up to rounding")
+    reading.notes.append(f"{path}.name={name}: using backend={ours}, which gives the same results up to rounding")
 
 
 def _xlstm_values(reading: Reading) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _chunk_size(reading: Reading, recorded: int | None, context: int) -> int:
     size = max(size for size in divisors(context) if size <= 64)
     what = "was not recorded" if recorded is None else f"={recorded} does not divide the context length {context}"
     path = f"{table.CELL}.backend.kwargs.chunk_size"
-    reading.notes.append(f"{path}{'' if recorded else ' '}{what}; using {size}, which gives the same results up to rounding")
+    reading.notes.append(f"{path}{'' if recorded else ' '}{what}; using {size}, equal up to rounding")
     return size
 
 

@@ -24,7 +24,9 @@ OPTIMIZER: Table = {
     "nesterov": Field(kind=boolean),
     **{name: Field(kind=optional(number)) for name in ("grad_clip_norm", "grad_clip_value")},
     **{name: Field(kind=optional(list_of(string))) for name in ("weight_decay_include", "weight_decay_exclude")},
-    "use_sharded_clip_norm": no_counterpart(boolean, True, "xlstm-hydra always computes the norm of whole parameters, not of shards", default=True),
+    "use_sharded_clip_norm": no_counterpart(
+        boolean, True, "xlstm-hydra clips by the norm over all shards", default=True
+    ),
     "alpha": no_counterpart(number, 8.0, "only AdEMAMix uses it", default=8.0),
     "beta3": no_counterpart(number, 0.9999, "only AdEMAMix uses it", default=0.9999),
 }
@@ -308,7 +310,9 @@ def _checkpoint(given: Mapping[str, Any], trainer: Mapping[str, Any], notes: lis
         raise _Unsupported("max_to_keep=null, which keeps every checkpoint")
     by_loss = (given["monitor"] or "").endswith(("perplexity", "loss")) and given["mode"] == "min"
     if given["monitor"] and not by_loss:
-        notes.append(f"trainer.callbacks: xlstm-jax kept the best checkpoints by {given['monitor']}; xlstm-hydra keeps the latest")
+        notes.append(
+            f"trainer.callbacks: the best checkpoints by {given['monitor']} were kept; xlstm-hydra keeps the latest"
+        )
     return "CheckpointConfig", {
         "save_every_n_steps": given["every_n_steps"] if given["every_n_steps"] > 0 else validations,
         "max_to_keep": kept,

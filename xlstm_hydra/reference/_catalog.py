@@ -36,8 +36,8 @@ _SUMMARIES = {
     "hydra/sweeper": "The points of a sweep.",
 }
 _PLAIN = re.compile(r"[\w./:-]+")
-_WORDS = {int: "integer", float: "number", bool: "true or false", str: "text", Any: "any value", type(None): "null"}
-_PLURALS = {int: "integers", float: "numbers", str: "texts"}
+_WORDS = {int: "integer", float: "number", bool: "true or false", str: "string", Any: "any value", type(None): "null"}
+_PLURALS = {int: "integers", float: "numbers", str: "strings"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def type_words(hint: Any) -> str:
     if origin is dict or hint is dict:
         return "mapping"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return "text"
+        return "string"
     return "group" if isinstance(hint, type) and issubclass(hint, configs.ConfigDict) else "any value"
 
 
@@ -220,7 +220,7 @@ def effect_text(cls: type, name: str) -> str:
     """Return a description of what changes with the value of a field."""
     effect = effect_of(cls, name)
     if effect.traced:
-        return f"{KINDS[effect.kind]}; an argument of the compiled step, so a new value needs no new compilation"
+        return f"{KINDS[effect.kind]}; an argument of the compiled step, so a new value does not cause recompilation"
     if effect.compiled:
         return f"{KINDS[effect.kind]}; part of the compiled step"
     return f"{KINDS[effect.kind]}; not part of the compiled step"

@@ -52,7 +52,9 @@ def _unknown(catalog: Catalog, key: str) -> Problem:
     of_hydra = key.startswith("hydra.")
     near = same if 0 < len(same) < 5 else list(filter(None, [near_name(key, keys, cutoff=0.8 if of_hydra else 0.6)]))
     if of_hydra and not near:
-        return Problem.about(key, "not a setting of this package", "Hydra's own settings: xlstm-hydra --cfg hydra.")
+        return Problem.about(
+            key, "not a setting of this package", "xlstm-hydra --cfg hydra prints Hydra's own settings."
+        )
     fix = f"Did you mean {either(near)}?" if near else f"Groups: {', '.join(catalog.groups)}."
     return Problem.about(key, "no such group or field", fix)
 
@@ -198,7 +200,7 @@ def _values_lines(catalog: Catalog, option: OptionFile, hidden: Sequence[str], w
     yield "Values that differ from the defaults:" if rows else "All values are the defaults."
     yield from _table(rows, width)
     if any("${" in row[1] for row in rows):
-        yield "Values with ${...} are computed while the config is composed."
+        yield "Values with ${...} are computed when the config is composed."
 
 
 def _wrapped(text: str, indent: str, width: int, further: str = "") -> list[str]:

@@ -24,7 +24,7 @@ RECIPES = ("config", "experiment", "debug")
 
 _INTERPOLATION = {"type": "string", "pattern": r"\$\{.*\}|^\?\?\?$"}
 _DEFAULTS = {"description": "Hydra's defaults list.", "type": "array", "items": {"type": ["string", "object"]}}
-_TARGET = {"description": "Dotted path of what Hydra instantiates.", "type": "string"}
+_TARGET = {"description": "Dotted path of the class or function that Hydra calls.", "type": "string"}
 _TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", types.NoneType: "null"}
 
 

@@ -78,7 +78,7 @@ def reached(source: str, key: str) -> Iterator[None]:
     except (OSError, ImportError, ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
-        fix = "gs:// and s3:// need pip install 'xlstm-hydra[remote]'." if "://" in source else ""
+        fix = "For gs:// and s3://, run pip install 'xlstm-hydra[remote]'." if "://" in source else ""
         text = getattr(error, "strerror", None) or error
         text = f"unsupported storage {error}" if isinstance(error, KeyError) else text
         raise refused(source, f"cannot be read: {text}", fix, key) from None
@@ -146,7 +146,7 @@ def _explained(path: Path) -> tuple[str, str]:
     if runs:
         shown = ", ".join(map(str, runs[:_SHOWN])) + (", ..." if len(runs) > _SHOWN else "")
         what = "sweep" if (path / "sweep.jsonl").exists() or (path / "multirun.yaml").exists() else "folder of runs"
-        return f"is a {what}, not a run; it contains the runs {shown}", "Give one of them."
+        return f"is a {what}, not a run; it contains the runs {shown}", "Give one of these runs."
     if model := model_in(path):
         return model
     text = f"no checkpoints in {path.absolute() / FOLDER}"
@@ -162,7 +162,7 @@ def _no_folder(path: Path) -> tuple[str, str]:
         return f"no checkpoints in {path / FOLDER}", _FIX
     if path.exists():
         around = path.parent.parent if path.parent.name == FOLDER else path.parent
-        fix = f"Give the run that it is in: {around}." if _has_checkpoints(around) else _FIX
+        fix = f"Give the run folder instead: {around}." if _has_checkpoints(around) else _FIX
         return "is a file, not a run or a checkpoint", fix
     if path.is_symlink():
         return f"is a broken link: {os.readlink(path)} does not exist", _FIX

@@ -28,7 +28,7 @@ def hub_id(path: Path) -> tuple[str, str] | None:
         return None
     return (
         f"the folder {path.absolute()} does not exist",
-        f"Models of the Hugging Face Hub are not downloaded automatically. {_download(name)}",
+        f"Models on the Hugging Face Hub are not downloaded automatically. {_download(name)}",
     )
 
 
@@ -55,7 +55,7 @@ def missing_weights(folder: Path) -> tuple[str, str]:
         return text, fix
     if found := [file.name for file in sorted(folder.glob("*.safetensors"))]:
         text = f"has neither model.safetensors nor model.safetensors.index.json, but {_shown(found)}"
-        return text, "Download the index too, or rename the one file to model.safetensors."
+        return text, "Download the index too, or, if there is only one file, rename it to model.safetensors."
     return "has no model.safetensors", "Download the whole model: hf download OWNER/NAME --local-dir FOLDER."
 
 
@@ -72,4 +72,4 @@ def _shown(names: Sequence[str]) -> str:
 
 def _download(name: str) -> str:
     folder = name.rpartition("/")[2]
-    return f"Download it with hf download {name} --local-dir {folder}, and give {folder}."
+    return f"Download the model with hf download {name} --local-dir {folder}, and give {folder}."

@@ -159,7 +159,7 @@ def _entry(name: Any, fields: Any) -> Entry:
         raise BadManifest(f"is damaged: {name!r} is not the path of a file below the checkpoint")
     entry = Entry(**fields)
     if type(entry.size) is not int or entry.size < 0:
-        raise BadManifest(f"is damaged: the size of {name!r} is {entry.size!r}")
+        raise BadManifest(f"is damaged: expected 0 or more bytes as the size of {name!r}, got {entry.size!r}")
     if type(entry.digest) is not str or len(entry.digest) != _DIGEST_LENGTH or not {*entry.digest} <= _HEXADECIMAL:
         raise BadManifest(
             f"is damaged: expected {_DIGEST_LENGTH} hexadecimal digits as the digest of {name!r}, got {entry.digest!r}"

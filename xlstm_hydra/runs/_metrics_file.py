@@ -69,7 +69,7 @@ def _take(found: MetricsFile, number: int, values: list[str]) -> None:
     """
     if number == 1:
         if "step" not in values or len({*values}) < len(values) or not all(map(_NAME.fullmatch, values)):
-            raise ValueError(f"expected the names of columns, got {show(','.join(values))}")
+            raise ValueError(f"expected column names, got {show(','.join(values))}")
         found.columns = values
     elif found.columns:
         found.rows.append(_row(found.columns, values))

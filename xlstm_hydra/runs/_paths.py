@@ -35,7 +35,9 @@ def step_of(checkpoint: Path, key: str = RESTORE) -> int:
     """
     step = known_step(checkpoint)
     if step is None:
-        raise refused(str(checkpoint), "its step is not recorded", "Rename its folder to the number of the step.", key)
+        raise refused(
+            str(checkpoint), "its step is not recorded", "Rename the checkpoint folder to the step number.", key
+        )
     return step
 
 
@@ -157,7 +159,7 @@ def refuse_to_overwrite(run_folder: Path, first_step: int, besides: Iterable[Pat
     items = sorted(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
     if files := [item for item in items if not item.is_dir() and (item == folder or step_in_name(item) is not None)]:
         text = f"{files[0]} is a file, but a checkpoint would be saved there"
-        raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove it.")])
+        raise ConfigError([Problem({"hydra.run.dir": str(run_folder)}, text, "Remove the file.")])
     set_aside = {step_in_name(checkpoint) for checkpoint in besides}
     if later := [step for step in saved_steps(run_folder) if step > first_step and step not in set_aside]:
         text = f"already has checkpoints of later steps ({either(later)}), which would be overwritten"

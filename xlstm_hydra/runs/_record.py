@@ -45,8 +45,10 @@ def refuse_to_continue(writer: str, path: str, key: str) -> None:
         ConfigError: another program wrote the checkpoint.
     """
     if writer != FORMAT:
-        text = f"{writer} wrote it, and its optimizer state and data position cannot be used here"
-        raise refused(path, text, f"To start from its parameters, use --from {path} checkpoint.init_from={path}.", key)
+        text = f"saved by {writer}, whose optimizer state and data position cannot be restored"
+        raise refused(
+            path, text, f"To start a new run from its parameters, use --from {path} checkpoint.init_from={path}.", key
+        )
 
 
 def read_record(text: str | bytes, *, lenient: bool = False, classes: Iterable[type] = ()) -> Record:

@@ -27,7 +27,7 @@ def starting_groups(record: Record) -> tuple[dict[str, ConfigDict], list[str]]:
     if isinstance(saved := groups.get("checkpoint"), CheckpointConfig):
         groups["checkpoint"] = dataclasses.replace(saved, restore=None, lenient=False, init_from=None)
         if saved.init_from is not None:
-            text = "is ignored: weights are not read from a recorded path. To start from them, set it again"
+            text = "is ignored: weights are not read from a recorded path. To start from these weights, set it again"
             notes.append(f"checkpoint.init_from={show(saved.init_from)} {text}")
     groups, others = without_unused(groups)
     return groups, [*notes, *others]

@@ -95,7 +95,7 @@ def _note_missing(checkpoint: Path) -> None:
     if not _is_on.get():
         return
     if is_marked(checkpoint):
-        text = "%s has no %s: the save was interrupted right before it, or it was removed. The files are not verified"
+        text = "%s has no %s: the save was interrupted before writing it, or it was removed. The files are not verified"
         log.warning(text, checkpoint, MANIFEST)
     else:
         log.info("%s has no %s, so its files are not verified", checkpoint, MANIFEST)
@@ -183,7 +183,7 @@ def _difference(name: str, expected: Entry | None, found: Entry) -> Finding | No
 def _damaged(checkpoint: Path, found: Sequence[Finding], key: str) -> DamageFound:
     """Return an error about a damaged checkpoint that names the first damaged file."""
     more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
-    way_out = f"Choose another step; {_UNVERIFIED.get(key, 'checkpoint.verify=false')} reads it anyway."
+    way_out = f"Choose another step, or read this one anyway with {_UNVERIFIED.get(key, 'checkpoint.verify=false')}."
     return DamageFound([Problem.about(f"{key}={checkpoint}", f"{found[0]}{more}", way_out)])
 
 
@@ -263,7 +263,7 @@ def judge(checkpoint: Path) -> Verdict:
     except BadManifest as error:
         return Verdict(damage=[Finding(MANIFEST, str(error))])
     if manifest is None and is_marked(checkpoint):
-        text = "is missing: a run is about to write it, the save was interrupted right before, or it was removed"
+        text = "is missing: the save has not finished, or was interrupted, or the file was removed"
         return Verdict(damage=[Finding(MANIFEST, text)])
     if manifest is None:
         text = "is missing, as in checkpoints of earlier versions and of xlstm-jax: the files cannot be verified"
