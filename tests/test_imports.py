@@ -162,7 +162,7 @@ def test_importing_what_needs_no_device_loads_no_jax(tmp_path, module):
         (["parallel=fsdpp"], "no such option"),
         (["--from", "nowhere"], "no checkpoints in"),
         (["optimizer.lr=-1"], "must be 0 or more"),
-        (["trainer.simulated_devices=3"], "the batch must divide"),
+        (["trainer.simulated_devices=3"], "the batch size must be a multiple"),
         (["task=plan", "task.device=h100"], "no such option"),
         (["model.num_heads=3"], "must divide"),
         (["data=text"], "data.path: missing"),

@@ -14,7 +14,7 @@ ABOUT = {
         "type     integer",
         "default  1 (other options)",
         "-1 (auto)",
-        "an axis size is positive, or -1 to be inferred",
+        "an axis size must be positive, or -1 to be inferred",
         "at most one axis size can be -1",
         "changes only layout or speed; part of the compiled step",
         "8: experiment=mlstm_v1_7b",

@@ -124,7 +124,11 @@ def test_the_suggested_changes_make_the_run_fit(too_large):
 INVALID = {
     "layout": (["parallel.fsdp_axis_size=5"], "must divide the number of devices, 16", "task.num_devices to 15 or 20"),
     "exact": (["parallel.data_axis_size=4"], "must equal the number of devices, 16", "task.num_devices to 4."),
-    "batch": (["trainer.batch_size=24"], "the batch must divide over data_axis_size(16) = 16", "to 16 or 32."),
+    "batch": (
+        ["trainer.batch_size=24"],
+        "the batch size must be a multiple of data_axis_size(16) = 16",
+        "to 16 or 32.",
+    ),
     "none": (["task.num_devices=0"], "task.num_devices=0: must be 1 or more", ""),
     "too many": (["task.num_devices=9999999999"], "must be less than 2147483648", ""),
     "device": (["task.device=h100"], "no such option. Did you mean 'h100_80gb'?", "Known: a100_40gb"),

@@ -127,7 +127,7 @@ def test_parameters_of_another_model_are_refused_before_anything_is_compiled(pla
         ({"init_from": " @3"}, "init_from=' @3': must name a run folder"),
         (
             {"init_from": "a", "restore": "b"},
-            "init_from='a', restore='b': a run that continues already has its parameters",
+            "init_from='a', restore='b': cannot both be set, because a run that is",
         ),
     ],
     ids=str,

@@ -224,7 +224,7 @@ def test_a_value_without_effect_is_kept_and_a_run_from_it_resets_it():
 def test_a_missing_kernel_is_reported_on_the_platform():
     config = read("llama").model.model_config
     (problem,) = config.platform_rules("gpu")
-    assert "attention_backend='pallas_triton': this kernel is not available here" in str(problem)
+    assert "attention_backend='pallas_triton': xlstm-hydra does not have this kernel" in str(problem)
 
 
 WRONG = {

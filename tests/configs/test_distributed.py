@@ -26,8 +26,8 @@ def step(tasks=4, rank=2, local=0, **changes):
 
 BAD = {
     "an unknown name": ({"name": "mpi"}, "Choose none, auto or explicit"),
-    "no address": ({"name": "explicit"}, "coordinator_address=null, num_processes=null, process_id=null: all of addr"),
-    "half an address": (EXPLICIT | {"process_id": None}, "process_id=null: all of address, number of processes"),
+    "no address": ({"name": "explicit"}, "coordinator_address=null, num_processes=null, process_id=null: address,"),
+    "half an address": (EXPLICIT | {"process_id": None}, "process_id=null: address, number of processes"),
     "no port": (EXPLICIT | {"coordinator_address": "node7"}, "coordinator_address='node7': must be host:port"),
     "a port that is none": (EXPLICIT | {"coordinator_address": "node7:0"}, "must be host:port"),
     "a number too high": (EXPLICIT | {"process_id": 2}, "process_id=2, num_processes=2: processes are numbered from 0"),
@@ -36,7 +36,7 @@ BAD = {
     "a timeout for one process": ({"heartbeat_timeout_seconds": 10}, "has no effect with this name"),
     "no time": ({"name": "auto", "heartbeat_timeout_seconds": 0}, "heartbeat_timeout_seconds=0: must be 1 or more"),
     "a device twice": ({"local_device_ids": [0, 0]}, "must contain at least one number"),
-    "no device": ({"local_device_ids": []}, "must contain at least one number, all different"),
+    "no device": ({"local_device_ids": []}, "must contain at least one number; all must"),
 }
 
 

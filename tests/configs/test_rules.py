@@ -87,7 +87,7 @@ RANGES = [
     (SyntheticDataConfig, {"num_examples": 1}, "must be 2 or more"),
     (SyntheticDataConfig, {"motif_length": 0}, "must be 1 or more"),
     (LoggerConfig, {"log_every_n_steps": 0}, "must be 1 or more"),
-    (TrainTaskConfig, {"name": "trian"}, "the name of TrainTaskConfig is train"),
+    (TrainTaskConfig, {"name": "trian"}, "must be train for TrainTaskConfig"),
     (EvaluateTaskConfig, {"checkpoint": "@20"}, "must name a run folder, such as outputs/my_run or outputs/my_run@200"),
     (evaluate, {"split": "test"}, "not a known value. Choose validation, train or all"),
     (evaluate, {"num_batches": 0}, "must be 1 or more"),
@@ -132,14 +132,14 @@ RANGES = [
     (TrainerConfig, {"seed": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_every_n_steps": -1}, "must be 0 or more"),
     (TrainerConfig, {"eval_batches": -1}, "must be 0 or more"),
-    (TrainerConfig, {"compilation_cache_dir": " "}, "must name a folder. Set it to null for no cache."),
+    (TrainerConfig, {"compilation_cache_dir": " "}, "must name a folder. Set compilation_cache_dir=null for no cache."),
     (
         TrainerConfig,
         {"compilation_cache_dir": "gs://b/c"},
         "must be a folder on this host. Leave compilation_cache_dir=auto",
     ),
-    (ParallelConfig, {"model_axis_size": 0}, "an axis size is positive, or -1 to be inferred"),
-    (ParallelConfig, {"data_axis_name": "d p"}, "an axis name must be a word of letters, digits and _"),
+    (ParallelConfig, {"model_axis_size": 0}, "an axis size must be positive, or -1 to be inferred"),
+    (ParallelConfig, {"data_axis_name": "d p"}, "an axis name must consist of letters, digits and _"),
     (ParallelConfig, {"fsdp_min_weight_size": -1}, "must be 0 or more"),
     (ParallelConfig, {"fsdp_gather_dtype": "bf16"}, "Choose float32, bfloat16, float16 or null"),
     (ParallelConfig, {"fsdp_grad_scatter_dtype": "int8"}, "Choose float32, bfloat16, float16 or null"),
@@ -196,12 +196,12 @@ RANGES = [
     (llama, {"ffn_multiple_of": 0}, "must be 1 or more"),
     (llama, {"ffn_dim_multiplier": 0.0}, "must be greater than 0"),
     (llama, {"ffn_dim_multiplier": float("nan")}, "must be greater than 0"),
-    (llama, {"ffn_dim_multiplier": 1e-9}, "the feed-forward width must be at least 1. Set ffn_dim_multiplier higher."),
+    (llama, {"ffn_dim_multiplier": 1e-9}, "the feed-forward width must be at least 1. Raise ffn_dim_multiplier."),
     (llama, {"attention_backend": "cuddn"}, "Choose xla, cudnn or null (did you mean cudnn?)."),
     (llama, {"dropout_rate": 1.0}, "must be less than 1"),
     (llama, {"dropout_rate": -0.1}, "must be 0 or more"),
     (llama, {"lm_head_dtype": "f32"}, "Choose float32, bfloat16, float16 or null"),
-    (xlstm, {"slstm_at": [0, 2, -1]}, "there is no block -1 or 2. Blocks are 0 to 1."),
+    (xlstm, {"slstm_at": [0, 2, -1]}, "there is no block -1 or 2. Blocks are numbered from 0 to 1."),
     (xlstm, {"num_blocks": 0}, "must be 1 or more"),
     (xlstm, {"slstm_at": [1, 0, 1]}, "lists block 1 more than once"),
     (xlstm, {"slstm_conv1d_kernel_size": -1}, "must be 0 or more"),
@@ -226,7 +226,7 @@ def test_a_value_out_of_range_is_refused_with_its_key(make, values, words):
 
 
 RELATIONS = [
-    (generate, {"prompt": "Once", "prompt_tokens": [3]}, "only one prompt is allowed. Remove one of them."),
+    (generate, {"prompt": "Once", "prompt_tokens": [3]}, "only one prompt is allowed. Remove prompt or prompt_tokens."),
     *(
         (
             generate,
@@ -235,7 +235,7 @@ RELATIONS = [
         )
         for key, value in {"top_k": 5, "top_p": 0.9, "seed": 1, "num_samples": 2}.items()
     ),
-    (AdamWConfig, {"name": "lion"}, "the name of AdamWConfig is adamw"),
+    (AdamWConfig, {"name": "lion"}, "must be adamw for AdamWConfig"),
     (ConstantConfig, {"decay_steps": 5}, "a constant schedule without a cool-down has no length"),
     (
         AdamWConfig,
@@ -245,24 +245,32 @@ RELATIONS = [
     (mlstm_v1, {"tie_weights": True, "init_distribution_out": "uniform"}, "has no effect with this tie_weights"),
     (mlstm_v1, {"add_post_blocks_norm": False, "norm_eps": 0.5}, "has no effect with this add_post_blocks_norm"),
     (mlstm_v1, {"backend": "quadratic", "chunk_size": 8}, "has no effect with this backend. Leave chunk_size at 64"),
-    (SGDConfig, {"nesterov": True}, "nesterov=true, momentum=0.0: Nesterov momentum needs a momentum. Set momentum"),
+    (
+        SGDConfig,
+        {"nesterov": True},
+        "nesterov=true, momentum=0.0: Nesterov momentum requires a momentum greater than 0. Set momentum",
+    ),
     (ConstantConfig, {"cooldown_lr_factor": 0.1}, "cooldown_steps=0: has no effect without a cool-down"),
     (
         TrainerConfig,
         {"batch_size": 6, "gradient_accumulate_steps": 4},
         "batch_size=6, gradient_accumulate_steps=4: gradient_accumulate_steps must divide batch_size. "
-        "Set it to 1, 2, 3 or 6.",
+        "Set gradient_accumulate_steps to 1, 2, 3 or 6.",
     ),
     (ParallelConfig, {"fsdp_axis_size": -1}, "data_axis_size=-1, fsdp_axis_size=-1: at most one axis size can be -1"),
     (ParallelConfig, {"fsdp_axis_name": "dp"}, "data_axis_name='dp', fsdp_axis_name='dp': axis names must differ"),
-    (mlstm, {"num_heads": 3}, "num_heads must divide the width 256 that qk_dim_factor gives and the width 256"),
+    (mlstm, {"num_heads": 3}, "num_heads must divide the width 256 (set by qk_dim_factor) and the width 256"),
     (
         mlstm_v1,
         {"num_heads": 128},
-        "num_heads must divide the width 64 that qk_dim_factor gives. Set num_heads to 1, 2, 4",
+        "num_heads must divide the width 64 (set by qk_dim_factor). Set num_heads to 1, 2, 4",
     ),
     (mlstm, {"chunk_size": 48}, "context_length=64, chunk_size=48: chunk_size must divide context_length"),
-    (mlstm, {"v_dim_factor": 0.875, "qkv_proj_blocksize": 4}, "the width 224 must be a multiple of the 64 blocks"),
+    (
+        mlstm,
+        {"v_dim_factor": 0.875, "qkv_proj_blocksize": 4},
+        "the width 224 must be a multiple of the number of channel blocks, 64",
+    ),
     (mlstm, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the up-projected width must be at least 1"),
     (mlstm_v1, {"proj_factor": 0.1, "round_proj_up_dim_up": False}, "the feed-forward width must be at least 1"),
     *(
@@ -330,22 +338,25 @@ BETWEEN = [
     ),
     (
         {"task": GENERATE, "config": llama},
-        "task.max_new_tokens=62, model.context_length=64: together with the 4 tokens of the prompt, they exceed the "
-        "context length. Set task.max_new_tokens to at most 61, or model.context_length higher to exceed",
+        "task.max_new_tokens=62, model.context_length=64: the 4 tokens of the prompt and the new tokens exceed the "
+        "context length. Set task.max_new_tokens to at most 61, or model.context_length to a larger value.",
     ),
     (
         {"task": GENERATE, "model": {"vocab_size": 32}},
-        "task.prompt='abc', model.vocab_size=32: text needs 256 token ids. Give token ids in task.prompt_tokens.",
+        "task.prompt='abc', model.vocab_size=32: a text prompt requires at least 256 token ids. Give token",
     ),
     (
         {"task": GENERATE, "model": {"vocab_size": 300}},
-        "task.stop_token=300, model.vocab_size=300: token ids must be below model.vocab_size",
+        "task.stop_token=300, model.vocab_size=300: token ids must be less than model.vocab_size",
     ),
     (
         {"task": generate(prompt_tokens=[3, 256])},
-        "task.prompt_tokens=256, model.vocab_size=256: token ids must be below model.vocab_size",
+        "task.prompt_tokens=256, model.vocab_size=256: token ids must be less than model.vocab_size",
     ),
-    ({"task": generate(top_k=257)}, "exceeds the vocabulary size. Remove task.top_k to sample from all tokens."),
+    (
+        {"task": generate(top_k=257)},
+        "task.top_k exceeds the vocabulary size. Remove task.top_k to sample from all tokens.",
+    ),
     (
         {"parallel": {"pipeline_axis_size": 4}, "model": {"num_blocks": 6}},
         "model.num_blocks=6, parallel.pipeline_axis_size=4: parallel.pipeline_axis_size must divide model.num_blocks. "
@@ -366,16 +377,19 @@ BETWEEN = [
     ),
     (
         {"parallel": {"pipeline_axis_size": 2}, "trainer": TrainerConfig(pipeline_microbatches=6)},
-        "trainer.batch_size=8, parallel.pipeline_axis_size=2, trainer.pipeline_microbatches=6: the batch must divide "
-        "over lcm(pipeline_axis_size(2), pipeline_microbatches(6)) = 6. "
+        "trainer.batch_size=8, parallel.pipeline_axis_size=2, trainer.pipeline_microbatches=6: the batch size must be "
+        "a multiple of lcm(pipeline_axis_size(2), pipeline_microbatches(6)) = 6. "
         "Set trainer.batch_size to 6 or 12.",
     ),
     (
         {"parallel": {"pipeline_axis_size": 4}, "trainer": TrainerConfig(batch_size=6), "model": {"num_blocks": 4}},
-        "trainer.batch_size=6, parallel.pipeline_axis_size=4: the batch must divide over pipeline_axis_size(4) = 4.",
+        "trainer.batch_size=6, parallel.pipeline_axis_size=4: the batch size must be a multiple of pipeline_axis_size",
     ),
     ({"trainer": TrainerConfig(pipeline_microbatches=4)}, "trainer.pipeline_microbatches=4, parallel.pipeline_axis_"),
-    ({"trainer": TrainerConfig(pipeline_remat=True)}, "parallel.pipeline_axis_size=1: there is no pipeline. Set"),
+    (
+        {"trainer": TrainerConfig(pipeline_remat=True)},
+        "parallel.pipeline_axis_size=1: pipeline settings have no effect without a pipeline. Set",
+    ),
     (
         {"parallel": {"tp_async_dense": True}},
         "parallel.tp_async_dense=true: has no effect if parallel.model_axis_size is 1.",
@@ -407,14 +421,17 @@ BETWEEN = [
     (
         {"parallel": {"fsdp_min_weight_size": 5}},
         "parallel.fsdp_min_weight_size=5: nothing is sharded or gathered, because parallel.fsdp_modules is empty. "
-        "List modules there, or leave this at 262144.",
+        "Add modules to it, or leave this setting at 262144.",
     ),
     (
         {"parallel": {"model_axis_size": 4}, "model": {"qkv_proj_blocksize": 128}},
         "model.qkv_proj_blocksize=128, parallel.model_axis_size=4: parallel.model_axis_size must divide the number of "
-        "blocks of channels, 2. Set parallel.model_axis_size to 1 or 2.",
+        "channel blocks, 2. Set parallel.model_axis_size to 1 or 2.",
     ),
-    ({"model": {"vocab_size": 100}}, "model.vocab_size=100, data.name='stdlib': bytes need 256 token ids"),
+    (
+        {"model": {"vocab_size": 100}},
+        "model.vocab_size=100, data.name='stdlib': byte data requires a vocabulary of at least 256",
+    ),
     (
         {"parallel": {"model_axis_size": 8}},
         "model.num_heads=4, parallel.model_axis_size=8: parallel.model_axis_size must divide model.num_heads. "
@@ -472,7 +489,7 @@ BETWEEN = [
     ),
     (
         {"parallel": {"fsdp_axis_size": 3}},
-        "trainer.batch_size=8, parallel.fsdp_axis_size=3: the batch must divide over fsdp_axis_size(3) = 3. "
+        "trainer.batch_size=8, parallel.fsdp_axis_size=3: the batch size must be a multiple of fsdp_axis_size(3) = 3. "
         "Set trainer.batch_size to 6 or 9.",
     ),
     (
@@ -486,11 +503,11 @@ BETWEEN = [
     ),
     (
         {"checkpoint": CheckpointConfig(keep="best"), "trainer": TrainerConfig(eval_batches=0)},
-        "checkpoint.keep='best', trainer.eval_batches=0: the best checkpoint needs a validation loss",
+        "checkpoint.keep='best', trainer.eval_batches=0: keeping the best checkpoint requires a validation loss",
     ),
     (
         {"checkpoint": CheckpointConfig(keep="best", save_every_n_steps=50)},
-        "every saved step needs a validation loss. Set trainer.eval_every_n_steps to 5, 10, 25 or 50.",
+        "a validation loss is required at every step that is saved. Set trainer.eval_every_n_steps to 5, 10, 25 or 50.",
     ),
     (
         {"config": SubModelConfig},

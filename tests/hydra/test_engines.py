@@ -203,7 +203,7 @@ def test_a_job_that_must_not_be_requeued_says_so_to_slurm():
 
 BAD = {
     "timeout_min=-4": "xlstm-hydra: hydra.launcher.timeout_min=-4: must be 1 or more\n",
-    "signal_delay_s=3540": "Set hydra.launcher.timeout_min to 61 or more, or hydra.launcher.signal_delay_s below 3540.",
+    "signal_delay_s=3540": "to 61 or more, or hydra.launcher.signal_delay_s to less than 3540.",
     "timeout_min=1": "so the job would be stopped at the moment it starts. Set hydra.launcher.timeout_min to 4",
     "gpus_per_task=1": "request GPUs in two different ways",
     "mem_gb=-1": "must be greater than 0",

@@ -165,8 +165,8 @@ LINES = [
     ("~model", "~model: the group is required. To choose another option of it, write model=OPTION."),
     ("data=text", "data.path: missing. Write data.path=..."),
     ("optimizer.lr=${nope.x}", "optimizer.lr='${nope.x}': refers to a key that does not exist: nope.x"),
-    ("model.num_heads=3", "model.num_heads must divide the width 64 that model.qk_dim_factor gives and the width 128 "
-                          "that model.v_dim_factor gives. Set model.num_heads to 1, 2, 4, 8, 16, 32 or 64."),
+    ("model.num_heads=3", "model.num_heads must divide the width 64 (set by model.qk_dim_factor) and the width 128 "
+                          "(set by model.v_dim_factor). Set model.num_heads to 1, 2, 4, 8, 16, 32 or 64."),
 ]  # fmt: skip
 
 

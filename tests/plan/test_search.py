@@ -133,7 +133,7 @@ class TestAuto:
 
     def test_if_no_layout_is_valid_the_rule_is_reported(self):
         run = auto(tiny_run("v1", trainer={"batch_size": 4}), **FLAT)
-        with pytest.raises(ConfigError, match="trainer.batch_size=4, .*the batch must divide over"):
+        with pytest.raises(ConfigError, match="trainer.batch_size=4, .*the batch size must be a multiple of"):
             search(run, 8, device()).chosen  # noqa: B018
 
     def test_devices_of_unknown_speed_have_no_fastest_layout(self):

@@ -65,7 +65,7 @@ def test_the_plan_of_the_run_is_the_one_found_by_the_search(folder):
         (["parallel.model_axis_size=3"], "parallel.model_axis_size must divide model.num_heads"),
         (["parallel.headroom=1"], "parallel.headroom=1.0: must be less than 1"),
         (["parallel.remat=[mLSTMBlok]"], "Did you mean 'mLSTMBlock'"),
-        (["parallel.name=best"], "the name of AutoParallelConfig is auto"),
+        (["parallel.name=best"], "must be auto for AutoParallelConfig"),
         (["task=evaluate", "task.checkpoint=run"], "parallel=auto chooses a layout for training only"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -123,7 +123,10 @@ MISTAKES = {
     "unknown field": (["model=gru", "+model.hiden=3"], r"model\.hiden: no such field in GRUConfig.*'hidden'"),
     "wrong type": (["model=gru", "model.hidden=wide"], r"model\.hidden: expected int, got 'wide'"),
     "no such class": (["model=gru", "model.model_class=gru_lm.GRU"], r"gru_lm has no GRU"),
-    "no such module": (["model=gru", "model.model_class=nowhere.GRU"], r"cannot import it: No module named 'nowhere'"),
+    "no such module": (
+        ["model=gru", "model.model_class=nowhere.GRU"],
+        r"cannot be imported: No module named 'nowhere'",
+    ),
 }
 
 

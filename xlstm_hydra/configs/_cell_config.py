@@ -155,9 +155,9 @@ class CellConfig(LanguageModelConfig):
         if not wrong:
             return
         given = {"embedding_dim": self.embedding_dim, **{factor: getattr(self, factor) for factor in wrong}}
-        rule = " and ".join(f"the width {width} that {{{factor}}} gives" for factor, width in wrong.items())
+        rule = " and ".join(f"the width {width} (set by {{{factor}}})" for factor, width in wrong.items())
         fits = either([d for d in divisors(math.gcd(*widths.values())) if d <= 256])
-        fix = f"Set {{num_heads}} to {fits}" if min(widths.values()) > 0 else f"Set {{{next(iter(wrong))}}} higher"
+        fix = f"Set {{num_heads}} to {fits}" if min(widths.values()) > 0 else f"Raise {{{next(iter(wrong))}}}"
         yield Problem({**given, "num_heads": self.num_heads}, f"{{num_heads}} must divide {rule}", f"{fix}.")
 
 

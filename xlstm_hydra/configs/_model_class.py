@@ -24,8 +24,8 @@ def locate_class(path: Any, key: str) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), name) if module_name else None
     except ImportError as error:
-        missing = f"cannot import it: {error}"
-        raise ConfigError([Unread({key: path}, missing, "It must be installed or in the current folder.")]) from None
+        missing = f"cannot be imported: {error}"
+        raise ConfigError([Unread({key: path}, missing, "Install the module, or change to its folder.")]) from None
     except AttributeError:
         module = importlib.import_module(module_name)
         known = [item for item, value in vars(module).items() if isinstance(value, type)]

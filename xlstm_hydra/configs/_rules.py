@@ -57,7 +57,7 @@ def own_name(config: Any) -> Iterator[Problem]:
     """Check that the field `name`, which identifies the class in plain data, has the value that the class defines."""
     name = getattr(type(config), "name", None)
     if isinstance(name, str) and config.name != name:
-        yield Problem({"name": config.name}, f"the name of {type(config).__name__} is {name}", f"Set {{name}}={name}.")
+        yield Problem({"name": config.name}, f"must be {name} for {type(config).__name__}", f"Set {{name}}={name}.")
 
 
 def unused(config: Any, key: str, because: str, value: Any, fix: str = "") -> Iterator[Problem]:

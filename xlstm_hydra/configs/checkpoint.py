@@ -71,5 +71,7 @@ class CheckpointConfig(ConfigDict, schema="checkpoint"):
             yield from unused(self, "lenient", "restore", None)
         if self.restore not in (None, AUTO) and self.init_from is not None:
             given = {"init_from": self.init_from, "restore": self.restore}
-            text = "a run that continues already has its parameters"
-            yield Problem(given, text, "Set {init_from}=null to continue, or {restore}=null to start from scratch.")
+            text = "cannot both be set, because a run that is continued already has parameters"
+            yield Problem(
+                given, text, "Set {init_from}=null to continue the run, or {restore}=null to start a new one."
+            )

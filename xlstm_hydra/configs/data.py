@@ -71,7 +71,7 @@ class TextDataConfig(ByteDataConfig):
         if not self.path.strip():
             yield Problem({"path": self.path}, "must name a file, a folder or a glob")
         if any("\ud800" <= letter <= "\udfff" for letter in self.path):  # undecodable bytes, as Python represents them
-            fix = "Use a glob that matches it, or a link to it with another name."
+            fix = "Use a glob that matches the name, or a link with another name."
             yield Problem({"path": self.path}, "must be valid UTF-8, because the config of a run is saved as text", fix)
 
 

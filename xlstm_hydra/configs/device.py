@@ -82,7 +82,7 @@ class DeviceConfig(ConfigDict, schema="device"):
     def platform_rules(self, platform: str) -> Iterator[Problem]:
         """Check that this config is for the platform of the devices present."""
         if self.platform in PLATFORMS and self.platform != platform:
-            fix = "Remove the group device: the devices are recognised without it."
+            fix = "Remove the config group device. The devices present are recognised automatically."
             yield Problem({"platform": self.platform}, f"the platform of the devices present is {platform}", fix)
 
     @property

@@ -70,15 +70,19 @@ class DistributedConfig(ConfigDict, schema="distributed"):
                 yield from unused(self, key, "name", self.name)
         ids = self.local_device_ids
         if ids is not None and (not ids or len(set(ids)) < len(ids) or min(ids) < 0):
-            yield Problem({"local_device_ids": ids}, "must contain at least one number, all different and 0 or more")
+            yield Problem(
+                {"local_device_ids": ids}, "must contain at least one number; all must be different, and 0 or more"
+            )
 
     def _address_rules(self) -> Iterator[Problem]:
         """Check that address, number of processes and process id are set and valid."""
         missing = [key for key in _ADDRESS if getattr(self, key) is None]
         if missing:
             given = {"name": self.name} | {key: None for key in missing}
-            fix = "Set {coordinator_address}=host:port and {num_processes}, and another {process_id} in each process."
-            yield Problem(given, "all of address, number of processes and process id are required", fix)
+            fix = (
+                "Set {coordinator_address}=host:port and {num_processes}, and a different {process_id} in each process."
+            )
+            yield Problem(given, "address, number of processes and process id are all required", fix)
         if self.coordinator_address is not None and not _is_address(self.coordinator_address):
             rule = "must be host:port, with a port from 1 to 65535"
             given = {"coordinator_address": self.coordinator_address}

@@ -105,7 +105,7 @@ class SlurmLauncherConfig(ConfigDict):
         rule = f"SLURM may send the signal {_EARLY_S} s early, so the job would be stopped at the moment it starts"
         fixes = [f"{{timeout_min}} to {(self.signal_delay_s + _EARLY_S) // 60 + 1} or more"]
         longest = 60 * self.timeout_min - _EARLY_S
-        fixes += [f"{{signal_delay_s}} below {longest}"] if longest > 1 else []
+        fixes += [f"{{signal_delay_s}} to less than {longest}"] if longest > 1 else []
         yield Problem(given, rule, f"Set {', or '.join(fixes)}.")
 
     @property

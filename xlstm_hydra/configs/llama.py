@@ -110,7 +110,7 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
             yield from self._head_rules()
         if self.embedding_dim > 0 and 0 < self.ffn_dim_multiplier < math.inf and self.ff_dim() < 1:
             given = {"ffn_dim_multiplier": self.ffn_dim_multiplier}
-            yield Problem(given, "the feed-forward width must be at least 1", "Set {ffn_dim_multiplier} higher.")
+            yield Problem(given, "the feed-forward width must be at least 1", "Raise {ffn_dim_multiplier}.")
         if self.attention_backend == "cudnn":
             yield from self._flash_rules()
 
@@ -148,7 +148,7 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
                 {"attention_backend": self.attention_backend},
                 "Set {attention_backend}=xla, which gives the same results.",
             )
-            yield Problem(given, "this kernel is not available here", fix)
+            yield Problem(given, "xlstm-hydra does not have this kernel", fix)
         if self.attention_backend == "cudnn" and platform != "gpu":
             given = {"attention_backend": "cudnn"}
             yield Problem(given, f"cuDNN needs NVIDIA GPUs, not {platform}", "Set {attention_backend}=xla.")
@@ -160,8 +160,8 @@ class LlamaConfig(LanguageModelConfig, schema="llama"):
             yield Problem({"/model.causal": False}, rule, "Use a model that was trained with {/model.causal}=true.")
         if prompt_length + max_new_tokens - 1 > self.context_length > 0:
             given = {"max_new_tokens": max_new_tokens, "/model.context_length": self.context_length}
-            rule = f"together with the {prompt_length} tokens of the prompt, they exceed the context length"
-            fix = "Set {/model.context_length} higher to exceed it anyway."
+            rule = f"the {prompt_length} tokens of the prompt and the new tokens exceed the context length"
+            fix = "Set {/model.context_length} to a larger value."
             if (fits := self.context_length - prompt_length + 1) > 0:
                 fix = f"Set {{max_new_tokens}} to at most {fits}, or {fix[4:]}"
             yield Problem(given, rule, fix)

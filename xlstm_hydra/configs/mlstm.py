@@ -93,15 +93,15 @@ class OriginalLayerConfig(CellConfig):
         for factor, width in (("qk_dim_factor", self.qk_dim()), ("v_dim_factor", self.v_dim())):
             if width % groups:
                 given = {factor: getattr(self, factor), "qkv_proj_blocksize": self.qkv_proj_blocksize, **follows}
-                rule = f"the width {width} must be a multiple of the {groups} blocks of channels"
-                yield Problem(given, rule, f"Choose {{{factor}}} so that it is, such as 0.5, 1 or 2.")
+                rule = f"the width {width} must be a multiple of the number of channel blocks, {groups}"
+                yield Problem(given, rule, f"Change {{{factor}}}, for example to 0.5, 1 or 2.")
 
     def layout_rules(self, tensor_parallel: int) -> Iterator[Problem]:
         """Also check that the number of blocks of channels is divisible by the number of tensor-parallel devices."""
         yield from super().layout_rules(tensor_parallel)
         groups, rest = divmod(self.inner_dim(), max(self.qkv_proj_blocksize, 1))
         if self._has_mlstm() and rest == 0 and self.num_heads % tensor_parallel == 0:
-            yield from splits(self, "qkv_proj_blocksize", tensor_parallel, groups, "number of blocks of channels")
+            yield from splits(self, "qkv_proj_blocksize", tensor_parallel, groups, "number of channel blocks")
 
 
 @config_dataclass

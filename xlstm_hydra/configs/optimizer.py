@@ -140,4 +140,6 @@ class SGDConfig(OptimizerConfig):
         yield from below(self, 1, "momentum")
         if self.nesterov and self.momentum == 0:
             given = {"nesterov": True, "momentum": self.momentum}
-            yield Problem(given, "Nesterov momentum needs a momentum", "Set {momentum}, for example to 0.9.")
+            yield Problem(
+                given, "Nesterov momentum requires a momentum greater than 0", "Set {momentum}, for example to 0.9."
+            )

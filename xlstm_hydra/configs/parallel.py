@@ -88,7 +88,9 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         names = {name: getattr(self, name) for name in _NAMES}
         for name, value in names.items():
             if not value.isidentifier():
-                yield Problem({name: value}, "an axis name must be a word of letters, digits and _")
+                yield Problem(
+                    {name: value}, "an axis name must consist of letters, digits and _, and must not start with a digit"
+                )
         if len(set(names.values())) < len(names):
             twice = {key: value for key, value in names.items() if list(names.values()).count(value) > 1}
             yield Problem(twice, "axis names must differ", "The defaults are dp, fsdp, pp and tp.")
@@ -101,7 +103,7 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         """Check the mesh axis sizes without knowing the number of devices."""
         for name, size in self.sizes().items():
             if size < 1 and size != -1:
-                yield Problem({name: size}, "an axis size is positive, or -1 to be inferred")
+                yield Problem({name: size}, "an axis size must be positive, or -1 to be inferred")
         yield from self.inference_rules()
 
     def inference_rules(self) -> Iterator[Problem]:
@@ -109,9 +111,7 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         inferred = {name: size for name, size in self.sizes().items() if size == -1}
         if len(inferred) > 1:
             keep = "{" + next(iter(inferred)) + "}"
-            yield Problem(
-                inferred, "at most one axis size can be -1", f"Give all but one a number, or keep only {keep}=-1."
-            )
+            yield Problem(inferred, "at most one axis size can be -1", f"Keep only {keep}=-1, and set the other sizes.")
 
     def module_name_rules(self, known: tuple[str, ...]) -> Iterator[Problem]:
         """Check that `remat` and `fsdp_modules` contain only module classes of the model. Keys in problems are
@@ -143,7 +143,7 @@ class ParallelConfig(ConfigDict, schema="parallel"):
         }
         if changed and not self.fsdp_modules and not self.is_open():
             rule = "nothing is sharded or gathered, because parallel.fsdp_modules is empty"
-            fix = f"List modules there, or leave this at {either(show(default.get(key)) for key in changed)}."
+            fix = f"Add modules to it, or leave this setting at {either(show(default.get(key)) for key in changed)}."
             neutral = {f"parallel.{key}": default.get(key) for key in changed}
             yield Problem({f"parallel.{key}": value for key, value in changed.items()}, rule, fix, unused=neutral)
 

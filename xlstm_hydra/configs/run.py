@@ -196,7 +196,7 @@ class RunConfig(ConfigDict):
             count = num_devices // simulated
             hint = f" Each of the {count} processes has {{/trainer.simulated_devices}}={simulated}."
             return hint if count > 1 else ""
-        return f" To try the layout without them, set {{/trainer.simulated_devices}}={needed}."
+        return f" To try the layout on simulated devices, set {{/trainer.simulated_devices}}={needed}."
 
     def _known_size_rules(self) -> Iterator[Problem]:
         yield from self._size_rules(*(size if size > 0 else None for size in self.parallel.sizes().values()))
@@ -237,7 +237,10 @@ class RunConfig(ConfigDict):
                 yield Problem({"model.model_class": self.model.class_path()}, text)
         if config.get("weight_decay_on_embedding") and self.optimizer.weight_decay == 0:
             given = {"model.weight_decay_on_embedding": True, "optimizer.weight_decay": 0}
-            rule, fix = "there is no weight decay to apply", "Set optimizer.weight_decay above 0."
+            rule, fix = (
+                "model.weight_decay_on_embedding has no effect without weight decay",
+                "Set optimizer.weight_decay above 0.",
+            )
             yield Problem(given, rule, fix, unused={"model.weight_decay_on_embedding": False})
 
     def _task_rules(self) -> Iterator[Problem]:
@@ -254,12 +257,12 @@ class RunConfig(ConfigDict):
         has_context = isinstance(context, int) and context > 0
         if isinstance(data, SyntheticDataConfig) and has_context and data.motif_length >= context:
             given = {"data.motif_length": data.motif_length, "model.context_length": context}
-            yield Problem(given, "a sequence must be longer than the motif it repeats", "Set data.motif_length lower.")
+            yield Problem(given, "a sequence must be longer than the motif it repeats", "Lower data.motif_length.")
         if isinstance(data, ByteDataConfig) and isinstance(vocab, int) and 0 < vocab < BYTES:
             given = {"model.vocab_size": vocab, "data.name": data.name}
             yield Problem(
                 given,
-                f"bytes need {BYTES} token ids",
+                f"byte data requires a vocabulary of at least {BYTES} token ids",
                 f"Choose data with fewer token ids, such as data=synthetic, or set model.vocab_size={BYTES} or more.",
             )
 
@@ -284,12 +287,16 @@ class RunConfig(ConfigDict):
             yield from self.task.place_rules(self.distributed, self.trainer)
         names = self.parallel.axis_names()
         if order is not None and len(set(names)) == len(names) and sorted(order) != sorted(names):
-            rule = f"must list each of the mesh axes {', '.join(names)} once, that with the closest devices first"
+            rule = f"must list each of the mesh axes {', '.join(names)} once, from the axis with the closest devices"
             fix = f"The default is [{','.join(self.parallel.busiest_axes())}]."
             yield Problem({"distributed.device_order": order}, rule, fix)
         if ids is not None and self.trainer.simulated_devices is not None:
             given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
-            yield Problem(given, "simulated devices are not GPUs", "Set one of them to null.")
+            yield Problem(
+                given,
+                "local_device_ids selects GPUs, but simulated devices are not GPUs",
+                "Set one of the two to null.",
+            )
 
     def _checkpoint_rules(self) -> Iterator[Problem]:
         trainer, checkpoint = self.trainer, self.checkpoint
@@ -302,7 +309,7 @@ class RunConfig(ConfigDict):
             given = {"checkpoint.keep": "best", "trainer.eval_batches": 0}
             yield Problem(
                 given,
-                "the best checkpoint needs a validation loss",
+                "keeping the best checkpoint requires a validation loss",
                 "Set trainer.eval_batches, or checkpoint.keep=latest.",
             )
         elif (
@@ -316,7 +323,7 @@ class RunConfig(ConfigDict):
                 "trainer.eval_every_n_steps": trainer.eval_every_n_steps,
             }
             fits = either(divisors(checkpoint.save_every_n_steps)[-4:])
-            rule = "every saved step needs a validation loss"
+            rule = "a validation loss is required at every step that is saved"
             yield Problem(given, rule, f"Set trainer.eval_every_n_steps to {fits}.")
 
 

@@ -148,7 +148,7 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
             return
         if self.prompt:
             given = {"prompt": self.prompt, "prompt_tokens": self.prompt_tokens}
-            yield Problem(given, "only one prompt is allowed", "Remove one of them.")
+            yield Problem(given, "only one prompt is allowed", "Remove {prompt} or {prompt_tokens}.")
         if not self.prompt_tokens or min(self.prompt_tokens) < 0:
             rule = "must contain at least one token id, each 0 or more"
             yield Problem({"prompt_tokens": self.prompt_tokens}, rule, "For example [464,2068].")
@@ -167,13 +167,17 @@ class GenerateTaskConfig(_CheckpointTaskConfig):
         given = {"prompt_tokens": max(self.prompt_tokens or [0]), "stop_token": self.stop_token}
         for key, token in given.items():
             if token is not None and token >= size:
-                yield Problem({key: token, "/model.vocab_size": size}, "token ids must be below {/model.vocab_size}")
+                yield Problem(
+                    {key: token, "/model.vocab_size": size}, "token ids must be less than {/model.vocab_size}"
+                )
         if self.prompt_tokens is None and size < 256:
             fix = "Give token ids in {prompt_tokens}."
-            yield Problem({"prompt": self.prompt, "/model.vocab_size": size}, "text needs 256 token ids", fix)
+            yield Problem(
+                {"prompt": self.prompt, "/model.vocab_size": size}, "a text prompt requires at least 256 token ids", fix
+            )
         if self.top_k is not None and self.top_k > size:
             fix = "Remove {top_k} to sample from all tokens."
-            yield Problem({"top_k": self.top_k, "/model.vocab_size": size}, "exceeds the vocabulary size", fix)
+            yield Problem({"top_k": self.top_k, "/model.vocab_size": size}, "{top_k} exceeds the vocabulary size", fix)
         yield from model.generation_rules(len(self.tokens()), self.max_new_tokens)
 
     def reads_data(self) -> bool:
@@ -221,11 +225,13 @@ class PlanTaskConfig(TaskConfig):
         values = {f"distributed.{key}": distributed.get(key) for key in placed}
         values["trainer.simulated_devices"] = trainer.simulated_devices
         if given := {key: value for key, value in values.items() if value is not None}:
-            rule = "has no effect on a plan, which uses no devices; task.num_devices sets the number of the planned run"
+            rule = "has no effect on a plan, which uses no devices; task.num_devices is the number to plan for"
             yield Problem(given, rule, "Remove this setting.", unused=dict.fromkeys(given))
 
     def launch_rules(self, process: ProcessInfo | None) -> Iterator[Problem]:
         """Check that the plan is made by a single process."""
         if process is not None:
-            rule = f"a plan needs one process, but this is process {process.process_id} of {process.num_processes}"
+            rule = (
+                f"a plan runs in a single process, but this is process {process.process_id} of {process.num_processes}"
+            )
             yield Problem({"name": self.name}, rule, "Run the command without srun.")

@@ -83,14 +83,18 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         if parts > 0 and self.batch_size > 0 and self.batch_size % parts:
             given = {"batch_size": self.batch_size, "gradient_accumulate_steps": parts}
             rule = "{gradient_accumulate_steps} must divide {batch_size}"
-            yield Problem(given, rule, f"Set it to {either(divisors(self.batch_size))}.")
+            yield Problem(given, rule, f"Set {{gradient_accumulate_steps}} to {either(divisors(self.batch_size))}.")
 
     def _cache_rules(self) -> Iterator[Problem]:
         folder = self.compilation_cache_dir
         if folder is None or folder == "auto":
             return
         if not folder.strip():
-            yield Problem({"compilation_cache_dir": folder}, "must name a folder", "Set it to null for no cache.")
+            yield Problem(
+                {"compilation_cache_dir": folder},
+                "must name a folder",
+                "Set {compilation_cache_dir}=null for no cache.",
+            )
         elif "://" in folder:
             fix = "Leave {compilation_cache_dir}=auto, and set JAX_COMPILATION_CACHE_DIR, which JAX itself reads."
             yield Problem({"compilation_cache_dir": folder}, "must be a folder on this host", fix)
@@ -120,7 +124,7 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         if batch % needed:
             lower = batch // needed * needed
             choices = either([size for size in (lower, lower + needed) if size > 0])
-            rule = f"the batch must divide over {' * '.join(factors)} = {needed}"
+            rule = f"the batch size must be a multiple of {' * '.join(factors)} = {needed}"
             yield Problem({"trainer.batch_size": batch, **given}, rule, f"Set trainer.batch_size to {choices}.")
 
     def batch_unit(self, data: int, fsdp: int, pipeline: int | None) -> int:
@@ -147,7 +151,7 @@ class TrainerConfig(ConfigDict, schema="trainer"):
         if stages == 1 and given:
             fix = "Set parallel.pipeline_axis_size to 2 or more, or remove this setting."
             neutral = {key: TrainerConfig().get(key.rpartition(".")[2]) for key in given}
-            yield Problem(given | where, "there is no pipeline", fix, unused=neutral)
+            yield Problem(given | where, "pipeline settings have no effect without a pipeline", fix, unused=neutral)
         if microbatches is not None and 0 < microbatches < stages:
             given = {"trainer.pipeline_microbatches": microbatches, **where}
             fix = f"Set trainer.pipeline_microbatches to {stages} or more, or remove it."

@@ -143,7 +143,9 @@ class xLSTMConfig(OriginalLayerConfig, schema="xlstm"):  # noqa: N801 (the name 
             return
         if outside := [block for block in self.slstm_at if not 0 <= block < self.num_blocks]:
             given = {"slstm_at": self.slstm_at, "num_blocks": self.num_blocks}
-            yield Problem(given, f"there is no block {either(outside)}", f"Blocks are 0 to {self.num_blocks - 1}.")
+            yield Problem(
+                given, f"there is no block {either(outside)}", f"Blocks are numbered from 0 to {self.num_blocks - 1}."
+            )
         if twice := sorted({block for block in self.slstm_at if self.slstm_at.count(block) > 1}):
             yield Problem({"slstm_at": self.slstm_at}, f"lists block {either(twice)} more than once")
 
