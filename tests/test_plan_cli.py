@@ -134,7 +134,7 @@ INVALID = {
     "device": (["task.device=h100"], "no such option. Did you mean 'h100_80gb'?", "Known: a100_40gb"),
     "table": (["task.parameters=some"], "not a known value", "Choose modules, all or none."),
     "simulated": (["trainer.simulated_devices=16"], "has no effect on a plan", "Remove this setting."),
-    "gpus": (["distributed.local_device_ids=[0]"], "has no effect on a plan", "task.num_devices sets the number"),
+    "gpus": (["distributed.local_device_ids=[0]"], "has no effect on a plan", "task.num_devices is the number"),
     "heads": (["parallel=tp"], "must divide model.num_heads", "Set parallel.model_axis_size to 1, 2, 4 or 8"),
     "restore": (["checkpoint.restore=x"], "only training can continue from a checkpoint", ""),
 }

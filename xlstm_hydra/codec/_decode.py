@@ -112,7 +112,7 @@ def _read_any(data: Any, flags: Flags) -> Result:
     if type(data) in (list, dict):
         return read(type(data), data, flags)
     if isinstance(data, Instance):
-        return MISSING, [Unread.about("", f"expected a number, string, list or dict, got an object: {data.name}")]
+        return MISSING, [Unread.about("", f"expected a number, string, list or dict, got a {data.name} object")]
     return data, []
 
 

@@ -287,8 +287,8 @@ class RunConfig(ConfigDict):
             yield from self.task.place_rules(self.distributed, self.trainer)
         names = self.parallel.axis_names()
         if order is not None and len(set(names)) == len(names) and sorted(order) != sorted(names):
-            rule = f"must list each of the mesh axes {', '.join(names)} once, from the axis with the closest devices"
-            fix = f"The default is [{','.join(self.parallel.busiest_axes())}]."
+            rule = f"must list each of the mesh axes {', '.join(names)} once"
+            fix = f"Put the axis with the closest devices first. The default is [{','.join(self.parallel.busiest_axes())}]."
             yield Problem({"distributed.device_order": order}, rule, fix)
         if ids is not None and self.trainer.simulated_devices is not None:
             given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
