@@ -288,7 +288,7 @@ class RunConfig(ConfigDict):
         names = self.parallel.axis_names()
         if order is not None and len(set(names)) == len(names) and sorted(order) != sorted(names):
             rule = f"must list each of the mesh axes {', '.join(names)} once"
-            fix = f"Put the axis with the closest devices first. The default is [{','.join(self.parallel.busiest_axes())}]."
+            fix = f"The default is [{','.join(self.parallel.busiest_axes())}], with the closest devices first."
             yield Problem({"distributed.device_order": order}, rule, fix)
         if ids is not None and self.trainer.simulated_devices is not None:
             given = {"distributed.local_device_ids": ids, "trainer.simulated_devices": self.trainer.simulated_devices}
