@@ -108,7 +108,7 @@ class _Samples:
 
     def take(self, steps: Iterator[np.ndarray]) -> None:
         """Print and store tokens until all samples have ended."""
-        with status("compiling the generation program"):  # may use the terminal that the prompt is printed to
+        with status("compiling the generation step"):  # may use the terminal that the prompt is printed to
             first = list(islice(steps, 1))
         decode = self._begin(0)
         try:
