@@ -175,8 +175,8 @@ def name_of(number: int) -> str:
 
 @contextmanager
 def waiting_while(are_busy: Callable[[], bool]) -> Iterator[None]:
-    """If a signal arrives inside the `with` block, wait until the worker processes have saved. No effect outside
-    `watched`.
+    """If a signal arrives inside the `with` block, wait until the worker processes have finished saving. No effect
+    outside `watched`.
 
     Args:
         are_busy: returns True while worker processes are still saving.

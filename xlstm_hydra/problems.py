@@ -39,7 +39,7 @@ class Problem:
     """How to correct the problem, in whole sentences."""
 
     unused: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    """Keys whose values have no effect in this config, with the values that they should have."""
+    """Keys whose values have no effect in this config, mapped to the values that they must have instead."""
 
     also: tuple[str, ...] = field(default=(), kw_only=True)
     """Further keys that the rule depends on. They are not printed."""

@@ -353,7 +353,7 @@ BETWEEN = [
     ),
     (
         {"parallel": {"pipeline_axis_size": 2}, "model": {"scan_blocks": False}},
-        "a pipeline needs the blocks as one scanned stack. Set model.scan_blocks=true.",
+        "pipeline parallelism requires all blocks in one scanned stack. Set model.scan_blocks=true.",
     ),
     (
         {"parallel": {"pipeline_axis_size": 2}, "config": SubModelConfig},

@@ -29,7 +29,7 @@ LINES = [
     ("--cfg hydra -p hydra.runn", "--package=hydra.runn: no such key. Did you mean hydra.run?"),
     ("--cfg job -p checkpoint.init_from", "--package=checkpoint.init_from: the value is null"),
     # groups
-    ("hydra/callbacks=nope", "hydra/callbacks: the group has no options. Add a folder that has some with --config-"),
+    ("hydra/callbacks=nope", "hydra/callbacks: the group has no options. Use --config-dir=DIR to add a folder"),
     ("hydra/outptu=default", "hydra/outptu: no such group. Did you mean 'hydra/output'?"),
     ("foo/bar=x", "foo/bar: no such group. --info defaults lists all groups."),
     # values

@@ -47,8 +47,8 @@ LINES = [
     ("+learning_rate=1", "learning_rate: no such group. Did you mean optimizer.lr?"),
     ("hydra.run.dirr=x", "hydra.run.dirr: no such key. Did you mean hydra.run.dir?"),
     ("optimizer.lr.x=3", "optimizer.lr.x: optimizer.lr is a single value and has no fields"),
-    ("model.parallel.remat=[]", "model.parallel: cannot be set, because it is an interpolation of another part of the "
-                                "config. Did you mean parallel.remat?"),
+    ("model.parallel.remat=[]", "model.parallel: its fields cannot be set, because its value is an interpolation. "
+                                "Did you mean parallel.remat?"),
     # environment variables
     ("hydra.job.env_copy=[NOPE]", "hydra.job.env_copy: the environment variable NOPE is not set. Set it, or remove it"),
     ("-m hydra.job.env_copy=[NOPE]", "hydra.job.env_copy: the environment variable NOPE is not set."),

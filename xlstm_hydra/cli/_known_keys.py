@@ -179,7 +179,7 @@ class KnownKeys:
         return found
 
     def _option_node(self, group: str, option: str, depth: int = 0) -> Node:
-        """Return the keys of an option: those of its schema, of the options it includes, and those in its file."""
+        """Return the keys of an option: those in its schema, in the options it includes, and in its file."""
         content = dict(self._content(group, option)[0])
         found: Node = {}
         for entry in content.pop("defaults", ()):

@@ -19,7 +19,7 @@ every task sees all GPUs; otherwise, every task sees only its own GPUs."""
 
 
 class ProcessInfo(NamedTuple):
-    """Address, index and GPUs of one of several processes that train one model together."""
+    """Address, index and GPUs of one process in a run with several processes."""
 
     coordinator_address: str
     """`host:port` of process 0."""

@@ -139,7 +139,9 @@ class LanguageModelConfig(SubModelConfig):
         """Check that the scanned stack divides into pipeline stages of equal size."""
         if stages > 1 and not self.scan_blocks:
             given = {"scan_blocks": False, "/parallel.pipeline_axis_size": stages}
-            yield Problem(given, "a pipeline needs the blocks as one scanned stack", "Set {scan_blocks}=true.")
+            yield Problem(
+                given, "pipeline parallelism requires all blocks in one scanned stack", "Set {scan_blocks}=true."
+            )
         period = self.scan_period()
         units = self.num_blocks // max(period, 1)
         if self.num_blocks > 0 and self.num_blocks % period == 0 and units % stages:

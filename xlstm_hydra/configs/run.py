@@ -284,7 +284,7 @@ class RunConfig(ConfigDict):
             yield from self.task.place_rules(self.distributed, self.trainer)
         names = self.parallel.axis_names()
         if order is not None and len(set(names)) == len(names) and sorted(order) != sorted(names):
-            rule = f"must list each of the mesh axes {', '.join(names)} once, from the closest devices to the farthest"
+            rule = f"must list each of the mesh axes {', '.join(names)} once, that with the closest devices first"
             fix = f"The default is [{','.join(self.parallel.busiest_axes())}]."
             yield Problem({"distributed.device_order": order}, rule, fix)
         if ids is not None and self.trainer.simulated_devices is not None:

@@ -34,7 +34,7 @@ class TaskConfig(ConfigDict):
         yield from own_name(self)
 
     def model_rules(self, model: SubModelConfig) -> Iterator[Problem]:
-        """Check the task against the model. Keys in problems are relative to the task."""
+        """Check the task against the model. Keys in the yielded problems are relative to the task."""
         del model
         yield from ()
 

@@ -194,7 +194,7 @@ class Composer:
         try:
             override = self.parse(text)
             if not override.key_or_group:
-                raise ValueError("Hydra takes an empty key")
+                raise ValueError("the key is empty")
         except REFUSED as error:
             raise ConfigError([unreadable(text, error)]) from None
         if _holds_sweep(override.value()):

@@ -144,7 +144,9 @@ def _no_such_group(override: Override, choices: Iterable[Any]) -> Problem:
         text = str(override.input_line)
         return Problem.about(text, "the config has no option of this group yet", f"Write +{text.lstrip('+')}.")
     if key in choices:
-        return Problem.about(key, "the group has no options", "Add a folder that has some with --config-dir=DIR.")
+        return Problem.about(
+            key, "the group has no options", "Use --config-dir=DIR to add a folder with options of the group."
+        )
     known = nearest(key, map(str, choices))
     return Problem.about(
         key, "no such group", known if known.startswith("Did") else "--info defaults lists all groups."
@@ -241,7 +243,7 @@ def unknown_key(key: str, cfg: DictConfig, config_loader: ConfigLoader | None = 
             fix = _way_out(parts, depth, node, cfg, config_loader)
             return UnknownKey.about(".".join(parts[: depth + 1]), "no such key", fix)
         if OmegaConf.is_interpolation(node, part) and depth < len(parts) - 1:
-            text = "cannot be set, because it is an interpolation of another part of the config"
+            text = "its fields cannot be set, because its value is an interpolation"
             return Problem.about(".".join(parts[: depth + 1]), text, _same_name(parts[-1], cfg))
         node = OmegaConf.select(cfg, ".".join(parts[: depth + 1]))
     return None

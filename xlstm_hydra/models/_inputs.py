@@ -44,7 +44,7 @@ class BlockInputs:
     the attention cache; other layers have no limit. None: the call has all tokens, and no state is kept."""
 
     def at_block(self, block: jax.Array | int) -> BlockInputs:
-        """Return these inputs for the block with index `block`."""
+        """Return a copy of these inputs for the block with index `block`."""
         return replace(self, block=block)
 
     def segments_BT(self) -> jax.Array | None:

@@ -39,7 +39,7 @@ class Embed(nn.Module):
         return dropout(x_BTD, rate, self.axes, inputs, "token_embedding")
 
     def head_kernel(self) -> jax.Array:
-        """Return the table as the kernel of a projection to the local shard of the vocabulary, `[E, V]`."""
+        """Return the embedding table as kernel of the output projection for the local vocabulary shard, `[E, V]`."""
         return self.axes.all_to_all(self.embedding, split=0, concat=1).T
 
 

@@ -104,10 +104,10 @@ class Fit:
     """Costs of a program, interpolated to any number of rows and any tensor-parallel size."""
 
     def __init__(self, probes: Sequence[Numbers], rows: Sequence[int], widths: Sequence[int]) -> None:
-        """Fit the costs of one to three traced programs.
+        """Fit costs as a function of rows and tensor-parallel size to one to three traced programs.
 
         Args:
-            probes: costs at the first width for each number of rows, then at the second width for the last number.
+            probes: costs at `widths[0]` for each of `rows`, then at `widths[1]`, if given, for `rows[-1]`.
             rows: one or two numbers of rows.
             widths: one or two tensor-parallel sizes.
         """

@@ -37,7 +37,7 @@ class Rules:
     """Ordered set of the rules. Each rule consists of the keys that it involves and its text."""
 
     bounds: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Bounds of numbers by field, as JSON Schema keywords with their values."""
+    """Numeric bounds by field, as JSON Schema keywords and values."""
 
     choices: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """All allowed values of a field, by field."""
@@ -113,7 +113,7 @@ class _Scope:
         self.take(name, found)
 
     def take(self, name: str, found: tuple[Any, ...]) -> None:
-        """Set a name to a value if the value is known: `found` has one element, or none if it is unknown."""
+        """Bind `name` to the value in `found`. If `found` is empty, the value is unknown: `name` stays as it is."""
         for value in found:
             self.known[name] = value
             del self.unknown[name]

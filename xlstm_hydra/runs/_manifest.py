@@ -161,7 +161,9 @@ def _entry(name: Any, fields: Any) -> Entry:
     if type(entry.size) is not int or entry.size < 0:
         raise BadManifest(f"is damaged: the size of {name!r} is {entry.size!r}")
     if type(entry.digest) is not str or len(entry.digest) != _DIGEST_LENGTH or not {*entry.digest} <= _HEXADECIMAL:
-        raise BadManifest(f"is damaged: the digest of {name!r} is {entry.digest!r}")
+        raise BadManifest(
+            f"is damaged: expected {_DIGEST_LENGTH} hexadecimal digits as the digest of {name!r}, got {entry.digest!r}"
+        )
     return entry
 
 

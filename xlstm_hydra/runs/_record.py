@@ -85,7 +85,7 @@ def record_named(source: str, key: str, *, lenient: bool = False) -> Record:
 
     Args:
         source: a checkpoint (see `find_checkpoint`), or the path of a metadata file.
-        key: the config key or option that `source` was given with, for messages.
+        key: the config key or flag that supplied `source`, for messages.
         lenient: see `read_record`.
 
     Raises:

@@ -53,7 +53,7 @@ _Devices = tuple[int, DeviceConfig]
 
 
 def is_planned(run: RunConfig) -> bool:
-    """True if the run is planned before it starts, and rejected if the plan does not fit."""
+    """True if a plan is made before the run starts, and the run is rejected when the plan does not fit."""
     return isinstance(run.task, TrainTaskConfig) and not run.trainer.ignore_plan
 
 

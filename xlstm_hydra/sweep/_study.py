@@ -222,7 +222,7 @@ class _NumberedLauncher(Launcher):
         """Do nothing: the launcher is already set up."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Launch the jobs with shifted numbers and the shared overrides."""
+        """Launch the jobs with the overrides that all jobs share. Their numbers start after those of earlier jobs."""
         points = [[*self.shared, *overrides] for overrides in job_overrides]
         return self.launcher.launch(points, initial_job_idx=self.first + initial_job_idx)
 

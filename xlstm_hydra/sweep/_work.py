@@ -248,7 +248,7 @@ def _terminate(handles: Sequence[Any]) -> None:
 
 @contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """Make processes that are started in the block ignore Ctrl-C, because this process stops them with SIGTERM."""
+    """Ignore Ctrl-C in processes started inside the `with` block. This process stops them with SIGTERM."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

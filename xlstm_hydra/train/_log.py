@@ -237,7 +237,7 @@ def _report_damage(path: Path, found: MetricsFile) -> None:
     if found.faults:
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)
-        log.warning("the metrics as they were are kept in %s", aside)
+        log.warning("the original metrics file was moved to %s", aside)
 
 
 def _bar_columns() -> tuple[ProgressColumn, ...]:
