@@ -179,7 +179,7 @@ def _read_model(plain: dict[str, Any], problems: list[Problem]) -> ModelConfig:
         fix = "Write model.model_class=my_package.MyModel, the dotted path of a Flax class."
         problems.extend(independent([Missing.about("model.model_class", "missing", fix)], problems))
     if (target := node.get("_target_", _TARGET)) != _TARGET:
-        fix = "Remove model._target_, and set the model class with model.model_class."
+        fix = "Remove it, and set the model class with model.model_class."
         problems.append(Problem({"model._target_": target}, f"must be {_TARGET}", fix))
     parallel = _read_parallel(plain, node, problems)
     is_known = "model_class" in node or node.get("config_class") is not None
