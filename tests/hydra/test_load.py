@@ -204,7 +204,7 @@ def test_a_layout_on_too_few_devices_points_to_simulated_ones(compose):
 
 def test_a_layout_inside_the_model_that_is_not_the_composed_one_is_refused(compose):
     [problem] = problems(compose("parallel=fsdp", "model.parallel={fsdp_axis_size: 2}"))
-    assert problem.startswith("model.parallel: must be the same layout as the group parallel")
+    assert problem.startswith("model.parallel: must be the same layout as in the group parallel")
 
 
 def test_an_app_without_the_group_parallel_may_keep_the_layout_in_its_model(tiny):

@@ -223,7 +223,7 @@ class _Checked:
             return
         if not self.misfits:
             yield f"{path}: all parameter shapes on disk match {self.against}", "green"
-        by = {"model": "by the model", "parameters": "by the metadata"}
+        by = {"model": "according to the model", "parameters": "according to the metadata"}
         for each in self.misfits:
             expected, found = _shape(each.expected), _shape(each.found)
             yield f"{each.leaf}: expected {expected} {by[each.source]}, found {found}", ""
@@ -293,7 +293,7 @@ def _checkpoint_of(source: str) -> Path:
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
-    return "nothing" if shape is None else str(tuple(shape))
+    return "no array" if shape is None else str(tuple(shape))
 
 
 # ---- printing

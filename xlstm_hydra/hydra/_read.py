@@ -195,7 +195,7 @@ def _read_parallel(plain: dict[str, Any], node: Mapping[str, Any], problems: lis
     if "parallel" not in plain:
         return collect_layout(own or {}, "model.parallel", problems)
     if own is not None and own != plain["parallel"]:
-        text = "must be the same layout as the group parallel"
+        text = "must be the same layout as in the group parallel"
         problems.append(Problem.about("model.parallel", text, "Set parallel=OPTION or a field of parallel instead."))
     return collect_layout(plain["parallel"] or {}, "parallel", problems)
 
