@@ -175,7 +175,7 @@ def test_a_value_without_an_option_of_the_group_asks_for_an_option(tmp_path, mon
     done = run_command("task=plan", "device.memory_gib=3")
     assert (done.status, done.err) == (
         2,
-        "xlstm-hydra: device: no such key. The config has no option of this group yet: add device=OPTION.\n",
+        "xlstm-hydra: device: no such key. No option of this group is selected: add device=OPTION.\n",
     )
 
 
