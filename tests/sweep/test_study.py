@@ -96,7 +96,7 @@ def test_a_database_that_another_process_has_locked_is_one_message():
     done = run_command(*STUDY, "hydra.sweep.dir=sweep")
     locked.close()
     assert (done.status, done.err.count("\n")) == (2, 1), done.err
-    assert "database is locked. Another process is using it" in done.err
+    assert "database is locked. Another process is using the database" in done.err
 
 
 def test_a_database_that_fails_during_a_study_ends_it_without_a_traceback(trials):
@@ -105,7 +105,7 @@ def test_a_database_that_fails_during_a_study_ends_it_without_a_traceback(trials
     done = run_command(*STUDY, "hydra.sweep.dir=sweep")
     locked[0].close()
     assert done.status == 1 and "1 job: 1 completed" in done.out
-    assert "the sweep ended early: the database of the study" in done.err and "database is locked\n" in done.err
+    assert "the sweep ended early: the study database" in done.err and "database is locked\n" in done.err
     assert "Traceback" not in done.err
 
 

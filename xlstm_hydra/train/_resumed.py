@@ -85,7 +85,7 @@ def refuse_other_result(run: RunConfig, checkpoint: Path) -> None:
         ConfigError: the run was trained with other values, or its checkpoint cannot be read.
     """
     record = _record_of(run, checkpoint)
-    fix = "Choose another folder (hydra.run.dir) for another run."
+    fix = "To train with other values, choose another folder (hydra.run.dir)."
     problems = [
         Problem({key: change.after}, f"the run in this folder is complete and was trained with {before}", fix)
         for change in diff(record, run)
@@ -119,16 +119,16 @@ def _refused(resumed: Resumed) -> Iterator[Problem]:
         key, before, _ = _shown(change)
         is_data = key.startswith("data.") and key not in _FREE and (key == "data.name" or not other_data)
         if change.kind == PARAMETERS:
-            rule, fix = "and the parameters depend on it", "Keep that value, or start a new run with --from."
+            rule, fix = "and the parameters depend on it", "Keep the saved value, or start a new run with --from."
         elif resumed.imported:
             continue
         elif key == "optimizer.name":
             rule, fix = (
                 "and the saved optimizer state depends on it",
-                "Keep that value, or start a new run with --from.",
+                "Keep the saved value, or start a new run with --from.",
             )
         elif is_data or key in _BATCHES:
-            rule, fix = "and the saved position in the data depends on it", "Keep that value."
+            rule, fix = "and the saved position in the data depends on it", "Keep the saved value."
         else:
             continue
         yield Problem({key: change.after}, f"the checkpoint was saved with {before}, {rule}", fix)
