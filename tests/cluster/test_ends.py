@@ -120,7 +120,7 @@ LOGS = {
         "No module named 'submitit' (in the Python environment of the node).",
     ),
     "no command": ("/var/spool/job1/slurm_script: line 12: module: command not found", "see hydra.launcher.setup)."),
-    "no pickle": ("Waited for 60 seconds but could not find submitted jobs in path: /x", "cannot access the sweep folder"),
+    "no pickle": ("Waited for 60 seconds but could not find submitted jobs in path: /x", "access the sweep folder"),
     "no progress": ("xlstm-hydra: not requeued: no new checkpoint since", "Raise hydra.launcher.timeout_min, or lower"),
     "no space": ("OSError: [Errno 28] No space left on device", "A disk is full."),
     "unknown": ("a\nsrun: error: node1: task 0: Segmentation fault\nsrun: Force Terminated StepId=7\n", "0: Segmen"),

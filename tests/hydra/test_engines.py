@@ -131,7 +131,7 @@ BAD_SETTINGS = {
     "n_jobs=0": "=0: must be 1 or more",
     "max_failure_rate=2": "=2.0: must be at most 1",
     "direction=[minimize,maximize]": "=['minimize', 'maximize']: must be minimize or maximize",
-    "storage=3": ": expected the URL of a database or null, got 3",
+    "storage=3": ": expected a database URL or null, got 3",
     "sampler=3": ": expected an Optuna sampler, got 3",
     "custom_search_space=nope.f": "='nope.f': cannot be imported: No module named 'nope'",
 }

@@ -65,7 +65,7 @@ def test_only_the_folder_of_the_sweep_is_escaped_in_a_storage_url(storage, sweep
 UNUSABLE = {
     "no such folder": (
         "sqlite:///nowhere/x.db",
-        "unable to open database file. Choose a file in an existing, writable",
+        "unable to open database file. Choose a file in an existing,",
     ),
     "a folder": ("sqlite:///full", "unable to open database file"),
     "no database": ("sqlite:///book", "file is not a database. Choose another file, or remove it."),

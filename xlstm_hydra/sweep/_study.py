@@ -91,9 +91,9 @@ class StudyConfig(ConfigDict):
         from optuna.storages import BaseStorage
 
         if not (_is_made_later(self.storage) or isinstance(self.storage, str | BaseStorage)):
-            yield Problem.about("storage", f"expected the URL of a database or null, got {show(self.storage)}")
+            yield Problem.about("storage", f"expected a database URL or null, got {show(self.storage)}")
         if not (_is_made_later(self.sampler) or callable(self.sampler) or isinstance(self.sampler, BaseSampler)):
-            fix = "Choose one with hydra/sweeper/sampler=NAME."
+            fix = "Choose a sampler with hydra/sweeper/sampler=NAME."
             yield Problem.about("sampler", f"expected an Optuna sampler, got {show(self.sampler)}", fix)
 
     def _function(self) -> Iterator[Problem]:

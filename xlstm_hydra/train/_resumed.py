@@ -103,7 +103,7 @@ def refuse_other_corpus(run: RunConfig, resumed: Resumed, fingerprint: str) -> N
         ConfigError: the fingerprints differ.
     """
     if not resumed.imported and resumed.record.content.get("corpus") != fingerprint:
-        text = "the corpus is not the one that the checkpoint was trained on: files were added, removed or resized"
+        text = "the corpus differs from the corpus of the checkpoint: files were added, removed or resized"
         fix = "Continue with the same files. Otherwise, examples could repeat or move from training to validation."
         raise ConfigError([Problem({"data.name": run.data.name}, text, fix)])
 
