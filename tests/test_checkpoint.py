@@ -204,7 +204,7 @@ def test_a_changed_corpus_is_refused(tmp_path):
     train(text_run(book), tmp_path / "run")
     book.write_bytes(b"to be or not to be " * 101)
     changed = dataclasses.replace(text_run(book, restore=f"{tmp_path}/run"), trainer=TrainerConfig(max_steps=4))
-    with pytest.raises(ConfigError, match="the corpus is not the one"):
+    with pytest.raises(ConfigError, match="the corpus differs from the corpus of the checkpoint"):
         train(changed, tmp_path / "again")
 
 

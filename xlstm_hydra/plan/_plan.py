@@ -165,7 +165,7 @@ def make_plan(
         PlanError: the model cannot be traced, or the traced program cannot be read with this JAX version.
     """
     if isinstance(run.model.model_class, str):
-        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` replaces the name by the class."
+        fix = "`xlstm_hydra.configs.resolve_classes(run.model)` replaces the name with the class."
         raise ConfigError([Problem({"model_class": run.model.model_class}, "must be a class, not a name", fix)])
     if num_devices < 1:
         raise ConfigError([Problem({"num_devices": num_devices}, "must be 1 or more")])
