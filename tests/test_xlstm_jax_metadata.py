@@ -229,7 +229,7 @@ def test_a_missing_kernel_is_reported_on_the_platform():
 
 WRONG = {
     "unknown field": ({f"{LAYER}.num_head": 4}, f"{LAYER}.num_head: no such field. Did you mean 'num_heads'"),
-    "unknown section": ({"optimizer": {}}, "optimizer: no such field. Did you mean 'optimizer'"),
+    "unknown section": ({"optimiser": {}}, "optimiser: no such field. Did you mean 'optimizer'"),
     "no chunk": ({f"{CELL}.backend.kwargs.chunk_size": 0}, f"{CELL}.backend.kwargs.chunk_size=0: must be 1 or more"),
     "missing": ({f"{LAYER}.num_heads": ...}, f"{LAYER}.num_heads: missing"),
     "no model": ({"model": ...}, "model: expected an object, got null"),
